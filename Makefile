@@ -1,0 +1,48 @@
+# Everything a fresh machine needs: `make quickstart` shows the main job, `make test` proves it.
+# VENV= names another environment, PYTHON= another Python (3.11 or newer).
+
+VENV ?= .venv
+PYTHON ?= python3
+PYTEST_ARGS ?=
+
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: quickstart test test-all lint format clean
+
+quickstart: $(VENV)/.dtl-installed
+	$(BIN)/dtl train configs/quickstart/text.yaml
+
+test: $(VENV)/.dtl-installed-dev
+	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+
+test-all: $(VENV)/.dtl-installed-dev
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/.dtl-installed-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy dtl
+	$(BIN)/lint-imports
+
+format: $(VENV)/.dtl-installed-dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "dtl needs Python 3.11 or newer; name one: make PYTHON=python3.12" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.dtl-installed: pyproject.toml | $(BIN)/python
+	@echo "Installing dtl and what it needs into $(VENV); the first time takes some minutes."
+	$(INSTALL) -e .
+	@touch $@
+
+$(VENV)/.dtl-installed-dev: pyproject.toml | $(BIN)/python
+	@echo "Installing dtl and its tests into $(VENV); the first time takes some minutes."
+	$(INSTALL) -e '.[dev]'
+	@touch $@ $(VENV)/.dtl-installed

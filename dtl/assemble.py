@@ -1,0 +1,25 @@
+"""Names in the config become a task and a strategy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dtl import registry
+from dtl.config.schema import RunConfig
+from dtl.strategies import Strategy
+from dtl.tasks import Task
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What is learnt, and what learns it."""
+
+    task: Task
+    strategy: Strategy
+
+
+def assemble(config: RunConfig) -> Parts:
+    """The plugins that the config names, holding their typed options."""
+    task = registry.load("tasks", config.task.name).Plugin(config.task.options)
+    strategy = registry.load("strategies", config.strategy.name).Plugin(config.strategy.options)
+    return Parts(task, strategy)

@@ -1,0 +1,167 @@
+"""The `dtl` command. Nothing heavy is imported before a command needs it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dtl import __version__
+from dtl.errors import DtlError, near
+
+app = typer.Typer(
+    help="Adapt a pretrained model to a new task, on this machine or on many.",
+    epilog="Begin with: dtl recipes list, dtl recipes copy quickstart/text, dtl train text.yaml",
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+recipes_app = typer.Typer(help="Configs that run as they stand.", no_args_is_help=True)
+app.add_typer(recipes_app, name="recipes")
+
+Config = Annotated[
+    Path, typer.Argument(metavar="CONFIG", help="the YAML file that says what to do")
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="changes to the config, as train.steps=100"),
+]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code.
+
+    0 done, 1 the run failed, 2 the user's fault, 75 stopped early but resumable, 130 interrupted.
+    """
+    try:
+        app(args=arguments, prog_name="dtl")
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except DtlError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    version: Annotated[bool, typer.Option("--version", help="Show the version and stop.")] = False,
+) -> None:
+    if version:
+        print(f"dtl {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def train(config: Config, overrides: Overrides = None) -> None:
+    """Check the config, plan, launch on this machine, train, evaluate and export."""
+    from dtl import api
+
+    raise typer.Exit(api.train(api.load_config(config, overrides or ())).exit_code)
+
+
+@app.command()
+def resume(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="the run folder, as runs/text")],
+) -> None:
+    """Continue an interrupted run from its newest checkpoint."""
+    from dtl import api
+
+    raise typer.Exit(api.resume(run).exit_code)
+
+
+@app.command()
+def plan(
+    config: Config,
+    overrides: Overrides = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
+) -> None:
+    """Show what `dtl train` would launch, and why."""
+    from dtl import api
+
+    planned = api.plan(api.load_config(config, overrides or ()))
+    if as_json:
+        _print_json(planned.to_dict())
+    else:
+        print("\n".join(planned.lines()))
+
+
+@app.command("list")
+def list_plugins(
+    kind: Annotated[
+        str | None, typer.Argument(metavar="[tasks|strategies|backends]", help="left out: all")
+    ] = None,
+) -> None:
+    """List what a config may name: tasks, strategies and backends."""
+    from dtl import registry
+
+    if kind is not None and kind not in registry.FOLDERS:
+        choose = f"choose one of: {', '.join(registry.FOLDERS)}"
+        mend = near(kind, registry.FOLDERS) or choose
+        raise DtlError.of("command line", f"there is nothing called '{kind}' to list", mend)
+    for folder in registry.FOLDERS if kind is None else (kind,):
+        if kind is None:
+            print(f"{folder}:")
+        indent = "  " if kind is None else ""
+        rows = [(name, registry.summary(folder, name)) for name in registry.names(folder)]
+        _print_table(rows, indent=indent)
+
+
+@recipes_app.command("list")
+def list_recipes() -> None:
+    """List the recipes."""
+    from dtl.recipes import recipes
+
+    _print_table([(recipe.name, recipe.summary) for recipe in recipes()], indent="")
+
+
+@recipes_app.command("copy")
+def copy(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="as `dtl recipes list` shows it")],
+    to: Annotated[Path, typer.Argument(metavar="[TO]", help="file or folder")] = Path(),
+) -> None:
+    """Copy a recipe, to change it and train with it."""
+    from dtl.recipes import copy_recipe
+
+    path = copy_recipe(name, to=to)
+    print(f"copied to {path}; train with: dtl train {path}")
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of a config, for editors that complete YAML."""
+    from dtl.config.load import json_schema
+
+    _print_json(json_schema())
+
+
+@app.command()
+def doctor() -> None:
+    """Say which versions and devices are here, what is missing and how to get it."""
+    from dtl.doctor import examine
+
+    findings = list(examine())
+    for finding in findings:
+        print(finding)
+    missing = sum(finding.state == "missing" for finding in findings)
+    print(f"\n{missing} missing" if missing else "\nnothing is missing")
+    raise typer.Exit(1 if missing else 0)
+
+
+def _print_table(rows: Sequence[tuple[str, str]], *, indent: str) -> None:
+    width = max((len(name) for name, _ in rows), default=0)
+    for name, summary in rows:
+        print(f"{indent}{name:<{width}}  {summary}".rstrip())
+
+
+def _print_json(value: object) -> None:
+    import json
+
+    print(json.dumps(value, indent=2))

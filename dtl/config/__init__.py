@@ -1,0 +1,1 @@
+"""The config: what a user may write, and how it is read."""

@@ -1,0 +1,222 @@
+"""YAML as plain values, each with the place it was written at."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dtl.errors import DtlError, Fault
+
+Keys = tuple[str | int, ...]
+
+_PLAIN_TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "bool", "null")}
+_INT = re.compile(r"[-+]?(?:0|[1-9][0-9_]*)$")
+_FLOAT = re.compile(
+    r"[-+]?(?:[0-9][0-9_]*(?:\.[0-9_]*)?|\.[0-9][0-9_]*)(?:[eE][-+]?[0-9]+)?$|[-+]?\.(?:inf|nan)$",
+    re.IGNORECASE,
+)
+_BOOL = re.compile(r"(?:true|false)$", re.IGNORECASE)
+_NULL = re.compile(r"(?:~|null|)$", re.IGNORECASE)
+_MENDS = {
+    "tab": "indent with spaces, not tabs",
+    "colon": "put a value that contains ': ' in quotes",
+    "other": "mend the line, or compare it with a recipe of `dtl recipes list`",
+}
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a value was written, and its text if it is a plain number."""
+
+    place: str
+    number_text: str | None = None
+
+
+@dataclass
+class Document:
+    """Plain values, the origin of every key, and what is wrong with the writing itself."""
+
+    values: dict[str, Any] = field(default_factory=dict)
+    origins: dict[Keys, Origin] = field(default_factory=dict)
+    faults: list[Fault] = field(default_factory=list)
+
+    def origin(self, keys: Keys) -> Origin | None:
+        """The origin of the key, or of the nearest section around it."""
+        for length in range(len(keys), 0, -1):
+            if keys[:length] in self.origins:
+                return self.origins[keys[:length]]
+        return None
+
+    def at(self, keys: Keys) -> Any:
+        """The value under the keys. Raises KeyError when there is none."""
+        value: Any = self.values
+        for key in keys:
+            if isinstance(value, dict) or (isinstance(value, list) and isinstance(key, int)):
+                value = value[key]  # type: ignore[index]
+            else:
+                raise KeyError(key)
+        return value
+
+    def put(self, keys: Keys, value: Any) -> None:
+        """Write a value; the sections around it must be there."""
+        self.at(keys[:-1])[keys[-1]] = value
+
+    def forget_origins(self, keys: Keys) -> None:
+        """Drop the origins of a value that is about to be replaced."""
+        for known in [known for known in self.origins if known[: len(keys)] == keys]:
+            del self.origins[known]
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads `1e-4` as a number, and only true and false as bools (YAML 1.2)."""
+
+    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012
+
+
+for _kind, _pattern in (("int", _INT), ("float", _FLOAT), ("bool", _BOOL), ("null", _NULL)):
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", _pattern, None)
+
+
+def read_file(path: Path) -> Document:
+    """The config file as a document. Raises DtlError when it is not YAML at all."""
+    text = _read_text(path)
+    try:
+        node = yaml.compose(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise DtlError(_not_yaml(error, str(path))) from None
+    if node is None:
+        raise DtlError.of(str(path), "the file is empty", "write a config, or copy a recipe")
+    if not isinstance(node, yaml.MappingNode):
+        place = f"{path}:{node.start_mark.line + 1}"
+        raise DtlError.of(place, "a config is a mapping of sections", "begin with `model:`")
+    document = Document()
+    reader = _Reader(document, place=str(path), one_line=False)
+    document.values = reader.value(node, (), open_nodes=())
+    return document
+
+
+def read_value(text: str, document: Document, *, keys: Keys, place: str) -> Any:
+    """The value of an override: a plain word or number, a quoted text, a [list] or a {mapping}."""
+    reader = _Reader(document, place=place, one_line=True)
+    text = text.strip()
+    try:
+        if text[:1] in ("[", "{", "'", '"'):
+            node = yaml.compose(text, Loader=_Loader) or yaml.ScalarNode("", "")
+        else:
+            tag = _Loader("").resolve(yaml.ScalarNode, text, (True, False))
+            node = yaml.ScalarNode(tag, text, style=None)
+    except yaml.YAMLError as error:
+        document.faults.append(_not_yaml(error, place))
+        return None
+    document.origins[keys] = Origin(place, reader.number_text(node))
+    return reader.value(node, keys, open_nodes=())
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise DtlError.of(
+            f"{path}:{line}", "the file is not UTF-8 text", "save it as UTF-8"
+        ) from None
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise DtlError.of(str(path), f"the file cannot be read ({reason})", "check it") from None
+
+
+def _not_yaml(error: yaml.YAMLError, place: str) -> Fault:
+    if not isinstance(error, yaml.MarkedYAMLError):
+        return Fault(place, "the file holds a character that YAML does not allow", "remove it")
+    mark = error.problem_mark or error.context_mark
+    problem = error.problem or "cannot be read"
+    kind = "tab" if r"\t" in problem else "colon" if "mapping values" in problem else "other"
+    if mark is not None and not place.startswith("command line"):
+        place = f"{place}:{mark.line + 1}"
+    return Fault(place, f"this is not YAML ({problem})", _MENDS[kind])
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """Turns YAML nodes into plain values, and notes origins and faults in the document."""
+
+    document: Document
+    place: str
+    one_line: bool
+
+    def value(self, node: yaml.Node, keys: Keys, *, open_nodes: tuple[yaml.Node, ...]) -> Any:
+        if node in open_nodes:
+            return self.fault(node, "the value contains itself", "write it out without the alias")
+        if isinstance(node, yaml.MappingNode) and node.tag == "tag:yaml.org,2002:map":
+            return dict(self.pairs(node, keys, open_nodes=(*open_nodes, node)))
+        if isinstance(node, yaml.SequenceNode) and node.tag == "tag:yaml.org,2002:seq":
+            return self.items(node, keys, open_nodes=(*open_nodes, node))
+        if isinstance(node, yaml.ScalarNode) and node.tag in _PLAIN_TAGS:
+            return self.scalar(node)
+        return self.fault(
+            node, f"YAML tags such as {_short(node.tag)} are not accepted", "remove the tag"
+        )
+
+    def pairs(
+        self, node: yaml.MappingNode, keys: Keys, *, open_nodes: tuple[yaml.Node, ...]
+    ) -> Iterator[tuple[str, Any]]:
+        first_lines: dict[str, int] = {}
+        for key_node, value_node in node.value:
+            if not isinstance(key_node, yaml.ScalarNode):
+                self.fault(key_node, "a key must be a plain word", "write it as a word")
+                continue
+            key = str(key_node.value)
+            line = 0 if self.one_line else key_node.start_mark.line + 1
+            if key in first_lines:
+                first = "" if self.one_line else f" (first on line {first_lines[key]})"
+                self.fault(key_node, f"'{key}' is given twice{first}", "keep one of the two")
+                continue
+            first_lines[key] = line
+            self.note((*keys, key), key_node, value_node)
+            yield key, self.value(value_node, (*keys, key), open_nodes=open_nodes)
+
+    def items(
+        self, node: yaml.SequenceNode, keys: Keys, *, open_nodes: tuple[yaml.Node, ...]
+    ) -> list[Any]:
+        for index, item in enumerate(node.value):
+            self.note((*keys, index), item, item)
+        return [
+            self.value(item, (*keys, index), open_nodes=open_nodes)
+            for index, item in enumerate(node.value)
+        ]
+
+    def scalar(self, node: yaml.ScalarNode) -> Any:
+        kind = node.tag.rpartition(":")[2]
+        text = str(node.value)
+        try:
+            if kind == "int":
+                return int(text.replace("_", ""))
+            if kind == "float":
+                return float(re.sub(r"\.(?=inf|nan)", "", text.lower().replace("_", "")))
+        except ValueError:
+            return self.fault(node, f"'{text}' is not a number", "write a number")
+        if kind == "bool":
+            return text.lower() == "true"
+        return None if kind == "null" else text
+
+    def note(self, keys: Keys, written_at: yaml.Node, value: yaml.Node) -> None:
+        self.document.origins[keys] = Origin(self.line(written_at), self.number_text(value))
+
+    def number_text(self, node: yaml.Node) -> str | None:
+        is_number = node.tag in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+        return str(node.value) if is_number else None
+
+    def line(self, node: yaml.Node) -> str:
+        return self.place if self.one_line else f"{self.place}:{node.start_mark.line + 1}"
+
+    def fault(self, node: yaml.Node, problem: str, mend: str) -> None:
+        self.document.faults.append(Fault(self.line(node), problem, mend))
+
+
+def _short(tag: str) -> str:
+    return "!!" + tag.removeprefix("tag:yaml.org,2002:") if "yaml.org" in tag else tag

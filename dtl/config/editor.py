@@ -1,0 +1,36 @@
+"""The config's JSON schema, so that editors complete and check it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dtl import registry
+from dtl.config.schema import Choice, RunConfig, StrategyChoice, TaskChoice
+
+
+def editor_schema() -> dict[str, Any]:
+    """The schema of RunConfig as a user may write it: short forms and plugin options included."""
+    schema = RunConfig.model_json_schema()
+    definitions = schema["$defs"]
+    for choice in (TaskChoice, StrategyChoice):
+        definitions[choice.__name__] = _choice_schema(choice, definitions)
+    definitions["Source"] = {"anyOf": [{"type": "string"}, definitions["Source"]]}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **schema,
+        "title": "dtl config",
+    }
+
+
+def _choice_schema(choice: type[Choice], definitions: dict[str, Any]) -> dict[str, Any]:
+    """A plugin's name, or a mapping of its name and options, for each plugin in the folder."""
+    names = registry.names(choice.folder)
+    forms: list[dict[str, Any]] = [{"type": "string", "enum": list(names)}]
+    for name in names:
+        options = registry.options(choice.folder, name).model_json_schema()
+        definitions.update(options.pop("$defs", {}))
+        named = {"name": {"const": name, "description": registry.summary(choice.folder, name)}}
+        options["properties"] = named | options.get("properties", {})
+        options["required"] = ["name", *options.get("required", [])]
+        forms.append(options)
+    return {"anyOf": forms, "description": choice.__doc__}

@@ -1,0 +1,129 @@
+"""Reads a config file with its overrides, and tells all that is wrong with it at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from dtl.config.document import Document, Keys, Origin, read_file, read_value
+from dtl.config.explain import explain, written_keys
+from dtl.config.schema import RunConfig
+from dtl.errors import DtlError, Fault, near
+
+_SHORT_FORMS: dict[Keys, str] = {
+    ("task",): "name",
+    ("strategy",): "name",
+    ("data", "train"): "path",
+    ("data", "eval"): "path",
+}
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """The config in a YAML file, changed by overrides of the form key=value.
+
+    Raises DtlError with every fault found: its place, the problem and the mend.
+    """
+    path = Path(path)
+    _check_file(path)
+    document = read_file(path)
+    for override in overrides:
+        _apply(override, document)
+    document.values.setdefault("run", {})
+    config = _validate(document, str(path))
+    if config.run.name is None:
+        run = config.run.model_copy(update={"name": path.stem})
+        config = config.model_copy(update={"run": run})
+    return config
+
+
+def _check_file(path: Path) -> None:
+    if path.is_dir():
+        files = sorted(file.name for file in path.glob("*.yaml"))
+        mend = f"name one of its files: {', '.join(files)}" if files else "name a YAML file"
+        raise DtlError.of(str(path), "this is a folder, not a config", mend)
+    if path.is_file():
+        return
+    folder = path.parent
+    if folder.is_dir():
+        neighbours = [str(folder / file.name) for file in folder.glob("*.y*ml")]
+        problem = "there is no such file"
+    else:
+        neighbours, problem = [], f"there is no such file, nor the folder {folder}"
+    mend = near(str(path), neighbours) or "`dtl recipes list` shows configs to start from"
+    raise DtlError.of(str(path), problem, mend)
+
+
+def _apply(override: str, document: Document) -> None:
+    """Write one override into the document; a wrong one becomes a fault there."""
+    place = f"command line: {override}"
+    key, equals, text = override.partition("=")
+    keys = tuple(key.strip().split("."))
+    if not equals or not all(keys):
+        mend = "write key=value, such as train.steps=100"
+        document.faults.append(Fault(place, "this is not of the form key=value", mend))
+        return
+    section = _open_section(keys[:-1], document, place)
+    if section is None:
+        return
+    document.forget_origins(keys)
+    section[keys[-1]] = read_value(text, document, keys=keys, place=place)
+
+
+def _open_section(keys: Keys, document: Document, place: str) -> dict[str, Any] | None:
+    """The mapping under the keys, made where it is missing; None (and a fault) if it is a value."""
+    section = document.values
+    for depth, key in enumerate(keys, start=1):
+        here = keys[:depth]
+        value = section.get(str(key))
+        if value is None:
+            document.origins[here] = Origin(place)
+            value = {}
+        elif isinstance(value, str) and here in _SHORT_FORMS:
+            name = _SHORT_FORMS[here]
+            document.origins[(*here, name)] = document.origins[here]
+            value = {name: value}
+        if not isinstance(value, dict):
+            dotted = ".".join(map(str, here))
+            problem = f"{dotted} is a value, so there are no keys below it"
+            document.faults.append(Fault(place, problem, f"set {dotted} itself"))
+            return None
+        section[str(key)] = value
+        section = value
+    return section
+
+
+def _validate(document: Document, place: str) -> RunConfig:
+    """The typed config. A number where text is meant is taken as it was written."""
+    for attempt in ("as read", "numbers as text"):
+        try:
+            config = RunConfig.model_validate(document.values)
+            if document.faults:
+                raise DtlError(*document.faults)
+            return config
+        except ValidationError as error:
+            if attempt == "as read" and _numbers_to_text(document, error):
+                continue
+            raise DtlError(*document.faults, *explain(error, document, place)) from None
+    raise AssertionError("the second attempt returns or raises")
+
+
+def _numbers_to_text(document: Document, error: ValidationError) -> bool:
+    """Write `name: 2024` as '2024' where text is meant; say whether anything changed."""
+    changed = False
+    for detail in error.errors(include_url=False, include_context=False):
+        keys = written_keys(detail, document)
+        origin = document.origins.get(keys)
+        if detail["type"] == "string_type" and origin and origin.number_text is not None:
+            document.put(keys, origin.number_text)
+            changed = True
+    return changed
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON schema of a config file, plugins and their options included."""
+    from dtl.config.editor import editor_schema
+
+    return editor_schema()

@@ -1,0 +1,418 @@
+"""What a config may say: frozen records, each key with its type, default and unit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from math import ceil
+from pathlib import Path
+from types import UnionType
+from typing import Any, ClassVar, Literal, Self, Union, get_args, get_origin
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializationInfo,
+    SerializeAsAny,
+    ValidationError,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
+from pydantic_core import InitErrorDetails, PydanticCustomError
+
+from dtl import registry
+
+
+class Record(BaseModel):
+    """A frozen record with no other keys than its own.
+
+    A key set to null counts as left out, unless null is one of its values. A list is taken where
+    a tuple is meant. Types are strict: '5' is no number and 1 is no bool.
+    """
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=()
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_plain_values(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        read = {}
+        for name, value in values.items():
+            field = cls.model_fields.get(name)
+            kinds = _kinds(field.annotation) if field else set()
+            if field and value is None and type(None) not in kinds:
+                continue
+            read[name] = tuple(value) if isinstance(value, list) and tuple in kinds else value
+        return read
+
+
+def _kinds(annotation: Any) -> set[Any]:
+    """The plain types that an annotation allows: tuple[int, ...] | None -> {tuple, NoneType}."""
+    origin = get_origin(annotation)
+    if origin in (Union, UnionType):
+        return set().union(*(_kinds(part) for part in get_args(annotation)))
+    return {origin or annotation}
+
+
+class ConfigFault:
+    """A fault found by a record's own checks; `keys` is the path below that record."""
+
+    def __init__(self, *keys: str, problem: str, mend: str) -> None:
+        self.keys, self.problem, self.mend = keys, problem, mend
+
+
+def refuse(faults: Iterable[ConfigFault]) -> None:
+    """Raise all faults of a record's check at once, each at its own key; none: do nothing."""
+    details = [
+        InitErrorDetails(
+            type=PydanticCustomError(
+                "dtl_fault",
+                "{problem}; {mend}",
+                {"problem": fault.problem, "mend": fault.mend},
+            ),
+            loc=fault.keys,
+            input=None,
+        )
+        for fault in faults
+    ]
+    if details:
+        raise ValidationError.from_exception_data("config", details)
+
+
+class Run(Record):
+    """Where the results go: the run folder is <dir>/<name>."""
+
+    name: str | None = Field(
+        default=None, description="name of the run folder; left out: the config file's name"
+    )
+    dir: str = Field(
+        default="runs", min_length=1, description="folder in which the run folder is made"
+    )
+
+    @field_validator("name")
+    @classmethod
+    def _is_a_folder_name(cls, name: str | None) -> str | None:
+        if name is not None and (
+            not name.strip() or name in (".", "..") or set(name) & set("/\\\0")
+        ):
+            refuse(
+                [
+                    ConfigFault(
+                        problem=f"'{name}' is not a plain folder name",
+                        mend="use a name without slashes, and set run.dir to choose the folder",
+                    )
+                ]
+            )
+        return name
+
+
+class Model(Record):
+    """The pretrained model that is adapted."""
+
+    path: str = Field(
+        min_length=1, description="hub id, local folder, or mini:NAME for a base that dtl ships"
+    )
+    revision: str | None = Field(
+        default=None, description="branch, tag or commit of a hub model; left out: its main branch"
+    )
+    dtype: Literal["fp32", "bf16", "fp16"] | None = Field(
+        default=None, description="number format of the weights; left out: planned"
+    )
+    attention: Literal["sdpa", "eager", "flash_attention_2", "flash_attention_3"] | None = Field(
+        default=None, description="attention implementation; left out: the model's own default"
+    )
+    trust_remote_code: bool = Field(
+        default=False, description="run the Python code that comes with the model"
+    )
+
+    @model_validator(mode="after")
+    def _remote_code_is_pinned(self) -> Self:
+        if self.trust_remote_code and self.revision is None and not Path(self.path).is_dir():
+            refuse(
+                [
+                    ConfigFault(
+                        "trust_remote_code",
+                        problem=f"code of '{self.path}' would run in whatever version the hub has",
+                        mend="set model.revision to a commit that you have read",
+                    )
+                ]
+            )
+        return self
+
+
+class Source(Record):
+    """Where examples come from. A plain text stands for the path alone."""
+
+    path: str = Field(
+        min_length=1, description="local file or folder, hub data set, or mini:NAME/SPLIT"
+    )
+    name: str | None = Field(default=None, description="configuration of a hub data set")
+    split: str | None = Field(default=None, description="split of a hub data set, such as train")
+    limit: int | None = Field(default=None, ge=1, description="examples to read; left out: all")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_path(cls, value: Any) -> Any:
+        return {"path": value} if isinstance(value, str) else value
+
+
+class Data(Record):
+    """The examples to learn from and to be scored on."""
+
+    train: Source = Field(description="examples to learn from")
+    eval: Source | None = Field(default=None, description="held-out examples to score on")
+    columns: dict[str, str] = Field(
+        default_factory=dict, description="dtl's name of a column -> its name in the data"
+    )
+    holdout: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="share of data.train held out for scoring where data.eval is left out",
+    )
+
+    @model_validator(mode="after")
+    def _held_out_once(self) -> Self:
+        if self.eval is not None and self.holdout is not None:
+            refuse(
+                [
+                    ConfigFault(
+                        "holdout",
+                        problem="data.eval is given as well",
+                        mend="keep one of the two: remove data.holdout or data.eval",
+                    )
+                ]
+            )
+        return self
+
+
+class Choice(Record):
+    """A plugin by name with its options; `lora` and `{name: lora, rank: 8}` are both read."""
+
+    folder: ClassVar[registry.Folder]
+
+    name: str = Field(description="name of the plugin")
+    options: SerializeAsAny[Record] = Field(description="options of the plugin")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _typed_options(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            value = {"name": value}
+        if not isinstance(value, dict) or isinstance(value.get("options"), Record):
+            return value
+        name = value.get("name")
+        if not isinstance(name, str):
+            return {"name": name, "options": Record()} if "name" in value else {"options": Record()}
+        if name not in registry.names(cls.folder):
+            problem, mend = registry.unknown(cls.folder, name)
+            refuse([ConfigFault("name", problem=problem, mend=mend)])
+        given = {key: option for key, option in value.items() if key != "name"}
+        return {"name": name, "options": registry.options(cls.folder, name).model_validate(given)}
+
+    @model_serializer
+    def _flat(self, info: SerializationInfo) -> dict[str, Any]:
+        return {"name": self.name, **self.options.model_dump(mode=info.mode)}
+
+
+class TaskChoice(Choice):
+    """What is learnt."""
+
+    folder = "tasks"
+
+
+class StrategyChoice(Choice):
+    """Which parameters learn."""
+
+    folder = "strategies"
+
+
+class Optim(Record):
+    """How the learning parameters are updated."""
+
+    name: Literal["adamw"] = Field(default="adamw", description="optimizer")
+    learning_rate: float | None = Field(
+        default=None, gt=0, description="highest learning rate; left out: planned by the strategy"
+    )
+    weight_decay: float = Field(default=0.0, ge=0, description="decoupled weight decay a step")
+    betas: tuple[float, float] = Field(
+        default=(0.9, 0.999),
+        description="decay of the first and of the second moment, each below 1",
+    )
+    epsilon: float = Field(default=1e-8, gt=0, description="added to the root of the second moment")
+    schedule: Literal["linear", "cosine", "constant"] = Field(
+        default="cosine", description="learning rate after the warm-up, over optimizer steps"
+    )
+    warmup: float = Field(
+        default=0.03, ge=0, description="warm-up: below 1 a share of all steps, else steps"
+    )
+    gradient_clip: float | None = Field(
+        default=1.0, gt=0, description="highest gradient norm of a step; null: no clipping"
+    )
+
+    @field_validator("betas")
+    @classmethod
+    def _betas_are_shares(cls, betas: tuple[float, float]) -> tuple[float, float]:
+        if not all(0 <= beta < 1 for beta in betas):
+            refuse(
+                [
+                    ConfigFault(
+                        problem=f"{list(betas)} has a number outside 0 to 1",
+                        mend="write two numbers from 0 to below 1, such as [0.9, 0.999]",
+                    )
+                ]
+            )
+        return betas
+
+    @field_validator("warmup")
+    @classmethod
+    def _warmup_in_whole_steps(cls, warmup: float) -> float:
+        if warmup >= 1 and warmup != int(warmup):
+            refuse(
+                [
+                    ConfigFault(
+                        problem=f"{warmup} is neither a share nor a number of steps",
+                        mend="write a share below 1, such as 0.03, or whole steps, such as 100",
+                    )
+                ]
+            )
+        return warmup
+
+
+class Train(Record):
+    """How long and in what bites."""
+
+    steps: int | None = Field(default=None, ge=1, description="optimizer steps to take")
+    epochs: float | None = Field(default=None, gt=0, description="passes over the training data")
+    global_batch: int = Field(
+        default=16, ge=1, description="examples in one optimizer step, over all processes"
+    )
+    evaluate_every: int | None = Field(
+        default=None, ge=1, description="optimizer steps between scorings; left out: at the end"
+    )
+    save_every: int | None = Field(
+        default=None, ge=1, description="optimizer steps between checkpoints; left out: at the end"
+    )
+    keep: int = Field(default=2, ge=1, description="checkpoints kept, the newest ones")
+    seed: int = Field(default=0, ge=0, lt=2**32, description="seed of all that is drawn by chance")
+    evaluation_batch: int = Field(
+        default=16, ge=1, description="examples in one forward pass of an evaluation, a process"
+    )
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        if self.steps is None and self.epochs is None:
+            refuse(
+                [
+                    ConfigFault(
+                        problem="the length of the training is missing",
+                        mend="set train.steps or train.epochs",
+                    )
+                ]
+            )
+        if self.steps is not None and self.epochs is not None:
+            refuse(
+                [
+                    ConfigFault(
+                        "epochs",
+                        problem="train.steps is given as well",
+                        mend="keep one of the two: set the other to null or remove it",
+                    )
+                ]
+            )
+        return self
+
+
+class Layout(Record):
+    """How the run lies on the hardware; every key left out is planned."""
+
+    nodes: int = Field(default=1, ge=1, description="machines")
+    processes: int | None = Field(
+        default=None, ge=1, description="processes a node, one a device; left out: planned"
+    )
+    zero: int | None = Field(
+        default=None, ge=0, le=3, description="DeepSpeed ZeRO stage, 0 is plain data parallel"
+    )
+    offload: Literal["none", "optimizer"] | None = Field(
+        default=None, description="what is kept in main memory instead of the device"
+    )
+    micro_batch: int | None = Field(
+        default=None, ge=1, description="examples in one forward and backward pass, a process"
+    )
+    activation_checkpointing: bool | None = Field(
+        default=None, description="recompute activations in the backward pass to save memory"
+    )
+
+    @model_validator(mode="after")
+    def _offload_needs_zero(self) -> Self:
+        if self.offload == "optimizer" and self.zero == 0:
+            refuse(
+                [
+                    ConfigFault(
+                        "offload",
+                        problem="ZeRO 0 cannot offload the optimizer",
+                        mend="set layout.zero to 1, 2 or 3, or layout.offload to none",
+                    )
+                ]
+            )
+        return self
+
+
+class RunConfig(Record):
+    """One run, as its config file says it."""
+
+    run: Run = Field(default_factory=Run, description="where the results go")
+    model: Model = Field(description="the pretrained model")
+    task: TaskChoice = Field(
+        description="what is learnt: a name, or a mapping with name and options"
+    )
+    data: Data = Field(description="the examples")
+    strategy: StrategyChoice = Field(
+        description="which parameters learn: a name, or a mapping with name and options"
+    )
+    optim: Optim = Field(default_factory=Optim, description="how parameters are updated")
+    train: Train = Field(description="how long and in what bites")
+    layout: Layout = Field(default_factory=Layout, description="how it lies on the hardware")
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Self:
+        refuse([*self._batch_faults(), *self._evaluation_faults()])
+        return self
+
+    def _batch_faults(self) -> Iterable[ConfigFault]:
+        """A process without examples in every step is a mistake, not a layout."""
+        examples, layout = self.train.global_batch, self.layout
+        processes = layout.nodes * (layout.processes or 1)
+        if processes > examples:
+            yield ConfigFault(
+                "train",
+                "global_batch",
+                problem=f"{examples} examples a step cannot feed {processes} processes",
+                mend=f"set train.global_batch to {processes} or more, or use fewer processes",
+            )
+        elif layout.micro_batch is not None and layout.micro_batch > ceil(examples / processes):
+            most = ceil(examples / processes)
+            yield ConfigFault(
+                "layout",
+                "micro_batch",
+                problem=f"{layout.micro_batch} is more than the {most} examples that a process "
+                f"gets of a global batch of {examples}",
+                mend=f"set layout.micro_batch to {most} or less, or raise train.global_batch",
+            )
+
+    def _evaluation_faults(self) -> Iterable[ConfigFault]:
+        if (
+            self.train.evaluate_every is not None
+            and self.data.eval is None
+            and self.data.holdout is None
+        ):
+            yield ConfigFault(
+                "train",
+                "evaluate_every",
+                problem="there are no held-out examples to evaluate on",
+                mend="add data.eval or data.holdout, or remove train.evaluate_every",
+            )

@@ -1,0 +1,117 @@
+"""The micro-batches of one optimizer step, read ahead of the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dtl.data.encoded import EncodedData
+from dtl.data.order import evaluation_batches, order, share, steps_per_epoch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Collate = Callable[[list[dict[str, Any]]], dict[str, "Tensor"]]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch. An empty one holds the shortest example at weight 0, so that every rank
+    makes the same calls; its loss and gradient count for nothing."""
+
+    ids: tuple[int, ...]
+    tensors: dict[str, Tensor]
+    targets: int
+    weight: float
+
+
+@dataclass(frozen=True)
+class Window:
+    """What one rank does for one optimizer step. `all_...`: counted over the global batch, which
+    every rank knows without asking the others."""
+
+    step: int
+    epoch: int
+    batches: tuple[Batch, ...]
+    all_examples: int
+    all_targets: int
+    all_length: int
+
+
+@dataclass(frozen=True)
+class Loader:
+    """Windows of one rank. Jumping to a step costs nothing: the order is a function."""
+
+    data: EncodedData
+    collate: Collate
+    seed: int
+    global_batch: int
+    micro_batch: int
+    rank: int
+    ranks: int
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return steps_per_epoch(len(self.data), global_batch=self.global_batch)
+
+    def windows(self, *, after_step: int, last_step: int) -> Iterator[Window]:
+        """Windows after_step + 1 ... last_step; the next one is collated while this one trains."""
+        with ThreadPoolExecutor(max_workers=1) as reader:
+            ahead: Future[Window] | None = None
+            for step in range(after_step + 1, last_step + 1):
+                window = ahead.result() if ahead else self.window(step)
+                ahead = reader.submit(self.window, step + 1) if step < last_step else None
+                yield window
+
+    def window(self, step: int) -> Window:
+        """The window of optimizer step `step`, which counts from 1."""
+        epoch, place = divmod(step - 1, self.steps_per_epoch)
+        batch = self._epoch(epoch)[place]
+        shares = share(
+            batch, self.data.lengths, rank=self.rank, ranks=self.ranks, micro_batch=self.micro_batch
+        )
+        return Window(
+            step,
+            epoch,
+            tuple(make_batch(self.data, ids, self.collate) for ids in shares),
+            all_examples=len(batch),
+            all_targets=int(self.data.targets[batch].sum()),
+            all_length=int(self.data.lengths[batch].sum()),
+        )
+
+    def _epoch(self, epoch: int) -> list[np.ndarray]:
+        cached = self.__dict__.get("_order")
+        if cached is None or cached[0] != epoch:
+            batches = order(
+                len(self.data), seed=self.seed, epoch=epoch, global_batch=self.global_batch
+            )
+            cached = (epoch, batches)
+            object.__setattr__(self, "_order", cached)
+        return cached[1]
+
+
+def held_out(
+    data: EncodedData, collate: Collate, *, batch: int, rank: int, ranks: int
+) -> Iterator[Batch]:
+    """This rank's share of the evaluation; every rank yields equally many batches."""
+    batches = evaluation_batches(data.lengths, batch=batch)
+    for turn in range(-(-len(batches) // ranks)):
+        place = turn * ranks + rank
+        ids = batches[place] if place < len(batches) else np.empty(0, dtype=np.int64)
+        yield make_batch(data, ids, collate)
+
+
+def make_batch(data: EncodedData, ids: np.ndarray, collate: Collate) -> Batch:
+    """Collate these examples, or the shortest one at weight 0 when there are none."""
+    present = len(ids) > 0
+    chosen = ids if present else [int(np.argmin(data.lengths))]
+    return Batch(
+        ids=tuple(int(i) for i in ids),
+        tensors=collate([data[int(i)] for i in chosen]),
+        targets=int(data.targets[ids].sum()) if present else 0,
+        weight=1.0 if present else 0.0,
+    )

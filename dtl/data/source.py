@@ -1,0 +1,261 @@
+"""The rows that a config's data source holds, one after the other, each with its place."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+from dtl import mini
+from dtl.config.schema import Source
+from dtl.data.formats import READERS, Fields, Item, reader_of
+from dtl.errors import DtlError, Fault, near
+
+FAULTS_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Row:
+    """One raw example. `index` counts from 0; `place` tells a reader where it stands."""
+
+    index: int
+    place: str
+    fields: dict[str, object]
+
+
+@dataclass(frozen=True)
+class Content:
+    """What lies behind a source: how to read it from its start, and a digest of its bytes."""
+
+    name: str
+    read: Callable[[], Iterator[Item]]
+    digest: Callable[[], str]
+
+
+class Rows:
+    """The rows of a source, read from disk anew at each iteration and never held whole."""
+
+    def __init__(self, content: Content, source: Source, columns: Mapping[str, str]) -> None:
+        self.name = content.name
+        self._content = content
+        self._source = source
+        self._columns = dict(columns)
+
+    def __iter__(self) -> Iterator[Row]:
+        """Raises DtlError at the first row that cannot be read, and tells of some more."""
+        items = islice(self._content.read(), self._source.limit)
+        rows = (self._row(index, item) for index, item in enumerate(items))
+        for row in rows:
+            if isinstance(row, Fault):
+                others = (other for other in rows if isinstance(other, Fault))
+                raise DtlError(row, *islice(others, FAULTS_SHOWN - 1))
+            yield row
+
+    @cached_property
+    def columns(self) -> tuple[str, ...]:
+        """The names of the first row's fields."""
+        return tuple(next(iter(self)).fields)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over the content and all that decides which rows and names come out of it."""
+        source = self._source
+        parts = [self._content.digest(), source.name, source.split, source.limit, self._columns]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+    def _row(self, index: int, item: Item) -> Row | Fault:
+        if isinstance(item, Fault):
+            return item
+        place, given = item
+        fields: Fields = {k: v for k, v in given.items() if k not in self._columns.values()}
+        for name, column in self._columns.items():
+            if column not in given:
+                return Fault(
+                    place,
+                    f"no column '{column}', which data.columns.{name} names",
+                    near(column, given) or f"the row has {_listed(given)}",
+                )
+            fields[name] = given[column]
+        return Row(index, place, fields)
+
+
+def open_rows(source: Source, columns: Mapping[str, str], place: str = "data.train") -> Rows:
+    """The rows of a local file or folder, of data that dtl makes, or of a hub data set.
+
+    `columns` maps dtl's name of a column to its name in the data; `place` is the config key that
+    messages name. Raises DtlError where there is nothing to read or the first row is at fault.
+    """
+    rows = Rows(_content(source, place), source, columns)
+    try:
+        next(iter(rows))
+    except StopIteration:
+        raise DtlError.of(place, f"{rows.name} has no rows", "name data with rows") from None
+    return rows
+
+
+def _content(source: Source, place: str) -> Content:
+    if source.path.startswith(mini.PREFIX):
+        return _made(source, place)
+    path = Path(source.path).expanduser()
+    if path.is_dir():
+        return _folder(path, source, place)
+    if path.exists() or _looks_local(path, source.path):
+        return _file(path, source, place)
+    return _hub(source, place)
+
+
+def _looks_local(path: Path, written: str) -> bool:
+    """Whether a path that is not there was meant as a file, rather than as `owner/name`."""
+    return (
+        path.suffix.lower() in READERS
+        or written.startswith((".", "/", "~"))
+        or written.count("/") > 1
+        or (len(path.parts) > 1 and path.parent.is_dir())
+    )
+
+
+def _made(source: Source, place: str) -> Content:
+    name, _, split = source.path.removeprefix(mini.PREFIX).partition("/")
+    split = split or source.split or ""
+    if name in mini.DATA and not split:
+        splits = " or ".join(f"{mini.PREFIX}{name}/{one}" for one in mini.DATA[name])
+        raise DtlError.of(f"{place}.path", f"{source.path} names no split", f"write {splits}")
+    _refuse_name(source, place)
+    path = mini.file(name, split)
+    return _contents([path], shown=[f"{mini.PREFIX}{name}/{split}"], name=source.path)
+
+
+def _file(path: Path, source: Source, place: str) -> Content:
+    if not path.exists():
+        raise _missing(path, source.path, place)
+    if source.split is not None:
+        raise DtlError.of(
+            f"{place}.split", f"{source.path} is one file and has no splits", "remove the key"
+        )
+    _refuse_name(source, place)
+    return _contents([path], shown=[source.path], name=source.path)
+
+
+def _folder(folder: Path, source: Source, place: str) -> Content:
+    """All data files of a folder in the order of their names, or those of one split."""
+    _refuse_name(source, place)
+    inside = folder / source.split if source.split else folder
+    files = _data_files(inside) if inside.is_dir() else _files_of_split(folder, str(source.split))
+    if not files:
+        wanted = f"no data files of the split '{source.split}'" if source.split else "no data files"
+        raise DtlError.of(
+            f"{place}.path",
+            f"{source.path} holds {wanted}",
+            f"name a folder with {', '.join(READERS)} files ({_neighbours(folder)})",
+        )
+    kinds = sorted({path.suffix.lower() for path in files})
+    if len(kinds) > 1:
+        raise DtlError.of(
+            f"{place}.path",
+            f"{source.path} holds files of several kinds ({', '.join(kinds)})",
+            "name one file, or keep one kind in the folder",
+        )
+    shown = [str(Path(source.path) / path.relative_to(folder)) for path in files]
+    return _contents(files, shown=shown, name=source.path)
+
+
+def _data_files(folder: Path) -> list[Path]:
+    """The data files of a folder; of one that `datasets` saved, not its notes beside them."""
+    notes = {"dataset_info.json", "state.json", "dataset_dict.json"}
+    files = (path for path in folder.iterdir() if path.suffix.lower() in READERS)
+    return sorted(path for path in files if path.is_file() and path.name not in notes)
+
+
+def _files_of_split(folder: Path, split: str) -> list[Path]:
+    """train.jsonl, or train-00000-of-00002.parquet and its like."""
+    return [path for path in _data_files(folder) if path.stem.partition("-")[0] == split]
+
+
+def _contents(paths: list[Path], *, shown: list[str], name: str) -> Content:
+    readers = [reader_of(path, place) for path, place in zip(paths, shown, strict=True)]
+
+    def read() -> Iterator[Item]:
+        each = zip(readers, paths, shown, strict=True)
+        return chain.from_iterable(_openly(reader, path, place) for reader, path, place in each)
+
+    return Content(name, read, lambda: _digest(paths))
+
+
+def _openly(
+    reader: Callable[[Path, str], Iterator[Item]], path: Path, place: str
+) -> Iterator[Item]:
+    try:
+        yield from reader(path, place)
+    except OSError as fault:
+        yield Fault(place, f"cannot be read ({fault.strerror})", "check the file and its rights")
+
+
+def _digest(paths: list[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _hub(source: Source, place: str) -> Content:
+    """A data set of the hub, or of its cache on this disk."""
+    import datasets
+
+    try:
+        found = datasets.load_dataset(
+            source.path, source.name, split=source.split, trust_remote_code=None
+        )
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as fault:
+        raise DtlError.of(
+            f"{place}.path",
+            f"'{source.path}' is no file here, and the hub did not give it ({_first_line(fault)})",
+            "correct the path, or fetch the data set on a machine with a network first",
+        ) from fault
+    if isinstance(found, dict):
+        if len(found) > 1:
+            raise DtlError.of(
+                f"{place}.split",
+                f"'{source.path}' has several splits",
+                f"name one of {_listed(found)}",
+            )
+        found = next(iter(found.values()))
+
+    def read() -> Iterator[Item]:
+        for number, fields in enumerate(found, start=1):
+            yield f"{source.path} ({found.split}): row {number}", fields
+
+    files = [Path(file["filename"]) for file in found.cache_files]
+    return Content(source.path, read, lambda: _digest(files) if files else found._fingerprint)
+
+
+def _refuse_name(source: Source, place: str) -> None:
+    if source.name is not None:
+        raise DtlError.of(
+            f"{place}.name", f"only a hub data set has one, not {source.path}", "remove the key"
+        )
+
+
+def _missing(path: Path, written: str, place: str) -> DtlError:
+    return DtlError.of(f"{place}.path", f"no such file: {written}", _neighbours(path.parent, path))
+
+
+def _neighbours(folder: Path, wanted: Path | None = None) -> str:
+    if not folder.is_dir():
+        return f"there is no folder {folder}"
+    names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+    return (near(wanted.name, names) if wanted else "") or f"{folder} has {_listed(names)}"
+
+
+def _listed(names: Any) -> str:
+    names = [f"'{name}'" for name in names]
+    return ", ".join(names[:12]) + (" ..." if len(names) > 12 else "") if names else "nothing"
+
+
+def _first_line(fault: Exception) -> str:
+    return str(fault).splitlines()[0].rstrip(".") if str(fault) else type(fault).__name__

@@ -1,0 +1,366 @@
+"""The one door to Accelerate and DeepSpeed: start, prepare, backward, step, reduce, gather, close."""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    GradientAccumulationPlugin,
+    InitProcessGroupKwargs,
+    gather_object,
+)
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from torch.optim import Optimizer
+
+# What an outer launcher leaves for Accelerate; the plan has already taken it in.
+OUTER_SETTINGS = ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_CPU", "ACCELERATE_MIXED_PRECISION")
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """What the plan decided for the engine. `deepspeed`: its config, every number written out, or
+    None for plain data parallelism. `gradient_clip`: the largest gradient norm, or None."""
+
+    device: str
+    ranks: int
+    dtype: str
+    accumulation: int
+    gradient_clip: float | None
+    deepspeed: dict[str, Any] | None
+    timeout_seconds: float = 1800.0
+
+
+def start(settings: EngineSettings) -> Engine:
+    """Join the process group. Comes before any weight is read: ZeRO-3 must be known first."""
+    for name in OUTER_SETTINGS:
+        os.environ.pop(name, None)
+    for name in [name for name in os.environ if name.startswith("ACCELERATE_DEEPSPEED")]:
+        del os.environ[name]
+    on_cpu = settings.device == "cpu"
+    group = InitProcessGroupKwargs(
+        backend="gloo" if on_cpu else "nccl", timeout=timedelta(seconds=settings.timeout_seconds)
+    )
+    counting = GradientAccumulationPlugin(num_steps=settings.accumulation, adjust_scheduler=False)
+    engine: Engine
+    if settings.deepspeed is None:
+        wrapping = DistributedDataParallelKwargs(
+            gradient_as_bucket_view=True, broadcast_buffers=False
+        )
+        handlers = [wrapping, group] if settings.ranks > 1 else [wrapping]
+        engine = PlainEngine(
+            settings,
+            Accelerator(
+                cpu=on_cpu,
+                mixed_precision="no",
+                gradient_accumulation_plugin=counting,
+                kwargs_handlers=handlers,
+            ),
+        )
+    else:
+        engine = _start_deepspeed(settings, group, counting, on_cpu=on_cpu)
+    alive = engine.accelerator.num_processes
+    if alive != settings.ranks:
+        raise RuntimeError(f"{settings.ranks} ranks were planned, {alive} are alive")
+    if len({int(rank) for rank in engine.gather([engine.rank])}) != settings.ranks:
+        raise RuntimeError("two processes believe that they are the same rank")
+    return engine
+
+
+def _start_deepspeed(
+    settings: EngineSettings, group: Any, counting: Any, *, on_cpu: bool
+) -> ZeroEngine:
+    from accelerate.utils import DeepSpeedPlugin
+
+    os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
+    if on_cpu:
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    plugin = DeepSpeedPlugin(hf_ds_config=settings.deepspeed)
+    accelerator = Accelerator(
+        mixed_precision="no",
+        deepspeed_plugin=plugin,
+        gradient_accumulation_plugin=counting,
+        kwargs_handlers=[group],
+    )
+    return ZeroEngine(settings, accelerator)
+
+
+class Engine(ABC):
+    """One process among `ranks`. Every rank makes the same calls in the same order."""
+
+    needs_priming: ClassVar[bool]  # whether optimizer states exist only after a first step
+    model: nn.Module  # as prepared: call this one
+    optimizer: Optimizer
+
+    def __init__(self, settings: EngineSettings, accelerator: Accelerator) -> None:
+        self.settings = settings
+        self.accelerator = accelerator
+        self.device: torch.device = accelerator.device
+        self.rank: int = accelerator.process_index
+        self.ranks: int = accelerator.num_processes
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the rank that writes."""
+        return self.rank == 0
+
+    @property
+    def plain_model(self) -> nn.Module:
+        """The model without the engine's wrapping."""
+        inner: nn.Module = getattr(self.model, "module", self.model)
+        return inner
+
+    def to_device(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Tensors on this rank's device; floating ones in the dtype of the weights."""
+        return {
+            name: tensor.to(self.device, non_blocking=True, dtype=self._input_dtype(tensor))
+            for name, tensor in tensors.items()
+        }
+
+    def reduce(self, *values: float | Tensor) -> list[float]:
+        """Sums over all ranks, in float64."""
+        total = torch.stack(
+            [torch.as_tensor(value, dtype=torch.float64, device=self.device) for value in values]
+        )
+        if self.ranks > 1:
+            torch.distributed.all_reduce(total)
+        return [float(value) for value in total.tolist()]
+
+    def gather(self, values: list[Any]) -> list[Any]:
+        """The lists of all ranks, joined in the order of the ranks, on every rank."""
+        return list(gather_object(values)) if self.ranks > 1 else values
+
+    def agree(self, value: Any) -> Any:
+        """Rank 0's value, on every rank."""
+        return self.gather([value])[0] if self.ranks > 1 else value
+
+    def wait(self) -> None:
+        """Until all ranks are here."""
+        self.accelerator.wait_for_everyone()
+
+    def close(self) -> None:
+        """Leave the process group."""
+        self.accelerator.state.destroy_process_group()
+
+    def set_learning_rate(self, factor: float) -> None:
+        """Learning rate of every group: its own peak times `factor`."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["peak_learning_rate"] * factor
+
+    def learning(self) -> list[tuple[str, nn.Parameter]]:
+        """Names and learning parameters, in the model's order."""
+        return [pair for pair in self.plain_model.named_parameters() if pair[1].requires_grad]
+
+    @abstractmethod
+    def _input_dtype(self, tensor: Tensor) -> torch.dtype | None: ...
+
+    @abstractmethod
+    def loading(self, sharded: bool) -> AbstractContextManager[None]:
+        """The context in which weights are made; `sharded`: each rank keeps only its part (ZeRO-3)."""
+
+    @abstractmethod
+    def fill(self, parameter: nn.Parameter, value: Tensor) -> None:
+        """Write a whole tensor into a parameter, partitioned or not."""
+
+    @abstractmethod
+    def prepare(self, model: nn.Module, optimizer: Optimizer) -> None:
+        """Shard and wrap; from here on use `engine.model` and `engine.optimizer`."""
+
+    @abstractmethod
+    def forward(self) -> AbstractContextManager[Any]:
+        """The context of a forward pass: the arithmetic that the dtype asks for."""
+
+    @abstractmethod
+    def micro_batch(self, *, last: bool) -> AbstractContextManager[Any]:
+        """The context of one forward and backward; gradients are exchanged at the last one."""
+
+    @abstractmethod
+    def backward(self, loss_sum: Tensor, *, targets: int) -> None:
+        """Add the gradient of loss_sum / targets; `targets` is that of the whole global batch."""
+
+    @abstractmethod
+    def step(self) -> float:
+        """Clip, step, clear. The norm of the gradient before clipping."""
+
+    @abstractmethod
+    def whole(self, parameter: nn.Parameter) -> Tensor:
+        """The whole value on the CPU, of learning parameters in fp32. Every rank must call."""
+
+    @abstractmethod
+    def moments(self, parameter: nn.Parameter) -> dict[str, Tensor]:
+        """Whole optimizer moments of a learning parameter, on the CPU. Every rank must call."""
+
+    @abstractmethod
+    def set_moments(
+        self, parameter: nn.Parameter, moments: dict[str, Tensor], *, step: int
+    ) -> None:
+        """Write whole moments back. Every rank must call."""
+
+
+class PlainEngine(Engine):
+    """One process, or data parallelism: whole weights on every rank (ZeRO stage 0).
+
+    Half precision is autocast over fp32 learning weights.
+    """
+
+    needs_priming = False
+
+    def __init__(self, settings: EngineSettings, accelerator: Accelerator) -> None:
+        super().__init__(settings, accelerator)
+        self.scaler = torch.amp.GradScaler(
+            self.device.type, enabled=settings.dtype == "fp16" and self.device.type != "cpu"
+        )
+
+    def _input_dtype(self, tensor: Tensor) -> torch.dtype | None:
+        return None
+
+    def loading(self, sharded: bool) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def fill(self, parameter: nn.Parameter, value: Tensor) -> None:
+        with torch.no_grad():
+            parameter.copy_(value)
+
+    def prepare(self, model: nn.Module, optimizer: Optimizer) -> None:
+        model.to(self.device)
+        self.model = self.accelerator.prepare_model(model)
+        self.optimizer = optimizer
+        self._parameters = [parameter for _, parameter in self.learning()]
+
+    def forward(self) -> AbstractContextManager[Any]:
+        half = self.settings.dtype != "fp32"
+        return torch.autocast(self.device.type, DTYPES[self.settings.dtype], enabled=half)
+
+    def micro_batch(self, *, last: bool) -> AbstractContextManager[Any]:
+        exchange_later = not last and hasattr(self.model, "no_sync")
+        return self.model.no_sync() if exchange_later else nullcontext()  # type: ignore[operator]
+
+    def backward(self, loss_sum: Tensor, *, targets: int) -> None:
+        # DistributedDataParallel takes the mean over ranks; the sum is wanted.
+        self.scaler.scale(loss_sum * (self.ranks / targets)).backward()
+
+    def step(self) -> float:
+        self.scaler.unscale_(self.optimizer)
+        limit = self.settings.gradient_clip
+        norm = nn.utils.clip_grad_norm_(self._parameters, float("inf") if limit is None else limit)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        return float(norm)
+
+    def whole(self, parameter: nn.Parameter) -> Tensor:
+        return parameter.detach().to("cpu", copy=True)
+
+    def moments(self, parameter: nn.Parameter) -> dict[str, Tensor]:
+        state = self.optimizer.state[parameter]
+        return {
+            name: value.detach().to("cpu", copy=True)
+            for name, value in state.items()
+            if isinstance(value, Tensor) and value.shape == parameter.shape
+        }
+
+    def set_moments(
+        self, parameter: nn.Parameter, moments: dict[str, Tensor], *, step: int
+    ) -> None:
+        on_device = {name: value.to(parameter.device) for name, value in moments.items()}
+        fused = any(group.get("fused") for group in self.optimizer.param_groups)
+        count = torch.tensor(float(step), device=parameter.device if fused else "cpu")
+        self.optimizer.state[parameter] = {"step": count, **on_device}
+
+
+class ZeroEngine(Engine):
+    """DeepSpeed ZeRO stages 1 to 3: optimizer, gradients and weights shared out over the ranks."""
+
+    needs_priming = True
+
+    def __init__(self, settings: EngineSettings, accelerator: Accelerator) -> None:
+        super().__init__(settings, accelerator)
+        assert settings.deepspeed is not None
+        self.stage: int = settings.deepspeed["zero_optimization"]["stage"]
+
+    def _input_dtype(self, tensor: Tensor) -> torch.dtype | None:
+        return DTYPES[self.settings.dtype] if tensor.is_floating_point() else None
+
+    @contextmanager
+    def loading(self, sharded: bool) -> Iterator[None]:
+        if sharded or self.stage < 3:
+            yield
+            return
+        from transformers.integrations import deepspeed as bridge
+
+        bridge.unset_hf_deepspeed_config()
+        try:
+            yield
+        finally:
+            bridge.set_hf_deepspeed_config(self.accelerator.state.deepspeed_plugin.dschf)
+
+    def fill(self, parameter: nn.Parameter, value: Tensor) -> None:
+        from deepspeed.runtime.zero import GatheredParameters
+
+        with torch.no_grad(), GatheredParameters([parameter], modifier_rank=0):
+            if not hasattr(parameter, "ds_id") or self.rank == 0:
+                parameter.copy_(value)
+
+    def prepare(self, model: nn.Module, optimizer: Optimizer) -> None:
+        self.model, wrapped = self.accelerator.prepare(model, optimizer)
+        self.optimizer = self.model.optimizer  # type: ignore[assignment]
+        assert wrapped is not None
+
+    def forward(self) -> AbstractContextManager[Any]:
+        return nullcontext()
+
+    def micro_batch(self, *, last: bool) -> AbstractContextManager[Any]:
+        self.model.set_gradient_accumulation_boundary(is_boundary=last)  # type: ignore[operator]
+        return nullcontext()
+
+    def backward(self, loss_sum: Tensor, *, targets: int) -> None:
+        # DeepSpeed takes the mean over ranks; the sum is wanted.
+        self.model.backward(loss_sum * (self.ranks / targets), scale_wrt_gas=False)  # type: ignore[operator]
+
+    def step(self) -> float:
+        self.model.step()  # type: ignore[operator]
+        norm = self.model.get_global_grad_norm()  # type: ignore[operator]
+        return float(norm)
+
+    def whole(self, parameter: nn.Parameter) -> Tensor:
+        from deepspeed.utils import safe_get_full_fp32_param
+        from deepspeed.runtime.zero import GatheredParameters
+
+        if parameter.requires_grad:
+            value: Tensor = safe_get_full_fp32_param(parameter)
+            return value.detach().to("cpu", copy=True)
+        with GatheredParameters([parameter]):
+            return parameter.detach().to("cpu", copy=True)
+
+    def moments(self, parameter: nn.Parameter) -> dict[str, Tensor]:
+        from deepspeed.utils import safe_get_full_optimizer_state
+
+        return {
+            name: safe_get_full_optimizer_state(parameter, name).detach().to("cpu", copy=True)
+            for name in ("exp_avg", "exp_avg_sq")
+        }
+
+    def set_moments(
+        self, parameter: nn.Parameter, moments: dict[str, Tensor], *, step: int
+    ) -> None:
+        from deepspeed.utils import safe_set_full_optimizer_state
+
+        for name, value in moments.items():
+            safe_set_full_optimizer_state(parameter, value.to(self.device), name)
+        inner = getattr(self.optimizer, "optimizer", self.optimizer)
+        for state in inner.state.values():
+            if isinstance(state.get("step"), Tensor):
+                state["step"].fill_(float(step))
+            else:
+                state["step"] = step

@@ -1,0 +1,58 @@
+"""Faults that the user can mend, and how they are told."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Self
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One thing that is wrong: where, what, and how to mend it."""
+
+    place: str
+    problem: str
+    mend: str
+
+    def __str__(self) -> str:
+        what = f"{self.problem}; {self.mend}" if self.mend else self.problem
+        return f"{self.place}: {what}" if self.place else what
+
+
+class DtlError(Exception):
+    """The user's fault: every fault found, one line each. The command ends with exit_code."""
+
+    exit_code = 2
+
+    def __init__(self, *faults: Fault) -> None:
+        super().__init__(*faults)
+        self.faults = faults
+
+    @classmethod
+    def of(cls, place: str, problem: str, mend: str) -> Self:
+        """An error of one fault."""
+        return cls(Fault(place, problem, mend))
+
+    def __str__(self) -> str:
+        return "\n".join(str(fault) for fault in self.faults)
+
+
+class RunFailed(DtlError):
+    """The run itself failed; the config was fine."""
+
+    exit_code = 1
+
+
+class StoppedEarly(DtlError):
+    """The run stopped before its end and can be resumed."""
+
+    exit_code = 75
+
+
+def near(name: str, known: Iterable[str]) -> str:
+    """The hint "did you mean 'steps'?", or "" when nothing known is near."""
+    by_lower_case = {candidate.lower(): candidate for candidate in known}
+    found = get_close_matches(name.lower(), by_lower_case, n=1, cutoff=0.6)
+    return f"did you mean '{by_lower_case[found[0]]}'?" if found else ""

@@ -1,0 +1,1 @@
+"""What a process can do, each told in order."""

@@ -1,0 +1,86 @@
+"""The folder that `mini:text` starts from: its tokenizer and its config, without weights."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dtl import mini
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+VOCABULARY = 4096
+POSITIONS = 512  # tokens
+PAD, BEGIN, END = "<pad>", "<bos>", "<eos>"
+
+
+def write_architecture(folder: Path) -> None:
+    """Write config.json and the tokenizer, enough for `strategy: scratch` to start from."""
+    from transformers import LlamaConfig
+
+    tokenizer = make_tokenizer(folder)
+    LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=192,
+        intermediate_size=512,
+        num_hidden_layers=4,
+        num_attention_heads=6,
+        num_key_value_heads=6,
+        max_position_embeddings=POSITIONS,
+        tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        architectures=["LlamaForCausalLM"],
+    ).save_pretrained(folder)
+
+
+def make_tokenizer(folder: Path) -> "PreTrainedTokenizerFast":
+    """Train byte-level BPE on `mini:prose/train` and write it to `folder`.
+
+    `tokenizer(text)` puts the begin mark first; the end mark is for the task to add.
+    """
+    from tokenizers import (
+        Tokenizer,
+        decoders,
+        models,
+        pre_tokenizers,
+        processors,
+        trainers,
+    )
+    from transformers import PreTrainedTokenizerFast
+
+    pieces = Tokenizer(models.BPE())
+    pieces.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    pieces.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=[PAD, BEGIN, END],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    texts = (row["text"] for row in mini.rows("prose", "train"))
+    pieces.train_from_iterator(texts, trainer=trainer)
+    pieces.post_processor = processors.TemplateProcessing(
+        single=f"{BEGIN} $A",
+        pair=f"{BEGIN} $A $B",
+        special_tokens=[(BEGIN, pieces.token_to_id(BEGIN))],
+    )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=pieces,
+        pad_token=PAD,
+        bos_token=BEGIN,
+        eos_token=END,
+        model_max_length=POSITIONS,
+        clean_up_tokenization_spaces=False,
+    )
+    tokenizer.save_pretrained(folder)
+    _name_the_plain_class(folder / "tokenizer_config.json")
+    return tokenizer
+
+
+def _name_the_plain_class(path: Path) -> None:
+    """Name the class that every transformers release knows, not the alias of the newest."""
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+    path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -1,0 +1,82 @@
+"""Made data on disk: written whole or not at all, and made anew when its makings change."""
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from dtl.errors import DtlError
+
+MAKERS = ("docstrings", "graphs", "lexicon", "prose", "sentiment")  # files that shape the rows
+Splits = dict[str, list[dict[str, Any]]]
+
+
+def folder() -> Path:
+    """Where dtl keeps what it can make again: $DTL_CACHE, else ~/.cache/dtl."""
+    chosen = os.environ.get("DTL_CACHE")
+    return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "dtl"
+
+
+def kept(
+    name: str,
+    *,
+    splits: Iterable[str],
+    make: Callable[[], Splits],
+    packages: Iterable[str] = (),
+) -> Path:
+    """The folder with one JSONL file a split; several processes may ask at once."""
+    home = folder() / "mini" / f"{name}-{makings(packages)}"
+    if home.is_dir():
+        return home
+    home.parent.mkdir(parents=True, exist_ok=True)
+    staged = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=home.parent))
+    try:
+        made = make()
+        for split in splits:
+            _write(staged / f"{split}.jsonl", made[split])
+        _settle(staged, home)
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+    return home
+
+
+def makings(packages: Iterable[str]) -> str:
+    """A short mark of all that made data depends on: our code, Python and what is installed."""
+    digest = hashlib.sha256(sys.version.encode())
+    for package in packages:
+        digest.update(f"{package} {_version(package)}\n".encode())
+    for name in MAKERS:
+        digest.update((Path(__file__).parent / f"{name}.py").read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        raise DtlError.of(
+            f"package {package}", "is not installed", f"install it: pip install {package}"
+        ) from None
+
+
+def _write(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    with path.open("w", encoding="utf-8") as lines:
+        for row in rows:
+            lines.write(json.dumps(row, ensure_ascii=False) + "\n")
+        lines.flush()
+        os.fsync(lines.fileno())
+
+
+def _settle(staged: Path, home: Path) -> None:
+    """Rename the finished folder to its place; who comes second takes what is there."""
+    try:
+        staged.rename(home)
+    except OSError:
+        if not home.is_dir():
+            raise

@@ -1,0 +1,170 @@
+"""Docstrings of installed packages as clean paragraphs, read by `ast` and never imported."""
+
+import ast
+import hashlib
+import inspect
+import re
+import sysconfig
+import warnings
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from importlib import util
+from pathlib import Path
+
+from dtl.errors import DtlError
+
+DOCUMENTING_CALL = re.compile(r"doc", re.IGNORECASE)  # add_docstr(...), add_newdoc(...)
+PROMPT = re.compile(r"^\s*(>>>|\.\.\. |In \[\d+\]:)")
+FENCED = re.compile(r"^\s*```.*?^\s*```\s*$", re.MULTILINE | re.DOTALL)
+POINTER = re.compile(r"\s*(\.\. \[|(references|see also):?\s*\n)", re.IGNORECASE)
+UNDERLINE = re.compile(r"^\s*([-=~^*#`_]{3,}|[+|].*[+|])\s*$")
+WORD = re.compile(r"[A-Za-z]{2,}")
+PLAIN_WORD = re.compile(r"\b[a-z]{2,}\b")
+ENTRY_START = re.compile(r"(?<=\n)(?=\S)")
+SENTENCE_END = re.compile(r"(?<=[.!?:;] )(?=\S)")
+TO_ASCII = {  # curly quotes, dashes, dots, hard spaces
+    0x201C: '"',
+    0x201D: '"',
+    0x2018: "'",
+    0x2019: "'",
+    0x2013: "-",
+    0x2014: "-",
+    0x2026: "...",
+    0x00A0: " ",
+}
+NEVER_PROSE = ("tests", "test", "testing", "site-packages", "dist-packages")
+
+
+@dataclass(frozen=True)
+class Docstring:
+    """One docstring: its raw text and the file it stands in, counted from its package."""
+
+    file: str
+    text: str
+
+
+def package_folder(name: str) -> Path:
+    """The folder of an installed package. Raises DtlError where it is missing."""
+    found = util.find_spec(name)
+    if found is None or found.origin is None:
+        raise DtlError.of(f"package {name}", "is not installed", f"install it: pip install {name}")
+    return Path(found.origin).parent
+
+
+def standard_library() -> Path:
+    """The folder of Python's own modules."""
+    return Path(sysconfig.get_paths()["stdlib"])
+
+
+def docstrings(folder: Path, *, name: str, leave_out: Iterable[str] = ()) -> Iterator[Docstring]:
+    """Every docstring below `folder`, in the order of the files and of the lines."""
+    for path in _source_files(folder, leave_out=leave_out):
+        code = path.read_bytes()
+        if b'"""' not in code:
+            continue
+        for text in _texts(code):
+            yield Docstring(f"{name}/{path.relative_to(folder).as_posix()}", text)
+
+
+def _source_files(folder: Path, *, leave_out: Iterable[str]) -> Iterator[Path]:
+    barred = {*NEVER_PROSE, *leave_out}
+    for path in sorted(folder.rglob("*.py"), key=lambda path: path.as_posix()):
+        parts = path.relative_to(folder).parts
+        if barred.isdisjoint(parts) and not parts[-1].startswith("test_"):
+            yield path
+
+
+def _texts(code: bytes) -> Iterator[str]:
+    """The docstrings of a module, its classes and their methods; not of nested functions."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # odd escapes in other people's files
+        try:
+            tree = ast.parse(code)
+        except (SyntaxError, ValueError):  # templates, and files for another Python
+            return
+    waiting: list[ast.AST] = [tree]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            text = ast.get_docstring(node, clean=False)
+            if text:
+                yield text
+            waiting.extend(reversed(node.body))
+        elif isinstance(node, ast.If | ast.Try):
+            waiting.extend(reversed(node.body))
+        elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
+            yield from _documenting_strings(node.value)
+
+
+def _documenting_strings(call: ast.Call) -> Iterator[str]:
+    """The texts of calls that write a docstring, as compiled modules have them."""
+    if not DOCUMENTING_CALL.search(ast.unparse(call.func)):
+        return
+    for part in ast.walk(call):
+        if isinstance(part, ast.Constant) and isinstance(part.value, str) and "\n" in part.value:
+            yield part.value
+
+
+def paragraphs(text: str) -> list[str]:
+    """The prose of a docstring: indentation cleaned; no examples, code, tables, references."""
+    text = FENCED.sub("\n", inspect.cleandoc(text.translate(TO_ASCII)))
+    blocks = (
+        "\n".join(line.rstrip() for line in block.strip("\n").splitlines())
+        for block in re.split(r"\n\s*\n", text)
+    )
+    return [block for block in blocks if _is_prose(block)]
+
+
+def _is_prose(block: str) -> bool:
+    lines = block.splitlines()
+    if POINTER.match(block) or any(PROMPT.match(line) for line in lines) or not block.isascii():
+        return False
+    body = "\n".join(line for line in lines if not UNDERLINE.match(line))
+    plain = sum(character.isalpha() or character.isspace() for character in body)
+    return len(WORD.findall(body)) >= 4 and plain >= 0.75 * len(body)
+
+
+def fingerprint(text: str) -> bytes:
+    """Equal for texts that differ only in names, numbers, spacing or punctuation."""
+    return hashlib.sha256(" ".join(PLAIN_WORD.findall(text)).encode()).digest()[:16]
+
+
+def share_of(name: str) -> float:
+    """A fixed number in [0, 1) for a text: what splits and orders rows the same way everywhere."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64
+
+
+def pieces(blocks: Iterable[str], *, longest: int) -> Iterator[str]:
+    """Neighbouring paragraphs joined into texts of at most `longest` characters."""
+    held: list[str] = []
+    for block in blocks:
+        for part in _parts(block, longest=longest):
+            if held and sum(map(len, held)) + 2 * len(held) + len(part) > longest:
+                yield _joined(held)
+                held = []
+            held.append(part)
+    if held:
+        yield _joined(held)
+
+
+def _joined(parts: list[str]) -> str:
+    return inspect.cleandoc("\n\n".join(parts))
+
+
+def _parts(block: str, *, longest: int) -> Iterator[str]:
+    """A paragraph as it is, or cut where it hurts least: entries, else lines, else sentences."""
+    held = ""
+    for part in _smallest_parts(block, longest=longest):
+        if held.strip() and len(held) + len(part) > longest:
+            yield held.rstrip()
+            held = ""
+        held += part
+    if held.strip():
+        yield held.rstrip()
+
+
+def _smallest_parts(block: str, *, longest: int) -> Iterator[str]:
+    for entry in ENTRY_START.split(block):
+        for line in entry.splitlines(keepends=True) if len(entry) > longest else [entry]:
+            for part in SENTENCE_END.split(line) if len(line) > longest else [line]:
+                yield part[:longest]

@@ -1,0 +1,1 @@
+"""Pretrained models: where their parts are, and how they are loaded."""

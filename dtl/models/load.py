@@ -1,0 +1,299 @@
+"""Weights and processor of a pretrained model, from a folder, the hub or dtl's own miniatures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dtl import mini
+from dtl.config.schema import Model
+from dtl.errors import DtlError, near
+
+if TYPE_CHECKING:
+    from torch import nn
+
+PLACE = "model.path"
+PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model, and the names of the parameters that the base did not bring."""
+
+    model: nn.Module
+    new: frozenset[str]
+
+
+def locate(model: Model) -> str:
+    """The folder or hub id that transformers opens. Raises DtlError for a folder that is not there."""
+    if model.path.startswith("mini:"):
+        return str(mini.path(model.path.removeprefix("mini:")))
+    folder = Path(model.path).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise DtlError.of(
+                PLACE, f"{folder} holds no config.json", "name a folder that save_pretrained wrote"
+            )
+        return str(folder)
+    looks_local = model.path.startswith((".", "/", "~")) or model.path.count("/") != 1
+    if looks_local and "/" in model.path or folder.parent.is_dir() and str(folder.parent) != ".":
+        siblings = [entry.name for entry in folder.parent.iterdir()] if folder.parent.is_dir() else []
+        raise DtlError.of(
+            PLACE,
+            f"there is no folder {folder}",
+            near(folder.name, siblings) or "name a model folder, a hub id, or mini:text",
+        )
+    return model.path
+
+
+def load_settings(model: Model) -> Any:
+    """The model's own config (transformers' PretrainedConfig). Reads no weights."""
+    from transformers import AutoConfig
+
+    where = locate(model)
+    with _hub_faults(model, "config"):
+        return AutoConfig.from_pretrained(
+            where, revision=model.revision, trust_remote_code=model.trust_remote_code
+        )
+
+
+def load_tokenizer(model: Model) -> Any:
+    """The model's tokenizer, with a padding token: its own, else its end token (padding is masked
+    by length, so a learnt end token stays learnt)."""
+    from transformers import AutoTokenizer
+
+    where = locate(model)
+    with _hub_faults(model, "tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(
+            where, revision=model.revision, trust_remote_code=model.trust_remote_code
+        )
+    if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token_id is None:
+            raise DtlError.of(
+                PLACE,
+                f"the tokenizer of {model.path} has neither a padding nor an end token",
+                "add one to its tokenizer_config.json",
+            )
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def weightless(model: Model, *, head: str, changes: dict[str, Any]) -> Loaded:
+    """The model on the meta device: shapes and names, no bytes. For the planner.
+
+    `new` is read from the headers of the weight files; for a hub id that is not on this machine it
+    is the whole head.
+    """
+    import torch
+
+    from dtl.models.anatomy import head_parameters
+
+    settings = _settled(model, changes)
+    with torch.device("meta"):
+        network = _auto(head, model).from_config(settings, attn_implementation=model.attention)
+    stored = stored_names(locate(model))
+    if stored is None:
+        return Loaded(network, head_parameters(network) if changes else frozenset())
+    prefix = f"{network.base_model_prefix}."
+    known = stored | {prefix + name for name in stored} | {n.removeprefix(prefix) for n in stored}
+    missing = frozenset(name for name, _ in network.named_parameters() if name not in known)
+    resized = _resized(network, locate(model)) if changes else frozenset()
+    return Loaded(network, (missing | resized) - _renamed(network, missing))
+
+
+def load_pretrained(
+    model: Model,
+    *,
+    head: str,
+    changes: dict[str, Any],
+    random: bool,
+    seed: int,
+    dtype: str,
+    loading: Callable[[bool], AbstractContextManager[None]] | None = None,
+) -> Loaded:
+    """The model on the CPU (or partitioned, under ZeRO-3), the same on every rank.
+
+    `dtype`: fp32, bf16 or fp16. `random`: weights drawn from `seed`, nothing read. `loading(sharded)`
+    comes from the engine: the context in which weights are made.
+    Raises DtlError for weights that are pickles, that do not belong to this architecture, or that
+    are not there.
+    """
+    import torch
+
+    enter = loading or (lambda sharded: nullcontext())
+    settings = _settled(model, changes)
+    torch_dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[dtype]
+    auto = _auto(head, model)
+    torch.manual_seed(seed)
+    if random:
+        with enter(False):
+            network = auto.from_config(
+                settings, attn_implementation=model.attention, dtype=torch.float32
+            )
+        return Loaded(network.to(torch_dtype), frozenset())
+    where = locate(model)
+    _refuse_pickles(where)
+    with enter(True), _hub_faults(model, "weights"):
+        network, report = auto.from_pretrained(
+            where,
+            config=settings,
+            revision=model.revision,
+            trust_remote_code=model.trust_remote_code,
+            attn_implementation=model.attention,
+            dtype=torch_dtype,
+            use_safetensors=True,
+            ignore_mismatched_sizes=bool(changes),
+            output_loading_info=True,
+        )
+    names = {name for name, _ in network.named_parameters()}
+    mismatched = {entry[0] if isinstance(entry, tuple) else entry for entry in report["mismatched_keys"]}
+    new = frozenset((set(report["missing_keys"]) | mismatched) & names)
+    _refuse_foreign(network, new, model)
+    return Loaded(network, new)
+
+
+def initialise(network: nn.Module, new: frozenset[str], *, seed: int, fill: Callable[..., None]) -> None:
+    """Draw the new parameters from (seed, name), so that no layout changes them.
+
+    Matrices: normal, with the model's own initializer_range; vectors: ones for the weight of a
+    norm, else zeros. `fill(parameter, value)` writes a whole tensor, also into a partitioned one.
+    """
+    import hashlib
+
+    import torch
+
+    spread = getattr(network.config, "initializer_range", None) or 0.02
+    for name, parameter in network.named_parameters():
+        if name not in new:
+            continue
+        shape = getattr(parameter, "ds_shape", parameter.shape)
+        digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+        if len(shape) > 1:
+            value = torch.randn(tuple(shape), generator=generator) * spread
+        else:
+            value = torch.ones(tuple(shape)) if name.endswith("weight") else torch.zeros(tuple(shape))
+        fill(parameter, value)
+
+
+def stored_names(where: str) -> frozenset[str] | None:
+    """Names of the tensors in the weight files of a local folder; None where there is no such folder."""
+    shapes = _stored_shapes(where)
+    return None if shapes is None else frozenset(shapes)
+
+
+def _stored_shapes(where: str) -> dict[str, tuple[int, ...]] | None:
+    from safetensors import safe_open
+
+    folder = Path(where)
+    files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
+    if not files:
+        return None
+    shapes: dict[str, tuple[int, ...]] = {}
+    for file in files:
+        with safe_open(str(file), framework="numpy") as tensors:
+            for name in tensors.keys():  # noqa: SIM118  (not a dict)
+                shapes[name] = tuple(tensors.get_slice(name).get_shape())
+    return shapes
+
+
+def _resized(network: nn.Module, where: str) -> frozenset[str]:
+    shapes = _stored_shapes(where) or {}
+    return frozenset(
+        name
+        for name, parameter in network.named_parameters()
+        if name in shapes and shapes[name] != tuple(parameter.shape)
+    )
+
+
+def _renamed(network: nn.Module, missing: frozenset[str]) -> frozenset[str]:
+    """Missing names that are only stored under an older name: transformers converts these when it
+    loads, so nothing inside the base but a few tensors can really be new."""
+    from dtl.models.anatomy import head_parameters
+
+    inside = missing - head_parameters(network)
+    total = sum(1 for _ in network.named_parameters())
+    return inside if len(inside) > total // 4 else frozenset()
+
+
+def _settled(model: Model, changes: dict[str, Any]) -> Any:
+    settings = load_settings(model)
+    for name, value in changes.items():
+        setattr(settings, name, value)
+    return settings
+
+
+def _auto(head: str, model: Model) -> Any:
+    import transformers
+
+    auto = getattr(transformers, head)
+    settings = load_settings(model)
+    if not model.trust_remote_code and type(settings) not in auto._model_mapping:
+        raise DtlError.of(
+            PLACE,
+            f"{model.path} is a {settings.model_type} model, which has no {head} form",
+            "take a model made for the task, or another task",
+        )
+    return auto
+
+
+def _refuse_pickles(where: str) -> None:
+    folder = Path(where)
+    if not folder.is_dir() or list(folder.glob("*.safetensors")):
+        return
+    pickles = [entry.name for entry in folder.iterdir() if entry.suffix in PICKLED]
+    if pickles:
+        raise DtlError.of(
+            PLACE,
+            f"{folder} holds its weights as a pickle ({pickles[0]}), which can run code when opened",
+            "convert it to safetensors: open it where you trust it and call save_pretrained",
+        )
+    raise DtlError.of(
+        PLACE, f"{folder} holds no weights (*.safetensors)", "take strategy scratch, or add the weights"
+    )
+
+
+def _refuse_foreign(network: nn.Module, new: frozenset[str], model: Model) -> None:
+    """A base of which most is missing is no base: training it would be scratch under another name."""
+    from dtl.models.anatomy import head_parameters
+
+    inside = [name for name, _ in network.named_parameters() if name not in head_parameters(network)]
+    lost = [name for name in inside if name in new]
+    if len(lost) > len(inside) // 4:
+        raise DtlError.of(
+            PLACE,
+            f"the weights in {model.path} lack {len(lost)} of {len(inside)} tensors of "
+            f"{type(network).__name__} (the first is {lost[0]})",
+            "check that the weights and config.json belong together",
+        )
+
+
+class _hub_faults:
+    """Turns what the hub and the file readers say into one sentence."""
+
+    def __init__(self, model: Model, part: str) -> None:
+        self.model, self.part = model, part
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, fault: BaseException | None, trace: Any) -> None:
+        from safetensors import SafetensorError
+
+        if not isinstance(fault, (OSError, ValueError, SafetensorError, json.JSONDecodeError)):
+            return
+        if isinstance(fault, ImportError):
+            return
+        reason = " ".join(str(fault).split())[:200]
+        mend = (
+            "check the name and the network, or fetch it once with `hf download` and set HF_HUB_OFFLINE=1"
+            if not Path(locate(self.model)).exists()
+            else "check the files in the folder"
+        )
+        raise DtlError.of(
+            PLACE, f"cannot read the {self.part} of {self.model.path} ({reason})", mend
+        ) from fault

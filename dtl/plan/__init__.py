@@ -1,0 +1,122 @@
+"""The decision: how a config is laid out over the hardware, and what it will hold there."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from dtl import units
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """What one node offers. `memory`: bytes of one device; `compiler`: a C++ compiler and ninja."""
+
+    device: Literal["cpu", "cuda"]
+    devices: int
+    memory: int
+    name: str
+    bf16: bool
+    compiler: bool
+
+
+@dataclass(frozen=True)
+class OuterLaunch:
+    """A layout that an outer launcher (accelerate, torchrun) has fixed."""
+
+    launcher: str
+    ranks: int
+    ranks_a_node: int
+    zero: int | None
+    offload: str | None
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How one global batch lies over the processes. `processes`: on each node."""
+
+    nodes: int
+    processes: int
+    zero: int
+    offload: str
+    micro_batch: int
+    accumulation: int
+    activation_checkpointing: bool
+    dtype: str
+    device: str
+
+    @property
+    def ranks(self) -> int:
+        return self.nodes * self.processes
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """Counted on the weightless model after the strategy was applied to it."""
+
+    learning: int
+    frozen: int
+
+    @property
+    def total(self) -> int:
+        return self.learning + self.frozen
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """One decision, its value and the reason for it."""
+
+    key: str
+    value: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that the worker needs beside the config."""
+
+    layout: Layout
+    parameters: Parameters
+    model_state: dict[str, int]  # bytes on one rank: weights, gradients, optimizer
+    learning_rate: float
+    steps: int
+    steps_per_epoch: int
+    deepspeed: dict[str, Any] | None
+    choices: tuple[Chosen, ...] = field(default=())
+
+    @property
+    def model_state_bytes(self) -> int:
+        return sum(self.model_state.values())
+
+    def lines(self) -> list[str]:
+        """The plan as plain text."""
+        counts = self.parameters
+        share = counts.learning / counts.total
+        state = ", ".join(f"{name} {units.format_bytes(held)}" for name, held in self.model_state.items())
+        rows = [
+            (
+                "parameters",
+                f"{units.format_count(counts.learning)} learning, {units.format_count(counts.frozen)} frozen",
+                f"{share:.1%} of {units.format_count(counts.total)} learn",
+            ),
+            ("model state a rank", units.format_bytes(self.model_state_bytes), state),
+            *((chosen.key, chosen.value, chosen.reason) for chosen in self.choices),
+        ]
+        widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
+        return [f"{key:<{widths[0]}}  {value:<{widths[1]}}  {why}".rstrip() for key, value, why in rows]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, stored: dict[str, Any]) -> Plan:
+        """What to_dict wrote."""
+        return cls(
+            **{
+                **stored,
+                "layout": Layout(**stored["layout"]),
+                "parameters": Parameters(**stored["parameters"]),
+                "choices": tuple(Chosen(**chosen) for chosen in stored["choices"]),
+            }
+        )

@@ -1,0 +1,54 @@
+"""What this machine offers."""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+from dtl.plan import Hardware
+
+
+def this_machine() -> Hardware:
+    """Devices, their memory, and whether DeepSpeed can build its parts here.
+
+    CUDA is asked through NVML, so that this process may still fork.
+    """
+    import psutil
+
+    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
+    import torch
+
+    compiler = shutil.which(os.environ.get("CXX", "g++")) is not None and _ninja()
+    devices = torch.cuda.device_count()
+    if devices == 0:
+        cores = os.cpu_count() or 1
+        memory = psutil.virtual_memory().total
+        return Hardware("cpu", cores, memory, f"{cores} CPU cores", bf16=True, compiler=compiler)
+    name, memory, capability = _first_gpu()
+    return Hardware("cuda", devices, memory, name, bf16=capability >= 8, compiler=compiler)
+
+
+def _first_gpu() -> tuple[str, int, int]:
+    """Name, bytes and major compute capability, read without starting CUDA in this process."""
+    import subprocess
+
+    fields = "name,memory.total,compute_cap"
+    try:
+        printed = subprocess.run(
+            ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits"],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=30,
+        ).stdout
+        name, mebibytes, capability = printed.splitlines()[0].rsplit(",", 2)
+        return name.strip(), int(mebibytes) * 2**20, int(capability.split(".")[0])
+    except (OSError, ValueError, IndexError, subprocess.SubprocessError):
+        return "CUDA device", 0, 0
+
+
+def _ninja() -> bool:
+    import sys
+    from pathlib import Path
+
+    return shutil.which("ninja") is not None or (Path(sys.executable).parent / "ninja").exists()

@@ -1,0 +1,265 @@
+"""The decision: a pure function of the config, what the strategy leaves to learn, and the machine."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from dtl.assemble import Parts
+from dtl.config.schema import RunConfig
+from dtl.data.order import accumulation, steps_per_epoch
+from dtl.errors import DtlError
+from dtl.models.load import weightless
+from dtl.plan import Chosen, Hardware, Layout, OuterLaunch, Parameters, Plan
+from dtl.plan.deepspeed import deepspeed_config
+from dtl.plan.memory import WIDTH, model_state
+from dtl.tasks import Facts
+from dtl.units import format_bytes
+
+ROOM = 0.9  # share of a device's memory that may be planned for
+MICRO_BATCH_CPU = 8
+MICRO_BATCH_MOST = 64
+
+
+@dataclass
+class _Log:
+    chosen: list[Chosen] = field(default_factory=list)
+
+    def note(self, key: str, value: object, reason: str) -> None:
+        self.chosen.append(Chosen(key, str(value), reason))
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What is to be laid out."""
+
+    counts: Parameters
+    longest: int  # tokens of the longest example
+    settings: Any  # the model's config
+
+
+def count_parameters(config: RunConfig, parts: Parts, facts: Facts) -> Parameters:
+    """Apply the strategy to the weightless model and count what learns."""
+    import torch
+
+    loaded = weightless(
+        config.model, head=parts.task.head, changes=parts.task.head_settings(facts)
+    )
+    with torch.device("meta"):
+        model = parts.strategy.apply(loaded.model, new=loaded.new)
+    learning = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return Parameters(learning, sum(p.numel() for p in model.parameters()) - learning)
+
+
+def make_plan(
+    config: RunConfig,
+    parts: Parts,
+    *,
+    facts: Facts,
+    settings: Any,
+    examples: int,
+    longest: int,
+    hardware: Hardware,
+    outer: OuterLaunch | None = None,
+) -> Plan:
+    """Layout, ZeRO stage and estimate, with one reason for each choice."""
+    log = _Log()
+    work = _Work(count_parameters(config, parts, facts), longest, settings)
+    nodes, processes = _processes(config, hardware, outer, log)
+    dtype = _dtype(config, hardware, log)
+    zero, offload = _zero(config, work, hardware, nodes * processes, dtype, outer, log)
+    state = model_state(
+        work.counts, zero=zero, ranks=nodes * processes, dtype=dtype, offload=offload
+    )
+    room = int(hardware.memory * ROOM) - sum(state.values())
+    checkpointing = _checkpointing(config, work, room, dtype, log)
+    micro = _micro_batch(config, work, room, hardware, nodes * processes, checkpointing, dtype, log)
+    turns = accumulation(config.train.global_batch, ranks=nodes * processes, micro_batch=micro)
+    log.note(
+        "accumulation",
+        turns,
+        f"{config.train.global_batch} examples a step = {nodes * processes} ranks x {turns} x "
+        f"at most {micro}",
+    )
+    layout = Layout(
+        nodes, processes, zero, offload, micro, turns, checkpointing, dtype, hardware.device
+    )
+    per_epoch = steps_per_epoch(examples, global_batch=config.train.global_batch)
+    steps = config.train.steps or max(1, round((config.train.epochs or 0) * per_epoch))
+    log.note("steps", steps, f"{per_epoch} an epoch of {examples} examples")
+    rate = config.optim.learning_rate or parts.strategy.learning_rate
+    whose = "optim.learning_rate" if config.optim.learning_rate else f"usual for {config.strategy.name}"
+    log.note("learning rate", f"{rate:g}", f"{whose}; {config.optim.schedule} schedule")
+    return Plan(
+        layout=layout,
+        parameters=work.counts,
+        model_state=state,
+        learning_rate=rate,
+        steps=steps,
+        steps_per_epoch=per_epoch,
+        deepspeed=deepspeed_config(layout, gradient_clip=config.optim.gradient_clip),
+        choices=tuple(log.chosen),
+    )
+
+
+def _processes(
+    config: RunConfig, hardware: Hardware, outer: OuterLaunch | None, log: _Log
+) -> tuple[int, int]:
+    asked = config.layout
+    if outer is not None:
+        nodes = max(1, outer.ranks // outer.ranks_a_node)
+        log.note("processes", outer.ranks, f"fixed by {outer.launcher}")
+        if outer.ranks > config.train.global_batch:
+            raise DtlError.of(
+                "train.global_batch",
+                f"{config.train.global_batch} examples cannot feed {outer.ranks} processes",
+                f"set train.global_batch to {outer.ranks} or more",
+            )
+        return nodes, outer.ranks_a_node
+    if asked.nodes > 1 and asked.processes is None and hardware.device == "cpu":
+        return asked.nodes, 1
+    if asked.processes is not None:
+        if hardware.device == "cuda" and asked.nodes == 1 and asked.processes > hardware.devices:
+            raise DtlError.of(
+                "layout.processes",
+                f"{asked.processes} processes want a GPU each; this machine has {hardware.devices}",
+                f"set layout.processes to {hardware.devices} or less",
+            )
+        log.note("processes", asked.nodes * asked.processes, "layout.processes")
+        return asked.nodes, asked.processes
+    found = hardware.devices if hardware.device == "cuda" else 1
+    processes = max(1, min(found, config.train.global_batch // asked.nodes))
+    reason = f"one a GPU ({hardware.name})" if hardware.device == "cuda" else "no GPU was found"
+    log.note("processes", asked.nodes * processes, reason)
+    return asked.nodes, processes
+
+
+def _dtype(config: RunConfig, hardware: Hardware, log: _Log) -> str:
+    asked = config.model.dtype
+    if asked == "fp16" and hardware.device == "cpu":
+        raise DtlError.of(
+            "model.dtype", "fp16 does not train on a CPU", "set model.dtype to bf16 or fp32"
+        )
+    if asked == "bf16" and not hardware.bf16:
+        raise DtlError.of(
+            "model.dtype", f"{hardware.name} has no bf16 arithmetic", "set model.dtype to fp16 or fp32"
+        )
+    if asked:
+        log.note("dtype", asked, "model.dtype")
+        return asked
+    if hardware.device == "cpu":
+        log.note("dtype", "fp32", "no GPU")
+        return "fp32"
+    dtype = "bf16" if hardware.bf16 else "fp16"
+    log.note("dtype", dtype, f"the half precision that {hardware.name} computes in")
+    return dtype
+
+
+def _zero(
+    config: RunConfig,
+    work: _Work,
+    hardware: Hardware,
+    ranks: int,
+    dtype: str,
+    outer: OuterLaunch | None,
+    log: _Log,
+) -> tuple[int, str]:
+    stage, offload, reason = _wanted_zero(config, work, hardware, ranks, dtype, outer)
+    if stage > 0 and hardware.device == "cpu" and not hardware.compiler:
+        stage, offload = 0, "none"
+        reason = (
+            f"ZeRO {_asked(config, outer)} was asked for, but DeepSpeed builds its CPU part with a "
+            "C++ compiler and ninja, and there is none; the loss is the same (apt install g++, "
+            "pip install ninja)"
+        )
+    log.note("ZeRO stage", stage, reason)
+    if offload != "none":
+        log.note("offload", offload, "optimizer in main memory")
+    return stage, offload
+
+
+def _asked(config: RunConfig, outer: OuterLaunch | None) -> object:
+    return outer.zero if outer and outer.zero is not None else config.layout.zero
+
+
+def _wanted_zero(
+    config: RunConfig,
+    work: _Work,
+    hardware: Hardware,
+    ranks: int,
+    dtype: str,
+    outer: OuterLaunch | None,
+) -> tuple[int, str, str]:
+    if outer is not None and outer.zero is not None:
+        return outer.zero, outer.offload or "none", f"fixed by {outer.launcher}"
+    asked = config.layout
+    if asked.zero is not None:
+        return asked.zero, asked.offload or "none", "layout.zero"
+    if asked.offload == "optimizer":
+        return 2, "optimizer", "layout.offload needs ZeRO; 2 is the quickest that has it"
+    if hardware.device == "cpu":
+        return 0, "none", "plain data parallelism: main memory is shared anyway"
+    room = hardware.memory * ROOM * 0.7  # the rest is for activations
+    stages = [(0, "none")] if ranks == 1 else [(0, "none"), (2, "none"), (3, "none")]
+    for stage, offload in [*stages, (3, "optimizer")]:
+        held = sum(
+            model_state(work.counts, zero=stage, ranks=ranks, dtype=dtype, offload=offload).values()
+        )
+        if held <= room:
+            return stage, offload, f"the least sharding that fits: {format_bytes(held)} a rank"
+    raise DtlError.of(
+        "layout",
+        f"the model state alone takes {format_bytes(held)} a rank at ZeRO 3 with offload, of "
+        f"{format_bytes(hardware.memory)} on {hardware.name}",
+        "use more processes or nodes, strategy lora, or a smaller model",
+    )
+
+
+def _activation_bytes(work: _Work, examples: int, dtype: str, *, checkpointing: bool) -> int:
+    """What a forward pass keeps: about 34 numbers of 2 bytes a token, width and layer
+    (arXiv:2205.05198), one when checkpointed, and the logits with their gradient in fp32."""
+    settings = work.settings
+    width = getattr(settings, "hidden_size", None) or 0
+    layers = getattr(settings, "num_hidden_layers", None) or 0
+    vocabulary = getattr(settings, "vocab_size", None) or 0
+    tokens = examples * work.longest
+    a_layer = 2 if checkpointing else 34
+    inner = tokens * width * layers * a_layer * WIDTH[dtype] // 2
+    return int(inner + tokens * vocabulary * (8 + WIDTH[dtype]))
+
+
+def _checkpointing(config: RunConfig, work: _Work, room: int, dtype: str, log: _Log) -> bool:
+    asked = config.layout.activation_checkpointing
+    if asked is not None:
+        log.note("activation checkpointing", "on" if asked else "off", "layout.activation_checkpointing")
+        return asked
+    if _activation_bytes(work, 1, dtype, checkpointing=False) <= room:
+        return False
+    log.note("activation checkpointing", "on", "one example's activations would not fit otherwise")
+    return True
+
+
+def _micro_batch(
+    config: RunConfig,
+    work: _Work,
+    room: int,
+    hardware: Hardware,
+    ranks: int,
+    checkpointing: bool,
+    dtype: str,
+    log: _Log,
+) -> int:
+    share = math.ceil(config.train.global_batch / ranks)
+    if config.layout.micro_batch is not None:
+        micro = min(config.layout.micro_batch, share)
+        log.note("micro batch", micro, "layout.micro_batch")
+        return micro
+    most = MICRO_BATCH_CPU if hardware.device == "cpu" else MICRO_BATCH_MOST
+    micro = min(share, most)
+    while micro > 1 and _activation_bytes(work, micro, dtype, checkpointing=checkpointing) > room:
+        micro = -(-micro // 2)
+    turns = math.ceil(share / micro)
+    micro = math.ceil(share / turns)
+    log.note("micro batch", micro, f"examples of up to {work.longest} tokens that fit at once")
+    return micro

@@ -1,0 +1,33 @@
+"""The bytes that one rank holds for weights, gradients and optimizer."""
+
+from __future__ import annotations
+
+from dtl.plan import Parameters
+
+WIDTH = {"fp32": 4, "bf16": 2, "fp16": 2}
+MASTER = 4  # an fp32 number
+MOMENTS = 2  # AdamW keeps two for each learning parameter
+
+
+def model_state(
+    counts: Parameters, *, zero: int, ranks: int, dtype: str, offload: str
+) -> dict[str, int]:
+    """Bytes on one device, by the ZeRO paper (arXiv:1910.02054): stage 1 shares out the optimizer,
+    2 the gradients too, 3 the weights too. Without ZeRO, learning weights are fp32."""
+    width = WIDTH[dtype]
+    if zero == 0:
+        return {
+            "weights": counts.frozen * width + counts.learning * MASTER,
+            "gradients": counts.learning * MASTER,
+            "optimizer": counts.learning * MASTER * MOMENTS,
+        }
+
+    def part(numbers: int, stage: int) -> int:
+        return -(-numbers // ranks) if zero >= stage else numbers
+
+    held = part(counts.learning, 1) * MASTER * (MOMENTS + 1)
+    return {
+        "weights": part(counts.total, 3) * width,
+        "gradients": part(counts.learning, 2) * width,
+        "optimizer": 0 if offload == "optimizer" else held,
+    }

@@ -1,0 +1,171 @@
+"""One run on disk: run.json, metrics.jsonl, logs, checkpoints, export."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+from dtl.config.schema import RunConfig
+from dtl.errors import DtlError
+from dtl.plan import Plan
+from dtl.tasks import Facts
+
+State = Literal["absent", "interrupted", "finished"]
+STACK = ("dtl", "torch", "deepspeed", "accelerate", "transformers", "peft")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """`run.json` says what was asked and planned and never changes; `result.json` closes the run."""
+
+    path: Path
+
+    @classmethod
+    def of(cls, config: RunConfig) -> RunFolder:
+        """Where this config's run lies: <run.dir>/<run.name>."""
+        assert config.run.name is not None, "load_config names the run"
+        return cls(Path(config.run.dir) / config.run.name)
+
+    @classmethod
+    def open(cls, path: str | Path) -> RunFolder:
+        """A run that exists. Raises DtlError where there is none."""
+        folder = cls(Path(path))
+        if folder.state == "absent":
+            raise DtlError.of(
+                str(path), "there is no run in this folder", "name a folder with run.json"
+            )
+        return folder
+
+    @property
+    def state(self) -> State:
+        if not (self.path / "run.json").is_file():
+            return "absent"
+        return "finished" if (self.path / "result.json").is_file() else "interrupted"
+
+    @property
+    def export(self) -> Path:
+        return self.path / "export"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def logs(self) -> Path:
+        return self.path / "logs"
+
+    @property
+    def config(self) -> RunConfig:
+        return RunConfig.model_validate(self._run["config"])
+
+    @property
+    def plan(self) -> Plan:
+        return Plan.from_dict(self._run["plan"])
+
+    @property
+    def facts(self) -> Facts:
+        return dict(self._run["facts"])
+
+    @property
+    def versions(self) -> dict[str, Any]:
+        return dict(self._run["versions"])
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """Scores, steps and paths of a finished run."""
+        return dict(_read(self.path / "result.json"))
+
+    @property
+    def _run(self) -> dict[str, Any]:
+        return dict(_read(self.path / "run.json"))
+
+    def create(self, config: RunConfig, plan: Plan, facts: Facts) -> None:
+        """Begin the run. Raises DtlError when the folder holds something else."""
+        if self.path.exists() and any(self.path.iterdir()):
+            raise DtlError.of(
+                str(self.path),
+                "the folder is not empty, and it is not a run",
+                "choose another run.name or run.dir",
+            )
+        self.logs.mkdir(parents=True, exist_ok=True)
+        record = {
+            "config": config.model_dump(mode="json"),
+            "plan": plan.to_dict(),
+            "facts": facts,
+            "versions": {name: _version(name) for name in STACK},
+            "commit": _commit(),
+        }
+        write_json(self.path / "run.json", record)
+
+    def append(self, line: dict[str, Any]) -> None:
+        """Add one line to metrics.jsonl."""
+        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def metrics(self) -> Iterator[dict[str, Any]]:
+        """Every line of metrics.jsonl."""
+        with (self.path / "metrics.jsonl").open(encoding="utf-8") as file:
+            for line in file:
+                yield json.loads(line)
+
+    def note_stop(self, step: int | None) -> None:
+        """Leave word that the run stopped early after `step`, saved; None takes the word back."""
+        note = self.path / "stopped.json"
+        if step is None:
+            note.unlink(missing_ok=True)
+        else:
+            write_json(note, {"step": step})
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the last launch stopped early, in good order."""
+        return (self.path / "stopped.json").is_file()
+
+    def finish(self, result: dict[str, Any]) -> None:
+        """Close the run: from here on it is finished."""
+        write_json(self.path / "result.json", result)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Whole or not at all: written beside, synced, renamed."""
+    staged = path.with_name(f".{path.name}.{os.getpid()}")
+    with staged.open("w", encoding="utf-8") as file:
+        json.dump(value, file, indent=1)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    staged.replace(path)
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as fault:
+        raise DtlError.of(
+            str(path), f"cannot be read ({fault})", "the run folder is damaged"
+        ) from fault
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """The commit of the folder that the command was given in, if it is a git checkout."""
+    import subprocess
+
+    try:
+        found = subprocess.run(
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return found.stdout.strip() or None

@@ -1,0 +1,100 @@
+"""LoRA: low-rank adapters beside frozen weights, by PEFT."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from dtl.config.schema import Record
+from dtl.errors import DtlError
+from dtl.models.anatomy import head_module_names
+from dtl.strategies import Strategy
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class Options(Record):
+    """Options of `strategy: lora` (Hu et al. 2021, arXiv:2106.09685)."""
+
+    rank: int = Field(16, ge=1, description="Rank of the update.")
+    alpha: float = Field(32.0, gt=0, description="Scale: the update is multiplied by alpha / rank.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout before the adapter.")
+    target: str | tuple[str, ...] = Field(
+        "all-linear",
+        description="Which layers get an adapter: all-linear, a list of name endings, or a regular "
+        "expression over whole module names (PEFT's target_modules).",
+    )
+    exclude: str | tuple[str, ...] | None = Field(None, description="Layers to leave out of these.")
+    layers: tuple[int, ...] | None = Field(
+        None, description="Only blocks with these numbers (PEFT's layers_to_transform)."
+    )
+    bias: Literal["none", "all", "lora_only"] = Field("none", description="Which biases learn too.")
+    rslora: bool = Field(False, description="Scale by alpha / sqrt(rank) (arXiv:2312.03732).")
+    dora: bool = Field(False, description="Learn magnitude and direction apart (arXiv:2402.09353).")
+    also_learn: tuple[str, ...] = Field(
+        (), description="Whole modules that learn beside the adapters (PEFT's modules_to_save)."
+    )
+
+
+class Plugin(Strategy):
+    """The adapters move, and a new head."""
+
+    learning_rate = 2e-4
+    exports = "adapter"
+    options: Options
+
+    def apply(self, model: nn.Module, *, new: frozenset[str]) -> nn.Module:
+        from peft import LoraConfig, get_peft_model
+
+        options = self.options
+        heads = head_module_names(model) if new else ()
+        settings: dict[str, Any] = {
+            "r": options.rank,
+            "lora_alpha": options.alpha,
+            "lora_dropout": options.dropout,
+            "target_modules": _plain(options.target),
+            "exclude_modules": _plain(options.exclude),
+            "layers_to_transform": _plain(options.layers),
+            "bias": options.bias,
+            "use_rslora": options.rslora,
+            "use_dora": options.dora,
+            "modules_to_save": sorted({*options.also_learn, *heads, *_owners(new, heads)}) or None,
+            "task_type": _task_type(model),
+        }
+        try:
+            return get_peft_model(model, LoraConfig(**settings))  # type: ignore[arg-type]
+        except ValueError as fault:
+            raise DtlError.of(
+                "strategy.target",
+                f"{options.target!r} does not fit {type(model).__name__} ({_first_line(fault)})",
+                "name endings of its linear layers, such as [q_proj, v_proj], or all-linear",
+            ) from fault
+
+    def merge(self, model: nn.Module) -> nn.Module:
+        merged: nn.Module = model.merge_and_unload(safe_merge=True)  # type: ignore[operator]
+        return merged
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _owners(new: frozenset[str], heads: tuple[str, ...]) -> set[str]:
+    """Modules inside the base that hold new parameters, such as a pooler the base did not bring."""
+    return {name.rpartition(".")[0] for name in new if name.partition(".")[0] not in heads}
+
+
+def _first_line(fault: Exception) -> str:
+    return str(fault).splitlines()[0].rstrip(".")
+
+
+def _task_type(model: nn.Module) -> str | None:
+    """PEFT wants to know which forward it wraps; None serves any model."""
+    name = type(model).__name__
+    if name.endswith("ForSequenceClassification"):
+        return "SEQ_CLS"
+    if name.endswith("ForCausalLM") or name.endswith("LMHeadModel"):
+        return "CAUSAL_LM"
+    return None

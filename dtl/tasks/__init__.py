@@ -1,0 +1,93 @@
+"""What is learnt. One file in this folder is one task; the file's name is its name in the config."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from dtl.data.encoded import Encoded, Skip
+from dtl.data.source import Row
+from dtl.errors import DtlError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+Facts = dict[str, Any]
+Outcome = dict[str, Any]
+IGNORED = -100  # the label of a position that the loss does not count
+
+
+class Task(ABC):
+    """One kind of learning problem. A plugin file defines `Options` and a final `Plugin(Task)`.
+
+    A task knows nothing of ranks, of the optimizer or of what learns. It returns sums, never means:
+    the loop divides by the number of targets of the whole global batch.
+    """
+
+    head: ClassVar[str]  # the transformers auto class that carries the right head
+    reads: ClassVar[str]  # the columns it needs, in words
+    best: ClassVar[str]  # the score that tells which model is best; "-name" where less is better
+
+    def __init__(self, options: Any) -> None:
+        self.options = options
+
+    @abstractmethod
+    def survey(self, rows: Iterable[Row], base: Any) -> Facts:
+        """What the training rows say that the model must know, as JSON. `base`: its config."""
+
+    @abstractmethod
+    def head_settings(self, facts: Facts) -> dict[str, Any]:
+        """Changes to the model's config that give it the right head."""
+
+    @abstractmethod
+    def encoder(
+        self, processor: Any, facts: Facts, base: Any
+    ) -> Callable[[Row], Encoded | Skip]:
+        """The function that turns a row into numbers. It raises DtlError for a row at fault."""
+
+    @abstractmethod
+    def collate(self, examples: list[dict[str, Any]], *, padding: int) -> dict[str, Tensor]:
+        """Pad examples into one batch on the CPU."""
+
+    @abstractmethod
+    def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        """The sum of the losses of all targets, shape (), in fp32."""
+
+    @abstractmethod
+    def outcomes(self, model: nn.Module, batch: dict[str, Tensor]) -> list[Outcome]:
+        """What scoring needs of each example, as JSON, in the order of the batch."""
+
+    @abstractmethod
+    def score(self, outcomes: list[Outcome], facts: Facts) -> dict[str, float]:
+        """Scores over all examples; outcomes of several ranks are simply joined."""
+
+
+def text_of(row: Row, column: str) -> str:
+    """The text in a column of a row; DtlError where it is something else."""
+    value = row.fields[column]
+    if not isinstance(value, str):
+        raise DtlError.of(
+            row.place,
+            f"`{column}` is {type(value).__name__} ({str(value)[:40]!r}), not text",
+            "give a string, or map another column in data.columns",
+        )
+    return value
+
+
+def pad(rows: list[Any], *, value: int, multiple: int = 8) -> Tensor:
+    """Whole numbers of uneven length as one tensor (B, T), padded on the right."""
+    import numpy as np
+    import torch
+
+    longest = -(-max(len(row) for row in rows) // multiple) * multiple
+    padded = np.full((len(rows), longest), value, dtype=np.int64)
+    for place, row in enumerate(rows):
+        padded[place, : len(row)] = row
+    return torch.from_numpy(padded)
+
+
+def mask(rows: list[Any], *, multiple: int = 8) -> Tensor:
+    """1 where a row has a value, 0 where it is padded; by length, so that a real token that equals
+    the padding token still counts."""
+    return pad([[1] * len(row) for row in rows], value=0, multiple=multiple)

@@ -1,0 +1,155 @@
+"""One label for a text, or for a pair of texts, with any encoder or decoder."""
+
+# B batch, T tokens, C classes
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from dtl.config.schema import Record
+from dtl.data.encoded import Encoded, Skip
+from dtl.data.source import Row
+from dtl.errors import DtlError, near
+from dtl.tasks import Facts, Outcome, Task, mask, pad, text_of
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+class Options(Record):
+    """Options of `task: text_classification`."""
+
+    max_length: int = Field(256, ge=2, description="Longest text in tokens; the rest is cut off.")
+    labels: tuple[str, ...] | None = Field(
+        None, description="The labels in order; left out: those of the training rows, sorted."
+    )
+
+
+class Plugin(Task):
+    """Single-label classification; each example is one target."""
+
+    head = "AutoModelForSequenceClassification"
+    reads = "`text` (and `text_pair`) and `label`"
+    best = "macro_f1"
+    options: Options
+
+    def survey(self, rows: Iterable[Row], base: Any) -> Facts:
+        """The labels, and whether the base already has a head for exactly these."""
+        seen = sorted({_label(row) for row in rows})
+        labels = list(self.options.labels or seen)
+        if len(labels) < 2:
+            raise DtlError.of(
+                "data.train",
+                f"all rows have the label {labels[0]!r}" if labels else "there are no rows",
+                "classification needs at least two labels",
+            )
+        known = [str(name) for _, name in sorted((getattr(base, "id2label", None) or {}).items())]
+        return {"labels": known if set(known) == set(labels) else labels}
+
+    def head_settings(self, facts: Facts) -> dict[str, Any]:
+        labels = facts["labels"]
+        return {
+            "num_labels": len(labels),
+            "id2label": dict(enumerate(labels)),
+            "label2id": {label: place for place, label in enumerate(labels)},
+            "problem_type": "single_label_classification",
+        }
+
+    def encoder(self, processor: Any, facts: Facts, base: Any) -> Callable[[Row], Encoded | Skip]:
+        places = {label: place for place, label in enumerate(facts["labels"])}
+        limit = min(self.options.max_length, getattr(base, "max_position_embeddings", None) or 2**31)
+
+        def encode(row: Row) -> Encoded | Skip:
+            label = _label(row)
+            if label not in places:
+                hint = near(label, places) or "the labels are " + ", ".join(places)
+                raise DtlError.of(
+                    row.place,
+                    f"label {label!r} does not occur in the training rows ({hint})",
+                    "correct the row, or list every label in task.labels",
+                )
+            texts = [text_of(row, name) for name in ("text", "text_pair") if row.fields.get(name)]
+            if not texts:
+                return Skip("empty text")
+            tokens = processor(*texts, truncation=True, max_length=limit)
+            values = {
+                name: list(tokens[name]) for name in ("input_ids", "token_type_ids") if name in tokens
+            }
+            return Encoded({**values, "labels": places[label]}, len(values["input_ids"]), 1)
+
+        return encode
+
+    def collate(self, examples: list[dict[str, Any]], *, padding: int) -> dict[str, Tensor]:
+        import torch
+
+        inputs = [example["input_ids"] for example in examples]
+        batch = {"input_ids": pad(inputs, value=padding), "attention_mask": mask(inputs)}
+        if "token_type_ids" in examples[0]:
+            batch["token_type_ids"] = pad([row["token_type_ids"] for row in examples], value=0)
+        return {**batch, "labels": torch.tensor([int(row["labels"]) for row in examples])}
+
+    def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        from torch.nn.functional import cross_entropy
+
+        return cross_entropy(_logits(model, batch), batch["labels"], reduction="sum")
+
+    def outcomes(self, model: nn.Module, batch: dict[str, Tensor]) -> list[Outcome]:
+        from torch.nn.functional import cross_entropy
+
+        logits_BC = _logits(model, batch)
+        losses_B = cross_entropy(logits_BC, batch["labels"], reduction="none")
+        return [
+            {"loss": loss, "label": label, "predicted": predicted}
+            for loss, label, predicted in zip(
+                losses_B.tolist(), batch["labels"].tolist(), logits_BC.argmax(-1).tolist(), strict=True
+            )
+        ]
+
+    def score(self, outcomes: list[Outcome], facts: Facts) -> dict[str, float]:
+        """Accuracy, macro-F1 over the labels that occur, and the confusion counts."""
+        from sklearn.metrics import accuracy_score, confusion_matrix, f1_score
+
+        truth = [outcome["label"] for outcome in outcomes]
+        guess = [outcome["predicted"] for outcome in outcomes]
+        labels = facts["labels"]
+        counts = confusion_matrix(truth, guess, labels=range(len(labels)))
+        return {
+            "loss": math.fsum(outcome["loss"] for outcome in outcomes) / len(outcomes),
+            "accuracy": float(accuracy_score(truth, guess)),
+            "macro_f1": float(f1_score(truth, guess, average="macro", zero_division=0.0)),
+            **{
+                f"confusion/{labels[actual]}/{labels[predicted]}": int(count)
+                for (actual, predicted), count in _entries(counts)
+            },
+        }
+
+
+def _entries(counts: Any) -> Iterable[tuple[tuple[int, int], int]]:
+    import numpy as np
+
+    return np.ndenumerate(counts)  # type: ignore[return-value]
+
+
+def _logits(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    """Class scores (B, C) in fp32."""
+    inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
+    logits: Tensor = model(**inputs).logits
+    return logits.float()
+
+
+def _label(row: Row) -> str:
+    value = row.fields.get("label")
+    if value is None or isinstance(value, (list, dict)):
+        raise DtlError.of(
+            row.place,
+            f"there is no `label` (the row has {', '.join(map(repr, row.fields))})"
+            if value is None
+            else f"`label` is a {type(value).__name__}",
+            "give each row one label, or map its column in data.columns: {label: ...}",
+        )
+    return str(value)
+

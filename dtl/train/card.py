@@ -1,0 +1,74 @@
+"""The model card that travels with an export."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from dtl.config.schema import RunConfig
+from dtl.plan import Plan
+from dtl.units import format_count
+
+LOADING = {
+    "adapter": """from peft import PeftModel
+from transformers import {head}, AutoTokenizer
+
+base = {head}.from_pretrained("{base}"{extra})
+model = PeftModel.from_pretrained(base, "path/of/this/folder")
+tokenizer = AutoTokenizer.from_pretrained("path/of/this/folder")
+""",
+    "model": """from transformers import {head}, AutoTokenizer
+
+model = {head}.from_pretrained("path/of/this/folder")
+tokenizer = AutoTokenizer.from_pretrained("path/of/this/folder")
+""",
+}
+
+
+def model_card(
+    config: RunConfig,
+    plan: Plan,
+    *,
+    kind: str,
+    head: str,
+    labels: int | None,
+    scores: dict[str, dict[str, float]],
+    versions: dict[str, Any],
+) -> str:
+    """README.md of an export: base, data, strategy, scores, versions, and how to load it."""
+    extra = f", num_labels={labels}" if labels else ""
+    front = {
+        "base_model": config.model.path,
+        "library_name": "peft" if kind == "adapter" else "transformers",
+        "tags": ["dtl", config.task.name, config.strategy.name],
+    }
+    held_out = config.data.eval.path if config.data.eval else f"{config.data.holdout} of the rows"
+    rows = [
+        ("base", f"{config.model.path} (revision {config.model.revision or 'as found'})"),
+        ("task", config.task.name),
+        ("strategy", json.dumps(config.strategy.model_dump(mode="json"))),
+        ("learning parameters", format_count(plan.parameters.learning)),
+        ("trained on", config.data.train.path),
+        ("scored on", held_out if scores else "nothing"),
+        ("steps", f"{plan.steps} of {config.train.global_batch} examples"),
+        ("learning rate", f"{plan.learning_rate:g}, {config.optim.schedule}"),
+        ("layout", f"{plan.layout.ranks} ranks, ZeRO {plan.layout.zero}, {plan.layout.dtype}"),
+    ]
+    lines = ["---", *(f"{key}: {json.dumps(value)}" for key, value in front.items()), "---", ""]
+    lines += [f"# {config.run.name}", "", "| | |", "|---|---|"]
+    lines += [f"| {key} | {value} |" for key, value in rows]
+    lines += ["", "## Held-out scores", "", *_score_table(scores)]
+    lines += ["", "## How to load it", "", "```python"]
+    lines += [LOADING[kind].format(head=head, base=config.model.path, extra=extra).rstrip(), "```"]
+    lines += ["", "## Versions", "", *(f"- {name} {number}" for name, number in versions.items())]
+    return "\n".join(lines) + "\n"
+
+
+def _score_table(scores: dict[str, dict[str, float]]) -> list[str]:
+    if not scores:
+        return ["No held-out data was given."]
+    names = [name for name in next(iter(scores.values())) if "/" not in name]
+    lines = ["| model | " + " | ".join(names) + " |", "|---|" + "---|" * len(names)]
+    for model, found in scores.items():
+        lines.append(f"| {model} | " + " | ".join(f"{found[name]:.6g}" for name in names) + " |")
+    return lines

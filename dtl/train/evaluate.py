@@ -1,0 +1,49 @@
+"""Scores over every held-out example, each exactly once, whatever the number of ranks."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from dtl.data.encoded import EncodedData
+from dtl.data.loader import Collate, held_out
+
+if TYPE_CHECKING:
+    from dtl.engine import Engine
+    from dtl.tasks import Facts, Outcome, Task
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores, and the outcome of each example in the order of the rows."""
+
+    scores: dict[str, float]
+    outcomes: list[Outcome]
+
+    def write(self, path: Path) -> None:
+        """One outcome a line, with the number of its row."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lines = "".join(json.dumps(outcome) + "\n" for outcome in self.outcomes)
+        path.write_text(lines, encoding="utf-8")
+
+
+@torch.no_grad()
+def evaluate(
+    engine: Engine, task: Task, data: EncodedData, collate: Collate, facts: Facts, *, batch: int
+) -> Evaluation:
+    """Batches are formed before they are dealt out, so the same sums are added on any layout."""
+    engine.plain_model.eval()
+    mine: list[tuple[int, dict[str, Any]]] = []
+    for held in held_out(data, collate, batch=batch, rank=engine.rank, ranks=engine.ranks):
+        with engine.forward():
+            found = task.outcomes(engine.model, engine.to_device(held.tensors))
+        mine.extend(zip(held.ids, found, strict=False))  # an empty batch has outcomes but no ids
+    everyone = sorted(engine.gather(mine), key=lambda pair: pair[0])
+    if [number for number, _ in everyone] != list(range(len(data))):
+        raise RuntimeError("evaluation did not see every example exactly once")
+    outcomes = [{"row": int(data.rows[number]), **outcome} for number, outcome in everyone]
+    return Evaluation(task.score(outcomes, facts), outcomes)

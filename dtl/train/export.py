@@ -1,0 +1,108 @@
+"""What a run leaves to others: an adapter or a model that PEFT and transformers open."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from dtl.errors import RunFailed
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from dtl.engine import Engine
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def export(
+    engine: Engine,
+    folder: Path,
+    *,
+    processor: Any,
+    kind: str,
+    dtype: str,
+    card: str,
+) -> None:
+    """Write, reopen, compare, rename. Every rank must call; rank 0 writes.
+
+    `kind`: adapter (fp32) or model (in `dtype`). Raises RunFailed when the reopened files are not
+    what was trained.
+    """
+    state = _gather(engine, learning_only=kind == "adapter")
+    if engine.is_first:
+        staged = folder.with_name(f".{folder.name}-staged")
+        shutil.rmtree(staged, ignore_errors=True)
+        write = _write_adapter if kind == "adapter" else _write_model
+        with engine.loading(False):
+            write(engine.plain_model, state, staged, DTYPES[dtype])
+        processor.save_pretrained(staged)
+        (staged / "README.md").write_text(card, encoding="utf-8")
+        shutil.rmtree(folder, ignore_errors=True)
+        staged.rename(folder)
+    engine.wait()
+
+
+def _gather(engine: Engine, *, learning_only: bool) -> dict[str, Tensor]:
+    """Whole tensors on rank 0; the others take part and keep nothing."""
+    state: dict[str, Tensor] = {}
+    for name, parameter in engine.plain_model.named_parameters():
+        if parameter.requires_grad or not learning_only:
+            value = engine.whole(parameter)
+            if engine.is_first:
+                state[name] = value
+    if engine.is_first and not learning_only:
+        persistent = set(engine.plain_model.state_dict())
+        for name, buffer in engine.plain_model.named_buffers():
+            if name in persistent:
+                state[name] = buffer.detach().to("cpu", copy=True)
+    return state
+
+
+def _write_adapter(model: nn.Module, state: dict[str, Tensor], folder: Path, _: torch.dtype) -> None:
+    from peft import get_peft_model_state_dict
+    from peft.utils import load_peft_weights
+
+    whole = {name: value.float() for name, value in state.items()}
+    model.save_pretrained(folder, state_dict=whole, save_embedding_layers=False)  # type: ignore[operator]
+    expected = get_peft_model_state_dict(model, state_dict=whole, save_embedding_layers=False)
+    _compare(expected, load_peft_weights(str(folder), device="cpu").get, folder)
+
+
+def _write_model(
+    model: nn.Module, state: dict[str, Tensor], folder: Path, dtype: torch.dtype
+) -> None:
+    whole = {
+        name: value.to(dtype) if value.is_floating_point() else value
+        for name, value in state.items()
+    }
+    model.config.dtype = dtype  # type: ignore[union-attr]
+    model.save_pretrained(folder, state_dict=dict(whole))  # type: ignore[operator]
+    reopened = type(model).from_pretrained(folder, dtype=dtype, use_safetensors=True)  # type: ignore[attr-defined]
+    stored = {
+        **dict(reopened.named_parameters(remove_duplicate=False)),
+        **dict(reopened.named_buffers()),
+    }
+    _compare(whole, stored.get, folder)
+
+
+def _compare(
+    expected: dict[str, Tensor], reopened: Callable[[str], Tensor | None], folder: Path
+) -> None:
+    """Bitwise: a saved file is not called saved before it has been read back."""
+    wrong = [
+        name
+        for name, value in expected.items()
+        if (found := reopened(name)) is None or not torch.equal(found.detach(), value)
+    ]
+    if wrong or not expected:
+        raise RunFailed.of(
+            str(folder),
+            f"{len(wrong)} of {len(expected)} tensors read back differ from the trained ones"
+            + (f" (the first is {wrong[0]})" if wrong else ""),
+            "the trained weights are in the run's newest checkpoint; check the disk",
+        )

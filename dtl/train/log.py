@@ -1,0 +1,143 @@
+"""What a run tells: metrics.jsonl, one live line on a terminal, plain lines anywhere else."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import IO, TYPE_CHECKING, Any
+
+from dtl.units import format_bytes, format_seconds
+
+if TYPE_CHECKING:
+    from dtl.data.loader import Window
+    from dtl.run_folder import RunFolder
+    from dtl.train.loop import Progress
+
+PLAIN_LINE_SECONDS = 5.0
+
+
+@dataclass
+class RunLog:
+    """Rank 0 writes; the others' calls do nothing. `terminal` is where the user looks."""
+
+    folder: RunFolder
+    terminal: IO[str] | None
+    steps: int
+    peak_learning_rate: float
+    _started: float = field(default_factory=time.monotonic)
+    _last_step: float = field(default_factory=time.monotonic)
+    _last_line: float = 0.0
+    _first: int | None = None
+    _live: Any = None
+    _task: Any = None
+
+    @property
+    def writes(self) -> bool:
+        return self.terminal is not None
+
+    def say(self, text: str) -> None:
+        """One line for the user."""
+        if self.terminal is None:
+            return
+        if self._live is not None:
+            self._live.console.print(text, highlight=False, markup=False)
+        else:
+            print(text, file=self.terminal, flush=True)
+
+    def step(
+        self, progress: Progress, window: Window, *, loss: float, norm: float, rate: float
+    ) -> None:
+        """One optimizer step."""
+        if self.terminal is None:
+            return
+        now = time.monotonic()
+        seconds, self._last_step = now - self._last_step, now
+        speed = window.all_length / seconds
+        learning_rate = rate * self.peak_learning_rate
+        self.folder.append(
+            {
+                "kind": "train",
+                "step": progress.step,
+                "epoch": window.epoch,
+                "loss": loss,
+                "targets": window.all_targets,
+                "examples": window.all_examples,
+                "learning_rate": learning_rate,
+                "gradient_norm": norm,
+                "seconds": seconds,
+                "tokens_per_second": speed,
+                "memory_bytes": _memory(),
+            }
+        )
+        self._first = self._first or progress.step
+        done = progress.step - self._first + 1
+        left = (now - self._started) / done * (self.steps - progress.step)
+        words = (
+            f"loss {loss:.4f}  lr {learning_rate:.2e}  {speed:,.0f} tokens/s  "
+            f"{format_seconds(left)} left"
+        )
+        self._show(progress.step, words, now)
+
+    def begin(self) -> None:
+        """The first step is about to start."""
+        self._started = self._last_step = time.monotonic()
+
+    def scores(self, step: int, scores: dict[str, float], *, model: str) -> None:
+        """Held-out scores; `model`: unadapted or adapted."""
+        if self.terminal is None:
+            return
+        self.folder.append({"kind": "eval", "step": step, "model": model, **scores})
+        self.say(f"step {step:>5}  held-out ({model}): {told(scores)}")
+        self._last_step = time.monotonic()
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def _show(self, step: int, words: str, now: float) -> None:
+        assert self.terminal is not None
+        if self.terminal.isatty():
+            self._bar().update(self._task, completed=step, words=words)
+        elif now - self._last_line > PLAIN_LINE_SECONDS or step in (self._first, self.steps):
+            self._last_line = now
+            self.say(f"step {step:>5}/{self.steps}  {words}")
+
+    def _bar(self) -> Any:
+        if self._live is None:
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+            self._live = Progress(
+                TextColumn("step"),
+                MofNCompleteColumn(),
+                BarColumn(bar_width=None),
+                TextColumn("{task.fields[words]}"),
+                console=Console(file=self.terminal),
+            )
+            self._task = self._live.add_task("", total=self.steps, words="")
+            self._live.start()
+        return self._live
+
+
+def told(scores: dict[str, float]) -> str:
+    """The scores in one line, without the table of confusions."""
+    shown = {name: value for name, value in scores.items() if "/" not in name}
+    return "  ".join(f"{name} {value:.4g}" for name, value in shown.items())
+
+
+def _memory() -> int:
+    """Most bytes that this process has held: of GPU memory where there is one, else of main memory."""
+    import torch
+
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def memory_line() -> str:
+    """The peak in words."""
+    return f"peak memory {format_bytes(_memory())}"

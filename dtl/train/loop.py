@@ -1,0 +1,110 @@
+"""The training loop, and only that."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+
+from dtl.config.schema import Optim
+from dtl.data.loader import Loader, Window
+from dtl.train.optim import schedule
+
+if TYPE_CHECKING:
+    from dtl.engine import Engine
+    from dtl.strategies import Strategy
+    from dtl.tasks import Task
+    from dtl.train.log import RunLog
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is: optimizer steps done, and the targets and examples learnt from so far."""
+
+    step: int = 0
+    examples: int = 0
+    targets: int = 0
+
+    def after(self, window: Window) -> Progress:
+        return Progress(
+            window.step, self.examples + window.all_examples, self.targets + window.all_targets
+        )
+
+
+@dataclass(frozen=True)
+class Limits:
+    """When the loop scores, saves and ends, in optimizer steps."""
+
+    steps: int
+    evaluate_every: int | None
+    save_every: int | None
+
+    def evaluate_at(self, step: int) -> bool:
+        """In between; the scoring at the end is not the loop's."""
+        return bool(self.evaluate_every) and step % (self.evaluate_every or 1) == 0 < self.steps - step
+
+    def save_at(self, step: int) -> bool:
+        return step == self.steps or bool(self.save_every and step % self.save_every == 0)
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What the loop calls but does not know."""
+
+    evaluate: Callable[[Progress], None]
+    save: Callable[[Progress], None]
+    asked_to_stop: Callable[[], bool]
+
+
+End = Literal["done", "stopped"]
+
+
+def train(
+    engine: Engine,
+    task: Task,
+    strategy: Strategy,
+    loader: Loader,
+    log: RunLog,
+    *,
+    progress: Progress,
+    limits: Limits,
+    hooks: Hooks,
+    optim: Optim,
+) -> tuple[Progress, End]:
+    """From `progress` to the last step, or to where the run is asked to stop; saved either way."""
+    strategy.training_mode(engine.plain_model)
+    for window in loader.windows(after_step=progress.step, last_step=limits.steps):
+        rate = schedule(window.step, steps=limits.steps, options=optim)
+        engine.set_learning_rate(rate)
+        total = torch.zeros((), dtype=torch.float64, device=engine.device)
+        for place, batch in enumerate(window.batches):
+            draw_from(loader.seed, window.step, place, engine.rank)
+            with engine.micro_batch(last=place == len(window.batches) - 1):
+                with engine.forward():
+                    loss = task.loss(engine.model, engine.to_device(batch.tensors)) * batch.weight
+                engine.backward(loss, targets=window.all_targets)
+            total += loss.detach().double()
+        norm = engine.step()
+        progress = progress.after(window)
+        loss_sum, stops = engine.reduce(total, float(hooks.asked_to_stop()))
+        log.step(progress, window, loss=loss_sum / window.all_targets, norm=norm, rate=rate)
+        stopping = stops > 0 and progress.step < limits.steps
+        if limits.evaluate_at(progress.step) and not stopping:
+            hooks.evaluate(progress)
+            strategy.training_mode(engine.plain_model)
+        if limits.save_at(progress.step) or stopping:
+            hooks.save(progress)
+        if stopping:
+            return progress, "stopped"
+    return progress, "done"
+
+
+def draw_from(seed: int, *position: int) -> None:
+    """Seed what is drawn in a forward pass by its position in the run, so that a resumed run draws
+    the same and there is nothing to save."""
+    text = ":".join(str(number) for number in (seed, *position))
+    digest = hashlib.blake2b(text.encode(), digest_size=7).digest()
+    torch.manual_seed(int.from_bytes(digest, "big"))

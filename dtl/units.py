@@ -1,0 +1,52 @@
+"""Numbers with their units, as people read them."""
+
+_BYTE_UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
+_COUNT_UNITS = ("", " k", " M", " B", " T")
+
+
+def format_bytes(size: float) -> str:
+    """1536 -> '1.50 KiB'; whole bytes below 1024."""
+    value, unit = _scale(float(size), _BYTE_UNITS, step=1024)
+    return f"{size:.0f} B" if unit == "B" else f"{_three_digits(value)} {unit}"
+
+
+def format_count(number: float) -> str:
+    """1234567 -> '1.23 M'; whole numbers below 10 000 are written out."""
+    if abs(number) < 10_000:
+        return f"{number:.0f}"
+    value, unit = _scale(float(number), _COUNT_UNITS, step=1000)
+    return f"{_three_digits(value)}{unit}"
+
+
+def format_seconds(seconds: float) -> str:
+    """0.0123 -> '12 ms', 7.25 -> '7.2 s', 75 -> '1 min 15 s', 7200 -> '2 h 00 min'."""
+    if seconds < 0:
+        return f"-{format_seconds(-seconds)}"
+    if seconds < 0.9995:
+        return f"{seconds * 1000:.0f} ms"
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    if hours < 48:
+        return f"{hours} h {minutes:02d} min"
+    days, hours = divmod(round(seconds / 3600), 24)
+    return f"{days} d {hours:02d} h"
+
+
+def _scale(value: float, units: tuple[str, ...], *, step: int) -> tuple[float, str]:
+    """Divide by step until the number has three digits before the point at most."""
+    for unit in units[:-1]:
+        if abs(value) < step * 0.9995:
+            return value, unit
+        value /= step
+    return value, units[-1]
+
+
+def _three_digits(value: float) -> str:
+    """Three significant digits: 1.23, 12.3, 123."""
+    if abs(value) < 9.995:
+        return f"{value:.2f}"
+    return f"{value:.1f}" if abs(value) < 99.95 else f"{value:.0f}"

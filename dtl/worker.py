@@ -1,0 +1,170 @@
+"""One process on a device: open the run, start the engine, do the job, close."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from dtl.errors import DtlError
+from dtl.plan import OuterLaunch
+from dtl.run_folder import RunFolder
+
+USAGE = "python -m dtl.worker train CONFIG [key=value ...], or python -m dtl.worker run RUN_FOLDER"
+STOPPED = 75
+
+
+@dataclass
+class Stop:
+    """Whether a signal has asked this process to stop; asking again changes nothing."""
+
+    asked: bool = False
+
+    def listen(self) -> None:
+        """Take the signals by which people, launchers and clusters end a process."""
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
+            signal.signal(number, self._note)
+
+    def _note(self, *_: object) -> None:
+        self.asked = True
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit code: 0 done, 2 the user's fault, 1 a failure, 75 stopped and resumable."""
+    given = arguments if arguments is not None else sys.argv[1:]
+    terminal = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8", errors="replace")
+    rank = int(os.environ.get("RANK", "0"))
+    try:
+        return _work(given, terminal, rank)
+    except DtlError as fault:
+        if rank == 0:
+            print(fault, file=terminal, flush=True)
+        return fault.exit_code
+    except Exception as failure:
+        traceback.print_exc()
+        reason = " ".join(str(failure).split())[:300]
+        told = f"rank {rank} failed: {type(failure).__name__}: {reason}"
+        print(told, file=terminal, flush=True)
+        return 1
+
+
+def _work(given: list[str], terminal: IO[str], rank: int) -> int:
+    stop = Stop()
+    stop.listen()
+    from dtl import desk
+
+    if len(given) == 2 and given[0] == "run":
+        outer = None
+        folder = RunFolder.open(given[1])
+        _log_to(folder.logs / f"rank-{rank}.log")
+        prepared = desk.reopen(folder, writes=rank == 0)
+    elif len(given) >= 2 and given[0] == "train":
+        outer = outer_launch()
+        prepared = desk.prepare_file(given[1], given[2:], outer=outer, writes=rank == 0)
+        folder = RunFolder.of(prepared.config)
+        desk.refuse_used(folder, prepared.config)
+    else:
+        raise DtlError.of("command line", f"dtl.worker cannot do {given}", USAGE)
+    return _train(folder, prepared, outer, stop, terminal)
+
+
+def _train(
+    folder: RunFolder,
+    prepared: desk.Prepared,  # type: ignore[name-defined]  # noqa: F821
+    outer: OuterLaunch | None,
+    stop: Stop,
+    terminal: IO[str],
+) -> int:
+    from dtl.jobs import train
+
+    layout = prepared.plan.layout
+    _settle(
+        processes=layout.processes,
+        device=layout.device,
+        alone=layout.ranks == 1 and layout.zero > 0,
+    )
+    engine = train.start_engine(prepared.config, prepared.plan)
+    try:
+        if outer is not None:
+            if engine.is_first:
+                folder.create(prepared.config, prepared.plan, prepared.examples.facts)
+                print(
+                    f"{outer.launcher} fixes the layout: {layout.ranks} ranks, ZeRO {layout.zero}, "
+                    f"{layout.accumulation} x {layout.micro_batch} examples a rank",
+                    file=terminal,
+                    flush=True,
+                )
+            engine.wait()
+            _log_to(folder.logs / f"rank-{engine.rank}.log")
+        outcome = train.run(
+            folder,
+            engine,
+            prepared.examples,
+            terminal=terminal if engine.is_first else None,
+            asked_to_stop=lambda: stop.asked,
+        )
+        if outcome.end == "stopped" and engine.is_first:
+            folder.note_stop(outcome.progress.step)
+            print(
+                f"stopped after step {outcome.progress.step}, which is saved; "
+                f"`dtl resume {folder.path}` continues",
+                file=terminal,
+                flush=True,
+            )
+        return 0 if outcome.end == "done" else STOPPED
+    finally:
+        engine.close()
+
+
+def outer_launch() -> OuterLaunch:
+    """The layout that `accelerate launch` or torchrun gave this process, read from its environment."""
+    environment = os.environ
+    zero = None
+    offload = None
+    by_accelerate = any(name.startswith("ACCELERATE_") for name in environment)
+    if environment.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true":
+        zero = int(environment.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2"))
+        where = environment.get("ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE", "none")
+        offload = "optimizer" if where != "none" else "none"
+    elif by_accelerate:
+        zero = 0
+    return OuterLaunch(
+        launcher="accelerate launch" if by_accelerate else "the outer launcher",
+        ranks=int(environment.get("WORLD_SIZE", "1")),
+        ranks_a_node=int(environment.get("LOCAL_WORLD_SIZE", environment.get("WORLD_SIZE", "1"))),
+        zero=zero,
+        offload=offload,
+    )
+
+
+def _settle(*, processes: int, device: str, alone: bool) -> None:
+    """Threads, and what a process group reads of the environment when nobody launched us."""
+    import torch
+
+    from dtl.launch import free_port, threads
+
+    if device == "cpu":
+        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or threads(processes)))
+    if alone and "RANK" not in os.environ:
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+        os.environ.update({"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", **address})
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def _log_to(path: Path) -> None:
+    """From here on all that libraries print, from C too, goes to this rank's log."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    os.close(file)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,120 @@
+"""Tiny models with their tokenizers, and data of uneven lengths, made where they are needed."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+WORDS = (
+    "the a one old new small large river stone light night morning house garden letter engine ship "
+    "reads writes carries opens closes finds keeps breaks mends sends holds turns follows leaves "
+    "quietly slowly often never again together under over beside after before"
+).split()
+TEMPLATE = (
+    "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}"
+    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+def tokenizer(*, chat: bool = False) -> Any:
+    """A byte-level BPE of 320 entries."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    inner = Tokenizer(models.BPE())
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=320,
+        special_tokens=["<pad>", "<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    inner.train_from_iterator([" ".join(WORDS)] * 4, trainer)
+    made = PreTrainedTokenizerFast(
+        tokenizer_object=inner, pad_token="<pad>", bos_token="<s>", eos_token="</s>"
+    )
+    if chat:
+        made.chat_template = TEMPLATE
+    return made
+
+
+def decoder(folder: Path, *, tied: bool = False, chat: bool = False, seed: int = 7) -> Path:
+    """A Llama of 2 blocks with random weights, saved with its tokenizer."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(seed)
+    made = tokenizer(chat=chat)
+    config = LlamaConfig(
+        vocab_size=len(made),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=128,
+        tie_word_embeddings=tied,
+        bos_token_id=made.bos_token_id,
+        eos_token_id=made.eos_token_id,
+        pad_token_id=made.pad_token_id,
+    )
+    return _save(LlamaForCausalLM(config), made, folder)
+
+
+def encoder(folder: Path, *, seed: int = 7) -> Path:
+    """A BERT of 2 blocks without a task head, saved with its tokenizer."""
+    import torch
+    from transformers import BertConfig, BertModel
+
+    torch.manual_seed(seed)
+    made = tokenizer()
+    config = BertConfig(
+        vocab_size=len(made),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=128,
+        pad_token_id=made.pad_token_id,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )
+    return _save(BertModel(config), made, folder)
+
+
+def _save(model: Any, made: Any, folder: Path) -> Path:
+    model.save_pretrained(folder)
+    made.save_pretrained(folder)
+    return folder
+
+
+def sentence(draw: random.Random, longest: int) -> str:
+    """Between 2 and `longest` words."""
+    return " ".join(draw.choice(WORDS) for _ in range(draw.randint(2, longest)))
+
+
+def write_texts(path: Path, rows: int, *, longest: int = 24, seed: int = 1) -> Path:
+    """Plain text of uneven length."""
+    draw = random.Random(seed)
+    return write_rows(path, [{"text": sentence(draw, longest)} for _ in range(rows)])
+
+
+def write_labelled(path: Path, rows: int, *, longest: int = 16, seed: int = 1) -> Path:
+    """Texts with the label `early` or `late`, told by a word."""
+    draw = random.Random(seed)
+    made = []
+    for _ in range(rows):
+        label = draw.choice(["early", "late"])
+        word = "morning" if label == "early" else "night"
+        made.append({"text": f"{sentence(draw, longest)} {word}", "label": label})
+    return write_rows(path, made)
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
+    """One JSON object a line."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
