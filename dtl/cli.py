@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -64,7 +65,10 @@ def train(config: Config, overrides: Overrides = None) -> None:
     """Check the config, plan, launch on this machine, train, evaluate and export."""
     from dtl import api
 
-    raise typer.Exit(api.train(api.load_config(config, overrides or ())).exit_code)
+    loaded = api.load_config(config, overrides or ())
+    with _places_of(config, overrides or ()):
+        outcome = api.train(loaded)
+    raise typer.Exit(outcome.exit_code)
 
 
 @app.command()
@@ -86,7 +90,9 @@ def plan(
     """Show what `dtl train` would launch, and why."""
     from dtl import api
 
-    planned = api.plan(api.load_config(config, overrides or ()))
+    loaded = api.load_config(config, overrides or ())
+    with _places_of(config, overrides or ()):
+        planned = api.plan(loaded)
     if as_json:
         _print_json(planned.to_dict())
     else:
@@ -153,6 +159,17 @@ def doctor() -> None:
     missing = sum(finding.state == "missing" for finding in findings)
     print(f"\n{missing} missing" if missing else "\nnothing is missing")
     raise typer.Exit(1 if missing else 0)
+
+
+@contextmanager
+def _places_of(config: Path, overrides: Sequence[str]) -> Iterator[None]:
+    """Faults that name a config key also say where in the file, or on the command line, it is."""
+    from dtl.config.load import placed
+
+    try:
+        yield
+    except DtlError as error:
+        raise placed(error, config, overrides) from None
 
 
 def _print_table(rows: Sequence[tuple[str, str]], *, indent: str) -> None:

@@ -346,6 +346,7 @@ class ZeroEngine(Engine):
     def moments(self, parameter: nn.Parameter) -> dict[str, Tensor]:
         from deepspeed.utils import safe_get_full_optimizer_state
 
+        self._link_all_moments()
         return {
             name: safe_get_full_optimizer_state(parameter, name).detach().to("cpu", copy=True)
             for name in ("exp_avg", "exp_avg_sq")
@@ -356,6 +357,7 @@ class ZeroEngine(Engine):
     ) -> None:
         from deepspeed.utils import safe_set_full_optimizer_state
 
+        self._link_all_moments()
         for name, value in moments.items():
             safe_set_full_optimizer_state(parameter, value.to(self.device), name)
         inner = getattr(self.optimizer, "optimizer", self.optimizer)
@@ -364,3 +366,10 @@ class ZeroEngine(Engine):
                 state["step"].fill_(float(step))
             else:
                 state["step"] = step
+
+    def _link_all_moments(self) -> None:
+        """Stages 1 and 2 tie moments to parameters after the step of the first parameter group
+        (DeepSpeed 0.19.8), when the other groups have none yet: tie them once more."""
+        if hasattr(self.optimizer, "_hp_optimizer_states_linked"):
+            self.optimizer._hp_optimizer_states_linked = False
+            self.optimizer._lazy_init_hp_params_optimizer_state()

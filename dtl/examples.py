@@ -94,5 +94,9 @@ class _Part:
 def _fingerprint(tokenizer: Any) -> str:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     vocabulary = backend.to_str() if backend else json.dumps(tokenizer.get_vocab(), sort_keys=True)
-    special: Iterable[Any] = (tokenizer.chat_template, tokenizer.special_tokens_map)
+    special: Iterable[Any] = (
+        tokenizer.chat_template,
+        tokenizer.special_tokens_map,
+        tokenizer.model_max_length,
+    )
     return hashlib.sha256(f"{vocabulary}{special}".encode()).hexdigest()

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 from dtl.config.schema import RunConfig
 from dtl.errors import DtlError
@@ -103,15 +103,20 @@ class RunFolder:
         write_json(self.path / "run.json", record)
 
     def append(self, line: dict[str, Any]) -> None:
-        """Add one line to metrics.jsonl."""
-        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        """Add one line to metrics.jsonl; what a kill has left of a line before it is removed."""
+        with (self.path / "metrics.jsonl").open("a+b") as file:
+            file.truncate(_whole_lines(file))
+            file.write(json.dumps(line).encode() + b"\n")
 
     def metrics(self) -> Iterator[dict[str, Any]]:
-        """Every line of metrics.jsonl."""
-        with (self.path / "metrics.jsonl").open(encoding="utf-8") as file:
+        """Every whole line of metrics.jsonl; none where nothing has been told yet."""
+        path = self.path / "metrics.jsonl"
+        if not path.exists():
+            return
+        with path.open(encoding="utf-8") as file:
             for line in file:
-                yield json.loads(line)
+                if line.endswith("\n"):
+                    yield json.loads(line)
 
     def note_stop(self, step: int | None) -> None:
         """Leave word that the run stopped early after `step`, saved; None takes the word back."""
@@ -140,6 +145,16 @@ def write_json(path: Path, value: Any) -> None:
         file.flush()
         os.fsync(file.fileno())
     staged.replace(path)
+
+
+def _whole_lines(file: BinaryIO) -> int:
+    """Bytes up to the end of the last whole line."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - 1))
+    if file.read(1) in (b"", b"\n"):
+        return size
+    file.seek(0)
+    return file.read().rfind(b"\n") + 1
 
 
 def _read(path: Path) -> Any:

@@ -34,6 +34,7 @@ class Plugin(Backend):
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
             )
+        process.returncode = 0  # a job may outlive this object, which is then silent about it
         return str(process.pid)
 
     def state(self, job_id: str) -> JobState:
@@ -43,14 +44,14 @@ class Plugin(Backend):
         except ChildProcessError:  # not started by this process
             try:
                 os.kill(int(job_id), 0)
-            except ProcessLookupError:
+            except (ProcessLookupError, PermissionError):  # gone; or its number is another user's
                 return "ended"
             return "running"
 
     def cancel(self, job_id: str) -> None:
         try:
             os.kill(int(job_id), signal.SIGTERM)
-        except ProcessLookupError:
+        except (ProcessLookupError, PermissionError):
             return
 
     def logs(self, job: Job) -> list[Path]:

@@ -44,6 +44,7 @@ class Document:
     values: dict[str, Any] = field(default_factory=dict)
     origins: dict[Keys, Origin] = field(default_factory=dict)
     faults: list[Fault] = field(default_factory=list)
+    unread: set[Keys] = field(default_factory=set)  # keys whose value has a fault told already
 
     def origin(self, keys: Keys) -> Origin | None:
         """The origin of the key, or of the nearest section around it."""
@@ -61,6 +62,14 @@ class Document:
             else:
                 raise KeyError(key)
         return value
+
+    def has(self, keys: Keys) -> bool:
+        """Whether there is a value under the keys."""
+        try:
+            self.at(keys)
+        except (KeyError, IndexError):
+            return False
+        return True
 
     def put(self, keys: Keys, value: Any) -> None:
         """Write a value; the sections around it must be there."""
@@ -112,6 +121,7 @@ def read_value(text: str, document: Document, *, keys: Keys, place: str) -> Any:
             node = yaml.ScalarNode(tag, text, style=None)
     except yaml.YAMLError as error:
         document.faults.append(_not_yaml(error, place))
+        document.unread.add(keys)
         return None
     document.origins[keys] = Origin(place, reader.number_text(node))
     return reader.value(node, keys, open_nodes=())
@@ -151,16 +161,17 @@ class _Reader:
 
     def value(self, node: yaml.Node, keys: Keys, *, open_nodes: tuple[yaml.Node, ...]) -> Any:
         if node in open_nodes:
-            return self.fault(node, "the value contains itself", "write it out without the alias")
+            return self.unreadable(
+                node, keys, "the value contains itself", "write it out without the alias"
+            )
         if isinstance(node, yaml.MappingNode) and node.tag == "tag:yaml.org,2002:map":
             return dict(self.pairs(node, keys, open_nodes=(*open_nodes, node)))
         if isinstance(node, yaml.SequenceNode) and node.tag == "tag:yaml.org,2002:seq":
             return self.items(node, keys, open_nodes=(*open_nodes, node))
         if isinstance(node, yaml.ScalarNode) and node.tag in _PLAIN_TAGS:
-            return self.scalar(node)
-        return self.fault(
-            node, f"YAML tags such as {_short(node.tag)} are not accepted", "remove the tag"
-        )
+            return self.scalar(node, keys)
+        problem = f"YAML tags such as {_short(node.tag)} are not accepted"
+        return self.unreadable(node, keys, problem, "remove the tag")
 
     def pairs(
         self, node: yaml.MappingNode, keys: Keys, *, open_nodes: tuple[yaml.Node, ...]
@@ -190,7 +201,7 @@ class _Reader:
             for index, item in enumerate(node.value)
         ]
 
-    def scalar(self, node: yaml.ScalarNode) -> Any:
+    def scalar(self, node: yaml.ScalarNode, keys: Keys) -> Any:
         kind = node.tag.rpartition(":")[2]
         text = str(node.value)
         try:
@@ -199,7 +210,7 @@ class _Reader:
             if kind == "float":
                 return float(re.sub(r"\.(?=inf|nan)", "", text.lower().replace("_", "")))
         except ValueError:
-            return self.fault(node, f"'{text}' is not a number", "write a number")
+            return self.unreadable(node, keys, f"'{text}' is not a number", "write a number")
         if kind == "bool":
             return text.lower() == "true"
         return None if kind == "null" else text
@@ -213,6 +224,11 @@ class _Reader:
 
     def line(self, node: yaml.Node) -> str:
         return self.place if self.one_line else f"{self.place}:{node.start_mark.line + 1}"
+
+    def unreadable(self, node: yaml.Node, keys: Keys, problem: str, mend: str) -> None:
+        """A fault of a value; null stands in for it, and no more is told about its key."""
+        self.document.unread.add(keys)
+        self.fault(node, problem, mend)
 
     def fault(self, node: yaml.Node, problem: str, mend: str) -> None:
         self.document.faults.append(Fault(self.line(node), problem, mend))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import ValidationError
+from pydantic.fields import FieldInfo
 
 from dtl import registry
 from dtl.config.document import Document, Keys
@@ -56,16 +58,54 @@ _BOUNDS = {
 }
 
 
+@dataclass(frozen=True)
+class _Wrong:
+    """A key that is wrong: pydantic's account of it, and the keys that may stand beside it."""
+
+    keys: Keys
+    detail: Mapping[str, Any]
+    beside: Mapping[str, FieldInfo]
+
+    @property
+    def value(self) -> str:
+        """The value as it may stand in a message."""
+        return show(self.detail["input"])
+
+    @property
+    def meaning(self) -> str:
+        """The key's description in brackets, if it has one."""
+        field = self.beside.get(str(self.keys[-1])) if self.keys else None
+        return f" ({field.description})" if field and field.description else ""
+
+
 def explain(error: ValidationError, document: Document, place: str) -> list[Fault]:
     """One fault for each key that is wrong, in the order of the file."""
     by_key: dict[Keys, list[Mapping[str, Any]]] = {}
     for detail in error.errors(include_url=False):
-        by_key.setdefault(written_keys(detail, document), []).append(detail)
+        keys = written_keys(detail, document)
+        if not any(keys[:length] in document.unread for length in range(len(keys) + 1)):
+            by_key.setdefault(keys, []).append(detail)
     order = {origin.place: number for number, origin in enumerate(document.origins.values())}
     return [
-        Fault(_place(keys, document, place), *_sentence(keys, by_key[keys]))
+        Fault(_place(keys, document, place), *_sentence(keys, by_key[keys], document))
         for keys in sorted(by_key, key=lambda keys: _rank(keys, document, order))
     ]
+
+
+def written_keys(detail: Mapping[str, Any], document: Document) -> Keys:
+    """The part of pydantic's location that stands in the file, without the arms of a union."""
+    keys: Keys = ()
+    for key in detail["loc"]:
+        if not document.has((*keys, key)):
+            if detail["type"] == "missing" and key == detail["loc"][-1]:
+                return (*keys, key)
+            if key not in _fields(keys, document):
+                continue
+            if isinstance(document.at(keys), str):  # `lora` stands where `{name: lora}` is meant
+                return keys
+            return (*keys, key)
+        keys = (*keys, key)
+    return keys
 
 
 def _rank(keys: Keys, document: Document, order: Mapping[str, int]) -> float:
@@ -74,113 +114,88 @@ def _rank(keys: Keys, document: Document, order: Mapping[str, int]) -> float:
     return order[origin.place] if origin else float("inf")
 
 
-def written_keys(detail: Mapping[str, Any], document: Document) -> Keys:
-    """The part of pydantic's location that stands in the file, without the arms of a union."""
-    keys: Keys = ()
-    for key in detail["loc"]:
-        try:
-            document.at((*keys, key))
-        except (KeyError, IndexError):
-            if detail["type"] == "missing" and key == detail["loc"][-1]:
-                return (*keys, key)
-            if _record_at((*keys, key)) or key in _fields(_record_at(keys)):
-                return keys if _is_short_form(document, keys) else (*keys, key)
-            continue
-        keys = (*keys, key)
-    return keys
-
-
-def _is_short_form(document: Document, keys: Keys) -> bool:
-    """Whether `lora` stands where `{name: lora}` is meant."""
-    try:
-        return isinstance(document.at(keys), str)
-    except (KeyError, IndexError):
-        return False
-
-
 def _place(keys: Keys, document: Document, place: str) -> str:
     origin = document.origin(keys)
     dotted = ".".join(str(key) for key in keys)
-    parts = [origin.place if origin else place, dotted]
-    return ": ".join(part for part in parts if part)
+    return f"{origin.place if origin else place}: {dotted}" if dotted else place
 
 
-def _sentence(keys: Keys, details: list[Mapping[str, Any]]) -> tuple[str, str]:
+def _sentence(keys: Keys, details: list[Mapping[str, Any]], document: Document) -> tuple[str, str]:
     """Problem and mend. Several details of one key are the arms of a union: the value fits none."""
-    kinds = {detail["type"] for detail in details}
-    if len(details) > 1 and kinds <= _WANTED.keys():
+    wrong = _Wrong(keys, details[0], _fields(keys[:-1], document))
+    if len(details) > 1 and {detail["type"] for detail in details} <= _WANTED.keys():
         wanted = " or ".join(dict.fromkeys(_WANTED[detail["type"]] for detail in details))
-        return f"{show(details[0]['input'])} does not fit", f"write {wanted}{_meaning(keys)}"
-    return _SENTENCES.get(details[0]["type"], _other)(keys, details[0])
+        return f"{wrong.value} does not fit", f"write {wanted}{wrong.meaning}"
+    return _SENTENCES.get(wrong.detail["type"], _other)(wrong)
 
 
-def _unknown_key(keys: Keys, detail: Mapping[str, Any]) -> tuple[str, str]:
-    known = _fields(_record_at(keys[:-1]))
-    return "no such key", _hint(str(keys[-1]), known) or f"the keys here are {', '.join(known)}"
+def _unknown_key(wrong: _Wrong) -> tuple[str, str]:
+    hint = _hint(str(wrong.keys[-1]), wrong.beside)
+    return "no such key", hint or f"the keys here are: {', '.join(wrong.beside)}"
 
 
-def _hint(name: str, known: Mapping[str, Any]) -> str:
+def _hint(name: str, beside: Mapping[str, FieldInfo]) -> str:
     """Where the key might belong: a near miss here, another section, another trainer's name."""
     if name in _ELSEWHERE:
         return f"did you mean '{_ELSEWHERE[name]}'?"
+    sections = {section: _record_at((section,)) for section in RunConfig.model_fields}
     homes = [
-        f"{section}.{name}"
-        for section in RunConfig.model_fields
-        if name in _fields(_record_at((section,)))
+        section
+        for section, record in sections.items()
+        if record and not issubclass(record, Choice) and name in record.model_fields
     ]
-    if homes and not near(name, known):
-        return f"did you mean '{homes[0]}'?"
-    return near(name, known)
+    if homes and not near(name, beside):
+        return f"did you mean '{homes[0]}.{name}'?"
+    return near(name, beside)
 
 
-def _missing(keys: Keys, detail: Mapping[str, Any]) -> tuple[str, str]:
-    return "this key is missing", f"add it{_meaning(keys)}"
+def _missing(wrong: _Wrong) -> tuple[str, str]:
+    return "this key is missing", f"add it{wrong.meaning}"
 
 
-def _own_fault(keys: Keys, detail: Mapping[str, Any]) -> tuple[str, str]:
-    return detail["ctx"]["problem"], detail["ctx"]["mend"]
+def _own_fault(wrong: _Wrong) -> tuple[str, str]:
+    return wrong.detail["ctx"]["problem"], wrong.detail["ctx"]["mend"]
 
 
-def _value_error(keys: Keys, detail: Mapping[str, Any]) -> tuple[str, str]:
+def _value_error(wrong: _Wrong) -> tuple[str, str]:
     """A plugin's own check: ValueError("problem; mend")."""
-    problem, _, mend = str(detail["ctx"]["error"]).partition("; ")
-    return problem, mend or f"change it{_meaning(keys)}"
+    problem, _, mend = str(wrong.detail["ctx"]["error"]).partition("; ")
+    return problem, mend or f"change it{wrong.meaning}"
 
 
-def _wrong_type(keys: Keys, detail: Mapping[str, Any]) -> tuple[str, str]:
-    wanted = _WANTED[detail["type"]]
-    return f"{show(detail['input'])} is not {wanted}", f"write {wanted}{_meaning(keys)}"
+def _wrong_type(wrong: _Wrong) -> tuple[str, str]:
+    wanted = _WANTED[wrong.detail["type"]]
+    return f"{wrong.value} is not {wanted}", f"write {wanted}{wrong.meaning}"
 
 
-def _wrong_word(keys: Keys, detail: Mapping[str, Any]) -> tuple[str, str]:
-    expected = str(detail["ctx"]["expected"])
+def _wrong_word(wrong: _Wrong) -> tuple[str, str]:
+    expected = str(wrong.detail["ctx"]["expected"])
     words = expected.replace("'", "").replace(" or ", ", ").split(", ")
-    hint = near(str(detail["input"]), words)
+    hint = near(str(wrong.detail["input"]), words)
     choose = f"choose one of: {', '.join(words)}"
-    return f"{show(detail['input'])} is not possible", f"{hint} ({choose})" if hint else choose
+    return f"{wrong.value} is not possible", f"{hint} ({choose})" if hint else choose
 
 
-def _out_of_bounds(keys: Keys, detail: Mapping[str, Any]) -> tuple[str, str]:
-    bound, problem, wanted = _BOUNDS[detail["type"]]
-    mend = f"write {wanted.format(detail['ctx'][bound])}{_meaning(keys)}"
-    return f"{show(detail['input'])} is {problem}", mend
+def _out_of_bounds(wrong: _Wrong) -> tuple[str, str]:
+    bound, problem, wanted = _BOUNDS[wrong.detail["type"]]
+    mend = f"write {wanted.format(wrong.detail['ctx'][bound])}{wrong.meaning}"
+    return f"{wrong.value} is {problem}", mend
 
 
-def _not_finite(keys: Keys, detail: Mapping[str, Any]) -> tuple[str, str]:
-    return f"{detail['input']} is not a finite number", f"write a number{_meaning(keys)}"
+def _not_finite(wrong: _Wrong) -> tuple[str, str]:
+    return f"{wrong.value} is not a finite number", f"write a number{wrong.meaning}"
 
 
-def _too_short(keys: Keys, detail: Mapping[str, Any]) -> tuple[str, str]:
-    return "the value is empty" if not detail["input"] else "the value is too short", (
-        f"fill it in{_meaning(keys)}"
-    )
+def _too_short(wrong: _Wrong) -> tuple[str, str]:
+    problem = "the value is too short" if wrong.detail["input"] else "the value is empty"
+    return problem, f"fill it in{wrong.meaning}"
 
 
-def _other(keys: Keys, detail: Mapping[str, Any]) -> tuple[str, str]:
-    return f"{show(detail['input'])} does not fit ({detail['msg']})", f"change it{_meaning(keys)}"
+def _other(wrong: _Wrong) -> tuple[str, str]:
+    return f"{wrong.value} does not fit ({wrong.detail['msg']})", f"change it{wrong.meaning}"
 
 
-_SENTENCES: dict[str, Callable[[Keys, Mapping[str, Any]], tuple[str, str]]] = {
+_SENTENCES: dict[str, Callable[[_Wrong], tuple[str, str]]] = {
     "extra_forbidden": _unknown_key,
     "missing": _missing,
     "dtl_fault": _own_fault,
@@ -207,21 +222,18 @@ def show(value: Any) -> str:
     return f"'{text}'" if isinstance(value, str) else text
 
 
-def _meaning(keys: Keys) -> str:
-    """The key's description in brackets, if it has one."""
-    field = _fields(_record_at(keys[:-1])).get(str(keys[-1])) if keys else None
-    return f" ({field.description})" if field is not None and field.description else ""
-
-
-def _fields(record: type[Record] | None) -> dict[str, Any]:
-    """The keys that may stand in a section; a choice shows its name and every option there is."""
+def _fields(keys: Keys, document: Document) -> dict[str, FieldInfo]:
+    """The keys that may stand in a section; for a choice, its name and the chosen one's options."""
+    record = _record_at(keys)
     if record is None:
         return {}
     if not issubclass(record, Choice):
         return dict(record.model_fields)
-    known: dict[str, Any] = {"name": record.model_fields["name"]}
-    for name in registry.names(record.folder):
-        known |= registry.options(record.folder, name).model_fields
+    value = document.at(keys) if document.has(keys) else None
+    name = value.get("name") if isinstance(value, dict) else value
+    known = {"name": record.model_fields["name"]}
+    if name in registry.names(record.folder):
+        known |= registry.options(record.folder, str(name)).model_fields
     return known
 
 

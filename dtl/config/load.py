@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +28,35 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     Raises DtlError with every fault found: its place, the problem and the mend.
     """
     path = Path(path)
-    _check_file(path)
-    document = read_file(path)
-    for override in overrides:
-        _apply(override, document)
-    document.values.setdefault("run", {})
+    document = _read(path, overrides)
     config = _validate(document, str(path))
     if config.run.name is None:
         run = config.run.model_copy(update={"name": path.stem})
         config = config.model_copy(update={"run": run})
     return config
+
+
+def placed(error: DtlError, path: str | Path, overrides: Sequence[str] = ()) -> DtlError:
+    """The error with its config keys found: `data.train` becomes `x.yaml:5: data.train`.
+
+    For faults that come to light after the config was read.
+    """
+    document = _read(Path(path), overrides)
+    return type(error)(*(_placed(fault, document) for fault in error.faults))
+
+
+def _placed(fault: Fault, document: Document) -> Fault:
+    keys = tuple(fault.place.split("."))
+    origin = document.origin(keys) if keys[0] in RunConfig.model_fields else None
+    return replace(fault, place=f"{origin.place}: {fault.place}") if origin else fault
+
+
+def _read(path: Path, overrides: Sequence[str]) -> Document:
+    _check_file(path)
+    document = read_file(path)
+    for override in overrides:
+        _apply(override, document)
+    return document
 
 
 def _check_file(path: Path) -> None:

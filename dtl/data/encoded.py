@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import time
+import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
@@ -122,10 +124,22 @@ def wait_for(key: str, *, timeout_seconds: float = 3600.0) -> EncodedData:
 
 
 def _write(rows: Iterable[Row], encoder: Callable[[Row], Encoded | Skip], folder: Path) -> None:
+    """Write beside, then rename. No other writer, on any machine, has the same name beside."""
+    staged = folder.with_name(f"{folder.name}.{uuid.uuid4().hex}.staged")
+    staged.mkdir(parents=True)
+    try:
+        _write_files(rows, encoder, staged)
+    except BaseException:
+        shutil.rmtree(staged, ignore_errors=True)
+        raise
+    publish(staged, folder)
+
+
+def _write_files(
+    rows: Iterable[Row], encoder: Callable[[Row], Encoded | Skip], staged: Path
+) -> None:
     import pyarrow as pa
 
-    staged = folder.with_name(f"{folder.name}.{os.getpid()}.staged")
-    staged.mkdir(parents=True, exist_ok=True)
     skipped: Counter[str] = Counter()
     total = kept = 0
     writer = None
@@ -161,7 +175,6 @@ def _write(rows: Iterable[Row], encoder: Callable[[Row], Encoded | Skip], folder
     writer.file.close()
     census = Census(rows=total, kept=kept, skipped=dict(skipped))
     (staged / "census.json").write_text(json.dumps(asdict(census)), encoding="utf-8")
-    publish(staged, folder)
 
 
 @dataclass
@@ -172,8 +185,6 @@ class _Writer:
 
 def publish(staged: Path, folder: Path) -> None:
     """Give a finished folder its name in one move; a twin that was first is kept."""
-    import shutil
-
     try:
         staged.rename(folder)
     except OSError:

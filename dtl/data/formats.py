@@ -20,6 +20,7 @@ Reader = Callable[[Path, str], Iterator[Item]]
 
 ROWS_A_BATCH = 1024
 LONGEST_FIELD = 2**31 - 1  # characters; the csv module's own limit is 131,072
+KINDS = {list: "a list", str: "a text", bool: "true or false", type(None): "null"}
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
@@ -117,7 +118,7 @@ def _json_row(line: bytes, place: str) -> Item:
 def _object(value: Any, place: str) -> Item:
     if isinstance(value, dict):
         return place, value
-    kind = "null" if value is None else f"a {type(value).__name__}"
+    kind = KINDS.get(type(value), "a number")
     return Fault(place, f"the row is {kind}", 'write a JSON object, such as {"text": "..."}')
 
 

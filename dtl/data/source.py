@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
 
 from dtl import mini
 from dtl.config.schema import Source
 from dtl.data.formats import READERS, Fields, Item, reader_of
+from dtl.data.hub import load_from_hub
+from dtl.data.naming import listed, names_in
 from dtl.errors import DtlError, Fault, near
 
 FAULTS_SHOWN = 5
@@ -78,7 +79,7 @@ class Rows:
                 return Fault(
                     place,
                     f"no column '{column}', which data.columns.{name} names",
-                    near(column, given) or f"the row has {_listed(given)}",
+                    near(column, given) or f"the row has {listed(given)}",
                 )
             fields[name] = given[column]
         return Row(index, place, fields)
@@ -88,14 +89,36 @@ def open_rows(source: Source, columns: Mapping[str, str], place: str = "data.tra
     """The rows of a local file or folder, of data that dtl makes, or of a hub data set.
 
     `columns` maps dtl's name of a column to its name in the data; `place` is the config key that
-    messages name. Raises DtlError where there is nothing to read or the first row is at fault.
+    messages name. Raises DtlError where there is nothing to read or the first row is at fault,
+    which is all that is read here.
     """
-    rows = Rows(_content(source, place), source, columns)
-    try:
-        next(iter(rows))
-    except StopIteration:
-        raise DtlError.of(place, f"{rows.name} has no rows", "name data with rows") from None
-    return rows
+    content = _content(source, place)
+    first = next(content.read(), None)
+    if first is None:
+        raise DtlError.of(place, f"{content.name} has no rows", "name data with rows")
+    _refuse(_faults_of_first(first, content.name, columns))
+    return Rows(content, source, columns)
+
+
+def _faults_of_first(item: Item, name: str, columns: Mapping[str, str]) -> list[Fault]:
+    """What the first row shows to be wrong: the row itself, or columns that are not there."""
+    if isinstance(item, Fault):
+        return [item]
+    _, given = item
+    return [
+        Fault(
+            f"data.columns.{ours}",
+            f"{name} has no column '{column}'",
+            near(column, given) or f"it has {listed(given)}",
+        )
+        for ours, column in columns.items()
+        if column not in given
+    ]
+
+
+def _refuse(faults: list[Fault]) -> None:
+    if faults:
+        raise DtlError(*faults)
 
 
 def _content(source: Source, place: str) -> Content:
@@ -151,7 +174,7 @@ def _folder(folder: Path, source: Source, place: str) -> Content:
         raise DtlError.of(
             f"{place}.path",
             f"{source.path} holds {wanted}",
-            f"name a folder with {', '.join(READERS)} files ({_neighbours(folder)})",
+            f"it has {listed(names_in(folder))}; dtl reads {', '.join(READERS)}",
         )
     kinds = sorted({path.suffix.lower() for path in files})
     if len(kinds) > 1:
@@ -204,27 +227,7 @@ def _digest(paths: list[Path]) -> str:
 
 
 def _hub(source: Source, place: str) -> Content:
-    """A data set of the hub, or of its cache on this disk."""
-    import datasets
-
-    try:
-        found = datasets.load_dataset(
-            source.path, source.name, split=source.split, trust_remote_code=None
-        )
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as fault:
-        raise DtlError.of(
-            f"{place}.path",
-            f"'{source.path}' is no file here, and the hub did not give it ({_first_line(fault)})",
-            "correct the path, or fetch the data set on a machine with a network first",
-        ) from fault
-    if isinstance(found, dict):
-        if len(found) > 1:
-            raise DtlError.of(
-                f"{place}.split",
-                f"'{source.path}' has several splits",
-                f"name one of {_listed(found)}",
-            )
-        found = next(iter(found.values()))
+    found = load_from_hub(source, place)
 
     def read() -> Iterator[Item]:
         for number, fields in enumerate(found, start=1):
@@ -242,20 +245,11 @@ def _refuse_name(source: Source, place: str) -> None:
 
 
 def _missing(path: Path, written: str, place: str) -> DtlError:
-    return DtlError.of(f"{place}.path", f"no such file: {written}", _neighbours(path.parent, path))
+    hint = near(path.name, names_in(path.parent))
+    return DtlError.of(f"{place}.path", f"no such file: {written}", hint or _inside(path.parent))
 
 
-def _neighbours(folder: Path, wanted: Path | None = None) -> str:
+def _inside(folder: Path) -> str:
     if not folder.is_dir():
-        return f"there is no folder {folder}"
-    names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
-    return (near(wanted.name, names) if wanted else "") or f"{folder} has {_listed(names)}"
-
-
-def _listed(names: Any) -> str:
-    names = [f"'{name}'" for name in names]
-    return ", ".join(names[:12]) + (" ..." if len(names) > 12 else "") if names else "nothing"
-
-
-def _first_line(fault: Exception) -> str:
-    return str(fault).splitlines()[0].rstrip(".") if str(fault) else type(fault).__name__
+        return f"there is no folder {folder} either"
+    return f"the folder {folder} has {listed(names_in(folder))}"

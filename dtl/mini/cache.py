@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 import sys
@@ -34,6 +35,7 @@ def kept(
     home = folder() / "mini" / f"{name}-{makings(packages)}"
     if home.is_dir():
         return home
+    logging.getLogger("dtl").info("making mini:%s, once; it is kept in %s", name, home)
     home.parent.mkdir(parents=True, exist_ok=True)
     staged = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=home.parent))
     try:

@@ -152,7 +152,10 @@ def _joined(parts: list[str]) -> str:
 
 
 def _parts(block: str, *, longest: int) -> Iterator[str]:
-    """A paragraph as it is, or cut where it hurts least: entries, else lines, else sentences."""
+    """A paragraph as it is, or cut where it hurts least: entries, else lines, else sentences.
+
+    The rest of a sentence longer than that is left out: it is no prose.
+    """
     held = ""
     for part in _smallest_parts(block, longest=longest):
         if held.strip() and len(held) + len(part) > longest:

@@ -117,8 +117,6 @@ def _processes(
                 f"set train.global_batch to {outer.ranks} or more",
             )
         return nodes, outer.ranks_a_node
-    if asked.nodes > 1 and asked.processes is None and hardware.device == "cpu":
-        return asked.nodes, 1
     if asked.processes is not None:
         if hardware.device == "cuda" and asked.nodes == 1 and asked.processes > hardware.devices:
             raise DtlError.of(
@@ -217,8 +215,8 @@ def _wanted_zero(
 
 
 def _activation_bytes(work: _Work, examples: int, dtype: str, *, checkpointing: bool) -> int:
-    """What a forward pass keeps: about 34 numbers of 2 bytes a token, width and layer
-    (arXiv:2205.05198), one when checkpointed, and the logits with their gradient in fp32."""
+    """What a forward pass keeps: in half precision about 34 bytes a token, width and layer
+    (arXiv:2205.05198), 2 when checkpointed, and the logits with their gradient in fp32."""
     settings = work.settings
     width = getattr(settings, "hidden_size", None) or 0
     layers = getattr(settings, "num_hidden_layers", None) or 0
@@ -235,6 +233,7 @@ def _checkpointing(config: RunConfig, work: _Work, room: int, dtype: str, log: _
         log.note("activation checkpointing", "on" if asked else "off", "layout.activation_checkpointing")
         return asked
     if _activation_bytes(work, 1, dtype, checkpointing=False) <= room:
+        log.note("activation checkpointing", "off", "one example's activations fit without it")
         return False
     log.note("activation checkpointing", "on", "one example's activations would not fit otherwise")
     return True

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from dtl.config.schema import Record
+from dtl.config.schema import ConfigFault, Record, refuse
 from dtl.errors import DtlError
 from dtl.models.anatomy import head_module_names
 from dtl.strategies import Strategy
@@ -28,7 +28,9 @@ class Options(Record):
     )
     exclude: str | tuple[str, ...] | None = Field(None, description="Layers to leave out of these.")
     layers: tuple[int, ...] | None = Field(
-        None, description="Only blocks with these numbers (PEFT's layers_to_transform)."
+        None,
+        description="Only blocks with these numbers (PEFT's layers_to_transform); target must then "
+        "be a list.",
     )
     bias: Literal["none", "all", "lora_only"] = Field("none", description="Which biases learn too.")
     rslora: bool = Field(False, description="Scale by alpha / sqrt(rank) (arXiv:2312.03732).")
@@ -36,6 +38,20 @@ class Options(Record):
     also_learn: tuple[str, ...] = Field(
         (), description="Whole modules that learn beside the adapters (PEFT's modules_to_save)."
     )
+
+    @model_validator(mode="after")
+    def _layers_are_of_named_targets(self) -> Self:
+        if self.layers is not None and isinstance(self.target, str):
+            refuse(
+                [
+                    ConfigFault(
+                        "layers",
+                        problem=f"PEFT picks blocks only of a list of names, not of '{self.target}'",
+                        mend="list the layers, such as target: [q_proj, v_proj]",
+                    )
+                ]
+            )
+        return self
 
 
 class Plugin(Strategy):

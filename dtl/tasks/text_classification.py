@@ -61,7 +61,9 @@ class Plugin(Task):
 
     def encoder(self, processor: Any, facts: Facts, base: Any) -> Callable[[Row], Encoded | Skip]:
         places = {label: place for place, label in enumerate(facts["labels"])}
-        limit = min(self.options.max_length, getattr(base, "max_position_embeddings", None) or 2**31)
+        positions = getattr(base, "max_position_embeddings", None) or 2**31
+        # RoBERTa numbers its positions from 2: only its tokenizer knows the true limit.
+        limit = min(self.options.max_length, positions, processor.model_max_length)
 
         def encode(row: Row) -> Encoded | Skip:
             label = _label(row)
@@ -79,6 +81,8 @@ class Plugin(Task):
             values = {
                 name: list(tokens[name]) for name in ("input_ids", "token_type_ids") if name in tokens
             }
+            if not values["input_ids"]:
+                return Skip("empty text")
             return Encoded({**values, "labels": places[label]}, len(values["input_ids"]), 1)
 
         return encode

@@ -13,7 +13,7 @@ LOADING = {
     "adapter": """from peft import PeftModel
 from transformers import {head}, AutoTokenizer
 
-base = {head}.from_pretrained("{base}"{extra})
+base = {head}.from_pretrained({base}{extra})
 model = PeftModel.from_pretrained(base, "path/of/this/folder")
 tokenizer = AutoTokenizer.from_pretrained("path/of/this/folder")
 """,
@@ -36,7 +36,6 @@ def model_card(
     versions: dict[str, Any],
 ) -> str:
     """README.md of an export: base, data, strategy, scores, versions, and how to load it."""
-    extra = f", num_labels={labels}" if labels else ""
     front = {
         "base_model": config.model.path,
         "library_name": "peft" if kind == "adapter" else "transformers",
@@ -59,9 +58,18 @@ def model_card(
     lines += [f"| {key} | {value} |" for key, value in rows]
     lines += ["", "## Held-out scores", "", *_score_table(scores)]
     lines += ["", "## How to load it", "", "```python"]
-    lines += [LOADING[kind].format(head=head, base=config.model.path, extra=extra).rstrip(), "```"]
+    lines += [_loading(kind, head, config.model.path, labels), "```"]
     lines += ["", "## Versions", "", *(f"- {name} {number}" for name, number in versions.items())]
     return "\n".join(lines) + "\n"
+
+
+def _loading(kind: str, head: str, path: str, labels: int | None) -> str:
+    """Code that runs as it stands, but for the path of the export."""
+    mini = path.removeprefix("mini:")
+    base = json.dumps(path) if mini == path else f"str(mini.path({json.dumps(mini)}))"
+    extra = f", num_labels={labels}" if labels else ""
+    code = LOADING[kind].format(head=head, base=base, extra=extra).rstrip()
+    return code if mini == path or kind == "model" else f"from dtl import mini\n{code}"
 
 
 def _score_table(scores: dict[str, dict[str, float]]) -> list[str]:

@@ -1,0 +1,58 @@
+"""A data set of the hub, or of its cache on this disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from socket import getaddrinfo
+from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
+
+from dtl.config.schema import Source
+from dtl.data.naming import names_in
+from dtl.errors import DtlError, near
+
+
+def load_from_hub(source: Source, place: str) -> Any:
+    """One split as a `datasets.Dataset`. Raises DtlError where the hub does not give it."""
+    found = _splits(source, place)
+    if not isinstance(found, dict):
+        return found
+    if len(found) > 1:
+        splits = " or ".join(f"'{name}'" for name in found)
+        raise DtlError.of(f"{place}.split", f"'{source.path}' has several splits", f"name {splits}")
+    return next(iter(found.values()))
+
+
+def _splits(source: Source, place: str) -> Any:
+    import datasets
+
+    if not _has_an_address():
+        datasets.config.HF_HUB_OFFLINE = True  # else it asks in vain for half a minute
+    try:
+        return datasets.load_dataset(source.path, source.name, split=source.split)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as fault:
+        raise DtlError.of(
+            f"{place}.path",
+            f"'{source.path}' is no file here, and the hub did not give it ({_first_line(fault)})",
+            near(source.path, names_in(Path()))
+            or "correct the path, or fetch the data set once where there is a network",
+        ) from fault
+
+
+def _has_an_address() -> bool:
+    """Whether the hub's name can be looked up; behind a proxy only the proxy can tell."""
+    from huggingface_hub.constants import ENDPOINT
+
+    address = urlsplit(ENDPOINT)
+    if getproxies().get(address.scheme):
+        return True
+    try:
+        getaddrinfo(address.hostname, None)
+    except OSError:
+        return False
+    return True
+
+
+def _first_line(fault: Exception) -> str:
+    return str(fault).splitlines()[0].rstrip(".") if str(fault) else type(fault).__name__

@@ -1,0 +1,31 @@
+"""Tiny models that tests share, made once a session. No test writes into them."""
+
+import pytest
+
+from tests import tiny
+
+
+@pytest.fixture(scope="session")
+def decoder(tmp_path_factory):
+    """A Llama of 2 blocks whose output is not tied to its input; its tokenizer has a template."""
+    return tiny.decoder(tmp_path_factory.mktemp("models") / "decoder", chat=True)
+
+
+@pytest.fixture(scope="session")
+def tied_decoder(tmp_path_factory):
+    """The same with output and input embeddings tied; no chat template."""
+    return tiny.decoder(tmp_path_factory.mktemp("models") / "tied-decoder", tied=True)
+
+
+@pytest.fixture(scope="session")
+def encoder(tmp_path_factory):
+    """A BERT of 2 blocks without a task head."""
+    return tiny.encoder(tmp_path_factory.mktemp("models") / "encoder")
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """An empty cache folder of this test's own."""
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("DTL_CACHE", str(folder))
+    return folder

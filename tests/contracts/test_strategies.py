@@ -1,0 +1,439 @@
+"""The trials that every strategy passes, with its options left out. A new file in
+dtl/strategies/ is tried at once."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dtl import registry
+from dtl.config.schema import Model
+from dtl.models.anatomy import head_modules
+from dtl.models.load import Loaded, initialise, load_pretrained, load_tokenizer, weightless
+from tests import tiny
+
+TASKS = {"causal_lm": {}, "text_classification": {"labels": ["early", "late", "never"]}}
+BEDS = (
+    ("decoder", "causal_lm"),
+    ("decoder", "text_classification"),
+    ("encoder", "text_classification"),
+)
+TRIALS = tuple(itertools.product(registry.names("strategies"), BEDS))
+TEXTS = ("the old river turns", "a letter", "one small ship carries light", "never again")
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A task, a strategy, and the folder of a tiny base."""
+
+    folder: Path
+    task: Any
+    strategy: Any
+    facts: dict[str, Any]
+
+    @property
+    def source(self) -> Model:
+        return Model(path=str(self.folder))
+
+    def load(self, *, seed: int = 0) -> Loaded:
+        """As the run loads it, up to the strategy."""
+        loaded = load_pretrained(
+            self.source,
+            head=self.task.head,
+            changes=self.task.head_settings(self.facts),
+            random=self.strategy.starts_from == "random",
+            seed=seed,
+            dtype="fp32",
+        )
+        initialise(loaded.model, loaded.new, seed=seed, fill=fill)
+        loaded.model.config.pad_token_id = load_tokenizer(self.source).pad_token_id
+        return loaded
+
+    def apply(self, loaded: Loaded) -> Any:
+        torch.manual_seed(0)
+        return self.strategy.apply(loaded.model, new=loaded.new)
+
+    def batch(self) -> dict[str, torch.Tensor]:
+        from dtl.data.source import Row
+
+        tokenizer = load_tokenizer(self.source)
+        labels = self.facts.get("labels", [None])
+        rows = [
+            Row(n, "", {"text": text, "label": labels[n % len(labels)]})
+            for n, text in enumerate(TEXTS)
+        ]
+        encode = self.task.encoder(tokenizer, self.facts, None)
+        values = [encode(row).values for row in rows]
+        return self.task.collate(values, padding=tokenizer.pad_token_id)
+
+    def step(self, model: Any, optimizer: Any, batch: dict[str, torch.Tensor]) -> None:
+        (self.task.loss(model, batch) / 4).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    def logits(self, model: Any) -> torch.Tensor:
+        inputs = {name: tensor for name, tensor in self.batch().items() if name != "labels"}
+        with torch.no_grad():
+            return model.eval()(**inputs).logits
+
+
+def fill(parameter: Any, value: torch.Tensor) -> None:
+    parameter.data.copy_(value)
+
+
+def plugin(folder: str, name: str, **options: Any) -> Any:
+    module = registry.load(folder, name)
+    return module.Plugin(module.Options(**options))
+
+
+def make_bench(folder: Path, task: str, strategy: str, **options: Any) -> Bench:
+    return Bench(folder, plugin("tasks", task), plugin("strategies", strategy, **options), TASKS[task])
+
+
+def learning(model: Any) -> dict[str, Any]:
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def adamw(model: Any) -> Any:
+    return torch.optim.AdamW(learning(model).values(), lr=1e-3, weight_decay=0.1)
+
+
+def state(model: Any) -> dict[str, torch.Tensor]:
+    """Every parameter and buffer, also those that are not saved."""
+    tensors = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers())
+    return {name: tensor.detach().clone() for name, tensor in tensors.items()}
+
+
+@pytest.fixture(params=TRIALS, ids=lambda trial: "-".join((trial[0], *trial[1])))
+def bench(request) -> Bench:
+    strategy, (base, task) = request.param
+    return make_bench(request.getfixturevalue(base), task, strategy)
+
+
+# What every strategy owes -----------------------------------------------------------------------
+
+
+def test_something_learns_and_all_of_it_takes_part_in_the_loss(bench):
+    """A learning parameter without a gradient would stop data parallelism."""
+    model = bench.apply(bench.load())
+    bench.strategy.training_mode(model)
+    assert learning(model)
+    bench.task.loss(model, bench.batch()).backward()
+    assert [name for name, parameter in learning(model).items() if parameter.grad is None] == []
+    frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
+    assert all(parameter.grad is None for parameter in frozen)
+
+
+def test_a_step_changes_learning_parameters_and_nothing_else(bench):
+    model = bench.apply(bench.load())
+    bench.strategy.training_mode(model)
+    optimizer, before = adamw(model), state(model)
+    moving = {id(parameter) for parameter in learning(model).values()}
+    tensors = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers())
+    may_change = {name for name, tensor in tensors.items() if id(tensor) in moving}
+    bench.step(model, optimizer, bench.batch())
+    after = state(model)
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed and changed <= may_change
+    for _ in range(2):
+        bench.step(model, optimizer, bench.batch())
+    after = state(model)
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == may_change
+
+
+def test_the_loss_falls(bench):
+    model = bench.apply(bench.load())
+    bench.strategy.training_mode(model)
+    optimizer = torch.optim.AdamW(learning(model).values(), lr=1e-2)
+    before = bench.task.loss(model, bench.batch()).item()
+    for _ in range(10):
+        bench.step(model, optimizer, bench.batch())
+    assert bench.task.loss(model, bench.batch()).item() < 0.95 * before
+
+
+def test_the_weightless_model_learns_the_same_names_and_counts(bench):
+    model = bench.apply(bench.load())
+    planned = weightless(
+        bench.source, head=bench.task.head, changes=bench.task.head_settings(bench.facts)
+    )
+    with torch.device("meta"):
+        counted = bench.strategy.apply(planned.model, new=planned.new)
+    assert {name: p.shape for name, p in learning(counted).items()} == {
+        name: p.shape for name, p in learning(model).items()
+    }
+    assert sum(p.numel() for p in counted.parameters()) == sum(p.numel() for p in model.parameters())
+    assert {p.device.type for p in counted.parameters()} == {"meta"}
+
+
+def test_a_merged_model_is_the_same_function_without_additions(bench):
+    model = bench.apply(bench.load())
+    bench.strategy.training_mode(model)
+    optimizer = torch.optim.AdamW(learning(model).values(), lr=1e-2)
+    for _ in range(3):
+        bench.step(model, optimizer, bench.batch())
+    trained = bench.logits(model)
+    merged = bench.strategy.merge(copy.deepcopy(model))
+    assert torch.allclose(bench.logits(merged), trained, atol=1e-5, rtol=1e-5)
+    plain = bench.load().model
+    assert type(merged) is type(plain)
+    assert [name for name, _ in merged.named_parameters()] == [
+        name for name, _ in plain.named_parameters()
+    ]
+    assert not torch.allclose(bench.logits(plain), trained, atol=1e-3)
+
+
+def test_before_the_first_step_the_function_is_that_of_the_base(bench):
+    """An adaptation begins where the base is."""
+    loaded = bench.load()
+    base = bench.logits(loaded.model)
+    assert torch.equal(bench.logits(bench.apply(loaded)), base)
+
+
+def test_a_new_head_learns_and_is_drawn_from_the_seed_alone(bench):
+    """The same on every rank and layout, whatever has been drawn before."""
+    heads = []
+    for disturbance in (1, 2):
+        torch.manual_seed(disturbance)
+        loaded = bench.load()
+        new = loaded.new
+        model = bench.apply(loaded)
+        heads.append({
+            name: parameter.detach().clone()
+            for name, parameter in learning(model).items()
+            if any(name.replace("modules_to_save.default.", "").endswith(one) for one in new)
+        })
+    assert len(heads[0]) == len(new)
+    if bench.strategy.starts_from == "pretrained":
+        assert bool(new) == (bench.task.head == "AutoModelForSequenceClassification")
+    assert heads[0].keys() == heads[1].keys()
+    for name, value in heads[0].items():
+        assert torch.equal(value, heads[1][name])
+
+
+def test_what_is_drawn_at_random_depends_on_the_seed(bench):
+    if bench.strategy.starts_from == "pretrained" and bench.task.head == "AutoModelForCausalLM":
+        assert bench.load(seed=1).new == frozenset()
+        return
+    first, second = (state(bench.load(seed=seed).model) for seed in (1, 2))
+    assert any(not torch.equal(first[name], second[name]) for name in first)
+
+
+# frozen -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def dropping_encoder(tmp_path_factory) -> Path:
+    """A BERT with much dropout."""
+    from transformers import AutoTokenizer, BertConfig, BertModel
+
+    plain = tiny.encoder(tmp_path_factory.mktemp("models") / "plain")
+    folder = tmp_path_factory.mktemp("models") / "dropping"
+    config = BertConfig.from_pretrained(plain)
+    config.hidden_dropout_prob = config.attention_probs_dropout_prob = 0.5
+    torch.manual_seed(7)
+    BertModel(config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(plain).save_pretrained(folder)
+    return folder
+
+
+def features(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    with torch.no_grad():
+        return model.bert(batch["input_ids"], attention_mask=batch["attention_mask"])[1]
+
+
+def test_frozen_features_are_the_same_in_every_epoch(dropping_encoder):
+    bench = make_bench(dropping_encoder, "text_classification", "frozen")
+    model = bench.apply(bench.load())
+    batch = bench.batch()
+    model.train()
+    assert not torch.equal(features(model, batch), features(model, batch)), "no dropout to leave off"
+    bench.strategy.training_mode(model)
+    assert torch.equal(features(model, batch), features(model, batch))
+    assert not any(module.training for module in model.bert.modules())
+    assert all(module.training for module in head_modules(model))
+
+
+@pytest.mark.parametrize("strategy", ["full", "lora", "scratch"])
+def test_where_the_base_learns_dropout_stays_on(dropping_encoder, strategy):
+    bench = make_bench(dropping_encoder, "text_classification", strategy)
+    model = bench.apply(bench.load())
+    model.eval()
+    bench.strategy.training_mode(model)
+    with torch.no_grad():
+        first, second = (bench.task.loss(model, bench.batch()) for _ in range(2))
+    assert not torch.equal(first, second)
+
+
+def test_frozen_learns_the_head_alone(decoder, encoder):
+    for folder, task, names in (
+        (decoder, "causal_lm", {"lm_head.weight"}),
+        (decoder, "text_classification", {"score.weight"}),
+        (encoder, "text_classification", {"classifier.weight", "classifier.bias"}),
+    ):
+        bench = make_bench(folder, task, "frozen")
+        assert set(learning(bench.apply(bench.load()))) == names
+
+
+# full and scratch -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("strategy", ["full", "scratch"])
+def test_everything_learns(bench, strategy):
+    model = plugin("strategies", strategy).apply(bench.load().model, new=frozenset())
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_scratch_keeps_nothing_of_the_base(decoder):
+    from safetensors.torch import load_file
+
+    stored = load_file(decoder / "model.safetensors")
+    bench = make_bench(decoder, "causal_lm", "scratch")
+    for name, parameter in bench.load().model.named_parameters():
+        if parameter.ndim > 1:
+            assert not torch.equal(parameter, stored[name])
+
+
+# lora -------------------------------------------------------------------------------------------
+
+
+def plain_peft(bench: Bench, **settings: Any) -> Any:
+    """The same by hand, from the files alone."""
+    import transformers
+    from peft import LoraConfig, get_peft_model
+
+    head = bench.facts and {"num_labels": len(bench.facts["labels"])}
+    base = getattr(transformers, bench.task.head).from_pretrained(
+        bench.folder, dtype=torch.float32, **head
+    )
+    base.config.pad_token_id = 0
+    torch.manual_seed(0)
+    return get_peft_model(base, LoraConfig(**settings))
+
+
+@pytest.mark.parametrize(("rank", "alpha"), [(4, 8.0), (16, 32.0), (3, 1.0)])
+@pytest.mark.parametrize("target", ["all-linear", ("q_proj", "v_proj")])
+def test_lora_trains_as_plain_peft_does(decoder, rank, alpha, target):
+    """5 steps of AdamW on the same batches, with the loss that transformers itself computes."""
+    bench = make_bench(decoder, "causal_lm", "lora", rank=rank, alpha=alpha, target=target)
+    model = bench.apply(bench.load())
+    theirs = plain_peft(
+        bench,
+        r=rank,
+        lora_alpha=alpha,
+        target_modules=target if isinstance(target, str) else list(target),
+        task_type="CAUSAL_LM",
+    )
+    batch = bench.batch()
+    targets = int((batch["labels"][:, 1:] != -100).sum())
+    bench.strategy.training_mode(model)
+    theirs.train()
+    ours_optimizer = torch.optim.AdamW(learning(model).values(), lr=1e-2)
+    their_optimizer = torch.optim.AdamW(learning(theirs).values(), lr=1e-2)
+    for _ in range(5):
+        (bench.task.loss(model, batch) / targets).backward()
+        theirs(**batch).loss.backward()
+        for optimizer in (ours_optimizer, their_optimizer):
+            optimizer.step()
+            optimizer.zero_grad()
+    ours, expected = learning(model), learning(theirs)
+    assert ours.keys() == expected.keys()
+    for name, value in expected.items():
+        assert torch.allclose(ours[name], value, atol=1e-6, rtol=0), name
+    assert any(value.abs().max() > 1e-3 for name, value in ours.items() if "lora_B" in name)
+    assert torch.allclose(bench.logits(model), bench.logits(theirs), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("options", "settings"),
+    [
+        (
+            {"layers": (1,), "target": ("q_proj", "up_proj")},
+            {"layers_to_transform": [1], "target_modules": ["q_proj", "up_proj"]},
+        ),
+        ({"target": r".*\.0\..*_proj"}, {"target_modules": r".*\.0\..*_proj"}),
+        ({"exclude": ("down_proj",)}, {"exclude_modules": ["down_proj"]}),
+        ({"rslora": True}, {"use_rslora": True}),
+        ({"dora": True}, {"use_dora": True}),
+        ({"also_learn": ("embed_tokens",)}, {"modules_to_save": ["embed_tokens"]}),
+        ({"dropout": 0.3}, {"lora_dropout": 0.3}),
+    ],
+    ids=lambda value: next(iter(value)),
+)
+def test_lora_options_are_pefts(decoder, options, settings):
+    bench = make_bench(decoder, "causal_lm", "lora", rank=4, alpha=8.0, **options)
+    model = bench.apply(bench.load())
+    given = {"target_modules": "all-linear"} | settings
+    theirs = plain_peft(bench, r=4, lora_alpha=8, task_type="CAUSAL_LM", **given)
+    assert {name: p.shape for name, p in learning(model).items()} == {
+        name: p.shape for name, p in learning(theirs).items()
+    }
+    for lora in (model, theirs):
+        torch.manual_seed(1)
+        for name, parameter in lora.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter)
+    assert torch.allclose(bench.logits(model), bench.logits(theirs), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("bias", ["all", "lora_only"])
+def test_lora_biases_are_pefts(encoder, bias):
+    bench = make_bench(encoder, "text_classification", "lora", bias=bias)
+    model = bench.apply(bench.load())
+    theirs = plain_peft(
+        bench, r=16, lora_alpha=32, bias=bias, target_modules="all-linear", task_type="SEQ_CLS"
+    )
+    assert learning(model).keys() == learning(theirs).keys()
+
+
+def test_lora_of_a_classifier_saves_its_new_head_as_peft_would(encoder, tmp_path):
+    """Read back by plain PEFT over the plain base: the head is in the adapter's file."""
+    from peft import PeftModel
+    from transformers import AutoModelForSequenceClassification
+
+    bench = make_bench(encoder, "text_classification", "lora")
+    model = bench.apply(bench.load())
+    bench.strategy.training_mode(model)
+    optimizer = adamw(model)
+    for _ in range(3):
+        bench.step(model, optimizer, bench.batch())
+    model.save_pretrained(tmp_path)
+    base = AutoModelForSequenceClassification.from_pretrained(encoder, num_labels=3)
+    assert torch.equal(
+        bench.logits(PeftModel.from_pretrained(base, tmp_path)), bench.logits(model)
+    )
+
+
+@pytest.mark.parametrize(
+    "options", [{"target": ("no_such_proj",)}, {"target": ("q_proj",), "layers": (7,)}]
+)
+def test_lora_on_layers_that_are_not_there_is_the_users_fault(decoder, options):
+    from dtl.errors import DtlError
+
+    bench = make_bench(decoder, "causal_lm", "lora", **options)
+    with pytest.raises(DtlError, match="does not fit LlamaForCausalLM") as caught:
+        bench.apply(bench.load())
+    assert caught.value.faults[0].mend
+
+
+def test_blocks_without_named_layers_are_a_fault_of_the_config(tmp_path):
+    from dtl.config.load import load_config
+    from dtl.errors import DtlError
+
+    file = tmp_path / "run.yaml"
+    file.write_text(
+        "model: {path: mini:text}\ntask: causal_lm\ndata: {train: rows.jsonl}\n"
+        "train: {steps: 1}\nstrategy:\n  name: lora\n  layers: [0, 1]\n"
+    )
+    with pytest.raises(DtlError) as caught:
+        load_config(file)
+    (fault,) = caught.value.faults
+    assert fault.place == f"{file}:7: strategy.layers"
+    assert "'all-linear'" in fault.problem
+    assert fault.mend == "list the layers, such as target: [q_proj, v_proj]"

@@ -1,0 +1,57 @@
+"""Imports point down, and nothing heavy is imported before it is needed."""
+
+import subprocess
+import sys
+from pathlib import Path
+from time import perf_counter
+
+import pytest
+
+HOUSE = Path(__file__).parents[2]
+HEAVY = ("torch", "transformers", "accelerate", "deepspeed", "peft", "datasets", "pyarrow")
+COMMANDS = (
+    ["--help"],
+    ["--version"],
+    ["train", "--help"],
+    ["list"],
+    ["schema"],
+    ["recipes", "list"],
+)
+SECONDS = 0.4  # for a desk command that needs no model
+
+
+def test_imports_only_point_down():
+    pytest.importorskip("importlinter")
+    linted = subprocess.run(
+        [sys.executable, "-c", "from importlinter.cli import lint_imports_command as run; run()"],
+        cwd=HOUSE,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert linted.returncode == 0, linted.stdout + linted.stderr
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_desk_commands_import_nothing_heavy(command):
+    code = (
+        "import sys; from dtl.cli import main; code = main(sys.argv[1:]); "
+        f"print(code, *[name for name in {HEAVY} if name in sys.modules], file=sys.stderr)"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", code, *command], capture_output=True, text=True, check=True
+    )
+    assert ran.stderr == "0\n"
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_desk_commands_answer_quickly(command):
+    """The best of five counts: a busy machine slows some of them, never speeds one up."""
+    taken = []
+    for _ in range(5):
+        start = perf_counter()
+        subprocess.run([sys.executable, "-m", "dtl", *command], capture_output=True, check=True)
+        taken.append(perf_counter() - start)
+        if taken[-1] < SECONDS:
+            return
+    pytest.fail(f"the fastest of five took {min(taken):.2f} s")

@@ -1,0 +1,18 @@
+"""`import dtl` gives the public functions, whatever packages of the same names are imported."""
+
+import dtl
+
+
+def test_public_functions_stay_functions():
+    import dtl.plan.make
+    import dtl.train.loop
+    from dtl import api
+
+    assert dtl.plan is api.plan
+    assert dtl.train is api.train
+    assert dtl.load_config is api.load_config
+    assert dtl.load_run is api.load_run
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    assert not hasattr(dtl, "tarin")

@@ -1,0 +1,150 @@
+"""The model card: what it says is so, and the code in it runs."""
+
+import re
+
+import pytest
+import torch
+import yaml
+
+from dtl import mini
+from dtl.config.schema import RunConfig
+from dtl.plan import Layout, Parameters, Plan
+from dtl.train.card import model_card
+
+PLAN = Plan(
+    layout=Layout(1, 2, 2, "none", 4, 2, False, "bf16", "cpu"),
+    parameters=Parameters(learning=123_456, frozen=2_000_000),
+    model_state={},
+    learning_rate=3e-4,
+    steps=40,
+    steps_per_epoch=7,
+    deepspeed=None,
+)
+SCORES = {
+    "unadapted": {"loss": 3.25, "perplexity": 25.790340, "confusion/a/b": 3},
+    "adapted": {"loss": 2.5, "perplexity": 12.182494, "confusion/a/b": 1},
+}
+
+
+def card(base, *, kind="adapter", head="AutoModelForCausalLM", labels=None, scores=SCORES, **data):
+    config = RunConfig.model_validate(
+        {
+            "run": {"name": "first"},
+            "model": {"path": str(base)},
+            "task": "causal_lm",
+            "strategy": {"name": "lora", "rank": 4},
+            "data": {"train": "rows.jsonl", "eval": "held.jsonl"} | data,
+            "train": {"steps": 40, "global_batch": 24},
+        }
+    )
+    versions = {"dtl": "0.1", "torch": "2.13"}
+    return model_card(
+        config, PLAN, kind=kind, head=head, labels=labels, scores=scores, versions=versions
+    )
+
+
+def code_of(text):
+    (found,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    return found
+
+
+def run_code(text, folder):
+    scope = {}
+    exec(code_of(text).replace("path/of/this/folder", str(folder)), scope)
+    return scope
+
+
+def save_adapter(base, folder, auto, **settings):
+    """What plain PEFT saves, with weights that change the output; returns the model."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoTokenizer
+
+    kind = {"AutoModelForCausalLM": "CAUSAL_LM"}.get(auto.__name__, "SEQ_CLS")
+    config = LoraConfig(r=2, target_modules="all-linear", task_type=kind)
+    model = get_peft_model(auto.from_pretrained(base, **settings), config)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.constant_(parameter, 0.02)
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(base).save_pretrained(folder)
+    return model.eval()
+
+
+def test_the_front_is_yaml_that_the_hub_reads(decoder):
+    front = yaml.safe_load(card(decoder).split("---")[1])
+    assert front == {
+        "base_model": str(decoder),
+        "library_name": "peft",
+        "tags": ["dtl", "causal_lm", "lora"],
+    }
+    assert yaml.safe_load(card(decoder, kind="model").split("---")[1])["library_name"] == (
+        "transformers"
+    )
+
+
+def test_base_data_strategy_and_versions_are_told(decoder):
+    text = card(decoder)
+    for told in (
+        "| trained on | rows.jsonl |",
+        "| scored on | held.jsonl |",
+        "| steps | 40 of 24 examples |",
+        "| learning rate | 0.0003, cosine |",
+        "| layout | 2 ranks, ZeRO 2, bf16 |",
+        "| learning parameters | 123 k |",
+        '"rank": 4',
+        "- torch 2.13",
+    ):
+        assert told in text
+
+
+def test_scores_stand_beside_those_of_the_unadapted_base(decoder):
+    text = card(decoder)
+    assert "| model | loss | perplexity |" in text
+    assert "| unadapted | 3.25 | 25.7903 |" in text
+    assert "| adapted | 2.5 | 12.1825 |" in text
+    assert "confusion" not in text
+
+
+def test_no_scores_are_no_table(decoder):
+    assert "No held-out data was given." in card(decoder, scores={}, eval=None)
+
+
+def test_a_share_of_the_rows_is_named(decoder):
+    assert "| scored on | 0.1 of the rows |" in card(decoder, eval=None, holdout=0.1)
+
+
+@pytest.mark.parametrize("by_name", [False, True])
+def test_the_code_of_an_adapter_loads_it(decoder, tmp_path, monkeypatch, by_name):
+    """Also for a base that dtl ships, which only dtl finds."""
+    from transformers import AutoModelForCausalLM
+
+    trained = save_adapter(decoder, tmp_path, AutoModelForCausalLM)
+    monkeypatch.setattr(mini, "path", lambda name: {"text": decoder}[name])
+    loaded = run_code(card("mini:text" if by_name else decoder), tmp_path)
+    tokens = loaded["tokenizer"]("the river", return_tensors="pt").input_ids
+    with torch.no_grad():
+        assert torch.equal(loaded["model"](tokens).logits, trained(tokens).logits)
+
+
+def test_the_code_of_a_classifying_adapter_loads_its_head_too(encoder, tmp_path):
+    from transformers import AutoModelForSequenceClassification
+
+    auto = AutoModelForSequenceClassification
+    trained = save_adapter(encoder, tmp_path, auto, num_labels=3)
+    loaded = run_code(card(encoder, head=auto.__name__, labels=3), tmp_path)
+    tokens = loaded["tokenizer"]("the river", return_tensors="pt").input_ids
+    with torch.no_grad():
+        assert torch.equal(loaded["model"](tokens).logits, trained(tokens).logits)
+
+
+@pytest.mark.parametrize("base", ["decoder", "mini:text"])
+def test_the_code_of_a_model_loads_it(decoder, base):
+    text = card(base, kind="model", head="AutoModelForCausalLM")
+    loaded = run_code(text, decoder)
+    assert type(loaded["model"]).__name__ == "LlamaForCausalLM"
+    assert "import mini" not in code_of(text)
+
+
+def test_a_path_with_quotes_is_still_code(tmp_path):
+    folder = tmp_path / 'the "big" one'
+    assert compile(code_of(card(folder)), "card", "exec")

@@ -1,0 +1,93 @@
+"""The command that starts a run, read by the launcher's own parser."""
+
+import os
+import socket
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+
+from dtl.launch import Command, command, free_port, threads
+from dtl.plan import Layout, Parameters, Plan
+from dtl.run_folder import RunFolder
+
+LAYOUT = Layout(1, 2, 2, "none", 4, 2, False, "fp32", "cpu")
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A function that gives a run folder with this layout."""
+
+    def make(layout):
+        plan = Plan(layout, Parameters(1, 1), {}, 1e-3, 5, 5, None)
+        monkeypatch.setattr(RunFolder, "plan", property(lambda _: plan))
+        return RunFolder(tmp_path / "runs" / "a run")
+
+    return make
+
+
+def parsed(started):
+    """What `accelerate launch` understands."""
+    from accelerate.commands.launch import launch_command_parser
+
+    assert started.argv[:3] == (sys.executable, "-m", "accelerate.commands.launch")
+    return launch_command_parser().parse_args(list(started.argv[3:]))
+
+
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_accelerate_starts_the_planned_ranks_on_the_run_folder(folder, processes):
+    made = folder(replace(LAYOUT, processes=processes))
+    found = parsed(command(made))
+    assert found.num_processes == processes
+    assert found.multi_gpu == (processes > 1)
+    assert (found.num_machines, found.mixed_precision, found.dynamo_backend) == (1, "no", "no")
+    assert found.module and found.training_script == "dtl.worker"
+    assert found.training_script_args == ["run", str(made.path)]
+    assert not found.use_deepspeed, "the engine starts DeepSpeed itself, from the plan"
+
+
+def test_the_run_folder_is_named_from_the_root(tmp_path, folder, monkeypatch):
+    folder(LAYOUT)
+    monkeypatch.chdir(tmp_path)
+    found = parsed(command(RunFolder(tmp_path.relative_to(tmp_path) / "runs" / "x")))
+    assert found.training_script_args[1] == str(tmp_path / "runs" / "x")
+
+
+def test_on_a_cpu_nobody_looks_for_a_gpu_and_cores_are_shared_out(folder, monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    environment = command(folder(replace(LAYOUT, processes=3))).environment
+    assert environment["ACCELERATE_USE_CPU"] == "true"
+    assert environment["DS_ACCELERATOR"] == "cpu"
+    assert environment["OMP_NUM_THREADS"] == "2"
+
+
+def test_on_gpus_the_cpu_is_not_forced(folder):
+    environment = command(folder(replace(LAYOUT, device="cuda"))).environment
+    assert not {"ACCELERATE_USE_CPU", "DS_ACCELERATOR", "OMP_NUM_THREADS"} & set(environment)
+
+
+def test_two_runs_started_at_once_meet_at_different_ports(folder):
+    made = folder(LAYOUT)
+    ports = {parsed(command(made)).main_process_port for _ in range(3)}
+    assert len(ports) > 1
+
+
+def test_a_free_port_can_be_bound():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", free_port()))
+
+
+@pytest.mark.parametrize(
+    ("cores", "processes", "each"), [(8, 2, 4), (8, 3, 2), (2, 4, 1), (None, 2, 1)]
+)
+def test_threads_are_the_cores_shared_out(monkeypatch, cores, processes, each):
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    assert threads(processes) == each
+
+
+def test_the_shell_line_does_the_same():
+    code = "import os, sys; print(os.environ['A'], sys.argv[1])"
+    line = Command((sys.executable, "-c", code, "b c"), {"A": "x y"}).shell()
+    told = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=True).stdout
+    assert told == "x y b c\n"

@@ -1,0 +1,386 @@
+"""The plan: bytes and counts against numbers from elsewhere, choices that say why, refusals."""
+
+import json
+
+import pytest
+
+from dtl.assemble import assemble
+from dtl.config.schema import RunConfig
+from dtl.errors import DtlError
+from dtl.models.load import initialise, load_pretrained, load_settings
+from dtl.plan import Hardware, OuterLaunch, Parameters, Plan
+from dtl.plan.make import make_plan
+from dtl.plan.memory import model_state
+
+GB = 10**9
+LAPTOP = Hardware("cpu", 8, 16 * GB, "8 CPU cores", bf16=True, compiler=True)
+NO_COMPILER = Hardware("cpu", 8, 16 * GB, "8 CPU cores", bf16=True, compiler=False)
+EIGHT_GPUS = Hardware("cuda", 8, 80 * GB, "80 GB GPU", bf16=True, compiler=True)
+OLD_GPU = Hardware("cuda", 1, 16 * GB, "old GPU", bf16=False, compiler=True)
+FACTS = {"causal_lm": {}, "text_classification": {"labels": ["early", "late", "never"]}}
+
+
+def configure(base, *, task="causal_lm", strategy="lora", **sections):
+    """A config; `sections` are laid over a small default."""
+    given = {
+        "run": {"name": "test"},
+        "model": {"path": str(base)} | sections.pop("model", {}),
+        "task": task,
+        "strategy": strategy,
+        "data": {"train": "rows.jsonl"},
+        "train": {"steps": 10} | sections.pop("train", {}),
+        **sections,
+    }
+    return RunConfig.model_validate(given)
+
+
+def plan(config, hardware=LAPTOP, *, outer=None, examples=100, longest=24):
+    return make_plan(
+        config,
+        assemble(config),
+        facts=FACTS[config.task.name],
+        settings=load_settings(config.model),
+        examples=examples,
+        longest=longest,
+        hardware=hardware,
+        outer=outer,
+    )
+
+
+def choices(made):
+    return {chosen.key: chosen.value for chosen in made.choices}
+
+
+def reason(made, key):
+    return next(chosen.reason for chosen in made.choices if chosen.key == key)
+
+
+# Bytes ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("zero", "gigabytes"), [(0, 120), (1, 31.4), (2, 16.6), (3, 1.9)])
+def test_model_state_is_that_of_the_zero_paper(zero, gigabytes):
+    """arXiv:1910.02054, figure 1: 7.5 B parameters, Adam, mixed precision, 64 devices."""
+    counts = Parameters(learning=7_500_000_000, frozen=0)
+    state = model_state(counts, zero=zero, ranks=64, dtype="bf16", offload="none")
+    assert sum(state.values()) / GB == pytest.approx(gigabytes, abs=0.05)
+
+
+@pytest.mark.parametrize(
+    ("zero", "dtype", "offload", "expected"),
+    [
+        # 1000 learning and 9000 frozen, 4 ranks. Stage 0: frozen in 2 bytes, learning in 4.
+        (0, "bf16", "none", {"weights": 22_000, "gradients": 4_000, "optimizer": 8_000}),
+        (0, "fp32", "none", {"weights": 40_000, "gradients": 4_000, "optimizer": 8_000}),
+        # Stages 1 to 3: the optimizer holds fp32 masters and two moments, 12 bytes, a quarter here.
+        (1, "bf16", "none", {"weights": 20_000, "gradients": 2_000, "optimizer": 3_000}),
+        (2, "bf16", "none", {"weights": 20_000, "gradients": 500, "optimizer": 3_000}),
+        (3, "bf16", "none", {"weights": 5_000, "gradients": 500, "optimizer": 3_000}),
+        (3, "fp32", "none", {"weights": 10_000, "gradients": 1_000, "optimizer": 3_000}),
+        (2, "bf16", "optimizer", {"weights": 20_000, "gradients": 500, "optimizer": 0}),
+    ],
+)
+def test_model_state_with_a_frozen_part_by_hand(zero, dtype, offload, expected):
+    counts = Parameters(learning=1_000, frozen=9_000)
+    assert model_state(counts, zero=zero, ranks=4, dtype=dtype, offload=offload) == expected
+
+
+def test_shares_that_do_not_divide_are_rounded_up():
+    state = model_state(Parameters(10, 0), zero=3, ranks=4, dtype="fp32", offload="none")
+    assert state == {"weights": 12, "gradients": 12, "optimizer": 36}
+
+
+# Counts -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("base", "task", "strategies"),
+    [
+        ("decoder", "causal_lm", "full lora frozen scratch"),
+        ("decoder", "text_classification", "full lora frozen scratch"),
+        ("tied_decoder", "causal_lm", "full lora scratch"),  # no head of its own to learn
+        ("tied_decoder", "text_classification", "full lora frozen scratch"),
+        ("encoder", "text_classification", "full lora frozen scratch"),
+    ],
+)
+def test_the_counts_are_those_of_the_model_that_is_trained(base, task, strategies, request):
+    for strategy in strategies.split():
+        config = configure(request.getfixturevalue(base), task=task, strategy=strategy)
+        parts = assemble(config)
+        loaded = load_pretrained(
+            config.model,
+            head=parts.task.head,
+            changes=parts.task.head_settings(FACTS[task]),
+            random=parts.strategy.starts_from == "random",
+            seed=0,
+            dtype="fp32",
+        )
+        model = parts.strategy.apply(loaded.model, new=loaded.new)
+        learning = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
+        made = plan(config)
+        found = (strategy, made.parameters.learning, made.parameters.frozen)
+        assert found == (strategy, learning, frozen)
+        assert made.parameters.total == learning + frozen
+
+
+def test_lora_counts_by_hand(decoder):
+    """Rank 4 beside the 7 linear layers of each of 2 blocks (32 wide, 64 inner, 16 for keys and
+    values): 4 x (in + out) each."""
+    block = 2 * (32 + 32) + 2 * (32 + 16) + 3 * (32 + 64)
+    made = plan(configure(decoder, strategy={"name": "lora", "rank": 4}))
+    assert made.parameters.learning == 4 * 2 * block
+
+
+# Choices ----------------------------------------------------------------------------------------
+
+
+def test_a_laptop_runs_one_process_in_fp32_without_zero(decoder):
+    made = plan(configure(decoder))
+    layout = made.layout
+    assert (layout.nodes, layout.processes, layout.zero, layout.offload) == (1, 1, 0, "none")
+    assert (layout.dtype, layout.device, layout.activation_checkpointing) == ("fp32", "cpu", False)
+    assert made.deepspeed is None
+    assert choices(made)["dtype"] == "fp32"
+    assert "no GPU" in reason(made, "processes")
+
+
+def test_eight_gpus_are_all_used_in_bf16(decoder):
+    made = plan(configure(decoder), EIGHT_GPUS)
+    layout = made.layout
+    assert (layout.processes, layout.dtype, layout.device, layout.zero) == (8, "bf16", "cuda", 0)
+    assert "80 GB GPU" in reason(made, "processes")
+    assert (layout.micro_batch, layout.accumulation) == (2, 1)
+
+
+def test_a_gpu_without_bf16_gets_fp16(decoder):
+    assert plan(configure(decoder), OLD_GPU).layout.dtype == "fp16"
+
+
+def test_no_more_gpus_than_examples_in_a_step(decoder):
+    made = plan(configure(decoder, train={"global_batch": 3}), EIGHT_GPUS)
+    assert (made.layout.processes, made.layout.micro_batch) == (3, 1)
+
+
+@pytest.mark.parametrize(
+    ("memory", "stage", "offload"),
+    [(16.1, 0, "none"), (15.9, 2, "none"), (5.4, 3, "none"), (3.9, 3, "optimizer")],
+)
+def test_zero_is_the_least_sharding_that_fits(decoder, memory, stage, offload):
+    """Full tuning on 4 GPUs takes 16, 2 + 14/4, 16/4 and 4/4 bytes a parameter (ZeRO paper), and
+    0.63 of a device is planned for them."""
+    config = configure(decoder, strategy="full")
+    held = memory * plan(config).parameters.total / (0.9 * 0.7)
+    hardware = Hardware("cuda", 4, int(held), "small GPU", bf16=True, compiler=True)
+    layout = plan(config, hardware).layout
+    assert (layout.zero, layout.offload) == (stage, offload)
+
+
+def test_without_a_compiler_zero_is_not_used_on_a_cpu_and_the_plan_says_so(decoder):
+    config = configure(decoder, layout={"zero": 2, "offload": "optimizer", "processes": 2})
+    assert plan(config).layout.zero == 2
+    made = plan(config, NO_COMPILER)
+    assert (made.layout.zero, made.layout.offload, made.deepspeed) == (0, "none", None)
+    assert "ZeRO 2 was asked for" in reason(made, "ZeRO stage")
+    assert "compiler" in reason(made, "ZeRO stage")
+    assert any("compiler" in line for line in made.lines())
+
+
+def test_what_is_asked_for_is_taken(decoder):
+    config = configure(
+        decoder,
+        model={"dtype": "bf16"},
+        optim={"learning_rate": 0.5},
+        train={"global_batch": 24},
+        layout={
+            "nodes": 2,
+            "processes": 3,
+            "zero": 3,
+            "offload": "optimizer",
+            "micro_batch": 2,
+            "activation_checkpointing": True,
+        },
+    )
+    made = plan(config)
+    layout = made.layout
+    assert (layout.nodes, layout.processes, layout.ranks) == (2, 3, 6)
+    assert (layout.zero, layout.offload, layout.dtype) == (3, "optimizer", "bf16")
+    assert (layout.micro_batch, layout.accumulation) == (2, 2)
+    assert layout.activation_checkpointing
+    assert made.learning_rate == 0.5
+
+
+def test_an_outer_launcher_wins(decoder):
+    outer = OuterLaunch("torchrun", ranks=4, ranks_a_node=2, zero=3, offload="none")
+    made = plan(configure(decoder, layout={"processes": 1, "zero": 1}), outer=outer)
+    assert (made.layout.nodes, made.layout.processes, made.layout.zero) == (2, 2, 3)
+    assert reason(made, "processes") == reason(made, "ZeRO stage") == "fixed by torchrun"
+
+
+@pytest.mark.parametrize(
+    ("hardware", "layout"),
+    [
+        (LAPTOP, {}),
+        (LAPTOP, {"nodes": 2}),
+        (EIGHT_GPUS, {}),
+        (EIGHT_GPUS, {"offload": "optimizer"}),
+    ],
+)
+def test_every_key_that_is_left_out_is_explained(decoder, hardware, layout):
+    made = plan(configure(decoder, layout=layout), hardware)
+    explained = {
+        "processes",
+        "dtype",
+        "ZeRO stage",
+        "activation checkpointing",
+        "micro batch",
+        "accumulation",
+        "steps",
+        "learning rate",
+    }
+    assert explained <= set(choices(made))
+    assert all(chosen.reason for chosen in made.choices)
+    text = "\n".join(made.lines())
+    assert all(chosen.reason in text for chosen in made.choices)
+
+
+@pytest.mark.parametrize(
+    ("hardware", "ranks"), [(LAPTOP, 1), (LAPTOP, 2), (LAPTOP, 3), (EIGHT_GPUS, 5), (EIGHT_GPUS, 8)]
+)
+@pytest.mark.parametrize("global_batch", [8, 16, 33, 1000])
+def test_micro_batch_and_accumulation_hold_the_global_batch(decoder, hardware, ranks, global_batch):
+    config = configure(decoder, train={"global_batch": global_batch}, layout={"processes": ranks})
+    layout = plan(config, hardware).layout
+    held = layout.micro_batch * layout.accumulation * ranks
+    assert held >= global_batch
+    assert layout.micro_batch * (layout.accumulation - 1) * ranks < global_batch
+
+
+def test_long_examples_get_small_micro_batches(decoder):
+    """24 tokens or 100 000: what does not fit at once is taken one after the other."""
+    config = configure(decoder, train={"global_batch": 64})
+    small = Hardware("cuda", 1, GB, "small GPU", bf16=True, compiler=True)
+    assert plan(config, small, longest=24).layout.micro_batch == 64
+    layout = plan(config, small, longest=100_000).layout
+    assert layout.micro_batch < 8
+    assert layout.micro_batch * layout.accumulation >= 64
+
+
+def test_an_example_that_does_not_fit_is_checkpointed(decoder):
+    small = Hardware("cuda", 1, 3 * GB, "small GPU", bf16=True, compiler=True)
+    config = configure(decoder, strategy="lora")
+    assert not plan(config, small, longest=24).layout.activation_checkpointing
+    assert plan(config, small, longest=700_000).layout.activation_checkpointing
+
+
+@pytest.mark.parametrize(
+    ("train", "examples", "steps", "an_epoch"),
+    [
+        ({"steps": 7}, 100, 7, 7),
+        ({"steps": None, "epochs": 3}, 100, 21, 7),
+        ({"steps": None, "epochs": 0.5}, 96, 3, 6),
+        ({"steps": None, "epochs": 0.01}, 16, 1, 1),
+    ],
+)
+def test_steps_count_batches_of_16(decoder, train, examples, steps, an_epoch):
+    made = plan(configure(decoder, train=train), examples=examples)
+    assert (made.steps, made.steps_per_epoch) == (steps, an_epoch)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "rate"), [("lora", 2e-4), ("full", 2e-5), ("frozen", 1e-3), ("scratch", 1e-3)]
+)
+def test_the_learning_rate_is_the_usual_one_of_the_strategy(decoder, strategy, rate):
+    made = plan(configure(decoder, strategy=strategy))
+    assert made.learning_rate == rate
+    assert strategy in reason(made, "learning rate")
+
+
+# DeepSpeed --------------------------------------------------------------------------------------
+
+
+def numbers_in(value):
+    if isinstance(value, dict):
+        return [leaf for part in value.values() for leaf in numbers_in(part)]
+    return [value]
+
+
+@pytest.mark.parametrize("zero", [1, 2, 3])
+@pytest.mark.parametrize(("clip", "written"), [(0.7, 0.7), (None, 0.0)])
+def test_deepspeeds_config_is_written_out(decoder, zero, clip, written):
+    """Left out, DeepSpeed would fill in its own numbers; it checks that the batch is a product."""
+    config = configure(
+        decoder, optim={"gradient_clip": clip}, layout={"zero": zero, "processes": 2, "micro_batch": 4}
+    )
+    made = plan(config)
+    found = made.deepspeed
+    assert "auto" not in numbers_in(found)
+    assert found["zero_optimization"]["stage"] == zero
+    assert found["gradient_clipping"] == written
+    assert found["train_batch_size"] == (
+        found["train_micro_batch_size_per_gpu"] * found["gradient_accumulation_steps"] * 2
+    )
+    assert found["gradient_accumulation_steps"] == 2
+    assert not found["bf16"]["enabled"] and not found["fp16"]["enabled"]
+
+
+def test_deepspeed_itself_reads_the_config(decoder):
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
+    for zero in (1, 2, 3):
+        layout = {"zero": zero, "offload": "optimizer"}
+        found = plan(configure(decoder, layout=layout)).deepspeed["zero_optimization"]
+        read = DeepSpeedZeroConfig(**found)
+        assert read.stage == zero
+        assert read.offload_optimizer.device == "cpu"
+
+
+# Refusals ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("hardware", "sections", "outer", "place"),
+    [
+        (EIGHT_GPUS, {"layout": {"processes": 9}}, None, "layout.processes"),
+        (LAPTOP, {"model": {"dtype": "fp16"}}, None, "model.dtype"),
+        (OLD_GPU, {"model": {"dtype": "bf16"}}, None, "model.dtype"),
+        (
+            LAPTOP,
+            {"train": {"global_batch": 3}},
+            OuterLaunch("torchrun", ranks=4, ranks_a_node=4, zero=None, offload=None),
+            "train.global_batch",
+        ),
+        (Hardware("cuda", 2, 10_000, "toy", bf16=True, compiler=True), {}, None, "layout"),
+    ],
+)
+def test_what_cannot_be_laid_out_is_refused(decoder, hardware, sections, outer, place):
+    with pytest.raises(DtlError) as caught:
+        plan(configure(decoder, **sections), hardware, outer=outer)
+    (fault,) = caught.value.faults
+    assert fault.place == place
+    assert fault.mend
+    assert caught.value.exit_code == 2
+
+
+def test_a_model_without_a_head_of_its_own_cannot_be_frozen(tied_decoder):
+    with pytest.raises(DtlError, match="has no head of its own to learn"):
+        plan(configure(tied_decoder, strategy="frozen"))
+
+
+# On disk ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("zero", [0, 2])
+def test_a_plan_survives_json(decoder, zero):
+    made = plan(configure(decoder, layout={"zero": zero, "processes": 2}))
+    assert Plan.from_dict(json.loads(json.dumps(made.to_dict()))) == made
+
+
+def test_initialise_is_not_needed_for_a_head_that_is_there(decoder):
+    """A causal LM brings its head: nothing is new."""
+    config = configure(decoder)
+    loaded = load_pretrained(
+        config.model, head="AutoModelForCausalLM", changes={}, random=False, seed=0, dtype="fp32"
+    )
+    assert loaded.new == frozenset()
+    initialise(loaded.model, loaded.new, seed=0, fill=pytest.fail)
