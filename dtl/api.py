@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,14 +43,14 @@ def load_run(path: str | Path) -> RunFolder:
 def train(config: RunConfig, *, say: Callable[[str], None] = print) -> Outcome:
     """Validate, plan, launch on this machine, train, score, export.
 
-    A finished run of the same config is left as it is. Raises DtlError for the user's faults.
+    A finished run of the same config is left as it is; an interrupted one goes on. Raises DtlError
+    for the user's faults.
     """
     from dtl import desk
 
     folder = RunFolder.of(config)
-    if desk.is_done(folder, config):
-        say(f"{folder.path} is finished; nothing to do")
-        return Outcome(0, folder)
+    if desk.holds(folder, config):
+        return resume(folder.path, _layout_of(config, folder), say=say)
     desk.refuse_used(folder, config)
     prepared = desk.prepare_run(config)
     for line in prepared.plan.lines():
@@ -62,13 +62,40 @@ def train(config: RunConfig, *, say: Callable[[str], None] = print) -> Outcome:
     return Outcome(_launch(folder), folder)
 
 
-def resume(path: str | Path, *, say: Callable[[str], None] = print) -> Outcome:
-    """Continue an interrupted run from its newest whole checkpoint; a finished one is left alone."""
+def resume(
+    path: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    allow_change: Iterable[str] = (),
+    say: Callable[[str], None] = print,
+) -> Outcome:
+    """Continue an interrupted run from its newest whole checkpoint; leave a finished one alone.
+
+    Another layout (`layout.processes=4`) gives the same result. Keys that would change it are
+    refused, unless they are named in `allow_change`. Raises DtlError.
+    """
+    from dtl import desk
+
     folder = RunFolder.open(path)
     if folder.state == "finished":
         say(f"{folder.path} is finished; nothing to do")
         return Outcome(0, folder)
+    say(f"{folder.path} was interrupted; it goes on")
+    if overrides:
+        config = desk.reconfigure(folder, overrides, allow_change=frozenset(allow_change))
+        prepared = desk.prepare_run(config)
+        folder.lay_out_anew(config, prepared.plan)
+        for line in prepared.plan.lines():
+            say(line)
     return Outcome(_launch(folder), folder)
+
+
+def _layout_of(config: RunConfig, folder: RunFolder) -> list[str]:
+    """Overrides that give a begun run the layout that the config now asks for."""
+    if folder.state == "finished" or folder.config.layout == config.layout:
+        return []
+    asked = config.layout.model_dump(mode="json")
+    return [f"layout.{key}={'null' if value is None else value}" for key, value in asked.items()]
 
 
 def _launch(folder: RunFolder) -> int:

@@ -74,11 +74,17 @@ def train(config: Config, overrides: Overrides = None) -> None:
 @app.command()
 def resume(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="the run folder, as runs/text")],
+    overrides: Overrides = None,
+    allow_change: Annotated[
+        str, typer.Option(metavar="KEYS", help="keys that may change the result, with commas")
+    ] = "",
 ) -> None:
-    """Continue an interrupted run from its newest checkpoint."""
+    """Continue an interrupted run from its newest checkpoint, on another layout if you like."""
     from dtl import api
 
-    raise typer.Exit(api.resume(run).exit_code)
+    allowed = [key for key in allow_change.split(",") if key]
+    outcome = api.resume(run, overrides or (), allow_change=allowed)
+    raise typer.Exit(outcome.exit_code)
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""What is found out at the desk, before any process group: config, data, plan; every fault is here."""
+"""What is found out at the desk, before any process starts: config, data, plan, faults."""
 
 from __future__ import annotations
 
@@ -16,6 +16,15 @@ from dtl.plan import OuterLaunch, Plan
 from dtl.plan.hardware import this_machine
 from dtl.plan.make import make_plan
 from dtl.run_folder import RunFolder
+
+HARMLESS = (
+    "run.",
+    "layout.",
+    "train.keep",
+    "train.save_every",
+    "train.evaluate_every",
+    "train.evaluation_batch",
+)
 
 
 @dataclass(frozen=True)
@@ -62,30 +71,50 @@ def reopen(folder: RunFolder, *, writes: bool) -> Prepared:
 
 
 def refuse_used(folder: RunFolder, config: RunConfig) -> None:
-    """A folder that holds a run is never written over. Raises DtlError."""
+    """A folder that holds another run is never written over. Raises DtlError."""
     state = folder.state
     if state == "absent":
         return
-    if state == "interrupted" and _same(folder, config):
-        raise DtlError.of(
-            str(folder.path),
-            "holds an interrupted run of this config",
-            f"continue it with `dtl resume {folder.path}`, or choose another run.name",
-        )
     what = "a finished run" if state == "finished" else "an interrupted run of another config"
     raise DtlError.of(
         str(folder.path), f"holds {what}", "choose another run.name, or remove the folder yourself"
     )
 
 
-def is_done(folder: RunFolder, config: RunConfig) -> bool:
-    """Whether this very run is finished already, so that there is nothing to do."""
-    return folder.state == "finished" and _same(folder, config)
+def holds(folder: RunFolder, config: RunConfig) -> bool:
+    """Whether the folder holds this very run, begun or finished, on whatever layout."""
+    return folder.state != "absent" and not changes(folder.config, config)
 
 
-def _same(folder: RunFolder, config: RunConfig) -> bool:
-    return _without_place(folder.config) == _without_place(config)
+def reconfigure(
+    folder: RunFolder, overrides: Sequence[str], *, allow_change: frozenset[str]
+) -> RunConfig:
+    """The run's own config with overrides. Raises DtlError where these would change the result and
+    are not allowed by name."""
+    config = load_config(folder.path / "config.yaml", overrides)
+    refused = [key for key in changes(folder.config, config) if key not in allow_change]
+    if refused:
+        names = ", ".join(refused)
+        raise DtlError.of(
+            names,
+            "changing this would change what the run learns",
+            f"start a new run, or add --allow-change {','.join(refused)}",
+        )
+    return config
 
 
-def _without_place(config: RunConfig) -> dict[str, Any]:
-    return {key: part for key, part in config.model_dump(mode="json").items() if key != "run"}
+def changes(before: RunConfig, after: RunConfig) -> list[str]:
+    """Keys that differ and change the result. Layout, places and rhythm do not."""
+    old, new = (_flat(config.model_dump(mode="json")) for config in (before, after))
+    differ = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
+    return [key for key in differ if not key.startswith(HARMLESS)]
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {prefix: value}
+    return {
+        name: leaf
+        for key, part in value.items()
+        for name, leaf in _flat(part, f"{prefix}.{key}" if prefix else key).items()
+    }

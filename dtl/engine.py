@@ -1,4 +1,4 @@
-"""The one door to Accelerate and DeepSpeed: start, prepare, backward, step, reduce, gather, close."""
+"""The one door to Accelerate and DeepSpeed: start, prepare, backward, step, reduce, close."""
 
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ class Engine(ABC):
 
     @abstractmethod
     def loading(self, sharded: bool) -> AbstractContextManager[None]:
-        """The context in which weights are made; `sharded`: each rank keeps only its part (ZeRO-3)."""
+        """The context in which weights are made; `sharded`: a rank keeps only its part (ZeRO-3)."""
 
     @abstractmethod
     def fill(self, parameter: nn.Parameter, value: Tensor) -> None:
@@ -334,8 +334,8 @@ class ZeroEngine(Engine):
         return float(norm)
 
     def whole(self, parameter: nn.Parameter) -> Tensor:
-        from deepspeed.utils import safe_get_full_fp32_param
         from deepspeed.runtime.zero import GatheredParameters
+        from deepspeed.utils import safe_get_full_fp32_param
 
         if parameter.requires_grad:
             value: Tensor = safe_get_full_fp32_param(parameter)
@@ -372,4 +372,4 @@ class ZeroEngine(Engine):
         (DeepSpeed 0.19.8), when the other groups have none yet: tie them once more."""
         if hasattr(self.optimizer, "_hp_optimizer_states_linked"):
             self.optimizer._hp_optimizer_states_linked = False
-            self.optimizer._lazy_init_hp_params_optimizer_state()
+            self.optimizer._lazy_init_hp_params_optimizer_state()  # type: ignore[attr-defined]

@@ -13,7 +13,7 @@ from dtl.config.schema import RunConfig
 from dtl.data.encoded import EncodedData, cache_key, encode, wait_for
 from dtl.data.order import order
 from dtl.data.source import Row, Rows, open_rows
-from dtl.models.load import load_settings, load_tokenizer
+from dtl.models.load import load_settings, load_tokenizer, locate
 from dtl.tasks import Facts
 
 HELD_OUT_SEED = 20_000_003  # of the split, so that train.seed does not change who is held out
@@ -36,9 +36,10 @@ def prepare(config: RunConfig, parts: Parts, *, writes: bool = True) -> Examples
 
     Raises DtlError for rows at fault, each with its place.
     """
+    locate(config.model)  # what needs no model is found out first: it takes no time
+    train, held_out = _rows(config)
     settings = load_settings(config.model)
     processor = load_tokenizer(config.model)
-    train, held_out = _rows(config)
     facts = parts.task.survey(train, settings)
     encoder = parts.task.encoder(processor, facts, settings)
 

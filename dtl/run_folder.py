@@ -10,6 +10,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
+import yaml
+
 from dtl.config.schema import RunConfig
 from dtl.errors import DtlError
 from dtl.plan import Plan
@@ -21,7 +23,7 @@ STACK = ("dtl", "torch", "deepspeed", "accelerate", "transformers", "peft")
 
 @dataclass(frozen=True)
 class RunFolder:
-    """`run.json` says what was asked and planned and never changes; `result.json` closes the run."""
+    """`run.json` says what was asked and planned; `result.json` closes the run."""
 
     path: Path
 
@@ -100,6 +102,13 @@ class RunFolder:
             "versions": {name: _version(name) for name in STACK},
             "commit": _commit(),
         }
+        text = yaml.safe_dump(record["config"], sort_keys=False)
+        (self.path / "config.yaml").write_text(text, encoding="utf-8")
+        write_json(self.path / "run.json", record)
+
+    def lay_out_anew(self, config: RunConfig, plan: Plan) -> None:
+        """The run goes on under another plan."""
+        record = {**self._run, "config": config.model_dump(mode="json"), "plan": plan.to_dict()}
         write_json(self.path / "run.json", record)
 
     def append(self, line: dict[str, Any]) -> None:
@@ -117,6 +126,13 @@ class RunFolder:
             for line in file:
                 if line.endswith("\n"):
                     yield json.loads(line)
+
+    def forget_after(self, step: int) -> None:
+        """Drop the lines of steps that a resumed run will take again."""
+        kept = [line for line in self.metrics() if line["step"] <= step]
+        staged = self.path / ".metrics.jsonl"
+        staged.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        staged.replace(self.path / "metrics.jsonl")
 
     def note_stop(self, step: int | None) -> None:
         """Leave word that the run stopped early after `step`, saved; None takes the word back."""

@@ -66,7 +66,13 @@ def _work(given: list[str], terminal: IO[str], rank: int) -> int:
         outer = outer_launch()
         prepared = desk.prepare_file(given[1], given[2:], outer=outer, writes=rank == 0)
         folder = RunFolder.of(prepared.config)
-        desk.refuse_used(folder, prepared.config)
+        begun = desk.holds(folder, prepared.config)
+        if begun and folder.state == "finished":
+            if rank == 0:
+                print(f"{folder.path} is finished; nothing to do", file=terminal, flush=True)
+            return 0
+        if not begun:
+            desk.refuse_used(folder, prepared.config)
     else:
         raise DtlError.of("command line", f"dtl.worker cannot do {given}", USAGE)
     return _train(folder, prepared, outer, stop, terminal)
@@ -91,7 +97,10 @@ def _train(
     try:
         if outer is not None:
             if engine.is_first:
-                folder.create(prepared.config, prepared.plan, prepared.examples.facts)
+                if folder.state == "absent":
+                    folder.create(prepared.config, prepared.plan, prepared.examples.facts)
+                else:
+                    folder.lay_out_anew(prepared.config, prepared.plan)
                 print(
                     f"{outer.launcher} fixes the layout: {layout.ranks} ranks, ZeRO {layout.zero}, "
                     f"{layout.accumulation} x {layout.micro_batch} examples a rank",
@@ -121,7 +130,7 @@ def _train(
 
 
 def outer_launch() -> OuterLaunch:
-    """The layout that `accelerate launch` or torchrun gave this process, read from its environment."""
+    """The layout that `accelerate launch` or torchrun has left in the environment."""
     environment = os.environ
     zero = None
     offload = None

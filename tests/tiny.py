@@ -7,7 +7,7 @@ import random
 from pathlib import Path
 from typing import Any
 
-WORDS = (
+WORDS = (  # noqa: SIM905
     "the a one old new small large river stone light night morning house garden letter engine ship "
     "reads writes carries opens closes finds keeps breaks mends sends holds turns follows leaves "
     "quietly slowly often never again together under over beside after before"

@@ -117,7 +117,9 @@ def wait_for(key: str, *, timeout_seconds: float = 3600.0) -> EncodedData:
     while not (folder / "census.json").exists():
         if time.monotonic() - start > timeout_seconds:
             raise RunFailed.of(
-                str(folder), f"no encoded data after {timeout_seconds:.0f} s", "see the log of rank 0"
+                str(folder),
+                f"no encoded data after {timeout_seconds:.0f} s",
+                "see the log of rank 0",
             )
         time.sleep(0.1)
     return EncodedData(folder)
@@ -149,7 +151,9 @@ def _write_files(
         nonlocal writer
         batch = pa.RecordBatch.from_pylist(group, schema=writer.schema if writer else None)
         if writer is None:
-            writer = _Writer(pa.ipc.new_file(str(staged / "examples.arrow"), batch.schema), batch.schema)
+            writer = _Writer(
+                pa.ipc.new_file(str(staged / "examples.arrow"), batch.schema), batch.schema
+            )
         writer.file.write_batch(batch)
         group.clear()
 

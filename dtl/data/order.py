@@ -28,7 +28,12 @@ def accumulation(examples: int, *, ranks: int, micro_batch: int) -> int:
 
 
 def share(
-    batch: np.ndarray, lengths: Sequence[int] | np.ndarray, *, rank: int, ranks: int, micro_batch: int
+    batch: np.ndarray,
+    lengths: Sequence[int] | np.ndarray,
+    *,
+    rank: int,
+    ranks: int,
+    micro_batch: int,
 ) -> list[np.ndarray]:
     """The micro-batches that one rank runs for a global batch.
 

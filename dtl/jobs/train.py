@@ -12,7 +12,8 @@ from dtl.assemble import Parts, assemble
 from dtl.config.schema import RunConfig
 from dtl.data.loader import Loader
 from dtl.engine import Engine, EngineSettings, start
-from dtl.examples import Examples, prepare
+from dtl.errors import RunFailed
+from dtl.examples import Examples
 from dtl.models.load import initialise, load_pretrained
 from dtl.plan import Plan
 from dtl.run_folder import RunFolder
@@ -180,7 +181,12 @@ def _find_checkpoint(folder: RunFolder, engine: Engine, log: RunLog) -> Any:
         for damage in damaged:
             log.say(f"set aside {damage.path}: {damage.reason}")
             damage.path.rename(damage.path.with_name(f"damaged-{damage.path.name}"))
+        if found is None and damaged:
+            lost = f"{len(damaged)} checkpoints, none whole"
+            raise RunFailed.of(str(folder.checkpoints), lost, "start a new run under another name")
     found = engine.agree(found)
+    if engine.is_first:
+        folder.forget_after(checkpoint.read_progress(found).step if found else -1)
     if found is not None:
         log.say(f"resuming from {found}")
     return found

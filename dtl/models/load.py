@@ -29,7 +29,7 @@ class Loaded:
 
 
 def locate(model: Model) -> str:
-    """The folder or hub id that transformers opens. Raises DtlError for a folder that is not there."""
+    """The folder or hub id that transformers opens. Raises DtlError where there is no folder."""
     if model.path.startswith("mini:"):
         return str(mini.path(model.path.removeprefix("mini:")))
     folder = Path(model.path).expanduser()
@@ -39,9 +39,9 @@ def locate(model: Model) -> str:
                 PLACE, f"{folder} holds no config.json", "name a folder that save_pretrained wrote"
             )
         return str(folder)
-    looks_local = model.path.startswith((".", "/", "~")) or model.path.count("/") != 1
-    if looks_local and "/" in model.path or folder.parent.is_dir() and str(folder.parent) != ".":
-        siblings = [entry.name for entry in folder.parent.iterdir()] if folder.parent.is_dir() else []
+    parent_is_here = folder.parent.is_dir() and str(folder.parent) != "."
+    if model.path.startswith((".", "/", "~")) or model.path.count("/") > 1 or parent_is_here:
+        siblings = [entry.name for entry in folder.parent.iterdir()] if parent_is_here else []
         raise DtlError.of(
             PLACE,
             f"there is no folder {folder}",
@@ -117,8 +117,8 @@ def load_pretrained(
 ) -> Loaded:
     """The model on the CPU (or partitioned, under ZeRO-3), the same on every rank.
 
-    `dtype`: fp32, bf16 or fp16. `random`: weights drawn from `seed`, nothing read. `loading(sharded)`
-    comes from the engine: the context in which weights are made.
+    `dtype`: fp32, bf16 or fp16. `random`: weights drawn from `seed`, nothing read.
+    `loading(sharded)` comes from the engine: the context in which weights are made.
     Raises DtlError for weights that are pickles, that do not belong to this architecture, or that
     are not there.
     """
@@ -150,13 +150,17 @@ def load_pretrained(
             output_loading_info=True,
         )
     names = {name for name, _ in network.named_parameters()}
-    mismatched = {entry[0] if isinstance(entry, tuple) else entry for entry in report["mismatched_keys"]}
+    mismatched = {
+        entry[0] if isinstance(entry, tuple) else entry for entry in report["mismatched_keys"]
+    }
     new = frozenset((set(report["missing_keys"]) | mismatched) & names)
     _refuse_foreign(network, new, model)
     return Loaded(network, new)
 
 
-def initialise(network: nn.Module, new: frozenset[str], *, seed: int, fill: Callable[..., None]) -> None:
+def initialise(
+    network: nn.Module, new: frozenset[str], *, seed: int, fill: Callable[..., None]
+) -> None:
     """Draw the new parameters from (seed, name), so that no layout changes them.
 
     Matrices: normal, with the model's own initializer_range; vectors: ones for the weight of a
@@ -176,12 +180,14 @@ def initialise(network: nn.Module, new: frozenset[str], *, seed: int, fill: Call
         if len(shape) > 1:
             value = torch.randn(tuple(shape), generator=generator) * spread
         else:
-            value = torch.ones(tuple(shape)) if name.endswith("weight") else torch.zeros(tuple(shape))
+            value = (
+                torch.ones(tuple(shape)) if name.endswith("weight") else torch.zeros(tuple(shape))
+            )
         fill(parameter, value)
 
 
 def stored_names(where: str) -> frozenset[str] | None:
-    """Names of the tensors in the weight files of a local folder; None where there is no such folder."""
+    """Names of the tensors in the weight files of a local folder; None for a hub id."""
     shapes = _stored_shapes(where)
     return None if shapes is None else frozenset(shapes)
 
@@ -249,19 +255,23 @@ def _refuse_pickles(where: str) -> None:
     if pickles:
         raise DtlError.of(
             PLACE,
-            f"{folder} holds its weights as a pickle ({pickles[0]}), which can run code when opened",
+            f"{folder} holds its weights as a pickle ({pickles[0]}), which can run code",
             "convert it to safetensors: open it where you trust it and call save_pretrained",
         )
     raise DtlError.of(
-        PLACE, f"{folder} holds no weights (*.safetensors)", "take strategy scratch, or add the weights"
+        PLACE,
+        f"{folder} holds no weights (*.safetensors)",
+        "take strategy scratch, or add the weights",
     )
 
 
 def _refuse_foreign(network: nn.Module, new: frozenset[str], model: Model) -> None:
-    """A base of which most is missing is no base: training it would be scratch under another name."""
+    """A base of which most is missing is no base: training it would be scratch, unnamed."""
     from dtl.models.anatomy import head_parameters
 
-    inside = [name for name, _ in network.named_parameters() if name not in head_parameters(network)]
+    inside = [
+        name for name, _ in network.named_parameters() if name not in head_parameters(network)
+    ]
     lost = [name for name in inside if name in new]
     if len(lost) > len(inside) // 4:
         raise DtlError.of(
@@ -281,7 +291,9 @@ class _hub_faults:
     def __enter__(self) -> None:
         return None
 
-    def __exit__(self, kind: type[BaseException] | None, fault: BaseException | None, trace: Any) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, fault: BaseException | None, trace: Any
+    ) -> None:
         from safetensors import SafetensorError
 
         if not isinstance(fault, (OSError, ValueError, SafetensorError, json.JSONDecodeError)):
@@ -290,7 +302,7 @@ class _hub_faults:
             return
         reason = " ".join(str(fault).split())[:200]
         mend = (
-            "check the name and the network, or fetch it once with `hf download` and set HF_HUB_OFFLINE=1"
+            "check the name and the network, or fetch it once with `hf download`"
             if not Path(locate(self.model)).exists()
             else "check the files in the folder"
         )

@@ -92,18 +92,25 @@ class Plan:
         """The plan as plain text."""
         counts = self.parameters
         share = counts.learning / counts.total
-        state = ", ".join(f"{name} {units.format_bytes(held)}" for name, held in self.model_state.items())
+        state = ", ".join(
+            f"{name} {units.format_bytes(held)}" for name, held in self.model_state.items()
+        )
+        learning, frozen, total = (
+            units.format_count(number) for number in (counts.learning, counts.frozen, counts.total)
+        )
         rows = [
             (
                 "parameters",
-                f"{units.format_count(counts.learning)} learning, {units.format_count(counts.frozen)} frozen",
-                f"{share:.1%} of {units.format_count(counts.total)} learn",
+                f"{learning} learning, {frozen} frozen",
+                f"{share:.1%} of {total} learn",
             ),
             ("model state a rank", units.format_bytes(self.model_state_bytes), state),
             *((chosen.key, chosen.value, chosen.reason) for chosen in self.choices),
         ]
         widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
-        return [f"{key:<{widths[0]}}  {value:<{widths[1]}}  {why}".rstrip() for key, value, why in rows]
+        return [
+            f"{key:<{widths[0]}}  {value:<{widths[1]}}  {why}".rstrip() for key, value, why in rows
+        ]
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON."""

@@ -1,4 +1,4 @@
-"""The decision: a pure function of the config, what the strategy leaves to learn, and the machine."""
+"""The decision: a pure function of the config, of what learns, and of the machine."""
 
 from __future__ import annotations
 
@@ -43,9 +43,7 @@ def count_parameters(config: RunConfig, parts: Parts, facts: Facts) -> Parameter
     """Apply the strategy to the weightless model and count what learns."""
     import torch
 
-    loaded = weightless(
-        config.model, head=parts.task.head, changes=parts.task.head_settings(facts)
-    )
+    loaded = weightless(config.model, head=parts.task.head, changes=parts.task.head_settings(facts))
     with torch.device("meta"):
         model = parts.strategy.apply(loaded.model, new=loaded.new)
     learning = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -89,7 +87,9 @@ def make_plan(
     steps = config.train.steps or max(1, round((config.train.epochs or 0) * per_epoch))
     log.note("steps", steps, f"{per_epoch} an epoch of {examples} examples")
     rate = config.optim.learning_rate or parts.strategy.learning_rate
-    whose = "optim.learning_rate" if config.optim.learning_rate else f"usual for {config.strategy.name}"
+    whose = (
+        "optim.learning_rate" if config.optim.learning_rate else f"usual for {config.strategy.name}"
+    )
     log.note("learning rate", f"{rate:g}", f"{whose}; {config.optim.schedule} schedule")
     return Plan(
         layout=layout,
@@ -141,7 +141,9 @@ def _dtype(config: RunConfig, hardware: Hardware, log: _Log) -> str:
         )
     if asked == "bf16" and not hardware.bf16:
         raise DtlError.of(
-            "model.dtype", f"{hardware.name} has no bf16 arithmetic", "set model.dtype to fp16 or fp32"
+            "model.dtype",
+            f"{hardware.name} has no bf16 arithmetic",
+            "set model.dtype to fp16 or fp32",
         )
     if asked:
         log.note("dtype", asked, "model.dtype")
@@ -230,7 +232,9 @@ def _activation_bytes(work: _Work, examples: int, dtype: str, *, checkpointing: 
 def _checkpointing(config: RunConfig, work: _Work, room: int, dtype: str, log: _Log) -> bool:
     asked = config.layout.activation_checkpointing
     if asked is not None:
-        log.note("activation checkpointing", "on" if asked else "off", "layout.activation_checkpointing")
+        log.note(
+            "activation checkpointing", "on" if asked else "off", "layout.activation_checkpointing"
+        )
         return asked
     if _activation_bytes(work, 1, dtype, checkpointing=False) <= room:
         log.note("activation checkpointing", "off", "one example's activations fit without it")

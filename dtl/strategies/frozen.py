@@ -27,8 +27,8 @@ class Plugin(Strategy):
         if not learning:
             raise DtlError.of(
                 "strategy: frozen",
-                f"{type(model).__name__} has no head of its own to learn (its output is tied to the "
-                "input embeddings)",
+                f"{type(model).__name__} has no head of its own to learn (its output is tied to "
+                "the input embeddings)",
                 "take strategy lora or full, or a model whose head is not tied",
             )
         for name, parameter in model.named_parameters():

@@ -46,7 +46,7 @@ class Options(Record):
                 [
                     ConfigFault(
                         "layers",
-                        problem=f"PEFT picks blocks only of a list of names, not of '{self.target}'",
+                        problem=f"PEFT picks blocks of a list of names, not of '{self.target}'",
                         mend="list the layers, such as target: [q_proj, v_proj]",
                     )
                 ]
@@ -80,7 +80,7 @@ class Plugin(Strategy):
             "task_type": _task_type(model),
         }
         try:
-            return get_peft_model(model, LoraConfig(**settings))  # type: ignore[arg-type]
+            return get_peft_model(model, LoraConfig(**settings))
         except ValueError as fault:
             raise DtlError.of(
                 "strategy.target",

@@ -1,4 +1,4 @@
-"""What is learnt. One file in this folder is one task; the file's name is its name in the config."""
+"""What is learnt. One file in this folder is one task, named as the config names it."""
 
 from __future__ import annotations
 
@@ -41,9 +41,7 @@ class Task(ABC):
         """Changes to the model's config that give it the right head."""
 
     @abstractmethod
-    def encoder(
-        self, processor: Any, facts: Facts, base: Any
-    ) -> Callable[[Row], Encoded | Skip]:
+    def encoder(self, processor: Any, facts: Facts, base: Any) -> Callable[[Row], Encoded | Skip]:
         """The function that turns a row into numbers. It raises DtlError for a row at fault."""
 
     @abstractmethod

@@ -25,7 +25,9 @@ NOTHING_LEFT = "no target left after truncation"
 class Options(Record):
     """Options of `task: causal_lm`."""
 
-    max_length: int = Field(512, ge=2, description="Longest example in tokens; the rest is cut off.")
+    max_length: int = Field(
+        512, ge=2, description="Longest example in tokens; the rest is cut off."
+    )
     learn: Literal["completion", "all"] = Field(
         "completion",
         description="Which tokens of a prompt/completion or chat row are learnt: the completion "
@@ -51,7 +53,9 @@ class Plugin(Task):
         return {}
 
     def encoder(self, processor: Any, facts: Facts, base: Any) -> Callable[[Row], Encoded | Skip]:
-        limit = min(self.options.max_length, getattr(base, "max_position_embeddings", None) or 2**31)
+        limit = min(
+            self.options.max_length, getattr(base, "max_position_embeddings", None) or 2**31
+        )
 
         def encode(row: Row) -> Encoded | Skip:
             tokens, learnt = self._tokens(row, processor)
@@ -87,7 +91,7 @@ class Plugin(Task):
             return tokens, [True] * len(tokens)
         raise DtlError.of(
             row.place,
-            f"the row has {', '.join(map(repr, fields)) or 'no fields'}; causal_lm reads {self.reads}",
+            f"the row has {', '.join(map(repr, fields)) or 'nothing'}; the task reads {self.reads}",
             "name them in data.columns, for example `columns: {text: body}`",
         )
 
@@ -161,7 +165,10 @@ def _losses(model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]
     ).logits[:, :-1]
     labels_BT = batch["labels"][:, 1:]
     losses_BT = cross_entropy(
-        logits_BTV.flatten(0, 1).float(), labels_BT.flatten(), ignore_index=IGNORED, reduction="none"
+        logits_BTV.flatten(0, 1).float(),
+        labels_BT.flatten(),
+        ignore_index=IGNORED,
+        reduction="none",
     ).view(labels_BT.shape)
     return losses_BT, logits_BTV
 
@@ -170,16 +177,15 @@ def _ids(tokenizer: Any, text: str) -> list[int]:
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-
 def _opens_with_start(tokenizer: Any) -> bool:
-    """Whether this tokenizer itself puts the start token before a text, as the model was trained."""
+    """Whether this tokenizer itself puts the start token before a text, as in pretraining."""
     if tokenizer.bos_token_id is None:
         return False
     return list(tokenizer("a")["input_ids"])[:1] == [tokenizer.bos_token_id]
 
 
 def _messages(row: Row) -> list[dict[str, Any]]:
-    messages = row.fields["messages"]
+    messages: Any = row.fields["messages"]
     fine = isinstance(messages, list) and all(
         isinstance(message, dict) and isinstance(message.get("role"), str) and "content" in message
         for message in messages
@@ -193,9 +199,7 @@ def _messages(row: Row) -> list[dict[str, Any]]:
     return list(messages)
 
 
-def _render(
-    tokenizer: Any, messages: list[dict[str, Any]], row: Row, *, ask: bool = False
-) -> str:
+def _render(tokenizer: Any, messages: list[dict[str, Any]], row: Row, *, ask: bool = False) -> str:
     from jinja2 import TemplateError
 
     try:
@@ -221,7 +225,7 @@ def _assistant_spans(
         if not whole.startswith(answered.rstrip()) or not answered.startswith(asked):
             raise DtlError.of(
                 row.place,
-                "the model's chat template rewrites earlier turns, so the answers cannot be located",
+                "the model's chat template rewrites earlier turns: the answers cannot be located",
                 "set task.learn=all, or give the data as `prompt` and `completion`",
             )
         spans.append((len(asked), len(answered.rstrip("\n"))))

@@ -79,7 +79,9 @@ class Plugin(Task):
                 return Skip("empty text")
             tokens = processor(*texts, truncation=True, max_length=limit)
             values = {
-                name: list(tokens[name]) for name in ("input_ids", "token_type_ids") if name in tokens
+                name: list(tokens[name])
+                for name in ("input_ids", "token_type_ids")
+                if name in tokens
             }
             if not values["input_ids"]:
                 return Skip("empty text")
@@ -109,7 +111,10 @@ class Plugin(Task):
         return [
             {"loss": loss, "label": label, "predicted": predicted}
             for loss, label, predicted in zip(
-                losses_B.tolist(), batch["labels"].tolist(), logits_BC.argmax(-1).tolist(), strict=True
+                losses_B.tolist(),
+                batch["labels"].tolist(),
+                logits_BC.argmax(-1).tolist(),
+                strict=True,
             )
         ]
 
@@ -126,16 +131,11 @@ class Plugin(Task):
             "accuracy": float(accuracy_score(truth, guess)),
             "macro_f1": float(f1_score(truth, guess, average="macro", zero_division=0.0)),
             **{
-                f"confusion/{labels[actual]}/{labels[predicted]}": int(count)
-                for (actual, predicted), count in _entries(counts)
+                f"confusion/{actual}/{predicted}": int(counts[row, column])
+                for row, actual in enumerate(labels)
+                for column, predicted in enumerate(labels)
             },
         }
-
-
-def _entries(counts: Any) -> Iterable[tuple[tuple[int, int], int]]:
-    import numpy as np
-
-    return np.ndenumerate(counts)  # type: ignore[return-value]
 
 
 def _logits(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
@@ -156,4 +156,3 @@ def _label(row: Row) -> str:
             "give each row one label, or map its column in data.columns: {label: ...}",
         )
     return str(value)
-

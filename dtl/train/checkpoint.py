@@ -1,4 +1,4 @@
-"""Checkpoints that know no layout: learning weights, their moments and the progress, whole or absent."""
+"""Checkpoints that know no layout: learning weights, moments and progress, whole or absent."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def save(engine: Engine, folder: Path, progress: Progress, *, keep: int) -> Path
 
 def newest_whole(folder: Path) -> tuple[Path | None, list[Damage]]:
     """The newest checkpoint of which every file has its hash, and the damaged ones above it."""
-    damaged = []
+    damaged: list[Damage] = []
     for path in sorted(folder.glob("step-*"), reverse=True):
         reason = fault(path)
         if reason is None:

@@ -63,7 +63,9 @@ def _gather(engine: Engine, *, learning_only: bool) -> dict[str, Tensor]:
     return state
 
 
-def _write_adapter(model: nn.Module, state: dict[str, Tensor], folder: Path, _: torch.dtype) -> None:
+def _write_adapter(
+    model: nn.Module, state: dict[str, Tensor], folder: Path, _: torch.dtype
+) -> None:
     from peft import get_peft_model_state_dict
     from peft.utils import load_peft_weights
 
@@ -80,7 +82,7 @@ def _write_model(
         name: value.to(dtype) if value.is_floating_point() else value
         for name, value in state.items()
     }
-    model.config.dtype = dtype  # type: ignore[union-attr]
+    model.config.dtype = dtype
     model.save_pretrained(folder, state_dict=dict(whole))  # type: ignore[operator]
     reopened = type(model).from_pretrained(folder, dtype=dtype, use_safetensors=True)  # type: ignore[attr-defined]
     stored = {

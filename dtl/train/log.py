@@ -128,7 +128,7 @@ def told(scores: dict[str, float]) -> str:
 
 
 def _memory() -> int:
-    """Most bytes that this process has held: of GPU memory where there is one, else of main memory."""
+    """Most bytes that this process has held, of GPU memory where there is one."""
     import torch
 
     if torch.cuda.is_available():

@@ -44,7 +44,9 @@ class Limits:
 
     def evaluate_at(self, step: int) -> bool:
         """In between; the scoring at the end is not the loop's."""
-        return bool(self.evaluate_every) and step % (self.evaluate_every or 1) == 0 < self.steps - step
+        return (
+            bool(self.evaluate_every) and step % (self.evaluate_every or 1) == 0 < self.steps - step
+        )
 
     def save_at(self, step: int) -> bool:
         return step == self.steps or bool(self.save_every and step % self.save_every == 0)

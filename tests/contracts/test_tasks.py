@@ -14,11 +14,11 @@ import pytest
 import torch
 
 from dtl import registry
+from dtl.config.schema import Model
 from dtl.data.encoded import Encoded
 from dtl.data.source import Row
 from dtl.models.anatomy import head_modules
 from dtl.models.load import initialise, load_pretrained, load_settings, load_tokenizer
-from dtl.config.schema import Model
 from tests import tiny
 
 
@@ -76,7 +76,9 @@ class Bench:
     encoded: list[Encoded]
 
     def collate(self, places: list[int]) -> dict[str, torch.Tensor]:
-        return self.task.collate([self.encoded[place].values for place in places], padding=self.padding)
+        return self.task.collate(
+            [self.encoded[place].values for place in places], padding=self.padding
+        )
 
     def loss(self, places: list[int]) -> float:
         with torch.no_grad():
@@ -529,7 +531,9 @@ def test_a_pair_of_texts_is_read_as_the_tokenizer_reads_pairs(encoder):
     task = make_task("text_classification")
     tokenizer = tiny.tokenizer()
     rows = numbered([{"text": "a river", "text_pair": "the night", "label": "x"}])
-    encode = task.encoder(tokenizer, {"labels": ["x", "y"]}, load_settings(Model(path=str(encoder))))
+    encode = task.encoder(
+        tokenizer, {"labels": ["x", "y"]}, load_settings(Model(path=str(encoder)))
+    )
     encoded = encode(rows[0])
     assert encoded.values["input_ids"] == tokenizer("a river", "the night")["input_ids"]
     assert (encoded.targets, encoded.values["labels"]) == (1, 0)

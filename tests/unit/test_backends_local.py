@@ -60,7 +60,9 @@ def test_a_job_runs_in_a_session_of_its_own_and_its_words_go_to_its_log(backend,
     job = python(tmp_path, code, ANSWER="42")
     number = backend.submit(job)
     until(lambda: backend.state(number) == "ended")
-    assert printed(backend, job) == f"{number} 42\noh" or printed(backend, job) == f"oh{number} 42\n"
+    assert (
+        printed(backend, job) == f"{number} 42\noh" or printed(backend, job) == f"oh{number} 42\n"
+    )
     assert os.getsid(0) != int(number)
     assert backend.state(number) == "ended"
 

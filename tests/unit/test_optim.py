@@ -23,7 +23,9 @@ def make(model, **options):
 
 
 def decay_by_name(model, optimizer):
-    decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    decay = {
+        id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]
+    }
     return {name: decay[id(p)] for name, p in model.named_parameters() if id(p) in decay}
 
 
@@ -45,7 +47,9 @@ def test_frozen_parameters_are_in_no_group():
     assert set(decay_by_name(model, make(model))) == {"out.weight", "out.bias"}
 
 
-@pytest.mark.parametrize(("frozen", "left"), [(("norm",), "matrices"), (("embed", "out"), "vectors")])
+@pytest.mark.parametrize(
+    ("frozen", "left"), [(("norm",), "matrices"), (("embed", "out"), "vectors")]
+)
 def test_a_group_with_nothing_in_it_is_left_out(frozen, left):
     model = Net(bias=False)
     for name in frozen:
@@ -85,7 +89,9 @@ def test_moments_and_epsilon_are_the_configs():
 
 
 def rates(steps, **options):
-    return [optim.schedule(step, steps=steps, options=Optim(**options)) for step in range(1, steps + 1)]
+    return [
+        optim.schedule(step, steps=steps, options=Optim(**options)) for step in range(1, steps + 1)
+    ]
 
 
 def test_linear_rises_in_the_warmup_and_falls_to_one_part_of_what_is_left():

@@ -310,7 +310,9 @@ def numbers_in(value):
 def test_deepspeeds_config_is_written_out(decoder, zero, clip, written):
     """Left out, DeepSpeed would fill in its own numbers; it checks that the batch is a product."""
     config = configure(
-        decoder, optim={"gradient_clip": clip}, layout={"zero": zero, "processes": 2, "micro_batch": 4}
+        decoder,
+        optim={"gradient_clip": clip},
+        layout={"zero": zero, "processes": 2, "micro_batch": 4},
     )
     made = plan(config)
     found = made.deepspeed

@@ -1,0 +1,15 @@
+"""The cases that the distributed tests run."""
+
+STRATEGIES = {"full": [], "lora": ["strategy.rank=4", "strategy.alpha=8"], "frozen": []}
+STAGES = (0, 1, 2, 3)
+ACCUMULATION = (1, 2, 4)
+STEPS, BATCH, RATE, CLIP = 20, 12, 0.01, 0.25  # 53 rows: the last batch of an epoch has 5
+HELD_OUT = 101
+
+EXPORTED = {
+    "lora": ("config.yaml", ["strategy=lora", "data.eval=eval.jsonl"]),
+    "full": ("config.yaml", ["strategy=full", "data.eval=eval.jsonl"]),
+    "frozen-head": ("labelled.yaml", []),
+    "lora-head": ("labelled.yaml", ["strategy=lora", "strategy.rank=4"]),
+    "full-head": ("labelled.yaml", ["strategy=full"]),
+}

@@ -1,0 +1,77 @@
+"""What was trained under ZeRO-3 is what plain PEFT and transformers open in a fresh process."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.distributed import launching
+from tests.distributed.matrix import EXPORTED
+
+# Opens an export without dtl and scores the held-out rows: one loss a row.
+REOPEN = """
+import json, sys
+import torch
+from torch.nn.functional import cross_entropy
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+
+export, base, rows, kind = sys.argv[1:]
+auto = AutoModelForCausalLM if kind == "text" else AutoModelForSequenceClassification
+labels = ["early", "late"]
+if base == "-":
+    model = auto.from_pretrained(export)
+else:
+    from peft import PeftModel
+    settings = {} if kind == "text" else {"num_labels": len(labels)}
+    model = PeftModel.from_pretrained(auto.from_pretrained(base, **settings), export)
+model.eval()
+tokenizer = AutoTokenizer.from_pretrained(export)
+losses = []
+for row in map(json.loads, open(rows)):
+    with torch.no_grad():
+        if kind == "text":
+            ids = tokenizer(row["text"])["input_ids"] + [tokenizer.eos_token_id]
+            ids = torch.tensor([ids[:64]])
+            logits = model(input_ids=ids).logits[0, :-1]
+            loss = cross_entropy(logits, ids[0, 1:], reduction="sum")
+        else:
+            logits = model(**tokenizer(row["text"], return_tensors="pt")).logits
+            loss = cross_entropy(logits, torch.tensor([labels.index(row["label"])]))
+    losses.append(float(loss))
+print(json.dumps(losses))
+"""
+
+
+@pytest.mark.parametrize("name", EXPORTED)
+def test_export_scores_as_the_trained_model(bed: Path, name: str) -> None:
+    run = bed / "runs" / f"export-{name}"
+    kind, rows = ("label", "held_out.jsonl") if "head" in name else ("text", "eval.jsonl")
+    base = "-"
+    if "lora" in name:
+        base = str(bed / ("encoder" if kind == "label" else "base"))
+        assert not (run / "export" / "model.safetensors").exists(), "an adapter stays small"
+    told = subprocess.run(
+        [sys.executable, "-c", REOPEN, str(run / "export"), base, str(bed / rows), kind],
+        env=launching.environment(),
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    trained = (run / "evaluations" / "step-00000003.jsonl").read_text().splitlines()
+    expected = [json.loads(line)["loss"] for line in trained]
+    assert json.loads(told.splitlines()[-1]) == pytest.approx(expected, rel=2e-6, abs=1e-6)
+
+
+def test_training_moved_what_was_exported(bed: Path) -> None:
+    """An export of the untouched base would pass the test above if nothing had been learnt."""
+    from safetensors.torch import load_file
+
+    adapter = load_file(bed / "runs" / "export-lora" / "export" / "adapter_model.safetensors")
+    risen = [value for name, value in adapter.items() if "lora_B" in name]
+    assert risen and all(float(value.abs().max()) > 0 for value in risen)
+    head = load_file(bed / "runs" / "export-lora-head" / "export" / "adapter_model.safetensors")
+    assert any("classifier" in name for name in head), "the new head travels with the adapter"

@@ -1,0 +1,270 @@
+"""Every way to start a run, started for real: each file of launch/, torchrun, `dtl train`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dtl.run_folder import RunFolder
+from tests import tiny
+from tests.distributed import launching, reference
+
+FILES = Path(__file__).parents[2] / "launch"
+STEPS, BATCH, RATE, CLIP = 2, 12, 0.01, 1.0
+LONG = 30  # steps of a run that is interrupted
+# What the outer launcher says must win over `layout` here.
+CONFIG = f"""
+model: {{path: base, dtype: fp32}}
+task: {{name: causal_lm, max_length: 128}}
+data: {{train: train.jsonl}}
+strategy: full
+optim: {{learning_rate: {RATE}, warmup: 0, gradient_clip: {CLIP}}}
+train: {{steps: {STEPS}, global_batch: {BATCH}}}
+layout: {{processes: 3, zero: 1}}
+"""
+# Ranks, ZeRO stage and offload that each file of launch/ fixes.
+ONE_NODE = {
+    "cpu": (1, 0, "none"),
+    "ddp": (2, 0, "none"),
+    "zero1": (2, 1, "none"),
+    "zero2": (2, 2, "none"),
+    "zero3": (2, 3, "none"),
+    "zero3_offload": (2, 3, "optimizer"),
+}
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A command that has ended."""
+
+    code: int
+    told: str
+    errors: str
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a model, data and a config; every run of this file lies in its runs/."""
+    folder = tmp_path_factory.mktemp("launch")
+    tiny.decoder(folder / "base")
+    tiny.write_texts(folder / "train.jsonl", 53)
+    tiny.write_texts(folder / "eval.jsonl", 11, seed=2)
+    (folder / "config.yaml").write_text(CONFIG, encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def expected(desk: Path) -> list[float]:
+    """The losses of plain PyTorch."""
+    rows = (desk / "train.jsonl").read_text(encoding="utf-8").splitlines()
+    texts = [json.loads(row)["text"] for row in rows]
+    losses, _ = reference.losses(
+        desk / "base", texts, strategy="full", steps=STEPS, batch=BATCH, rate=RATE, clip=CLIP
+    )
+    return losses
+
+
+def test_every_launch_file_is_tested() -> None:
+    assert {path.stem for path in FILES.glob("*.yaml")} == {*ONE_NODE, "two_nodes"}
+
+
+@pytest.mark.parametrize("name", ONE_NODE)
+def test_launch_file(desk: Path, expected: list[float], name: str) -> None:
+    ended = _end(_accelerate(desk, name, f"run.name={name}"))
+    ranks, zero, offload = ONE_NODE[name]
+    _assert_layout(desk / "runs" / name, ended, "accelerate launch", ranks, zero, offload)
+    _assert_losses(desk / "runs" / name, expected)
+
+
+def test_two_nodes(desk: Path, expected: list[float]) -> None:
+    """Two launchers on one machine, each with its own rank, as on two machines."""
+    port = str(launching.port())
+    nodes = [
+        _accelerate(
+            desk,
+            "two_nodes",
+            "run.name=two-nodes",
+            options=("--machine_rank", str(rank), "--main_process_port", port),
+        )
+        for rank in (0, 1)
+    ]
+    first, second = [_end(node) for node in nodes]
+    run = desk / "runs" / "two-nodes"
+    _assert_layout(run, first, "accelerate launch", 2, 3, "none")
+    assert (RunFolder(run).plan.layout.nodes, RunFolder(run).plan.layout.processes) == (2, 1)
+    assert second.code == 0, second.errors
+    assert second.told == "", "the user is told once"
+    _assert_losses(run, expected)
+
+
+def test_torchrun_fixes_the_ranks_and_leaves_the_stage(desk: Path, expected: list[float]) -> None:
+    told = launching.torchrun(
+        2, "-m", "dtl.worker", "train", "config.yaml", "run.name=torchrun", cwd=desk
+    )
+    ended = Ended(0, told, "")
+    _assert_layout(desk / "runs" / "torchrun", ended, "the outer launcher", 2, 1, "none")
+    _assert_losses(desk / "runs" / "torchrun", expected)
+
+
+@pytest.fixture(scope="module", params=[(1, 0), (2, 2)], ids=["one process", "two ZeRO-2 ranks"])
+def trained(request: pytest.FixtureRequest, desk: Path) -> tuple[list[str], Ended]:
+    """An undisturbed `dtl train`: its command line, and how it ended."""
+    processes, zero = request.param
+    command = ["train", "config.yaml", "data.eval=eval.jsonl", f"train.steps={LONG}"]
+    command += [f"layout.processes={processes}", f"layout.zero={zero}", "layout.micro_batch=1"]
+    command += [f"run.dir=runs-{processes}", "run.name=whole"]
+    return command, _end(_dtl(desk, *command))
+
+
+def test_train_tells_plan_scores_and_export(desk: Path, trained: tuple[list[str], Ended]) -> None:
+    command, ended = trained
+    assert ended.code == 0, ended.told + ended.errors
+    run = _run_of(desk, command)
+    layout = run.plan.layout
+    assert [f"layout.processes={layout.ranks}", f"layout.zero={layout.zero}"] == command[4:6]
+    told = {line.split("  ")[0].strip(): line for line in ended.told.splitlines()}
+    assert f" {layout.ranks} " in told["processes"] and "layout.processes" in told["processes"]
+    assert f" {layout.zero} " in told["ZeRO stage"] and "layout.zero" in told["ZeRO stage"]
+    for model in ("unadapted:", "adapted:"):
+        perplexity = run.result["scores"][model.rstrip(":")]["perplexity"]
+        assert f"perplexity {perplexity:.4g}" in _line(ended.told, model)
+    assert Path(_line(ended.told, "export:").split(": ")[1]) == run.export.relative_to(desk)
+    assert (run.export / "model.safetensors").is_file()
+    assert len(launching.train_lines(run.path)) == LONG
+
+
+def test_a_finished_run_is_left_alone(desk: Path, trained: tuple[list[str], Ended]) -> None:
+    command, _ = trained
+    run = _run_of(desk, command)
+    before = _content(run.path)
+    again = _end(_dtl(desk, *command))
+    assert again.code == 0, again.errors
+    assert "is finished" in again.told
+    other = _end(_dtl(desk, *command, "train.seed=1"))
+    assert other.code == 2
+    assert len(other.errors.splitlines()) == 1, "one clear message"
+    assert "holds a finished run" in other.errors and "run.name" in other.errors
+    assert _content(run.path) == before
+
+
+def test_stopped_by_a_signal_and_resumed_is_as_undisturbed(
+    desk: Path, trained: tuple[list[str], Ended]
+) -> None:
+    command, _ = trained
+    whole = _run_of(desk, command)
+    command = [*command[:-1], "run.name=stopped"]
+    run = _run_of(desk, command)
+    process = _dtl(desk, *command)
+    _wait_for_steps(run.path, 3, process)
+    process.send_signal(signal.SIGTERM)
+    stopped = _end(process)
+    assert stopped.code == 75, stopped.told + stopped.errors
+    assert "dtl resume" in stopped.told
+    done = launching.train_lines(run.path)[-1]["step"]
+    assert 3 <= done < LONG
+    saved = run.checkpoints / f"step-{done:08d}"
+    assert json.loads((saved / "progress.json").read_text(encoding="utf-8"))["step"] == done
+    refused = _end(_dtl(desk, *command))
+    assert refused.code == 2 and "dtl resume" in refused.errors
+    resumed = _end(_dtl(desk, "resume", str(run.path.relative_to(desk))))
+    assert resumed.code == 0, resumed.told + resumed.errors
+    assert _learning(run.path) == _learning(whole.path), "bitwise"
+    assert run.result["scores"] == whole.result["scores"]
+
+
+def _accelerate(
+    desk: Path, name: str, *overrides: str, options: tuple[str, ...] = ()
+) -> subprocess.Popen[str]:
+    """The command that the launch file names, with a port of its own unless one is given."""
+    argv = ["-m", "accelerate.commands.launch", "--config_file", str(FILES / f"{name}.yaml")]
+    argv += options or ("--main_process_port", str(launching.port()))
+    return _start(desk, *argv, "-m", "dtl.worker", "train", "config.yaml", *overrides)
+
+
+def _dtl(desk: Path, *arguments: str) -> subprocess.Popen[str]:
+    return _start(desk, "-m", "dtl", *arguments)
+
+
+def _start(desk: Path, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, *arguments],
+        cwd=desk,
+        env=launching.environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def _end(process: subprocess.Popen[str]) -> Ended:
+    try:
+        told, errors = process.communicate(timeout=300)
+    except subprocess.TimeoutExpired:
+        process.terminate()
+        told, errors = process.communicate(timeout=60)
+        pytest.fail(f"no end within 300 s\n{told}\n{errors[-6000:]}")
+    return Ended(process.returncode, told, errors)
+
+
+def _assert_layout(
+    run: Path, ended: Ended, launcher: str, ranks: int, zero: int, offload: str
+) -> None:
+    """The launcher's layout is the plan's, and one line on standard output says so."""
+    assert ended.code == 0, ended.told + ended.errors[-6000:]
+    layout = RunFolder(run).plan.layout
+    assert (layout.ranks, layout.zero, layout.offload) == (ranks, zero, offload)
+    said = [line for line in ended.told.splitlines() if "fixes the layout" in line]
+    assert len(said) == 1, ended.told
+    assert said[0].startswith(f"{launcher} fixes the layout: {ranks} rank")
+    assert f"ZeRO {zero}" in said[0]
+    assert RunFolder(run).state == "finished"
+    assert len(list((run / "logs").glob("rank-*.log"))) == ranks
+
+
+def _assert_losses(run: Path, expected: list[float]) -> None:
+    losses = [line["loss"] for line in launching.train_lines(run)]
+    assert losses == pytest.approx(expected, rel=1e-5)
+
+
+def _run_of(desk: Path, command: list[str]) -> RunFolder:
+    given = dict(part.split("=") for part in command[2:])
+    return RunFolder(desk / given["run.dir"] / given["run.name"])
+
+
+def _line(told: str, start: str) -> str:
+    """The last line that begins so."""
+    return [line for line in told.splitlines() if line.strip().startswith(start)][-1]
+
+
+def _content(folder: Path) -> dict[str, tuple[int, str]]:
+    """Time of change and hash of every file."""
+    return {
+        str(path): (path.stat().st_mtime_ns, hashlib.sha256(path.read_bytes()).hexdigest())
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def _wait_for_steps(run: Path, steps: int, process: subprocess.Popen[str]) -> None:
+    """Until so many steps are told; metrics are written line by line."""
+    metrics = run / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not metrics.exists() or metrics.read_bytes().count(b'"kind": "train"') < steps:
+        assert process.poll() is None, _end(process)
+        assert time.monotonic() < deadline, "no steps within 120 s"
+        time.sleep(0.005)
+
+
+def _learning(run: Path) -> list[dict[str, Any]]:
+    """What the train lines say of learning, not of time and memory."""
+    names = ("step", "epoch", "loss", "targets", "examples", "learning_rate", "gradient_norm")
+    return [{name: line[name] for name in names} for line in launching.train_lines(run)]
