@@ -1,4 +1,4 @@
-"""Write docs/config.md, the page of all config keys, from the schema: `python docs/make_config_page.py`."""
+"""Write docs/config.md, every config key, from the schema: `python docs/make_config_page.py`."""
 
 from __future__ import annotations
 

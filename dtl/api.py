@@ -6,18 +6,22 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from dtl.config.load import load_config
 from dtl.config.schema import RunConfig
+from dtl.lease import holder_here
 from dtl.plan import Plan
 from dtl.run_folder import RunFolder
 
 __all__ = ["Outcome", "load_config", "load_run", "plan", "resume", "train"]
 
-STOPPED = 75
+RESTARTS = 3  # after a crash
+SAME_STEP = 3  # crashes after one and the same step: it would crash again
+CRASHED = -1
 
 
 @dataclass(frozen=True)
@@ -58,8 +62,9 @@ def train(config: RunConfig, *, say: Callable[[str], None] = print) -> Outcome:
     say(prepared.examples.train.census.line("train"))
     if prepared.examples.held_out is not None:
         say(prepared.examples.held_out.census.line("held out"))
-    folder.create(config, prepared.plan, prepared.examples.facts)
-    return Outcome(_launch(folder), folder)
+    examples = prepared.examples
+    folder.create(config, prepared.plan, examples.facts, examples.data)
+    return Outcome(_launch(folder, say), folder)
 
 
 def resume(
@@ -87,7 +92,7 @@ def resume(
         folder.lay_out_anew(config, prepared.plan)
         for line in prepared.plan.lines():
             say(line)
-    return Outcome(_launch(folder), folder)
+    return Outcome(_launch(folder, say), folder)
 
 
 def _layout_of(config: RunConfig, folder: RunFolder) -> list[str]:
@@ -98,9 +103,31 @@ def _layout_of(config: RunConfig, folder: RunFolder) -> list[str]:
     return [f"layout.{key}={'null' if value is None else value}" for key, value in asked.items()]
 
 
-def _launch(folder: RunFolder) -> int:
-    folder.note_stop(None)
-    return _fork(folder) if folder.plan.layout.ranks == 1 else _accelerate_launch(folder)
+def _launch(folder: RunFolder, say: Callable[[str], None]) -> int:
+    """Start the processes; after a crash start them again from the newest checkpoint."""
+    stuck_at: list[int] = []
+    for restart in range(RESTARTS + 1):
+        code = _launch_once(folder)
+        if code != CRASHED:
+            return code
+        stuck_at.append(folder.last_step)
+        if stuck_at[-SAME_STEP:] == [stuck_at[-1]] * SAME_STEP:
+            say(f"crashed {SAME_STEP} times after step {stuck_at[-1]}; see {folder.logs}")
+            return 1
+        if restart < RESTARTS:
+            pause = 2.0**restart
+            say(f"crashed after step {stuck_at[-1]}; starting again in {pause:.0f} s")
+            time.sleep(pause)
+    say(f"crashed {RESTARTS + 1} times; see {folder.logs}, then `dtl resume {folder.path}`")
+    return 1
+
+
+def _launch_once(folder: RunFolder) -> int:
+    folder.note_end(None)
+    code = _fork(folder) if folder.plan.layout.ranks == 1 else _accelerate_launch(folder)
+    if folder.state == "finished":
+        return 0
+    return code if code == 2 else folder.ended if folder.ended is not None else CRASHED
 
 
 def _fork(folder: RunFolder) -> int:
@@ -116,13 +143,14 @@ def _fork(folder: RunFolder) -> int:
             code = worker.main(["run", str(folder.path)])
         finally:
             os._exit(code)
-    with _forwarding(child):
+    with _forwarding(folder, child):
         _, status = os.waitpid(child, 0)
-    return _judge(folder, os.waitstatus_to_exitcode(status))
+    return os.waitstatus_to_exitcode(status)
 
 
 def _accelerate_launch(folder: RunFolder) -> int:
     from dtl.launch import command
+    from dtl.worker import end_with_parent
 
     started = command(folder)
     with (folder.logs / "launcher.log").open("ab") as log:
@@ -131,33 +159,28 @@ def _accelerate_launch(folder: RunFolder) -> int:
             env={**os.environ, **started.environment},
             stderr=log,
             start_new_session=True,
+            preexec_fn=end_with_parent,
         )
-        with _forwarding(process.pid):
-            code = process.wait()
-    return _judge(folder, code)
-
-
-def _judge(folder: RunFolder, code: int) -> int:
-    """Launchers have exit codes of their own; what the run folder says is what happened."""
-    if folder.state == "finished":
-        return 0
-    if folder.stopped:
-        return STOPPED
-    return code if code == 2 else 1
+        with _forwarding(folder, process.pid):
+            return process.wait()
 
 
 class _forwarding:
-    """While a child runs, what ends this process ends the child first, in good order."""
+    """While a run goes on, what would end this process asks the run to save and end first.
 
-    def __init__(self, child: int) -> None:
-        self.child = child
+    Rank 0 is asked, and tells the others. A launcher would give them 30 s, which a large save may
+    not keep; it is asked only while there is no rank 0 yet.
+    """
+
+    def __init__(self, folder: RunFolder, child: int) -> None:
+        self.folder, self.child = folder, child
 
     def __enter__(self) -> None:
         signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
         self.before = {number: signal.signal(number, self._pass_on) for number in signals}
 
     def _pass_on(self, *_: object) -> None:
-        os.kill(self.child, signal.SIGTERM)
+        os.kill(holder_here(self.folder.path) or self.child, signal.SIGTERM)
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self.before.items():

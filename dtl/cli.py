@@ -88,6 +88,28 @@ def resume(
 
 
 @app.command()
+def audit(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="the run folder")],
+    other: Annotated[
+        Path | None, typer.Argument(metavar="[OTHER]", help="a run to compare it with")
+    ] = None,
+) -> None:
+    """Prove from the log that each example was read exactly once an epoch, in the planned order."""
+    from dtl.api import load_run
+    from dtl.audit import audit as hold_to_order
+    from dtl.audit import difference
+
+    runs = [load_run(path) for path in (run, other) if path is not None]
+    found = [hold_to_order(folder) for folder in runs]
+    for folder, result in zip(runs, found, strict=True):
+        print(result.line(str(folder.path)))
+    differs = difference(*runs) if len(runs) == 2 else None
+    if len(runs) == 2:
+        print(differs or "both read the same examples in the same order")
+    raise typer.Exit(1 if differs or any(result.fault for result in found) else 0)
+
+
+@app.command()
 def plan(
     config: Config,
     overrides: Overrides = None,

@@ -67,7 +67,14 @@ def reopen(folder: RunFolder, *, writes: bool) -> Prepared:
     """A run as its folder has it: the plan stands."""
     config = folder.config
     parts = assemble(config)
-    return Prepared(config, parts, prepare(config, parts, writes=writes), folder.plan)
+    examples = prepare(config, parts, writes=writes)
+    if examples.train.key != folder.data["key"]:
+        raise DtlError.of(
+            config.data.train.path,
+            "the data, or its tokenizer, has changed since the run began",
+            "put back what was there, or start a new run under another run.name",
+        )
+    return Prepared(config, parts, examples, folder.plan)
 
 
 def refuse_used(folder: RunFolder, config: RunConfig) -> None:

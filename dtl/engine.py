@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -40,6 +41,15 @@ class EngineSettings:
     gradient_clip: float | None
     deepspeed: dict[str, Any] | None
     timeout_seconds: float = 1800.0
+
+
+@dataclass(frozen=True)
+class Step:
+    """Norm of the gradient before clipping, and whether the step was taken: with a norm that is not
+    finite it is not, on any rank, and nothing has changed."""
+
+    norm: float
+    taken: bool
 
 
 def start(settings: EngineSettings) -> Engine:
@@ -190,8 +200,15 @@ class Engine(ABC):
         """Add the gradient of loss_sum / targets; `targets` is that of the whole global batch."""
 
     @abstractmethod
-    def step(self) -> float:
-        """Clip, step, clear. The norm of the gradient before clipping."""
+    def step(self) -> Step:
+        """Clip, step, clear."""
+
+    @abstractmethod
+    def without_gradient(self) -> list[str]:
+        """Learning tensors that no step has ever had a gradient for: their second moment is zero.
+
+        Every rank must call.
+        """
 
     @abstractmethod
     def whole(self, parameter: nn.Parameter) -> Tensor:
@@ -250,14 +267,25 @@ class PlainEngine(Engine):
         # DistributedDataParallel takes the mean over ranks; the sum is wanted.
         self.scaler.scale(loss_sum * (self.ranks / targets)).backward()
 
-    def step(self) -> float:
+    def step(self) -> Step:
         self.scaler.unscale_(self.optimizer)
         limit = self.settings.gradient_clip
-        norm = nn.utils.clip_grad_norm_(self._parameters, float("inf") if limit is None else limit)
-        self.scaler.step(self.optimizer)
+        clipped = nn.utils.clip_grad_norm_(
+            self._parameters, float("inf") if limit is None else limit
+        )
+        norm = float(clipped)  # of the exchanged gradient, so that all ranks decide alike
+        if math.isfinite(norm):
+            self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        return float(norm)
+        return Step(norm, taken=math.isfinite(norm))
+
+    def without_gradient(self) -> list[str]:
+        return [
+            name
+            for name, parameter in self.learning()
+            if not bool(self.optimizer.state[parameter]["exp_avg_sq"].any())
+        ]
 
     def whole(self, parameter: nn.Parameter) -> Tensor:
         return parameter.detach().to("cpu", copy=True)
@@ -328,10 +356,27 @@ class ZeroEngine(Engine):
         # DeepSpeed takes the mean over ranks; the sum is wanted.
         self.model.backward(loss_sum * (self.ranks / targets), scale_wrt_gas=False)  # type: ignore[operator]
 
-    def step(self) -> float:
+    def step(self) -> Step:
         self.model.step()  # type: ignore[operator]
-        norm = self.model.get_global_grad_norm()  # type: ignore[operator]
-        return float(norm)
+        norm = float(self.model.get_global_grad_norm())  # type: ignore[operator]
+        # DeepSpeed itself leaves out a step whose norm is not finite, at every stage.
+        return Step(norm, taken=not self.optimizer.overflow)  # type: ignore[attr-defined]
+
+    def without_gradient(self) -> list[str]:
+        self._link_all_moments()
+        learning = self.learning()
+        mine = [float(self._my_part_moved(parameter)) for _, parameter in learning]
+        return [
+            name for (name, _), moved in zip(learning, self.reduce(*mine), strict=True) if not moved
+        ]
+
+    def _my_part_moved(self, parameter: nn.Parameter) -> bool:
+        if self.stage == 3:
+            from deepspeed.utils import safe_get_local_optimizer_state
+
+            return bool(safe_get_local_optimizer_state(parameter, "exp_avg_sq").any())
+        mapping = parameter._hp_mapping  # type: ignore[attr-defined]
+        return mapping is not None and bool(mapping.get_optim_state_fragment("exp_avg_sq").any())
 
     def whole(self, parameter: nn.Parameter) -> Tensor:
         from deepspeed.runtime.zero import GatheredParameters

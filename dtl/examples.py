@@ -29,6 +29,11 @@ class Examples:
     processor: Any
     settings: Any  # the base model's config
 
+    @property
+    def data(self) -> dict[str, Any]:
+        """What a run notes of its training data."""
+        return {"key": self.train.key, "examples": len(self.train)}
+
 
 def prepare(config: RunConfig, parts: Parts, *, writes: bool = True) -> Examples:
     """Read, survey and encode, or find it in the cache. `writes`: this process does the encoding;

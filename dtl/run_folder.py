@@ -86,7 +86,12 @@ class RunFolder:
     def _run(self) -> dict[str, Any]:
         return dict(_read(self.path / "run.json"))
 
-    def create(self, config: RunConfig, plan: Plan, facts: Facts) -> None:
+    @property
+    def data(self) -> dict[str, Any]:
+        """Of the training data: `key`, which names its content, and the number of examples."""
+        return dict(self._run["data"])
+
+    def create(self, config: RunConfig, plan: Plan, facts: Facts, data: dict[str, Any]) -> None:
         """Begin the run. Raises DtlError when the folder holds something else."""
         if self.path.exists() and any(self.path.iterdir()):
             raise DtlError.of(
@@ -99,6 +104,7 @@ class RunFolder:
             "config": config.model_dump(mode="json"),
             "plan": plan.to_dict(),
             "facts": facts,
+            "data": data,
             "versions": {name: _version(name) for name in STACK},
             "commit": _commit(),
         }
@@ -134,18 +140,25 @@ class RunFolder:
         staged.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
         staged.replace(self.path / "metrics.jsonl")
 
-    def note_stop(self, step: int | None) -> None:
-        """Leave word that the run stopped early after `step`, saved; None takes the word back."""
-        note = self.path / "stopped.json"
-        if step is None:
+    def note_end(self, exit_code: int | None) -> None:
+        """Leave word how a launch ended, since launchers have exit codes of their own; None takes
+        the word back."""
+        note = self.path / "ended.json"
+        if exit_code is None:
             note.unlink(missing_ok=True)
         else:
-            write_json(note, {"step": step})
+            write_json(note, {"exit_code": exit_code})
 
     @property
-    def stopped(self) -> bool:
-        """Whether the last launch stopped early, in good order."""
-        return (self.path / "stopped.json").is_file()
+    def ended(self) -> int | None:
+        """The exit code that the last launch left word of; None after a crash."""
+        note = self.path / "ended.json"
+        return int(_read(note)["exit_code"]) if note.is_file() else None
+
+    @property
+    def last_step(self) -> int:
+        """The newest step in the log; 0 before the first."""
+        return max((line["step"] for line in self.metrics() if line["kind"] == "train"), default=0)
 
     def finish(self, result: dict[str, Any]) -> None:
         """Close the run: from here on it is finished."""

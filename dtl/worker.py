@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import sys
 import traceback
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
-from dtl.errors import DtlError
+from dtl.errors import DtlError, RunFailed
+from dtl.lease import Lease
 from dtl.plan import OuterLaunch
 from dtl.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from dtl import desk
 
 USAGE = "python -m dtl.worker train CONFIG [key=value ...], or python -m dtl.worker run RUN_FOLDER"
 STOPPED = 75
@@ -38,6 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
     given = arguments if arguments is not None else sys.argv[1:]
     terminal = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8", errors="replace")
     rank = int(os.environ.get("RANK", "0"))
+    end_with_parent()
     try:
         return _work(given, terminal, rank)
     except DtlError as fault:
@@ -58,29 +67,27 @@ def _work(given: list[str], terminal: IO[str], rank: int) -> int:
     from dtl import desk
 
     if len(given) == 2 and given[0] == "run":
-        outer = None
         folder = RunFolder.open(given[1])
         _log_to(folder.logs / f"rank-{rank}.log")
-        prepared = desk.reopen(folder, writes=rank == 0)
-    elif len(given) >= 2 and given[0] == "train":
-        outer = outer_launch()
-        prepared = desk.prepare_file(given[1], given[2:], outer=outer, writes=rank == 0)
-        folder = RunFolder.of(prepared.config)
-        begun = desk.holds(folder, prepared.config)
-        if begun and folder.state == "finished":
-            if rank == 0:
-                print(f"{folder.path} is finished; nothing to do", file=terminal, flush=True)
-            return 0
-        if not begun:
-            desk.refuse_used(folder, prepared.config)
-    else:
+        return _train(folder, desk.reopen(folder, writes=rank == 0), None, stop, terminal)
+    if len(given) < 2 or given[0] != "train":
         raise DtlError.of("command line", f"dtl.worker cannot do {given}", USAGE)
+    outer = outer_launch()
+    prepared = desk.prepare_file(given[1], given[2:], outer=outer, writes=rank == 0)
+    folder = RunFolder.of(prepared.config)
+    begun = desk.holds(folder, prepared.config)
+    if begun and folder.state == "finished":
+        if rank == 0:
+            print(f"{folder.path} is finished; nothing to do", file=terminal, flush=True)
+        return 0
+    if not begun:
+        desk.refuse_used(folder, prepared.config)
     return _train(folder, prepared, outer, stop, terminal)
 
 
 def _train(
     folder: RunFolder,
-    prepared: desk.Prepared,  # type: ignore[name-defined]  # noqa: F821
+    prepared: desk.Prepared,
     outer: OuterLaunch | None,
     stop: Stop,
     terminal: IO[str],
@@ -88,45 +95,66 @@ def _train(
     from dtl.jobs import train
 
     layout = prepared.plan.layout
-    _settle(
-        processes=layout.processes,
-        device=layout.device,
-        alone=layout.ranks == 1 and layout.zero > 0,
-    )
+    _settle(processes=layout.processes, device=layout.device, alone=layout.zero > 0)
     engine = train.start_engine(prepared.config, prepared.plan)
+    tell = partial(print, file=terminal, flush=True) if engine.is_first else _say_nothing
     try:
         if outer is not None:
-            if engine.is_first:
-                if folder.state == "absent":
-                    folder.create(prepared.config, prepared.plan, prepared.examples.facts)
-                else:
-                    folder.lay_out_anew(prepared.config, prepared.plan)
-                print(
-                    f"{outer.launcher} fixes the layout: {layout.ranks} ranks, ZeRO {layout.zero}, "
-                    f"{layout.accumulation} x {layout.micro_batch} examples a rank",
-                    file=terminal,
-                    flush=True,
-                )
+            _begin(folder, prepared, outer, engine.is_first, tell)
             engine.wait()
             _log_to(folder.logs / f"rank-{engine.rank}.log")
-        outcome = train.run(
-            folder,
-            engine,
-            prepared.examples,
-            terminal=terminal if engine.is_first else None,
-            asked_to_stop=lambda: stop.asked,
-        )
-        if outcome.end == "stopped" and engine.is_first:
-            folder.note_stop(outcome.progress.step)
-            print(
-                f"stopped after step {outcome.progress.step}, which is saved; "
-                f"`dtl resume {folder.path}` continues",
-                file=terminal,
-                flush=True,
+        with Lease(folder.path) if engine.is_first else nullcontext() as lease:
+            engine.wait()  # no rank goes on before the folder is ours
+            outcome = train.run(
+                folder,
+                engine,
+                prepared.examples,
+                terminal=terminal if engine.is_first else None,
+                asked_to_stop=lambda: stop.asked or (lease is not None and lease.lost),
             )
-        return 0 if outcome.end == "done" else STOPPED
+            code = 0 if outcome.end == "done" else STOPPED
+            if engine.is_first:
+                folder.note_end(code)
+        if code == STOPPED:
+            step = outcome.progress.step
+            tell(f"stopped after step {step}, saved; `dtl resume {folder.path}` continues")
+        return code
+    except DtlError as fault:
+        if engine.is_first and isinstance(fault, RunFailed):
+            folder.note_end(fault.exit_code)
+        raise
     finally:
         engine.close()
+
+
+def _begin(
+    folder: RunFolder,
+    prepared: desk.Prepared,
+    outer: OuterLaunch,
+    is_first: bool,
+    tell: Callable[[str], None],
+) -> None:
+    """Under an outer launcher there was no desk: rank 0 makes the folder, or lays it out anew."""
+    layout, examples = prepared.plan.layout, prepared.examples
+    tell(
+        f"{outer.launcher} fixes the layout: {layout.ranks} ranks, ZeRO {layout.zero}, "
+        f"{layout.accumulation} x {layout.micro_batch} examples a rank"
+    )
+    if is_first and folder.state == "absent":
+        folder.create(prepared.config, prepared.plan, examples.facts, examples.data)
+    elif is_first:
+        folder.lay_out_anew(prepared.config, prepared.plan)
+
+
+def _say_nothing(_: str) -> None:
+    return None
+
+
+def end_with_parent() -> None:
+    """When the process that started this one is killed, die with it: no orphan trains on."""
+    set_parent_death_signal = 1  # PR_SET_PDEATHSIG of Linux's prctl(2)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
 
 
 def outer_launch() -> OuterLaunch:

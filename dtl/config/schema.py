@@ -298,6 +298,11 @@ class Train(Record):
         default=None, ge=1, description="optimizer steps between checkpoints; left out: at the end"
     )
     keep: int = Field(default=2, ge=1, description="checkpoints kept, the newest ones")
+    skip_limit: int = Field(
+        default=5,
+        ge=1,
+        description="steps in a row with a gradient that is not finite, at which the run stops",
+    )
     seed: int = Field(default=0, ge=0, lt=2**32, description="seed of all that is drawn by chance")
     evaluation_batch: int = Field(
         default=16, ge=1, description="examples in one forward pass of an evaluation, a process"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import time
 import uuid
@@ -18,6 +17,7 @@ import numpy as np
 
 from dtl.data.source import Row
 from dtl.errors import DtlError, RunFailed
+from dtl.mini.cache import folder as cache_folder
 
 FORMAT = 1
 ROWS_A_GROUP = 1024
@@ -56,11 +56,6 @@ class Census:
         return f"{name}: {self.kept} of {self.rows} examples{left_out}"
 
 
-def cache_folder() -> Path:
-    """`$DTL_CACHE`, or `~/.cache/dtl`."""
-    return Path(os.environ.get("DTL_CACHE") or Path.home() / ".cache" / "dtl")
-
-
 def cache_key(**parts: Any) -> str:
     """A name for encoded data that changes whenever anything it depends on changes."""
     text = json.dumps({"format": FORMAT, **parts}, sort_keys=True, default=str)
@@ -81,6 +76,11 @@ class EncodedData:
         self.rows: np.ndarray = self.table.column("row").to_numpy()
         self._values = self.table.drop_columns(["length", "targets", "row"])
         self._columns = {name: self._values.column(name) for name in self._values.column_names}
+
+    @property
+    def key(self) -> str:
+        """Names the content: the data, the tokenizer and the task's options."""
+        return self.folder.name
 
     def __len__(self) -> int:
         return int(self.table.num_rows)

@@ -37,9 +37,13 @@ class Window:
     step: int
     epoch: int
     batches: tuple[Batch, ...]
-    all_examples: int
+    all_ids: np.ndarray
     all_targets: int
     all_length: int
+
+    @property
+    def all_examples(self) -> int:
+        return len(self.all_ids)
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,7 @@ class Loader:
             step,
             epoch,
             tuple(make_batch(self.data, ids, self.collate) for ids in shares),
-            all_examples=len(batch),
+            all_ids=batch,
             all_targets=int(self.data.targets[batch].sum()),
             all_length=int(self.data.lengths[batch].sum()),
         )

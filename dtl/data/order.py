@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -20,6 +21,15 @@ def order(examples: int, *, seed: int, epoch: int, global_batch: int) -> list[np
     generator = np.random.Generator(np.random.Philox(key=[seed, epoch]))
     shuffled = generator.permutation(examples)
     return [shuffled[start : start + global_batch] for start in range(0, examples, global_batch)]
+
+
+def chain(digest: str, batch: np.ndarray) -> str:
+    """The digest of all batches so far: of the one before and the numbers of this one, in order.
+
+    Two runs with equal digests have read the same examples in the same order.
+    """
+    numbers = np.ascontiguousarray(batch, dtype="<i8").tobytes()
+    return hashlib.sha256(digest.encode() + numbers).hexdigest()[:32]
 
 
 def accumulation(examples: int, *, ranks: int, micro_batch: int) -> int:

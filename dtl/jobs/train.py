@@ -21,6 +21,7 @@ from dtl.train import checkpoint, optim
 from dtl.train.card import model_card
 from dtl.train.evaluate import Evaluation, evaluate
 from dtl.train.export import export
+from dtl.train.guards import Guard
 from dtl.train.log import RunLog, told
 from dtl.train.loop import End, Hooks, Limits, Progress, train
 
@@ -89,7 +90,7 @@ def run(
         rank=engine.rank,
         ranks=engine.ranks,
     )
-    progress = Progress()
+    progress = Progress(digest=examples.train.key)
     if saved is not None:
         progress = checkpoint.read_progress(saved)
         _restore_moments(saved, engine, parts, loader)
@@ -127,6 +128,7 @@ def run(
                 checkpoint.save(engine, folder.checkpoints, at, keep=config.train.keep)
             ),
             asked_to_stop=asked_to_stop,
+            guard=Guard(engine, log, skip_limit=config.train.skip_limit),
         ),
         optim=config.optim,
     )

@@ -1,7 +1,7 @@
 """How `mini:text` is made: its folder before `dtl train configs/mini/text.yaml`, its weights after.
 
-`python -m dtl.mini FOLDER` writes config and tokenizer; `python -m dtl.mini FOLDER --weights EXPORT`
-adds the weights of an export, in bf16 to stay small.
+`python -m dtl.mini FOLDER` writes config and tokenizer; with `--weights EXPORT` it adds the weights
+of an export, in bf16 to stay small.
 """
 
 import argparse
@@ -10,11 +10,11 @@ from pathlib import Path
 from dtl.mini.architecture import write_architecture
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m dtl.mini", description=__doc__)
     parser.add_argument("folder", type=Path, help="where the base is written")
     parser.add_argument("--weights", type=Path, help="the export that the weights come from")
-    given = parser.parse_args()
+    given = parser.parse_args(arguments)
     given.folder.mkdir(parents=True, exist_ok=True)
     if given.weights is None:
         write_architecture(given.folder)

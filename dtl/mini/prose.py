@@ -45,7 +45,8 @@ def make() -> dict[str, list[dict[str, Any]]]:
     for file, text in _texts():
         (heldout if docstrings.share_of(file) < HELDOUT_SHARE else train).append(text)
     reviews = [row["text"] for row in sentiment.make()["unlabelled"]]
-    heldout = sorted(heldout, key=docstrings.share_of)[:HELDOUT_ROWS]
+    unseen = set(heldout) - set(train)
+    heldout = sorted(unseen, key=docstrings.share_of)[:HELDOUT_ROWS]
     return {
         "train": _mixed(train + reviews[HELDOUT_REVIEWS:]),
         "heldout": _mixed(heldout + reviews[:HELDOUT_REVIEWS]),

@@ -112,10 +112,10 @@ def restore_weights(path: Path, engine: Engine, model: Any) -> None:
 def restore_moments(path: Path, engine: Engine) -> None:
     """Write moments and step count into a prepared engine whose optimizer has its states."""
     stored = _Stored(path)
-    step = read_progress(path).step
+    updates = read_progress(path).updates
     for name, parameter in engine.learning():
         moments = {kind: stored.read(f"{kind}/{name}") for kind in ("exp_avg", "exp_avg_sq")}
-        engine.set_moments(parameter, moments, step=step)
+        engine.set_moments(parameter, moments, step=updates)
 
 
 class _Stored:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -42,9 +43,18 @@ def export(
             write(engine.plain_model, state, staged, DTYPES[dtype])
         processor.save_pretrained(staged)
         (staged / "README.md").write_text(card, encoding="utf-8")
+        _open_to_readers(staged)
         shutil.rmtree(folder, ignore_errors=True)
         staged.rename(folder)
     engine.wait()
+
+
+def _open_to_readers(folder: Path) -> None:
+    """safetensors keeps its files to their owner; an export is for all who may read the folder."""
+    mask = os.umask(0)
+    os.umask(mask)
+    for file in folder.iterdir():
+        file.chmod(0o666 & ~mask)
 
 
 def _gather(engine: Engine, *, learning_only: bool) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, field
 from typing import IO, TYPE_CHECKING, Any
@@ -59,11 +60,12 @@ class RunLog:
                 "kind": "train",
                 "step": progress.step,
                 "epoch": window.epoch,
-                "loss": loss,
+                "loss": loss if math.isfinite(loss) else None,
                 "targets": window.all_targets,
                 "examples": window.all_examples,
+                "digest": progress.digest,
                 "learning_rate": learning_rate,
-                "gradient_norm": norm,
+                "gradient_norm": norm if math.isfinite(norm) else None,
                 "seconds": seconds,
                 "tokens_per_second": speed,
                 "memory_bytes": _memory(),
@@ -77,6 +79,13 @@ class RunLog:
             f"{format_seconds(left)} left"
         )
         self._show(progress.step, words, now)
+
+    def skip(self, step: int, examples: list[int]) -> None:
+        """A step that was not taken, as its gradient was not finite; `examples`: what it read."""
+        if self.terminal is None:
+            return
+        self.folder.append({"kind": "skip", "step": step, "examples": examples})
+        self.say(f"step {step:>5}  skipped: its gradient is not finite")
 
     def begin(self) -> None:
         """The first step is about to start."""

@@ -11,10 +11,11 @@ import torch
 
 from dtl.config.schema import Optim
 from dtl.data.loader import Loader, Window
+from dtl.data.order import chain
 from dtl.train.optim import schedule
 
 if TYPE_CHECKING:
-    from dtl.engine import Engine
+    from dtl.engine import Engine, Step
     from dtl.strategies import Strategy
     from dtl.tasks import Task
     from dtl.train.log import RunLog
@@ -22,15 +23,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is: optimizer steps done, and the targets and examples learnt from so far."""
+    """How far a run is: optimizer steps done, what it learnt from, and a digest of the order."""
 
     step: int = 0
+    digest: str = ""
+    updates: int = 0  # steps that were taken, not skipped
     examples: int = 0
     targets: int = 0
 
-    def after(self, window: Window) -> Progress:
+    def after(self, window: Window, *, taken: bool) -> Progress:
         return Progress(
-            window.step, self.examples + window.all_examples, self.targets + window.all_targets
+            step=window.step,
+            digest=chain(self.digest, window.all_ids),
+            updates=self.updates + int(taken),
+            examples=self.examples + window.all_examples,
+            targets=self.targets + window.all_targets,
         )
 
 
@@ -59,6 +66,7 @@ class Hooks:
     evaluate: Callable[[Progress], None]
     save: Callable[[Progress], None]
     asked_to_stop: Callable[[], bool]
+    guard: Callable[[Progress, Step, Window], None]
 
 
 End = Literal["done", "stopped"]
@@ -89,10 +97,11 @@ def train(
                     loss = task.loss(engine.model, engine.to_device(batch.tensors)) * batch.weight
                 engine.backward(loss, targets=window.all_targets)
             total += loss.detach().double()
-        norm = engine.step()
-        progress = progress.after(window)
+        step = engine.step()
+        progress = progress.after(window, taken=step.taken)
         loss_sum, stops = engine.reduce(total, float(hooks.asked_to_stop()))
-        log.step(progress, window, loss=loss_sum / window.all_targets, norm=norm, rate=rate)
+        log.step(progress, window, loss=loss_sum / window.all_targets, norm=step.norm, rate=rate)
+        hooks.guard(progress, step, window)
         stopping = stops > 0 and progress.step < limits.steps
         if limits.evaluate_at(progress.step) and not stopping:
             hooks.evaluate(progress)

@@ -34,7 +34,8 @@ def main(jobs_file: str) -> int:
         engine = train.start_engine(config, prepared.plan)
         folder = RunFolder.of(config)
         if engine.is_first and folder.state == "absent":
-            folder.create(config, prepared.plan, prepared.examples.facts)
+            examples = prepared.examples
+            folder.create(config, prepared.plan, examples.facts, examples.data)
         engine.wait()
         terminal = sys.stdout if engine.is_first else None
         with bare() if job.get("bare") else nullcontext():

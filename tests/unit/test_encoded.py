@@ -1,4 +1,4 @@
-"""The cache of encoded examples: whole or absent, whoever writes it and whatever ends the writer."""
+"""The cache of encoded examples: whole or absent, whoever writes it, whatever ends the writer."""
 
 import os
 import signal
@@ -120,7 +120,7 @@ def test_a_fault_in_a_row_leaves_nothing_that_is_read(cache):
             raise DtlError.of(row.place, "the row is bad", "mend it")
         return encoder(row)
 
-    with pytest.raises(DtlError, match="rows.jsonl:1501"):
+    with pytest.raises(DtlError, match=r"rows\.jsonl:1501"):
         encode(rows(2000), fails_late, key="k", place="data.train")
     assert list((cache / "encoded").iterdir()) == []
     assert len(encode(rows(10), encoder, key="k", place="data.train")) == 7

@@ -368,5 +368,34 @@ def test_the_command_writes_a_folder_to_start_from(small_source, monkeypatch, tm
 def test_the_command_says_how_it_is_used(capsys):
     from dtl.mini.__main__ import main
 
-    assert main([]) == 2
+    with pytest.raises(SystemExit, match="2"):
+        main([])
     assert "usage" in capsys.readouterr().err
+
+
+def test_the_base_can_be_made_anew(small_source, cache, monkeypatch, tmp_path):
+    """configs/mini/text.yaml at a small scale, then its weights packed as the shipped ones are."""
+    from safetensors.torch import load_file
+    from transformers import AutoModelForCausalLM
+
+    from dtl import api
+    from dtl.config.load import load_config
+    from dtl.mini.__main__ import main
+
+    monkeypatch.chdir(tmp_path)
+    for split in ("train", "heldout"):
+        lines = "".join(json.dumps(row) + "\n" for row in small_source[split][:24])
+        (tmp_path / f"{split}.jsonl").write_text(lines)
+    recipe = Path(__file__).parents[2] / "configs" / "mini" / "text.yaml"
+    overrides = ["data.train=train.jsonl", "data.eval=heldout.jsonl", "task.max_length=16"]
+    overrides += ["train.epochs=null", "train.steps=2", "train.global_batch=4"]
+    outcome = api.train(load_config(recipe, overrides), say=lambda line: None)
+    assert outcome.exit_code == 0
+    assert main([str(tmp_path / "base"), "--weights", str(outcome.run.export)]) == 0
+    made = load_file(tmp_path / "base" / "model.safetensors")
+    shipped = load_file(mini.path("text") / "model.safetensors")
+    assert {name: (v.shape, v.dtype) for name, v in made.items()} == {
+        name: (v.shape, v.dtype) for name, v in shipped.items()
+    }
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    assert sum(value.numel() for value in base.parameters()) == 2_557_632

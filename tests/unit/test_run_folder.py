@@ -21,6 +21,7 @@ PLAN = Plan(
     deepspeed={"zero_optimization": {"stage": 2}},
     choices=(Chosen("processes", "2", "layout.processes"),),
 )
+DATA = {"key": "k" * 32, "examples": 7}
 
 
 def configure(folder, **train):
@@ -44,7 +45,7 @@ def config(tmp_path):
 @pytest.fixture
 def run(config):
     folder = RunFolder.of(config)
-    folder.create(config, PLAN, {"labels": ["a", "b"]})
+    folder.create(config, PLAN, {"labels": ["a", "b"]}, DATA)
     return folder
 
 
@@ -90,7 +91,7 @@ def test_run_json_names_the_commit_that_was_checked_out(config, tmp_path, monkey
     subprocess.run(["git", "init", "-q"], check=True)
     subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "first"], check=True)
     (checkout / "runs").mkdir()
-    RunFolder.of(config).create(config, PLAN, {})
+    RunFolder.of(config).create(config, PLAN, {}, DATA)
     record = json.loads((RunFolder.of(config).path / "run.json").read_text(encoding="utf-8"))
     head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
     assert record["commit"] == head.stdout.strip()
@@ -99,7 +100,7 @@ def test_run_json_names_the_commit_that_was_checked_out(config, tmp_path, monkey
 def test_outside_a_checkout_there_is_no_commit(config, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    RunFolder.of(config).create(config, PLAN, {})
+    RunFolder.of(config).create(config, PLAN, {}, DATA)
     record = json.loads((RunFolder.of(config).path / "run.json").read_text(encoding="utf-8"))
     assert record["commit"] is None
 
@@ -141,7 +142,7 @@ def test_a_folder_that_holds_something_else_is_left_alone(config):
     folder.path.mkdir(parents=True)
     (folder.path / "thesis.txt").write_text("ten years of work", encoding="utf-8")
     with pytest.raises(DtlError, match="the folder is not empty, and it is not a run") as caught:
-        folder.create(config, PLAN, {})
+        folder.create(config, PLAN, {}, DATA)
     assert caught.value.exit_code == 2
     assert [entry.name for entry in folder.path.iterdir()] == ["thesis.txt"]
 
@@ -149,14 +150,14 @@ def test_a_folder_that_holds_something_else_is_left_alone(config):
 def test_a_run_is_not_created_over_another(run, config):
     before = (run.path / "run.json").read_bytes()
     with pytest.raises(DtlError):
-        run.create(config, PLAN, {})
+        run.create(config, PLAN, {}, DATA)
     assert (run.path / "run.json").read_bytes() == before
 
 
 def test_an_empty_folder_can_become_a_run(config):
     folder = RunFolder.of(config)
     folder.path.mkdir(parents=True)
-    folder.create(config, PLAN, {})
+    folder.create(config, PLAN, {}, DATA)
     assert folder.state == "interrupted"
 
 
@@ -185,14 +186,12 @@ def test_a_file_is_whole_or_as_it_was(tmp_path):
 
 def test_the_desk_refuses_a_used_folder_and_says_what_it_holds(run, config, tmp_path):
     other = configure(tmp_path / "runs", seed=1)
-    with pytest.raises(DtlError, match="an interrupted run of this config.*dtl resume"):
-        desk.refuse_used(run, config)
     with pytest.raises(DtlError, match="an interrupted run of another config"):
         desk.refuse_used(run, other)
-    assert not desk.is_done(run, config)
+    assert desk.holds(run, config)
     run.finish({})
-    assert desk.is_done(run, config)
-    assert not desk.is_done(run, other)
+    assert desk.holds(run, config)
+    assert not desk.holds(run, other)
     with pytest.raises(DtlError, match="a finished run"):
         desk.refuse_used(run, other)
 

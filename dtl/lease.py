@@ -1,0 +1,131 @@
+"""One writer a run folder: a lease with a heartbeat, since some cluster disks fake file locks."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from pathlib import Path
+from typing import Any, Self
+
+from dtl.errors import DtlError
+
+BEAT_SECONDS = 5.0
+STALE_SECONDS = 60.0
+SETTLE_SECONDS = 0.2  # between taking a stale lease and believing that it is ours
+
+
+class Lease:
+    """Held while a run is written. `lost` tells that another process has taken the folder over."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "lease.json"
+        self.token = uuid.uuid4().hex
+        self._ended = threading.Event()
+        self._beating = threading.Thread(target=self._beat, daemon=True)
+
+    def __enter__(self) -> Self:
+        """Take the folder. Raises DtlError while somebody else holds it."""
+        if not self._create():
+            holder = self._read()
+            if holder is not None and _alive(holder):
+                raise DtlError.of(
+                    str(self.path.parent),
+                    f"is being written by process {holder['process']} on {holder['host']}",
+                    "wait for that run, or end it; a lease without heartbeat is free after "
+                    f"{STALE_SECONDS:.0f} s",
+                )
+            self._write()
+            time.sleep(SETTLE_SECONDS)
+            if self.lost:
+                raise DtlError.of(
+                    str(self.path.parent), "another process took it at the same time", "wait for it"
+                )
+        self._beating.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._beating.join()
+        if not self.lost:
+            self.path.unlink(missing_ok=True)
+
+    @property
+    def lost(self) -> bool:
+        """Whether the folder is another process's now."""
+        holder = self._read()
+        return holder is None or holder.get("token") != self.token
+
+    def _record(self) -> str:
+        return json.dumps(
+            {
+                "token": self.token,
+                "host": socket.gethostname(),
+                "process": os.getpid(),
+                "beat": time.time(),
+            }
+        )
+
+    def _create(self) -> bool:
+        """Make the file unless it is there; linking a whole file into place is atomic."""
+        staged = self._staged()
+        try:
+            os.link(staged, self.path)
+            return True
+        except FileExistsError:
+            return False
+        finally:
+            staged.unlink()
+
+    def _write(self) -> None:
+        self._staged().replace(self.path)
+
+    def _staged(self) -> Path:
+        staged = self.path.with_name(f".lease-{self.token}")
+        staged.write_text(self._record(), encoding="utf-8")
+        return staged
+
+    def _read(self) -> dict[str, Any] | None:
+        try:
+            found: dict[str, Any] = json.loads(self.path.read_text(encoding="utf-8"))
+            return found
+        except (OSError, ValueError):
+            return None
+
+    def _beat(self) -> None:
+        while not self._ended.wait(BEAT_SECONDS):
+            if self.lost:
+                return
+            self._write()
+
+
+def holder_here(folder: Path) -> int | None:
+    """The process on this machine that writes the folder; None where there is none."""
+    holder = Lease(folder)._read()
+    if holder is None or holder.get("host") != socket.gethostname() or not _alive(holder):
+        return None
+    return int(holder["process"])
+
+
+def _alive(holder: dict[str, Any]) -> bool:
+    """On this host: whether the process lives. Elsewhere: whether its heart beats."""
+    if holder.get("host") == socket.gethostname():
+        try:
+            os.kill(int(holder["process"]), 0)
+        except (ProcessLookupError, KeyError, ValueError):
+            return False
+        except PermissionError:
+            return True
+        return not _is_zombie(int(holder["process"]))
+    return time.time() - float(holder.get("beat", 0.0)) < STALE_SECONDS
+
+
+def _is_zombie(process: int) -> bool:
+    try:
+        status = Path(f"/proc/{process}/stat").read_text(encoding="utf-8")
+    except OSError:
+        return False
+    return status.rpartition(")")[2].split()[:1] == ["Z"]
