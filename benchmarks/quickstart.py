@@ -22,7 +22,7 @@ import dtl
 HERE = Path(__file__).parent
 CONFIG = HERE.parent / "configs" / "quickstart" / "text.yaml"
 STRATEGIES = {
-    "scratch": ["strategy=scratch", "optim.learning_rate=0.003"],
+    "scratch": ["strategy=scratch", "optim.learning_rate=0.001"],
     "lora": ["optim.learning_rate=0.003"],
     "full": ["strategy=full", "optim.learning_rate=0.001"],
 }

@@ -121,7 +121,7 @@ def _seconds(arguments: list[str], bed: Bed, *, until: Callable[[], bool]) -> fl
         process = subprocess.Popen(
             [sys.executable, *arguments],
             cwd=bed.folder,
-            env={**os.environ, "DTL_CACHE": str(bed.cache)},
+            env={**_environment(), "DTL_CACHE": str(bed.cache)},
             stdout=output,
             stderr=output,
         )
@@ -132,6 +132,11 @@ def _seconds(arguments: list[str], bed: Bed, *, until: Callable[[], bool]) -> fl
     if code or not until():
         raise SystemExit(f"{arguments} ended with {code}:\n{log.read_text()}")
     return taken
+
+
+def _environment() -> dict[str, str]:
+    """Ours, with Python's usual caching of compiled modules, whatever is set here."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 
 
 def _report(pairs: dict[str, list[Pair]]) -> Iterator[str]:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from dtl.config.load import load_config
 from dtl.config.schema import RunConfig
+from dtl.errors import DtlError
 from dtl.lease import holder_here
 from dtl.plan import Plan
 from dtl.run_folder import RunFolder
@@ -56,6 +57,12 @@ def train(config: RunConfig, *, say: Callable[[str], None] = print) -> Outcome:
     if desk.holds(folder, config):
         return resume(folder.path, _layout_of(config, folder), say=say)
     desk.refuse_used(folder, config)
+    if config.layout.nodes > 1:
+        raise DtlError.of(
+            "layout.nodes",
+            f"`dtl train` starts this machine alone, not {config.layout.nodes}",
+            "start each with `accelerate launch --config_file launch/two_nodes.yaml`",
+        )
     prepared = desk.prepare_run(config)
     for line in prepared.plan.lines():
         say(line)

@@ -25,7 +25,12 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
 # What an outer launcher leaves for Accelerate; the plan has already taken it in.
-OUTER_SETTINGS = ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_CPU", "ACCELERATE_MIXED_PRECISION")
+OUTER_SETTINGS = (
+    "ACCELERATE_USE_DEEPSPEED",
+    "ACCELERATE_USE_CPU",
+    "ACCELERATE_MIXED_PRECISION",
+    "ACCELERATE_CONFIG_DS_FIELDS",
+)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 

@@ -224,13 +224,12 @@ def _export(
     scores: dict[str, dict[str, float]],
 ) -> None:
     config, plan = folder.config, folder.plan
-    labels = examples.facts.get("labels")
     card = model_card(
         config,
         plan,
         kind=parts.strategy.exports,
         head=parts.task.head,
-        labels=len(labels) if labels else None,
+        labels=examples.facts.get("labels"),
         scores=scores,
         versions=folder.versions,
     )

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -85,24 +85,61 @@ def load_tokenizer(model: Model) -> Any:
 def weightless(model: Model, *, head: str, changes: dict[str, Any]) -> Loaded:
     """The model on the meta device: shapes and names, no bytes. For the planner.
 
-    `new` is read from the headers of the weight files; for a hub id that is not on this machine it
-    is the whole head.
+    `new` is what transformers itself misses in the weight files, of which it reads the headers;
+    for a hub id it is the whole head.
     """
     import torch
 
     from dtl.models.anatomy import head_parameters
 
     settings = _settled(model, changes)
-    with torch.device("meta"):
-        network = _auto(head, model).from_config(settings, attn_implementation=model.attention)
-    stored = stored_names(locate(model))
-    if stored is None:
+    auto = _auto(head, model)
+    where = locate(model)
+    if not list(Path(where).glob("*.safetensors")):
+        with torch.device("meta"):
+            network = auto.from_config(settings, attn_implementation=model.attention)
         return Loaded(network, head_parameters(network) if changes else frozenset())
-    prefix = f"{network.base_model_prefix}."
-    known = stored | {prefix + name for name in stored} | {n.removeprefix(prefix) for n in stored}
-    missing = frozenset(name for name, _ in network.named_parameters() if name not in known)
-    resized = _resized(network, locate(model)) if changes else frozenset()
-    return Loaded(network, (missing | resized) - _renamed(network, missing))
+    with _silent():
+        return _read(auto, where, settings, model, changes, dtype=torch.float32, device_map="meta")
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """At the desk: transformers' bar and its table of missing weights, which the plan counts."""
+    from transformers.utils import logging
+
+    level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bar:
+            logging.enable_progress_bar()
+
+
+def _read(
+    auto: Any, where: str, settings: Any, model: Model, changes: dict[str, Any], **how: Any
+) -> Loaded:
+    """The model from its files, and the names of what the files do not bring."""
+    with _hub_faults(model, "weights"):
+        network, report = auto.from_pretrained(
+            where,
+            config=settings,
+            revision=model.revision,
+            trust_remote_code=model.trust_remote_code,
+            attn_implementation=model.attention,
+            use_safetensors=True,
+            ignore_mismatched_sizes=bool(changes),
+            output_loading_info=True,
+            **how,
+        )
+    names = {name for name, _ in network.named_parameters()}
+    mismatched = {
+        entry[0] if isinstance(entry, tuple) else entry for entry in report["mismatched_keys"]
+    }
+    return Loaded(network, frozenset((set(report["missing_keys"]) | mismatched) & names))
 
 
 def load_pretrained(
@@ -137,25 +174,10 @@ def load_pretrained(
         return Loaded(network.to(torch_dtype), frozenset())
     where = locate(model)
     _refuse_pickles(where)
-    with enter(True), _hub_faults(model, "weights"):
-        network, report = auto.from_pretrained(
-            where,
-            config=settings,
-            revision=model.revision,
-            trust_remote_code=model.trust_remote_code,
-            attn_implementation=model.attention,
-            dtype=torch_dtype,
-            use_safetensors=True,
-            ignore_mismatched_sizes=bool(changes),
-            output_loading_info=True,
-        )
-    names = {name for name, _ in network.named_parameters()}
-    mismatched = {
-        entry[0] if isinstance(entry, tuple) else entry for entry in report["mismatched_keys"]
-    }
-    new = frozenset((set(report["missing_keys"]) | mismatched) & names)
-    _refuse_foreign(network, new, model)
-    return Loaded(network, new)
+    with enter(True):
+        loaded = _read(auto, where, settings, model, changes, dtype=torch_dtype)
+    _refuse_foreign(loaded.model, loaded.new, model)
+    return loaded
 
 
 def initialise(
@@ -184,46 +206,6 @@ def initialise(
                 torch.ones(tuple(shape)) if name.endswith("weight") else torch.zeros(tuple(shape))
             )
         fill(parameter, value)
-
-
-def stored_names(where: str) -> frozenset[str] | None:
-    """Names of the tensors in the weight files of a local folder; None for a hub id."""
-    shapes = _stored_shapes(where)
-    return None if shapes is None else frozenset(shapes)
-
-
-def _stored_shapes(where: str) -> dict[str, tuple[int, ...]] | None:
-    from safetensors import safe_open
-
-    folder = Path(where)
-    files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
-    if not files:
-        return None
-    shapes: dict[str, tuple[int, ...]] = {}
-    for file in files:
-        with safe_open(str(file), framework="numpy") as tensors:
-            for name in tensors.keys():  # noqa: SIM118  (not a dict)
-                shapes[name] = tuple(tensors.get_slice(name).get_shape())
-    return shapes
-
-
-def _resized(network: nn.Module, where: str) -> frozenset[str]:
-    shapes = _stored_shapes(where) or {}
-    return frozenset(
-        name
-        for name, parameter in network.named_parameters()
-        if name in shapes and shapes[name] != tuple(parameter.shape)
-    )
-
-
-def _renamed(network: nn.Module, missing: frozenset[str]) -> frozenset[str]:
-    """Missing names that are only stored under an older name: transformers converts these when it
-    loads, so nothing inside the base but a few tensors can really be new."""
-    from dtl.models.anatomy import head_parameters
-
-    inside = missing - head_parameters(network)
-    total = sum(1 for _ in network.named_parameters())
-    return inside if len(inside) > total // 4 else frozenset()
 
 
 def _settled(model: Model, changes: dict[str, Any]) -> Any:

@@ -108,7 +108,13 @@ def _processes(
 ) -> tuple[int, int]:
     asked = config.layout
     if outer is not None:
-        nodes = max(1, outer.ranks // outer.ranks_a_node)
+        nodes, uneven = divmod(outer.ranks, outer.ranks_a_node)
+        if uneven:
+            raise DtlError.of(
+                outer.launcher,
+                f"{outer.ranks} processes do not divide over nodes of {outer.ranks_a_node}",
+                "start the same number on each node",
+            )
         log.note("processes", outer.ranks, f"fixed by {outer.launcher}")
         if outer.ranks > config.train.global_batch:
             raise DtlError.of(

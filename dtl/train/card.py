@@ -31,7 +31,7 @@ def model_card(
     *,
     kind: str,
     head: str,
-    labels: int | None,
+    labels: list[str] | None,
     scores: dict[str, dict[str, float]],
     versions: dict[str, Any],
 ) -> str:
@@ -63,11 +63,11 @@ def model_card(
     return "\n".join(lines) + "\n"
 
 
-def _loading(kind: str, head: str, path: str, labels: int | None) -> str:
+def _loading(kind: str, head: str, path: str, labels: list[str] | None) -> str:
     """Code that runs as it stands, but for the path of the export."""
     mini = path.removeprefix("mini:")
     base = json.dumps(path) if mini == path else f"str(mini.path({json.dumps(mini)}))"
-    extra = f", num_labels={labels}" if labels else ""
+    extra = f", id2label={dict(enumerate(labels))}" if labels else ""
     code = LOADING[kind].format(head=head, base=base, extra=extra).rstrip()
     return code if mini == path or kind == "model" else f"from dtl import mini\n{code}"
 

@@ -429,7 +429,7 @@ def test_a_row_is_cut_to_what_the_model_can_read(decoder):
         (True, {"messages": [{"role": "user"}]}, "is not a list of turns"),
         (True, {"text": 5}, "`text` is int"),
         (True, {"title": "x", "body": "y"}, "the row has 'title', 'body'"),
-        (True, {"prompt": "x"}, "causal_lm reads"),
+        (True, {"prompt": "x"}, "the task reads"),
     ],
 )
 def test_a_row_at_fault_is_named(chat, fields, told):

@@ -51,10 +51,10 @@ def bed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny.write_labelled(folder / "held_out.jsonl", HELD_OUT, seed=2)
     (folder / "config.yaml").write_text(CONFIG)
     (folder / "labelled.yaml").write_text(LABELLED)
-    for ranks in (1, 2):
-        jobs = [_job(ranks, *case) for case in _cases()] + _labelled(ranks)
-        jobs += _scored(ranks) + (_exported() if ranks == 2 else [])
-        launching.run_jobs(ranks, jobs, cwd=folder)
+    alone = [_job(1, *case) for case in _cases()] + _labelled(1) + _scored(1)
+    launching.run_jobs(1, alone + _interrupted(), cwd=folder)
+    pair = [_job(2, *case) for case in _cases()] + _labelled(2) + _scored(2)
+    launching.run_jobs(2, pair + _exported() + _resumed() + _poisoned(), cwd=folder)
     launching.run_jobs(3, _scored(3), cwd=folder)
     return folder
 
@@ -91,6 +91,60 @@ def _scored(ranks: int) -> list[dict[str, Any]]:
     overrides = ["data.eval=eval.jsonl", "train.steps=1", "train.evaluation_batch=4"]
     overrides += [f"run.name=scored-{ranks}", "layout.zero=0"]
     return [{"config": "config.yaml", "overrides": overrides, "bare": True}]
+
+
+def _interrupted() -> list[dict[str, Any]]:
+    """On one process, stopped half-way."""
+    return [
+        {
+            "config": "config.yaml",
+            "overrides": _moved(strategy, zero, turns=2),
+            "stop_after": STEPS // 2,
+        }
+        for strategy in STRATEGIES
+        for zero in STAGES
+    ]
+
+
+def _resumed() -> list[dict[str, Any]]:
+    """The same runs go on with two processes at another stage; others stay as they were."""
+    moved = [
+        {"config": "config.yaml", "overrides": _moved(strategy, zero, now=(zero + 2) % 4, turns=3)}
+        for strategy in STRATEGIES
+        for zero in STAGES
+    ]
+    stayed = []
+    for zero in STAGES:
+        job = _job(2, "lora", zero, 2)
+        overrides = [*job["overrides"], f"run.name=stayed-{zero}"]
+        once = {"config": "config.yaml", "overrides": overrides}
+        stayed += [{**once, "stop_after": STEPS // 2}, once]
+        whole = {"config": "config.yaml", "overrides": [*overrides, f"run.name=whole-{zero}"]}
+        stayed.append(whole)
+    return moved + stayed
+
+
+def _moved(strategy: str, zero: int, *, turns: int, now: int | None = None) -> list[str]:
+    return [
+        f"strategy={strategy}",
+        *STRATEGIES[strategy],
+        f"layout.zero={zero if now is None else now}",
+        f"layout.micro_batch={-(-BATCH // turns)}" if now is None else "layout.micro_batch=2",
+        f"run.name=moved-{strategy}-{zero}",
+    ]
+
+
+def _poisoned() -> list[dict[str, Any]]:
+    """Two steps whose loss is NaN on one rank only."""
+    return [
+        {
+            "config": "config.yaml",
+            "overrides": ["strategy=full", f"layout.zero={zero}", f"run.name=poison-{zero}"],
+            "bare": True,
+            "poison": [4, 5],
+        }
+        for zero in STAGES
+    ]
 
 
 def _exported() -> list[dict[str, Any]]:

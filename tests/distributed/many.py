@@ -1,8 +1,11 @@
 """Run many jobs in one launch: `torchrun --nproc-per-node N many.py JOBS.json`.
 
-Each job is {"config": path, "overrides": [...], "bare": bool}; the run folders hold the results. A
-bare job neither saves nor exports. The process group is kept between jobs, which saves seconds a
-job; all else starts anew.
+Each job is {"config": path, "overrides": [...]} and perhaps
+  "bare": true         neither save nor export;
+  "stop_after": step   stop there as if asked to by a signal; a later job of that name resumes;
+  "poison": [steps]    make the loss of these steps NaN on the last rank.
+The run folders hold the results. The process group is kept between jobs, which saves seconds a job;
+all else starts anew.
 """
 
 from __future__ import annotations
@@ -11,9 +14,11 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import torch
@@ -23,6 +28,8 @@ from dtl import desk
 from dtl.config.load import load_config
 from dtl.jobs import train
 from dtl.run_folder import RunFolder
+from dtl.tasks import causal_lm
+from dtl.train import loop
 
 
 def main(jobs_file: str) -> int:
@@ -36,16 +43,50 @@ def main(jobs_file: str) -> int:
         if engine.is_first and folder.state == "absent":
             examples = prepared.examples
             folder.create(config, prepared.plan, examples.facts, examples.data)
+        elif engine.is_first:
+            folder.lay_out_anew(config, prepared.plan)
         engine.wait()
         terminal = sys.stdout if engine.is_first else None
-        with bare() if job.get("bare") else nullcontext():
+        stop_after = job.get("stop_after", sys.maxsize)
+        with bare() if job.get("bare") else nullcontext(), watched(job.get("poison", ())) as at:
             train.run(
-                folder, engine, prepared.examples, terminal=terminal, asked_to_stop=lambda: False
+                folder,
+                engine,
+                prepared.examples,
+                terminal=terminal,
+                asked_to_stop=lambda at=at, last=stop_after: at.step >= last,
             )
         AcceleratorState._reset_state(reset_partial_state=True)
         GradientState._reset_state()
     torch.distributed.destroy_process_group()
     return 0
+
+
+@dataclass
+class At:
+    """The step that the loop is in."""
+
+    step: int = 0
+
+
+@contextmanager
+def watched(poison: Sequence[int]) -> Iterator[At]:
+    """Follow the loop's steps, and spoil the loss of some."""
+    at = At()
+    draw_from, loss = loop.draw_from, causal_lm.Plugin.loss
+    last_rank = int(os.environ["RANK"]) == int(os.environ["WORLD_SIZE"]) - 1
+
+    def follow(seed: int, step: int, *position: int) -> None:
+        at.step = step
+        draw_from(seed, step, *position)
+
+    def spoilt(self: Any, model: Any, batch: Any) -> Any:
+        factor = float("nan") if at.step in poison and last_rank and model.training else 1.0
+        return loss(self, model, batch) * factor
+
+    followed = mock.patch.object(loop, "draw_from", follow)
+    with followed, mock.patch.object(causal_lm.Plugin, "loss", spoilt):
+        yield at
 
 
 @contextmanager

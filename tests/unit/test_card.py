@@ -131,7 +131,7 @@ def test_the_code_of_a_classifying_adapter_loads_its_head_too(encoder, tmp_path)
 
     auto = AutoModelForSequenceClassification
     trained = save_adapter(encoder, tmp_path, auto, num_labels=3)
-    loaded = run_code(card(encoder, head=auto.__name__, labels=3), tmp_path)
+    loaded = run_code(card(encoder, head=auto.__name__, labels=["a", "b", "c"]), tmp_path)
     tokens = loaded["tokenizer"]("the river", return_tensors="pt").input_ids
     with torch.no_grad():
         assert torch.equal(loaded["model"](tokens).logits, trained(tokens).logits)

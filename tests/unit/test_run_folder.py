@@ -127,14 +127,28 @@ def test_a_line_that_a_killed_run_left_half_written_is_no_line(run):
     assert list(run.metrics()) == [{"kind": "train", "step": 1}, {"kind": "train", "step": 2}]
 
 
-def test_an_early_stop_is_noted_and_taken_back(run):
-    assert not run.stopped
-    run.note_stop(12)
-    assert run.stopped
+def test_how_a_launch_ended_is_noted_and_taken_back(run):
+    assert run.ended is None
+    run.note_end(75)
+    assert run.ended == RunFolder(run.path).ended == 75
     assert run.state == "interrupted"
-    run.note_stop(None)
-    run.note_stop(None)
-    assert not run.stopped
+    run.note_end(None)
+    run.note_end(None)
+    assert run.ended is None
+
+
+def test_a_resumed_run_takes_its_steps_back_from_the_log(run):
+    """Steps 4 and 5 were learnt after the checkpoint of step 3: they come again."""
+    assert run.last_step == 0
+    lines = [{"kind": "train", "step": step, "loss": 1 / step} for step in range(1, 6)]
+    for line in (*lines[:3], {"kind": "eval", "step": 3, "loss": 0.5}, *lines[3:]):
+        run.append(line)
+    assert run.last_step == 5
+    run.forget_after(3)
+    assert list(run.metrics()) == [*lines[:3], {"kind": "eval", "step": 3, "loss": 0.5}]
+    assert run.last_step == 3
+    run.append(lines[3])
+    assert run.last_step == 4
 
 
 def test_a_folder_that_holds_something_else_is_left_alone(config):

@@ -1,0 +1,129 @@
+"""Killed anywhere, a run comes back by itself and ends as if nothing had happened."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from dtl.audit import audit
+from dtl.run_folder import RunFolder
+from tests import tiny
+from tests.distributed import launching
+
+STEPS = 120
+CONFIG = f"""
+model: {{path: base, dtype: fp32}}
+task: {{name: causal_lm, max_length: 64}}
+data: {{train: train.jsonl}}
+strategy: full
+optim: {{learning_rate: 0.003}}
+train: {{steps: {STEPS}, global_batch: 6, save_every: 4}}
+layout: {{processes: 2, zero: 2, micro_batch: 3}}
+"""
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("survives")
+    tiny.decoder(folder / "base")
+    tiny.write_texts(folder / "train.jsonl", 53)
+    (folder / "config.yaml").write_text(CONFIG, encoding="utf-8")
+    return folder
+
+
+def start(desk: Path, name: str) -> subprocess.Popen[bytes]:
+    argv = [sys.executable, "-m", "dtl", "train", "config.yaml", f"run.name={name}"]
+    with (desk / f"{name}.txt").open("ab") as told:
+        return subprocess.Popen(
+            argv, cwd=desk, env=launching.environment(), stdout=told, stderr=subprocess.STDOUT
+        )
+
+
+def wait_for_step(process: subprocess.Popen[bytes], run: RunFolder, step: int) -> None:
+    limit = time.monotonic() + 180
+    while time.monotonic() < limit and process.poll() is None:
+        if run.state != "absent" and run.last_step >= step:
+            return
+        time.sleep(0.02)
+    raise AssertionError(f"step {step} was not reached")
+
+
+def ranks_of(process: subprocess.Popen[bytes]) -> dict[int, int]:
+    """Rank -> process id, of the workers below this process."""
+    found = {}
+    for child in psutil.Process(process.pid).children(recursive=True):
+        rank = child.environ().get("RANK")
+        if rank is not None:
+            found[int(rank)] = child.pid
+    return found
+
+
+def hashes(run: RunFolder) -> dict[str, str]:
+    newest = run.checkpoints / f"step-{STEPS:08d}"
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in newest.iterdir()}
+
+
+def losses(run: RunFolder) -> list[float]:
+    return [line["loss"] for line in run.metrics() if line["kind"] == "train"]
+
+
+def test_killed_ranks_launcher_and_desk(desk: Path) -> None:
+    """One run after another is killed: rank 0, rank 1, the launcher; then the desk itself."""
+    whole = RunFolder(desk / "runs" / "whole")
+    assert start(desk, "whole").wait(timeout=300) == 0
+    killed = RunFolder(desk / "runs" / "killed")
+    process = start(desk, "killed")
+    wait_for_step(process, killed, 10)
+    os.kill(ranks_of(process)[0], signal.SIGKILL)
+    wait_for_step(process, killed, 35)
+    os.kill(ranks_of(process)[1], signal.SIGKILL)
+    wait_for_step(process, killed, 60)
+    ranks = ranks_of(process)
+    launcher = psutil.Process(ranks[0]).ppid()
+    os.kill(launcher, signal.SIGKILL)
+    wait_for_step(process, killed, 85)
+    ranks = ranks_of(process)
+    process.kill()
+    process.wait()
+    limit = time.monotonic() + 60
+    while any(psutil.pid_exists(pid) for pid in ranks.values()):
+        assert time.monotonic() < limit, "orphans train on"
+        time.sleep(0.05)
+    assert killed.state == "interrupted"
+    assert start(desk, "killed").wait(timeout=300) == 0
+    assert losses(killed) == losses(whole)
+    assert hashes(killed) == hashes(whole)
+    assert audit(killed).fault is None
+    told = (desk / "killed.txt").read_text()
+    assert told.count("starting again") == 3
+    assert "was interrupted; it goes on" in told
+    before = {p: p.read_bytes() for p in killed.path.rglob("*") if p.is_file()}
+    assert start(desk, "killed").wait(timeout=60) == 0, "a finished run is left alone"
+    assert {p: p.read_bytes() for p in killed.path.rglob("*") if p.is_file()} == before
+
+
+def test_a_damaged_checkpoint_is_set_aside(desk: Path) -> None:
+    """Interrupted, its newest checkpoint damaged: the older one is taken, and the run says so."""
+    run = RunFolder(desk / "runs" / "torn")
+    process = start(desk, "torn")
+    wait_for_step(process, run, 20)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=120) == 75
+    newest = sorted(run.checkpoints.glob("step-*"))[-1]
+    assert json.loads((newest / "progress.json").read_text())["step"] == run.last_step
+    part = newest / "part-00001.safetensors"
+    data = bytearray(part.read_bytes())
+    data[-1] ^= 1
+    part.write_bytes(data)
+    assert start(desk, "torn").wait(timeout=300) == 0
+    assert "part-00001.safetensors is not what was written" in (desk / "torn.txt").read_text()
+    assert losses(run) == losses(RunFolder(desk / "runs" / "whole"))

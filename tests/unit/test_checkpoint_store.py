@@ -1,0 +1,153 @@
+"""A checkpoint is whole or not there, and what is damaged is found before a weight is touched."""
+
+import json
+import os
+import shutil
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+
+from dtl.train import checkpoint
+from dtl.train.loop import Progress
+
+NAMES = ("block.weight", "head.weight", "head.bias")
+
+
+@dataclass
+class OneRank:
+    """As much of an engine as the store needs."""
+
+    rank: int = 0
+    ranks: int = 1
+    is_first: bool = True
+    values: dict = field(default_factory=lambda: {n: torch.randn(3, 2) for n in NAMES})
+
+    def learning(self):
+        return list(self.values.items())
+
+    def whole(self, value):
+        return value.clone()
+
+    def moments(self, value):
+        return {"exp_avg": value * 2, "exp_avg_sq": value**2}
+
+    def gather(self, values):
+        return values
+
+    def wait(self):
+        return None
+
+
+@pytest.fixture
+def store(tmp_path):
+    for step in (4, 8):
+        checkpoint.save(OneRank(), tmp_path, Progress(step=step, digest="d"), keep=2)
+    return tmp_path
+
+
+def damage_truncate(path):
+    os.truncate(path, path.stat().st_size - 3)
+
+
+def damage_flip(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def damage_zero(path):
+    path.write_bytes(bytes(path.stat().st_size))
+
+
+def damage_empty(path):
+    path.write_bytes(b"")
+
+
+def damage_delete(path):
+    path.unlink()
+
+
+def damage_link(path):
+    aside = path.with_name("../aside")
+    path.rename(aside)
+    path.symlink_to(aside)
+
+
+def damage_other_step(path):
+    shutil.copy(path.parent.parent / "step-00000004" / path.name, path)
+
+
+DAMAGES = [value for name, value in sorted(globals().items()) if name.startswith("damage_")]
+FILES = ("part-00001.safetensors", "progress.json", "manifest.json")
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("name", FILES)
+def test_damage_is_found_and_the_older_one_taken(store, damage, name):
+    newest = store / "step-00000008"
+    damage(newest / name)
+    found, damaged = checkpoint.newest_whole(store)
+    assert found == store / "step-00000004"
+    assert [entry.path for entry in damaged] == [newest]
+    assert damaged[0].reason
+
+
+def test_files_too_many_and_folders_under_another_name_are_damage(store):
+    (store / "step-00000008" / "rng_state.pth").write_bytes(b"\x80\x04N.")
+    (store / "step-00000004").rename(store / "step-00000005")
+    found, damaged = checkpoint.newest_whole(store)
+    assert found is None
+    assert "rng_state.pth" in damaged[0].reason
+    assert "holds step 4" in damaged[1].reason
+
+
+def test_the_newest_are_kept_and_hold_what_was_saved(tmp_path):
+    engine = OneRank()
+    for step in range(1, 6):
+        checkpoint.save(engine, tmp_path, Progress(step=step, updates=step), keep=2)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000004", "step-00000005"]
+    from safetensors.torch import load_file
+
+    stored = load_file(tmp_path / "step-00000005" / "part-00001.safetensors")
+    for name, value in engine.values.items():
+        assert torch.equal(stored[f"weight/{name}"], value)
+        assert torch.equal(stored[f"exp_avg/{name}"], value * 2)
+        assert torch.equal(stored[f"exp_avg_sq/{name}"], value**2)
+    assert checkpoint.read_progress(tmp_path / "step-00000005") == Progress(step=5, updates=5)
+
+
+STEPS_OF_A_SAVE = ("os.fsync", "os.open", "pathlib.Path.rename", "pathlib.Path.replace")
+
+
+@pytest.mark.parametrize("call", STEPS_OF_A_SAVE)
+@pytest.mark.parametrize("at", range(1, 7))
+def test_death_at_any_call_of_a_save_leaves_a_whole_checkpoint(tmp_path, monkeypatch, call, at):
+    """`Exception` stands for the kill: nothing of ours catches it."""
+
+    class Killed(BaseException):
+        pass
+
+    engine = OneRank()
+    checkpoint.save(engine, tmp_path, Progress(step=1), keep=1)
+    owner, _, name = call.rpartition(".")
+    home = os if owner == "os" else checkpoint.Path
+    real, counted = getattr(home, name), [0]
+
+    def dying(*arguments, **named):
+        counted[0] += 1
+        if counted[0] == at:
+            raise Killed
+        return real(*arguments, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(home, name, dying)
+        with suppress(Killed):
+            checkpoint.save(engine, tmp_path, Progress(step=2), keep=1)
+    found, damaged = checkpoint.newest_whole(tmp_path)
+    assert found is not None and damaged == []
+    checkpoint.save(engine, tmp_path, Progress(step=3), keep=1)
+    assert [p.name for p in tmp_path.iterdir()] == ["step-00000003"]
+    assert checkpoint.fault(tmp_path / "step-00000003") is None
+    json.loads((tmp_path / "step-00000003" / "manifest.json").read_text())
