@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dtl.config.load import load_config
 from dtl.config.schema import RunConfig
@@ -17,6 +18,9 @@ from dtl.errors import DtlError
 from dtl.lease import holder_here
 from dtl.plan import Plan
 from dtl.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from dtl.desk import Prepared
 
 __all__ = ["Outcome", "load_config", "load_run", "plan", "resume", "train"]
 
@@ -71,7 +75,7 @@ def train(config: RunConfig, *, say: Callable[[str], None] = print) -> Outcome:
         say(prepared.examples.held_out.census.line("held out"))
     examples = prepared.examples
     folder.create(config, prepared.plan, examples.facts, examples.data)
-    return Outcome(_launch(folder, say), folder)
+    return Outcome(_launch(folder, say, prepared), folder)
 
 
 def resume(
@@ -93,13 +97,15 @@ def resume(
         say(f"{folder.path} is finished; nothing to do")
         return Outcome(0, folder)
     say(f"{folder.path} was interrupted; it goes on")
+    prepared = None
     if overrides:
         config = desk.reconfigure(folder, overrides, allow_change=frozenset(allow_change))
         prepared = desk.prepare_run(config)
+        desk.refuse_other_data(folder, prepared.examples)
         folder.lay_out_anew(config, prepared.plan)
         for line in prepared.plan.lines():
             say(line)
-    return Outcome(_launch(folder, say), folder)
+    return Outcome(_launch(folder, say, prepared), folder)
 
 
 def _layout_of(config: RunConfig, folder: RunFolder) -> list[str]:
@@ -110,11 +116,11 @@ def _layout_of(config: RunConfig, folder: RunFolder) -> list[str]:
     return [f"layout.{key}={'null' if value is None else value}" for key, value in asked.items()]
 
 
-def _launch(folder: RunFolder, say: Callable[[str], None]) -> int:
+def _launch(folder: RunFolder, say: Callable[[str], None], prepared: Prepared | None = None) -> int:
     """Start the processes; after a crash start them again from the newest checkpoint."""
     stuck_at: list[int] = []
     for restart in range(RESTARTS + 1):
-        code = _launch_once(folder)
+        code = _launch_once(folder, prepared)
         if code != CRASHED:
             return code
         stuck_at.append(folder.last_step)
@@ -129,16 +135,17 @@ def _launch(folder: RunFolder, say: Callable[[str], None]) -> int:
     return 1
 
 
-def _launch_once(folder: RunFolder) -> int:
+def _launch_once(folder: RunFolder, prepared: Prepared | None) -> int:
     folder.note_end(None)
-    code = _fork(folder) if folder.plan.layout.ranks == 1 else _accelerate_launch(folder)
+    alone = folder.plan.layout.ranks == 1
+    code = _fork(folder, prepared) if alone else _accelerate_launch(folder)
     if folder.state == "finished":
         return 0
     return code if code == 2 else folder.ended if folder.ended is not None else CRASHED
 
 
-def _fork(folder: RunFolder) -> int:
-    """One process needs no launcher: a copy of this one, which has everything imported already."""
+def _fork(folder: RunFolder, prepared: Prepared | None) -> int:
+    """One process needs no launcher: a copy of this one, which has all it needs at hand already."""
     sys.stdout.flush()
     sys.stderr.flush()
     child = os.fork()
@@ -147,7 +154,7 @@ def _fork(folder: RunFolder) -> int:
         try:
             from dtl import worker
 
-            code = worker.main(["run", str(folder.path)])
+            code = worker.main(["run", str(folder.path)], prepared=prepared)
         finally:
             os._exit(code)
     with _forwarding(folder, child):

@@ -68,13 +68,18 @@ def reopen(folder: RunFolder, *, writes: bool) -> Prepared:
     config = folder.config
     parts = assemble(config)
     examples = prepare(config, parts, writes=writes)
+    refuse_other_data(folder, examples)
+    return Prepared(config, parts, examples, folder.plan)
+
+
+def refuse_other_data(folder: RunFolder, examples: Examples) -> None:
+    """A run goes on with the data it began with. Raises DtlError."""
     if examples.train.key != folder.data["key"]:
         raise DtlError.of(
-            config.data.train.path,
+            folder.config.data.train.path,
             "the data, or its tokenizer, has changed since the run began",
             "put back what was there, or start a new run under another run.name",
         )
-    return Prepared(config, parts, examples, folder.plan)
 
 
 def refuse_used(folder: RunFolder, config: RunConfig) -> None:

@@ -41,14 +41,17 @@ class Stop:
         self.asked = True
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Exit code: 0 done, 2 the user's fault, 1 a failure, 75 stopped and resumable."""
+def main(arguments: list[str] | None = None, *, prepared: desk.Prepared | None = None) -> int:
+    """Exit code: 0 done, 2 the user's fault, 1 a failure, 75 stopped and resumable.
+
+    `prepared`: what a copy of the desk's process has at hand already.
+    """
     given = arguments if arguments is not None else sys.argv[1:]
     terminal = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8", errors="replace")
     rank = int(os.environ.get("RANK", "0"))
     end_with_parent()
     try:
-        return _work(given, terminal, rank)
+        return _work(given, terminal, rank, prepared)
     except DtlError as fault:
         if rank == 0:
             print(fault, file=terminal, flush=True)
@@ -61,7 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
 
 
-def _work(given: list[str], terminal: IO[str], rank: int) -> int:
+def _work(given: list[str], terminal: IO[str], rank: int, prepared: desk.Prepared | None) -> int:
     stop = Stop()
     stop.listen()
     from dtl import desk
@@ -69,7 +72,8 @@ def _work(given: list[str], terminal: IO[str], rank: int) -> int:
     if len(given) == 2 and given[0] == "run":
         folder = RunFolder.open(given[1])
         _log_to(folder.logs / f"rank-{rank}.log")
-        return _train(folder, desk.reopen(folder, writes=rank == 0), None, stop, terminal)
+        prepared = prepared or desk.reopen(folder, writes=rank == 0)
+        return _train(folder, prepared, None, stop, terminal)
     if len(given) < 2 or given[0] != "train":
         raise DtlError.of("command line", f"dtl.worker cannot do {given}", USAGE)
     outer = outer_launch()
@@ -80,7 +84,9 @@ def _work(given: list[str], terminal: IO[str], rank: int) -> int:
         if rank == 0:
             print(f"{folder.path} is finished; nothing to do", file=terminal, flush=True)
         return 0
-    if not begun:
+    if begun:
+        desk.refuse_other_data(folder, prepared.examples)
+    else:
         desk.refuse_used(folder, prepared.config)
     return _train(folder, prepared, outer, stop, terminal)
 
