@@ -9,9 +9,10 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -19,8 +20,9 @@ from dtl.data.source import Row
 from dtl.errors import DtlError, RunFailed
 from dtl.mini.cache import folder as cache_folder
 
-FORMAT = 1
-ROWS_A_GROUP = 1024
+FORMAT = 2
+INDEX = "index.json"
+PER_EXAMPLE = ("length", "targets", "row")
 
 
 @dataclass(frozen=True)
@@ -66,16 +68,12 @@ class EncodedData:
     """Encoded examples, memory-mapped; `data[i]` is the values of example `i`."""
 
     def __init__(self, folder: Path) -> None:
-        import pyarrow as pa
-
         self.folder = folder
-        self.census = Census(**json.loads((folder / "census.json").read_text(encoding="utf-8")))
-        self.table = pa.ipc.open_file(pa.memory_map(str(folder / "examples.arrow"))).read_all()
-        self.lengths: np.ndarray = self.table.column("length").to_numpy()
-        self.targets: np.ndarray = self.table.column("targets").to_numpy()
-        self.rows: np.ndarray = self.table.column("row").to_numpy()
-        self._values = self.table.drop_columns(["length", "targets", "row"])
-        self._columns = {name: self._values.column(name) for name in self._values.column_names}
+        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        self.census = Census(**index["census"])
+        numbers = {name: _map(folder / f"{name}.numbers", "<i8") for name in PER_EXAMPLE}
+        self.lengths, self.targets, self.rows = (numbers[name] for name in PER_EXAMPLE)
+        self._columns = {name: _Ragged.open(folder, name, **kind) for name, kind in index["values"]}
 
     @property
     def key(self) -> str:
@@ -83,10 +81,36 @@ class EncodedData:
         return self.folder.name
 
     def __len__(self) -> int:
-        return int(self.table.num_rows)
+        return self.census.kept
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return {name: column[int(index)].as_py() for name, column in self._columns.items()}
+        return {name: column[int(index)] for name, column in self._columns.items()}
+
+
+@dataclass(frozen=True)
+class _Ragged:
+    """Values of all examples end to end, and where each example's end."""
+
+    numbers: np.ndarray
+    ends: np.ndarray
+    single: bool
+
+    @classmethod
+    def open(cls, folder: Path, name: str, *, dtype: str, single: bool) -> _Ragged:
+        numbers, ends = _map(folder / f"{name}.values", dtype), _map(folder / f"{name}.ends", "<i8")
+        return cls(numbers, ends, single)
+
+    def __getitem__(self, index: int) -> Any:
+        start = self.ends[index - 1] if index else 0
+        part = self.numbers[start : self.ends[index]]
+        return part[0].item() if self.single else np.asarray(part)
+
+
+def _map(file: Path, dtype: str) -> np.ndarray:
+    """An array on disk, read where it lies; an empty file cannot be mapped."""
+    if file.stat().st_size == 0:
+        return np.empty(0, dtype=dtype)
+    return np.asarray(np.memmap(file, dtype=dtype, mode="r"))
 
 
 def encode(
@@ -97,7 +121,7 @@ def encode(
     Raises DtlError when no example is left to learn from.
     """
     folder = cache_folder() / "encoded" / key
-    if not (folder / "census.json").exists():
+    if not (folder / INDEX).exists():
         _write(rows, encoder, folder)
     data = EncodedData(folder)
     if len(data) == 0:
@@ -114,7 +138,7 @@ def wait_for(key: str, *, timeout_seconds: float = 3600.0) -> EncodedData:
     """The encoded data that another process is making."""
     folder = cache_folder() / "encoded" / key
     start = time.monotonic()
-    while not (folder / "census.json").exists():
+    while not (folder / INDEX).exists():
         if time.monotonic() - start > timeout_seconds:
             raise RunFailed.of(
                 str(folder),
@@ -140,51 +164,60 @@ def _write(rows: Iterable[Row], encoder: Callable[[Row], Encoded | Skip], folder
 def _write_files(
     rows: Iterable[Row], encoder: Callable[[Row], Encoded | Skip], staged: Path
 ) -> None:
-    import pyarrow as pa
-
     skipped: Counter[str] = Counter()
-    total = kept = 0
-    writer = None
-    group: list[dict[str, Any]] = []
-
-    def flush() -> None:
-        nonlocal writer
-        batch = pa.RecordBatch.from_pylist(group, schema=writer.schema if writer else None)
-        if writer is None:
-            writer = _Writer(
-                pa.ipc.new_file(str(staged / "examples.arrow"), batch.schema), batch.schema
-            )
-        writer.file.write_batch(batch)
-        group.clear()
-
-    for row in rows:
-        total += 1
-        result = encoder(row)
-        if isinstance(result, Skip):
-            skipped[result.reason] += 1
-            continue
-        kept += 1
-        group.append(
-            {**result.values, "row": row.index, "length": result.length, "targets": result.targets}
-        )
-        if len(group) == ROWS_A_GROUP:
-            flush()
-    if group or writer is None:
-        if not group and writer is None:
-            schema = pa.schema([(name, pa.int64()) for name in ("row", "length", "targets")])
-            writer = _Writer(pa.ipc.new_file(str(staged / "examples.arrow"), schema), schema)
-        else:
-            flush()
-    assert writer is not None
-    writer.file.close()
-    census = Census(rows=total, kept=kept, skipped=dict(skipped))
-    (staged / "census.json").write_text(json.dumps(asdict(census)), encoding="utf-8")
+    kept = 0
+    with ExitStack() as open_files:
+        numbers = {
+            name: open_files.enter_context((staged / f"{name}.numbers").open("wb"))
+            for name in PER_EXAMPLE
+        }
+        columns: dict[str, _ColumnWriter] = {}
+        for row in rows:
+            found = encoder(row)
+            if isinstance(found, Skip):
+                skipped[found.reason] += 1
+                continue
+            kept += 1
+            for name, number in zip(
+                PER_EXAMPLE, (found.length, found.targets, row.index), strict=True
+            ):
+                numbers[name].write(np.int64(number).astype("<i8").tobytes())
+            for name, value in found.values.items():
+                if name not in columns:
+                    columns[name] = open_files.enter_context(_ColumnWriter(staged, name, value))
+                columns[name].add(value)
+    census = Census(rows=kept + sum(skipped.values()), kept=kept, skipped=dict(skipped))
+    index = {
+        "census": asdict(census),
+        "values": [[name, column.kind] for name, column in columns.items()],
+    }
+    (staged / INDEX).write_text(json.dumps(index), encoding="utf-8")
 
 
-@dataclass
-class _Writer:
-    file: Any
-    schema: Any
+class _ColumnWriter:
+    """Appends the values of one example after another: whole numbers or fractions, one or many."""
+
+    def __init__(self, folder: Path, name: str, first: Any) -> None:
+        array = np.asarray(first)
+        whole = array.dtype.kind in "iub" or array.size == 0
+        self._dtype = "<i4" if whole else "<f4"
+        self.kind = {"dtype": self._dtype, "single": array.ndim == 0}
+        self._paths = folder / f"{name}.values", folder / f"{name}.ends"
+        self._end = 0
+
+    def __enter__(self) -> Self:
+        self._values, self._ends = (path.open("wb") for path in self._paths)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._values.close()
+        self._ends.close()
+
+    def add(self, value: Any) -> None:
+        array = np.atleast_1d(np.asarray(value)).astype(self._dtype, casting="same_kind")
+        self._end += array.size
+        self._values.write(array.tobytes())
+        self._ends.write(np.int64(self._end).astype("<i8").tobytes())
 
 
 def publish(staged: Path, folder: Path) -> None:
