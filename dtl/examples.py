@@ -10,7 +10,7 @@ from typing import Any
 
 from dtl.assemble import Parts
 from dtl.config.schema import RunConfig
-from dtl.data.encoded import EncodedData, cache_key, encode, wait_for
+from dtl.data.encoded import EncodedData, cache_folder, cache_key, encode, wait_for
 from dtl.data.order import order
 from dtl.data.source import Row, Rows, open_rows
 from dtl.models.load import load_settings, load_tokenizer, locate
@@ -43,6 +43,9 @@ def prepare(config: RunConfig, parts: Parts, *, writes: bool = True) -> Examples
     """
     locate(config.model)  # what needs no model is found out first: it takes no time
     train, held_out = _rows(config)
+    _read_through(train)
+    if held_out is not None:
+        _read_through(held_out)
     settings = load_settings(config.model)
     processor = load_tokenizer(config.model)
     facts = parts.task.survey(train, settings)
@@ -65,6 +68,18 @@ def prepare(config: RunConfig, parts: Parts, *, writes: bool = True) -> Examples
         processor=processor,
         settings=settings,
     )
+
+
+def _read_through(rows: Rows | _Part) -> None:
+    """Find a row that cannot be read before a library is loaded, which takes seconds; once for the
+    same content."""
+    mark = cache_folder() / "read" / hashlib.sha256(rows.fingerprint.encode()).hexdigest()
+    if mark.exists():
+        return
+    for _ in rows:
+        pass
+    mark.parent.mkdir(parents=True, exist_ok=True)
+    mark.touch()
 
 
 def _rows(config: RunConfig) -> tuple[Rows | _Part, Rows | _Part | None]:

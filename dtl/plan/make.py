@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -44,7 +45,8 @@ def count_parameters(config: RunConfig, parts: Parts, facts: Facts) -> Parameter
     import torch
 
     loaded = weightless(config.model, head=parts.task.head, changes=parts.task.head_settings(facts))
-    with torch.device("meta"):
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the run gives them again, into its log
         model = parts.strategy.apply(loaded.model, new=loaded.new)
     learning = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return Parameters(learning, sum(p.numel() for p in model.parameters()) - learning)

@@ -70,7 +70,7 @@ def damage_delete(path):
 
 
 def damage_link(path):
-    aside = path.with_name("../aside")
+    aside = path.parent.parent / "aside"
     path.rename(aside)
     path.symlink_to(aside)
 
