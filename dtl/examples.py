@@ -10,9 +10,10 @@ from typing import Any
 
 from dtl.assemble import Parts
 from dtl.config.schema import RunConfig
-from dtl.data.encoded import EncodedData, cache_folder, cache_key, encode, wait_for
+from dtl.data.encoded import EncodedData, cache_key, encode, wait_for
 from dtl.data.order import order
 from dtl.data.source import Row, Rows, open_rows
+from dtl.mini.cache import folder as cache_folder
 from dtl.models.load import load_settings, load_tokenizer, locate
 from dtl.tasks import Facts
 

@@ -76,6 +76,8 @@ def newest_whole(folder: Path) -> tuple[Path | None, list[Damage]]:
 
 def fault(path: Path) -> str | None:
     """What is wrong with a checkpoint; None when it is whole."""
+    if path.is_symlink() or (path / MANIFEST).is_symlink():
+        return "it is a link, not what was written"
     try:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         files: dict[str, dict[str, Any]] = manifest["files"]
