@@ -56,8 +56,9 @@ def test_a_step_that_is_not_finite_is_left_out_by_all_and_told(bed: Path, zero: 
     )
     assert trained[-1]["loss"] < trained[0]["loss"] - 0.5, "it goes on learning"
     same = launching.train_lines(bed / "runs" / "poison-0")
-    assert [line["loss"] for line in trained] == pytest.approx(
-        [line["loss"] for line in same], rel=1e-5
+    finite = [place for place, line in enumerate(same) if line["loss"] is not None]
+    assert [trained[place]["loss"] for place in finite] == pytest.approx(
+        [same[place]["loss"] for place in finite], rel=1e-5
     )
 
 
