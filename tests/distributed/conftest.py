@@ -21,6 +21,7 @@ from tests.distributed.matrix import (
     STRATEGIES,
 )
 
+CHECKPOINTING = "layout.activation_checkpointing=true"
 CONFIG = f"""
 model: {{path: base, dtype: fp32}}
 task: {{name: causal_lm, max_length: 64}}
@@ -54,7 +55,8 @@ def bed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     alone = [_job(1, *case) for case in _cases()] + _labelled(1) + _scored(1)
     launching.run_jobs(1, alone + _interrupted(), cwd=folder)
     pair = [_job(2, *case) for case in _cases()] + _labelled(2) + _scored(2)
-    launching.run_jobs(2, pair + _exported() + _resumed() + _poisoned(), cwd=folder)
+    pair += _exported() + _resumed() + _poisoned() + _varied()
+    launching.run_jobs(2, pair, cwd=folder)
     launching.run_jobs(3, _scored(3), cwd=folder)
     return folder
 
@@ -131,6 +133,31 @@ def _moved(strategy: str, zero: int, *, turns: int, now: int | None = None) -> l
         f"layout.zero={zero if now is None else now}",
         f"layout.micro_batch={-(-BATCH // turns)}" if now is None else "layout.micro_batch=2",
         f"run.name=moved-{strategy}-{zero}",
+    ]
+
+
+def _varied() -> list[dict[str, Any]]:
+    """Half precision, recomputed activations, and the optimizer in main memory."""
+    cases = [
+        *((f"half-{zero}", "lora", [f"layout.zero={zero}", "model.dtype=bf16"]) for zero in STAGES),
+        *(
+            (f"recomputed-{zero}", "lora", [f"layout.zero={zero}", CHECKPOINTING])
+            for zero in STAGES
+        ),
+        ("offloaded", "full", ["layout.zero=2", "layout.offload=optimizer"]),
+    ]
+    return [
+        {
+            "config": "config.yaml",
+            "overrides": [
+                f"strategy={strategy}",
+                *STRATEGIES[strategy],
+                *more,
+                f"run.name=varied-{name}",
+            ],
+            "bare": True,
+        }
+        for name, strategy, more in cases
     ]
 
 

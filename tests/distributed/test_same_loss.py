@@ -44,6 +44,26 @@ def test_loss_equals_plain_pytorch_on_every_layout(bed: Path, strategy: str) -> 
                 assert [line["gradient_norm"] for line in found] == pytest.approx(norms, rel=1e-4)
 
 
+def test_memory_savers_change_no_loss(bed: Path) -> None:
+    names = {"lora": [f"recomputed-{zero}" for zero in STAGES], "full": ["offloaded"]}
+    for strategy, runs in names.items():
+        plain = launching.train_lines(bed / "runs" / f"{strategy}-1-0-1")
+        for name in runs:
+            found = launching.train_lines(bed / "runs" / f"varied-{name}")
+            assert [line["loss"] for line in found] == pytest.approx(
+                [line["loss"] for line in plain], rel=1e-5
+            ), name
+
+
+def test_half_precision_is_near_at_every_stage(bed: Path) -> None:
+    plain = [line["loss"] for line in launching.train_lines(bed / "runs" / "lora-1-0-1")]
+    for zero in STAGES:
+        found = launching.train_lines(bed / "runs" / f"varied-half-{zero}")
+        losses = [line["loss"] for line in found]
+        assert losses == pytest.approx(plain, rel=2e-3), zero
+        assert losses != plain, "bf16 was not used"
+
+
 def test_a_new_head_starts_and_learns_alike_at_every_stage(bed: Path) -> None:
     runs = [bed / "runs" / f"head-{ranks}-{zero}" for ranks in (1, 2) for zero in STAGES]
     first, *others = [[line["loss"] for line in launching.train_lines(run)] for run in runs]
