@@ -49,17 +49,18 @@ def load_run(path: str | Path) -> RunFolder:
     return RunFolder.open(path)
 
 
-def train(config: RunConfig, *, say: Callable[[str], None] = print) -> Outcome:
+def train(config: RunConfig, *, say: Callable[[str], None] = print, fork: bool = False) -> Outcome:
     """Validate, plan, launch on this machine, train, score, export.
 
-    A finished run of the same config is left as it is; an interrupted one goes on. Raises DtlError
-    for the user's faults.
+    A finished run of the same config is left as it is; an interrupted one goes on. `fork`: a single
+    process may be a copy of this one, which saves seconds; never where torch has computed before,
+    since its threads do not live on in a copy. Raises DtlError for the user's faults.
     """
     from dtl import desk
 
     folder = RunFolder.of(config)
     if desk.holds(folder, config):
-        return resume(folder.path, _layout_of(config, folder), say=say)
+        return resume(folder.path, _layout_of(config, folder), say=say, fork=fork)
     desk.refuse_used(folder, config)
     if config.layout.nodes > 1:
         raise DtlError.of(
@@ -75,7 +76,7 @@ def train(config: RunConfig, *, say: Callable[[str], None] = print) -> Outcome:
         say(prepared.examples.held_out.census.line("held out"))
     examples = prepared.examples
     folder.create(config, prepared.plan, examples.facts, examples.data)
-    return Outcome(_launch(folder, say, prepared), folder)
+    return Outcome(_launch(folder, say, prepared, fork=fork), folder)
 
 
 def resume(
@@ -84,6 +85,7 @@ def resume(
     *,
     allow_change: Iterable[str] = (),
     say: Callable[[str], None] = print,
+    fork: bool = False,
 ) -> Outcome:
     """Continue an interrupted run from its newest whole checkpoint; leave a finished one alone.
 
@@ -105,7 +107,7 @@ def resume(
         folder.lay_out_anew(config, prepared.plan)
         for line in prepared.plan.lines():
             say(line)
-    return Outcome(_launch(folder, say, prepared), folder)
+    return Outcome(_launch(folder, say, prepared, fork=fork), folder)
 
 
 def _layout_of(config: RunConfig, folder: RunFolder) -> list[str]:
@@ -116,11 +118,13 @@ def _layout_of(config: RunConfig, folder: RunFolder) -> list[str]:
     return [f"layout.{key}={'null' if value is None else value}" for key, value in asked.items()]
 
 
-def _launch(folder: RunFolder, say: Callable[[str], None], prepared: Prepared | None = None) -> int:
+def _launch(
+    folder: RunFolder, say: Callable[[str], None], prepared: Prepared | None, *, fork: bool
+) -> int:
     """Start the processes; after a crash start them again from the newest checkpoint."""
     stuck_at: list[int] = []
     for restart in range(RESTARTS + 1):
-        code = _launch_once(folder, prepared)
+        code = _launch_once(folder, prepared, fork=fork)
         if code != CRASHED:
             return code
         stuck_at.append(folder.last_step)
@@ -135,10 +139,10 @@ def _launch(folder: RunFolder, say: Callable[[str], None], prepared: Prepared | 
     return 1
 
 
-def _launch_once(folder: RunFolder, prepared: Prepared | None) -> int:
+def _launch_once(folder: RunFolder, prepared: Prepared | None, *, fork: bool) -> int:
     folder.note_end(None)
-    alone = folder.plan.layout.ranks == 1
-    code = _fork(folder, prepared) if alone else _accelerate_launch(folder)
+    copied = fork and folder.plan.layout.ranks == 1
+    code = _fork(folder, prepared) if copied else _accelerate_launch(folder)
     if folder.state == "finished":
         return 0
     return code if code == 2 else folder.ended if folder.ended is not None else CRASHED

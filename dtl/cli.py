@@ -67,7 +67,7 @@ def train(config: Config, overrides: Overrides = None) -> None:
 
     loaded = api.load_config(config, overrides or ())
     with _places_of(config, overrides or ()):
-        outcome = api.train(loaded)
+        outcome = api.train(loaded, fork=True)
     raise typer.Exit(outcome.exit_code)
 
 
@@ -83,7 +83,7 @@ def resume(
     from dtl import api
 
     allowed = [key for key in allow_change.split(",") if key]
-    outcome = api.resume(run, overrides or (), allow_change=allowed)
+    outcome = api.resume(run, overrides or (), allow_change=allowed, fork=True)
     raise typer.Exit(outcome.exit_code)
 
 

@@ -41,7 +41,7 @@ def trained(monkeypatch):
     def ends_with(code):
         seen = Seen()
 
-        def train(config):
+        def train(config, *, fork):
             seen.config = config
             if isinstance(code, Exception):
                 raise code
@@ -94,7 +94,7 @@ def test_a_bug_is_not_hidden(config, trained):
 
 
 def test_an_interrupt_is_told_by_the_exit_code(config, monkeypatch):
-    def interrupt(config):
+    def interrupt(config, *, fork):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(api, "train", interrupt)
