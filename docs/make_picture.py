@@ -34,5 +34,6 @@ def picture(printed: str) -> str:
 
 
 if __name__ == "__main__":
-    PICTURE.write_text(picture(sys.stdin.read()), encoding="utf-8")
+    here = f"{Path.cwd()}/"  # where the run was started is nobody's concern
+    PICTURE.write_text(picture(sys.stdin.read().replace(here, "")), encoding="utf-8")
     print(f"wrote {PICTURE}")
