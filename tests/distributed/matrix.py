@@ -3,7 +3,7 @@
 STRATEGIES = {"full": [], "lora": ["strategy.rank=4", "strategy.alpha=8"], "frozen": []}
 STAGES = (0, 1, 2, 3)
 ACCUMULATION = (1, 2, 4)
-STEPS, BATCH, RATE, CLIP = 20, 12, 0.01, 0.25  # 53 rows: the last batch of an epoch has 5
+STEPS, BATCH, RATE, CLIP = 20, 12, 0.01, 0.2  # 53 rows: the last batch of an epoch has 5
 HELD_OUT = 101
 
 EXPORTED = {

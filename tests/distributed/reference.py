@@ -20,6 +20,7 @@ def losses(
     batch: int,
     rate: float,
     clip: float,
+    longest: int = 128,
 ) -> tuple[list[float], list[float]]:
     """Loss and gradient norm of each step; cosine schedule, no warm-up, seed 0."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -35,7 +36,7 @@ def losses(
         model.lm_head.requires_grad_(True)
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(learning, lr=rate, weight_decay=0.0)
-    rows = [tokenizer(text)["input_ids"] + [tokenizer.eos_token_id] for text in texts]
+    rows = [(tokenizer(text)["input_ids"] + [tokenizer.eos_token_id])[:longest] for text in texts]
     order, found, norms = [], [], []
     for epoch in range(1 + steps * batch // len(rows)):
         shuffled = np.random.Generator(np.random.Philox(key=[0, epoch])).permutation(len(rows))

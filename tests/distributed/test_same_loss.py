@@ -32,6 +32,7 @@ def test_loss_equals_plain_pytorch_on_every_layout(bed: Path, strategy: str) -> 
         batch=BATCH,
         rate=RATE,
         clip=CLIP,
+        longest=64,
     )
     assert losses[-1] < losses[0] - 0.05, "the reference does not learn: the bed proves nothing"
     assert max(norms) > CLIP, "clipping must matter"
