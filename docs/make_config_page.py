@@ -17,7 +17,11 @@ KINDS = {
     "boolean": "true or false",
 }
 PLUGINS = {"TaskChoice": "task", "StrategyChoice": "strategy"}
-RECORDS = {"Source": "text, or a mapping (see Source below)", **dict.fromkeys(PLUGINS, "")}
+RECORDS = {
+    "Source": "text, or a mapping (see Source below)",
+    "Spike": "a mapping (see below)",
+    **dict.fromkeys(PLUGINS, ""),
+}
 START = """# Every config key
 
 <!-- Made by `python docs/make_config_page.py` from the schema. Do not edit. -->
@@ -55,6 +59,9 @@ def _sections(schema: dict[str, Any]) -> Iterator[str]:
             source = definitions["Source"]["anyOf"][1]
             yield f"### Source: `data.train` and `data.eval`\n\n{source['description']}\n"
             yield _table("data.train.", source)
+        if key == "train":
+            yield f"### `train.spike`\n\n{definitions['Spike']['description']}\n"
+            yield _table("train.spike.", definitions["Spike"])
 
 
 def _plugins(key: str, choice: dict[str, Any]) -> Iterator[str]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from dtl.assemble import Parts, assemble
+from dtl.config.compare import changes
 from dtl.config.load import load_config
 from dtl.config.schema import RunConfig
 from dtl.errors import DtlError
@@ -16,15 +16,6 @@ from dtl.plan import OuterLaunch, Plan
 from dtl.plan.hardware import this_machine
 from dtl.plan.make import make_plan
 from dtl.run_folder import RunFolder
-
-HARMLESS = (
-    "run.",
-    "layout.",
-    "train.keep",
-    "train.save_every",
-    "train.evaluate_every",
-    "train.evaluation_batch",
-)
 
 
 @dataclass(frozen=True)
@@ -73,7 +64,13 @@ def reopen(folder: RunFolder, *, writes: bool) -> Prepared:
 
 
 def refuse_other_data(folder: RunFolder, examples: Examples) -> None:
-    """A run goes on with the data it began with. Raises DtlError."""
+    """A run goes on with the data and the base that it began with. Raises DtlError."""
+    if examples.data["base"] != folder.data["base"]:
+        raise DtlError.of(
+            "model.path",
+            f"the weights of {folder.config.model.path} have changed since the run began",
+            "put back what was there, or start a new run under another run.name",
+        )
     if examples.train.key != folder.data["key"]:
         raise DtlError.of(
             folder.config.data.train.path,
@@ -113,20 +110,3 @@ def reconfigure(
             f"start a new run, or add --allow-change {','.join(refused)}",
         )
     return config
-
-
-def changes(before: RunConfig, after: RunConfig) -> list[str]:
-    """Keys that differ and change the result. Layout, places and rhythm do not."""
-    old, new = (_flat(config.model_dump(mode="json")) for config in (before, after))
-    differ = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
-    return [key for key in differ if not key.startswith(HARMLESS)]
-
-
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(value, dict):
-        return {prefix: value}
-    return {
-        name: leaf
-        for key, part in value.items()
-        for name, leaf in _flat(part, f"{prefix}.{key}" if prefix else key).items()
-    }

@@ -173,6 +173,19 @@ class Engine(ABC):
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak_learning_rate"] * factor
 
+    def watch_buffers(self, model: nn.Module) -> None:
+        """Remember the buffers that a saved model holds, to know which ones training changes."""
+        self._buffers = {name: value.clone() for name, value in _kept_buffers(model).items()}
+
+    def changed_buffers(self) -> dict[str, Tensor]:
+        """Buffers that are no longer what the base brought, such as BatchNorm's, on the CPU."""
+        now = {name: value.cpu() for name, value in _kept_buffers(self.plain_model).items()}
+        return {
+            name: value.clone()
+            for name, value in now.items()
+            if not torch.equal(value, self._buffers[name].to(value.dtype))
+        }
+
     def learning(self) -> list[tuple[str, nn.Parameter]]:
         """Names and learning parameters, in the model's order."""
         return [pair for pair in self.plain_model.named_parameters() if pair[1].requires_grad]
@@ -220,6 +233,11 @@ class Engine(ABC):
         """The whole value on the CPU, of learning parameters in fp32. Every rank must call."""
 
     @abstractmethod
+    def set_weight(self, parameter: nn.Parameter, value: Tensor) -> None:
+        """Write a whole learning weight into a prepared engine; under ZeRO only its fp32 master,
+        which the model takes over in the next step. Every rank must call."""
+
+    @abstractmethod
     def moments(self, parameter: nn.Parameter) -> dict[str, Tensor]:
         """Whole optimizer moments of a learning parameter, on the CPU. Every rank must call."""
 
@@ -228,6 +246,11 @@ class Engine(ABC):
         self, parameter: nn.Parameter, moments: dict[str, Tensor], *, step: int
     ) -> None:
         """Write whole moments back. Every rank must call."""
+
+
+def _kept_buffers(model: nn.Module) -> dict[str, Tensor]:
+    kept = set(model.state_dict())
+    return {name: buffer.detach() for name, buffer in model.named_buffers() if name in kept}
 
 
 class PlainEngine(Engine):
@@ -294,6 +317,9 @@ class PlainEngine(Engine):
 
     def whole(self, parameter: nn.Parameter) -> Tensor:
         return parameter.detach().to("cpu", copy=True)
+
+    def set_weight(self, parameter: nn.Parameter, value: Tensor) -> None:
+        self.fill(parameter, value)
 
     def moments(self, parameter: nn.Parameter) -> dict[str, Tensor]:
         state = self.optimizer.state[parameter]
@@ -392,6 +418,11 @@ class ZeroEngine(Engine):
             return value.detach().to("cpu", copy=True)
         with GatheredParameters([parameter]):
             return parameter.detach().to("cpu", copy=True)
+
+    def set_weight(self, parameter: nn.Parameter, value: Tensor) -> None:
+        from deepspeed.utils import safe_set_full_fp32_param
+
+        safe_set_full_fp32_param(parameter, value.to(self.device))
 
     def moments(self, parameter: nn.Parameter) -> dict[str, Tensor]:
         from deepspeed.utils import safe_get_full_optimizer_state

@@ -45,6 +45,10 @@ class RunFailed(DtlError):
     exit_code = 1
 
 
+class RankFailed(RunFailed):
+    """The run failed on this rank; the others do not know."""
+
+
 class StoppedEarly(DtlError):
     """The run stopped before its end and can be resumed."""
 

@@ -14,6 +14,7 @@ from dtl.data.encoded import EncodedData, cache_key, encode, wait_for
 from dtl.data.order import order
 from dtl.data.source import Row, Rows, open_rows
 from dtl.mini.cache import folder as cache_folder
+from dtl.models.fingerprint import fingerprint
 from dtl.models.load import load_settings, load_tokenizer, locate
 from dtl.tasks import Facts
 
@@ -29,11 +30,12 @@ class Examples:
     facts: Facts
     processor: Any
     settings: Any  # the base model's config
+    base: str  # the fingerprint of the base model
 
     @property
     def data(self) -> dict[str, Any]:
-        """What a run notes of its training data."""
-        return {"key": self.train.key, "examples": len(self.train)}
+        """What a run notes of what it began with."""
+        return {"key": self.train.key, "examples": len(self.train), "base": self.base}
 
 
 def prepare(config: RunConfig, parts: Parts, *, writes: bool = True) -> Examples:
@@ -68,6 +70,7 @@ def prepare(config: RunConfig, parts: Parts, *, writes: bool = True) -> Examples
         facts=facts,
         processor=processor,
         settings=settings,
+        base=fingerprint(config.model),
     )
 
 

@@ -23,24 +23,28 @@ class Command:
         return " ".join([*settings, shlex.join(self.argv)])
 
 
+# torchrun hands these on to the ranks, and waits so long for them to save.
+SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGUSR1,SIGQUIT"
+SAVING_SECONDS = 3600
+
+
 def command(folder: RunFolder) -> Command:
-    """`accelerate launch` with the run's ranks, each running the worker on the run folder."""
+    """torchrun with the run's ranks, each running the worker on the run folder.
+
+    Not `accelerate launch`: it starts the same torchrun, but without the two settings above.
+    """
     layout = folder.plan.layout
-    environment = {"PYTHONUNBUFFERED": "1"}
+    environment = {
+        "PYTHONUNBUFFERED": "1",
+        "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(SAVING_SECONDS),
+    }
     if layout.device == "cpu":
         environment["ACCELERATE_USE_CPU"] = "true"
         environment["DS_ACCELERATOR"] = "cpu"
         environment["OMP_NUM_THREADS"] = str(threads(layout.processes))
-    argv = [
-        sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        "--num_processes",
-        str(layout.ranks),
-    ]
-    argv += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    argv += ["--main_process_port", str(free_port())]
-    argv += ["--multi_gpu"] if layout.ranks > 1 else []
+    argv = [sys.executable, "-m", "torch.distributed.run"]
+    argv += ["--nproc-per-node", str(layout.ranks), "--signals-to-handle", SIGNALS]
+    argv += ["--master-addr", "127.0.0.1", "--master-port", str(free_port())]
     return Command((*argv, "-m", "dtl.worker", "run", str(folder.path.absolute())), environment)
 
 

@@ -11,7 +11,7 @@ import uuid
 from pathlib import Path
 from typing import Any, Self
 
-from dtl.errors import DtlError
+from dtl.errors import DtlError, RunFailed
 
 BEAT_SECONDS = 5.0
 STALE_SECONDS = 60.0
@@ -58,6 +58,16 @@ class Lease:
         """Whether the folder is another process's now."""
         holder = self._read()
         return holder is None or holder.get("token") != self.token
+
+    def hold(self) -> None:
+        """Raises RunFailed when the folder is another process's now: nothing may be written."""
+        if self.lost:
+            holder = self._read() or {"process": "?", "host": "?"}
+            raise RunFailed.of(
+                str(self.path.parent),
+                f"was taken over by process {holder['process']} on {holder['host']}",
+                "end one of the two; this one has written nothing since",
+            )
 
     def _record(self) -> str:
         return json.dumps(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from typing import Any, BinaryIO, Literal
 
 import yaml
 
+from dtl.config.compare import decisive
 from dtl.config.schema import RunConfig
 from dtl.errors import DtlError
 from dtl.plan import Plan
@@ -88,8 +90,19 @@ class RunFolder:
 
     @property
     def data(self) -> dict[str, Any]:
-        """Of the training data: `key`, which names its content, and the number of examples."""
+        """What the run began with: `key`, which names the content of the training data, the number
+        of examples, and the fingerprint of the `base`."""
         return dict(self._run["data"])
+
+    @property
+    def identity(self) -> str:
+        """What the run learns, in one text: the same for two runs that learn the same."""
+        return _identity(self.config, self.data)
+
+    @property
+    def formerly(self) -> tuple[str, ...]:
+        """Identities before the config was changed by --allow-change."""
+        return tuple(self._run["formerly"])
 
     def create(self, config: RunConfig, plan: Plan, facts: Facts, data: dict[str, Any]) -> None:
         """Begin the run. Raises DtlError when the folder holds something else."""
@@ -100,11 +113,12 @@ class RunFolder:
                 "choose another run.name or run.dir",
             )
         self.logs.mkdir(parents=True, exist_ok=True)
-        record = {
+        record: dict[str, Any] = {
             "config": config.model_dump(mode="json"),
             "plan": plan.to_dict(),
             "facts": facts,
             "data": data,
+            "formerly": [],
             "versions": {name: _version(name) for name in STACK},
             "commit": _commit(),
         }
@@ -113,9 +127,29 @@ class RunFolder:
         write_json(self.path / "run.json", record)
 
     def lay_out_anew(self, config: RunConfig, plan: Plan) -> None:
-        """The run goes on under another plan."""
-        record = {**self._run, "config": config.model_dump(mode="json"), "plan": plan.to_dict()}
+        """The run goes on under another plan, and perhaps as another run than it was."""
+        former = {self.identity} - {_identity(config, self.data)}
+        record = {
+            **self._run,
+            "config": config.model_dump(mode="json"),
+            "plan": plan.to_dict(),
+            "formerly": [*self.formerly, *former],
+        }
         write_json(self.path / "run.json", record)
+
+    @property
+    def heartbeats(self) -> Path:
+        return self.path / "heartbeats"
+
+    @property
+    def spikes(self) -> list[dict[str, Any]]:
+        """Steps whose loss jumped, and to where the run went back: their batches are left out."""
+        path = self.path / "spikes.json"
+        return list(_read(path)) if path.is_file() else []
+
+    def note_spike(self, spike: dict[str, Any]) -> None:
+        """Leave out the batch of spike["step"] from now on."""
+        write_json(self.path / "spikes.json", [*self.spikes, spike])
 
     def append(self, line: dict[str, Any]) -> None:
         """Add one line to metrics.jsonl; what a kill has left of a line before it is removed."""
@@ -174,6 +208,11 @@ def write_json(path: Path, value: Any) -> None:
         file.flush()
         os.fsync(file.fileno())
     staged.replace(path)
+
+
+def _identity(config: RunConfig, data: dict[str, Any]) -> str:
+    text = json.dumps([decisive(config), data], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def _whole_lines(file: BinaryIO) -> int:

@@ -1,4 +1,6 @@
-"""Numbers with their units, as people read them."""
+"""Numbers with their units, as people read and write them."""
+
+import re
 
 _BYTE_UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 _COUNT_UNITS = ("", " k", " M", " B", " T")
@@ -34,6 +36,30 @@ def format_seconds(seconds: float) -> str:
         return f"{hours} h {minutes:02d} min"
     days, hours = divmod(round(seconds / 3600), 24)
     return f"{days} d {hours:02d} h"
+
+
+def parse_seconds(text: str) -> float:
+    """'90', '90s', '45min', '4h', '1d12h', '4:00:00', '1-12:00:00' (as Slurm writes) -> seconds.
+
+    Raises ValueError for anything else, and for no time at all.
+    """
+    days, dash, clock = text.strip().rpartition("-")
+    colons = re.fullmatch(r"(?:(\d+):)?(\d+):(\d+)", clock)
+    words = re.fullmatch(
+        r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)(?:min|m))?(?:(\d+(?:\.\d+)?)s?)?", text.replace(" ", "")
+    )
+    if colons and (days.isdigit() if dash else not days):
+        parts = (days, *colons.groups())
+    elif words:
+        parts = words.groups()
+    else:
+        parts = ()
+    seconds = sum(
+        float(number or 0) * unit for number, unit in zip(parts, (86400, 3600, 60, 1), strict=False)
+    )
+    if seconds <= 0:
+        raise ValueError(f"'{text}' is no length of time")
+    return seconds
 
 
 def _scale(value: float, units: tuple[str, ...], *, step: int) -> tuple[float, str]:

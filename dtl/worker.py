@@ -3,42 +3,28 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable
-from contextlib import nullcontext
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from dtl.errors import DtlError, RunFailed
+from dtl.errors import DtlError, RankFailed, RunFailed, StoppedEarly
 from dtl.lease import Lease
 from dtl.plan import OuterLaunch
 from dtl.run_folder import RunFolder
+from dtl.stop import STOPPED, Stop
 
 if TYPE_CHECKING:
     from dtl import desk
+    from dtl.train.watch import Watch
 
 USAGE = "python -m dtl.worker train CONFIG [key=value ...], or python -m dtl.worker run RUN_FOLDER"
-STOPPED = 75
-
-
-@dataclass
-class Stop:
-    """Whether a signal has asked this process to stop; asking again changes nothing."""
-
-    asked: bool = False
-
-    def listen(self) -> None:
-        """Take the signals by which people, launchers and clusters end a process."""
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
-            signal.signal(number, self._note)
-
-    def _note(self, *_: object) -> None:
-        self.asked = True
 
 
 def main(arguments: list[str] | None = None, *, prepared: desk.Prepared | None = None) -> int:
@@ -51,9 +37,10 @@ def main(arguments: list[str] | None = None, *, prepared: desk.Prepared | None =
     rank = int(os.environ.get("RANK", "0"))
     end_with_parent()
     try:
-        return _work(given, terminal, rank, prepared)
+        with Stop(interrupts=True) as stop:
+            return _work(given, terminal, rank, stop, prepared)
     except DtlError as fault:
-        if rank == 0:
+        if rank == 0 or isinstance(fault, RankFailed):
             print(fault, file=terminal, flush=True)
         return fault.exit_code
     except Exception as failure:
@@ -64,15 +51,23 @@ def main(arguments: list[str] | None = None, *, prepared: desk.Prepared | None =
         return 1
 
 
-def _work(given: list[str], terminal: IO[str], rank: int, prepared: desk.Prepared | None) -> int:
-    stop = Stop()
-    stop.listen()
+def _work(
+    given: list[str],
+    terminal: IO[str],
+    rank: int,
+    stop: Stop,
+    prepared: desk.Prepared | None,
+) -> int:
     from dtl import desk
 
     if len(given) == 2 and given[0] == "run":
         folder = RunFolder.open(given[1])
         _log_to(folder.logs / f"rank-{rank}.log")
-        prepared = prepared or desk.reopen(folder, writes=rank == 0)
+        try:
+            prepared = prepared or desk.reopen(folder, writes=rank == 0)
+        except StoppedEarly as stopped:
+            folder.note_end(stopped.exit_code)
+            raise
         return _train(folder, prepared, None, stop, terminal)
     if len(given) < 2 or given[0] != "train":
         raise DtlError.of("command line", f"dtl.worker cannot do {given}", USAGE)
@@ -98,39 +93,76 @@ def _train(
     stop: Stop,
     terminal: IO[str],
 ) -> int:
-    from dtl.jobs import train
+    from dtl.jobs.opening import start_engine
+    from dtl.jobs.train import Process, run
+    from dtl.train.watch import Watch
 
+    stop.interrupts = False  # from here on all ranks stop together
     layout = prepared.plan.layout
     _settle(processes=layout.processes, device=layout.device, alone=layout.zero > 0)
-    engine = train.start_engine(prepared.config, prepared.plan)
-    tell = partial(print, file=terminal, flush=True) if engine.is_first else _say_nothing
+    engine = start_engine(prepared.config, prepared.plan)
+    tell = partial(print, file=terminal, flush=True)
+    tell_once = tell if engine.is_first else _say_nothing
+    watch = Watch(folder.heartbeats, rank=engine.rank, ranks=engine.ranks, tell=tell)
     try:
         if outer is not None:
-            _begin(folder, prepared, outer, engine.is_first, tell)
+            _begin(folder, prepared, outer, engine.is_first, tell_once)
             engine.wait()
             _log_to(folder.logs / f"rank-{engine.rank}.log")
-        with Lease(folder.path) if engine.is_first else nullcontext() as lease:
+        with Lease(folder.path) if engine.is_first else nullcontext() as lease, watch:
             engine.wait()  # no rank goes on before the folder is ours
-            outcome = train.run(
-                folder,
-                engine,
-                prepared.examples,
-                terminal=terminal if engine.is_first else None,
-                asked_to_stop=lambda: stop.asked or (lease is not None and lease.lost),
+            process = Process(
+                terminal if engine.is_first else None,
+                watch,
+                asked_to_stop=lambda: stop.asked,
+                held=lease.hold if lease is not None else _hold_nothing,
             )
+            with _local_faults(prepared, watch):
+                outcome = run(folder, engine, prepared.examples, process)
             code = 0 if outcome.end == "done" else STOPPED
             if engine.is_first:
                 folder.note_end(code)
         if code == STOPPED:
             step = outcome.progress.step
-            tell(f"stopped after step {step}, saved; `dtl resume {folder.path}` continues")
+            tell_once(f"stopped after step {step}, saved; `dtl resume {folder.path}` continues")
         return code
+    except RankFailed as fault:
+        folder.note_end(fault.exit_code)
+        raise
     except DtlError as fault:
         if engine.is_first and isinstance(fault, RunFailed):
             folder.note_end(fault.exit_code)
         raise
     finally:
         engine.close()
+
+
+@contextmanager
+def _local_faults(prepared: desk.Prepared, watch: Watch) -> Iterator[None]:
+    """What one rank meets alone and starting again would not mend: no memory, a full disk."""
+    from dtl.plan.relief import relief, wants_memory
+    from dtl.train.log import memory_line
+
+    try:
+        yield
+    except OSError as fault:
+        if fault.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        traceback.print_exc()
+        raise RankFailed.of(
+            str(fault.filename or prepared.config.run.dir),
+            f"the disk is full ({fault.strerror}), in {watch.doing}",
+            "make room, then resume: the newest checkpoint is whole",
+        ) from fault
+    except (MemoryError, RuntimeError) as fault:
+        if not wants_memory(fault):
+            raise
+        traceback.print_exc()
+        raise RankFailed.of(
+            f"rank {os.environ.get('RANK', '0')}",
+            f"out of memory in {watch.doing}; {memory_line()}",
+            relief(prepared.plan, prepared.config.strategy.name, doing=watch.doing),
+        ) from fault
 
 
 def _begin(
@@ -153,6 +185,10 @@ def _begin(
 
 
 def _say_nothing(_: str) -> None:
+    return None
+
+
+def _hold_nothing() -> None:
     return None
 
 

@@ -22,6 +22,7 @@ from pydantic import (
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from dtl import registry
+from dtl.units import parse_seconds
 
 
 class Record(BaseModel):
@@ -283,6 +284,21 @@ class Optim(Record):
         return warmup
 
 
+class Spike(Record):
+    """When the loss jumps: go back to a checkpoint and leave out the batch of the jump."""
+
+    score: float = Field(
+        default=10.0,
+        gt=0,
+        description="how many normal spreads (scaled median absolute deviation) above the median "
+        "of the losses before it a loss counts as a jump",
+    )
+    window: int = Field(default=100, ge=20, description="losses before it that it is compared with")
+    back: int = Field(
+        default=10, ge=1, description="steps to go back at least, to a checkpoint of before"
+    )
+
+
 class Train(Record):
     """How long and in what bites."""
 
@@ -298,6 +314,34 @@ class Train(Record):
         default=None, ge=1, description="optimizer steps between checkpoints; left out: at the end"
     )
     keep: int = Field(default=2, ge=1, description="checkpoints kept, the newest ones")
+    keep_best: bool = Field(
+        default=True,
+        description="save at the best scoring so far as well, and keep that checkpoint",
+    )
+    export: Literal["last", "best"] = Field(
+        default="last", description="whose weights are exported: the last or the best-scored step's"
+    )
+    wall_time: str | None = Field(
+        default=None,
+        description="longest time of one launch, as 45min, 4h or 1-12:00:00: it saves before that "
+        "and ends with exit code 75; left out: Slurm's end time, where there is one",
+    )
+    hang_seconds: float = Field(
+        default=300.0, gt=0, description="seconds without progress after which a run is ended"
+    )
+    loading_hang_seconds: float = Field(
+        default=1800.0,
+        gt=0,
+        description="the same while it loads, takes its first step, saves or exports",
+    )
+    no_gradient: Literal["fail", "warn"] = Field(
+        default="fail",
+        description="what becomes of a run in which adapter or head tensors, or most tensors of a "
+        "whole model, have had no gradient in 5 steps",
+    )
+    spike: Spike | None = Field(
+        default=None, description="what to do when the loss jumps; left out: go on"
+    )
     skip_limit: int = Field(
         default=5,
         ge=1,
@@ -307,6 +351,16 @@ class Train(Record):
     evaluation_batch: int = Field(
         default=16, ge=1, description="examples in one forward pass of an evaluation, a process"
     )
+
+    @field_validator("wall_time")
+    @classmethod
+    def _is_a_time(cls, wall_time: str | None) -> str | None:
+        try:
+            if wall_time is not None:
+                parse_seconds(wall_time)
+        except ValueError as fault:
+            refuse([ConfigFault(problem=str(fault), mend="write it as 45min, 4h or 1-12:00:00")])
+        return wall_time
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:
@@ -410,6 +464,20 @@ class RunConfig(Record):
             )
 
     def _evaluation_faults(self) -> Iterable[ConfigFault]:
+        if self.train.export == "best" and self.train.evaluate_every is None:
+            yield ConfigFault(
+                "train",
+                "export",
+                problem="nothing tells which step is the best: only the end is scored",
+                mend="set train.evaluate_every, or train.export to last",
+            )
+        if self.train.export == "best" and not self.train.keep_best:
+            yield ConfigFault(
+                "train",
+                "keep_best",
+                problem="the best checkpoint is not kept, but it is to be exported",
+                mend="set train.keep_best to true, or train.export to last",
+            )
         if (
             self.train.evaluate_every is not None
             and self.data.eval is None

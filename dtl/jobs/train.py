@@ -1,169 +1,425 @@
-"""Train: load, apply the strategy, lay out, learn, score, export."""
+"""Train: begin, learn, close."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import partial
-from typing import IO, TYPE_CHECKING, Any
-
-import torch
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import IO
 
 from dtl.assemble import Parts, assemble
 from dtl.config.schema import RunConfig
-from dtl.data.loader import Loader
-from dtl.engine import Engine, EngineSettings, start
+from dtl.data.encoded import EncodedData
+from dtl.data.loader import Collate, Loader
+from dtl.engine import Engine
 from dtl.errors import RunFailed
 from dtl.examples import Examples
-from dtl.models.load import initialise, load_pretrained
+from dtl.jobs.opening import find_checkpoint, open_model, restore_moments
 from dtl.plan import Plan
+from dtl.plan.memory import checkpoint_bytes
 from dtl.run_folder import RunFolder
 from dtl.train import checkpoint, optim
 from dtl.train.card import model_card
-from dtl.train.evaluate import Evaluation, evaluate
+from dtl.train.checkpoint import Store, Stored
+from dtl.train.deadline import Deadline
+from dtl.train.evaluate import evaluate
 from dtl.train.export import export
-from dtl.train.guards import Guard
+from dtl.train.guards import Guard, SpikeFound
 from dtl.train.log import RunLog, told
-from dtl.train.loop import End, Hooks, Limits, Progress, train
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from torch import nn
+from dtl.train.loop import End, Hooks, Limits, Progress, StopAgreed, train
+from dtl.train.watch import Watch
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended, the scores by model, and where the export is."""
+    """How a run ended, and how far it has come."""
 
     end: End
     progress: Progress
-    scores: dict[str, dict[str, float]]
 
 
-def start_engine(config: RunConfig, plan: Plan) -> Engine:
-    """Join the other ranks of this plan."""
-    layout = plan.layout
-    return start(
-        EngineSettings(
-            device=layout.device,
-            ranks=layout.ranks,
-            dtype=layout.dtype,
-            accumulation=layout.accumulation,
-            gradient_clip=config.optim.gradient_clip,
-            deepspeed=plan.deepspeed,
+@dataclass(frozen=True)
+class Process:
+    """What the process that does the job gives it.
+
+    `terminal`: where rank 0 tells the user. `asked_to_stop`: whether it is time to save and end.
+    `held`: raises when the run folder is no longer this process's to write.
+    """
+
+    terminal: IO[str] | None
+    watch: Watch
+    asked_to_stop: Callable[[], bool]
+    held: Callable[[], None]
+
+
+def run(folder: RunFolder, engine: Engine, examples: Examples, process: Process) -> Outcome:
+    """The whole job on one rank."""
+    job = _Job(folder, engine, examples, process)
+    try:
+        job.begin()
+        end = job.learn()
+        if end == "done":
+            job.close()
+    except StopAgreed:
+        end = "stopped"
+    finally:
+        job.log.close()
+    return Outcome(end, job.progress)
+
+
+@dataclass
+class _Job:
+    """One run on one rank. `progress`: what is saved, or nothing yet."""
+
+    folder: RunFolder
+    engine: Engine
+    examples: Examples
+    process: Process
+    progress: Progress = field(default_factory=Progress)
+    scores: dict[str, dict[str, float]] = field(default_factory=dict)
+    stepped: bool = False
+
+    def begin(self) -> None:
+        """Load, go back to where the run was, lay out, and score what is due."""
+        engine, parts = self.engine, self.parts
+        self.slowly("looking for a checkpoint")
+        saved = find_checkpoint(self.folder, self.store, engine, self.log)
+        self.slowly("loading the model")
+        model = open_model(self.config, self.plan, parts, self.examples, engine)
+        engine.watch_buffers(model)
+        if saved is not None:
+            checkpoint.restore_weights(saved, engine, model)
+        parts.strategy.training_mode(model)
+        options, plan = self.config.optim, self.plan
+        optimizer = optim.make(
+            model, options, learning_rate=plan.learning_rate, device=plan.layout.device
         )
-    )
+        self.slowly("laying out the model")
+        engine.prepare(model, optimizer)
+        self.progress = Progress(digest=self.examples.train.key)
+        if saved is not None:
+            self.progress = self._with_best(checkpoint.read_progress(saved))
+            restore_moments(saved, engine, parts, self.loader)
+        if self.examples.held_out is not None:
+            self._score_what_is_due()
+        if self.config.train.spike is not None and saved is None:
+            self.save(self.progress)  # so that there is always something to go back to
 
+    def learn(self) -> End:
+        """To the last step, or to where the run is asked to stop."""
+        self.log.begin()
+        while True:
+            try:
+                self.progress, end = self._train()
+                return end
+            except SpikeFound as spike:
+                self._go_back(spike)
 
-def run(
-    folder: RunFolder,
-    engine: Engine,
-    examples: Examples,
-    *,
-    terminal: IO[str] | None,
-    asked_to_stop: Callable[[], bool],
-) -> Outcome:
-    """The whole job on one rank. `terminal`: where rank 0 tells the user."""
-    config, plan = folder.config, folder.plan
-    parts = assemble(config)
-    log = RunLog(folder, terminal, plan.steps, plan.learning_rate)
-    saved = _find_checkpoint(folder, engine, log)
-    model = _load(config, plan, parts, examples, engine)
-    if saved is not None:
-        checkpoint.restore_weights(saved, engine, model)
-    if plan.layout.activation_checkpointing:
-        model.gradient_checkpointing_enable(  # type: ignore[operator]
-            gradient_checkpointing_kwargs={"use_reentrant": False}
-        )
-    parts.strategy.training_mode(model)
-    optimizer = optim.make(
-        model, config.optim, learning_rate=plan.learning_rate, device=plan.layout.device
-    )
-    engine.prepare(model, optimizer)
-    collate = partial(parts.task.collate, padding=examples.processor.pad_token_id)
-    loader = Loader(
-        data=examples.train,
-        collate=collate,
-        seed=config.train.seed,
-        global_batch=config.train.global_batch,
-        micro_batch=plan.layout.micro_batch,
-        rank=engine.rank,
-        ranks=engine.ranks,
-    )
-    progress = Progress(digest=examples.train.key)
-    if saved is not None:
-        progress = checkpoint.read_progress(saved)
-        _restore_moments(saved, engine, parts, loader)
-    scores: dict[str, dict[str, float]] = _earlier_scores(folder) if saved else {}
+    def close(self) -> None:
+        """Score, export, and write the result: from then on the run is finished."""
+        if self.examples.held_out is not None:
+            self.progress = self.evaluate(self.progress)
+        self._export()
+        if self.engine.is_first:
+            result = {
+                "steps": self.progress.step,
+                "scores": self.scores,
+                "best": {"step": self.progress.best_step, "score": self.progress.best},
+                "export": str(self.folder.export),
+            }
+            self.folder.finish(result)
+        self.engine.wait()
+        for name, found in self.scores.items():
+            self.log.say(f"{name:>10}: {told(found)}")
+        self.log.say(f"    export: {self.folder.export}")
 
-    def score(at: Progress, name: str) -> Evaluation:
-        assert examples.held_out is not None
-        batch = config.train.evaluation_batch
-        found = evaluate(
-            engine, parts.task, examples.held_out, collate, examples.facts, batch=batch
-        )
-        scores[name] = found.scores
-        log.scores(at.step, found.scores, model=name)
-        if engine.is_first:
-            found.write(folder.path / "evaluations" / f"step-{at.step:08d}.jsonl")
-        return found
-
-    scored = examples.held_out is not None
-    if scored and saved is None and _base_can_be_scored(parts, examples):
-        score(progress, "unadapted")
-    log.begin()
-    progress, end = train(
-        engine,
-        parts.task,
-        parts.strategy,
-        loader,
-        log,
-        progress=progress,
-        limits=Limits(
-            plan.steps, config.train.evaluate_every if scored else None, config.train.save_every
-        ),
-        hooks=Hooks(
-            evaluate=lambda at: _ignore(score(at, "adapted")),
-            save=lambda at: _ignore(
-                checkpoint.save(engine, folder.checkpoints, at, keep=config.train.keep)
+    def _train(self) -> tuple[Progress, End]:
+        options, spikes = self.config.train, self.engine.agree(self.folder.spikes)
+        leave_out = frozenset(step for spike in spikes for step in spike["left_out"])
+        scored = self.examples.held_out is not None
+        return train(
+            self.engine,
+            self.parts.task,
+            self.parts.strategy,
+            self.loader,
+            self.log,
+            progress=self.progress,
+            limits=Limits(
+                self.plan.steps,
+                options.evaluate_every if scored else None,
+                options.save_every,
+                keep_best=options.keep_best,
+                leave_out=leave_out,
             ),
-            asked_to_stop=asked_to_stop,
-            guard=Guard(engine, log, skip_limit=config.train.skip_limit),
-        ),
-        optim=config.optim,
-    )
-    log.close()
-    if end == "done":
-        if scored:
-            score(progress, "adapted")
-        _export(folder, engine, parts, examples, scores)
-        _close(folder, engine, log, progress, scores)
-    return Outcome(end, progress, scores)
+            hooks=Hooks(
+                evaluate=self.evaluate,
+                save=self.save,
+                beat=self.quickly,
+                asked_to_stop=self.asked_to_stop,
+                guard=Guard(
+                    self.engine,
+                    self.log,
+                    options,
+                    every_tensor_learns=self.parts.strategy.exports == "adapter",
+                    finds_loss_scale=self.plan.layout.dtype == "fp16",
+                    leave_out=leave_out,
+                    losses=self._losses() if options.spike else [],
+                ),
+            ),
+            optim=self.config.optim,
+        )
+
+    # What the loop calls.
+
+    def quickly(self, doing: str) -> None:
+        """A beat from a place that is soon left; the first step may build things."""
+        options = self.config.train
+        within = options.hang_seconds if self.stepped else options.loading_hang_seconds
+        self.process.watch.beat(doing, within=within)
+
+    def slowly(self, doing: str) -> None:
+        """A beat from a place that takes its time."""
+        self.process.watch.beat(doing, within=self.config.train.loading_hang_seconds)
+
+    def asked_to_stop(self) -> bool:
+        """This rank's word; it counts when all ranks have heard it."""
+        self.stepped = True
+        near = self.engine.is_first and self.deadline.near
+        if near:
+            self.log.say("the time of this launch is nearly over")
+        return self.process.asked_to_stop() or near
+
+    def pause(self, doing: str) -> None:
+        """A safe point outside the loop. Raises StopAgreed, on all ranks or on none."""
+        self.slowly(doing) if doing.startswith("export") else self.quickly(doing)
+        if self.engine.reduce(float(self.asked_to_stop()))[0] > 0:
+            raise StopAgreed
+
+    def save(self, progress: Progress) -> None:
+        """Save, and take the time that it took."""
+        self.slowly(f"saving step {progress.step}")
+        start = time.monotonic()
+        path = self.store.save(self.engine, progress)
+        seconds = time.monotonic() - start
+        self.deadline.saved(seconds)
+        self.log.saved(progress.step, seconds=seconds, size=checkpoint.size_of(path))
+        self.progress = progress
+
+    def evaluate(self, progress: Progress) -> Progress:
+        """Score the model as it is now, and say whether it is the best so far."""
+        found = self._score(progress, "adapted")
+        value = _value(found, self.parts.task.best)
+        if progress.best is not None and value <= progress.best:
+            return progress
+        return replace(progress, best=value, best_step=progress.step)
+
+    # Scoring.
+
+    def _score_what_is_due(self) -> None:
+        """The untouched base, and what an interruption has left out."""
+        at = self.progress
+        if at.step == 0 and _base_can_be_scored(self.parts, self.examples):
+            self._score(at, "unadapted")
+        earlier = self._logged("unadapted", at.step)
+        if earlier is not None:
+            self.scores["unadapted"] = earlier
+        every = self.config.train.evaluate_every
+        due = Limits(self.plan.steps, every, None).evaluate_at(at.step) and at.step > 0
+        if due and not self._logged("adapted", at.step, exactly=True):
+            self.progress = self.evaluate(at)
+
+    def _score(self, at: Progress, name: str) -> dict[str, float]:
+        logged = self._logged(name, at.step, exactly=True)
+        if logged is None:
+            found = evaluate(
+                self.engine,
+                self.parts.task,
+                self.held_out,
+                self.collate,
+                self.examples.facts,
+                batch=self.config.train.evaluation_batch,
+                pause=self.pause,
+            )
+            if self.engine.is_first:
+                found.write(self.folder.path / "evaluations" / f"step-{at.step:08d}.jsonl")
+            self.log.scores(at.step, found.scores, model=name)
+            logged = found.scores
+        self.scores[name] = logged
+        return logged
+
+    def _logged(self, name: str, step: int, *, exactly: bool = False) -> dict[str, float] | None:
+        """Scores that the log has already, the newest up to `step`; the same on every rank."""
+        found = None
+        if self.engine.is_first:
+            for line in self.folder.metrics():
+                if line["kind"] == "eval" and line["model"] == name and line["step"] <= step:
+                    found = line
+            if found is not None and exactly and found["step"] != step:
+                found = None
+        found = self.engine.agree(found)
+        drop = ("kind", "step", "model")
+        return found and {key: value for key, value in found.items() if key not in drop}
+
+    def _with_best(self, progress: Progress) -> Progress:
+        """The best scoring that the log knows of, as an interrupted one came after its save."""
+        best: tuple[float, int] | None = None
+        for line in self.folder.metrics() if self.engine.is_first else ():
+            if line["kind"] == "eval" and line["model"] == "adapted":
+                value = _value(line, self.parts.task.best)
+                if best is None or value > best[0]:
+                    best = value, line["step"]
+        best = self.engine.agree(best)
+        return progress if best is None else replace(progress, best=best[0], best_step=best[1])
+
+    # A jump of the loss.
+
+    def _losses(self) -> list[float]:
+        lines = self.folder.metrics() if self.engine.is_first else ()
+        found = [line["loss"] for line in lines if line["kind"] == "train"]
+        return self.engine.agree([loss for loss in found if loss is not None])
+
+    def _go_back(self, spike: SpikeFound) -> None:
+        """To a checkpoint of before; the batches from there to the jump are left out."""
+        options = self.config.train
+        assert options.spike is not None
+        self.slowly(f"going back from step {spike.step}")
+        path = None
+        first = max(1, spike.step - options.spike.back + 1)
+        if self.engine.is_first:
+            if len(self.folder.spikes) >= options.skip_limit:
+                raise RunFailed.of(
+                    f"step {spike.step}",
+                    f"the loss has jumped {options.skip_limit + 1} times (to {spike.loss:.4g})",
+                    "lower optim.learning_rate or optim.gradient_clip; spikes.json lists the steps",
+                )
+            path, _ = self.store.newest_whole(at_most=first - 1)
+        path = self.engine.agree(path)
+        if path is None:
+            raise RunFailed.of(
+                str(self.store.folder), "no whole checkpoint to go back to", "check the disk"
+            )
+        progress = checkpoint.read_progress(path)
+        if self.engine.is_first:
+            self.store.remove_after(progress.step)
+            self.folder.forget_after(progress.step)
+            self.folder.note_spike(
+                {
+                    "step": spike.step,
+                    "loss": spike.loss,
+                    "score": spike.score,
+                    "examples": spike.examples,
+                    "back_to": progress.step,
+                    "left_out": list(range(first, spike.step + 1)),
+                }
+            )
+        self.log.say(
+            f"step {spike.step:>5}  the loss jumped to {spike.loss:.4g}, {spike.score:.1f} spreads "
+            f"above the others; back to step {progress.step}, without steps {first} to {spike.step}"
+        )
+        checkpoint.restore_learnt(path, self.engine)
+        restore_moments(path, self.engine, self.parts, self.loader)
+        self.progress = self._with_best(progress)
+
+    # The export.
+
+    def _export(self) -> None:
+        kind = self.parts.strategy.exports
+        card = model_card(
+            self.config,
+            self.plan,
+            kind=kind,
+            head=self.parts.task.head,
+            labels=self.examples.facts.get("labels"),
+            scores=self.scores,
+            versions=self.folder.versions,
+        )
+        best = self._best_checkpoint()
+        export(
+            self.engine,
+            self.folder.export,
+            processor=self.examples.processor,
+            kind=kind,
+            dtype=self.plan.layout.dtype,
+            card=card,
+            learnt=Stored(best) if best else None,
+            pause=self.pause,
+        )
+
+    def _best_checkpoint(self) -> Path | None:
+        """What is exported instead of the present weights; its scores become the run's."""
+        at = self.progress
+        if self.config.train.export == "last" or at.best_step in (None, at.step):
+            return None
+        assert at.best_step is not None
+        path = self.store.path_of(at.best_step)
+        fault = self.engine.agree(self.store.fault(path) if self.engine.is_first else None)
+        if fault is not None:
+            raise RunFailed.of(str(path), fault, "set train.export to last, and resume")
+        return path
+
+    # What it is made of.
+
+    @cached_property
+    def config(self) -> RunConfig:
+        return self.folder.config
+
+    @cached_property
+    def plan(self) -> Plan:
+        return self.folder.plan
+
+    @cached_property
+    def parts(self) -> Parts:
+        return assemble(self.config)
+
+    @cached_property
+    def log(self) -> RunLog:
+        return RunLog(self.folder, self.process.terminal, self.plan.steps, self.plan.learning_rate)
+
+    @cached_property
+    def store(self) -> Store:
+        options = self.config.train
+        return Store(
+            self.folder.checkpoints,
+            self.folder.identity,
+            self.folder.formerly,
+            keep=options.keep,
+            keep_best=options.keep_best,
+            reach=options.spike.back if options.spike else None,
+            held=self.process.held,
+        )
+
+    @cached_property
+    def deadline(self) -> Deadline:
+        size = checkpoint_bytes(self.plan.parameters)
+        return Deadline.of(self.config.train, checkpoint_bytes=size)
+
+    @cached_property
+    def collate(self) -> Collate:
+        return partial(self.parts.task.collate, padding=self.examples.processor.pad_token_id)
+
+    @cached_property
+    def loader(self) -> Loader:
+        return Loader(
+            data=self.examples.train,
+            collate=self.collate,
+            seed=self.config.train.seed,
+            global_batch=self.config.train.global_batch,
+            micro_batch=self.plan.layout.micro_batch,
+            rank=self.engine.rank,
+            ranks=self.engine.ranks,
+        )
+
+    @property
+    def held_out(self) -> EncodedData:
+        assert self.examples.held_out is not None
+        return self.examples.held_out
 
 
-def _load(
-    config: RunConfig, plan: Plan, parts: Parts, examples: Examples, engine: Engine
-) -> nn.Module:
-    """The model with the strategy applied; its new parameters are the same on every layout."""
-    whole_in_fp32 = plan.layout.zero == 0 and plan.parameters.frozen == 0
-    loaded = load_pretrained(
-        config.model,
-        head=parts.task.head,
-        changes=parts.task.head_settings(examples.facts),
-        random=parts.strategy.starts_from == "random",
-        seed=config.train.seed,
-        dtype="fp32" if whole_in_fp32 else plan.layout.dtype,
-        loading=engine.loading,
-    )
-    initialise(loaded.model, loaded.new, seed=config.train.seed, fill=engine.fill)
-    loaded.model.config.pad_token_id = examples.processor.pad_token_id  # type: ignore[union-attr]
-    torch.manual_seed(config.train.seed)
-    model = parts.strategy.apply(loaded.model, new=loaded.new)
-    if plan.layout.zero == 0:  # the optimizer works on the weights themselves: they are fp32
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.data = parameter.data.float()
-    return model
+def _value(scores: dict[str, float], best: str) -> float:
+    """The score that tells which model is best, so that more is better."""
+    return -scores[best[1:]] if best.startswith("-") else scores[best]
 
 
 def _base_can_be_scored(parts: Parts, examples: Examples) -> bool:
@@ -173,90 +429,3 @@ def _base_can_be_scored(parts: Parts, examples: Examples) -> bool:
     labels = examples.facts.get("labels")
     known = [str(name) for _, name in sorted((examples.settings.id2label or {}).items())]
     return labels is None or known == labels
-
-
-def _find_checkpoint(folder: RunFolder, engine: Engine, log: RunLog) -> Any:
-    """The newest whole checkpoint, the same on every rank; damaged ones are named and set aside."""
-    found = None
-    if engine.is_first and folder.checkpoints.exists():
-        found, damaged = checkpoint.newest_whole(folder.checkpoints)
-        for damage in damaged:
-            log.say(f"set aside {damage.path}: {damage.reason}")
-            damage.path.rename(damage.path.with_name(f"damaged-{damage.path.name}"))
-        if found is None and damaged:
-            lost = f"{len(damaged)} checkpoints, none whole"
-            raise RunFailed.of(str(folder.checkpoints), lost, "start a new run under another name")
-    found = engine.agree(found)
-    if engine.is_first:
-        folder.forget_after(checkpoint.read_progress(found).step if found else -1)
-    if found is not None:
-        log.say(f"resuming from {found}")
-    return found
-
-
-def _restore_moments(saved: Any, engine: Engine, parts: Parts, loader: Loader) -> None:
-    """ZeRO makes its optimizer states in the first step: take one that changes nothing."""
-    if engine.needs_priming:
-        engine.set_learning_rate(0.0)
-        batch = loader.window(1).batches[0]
-        with engine.micro_batch(last=True):
-            with engine.forward():
-                loss = parts.task.loss(engine.model, engine.to_device(batch.tensors)) * 0.0
-            engine.backward(loss, targets=1)
-        engine.step()
-    checkpoint.restore_moments(saved, engine)
-
-
-def _earlier_scores(folder: RunFolder) -> dict[str, dict[str, float]]:
-    """The unadapted base was scored before the interruption."""
-    for line in folder.metrics():
-        if line["kind"] == "eval" and line["model"] == "unadapted":
-            drop = ("kind", "step", "model")
-            return {"unadapted": {key: value for key, value in line.items() if key not in drop}}
-    return {}
-
-
-def _export(
-    folder: RunFolder,
-    engine: Engine,
-    parts: Parts,
-    examples: Examples,
-    scores: dict[str, dict[str, float]],
-) -> None:
-    config, plan = folder.config, folder.plan
-    card = model_card(
-        config,
-        plan,
-        kind=parts.strategy.exports,
-        head=parts.task.head,
-        labels=examples.facts.get("labels"),
-        scores=scores,
-        versions=folder.versions,
-    )
-    export(
-        engine,
-        folder.export,
-        processor=examples.processor,
-        kind=parts.strategy.exports,
-        dtype=plan.layout.dtype,
-        card=card,
-    )
-
-
-def _close(
-    folder: RunFolder,
-    engine: Engine,
-    log: RunLog,
-    progress: Progress,
-    scores: dict[str, dict[str, float]],
-) -> None:
-    if engine.is_first:
-        folder.finish({"steps": progress.step, "scores": scores, "export": str(folder.export)})
-    engine.wait()
-    for name, found in scores.items():
-        log.say(f"{name:>10}: {told(found)}")
-    log.say(f"    export: {folder.export}")
-
-
-def _ignore(_: object) -> None:
-    return None

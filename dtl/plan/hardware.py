@@ -52,3 +52,24 @@ def _ninja() -> bool:
     from pathlib import Path
 
     return shutil.which("ninja") is not None or (Path(sys.executable).parent / "ninja").exists()
+
+
+def memory_kills() -> int:
+    """Processes of this machine's or container's group that the kernel has killed for want of main
+    memory; 0 where it does not say."""
+    from pathlib import Path
+
+    for file, name in (
+        ("/sys/fs/cgroup/memory.events", "oom_kill"),
+        ("/sys/fs/cgroup/memory/memory.oom_control", "oom_kill"),
+        ("/proc/vmstat", "oom_kill"),
+    ):
+        try:
+            lines = Path(file).read_text(encoding="utf-8").splitlines()
+        except OSError:
+            continue
+        for line in lines:
+            key, _, number = line.partition(" ")
+            if key == name:
+                return int(number)
+    return 0

@@ -31,3 +31,8 @@ def model_state(
         "gradients": part(counts.learning, 2) * width,
         "optimizer": 0 if offload == "optimizer" else held,
     }
+
+
+def checkpoint_bytes(counts: Parameters) -> int:
+    """On disk: of each learning parameter the fp32 master and two moments."""
+    return counts.learning * MASTER * (MOMENTS + 1)

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from dtl.errors import RunFailed
 from dtl.run_folder import write_json
 from dtl.train.loop import Progress
 
@@ -33,59 +35,112 @@ class Damage:
     reason: str
 
 
-def save(engine: Engine, folder: Path, progress: Progress, *, keep: int) -> Path:
-    """Write a checkpoint; every rank must call. Each rank writes its share of the tensors.
+@dataclass(frozen=True)
+class Store:
+    """The checkpoints of one run, in `folder`.
 
-    Staged, hashed, synced, renamed; only then are older ones removed.
+    `identity`: of the run they belong to; another run's are damage. `formerly`: identities that
+    this run has had before its config was changed by --allow-change. `keep`: how many of the
+    newest stay, beside the best. `reach`: steps that the run may have to go back. `held`: raises
+    when the folder is another process's now.
     """
-    final = folder / f"step-{progress.step:08d}"
-    staged = folder / f".staged-{progress.step:08d}"
-    if engine.is_first:
-        folder.mkdir(parents=True, exist_ok=True)
-        for old in folder.glob(".staged-*"):
-            shutil.rmtree(old)
-        staged.mkdir()
-    engine.wait()
-    part = staged / f"part-{engine.rank + 1:05d}.safetensors"
-    save_file(_my_tensors(engine), str(part))
-    files = dict(engine.gather([(part.name, _seal(part))]))
-    if engine.is_first:
-        write_json(staged / PROGRESS, asdict(progress))
-        files[PROGRESS] = _seal(staged / PROGRESS)
-        write_json(staged / MANIFEST, {"step": progress.step, "files": files})
-        _sync_folder(staged)
-        if final.exists():
-            shutil.rmtree(final)
-        staged.rename(final)
-        _sync_folder(folder)
-        _prune(folder, keep=keep)
-    engine.wait()
-    return final
+
+    folder: Path
+    identity: str
+    formerly: tuple[str, ...] = ()
+    keep: int = 2
+    keep_best: bool = True
+    reach: int | None = None
+    held: Callable[[], None] = lambda: None
+
+    def save(self, engine: Engine, progress: Progress) -> Path:
+        """Write a checkpoint; every rank must call. Each rank writes its share of the tensors.
+
+        Staged, read back and compared, hashed, synced, renamed; only then are older ones removed.
+        """
+        final = self.path_of(progress.step)
+        staged = self.folder / f".staged-{progress.step:08d}"
+        if engine.is_first:
+            self.held()
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for old in self.folder.glob(".staged-*"):
+                shutil.rmtree(old)
+            staged.mkdir()
+        engine.wait()
+        part = staged / f"part-{engine.rank + 1:05d}.safetensors"
+        _write_tensors(part, _my_tensors(engine))
+        files = dict(engine.gather([(part.name, _seal(part))]))
+        if engine.is_first:
+            write_json(staged / PROGRESS, asdict(progress))
+            files[PROGRESS] = _seal(staged / PROGRESS)
+            manifest = {"step": progress.step, "run": self.identity, "files": files}
+            write_json(staged / MANIFEST, manifest)
+            sync(staged)
+            self.held()
+            staged.rename(final)
+            sync(self.folder)
+            self._prune(progress)
+        engine.wait()
+        return final
+
+    def remove_after(self, step: int) -> None:
+        """Newer checkpoints, newest first, so that a kill leaves no gap."""
+        for path in sorted(self.folder.glob("step-*"), reverse=True):
+            if path.name > self.path_of(step).name:
+                shutil.rmtree(path)
+
+    def path_of(self, step: int) -> Path:
+        return self.folder / f"step-{step:08d}"
+
+    def newest_whole(self, *, at_most: int | None = None) -> tuple[Path | None, list[Damage]]:
+        """The newest checkpoint of which every file has its hash, and the damaged ones above it.
+
+        `at_most`: the newest of these steps only.
+        """
+        damaged: list[Damage] = []
+        for path in sorted(self.folder.glob("step-*"), reverse=True):
+            if at_most is not None and path.name > self.path_of(at_most).name:
+                continue
+            reason = self.fault(path)
+            if reason is None:
+                return path, damaged
+            damaged.append(Damage(path, reason))
+        return None, damaged
+
+    def fault(self, path: Path) -> str | None:
+        """What is wrong with a checkpoint; None when it is whole and this run's."""
+        if path.is_symlink() or (path / MANIFEST).is_symlink():
+            return "it is a link, not what was written"
+        try:
+            manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+            files: dict[str, dict[str, Any]] = manifest["files"]
+            step, run = int(manifest["step"]), manifest["run"]
+        except (OSError, ValueError, KeyError, TypeError) as problem:
+            return f"its manifest cannot be read ({problem})"
+        if path.name != f"step-{step:08d}":
+            return f"it holds step {step}"
+        if run not in (self.identity, *self.formerly):
+            return "it belongs to another run"
+        return _damage_of(path, files)
+
+    def _prune(self, progress: Progress) -> None:
+        kept = set(_names(self.folder)[-self.keep :])
+        if self.keep_best and progress.best_step is not None:
+            kept.add(self.path_of(progress.best_step).name)
+        if self.reach is not None:
+            far = self.path_of(max(0, progress.step + 1 - self.reach)).name
+            oldest = max((name for name in _names(self.folder) if name <= far), default="")
+            kept.update(name for name in _names(self.folder) if name >= oldest)
+        for name in set(_names(self.folder)) - kept:
+            shutil.rmtree(self.folder / name)
 
 
-def newest_whole(folder: Path) -> tuple[Path | None, list[Damage]]:
-    """The newest checkpoint of which every file has its hash, and the damaged ones above it."""
-    damaged: list[Damage] = []
-    for path in sorted(folder.glob("step-*"), reverse=True):
-        reason = fault(path)
-        if reason is None:
-            return path, damaged
-        damaged.append(Damage(path, reason))
-    return None, damaged
+def _names(folder: Path) -> list[str]:
+    """Of the checkpoints, oldest first."""
+    return sorted(path.name for path in folder.glob("step-*"))
 
 
-def fault(path: Path) -> str | None:
-    """What is wrong with a checkpoint; None when it is whole."""
-    if path.is_symlink() or (path / MANIFEST).is_symlink():
-        return "it is a link, not what was written"
-    try:
-        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-        files: dict[str, dict[str, Any]] = manifest["files"]
-        step = int(manifest["step"])
-    except (OSError, ValueError, KeyError, TypeError) as problem:
-        return f"its manifest cannot be read ({problem})"
-    if path.name != f"step-{step:08d}":
-        return f"it holds step {step}"
+def _damage_of(path: Path, files: dict[str, dict[str, Any]]) -> str | None:
     present = {entry.name for entry in path.iterdir()} - {MANIFEST}
     if present != set(files):
         return f"files missing or foreign: {', '.join(sorted(present ^ set(files)))}"
@@ -103,24 +158,43 @@ def read_progress(path: Path) -> Progress:
     return Progress(**json.loads((path / PROGRESS).read_text(encoding="utf-8")))
 
 
+def size_of(path: Path) -> int:
+    """Bytes on disk."""
+    return sum(file.stat().st_size for file in path.iterdir())
+
+
 def restore_weights(path: Path, engine: Engine, model: Any) -> None:
-    """Copy the learning weights into a model that is not yet prepared."""
-    stored = _Stored(path)
+    """Copy the learning weights and the changed buffers into a model that is not yet prepared."""
+    stored = Stored(path)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             engine.fill(parameter, stored.read(f"weight/{name}"))
+    for name, buffer in model.named_buffers():
+        if f"buffer/{name}" in stored:
+            buffer.copy_(stored.read(f"buffer/{name}"))
+
+
+def restore_learnt(path: Path, engine: Engine) -> None:
+    """Write learning weights and changed buffers into a prepared engine. Under ZeRO the model
+    itself sees them after the next step only: take one that changes nothing, before the moments."""
+    stored = Stored(path)
+    for name, parameter in engine.learning():
+        engine.set_weight(parameter, stored.read(f"weight/{name}"))
+    for name, buffer in engine.plain_model.named_buffers():
+        if f"buffer/{name}" in stored:
+            buffer.copy_(stored.read(f"buffer/{name}"))
 
 
 def restore_moments(path: Path, engine: Engine) -> None:
     """Write moments and step count into a prepared engine whose optimizer has its states."""
-    stored = _Stored(path)
+    stored = Stored(path)
     updates = read_progress(path).updates
     for name, parameter in engine.learning():
         moments = {kind: stored.read(f"{kind}/{name}") for kind in ("exp_avg", "exp_avg_sq")}
         engine.set_moments(parameter, moments, step=updates)
 
 
-class _Stored:
+class Stored:
     """The tensors of a checkpoint by name, over all its parts."""
 
     def __init__(self, path: Path) -> None:
@@ -128,6 +202,9 @@ class _Stored:
         for part in sorted(path.glob("part-*.safetensors")):
             file = safe_open(str(part), framework="pt")
             self._home |= dict.fromkeys(file.keys(), file)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._home
 
     def read(self, name: str) -> Tensor:
         tensor: Tensor = self._home[name].get_tensor(name)
@@ -146,13 +223,36 @@ def _my_tensors(engine: Engine) -> dict[str, Tensor]:
         if lightest == engine.rank:
             mine[f"weight/{name}"] = value.contiguous()
             mine |= {f"{kind}/{name}": moment.contiguous() for kind, moment in moments.items()}
+    if engine.is_first:
+        mine |= {f"buffer/{name}": value for name, value in engine.changed_buffers().items()}
     return mine
+
+
+def _write_tensors(file: Path, tensors: dict[str, Tensor]) -> None:
+    """A saved file is read back and compared before it is called saved."""
+    save_file(tensors, str(file))
+    with safe_open(str(file), framework="pt") as reopened:
+        wrong = [name for name, value in tensors.items() if not _same(reopened, name, value)]
+    if wrong:
+        raise RunFailed.of(
+            str(file),
+            f"{len(wrong)} of {len(tensors)} tensors read back differ (the first is {wrong[0]})",
+            "check the disk; the older checkpoints are as they were",
+        )
+
+
+def _same(reopened: Any, name: str, value: Tensor) -> bool:
+    """Bit by bit, so that NaN equals itself."""
+    import torch
+
+    found: Tensor = reopened.get_tensor(name)
+    bits = [tensor.reshape(-1).view(torch.uint8) for tensor in (found, value)]
+    return found.dtype == value.dtype and torch.equal(*bits)
 
 
 def _seal(file: Path) -> dict[str, Any]:
     """Sync a file to disk; its size and hash."""
-    with file.open("rb") as handle:
-        os.fsync(handle.fileno())
+    sync(file)
     return {"bytes": file.stat().st_size, "sha256": _hash(file)}
 
 
@@ -161,14 +261,10 @@ def _hash(file: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on disk."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _prune(folder: Path, *, keep: int) -> None:
-    for old in sorted(folder.glob("step-*"))[:-keep]:
-        shutil.rmtree(old)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,12 +34,24 @@ class Evaluation:
 
 @torch.no_grad()
 def evaluate(
-    engine: Engine, task: Task, data: EncodedData, collate: Collate, facts: Facts, *, batch: int
+    engine: Engine,
+    task: Task,
+    data: EncodedData,
+    collate: Collate,
+    facts: Facts,
+    *,
+    batch: int,
+    pause: Callable[[str], None],
 ) -> Evaluation:
-    """Batches are formed before they are dealt out, so the same sums are added on any layout."""
+    """Batches are formed before they are dealt out, so the same sums are added on any layout.
+
+    `pause` is called on all ranks before each batch, where the run may be stopped.
+    """
     engine.plain_model.eval()
     mine: list[tuple[int, dict[str, Any]]] = []
-    for held in held_out(data, collate, batch=batch, rank=engine.rank, ranks=engine.ranks):
+    batches = held_out(data, collate, batch=batch, rank=engine.rank, ranks=engine.ranks)
+    for number, held in enumerate(batches, start=1):
+        pause(f"evaluation, batch {number}")
         with engine.forward():
             found = task.outcomes(engine.model, engine.to_device(held.tensors))
         mine.extend(zip(held.ids, found, strict=False))  # an empty batch has outcomes but no ids

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from dtl.errors import RunFailed
+from dtl.train.checkpoint import Stored, sync
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -28,15 +29,20 @@ def export(
     kind: str,
     dtype: str,
     card: str,
+    learnt: Stored | None,
+    pause: Callable[[str], None],
 ) -> None:
     """Write, reopen, compare, rename. Every rank must call; rank 0 writes.
 
-    `kind`: adapter (fp32) or model (in `dtype`). Raises RunFailed when the reopened files are not
-    what was trained.
+    `kind`: adapter (fp32) or model (in `dtype`). `learnt`: a checkpoint whose learning weights are
+    taken instead of the present ones. `pause` is called on all ranks where the run may be stopped.
+    Raises RunFailed when the reopened files are not what was trained.
     """
-    state = _gather(engine, learning_only=kind == "adapter")
+    pause("export, gathering the weights")
+    state = _gather(engine, learnt, learning_only=kind == "adapter")
+    pause("export, writing")
+    staged = folder.with_name(f".{folder.name}-staged")
     if engine.is_first:
-        staged = folder.with_name(f".{folder.name}-staged")
         shutil.rmtree(staged, ignore_errors=True)
         write = _write_adapter if kind == "adapter" else _write_model
         with engine.loading(False):
@@ -44,6 +50,11 @@ def export(
         processor.save_pretrained(staged)
         (staged / "README.md").write_text(card, encoding="utf-8")
         _open_to_readers(staged)
+        for file in staged.iterdir():
+            sync(file)
+        sync(staged)
+    pause("export, giving it its name")
+    if engine.is_first:
         shutil.rmtree(folder, ignore_errors=True)
         staged.rename(folder)
     engine.wait()
@@ -57,11 +68,14 @@ def _open_to_readers(folder: Path) -> None:
         file.chmod(0o666 & ~mask)
 
 
-def _gather(engine: Engine, *, learning_only: bool) -> dict[str, Tensor]:
+def _gather(engine: Engine, learnt: Stored | None, *, learning_only: bool) -> dict[str, Tensor]:
     """Whole tensors on rank 0; the others take part and keep nothing."""
     state: dict[str, Tensor] = {}
     for name, parameter in engine.plain_model.named_parameters():
-        if parameter.requires_grad or not learning_only:
+        if parameter.requires_grad and learnt is not None:
+            if engine.is_first:
+                state[name] = learnt.read(f"weight/{name}")
+        elif parameter.requires_grad or not learning_only:
             value = engine.whole(parameter)
             if engine.is_first:
                 state[name] = value
@@ -70,6 +84,8 @@ def _gather(engine: Engine, *, learning_only: bool) -> dict[str, Tensor]:
         for name, buffer in engine.plain_model.named_buffers():
             if name in persistent:
                 state[name] = buffer.detach().to("cpu", copy=True)
+            if name in persistent and learnt is not None and f"buffer/{name}" in learnt:
+                state[name] = learnt.read(f"buffer/{name}")
     return state
 
 

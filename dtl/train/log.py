@@ -80,12 +80,20 @@ class RunLog:
         )
         self._show(progress.step, words, now)
 
-    def skip(self, step: int, examples: list[int]) -> None:
-        """A step that was not taken, as its gradient was not finite; `examples`: what it read."""
+    def skip(self, step: int, examples: list[int], *, reason: str) -> None:
+        """A step that was not taken, and why; `examples`: what it read."""
         if self.terminal is None:
             return
-        self.folder.append({"kind": "skip", "step": step, "examples": examples})
-        self.say(f"step {step:>5}  skipped: its gradient is not finite")
+        line = {"kind": "skip", "step": step, "examples": examples, "reason": reason}
+        self.folder.append(line)
+        self.say(f"step {step:>5}  skipped: {reason}")
+
+    def saved(self, step: int, *, seconds: float, size: int) -> None:
+        """A checkpoint of so many bytes, and how long the run stood still for it."""
+        if self.terminal is None:
+            return
+        self.folder.append({"kind": "save", "step": step, "seconds": seconds, "bytes": size})
+        self._last_step = time.monotonic()
 
     def begin(self) -> None:
         """The first step is about to start."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -12,10 +13,13 @@ import torch
 from dtl.config.schema import Optim
 from dtl.data.loader import Loader, Window
 from dtl.data.order import chain
+from dtl.engine import Step
 from dtl.train.optim import schedule
 
 if TYPE_CHECKING:
-    from dtl.engine import Engine, Step
+    from torch import Tensor
+
+    from dtl.engine import Engine
     from dtl.strategies import Strategy
     from dtl.tasks import Task
     from dtl.train.log import RunLog
@@ -23,16 +27,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is: optimizer steps done, what it learnt from, and a digest of the order."""
+    """How far a run is: optimizer steps done, what it learnt from, a digest of the order, and the
+    best held-out score so far with its step."""
 
     step: int = 0
     digest: str = ""
     updates: int = 0  # steps that were taken, not skipped
     examples: int = 0
     targets: int = 0
+    best: float | None = None
+    best_step: int | None = None
 
     def after(self, window: Window, *, taken: bool) -> Progress:
-        return Progress(
+        return replace(
+            self,
             step=window.step,
             digest=chain(self.digest, window.all_ids),
             updates=self.updates + int(taken),
@@ -43,11 +51,14 @@ class Progress:
 
 @dataclass(frozen=True)
 class Limits:
-    """When the loop scores, saves and ends, in optimizer steps."""
+    """When the loop scores, saves and ends, in optimizer steps. `leave_out`: steps whose batch is
+    read but not learnt from."""
 
     steps: int
     evaluate_every: int | None
     save_every: int | None
+    keep_best: bool = True
+    leave_out: frozenset[int] = frozenset()
 
     def evaluate_at(self, step: int) -> bool:
         """In between; the scoring at the end is not the loop's."""
@@ -55,18 +66,25 @@ class Limits:
             bool(self.evaluate_every) and step % (self.evaluate_every or 1) == 0 < self.steps - step
         )
 
-    def save_at(self, step: int) -> bool:
-        return step == self.steps or bool(self.save_every and step % self.save_every == 0)
+    def save_at(self, progress: Progress) -> bool:
+        step = progress.step
+        rhythm = bool(self.save_every and step % self.save_every == 0)
+        return step == self.steps or rhythm or (self.keep_best and progress.best_step == step)
+
+
+class StopAgreed(Exception):
+    """All ranks have agreed, at the same point, to save and end."""
 
 
 @dataclass(frozen=True)
 class Hooks:
-    """What the loop calls but does not know."""
+    """What the loop calls but does not know. `evaluate` may raise StopAgreed."""
 
-    evaluate: Callable[[Progress], None]
+    evaluate: Callable[[Progress], Progress]
     save: Callable[[Progress], None]
+    beat: Callable[[str], None]
     asked_to_stop: Callable[[], bool]
-    guard: Callable[[Progress, Step, Window], None]
+    guard: Callable[[Progress, Step, Window, float], None]
 
 
 End = Literal["done", "stopped"]
@@ -89,28 +107,43 @@ def train(
     for window in loader.windows(after_step=progress.step, last_step=limits.steps):
         rate = schedule(window.step, steps=limits.steps, options=optim)
         engine.set_learning_rate(rate)
-        total = torch.zeros((), dtype=torch.float64, device=engine.device)
-        for place, batch in enumerate(window.batches):
-            draw_from(loader.seed, window.step, place, engine.rank)
-            with engine.micro_batch(last=place == len(window.batches) - 1):
-                with engine.forward():
-                    loss = task.loss(engine.model, engine.to_device(batch.tensors)) * batch.weight
-                engine.backward(loss, targets=window.all_targets)
-            total += loss.detach().double()
-        step = engine.step()
+        if window.step in limits.leave_out:
+            step, total = Step(math.nan, taken=False), torch.tensor(math.nan)
+        else:
+            step, total = _learn_from(window, engine, task, loader.seed, hooks)
         progress = progress.after(window, taken=step.taken)
         loss_sum, stops = engine.reduce(total, float(hooks.asked_to_stop()))
-        log.step(progress, window, loss=loss_sum / window.all_targets, norm=step.norm, rate=rate)
-        hooks.guard(progress, step, window)
-        stopping = stops > 0 and progress.step < limits.steps
+        loss = loss_sum / window.all_targets
+        log.step(progress, window, loss=loss, norm=step.norm, rate=rate)
+        hooks.guard(progress, step, window, loss)
+        stopping = stops > 0
         if limits.evaluate_at(progress.step) and not stopping:
-            hooks.evaluate(progress)
+            try:
+                progress = hooks.evaluate(progress)
+            except StopAgreed:
+                stopping = True
             strategy.training_mode(engine.plain_model)
-        if limits.save_at(progress.step) or stopping:
+        if limits.save_at(progress) or stopping:
             hooks.save(progress)
-        if stopping:
+        if stopping and progress.step < limits.steps:
             return progress, "stopped"
     return progress, "done"
+
+
+def _learn_from(
+    window: Window, engine: Engine, task: Task, seed: int, hooks: Hooks
+) -> tuple[Step, Tensor]:
+    """One optimizer step; also the sum of this rank's losses, shape (), in float64."""
+    total = torch.zeros((), dtype=torch.float64, device=engine.device)
+    for place, batch in enumerate(window.batches):
+        hooks.beat(f"step {window.step}, micro-batch {place + 1}")
+        draw_from(seed, window.step, place, engine.rank)
+        with engine.micro_batch(last=place == len(window.batches) - 1):
+            with engine.forward():
+                loss = task.loss(engine.model, engine.to_device(batch.tensors)) * batch.weight
+            engine.backward(loss, targets=window.all_targets)
+        total += loss.detach().double()
+    return engine.step(), total
 
 
 def draw_from(seed: int, *position: int) -> None:

@@ -27,9 +27,11 @@ from accelerate.state import AcceleratorState, GradientState
 from dtl import desk
 from dtl.config.load import load_config
 from dtl.jobs import train
+from dtl.jobs.opening import start_engine
 from dtl.run_folder import RunFolder
 from dtl.tasks import causal_lm
 from dtl.train import loop
+from dtl.train.watch import Watch
 
 
 def main(jobs_file: str) -> int:
@@ -38,7 +40,7 @@ def main(jobs_file: str) -> int:
     for job in json.loads(Path(jobs_file).read_text(encoding="utf-8")):
         config = load_config(job["config"], [*job["overrides"], f"layout.processes={processes}"])
         prepared = desk.prepare_run(config, writes=os.environ["RANK"] == "0")
-        engine = train.start_engine(config, prepared.plan)
+        engine = start_engine(config, prepared.plan)
         folder = RunFolder.of(config)
         if engine.is_first and folder.state == "absent":
             examples = prepared.examples
@@ -48,14 +50,16 @@ def main(jobs_file: str) -> int:
         engine.wait()
         terminal = sys.stdout if engine.is_first else None
         stop_after = job.get("stop_after", sys.maxsize)
-        with bare() if job.get("bare") else nullcontext(), watched(job.get("poison", ())) as at:
-            train.run(
-                folder,
-                engine,
-                prepared.examples,
-                terminal=terminal,
+        watch = Watch(folder.heartbeats, rank=engine.rank, ranks=engine.ranks, tell=print)
+        quiet = bare() if job.get("bare") else nullcontext()
+        with quiet, watched(job.get("poison", ())) as at, watch:
+            process = train.Process(
+                terminal,
+                watch,
                 asked_to_stop=lambda at=at, last=stop_after: at.step >= last,
+                held=lambda: None,
             )
+            train.run(folder, engine, prepared.examples, process)
         AcceleratorState._reset_state(reset_partial_state=True)
         GradientState._reset_state()
     torch.distributed.destroy_process_group()
@@ -92,9 +96,9 @@ def watched(poison: Sequence[int]) -> Iterator[At]:
 @contextmanager
 def bare() -> Iterator[None]:
     """Leave out saving and exporting."""
-    nothing = mock.Mock(return_value=None)
-    without_save = mock.patch.object(train.checkpoint, "save", nothing)
-    with without_save, mock.patch.object(train, "_export", nothing):
+    without_save = mock.patch.object(train._Job, "save", mock.Mock(return_value=None))
+    without_export = mock.patch.object(train._Job, "_export", mock.Mock(return_value=None))
+    with without_save, without_export:
         yield
 
 

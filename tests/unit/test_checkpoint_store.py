@@ -9,7 +9,9 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 
+from dtl.errors import RunFailed
 from dtl.train import checkpoint
+from dtl.train.checkpoint import Store
 from dtl.train.loop import Progress
 
 NAMES = ("block.weight", "head.weight", "head.bias")
@@ -30,6 +32,9 @@ class OneRank:
     def whole(self, value):
         return value.clone()
 
+    def changed_buffers(self):
+        return {}
+
     def moments(self, value):
         return {"exp_avg": value * 2, "exp_avg_sq": value**2}
 
@@ -42,9 +47,10 @@ class OneRank:
 
 @pytest.fixture
 def store(tmp_path):
+    made = Store(tmp_path / "checkpoints", "mine")
     for step in (4, 8):
-        checkpoint.save(OneRank(), tmp_path, Progress(step=step, digest="d"), keep=2)
-    return tmp_path
+        made.save(OneRank(), Progress(step=step, digest="d"))
+    return made
 
 
 def damage_truncate(path):
@@ -86,27 +92,27 @@ FILES = ("part-00001.safetensors", "progress.json", "manifest.json")
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("name", FILES)
 def test_damage_is_found_and_the_older_one_taken(store, damage, name):
-    newest = store / "step-00000008"
+    newest = store.folder / "step-00000008"
     damage(newest / name)
-    found, damaged = checkpoint.newest_whole(store)
-    assert found == store / "step-00000004"
+    found, damaged = store.newest_whole()
+    assert found == store.folder / "step-00000004"
     assert [entry.path for entry in damaged] == [newest]
     assert damaged[0].reason
 
 
 def test_files_too_many_and_folders_under_another_name_are_damage(store):
-    (store / "step-00000008" / "rng_state.pth").write_bytes(b"\x80\x04N.")
-    (store / "step-00000004").rename(store / "step-00000005")
-    found, damaged = checkpoint.newest_whole(store)
+    (store.folder / "step-00000008" / "rng_state.pth").write_bytes(b"\x80\x04N.")
+    (store.folder / "step-00000004").rename(store.folder / "step-00000005")
+    found, damaged = store.newest_whole()
     assert found is None
     assert "rng_state.pth" in damaged[0].reason
     assert "holds step 4" in damaged[1].reason
 
 
 def test_the_newest_are_kept_and_hold_what_was_saved(tmp_path):
-    engine = OneRank()
+    engine, store = OneRank(), Store(tmp_path, "mine")
     for step in range(1, 6):
-        checkpoint.save(engine, tmp_path, Progress(step=step, updates=step), keep=2)
+        store.save(engine, Progress(step=step, updates=step))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000004", "step-00000005"]
     from safetensors.torch import load_file
 
@@ -129,8 +135,8 @@ def test_death_at_any_call_of_a_save_leaves_a_whole_checkpoint(tmp_path, monkeyp
     class Killed(BaseException):
         pass
 
-    engine = OneRank()
-    checkpoint.save(engine, tmp_path, Progress(step=1), keep=1)
+    engine, store = OneRank(), Store(tmp_path, "mine", keep=1)
+    store.save(engine, Progress(step=1))
     owner, _, name = call.rpartition(".")
     home = os if owner == "os" else checkpoint.Path
     real, counted = getattr(home, name), [0]
@@ -144,10 +150,72 @@ def test_death_at_any_call_of_a_save_leaves_a_whole_checkpoint(tmp_path, monkeyp
     with monkeypatch.context() as patch:
         patch.setattr(home, name, dying)
         with suppress(Killed):
-            checkpoint.save(engine, tmp_path, Progress(step=2), keep=1)
-    found, damaged = checkpoint.newest_whole(tmp_path)
+            store.save(engine, Progress(step=2))
+    found, damaged = store.newest_whole()
     assert found is not None and damaged == []
-    checkpoint.save(engine, tmp_path, Progress(step=3), keep=1)
+    store.save(engine, Progress(step=3))
     assert [p.name for p in tmp_path.iterdir()] == ["step-00000003"]
-    assert checkpoint.fault(tmp_path / "step-00000003") is None
+    assert store.fault(tmp_path / "step-00000003") is None
     json.loads((tmp_path / "step-00000003" / "manifest.json").read_text())
+
+
+def test_another_runs_checkpoint_is_damage_but_not_one_of_before_a_change(store):
+    other = Store(store.folder, "another")
+    found, damaged = other.newest_whole()
+    assert found is None
+    assert [entry.reason for entry in damaged] == ["it belongs to another run"] * 2
+    changed = Store(store.folder, "another", ("mine",))
+    assert changed.newest_whole() == (store.path_of(8), [])
+
+
+def test_the_best_and_one_far_enough_back_are_kept(tmp_path):
+    store = Store(tmp_path, "mine", keep=1, reach=4)
+    for step in range(12):
+        store.save(OneRank(), Progress(step=step, best=0.5, best_step=3 if step >= 3 else None))
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        f"step-{step:08d}" for step in (3, 8, 9, 10, 11)
+    ]
+    assert store.newest_whole(at_most=10)[0] == store.path_of(8)
+    store.remove_after(3)
+    assert [p.name for p in tmp_path.iterdir()] == ["step-00000003"]
+
+
+def test_what_is_read_back_otherwise_is_not_called_saved(tmp_path, monkeypatch):
+    store = Store(tmp_path, "mine")
+    store.save(OneRank(), Progress(step=1))
+    real = checkpoint.save_file
+
+    def rotten(tensors, path):
+        spoilt = {name: value.clone() for name, value in tensors.items()}
+        next(iter(spoilt.values()))[0, 0] += 1
+        real(spoilt, path)
+
+    monkeypatch.setattr(checkpoint, "save_file", rotten)
+    with pytest.raises(RunFailed, match="1 of 9 tensors read back differ"):
+        store.save(OneRank(), Progress(step=2))
+    assert store.newest_whole() == (store.path_of(1), [])
+
+
+def test_nothing_is_written_into_a_folder_that_is_no_longer_ours(tmp_path):
+    def lost():
+        raise RunFailed.of("runs/x", "was taken over", "end one of the two")
+
+    with pytest.raises(RunFailed, match="taken over"):
+        Store(tmp_path / "checkpoints", "mine", held=lost).save(OneRank(), Progress(step=1))
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_buffers_that_training_has_changed_are_saved_and_come_back(tmp_path):
+    class WithNorm(OneRank):
+        def changed_buffers(self):
+            return {"norm.running_mean": torch.tensor([1.0, 2.0])}
+
+        def fill(self, parameter, value):
+            raise AssertionError("no parameter learns here")
+
+    model = torch.nn.Sequential()
+    model.norm = torch.nn.BatchNorm1d(2).requires_grad_(False)
+    path = Store(tmp_path, "mine").save(WithNorm(), Progress(step=1))
+    checkpoint.restore_weights(path, WithNorm(), model)
+    assert model.norm.running_mean.tolist() == [1.0, 2.0]
+    assert model.norm.num_batches_tracked.item() == 0

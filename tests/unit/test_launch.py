@@ -28,23 +28,30 @@ def folder(tmp_path, monkeypatch):
 
 
 def parsed(started):
-    """What `accelerate launch` understands."""
-    from accelerate.commands.launch import launch_command_parser
+    """What torchrun understands."""
+    from torch.distributed.run import get_args_parser
 
-    assert started.argv[:3] == (sys.executable, "-m", "accelerate.commands.launch")
-    return launch_command_parser().parse_args(list(started.argv[3:]))
+    assert started.argv[:3] == (sys.executable, "-m", "torch.distributed.run")
+    return get_args_parser().parse_args(list(started.argv[3:]))
 
 
 @pytest.mark.parametrize("processes", [1, 2, 4])
-def test_accelerate_starts_the_planned_ranks_on_the_run_folder(folder, processes):
+def test_torchrun_starts_the_planned_ranks_on_the_run_folder(folder, processes):
     made = folder(replace(LAYOUT, processes=processes))
     found = parsed(command(made))
-    assert found.num_processes == processes
-    assert found.multi_gpu == (processes > 1)
-    assert (found.num_machines, found.mixed_precision, found.dynamo_backend) == (1, "no", "no")
+    assert (found.nproc_per_node, found.nnodes) == (str(processes), "1:1")
+    assert found.master_addr == "127.0.0.1", "the ranks of one machine meet on it"
     assert found.module and found.training_script == "dtl.worker"
     assert found.training_script_args == ["run", str(made.path)]
-    assert not found.use_deepspeed, "the engine starts DeepSpeed itself, from the plan"
+
+
+def test_torchrun_hands_on_every_signal_that_a_run_listens_to_and_waits_for_the_save(folder):
+    from dtl.stop import SIGNALS
+
+    started = command(folder(LAYOUT))
+    handed_on = parsed(started).signals_to_handle.split(",")
+    assert {number.name for number in SIGNALS} <= set(handed_on)
+    assert int(started.environment["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"]) >= 1800
 
 
 def test_the_run_folder_is_named_from_the_root(tmp_path, folder, monkeypatch):
@@ -69,7 +76,7 @@ def test_on_gpus_the_cpu_is_not_forced(folder):
 
 def test_two_runs_started_at_once_meet_at_different_ports(folder):
     made = folder(LAYOUT)
-    ports = {parsed(command(made)).main_process_port for _ in range(3)}
+    ports = {parsed(command(made)).master_port for _ in range(3)}
     assert len(ports) > 1
 
 

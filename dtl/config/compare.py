@@ -1,0 +1,45 @@
+"""Two configs compared: which keys change what a run learns."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dtl.config.schema import RunConfig
+
+# Places, layout and rhythm do not change the result.
+HARMLESS = (
+    "run.",
+    "layout.",
+    "train.keep",
+    "train.export",
+    "train.save_every",
+    "train.evaluate_every",
+    "train.evaluation_batch",
+    "train.skip_limit",
+    "train.no_gradient",
+    "train.wall_time",
+    "train.hang_seconds",
+    "train.loading_hang_seconds",
+)
+
+
+def changes(before: RunConfig, after: RunConfig) -> list[str]:
+    """Keys that differ and change the result, sorted."""
+    old, new = decisive(before), decisive(after)
+    return sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
+
+
+def decisive(config: RunConfig) -> dict[str, Any]:
+    """The keys that decide what a run learns, and their values."""
+    flat = _flat(config.model_dump(mode="json"))
+    return {key: value for key, value in flat.items() if not key.startswith(HARMLESS)}
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {prefix: value}
+    return {
+        name: leaf
+        for key, part in value.items()
+        for name, leaf in _flat(part, f"{prefix}.{key}" if prefix else key).items()
+    }

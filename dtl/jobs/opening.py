@@ -1,0 +1,117 @@
+"""How a training begins: the checkpoint that it goes on from, and the model that will learn."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from dtl.assemble import Parts
+from dtl.config.schema import RunConfig
+from dtl.data.loader import Loader
+from dtl.engine import Engine, EngineSettings, start
+from dtl.errors import RunFailed
+from dtl.examples import Examples
+from dtl.models.load import initialise, load_pretrained
+from dtl.plan import Plan
+from dtl.run_folder import RunFolder
+from dtl.train import checkpoint
+from dtl.train.checkpoint import Store
+from dtl.train.log import RunLog
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def start_engine(config: RunConfig, plan: Plan) -> Engine:
+    """Join the other ranks of this plan."""
+    layout = plan.layout
+    return start(
+        EngineSettings(
+            device=layout.device,
+            ranks=layout.ranks,
+            dtype=layout.dtype,
+            accumulation=layout.accumulation,
+            gradient_clip=config.optim.gradient_clip,
+            deepspeed=plan.deepspeed,
+        )
+    )
+
+
+def find_checkpoint(folder: RunFolder, store: Store, engine: Engine, log: RunLog) -> Path | None:
+    """The newest whole checkpoint, the same on every rank; damaged ones are named and set aside.
+
+    The log forgets what was done after it. Raises RunFailed when there are only damaged ones.
+    """
+    found, lost = None, False
+    if engine.is_first and store.folder.exists():
+        found, damaged = store.newest_whole()
+        for damage in damaged:
+            log.say(f"set aside {damage.path}: {damage.reason}")
+            damage.path.rename(_free(damage.path.with_name(f"damaged-{damage.path.name}")))
+        lost = found is None and any(store.folder.glob("damaged-*"))
+    found, lost = engine.agree((found, lost))
+    if lost:
+        raise RunFailed.of(
+            str(store.folder),
+            "there were checkpoints, and none is whole",
+            "start a new run under another name",
+        )
+    if engine.is_first:
+        folder.forget_after(checkpoint.read_progress(found).step if found else -1)
+    if found is not None:
+        log.say(f"resuming from {found}")
+    return found
+
+
+def _free(path: Path) -> Path:
+    """The path, or with a number where something has its name already."""
+    number = 2
+    tried = path
+    while tried.exists():
+        tried, number = path.with_name(f"{path.name}-{number}"), number + 1
+    return tried
+
+
+def open_model(
+    config: RunConfig, plan: Plan, parts: Parts, examples: Examples, engine: Engine
+) -> nn.Module:
+    """The model with the strategy applied; its new parameters are the same on every layout."""
+    whole_in_fp32 = plan.layout.zero == 0 and plan.parameters.frozen == 0
+    loaded = load_pretrained(
+        config.model,
+        head=parts.task.head,
+        changes=parts.task.head_settings(examples.facts),
+        random=parts.strategy.starts_from == "random",
+        seed=config.train.seed,
+        dtype="fp32" if whole_in_fp32 else plan.layout.dtype,
+        loading=engine.loading,
+    )
+    initialise(loaded.model, loaded.new, seed=config.train.seed, fill=engine.fill)
+    loaded.model.config.pad_token_id = examples.processor.pad_token_id  # type: ignore[union-attr]
+    torch.manual_seed(config.train.seed)
+    model = parts.strategy.apply(loaded.model, new=loaded.new)
+    if plan.layout.zero == 0:  # the optimizer works on the weights themselves: they are fp32
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
+    if plan.layout.activation_checkpointing:
+        model.gradient_checkpointing_enable(  # type: ignore[operator]
+            gradient_checkpointing_kwargs={"use_reentrant": False}
+        )
+    return model
+
+
+def restore_moments(saved: Path, engine: Engine, parts: Parts, loader: Loader) -> None:
+    """ZeRO makes its optimizer states, and its model takes over the masters, in a step: take one
+    that changes nothing."""
+    if engine.needs_priming:
+        engine.set_learning_rate(0.0)
+        batch = loader.window(1).batches[0]
+        with engine.micro_batch(last=True):
+            with engine.forward():
+                loss = parts.task.loss(engine.model, engine.to_device(batch.tensors)) * 0.0
+            engine.backward(loss, targets=1)
+        engine.step()
+    checkpoint.restore_moments(saved, engine)

@@ -1,0 +1,50 @@
+"""The content of a pretrained model in one short text, so that a run goes on with its own base."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from dtl.config.schema import Model
+from dtl.models.load import locate
+
+WHOLE = 64 * 2**20  # bytes: a smaller file is hashed whole
+PIECES, PIECE = 256, 64 * 2**10  # of a larger one so many pieces of so many bytes, evenly spaced
+
+
+def fingerprint(model: Model) -> str:
+    """Of a hub model the commit; of a folder SHA-256 over its config and weight files.
+
+    Of a large file the size, the beginning with safetensors' header, and evenly spaced pieces are
+    read, so that 100 GB take a second. Changed weights are found; a few bytes changed by damage
+    may not be.
+    """
+    where = locate(model)
+    folder = Path(where)
+    if not folder.is_dir():
+        snapshot = _in_hub_cache(where, model.revision)
+        return f"hub:{where}@{snapshot.name if snapshot else model.revision or 'main'}"
+    digest = hashlib.sha256()
+    for file in sorted([folder / "config.json", *folder.glob("*.safetensors")]):
+        digest.update(f"{file.name}:{file.stat().st_size}:".encode())
+        _add(digest, file)
+    return digest.hexdigest()
+
+
+def _in_hub_cache(repository: str, revision: str | None) -> Path | None:
+    """The snapshot folder, named by its commit."""
+    from huggingface_hub import try_to_load_from_cache
+
+    config = try_to_load_from_cache(repository, "config.json", revision=revision)
+    return Path(config).parent if isinstance(config, str) else None
+
+
+def _add(digest: hashlib._Hash, file: Path) -> None:
+    size = file.stat().st_size
+    with file.open("rb") as opened:
+        if size <= WHOLE:
+            digest.update(hashlib.file_digest(opened, "sha256").digest())
+            return
+        for piece in range(PIECES):
+            opened.seek(piece * (size - PIECE) // (PIECES - 1))
+            digest.update(opened.read(PIECE))

@@ -1,0 +1,156 @@
+"""Starts a run's processes, hands signals on to them, and starts them again after a crash."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+from dtl.lease import holder_here
+from dtl.plan.hardware import memory_kills
+from dtl.run_folder import RunFolder
+from dtl.stop import STOPPED, Stop
+from dtl.train.deadline import STARTED
+
+if TYPE_CHECKING:
+    from dtl.desk import Prepared
+
+RESTARTS = 3  # after a crash
+SAME_STEP = 3  # crashes after one and the same step: it would crash again
+CRASHED = -1
+
+
+class Supervisor:
+    """Stands between the user and a run's processes.
+
+    Until there are processes, a signal ends the command at once, with nothing lost. From then on
+    it asks the run to save and end. `fork`: a single process may be a copy of this one.
+    """
+
+    def __init__(self, say: Callable[[str], None], *, fork: bool) -> None:
+        self.say, self.fork = say, fork
+        self._stop = Stop(interrupts=True)
+        self._run: Path | None = None
+        self._child: int | None = None
+
+    def __enter__(self) -> Self:
+        os.environ[STARTED] = str(time.time())
+        self._stop.__enter__()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.__exit__()
+        os.environ.pop(STARTED, None)
+
+    def launch(self, folder: RunFolder, prepared: Prepared | None) -> int:
+        """Run to its end; the exit code. After a crash, again from the newest checkpoint."""
+        self._run = folder.path
+        self._stop.passes_on = self._pass_on
+        stuck_at: list[int] = []
+        for restart in range(RESTARTS + 1):
+            killed_before = memory_kills()
+            code = self._launch_once(folder, prepared)
+            if code == CRASHED and self._stop.asked:
+                self.say(f"stopped by {self._stop.by}; `dtl resume {folder.path}` continues")
+                return STOPPED
+            if code != CRASHED:
+                return code
+            stuck_at.append(folder.last_step)
+            why = "crashed"
+            if memory_kills() > killed_before:
+                why = "ended by the kernel for want of main memory"
+            if stuck_at[-SAME_STEP:] == [stuck_at[-1]] * SAME_STEP:
+                self.say(f"{why} {SAME_STEP} times after step {stuck_at[-1]}; see {folder.logs}")
+                return 1
+            if restart < RESTARTS:
+                pause = 2.0**restart
+                self.say(f"{why} after step {stuck_at[-1]}; starting again in {pause:.0f} s")
+                self._wait(pause)
+        self.say(
+            f"crashed {RESTARTS + 1} times; see {folder.logs}, then `dtl resume {folder.path}`"
+        )
+        return 1
+
+    def _launch_once(self, folder: RunFolder, prepared: Prepared | None) -> int:
+        if self._stop.asked:
+            return CRASHED
+        folder.note_end(None)
+        copied = self.fork and folder.plan.layout.ranks == 1
+        code = self._copy(folder, prepared) if copied else self._torchrun(folder)
+        self._child = None
+        if folder.state == "finished":
+            return 0
+        if code == 2:
+            return code
+        return folder.ended if folder.ended is not None else CRASHED
+
+    def _copy(self, folder: RunFolder, prepared: Prepared | None) -> int:
+        """One process needs no launcher: a copy of this one, which has all it needs at hand."""
+        sys.stdout.flush()
+        sys.stderr.flush()
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                self._stop.passes_on = None
+                from dtl import worker
+
+                code = worker.main(["run", str(folder.path)], prepared=prepared)
+            finally:
+                os._exit(code)
+        self._watch_over(child)
+        _, status = os.waitpid(child, 0)
+        return os.waitstatus_to_exitcode(status)
+
+    def _torchrun(self, folder: RunFolder) -> int:
+        from dtl.launch import command
+        from dtl.worker import end_with_parent
+
+        started = command(folder)
+        with (folder.logs / "launcher.log").open("ab") as log:
+            process = subprocess.Popen(
+                started.argv,
+                env={**os.environ, **started.environment},
+                stderr=log,
+                start_new_session=True,
+                preexec_fn=end_with_parent,
+            )
+            self._watch_over(process.pid)
+            return process.wait()
+
+    def _watch_over(self, child: int) -> None:
+        self._child = child
+        if self._stop.asked:  # while it was being started
+            self._pass_on()
+
+    def _pass_on(self) -> None:
+        """Ask rank 0, which tells the others; the child while there is no rank 0 yet."""
+        if self._child is None or self._run is None:
+            return
+        holder = holder_here(self._run)
+        target = holder if holder is not None and _descends(holder, self._child) else self._child
+        try:
+            os.kill(target, signal.SIGTERM)
+        except ProcessLookupError:  # it has just ended by itself
+            return
+
+    def _wait(self, seconds: float) -> None:
+        until = time.monotonic() + seconds
+        while not self._stop.asked and time.monotonic() < until:
+            time.sleep(0.05)
+
+
+def _descends(process: int, ancestor: int) -> bool:
+    """Whether a process is below, or is, another: an old lease may name a stranger's number."""
+    import psutil
+
+    try:
+        above = [parent.pid for parent in psutil.Process(process).parents()]
+    except psutil.Error:
+        return False
+    return ancestor in (process, *above)
