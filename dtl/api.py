@@ -71,11 +71,11 @@ def train(config: RunConfig, *, say: Callable[[str], None] = print, fork: bool =
     prepared = desk.prepare_run(config)
     for line in prepared.plan.lines():
         say(line)
-    say(prepared.examples.train.census.line("train"))
-    if prepared.examples.held_out is not None:
-        say(prepared.examples.held_out.census.line("held out"))
     examples = prepared.examples
-    folder.create(config, prepared.plan, examples.facts, examples.data)
+    for line in examples.lines():
+        say(line)
+    skipped = examples.skipped_rows()
+    folder.create(config, prepared.plan, examples.facts, examples.data, skipped=skipped)
     return Outcome(_launch(folder, say, prepared, fork=fork), folder)
 
 

@@ -20,6 +20,8 @@ from dtl.run_folder import RunFolder
 HARMLESS = (
     "run.",
     "layout.",
+    "data.on_bad_row",
+    "data.max_bad_fraction",
     "train.keep",
     "train.save_every",
     "train.evaluate_every",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -91,8 +91,17 @@ class RunFolder:
         """Of the training data: `key`, which names its content, and the number of examples."""
         return dict(self._run["data"])
 
-    def create(self, config: RunConfig, plan: Plan, facts: Facts, data: dict[str, Any]) -> None:
-        """Begin the run. Raises DtlError when the folder holds something else."""
+    def create(
+        self,
+        config: RunConfig,
+        plan: Plan,
+        facts: Facts,
+        data: dict[str, Any],
+        *,
+        skipped: Iterable[dict[str, str]] = (),
+    ) -> None:
+        """Begin the run. `skipped`: rows that are no examples, each with its place and the reason.
+        Raises DtlError when the folder holds something else."""
         if self.path.exists() and any(self.path.iterdir()):
             raise DtlError.of(
                 str(self.path),
@@ -110,7 +119,17 @@ class RunFolder:
         }
         text = yaml.safe_dump(record["config"], sort_keys=False)
         (self.path / "config.yaml").write_text(text, encoding="utf-8")
+        self._list_skipped(skipped)
         write_json(self.path / "run.json", record)
+
+    def _list_skipped(self, rows: Iterable[dict[str, str]]) -> None:
+        """Into skipped_rows.jsonl; no rows, no file."""
+        file = None
+        for row in rows:
+            file = file or (self.path / "skipped_rows.jsonl").open("w", encoding="utf-8")
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        if file is not None:
+            file.close()
 
     def lay_out_anew(self, config: RunConfig, plan: Plan) -> None:
         """The run goes on under another plan."""

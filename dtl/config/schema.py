@@ -174,6 +174,17 @@ class Data(Record):
         lt=1,
         description="share of data.train held out for scoring where data.eval is left out",
     )
+    on_bad_row: Literal["fail", "skip"] = Field(
+        default="fail",
+        description="what a row at fault does: it stops the run, or it is left out, counted and "
+        "listed in skipped_rows.jsonl",
+    )
+    max_bad_fraction: float = Field(
+        default=0.01,
+        ge=0,
+        le=1,
+        description="share of the rows of a source that may be skipped; more stop the run",
+    )
 
     @model_validator(mode="after")
     def _held_out_once(self) -> Self:

@@ -20,8 +20,9 @@ from dtl.data.source import Row
 from dtl.errors import DtlError, RunFailed
 from dtl.mini.cache import folder as cache_folder
 
-FORMAT = 2
+FORMAT = 3
 INDEX = "index.json"
+LEFT_OUT = "left_out.json"
 PER_EXAMPLE = ("length", "targets", "row")
 
 
@@ -74,6 +75,12 @@ class EncodedData:
         numbers = {name: _map(folder / f"{name}.numbers", "<i8") for name in PER_EXAMPLE}
         self.lengths, self.targets, self.rows = (numbers[name] for name in PER_EXAMPLE)
         self._columns = {name: _Ragged.open(folder, name, **kind) for name, kind in index["values"]}
+
+    @property
+    def left_out(self) -> dict[int, str]:
+        """Number of each row that is no example -> the reason."""
+        pairs = json.loads((self.folder / LEFT_OUT).read_text(encoding="utf-8"))
+        return {int(row): str(reason) for row, reason in pairs}
 
     @property
     def key(self) -> str:
@@ -164,7 +171,7 @@ def _write(rows: Iterable[Row], encoder: Callable[[Row], Encoded | Skip], folder
 def _write_files(
     rows: Iterable[Row], encoder: Callable[[Row], Encoded | Skip], staged: Path
 ) -> None:
-    skipped: Counter[str] = Counter()
+    left_out: list[tuple[int, str]] = []
     kept = 0
     with ExitStack() as open_files:
         numbers = {
@@ -175,7 +182,7 @@ def _write_files(
         for row in rows:
             found = encoder(row)
             if isinstance(found, Skip):
-                skipped[found.reason] += 1
+                left_out.append((row.index, found.reason))
                 continue
             kept += 1
             for name, number in zip(
@@ -186,7 +193,9 @@ def _write_files(
                 if name not in columns:
                     columns[name] = open_files.enter_context(_ColumnWriter(staged, name, value))
                 columns[name].add(value)
-    census = Census(rows=kept + sum(skipped.values()), kept=kept, skipped=dict(skipped))
+    skipped = Counter(reason for _, reason in left_out)
+    census = Census(rows=kept + len(left_out), kept=kept, skipped=dict(skipped))
+    (staged / LEFT_OUT).write_text(json.dumps(left_out), encoding="utf-8")
     index = {
         "census": asdict(census),
         "values": [[name, column.kind] for name, column in columns.items()],

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 from dtl.config.schema import Source
+from dtl.data.formats import first_line
 from dtl.data.naming import names_in
 from dtl.errors import DtlError, near
 
@@ -31,10 +32,10 @@ def _splits(source: Source, place: str) -> Any:
         datasets.config.HF_HUB_OFFLINE = True  # else it asks in vain for half a minute
     try:
         return datasets.load_dataset(source.path, source.name, split=source.split)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as fault:
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as fault:
         raise DtlError.of(
             f"{place}.path",
-            f"'{source.path}' is no file here, and the hub did not give it ({_first_line(fault)})",
+            f"'{source.path}' is no file here, and the hub did not give it ({first_line(fault)})",
             near(source.path, names_in(Path()))
             or "correct the path, or fetch the data set once where there is a network",
         ) from fault
@@ -52,7 +53,3 @@ def _has_an_address() -> bool:
     except OSError:
         return False
     return True
-
-
-def _first_line(fault: Exception) -> str:
-    return str(fault).splitlines()[0].rstrip(".") if str(fault) else type(fault).__name__
