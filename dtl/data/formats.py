@@ -150,7 +150,7 @@ def _is_text(text: str) -> bool:
 
 def _json_problem(fault: Exception) -> str:
     if isinstance(fault, json.JSONDecodeError):
-        return f"no valid JSON ({fault.msg} at column {fault.colno})"
+        return f"no valid JSON ({fault.msg.removesuffix(' at')} at column {fault.colno})"
     what = "nested too deep" if isinstance(fault, RecursionError) else "a number is too long"
     return f"no readable JSON ({what})"
 
