@@ -18,6 +18,7 @@ from dtl.data.source import FAULTS_SHOWN, Reading, Row, Rows, open_rows
 from dtl.errors import DtlError, Fault
 from dtl.mini.cache import folder as cache_folder
 from dtl.models.load import load_settings, load_tokenizer, locate
+from dtl.models.trust import refuse_pickled_weights
 from dtl.tasks import Facts
 
 HELD_OUT_SEED = 20_000_003  # of the split, so that train.seed does not change who is held out
@@ -86,7 +87,9 @@ def prepare(config: RunConfig, parts: Parts, *, writes: bool = True) -> Examples
 
     Raises DtlError for rows at fault, each with its place.
     """
-    locate(config.model)  # what needs no model is found out first: it takes no time
+    where = locate(config.model)  # what needs no model is found out first: it takes no time
+    if parts.strategy.starts_from != "random":
+        refuse_pickled_weights(where)
     sources = _sources(config, parts)
     train, held_out = _split(config, sources)
     settings = load_settings(config.model)

@@ -23,6 +23,7 @@ from dtl.mini.cache import folder as cache_folder
 FORMAT = 3
 INDEX = "index.json"
 LEFT_OUT = "left_out.json"
+DTYPES = ("<i4", "<f4")
 PER_EXAMPLE = ("length", "targets", "row")
 
 
@@ -104,6 +105,10 @@ class _Ragged:
 
     @classmethod
     def open(cls, folder: Path, name: str, *, dtype: str, single: bool) -> _Ragged:
+        if dtype not in DTYPES or Path(name).name != name:
+            raise RunFailed.of(
+                str(folder), f"is not what dtl wrote ({name}: {dtype})", "remove the folder"
+            )
         numbers, ends = _map(folder / f"{name}.values", dtype), _map(folder / f"{name}.ends", "<i8")
         return cls(numbers, ends, single)
 

@@ -27,7 +27,12 @@ def load_from_hub(source: Source, place: str) -> Any:
 
 def _splits(source: Source, place: str) -> Any:
     import datasets
+    from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES as readers
 
+    if source.path in readers:  # it would read whatever lies in the current folder
+        raise DtlError.of(
+            f"{place}.path", f"'{source.path}' is a format, not data", "name a file or folder"
+        )
     if not _has_an_address():
         datasets.config.HF_HUB_OFFLINE = True  # else it asks in vain for half a minute
     try:
