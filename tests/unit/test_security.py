@@ -30,6 +30,7 @@ strategy: full
 train: {steps: 2, global_batch: 4, save_every: 1}
 layout: {processes: 1, zero: 0}
 """
+WEIGHTS = "model-00001-of-00002.safetensors"
 MARKER = "s3cr3t-m4rk3r"
 
 
@@ -119,10 +120,10 @@ def change(file: Path, **keys: object) -> None:
     file.write_text(json.dumps({**values, **keys}))
 
 
-def dtl(*arguments: str) -> subprocess.CompletedProcess[str]:
+def dtl(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "dtl", *arguments],
-        env=launching.environment(),
+        env=launching.environment(**environment),
         capture_output=True,
         text=True,
         timeout=180,
@@ -203,9 +204,9 @@ def weights_only_in_a_pickle(desk: Path, canaries: Path) -> None:
 def index_naming(shard: str) -> Callable[[Path, Path], None]:
     def plant(desk: Path, canaries: Path) -> None:
         base = desk / "base"
-        (base / "model.safetensors").rename(base / "model-00001-of-00002.safetensors")
+        (base / "model.safetensors").rename(base / WEIGHTS)
         saved_by_torch(base / shard, canaries)
-        names = {"model.embed_tokens.weight": shard, "lm_head.weight": "model-00001-of-00002.safe"}
+        names = {"model.embed_tokens.weight": shard, "lm_head.weight": WEIGHTS}
         change(base / "model.safetensors.index.json", metadata={}, weight_map=names)
 
     return plant
@@ -332,6 +333,27 @@ def test_what_would_run_code_is_refused_in_one_sentence(refused, desk, canaries,
     assert refused.told in told
     assert list(canaries.iterdir()) == []
     assert not (desk / "runs").exists() and not (desk / "tagged").exists()
+
+
+@pytest.mark.parametrize(
+    ("plant", "told"),
+    [
+        (index_naming("shard.bin"), "no safetensors file beside it"),
+        (adapter_beside_a_model, "holds an adapter"),
+    ],
+    ids=["index", "adapter"],
+)
+def test_a_hub_model_is_held_to_the_same(plant, told, desk, canaries, tmp_path):
+    """As the hub's cache has it: a commit, and what its main branch points to."""
+    plant(desk, canaries)
+    home = tmp_path / "hub" / "models--someone--model"
+    (home / "refs").mkdir(parents=True)
+    (home / "refs" / "main").write_text("0a" * 20)
+    shutil.copytree(desk / "base", home / "snapshots" / ("0a" * 20))
+    ended = dtl("plan", "run.yaml", "model.path=someone/model", HF_HUB_CACHE=str(tmp_path / "hub"))
+    assert ended.returncode == 2
+    assert told in ended.stderr.splitlines()[-1]
+    assert list(canaries.iterdir()) == []
 
 
 def test_an_override_that_only_looks_like_a_tag_is_text(desk):
