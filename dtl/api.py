@@ -63,11 +63,11 @@ def _train(config: RunConfig, supervisor: Supervisor) -> Outcome:
     prepared = desk.prepare_run(config)
     for line in prepared.plan.lines():
         say(line)
-    say(prepared.examples.train.census.line("train"))
-    if prepared.examples.held_out is not None:
-        say(prepared.examples.held_out.census.line("held out"))
     examples = prepared.examples
-    folder.create(config, prepared.plan, examples.facts, examples.data)
+    for line in examples.lines():
+        say(line)
+    skipped = examples.skipped_rows()
+    folder.create(config, prepared.plan, examples.facts, examples.data, skipped=skipped)
     return Outcome(supervisor.launch(folder, prepared), folder)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -18,7 +19,7 @@ class Fault:
 
     def __str__(self) -> str:
         what = f"{self.problem}; {self.mend}" if self.mend else self.problem
-        return f"{self.place}: {what}" if self.place else what
+        return without_secrets(f"{self.place}: {what}" if self.place else what)
 
 
 class DtlError(Exception):
@@ -53,6 +54,12 @@ class StoppedEarly(DtlError):
     """The run stopped before its end and can be resumed."""
 
     exit_code = 75
+
+
+def without_secrets(text: str) -> str:
+    """The text with what an address may carry hidden: user and password, and the query."""
+    hidden = re.sub(r"://[^\s/]*@", "://***@", text)
+    return re.sub(r"(://[^\s?]*\?)\S*?(?=[:;]?(\s|$))", r"\1***", hidden)
 
 
 def near(name: str, known: Iterable[str]) -> str:

@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import json
+import uuid
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
+from pathlib import Path
 from typing import Any
 
 from dtl.assemble import Parts
-from dtl.config.schema import RunConfig
+from dtl.config.schema import Data, RunConfig
 from dtl.data.encoded import EncodedData, cache_key, encode, wait_for
 from dtl.data.order import order
-from dtl.data.source import Row, Rows, open_rows
+from dtl.data.source import FAULTS_SHOWN, Reading, Row, Rows, open_rows
+from dtl.errors import DtlError, Fault
 from dtl.mini.cache import folder as cache_folder
 from dtl.models.fingerprint import fingerprint
 from dtl.models.load import load_settings, load_tokenizer, locate
+from dtl.models.trust import refuse_pickled_weights
 from dtl.tasks import Facts
 
 HELD_OUT_SEED = 20_000_003  # of the split, so that train.seed does not change who is held out
+NOTE_FORMAT = 1  # of what is noted of a pass over the rows
+SKIPPED_SHOWN = 3
 
 
 @dataclass(frozen=True)
@@ -30,12 +36,56 @@ class Examples:
     facts: Facts
     processor: Any
     settings: Any  # the base model's config
+    sources: tuple[ReadSource, ...]
     base: str  # the fingerprint of the base model
 
     @property
     def data(self) -> dict[str, Any]:
         """What a run notes of what it began with."""
-        return {"key": self.train.key, "examples": len(self.train), "base": self.base}
+        skipped = sum(len(source.bad) for source in self.sources)
+        return {
+            "key": self.train.key,
+            "examples": len(self.train),
+            "skipped_rows": skipped,
+            "base": self.base,
+        }
+
+    def lines(self) -> list[str]:
+        """What became of all rows, in words."""
+        lines = [source.line() for source in self.sources if source.bad]
+        lines.append(self.train.census.line("train"))
+        if self.held_out is not None:
+            lines.append(self.held_out.census.line("held out"))
+        return lines
+
+    def skipped_rows(self) -> Iterator[dict[str, str]]:
+        """Every row that was read and is no example: where it stands, and why."""
+        parts = [self.train] if self.held_out is None else [self.train, self.held_out]
+        for number, source in enumerate(self.sources):
+            for fault in source.bad:
+                yield _skipped(source, fault.place, fault.problem)
+            of_source = parts if len(self.sources) == 1 else parts[number : number + 1]
+            reasons = {row: why for part in of_source for row, why in part.left_out.items()}
+            for row in source.rows if reasons else ():
+                if row.index in reasons:
+                    yield _skipped(source, row.place, reasons[row.index])
+
+
+@dataclass(frozen=True)
+class ReadSource:
+    """A source that has been read through. `place`: the config key that names it."""
+
+    place: str
+    rows: Rows
+    good: int
+    bad: tuple[Fault, ...]
+
+    def line(self) -> str:
+        """How many rows at fault were skipped, and the first of them."""
+        return (
+            f"{self.place}: {len(self.bad)} of {self.good + len(self.bad)} rows are at fault and "
+            f"skipped: {_first(self.bad)}"
+        )
 
 
 def prepare(config: RunConfig, parts: Parts, *, writes: bool = True) -> Examples:
@@ -44,11 +94,11 @@ def prepare(config: RunConfig, parts: Parts, *, writes: bool = True) -> Examples
 
     Raises DtlError for rows at fault, each with its place.
     """
-    locate(config.model)  # what needs no model is found out first: it takes no time
-    train, held_out = _rows(config)
-    _read_through(train)
-    if held_out is not None:
-        _read_through(held_out)
+    where = locate(config.model)  # what needs no model is found out first: it takes no time
+    if parts.strategy.starts_from != "random":
+        refuse_pickled_weights(where)
+    sources = _sources(config, parts)
+    train, held_out = _split(config, sources)
     settings = load_settings(config.model)
     processor = load_tokenizer(config.model)
     facts = parts.task.survey(train, settings)
@@ -70,33 +120,85 @@ def prepare(config: RunConfig, parts: Parts, *, writes: bool = True) -> Examples
         facts=facts,
         processor=processor,
         settings=settings,
+        sources=sources,
         base=fingerprint(config.model),
     )
 
 
-def _read_through(rows: Rows | _Part) -> None:
-    """Find a row that cannot be read before a library is loaded, which takes seconds; once for the
-    same content."""
-    mark = cache_folder() / "read" / hashlib.sha256(rows.fingerprint.encode()).hexdigest()
-    if mark.exists():
-        return
-    for _ in rows:
-        pass
-    mark.parent.mkdir(parents=True, exist_ok=True)
-    mark.touch()
-
-
-def _rows(config: RunConfig) -> tuple[Rows | _Part, Rows | _Part | None]:
+def _sources(config: RunConfig, parts: Parts) -> tuple[ReadSource, ...]:
+    """The sources that the config names, each read through once before a library is loaded, which
+    takes seconds; faults of all first rows come first."""
     data = config.data
-    train = open_rows(data.train, data.columns, "data.train")
-    if data.eval is not None:
-        return train, open_rows(data.eval, data.columns, "data.eval")
-    if data.holdout is None:
-        return train, None
-    total = sum(1 for _ in train)
+    named = {"data.train": data.train, "data.eval": data.eval}
+    opened = {
+        place: open_rows(
+            source, data.columns, place, check=parts.task.check, skips=data.on_bad_row == "skip"
+        )
+        for place, source in named.items()
+        if source is not None
+    }
+    return tuple(_read_through(place, rows, config) for place, rows in opened.items())
+
+
+def _read_through(place: str, rows: Rows, config: RunConfig) -> ReadSource:
+    """What one pass finds; for the same content and task it is found once, and noted."""
+    task = config.task.model_dump(mode="json")
+    key = json.dumps([NOTE_FORMAT, rows.fingerprint, rows.files, task], sort_keys=True)
+    note = cache_folder() / "read" / f"{hashlib.sha256(key.encode()).hexdigest()}.json"
+    if note.exists():
+        noted = json.loads(note.read_text(encoding="utf-8"))
+        reading = Reading(noted["good"], tuple(Fault(*fault) for fault in noted["bad"]))
+    else:
+        reading = rows.read_through()
+        _write(note, json.dumps({"good": reading.good, "bad": list(map(astuple, reading.bad))}))
+    _refuse_bad(reading, rows.name, config.data)
+    return ReadSource(place, rows, reading.good, reading.bad)
+
+
+def _write(note: Path, text: str) -> None:
+    """Whole or not at all; several processes may write the same."""
+    note.parent.mkdir(parents=True, exist_ok=True)
+    staged = note.with_name(f"{note.name}.{uuid.uuid4().hex}")
+    staged.write_text(text, encoding="utf-8")
+    staged.replace(note)
+
+
+def _refuse_bad(reading: Reading, name: str, data: Data) -> None:
+    """Raise DtlError for rows at fault: any, or more than may be skipped."""
+    bad, total = reading.bad, reading.good + len(reading.bad)
+    if bad and data.on_bad_row == "fail":
+        raise DtlError(*bad[:FAULTS_SHOWN])
+    if bad and (reading.good == 0 or len(bad) / total > data.max_bad_fraction):
+        raise DtlError.of(
+            "data.max_bad_fraction",
+            f"{len(bad)} of {total} rows of {name} are at fault, and no more than the share "
+            f"{data.max_bad_fraction:g} may be skipped: {_first(bad)}",
+            "mend the rows" if reading.good == 0 else "mend the rows, or raise the share",
+        )
+
+
+def _first(bad: tuple[Fault, ...]) -> str:
+    told = [f"{fault.place} ({fault.problem})" for fault in bad[:SKIPPED_SHOWN]]
+    return ", ".join([*told, "..."] if len(bad) > len(told) else told)
+
+
+def _skipped(source: ReadSource, place: str, reason: str) -> dict[str, str]:
+    return {"source": source.place, "place": place, "reason": reason}
+
+
+def _split(
+    config: RunConfig, sources: tuple[ReadSource, ...]
+) -> tuple[Rows | _Part, Rows | _Part | None]:
+    """The rows to learn from and those to score on."""
+    train = sources[0]
+    if len(sources) > 1:
+        return train.rows, sources[1].rows
+    if config.data.holdout is None:
+        return train.rows, None
+    total = train.good
     shuffled = order(total, seed=HELD_OUT_SEED, epoch=0, global_batch=max(1, total))[0]
-    chosen = frozenset(shuffled[: max(1, round(total * data.holdout))].tolist())
-    return _Part(train, chosen, inside=False), _Part(train, chosen, inside=True)
+    chosen = frozenset(shuffled[: max(1, round(total * config.data.holdout))].tolist())
+    return _Part(train.rows, chosen, inside=False), _Part(train.rows, chosen, inside=True)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -104,8 +104,17 @@ class RunFolder:
         """Identities before the config was changed by --allow-change."""
         return tuple(self._run["formerly"])
 
-    def create(self, config: RunConfig, plan: Plan, facts: Facts, data: dict[str, Any]) -> None:
-        """Begin the run. Raises DtlError when the folder holds something else."""
+    def create(
+        self,
+        config: RunConfig,
+        plan: Plan,
+        facts: Facts,
+        data: dict[str, Any],
+        *,
+        skipped: Iterable[dict[str, str]] = (),
+    ) -> None:
+        """Begin the run. `skipped`: rows that are no examples, each with its place and the reason.
+        Raises DtlError when the folder holds something else."""
         if self.path.exists() and any(self.path.iterdir()):
             raise DtlError.of(
                 str(self.path),
@@ -124,7 +133,17 @@ class RunFolder:
         }
         text = yaml.safe_dump(record["config"], sort_keys=False)
         (self.path / "config.yaml").write_text(text, encoding="utf-8")
+        self._list_skipped(skipped)
         write_json(self.path / "run.json", record)
+
+    def _list_skipped(self, rows: Iterable[dict[str, str]]) -> None:
+        """Into skipped_rows.jsonl; no rows, no file."""
+        file = None
+        for row in rows:
+            file = file or (self.path / "skipped_rows.jsonl").open("w", encoding="utf-8")
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        if file is not None:
+            file.close()
 
     def lay_out_anew(self, config: RunConfig, plan: Plan) -> None:
         """The run goes on under another plan, and perhaps as another run than it was."""

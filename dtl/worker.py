@@ -179,7 +179,12 @@ def _begin(
         f"{layout.accumulation} x {layout.micro_batch} examples a rank"
     )
     if is_first and folder.state == "absent":
-        folder.create(prepared.config, prepared.plan, examples.facts, examples.data)
+        for line in examples.lines():
+            tell(line)
+        skipped = examples.skipped_rows()
+        folder.create(
+            prepared.config, prepared.plan, examples.facts, examples.data, skipped=skipped
+        )
     elif is_first:
         folder.lay_out_anew(prepared.config, prepared.plan)
 

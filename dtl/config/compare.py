@@ -10,6 +10,8 @@ from dtl.config.schema import RunConfig
 HARMLESS = (
     "run.",
     "layout.",
+    "data.on_bad_row",
+    "data.max_bad_fraction",
     "train.keep",
     "train.export",
     "train.save_every",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from math import ceil
 from pathlib import Path
@@ -84,6 +85,21 @@ def refuse(faults: Iterable[ConfigFault]) -> None:
         raise ValidationError.from_exception_data("config", details)
 
 
+def no_address(path: str) -> str:
+    """The path, unless it is a URL: dtl reads none, and one may carry a password."""
+    scheme, is_address, _ = path.partition("://")
+    if is_address:
+        refuse(
+            [
+                ConfigFault(
+                    problem=f"dtl reads no {scheme}:// addresses",
+                    mend="fetch it and name the file or folder, or write a hub id as owner/name",
+                )
+            ]
+        )
+    return path
+
+
 class Run(Record):
     """Where the results go: the run folder is <dir>/<name>."""
 
@@ -130,15 +146,18 @@ class Model(Record):
         default=False, description="run the Python code that comes with the model"
     )
 
+    _path_is_no_address = field_validator("path")(no_address)
+
     @model_validator(mode="after")
     def _remote_code_is_pinned(self) -> Self:
-        if self.trust_remote_code and self.revision is None and not Path(self.path).is_dir():
+        pinned = re.fullmatch("[0-9a-f]{40}", self.revision or "")
+        if self.trust_remote_code and not pinned and not Path(self.path).is_dir():
             refuse(
                 [
                     ConfigFault(
                         "trust_remote_code",
                         problem=f"code of '{self.path}' would run in whatever version the hub has",
-                        mend="set model.revision to a commit that you have read",
+                        mend="set model.revision to a commit that you have read, all 40 digits",
                     )
                 ]
             )
@@ -154,6 +173,8 @@ class Source(Record):
     name: str | None = Field(default=None, description="configuration of a hub data set")
     split: str | None = Field(default=None, description="split of a hub data set, such as train")
     limit: int | None = Field(default=None, ge=1, description="examples to read; left out: all")
+
+    _path_is_no_address = field_validator("path")(no_address)
 
     @model_validator(mode="before")
     @classmethod
@@ -174,6 +195,17 @@ class Data(Record):
         gt=0,
         lt=1,
         description="share of data.train held out for scoring where data.eval is left out",
+    )
+    on_bad_row: Literal["fail", "skip"] = Field(
+        default="fail",
+        description="what a row at fault does: it stops the run, or it is left out, counted and "
+        "listed in skipped_rows.jsonl",
+    )
+    max_bad_fraction: float = Field(
+        default=0.01,
+        ge=0,
+        le=1,
+        description="share of the rows of a source that may be skipped; more stop the run",
     )
 
     @model_validator(mode="after")

@@ -20,8 +20,10 @@ from dtl.data.source import Row
 from dtl.errors import DtlError, RunFailed
 from dtl.mini.cache import folder as cache_folder
 
-FORMAT = 2
+FORMAT = 3
 INDEX = "index.json"
+LEFT_OUT = "left_out.json"
+DTYPES = ("<i4", "<f4")
 PER_EXAMPLE = ("length", "targets", "row")
 
 
@@ -76,6 +78,12 @@ class EncodedData:
         self._columns = {name: _Ragged.open(folder, name, **kind) for name, kind in index["values"]}
 
     @property
+    def left_out(self) -> dict[int, str]:
+        """Number of each row that is no example -> the reason."""
+        pairs = json.loads((self.folder / LEFT_OUT).read_text(encoding="utf-8"))
+        return {int(row): str(reason) for row, reason in pairs}
+
+    @property
     def key(self) -> str:
         """Names the content: the data, the tokenizer and the task's options."""
         return self.folder.name
@@ -97,6 +105,10 @@ class _Ragged:
 
     @classmethod
     def open(cls, folder: Path, name: str, *, dtype: str, single: bool) -> _Ragged:
+        if dtype not in DTYPES or Path(name).name != name:
+            raise RunFailed.of(
+                str(folder), f"is not what dtl wrote ({name}: {dtype})", "remove the folder"
+            )
         numbers, ends = _map(folder / f"{name}.values", dtype), _map(folder / f"{name}.ends", "<i8")
         return cls(numbers, ends, single)
 
@@ -164,7 +176,7 @@ def _write(rows: Iterable[Row], encoder: Callable[[Row], Encoded | Skip], folder
 def _write_files(
     rows: Iterable[Row], encoder: Callable[[Row], Encoded | Skip], staged: Path
 ) -> None:
-    skipped: Counter[str] = Counter()
+    left_out: list[tuple[int, str]] = []
     kept = 0
     with ExitStack() as open_files:
         numbers = {
@@ -175,7 +187,7 @@ def _write_files(
         for row in rows:
             found = encoder(row)
             if isinstance(found, Skip):
-                skipped[found.reason] += 1
+                left_out.append((row.index, found.reason))
                 continue
             kept += 1
             for name, number in zip(
@@ -186,7 +198,9 @@ def _write_files(
                 if name not in columns:
                     columns[name] = open_files.enter_context(_ColumnWriter(staged, name, value))
                 columns[name].add(value)
-    census = Census(rows=kept + sum(skipped.values()), kept=kept, skipped=dict(skipped))
+    skipped = Counter(reason for _, reason in left_out)
+    census = Census(rows=kept + len(left_out), kept=kept, skipped=dict(skipped))
+    (staged / LEFT_OUT).write_text(json.dumps(left_out), encoding="utf-8")
     index = {
         "census": asdict(census),
         "values": [[name, column.kind] for name, column in columns.items()],

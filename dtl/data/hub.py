@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 from dtl.config.schema import Source
+from dtl.data.formats import first_line
 from dtl.data.naming import names_in
 from dtl.errors import DtlError, near
 
@@ -26,15 +27,20 @@ def load_from_hub(source: Source, place: str) -> Any:
 
 def _splits(source: Source, place: str) -> Any:
     import datasets
+    from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES as readers
 
+    if source.path in readers:  # it would read whatever lies in the current folder
+        raise DtlError.of(
+            f"{place}.path", f"'{source.path}' is a format, not data", "name a file or folder"
+        )
     if not _has_an_address():
         datasets.config.HF_HUB_OFFLINE = True  # else it asks in vain for half a minute
     try:
         return datasets.load_dataset(source.path, source.name, split=source.split)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as fault:
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as fault:
         raise DtlError.of(
             f"{place}.path",
-            f"'{source.path}' is no file here, and the hub did not give it ({_first_line(fault)})",
+            f"'{source.path}' is no file here, and the hub did not give it ({first_line(fault)})",
             near(source.path, names_in(Path()))
             or "correct the path, or fetch the data set once where there is a network",
         ) from fault
@@ -52,7 +58,3 @@ def _has_an_address() -> bool:
     except OSError:
         return False
     return True
-
-
-def _first_line(fault: Exception) -> str:
-    return str(fault).splitlines()[0].rstrip(".") if str(fault) else type(fault).__name__

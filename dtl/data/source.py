@@ -12,7 +12,7 @@ from pathlib import Path
 
 from dtl import mini
 from dtl.config.schema import Source
-from dtl.data.formats import READERS, Fields, Item, reader_of
+from dtl.data.formats import READERS, Fields, FileFault, Item, first_line, reader_of
 from dtl.data.hub import load_from_hub
 from dtl.data.naming import listed, names_in
 from dtl.errors import DtlError, Fault, near
@@ -29,33 +29,83 @@ class Row:
     fields: dict[str, object]
 
 
+Check = Callable[[Row], Fault | None]
+
+
 @dataclass(frozen=True)
 class Content:
-    """What lies behind a source: how to read it from its start, and a digest of its bytes."""
+    """What lies behind a source: how to read it from its start, and a digest of its bytes.
+
+    `files`: their names, as places begin with them.
+    """
 
     name: str
+    files: tuple[str, ...]
     read: Callable[[], Iterator[Item]]
     digest: Callable[[], str]
 
 
-class Rows:
-    """The rows of a source, read from disk anew at each iteration and never held whole."""
+@dataclass(frozen=True)
+class Reading:
+    """What one pass over a source has found: how many rows are good, and what the others lack."""
 
-    def __init__(self, content: Content, source: Source, columns: Mapping[str, str]) -> None:
+    good: int
+    bad: tuple[Fault, ...]
+
+
+class Rows:
+    """The good rows of a source, read from disk anew at each iteration and never held whole.
+
+    Only they are numbered and count for the limit, so that the order of the data and the split are
+    those of a source without the rows at fault.
+    """
+
+    def __init__(
+        self,
+        content: Content,
+        source: Source,
+        columns: Mapping[str, str],
+        *,
+        check: Check,
+        skips: bool,
+    ) -> None:
         self.name = content.name
+        self.files = content.files
         self._content = content
         self._source = source
         self._columns = dict(columns)
+        self._check = check
+        self._skips = skips
 
     def __iter__(self) -> Iterator[Row]:
-        """Raises DtlError at the first row that cannot be read, and tells of some more."""
-        items = islice(self._content.read(), self._source.limit)
-        rows = (self._row(index, item) for index, item in enumerate(items))
-        for row in rows:
-            if isinstance(row, Fault):
-                others = (other for other in rows if isinstance(other, Fault))
-                raise DtlError(row, *islice(others, FAULTS_SHOWN - 1))
-            yield row
+        """Raises DtlError at a row at fault that is not skipped, and tells of some more."""
+        return self._good([])
+
+    def read_through(self) -> Reading:
+        """One pass. Raises DtlError as an iteration does."""
+        skipped: list[Fault] = []
+        good = sum(1 for _ in self._good(skipped))
+        return Reading(good, tuple(skipped))
+
+    def _good(self, skipped: list[Fault]) -> Iterator[Row]:
+        judged = self._judged()
+        for found in judged:
+            if isinstance(found, Row):
+                yield found
+            elif self._skips and not isinstance(found, FileFault):
+                skipped.append(found)
+            else:
+                others = (other for other in judged if isinstance(other, Fault))
+                raise DtlError(found, *islice(others, 0 if self._skips else FAULTS_SHOWN - 1))
+
+    def _judged(self) -> Iterator[Row | Fault]:
+        good = 0
+        for item in self._content.read():
+            found = self.judge(good, item)
+            yield found
+            good += isinstance(found, Row)
+            if good == self._source.limit:
+                return
 
     @cached_property
     def columns(self) -> tuple[str, ...]:
@@ -69,7 +119,8 @@ class Rows:
         parts = [self._content.digest(), source.name, source.split, source.limit, self._columns]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
-    def _row(self, index: int, item: Item) -> Row | Fault:
+    def judge(self, index: int, item: Item) -> Row | Fault:
+        """The row with its columns named as dtl names them, or what is wrong with it."""
         if isinstance(item, Fault):
             return item
         place, given = item
@@ -82,28 +133,45 @@ class Rows:
                     near(column, given) or f"the row has {listed(given)}",
                 )
             fields[name] = given[column]
-        return Row(index, place, fields)
+        row = Row(index, place, fields)
+        return self._check(row) or row
 
 
-def open_rows(source: Source, columns: Mapping[str, str], place: str = "data.train") -> Rows:
+def _nothing_is_wrong(_: Row) -> None:
+    return None
+
+
+def open_rows(
+    source: Source,
+    columns: Mapping[str, str],
+    place: str = "data.train",
+    *,
+    check: Check = _nothing_is_wrong,
+    skips: bool = False,
+) -> Rows:
     """The rows of a local file or folder, of data that dtl makes, or of a hub data set.
 
     `columns` maps dtl's name of a column to its name in the data; `place` is the config key that
-    messages name. Raises DtlError where there is nothing to read or the first row is at fault,
+    messages name; `check` says what is wrong with a row; `skips`: a row at fault is left out.
+    Raises DtlError where there is nothing to read or the first row is at fault and not skipped,
     which is all that is read here.
     """
     content = _content(source, place)
+    rows = Rows(content, source, columns, check=check, skips=skips)
     first = next(content.read(), None)
     if first is None:
         raise DtlError.of(place, f"{content.name} has no rows", "name data with rows")
-    _refuse(_faults_of_first(first, content.name, columns))
-    return Rows(content, source, columns)
+    if not skips or isinstance(first, FileFault):
+        _refuse(_missing_columns(first, content.name, columns))
+        found = rows.judge(0, first)
+        _refuse([found] if isinstance(found, Fault) else [])
+    return rows
 
 
-def _faults_of_first(item: Item, name: str, columns: Mapping[str, str]) -> list[Fault]:
-    """What the first row shows to be wrong: the row itself, or columns that are not there."""
+def _missing_columns(item: Item, name: str, columns: Mapping[str, str]) -> list[Fault]:
+    """All that the first row lacks, at the keys that name them."""
     if isinstance(item, Fault):
-        return [item]
+        return []
     _, given = item
     return [
         Fault(
@@ -206,7 +274,7 @@ def _contents(paths: list[Path], *, shown: list[str], name: str) -> Content:
         each = zip(readers, paths, shown, strict=True)
         return chain.from_iterable(_openly(reader, path, place) for reader, path, place in each)
 
-    return Content(name, read, lambda: _digest(paths))
+    return Content(name, tuple(shown), read, lambda: _digest(paths))
 
 
 def _openly(
@@ -215,7 +283,8 @@ def _openly(
     try:
         yield from reader(path, place)
     except OSError as fault:
-        yield Fault(place, f"cannot be read ({fault.strerror})", "check the file and its rights")
+        reason = fault.strerror or first_line(fault)
+        yield FileFault(place, f"cannot be read ({reason})", "check the file and its rights")
 
 
 def _digest(paths: list[Path]) -> str:
@@ -234,7 +303,11 @@ def _hub(source: Source, place: str) -> Content:
             yield f"{source.path} ({found.split}): row {number}", fields
 
     files = [Path(file["filename"]) for file in found.cache_files]
-    return Content(source.path, read, lambda: _digest(files) if files else found._fingerprint)
+
+    def digest() -> str:
+        return _digest(files) if files else str(found._fingerprint)
+
+    return Content(source.path, (source.path,), read, digest)
 
 
 def _refuse_name(source: Source, place: str) -> None:

@@ -12,12 +12,10 @@ from typing import TYPE_CHECKING, Any
 from dtl import mini
 from dtl.config.schema import Model
 from dtl.errors import DtlError, near
+from dtl.models.trust import PLACE, refuse_code, refuse_pickled_weights
 
 if TYPE_CHECKING:
     from torch import nn
-
-PLACE = "model.path"
-PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
 @dataclass(frozen=True)
@@ -56,6 +54,7 @@ def load_settings(model: Model) -> Any:
 
     where = locate(model)
     with _hub_faults(model, "config"):
+        refuse_code(where, model)
         return AutoConfig.from_pretrained(
             where, revision=model.revision, trust_remote_code=model.trust_remote_code
         )
@@ -173,7 +172,7 @@ def load_pretrained(
             )
         return Loaded(network.to(torch_dtype), frozenset())
     where = locate(model)
-    _refuse_pickles(where)
+    refuse_pickled_weights(where)
     with enter(True):
         loaded = _read(auto, where, settings, model, changes, dtype=torch_dtype)
     _refuse_foreign(loaded.model, loaded.new, model)
@@ -227,24 +226,6 @@ def _auto(head: str, model: Model) -> Any:
             "take a model made for the task, or another task",
         )
     return auto
-
-
-def _refuse_pickles(where: str) -> None:
-    folder = Path(where)
-    if not folder.is_dir() or list(folder.glob("*.safetensors")):
-        return
-    pickles = [entry.name for entry in folder.iterdir() if entry.suffix in PICKLED]
-    if pickles:
-        raise DtlError.of(
-            PLACE,
-            f"{folder} holds its weights as a pickle ({pickles[0]}), which can run code",
-            "convert it to safetensors: open it where you trust it and call save_pretrained",
-        )
-    raise DtlError.of(
-        PLACE,
-        f"{folder} holds no weights (*.safetensors)",
-        "take strategy scratch, or add the weights",
-    )
 
 
 def _refuse_foreign(network: nn.Module, new: frozenset[str], model: Model) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from dtl.data.encoded import Encoded, Skip
 from dtl.data.source import Row
-from dtl.errors import DtlError
+from dtl.errors import Fault
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 Facts = dict[str, Any]
 Outcome = dict[str, Any]
 IGNORED = -100  # the label of a position that the loss does not count
+LONGEST_TEXT = 1_000_000  # characters; a second's work for a tokenizer
+LONGEST_TOKEN = 64  # characters; more than a token has on average in any text
 
 
 class Task(ABC):
@@ -33,6 +35,13 @@ class Task(ABC):
         self.options = options
 
     @abstractmethod
+    def check(self, row: Row) -> Fault | None:
+        """What is wrong with a row's fields, told without a model; None: nothing.
+
+        `survey` and `encoder` see only rows that pass.
+        """
+
+    @abstractmethod
     def survey(self, rows: Iterable[Row], base: Any) -> Facts:
         """What the training rows say that the model must know, as JSON. `base`: its config."""
 
@@ -42,7 +51,8 @@ class Task(ABC):
 
     @abstractmethod
     def encoder(self, processor: Any, facts: Facts, base: Any) -> Callable[[Row], Encoded | Skip]:
-        """The function that turns a row into numbers. It raises DtlError for a row at fault."""
+        """The function that turns a row into numbers. It raises DtlError for what only the model's
+        files or the other rows show to be wrong."""
 
     @abstractmethod
     def collate(self, examples: list[dict[str, Any]], *, padding: int) -> dict[str, Tensor]:
@@ -61,16 +71,30 @@ class Task(ABC):
         """Scores over all examples; outcomes of several ranks are simply joined."""
 
 
-def text_of(row: Row, column: str) -> str:
-    """The text in a column of a row; DtlError where it is something else."""
+def not_text(row: Row, column: str) -> Fault | None:
+    """The fault of a column that holds something else than text."""
     value = row.fields[column]
-    if not isinstance(value, str):
-        raise DtlError.of(
-            row.place,
-            f"`{column}` is {type(value).__name__} ({str(value)[:40]!r}), not text",
-            "give a string, or map another column in data.columns",
-        )
-    return value
+    if isinstance(value, str):
+        return None
+    return Fault(
+        row.place,
+        f"`{column}` is {type(value).__name__} ({str(value)[:40]!r}), not text",
+        "give a string, or map another column in data.columns",
+    )
+
+
+def text_of(row: Row, column: str, *, tokens: int) -> str:
+    """The text in a column, which the task's check has seen to be one.
+
+    What lies far beyond the first `tokens` tokens is cut off: a row of megabytes is not worth the
+    minutes that its tokens would take.
+    """
+    return within_reach(str(row.fields[column]), tokens=tokens)
+
+
+def within_reach(text: str, *, tokens: int) -> str:
+    """The start of a text, long enough for so many tokens of any tokenizer."""
+    return text[: max(LONGEST_TEXT, tokens * LONGEST_TOKEN)]
 
 
 def pad(rows: list[Any], *, value: int, multiple: int = 8) -> Tensor:

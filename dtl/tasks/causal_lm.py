@@ -13,8 +13,18 @@ from pydantic import Field
 from dtl.config.schema import Record
 from dtl.data.encoded import Encoded, Skip
 from dtl.data.source import Row
-from dtl.errors import DtlError
-from dtl.tasks import IGNORED, Facts, Outcome, Task, mask, pad, text_of
+from dtl.errors import DtlError, Fault
+from dtl.tasks import (
+    IGNORED,
+    Facts,
+    Outcome,
+    Task,
+    mask,
+    not_text,
+    pad,
+    text_of,
+    within_reach,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -46,6 +56,19 @@ class Plugin(Task):
     best = "-perplexity"
     options: Options
 
+    def check(self, row: Row) -> Fault | None:
+        columns = _columns(row)
+        if not columns:
+            has = ", ".join(map(repr, row.fields)) or "nothing"
+            return Fault(
+                row.place,
+                f"the row has {has}; the task reads {self.reads}",
+                "name them in data.columns, for example `columns: {text: body}`",
+            )
+        if columns == ("messages",):
+            return _not_turns(row)
+        return next(filter(None, (not_text(row, column) for column in columns)), None)
+
     def survey(self, rows: Iterable[Row], base: Any) -> Facts:
         return {}
 
@@ -58,7 +81,7 @@ class Plugin(Task):
         )
 
         def encode(row: Row) -> Encoded | Skip:
-            tokens, learnt = self._tokens(row, processor)
+            tokens, learnt = self._tokens(row, processor, limit)
             if not tokens:
                 return Skip("empty text")
             labels = [
@@ -72,33 +95,25 @@ class Plugin(Task):
 
         return encode
 
-    def _tokens(self, row: Row, tokenizer: Any) -> tuple[list[int], list[bool]]:
-        """Token ids of a row, and whether each is learnt."""
-        fields = row.fields
-        if fields.get("messages") is not None:
-            return self._chat(row, tokenizer)
+    def _tokens(self, row: Row, tokenizer: Any, limit: int) -> tuple[list[int], list[bool]]:
+        """Token ids of a row, and whether each is learnt; those beyond the limit may be missing."""
+        columns = _columns(row)
+        if columns == ("messages",):
+            return self._chat(row, tokenizer, limit)
         start = [tokenizer.bos_token_id] if _opens_with_start(tokenizer) else []
         end = [tokenizer.eos_token_id] if self._closes(tokenizer) else []
-        if fields.get("prompt") is not None and fields.get("completion") is not None:
-            prompt = start + _ids(tokenizer, text_of(row, "prompt"))
-            completion = _ids(tokenizer, text_of(row, "completion")) + end
-            return prompt + completion, [self.options.learn == "all"] * len(prompt) + [True] * len(
-                completion
-            )
-        if fields.get("text") is not None:
-            body = _ids(tokenizer, text_of(row, "text"))
-            tokens = start + body + end if body else []
+        texts = [_ids(tokenizer, text_of(row, column, tokens=limit)) for column in columns]
+        if columns == ("text",):
+            tokens = start + texts[0] + end if texts[0] else []
             return tokens, [True] * len(tokens)
-        raise DtlError.of(
-            row.place,
-            f"the row has {', '.join(map(repr, fields)) or 'nothing'}; the task reads {self.reads}",
-            "name them in data.columns, for example `columns: {text: body}`",
-        )
+        prompt, completion = start + texts[0], texts[1] + end
+        learnt = [self.options.learn == "all"] * len(prompt) + [True] * len(completion)
+        return prompt + completion, learnt
 
     def _closes(self, tokenizer: Any) -> bool:
         return self.options.end_token and tokenizer.eos_token_id is not None
 
-    def _chat(self, row: Row, tokenizer: Any) -> tuple[list[int], list[bool]]:
+    def _chat(self, row: Row, tokenizer: Any, limit: int) -> tuple[list[int], list[bool]]:
         """Render the turns by the model's own template; learn what each assistant turn adds."""
         if not getattr(tokenizer, "chat_template", None):
             raise DtlError.of(
@@ -106,18 +121,20 @@ class Plugin(Task):
                 "the row holds chat `messages`, but the model's tokenizer has no chat template",
                 "take an instruction-tuned model, or data with `prompt` and `completion`",
             )
-        messages = _messages(row)
+        messages: Any = row.fields["messages"]
         whole = _render(tokenizer, messages, row)
-        tokens = _ids(tokenizer, whole)
+        start = within_reach(whole, tokens=limit)
         if self.options.learn == "all":
+            tokens = _ids(tokenizer, start)
             return tokens, [True] * len(tokens)
-        spans = _assistant_spans(tokenizer, messages, whole, row)
-        encoded = tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True)
+        encoded = tokenizer(start, add_special_tokens=False, return_offsets_mapping=True)
+        offsets = encoded["offset_mapping"][:limit]
+        reach = offsets[-1][1] if offsets else 0
+        spans = _assistant_spans(tokenizer, messages, whole, row, reach=reach)
         learnt = [
-            any(start < end_of_span and end > start_of_span for start_of_span, end_of_span in spans)
-            for start, end in encoded["offset_mapping"]
+            any(opens < end and closes > begin for begin, end in spans) for opens, closes in offsets
         ]
-        return list(encoded["input_ids"]), learnt
+        return list(encoded["input_ids"][:limit]), learnt
 
     def collate(self, examples: list[dict[str, Any]], *, padding: int) -> dict[str, Tensor]:
         inputs = [example["input_ids"] for example in examples]
@@ -184,19 +201,30 @@ def _opens_with_start(tokenizer: Any) -> bool:
     return list(tokenizer("a")["input_ids"])[:1] == [tokenizer.bos_token_id]
 
 
-def _messages(row: Row) -> list[dict[str, Any]]:
-    messages: Any = row.fields["messages"]
-    fine = isinstance(messages, list) and all(
-        isinstance(message, dict) and isinstance(message.get("role"), str) and "content" in message
-        for message in messages
+def _columns(row: Row) -> tuple[str, ...]:
+    """Which columns of a row are read; none where it has none of the three kinds."""
+    for columns in (("messages",), ("prompt", "completion"), ("text",)):
+        if all(row.fields.get(column) is not None for column in columns):
+            return columns
+    return ()
+
+
+def _not_turns(row: Row) -> Fault | None:
+    messages = row.fields["messages"]
+    if isinstance(messages, list) and messages and all(map(_is_turn, messages)):
+        return None
+    return Fault(
+        row.place,
+        "`messages` is not a list of turns",
+        'write [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]',
     )
-    if not fine or not messages:
-        raise DtlError.of(
-            row.place,
-            "`messages` is not a list of turns",
-            'write [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]',
-        )
-    return list(messages)
+
+
+def _is_turn(message: Any) -> bool:
+    """Whether a template can read it; `content` may be parts, or null beside a tool call."""
+    if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+        return False
+    return "content" in message and isinstance(message["content"], (str, list, type(None)))
 
 
 def _render(tokenizer: Any, messages: list[dict[str, Any]], row: Row, *, ask: bool = False) -> str:
@@ -206,21 +234,24 @@ def _render(tokenizer: Any, messages: list[dict[str, Any]], row: Row, *, ask: bo
         return str(
             tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=ask)
         )
-    except TemplateError as fault:
+    except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as fault:
         raise DtlError.of(
             row.place, f"the model's chat template refuses the row: {fault}", "mend the turns"
         ) from fault
 
 
 def _assistant_spans(
-    tokenizer: Any, messages: list[dict[str, Any]], whole: str, row: Row
+    tokenizer: Any, messages: list[dict[str, Any]], whole: str, row: Row, *, reach: int
 ) -> list[tuple[int, int]]:
-    """Where the assistant's turns stand in the rendered text, end-of-turn mark included."""
-    spans = []
+    """Where the assistant's turns stand in the rendered text, end-of-turn mark included; those that
+    begin within its first `reach` characters."""
+    spans: list[tuple[int, int]] = []
     for place, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
         asked = _render(tokenizer, messages[:place], row, ask=True) if place else ""
+        if len(asked) > reach:
+            return spans
         answered = _render(tokenizer, messages[: place + 1], row)
         if not whole.startswith(answered.rstrip()) or not answered.startswith(asked):
             raise DtlError.of(

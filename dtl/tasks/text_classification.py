@@ -13,11 +13,13 @@ from pydantic import Field
 from dtl.config.schema import Record
 from dtl.data.encoded import Encoded, Skip
 from dtl.data.source import Row
-from dtl.errors import DtlError, near
-from dtl.tasks import Facts, Outcome, Task, mask, pad, text_of
+from dtl.errors import DtlError, Fault, near
+from dtl.tasks import Facts, Outcome, Task, mask, not_text, pad, text_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+TEXTS = ("text", "text_pair")
 
 
 class Options(Record):
@@ -36,6 +38,20 @@ class Plugin(Task):
     reads = "`text` (and `text_pair`) and `label`"
     best = "macro_f1"
     options: Options
+
+    def check(self, row: Row) -> Fault | None:
+        return _text_fault(row) or _label_fault(row) or self._unlisted(row)
+
+    def _unlisted(self, row: Row) -> Fault | None:
+        labels, label = self.options.labels, _label(row)
+        if labels is None or label in labels:
+            return None
+        hint = near(label, labels) or "the labels are " + ", ".join(labels)
+        return Fault(
+            row.place,
+            f"label {label!r} is not in task.labels ({hint})",
+            "correct the row, or add the label",
+        )
 
     def survey(self, rows: Iterable[Row], base: Any) -> Facts:
         """The labels, and whether the base already has a head for exactly these."""
@@ -74,7 +90,7 @@ class Plugin(Task):
                     f"label {label!r} does not occur in the training rows ({hint})",
                     "correct the row, or list every label in task.labels",
                 )
-            texts = [text_of(row, name) for name in ("text", "text_pair") if row.fields.get(name)]
+            texts = [text_of(row, name, tokens=limit) for name in TEXTS if row.fields.get(name)]
             if not texts:
                 return Skip("empty text")
             tokens = processor(*texts, truncation=True, max_length=limit)
@@ -146,13 +162,33 @@ def _logits(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
 
 
 def _label(row: Row) -> str:
-    value = row.fields.get("label")
-    if value is None or isinstance(value, (list, dict)):
-        raise DtlError.of(
+    return str(row.fields["label"])
+
+
+def _text_fault(row: Row) -> Fault | None:
+    """A text may be null, which is empty; it may not be missing."""
+    if "text" not in row.fields:
+        return Fault(
             row.place,
-            f"there is no `label` (the row has {', '.join(map(repr, row.fields))})"
-            if value is None
-            else f"`label` is a {type(value).__name__}",
-            "give each row one label, or map its column in data.columns: {label: ...}",
+            f"there is no `text` (the row has {_named(row)})",
+            "map its column in data.columns: {text: ...}",
         )
-    return str(value)
+    given = (name for name in TEXTS if row.fields.get(name) is not None)
+    return next(filter(None, (not_text(row, name) for name in given)), None)
+
+
+def _label_fault(row: Row) -> Fault | None:
+    value = row.fields.get("label")
+    if value is not None and not isinstance(value, (list, dict, bytes)):
+        return None
+    return Fault(
+        row.place,
+        f"there is no `label` (the row has {_named(row)})"
+        if value is None
+        else f"`label` is a {type(value).__name__}",
+        "give each row one label, or map its column in data.columns: {label: ...}",
+    )
+
+
+def _named(row: Row) -> str:
+    return ", ".join(map(repr, row.fields)) or "nothing"

@@ -421,26 +421,33 @@ def test_a_row_is_cut_to_what_the_model_can_read(decoder):
 
 
 @pytest.mark.parametrize(
-    ("chat", "fields", "told"),
+    ("fields", "told"),
     [
-        (False, {"messages": TALK}, "has no chat template"),
-        (True, {"messages": "hello"}, "is not a list of turns"),
-        (True, {"messages": []}, "is not a list of turns"),
-        (True, {"messages": [{"role": "user"}]}, "is not a list of turns"),
-        (True, {"text": 5}, "`text` is int"),
-        (True, {"title": "x", "body": "y"}, "the row has 'title', 'body'"),
-        (True, {"prompt": "x"}, "the task reads"),
+        ({"messages": "hello"}, "is not a list of turns"),
+        ({"messages": []}, "is not a list of turns"),
+        ({"messages": ["hello"]}, "is not a list of turns"),
+        ({"messages": [{"role": "user"}]}, "is not a list of turns"),
+        ({"messages": [{"role": "user", "content": 7}]}, "is not a list of turns"),
+        ({"text": 5}, "`text` is int"),
+        ({"prompt": "x", "completion": ["y"]}, "`completion` is list"),
+        ({"text": None}, "the row has 'text'"),
+        ({"title": "x", "body": "y"}, "the row has 'title', 'body'"),
+        ({"prompt": "x"}, "the task reads"),
+        ({}, "the row has nothing"),
     ],
 )
-def test_a_row_at_fault_is_named(chat, fields, told):
-    from dtl.errors import DtlError
-
-    with pytest.raises(DtlError) as caught:
-        encode_with(tiny.tokenizer(chat=chat), fields)
-    (fault,) = caught.value.faults
+def test_a_row_at_fault_is_named(fields, told):
+    fault = make_task("causal_lm").check(Row(0, "rows.jsonl:1", fields))
     assert fault.place == "rows.jsonl:1"
     assert told in fault.problem
     assert fault.mend
+
+
+def test_a_chat_needs_a_template():
+    from dtl.errors import DtlError
+
+    with pytest.raises(DtlError, match=r"^rows\.jsonl:1: .* has no chat template"):
+        encode_with(tiny.tokenizer(), {"messages": TALK})
 
 
 def test_a_template_that_rewrites_earlier_turns_is_not_guessed_at():
@@ -543,21 +550,34 @@ def test_a_pair_of_texts_is_read_as_the_tokenizer_reads_pairs(encoder):
     ("fields", "told"),
     [
         ({"text": "x"}, "there is no `label`"),
+        ({"text": "x", "label": None}, "there is no `label`"),
         ({"text": "x", "label": ["a"]}, "`label` is a list"),
         ({"text": "x", "label": "eraly"}, "did you mean 'early'?"),
         ({"text": "x", "label": "zzz"}, "the labels are early, late"),
         ({"text": 7, "label": "late"}, "`text` is int"),
+        ({"text": "x", "text_pair": 0, "label": "late"}, "`text_pair` is int"),
+        ({"label": "late"}, "there is no `text`"),
     ],
 )
 def test_a_labelled_row_at_fault_is_named(fields, told):
+    task = make_task("text_classification", labels=("early", "late"))
+    fault = task.check(Row(4, "rows.jsonl:5", fields))
+    assert fault.place == "rows.jsonl:5"
+    assert told in str(fault)
+
+
+def test_a_label_that_no_training_row_has_is_named():
     from dtl.errors import DtlError
 
     task = make_task("text_classification")
     encode = task.encoder(tiny.tokenizer(), {"labels": ["early", "late"]}, None)
-    with pytest.raises(DtlError) as caught:
-        encode(Row(4, "rows.jsonl:5", fields))
-    assert caught.value.faults[0].place == "rows.jsonl:5"
-    assert told in str(caught.value)
+    with pytest.raises(DtlError, match=r"^rows\.jsonl:5: label 'eraly' .*did you mean 'early'"):
+        encode(Row(4, "rows.jsonl:5", {"text": "x", "label": "eraly"}))
+
+
+def test_every_row_of_the_trials_passes_its_check(trial):
+    case, bench = trial
+    assert [bench.task.check(row) for row in numbered(case.rows)] == [None] * len(case.rows)
 
 
 @pytest.mark.parametrize("text", ["", " "])

@@ -202,7 +202,11 @@ def test_aliases_are_read(write):
 def test_remote_code_needs_a_revision_unless_it_is_local(write, tmp_path):
     (told,) = faults(write(WHOLE), "model.path=some/model", "model.trust_remote_code=true")
     assert "set model.revision to a commit that you have read" in told
-    pinned = ["model.path=some/model", "model.trust_remote_code=true", "model.revision=abc"]
+    for revision in ("main", "abc"):  # both may be moved
+        moving = ["model.path=some/model", "model.trust_remote_code=true"]
+        (told,) = faults(write(WHOLE), *moving, f"model.revision={revision}")
+        assert "all 40 digits" in told
+    pinned = [*moving, f"model.revision={'0a' * 20}"]
     assert load_config("run.yaml", pinned).model.trust_remote_code
     here = [f"model.path={tmp_path}", "model.trust_remote_code=true"]
     assert load_config("run.yaml", here).model.trust_remote_code
