@@ -21,6 +21,8 @@ from accelerate.utils import (
 )
 from torch import Tensor, nn
 
+from dtl.models.anatomy import unwrapped
+
 if TYPE_CHECKING:
     from torch.optim import Optimizer
 
@@ -133,8 +135,7 @@ class Engine(ABC):
     @property
     def plain_model(self) -> nn.Module:
         """The model without the engine's wrapping."""
-        inner: nn.Module = getattr(self.model, "module", self.model)
-        return inner
+        return unwrapped(self.model)
 
     def to_device(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Tensors on this rank's device; floating ones in the dtype of the weights."""

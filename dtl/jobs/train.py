@@ -100,7 +100,13 @@ def run(
         assert examples.held_out is not None
         batch = config.train.evaluation_batch
         found = evaluate(
-            engine, parts.task, examples.held_out, collate, examples.facts, batch=batch
+            engine,
+            parts.task,
+            examples.held_out,
+            collate,
+            examples.facts,
+            batch=batch,
+            processor=examples.processor,
         )
         scores[name] = found.scores
         log.scores(at.step, found.scores, model=name)

@@ -53,8 +53,11 @@ class Task(ABC):
         """The sum of the losses of all targets, shape (), in fp32."""
 
     @abstractmethod
-    def outcomes(self, model: nn.Module, batch: dict[str, Tensor]) -> list[Outcome]:
-        """What scoring needs of each example, as JSON, in the order of the batch."""
+    def outcomes(
+        self, model: nn.Module, batch: dict[str, Tensor], *, processor: Any
+    ) -> list[Outcome]:
+        """What scoring needs of each example, as JSON, in the order of the batch. `processor`: the
+        model's tokenizer, which turns what was generated into text."""
 
     @abstractmethod
     def score(self, outcomes: list[Outcome], facts: Facts) -> dict[str, float]:
@@ -71,6 +74,13 @@ def text_of(row: Row, column: str) -> str:
             "give a string, or map another column in data.columns",
         )
     return value
+
+
+def room(asked: int, processor: Any, base: Any) -> int:
+    """Tokens that a text may have: what is asked for, but no more than the model can read."""
+    positions = getattr(base, "max_position_embeddings", None) or 2**31
+    # RoBERTa numbers its positions from 2: only its tokenizer knows the true limit.
+    return int(min(asked, positions, processor.model_max_length))
 
 
 def pad(rows: list[Any], *, value: int, multiple: int = 8) -> Tensor:

@@ -33,14 +33,21 @@ class Evaluation:
 
 @torch.no_grad()
 def evaluate(
-    engine: Engine, task: Task, data: EncodedData, collate: Collate, facts: Facts, *, batch: int
+    engine: Engine,
+    task: Task,
+    data: EncodedData,
+    collate: Collate,
+    facts: Facts,
+    *,
+    batch: int,
+    processor: Any,
 ) -> Evaluation:
     """Batches are formed before they are dealt out, so the same sums are added on any layout."""
     engine.plain_model.eval()
     mine: list[tuple[int, dict[str, Any]]] = []
     for held in held_out(data, collate, batch=batch, rank=engine.rank, ranks=engine.ranks):
         with engine.forward():
-            found = task.outcomes(engine.model, engine.to_device(held.tensors))
+            found = task.outcomes(engine.model, engine.to_device(held.tensors), processor=processor)
         mine.extend(zip(held.ids, found, strict=False))  # an empty batch has outcomes but no ids
     everyone = sorted(engine.gather(mine), key=lambda pair: pair[0])
     if [number for number, _ in everyone] != list(range(len(data))):

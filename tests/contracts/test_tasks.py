@@ -48,6 +48,22 @@ def labelled(count: int) -> tuple[dict[str, Any], ...]:
     )
 
 
+def tagged(count: int) -> tuple[dict[str, Any], ...]:
+    """Some nouns are things, together with the word before; others are places of one word."""
+    rows = []
+    for row in texts(count):
+        words, tags = row["text"].split(), []
+        for word in words:
+            kind = {"river": "B-PLACE", "house": "B-PLACE"}.get(word, "O")
+            if word in ("stone", "light", "ship", "engine", "letter"):
+                kind = "B-THING"
+                if tags and tags[-1] == "O":
+                    tags[-1], kind = "B-THING", "I-THING"
+            tags.append(kind)
+        rows.append({"tokens": words, "tags": tags})
+    return tuple(rows)
+
+
 ANSWERS = tuple(
     {"prompt": f"{row['text']} ?", "completion": f" {tiny.WORDS[place]} {row['text']}"}
     for place, row in enumerate(texts(9))
@@ -61,6 +77,10 @@ CASES: dict[str, list[Case]] = {
         Case("encoder", labelled(9), classes=3, options={}),
         Case("decoder", labelled(9), classes=3, options={}),
     ],
+    "token_classification": [
+        Case("encoder", tagged(9), classes=4, options={}),
+        Case("decoder", tagged(9), classes=5, options={"label_all": True}),
+    ],
 }
 TRIALS = [(name, place) for name in CASES for place in range(len(CASES[name]))]
 
@@ -72,12 +92,12 @@ class Bench:
     task: Any
     model: Any
     facts: dict[str, Any]
-    padding: int
+    processor: Any
     encoded: list[Encoded]
 
     def collate(self, places: list[int]) -> dict[str, torch.Tensor]:
         return self.task.collate(
-            [self.encoded[place].values for place in places], padding=self.padding
+            [self.encoded[place].values for place in places], padding=self.processor.pad_token_id
         )
 
     def loss(self, places: list[int]) -> float:
@@ -86,7 +106,7 @@ class Bench:
 
     def outcomes(self, places: list[int]) -> list[dict[str, Any]]:
         with torch.no_grad():
-            return self.task.outcomes(self.model, self.collate(places))
+            return self.task.outcomes(self.model, self.collate(places), processor=self.processor)
 
     @property
     def all(self) -> list[int]:
@@ -124,7 +144,7 @@ def set_up(folder: Path, name: str, place: int) -> Bench:
     encode = task.encoder(processor, facts, settings)
     encoded = [encode(row) for row in rows]
     assert all(isinstance(example, Encoded) for example in encoded)
-    return Bench(task, loaded.model.eval(), facts, processor.pad_token_id, encoded)
+    return Bench(task, loaded.model.eval(), facts, processor, encoded)
 
 
 @pytest.fixture(params=TRIALS, ids=lambda trial: f"{trial[0]}-{CASES[trial[0]][trial[1]].base}")
@@ -168,10 +188,16 @@ def test_more_padding_changes_nothing(bench):
     assert wide["input_ids"].shape[1] > narrow["input_ids"].shape[1]
     with torch.no_grad():
         losses = [bench.task.loss(bench.model, batch).item() for batch in (narrow, wide)]
-        first, second = [bench.task.outcomes(bench.model, batch) for batch in (narrow, wide)]
+        first, second = [
+            bench.task.outcomes(bench.model, batch, processor=bench.processor)
+            for batch in (narrow, wide)
+        ]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     for one, other in zip(first, second, strict=True):
-        assert one == pytest.approx(other, rel=1e-5)
+        assert one.keys() == other.keys()
+        for name, value in one.items():
+            near = pytest.approx(value, rel=1e-5) if isinstance(value, float) else value
+            assert other[name] == near
 
 
 def test_targets_are_those_that_the_loss_counts(trial):
@@ -240,7 +266,7 @@ def test_forty_steps_on_four_examples_overfit(bench):
         losses.append(loss.item())
     assert losses[-1] < 0.1 * losses[0]
     with torch.no_grad():
-        outcomes = bench.task.outcomes(model.eval(), batch)
+        outcomes = bench.task.outcomes(model.eval(), batch, processor=bench.processor)
     assert bench.task.score(outcomes, bench.facts)["accuracy"] > 0.95
 
 
@@ -394,7 +420,7 @@ def test_the_end_token_counts_in_a_padded_batch_where_it_is_also_the_padding(dec
     assert (batch["labels"][0] == tokenizer.eos_token_id).sum() == 1
     model = AutoModelForCausalLM.from_pretrained(decoder, dtype=torch.float32).eval()
     with torch.no_grad():
-        found = [outcome["loss"] for outcome in task.outcomes(model, batch)]
+        found = [outcome["loss"] for outcome in task.outcomes(model, batch, processor=tokenizer)]
         for row, loss in zip(rows, found, strict=True):
             tokens = torch.tensor([row.values["input_ids"]])
             alone = model(input_ids=tokens, labels=tokens).loss.item() * row.targets
