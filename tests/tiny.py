@@ -86,6 +86,67 @@ def encoder(folder: Path, *, seed: int = 7) -> Path:
     return _save(BertModel(config), made, folder)
 
 
+def closing_tokenizer() -> Any:
+    """The same, which closes each text with the end token, as T5's does."""
+    from tokenizers.processors import TemplateProcessing
+
+    made = tokenizer()
+    made.backend_tokenizer.post_processor = TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", made.eos_token_id)]
+    )
+    return made
+
+
+def t5(folder: Path, *, tied: bool = False, seed: int = 7) -> Path:
+    """A T5 of 2 blocks a side with random weights, its output not tied to its input (as v1.1)."""
+    import torch
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    torch.manual_seed(seed)
+    made = closing_tokenizer()
+    config = T5Config(
+        vocab_size=len(made),
+        d_model=32,
+        d_kv=8,
+        d_ff=64,
+        num_layers=2,
+        num_heads=4,
+        dropout_rate=0.0,
+        tie_word_embeddings=tied,
+        pad_token_id=made.pad_token_id,
+        eos_token_id=made.eos_token_id,
+        decoder_start_token_id=made.pad_token_id,
+    )
+    return _save(T5ForConditionalGeneration(config), made, folder)
+
+
+def bart(folder: Path, *, seed: int = 7) -> Path:
+    """A BART of 2 blocks a side with random weights; its output is tied to its input."""
+    import torch
+    from transformers import BartConfig, BartForConditionalGeneration
+
+    torch.manual_seed(seed)
+    made = closing_tokenizer()
+    config = BartConfig(
+        vocab_size=len(made),
+        d_model=32,
+        encoder_layers=2,
+        decoder_layers=2,
+        encoder_attention_heads=4,
+        decoder_attention_heads=4,
+        encoder_ffn_dim=64,
+        decoder_ffn_dim=64,
+        max_position_embeddings=128,
+        dropout=0.0,
+        pad_token_id=made.pad_token_id,
+        bos_token_id=made.bos_token_id,
+        eos_token_id=made.eos_token_id,
+        decoder_start_token_id=made.eos_token_id,
+        forced_eos_token_id=made.eos_token_id,
+    )
+    return _save(BartForConditionalGeneration(config), made, folder)
+
+
 def _save(model: Any, made: Any, folder: Path) -> Path:
     model.save_pretrained(folder)
     made.save_pretrained(folder)

@@ -115,4 +115,8 @@ def _task_type(model: nn.Module) -> str | None:
         return "TOKEN_CLS"
     if name.endswith("ForCausalLM") or name.endswith("LMHeadModel"):
         return "CAUSAL_LM"
+    # Whisper too is of this kind, but reads sounds: PEFT's forward would give it input_ids.
+    reads_text = getattr(model, "main_input_name", None) == "input_ids"
+    if reads_text and getattr(model.config, "is_encoder_decoder", False) and model.can_generate():
+        return "SEQ_2_SEQ_LM"
     return None

@@ -64,6 +64,14 @@ def tagged(count: int) -> tuple[dict[str, Any], ...]:
     return tuple(rows)
 
 
+def shortened(count: int) -> tuple[dict[str, Any], ...]:
+    """The target is the first words of the source."""
+    return tuple(
+        {"source": row["text"], "target": " ".join(row["text"].split()[: 2 + place % 3])}
+        for place, row in enumerate(texts(count))
+    )
+
+
 ANSWERS = tuple(
     {"prompt": f"{row['text']} ?", "completion": f" {tiny.WORDS[place]} {row['text']}"}
     for place, row in enumerate(texts(9))
@@ -80,6 +88,10 @@ CASES: dict[str, list[Case]] = {
     "token_classification": [
         Case("encoder", tagged(9), classes=4, options={}),
         Case("decoder", tagged(9), classes=5, options={"label_all": True}),
+    ],
+    "seq2seq": [
+        Case("t5", shortened(9), classes=320, options={"generate_length": 24}),
+        Case("bart", shortened(9), classes=None, options={"metric": "bleu", "beams": 2}),
     ],
 }
 TRIALS = [(name, place) for name in CASES for place in range(len(CASES[name]))]
@@ -220,8 +232,11 @@ def test_targets_are_those_that_the_loss_counts(trial):
 
 
 def test_lengths_are_what_the_model_reads(bench):
+    """A decoder beside the encoder reads as many tokens as it is to write."""
+    two = getattr(bench.model.config, "is_encoder_decoder", False)
     for place, example in enumerate(bench.encoded):
-        assert int(bench.collate([place])["attention_mask"].sum()) == example.length
+        read = int(bench.collate([place])["attention_mask"].sum())
+        assert read + two * example.targets == example.length
 
 
 def test_outcomes_of_any_split_score_the_same(bench):
