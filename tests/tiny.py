@@ -117,7 +117,10 @@ def t5(folder: Path, *, tied: bool = False, seed: int = 7) -> Path:
         eos_token_id=made.eos_token_id,
         decoder_start_token_id=made.pad_token_id,
     )
-    return _save(T5ForConditionalGeneration(config), made, folder)
+    model = T5ForConditionalGeneration(config)
+    if not tied:  # transformers 5 ties them unless the file holds two
+        model.lm_head.weight = torch.nn.Parameter(torch.randn_like(model.shared.weight) * 0.05)
+    return _save(model, made, folder)
 
 
 def bart(folder: Path, *, seed: int = 7) -> Path:
@@ -173,6 +176,101 @@ def write_labelled(path: Path, rows: int, *, longest: int = 16, seed: int = 1) -
         word = "morning" if label == "early" else "night"
         made.append({"text": f"{sentence(draw, longest)} {word}", "label": label})
     return write_rows(path, made)
+
+
+def tag(text: str) -> dict[str, Any]:
+    """Some nouns are things, together with the word before; others are places of one word."""
+    words, tags = text.split(), []
+    for word in words:
+        kind = {"river": "B-PLACE", "house": "B-PLACE"}.get(word, "O")
+        if word in ("stone", "light", "ship", "engine", "letter"):
+            kind = "B-THING"
+            if tags and tags[-1] == "O":
+                tags[-1], kind = "B-THING", "I-THING"
+        tags.append(kind)
+    return {"tokens": words, "tags": tags}
+
+
+def shorten(text: str) -> dict[str, Any]:
+    """The target is the first third of the source."""
+    words = text.split()
+    return {"source": text, "target": " ".join(words[: 1 + len(words) // 3])}
+
+
+def tagged(rows: int, *, seed: int, longest: int = 24) -> list[dict[str, Any]]:
+    """Words with their tags; some rows are longer than 48 tokens."""
+    draw = random.Random(seed)
+    return [tag(sentence(draw, longest)) for _ in range(rows)]
+
+
+def shortened(rows: int, *, seed: int, longest: int = 16) -> list[dict[str, Any]]:
+    """Sources and targets of uneven length."""
+    draw = random.Random(seed)
+    return [shorten(sentence(draw, longest)) for _ in range(rows)]
+
+
+def teach_tags(base: Path, rows: list[dict[str, Any]], folder: Path, *, steps: int = 80) -> Path:
+    """Save a tagger that has learnt a little, in plain PyTorch."""
+    import torch
+    from transformers import AutoModelForTokenClassification, AutoTokenizer
+
+    labels = sorted({tag for row in rows for tag in row["tags"]})
+    torch.manual_seed(3)
+    model = AutoModelForTokenClassification.from_pretrained(
+        base, id2label=dict(enumerate(labels)), label2id={name: i for i, name in enumerate(labels)}
+    )
+    made = AutoTokenizer.from_pretrained(base)
+    examples = []
+    for row in rows:
+        pieces = [made(" " * bool(place) + word) for place, word in enumerate(row["tokens"])]
+        ids = [piece for word in pieces for piece in word["input_ids"]]
+        numbers = [
+            labels.index(name)
+            for name, word in zip(row["tags"], pieces, strict=True)
+            for _ in word["input_ids"]
+        ]
+        examples.append((ids[:128], numbers[:128]))
+    _teach(model, examples, steps)
+    return _save(model, made, folder)
+
+
+def teach_summaries(
+    base: Path, rows: list[dict[str, Any]], folder: Path, *, steps: int = 60
+) -> Path:
+    """Save a model that has learnt to shorten a little, in plain PyTorch."""
+    import torch
+    from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+    torch.manual_seed(3)
+    model = AutoModelForSeq2SeqLM.from_pretrained(base)
+    made = AutoTokenizer.from_pretrained(base)
+    examples = [
+        (made("shorten: " + row["source"])["input_ids"], made(row["target"])["input_ids"])
+        for row in rows
+    ]
+    _teach(model, examples, steps)
+    return _save(model, made, folder)
+
+
+def _teach(model: Any, examples: list[tuple[list[int], list[int]]], steps: int) -> None:
+    """A few steps on all examples, padded to the longest; on one thread, as they are so small."""
+    import torch
+    from torch.nn.utils.rnn import pad_sequence
+
+    inputs, labels = [
+        pad_sequence([torch.tensor(row) for row in part], batch_first=True, padding_value=filled)
+        for part, filled in zip(zip(*examples, strict=True), (0, -100), strict=True)
+    ]
+    there = [torch.ones(len(row), dtype=torch.long) for row, _ in examples]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    for _ in range(steps):
+        mask = pad_sequence(there, batch_first=True)
+        model(input_ids=inputs, attention_mask=mask, labels=labels).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    torch.set_num_threads(threads)
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:

@@ -88,9 +88,9 @@ class Plugin(Task):
             source, target = _text(row, "source"), _text(row, "target")
             if not source.strip() or not target.strip():
                 return Skip("empty text")
-            tokens = processor(
-                options.prefix + source, truncation=True, max_length=longest_source
-            )["input_ids"]
+            tokens = processor(options.prefix + source, truncation=True, max_length=longest_source)[
+                "input_ids"
+            ]
             labels = _labels(target, processor, longest_target)
             values = {
                 "input_ids": list(tokens),
@@ -213,8 +213,8 @@ def _from_bytes(numbers: list[int]) -> str:
 
 
 def _set_languages(tokenizer: Any, options: Options) -> None:
-    """Tell a multilingual tokenizer what it reads. Raises DtlError for a language it lacks, or where
-    none is named."""
+    """Tell a multilingual tokenizer what it reads. Raises DtlError for a language that it lacks, or
+    where none is named."""
     asked = {"src_lang": options.source_language, "tgt_lang": options.target_language}
     for attribute, language in asked.items():
         key = "task.source_language" if attribute == "src_lang" else "task.target_language"

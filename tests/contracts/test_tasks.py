@@ -49,27 +49,11 @@ def labelled(count: int) -> tuple[dict[str, Any], ...]:
 
 
 def tagged(count: int) -> tuple[dict[str, Any], ...]:
-    """Some nouns are things, together with the word before; others are places of one word."""
-    rows = []
-    for row in texts(count):
-        words, tags = row["text"].split(), []
-        for word in words:
-            kind = {"river": "B-PLACE", "house": "B-PLACE"}.get(word, "O")
-            if word in ("stone", "light", "ship", "engine", "letter"):
-                kind = "B-THING"
-                if tags and tags[-1] == "O":
-                    tags[-1], kind = "B-THING", "I-THING"
-            tags.append(kind)
-        rows.append({"tokens": words, "tags": tags})
-    return tuple(rows)
+    return tuple(tiny.tag(row["text"]) for row in texts(count))
 
 
 def shortened(count: int) -> tuple[dict[str, Any], ...]:
-    """The target is the first words of the source."""
-    return tuple(
-        {"source": row["text"], "target": " ".join(row["text"].split()[: 2 + place % 3])}
-        for place, row in enumerate(texts(count))
-    )
+    return tuple(tiny.shorten(row["text"]) for row in texts(count))
 
 
 ANSWERS = tuple(

@@ -1,4 +1,4 @@
-"""One text into another: what is learnt, what is generated, and scores of the reference libraries."""
+"""One text into another: what is learnt, what is generated, and how it is scored."""
 
 from __future__ import annotations
 
@@ -26,7 +26,6 @@ PAIRS = (
     ("the small house opens slowly under the light of the morning", "small house. light."),
     ("night follows", "night"),
 )
-FIRST = {"transformers": [0.0]}
 
 
 def task(**options: Any) -> Plugin:
@@ -57,8 +56,8 @@ def taught(folder: Path) -> Any:
     model = AutoModelForSeq2SeqLM.from_pretrained(folder).train()
     tokenizer = load_tokenizer(Model(path=str(folder)))
     batch, targets = collate(task(), tokenizer)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
-    for _ in range(150):
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for _ in range(80):
         (task().loss(model, batch) / targets).backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -247,7 +246,12 @@ def multilingual(name: str) -> tuple[Any, Any]:
     ("name", "source", "target", "starts"),
     [
         ("MBart", ["▁a", "▁b", "</s>", "en_XX"], ["▁c", "▁d", "</s>", "ro_RO"], ["ro_RO"]),
-        ("MBart50", ["en_XX", "▁a", "▁b", "</s>"], ["ro_RO", "▁c", "▁d", "</s>"], ["</s>", "ro_RO"]),
+        (
+            "MBart50",
+            ["en_XX", "▁a", "▁b", "</s>"],
+            ["ro_RO", "▁c", "▁d", "</s>"],
+            ["</s>", "ro_RO"],
+        ),
     ],
 )
 def test_a_translation_is_of_the_named_languages(
