@@ -209,6 +209,19 @@ def shortened(rows: int, *, seed: int, longest: int = 16) -> list[dict[str, Any]
     return [shorten(sentence(draw, longest)) for _ in range(rows)]
 
 
+def pairs(rows: int, *, seed: int) -> list[dict[str, Any]]:
+    """A prompt, and of two answers the one that names a river is chosen."""
+    draw = random.Random(seed)
+    return [
+        {
+            "prompt": sentence(draw, 8),
+            "chosen": f" {sentence(draw, 6)} river",
+            "rejected": f" {sentence(draw, 6)} stone",
+        }
+        for _ in range(rows)
+    ]
+
+
 def teach_tags(base: Path, rows: list[dict[str, Any]], folder: Path, *, steps: int = 80) -> Path:
     """Save a tagger that has learnt a little, in plain PyTorch."""
     import torch

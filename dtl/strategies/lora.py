@@ -61,6 +61,10 @@ class Plugin(Strategy):
     exports = "adapter"
     options: Options
 
+    def __init__(self, options: Options) -> None:
+        super().__init__(options)
+        self.keeps_base = options.bias == "none"  # biases learn in their place
+
     def apply(self, model: nn.Module, *, new: frozenset[str]) -> nn.Module:
         from peft import LoraConfig, get_peft_model
 

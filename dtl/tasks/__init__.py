@@ -28,6 +28,7 @@ class Task(ABC):
     head: ClassVar[str]  # the transformers auto class that carries the right head
     reads: ClassVar[str]  # the columns it needs, in words
     best: ClassVar[str]  # the score that tells which model is best; "-name" where less is better
+    needs_base: ClassVar[bool] = False  # whether it compares with the base, which must then be kept
 
     def __init__(self, options: Any) -> None:
         self.options = options

@@ -56,6 +56,13 @@ def shortened(count: int) -> tuple[dict[str, Any], ...]:
     return tuple(tiny.shorten(row["text"]) for row in texts(count))
 
 
+def preferred(count: int) -> tuple[dict[str, Any], ...]:
+    return tuple(
+        {"prompt": row["text"], "chosen": f" {word} again", "rejected": f" {other} and {word}"}
+        for row, word, other in zip(texts(count), tiny.WORDS, tiny.WORDS[9:], strict=False)
+    )
+
+
 ANSWERS = tuple(
     {"prompt": f"{row['text']} ?", "completion": f" {tiny.WORDS[place]} {row['text']}"}
     for place, row in enumerate(texts(9))
@@ -64,6 +71,10 @@ CASES: dict[str, list[Case]] = {
     "causal_lm": [
         Case("decoder", texts(9), classes=320, options={}),
         Case("tied_decoder", ANSWERS, classes=None, options={"max_length": 64}),
+    ],
+    "dpo": [
+        Case("decoder", preferred(9), classes=2, options={"beta": 1.0}),
+        Case("tied_decoder", preferred(9), classes=None, options={"beta": 1.0}),
     ],
     "text_classification": [
         Case("encoder", labelled(9), classes=3, options={}),
@@ -137,10 +148,18 @@ def set_up(folder: Path, name: str, place: int) -> Bench:
     )
     initialise(loaded.model, loaded.new, seed=0, fill=lambda p, value: p.data.copy_(value))
     loaded.model.config.pad_token_id = processor.pad_token_id
+    model = adapted(loaded.model) if task.needs_base else loaded.model
     encode = task.encoder(processor, facts, settings)
     encoded = [encode(row) for row in rows]
     assert all(isinstance(example, Encoded) for example in encoded)
-    return Bench(task, loaded.model.eval(), facts, processor, encoded)
+    return Bench(task, model.eval(), facts, processor, encoded)
+
+
+def adapted(model: Any) -> Any:
+    """A small adapter, for tasks that compare with the base beside it."""
+    torch.manual_seed(0)
+    lora = registry.load("strategies", "lora")
+    return lora.Plugin(lora.Options(rank=4)).apply(model, new=frozenset())
 
 
 @pytest.fixture(params=TRIALS, ids=lambda trial: f"{trial[0]}-{CASES[trial[0]][trial[1]].base}")
@@ -181,7 +200,7 @@ def test_more_padding_changes_nothing(bench):
     """Beside the longest example, the others are padded to its length."""
     narrow = bench.collate([0, 1])
     wide = {name: tensor[:2] for name, tensor in bench.collate([0, 1, bench.all[-1]]).items()}
-    assert wide["input_ids"].shape[1] > narrow["input_ids"].shape[1]
+    assert wide["input_ids"].shape[-1] > narrow["input_ids"].shape[-1]
     with torch.no_grad():
         losses = [bench.task.loss(bench.model, batch).item() for batch in (narrow, wide)]
         first, second = [

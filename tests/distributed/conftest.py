@@ -21,9 +21,9 @@ from tests.distributed.matrix import (
     STRATEGIES,
     TEXT_HELD_OUT,
     TEXT_LAYOUTS,
+    TEXT_RUNS,
     TEXT_STEPS,
     TEXT_STRATEGIES,
-    TEXT_TASKS,
 )
 
 CHECKPOINTING = "layout.activation_checkpointing=true"
@@ -57,6 +57,14 @@ task: {{name: seq2seq, prefix: "shorten: ", generate_length: 16}}
 data: {{train: summaries.jsonl, eval: summaries_held_out.jsonl}}
 strategy: full
 optim: {{learning_rate: {RATE}, warmup: 0}}
+train: {{steps: {TEXT_STEPS}, global_batch: {BATCH}, evaluation_batch: 2}}
+"""
+PAIRS = f"""
+model: {{path: base, dtype: fp32}}
+task: {{name: dpo, beta: 0.5, max_length: 64}}
+data: {{train: pairs.jsonl, eval: pairs_held_out.jsonl}}
+strategy: lora
+optim: {{learning_rate: {RATE}, warmup: 0, gradient_clip: null}}
 train: {{steps: {TEXT_STEPS}, global_batch: {BATCH}, evaluation_batch: 2}}
 """
 
@@ -211,6 +219,9 @@ def _lay_out_text_tasks(folder: Path) -> None:
     """Data of other kinds, and bases that have learnt a little of it."""
     (folder / "tags.yaml").write_text(TAGS)
     (folder / "summary.yaml").write_text(SUMMARY)
+    (folder / "pairs.yaml").write_text(PAIRS)
+    tiny.write_rows(folder / "pairs.jsonl", tiny.pairs(53, seed=1))
+    tiny.write_rows(folder / "pairs_held_out.jsonl", tiny.pairs(TEXT_HELD_OUT, seed=2))
     tagged, summaries = tiny.tagged(53, seed=1), tiny.shortened(53, seed=1)
     for name, rows in {"tagged": tagged, "summaries": summaries}.items():
         tiny.write_rows(folder / f"{name}.jsonl", rows)
@@ -234,8 +245,7 @@ def _text_tasks(ranks: int) -> list[dict[str, Any]]:
             ],
             "bare": (many, zero) != TEXT_LAYOUTS[-1],
         }
-        for task in TEXT_TASKS
-        for strategy in TEXT_STRATEGIES
+        for task, strategy in TEXT_RUNS
         for many, zero in TEXT_LAYOUTS
         if many == ranks
     ]
