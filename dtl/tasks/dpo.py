@@ -14,9 +14,9 @@ from pydantic import Field
 from dtl.config.schema import Record
 from dtl.data.encoded import Encoded, Skip
 from dtl.data.source import Row
-from dtl.errors import DtlError
+from dtl.errors import DtlError, Fault
 from dtl.models.anatomy import unwrapped
-from dtl.tasks import IGNORED, Facts, Outcome, Task, mask, pad, text_of
+from dtl.tasks import IGNORED, Facts, Outcome, Task, mask, pad
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -53,6 +53,9 @@ class Plugin(Task):
     needs_base = True
     options: Options
 
+    def check(self, row: Row) -> Fault | None:
+        return next((fault for name in COLUMNS if (fault := _no_text(row, name))), None)
+
     def survey(self, rows: Iterable[Row], base: Any) -> Facts:
         return {}
 
@@ -64,7 +67,9 @@ class Plugin(Task):
         limit = min(self.options.max_length, positions)
 
         def encode(row: Row) -> Encoded | Skip:
-            prompt, chosen, rejected = (_text(row, column) for column in COLUMNS)
+            if fault := self.check(row):
+                raise DtlError(fault)
+            prompt, chosen, rejected = (str(row.fields[name]) for name in COLUMNS)
             if chosen == rejected:
                 return Skip("both answers are the same")
             start = _tokens(processor, prompt, opens=True)
@@ -165,14 +170,17 @@ def _as_base(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def _text(row: Row, column: str) -> str:
-    if row.fields.get(column) is None:
-        raise DtlError.of(
-            row.place,
-            f"there is no `{column}` (the row has {', '.join(map(repr, row.fields))})",
-            f"map its column in data.columns: {{{column}: ...}}",
-        )
-    return text_of(row, column)
+def _no_text(row: Row, column: str) -> Fault | None:
+    value = row.fields.get(column)
+    if isinstance(value, str):
+        return None
+    return Fault(
+        row.place,
+        f"there is no `{column}` (the row has {', '.join(map(repr, row.fields))})"
+        if value is None
+        else f"`{column}` is {type(value).__name__} ({str(value)[:40]!r}), not text",
+        f"give a string, or map the column in data.columns: {{{column}: ...}}",
+    )
 
 
 def _tokens(tokenizer: Any, text: str, *, opens: bool = False, closes: bool = False) -> list[int]:

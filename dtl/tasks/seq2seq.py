@@ -15,13 +15,14 @@ from pydantic import Field
 from dtl.config.schema import Record
 from dtl.data.encoded import Encoded, Skip
 from dtl.data.source import Row
-from dtl.errors import DtlError, near
+from dtl.errors import DtlError, Fault, near
 from dtl.models.anatomy import unwrapped
-from dtl.tasks import IGNORED, Facts, Outcome, Task, mask, pad, text_of
+from dtl.tasks import IGNORED, Facts, Outcome, Task, mask, pad
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+COLUMNS = ("source", "target")
 ROUGE = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 BEST = {"rouge": "rougeLsum", "bleu": "bleu", "none": "-loss"}
 
@@ -71,6 +72,9 @@ class Plugin(Task):
     def best(self) -> str:  # type: ignore[override]
         return BEST[self.options.metric]
 
+    def check(self, row: Row) -> Fault | None:
+        return next((fault for name in COLUMNS if (fault := _no_text(row, name))), None)
+
     def survey(self, rows: Iterable[Row], base: Any) -> Facts:
         return {}
 
@@ -85,7 +89,9 @@ class Plugin(Task):
         longest_target = min(options.max_target_length, positions)
 
         def encode(row: Row) -> Encoded | Skip:
-            source, target = _text(row, "source"), _text(row, "target")
+            if fault := self.check(row):
+                raise DtlError(fault)
+            source, target = (str(row.fields[name]) for name in COLUMNS)
             if not source.strip() or not target.strip():
                 return Skip("empty text")
             tokens = processor(options.prefix + source, truncation=True, max_length=longest_source)[
@@ -191,14 +197,17 @@ def _losses(model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]
     return losses_BT, logits_BTV
 
 
-def _text(row: Row, column: str) -> str:
-    if row.fields.get(column) is None:
-        raise DtlError.of(
-            row.place,
-            f"there is no `{column}` (the row has {', '.join(map(repr, row.fields))})",
-            f"map its column in data.columns: {{{column}: ...}}",
-        )
-    return text_of(row, column)
+def _no_text(row: Row, column: str) -> Fault | None:
+    value = row.fields.get(column)
+    if isinstance(value, str):
+        return None
+    return Fault(
+        row.place,
+        f"there is no `{column}` (the row has {', '.join(map(repr, row.fields))})"
+        if value is None
+        else f"`{column}` is {type(value).__name__} ({str(value)[:40]!r}), not text",
+        f"give a string, or map the column in data.columns: {{{column}: ...}}",
+    )
 
 
 def _labels(target: str, tokenizer: Any, limit: int) -> list[int]:

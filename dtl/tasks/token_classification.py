@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
@@ -14,7 +14,7 @@ from pydantic import Field
 from dtl.config.schema import Record
 from dtl.data.encoded import Encoded, Skip
 from dtl.data.source import Row
-from dtl.errors import DtlError, near
+from dtl.errors import DtlError, Fault, near
 from dtl.tasks import IGNORED, Facts, Outcome, Task, mask, pad, room
 
 if TYPE_CHECKING:
@@ -54,6 +54,37 @@ class Plugin(Task):
     best = "f1"
     options: Options
 
+    def check(self, row: Row) -> Fault | None:
+        words, tags = row.fields.get("tokens"), row.fields.get("tags")
+        for column, value in {"tokens": words, "tags": tags}.items():
+            if not isinstance(value, list):
+                return _no_list(row, column)
+        assert isinstance(words, list) and isinstance(tags, list)
+        if len(words) != len(tags):
+            return Fault(
+                row.place, f"{len(words)} tokens have {len(tags)} tags", "give each word one tag"
+            )
+        for word in words:
+            if not isinstance(word, str):
+                return Fault(row.place, f"the word {word!r} is not text", "give strings")
+        return next((fault for tag in tags if (fault := self._wrong(tag, row))), None)
+
+    def _wrong(self, tag: Any, row: Row) -> Fault | None:
+        names = self.options.labels
+        if isinstance(tag, str):
+            inside = {_inside(name) for name in names or ()} if self.options.label_all else set()
+            return _unknown(tag, [*names, *inside], row) if names else None
+        if not isinstance(tag, int) or isinstance(tag, bool):
+            return Fault(row.place, f"the tag {tag!r} is no name", "give strings")
+        if names is not None and 0 <= tag < len(names):
+            return None
+        problem = "has no name" if names is None else f"is beyond the {len(names)} task.labels"
+        return Fault(
+            row.place,
+            f"the class number {tag} {problem}",
+            "list the names in their order in task.labels, such as [O, B-PER, I-PER]",
+        )
+
     def survey(self, rows: Iterable[Row], base: Any) -> Facts:
         """The tags, and whether the base already has a head for exactly these."""
         first_seen: dict[str, str] = {}
@@ -92,8 +123,8 @@ class Plugin(Task):
         def encode(row: Row) -> Encoded | Skip:
             words, tags = self._words(row)
             for tag in tags:
-                if tag not in places:
-                    raise _unknown(tag, places, row)
+                if fault := _unknown(tag, places, row):
+                    raise DtlError(fault)
             tokens, owners = _read(words, processor, limit)
             first = _first_token_of_each(owners, len(words))
             labels = [IGNORED] * len(owners)
@@ -114,30 +145,12 @@ class Plugin(Task):
 
     def _words(self, row: Row) -> tuple[list[str], list[str]]:
         """Words and tags of a row; class numbers become the names in task.labels."""
-        words, tags = _list(row, "tokens"), _list(row, "tags")
-        if len(words) != len(tags):
-            raise DtlError.of(
-                row.place, f"{len(words)} tokens have {len(tags)} tags", "give each word one tag"
-            )
-        wrong = next((word for word in words if not isinstance(word, str)), None)
-        if wrong is not None:
-            raise DtlError.of(row.place, f"the word {wrong!r} is not text", "give strings")
-        return list(words), [self._name(tag, row) for tag in tags]
-
-    def _name(self, tag: Any, row: Row) -> str:
-        if isinstance(tag, str):
-            return tag
-        names = self.options.labels
-        if not isinstance(tag, int) or isinstance(tag, bool):
-            raise DtlError.of(row.place, f"the tag {tag!r} is no name", "give strings")
-        if names is None or not 0 <= tag < len(names):
-            problem = "has no name" if names is None else f"is beyond the {len(names)} task.labels"
-            raise DtlError.of(
-                row.place,
-                f"the class number {tag} {problem}",
-                "list the names in their order in task.labels, such as [O, B-PER, I-PER]",
-            )
-        return names[tag]
+        if fault := self.check(row):
+            raise DtlError(fault)
+        words: Any = row.fields["tokens"]
+        tags: Any = row.fields["tags"]
+        names = self.options.labels or ()
+        return words, [tag if isinstance(tag, str) else names[tag] for tag in tags]
 
     def collate(self, examples: list[dict[str, Any]], *, padding: int) -> dict[str, Tensor]:
         inputs = [example["input_ids"] for example in examples]
@@ -209,17 +222,15 @@ class Plugin(Task):
         return scores
 
 
-def _list(row: Row, column: str) -> list[Any]:
+def _no_list(row: Row, column: str) -> Fault:
     value = row.fields.get(column)
-    if not isinstance(value, list):
-        raise DtlError.of(
-            row.place,
-            f"there is no `{column}` (the row has {', '.join(map(repr, row.fields))})"
-            if value is None
-            else f"`{column}` is {type(value).__name__} ({str(value)[:40]!r}), not a list",
-            f"give lists, or map the column in data.columns: {{{column}: ...}}",
-        )
-    return value
+    return Fault(
+        row.place,
+        f"there is no `{column}` (the row has {', '.join(map(repr, row.fields))})"
+        if value is None
+        else f"`{column}` is {type(value).__name__} ({str(value)[:40]!r}), not a list",
+        f"give lists, or map the column in data.columns: {{{column}: ...}}",
+    )
 
 
 def _refuse_mixed_schemes(first_seen: dict[str, str]) -> None:
@@ -243,11 +254,13 @@ def _refuse_slow(tokenizer: Any) -> None:
         )
 
 
-def _unknown(tag: str, places: dict[str, int], row: Row) -> DtlError:
-    hint = near(tag, places) or "the tags are " + ", ".join(places)
-    return DtlError.of(
+def _unknown(tag: str, known: Collection[str], row: Row) -> Fault | None:
+    if tag in known:
+        return None
+    hint = near(tag, known) or "the tags are " + ", ".join(known)
+    return Fault(
         row.place,
-        f"the tag {tag!r} does not occur in the training rows ({hint})",
+        f"the tag {tag!r} is not among those of the training rows or of task.labels ({hint})",
         "correct the row, or list every tag in task.labels",
     )
 

@@ -150,9 +150,10 @@ def test_a_pair_that_teaches_nothing_is_left_out(
     [({"chosen": None}, "there is no `chosen`"), ({"prompt": ["x"]}, "`prompt` is list")],
 )
 def test_a_row_at_fault_is_named(change: dict[str, Any], told: str) -> None:
-    with pytest.raises(DtlError, match=told) as caught:
-        encode(ROWS[0] | change)
-    assert caught.value.faults[0].place == "rows.jsonl:5"
+    fault = Plugin(Options()).check(Row(4, "rows.jsonl:5", ROWS[0] | change))
+    assert fault is not None and fault.place == "rows.jsonl:5"
+    assert told in fault.problem and fault.mend
+    assert Plugin(Options()).check(Row(4, "", dict(ROWS[0]))) is None
 
 
 @pytest.mark.parametrize("strategy", ["full", "frozen", "scratch", {"name": "lora", "bias": "all"}])

@@ -206,9 +206,10 @@ def test_an_empty_text_is_left_out(source: str, target: str) -> None:
     [(None, "x", "there is no `source`"), ("x", 5, "`target` is int")],
 )
 def test_a_row_at_fault_is_named(source: Any, target: Any, told: str) -> None:
-    with pytest.raises(DtlError, match=told) as caught:
-        encode(tiny.closing_tokenizer(), source, target)
-    assert caught.value.faults[0].place == "rows.jsonl:5"
+    fault = task().check(row(source, target))
+    assert fault is not None and fault.place == "rows.jsonl:5"
+    assert told in fault.problem and fault.mend
+    assert task().check(row("x", "y")) is None
 
 
 # Languages --------------------------------------------------------------------------------------

@@ -254,20 +254,37 @@ def test_class_numbers_have_the_names_that_are_given() -> None:
         (["a", 5], ["O", "O"], "the word 5 is not text"),
         (["a"], [0.5], "the tag 0.5 is no name"),
         (["a"], [1], "the class number 1 has no name"),
-        (["a"], ["B-PRE"], "did you mean 'B-PER'?"),
-        (["a"], ["X"], "the tags are O, B-PER, I-PER"),
     ],
 )
 def test_a_row_at_fault_is_named(tokens: Any, tags: Any, told: str) -> None:
+    fault = task().check(row(tokens, tags))
+    assert fault is not None and fault.place == "rows.jsonl:5"
+    assert told in fault.problem and fault.mend
+
+
+@pytest.mark.parametrize(
+    ("tag", "told"),
+    [("B-PRE", "did you mean 'B-PER'?"), ("X", "the tags are O, B-PER, I-PER")],
+)
+def test_a_tag_that_is_not_known_is_named(tag: str, told: str) -> None:
+    fault = task(labels=tuple(NAMES)).check(row(["a"], [tag]))
+    assert fault is not None and told in fault.problem
     with pytest.raises(DtlError) as caught:
-        encode(tiny.tokenizer(), tokens, tags)
+        encode(tiny.tokenizer(), ["a"], [tag])
     assert caught.value.faults[0].place == "rows.jsonl:5"
     assert told in str(caught.value)
 
 
+def test_a_row_in_order_has_no_fault() -> None:
+    assert task().check(row(SENTENCE, TAGS)) is None
+    assert task(labels=tuple(NAMES)).check(row(["a", "b"], [2, "O"])) is None
+    inside = task(labels=("O", "B-PER"), label_all=True)
+    assert inside.check(row(["a", "b"], ["B-PER", "I-PER"])) is None
+
+
 def test_a_class_number_beyond_the_names_is_told() -> None:
-    with pytest.raises(DtlError, match="the class number 3 is beyond the 3"):
-        encode(tiny.tokenizer(), ["a"], [3], labels=NAMES)
+    fault = task(labels=tuple(NAMES)).check(row(["a"], [3]))
+    assert fault is not None and "the class number 3 is beyond the 3 task.labels" in fault.problem
 
 
 def test_a_tag_outside_of_the_scheme_is_told_where_others_are_in_it() -> None:
