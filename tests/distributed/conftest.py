@@ -234,18 +234,20 @@ def _lay_out_text_tasks(folder: Path) -> None:
 
 
 def _text_tasks(ranks: int) -> list[dict[str, Any]]:
-    return [
-        {
-            "config": f"{task}.yaml",
-            "overrides": [
-                f"strategy={strategy}",
-                *TEXT_STRATEGIES[strategy],
-                f"layout.zero={zero}",
-                f"run.name={task}-{strategy}-{many}-{zero}",
-            ],
-            "bare": (many, zero) != TEXT_LAYOUTS[-1],
-        }
+    jobs = [
+        _text_task(
+            task, strategy, f"layout.zero={zero}", f"run.name={task}-{strategy}-{many}-{zero}"
+        )
+        | {"bare": (many, zero) != TEXT_LAYOUTS[-1]}
         for task, strategy in TEXT_RUNS
         for many, zero in TEXT_LAYOUTS
         if many == ranks
     ]
+    # An adapter and a whole head beside it, in half precision.
+    half = ["layout.zero=3", "model.dtype=bf16", "run.name=tags-half"]
+    return jobs + [_text_task("tags", "lora", *half) | {"bare": True}] * (ranks == 2)
+
+
+def _text_task(task: str, strategy: str, *more: str) -> dict[str, Any]:
+    overrides = [f"strategy={strategy}", *TEXT_STRATEGIES[strategy], *more]
+    return {"config": f"{task}.yaml", "overrides": overrides}

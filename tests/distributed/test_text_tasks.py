@@ -53,6 +53,12 @@ def test_loss_is_one_on_every_layout(bed: Path, task: str, strategy: str) -> Non
         assert other == pytest.approx(first, rel=1e-5), layout
 
 
+def test_an_adapter_beside_a_head_learns_in_half_precision_too(bed: Path) -> None:
+    plain = [line["loss"] for line in launching.train_lines(bed / "runs" / "tags-lora-1-0")]
+    half = [line["loss"] for line in launching.train_lines(bed / "runs" / "tags-half")]
+    assert half != plain and half == pytest.approx(plain, rel=5e-2)
+
+
 @pytest.mark.parametrize("task", OF_THEIR_OWN)
 def test_the_first_loss_is_that_of_plain_transformers(bed: Path, task: str) -> None:
     """Row by row over the first global batch, with labels made here."""
