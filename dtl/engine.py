@@ -21,6 +21,8 @@ from accelerate.utils import (
 )
 from torch import Tensor, nn
 
+from dtl.models.anatomy import unwrapped
+
 if TYPE_CHECKING:
     from torch.optim import Optimizer
 
@@ -133,8 +135,7 @@ class Engine(ABC):
     @property
     def plain_model(self) -> nn.Module:
         """The model without the engine's wrapping."""
-        inner: nn.Module = getattr(self.model, "module", self.model)
-        return inner
+        return unwrapped(self.model)
 
     def to_device(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Tensors on this rank's device; floating ones in the dtype of the weights."""
@@ -354,7 +355,8 @@ class ZeroEngine(Engine):
     @contextmanager
     def loading(self, sharded: bool) -> Iterator[None]:
         if sharded or self.stage < 3:
-            yield
+            with _tying_by_whole_weights() if self.stage == 3 else nullcontext():
+                yield
             return
         from transformers.integrations import deepspeed as bridge
 
@@ -454,3 +456,26 @@ class ZeroEngine(Engine):
         if hasattr(self.optimizer, "_hp_optimizer_states_linked"):
             self.optimizer._hp_optimizer_states_linked = False
             self.optimizer._lazy_init_hp_params_optimizer_state()  # type: ignore[attr-defined]
+
+
+@contextmanager
+def _tying_by_whole_weights() -> Iterator[None]:
+    """transformers 5 ties input and output embeddings where their values are equal, and under
+    ZeRO-3 it compares empty placeholders: T5 1.1, whose output is its own, would be tied too."""
+    from deepspeed.runtime.zero import GatheredParameters
+    from transformers import PreTrainedModel
+
+    tie = PreTrainedModel.tie_weights
+
+    def tie_whole(model: Any, missing_keys: Any = None, **how: Any) -> None:
+        pairs = getattr(model, "all_tied_weights_keys", None) or {}
+        names = {name for pair in pairs.items() for name in pair}
+        tied = [value for name, value in model.named_parameters() if name in names]
+        with GatheredParameters(tied):
+            tie(model, missing_keys, **how)
+
+    PreTrainedModel.tie_weights = tie_whole
+    try:
+        yield
+    finally:
+        PreTrainedModel.tie_weights = tie

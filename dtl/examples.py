@@ -103,11 +103,12 @@ def prepare(config: RunConfig, parts: Parts, *, writes: bool = True) -> Examples
     processor = load_tokenizer(config.model)
     facts = parts.task.survey(train, settings)
     encoder = parts.task.encoder(processor, facts, settings)
+    tokenizing = _fingerprint(processor)  # once: a tokenizer keeps how it was last asked to cut
 
     def encoded(rows: Rows | _Part, place: str) -> EncodedData:
         key = cache_key(
             rows=rows.fingerprint,
-            processor=_fingerprint(processor),
+            processor=tokenizing,
             base=[getattr(settings, "max_position_embeddings", None)],
             task=config.task.model_dump(mode="json"),
             facts=facts,

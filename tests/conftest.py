@@ -23,6 +23,18 @@ def encoder(tmp_path_factory):
     return tiny.encoder(tmp_path_factory.mktemp("models") / "encoder")
 
 
+@pytest.fixture(scope="session")
+def t5(tmp_path_factory):
+    """A T5 of 2 blocks a side whose output is not tied to its input."""
+    return tiny.t5(tmp_path_factory.mktemp("models") / "t5")
+
+
+@pytest.fixture(scope="session")
+def bart(tmp_path_factory):
+    """A BART of 2 blocks a side."""
+    return tiny.bart(tmp_path_factory.mktemp("models") / "bart")
+
+
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
     """An empty cache folder of this test's own."""

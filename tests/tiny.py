@@ -86,6 +86,70 @@ def encoder(folder: Path, *, seed: int = 7) -> Path:
     return _save(BertModel(config), made, folder)
 
 
+def closing_tokenizer() -> Any:
+    """The same, which closes each text with the end token, as T5's does."""
+    from tokenizers.processors import TemplateProcessing
+
+    made = tokenizer()
+    made.backend_tokenizer.post_processor = TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", made.eos_token_id)]
+    )
+    return made
+
+
+def t5(folder: Path, *, tied: bool = False, seed: int = 7) -> Path:
+    """A T5 of 2 blocks a side with random weights, its output not tied to its input (as v1.1)."""
+    import torch
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    torch.manual_seed(seed)
+    made = closing_tokenizer()
+    config = T5Config(
+        vocab_size=len(made),
+        d_model=32,
+        d_kv=8,
+        d_ff=64,
+        num_layers=2,
+        num_heads=4,
+        dropout_rate=0.0,
+        tie_word_embeddings=tied,
+        pad_token_id=made.pad_token_id,
+        eos_token_id=made.eos_token_id,
+        decoder_start_token_id=made.pad_token_id,
+    )
+    model = T5ForConditionalGeneration(config)
+    if not tied:  # transformers 5 ties them unless the file holds two
+        model.lm_head.weight = torch.nn.Parameter(torch.randn_like(model.shared.weight) * 0.05)
+    return _save(model, made, folder)
+
+
+def bart(folder: Path, *, seed: int = 7) -> Path:
+    """A BART of 2 blocks a side with random weights; its output is tied to its input."""
+    import torch
+    from transformers import BartConfig, BartForConditionalGeneration
+
+    torch.manual_seed(seed)
+    made = closing_tokenizer()
+    config = BartConfig(
+        vocab_size=len(made),
+        d_model=32,
+        encoder_layers=2,
+        decoder_layers=2,
+        encoder_attention_heads=4,
+        decoder_attention_heads=4,
+        encoder_ffn_dim=64,
+        decoder_ffn_dim=64,
+        max_position_embeddings=128,
+        dropout=0.0,
+        pad_token_id=made.pad_token_id,
+        bos_token_id=made.bos_token_id,
+        eos_token_id=made.eos_token_id,
+        decoder_start_token_id=made.eos_token_id,
+        forced_eos_token_id=made.eos_token_id,
+    )
+    return _save(BartForConditionalGeneration(config), made, folder)
+
+
 def _save(model: Any, made: Any, folder: Path) -> Path:
     model.save_pretrained(folder)
     made.save_pretrained(folder)
@@ -112,6 +176,114 @@ def write_labelled(path: Path, rows: int, *, longest: int = 16, seed: int = 1) -
         word = "morning" if label == "early" else "night"
         made.append({"text": f"{sentence(draw, longest)} {word}", "label": label})
     return write_rows(path, made)
+
+
+def tag(text: str) -> dict[str, Any]:
+    """Some nouns are things, together with the word before; others are places of one word."""
+    words, tags = text.split(), []
+    for word in words:
+        kind = {"river": "B-PLACE", "house": "B-PLACE"}.get(word, "O")
+        if word in ("stone", "light", "ship", "engine", "letter"):
+            kind = "B-THING"
+            if tags and tags[-1] == "O":
+                tags[-1], kind = "B-THING", "I-THING"
+        tags.append(kind)
+    return {"tokens": words, "tags": tags}
+
+
+def shorten(text: str) -> dict[str, Any]:
+    """The target is the first third of the source."""
+    words = text.split()
+    return {"source": text, "target": " ".join(words[: 1 + len(words) // 3])}
+
+
+def tagged(rows: int, *, seed: int, longest: int = 24) -> list[dict[str, Any]]:
+    """Words with their tags; some rows are longer than 48 tokens."""
+    draw = random.Random(seed)
+    return [tag(sentence(draw, longest)) for _ in range(rows)]
+
+
+def shortened(rows: int, *, seed: int, longest: int = 16) -> list[dict[str, Any]]:
+    """Sources and targets of uneven length."""
+    draw = random.Random(seed)
+    return [shorten(sentence(draw, longest)) for _ in range(rows)]
+
+
+def pairs(rows: int, *, seed: int) -> list[dict[str, Any]]:
+    """A prompt, and of two answers the one that names a river is chosen."""
+    draw = random.Random(seed)
+    return [
+        {
+            "prompt": sentence(draw, 8),
+            "chosen": f" {sentence(draw, 6)} river",
+            "rejected": f" {sentence(draw, 6)} stone",
+        }
+        for _ in range(rows)
+    ]
+
+
+def teach_tags(base: Path, rows: list[dict[str, Any]], folder: Path, *, steps: int = 80) -> Path:
+    """Save a tagger that has learnt a little, in plain PyTorch."""
+    import torch
+    from transformers import AutoModelForTokenClassification, AutoTokenizer
+
+    labels = sorted({tag for row in rows for tag in row["tags"]})
+    torch.manual_seed(3)
+    model = AutoModelForTokenClassification.from_pretrained(
+        base, id2label=dict(enumerate(labels)), label2id={name: i for i, name in enumerate(labels)}
+    )
+    made = AutoTokenizer.from_pretrained(base)
+    examples = []
+    for row in rows:
+        pieces = [made(" " * bool(place) + word) for place, word in enumerate(row["tokens"])]
+        ids = [piece for word in pieces for piece in word["input_ids"]]
+        numbers = [
+            labels.index(name)
+            for name, word in zip(row["tags"], pieces, strict=True)
+            for _ in word["input_ids"]
+        ]
+        examples.append((ids[:128], numbers[:128]))
+    _teach(model, examples, steps)
+    return _save(model, made, folder)
+
+
+def teach_summaries(
+    base: Path, rows: list[dict[str, Any]], folder: Path, *, steps: int = 60
+) -> Path:
+    """Save a model that has learnt to shorten a little, in plain PyTorch."""
+    import torch
+    from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+    torch.manual_seed(3)
+    model = AutoModelForSeq2SeqLM.from_pretrained(base)
+    made = AutoTokenizer.from_pretrained(base)
+    examples = [
+        (made("shorten: " + row["source"])["input_ids"], made(row["target"])["input_ids"])
+        for row in rows
+    ]
+    _teach(model, examples, steps)
+    return _save(model, made, folder)
+
+
+def _teach(model: Any, examples: list[tuple[list[int], list[int]]], steps: int) -> None:
+    """A few steps on all examples, padded to the longest; on one thread, as they are so small."""
+    import torch
+    from torch.nn.utils.rnn import pad_sequence
+
+    inputs, labels = [
+        pad_sequence([torch.tensor(row) for row in part], batch_first=True, padding_value=filled)
+        for part, filled in zip(zip(*examples, strict=True), (0, -100), strict=True)
+    ]
+    there = [torch.ones(len(row), dtype=torch.long) for row, _ in examples]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    for _ in range(steps):
+        mask = pad_sequence(there, batch_first=True)
+        model(input_ids=inputs, attention_mask=mask, labels=labels).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    torch.set_num_threads(threads)
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:

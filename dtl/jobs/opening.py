@@ -10,7 +10,7 @@ import torch
 from dtl.assemble import Parts
 from dtl.config.schema import RunConfig
 from dtl.data.loader import Loader
-from dtl.engine import Engine, EngineSettings, start
+from dtl.engine import DTYPES, Engine, EngineSettings, start
 from dtl.errors import RunFailed
 from dtl.examples import Examples
 from dtl.models.load import initialise, load_pretrained
@@ -92,10 +92,12 @@ def open_model(
     loaded.model.config.pad_token_id = examples.processor.pad_token_id  # type: ignore[union-attr]
     torch.manual_seed(config.train.seed)
     model = parts.strategy.apply(loaded.model, new=loaded.new)
-    if plan.layout.zero == 0:  # the optimizer works on the weights themselves: they are fp32
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.data = parameter.data.float()
+    # At stage 0 the optimizer works on the weights themselves: they are fp32. ZeRO keeps fp32
+    # copies and wants one dtype, also where PEFT puts an fp32 adapter beside a head in bf16.
+    dtype = torch.float32 if plan.layout.zero == 0 else DTYPES[plan.layout.dtype]
+    for parameter in model.parameters():
+        if parameter.requires_grad and not hasattr(parameter, "ds_id"):  # those are so already
+            parameter.data = parameter.data.to(dtype)
     if plan.layout.activation_checkpointing:
         model.gradient_checkpointing_enable(  # type: ignore[operator]
             gradient_checkpointing_kwargs={"use_reentrant": False}

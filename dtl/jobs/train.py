@@ -240,6 +240,7 @@ class _Job:
                 self.collate,
                 self.examples.facts,
                 batch=self.config.train.evaluation_batch,
+                processor=self.examples.processor,
                 pause=self.pause,
             )
             if self.engine.is_first:

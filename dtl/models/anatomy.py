@@ -8,14 +8,27 @@ if TYPE_CHECKING:
     from torch import nn
 
 
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model itself: what spreads it over processes holds it as `module`."""
+    inner: nn.Module = getattr(model, "module", model)
+    return inner
+
+
 def head_module_names(model: nn.Module) -> tuple[str, ...]:
-    """Top-level modules beside the base: `score`, `classifier`, `lm_head` ... that hold weights."""
+    """Top-level modules beside the base: `score`, `classifier`, `lm_head` ... that hold weights.
+
+    T5 keeps its base in several modules; there the head is what makes the output.
+    """
     base = getattr(model, "base_model_prefix", "")
-    return tuple(
-        name
+    children = {
+        name: module
         for name, module in model.named_children()
         if name != base and any(True for _ in module.parameters())
-    )
+    }
+    if hasattr(model, base) or not hasattr(model, "get_output_embeddings"):
+        return tuple(children)
+    output = model.get_output_embeddings()  # type: ignore[operator]
+    return tuple(name for name, module in children.items() if module is output)
 
 
 def head_modules(model: nn.Module) -> list[nn.Module]:
@@ -26,14 +39,7 @@ def head_modules(model: nn.Module) -> list[nn.Module]:
 
 def head_parameters(model: nn.Module) -> frozenset[str]:
     """Names of the head's own parameters; what is tied to the base is the base's."""
-    base = getattr(model, "base_model_prefix", "")
-    in_base = {
-        id(parameter)
-        for name, parameter in model.named_parameters(remove_duplicate=False)
-        if base and name.startswith(f"{base}.")
-    }
-    return frozenset(
-        name
-        for name, parameter in model.named_parameters(remove_duplicate=False)
-        if not (base and name.startswith(f"{base}.")) and id(parameter) not in in_base
-    )
+    heads = head_module_names(model)
+    every = dict(model.named_parameters(remove_duplicate=False))
+    in_base = {id(value) for name, value in every.items() if name.partition(".")[0] not in heads}
+    return frozenset(name for name, value in every.items() if id(value) not in in_base)

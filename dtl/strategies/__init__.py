@@ -19,6 +19,7 @@ class Strategy(ABC):
     learning_rate: ClassVar[float]  # where optim.learning_rate is left out
     starts_from: ClassVar[Literal["pretrained", "random"]] = "pretrained"
     exports: ClassVar[Literal["model", "adapter"]] = "model"
+    keeps_base: bool = False  # whether what it adds can be set aside, which leaves the base
 
     def __init__(self, options: Any) -> None:
         self.options = options

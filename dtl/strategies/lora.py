@@ -61,11 +61,18 @@ class Plugin(Strategy):
     exports = "adapter"
     options: Options
 
+    def __init__(self, options: Options) -> None:
+        super().__init__(options)
+        self.keeps_base = options.bias == "none"  # biases learn in their place
+
     def apply(self, model: nn.Module, *, new: frozenset[str]) -> nn.Module:
         from peft import LoraConfig, get_peft_model
 
         options = self.options
-        heads = head_module_names(model) if new else ()
+        task_type = _task_type(model)
+        # PEFT makes the head of a tagger learn whole, and would give it an adapter as well.
+        whole = bool(new) or task_type == "TOKEN_CLS"
+        heads = head_module_names(model) if whole else ()
         settings: dict[str, Any] = {
             "r": options.rank,
             "lora_alpha": options.alpha,
@@ -77,7 +84,7 @@ class Plugin(Strategy):
             "use_rslora": options.rslora,
             "use_dora": options.dora,
             "modules_to_save": sorted({*options.also_learn, *heads, *_owners(new, heads)}) or None,
-            "task_type": _task_type(model),
+            "task_type": task_type,
         }
         try:
             return get_peft_model(model, LoraConfig(**settings))
@@ -111,6 +118,13 @@ def _task_type(model: nn.Module) -> str | None:
     name = type(model).__name__
     if name.endswith("ForSequenceClassification"):
         return "SEQ_CLS"
+    if name.endswith("ForTokenClassification"):
+        return "TOKEN_CLS"
     if name.endswith("ForCausalLM") or name.endswith("LMHeadModel"):
         return "CAUSAL_LM"
+    # Whisper too has a decoder beside an encoder, but reads sounds: PEFT would give it input_ids.
+    reads_text = getattr(model, "main_input_name", None) == "input_ids"
+    generates = name.endswith(("ForConditionalGeneration", "MTModel"))
+    if reads_text and generates and getattr(model.config, "is_encoder_decoder", False):
+        return "SEQ_2_SEQ_LM"
     return None

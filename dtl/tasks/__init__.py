@@ -30,6 +30,7 @@ class Task(ABC):
     head: ClassVar[str]  # the transformers auto class that carries the right head
     reads: ClassVar[str]  # the columns it needs, in words
     best: ClassVar[str]  # the score that tells which model is best; "-name" where less is better
+    needs_base: ClassVar[bool] = False  # whether it compares with the base, which must then be kept
 
     def __init__(self, options: Any) -> None:
         self.options = options
@@ -63,8 +64,11 @@ class Task(ABC):
         """The sum of the losses of all targets, shape (), in fp32."""
 
     @abstractmethod
-    def outcomes(self, model: nn.Module, batch: dict[str, Tensor]) -> list[Outcome]:
-        """What scoring needs of each example, as JSON, in the order of the batch."""
+    def outcomes(
+        self, model: nn.Module, batch: dict[str, Tensor], *, processor: Any
+    ) -> list[Outcome]:
+        """What scoring needs of each example, as JSON, in the order of the batch. `processor`: the
+        model's tokenizer, which turns what was generated into text."""
 
     @abstractmethod
     def score(self, outcomes: list[Outcome], facts: Facts) -> dict[str, float]:
@@ -95,6 +99,13 @@ def text_of(row: Row, column: str, *, tokens: int) -> str:
 def within_reach(text: str, *, tokens: int) -> str:
     """The start of a text, long enough for so many tokens of any tokenizer."""
     return text[: max(LONGEST_TEXT, tokens * LONGEST_TOKEN)]
+
+
+def room(asked: int, processor: Any, base: Any) -> int:
+    """Tokens that a text may have: what is asked for, but no more than the model can read."""
+    positions = getattr(base, "max_position_embeddings", None) or 2**31
+    # RoBERTa numbers its positions from 2: only its tokenizer knows the true limit.
+    return int(min(asked, positions, processor.model_max_length))
 
 
 def pad(rows: list[Any], *, value: int, multiple: int = 8) -> Tensor:

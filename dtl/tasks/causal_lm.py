@@ -147,7 +147,9 @@ class Plugin(Task):
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         return _losses(model, batch)[0].sum()
 
-    def outcomes(self, model: nn.Module, batch: dict[str, Tensor]) -> list[Outcome]:
+    def outcomes(
+        self, model: nn.Module, batch: dict[str, Tensor], *, processor: Any
+    ) -> list[Outcome]:
         losses_BT, logits_BTV = _losses(model, batch)
         labels_BT = batch["labels"][:, 1:]
         hits_BT = logits_BTV.argmax(-1) == labels_BT

@@ -14,7 +14,7 @@ from dtl.config.schema import Record
 from dtl.data.encoded import Encoded, Skip
 from dtl.data.source import Row
 from dtl.errors import DtlError, Fault, near
-from dtl.tasks import Facts, Outcome, Task, mask, not_text, pad, text_of
+from dtl.tasks import Facts, Outcome, Task, mask, not_text, pad, room, text_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -77,9 +77,7 @@ class Plugin(Task):
 
     def encoder(self, processor: Any, facts: Facts, base: Any) -> Callable[[Row], Encoded | Skip]:
         places = {label: place for place, label in enumerate(facts["labels"])}
-        positions = getattr(base, "max_position_embeddings", None) or 2**31
-        # RoBERTa numbers its positions from 2: only its tokenizer knows the true limit.
-        limit = min(self.options.max_length, positions, processor.model_max_length)
+        limit = room(self.options.max_length, processor, base)
 
         def encode(row: Row) -> Encoded | Skip:
             label = _label(row)
@@ -119,7 +117,9 @@ class Plugin(Task):
 
         return cross_entropy(_logits(model, batch), batch["labels"], reduction="sum")
 
-    def outcomes(self, model: nn.Module, batch: dict[str, Tensor]) -> list[Outcome]:
+    def outcomes(
+        self, model: nn.Module, batch: dict[str, Tensor], *, processor: Any
+    ) -> list[Outcome]:
         from torch.nn.functional import cross_entropy
 
         logits_BC = _logits(model, batch)

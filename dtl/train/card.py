@@ -67,7 +67,7 @@ def _loading(kind: str, head: str, path: str, labels: list[str] | None) -> str:
     """Code that runs as it stands, but for the path of the export."""
     mini = path.removeprefix("mini:")
     base = json.dumps(path) if mini == path else f"str(mini.path({json.dumps(mini)}))"
-    extra = f", id2label={dict(enumerate(labels))}" if labels else ""
+    extra = f", id2label={dict(enumerate(labels))}, ignore_mismatched_sizes=True" if labels else ""
     code = LOADING[kind].format(head=head, base=base, extra=extra).rstrip()
     return code if mini == path or kind == "model" else f"from dtl import mini\n{code}"
 

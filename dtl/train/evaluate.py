@@ -41,6 +41,7 @@ def evaluate(
     facts: Facts,
     *,
     batch: int,
+    processor: Any,
     pause: Callable[[str], None],
 ) -> Evaluation:
     """Batches are formed before they are dealt out, so the same sums are added on any layout.
@@ -53,7 +54,7 @@ def evaluate(
     for number, held in enumerate(batches, start=1):
         pause(f"evaluation, batch {number}")
         with engine.forward():
-            found = task.outcomes(engine.model, engine.to_device(held.tensors))
+            found = task.outcomes(engine.model, engine.to_device(held.tensors), processor=processor)
         mine.extend(zip(held.ids, found, strict=False))  # an empty batch has outcomes but no ids
     everyone = sorted(engine.gather(mine), key=lambda pair: pair[0])
     if [number for number, _ in everyone] != list(range(len(data))):

@@ -48,6 +48,21 @@ def labelled(count: int) -> tuple[dict[str, Any], ...]:
     )
 
 
+def tagged(count: int) -> tuple[dict[str, Any], ...]:
+    return tuple(tiny.tag(row["text"]) for row in texts(count))
+
+
+def shortened(count: int) -> tuple[dict[str, Any], ...]:
+    return tuple(tiny.shorten(row["text"]) for row in texts(count))
+
+
+def preferred(count: int) -> tuple[dict[str, Any], ...]:
+    return tuple(
+        {"prompt": row["text"], "chosen": f" {word} again", "rejected": f" {other} and {word}"}
+        for row, word, other in zip(texts(count), tiny.WORDS, tiny.WORDS[9:], strict=False)
+    )
+
+
 ANSWERS = tuple(
     {"prompt": f"{row['text']} ?", "completion": f" {tiny.WORDS[place]} {row['text']}"}
     for place, row in enumerate(texts(9))
@@ -57,9 +72,21 @@ CASES: dict[str, list[Case]] = {
         Case("decoder", texts(9), classes=320, options={}),
         Case("tied_decoder", ANSWERS, classes=None, options={"max_length": 64}),
     ],
+    "dpo": [
+        Case("decoder", preferred(9), classes=2, options={"beta": 1.0}),
+        Case("tied_decoder", preferred(9), classes=None, options={"beta": 1.0}),
+    ],
     "text_classification": [
         Case("encoder", labelled(9), classes=3, options={}),
         Case("decoder", labelled(9), classes=3, options={}),
+    ],
+    "token_classification": [
+        Case("encoder", tagged(9), classes=4, options={}),
+        Case("decoder", tagged(9), classes=5, options={"label_all": True}),
+    ],
+    "seq2seq": [
+        Case("t5", shortened(9), classes=320, options={"generate_length": 24}),
+        Case("bart", shortened(9), classes=None, options={"metric": "bleu", "beams": 2}),
     ],
 }
 TRIALS = [(name, place) for name in CASES for place in range(len(CASES[name]))]
@@ -72,12 +99,12 @@ class Bench:
     task: Any
     model: Any
     facts: dict[str, Any]
-    padding: int
+    processor: Any
     encoded: list[Encoded]
 
     def collate(self, places: list[int]) -> dict[str, torch.Tensor]:
         return self.task.collate(
-            [self.encoded[place].values for place in places], padding=self.padding
+            [self.encoded[place].values for place in places], padding=self.processor.pad_token_id
         )
 
     def loss(self, places: list[int]) -> float:
@@ -86,7 +113,7 @@ class Bench:
 
     def outcomes(self, places: list[int]) -> list[dict[str, Any]]:
         with torch.no_grad():
-            return self.task.outcomes(self.model, self.collate(places))
+            return self.task.outcomes(self.model, self.collate(places), processor=self.processor)
 
     @property
     def all(self) -> list[int]:
@@ -121,10 +148,18 @@ def set_up(folder: Path, name: str, place: int) -> Bench:
     )
     initialise(loaded.model, loaded.new, seed=0, fill=lambda p, value: p.data.copy_(value))
     loaded.model.config.pad_token_id = processor.pad_token_id
+    model = adapted(loaded.model) if task.needs_base else loaded.model
     encode = task.encoder(processor, facts, settings)
     encoded = [encode(row) for row in rows]
     assert all(isinstance(example, Encoded) for example in encoded)
-    return Bench(task, loaded.model.eval(), facts, processor.pad_token_id, encoded)
+    return Bench(task, model.eval(), facts, processor, encoded)
+
+
+def adapted(model: Any) -> Any:
+    """A small adapter, for tasks that compare with the base beside it."""
+    torch.manual_seed(0)
+    lora = registry.load("strategies", "lora")
+    return lora.Plugin(lora.Options(rank=4)).apply(model, new=frozenset())
 
 
 @pytest.fixture(params=TRIALS, ids=lambda trial: f"{trial[0]}-{CASES[trial[0]][trial[1]].base}")
@@ -165,13 +200,19 @@ def test_more_padding_changes_nothing(bench):
     """Beside the longest example, the others are padded to its length."""
     narrow = bench.collate([0, 1])
     wide = {name: tensor[:2] for name, tensor in bench.collate([0, 1, bench.all[-1]]).items()}
-    assert wide["input_ids"].shape[1] > narrow["input_ids"].shape[1]
+    assert wide["input_ids"].shape[-1] > narrow["input_ids"].shape[-1]
     with torch.no_grad():
         losses = [bench.task.loss(bench.model, batch).item() for batch in (narrow, wide)]
-        first, second = [bench.task.outcomes(bench.model, batch) for batch in (narrow, wide)]
+        first, second = [
+            bench.task.outcomes(bench.model, batch, processor=bench.processor)
+            for batch in (narrow, wide)
+        ]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     for one, other in zip(first, second, strict=True):
-        assert one == pytest.approx(other, rel=1e-5)
+        assert one.keys() == other.keys()
+        for name, value in one.items():
+            near = pytest.approx(value, rel=1e-5) if isinstance(value, float) else value
+            assert other[name] == near
 
 
 def test_targets_are_those_that_the_loss_counts(trial):
@@ -194,8 +235,11 @@ def test_targets_are_those_that_the_loss_counts(trial):
 
 
 def test_lengths_are_what_the_model_reads(bench):
+    """A decoder beside the encoder reads as many tokens as it is to write."""
+    two = getattr(bench.model.config, "is_encoder_decoder", False)
     for place, example in enumerate(bench.encoded):
-        assert int(bench.collate([place])["attention_mask"].sum()) == example.length
+        read = int(bench.collate([place])["attention_mask"].sum())
+        assert read + two * example.targets == example.length
 
 
 def test_outcomes_of_any_split_score_the_same(bench):
@@ -240,7 +284,7 @@ def test_forty_steps_on_four_examples_overfit(bench):
         losses.append(loss.item())
     assert losses[-1] < 0.1 * losses[0]
     with torch.no_grad():
-        outcomes = bench.task.outcomes(model.eval(), batch)
+        outcomes = bench.task.outcomes(model.eval(), batch, processor=bench.processor)
     assert bench.task.score(outcomes, bench.facts)["accuracy"] > 0.95
 
 
@@ -394,7 +438,7 @@ def test_the_end_token_counts_in_a_padded_batch_where_it_is_also_the_padding(dec
     assert (batch["labels"][0] == tokenizer.eos_token_id).sum() == 1
     model = AutoModelForCausalLM.from_pretrained(decoder, dtype=torch.float32).eval()
     with torch.no_grad():
-        found = [outcome["loss"] for outcome in task.outcomes(model, batch)]
+        found = [outcome["loss"] for outcome in task.outcomes(model, batch, processor=tokenizer)]
         for row, loss in zip(rows, found, strict=True):
             tokens = torch.tensor([row.values["input_ids"]])
             alone = model(input_ids=tokens, labels=tokens).loss.item() * row.targets

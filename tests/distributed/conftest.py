@@ -19,6 +19,11 @@ from tests.distributed.matrix import (
     STAGES,
     STEPS,
     STRATEGIES,
+    TEXT_HELD_OUT,
+    TEXT_LAYOUTS,
+    TEXT_RUNS,
+    TEXT_STEPS,
+    TEXT_STRATEGIES,
 )
 
 CHECKPOINTING = "layout.activation_checkpointing=true"
@@ -38,6 +43,30 @@ strategy: frozen
 optim: {{learning_rate: {RATE}}}
 train: {{steps: 3, global_batch: {BATCH}, evaluation_batch: 4}}
 """
+TAGS = f"""
+model: {{path: tagger, dtype: fp32}}
+task: {{name: token_classification, max_length: 48}}
+data: {{train: tagged.jsonl, eval: tagged_held_out.jsonl}}
+strategy: full
+optim: {{learning_rate: {RATE}, warmup: 0}}
+train: {{steps: {TEXT_STEPS}, global_batch: {BATCH}, evaluation_batch: 2}}
+"""
+SUMMARY = f"""
+model: {{path: summariser, dtype: fp32}}
+task: {{name: seq2seq, prefix: "shorten: ", generate_length: 16}}
+data: {{train: summaries.jsonl, eval: summaries_held_out.jsonl}}
+strategy: full
+optim: {{learning_rate: {RATE}, warmup: 0}}
+train: {{steps: {TEXT_STEPS}, global_batch: {BATCH}, evaluation_batch: 2}}
+"""
+PAIRS = f"""
+model: {{path: base, dtype: fp32}}
+task: {{name: dpo, beta: 0.5, max_length: 64}}
+data: {{train: pairs.jsonl, eval: pairs_held_out.jsonl}}
+strategy: lora
+optim: {{learning_rate: {RATE}, warmup: 0, gradient_clip: null}}
+train: {{steps: {TEXT_STEPS}, global_batch: {BATCH}, evaluation_batch: 2}}
+"""
 
 
 @pytest.fixture(scope="session")
@@ -52,9 +81,10 @@ def bed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny.write_labelled(folder / "held_out.jsonl", HELD_OUT, seed=2)
     (folder / "config.yaml").write_text(CONFIG)
     (folder / "labelled.yaml").write_text(LABELLED)
-    alone = [_job(1, *case) for case in _cases()] + _labelled(1) + _scored(1)
+    _lay_out_text_tasks(folder)
+    alone = [_job(1, *case) for case in _cases()] + _labelled(1) + _scored(1) + _text_tasks(1)
     launching.run_jobs(1, alone + _interrupted(), cwd=folder)
-    pair = [_job(2, *case) for case in _cases()] + _labelled(2) + _scored(2)
+    pair = [_job(2, *case) for case in _cases()] + _labelled(2) + _scored(2) + _text_tasks(2)
     pair += _exported() + _resumed() + _poisoned() + _varied()
     launching.run_jobs(2, pair, cwd=folder)
     launching.run_jobs(3, _scored(3), cwd=folder)
@@ -183,3 +213,41 @@ def _exported() -> list[dict[str, Any]]:
         }
         for name, (config, more) in EXPORTED.items()
     ]
+
+
+def _lay_out_text_tasks(folder: Path) -> None:
+    """Data of other kinds, and bases that have learnt a little of it."""
+    (folder / "tags.yaml").write_text(TAGS)
+    (folder / "summary.yaml").write_text(SUMMARY)
+    (folder / "pairs.yaml").write_text(PAIRS)
+    tiny.write_rows(folder / "pairs.jsonl", tiny.pairs(53, seed=1))
+    tiny.write_rows(folder / "pairs_held_out.jsonl", tiny.pairs(TEXT_HELD_OUT, seed=2))
+    tagged, summaries = tiny.tagged(53, seed=1), tiny.shortened(53, seed=1)
+    for name, rows in {"tagged": tagged, "summaries": summaries}.items():
+        tiny.write_rows(folder / f"{name}.jsonl", rows)
+        # Six of these the base has seen, so that it is partly right.
+        tiny.write_rows(folder / f"{name}_held_out.jsonl", rows[:TEXT_HELD_OUT])
+    tiny.encoder(folder / "untaught-tagger")
+    tiny.teach_tags(folder / "untaught-tagger", tagged[:6], folder / "tagger")
+    tiny.t5(folder / "untaught-summariser")
+    tiny.teach_summaries(folder / "untaught-summariser", summaries[:6], folder / "summariser")
+
+
+def _text_tasks(ranks: int) -> list[dict[str, Any]]:
+    jobs = [
+        _text_task(
+            task, strategy, f"layout.zero={zero}", f"run.name={task}-{strategy}-{many}-{zero}"
+        )
+        | {"bare": (many, zero) != TEXT_LAYOUTS[-1]}
+        for task, strategy in TEXT_RUNS
+        for many, zero in TEXT_LAYOUTS
+        if many == ranks
+    ]
+    # An adapter and a whole head beside it, in half precision.
+    half = ["layout.zero=3", "model.dtype=bf16", "run.name=tags-half"]
+    return jobs + [_text_task("tags", "lora", *half) | {"bare": True}] * (ranks == 2)
+
+
+def _text_task(task: str, strategy: str, *more: str) -> dict[str, Any]:
+    overrides = [f"strategy={strategy}", *TEXT_STRATEGIES[strategy], *more]
+    return {"config": f"{task}.yaml", "overrides": overrides}

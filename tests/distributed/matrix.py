@@ -13,3 +13,15 @@ EXPORTED = {
     "lora-head": ("labelled.yaml", ["strategy=lora", "strategy.rank=4"]),
     "full-head": ("labelled.yaml", ["strategy=full"]),
 }
+
+# Tasks of their own kind of model: a base that is taught before, and few steps on some layouts.
+TEXT_TASKS = ("tags", "summary", "pairs")
+TEXT_STRATEGIES = {"full": [], "lora": ["strategy.rank=4", "strategy.alpha=8"]}
+TEXT_RUNS = tuple(
+    (task, strategy)
+    for task in TEXT_TASKS
+    for strategy in TEXT_STRATEGIES
+    if (task, strategy) != ("pairs", "full")  # preferences are learnt by an adapter
+)
+TEXT_LAYOUTS = ((1, 0), (2, 0), (2, 2), (2, 3))  # ranks and ZeRO stage; the last one exports
+TEXT_STEPS, TEXT_HELD_OUT = 4, 9  # in batches of 2: with two ranks, one has nothing at the end

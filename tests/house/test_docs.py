@@ -180,7 +180,7 @@ def test_shown_task_does_what_it_says(encoder: Path) -> None:
             expected += float((model(**inputs).logits[0, 0] - row["number"]) ** 2)
     with torch.no_grad():
         assert float(task.loss(model, batch)) == pytest.approx(expected, rel=1e-5)
-        score = task.score(task.outcomes(model, batch), {})
+        score = task.score(task.outcomes(model, batch, processor=tokenizer), {})
     assert score == {"squared_error": pytest.approx(expected / 2, rel=1e-5)}
 
 

@@ -10,6 +10,7 @@ from dtl import mini
 from dtl.config.schema import RunConfig
 from dtl.plan import Layout, Parameters, Plan
 from dtl.train.card import model_card
+from tests import tiny
 
 PLAN = Plan(
     layout=Layout(1, 2, 2, "none", 4, 2, False, "bf16", "cpu"),
@@ -59,8 +60,16 @@ def save_adapter(base, folder, auto, **settings):
     from peft import LoraConfig, get_peft_model
     from transformers import AutoTokenizer
 
-    kind = {"AutoModelForCausalLM": "CAUSAL_LM"}.get(auto.__name__, "SEQ_CLS")
-    config = LoraConfig(r=2, target_modules="all-linear", task_type=kind)
+    kinds = {
+        "AutoModelForCausalLM": "CAUSAL_LM",
+        "AutoModelForSeq2SeqLM": "SEQ_2_SEQ_LM",
+        "AutoModelForTokenClassification": "TOKEN_CLS",
+        "AutoModelForSequenceClassification": "SEQ_CLS",
+    }
+    heads = ["classifier"] if "Classification" in auto.__name__ else None
+    config = LoraConfig(
+        r=2, target_modules="all-linear", task_type=kinds[auto.__name__], modules_to_save=heads
+    )
     model = get_peft_model(auto.from_pretrained(base, **settings), config)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
@@ -135,6 +144,35 @@ def test_the_code_of_a_classifying_adapter_loads_its_head_too(encoder, tmp_path)
     tokens = loaded["tokenizer"]("the river", return_tensors="pt").input_ids
     with torch.no_grad():
         assert torch.equal(loaded["model"](tokens).logits, trained(tokens).logits)
+
+
+def test_the_code_of_a_tagging_adapter_loads_it_over_a_base_with_another_head(encoder, tmp_path):
+    from transformers import AutoModelForTokenClassification
+
+    auto, base, adapter = AutoModelForTokenClassification, tmp_path / "base", tmp_path / "adapter"
+    auto.from_pretrained(encoder, num_labels=5).save_pretrained(base)
+    tiny.tokenizer().save_pretrained(base)
+    trained = save_adapter(base, adapter, auto, num_labels=3, ignore_mismatched_sizes=True)
+    loaded = run_code(card(base, head=auto.__name__, labels=["O", "B-x", "I-x"]), adapter)
+    tokens = loaded["tokenizer"]("the river", return_tensors="pt").input_ids
+    with torch.no_grad():
+        assert torch.equal(loaded["model"](tokens).logits, trained(tokens).logits)
+    assert loaded["model"].config.id2label == {0: "O", 1: "B-x", 2: "I-x"}
+
+
+@pytest.mark.parametrize("family", ["t5", "bart"])
+def test_the_code_of_a_writing_adapter_loads_it(family, request, tmp_path):
+    from transformers import AutoModelForSeq2SeqLM
+
+    base, auto = request.getfixturevalue(family), AutoModelForSeq2SeqLM
+    trained = save_adapter(base, tmp_path, auto)
+    loaded = run_code(card(base, head=auto.__name__), tmp_path)
+    tokens = loaded["tokenizer"]("the river", return_tensors="pt").input_ids
+    with torch.no_grad():
+        expected = trained(input_ids=tokens, labels=tokens).logits
+        assert torch.equal(loaded["model"](input_ids=tokens, labels=tokens).logits, expected)
+        generated = trained.generate(input_ids=tokens, max_new_tokens=8)
+        assert torch.equal(loaded["model"].generate(input_ids=tokens, max_new_tokens=8), generated)
 
 
 @pytest.mark.parametrize("base", ["decoder", "mini:text"])

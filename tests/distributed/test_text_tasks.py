@@ -1,0 +1,294 @@
+"""Taggers and summarisers: one loss on every layout, and scores of the reference libraries."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.distributed import launching
+from tests.distributed.matrix import (
+    BATCH,
+    RATE,
+    TEXT_HELD_OUT,
+    TEXT_LAYOUTS,
+    TEXT_RUNS,
+    TEXT_STEPS,
+    TEXT_STRATEGIES,
+    TEXT_TASKS,
+)
+
+OF_THEIR_OWN = ("tags", "summary")  # those whose base is taught before
+
+
+def runs(bed: Path, task: str, strategy: str) -> list[Path]:
+    return [bed / "runs" / f"{task}-{strategy}-{ranks}-{zero}" for ranks, zero in TEXT_LAYOUTS]
+
+
+def rows(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def outcomes(run: Path, step: int) -> list[dict[str, Any]]:
+    return rows(run / "evaluations" / f"step-{step:08d}.jsonl")
+
+
+def scores(run: Path, model: str) -> dict[str, Any]:
+    lines = [line for line in rows(run / "metrics.jsonl") if line["kind"] == "eval"]
+    return next(line for line in lines if line["model"] == model)
+
+
+@pytest.mark.parametrize(("task", "strategy"), TEXT_RUNS)
+def test_loss_is_one_on_every_layout(bed: Path, task: str, strategy: str) -> None:
+    first, *others = [
+        [line["loss"] for line in launching.train_lines(run)] for run in runs(bed, task, strategy)
+    ]
+    assert len(first) == TEXT_STEPS and first[-1] != first[0]
+    for layout, other in zip(TEXT_LAYOUTS[1:], others, strict=True):
+        assert other == pytest.approx(first, rel=1e-5), layout
+
+
+def test_an_adapter_beside_a_head_learns_in_half_precision_too(bed: Path) -> None:
+    plain = [line["loss"] for line in launching.train_lines(bed / "runs" / "tags-lora-1-0")]
+    half = [line["loss"] for line in launching.train_lines(bed / "runs" / "tags-half")]
+    assert half != plain and half == pytest.approx(plain, rel=5e-2)
+
+
+@pytest.mark.parametrize("task", OF_THEIR_OWN)
+def test_the_first_loss_is_that_of_plain_transformers(bed: Path, task: str) -> None:
+    """Row by row over the first global batch, with labels made here."""
+    import numpy as np
+
+    name = {"tags": "tagged", "summary": "summaries"}[task]
+    data = rows(bed / f"{name}.jsonl")
+    order = np.random.Generator(np.random.Philox(key=[0, 0])).permutation(len(data))[:12]
+    total = targets = 0.0
+    for row in order:
+        loss, count = _alone(bed, task, data[row])
+        total, targets = total + loss * count, targets + count
+    found = launching.train_lines(bed / "runs" / f"{task}-full-2-3")[0]
+    assert found["targets"] == targets
+    assert found["loss"] == pytest.approx(total / targets, rel=1e-5)
+
+
+def _alone(bed: Path, task: str, row: dict[str, Any]) -> tuple[float, int]:
+    """The mean loss that the model itself gives for one row, and its number of targets."""
+    import torch
+    from transformers import (
+        AutoModelForSeq2SeqLM,
+        AutoModelForTokenClassification,
+        AutoTokenizer,
+    )
+
+    if task == "summary":
+        model = AutoModelForSeq2SeqLM.from_pretrained(bed / "summariser").eval()
+        tokenizer = AutoTokenizer.from_pretrained(bed / "summariser")
+        ids = tokenizer("shorten: " + row["source"])["input_ids"]
+        labels = tokenizer(row["target"])["input_ids"]
+    else:
+        model = AutoModelForTokenClassification.from_pretrained(bed / "tagger").eval()
+        tokenizer = AutoTokenizer.from_pretrained(bed / "tagger")
+        ids, labels = [], []
+        for place, (word, tag) in enumerate(zip(row["tokens"], row["tags"], strict=True)):
+            pieces = tokenizer(" " * bool(place) + word)["input_ids"]
+            ids += pieces
+            labels += [model.config.label2id[tag]] + [-100] * (len(pieces) - 1)
+        ids, labels = ids[:48], labels[:48]
+    with torch.no_grad():
+        loss = model(input_ids=torch.tensor([ids]), labels=torch.tensor([labels])).loss
+    return float(loss), sum(label != -100 for label in labels)
+
+
+@pytest.mark.parametrize("task", TEXT_TASKS)
+def test_scores_are_identical_on_every_layout(bed: Path, task: str) -> None:
+    """Of the base, which no training has touched; a rank has nothing to score at the end."""
+    strategies = [strategy for other, strategy in TEXT_RUNS if other == task]
+    every = [run for strategy in strategies for run in runs(bed, task, strategy)]
+    first, *others = [outcomes(run, 0) for run in every]
+    assert [outcome["row"] for outcome in first] == list(range(TEXT_HELD_OUT))
+    for run, other in zip(every[1:], others, strict=True):
+        for one, two in zip(first, other, strict=True):
+            assert two.pop("loss") == pytest.approx(one["loss"], rel=1e-5), run.name
+            assert two == {name: value for name, value in one.items() if name != "loss"}, run.name
+        same = scores(every[0], "unadapted").keys() - {"loss", "perplexity"}
+        for name in same:
+            assert scores(run, "unadapted")[name] == scores(every[0], "unadapted")[name], run.name
+
+
+def test_scores_of_a_tagger_are_those_of_seqeval_over_the_full_rows(bed: Path) -> None:
+    from seqeval.metrics import classification_report, f1_score
+    from transformers import AutoConfig
+
+    run = bed / "runs" / "tags-full-2-3"
+    names = AutoConfig.from_pretrained(bed / "tagger").id2label
+    truth = [row["tags"] for row in rows(bed / "tagged_held_out.jsonl")]
+    predicted = [outcome["predicted"] for outcome in outcomes(run, 0)]
+    assert any(None in row for row in predicted), "some row must be cut, or nothing is proven"
+    guess = [["O" if tag is None else names[tag] for tag in row] for row in predicted]
+    found = scores(run, "unadapted")
+    assert found["f1"] == f1_score(truth, guess)
+    assert 0.2 < found["f1"] < 1
+    report = classification_report(truth, guess, output_dict=True)
+    assert {name for name in report if name.isupper()} == {"PLACE", "THING"}
+    for kind in ("PLACE", "THING"):
+        assert found[f"f1/{kind}"] == report[kind]["f1-score"]
+        assert found[f"support/{kind}"] == report[kind]["support"]
+
+
+def test_scores_of_a_summariser_are_those_of_rouge_score_over_plain_generation(bed: Path) -> None:
+    from rouge_score.rouge_scorer import RougeScorer
+    from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+    run = bed / "runs" / "summary-full-2-3"
+    model = AutoModelForSeq2SeqLM.from_pretrained(bed / "summariser").eval()
+    tokenizer = AutoTokenizer.from_pretrained(bed / "summariser")
+    scorer = RougeScorer(["rouge1", "rouge2", "rougeL", "rougeLsum"], use_stemmer=True)
+    found = outcomes(run, 0)
+    each = []
+    for row, outcome in zip(rows(bed / "summaries_held_out.jsonl"), found, strict=True):
+        ids = tokenizer(f"shorten: {row['source']}", return_tensors="pt")["input_ids"]
+        tokens = model.generate(input_ids=ids, max_length=None, max_new_tokens=16)[0]
+        assert outcome["generated"] == tokenizer.decode(tokens, skip_special_tokens=True).strip()
+        assert outcome["reference"] == row["target"]
+        each.append(scorer.score(outcome["reference"], outcome["generated"]))
+    lengths = {len(outcome["generated"].split()) for outcome in found}
+    assert len(lengths) > 1, "ranks must end at different steps"
+    for name, value in scores(run, "unadapted").items():
+        if name.startswith("rouge"):
+            assert value == math.fsum(score[name].fmeasure for score in each) / TEXT_HELD_OUT
+            assert 0.2 < value < 1
+
+
+def test_preferences_are_learnt_as_in_plain_pytorch_and_peft(bed: Path) -> None:
+    """Pair by pair, answer by answer, without Accelerate, DeepSpeed or dtl."""
+    import numpy as np
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from torch.nn.functional import logsigmoid
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(bed / "base")
+    model = AutoModelForCausalLM.from_pretrained(bed / "base")
+    torch.manual_seed(0)
+    settings = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
+    model = get_peft_model(model, settings)
+    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(learning, lr=RATE, weight_decay=0.0)
+
+    def log_likelihood(prompt: str, answer: str) -> Any:
+        start, tokens = (tokenizer(text)["input_ids"] for text in (prompt, answer))
+        whole = torch.tensor([[*start, *tokens, tokenizer.eos_token_id]])
+        logs = model(input_ids=whole).logits[0, :-1].log_softmax(-1)
+        return logs.gather(1, whole[0, 1:, None])[len(start) - 1 :].sum()
+
+    def margin(row: dict[str, str]) -> Any:
+        texts = [(row["prompt"], row["chosen"]), (row["prompt"], row["rejected"])]
+        with torch.no_grad(), model.disable_adapter():
+            base = [log_likelihood(*pair) for pair in texts]
+        chosen, rejected = (log_likelihood(*pair) - b for pair, b in zip(texts, base, strict=True))
+        return 0.5 * (chosen - rejected)
+
+    data, held_out = rows(bed / "pairs.jsonl"), rows(bed / "pairs_held_out.jsonl")
+    order = np.random.Generator(np.random.Philox(key=[0, 0])).permutation(len(data))
+    losses = []
+    for step in range(TEXT_STEPS):
+        rate = RATE * 0.5 * (1 + math.cos(math.pi * step / TEXT_STEPS))
+        optimizer.param_groups[0]["lr"] = rate
+        batch = [data[row] for row in order[step * BATCH : (step + 1) * BATCH]]
+        loss = -sum(logsigmoid(margin(row)) for row in batch) / len(batch)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(float(loss.detach()))
+    assert losses[0] == pytest.approx(math.log(2), rel=1e-6)
+    assert losses[-1] < 0.9 * losses[0], "the reference does not learn: nothing is proven"
+    with torch.no_grad():
+        margins = [float(margin(row)) for row in held_out]
+    for run in runs(bed, "pairs", "lora"):
+        found = [line["loss"] for line in launching.train_lines(run)]
+        assert found == pytest.approx(losses, rel=1e-5), run.name
+        adapted = scores(run, "adapted")
+        assert adapted["margin"] == pytest.approx(sum(margins) / TEXT_HELD_OUT, rel=1e-4)
+        assert adapted["accuracy"] == sum(value > 0 for value in margins) / TEXT_HELD_OUT
+
+
+# Opens an export without dtl and scores the held-out rows: a loss a row, and what is generated.
+REOPEN = """
+import json, sys
+import torch
+from transformers import AutoModelForSeq2SeqLM, AutoModelForTokenClassification, AutoTokenizer
+
+export, base, rows, kind = sys.argv[1:]
+auto = AutoModelForSeq2SeqLM if kind == "summary" else AutoModelForTokenClassification
+if base == "-":
+    model = auto.from_pretrained(export)
+else:
+    from peft import PeftModel
+    model = PeftModel.from_pretrained(auto.from_pretrained(base), export)
+    assert model.peft_config["default"].task_type == (
+        "SEQ_2_SEQ_LM" if kind == "summary" else "TOKEN_CLS"
+    )
+model.eval()
+tokenizer = AutoTokenizer.from_pretrained(export)
+found = []
+for row in map(json.loads, open(rows)):
+    with torch.no_grad():
+        if kind == "summary":
+            ids = torch.tensor([tokenizer("shorten: " + row["source"])["input_ids"]])
+            labels = torch.tensor([tokenizer(row["target"])["input_ids"]])
+            loss = model(input_ids=ids, labels=labels).loss * labels.numel()
+            text = tokenizer.decode(
+                model.generate(input_ids=ids, max_length=None, max_new_tokens=16)[0],
+                skip_special_tokens=True,
+            ).strip()
+            found.append([float(loss), text])
+        else:
+            pieces = [tokenizer(" " * bool(i) + word) for i, word in enumerate(row["tokens"])]
+            ids = [piece for word in pieces for piece in word["input_ids"]][:48]
+            first = [i for word in pieces for i in [1] + [0] * (len(word["input_ids"]) - 1)][:48]
+            best = model(input_ids=torch.tensor([ids])).logits[0].argmax(-1).tolist()
+            found.append([tag for tag, begins in zip(best, first) if begins])
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.parametrize("strategy", TEXT_STRATEGIES)
+@pytest.mark.parametrize("task", OF_THEIR_OWN)
+def test_export_answers_as_the_trained_model(bed: Path, task: str, strategy: str) -> None:
+    """Trained under ZeRO-3, opened by plain transformers and PEFT in a fresh process."""
+    run = bed / "runs" / f"{task}-{strategy}-2-3"
+    base = {"tags": "tagger", "summary": "summariser"}[task]
+    held_out = {"tags": "tagged_held_out.jsonl", "summary": "summaries_held_out.jsonl"}[task]
+    reopened = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            REOPEN,
+            str(run / "export"),
+            str(bed / base) if strategy == "lora" else "-",
+            str(bed / held_out),
+            task,
+        ],
+        env=launching.environment(),
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    found = json.loads(reopened.splitlines()[-1])
+    trained = outcomes(run, TEXT_STEPS)
+    assert [outcome["loss"] for outcome in trained] != [
+        outcome["loss"] for outcome in outcomes(run, 0)
+    ], "training moved what was exported"
+    if task == "summary":
+        assert [text for _, text in found] == [outcome["generated"] for outcome in trained]
+        losses = [outcome["loss"] for outcome in trained]
+        assert [loss for loss, _ in found] == pytest.approx(losses, rel=1e-5)
+    else:
+        assert found == [
+            [tag for tag in outcome["predicted"] if tag is not None] for outcome in trained
+        ]

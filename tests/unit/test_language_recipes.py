@@ -1,0 +1,69 @@
+"""The language recipes plan, with a small model of the same kind and a few rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dtl import desk
+from dtl.config.load import load_config
+from dtl.recipes import recipes
+from tests import tiny
+
+RECIPES = {recipe.name: recipe.path for recipe in recipes()}
+
+
+def modernbert(folder: Path) -> Path:
+    from transformers import ModernBertConfig, ModernBertModel
+
+    made = tiny.closing_tokenizer()
+    special = dict.fromkeys(("bos_token_id", "cls_token_id"), made.bos_token_id)
+    config = ModernBertConfig(
+        vocab_size=len(made),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        pad_token_id=made.pad_token_id,
+        eos_token_id=made.eos_token_id,
+        sep_token_id=made.eos_token_id,
+        **special,
+    )
+    ModernBertModel(config).save_pretrained(folder)
+    made.save_pretrained(folder)
+    return folder
+
+
+def tagged(file: Path) -> Path:
+    """As CoNLL-2003 has them on the hub: class numbers under `ner_tags`."""
+    rows = [
+        {"tokens": ["Ada", "Lovelace", "wrote"], "ner_tags": [1, 2, 0]},
+        {"tokens": ["in", "London", "."], "ner_tags": [0, 5, 0]},
+    ]
+    return tiny.write_rows(file, rows)
+
+
+def news(file: Path) -> Path:
+    """As CNN/DailyMail has them."""
+    return tiny.write_rows(file, [{"article": "A ship. A river.", "highlights": "Ship, river."}])
+
+
+@pytest.mark.parametrize(
+    ("name", "base", "data", "learns"),
+    [
+        ("language/names", modernbert, tagged, "all"),
+        ("language/summary", tiny.t5, news, "adapters"),
+    ],
+)
+def test_a_language_recipe_plans(
+    name: str, base: object, data: object, learns: str, tmp_path: Path, cache: Path
+) -> None:
+    model, rows = base(tmp_path / "model"), data(tmp_path / "rows.jsonl")  # type: ignore[operator]
+    config = load_config(
+        RECIPES[name], [f"model.path={model}", f"data.train={rows}", f"data.eval={rows}"]
+    )
+    prepared = desk.prepare_run(config)
+    counts = prepared.plan.parameters
+    assert (counts.frozen == 0) == (learns == "all") and counts.learning > 0
+    assert len(prepared.examples.train) == len(rows.read_text().splitlines())
