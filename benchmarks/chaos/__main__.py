@@ -19,14 +19,16 @@ from benchmarks.chaos.trials import Store, run_kind, run_one
 def main() -> int:
     options = parse()
     began = time.monotonic()
-    chosen = kinds.chosen(options)
     with _folder(options.folder) as folder:
         bed = Bed(folder, options.seed)
         bed.make()
         if options.repeat:
-            return _repeat(bed, options.repeat, kinds.every(options))
+            return _repeat(bed, options)
         store = Store(folder / "trials.jsonl", options.seed)
-        results = [(kind, run_kind(kind, bed, store, jobs=options.jobs)) for kind in chosen]
+        results = [
+            (kind, run_kind(kind, bed, store, jobs=options.jobs))
+            for kind in kinds.chosen(bed, options)
+        ]
     minutes = (time.monotonic() - began) / 60
     page = "\n".join(table.report(results, seed=options.seed, minutes=minutes)) + "\n"
     print(page)
@@ -35,10 +37,10 @@ def main() -> int:
     return 0 if table.holds(results) else 1
 
 
-def _repeat(bed: Bed, which: str, every: list[kinds.Kind]) -> int:
+def _repeat(bed: Bed, options: argparse.Namespace) -> int:
     """One trial once more, by `kind:number`."""
-    name, _, number = which.partition(":")
-    kind = next(kind for kind in every if kind.name == name)
+    options.only, _, number = options.repeat.partition(":")
+    (kind,) = kinds.chosen(bed, options)
     found = run_one(kind, bed, int(number))
     print("\n".join(f"{key}: {value}" for key, value in found.found.items()))
     return 1 if found.broken else 0

@@ -83,9 +83,9 @@ def _kill(run: Run, planned: Kill, found: Trial) -> None:
     found.did.append(f"{planned.victim} in {phase} after step {step}")
     _see_them_end(run, living, planned.victim)
     run.note_torn()
-    if _go_on(run, found) and run.until(lambda: run.step > step or run.finished):
-        if run.step > step:
-            found.found["resume_seconds"].append(time.monotonic() - at)
+    goes_on = _go_on(run, found) and run.until(lambda: run.step > step or run.finished)
+    if goes_on and run.step > step:
+        found.found["resume_seconds"].append(time.monotonic() - at)
 
 
 def _see_them_end(run: Run, living: Processes, victim: str) -> None:

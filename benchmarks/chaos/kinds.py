@@ -1,28 +1,31 @@
-"""All kinds of trials, and how many of each are wanted."""
+"""All kinds of trials, and how many faults of each are wanted."""
 
 from __future__ import annotations
 
 from argparse import Namespace
+from collections.abc import Callable
 
-from benchmarks.chaos import kill
+from benchmarks.chaos import ask, corruption, crash_points, kill
+from benchmarks.chaos.bed import Bed
 from benchmarks.chaos.trials import Kind
 
-__all__ = ["Kind", "chosen", "every"]
+MODULES = (kill, crash_points, corruption, ask)
 
 
-def every(options: Namespace) -> list[Kind]:
-    """In the order of the table."""
-    return [
-        Kind(kill.NAME, kill.HOLDS, kill.trial, options.kills, kill.line),
-    ]
-
-
-def chosen(options: Namespace) -> list[Kind]:
-    """Those that were asked for and of which any are wanted."""
-    kinds = every(options)
-    names = options.only.split(",") if options.only else [kind.name for kind in kinds]
-    unknown = set(names) - {kind.name for kind in kinds}
-    if unknown:
-        known = ", ".join(kind.name for kind in kinds)
+def chosen(bed: Bed, options: Namespace) -> list[Kind]:
+    """Those that were asked for and of which any are wanted, in the order of the table."""
+    wanted: dict[str, Callable[[], int]] = {
+        kill.NAME: lambda: options.kills,
+        crash_points.NAME: lambda: len(crash_points.calls(bed)),
+        corruption.NAME: lambda: options.corruptions,
+        ask.NAME: lambda: options.signals,
+    }
+    names = options.only.split(",") if options.only else list(wanted)
+    if unknown := set(names) - set(wanted):
+        known = ", ".join(wanted)
         raise SystemExit(f"no such kind: {', '.join(sorted(unknown))}; there are {known}")
-    return [kind for kind in kinds if kind.name in names and kind.wanted > 0]
+    kinds = []
+    for module in MODULES:
+        if module.NAME in names and (count := wanted[module.NAME]()):
+            kinds.append(Kind(module.NAME, module.HOLDS, module.trial, count, module.line))
+    return kinds

@@ -65,19 +65,23 @@ def run_kind(kind: Kind, bed: Bed, store: Store, *, jobs: int) -> list[Trial]:
     """Trials by number until enough faults have landed."""
     done = store.trials(kind.name)
     lock = threading.Lock()
+    running: set[int] = set()
     numbers = iter(number for number in range(kind.wanted * SPARE) if number not in done)
 
     def next_number() -> int | None:
         with lock:
-            enough = sum(trial.landed for trial in done.values()) >= kind.wanted
+            landed = sum(trial.landed for trial in done.values()) + len(running)
             missing = any(trial.missing for trial in done.values())
-            return None if enough or missing else next(numbers, None)
+            number = None if landed >= kind.wanted or missing else next(numbers, None)
+            running.update(() if number is None else (number,))
+            return number
 
     def work() -> None:
         while (number := next_number()) is not None:
             trial = run_one(kind, bed, number)
             store.add(trial)
             with lock:
+                running.discard(number)
                 done[number] = trial
 
     workers = jobs if kind.at_once else 1

@@ -1,0 +1,191 @@
+"""Ways to damage a checkpoint, each a function of the folders; drawn from a seed."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+OF_FILES = ("truncate", "zeros", "bit", "delete", "empty", "swap", "link", "folder")
+OF_CHECKPOINTS = (
+    "extra file",
+    "linked checkpoint",
+    "older one under a newer name",
+    "empty folder",
+    "file in place of the folder",
+    "foreign checkpoint in its place",
+    "foreign checkpoint as a newer one",
+    "two of two files from the older one",
+    "stale staged folder",
+    "damaged a second time",
+)
+HARMLESS = ("stale staged folder",)
+
+
+@dataclass(frozen=True)
+class Damage:
+    """What is done; `file` names one of the newest checkpoint's, or is empty."""
+
+    way: str
+    file: str
+
+    def __str__(self) -> str:
+        return f"{self.way} {self.file}".strip()
+
+
+def every(files: list[str]) -> list[Damage]:
+    """Each way for each file, then the ways that take a whole checkpoint."""
+    of_files = [Damage(way, file) for file in files for way in OF_FILES]
+    return of_files + [Damage(way, "") for way in OF_CHECKPOINTS]
+
+
+def draw_damage(number: int, files: list[str]) -> Damage:
+    """Ways take turns; places in the files are drawn anew each time round."""
+    ways = every(files)
+    return ways[number % len(ways)]
+
+
+def apply(damage: Damage, draw: Random, *, newest: Path, older: Path, foreign: Path) -> Path:
+    """Damage it; the path of the checkpoint that must now be found out."""
+    if damage.file:
+        _FILE[damage.way](newest / damage.file, older / damage.file, draw)
+        return newest
+    return _CHECKPOINT[damage.way](newest, older, foreign, draw)
+
+
+def _truncate(file: Path, _: Path, draw: Random) -> None:
+    data = file.read_bytes()
+    file.write_bytes(data[: draw.randrange(1, len(data))])
+
+
+def _zeros(file: Path, _: Path, draw: Random) -> None:
+    data = bytearray(file.read_bytes())
+    start = draw.randrange(len(data) - 1)
+    length = draw.randrange(1, len(data) - start + 1)
+    if not any(data[start : start + length]):  # there were zeros already
+        start, length = 0, len(data)
+    data[start : start + length] = bytes(length)
+    file.write_bytes(data)
+
+
+def _bit(file: Path, _: Path, draw: Random) -> None:
+    data = bytearray(file.read_bytes())
+    data[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
+    file.write_bytes(data)
+
+
+def _swap(file: Path, other: Path, draw: Random) -> None:
+    mine, yours = file.read_bytes(), other.read_bytes()
+    file.write_bytes(yours)
+    if draw.random() < 0.5 and file.name.startswith("part-"):  # the older one stays whole
+        file.with_name(f"{file.name}.bak").write_bytes(mine)
+
+
+def _link(file: Path, _: Path, draw: Random) -> None:
+    kept = file.parents[3] / f"kept-{draw.randrange(10**6)}-{file.name}"
+    shutil.move(file, kept)
+    file.symlink_to(kept)
+
+
+def _folder(file: Path, _: Path, draw: Random) -> None:
+    file.unlink()
+    file.mkdir()
+
+
+_FILE: dict[str, Callable[[Path, Path, Random], None]] = {
+    "truncate": _truncate,
+    "zeros": _zeros,
+    "bit": _bit,
+    "delete": lambda file, other, draw: file.unlink(),
+    "empty": lambda file, other, draw: file.write_bytes(b"") and None,
+    "swap": _swap,
+    "link": _link,
+    "folder": _folder,
+}
+
+
+def _extra_file(newest: Path, older: Path, foreign: Path, draw: Random) -> Path:
+    name = draw.choice(["part-00002.safetensors", "optimizer.pt", ".hidden"])
+    shutil.copy(newest / "part-00001.safetensors", newest / name)
+    return newest
+
+
+def _linked(newest: Path, older: Path, foreign: Path, draw: Random) -> Path:
+    kept = newest.parents[2] / f"kept-{newest.name}"
+    shutil.move(newest, kept)
+    newest.symlink_to(kept, target_is_directory=True)
+    return newest
+
+
+def _older_as_newer(newest: Path, older: Path, foreign: Path, draw: Random) -> Path:
+    step = int(newest.name.removeprefix("step-")) + draw.randint(1, 5)
+    later = newest.with_name(f"step-{step:08d}")
+    shutil.copytree(older, later)
+    return later
+
+
+def _empty_folder(newest: Path, older: Path, foreign: Path, draw: Random) -> Path:
+    shutil.rmtree(newest)
+    newest.mkdir()
+    return newest
+
+
+def _file_in_place(newest: Path, older: Path, foreign: Path, draw: Random) -> Path:
+    shutil.rmtree(newest)
+    newest.write_bytes(b"step")
+    return newest
+
+
+def _foreign_in_place(newest: Path, older: Path, foreign: Path, draw: Random) -> Path:
+    shutil.rmtree(newest)
+    shutil.copytree(foreign / newest.name, newest)
+    return newest
+
+
+def _foreign_as_newer(newest: Path, older: Path, foreign: Path, draw: Random) -> Path:
+    later = max(foreign.glob("step-*"))
+    assert later.name > newest.name
+    shutil.copytree(later, newest.with_name(later.name))
+    return newest.with_name(later.name)
+
+
+def _two_files(newest: Path, older: Path, foreign: Path, draw: Random) -> Path:
+    for name in ("progress.json", "part-00001.safetensors"):
+        shutil.copy(older / name, newest / name)
+    return newest
+
+
+def _stale_staged(newest: Path, older: Path, foreign: Path, draw: Random) -> Path:
+    staged = newest.with_name(f".staged-{draw.randint(1, 40):08d}")
+    shutil.copytree(newest, staged)
+    _truncate(staged / "part-00001.safetensors", staged, draw)
+    return staged
+
+
+def _second_time(newest: Path, older: Path, foreign: Path, draw: Random) -> Path:
+    """A damaged one of this step has been set aside before."""
+    shutil.copytree(newest, newest.with_name(f"damaged-{newest.name}"))
+    _bit(newest / "part-00001.safetensors", newest, draw)
+    return newest
+
+
+_CHECKPOINT: dict[str, Callable[[Path, Path, Path, Random], Path]] = dict(
+    zip(
+        OF_CHECKPOINTS,
+        (
+            _extra_file,
+            _linked,
+            _older_as_newer,
+            _empty_folder,
+            _file_in_place,
+            _foreign_in_place,
+            _foreign_as_newer,
+            _two_files,
+            _stale_staged,
+            _second_time,
+        ),
+        strict=True,
+    )
+)
