@@ -12,7 +12,7 @@ from benchmarks.chaos.bed import SCENES, Bed
 from benchmarks.chaos.ends import faults_of_end, reference
 from benchmarks.chaos.faults import Ask, draw_ask
 from benchmarks.chaos.runs import Hung, Run, kill
-from benchmarks.chaos.table import counted, median_seconds
+from benchmarks.chaos.table import counted, listed, median_seconds
 from benchmarks.chaos.trials import Trial
 from tests import tiny
 
@@ -43,7 +43,7 @@ def trial(bed: Bed, number: int) -> Trial:
             run.start()
             code = run.wait()
             if code:
-                found.broken.append(f"the same command ended with {code}: {run.told[-200:]}")
+                found.broken.append(f"the same command ended with {code}: {run.last_words}")
             else:
                 found.broken += faults_of_end(run, expected)
     except Hung as hung:
@@ -57,15 +57,11 @@ def trial(bed: Bed, number: int) -> Trial:
 
 def line(trials: list[Trial]) -> str:
     """What the table says."""
-    phases = counted(found.found["phase"] for found in trials)
-    victims = counted(found.found["victim"] for found in trials)
-    signals = counted(name for found in trials for name in found.found["signals"])
-    lost = [found.found.get("lost", 0) for found in trials]
-    seconds = [found.found["seconds"] for found in trials if "seconds" in found.found]
+    lost = max(listed(trials, "lost"), default=0)
     return (
-        f"{len(trials)} runs were asked to stop (phases: {phases}; asked: {victims}; signals: "
-        f"{signals}); most steps lost: {max(lost, default=0)}; median time from signal to exit "
-        f"{median_seconds(seconds)}"
+        f"{len(trials)} runs were asked to stop (phases: {counted(trials, 'phase')}; asked: "
+        f"{counted(trials, 'victim')}; signals: {counted(trials, 'signals')}); most steps lost: "
+        f"{lost}; median time from signal to exit {median_seconds(listed(trials, 'seconds'))}"
     )
 
 
@@ -103,7 +99,7 @@ def _see_it_end(run: Run, found: Trial) -> None:
         found.landed = 0  # it was over before anyone could stop it
         found.did.append("was finished before it could stop")
     elif code not in ((STOPPED,) if begun else (STOPPED, INTERRUPTED)):
-        found.broken.append(f"exit code {code}: {run.told[-200:].strip()}")
+        found.broken.append(f"exit code {code}: {run.last_words}")
     saved, logged = newest_saved(run.checkpoints), last_train_step(run)
     found.found["lost"] = max(0, logged - saved)
     if found.found["lost"] > 1:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import shutil
 import signal
-from pathlib import Path
 
 from benchmarks.chaos.bed import ALONE, Bed
-from benchmarks.chaos.damage import HARMLESS, apply, draw_damage
+from benchmarks.chaos.damage import HARMLESS, Spoiled, apply, draw_damage
 from benchmarks.chaos.ends import faults_of_end, reference
 from benchmarks.chaos.runs import Hung, Run
 from benchmarks.chaos.table import counted
@@ -22,16 +21,15 @@ INTERRUPTED_AFTER, FOREIGN_AFTER = 20, 30  # steps, of a run that saves every 10
 def trial(bed: Bed, number: int) -> Trial:
     """One damage to one copy of the interrupted run."""
     damage = draw_damage(number, FILES)
-    found = Trial(NAME, number, did=[str(damage)])
+    found = Trial(NAME, number, landed=1, did=[str(damage)])
+    found.found = {"way": damage.way, "file": damage.file or "whole checkpoint"}
     mine = interrupted(bed, "mine", after=INTERRUPTED_AFTER)
     other = interrupted(bed, "foreign", ("train.seed=1",), after=FOREIGN_AFTER)
     run = Run(bed, bed.place(NAME, number), ALONE)
     run.remove()
     shutil.copytree(mine.folder, run.folder, symlinks=True)
-    older, newest = sorted(run.checkpoints.glob("step-*"))[-2:]
-    foreign = other.checkpoints
     draw = bed.draw(NAME, number)
-    spoiled = apply(damage, draw, newest=newest, older=older, foreign=foreign)
+    spoiled = apply(damage, draw, checkpoints=run.checkpoints, foreign=other.checkpoints)
     try:
         run.start()
         code = run.wait()
@@ -40,12 +38,9 @@ def trial(bed: Bed, number: int) -> Trial:
         return found
     finally:
         run.end_all()
-    found.landed = 1
-    found.found |= {"way": damage.way, "file": damage.file or "whole checkpoint"}
-    expected = newest if damage.way in HARMLESS or spoiled != newest else older
-    found.broken += _faults_of_telling(run, spoiled, expected, harmless=damage.way in HARMLESS)
+    found.broken += _faults_of_telling(run, spoiled, harmless=damage.way in HARMLESS)
     if code:
-        found.broken.append(f"exit code {code}: {run.told[-200:].strip()}")
+        found.broken.append(f"exit code {code}: {run.last_words}")
     else:
         found.broken += faults_of_end(run, reference(bed, ALONE))
     if not found.broken:
@@ -55,8 +50,8 @@ def trial(bed: Bed, number: int) -> Trial:
 
 def line(trials: list[Trial]) -> str:
     """What the table says."""
-    files = counted(found.found["file"] for found in trials if found.found)
-    ways = len({found.found["way"] for found in trials if found.found})
+    files = counted(trials, "file")
+    ways = len({found.found.get("way") for found in trials})
     return f"{len(trials)} damaged checkpoints in {ways} ways ({files})"
 
 
@@ -80,15 +75,17 @@ def _is_interrupted(run: Run, after: int) -> bool:
     return bool(steps) and not run.finished and after < steps[-1] < after + run.scene.save_every
 
 
-def _faults_of_telling(run: Run, spoiled: Path, expected: Path, *, harmless: bool) -> list[str]:
+def _faults_of_telling(run: Run, spoiled: Spoiled, *, harmless: bool) -> list[str]:
     """The damaged one is named, with what is wrong, before the run resumes from the right one."""
     before, resumed, after = run.told.partition("resuming from ")
     if not resumed:
         return ["it has not resumed from a checkpoint"]
     faults = []
-    if not after.startswith(str(expected)) and expected.name not in after.splitlines()[0]:
-        faults.append(f"resumed from {after.splitlines()[0]}, not from {expected.name}")
-    named = any("set aside" in text and spoiled.name in text for text in before.splitlines())
+    taken = after.splitlines()[0]
+    if not taken.endswith(spoiled.taken.name):
+        faults.append(f"resumed from {taken}, not from {spoiled.taken.name}")
+    name = spoiled.checkpoint.name
+    named = any("set aside" in text and name in text for text in before.splitlines())
     if not named and not harmless:
-        faults.append(f"{spoiled.name} was not named as damaged")
+        faults.append(f"{name} was not named as damaged")
     return faults

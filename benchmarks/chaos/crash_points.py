@@ -35,7 +35,7 @@ def trial(bed: Bed, number: int) -> Trial:
         run.end_all()
     found.landed = int(_done(run).exists())
     if code:
-        found.broken.append(f"exit code {code}: {run.told[-200:].strip()}")
+        found.broken.append(f"exit code {code}: {run.last_words}")
     else:
         found.broken += faults_of_end(run, reference(bed, ALONE, ("train.keep=2",)))
     if "starting again" not in run.told or "resuming from" not in run.told:

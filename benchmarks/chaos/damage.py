@@ -15,9 +15,10 @@ OF_CHECKPOINTS = (
     "older one under a newer name",
     "empty folder",
     "file in place of the folder",
-    "foreign checkpoint in its place",
     "foreign checkpoint as a newer one",
-    "two of two files from the older one",
+    "foreign checkpoint in its place",
+    "bit in a key of the manifest",
+    "all but the manifest from the older one",
     "stale staged folder",
     "damaged a second time",
 )
@@ -47,12 +48,27 @@ def draw_damage(number: int, files: list[str]) -> Damage:
     return ways[number % len(ways)]
 
 
-def apply(damage: Damage, draw: Random, *, newest: Path, older: Path, foreign: Path) -> Path:
-    """Damage it; the path of the checkpoint that must now be found out."""
+@dataclass(frozen=True)
+class Spoiled:
+    """The checkpoint that must be found out, and the one that must be taken instead."""
+
+    checkpoint: Path
+    taken: Path
+
+
+def apply(damage: Damage, draw: Random, *, checkpoints: Path, foreign: Path) -> Spoiled:
+    """Damage one of these checkpoints; `foreign`: those of another run."""
+    oldest, older, newest = sorted(checkpoints.glob("step-*"))[-3:]
     if damage.file:
         _FILE[damage.way](newest / damage.file, older / damage.file, draw)
-        return newest
-    return _CHECKPOINT[damage.way](newest, older, foreign, draw)
+        return Spoiled(newest, older)
+    if damage.way == "foreign checkpoint in its place":
+        shutil.rmtree(newest)
+        shutil.rmtree(older)
+        shutil.copytree(foreign / older.name, older)
+        return Spoiled(older, oldest)
+    spoiled = _CHECKPOINT[damage.way](newest, older, foreign, draw)
+    return Spoiled(spoiled, older if spoiled == newest else newest)
 
 
 def _truncate(file: Path, _: Path, draw: Random) -> None:
@@ -138,12 +154,6 @@ def _file_in_place(newest: Path, older: Path, foreign: Path, draw: Random) -> Pa
     return newest
 
 
-def _foreign_in_place(newest: Path, older: Path, foreign: Path, draw: Random) -> Path:
-    shutil.rmtree(newest)
-    shutil.copytree(foreign / newest.name, newest)
-    return newest
-
-
 def _foreign_as_newer(newest: Path, older: Path, foreign: Path, draw: Random) -> Path:
     later = max(foreign.glob("step-*"))
     assert later.name > newest.name
@@ -171,21 +181,24 @@ def _second_time(newest: Path, older: Path, foreign: Path, draw: Random) -> Path
     return newest
 
 
-_CHECKPOINT: dict[str, Callable[[Path, Path, Path, Random], Path]] = dict(
-    zip(
-        OF_CHECKPOINTS,
-        (
-            _extra_file,
-            _linked,
-            _older_as_newer,
-            _empty_folder,
-            _file_in_place,
-            _foreign_in_place,
-            _foreign_as_newer,
-            _two_files,
-            _stale_staged,
-            _second_time,
-        ),
-        strict=True,
-    )
-)
+def _bit_in_key(newest: Path, older: Path, foreign: Path, draw: Random) -> Path:
+    file = newest / "manifest.json"
+    data = bytearray(file.read_bytes())
+    key = draw.choice([b"sha256", b"bytes", b"files", b"step", b"progress.json"])
+    data[data.index(b'"' + key) + 1] ^= 1
+    file.write_bytes(data)
+    return newest
+
+
+_CHECKPOINT: dict[str, Callable[[Path, Path, Path, Random], Path]] = {
+    "extra file": _extra_file,
+    "linked checkpoint": _linked,
+    "older one under a newer name": _older_as_newer,
+    "empty folder": _empty_folder,
+    "file in place of the folder": _file_in_place,
+    "foreign checkpoint as a newer one": _foreign_as_newer,
+    "bit in a key of the manifest": _bit_in_key,
+    "all but the manifest from the older one": _two_files,
+    "stale staged folder": _stale_staged,
+    "damaged a second time": _second_time,
+}

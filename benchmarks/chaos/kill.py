@@ -10,7 +10,7 @@ from benchmarks.chaos.bed import SCENES, Bed
 from benchmarks.chaos.ends import faults_of_end, reference
 from benchmarks.chaos.faults import Kill, draw_kills
 from benchmarks.chaos.runs import GONE_SECONDS, Hung, Processes, Run, kill
-from benchmarks.chaos.table import counted, median_seconds, total
+from benchmarks.chaos.table import counted, listed, median_seconds, total
 from benchmarks.chaos.trials import Trial
 
 NAME = "kill"
@@ -46,19 +46,18 @@ def trial(bed: Bed, number: int) -> Trial:
 
 def line(trials: list[Trial]) -> str:
     """What the table says."""
-    seconds = [value for found in trials for value in found.found["resume_seconds"]]
-    phases = [value for found in trials for value in found.found["phases"]]
-    victims = [value for found in trials for value in found.found["victims"]]
-    back = sum(not found.broken and not found.found["gave_up"] for found in trials)
+    back = sum(not found.broken and not found.found.get("gave_up") for found in trials)
     equal = sum(not found.broken for found in trials)
+    landed = sum(found.landed for found in trials)
+    in_saves = listed(trials, "phases").count("save")
     return (
-        f"{sum(found.landed for found in trials)} kills in {len(trials)} runs, "
-        f"{phases.count('save')} of them inside a save (phases: {counted(phases)}; victims: "
-        f"{counted(victims)}). {back} of {len(trials)} runs came back by themselves, {equal} ended "
-        f"bitwise equal. The command was given again {total(trials, 'again')} times as the desk "
-        f"itself had been killed, and {total(trials, 'gave_up')} times as the supervisor had given "
-        "up after its limit of restarts. Kill to next new step in the log, back-off and other runs "
-        f"beside it included: median {median_seconds(seconds)}"
+        f"{landed} kills in {len(trials)} runs, {in_saves} of them inside a save "
+        f"(phases: {counted(trials, 'phases')}; victims: {counted(trials, 'victims')}). "
+        f"{back} of {len(trials)} runs came back by themselves, {equal} ended bitwise equal. "
+        f"The command was given again {total(trials, 'again')} times as the desk itself had been "
+        f"killed, and {total(trials, 'gave_up')} times as the supervisor had given up after its "
+        "limit of restarts. Kill to next new step in the log, back-off and other runs beside it "
+        f"included: median {median_seconds(listed(trials, 'resume_seconds'))}"
     )
 
 
@@ -110,7 +109,7 @@ def _go_on(run: Run, found: Trial) -> bool:
     elif code == -signal.SIGKILL:
         found.found["again"] += 1
     else:
-        raise Hung(f"the command ended with {code}: {run.told[-300:].strip()}")
+        raise Hung(f"the command ended with {code}: {run.last_words}")
     if run.starts >= COMMANDS:
         raise Hung(f"not finished after {run.starts} commands")
     run.start()

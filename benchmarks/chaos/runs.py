@@ -82,6 +82,11 @@ class Run:
         path = self.place / "told.txt"
         return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
 
+    @property
+    def last_words(self) -> str:
+        """The end of what it has told, in one line."""
+        return " ".join(self.told.split())[-250:]
+
     def command(self) -> list[str]:
         arguments = [*self.scene.arguments(), *self.overrides, "run.name=run"]
         return [sys.executable, "-m", "dtl", "train", str(self.bed.config), *arguments]

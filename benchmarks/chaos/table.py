@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from datetime import date
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from benchmarks.chaos.trials import Kind, Trial
 
@@ -70,7 +71,7 @@ def holds(results: list[tuple[Kind, list[Trial]]]) -> bool:
 
 def total(trials: list[Trial], name: str) -> int:
     """The sum of a count over the trials."""
-    return sum(int(trial.found.get(name, 0)) for trial in trials)
+    return sum(listed(trials, name))
 
 
 def median_seconds(values: Iterable[float]) -> str:
@@ -79,10 +80,16 @@ def median_seconds(values: Iterable[float]) -> str:
     return f"{statistics.median(found):.1f} s" if found else "not measured"
 
 
-def counted(values: Iterable[str]) -> str:
-    """How often each occurs: `3 start-up, 2 save`."""
-    found = list(values)
-    return ", ".join(f"{found.count(value)} {value}" for value in sorted(set(found)))
+def counted(trials: list[Trial], name: str) -> str:
+    """How often each value occurs, be it one a trial or a list: `3 start-up, 2 save`."""
+    values = listed(trials, name)
+    return ", ".join(f"{values.count(value)} {value}" for value in sorted(set(values)))
+
+
+def listed(trials: list[Trial], name: str) -> list[Any]:
+    """What was found under a name, over all trials."""
+    found = [trial.found[name] for trial in trials if name in trial.found]
+    return [one for value in found for one in (value if isinstance(value, list) else [value])]
 
 
 def _versions() -> str:
