@@ -60,7 +60,7 @@ def apply(damage: Damage, draw: Random, *, checkpoints: Path, foreign: Path) -> 
     """Damage one of these checkpoints; `foreign`: those of another run."""
     oldest, older, newest = sorted(checkpoints.glob("step-*"))[-3:]
     if damage.file:
-        _FILE[damage.way](newest / damage.file, older / damage.file, draw)
+        of_file(damage, draw, newest=newest, older=older)
         return Spoiled(newest, older)
     if damage.way == "foreign checkpoint in its place":
         shutil.rmtree(newest)
@@ -69,6 +69,11 @@ def apply(damage: Damage, draw: Random, *, checkpoints: Path, foreign: Path) -> 
         return Spoiled(older, oldest)
     spoiled = _CHECKPOINT[damage.way](newest, older, foreign, draw)
     return Spoiled(spoiled, older if spoiled == newest else newest)
+
+
+def of_file(damage: Damage, draw: Random, *, newest: Path, older: Path) -> None:
+    """Damage one file of a checkpoint, whoever wrote it."""
+    _FILE[damage.way](newest / damage.file, older / damage.file, draw)
 
 
 def _truncate(file: Path, _: Path, draw: Random) -> None:
@@ -100,7 +105,7 @@ def _swap(file: Path, other: Path, draw: Random) -> None:
 
 
 def _link(file: Path, _: Path, draw: Random) -> None:
-    kept = file.parents[3] / f"kept-{draw.randrange(10**6)}-{file.name}"
+    kept = file.parents[2] / f"kept-{draw.randrange(10**6)}-{file.name}"
     shutil.move(file, kept)
     file.symlink_to(kept)
 

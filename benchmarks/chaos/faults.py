@@ -83,7 +83,7 @@ def draw_ask(draw: Random, scene: Scene, number: int) -> Ask:
 
 
 def _moment(draw: Random, phase: str, step: int) -> Moment:
-    longest = {"start-up": 4.0, "tokenising": 1.5, "save": 0.006, "evaluation": 0.02}
+    longest = {"start-up": 3.0, "tokenising": 0.5, "save": 0.006, "evaluation": 0.02}
     if phase == "evaluation":  # the next step after which the model is scored
         step = -(-step // EVALUATE_EVERY) * EVALUATE_EVERY
     return Moment(phase, step, draw.uniform(0.0, longest.get(phase, 0.05)))

@@ -65,7 +65,7 @@ def _kill(run: Run, planned: Kill, found: Trial) -> None:
     """Wait for the moment, kill, wait until those who must die are dead, measure the way back."""
     if not _go_on(run, found):
         return
-    living = moments.reach(run, planned.moment)
+    living = moments.reach(run, planned.moment, planned.victim)
     if living is None:
         _go_on(run, found)
         return

@@ -4,28 +4,56 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections.abc import Callable
+from typing import Any
 
-from benchmarks.chaos import ask, corruption, crash_points, kill
+from benchmarks.chaos import (
+    ask,
+    corruption,
+    cost,
+    crash_points,
+    disk,
+    kill,
+    nonfinite,
+    peer,
+    rows,
+    stopped,
+)
 from benchmarks.chaos.bed import Bed
 from benchmarks.chaos.trials import Kind
 
-MODULES = (kill, crash_points, corruption, ask)
+ALONE = (cost.NAME,)
+YARDSTICKS = (peer.Kills.NAME, peer.Corruptions.NAME)
 
 
 def chosen(bed: Bed, options: Namespace) -> list[Kind]:
     """Those that were asked for and of which any are wanted, in the order of the table."""
-    wanted: dict[str, Callable[[], int]] = {
-        kill.NAME: lambda: options.kills,
-        crash_points.NAME: lambda: len(crash_points.calls(bed)),
-        corruption.NAME: lambda: options.corruptions,
-        ask.NAME: lambda: options.signals,
-    }
-    names = options.only.split(",") if options.only else list(wanted)
-    if unknown := set(names) - set(wanted):
-        known = ", ".join(wanted)
+    wanted: list[tuple[Any, Callable[[], int]]] = [
+        (kill, lambda: options.kills),
+        (crash_points, lambda: len(crash_points.calls(bed))),
+        (corruption, lambda: options.corruptions),
+        (ask, lambda: options.signals),
+        (disk, lambda: len(disk.CASES)),
+        (stopped, lambda: 6),
+        (nonfinite, lambda: 6),
+        (rows, lambda: 6),
+        (cost, lambda: 1),
+        (peer.Kills, lambda: options.peer_kills),
+        (peer.Corruptions, lambda: options.peer_corruptions),
+    ]
+    known = [part.NAME for part, _ in wanted]
+    names = options.only.split(",") if options.only else known
+    if unknown := set(names) - set(known):
         raise SystemExit(f"no such kind: {', '.join(sorted(unknown))}; there are {known}")
-    kinds = []
-    for module in MODULES:
-        if module.NAME in names and (count := wanted[module.NAME]()):
-            kinds.append(Kind(module.NAME, module.HOLDS, module.trial, count, module.line))
-    return kinds
+    return [
+        Kind(
+            part.NAME,
+            part.HOLDS,
+            part.trial,
+            count,
+            part.line,
+            alone=part.NAME in ALONE,
+            yardstick=part.NAME in YARDSTICKS,
+        )
+        for part, how_many in wanted
+        if part.NAME in names and (count := how_many())
+    ]

@@ -62,6 +62,7 @@ class Run:
     overrides: tuple[str, ...] = ()
     environment: dict[str, str] = field(default_factory=dict)
     mark: str = field(default_factory=lambda: uuid.uuid4().hex)
+    argv: tuple[str, ...] = ()  # another command than dtl's
     process: subprocess.Popen[bytes] | None = None
     starts: int = 0
     torn: set[tuple[str, int]] = field(default_factory=set)  # staged folders of dead processes
@@ -88,6 +89,9 @@ class Run:
         return " ".join(self.told.split())[-250:]
 
     def command(self) -> list[str]:
+        """Of dtl, unless another one was given."""
+        if self.argv:
+            return list(self.argv)
         arguments = [*self.scene.arguments(), *self.overrides, "run.name=run"]
         return [sys.executable, "-m", "dtl", "train", str(self.bed.config), *arguments]
 
@@ -205,8 +209,8 @@ class Run:
                 words, rank = child.cmdline(), child.environ().get("RANK")
             except psutil.Error:
                 continue
-            if rank is not None and "dtl.worker" in words:
-                ranks[int(rank)] = child.pid
+            if rank is not None:
+                ranks.setdefault(int(rank), child.pid)  # not a rank's own children
             elif "accelerate.commands.launch" in words:
                 launcher = child.pid
         return Processes(desk, launcher, ranks)

@@ -34,7 +34,7 @@ def report(results: list[tuple[Kind, list[Trial]]], *, seed: int, minutes: float
     yield ""
     for kind, trials in results:
         for trial in trials:
-            if trial.broken:
+            if trial.broken and not kind.yardstick:
                 yield f"- `--seed {seed} --repeat {kind.name}:{trial.number}`: " + told(trial)
     yield f"- date: {date.today()}, {minutes:.0f} minutes"
     yield f"- hardware: {_hardware()}"
@@ -60,7 +60,7 @@ def told(trial: Trial) -> str:
 def holds(results: list[tuple[Kind, list[Trial]]]) -> bool:
     """Whether everything held, and as many faults landed as were wanted."""
     for kind, trials in results:
-        if any(trial.missing for trial in trials):
+        if kind.yardstick or any(trial.missing for trial in trials):
             continue
         if any(trial.broken for trial in trials):
             return False
