@@ -16,8 +16,8 @@ from benchmarks.chaos.bed import Bed
 from benchmarks.chaos.trials import Store, run_kind, run_one
 
 
-def main() -> int:
-    options = parse()
+def main(arguments: list[str] | None = None) -> int:
+    options = parse(arguments)
     began = time.monotonic()
     with _folder(options.folder) as folder:
         bed = Bed(folder, options.seed)
