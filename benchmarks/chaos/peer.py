@@ -12,6 +12,7 @@ from benchmarks.chaos.bed import Bed
 from benchmarks.chaos.faults import Kill, Moment, draw_kills
 from benchmarks.chaos.peer_runs import (
     SCENE,
+    last_error,
     peer_end,
     peer_losses,
     peer_reference,
@@ -57,7 +58,7 @@ class Kills:
             run.end_all()
         if code:
             found.found["back"] = 0
-            found.broken.append(f"never came back: {run.last_words}")
+            found.broken.append(f"never came back: {last_error(run)}")
         elif peer_end(run) != expected:
             found.broken.append("came back with another result")
         run.remove()
@@ -118,6 +119,8 @@ def _kill(run: Run, planned: Kill, found: Trial) -> bool:
     if planned.moment.phase == "export":
         return True
     before = peer_step(run)
+    if before >= SCENE.steps:
+        return False
     living = _reach(run, planned.moment, before)
     if living is None:
         return False
@@ -130,7 +133,7 @@ def _kill(run: Run, planned: Kill, found: Trial) -> bool:
     found.found["phases"].append(phase)
     found.did.append(f"{planned.victim} in {phase} after step {step}")
     run.wait()
-    if run.gone([*living.ranks.values()], seconds=10.0):
+    if run.gone([*living.ranks.values()], seconds=5.0):
         found.found["orphans"] += 1
     run.end_all()
     run.start()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -54,7 +55,14 @@ def peer_end(run: Run) -> tuple[dict[int, float], dict[str, str]]:
         for name in LAST
         if (last / name).exists()
     }
-    return dict(sorted(peer_losses(run).items())), found
+    losses = {step: loss for step, loss in peer_losses(run).items() if step <= SCENE.steps}
+    return dict(sorted(losses.items())), found
+
+
+def last_error(run: Run) -> str:
+    """The last line that names an error of Python's."""
+    lines = [text.strip() for text in run.told.splitlines() if re.search(r"\w+Error: \S", text)]
+    return lines[-1][-250:] if lines else run.last_words
 
 
 def peer_reference(
