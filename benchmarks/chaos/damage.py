@@ -18,10 +18,12 @@ OF_CHECKPOINTS = (
     "foreign checkpoint as a newer one",
     "foreign checkpoint in its place",
     "bit in a key of the manifest",
+    "bit in a key of a seal",
     "all but the manifest from the older one",
     "stale staged folder",
     "damaged a second time",
 )
+OUTER, SEAL = ("files", "step", "progress.json"), ("sha256", "bytes")  # keys of a manifest
 HARMLESS = ("stale staged folder",)
 
 
@@ -186,11 +188,10 @@ def _second_time(newest: Path, older: Path, foreign: Path, draw: Random) -> Path
     return newest
 
 
-def _bit_in_key(newest: Path, older: Path, foreign: Path, draw: Random) -> Path:
+def _bit_in_key(newest: Path, draw: Random, keys: tuple[str, ...]) -> Path:
     file = newest / "manifest.json"
     data = bytearray(file.read_bytes())
-    key = draw.choice([b"sha256", b"bytes", b"files", b"step", b"progress.json"])
-    data[data.index(b'"' + key) + 1] ^= 1
+    data[data.index(f'"{draw.choice(keys)}'.encode()) + 1] ^= 1
     file.write_bytes(data)
     return newest
 
@@ -202,7 +203,8 @@ _CHECKPOINT: dict[str, Callable[[Path, Path, Path, Random], Path]] = {
     "empty folder": _empty_folder,
     "file in place of the folder": _file_in_place,
     "foreign checkpoint as a newer one": _foreign_as_newer,
-    "bit in a key of the manifest": _bit_in_key,
+    "bit in a key of the manifest": lambda newest, *others: _bit_in_key(newest, others[-1], OUTER),
+    "bit in a key of a seal": lambda newest, *others: _bit_in_key(newest, others[-1], SEAL),
     "all but the manifest from the older one": _two_files,
     "stale staged folder": _stale_staged,
     "damaged a second time": _second_time,
