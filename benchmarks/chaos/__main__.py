@@ -20,7 +20,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     began = time.monotonic()
     with _folder(options.folder) as folder:
-        bed = Bed(folder, options.seed)
+        bed = Bed(folder, options.seed, options.most_kills)
         bed.make()
         if options.repeat:
             return _repeat(bed, options)
@@ -63,6 +63,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--kills", type=int, default=200, help="kills that land")
+    parser.add_argument("--most-kills", type=int, default=7, help="of one run")
     parser.add_argument("--signals", type=int, default=50, help="signals that land")
     parser.add_argument("--corruptions", type=int, default=100, help="damaged checkpoints")
     parser.add_argument("--peer-kills", type=int, default=60, help="kills of plain Trainer runs")

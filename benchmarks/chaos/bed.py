@@ -63,6 +63,7 @@ class Bed:
 
     folder: Path
     seed: int
+    most_kills: int = 7  # of one run
     locks: dict[str, threading.Lock] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 

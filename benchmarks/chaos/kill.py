@@ -29,7 +29,7 @@ def trial(bed: Bed, number: int) -> Trial:
     found.found |= {"resume_seconds": [], "phases": [], "victims": [], "gave_up": 0, "again": 0}
     try:
         run.start()
-        for planned in draw_kills(bed.draw(NAME, number), scene):
+        for planned in draw_kills(bed.draw(NAME, number), scene)[: bed.most_kills]:
             _kill(run, planned, found)
         while _go_on(run, found):
             run.wait()
