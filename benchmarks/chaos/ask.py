@@ -68,6 +68,9 @@ def _ask(run: Run, ask: Ask, found: Trial) -> bool:
     """Send the signals; False when the run was finished, or nearly, before the first landed."""
     living = moments.reach(run, ask.moment, ask.victim, listening=True)
     if living is None:
+        if run.exit_code:
+            found.landed = 1
+            found.broken.append(f"ended with {run.exit_code} by itself: {run.last_words}")
         return False
     victims, phase, step = living.of(ask.victim), run.phase, run.step
     if not victims or phase == "finished":

@@ -21,6 +21,7 @@ from benchmarks.chaos.bed import EVALUATE_EVERY, Bed, Scene
 
 LIMIT_SECONDS = 240.0  # nothing here takes so long unless it hangs
 GONE_SECONDS = 45.0  # a launcher gives its ranks 30 s
+LAUNCHERS = {"accelerate.commands.launch", "torch.distributed.run"}
 POLL_SECONDS = 0.001
 
 
@@ -211,7 +212,7 @@ class Run:
                 continue
             if rank is not None:
                 ranks.setdefault(int(rank), child.pid)  # not a rank's own children
-            elif "accelerate.commands.launch" in words:
+            elif launcher is None and not LAUNCHERS.isdisjoint(words):
                 launcher = child.pid
         return Processes(desk, launcher, ranks)
 
