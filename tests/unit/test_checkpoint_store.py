@@ -100,6 +100,17 @@ def test_damage_is_found_and_the_older_one_taken(store, damage, name):
     assert damaged[0].reason
 
 
+@pytest.mark.parametrize("key", [b"sha256", b"bytes", b"files", b"step", b"part-00001.safetensors"])
+def test_one_flipped_bit_in_a_key_of_the_manifest_is_damage(store, key):
+    manifest = store / "step-00000008" / "manifest.json"
+    data = bytearray(manifest.read_bytes())
+    data[data.index(b'"' + key) + 1] ^= 1
+    manifest.write_bytes(data)
+    found, damaged = checkpoint.newest_whole(store)
+    assert found == store / "step-00000004"
+    assert [entry.path.name for entry in damaged] == ["step-00000008"]
+
+
 def test_files_too_many_and_folders_under_another_name_are_damage(store):
     (store.folder / "step-00000008" / "rng_state.pth").write_bytes(b"\x80\x04N.")
     (store.folder / "step-00000004").rename(store.folder / "step-00000005")

@@ -1,0 +1,83 @@
+"""The command: run the trials that were asked for, print the table, fail where something failed."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import benchmarks.chaos
+from benchmarks.chaos import kinds, table
+from benchmarks.chaos.bed import Bed
+from benchmarks.chaos.trials import Store, run_kind, run_one
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parse(arguments)
+    began = time.monotonic()
+    with _folder(options.folder) as folder:
+        bed = Bed(folder, options.seed, options.most_kills)
+        bed.make()
+        if options.repeat:
+            return _repeat(bed, options)
+        store = Store(folder / "trials.jsonl", options.seed)
+        results = [
+            (kind, run_kind(kind, bed, store, jobs=options.jobs))
+            for kind in kinds.chosen(bed, options)
+        ]
+    minutes = (time.monotonic() - began) / 60
+    page = "\n".join(table.report(results, seed=options.seed, minutes=minutes)) + "\n"
+    print(page)
+    if options.out:
+        options.out.write_text(page, encoding="utf-8")
+    return 0 if table.holds(results) else 1
+
+
+def _repeat(bed: Bed, options: argparse.Namespace) -> int:
+    """One trial once more, by `kind:number`."""
+    options.only, _, number = options.repeat.partition(":")
+    (kind,) = kinds.chosen(bed, options)
+    found = run_one(kind, bed, int(number))
+    print("\n".join(f"{key}: {value}" for key, value in found.found.items()))
+    return 1 if found.broken else 0
+
+
+@contextlib.contextmanager
+def _folder(given: Path | None) -> Iterator[Path]:
+    """Where the trials are; one of our own is removed at the end."""
+    if given is not None:
+        yield given.absolute()
+        return
+    with tempfile.TemporaryDirectory(prefix="dtl-chaos-") as made:
+        yield Path(made)
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.chaos",
+        description=benchmarks.chaos.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--kills", type=int, default=200, help="kills that land")
+    parser.add_argument("--most-kills", type=int, default=7, help="of one run")
+    parser.add_argument("--signals", type=int, default=50, help="signals that land")
+    parser.add_argument("--corruptions", type=int, default=100, help="damaged checkpoints")
+    parser.add_argument("--peer-kills", type=int, default=60, help="kills of plain Trainer runs")
+    parser.add_argument(
+        "--peer-corruptions", type=int, default=40, help="damaged checkpoints of plain Trainer runs"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of all that is drawn")
+    parser.add_argument("--only", help="kinds, with commas between them")
+    parser.add_argument("--repeat", metavar="KIND:NUMBER", help="one trial once more")
+    parser.add_argument("--jobs", type=int, default=2, help="runs side by side")
+    parser.add_argument("--folder", type=Path, help="keep trials here, and go on with those here")
+    parser.add_argument("--out", type=Path, help="also write the table to this file")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,122 @@
+"""What it costs: the stall of a save as a share of the steps between two, and the way back."""
+
+from __future__ import annotations
+
+import json
+import signal
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.chaos.bed import Bed, Scene
+from benchmarks.chaos.runs import Hung, Run, kill
+from benchmarks.chaos.table import listed
+from benchmarks.chaos.trials import Trial
+
+NAME = "cost"
+SAVE_EVERY = 50
+BAR = 0.02
+HOLDS = f"a save every {SAVE_EVERY} LoRA steps takes less than {BAR:.0%} of their time"
+SCENE = Scene(
+    "lora, a larger model",
+    steps=3 * SAVE_EVERY + 5,
+    overrides=(
+        "layout.zero=0",
+        "layout.micro_batch=16",
+        "train.global_batch=32",
+        "train.evaluate_every=null",
+        "strategy=lora",
+    ),
+    save_every=SAVE_EVERY,
+)
+
+
+def trial(bed: Bed, number: int) -> Trial:
+    """One run, alone on the machine; killed once, right after its first save."""
+    found = Trial(NAME, number, did=[f"{SCENE.steps} steps"])
+    overrides = (f"model.path={_larger_model(bed)}",)
+    run = Run(bed, bed.place(NAME, number), SCENE, overrides)
+    run.remove()
+    try:
+        run.start()
+        living = run.wait_for_ranks()
+        if living is None or not run.until(lambda: run.step > SAVE_EVERY):
+            raise Hung(f"it did not start: {run.last_words}")
+        kill(living.ranks[0], signal.SIGKILL)
+        at = time.monotonic()
+        run.gone([*living.ranks.values()])
+        step = run.step
+        run.until(lambda: run.step > step)
+        found.found["resume_seconds"] = time.monotonic() - at
+        found.landed = 1
+        code = run.wait(seconds=600)
+        if code:
+            raise Hung(f"exit code {code}: {run.last_words}")
+        found.found |= measure(_lines(run.folder / "metrics.jsonl"), save_every=SAVE_EVERY)
+    except Hung as hung:
+        found.landed = 1
+        found.broken.append(str(hung))
+        return found
+    finally:
+        run.end_all()
+    if found.found["share"] >= BAR:
+        found.broken.append(f"a save takes {found.found['share']:.1%} of the steps between two")
+    run.remove()
+    return found
+
+
+def measure(lines: list[dict[str, Any]], *, save_every: int) -> dict[str, float]:
+    """Medians of the steps and of what a save adds: its own line where the log has one, and how
+    much longer the step after it takes."""
+    steps = {line["step"]: line["seconds"] for line in lines if line["kind"] == "train"}
+    after = [seconds for step, seconds in steps.items() if step > 1 and step % save_every == 1]
+    others = [seconds for step, seconds in steps.items() if step % save_every != 1]
+    saves = [line["seconds"] for line in lines if line["kind"] == "save"]
+    step = statistics.median(others)
+    longer = max(0.0, statistics.median(after) - step)
+    stall = longer + (statistics.median(saves) if saves else 0.0)
+    return {"step": step, "stall": stall, "share": stall / (save_every * step)}
+
+
+def line(trials: list[Trial]) -> str:
+    """What the table says."""
+    (step,), (stall,), (share,) = (listed(trials, name) for name in ("step", "stall", "share"))
+    (resume,) = listed(trials, "resume_seconds")
+    return (
+        f"LoRA on 2 processes, {step:.2f} s a step (median): a save stalls it for {stall:.3f} s, "
+        f"{share:.2%} of {SAVE_EVERY} steps; kill to next new step {resume:.1f} s, of which 1 s is "
+        "the back-off"
+    )
+
+
+def _larger_model(bed: Bed) -> Path:
+    """Large enough that a step takes half a second on one core a process."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from tests import tiny
+
+    folder = bed.folder / "larger"
+    if not folder.exists():
+        made = tiny.tokenizer()
+        torch.manual_seed(7)
+        config = LlamaConfig(
+            vocab_size=len(made),
+            hidden_size=384,
+            intermediate_size=1536,
+            num_hidden_layers=10,
+            num_attention_heads=6,
+            num_key_value_heads=6,
+            max_position_embeddings=128,
+            bos_token_id=made.bos_token_id,
+            eos_token_id=made.eos_token_id,
+            pad_token_id=made.pad_token_id,
+        )
+        LlamaForCausalLM(config).save_pretrained(folder)
+        made.save_pretrained(folder)
+    return folder
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(text) for text in path.read_text(encoding="utf-8").splitlines()]

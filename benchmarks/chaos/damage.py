@@ -1,0 +1,211 @@
+"""Ways to damage a checkpoint, each a function of the folders; drawn from a seed."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+OF_FILES = ("truncate", "zeros", "bit", "delete", "empty", "swap", "link", "folder")
+OF_CHECKPOINTS = (
+    "extra file",
+    "linked checkpoint",
+    "older one under a newer name",
+    "empty folder",
+    "file in place of the folder",
+    "foreign checkpoint as a newer one",
+    "foreign checkpoint in its place",
+    "bit in a key of the manifest",
+    "bit in a key of a seal",
+    "all but the manifest from the older one",
+    "stale staged folder",
+    "damaged a second time",
+)
+OUTER, SEAL = ("files", "step", "progress.json"), ("sha256", "bytes")  # keys of a manifest
+HARMLESS = ("stale staged folder",)
+
+
+@dataclass(frozen=True)
+class Damage:
+    """What is done; `file` names one of the newest checkpoint's, or is empty."""
+
+    way: str
+    file: str
+
+    def __str__(self) -> str:
+        return f"{self.way} {self.file}".strip()
+
+
+def every(files: list[str]) -> list[Damage]:
+    """Each way for each file, then the ways that take a whole checkpoint."""
+    of_files = [Damage(way, file) for file in files for way in OF_FILES]
+    return of_files + [Damage(way, "") for way in OF_CHECKPOINTS]
+
+
+def draw_damage(number: int, files: list[str]) -> Damage:
+    """Ways take turns; places in the files are drawn anew each time round."""
+    ways = every(files)
+    return ways[number % len(ways)]
+
+
+@dataclass(frozen=True)
+class Spoiled:
+    """The checkpoint that must be found out, and the one that must be taken instead."""
+
+    checkpoint: Path
+    taken: Path
+
+
+def apply(damage: Damage, draw: Random, *, checkpoints: Path, foreign: Path) -> Spoiled:
+    """Damage one of these checkpoints; `foreign`: those of another run."""
+    oldest, older, newest = sorted(checkpoints.glob("step-*"))[-3:]
+    if damage.file:
+        of_file(damage, draw, newest=newest, older=older)
+        return Spoiled(newest, older)
+    if damage.way == "foreign checkpoint in its place":
+        shutil.rmtree(newest)
+        shutil.rmtree(older)
+        shutil.copytree(foreign / older.name, older)
+        return Spoiled(older, oldest)
+    spoiled = _CHECKPOINT[damage.way](newest, older, foreign, draw)
+    return Spoiled(spoiled, older if spoiled == newest else newest)
+
+
+def of_file(damage: Damage, draw: Random, *, newest: Path, older: Path) -> None:
+    """Damage one file of a checkpoint, whoever wrote it."""
+    _FILE[damage.way](newest / damage.file, older / damage.file, draw)
+
+
+def _truncate(file: Path, _: Path, draw: Random) -> None:
+    data = file.read_bytes()
+    file.write_bytes(data[: draw.randrange(1, len(data))])
+
+
+def _zeros(file: Path, _: Path, draw: Random) -> None:
+    data = bytearray(file.read_bytes())
+    start = draw.randrange(len(data) - 1)
+    length = draw.randrange(1, len(data) - start + 1)
+    if not any(data[start : start + length]):  # there were zeros already
+        start, length = 0, len(data)
+    data[start : start + length] = bytes(length)
+    file.write_bytes(data)
+
+
+def _bit(file: Path, _: Path, draw: Random) -> None:
+    data = bytearray(file.read_bytes())
+    data[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
+    file.write_bytes(data)
+
+
+def _swap(file: Path, other: Path, draw: Random) -> None:
+    mine, yours = file.read_bytes(), other.read_bytes()
+    file.write_bytes(yours)
+    if draw.random() < 0.5 and file.name.startswith("part-"):  # the older one stays whole
+        file.with_name(f"{file.name}.bak").write_bytes(mine)
+
+
+def _link(file: Path, _: Path, draw: Random) -> None:
+    kept = file.parents[2] / f"kept-{draw.randrange(10**6)}-{file.name}"
+    shutil.move(file, kept)
+    file.symlink_to(kept)
+
+
+def _folder(file: Path, _: Path, draw: Random) -> None:
+    file.unlink()
+    file.mkdir()
+
+
+_FILE: dict[str, Callable[[Path, Path, Random], None]] = {
+    "truncate": _truncate,
+    "zeros": _zeros,
+    "bit": _bit,
+    "delete": lambda file, other, draw: file.unlink(),
+    "empty": lambda file, other, draw: file.write_bytes(b"") and None,
+    "swap": _swap,
+    "link": _link,
+    "folder": _folder,
+}
+
+
+def _extra_file(newest: Path, older: Path, foreign: Path, draw: Random) -> Path:
+    name = draw.choice(["part-00002.safetensors", "optimizer.pt", ".hidden"])
+    shutil.copy(newest / "part-00001.safetensors", newest / name)
+    return newest
+
+
+def _linked(newest: Path, older: Path, foreign: Path, draw: Random) -> Path:
+    kept = newest.parents[2] / f"kept-{newest.name}"
+    shutil.move(newest, kept)
+    newest.symlink_to(kept, target_is_directory=True)
+    return newest
+
+
+def _older_as_newer(newest: Path, older: Path, foreign: Path, draw: Random) -> Path:
+    step = int(newest.name.removeprefix("step-")) + draw.randint(1, 5)
+    later = newest.with_name(f"step-{step:08d}")
+    shutil.copytree(older, later)
+    return later
+
+
+def _empty_folder(newest: Path, older: Path, foreign: Path, draw: Random) -> Path:
+    shutil.rmtree(newest)
+    newest.mkdir()
+    return newest
+
+
+def _file_in_place(newest: Path, older: Path, foreign: Path, draw: Random) -> Path:
+    shutil.rmtree(newest)
+    newest.write_bytes(b"step")
+    return newest
+
+
+def _foreign_as_newer(newest: Path, older: Path, foreign: Path, draw: Random) -> Path:
+    later = max(foreign.glob("step-*"))
+    assert later.name > newest.name
+    shutil.copytree(later, newest.with_name(later.name))
+    return newest.with_name(later.name)
+
+
+def _two_files(newest: Path, older: Path, foreign: Path, draw: Random) -> Path:
+    for name in ("progress.json", "part-00001.safetensors"):
+        shutil.copy(older / name, newest / name)
+    return newest
+
+
+def _stale_staged(newest: Path, older: Path, foreign: Path, draw: Random) -> Path:
+    staged = newest.with_name(f".staged-{draw.randint(1, 40):08d}")
+    shutil.copytree(newest, staged)
+    _truncate(staged / "part-00001.safetensors", staged, draw)
+    return staged
+
+
+def _second_time(newest: Path, older: Path, foreign: Path, draw: Random) -> Path:
+    """A damaged one of this step has been set aside before."""
+    shutil.copytree(newest, newest.with_name(f"damaged-{newest.name}"))
+    _bit(newest / "part-00001.safetensors", newest, draw)
+    return newest
+
+
+def _bit_in_key(newest: Path, draw: Random, keys: tuple[str, ...]) -> Path:
+    file = newest / "manifest.json"
+    data = bytearray(file.read_bytes())
+    data[data.index(f'"{draw.choice(keys)}'.encode()) + 1] ^= 1
+    file.write_bytes(data)
+    return newest
+
+
+_CHECKPOINT: dict[str, Callable[[Path, Path, Path, Random], Path]] = {
+    "extra file": _extra_file,
+    "linked checkpoint": _linked,
+    "older one under a newer name": _older_as_newer,
+    "empty folder": _empty_folder,
+    "file in place of the folder": _file_in_place,
+    "foreign checkpoint as a newer one": _foreign_as_newer,
+    "bit in a key of the manifest": lambda newest, *others: _bit_in_key(newest, others[-1], OUTER),
+    "bit in a key of a seal": lambda newest, *others: _bit_in_key(newest, others[-1], SEAL),
+    "all but the manifest from the older one": _two_files,
+    "stale staged folder": _stale_staged,
+    "damaged a second time": _second_time,
+}

@@ -1,0 +1,79 @@
+"""What a run has left on disk, and in what two runs differ: bit for bit."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.chaos.bed import Bed, Scene
+from benchmarks.chaos.runs import Run
+
+
+@dataclass(frozen=True)
+class End:
+    """The log by step, the scores by step, and the hash of every file that counts."""
+
+    losses: list[float | None]
+    norms: list[float | None]
+    digests: list[str]
+    scores: list[dict[str, Any]]
+    checkpoint: dict[str, str]
+    export: dict[str, str]
+
+    def differences(self, other: End) -> list[str]:
+        """What is not bitwise the same."""
+        mine, yours = asdict(self), asdict(other)
+        return [f"{name} differ" for name in mine if mine[name] != yours[name]]
+
+
+def read_end(folder: Path, *, step: int) -> End:
+    """A finished run, with its checkpoint of that step."""
+    text = (folder / "metrics.jsonl").read_text(encoding="utf-8")
+    lines = [json.loads(line) for line in text.splitlines()]
+    steps = [line for line in lines if line["kind"] == "train"]
+    return End(
+        losses=[line["loss"] for line in steps],
+        norms=[line["gradient_norm"] for line in steps],
+        digests=[line["digest"] for line in steps],
+        scores=[line for line in lines if line["kind"] == "eval"],
+        checkpoint=hashes(folder / "checkpoints" / f"step-{step:08d}"),
+        export=hashes(folder / "export", pattern="*.safetensors"),
+    )
+
+
+def hashes(folder: Path, *, pattern: str = "*") -> dict[str, str]:
+    """The hash of each file; of a manifest without what names the run, which differs by right."""
+    return {path.name: _hash(path) for path in sorted(folder.glob(pattern))}
+
+
+def _hash(path: Path) -> str:
+    data = path.read_bytes()
+    if path.name == "manifest.json":
+        manifest = json.loads(data)
+        data = json.dumps({name: manifest[name] for name in ("step", "files")}).encode()
+    return hashlib.sha256(data).hexdigest()
+
+
+def reference(bed: Bed, scene: Scene, overrides: tuple[str, ...] = ()) -> End:
+    """What the undisturbed run of a scene ends with; run once."""
+    name = "-".join([scene.name.replace(" ", "-"), *(word.replace("/", "_") for word in overrides)])
+    run = Run(bed, bed.folder / "references" / name, scene, overrides)
+    with bed.once(f"reference {name}"):
+        if not run.finished:
+            run.remove()
+            run.start()
+            if run.wait():
+                raise SystemExit(f"the undisturbed run '{name}' failed:\n{run.told}")
+    return read_end(run.folder, step=scene.steps)
+
+
+def faults_of_end(run: Run, expected: End) -> list[str]:
+    """What of a finished run is not that of the undisturbed one."""
+    try:
+        found = read_end(run.folder, step=run.scene.steps)
+    except (OSError, ValueError, KeyError) as fault:
+        return [f"the run has not left what it should ({fault})"]
+    return expected.differences(found)

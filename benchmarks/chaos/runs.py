@@ -1,0 +1,302 @@
+"""One run under test: start its command, watch its files from outside, find its processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from benchmarks.chaos.bed import EVALUATE_EVERY, Bed, Scene
+
+LIMIT_SECONDS = 240.0  # nothing here takes so long unless it hangs
+GONE_SECONDS = 45.0  # a launcher gives its ranks 30 s
+LAUNCHERS = {"accelerate.commands.launch", "torch.distributed.run"}
+POLL_SECONDS = 0.001
+
+
+class Hung(Exception):
+    """Something did not come about in the time that it may take."""
+
+
+@dataclass(frozen=True)
+class Processes:
+    """The ids of the living processes of a run."""
+
+    desk: int | None
+    launcher: int | None
+    ranks: dict[int, int]
+
+    @property
+    def all(self) -> list[int]:
+        found = [self.desk, self.launcher, *self.ranks.values()]
+        return [process for process in found if process is not None]
+
+    def of(self, victim: str) -> list[int]:
+        """The ids that a victim's name stands for; none where it does not live."""
+        if victim == "all":
+            return self.all
+        if victim.startswith("rank "):
+            rank = self.ranks.get(int(victim.removeprefix("rank ")))
+            return [] if rank is None else [rank]
+        one = self.desk if victim == "desk" else self.launcher
+        return [] if one is None else [one]
+
+
+@dataclass
+class Run:
+    """A command that may be started again and again, and the folder that it writes."""
+
+    bed: Bed
+    place: Path
+    scene: Scene
+    overrides: tuple[str, ...] = ()
+    environment: dict[str, str] = field(default_factory=dict)
+    mark: str = field(default_factory=lambda: uuid.uuid4().hex)
+    argv: tuple[str, ...] = ()  # another command than dtl's
+    process: subprocess.Popen[bytes] | None = None
+    starts: int = 0
+    torn: set[tuple[str, int]] = field(default_factory=set)  # staged folders of dead processes
+    begun_at_step: int = 0
+    _read: tuple[int, dict[str, Any]] = (-1, {})  # size of the log, its last line
+
+    @property
+    def folder(self) -> Path:
+        return self.place / "runs" / "run"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder / "checkpoints"
+
+    @property
+    def told(self) -> str:
+        """All that the command has told the user."""
+        path = self.place / "told.txt"
+        return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+
+    @property
+    def last_words(self) -> str:
+        """The end of what it has told, in one line."""
+        return " ".join(self.told.split())[-250:]
+
+    def command(self) -> list[str]:
+        """Of dtl, unless another one was given."""
+        if self.argv:
+            return list(self.argv)
+        arguments = [*self.scene.arguments(), *self.overrides, "run.name=run"]
+        return [sys.executable, "-m", "dtl", "train", str(self.bed.config), *arguments]
+
+    def start(self) -> None:
+        """Give the command, the first time or again."""
+        self.place.mkdir(parents=True, exist_ok=True)
+        self.note_torn()
+        self.starts += 1
+        with (self.place / "told.txt").open("ab") as told:
+            self.process = subprocess.Popen(
+                self.command(),
+                cwd=self.place,
+                env={**self.bed.environment(self.mark), **self.environment},
+                stdin=subprocess.DEVNULL,
+                stdout=told,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    @property
+    def exit_code(self) -> int | None:
+        """None while the command runs."""
+        assert self.process is not None
+        return self.process.poll()
+
+    def wait(self, seconds: float = LIMIT_SECONDS) -> int:
+        """The exit code of the command. Raises Hung."""
+        assert self.process is not None
+        try:
+            return self.process.wait(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            raise Hung(f"the command did not end within {seconds:.0f} s") from None
+
+    def until(self, condition: Callable[[], bool], seconds: float = LIMIT_SECONDS) -> bool:
+        """Wait until it is so; False when the command has ended first. Raises Hung."""
+        limit = time.monotonic() + seconds
+        while not condition():
+            if self.exit_code is not None:
+                return condition()
+            if time.monotonic() > limit:
+                raise Hung(f"nothing happened for {seconds:.0f} s")
+            time.sleep(POLL_SECONDS)
+        return True
+
+    def last_line(self) -> dict[str, Any]:
+        """The newest whole line of the log."""
+        try:
+            with (self.folder / "metrics.jsonl").open("rb") as file:
+                size = os.fstat(file.fileno()).st_size
+                if size != self._read[0]:
+                    file.seek(max(0, size - 4096))
+                    lines = [line for line in file.read().split(b"\n")[:-1] if line[-1:] == b"}"]
+                    self._read = (size, dict(json.loads(lines[-1])) if lines else {})
+            return self._read[1]
+        except (OSError, ValueError):
+            return {}
+
+    @property
+    def step(self) -> int:
+        """The newest step in the log."""
+        return int(self.last_line().get("step", 0))
+
+    @property
+    def finished(self) -> bool:
+        return (self.folder / "result.json").exists()
+
+    @property
+    def saving(self) -> bool:
+        """Whether a save is under way that no dead process has left behind."""
+        return bool(self._staged() - self.torn)
+
+    @property
+    def exporting(self) -> bool:
+        return any(self.folder.glob(".export*"))
+
+    @property
+    def phase(self) -> str:
+        """What the run does now, as far as its files tell."""
+        if self.finished:
+            return "finished"
+        if not (self.folder / "run.json").exists():
+            return "desk"
+        if self.saving:
+            return "save"
+        if self.exporting:
+            return "export"
+        line = self.last_line()
+        step = int(line.get("step", 0))
+        if step >= self.scene.steps:
+            return "after the last step"
+        if step <= self.begun_at_step:
+            return "start-up"
+        return "evaluation" if is_before_evaluation(line) else "steps"
+
+    def _staged(self) -> set[tuple[str, int]]:
+        try:
+            with os.scandir(self.checkpoints) as entries:
+                staged = [entry for entry in entries if entry.name.startswith(".staged-")]
+            return {(entry.name, entry.stat().st_ctime_ns) for entry in staged}
+        except OSError:
+            return set()
+
+    def note_torn(self) -> None:
+        """All processes are dead: what they have left, and how far they came."""
+        self.torn = self._staged()
+        self.begun_at_step = self.step
+
+    def processes(self) -> Processes:
+        """Desk, launcher and ranks as they live now."""
+        assert self.process is not None
+        desk = self.process.pid if self.exit_code is None else None
+        launcher, ranks = None, {}
+        for child in _below(desk):
+            try:
+                words, rank = child.cmdline(), child.environ().get("RANK")
+            except psutil.Error:
+                continue
+            if rank is not None:
+                ranks.setdefault(int(rank), child.pid)  # not a rank's own children
+            elif launcher is None and not LAUNCHERS.isdisjoint(words):
+                launcher = child.pid
+        return Processes(desk, launcher, ranks)
+
+    def living(self) -> list[psutil.Process]:
+        """Every process on this machine that bears this run's mark."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                marked = process.environ().get("CHAOS_MARK") == self.mark
+                if marked and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process)
+            except psutil.Error:
+                continue
+        return found
+
+    def wait_for_ranks(self, ranks: int = 2) -> Processes | None:
+        """All ranks live; None when the command has ended first."""
+        limit = time.monotonic() + LIMIT_SECONDS
+        while time.monotonic() < limit:
+            found = self.processes()
+            if len(found.ranks) == ranks:
+                return found
+            if found.desk is None:
+                return None
+            time.sleep(0.05)
+        raise Hung("the ranks were not started")
+
+    def gone(self, processes: list[int], seconds: float = GONE_SECONDS) -> list[int]:
+        """Wait until these have ended; those that live on."""
+        limit = time.monotonic() + seconds
+        while left := [process for process in processes if _lives(process)]:
+            if time.monotonic() > limit:
+                return left
+            if self.process is not None:
+                self.process.poll()
+            time.sleep(0.005)
+        return []
+
+    def leftovers(self, seconds: float = GONE_SECONDS) -> list[str]:
+        """The command has ended: what of it lives on, after some time to end."""
+        limit = time.monotonic() + seconds
+        while left := self.living():
+            if time.monotonic() > limit:
+                return [f"process {process.pid} lives on" for process in left]
+            time.sleep(0.02)
+        return []
+
+    def end_all(self) -> None:
+        """End whatever of this run still lives."""
+        for process in self.living():
+            kill(process.pid, signal.SIGCONT)
+            kill(process.pid, signal.SIGKILL)
+        if self.process is not None:
+            self.process.wait(timeout=GONE_SECONDS)
+
+    def remove(self) -> None:
+        """Take the folder off the disk."""
+        shutil.rmtree(self.place, ignore_errors=True)
+
+
+def is_before_evaluation(line: dict[str, Any]) -> bool:
+    """Whether the newest line is that of a step after which the model is scored."""
+    return line.get("kind") == "train" and int(line["step"]) % EVALUATE_EVERY == 0
+
+
+def kill(process: int, number: signal.Signals) -> bool:
+    """Send a signal; False where nobody lives to get it."""
+    try:
+        os.kill(process, number)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def _below(process: int | None) -> list[psutil.Process]:
+    """All children of a process and theirs."""
+    try:
+        return psutil.Process(process).children(recursive=True) if process else []
+    except psutil.Error:
+        return []
+
+
+def _lives(process: int) -> bool:
+    try:
+        return psutil.Process(process).status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False

@@ -1,0 +1,106 @@
+"""One Markdown table of all kinds, with what it was made on and by which command."""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import sys
+from collections.abc import Iterable, Iterator
+from datetime import date
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from benchmarks.chaos.trials import Kind, Trial
+
+STACK = ("dtl", "torch", "transformers", "peft", "accelerate", "deepspeed")
+
+
+def report(results: list[tuple[Kind, list[Trial]]], *, seed: int, minutes: float) -> Iterator[str]:
+    """The page, line by line."""
+    yield "# What a run survives"
+    yield ""
+    yield (
+        "Real runs of tiny models with faults drawn from a seed. The bar is that all of them hold. "
+        "Bitwise: every file of the last checkpoint, the exported weights, losses, gradient norms, "
+        "scores and digests of the data order are those of the same run left undisturbed."
+    )
+    yield ""
+    yield "| | must hold | held | what was seen |"
+    yield "|---|---|---|---|"
+    for kind, trials in results:
+        yield row(kind, trials)
+    yield ""
+    for kind, trials in results:
+        for trial in trials:
+            if trial.broken and not kind.yardstick:
+                yield f"- `--seed {seed} --repeat {kind.name}:{trial.number}`: " + told(trial)
+    yield f"- date: {date.today()}, {minutes:.0f} minutes"
+    yield f"- hardware: {_hardware()}"
+    yield f"- versions: Python {platform.python_version()}, {_versions()}"
+    yield f"- command: `python -m benchmarks.chaos {' '.join(sys.argv[1:])}`"
+
+
+def row(kind: Kind, trials: list[Trial]) -> str:
+    """One kind: how many of its trials held."""
+    missing = next((trial.missing for trial in trials if trial.missing), "")
+    counted = [trial for trial in trials if trial.landed]
+    held = sum(not trial.broken for trial in counted)
+    if missing:
+        return f"| {kind.name} | {kind.holds} | not run | {missing} |"
+    return f"| {kind.name} | {kind.holds} | {held} of {len(counted)} | {kind.line(counted)} |"
+
+
+def told(trial: Trial) -> str:
+    """A failing trial in one line: what was done, and what did not hold."""
+    return f"{'; '.join(trial.did) or 'nothing done'}: **{'; '.join(trial.broken)}**"
+
+
+def holds(results: list[tuple[Kind, list[Trial]]]) -> bool:
+    """Whether everything held, and as many faults landed as were wanted."""
+    for kind, trials in results:
+        if kind.yardstick or any(trial.missing for trial in trials):
+            continue
+        if any(trial.broken for trial in trials):
+            return False
+        if sum(trial.landed for trial in trials) < kind.wanted:
+            return False
+    return True
+
+
+def total(trials: list[Trial], name: str) -> int:
+    """The sum of a count over the trials."""
+    return sum(listed(trials, name))
+
+
+def median_seconds(values: Iterable[float]) -> str:
+    """The median in words."""
+    found = list(values)
+    return f"{statistics.median(found):.1f} s" if found else "not measured"
+
+
+def counted(trials: list[Trial], name: str) -> str:
+    """How often each value occurs, be it one a trial or a list: `3 start-up, 2 save`."""
+    values = listed(trials, name)
+    return ", ".join(f"{values.count(value)} {value}" for value in sorted(set(values)))
+
+
+def listed(trials: list[Trial], name: str) -> list[Any]:
+    """What was found under a name, over all trials."""
+    found = [trial.found[name] for trial in trials if name in trial.found]
+    return [one for value in found for one in (value if isinstance(value, list) else [value])]
+
+
+def _versions() -> str:
+    return ", ".join(f"{name} {metadata.version(name)}" for name in STACK)
+
+
+def _hardware() -> str:
+    """Processor and number of cores."""
+    names = [
+        line.partition(":")[2].strip()
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        if line.startswith("model name")
+    ]
+    return f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores"
