@@ -13,7 +13,7 @@ from dtl.config.schema import RunConfig
 from dtl.errors import DtlError
 from dtl.examples import Examples, prepare
 from dtl.plan import OuterLaunch, Plan
-from dtl.plan.hardware import this_machine
+from dtl.plan.hardware import disk_free, this_machine
 from dtl.plan.make import make_plan
 from dtl.run_folder import RunFolder
 
@@ -43,6 +43,7 @@ def prepare_run(
         longest=int(examples.train.lengths.max()),
         hardware=this_machine(),
         outer=outer,
+        disk_free=disk_free(config.run.dir),
     )
     return Prepared(config, parts, examples, plan)
 

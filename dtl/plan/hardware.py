@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from pathlib import Path
 
 from dtl.plan import Hardware
 
@@ -28,6 +29,14 @@ def this_machine() -> Hardware:
     return Hardware("cuda", devices, memory, name, bf16=capability >= 8, compiler=compiler)
 
 
+def disk_free(folder: str) -> int:
+    """Bytes left for this user on the disk that a folder is on, or will be made on."""
+    place = Path(folder).absolute()
+    while not place.exists():
+        place = place.parent
+    return shutil.disk_usage(place).free
+
+
 def _first_gpu() -> tuple[str, int, int]:
     """Name, bytes and major compute capability, read without starting CUDA in this process."""
     import subprocess
@@ -49,7 +58,6 @@ def _first_gpu() -> tuple[str, int, int]:
 
 def _ninja() -> bool:
     import sys
-    from pathlib import Path
 
     return shutil.which("ninja") is not None or (Path(sys.executable).parent / "ninja").exists()
 
@@ -57,8 +65,6 @@ def _ninja() -> bool:
 def memory_kills() -> int:
     """Processes of this machine's or container's group that the kernel has killed for want of main
     memory; 0 where it does not say."""
-    from pathlib import Path
-
     for file, name in (
         ("/sys/fs/cgroup/memory.events", "oom_kill"),
         ("/sys/fs/cgroup/memory/memory.oom_control", "oom_kill"),

@@ -14,7 +14,7 @@ from dtl.errors import DtlError
 from dtl.models.load import weightless
 from dtl.plan import Chosen, Hardware, Layout, OuterLaunch, Parameters, Plan
 from dtl.plan.deepspeed import deepspeed_config
-from dtl.plan.memory import WIDTH, model_state
+from dtl.plan.memory import WIDTH, disk_bytes, model_state
 from dtl.tasks import Facts
 from dtl.units import format_bytes
 
@@ -62,8 +62,12 @@ def make_plan(
     longest: int,
     hardware: Hardware,
     outer: OuterLaunch | None = None,
+    disk_free: int | None = None,
 ) -> Plan:
-    """Layout, ZeRO stage and estimate, with one reason for each choice."""
+    """Layout, ZeRO stage and estimate, with one reason for each choice.
+
+    `disk_free`: bytes left where the run folder will be; None: not looked at.
+    """
     log = _Log()
     work = _Work(count_parameters(config, parts, facts), longest, settings)
     nodes, processes = _processes(config, hardware, outer, log)
@@ -93,6 +97,8 @@ def make_plan(
         "optim.learning_rate" if config.optim.learning_rate else f"usual for {config.strategy.name}"
     )
     log.note("learning rate", f"{rate:g}", f"{whose}; {config.optim.schedule} schedule")
+    if disk_free is not None:
+        _disk(config, parts, work.counts, dtype, disk_free, log)
     return Plan(
         layout=layout,
         parameters=work.counts,
@@ -103,6 +109,23 @@ def make_plan(
         deepspeed=deepspeed_config(layout, gradient_clip=config.optim.gradient_clip),
         choices=tuple(log.chosen),
     )
+
+
+def _disk(
+    config: RunConfig, parts: Parts, counts: Parameters, dtype: str, free: int, log: _Log
+) -> None:
+    """What the run will write, and a warning where that is more than there is."""
+    options = config.train
+    best = options.keep_best and options.evaluate_every is not None
+    kept = options.keep + best
+    if options.spike is not None:  # those that the run may have to go back to
+        kept += -(-options.spike.back // (options.save_every or options.spike.back)) + 1
+    whole = parts.strategy.exports == "model"
+    wanted = disk_bytes(counts, dtype=dtype, kept=kept, whole_export=whole)
+    has = f"{kept} checkpoints, one being written, the export; {format_bytes(free)} are free"
+    if wanted > free:
+        has = f"warning: more than the {format_bytes(free)} that are free in {config.run.dir}"
+    log.note("disk", format_bytes(wanted), has)
 
 
 def _processes(

@@ -33,6 +33,13 @@ def model_state(
     }
 
 
+def disk_bytes(counts: Parameters, *, dtype: str, kept: int, whole_export: bool) -> int:
+    """Most that a run writes: its checkpoints, one more while it is written, and the export, which
+    is there twice while it takes its name."""
+    exported = counts.total * WIDTH[dtype] if whole_export else counts.learning * MASTER
+    return checkpoint_bytes(counts) * (kept + 1) + 2 * exported
+
+
 def checkpoint_bytes(counts: Parameters) -> int:
     """On disk: of each learning parameter the fp32 master and two moments."""
     return counts.learning * MASTER * (MOMENTS + 1)

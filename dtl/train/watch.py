@@ -5,12 +5,13 @@ from __future__ import annotations
 import faulthandler
 import json
 import os
+import signal
 import socket
 import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -43,7 +44,7 @@ class Watch:
         self.folder, self.rank, self.ranks, self.tell = folder, rank, ranks, tell
         self._place = threading.Lock()
         self._beat = Beat(rank, socket.gethostname(), os.getpid(), 0, "start", time.time(), 0.0)
-        self._limit, self._stood_still = float("inf"), 0.0
+        self._limit, self._stood_still, self._came = float("inf"), 0.0, time.monotonic()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
@@ -64,27 +65,25 @@ class Watch:
     def beat(self, doing: str, *, within: float) -> None:
         """This rank has come so far; it must come further within so many seconds."""
         with self._place:
-            now = self._beat
-            self._beat = Beat(
-                now.rank, now.host, now.process, now.number + 1, doing, time.time(), now.alive
-            )
-            self._limit, self._stood_still = within, 0.0
+            number = self._beat.number + 1
+            self._beat = replace(self._beat, number=number, doing=doing, since=time.time())
+            self._limit, self._stood_still, self._came = within, 0.0, time.monotonic()
 
     def _run(self) -> None:
-        while True:
-            with self._place:
-                pause = max(0.05, min(2.0, self._limit / 10))
-            before = time.monotonic()
-            if self._ended.wait(pause):
-                return
+        pause, before, ended = 0.0, time.monotonic(), False
+        while not ended:
             with self._place:
                 # A longer pause than asked for is a process that was suspended, not one that hangs.
-                self._stood_still += min(time.monotonic() - before, 2 * pause)
+                still = time.monotonic() - max(before, self._came)
+                self._stood_still += min(still, 2 * pause)
                 hangs = self._stood_still > self._limit
-                beat = Beat(**{**asdict(self._beat), "alive": time.time()})
+                beat = replace(self._beat, alive=time.time())
+                pause = max(0.05, min(1.0, self._limit / 10))
+            before = time.monotonic()
             _write(self.folder / f"rank-{self.rank}.json", asdict(beat))
             if hangs:
                 self._end(beat)
+            ended = self._ended.wait(pause)
 
     def _end(self, mine: Beat) -> None:
         beats = [beat for beat in read_beats(self.folder) if beat.rank < self.ranks] or [mine]
@@ -99,6 +98,9 @@ class Watch:
         if all(_silent(beat, after=still / 2) for beat in lower):
             self.tell(verdict)
         time.sleep(1.0)  # the others come to the same end: let them write theirs
+        for beat in beats:
+            if _silent(beat, after=still / 2) and _is_sibling(beat):
+                os.kill(beat.process, signal.SIGKILL)  # a launcher would wait for it
         os._exit(HUNG)
 
 
@@ -130,6 +132,17 @@ def late(beats: list[Beat], *, after: float) -> str:
 
 def _silent(beat: Beat, *, after: float) -> bool:
     return time.time() - beat.alive > after
+
+
+def _is_sibling(beat: Beat) -> bool:
+    """Whether it is still that process, started by the launcher that started this one."""
+    import psutil
+
+    try:
+        here = beat.host == socket.gethostname() and beat.process != os.getpid()
+        return here and psutil.Process(beat.process).ppid() == os.getppid()
+    except psutil.Error:
+        return False
 
 
 def _named(beats: list[Beat]) -> str:

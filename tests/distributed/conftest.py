@@ -13,8 +13,12 @@ from tests.distributed.matrix import (
     ACCUMULATION,
     BATCH,
     CLIP,
+    EXPORT_PLACES,
     EXPORTED,
     HELD_OUT,
+    JUMP,
+    JUMP_BACK,
+    MOVES,
     RATE,
     STAGES,
     STEPS,
@@ -83,11 +87,14 @@ def bed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "labelled.yaml").write_text(LABELLED)
     _lay_out_text_tasks(folder)
     alone = [_job(1, *case) for case in _cases()] + _labelled(1) + _scored(1) + _text_tasks(1)
-    launching.run_jobs(1, alone + _interrupted(), cwd=folder)
+    launching.run_jobs(1, alone + _interrupted(1), cwd=folder)
     pair = [_job(2, *case) for case in _cases()] + _labelled(2) + _scored(2) + _text_tasks(2)
-    pair += _exported() + _resumed() + _poisoned() + _varied()
-    launching.run_jobs(2, pair, cwd=folder)
-    launching.run_jobs(3, _scored(3), cwd=folder)
+    pair += (
+        _exported() + _moved_to(2) + _stayed() + _poisoned() + _varied() + _jumped() + _stopped()
+    )
+    launching.run_jobs(2, pair + _interrupted(2), cwd=folder)
+    launching.run_jobs(3, _scored(3) + _moved_to(3) + _interrupted(3), cwd=folder)
+    launching.run_jobs(1, _moved_to(1), cwd=folder)
     return folder
 
 
@@ -125,12 +132,12 @@ def _scored(ranks: int) -> list[dict[str, Any]]:
     return [{"config": "config.yaml", "overrides": overrides, "bare": True}]
 
 
-def _interrupted() -> list[dict[str, Any]]:
-    """On one process, stopped half-way."""
+def _interrupted(ranks: int) -> list[dict[str, Any]]:
+    """On so many processes, stopped half-way."""
     return [
         {
             "config": "config.yaml",
-            "overrides": _moved(strategy, zero, turns=2),
+            "overrides": _moved(strategy, zero, start=ranks, now=zero, micro_batch=3),
             "stop_after": STEPS // 2,
         }
         for strategy in STRATEGIES
@@ -138,13 +145,31 @@ def _interrupted() -> list[dict[str, Any]]:
     ]
 
 
-def _resumed() -> list[dict[str, Any]]:
-    """The same runs go on with two processes at another stage; others stay as they were."""
-    moved = [
-        {"config": "config.yaml", "overrides": _moved(strategy, zero, now=(zero + 2) % 4, turns=3)}
+def _moved_to(ranks: int) -> list[dict[str, Any]]:
+    """The same runs go on with another number of processes, at another stage."""
+    start = next(before for before, after in MOVES if after == ranks)
+    return [
+        {
+            "config": "config.yaml",
+            "overrides": _moved(strategy, zero, start=start, now=(zero + 2) % 4, micro_batch=2),
+        }
         for strategy in STRATEGIES
         for zero in STAGES
     ]
+
+
+def _moved(strategy: str, zero: int, *, start: int, now: int, micro_batch: int) -> list[str]:
+    return [
+        f"strategy={strategy}",
+        *STRATEGIES[strategy],
+        f"layout.zero={now}",
+        f"layout.micro_batch={micro_batch}",
+        f"run.name=moved-{start}-{strategy}-{zero}",
+    ]
+
+
+def _stayed() -> list[dict[str, Any]]:
+    """Stopped half-way and resumed as they were, beside runs that nothing disturbed."""
     stayed = []
     for zero in STAGES:
         job = _job(2, "lora", zero, 2)
@@ -153,16 +178,52 @@ def _resumed() -> list[dict[str, Any]]:
         stayed += [{**once, "stop_after": STEPS // 2}, once]
         whole = {"config": "config.yaml", "overrides": [*overrides, f"run.name=whole-{zero}"]}
         stayed.append(whole)
-    return moved + stayed
+    return stayed
 
 
-def _moved(strategy: str, zero: int, *, turns: int, now: int | None = None) -> list[str]:
+def _jumped() -> list[dict[str, Any]]:
+    """The loss jumps in one step, beside runs that left out those batches from the beginning."""
+    left_out = list(range(JUMP - JUMP_BACK + 1, JUMP + 1))
+    jobs = []
+    for zero in STAGES:
+        overrides = [
+            "strategy=full",
+            f"layout.zero={zero}",
+            f"train.steps={JUMP + 10}",
+            "train.save_every=4",
+            f"train.spike={{score: 20, window: 30, back: {JUMP_BACK}}}",
+        ]
+        for name, more in (("jumped", {"jump": JUMP}), ("spared", {"left_out": left_out})):
+            named = [*overrides, f"run.name={name}-{zero}"]
+            jobs.append({"config": "config.yaml", "overrides": named, **more})
+    return jobs
+
+
+def _stopped() -> list[dict[str, Any]]:
+    """Stopped within a scoring and within the export, resumed; beside one that nothing disturbed.
+    The learning rate is so high that the best step is not the last one."""
+    overrides = [
+        *("strategy=lora", "strategy.rank=4", "layout.zero=2", "optim.learning_rate=0.3"),
+        *("data.eval=eval.jsonl", "train.steps=8", "train.evaluate_every=2", "train.export=best"),
+        *("train.evaluation_batch=16", "train.keep=1"),
+    ]
+
+    def job(name: str, **more: Any) -> dict[str, Any]:
+        return {
+            "config": "config.yaml",
+            "overrides": [*overrides, f"run.name=stop-{name}"],
+            **more,
+        }
+
     return [
-        f"strategy={strategy}",
-        *STRATEGIES[strategy],
-        f"layout.zero={zero if now is None else now}",
-        f"layout.micro_batch={-(-BATCH // turns)}" if now is None else "layout.micro_batch=2",
-        f"run.name=moved-{strategy}-{zero}",
+        job("nowhere"),
+        job("unadapted", stop_at="evaluation, batch 2"),
+        job("unadapted"),
+        job("evaluation", stop_after=4),
+        job("evaluation", stop_at="evaluation, batch 2"),
+        job("evaluation"),
+        *(job("export", stop_at=place) for place in EXPORT_PLACES),
+        job("export"),
     ]
 
 

@@ -7,8 +7,13 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
+
+import psutil
+
+from dtl.run_folder import RunFolder
 
 HERE = Path(__file__).parent
 
@@ -39,10 +44,42 @@ def run_jobs(processes: int, jobs: list[dict[str, Any]], *, cwd: Path) -> str:
     """Many jobs in one launch of so many processes."""
     listing = cwd / f"jobs-{processes}.json"
     listing.write_text(json.dumps(jobs), encoding="utf-8")
-    return torchrun(processes, str(HERE / "many.py"), str(listing), cwd=cwd)
+    return torchrun(processes, str(HERE / "many.py"), str(listing), cwd=cwd, timeout=1800)
 
 
 def train_lines(run: Path) -> list[dict[str, Any]]:
     """The train lines of a run's metrics."""
     text = (run / "metrics.jsonl").read_text(encoding="utf-8")
     return [line for line in map(json.loads, text.splitlines()) if line["kind"] == "train"]
+
+
+def start(desk: Path, name: str, *overrides: str, **more: str) -> subprocess.Popen[bytes]:
+    """`dtl train config.yaml` in a folder; what it tells is added to NAME.txt there."""
+    argv = [sys.executable, "-m", "dtl", "train", "config.yaml", f"run.name={name}", *overrides]
+    with (desk / f"{name}.txt").open("ab") as told:
+        return subprocess.Popen(
+            argv, cwd=desk, env=environment(**more), stdout=told, stderr=subprocess.STDOUT
+        )
+
+
+def wait_for_step(process: subprocess.Popen[bytes], run: RunFolder, step: int) -> None:
+    limit = time.monotonic() + 180
+    while time.monotonic() < limit and process.poll() is None:
+        if run.state != "absent" and run.last_step >= step:
+            return
+        time.sleep(0.02)
+    raise AssertionError(f"step {step} was not reached")
+
+
+def ranks_of(process: subprocess.Popen[bytes]) -> dict[int, int]:
+    """Rank -> process id, of the workers below this process."""
+    found = {}
+    for child in psutil.Process(process.pid).children(recursive=True):
+        rank = child.environ().get("RANK")
+        if rank is not None:
+            found[int(rank)] = child.pid
+    return found
+
+
+def losses(run: RunFolder) -> list[float]:
+    return [line["loss"] for line in run.metrics() if line["kind"] == "train"]

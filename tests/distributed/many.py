@@ -3,7 +3,10 @@
 Each job is {"config": path, "overrides": [...]} and perhaps
   "bare": true         neither save nor export;
   "stop_after": step   stop there as if asked to by a signal; a later job of that name resumes;
-  "poison": [steps]    make the loss of these steps NaN on the last rank.
+  "stop_at": "export"  stop where the heartbeat says so;
+  "poison": [steps]    make the loss of these steps NaN on the last rank;
+  "jump": step         make the loss of this step 50 times as large;
+  "left_out": [steps]  as if the loss of the last one had jumped.
 The run folders hold the results. The process group is kept between jobs, which saves seconds a job;
 all else starts anew.
 """
@@ -14,9 +17,10 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -47,19 +51,16 @@ def main(jobs_file: str) -> int:
             folder.create(config, prepared.plan, examples.facts, examples.data)
         elif engine.is_first:
             folder.lay_out_anew(config, prepared.plan)
+        if engine.is_first and "left_out" in job:
+            folder.note_spike({"step": job["left_out"][-1], "left_out": job["left_out"]})
         engine.wait()
-        terminal = sys.stdout if engine.is_first else None
-        stop_after = job.get("stop_after", sys.maxsize)
-        watch = Watch(folder.heartbeats, rank=engine.rank, ranks=engine.ranks, tell=print)
-        quiet = bare() if job.get("bare") else nullcontext()
-        with quiet, watched(job.get("poison", ())) as at, watch:
-            process = train.Process(
-                terminal,
-                watch,
-                asked_to_stop=lambda at=at, last=stop_after: at.step >= last,
-                held=lambda: None,
-            )
-            train.run(folder, engine, prepared.examples, process)
+        with bare() if job.get("bare") else nullcontext(), watched(job) as at:
+            watch = Watch(folder.heartbeats, rank=engine.rank, ranks=engine.ranks, tell=print)
+            asked = partial(asks_to_stop, job, at, watch)
+            terminal = sys.stdout if engine.is_first else None
+            process = train.Process(terminal, watch, asked_to_stop=asked, held=lambda: None)
+            with watch:
+                train.run(folder, engine, prepared.examples, process)
         AcceleratorState._reset_state(reset_partial_state=True)
         GradientState._reset_state()
     torch.distributed.destroy_process_group()
@@ -73,10 +74,17 @@ class At:
     step: int = 0
 
 
+def asks_to_stop(job: dict[str, Any], at: At, watch: Watch) -> bool:
+    if "stop_at" in job:
+        return watch.doing.startswith(job["stop_at"])
+    return at.step >= job.get("stop_after", sys.maxsize)
+
+
 @contextmanager
-def watched(poison: Sequence[int]) -> Iterator[At]:
+def watched(job: dict[str, Any]) -> Iterator[At]:
     """Follow the loop's steps, and spoil the loss of some."""
     at = At()
+    poison, jump = job.get("poison", ()), job.get("jump")
     draw_from, loss = loop.draw_from, causal_lm.Plugin.loss
     last_rank = int(os.environ["RANK"]) == int(os.environ["WORLD_SIZE"]) - 1
 
@@ -85,7 +93,11 @@ def watched(poison: Sequence[int]) -> Iterator[At]:
         draw_from(seed, step, *position)
 
     def spoilt(self: Any, model: Any, batch: Any) -> Any:
-        factor = float("nan") if at.step in poison and last_rank and model.training else 1.0
+        factor = 1.0
+        if at.step in poison and last_rank and model.training:
+            factor = float("nan")
+        elif at.step == jump and model.training:
+            factor = 50.0
         return loss(self, model, batch) * factor
 
     followed = mock.patch.object(loop, "draw_from", follow)

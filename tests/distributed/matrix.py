@@ -5,6 +5,9 @@ STAGES = (0, 1, 2, 3)
 ACCUMULATION = (1, 2, 4)
 STEPS, BATCH, RATE, CLIP = 20, 12, 0.01, 0.2  # 53 rows: the last batch of an epoch has 5
 HELD_OUT = 101
+MOVES = ((1, 2), (2, 3), (3, 1))  # ranks on which a run is stopped, and goes on
+JUMP, JUMP_BACK = 31, 6  # the step whose loss jumps, and how many steps the run goes back
+EXPORT_PLACES = ("export, gathering", "export, writing", "export, giving")
 
 EXPORTED = {
     "lora": ("config.yaml", ["strategy=lora", "data.eval=eval.jsonl"]),

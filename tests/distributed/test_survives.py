@@ -6,8 +6,6 @@ import hashlib
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -17,7 +15,7 @@ import pytest
 from dtl.audit import audit
 from dtl.run_folder import RunFolder
 from tests import tiny
-from tests.distributed import launching
+from tests.distributed.launching import losses, ranks_of, start, wait_for_step
 
 STEPS = 120
 CONFIG = f"""
@@ -40,40 +38,9 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def start(desk: Path, name: str) -> subprocess.Popen[bytes]:
-    argv = [sys.executable, "-m", "dtl", "train", "config.yaml", f"run.name={name}"]
-    with (desk / f"{name}.txt").open("ab") as told:
-        return subprocess.Popen(
-            argv, cwd=desk, env=launching.environment(), stdout=told, stderr=subprocess.STDOUT
-        )
-
-
-def wait_for_step(process: subprocess.Popen[bytes], run: RunFolder, step: int) -> None:
-    limit = time.monotonic() + 180
-    while time.monotonic() < limit and process.poll() is None:
-        if run.state != "absent" and run.last_step >= step:
-            return
-        time.sleep(0.02)
-    raise AssertionError(f"step {step} was not reached")
-
-
-def ranks_of(process: subprocess.Popen[bytes]) -> dict[int, int]:
-    """Rank -> process id, of the workers below this process."""
-    found = {}
-    for child in psutil.Process(process.pid).children(recursive=True):
-        rank = child.environ().get("RANK")
-        if rank is not None:
-            found[int(rank)] = child.pid
-    return found
-
-
 def hashes(run: RunFolder) -> dict[str, str]:
     newest = run.checkpoints / f"step-{STEPS:08d}"
     return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in newest.iterdir()}
-
-
-def losses(run: RunFolder) -> list[float]:
-    return [line["loss"] for line in run.metrics() if line["kind"] == "train"]
 
 
 def test_killed_ranks_launcher_and_desk(desk: Path) -> None:

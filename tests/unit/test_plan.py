@@ -1,6 +1,7 @@
 """The plan: bytes and counts against numbers from elsewhere, choices that say why, refusals."""
 
 import json
+import shutil
 
 import pytest
 
@@ -9,10 +10,13 @@ from dtl.config.schema import RunConfig
 from dtl.errors import DtlError
 from dtl.models.load import initialise, load_pretrained, load_settings
 from dtl.plan import Hardware, OuterLaunch, Parameters, Plan
+from dtl.plan.hardware import disk_free
 from dtl.plan.make import make_plan
 from dtl.plan.memory import model_state
+from dtl.units import format_bytes
 
 GB = 10**9
+SCORED = {"train": "rows.jsonl", "holdout": 0.1}
 LAPTOP = Hardware("cpu", 8, 16 * GB, "8 CPU cores", bf16=True, compiler=True)
 NO_COMPILER = Hardware("cpu", 8, 16 * GB, "8 CPU cores", bf16=True, compiler=False)
 EIGHT_GPUS = Hardware("cuda", 8, 80 * GB, "80 GB GPU", bf16=True, compiler=True)
@@ -34,7 +38,7 @@ def configure(base, *, task="causal_lm", strategy="lora", **sections):
     return RunConfig.model_validate(given)
 
 
-def plan(config, hardware=LAPTOP, *, outer=None, examples=100, longest=24):
+def plan(config, hardware=LAPTOP, *, outer=None, examples=100, longest=24, disk_free=None):
     return make_plan(
         config,
         assemble(config),
@@ -44,6 +48,7 @@ def plan(config, hardware=LAPTOP, *, outer=None, examples=100, longest=24):
         longest=longest,
         hardware=hardware,
         outer=outer,
+        disk_free=disk_free,
     )
 
 
@@ -386,3 +391,32 @@ def test_initialise_is_not_needed_for_a_head_that_is_there(decoder):
     )
     assert loaded.new == frozenset()
     initialise(loaded.model, loaded.new, seed=0, fill=pytest.fail)
+
+
+# Disk -------------------------------------------------------------------------------------------
+
+
+def test_a_disk_that_cannot_hold_the_checkpoints_is_told_before_the_start(decoder):
+    config = configure(decoder, strategy="full", train={"keep": 3}, data=SCORED)
+    made = plan(config, disk_free=10**12)
+    learning = made.parameters.learning
+    # three kept and one being written, at 12 bytes a parameter, and the fp32 export twice
+    written = learning * 12 * 4 + learning * 4 * 2
+    assert choices(made)["disk"] == format_bytes(written)
+    assert "warning" not in reason(made, "disk")
+    assert "warning" not in reason(plan(config, disk_free=written), "disk")
+    assert reason(plan(config, disk_free=written - 1), "disk").startswith("warning: more than the")
+
+
+def test_the_best_checkpoint_and_those_to_go_back_to_count_as_well(decoder):
+    train = {"keep": 1, "evaluate_every": 5, "save_every": 4, "spike": {"back": 10}}
+    config = configure(decoder, strategy="full", train=train, data=SCORED)
+    made = plan(config, disk_free=10**12)
+    # one kept, the best, four that reach ten steps back, one being written
+    learning = made.parameters.learning
+    assert choices(made)["disk"] == format_bytes(learning * 12 * 7 + learning * 4 * 2)
+
+
+def test_free_space_is_that_of_the_disk_on_which_the_folder_will_be(tmp_path):
+    free = disk_free(str(tmp_path / "not" / "yet"))
+    assert free == pytest.approx(shutil.disk_usage(tmp_path).free, rel=0.05)

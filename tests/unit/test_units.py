@@ -2,7 +2,7 @@
 
 import pytest
 
-from dtl.units import format_bytes, format_count, format_seconds
+from dtl.units import format_bytes, format_count, format_seconds, parse_seconds
 
 
 @pytest.mark.parametrize(
@@ -45,3 +45,29 @@ def test_counts(number, text):
 )
 def test_seconds(seconds, text):
     assert format_seconds(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("90", 90),
+        ("90s", 90),
+        ("1.5", 1.5),
+        ("45min", 2700),
+        ("45m", 2700),
+        ("4h", 14400),
+        ("2h30m", 9000),
+        ("1d12h", 129600),
+        ("05:30", 330),
+        ("4:00:00", 14400),
+        ("1-12:00:00", 129600),
+    ],
+)
+def test_lengths_of_time_as_people_and_slurm_write_them(text, seconds):
+    assert parse_seconds(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "0", "soon", "-5", "4 hours", "x-1:00:00", "1:2:3:4"])
+def test_what_is_no_length_of_time(text):
+    with pytest.raises(ValueError, match="no length of time"):
+        parse_seconds(text)

@@ -1,0 +1,102 @@
+"""Real runs, stopped from outside: while rows are read, through the launcher, by the clock, by a
+rank that hangs."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from dtl.run_folder import RunFolder
+from tests import tiny
+from tests.distributed import launching
+from tests.distributed.launching import losses, ranks_of, start, wait_for_step
+
+STEPS = 100
+CONFIG = f"""
+model: {{path: base, dtype: fp32}}
+task: {{name: causal_lm, max_length: 64}}
+data: {{train: train.jsonl}}
+strategy: lora
+optim: {{learning_rate: 0.003}}
+train: {{steps: {STEPS}, global_batch: 6, save_every: 10}}
+layout: {{processes: 2, zero: 0, micro_batch: 3}}
+"""
+ALONE = "layout.processes=1"
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("signals")
+    tiny.decoder(folder / "base")
+    tiny.write_texts(folder / "train.jsonl", 53)
+    (folder / "config.yaml").write_text(CONFIG, encoding="utf-8")
+    return folder
+
+
+def test_while_rows_are_encoded_a_signal_loses_nothing(desk: Path) -> None:
+    tiny.write_texts(desk / "many.jsonl", 60_000)
+    cache = desk / "cache"
+    more = ("data.train=many.jsonl", "train.steps=2", ALONE)
+    process = start(desk, "encoding", *more, DTL_CACHE=str(cache))
+    limit = time.monotonic() + 60
+    while not list(cache.glob("encoded/*.staged")):
+        assert time.monotonic() < limit and process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=30) == 75
+    assert "stopped by SIGTERM before the first step" in (desk / "encoding.txt").read_text()
+    assert not list(cache.glob("encoded/*")), "nothing half-written stays"
+    assert not (desk / "runs" / "encoding").exists()
+    assert start(desk, "encoding", *more, DTL_CACHE=str(cache)).wait(timeout=120) == 0
+
+
+def test_usr1_to_the_launcher_saves_and_ends_with_75(desk: Path) -> None:
+    run = RunFolder(desk / "runs" / "launcher")
+    process = start(desk, "launcher")
+    wait_for_step(process, run, 12)
+    os.kill(psutil.Process(ranks_of(process)[0]).ppid(), signal.SIGUSR1)
+    assert process.wait(timeout=60) == 75
+    newest = sorted(run.checkpoints.glob("step-*"))[-1]
+    assert json.loads((newest / "progress.json").read_text())["step"] == run.last_step
+    assert start(desk, "launcher").wait(timeout=120) == 0
+    whole = RunFolder(desk / "runs" / "whole")
+    assert start(desk, "whole").wait(timeout=120) == 0
+    assert losses(run) == losses(whole)
+
+
+def test_a_launch_ends_before_its_wall_time_and_the_next_one_goes_on(desk: Path) -> None:
+    run, began = RunFolder(desk / "runs" / "clock"), time.time()
+    long = (ALONE, "train.steps=1000000", "optim.schedule=constant")
+    assert start(desk, "clock", *long, "train.wall_time=15s").wait(timeout=60) == 75
+    assert time.time() - began < 15
+    assert "the time of this launch is nearly over" in (desk / "clock.txt").read_text()
+    reached = run.last_step
+    assert reached > 0
+    assert (run.checkpoints / f"step-{reached:08d}").is_dir()
+    second = start(desk, "clock", *long, "train.wall_time=1h")
+    wait_for_step(second, run, reached + 5)
+    second.send_signal(signal.SIGTERM)
+    assert second.wait(timeout=60) == 75
+    steps = [line["step"] for line in launching.train_lines(run.path)]
+    assert steps == list(range(1, run.last_step + 1))
+
+
+def test_a_rank_that_hangs_is_found_named_and_the_run_goes_on(desk: Path) -> None:
+    run = RunFolder(desk / "runs" / "hanging")
+    process = start(desk, "hanging", "train.hang_seconds=4")
+    wait_for_step(process, run, 12)
+    os.kill(ranks_of(process)[1], signal.SIGSTOP)
+    assert process.wait(timeout=180) == 0
+    told = (desk / "hanging.txt").read_text()
+    assert "no sign of life from rank 1 on" in told
+    assert "starting again" in told
+    stack = (run.logs / "rank-0.log").read_text()
+    assert "most recent call first" in stack
+    assert losses(run) == losses(RunFolder(desk / "runs" / "whole"))
