@@ -8,14 +8,18 @@ import time
 
 from benchmarks.chaos.bed import SCENES, Bed
 from benchmarks.chaos.ends import faults_of_end, reference
-from benchmarks.chaos.runs import Hung, Run, kill
+from benchmarks.chaos.runs import Hung, Processes, Run, kill
 from benchmarks.chaos.table import listed, median_seconds
 from benchmarks.chaos.trials import Trial
 
 NAME = "stopped"
 HOLDS = "the late rank is named, the run ends and resumes by itself, ends bitwise"
-HANG_SECONDS = 6
-WATCHED = (f"train.hang_seconds={HANG_SECONDS}",)
+HANG_SECONDS, LOADING_SECONDS = 6, 40  # the second also holds for saves
+WATCHED = (
+    f"train.hang_seconds={HANG_SECONDS}.0",
+    f"train.loading_hang_seconds={LOADING_SECONDS}.0",
+)
+GONE_SECONDS = LOADING_SECONDS + 45.0  # a launcher may give its ranks 30 s
 
 
 def trial(bed: Bed, number: int) -> Trial:
@@ -37,8 +41,10 @@ def trial(bed: Bed, number: int) -> Trial:
         at = time.monotonic()
         found.landed = 1
         found.did.append(f"rank {rank} stopped after step {run.step}")
-        found.broken += [f"process {left} lives on" for left in run.gone([*living.ranks.values()])]
+        found.broken += [f"process {left} lives on" for left in _left(run, living)]
         found.found["seconds"] = time.monotonic() - at
+        if found.broken:
+            return found
         code = run.wait()
         found.broken += faults_of_end(run, expected) if code == 0 else [f"exit code {code}"]
         if not names_late_rank(run.told, rank):
@@ -55,9 +61,14 @@ def trial(bed: Bed, number: int) -> Trial:
 def line(trials: list[Trial]) -> str:
     """What the table says."""
     return (
-        f"{len(trials)} runs with a rank stopped by SIGSTOP, train.hang_seconds={HANG_SECONDS}; "
+        f"{len(trials)} runs with a rank stopped by SIGSTOP, train.hang_seconds={HANG_SECONDS} "
+        f"and, in saves, train.loading_hang_seconds={LOADING_SECONDS}; "
         f"from there to the end of all ranks: median {median_seconds(listed(trials, 'seconds'))}"
     )
+
+
+def _left(run: Run, living: Processes) -> list[int]:
+    return run.gone([*living.ranks.values()], GONE_SECONDS)
 
 
 def names_late_rank(told: str, rank: int) -> bool:
