@@ -422,9 +422,12 @@ class ZeroEngine(Engine):
             return parameter.detach().to("cpu", copy=True)
 
     def set_weight(self, parameter: nn.Parameter, value: Tensor) -> None:
-        from deepspeed.utils import safe_set_full_fp32_param
+        from deepspeed.utils import safe_set_full_fp32_param, safe_set_local_fp32_param
 
-        safe_set_full_fp32_param(parameter, value.to(self.device))
+        if self.stage == 3:
+            safe_set_local_fp32_param(parameter, self._my_part_of(value))
+        else:
+            safe_set_full_fp32_param(parameter, value.to(self.device))
 
     def moments(self, parameter: nn.Parameter) -> dict[str, Tensor]:
         from deepspeed.utils import safe_get_full_optimizer_state
@@ -438,17 +441,28 @@ class ZeroEngine(Engine):
     def set_moments(
         self, parameter: nn.Parameter, moments: dict[str, Tensor], *, step: int
     ) -> None:
-        from deepspeed.utils import safe_set_full_optimizer_state
+        from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
 
         self._link_all_moments()
         for name, value in moments.items():
-            safe_set_full_optimizer_state(parameter, value.to(self.device), name)
+            if self.stage == 3:
+                safe_set_local_optimizer_state(parameter, self._my_part_of(value), name)
+            else:
+                safe_set_full_optimizer_state(parameter, value.to(self.device), name)
         inner = getattr(self.optimizer, "optimizer", self.optimizer)
         for state in inner.state.values():
             if isinstance(state.get("step"), Tensor):
                 state["step"].fill_(float(step))
             else:
                 state["step"] = step
+
+    def _my_part_of(self, value: Tensor) -> Tensor:
+        """What stage 3 keeps of a tensor on this rank, filled up with zeros at the end. DeepSpeed's
+        setters of whole tensors fail where the ranks do not divide it (0.19.8)."""
+        flat = value.flatten()
+        size = -(-flat.numel() // self.ranks)
+        part = flat[self.rank * size : (self.rank + 1) * size].to(self.device)
+        return nn.functional.pad(part, (0, size - part.numel()))
 
     def _link_all_moments(self) -> None:
         """Stages 1 and 2 tie moments to parameters after the step of the first parameter group

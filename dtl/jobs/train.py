@@ -15,7 +15,7 @@ from dtl.data.loader import Collate, Loader
 from dtl.engine import Engine
 from dtl.errors import RunFailed
 from dtl.examples import Examples
-from dtl.jobs.opening import find_checkpoint, open_model, restore_moments
+from dtl.jobs.opening import find_checkpoint, open_model, restore_moments, start_moments
 from dtl.jobs.scoring import Scoring
 from dtl.jobs.spikes import go_back, left_out, losses_before
 from dtl.plan import Plan
@@ -104,6 +104,7 @@ class _Job:
             if self.progress.step > 0 and self.limits().evaluate_at(self.progress.step):
                 self.progress = self.scoring.adapted(self.progress)  # the interruption came before
         if self.config.train.spike is not None and saved is None:
+            start_moments(engine, parts, self.loader)
             self.save(self.progress)  # so that there is always something to go back to
 
     def learn(self) -> End:
