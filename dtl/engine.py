@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
@@ -33,6 +33,8 @@ OUTER_SETTINGS = (
     "ACCELERATE_MIXED_PRECISION",
     "ACCELERATE_CONFIG_DS_FIELDS",
 )
+# What optimizers keep of a parameter: torch's AdamW, and bitsandbytes' with its blocks' scales.
+MOMENTS = ("exp_avg", "exp_avg_sq", "state1", "state2", "absmax1", "absmax2")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -116,7 +118,6 @@ def _start_deepspeed(
 class Engine(ABC):
     """One process among `ranks`. Every rank makes the same calls in the same order."""
 
-    needs_priming: ClassVar[bool]  # whether optimizer states exist only after a first step
     model: nn.Module  # as prepared: call this one
     optimizer: Optimizer
 
@@ -191,6 +192,11 @@ class Engine(ABC):
         """Names and learning parameters, in the model's order."""
         return [pair for pair in self.plain_model.named_parameters() if pair[1].requires_grad]
 
+    @property
+    @abstractmethod
+    def needs_priming(self) -> bool:
+        """Whether the optimizer's states can be written only after it has made them in a step."""
+
     @abstractmethod
     def _input_dtype(self, tensor: Tensor) -> torch.dtype | None: ...
 
@@ -260,13 +266,15 @@ class PlainEngine(Engine):
     Half precision is autocast over fp32 learning weights.
     """
 
-    needs_priming = False
-
     def __init__(self, settings: EngineSettings, accelerator: Accelerator) -> None:
         super().__init__(settings, accelerator)
         self.scaler = torch.amp.GradScaler(
             self.device.type, enabled=settings.dtype == "fp16" and self.device.type != "cpu"
         )
+
+    @property
+    def needs_priming(self) -> bool:
+        return hasattr(self.optimizer, "init_state")  # bitsandbytes keeps more than moments there
 
     def _input_dtype(self, tensor: Tensor) -> torch.dtype | None:
         return None
@@ -310,11 +318,12 @@ class PlainEngine(Engine):
         return Step(norm, taken=math.isfinite(norm))
 
     def without_gradient(self) -> list[str]:
-        return [
-            name
-            for name, parameter in self.learning()
-            if not bool(self.optimizer.state[parameter]["exp_avg_sq"].any())
-        ]
+        return [name for name, parameter in self.learning() if not self._moved(parameter)]
+
+    def _moved(self, parameter: nn.Parameter) -> bool:
+        state = self.optimizer.state[parameter]
+        second = [state[name] for name in ("exp_avg_sq", "absmax2", "state2") if name in state]
+        return bool(second) and bool(second[0].any())
 
     def whole(self, parameter: nn.Parameter) -> Tensor:
         return parameter.detach().to("cpu", copy=True)
@@ -325,29 +334,34 @@ class PlainEngine(Engine):
     def moments(self, parameter: nn.Parameter) -> dict[str, Tensor]:
         state = self.optimizer.state[parameter]
         return {
-            name: value.detach().to("cpu", copy=True)
-            for name, value in state.items()
-            if isinstance(value, Tensor) and value.shape == parameter.shape
+            name: state[name].detach().to("cpu", copy=True) for name in MOMENTS if name in state
         }
 
     def set_moments(
         self, parameter: nn.Parameter, moments: dict[str, Tensor], *, step: int
     ) -> None:
-        on_device = {name: value.to(parameter.device) for name, value in moments.items()}
+        if not moments:  # it never had a gradient
+            return
+        state = self.optimizer.state[parameter]
+        state.update({name: value.to(parameter.device) for name, value in moments.items()})
+        if self.needs_priming:
+            state["step"] = step
+            return
         fused = any(group.get("fused") for group in self.optimizer.param_groups)
-        count = torch.tensor(float(step), device=parameter.device if fused else "cpu")
-        self.optimizer.state[parameter] = {"step": count, **on_device}
+        state["step"] = torch.tensor(float(step), device=parameter.device if fused else "cpu")
 
 
 class ZeroEngine(Engine):
     """DeepSpeed ZeRO stages 1 to 3: optimizer, gradients and weights shared out over the ranks."""
 
-    needs_priming = True
-
     def __init__(self, settings: EngineSettings, accelerator: Accelerator) -> None:
         super().__init__(settings, accelerator)
         assert settings.deepspeed is not None
         self.stage: int = settings.deepspeed["zero_optimization"]["stage"]
+
+    @property
+    def needs_priming(self) -> bool:
+        return True
 
     def _input_dtype(self, tensor: Tensor) -> torch.dtype | None:
         return DTYPES[self.settings.dtype] if tensor.is_floating_point() else None

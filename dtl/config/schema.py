@@ -267,7 +267,10 @@ class StrategyChoice(Choice):
 class Optim(Record):
     """How the learning parameters are updated."""
 
-    name: Literal["adamw"] = Field(default="adamw", description="optimizer")
+    name: Literal["adamw", "adamw_8bit"] = Field(
+        default="adamw",
+        description="AdamW, or AdamW with moments of 8 bits (by bitsandbytes; not with ZeRO)",
+    )
     learning_rate: float | None = Field(
         default=None, gt=0, description="highest learning rate; left out: planned by the strategy"
     )
@@ -471,7 +474,7 @@ class RunConfig(Record):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
-        refuse([*self._batch_faults(), *self._evaluation_faults()])
+        refuse([*self._batch_faults(), *self._evaluation_faults(), *self._optimizer_faults()])
         return self
 
     def _batch_faults(self) -> Iterable[ConfigFault]:
@@ -493,6 +496,18 @@ class RunConfig(Record):
                 problem=f"{layout.micro_batch} is more than the {most} examples that a process "
                 f"gets of a global batch of {examples}",
                 mend=f"set layout.micro_batch to {most} or less, or raise train.global_batch",
+            )
+
+    def _optimizer_faults(self) -> Iterable[ConfigFault]:
+        """ZeRO cuts the moments of all parameters in one go, across the blocks of 8-bit ones."""
+        if self.optim.name == "adamw_8bit" and (
+            self.layout.zero or self.layout.offload == "optimizer"
+        ):
+            yield ConfigFault(
+                "optim",
+                "name",
+                problem="8-bit moments and ZeRO do not go together",
+                mend="set layout.zero to 0 and layout.offload to none, or optim.name to adamw",
             )
 
     def _evaluation_faults(self) -> Iterable[ConfigFault]:

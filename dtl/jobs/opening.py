@@ -107,7 +107,8 @@ def open_model(
 
 def restore_moments(saved: Path, engine: Engine, parts: Parts, loader: Loader) -> None:
     """Give a prepared engine the optimizer of a checkpoint."""
-    _prime(engine, parts, loader)
+    if engine.needs_priming:
+        _prime(engine, parts, loader)
     checkpoint.restore_moments(saved, engine)
 
 
@@ -115,15 +116,12 @@ def start_moments(engine: Engine, parts: Parts, loader: Loader) -> None:
     """Moments as before the first step, so that a run can be saved there."""
     _prime(engine, parts, loader)
     for _, parameter in engine.learning():
-        nothing = torch.zeros_like(engine.whole(parameter))
-        engine.set_moments(parameter, {"exp_avg": nothing, "exp_avg_sq": nothing.clone()}, step=0)
+        engine.set_moments(parameter, engine.moments(parameter), step=0)
 
 
 def _prime(engine: Engine, parts: Parts, loader: Loader) -> None:
-    """ZeRO makes its optimizer states, and its model takes over the masters, in a step: take one
+    """An optimizer makes its states, and ZeRO's model takes over the masters, in a step: take one
     that changes nothing."""
-    if not engine.needs_priming:
-        return
     engine.set_learning_rate(0.0)
     batch = loader.window(1).batches[0]
     with engine.micro_batch(last=True):

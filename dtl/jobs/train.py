@@ -292,7 +292,7 @@ class _Job:
 
     @cached_property
     def deadline(self) -> Deadline:
-        size = checkpoint_bytes(self.plan.parameters)
+        size = checkpoint_bytes(self.plan.parameters, self.config.optim.name)
         return Deadline.of(self.config.train, checkpoint_bytes=size)
 
     @cached_property

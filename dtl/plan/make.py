@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import Any
 
 from dtl.assemble import Parts
@@ -74,7 +75,12 @@ def make_plan(
     dtype = _dtype(config, hardware, log)
     zero, offload = _zero(config, work, hardware, nodes * processes, dtype, outer, log)
     state = model_state(
-        work.counts, zero=zero, ranks=nodes * processes, dtype=dtype, offload=offload
+        work.counts,
+        zero=zero,
+        ranks=nodes * processes,
+        dtype=dtype,
+        offload=offload,
+        optimizer=config.optim.name,
     )
     room = int(hardware.memory * ROOM) - sum(state.values())
     checkpointing = _checkpointing(config, work, room, dtype, log)
@@ -121,7 +127,9 @@ def _disk(
     if options.spike is not None:  # those that the run may have to go back to
         kept += -(-options.spike.back // (options.save_every or options.spike.back)) + 1
     whole = parts.strategy.exports == "model"
-    wanted = disk_bytes(counts, dtype=dtype, kept=kept, whole_export=whole)
+    wanted = disk_bytes(
+        counts, dtype=dtype, kept=kept, whole_export=whole, optimizer=config.optim.name
+    )
     has = f"{kept} checkpoints, one being written, the export; {format_bytes(free)} are free"
     if wanted > free:
         has = f"warning: more than the {format_bytes(free)} that are free in {config.run.dir}"
@@ -196,6 +204,10 @@ def _zero(
     outer: OuterLaunch | None,
     log: _Log,
 ) -> tuple[int, str]:
+    if config.optim.name == "adamw_8bit":
+        _refuse_8bit(outer)
+        log.note("ZeRO stage", 0, "8-bit moments lie in blocks, which ZeRO would cut")
+        return 0, "none"
     stage, offload, reason = _wanted_zero(config, work, hardware, ranks, dtype, outer)
     if stage > 0 and hardware.device == "cpu" and not hardware.compiler:
         stage, offload = 0, "none"
@@ -208,6 +220,21 @@ def _zero(
     if offload != "none":
         log.note("offload", offload, "optimizer in main memory")
     return stage, offload
+
+
+def _refuse_8bit(outer: OuterLaunch | None) -> None:
+    if find_spec("bitsandbytes") is None:
+        raise DtlError.of(
+            "optim.name",
+            "adamw_8bit needs bitsandbytes, which is not installed",
+            "pip install 'dtl[quantize]', or take adamw",
+        )
+    if outer is not None and outer.zero:
+        raise DtlError.of(
+            "optim.name",
+            f"8-bit moments do not go with ZeRO {outer.zero}, which {outer.launcher} fixes",
+            "start it without DeepSpeed, or take adamw",
+        )
 
 
 def _asked(config: RunConfig, outer: OuterLaunch | None) -> object:

@@ -190,8 +190,7 @@ def restore_moments(path: Path, engine: Engine) -> None:
     stored = Stored(path)
     updates = read_progress(path).updates
     for name, parameter in engine.learning():
-        moments = {kind: stored.read(f"{kind}/{name}") for kind in ("exp_avg", "exp_avg_sq")}
-        engine.set_moments(parameter, moments, step=updates)
+        engine.set_moments(parameter, stored.moments(name), step=updates)
 
 
 class Stored:
@@ -202,6 +201,11 @@ class Stored:
         for part in sorted(path.glob("part-*.safetensors")):
             file = safe_open(str(part), framework="pt")
             self._home |= dict.fromkeys(file.keys(), file)
+
+    def moments(self, name: str) -> dict[str, Tensor]:
+        """What the optimizer kept of a parameter; nothing where it never had a gradient."""
+        kinds = [key.partition("/")[0] for key in self._home if key.partition("/")[2] == name]
+        return {kind: self.read(f"{kind}/{name}") for kind in kinds if kind != "weight"}
 
     def __contains__(self, name: str) -> bool:
         return name in self._home

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dtl.config.schema import Optim
 
@@ -15,12 +15,11 @@ if TYPE_CHECKING:
 def make(
     model: nn.Module, options: Optim, *, learning_rate: float, device: str
 ) -> torch.optim.Optimizer:
-    """AdamW (arXiv:1711.05101). No weight decay on norms and biases, which have one dimension.
+    """AdamW (arXiv:1711.05101), with 8-bit moments (arXiv:2110.02861) if asked for. No weight decay
+    on norms and biases, which have one dimension.
 
     Groups with nothing in them are left out: DeepSpeed fails on them.
     """
-    from torch.optim import AdamW
-
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
     matrices = [p for p in learning if _dimensions(p) > 1]
     vectors = [p for p in learning if _dimensions(p) <= 1]
@@ -29,13 +28,15 @@ def make(
         for members, decay in ((matrices, options.weight_decay), (vectors, 0.0))
         if members
     ]
-    return AdamW(
-        groups,
-        lr=learning_rate,
-        betas=options.betas,
-        eps=options.epsilon,
-        fused=device == "cuda",
-    )
+    settings: dict[str, Any] = {"lr": learning_rate, "betas": options.betas, "eps": options.epsilon}
+    if options.name == "adamw_8bit":
+        from bitsandbytes.optim import AdamW8bit
+
+        eight_bit: torch.optim.Optimizer = AdamW8bit(groups, **settings)
+        return eight_bit
+    from torch.optim import AdamW
+
+    return AdamW(groups, fused=device == "cuda", **settings)
 
 
 def _dimensions(parameter: nn.Parameter) -> int:

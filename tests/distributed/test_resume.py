@@ -31,8 +31,8 @@ def test_moved_to_other_ranks_and_another_stage(
         assert audit(RunFolder(run)).fault is None
 
 
-@pytest.mark.parametrize("zero", STAGES)
-def test_on_the_same_layout_bitwise(bed: Path, zero: int) -> None:
+@pytest.mark.parametrize("zero", [*STAGES, "8bit"])
+def test_on_the_same_layout_bitwise(bed: Path, zero: int | str) -> None:
     resumed, whole = (bed / "runs" / f"{kind}-{zero}" for kind in ("stayed", "whole"))
     keys = ("loss", "gradient_norm", "learning_rate", "digest", "targets")
     lines = [
@@ -63,6 +63,24 @@ def test_a_step_that_is_not_finite_is_left_out_by_all_and_told(bed: Path, zero: 
     assert [trained[place]["loss"] for place in finite] == pytest.approx(
         [same[place]["loss"] for place in finite], rel=1e-5
     )
+
+
+def test_moments_of_8_bits_learn_like_those_of_32_and_are_saved_as_they_are(bed: Path) -> None:
+    from safetensors.torch import load_file
+
+    eight = launching.train_lines(bed / "runs" / "whole-8bit")
+    full = launching.train_lines(bed / "runs" / "full-2-0-1")
+    assert [line["loss"] for line in eight] == pytest.approx(
+        [line["loss"] for line in full], rel=0.02
+    )
+    assert [line["loss"] for line in eight] != [line["loss"] for line in full]
+    stored = {}
+    for part in (bed / "runs" / "whole-8bit" / "checkpoints" / f"step-{STEPS:08d}").glob("part-*"):
+        stored |= load_file(part)
+    large, small = "model.embed_tokens.weight", "model.norm.weight"
+    assert str(stored[f"state1/{large}"].dtype) == "torch.uint8"
+    assert stored[f"absmax2/{large}"].numel() == stored[f"weight/{large}"].numel() / 256
+    assert str(stored[f"state1/{small}"].dtype) == "torch.float32"
 
 
 @pytest.mark.parametrize("zero", STAGES)

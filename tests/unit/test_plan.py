@@ -4,12 +4,13 @@ import json
 import shutil
 
 import pytest
+from pydantic import ValidationError
 
 from dtl.assemble import assemble
 from dtl.config.schema import RunConfig
 from dtl.errors import DtlError
 from dtl.models.load import initialise, load_pretrained, load_settings
-from dtl.plan import Hardware, OuterLaunch, Parameters, Plan
+from dtl.plan import Hardware, OuterLaunch, Parameters, Plan, make
 from dtl.plan.hardware import disk_free
 from dtl.plan.make import make_plan
 from dtl.plan.memory import model_state
@@ -420,3 +421,30 @@ def test_the_best_checkpoint_and_those_to_go_back_to_count_as_well(decoder):
 def test_free_space_is_that_of_the_disk_on_which_the_folder_will_be(tmp_path):
     free = disk_free(str(tmp_path / "not" / "yet"))
     assert free == pytest.approx(shutil.disk_usage(tmp_path).free, rel=0.05)
+
+
+# 8-bit moments ----------------------------------------------------------------------------------
+
+
+def test_8_bit_moments_take_a_quarter_and_keep_zero_out(decoder):
+    config = configure(decoder, strategy="full", optim={"name": "adamw_8bit"})
+    made = plan(config, EIGHT_GPUS)
+    learning = made.parameters.learning
+    assert made.model_state["optimizer"] == int(learning * (2 + 8 / 256))
+    assert (made.layout.zero, made.deepspeed) == (0, None)
+    assert "blocks" in reason(made, "ZeRO stage")
+    outer = OuterLaunch("accelerate launch", ranks=2, ranks_a_node=2, zero=2, offload=None)
+    with pytest.raises(DtlError, match="do not go with ZeRO 2, which accelerate launch fixes"):
+        plan(config, outer=outer)
+
+
+@pytest.mark.parametrize("layout", [{"zero": 2}, {"offload": "optimizer"}])
+def test_8_bit_moments_with_zero_are_a_fault_of_the_config(decoder, layout):
+    with pytest.raises(ValidationError, match="8-bit moments and ZeRO do not go together"):
+        configure(decoder, optim={"name": "adamw_8bit"}, layout=layout)
+
+
+def test_without_bitsandbytes_it_is_said_how_to_get_it(decoder, monkeypatch):
+    monkeypatch.setattr(make, "find_spec", lambda name: None)
+    with pytest.raises(DtlError, match=r"pip install 'dtl\[quantize\]'"):
+        plan(configure(decoder, optim={"name": "adamw_8bit"}))
