@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -93,6 +94,7 @@ class Supervisor:
         """One process needs no launcher: a copy of this one, which has all it needs at hand."""
         sys.stdout.flush()
         sys.stderr.flush()
+        supervisor = os.getpid()
         child = os.fork()
         if child == 0:
             code = 1
@@ -100,6 +102,7 @@ class Supervisor:
                 self._stop.passes_on = None
                 from dtl import worker
 
+                worker.end_with_parent(supervisor)
                 code = worker.main(["run", str(folder.path)], prepared=prepared)
             finally:
                 os._exit(code)
@@ -109,16 +112,16 @@ class Supervisor:
 
     def _torchrun(self, folder: RunFolder) -> int:
         from dtl.launch import command
-        from dtl.worker import end_with_parent
+        from dtl.worker import SUPERVISOR, end_with_parent
 
         started = command(folder)
         with (folder.logs / "launcher.log").open("ab") as log:
             process = subprocess.Popen(
                 started.argv,
-                env={**os.environ, **started.environment},
+                env={**os.environ, **started.environment, SUPERVISOR: str(os.getpid())},
                 stderr=log,
                 start_new_session=True,
-                preexec_fn=end_with_parent,
+                preexec_fn=partial(end_with_parent, os.getpid()),
             )
             self._watch_over(process.pid)
             return process.wait()

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from dtl import desk
     from dtl.train.watch import Watch
 
+SUPERVISOR = "DTL_SUPERVISOR"  # the process that a launcher of ranks is a child of
 USAGE = "python -m dtl.worker train CONFIG [key=value ...], or python -m dtl.worker run RUN_FOLDER"
 
 
@@ -35,7 +36,7 @@ def main(arguments: list[str] | None = None, *, prepared: desk.Prepared | None =
     given = arguments if arguments is not None else sys.argv[1:]
     terminal = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8", errors="replace")
     rank = int(os.environ.get("RANK", "0"))
-    end_with_parent()
+    _end_with_launcher()
     try:
         with Stop(interrupts=True) as stop:
             return _work(given, terminal, rank, stop, prepared)
@@ -197,11 +198,31 @@ def _hold_nothing() -> None:
     return None
 
 
-def end_with_parent() -> None:
-    """When the process that started this one is killed, die with it: no orphan trains on."""
+def end_with_parent(parent: int | None = None) -> None:
+    """When the process that started this one is killed, die with it: no orphan trains on.
+
+    `parent`: its number; where it has been killed already, this one ends at once.
+    """
+    if sys.platform != "linux":
+        return
     set_parent_death_signal = 1  # PR_SET_PDEATHSIG of Linux's prctl(2)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+    ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+    if parent is not None and os.getppid() != parent:
+        os._exit(1)
+
+
+def _end_with_launcher() -> None:
+    """A rank that `dtl train` started ends with its launcher, which is a child of the supervisor's;
+    also when that was killed while this one came up."""
+    end_with_parent()
+    supervisor = os.environ.get(SUPERVISOR)
+    if supervisor is not None and sys.platform == "linux":
+        try:
+            status = Path(f"/proc/{os.getppid()}/stat").read_text(encoding="utf-8")
+        except OSError:
+            os._exit(1)
+        if status.rpartition(")")[2].split()[1] != supervisor:
+            os._exit(1)
 
 
 def outer_launch() -> OuterLaunch:
