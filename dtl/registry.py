@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 from dtl.errors import DtlError, near
 
 if TYPE_CHECKING:
-    from dtl.config.schema import Record
+    from dtl.config.record import Record
 
 Folder = Literal["tasks", "strategies", "backends"]
 FOLDERS: tuple[Folder, ...] = ("tasks", "strategies", "backends")

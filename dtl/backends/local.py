@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 
 from dtl.backends import Backend, Job, JobState
-from dtl.config.schema import Record
+from dtl.config.record import Record
 
 
 class Options(Record):

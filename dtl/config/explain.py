@@ -11,7 +11,8 @@ from pydantic.fields import FieldInfo
 
 from dtl import registry
 from dtl.config.document import Document, Keys
-from dtl.config.schema import Choice, Record, RunConfig
+from dtl.config.record import Record
+from dtl.config.schema import Choice, RunConfig
 from dtl.errors import Fault, near
 
 # What other trainers call it -> what it is called here.

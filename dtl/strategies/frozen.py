@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from dtl.config.schema import Record
+from dtl.config.record import Record
 from dtl.errors import DtlError
 from dtl.models.anatomy import head_modules, head_parameters
 from dtl.strategies import Strategy

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from dtl.config.schema import ConfigFault, Record, refuse
+from dtl.config.record import ConfigFault, Record, refuse
 from dtl.errors import DtlError
 from dtl.models.anatomy import head_module_names
 from dtl.strategies import Strategy

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from dtl.config.schema import Record
+from dtl.config.record import Record
 from dtl.strategies import Strategy
 
 if TYPE_CHECKING:

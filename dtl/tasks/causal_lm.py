@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from dtl.config.schema import Record
+from dtl.config.record import Record
 from dtl.data.encoded import Encoded, Skip
 from dtl.data.source import Row
 from dtl.errors import DtlError, Fault

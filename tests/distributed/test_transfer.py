@@ -8,6 +8,8 @@ from types import ModuleType
 
 import pytest
 
+from dtl.run_folder import RunFolder
+
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "quickstart.py"
 
 
@@ -35,6 +37,10 @@ def test_a_few_steps_already_pay(quickstart: ModuleType, tmp_path: Path) -> None
     found = ratios(quickstart, tmp_path, seed=0, steps=24)
     assert found["lora"] <= 0.9
     assert found["full"] <= 0.8
+    run = RunFolder(tmp_path / "lora-0")
+    (newest, *_) = sorted(run.checkpoints.glob("step-*"), reverse=True)
+    size = sum(file.stat().st_size for file in newest.iterdir())
+    assert size <= 1.2 * 12 * run.plan.parameters.learning, "a LoRA checkpoint is small"
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ import pytest
 
 from dtl import registry
 from dtl.config.load import load_config
-from dtl.config.schema import Record
+from dtl.config.record import Record
 from dtl.recipes import recipes
 
 PACKAGE = Path(registry.__file__).parent

@@ -3,7 +3,7 @@
 import pytest
 
 from dtl import registry
-from dtl.config.schema import Record
+from dtl.config.record import Record
 from dtl.errors import DtlError
 
 
