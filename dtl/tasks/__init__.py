@@ -76,14 +76,16 @@ class Task(ABC):
 
 
 def not_text(row: Row, column: str) -> Fault | None:
-    """The fault of a column that holds something else than text."""
-    value = row.fields[column]
+    """The fault of a column that is missing or holds something else than text."""
+    value = row.fields.get(column)
     if isinstance(value, str):
         return None
     return Fault(
         row.place,
-        f"`{column}` is {type(value).__name__} ({str(value)[:40]!r}), not text",
-        "give a string, or map another column in data.columns",
+        f"there is no `{column}` (the row has {', '.join(map(repr, row.fields))})"
+        if value is None
+        else f"`{column}` is {type(value).__name__} ({str(value)[:40]!r}), not text",
+        f"give a string, or map the column in data.columns: {{{column}: ...}}",
     )
 
 

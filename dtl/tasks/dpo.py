@@ -14,9 +14,9 @@ from pydantic import Field
 from dtl.config.record import Record
 from dtl.data.encoded import Encoded, Skip
 from dtl.data.source import Row
-from dtl.errors import DtlError, Fault
+from dtl.errors import Fault
 from dtl.models.anatomy import unwrapped
-from dtl.tasks import IGNORED, Facts, Outcome, Task, mask, pad
+from dtl.tasks import IGNORED, Facts, Outcome, Task, mask, not_text, pad, text_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -54,7 +54,7 @@ class Plugin(Task):
     options: Options
 
     def check(self, row: Row) -> Fault | None:
-        return next((fault for name in COLUMNS if (fault := _no_text(row, name))), None)
+        return next((fault for name in COLUMNS if (fault := not_text(row, name))), None)
 
     def survey(self, rows: Iterable[Row], base: Any) -> Facts:
         return {}
@@ -67,9 +67,7 @@ class Plugin(Task):
         limit = min(self.options.max_length, positions)
 
         def encode(row: Row) -> Encoded | Skip:
-            if fault := self.check(row):
-                raise DtlError(fault)
-            prompt, chosen, rejected = (str(row.fields[name]) for name in COLUMNS)
+            prompt, chosen, rejected = (text_of(row, name, tokens=limit) for name in COLUMNS)
             if chosen == rejected:
                 return Skip("both answers are the same")
             start = _tokens(processor, prompt, opens=True)
@@ -168,19 +166,6 @@ def _as_base(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
-
-
-def _no_text(row: Row, column: str) -> Fault | None:
-    value = row.fields.get(column)
-    if isinstance(value, str):
-        return None
-    return Fault(
-        row.place,
-        f"there is no `{column}` (the row has {', '.join(map(repr, row.fields))})"
-        if value is None
-        else f"`{column}` is {type(value).__name__} ({str(value)[:40]!r}), not text",
-        f"give a string, or map the column in data.columns: {{{column}: ...}}",
-    )
 
 
 def _tokens(tokenizer: Any, text: str, *, opens: bool = False, closes: bool = False) -> list[int]:

@@ -17,7 +17,7 @@ from dtl.data.encoded import Encoded, Skip
 from dtl.data.source import Row
 from dtl.errors import DtlError, Fault, near
 from dtl.models.anatomy import unwrapped
-from dtl.tasks import IGNORED, Facts, Outcome, Task, mask, pad
+from dtl.tasks import IGNORED, Facts, Outcome, Task, mask, not_text, pad, text_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -73,7 +73,7 @@ class Plugin(Task):
         return BEST[self.options.metric]
 
     def check(self, row: Row) -> Fault | None:
-        return next((fault for name in COLUMNS if (fault := _no_text(row, name))), None)
+        return next((fault for name in COLUMNS if (fault := not_text(row, name))), None)
 
     def survey(self, rows: Iterable[Row], base: Any) -> Facts:
         return {}
@@ -89,9 +89,8 @@ class Plugin(Task):
         longest_target = min(options.max_target_length, positions)
 
         def encode(row: Row) -> Encoded | Skip:
-            if fault := self.check(row):
-                raise DtlError(fault)
-            source, target = (str(row.fields[name]) for name in COLUMNS)
+            longest = max(longest_source, longest_target)
+            source, target = (text_of(row, name, tokens=longest) for name in COLUMNS)
             if not source.strip() or not target.strip():
                 return Skip("empty text")
             tokens = processor(options.prefix + source, truncation=True, max_length=longest_source)[
@@ -195,19 +194,6 @@ def _losses(model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]
         reduction="none",
     ).view(labels_BT.shape)
     return losses_BT, logits_BTV
-
-
-def _no_text(row: Row, column: str) -> Fault | None:
-    value = row.fields.get(column)
-    if isinstance(value, str):
-        return None
-    return Fault(
-        row.place,
-        f"there is no `{column}` (the row has {', '.join(map(repr, row.fields))})"
-        if value is None
-        else f"`{column}` is {type(value).__name__} ({str(value)[:40]!r}), not text",
-        f"give a string, or map the column in data.columns: {{{column}: ...}}",
-    )
 
 
 def _labels(target: str, tokenizer: Any, limit: int) -> list[int]:
