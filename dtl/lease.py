@@ -18,6 +18,10 @@ STALE_SECONDS = 60.0
 SETTLE_SECONDS = 0.2  # between taking a stale lease and believing that it is ours
 
 
+class TakenOver(RunFailed):
+    """The folder is another process's now: this one must write nothing more into it."""
+
+
 class Lease:
     """Held while a run is written. `lost` tells that another process has taken the folder over."""
 
@@ -60,10 +64,10 @@ class Lease:
         return holder is None or holder.get("token") != self.token
 
     def hold(self) -> None:
-        """Raises RunFailed when the folder is another process's now: nothing may be written."""
+        """Raises TakenOver when the folder is another process's now."""
         if self.lost:
             holder = self._read() or {"process": "?", "host": "?"}
-            raise RunFailed.of(
+            raise TakenOver.of(
                 str(self.path.parent),
                 f"was taken over by process {holder['process']} on {holder['host']}",
                 "end one of the two; this one has written nothing since",

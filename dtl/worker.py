@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import errno
 import os
 import signal
 import sys
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from dtl.errors import DtlError, RankFailed, RunFailed, StoppedEarly
-from dtl.lease import Lease
+from dtl.lease import Lease, TakenOver
 from dtl.plan import OuterLaunch
 from dtl.run_folder import RunFolder
 from dtl.stop import STOPPED, Stop
@@ -126,44 +125,42 @@ def _train(
         if code == STOPPED:
             step = outcome.progress.step
             tell_once(f"stopped after step {step}, saved; `dtl resume {folder.path}` continues")
-        return code
     except RankFailed as fault:
         folder.note_end(fault.exit_code)
-        raise
+        raise  # without closing: the others are in the middle of something and would not come
     except DtlError as fault:
-        if engine.is_first and isinstance(fault, RunFailed):
+        if engine.is_first and isinstance(fault, RunFailed) and not isinstance(fault, TakenOver):
             folder.note_end(fault.exit_code)
-        raise
-    finally:
         engine.close()
+        raise
+    engine.close()
+    return code
 
 
 @contextmanager
 def _local_faults(prepared: desk.Prepared, watch: Watch) -> Iterator[None]:
     """What one rank meets alone and starting again would not mend: no memory, a full disk."""
-    from dtl.plan.relief import relief, wants_memory
+    from dtl.plan.relief import relief, wants_disk, wants_memory
     from dtl.train.log import memory_line
 
     try:
         yield
-    except OSError as fault:
-        if fault.errno not in (errno.ENOSPC, errno.EDQUOT):
+    except Exception as fault:
+        if wants_disk(fault):
+            place, found = _place_of(fault, prepared), f"the disk is full, in {watch.doing}"
+            mend = "make room, then resume: the newest checkpoint is whole"
+        elif wants_memory(fault):
+            place = f"rank {os.environ.get('RANK', '0')}"
+            found = f"out of memory in {watch.doing}; {memory_line()}"
+            mend = relief(prepared.plan, prepared.config.strategy.name, doing=watch.doing)
+        else:
             raise
         traceback.print_exc()
-        raise RankFailed.of(
-            str(fault.filename or prepared.config.run.dir),
-            f"the disk is full ({fault.strerror}), in {watch.doing}",
-            "make room, then resume: the newest checkpoint is whole",
-        ) from fault
-    except (MemoryError, RuntimeError) as fault:
-        if not wants_memory(fault):
-            raise
-        traceback.print_exc()
-        raise RankFailed.of(
-            f"rank {os.environ.get('RANK', '0')}",
-            f"out of memory in {watch.doing}; {memory_line()}",
-            relief(prepared.plan, prepared.config.strategy.name, doing=watch.doing),
-        ) from fault
+        raise RankFailed.of(place, found, mend) from fault
+
+
+def _place_of(fault: Exception, prepared: desk.Prepared) -> str:
+    return str(getattr(fault, "filename", None) or prepared.config.run.dir)
 
 
 def _begin(

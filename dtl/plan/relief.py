@@ -1,6 +1,8 @@
-"""What to change when memory did not suffice: the smallest change first."""
+"""What to change when memory did not suffice, the smallest change first; and a full disk."""
 
 from __future__ import annotations
+
+import errno
 
 from dtl.plan import Plan
 
@@ -13,6 +15,14 @@ def wants_memory(fault: BaseException) -> bool:
         return True
     text = str(fault).lower()
     return "can't allocate memory" in text or "out of memory" in text
+
+
+def wants_disk(fault: BaseException) -> bool:
+    """Whether a disk, or this user's share of it, is full; safetensors tells that in words only."""
+    full = (errno.ENOSPC, errno.EDQUOT)
+    if isinstance(fault, OSError) and fault.errno in full:
+        return True
+    return any(f"(os error {number})" in str(fault) for number in full)
 
 
 def relief(plan: Plan, strategy: str, *, doing: str) -> str:

@@ -11,7 +11,7 @@ import pytest
 
 from dtl import lease
 from dtl.errors import DtlError
-from dtl.lease import Lease, holder_here
+from dtl.lease import Lease, TakenOver, holder_here
 
 
 def test_the_second_writer_is_refused_and_told_who_writes(tmp_path):
@@ -55,6 +55,8 @@ def test_who_was_taken_over_notices_and_leaves_the_other_alone(tmp_path, monkeyp
         os.replace(tmp_path / ".new", tmp_path / "lease.json")
         time.sleep(0.1)
         assert old.lost
+        with pytest.raises(TakenOver, match="was taken over by process 1 on elsewhere"):
+            old.hold()
     assert json.loads((tmp_path / "lease.json").read_text())["token"] == "new"
 
 

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from dtl.errors import RankFailed
 from dtl.plan import Layout, Parameters, Plan
@@ -37,9 +38,14 @@ def test_no_memory_is_told_with_what_was_done_the_peak_and_the_smallest_change(p
 def test_a_full_disk_is_told_with_its_path(prepared, capfd):
     full = OSError(errno.ENOSPC, "No space left on device", "runs/x/checkpoints/.staged/part")
     said = told(prepared, full, "saving step 8")
-    assert said.startswith("runs/x/checkpoints/.staged/part: the disk is full")
-    assert "in saving step 8" in said
+    assert said.startswith("runs/x/checkpoints/.staged/part: the disk is full, in saving step 8")
     assert "make room, then resume" in said
+
+
+def test_safetensors_tells_of_a_full_disk_in_words(prepared, capfd):
+    """It says: Error while serializing: I/O error: No space left on device (os error 28)."""
+    full = SafetensorError("I/O error: No space left on device (os error 28)")
+    assert told(prepared, full, "saving step 8").startswith("runs: the disk is full")
 
 
 @pytest.mark.parametrize("fault", [RuntimeError("Connection closed"), OSError(errno.EIO, "I/O")])
