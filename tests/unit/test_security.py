@@ -18,7 +18,7 @@ import torch
 
 from dtl import cli
 from dtl.errors import Fault, without_secrets
-from dtl.train import checkpoint
+from dtl.train.checkpoint import Store
 from tests import tiny
 from tests.distributed import launching
 
@@ -387,8 +387,8 @@ def test_a_manifest_that_leads_out_of_its_checkpoint_is_refused(tmp_path, name):
     folder.mkdir()
     (tmp_path / "x.pt").write_bytes(b"x")
     seal = {"bytes": 1, "sha256": sha256(b"x").hexdigest()}
-    change(folder / "manifest.json", step=1, files={name: seal})
-    assert name in str(checkpoint.fault(folder))
+    change(folder / "manifest.json", step=1, run="mine", files={name: seal})
+    assert name in str(Store(tmp_path, "mine").fault(folder))
 
 
 @pytest.mark.parametrize("linked", ["step-00000001", "manifest.json", "part-00001.safetensors"])
@@ -397,12 +397,12 @@ def test_a_link_in_a_checkpoint_is_refused(tmp_path, linked):
     folder.mkdir()
     (folder / "part-00001.safetensors").write_bytes(b"x")
     seal = {"bytes": 1, "sha256": sha256(b"x").hexdigest()}
-    change(folder / "manifest.json", step=1, files={"part-00001.safetensors": seal})
-    assert checkpoint.fault(folder) is None
+    change(folder / "manifest.json", step=1, run="mine", files={"part-00001.safetensors": seal})
+    assert Store(tmp_path, "mine").fault(folder) is None
     path = folder if linked == folder.name else folder / linked
     path.rename(tmp_path / "elsewhere")
     path.symlink_to(tmp_path / "elsewhere")
-    assert checkpoint.fault(folder) is not None
+    assert Store(tmp_path, "mine").fault(folder) is not None
 
 
 # --- secrets
