@@ -12,6 +12,7 @@ import typer
 
 from dtl import __version__
 from dtl.errors import DtlError, near
+from dtl.stop import STOPPED, deafen
 
 app = typer.Typer(
     help="Adapt a pretrained model to a new task, on this machine or on many.",
@@ -39,6 +40,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     0 done, 1 the run failed, 2 the user's fault, 75 stopped early but resumable, 130 interrupted.
     """
+    code = _run(arguments)
+    if code == STOPPED:
+        deafen()
+    return code
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     try:
         app(args=arguments, prog_name="dtl")
     except SystemExit as stop:

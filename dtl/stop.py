@@ -50,3 +50,11 @@ class Stop:
             raise StoppedEarly.of(
                 "", f"stopped by {self.by} before the first step", "the same command goes on"
             )
+
+
+def deafen() -> None:
+    """This process is ending because it was asked to: asking again must not change its exit code,
+    while Python takes down what it has loaded."""
+    if threading.current_thread() is threading.main_thread():
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_IGN)

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -51,3 +53,18 @@ def test_outside_the_main_thread_nobody_listens_and_nothing_fails():
     thread.start()
     thread.join()
     assert seen == [(False, True)]
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_while_a_stopped_command_ends_does_not_change_its_exit_code(number):
+    code = (
+        "import atexit, os, sys\n"
+        "from dtl import cli\n"
+        "from dtl.errors import StoppedEarly\n"
+        "def app(**_): raise StoppedEarly.of('', 'stopped', 'go on')\n"
+        "cli.app = app\n"
+        "atexit.register(os.kill, os.getpid(), int(sys.argv[1]))\n"
+        "sys.exit(cli.main())\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code, str(int(number))], capture_output=True)
+    assert ended.returncode == 75
