@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Self
 
 from dtl.lease import holder_here
 from dtl.plan.hardware import memory_kills
+from dtl.plan.relief import relief
 from dtl.run_folder import RunFolder
 from dtl.stop import STOPPED, Stop
 from dtl.train.deadline import STARTED
+from dtl.train.watch import read_beats
 
 if TYPE_CHECKING:
     from dtl.desk import Prepared
@@ -62,15 +64,14 @@ class Supervisor:
             if code != CRASHED:
                 return code
             stuck_at.append(folder.last_step)
-            why = "crashed"
             if memory_kills() > killed_before:
-                why = "ended by the kernel for want of main memory"
+                self.say(_memory_advice(folder))
             if stuck_at[-SAME_STEP:] == [stuck_at[-1]] * SAME_STEP:
-                self.say(f"{why} {SAME_STEP} times after step {stuck_at[-1]}; see {folder.logs}")
+                self.say(f"crashed {SAME_STEP} times after step {stuck_at[-1]}; see {folder.logs}")
                 return 1
             if restart < RESTARTS:
                 pause = 2.0**restart
-                self.say(f"{why} after step {stuck_at[-1]}; starting again in {pause:.0f} s")
+                self.say(f"crashed after step {stuck_at[-1]}; starting again in {pause:.0f} s")
                 self._wait(pause)
         self.say(
             f"crashed {RESTARTS + 1} times; see {folder.logs}, then `dtl resume {folder.path}`"
@@ -146,6 +147,17 @@ class Supervisor:
         until = time.monotonic() + seconds
         while not self._stop.asked and time.monotonic() < until:
             time.sleep(0.05)
+
+
+def _memory_advice(folder: RunFolder) -> str:
+    """A process that the kernel kills says nothing: its last heartbeat tells where it was."""
+    beats = read_beats(folder.heartbeats)
+    where = min(beats, key=lambda beat: beat.alive).doing if beats else "start"
+    change = relief(folder.plan, folder.config.strategy.name, doing=where)
+    return (
+        "the kernel has meanwhile killed a process for want of main memory; the run was last seen "
+        f"in {where}; {change}"
+    )
 
 
 def _descends(process: int, ancestor: int) -> bool:

@@ -63,8 +63,8 @@ def _ninja() -> bool:
 
 
 def memory_kills() -> int:
-    """Processes of this machine's or container's group that the kernel has killed for want of main
-    memory; 0 where it does not say."""
+    """Processes of this container, or else of this machine, that the kernel has killed so far for
+    want of main memory; 0 where it does not say."""
     for file, name in (
         ("/sys/fs/cgroup/memory.events", "oom_kill"),
         ("/sys/fs/cgroup/memory/memory.oom_control", "oom_kill"),
