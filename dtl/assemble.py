@@ -1,14 +1,20 @@
-"""Names in the config become a task and a strategy."""
+"""Names in the config become a task and a strategy, and these a model that learns."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from dtl import registry
 from dtl.config.schema import RunConfig
 from dtl.errors import DtlError
+from dtl.models.anatomy import batch_norms
+from dtl.models.load import Loaded
 from dtl.strategies import Strategy
 from dtl.tasks import Task
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 @dataclass(frozen=True)
@@ -17,6 +23,26 @@ class Parts:
 
     task: Task
     strategy: Strategy
+
+    def adapt(self, loaded: Loaded) -> nn.Module:
+        """The model with the strategy applied; what the task keeps fixed does not learn."""
+        random = self.strategy.starts_from == "random"
+        fixed = list(self.task.fixed(loaded.model, random=random))
+        model = self.strategy.apply(loaded.model, new=loaded.new)
+        for parameter in fixed:
+            parameter.requires_grad_(False)
+        return model
+
+    def training_mode(self, model: nn.Module) -> None:
+        """Every module in the mode that it trains in.
+
+        Batch normalisation keeps the statistics of a pretrained base: those of small batches would
+        be worse, and other ones on each layout.
+        """
+        self.strategy.training_mode(model)
+        if self.strategy.starts_from == "pretrained":
+            for module in batch_norms(model):
+                module.eval()
 
 
 def assemble(config: RunConfig) -> Parts:

@@ -21,7 +21,7 @@ from accelerate.utils import (
 )
 from torch import Tensor, nn
 
-from dtl.models.anatomy import unwrapped
+from dtl.models.anatomy import batch_norms, unwrapped
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
@@ -35,6 +35,7 @@ OUTER_SETTINGS = (
 )
 # What optimizers keep of a parameter: torch's AdamW, and bitsandbytes' with its blocks' scales.
 MOMENTS = ("exp_avg", "exp_avg_sq", "state1", "state2", "absmax1", "absmax2")
+STATISTICS = ("running_mean", "running_var")  # of batch normalisation
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -187,6 +188,18 @@ class Engine(ABC):
             for name, value in now.items()
             if not torch.equal(value, self._buffers[name].to(value.dtype))
         }
+
+    def share_statistics(self) -> None:
+        """Give all ranks the mean of the running statistics that they have gathered."""
+        gathering = [module for module in batch_norms(self.plain_model) if module.training]
+        if self.ranks == 1 or not gathering:
+            return
+        kept = [getattr(module, name) for module in gathering for name in STATISTICS]
+        flat = torch.cat([statistic.flatten() for statistic in kept])
+        torch.distributed.all_reduce(flat)
+        sizes = [statistic.numel() for statistic in kept]
+        for statistic, mean in zip(kept, (flat / self.ranks).split(sizes), strict=True):
+            statistic.copy_(mean.view_as(statistic))
 
     def learning(self) -> list[tuple[str, nn.Parameter]]:
         """Names and learning parameters, in the model's order."""

@@ -18,7 +18,7 @@ from dtl.data.source import FAULTS_SHOWN, Reading, Row, Rows, open_rows
 from dtl.errors import DtlError, Fault
 from dtl.mini.cache import folder as cache_folder
 from dtl.models.fingerprint import fingerprint
-from dtl.models.load import load_settings, load_tokenizer, locate
+from dtl.models.load import load_processor, load_settings, locate
 from dtl.models.trust import refuse_pickled_weights
 from dtl.tasks import Facts
 
@@ -100,8 +100,8 @@ def prepare(config: RunConfig, parts: Parts, *, writes: bool = True) -> Examples
     sources = _sources(config, parts)
     train, held_out = _split(config, sources)
     settings = load_settings(config.model)
-    processor = load_tokenizer(config.model)
-    facts = parts.task.survey(train, settings)
+    processor = load_processor(config.model, parts.task.reads_by)
+    processor, facts = parts.task.fit(processor, parts.task.survey(train, settings))
     encoder = parts.task.encoder(processor, facts, settings)
     tokenizing = _fingerprint(processor)  # once: a tokenizer keeps how it was last asked to cut
 
@@ -133,7 +133,12 @@ def _sources(config: RunConfig, parts: Parts) -> tuple[ReadSource, ...]:
     named = {"data.train": data.train, "data.eval": data.eval}
     opened = {
         place: open_rows(
-            source, data.columns, place, check=parts.task.check, skips=data.on_bad_row == "skip"
+            source,
+            data.columns,
+            place,
+            check=parts.task.check,
+            skips=data.on_bad_row == "skip",
+            media=parts.task.media,
         )
         for place, source in named.items()
         if source is not None
@@ -219,7 +224,16 @@ class _Part:
         return (row for row in self.rows if (row.index in self.chosen) == self.inside)
 
 
-def _fingerprint(tokenizer: Any) -> str:
+def _fingerprint(processor: Any) -> str:
+    """Of all that decides how an input is read."""
+    if hasattr(processor, "feature_extractor"):
+        return f"{_fingerprint(processor.feature_extractor)}/{_fingerprint(processor.tokenizer)}"
+    if not hasattr(processor, "get_vocab"):
+        return hashlib.sha256(processor.to_json_string().encode()).hexdigest()
+    return _fingerprint_of_tokenizer(processor)
+
+
+def _fingerprint_of_tokenizer(tokenizer: Any) -> str:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     vocabulary = backend.to_str() if backend else json.dumps(tokenizer.get_vocab(), sort_keys=True)
     special: Iterable[Any] = (

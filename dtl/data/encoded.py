@@ -23,7 +23,8 @@ from dtl.mini.cache import folder as cache_folder
 FORMAT = 3
 INDEX = "index.json"
 LEFT_OUT = "left_out.json"
-DTYPES = ("<i4", "<f4")
+DTYPES = ("<i4", "<f4", "<i2", "|u1")
+NARROW = {np.dtype(np.int16): "<i2", np.dtype(np.uint8): "|u1"}  # samples and pixels
 PER_EXAMPLE = ("length", "targets", "row")
 
 
@@ -31,8 +32,9 @@ PER_EXAMPLE = ("length", "targets", "row")
 class Encoded:
     """One example as the model reads it.
 
-    `values`: lists of whole numbers, or single numbers. `length`: what padding costs, in tokens or
-    frames. `targets`: how many predictions the loss counts.
+    `values`: whole numbers or fractions, one or many; arrays of int16 or uint8 are kept as such.
+    `length`: what padding costs, in tokens or frames. `targets`: how many predictions the loss
+    counts.
     """
 
     values: dict[str, Any]
@@ -214,7 +216,7 @@ class _ColumnWriter:
     def __init__(self, folder: Path, name: str, first: Any) -> None:
         array = np.asarray(first)
         whole = array.dtype.kind in "iub" or array.size == 0
-        self._dtype = "<i4" if whole else "<f4"
+        self._dtype = NARROW.get(array.dtype, "<i4" if whole else "<f4")
         self.kind = {"dtype": self._dtype, "single": array.ndim == 0}
         self._paths = folder / f"{name}.values", folder / f"{name}.ends"
         self._end = 0

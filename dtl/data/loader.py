@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -15,7 +15,20 @@ from dtl.data.order import evaluation_batches, order, share, steps_per_epoch
 if TYPE_CHECKING:
     from torch import Tensor
 
-Collate = Callable[[list[dict[str, Any]]], dict[str, "Tensor"]]
+Values = dict[str, Any]
+Collate = Callable[[list[Values]], dict[str, "Tensor"]]
+Show = Callable[[Sequence[int]], dict[str, "Tensor"]]
+
+
+class Present(Protocol):
+    """An example as it is shown this time; `draw`: what a varied view is drawn from."""
+
+    def __call__(self, values: Values, *, draw: np.random.Generator | None) -> Values: ...
+
+
+def as_stored(values: Values, *, draw: np.random.Generator | None) -> Values:
+    """No view but the one that was encoded."""
+    return values
 
 
 @dataclass(frozen=True)
@@ -57,6 +70,7 @@ class Loader:
     micro_batch: int
     rank: int
     ranks: int
+    present: Present = as_stored
 
     @property
     def steps_per_epoch(self) -> int:
@@ -81,11 +95,29 @@ class Loader:
         return Window(
             step,
             epoch,
-            tuple(make_batch(self.data, ids, self.collate) for ids in shares),
+            tuple(make_batch(self.data, ids, self._shown(epoch)) for ids in shares),
             all_ids=batch,
             all_targets=int(self.data.targets[batch].sum()),
             all_length=int(self.data.lengths[batch].sum()),
         )
+
+    def _shown(self, epoch: int) -> Show:
+        """Examples of an epoch as a batch; views are drawn by example, so that the layout does not
+        matter and a resumed run draws the same."""
+
+        def show(ids: Sequence[int]) -> dict[str, Tensor]:
+            draws = [
+                np.random.Generator(np.random.Philox(key=[self.seed << 32 | epoch, number]))
+                for number in ids
+            ]
+            return self.collate(
+                [
+                    self.present(self.data[number], draw=draw)
+                    for number, draw in zip(ids, draws, strict=True)
+                ]
+            )
+
+        return show
 
     def _epoch(self, epoch: int) -> list[np.ndarray]:
         cached = self.__dict__.get("_order")
@@ -99,23 +131,33 @@ class Loader:
 
 
 def held_out(
-    data: EncodedData, collate: Collate, *, batch: int, rank: int, ranks: int
+    data: EncodedData,
+    collate: Collate,
+    *,
+    batch: int,
+    rank: int,
+    ranks: int,
+    present: Present = as_stored,
 ) -> Iterator[Batch]:
     """This rank's share of the evaluation; every rank yields equally many batches."""
     batches = evaluation_batches(data.lengths, batch=batch)
+
+    def show(ids: Sequence[int]) -> dict[str, Tensor]:
+        return collate([present(data[number], draw=None) for number in ids])
+
     for turn in range(-(-len(batches) // ranks)):
         place = turn * ranks + rank
         ids = batches[place] if place < len(batches) else np.empty(0, dtype=np.int64)
-        yield make_batch(data, ids, collate)
+        yield make_batch(data, ids, show)
 
 
-def make_batch(data: EncodedData, ids: np.ndarray, collate: Collate) -> Batch:
-    """Collate these examples, or the shortest one at weight 0 when there are none."""
+def make_batch(data: EncodedData, ids: np.ndarray, show: Show) -> Batch:
+    """Show these examples, or the shortest one at weight 0 when there are none."""
     present = len(ids) > 0
-    chosen = ids if present else [int(np.argmin(data.lengths))]
+    chosen = ids.tolist() if present else [int(np.argmin(data.lengths))]
     return Batch(
         ids=tuple(int(i) for i in ids),
-        tensors=collate([data[int(i)] for i in chosen]),
+        tensors=show(chosen),
         targets=int(data.targets[ids].sum()) if present else 0,
         weight=1.0 if present else 0.0,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain, islice
@@ -14,6 +14,8 @@ from dtl import mini
 from dtl.config.schema import Source
 from dtl.data.formats import READERS, Fields, FileFault, Item, first_line, reader_of
 from dtl.data.hub import load_from_hub
+from dtl.data.media import digest_of_files, file_of, renamed
+from dtl.data.media_folders import media_folder
 from dtl.data.naming import listed, names_in
 from dtl.errors import DtlError, Fault, near
 
@@ -27,6 +29,7 @@ class Row:
     index: int
     place: str
     fields: dict[str, object]
+    folder: Path = Path()  # what the names of files in it are relative to
 
 
 Check = Callable[[Row], Fault | None]
@@ -43,6 +46,7 @@ class Content:
     files: tuple[str, ...]
     read: Callable[[], Iterator[Item]]
     digest: Callable[[], str]
+    folder: Path = Path()
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,7 @@ class Rows:
         *,
         check: Check,
         skips: bool,
+        media: str | None = None,
     ) -> None:
         self.name = content.name
         self.files = content.files
@@ -76,6 +81,7 @@ class Rows:
         self._columns = dict(columns)
         self._check = check
         self._skips = skips
+        self._media = media
 
     def __iter__(self) -> Iterator[Row]:
         """Raises DtlError at a row at fault that is not skipped, and tells of some more."""
@@ -117,7 +123,19 @@ class Rows:
         """SHA-256 over the content and all that decides which rows and names come out of it."""
         source = self._source
         parts = [self._content.digest(), source.name, source.split, source.limit, self._columns]
+        if self._media is not None:
+            parts.append(digest_of_files(self._named_files(self._media)))
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+    def _named_files(self, media: str) -> Iterator[tuple[str, Path]]:
+        """What the rows, also those at fault, name in the column."""
+        for item in self._content.read():
+            if isinstance(item, Fault):
+                continue
+            column = self._columns.get(media)
+            value = item[1].get(column) if column else renamed(item[1], media).get(media)
+            if (file := file_of(value, self._content.folder)) is not None:
+                yield str(value), file
 
     def judge(self, index: int, item: Item) -> Row | Fault:
         """The row with its columns named as dtl names them, or what is wrong with it."""
@@ -133,7 +151,9 @@ class Rows:
                     near(column, given) or f"the row has {listed(given)}",
                 )
             fields[name] = given[column]
-        row = Row(index, place, fields)
+        if self._media is not None:
+            fields = renamed(fields, self._media)
+        row = Row(index, place, fields, self._content.folder)
         return self._check(row) or row
 
 
@@ -148,16 +168,18 @@ def open_rows(
     *,
     check: Check = _nothing_is_wrong,
     skips: bool = False,
+    media: str | None = None,
 ) -> Rows:
     """The rows of a local file or folder, of data that dtl makes, or of a hub data set.
 
     `columns` maps dtl's name of a column to its name in the data; `place` is the config key that
-    messages name; `check` says what is wrong with a row; `skips`: a row at fault is left out.
+    messages name; `check` says what is wrong with a row; `skips`: a row at fault is left out;
+    `media`: the column (audio or image) that may name a file.
     Raises DtlError where there is nothing to read or the first row is at fault and not skipped,
     which is all that is read here.
     """
-    content = _content(source, place)
-    rows = Rows(content, source, columns, check=check, skips=skips)
+    content = _content(source, place, media)
+    rows = Rows(content, source, columns, check=check, skips=skips, media=media)
     first = next(content.read(), None)
     if first is None:
         raise DtlError.of(place, f"{content.name} has no rows", "name data with rows")
@@ -189,12 +211,12 @@ def _refuse(faults: list[Fault]) -> None:
         raise DtlError(*faults)
 
 
-def _content(source: Source, place: str) -> Content:
+def _content(source: Source, place: str, media: str | None) -> Content:
     if source.path.startswith(mini.PREFIX):
         return _made(source, place)
     path = Path(source.path).expanduser()
     if path.is_dir():
-        return _folder(path, source, place)
+        return _folder(path, source, place, media)
     if path.exists() or _looks_local(path, source.path):
         return _file(path, source, place)
     return _hub(source, place)
@@ -232,9 +254,15 @@ def _file(path: Path, source: Source, place: str) -> Content:
     return _contents([path], shown=[source.path], name=source.path)
 
 
-def _folder(folder: Path, source: Source, place: str) -> Content:
-    """All data files of a folder in the order of their names, or those of one split."""
+def _folder(folder: Path, source: Source, place: str, media: str | None) -> Content:
+    """All data files of a folder in the order of their names, or those of one split; or the sounds
+    or pictures in it."""
     _refuse_name(source, place)
+    found = media_folder(folder, source.split, media) if media is not None else None
+    if found is not None:
+        return Content(
+            source.path, (source.path,), found.read, lambda: _digest(found.files), found.folder
+        )
     inside = folder / source.split if source.split else folder
     files = _data_files(inside) if inside.is_dir() else _files_of_split(folder, str(source.split))
     if not files:
@@ -274,7 +302,7 @@ def _contents(paths: list[Path], *, shown: list[str], name: str) -> Content:
         each = zip(readers, paths, shown, strict=True)
         return chain.from_iterable(_openly(reader, path, place) for reader, path, place in each)
 
-    return Content(name, tuple(shown), read, lambda: _digest(paths))
+    return Content(name, tuple(shown), read, lambda: _digest(paths), paths[0].parent)
 
 
 def _openly(
@@ -287,7 +315,7 @@ def _openly(
         yield FileFault(place, f"cannot be read ({reason})", "check the file and its rights")
 
 
-def _digest(paths: list[Path]) -> str:
+def _digest(paths: Iterable[Path]) -> str:
     digest = hashlib.sha256()
     for path in paths:
         with path.open("rb") as file:

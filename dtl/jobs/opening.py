@@ -13,7 +13,7 @@ from dtl.data.loader import Loader
 from dtl.engine import DTYPES, Engine, EngineSettings, start
 from dtl.errors import RunFailed
 from dtl.examples import Examples
-from dtl.models.load import initialise, load_pretrained
+from dtl.models.load import initialise, load_pretrained, padding_token
 from dtl.plan import Plan
 from dtl.run_folder import RunFolder
 from dtl.train import checkpoint
@@ -89,9 +89,10 @@ def open_model(
         loading=engine.loading,
     )
     initialise(loaded.model, loaded.new, seed=config.train.seed, fill=engine.fill)
-    loaded.model.config.pad_token_id = examples.processor.pad_token_id  # type: ignore[union-attr]
+    if (padding := padding_token(examples.processor)) is not None:
+        loaded.model.config.pad_token_id = padding  # type: ignore[union-attr]
     torch.manual_seed(config.train.seed)
-    model = parts.strategy.apply(loaded.model, new=loaded.new)
+    model = parts.adapt(loaded)
     # At stage 0 the optimizer works on the weights themselves: they are fp32. ZeRO keeps fp32
     # copies and wants one dtype, also where PEFT puts an fp32 adapter beside a head in bf16.
     dtype = torch.float32 if plan.layout.zero == 0 else DTYPES[plan.layout.dtype]

@@ -18,6 +18,7 @@ from dtl.examples import Examples
 from dtl.jobs.opening import find_checkpoint, open_model, restore_moments, start_moments
 from dtl.jobs.scoring import Scoring
 from dtl.jobs.spikes import go_back, left_out, losses_before
+from dtl.models.load import padding_token
 from dtl.plan import Plan
 from dtl.plan.memory import checkpoint_bytes
 from dtl.run_folder import RunFolder
@@ -90,7 +91,7 @@ class _Job:
         engine.watch_buffers(model)
         if saved is not None:
             checkpoint.restore_weights(saved, engine, model)
-        parts.strategy.training_mode(model)
+        parts.training_mode(model)
         rate, device = plan.learning_rate, plan.layout.device
         optimizer = optim.make(model, self.config.optim, learning_rate=rate, device=device)
         self.slowly("laying out the model")
@@ -166,8 +167,7 @@ class _Job:
         )
         return train(
             self.engine,
-            self.parts.task,
-            self.parts.strategy,
+            self.parts,
             self.loader,
             self.log,
             progress=self.progress,
@@ -297,7 +297,8 @@ class _Job:
 
     @cached_property
     def collate(self) -> Collate:
-        return partial(self.parts.task.collate, padding=self.examples.processor.pad_token_id)
+        padding = padding_token(self.examples.processor)
+        return partial(self.parts.task.collate, padding=0 if padding is None else padding)
 
     @cached_property
     def scoring(self) -> Scoring:
@@ -317,6 +318,7 @@ class _Job:
         return Loader(
             data=self.examples.train,
             collate=self.collate,
+            present=partial(self.parts.task.present, processor=self.examples.processor),
             seed=self.config.train.seed,
             global_batch=self.config.train.global_batch,
             micro_batch=self.plan.layout.micro_batch,

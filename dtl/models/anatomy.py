@@ -14,6 +14,17 @@ def unwrapped(model: nn.Module) -> nn.Module:
     return inner
 
 
+def batch_norms(model: nn.Module) -> list[nn.Module]:
+    """Modules that keep running statistics of what they see."""
+    import torch
+
+    return [
+        module
+        for module in model.modules()
+        if isinstance(getattr(module, "running_mean", None), torch.Tensor)
+    ]
+
+
 def head_module_names(model: nn.Module) -> tuple[str, ...]:
     """Top-level modules beside the base: `score`, `classifier`, `lm_head` ... that hold weights.
 

@@ -81,6 +81,66 @@ def load_tokenizer(model: Model) -> Any:
     return tokenizer
 
 
+def load_processor(model: Model, reads_by: str) -> Any:
+    """What reads the model's input: its tokenizer, its feature extractor (`features`), its image
+    processor (`images`), or extractor and tokenizer together (`speech`; the tokenizer is None where
+    the model has none)."""
+    import transformers
+
+    if reads_by == "tokenizer":
+        return load_tokenizer(model)
+    if reads_by == "images":
+        return _load_part(model, transformers.AutoImageProcessor, "image processor")
+    features = _load_part(model, transformers.AutoFeatureExtractor, "feature extractor")
+    if reads_by == "features":
+        return features
+    return SpeechProcessor(features, load_tokenizer(model) if _has_tokenizer(model) else None)
+
+
+@dataclass
+class SpeechProcessor:
+    """A feature extractor and a tokenizer, which files of their own hold."""
+
+    feature_extractor: Any
+    tokenizer: Any
+
+    def save_pretrained(self, folder: Path) -> None:
+        self.feature_extractor.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+
+def padding_token(processor: Any) -> int | None:
+    """Its tokenizer's; None where nothing of it reads text."""
+    tokenizer = getattr(processor, "tokenizer", processor)
+    number: int | None = getattr(tokenizer, "pad_token_id", None)
+    return number
+
+
+def _load_part(model: Model, auto: Any, part: str) -> Any:
+    where = locate(model)
+    with _hub_faults(model, part):
+        refuse_code(where, model)
+        return auto.from_pretrained(
+            where, revision=model.revision, trust_remote_code=model.trust_remote_code
+        )
+
+
+def _has_tokenizer(model: Model) -> bool:
+    """A base that was pretrained on sounds alone brings none."""
+    from transformers.utils import cached_file
+
+    found = [
+        cached_file(
+            locate(model),
+            name,
+            revision=model.revision,
+            _raise_exceptions_for_missing_entries=False,
+        )
+        for name in ("tokenizer_config.json", "vocab.json", "tokenizer.json")
+    ]
+    return any(found)
+
+
 def weightless(model: Model, *, head: str, changes: dict[str, Any]) -> Loaded:
     """The model on the meta device: shapes and names, no bytes. For the planner.
 

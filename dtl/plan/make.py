@@ -48,7 +48,7 @@ def count_parameters(config: RunConfig, parts: Parts, facts: Facts) -> Parameter
     loaded = weightless(config.model, head=parts.task.head, changes=parts.task.head_settings(facts))
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the run gives them again, into its log
-        model = parts.strategy.apply(loaded.model, new=loaded.new)
+        model = parts.adapt(loaded)
     learning = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return Parameters(learning, sum(p.numel() for p in model.parameters()) - learning)
 

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from dtl.data.encoded import Encoded, Skip
 from dtl.data.source import Row
 from dtl.errors import Fault
 
 if TYPE_CHECKING:
+    from numpy.random import Generator
     from torch import Tensor, nn
 
 Facts = dict[str, Any]
+ReadsBy = Literal[
+    "tokenizer", "features", "images", "speech"
+]  # of transformers; see load_processor
 Outcome = dict[str, Any]
 IGNORED = -100  # the label of a position that the loss does not count
 LONGEST_TEXT = 1_000_000  # characters; a second's work for a tokenizer
@@ -31,6 +35,8 @@ class Task(ABC):
     reads: ClassVar[str]  # the columns it needs, in words
     best: ClassVar[str]  # the score that tells which model is best; "-name" where less is better
     needs_base: ClassVar[bool] = False  # whether it compares with the base, which must then be kept
+    reads_by: ClassVar[ReadsBy] = "tokenizer"  # the part of the model that reads its input
+    media: ClassVar[str | None] = None  # the column that may name a file, whose bytes count as data
 
     def __init__(self, options: Any) -> None:
         self.options = options
@@ -46,6 +52,10 @@ class Task(ABC):
     def survey(self, rows: Iterable[Row], base: Any) -> Facts:
         """What the training rows say that the model must know, as JSON. `base`: its config."""
 
+    def fit(self, processor: Any, facts: Facts) -> tuple[Any, Facts]:
+        """The processor, and the facts, that the training rows ask for; most take it as it is."""
+        return processor, facts
+
     @abstractmethod
     def head_settings(self, facts: Facts) -> dict[str, Any]:
         """Changes to the model's config that give it the right head."""
@@ -55,9 +65,23 @@ class Task(ABC):
         """The function that turns a row into numbers. It raises DtlError for what only the model's
         files or the other rows show to be wrong."""
 
+    def present(
+        self, values: dict[str, Any], *, processor: Any, draw: Generator | None
+    ) -> dict[str, Any]:
+        """An example as the model is to see it this time, from what was encoded once.
+
+        `draw`: what a varied view is drawn from, the same for this example and epoch on every
+        layout; None where nothing may be varied, in evaluation.
+        """
+        return values
+
     @abstractmethod
     def collate(self, examples: list[dict[str, Any]], *, padding: int) -> dict[str, Tensor]:
-        """Pad examples into one batch on the CPU."""
+        """Pad examples into one batch on the CPU. `padding`: the tokenizer's padding token."""
+
+    def fixed(self, model: nn.Module, *, random: bool) -> Iterable[nn.Parameter]:
+        """Parameters that no strategy moves. `random`: the weights are no pretrained ones."""
+        return ()
 
     @abstractmethod
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,7 +51,14 @@ def evaluate(
     """
     engine.plain_model.eval()
     mine: list[tuple[int, dict[str, Any]]] = []
-    batches = held_out(data, collate, batch=batch, rank=engine.rank, ranks=engine.ranks)
+    batches = held_out(
+        data,
+        collate,
+        batch=batch,
+        rank=engine.rank,
+        ranks=engine.ranks,
+        present=partial(task.present, processor=processor),
+    )
     for number, held in enumerate(batches, start=1):
         pause(f"evaluation, batch {number}")
         with engine.forward():

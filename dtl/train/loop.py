@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
 import torch
 
 from dtl.config.schema import Optim
@@ -19,8 +20,8 @@ from dtl.train.optim import schedule
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from dtl.assemble import Parts
     from dtl.engine import Engine
-    from dtl.strategies import Strategy
     from dtl.tasks import Task
     from dtl.train.log import RunLog
 
@@ -92,8 +93,7 @@ End = Literal["done", "stopped"]
 
 def train(
     engine: Engine,
-    task: Task,
-    strategy: Strategy,
+    parts: Parts,
     loader: Loader,
     log: RunLog,
     *,
@@ -103,14 +103,14 @@ def train(
     optim: Optim,
 ) -> tuple[Progress, End]:
     """From `progress` to the last step, or to where the run is asked to stop; saved either way."""
-    strategy.training_mode(engine.plain_model)
+    parts.training_mode(engine.plain_model)
     for window in loader.windows(after_step=progress.step, last_step=limits.steps):
         rate = schedule(window.step, steps=limits.steps, options=optim)
         engine.set_learning_rate(rate)
         if window.step in limits.leave_out:
             step, total = Step(math.nan, taken=False), torch.tensor(math.nan)
         else:
-            step, total = _learn_from(window, engine, task, loader.seed, hooks)
+            step, total = _learn_from(window, engine, parts.task, loader.seed, hooks)
         progress = progress.after(window, taken=step.taken)
         loss_sum, stops = engine.reduce(total, float(hooks.asked_to_stop()))
         loss = loss_sum / window.all_targets
@@ -122,7 +122,7 @@ def train(
                 progress = hooks.evaluate(progress)
             except StopAgreed:
                 stopping = True
-            strategy.training_mode(engine.plain_model)
+            parts.training_mode(engine.plain_model)
         if limits.save_at(progress) or stopping:
             hooks.save(progress)
         if stopping and progress.step < limits.steps:
@@ -143,6 +143,7 @@ def _learn_from(
                 loss = task.loss(engine.model, engine.to_device(batch.tensors)) * batch.weight
             engine.backward(loss, targets=window.all_targets)
         total += loss.detach().double()
+    engine.share_statistics()
     return engine.step(), total
 
 
@@ -151,4 +152,6 @@ def draw_from(seed: int, *position: int) -> None:
     the same and there is nothing to save."""
     text = ":".join(str(number) for number in (seed, *position))
     digest = hashlib.blake2b(text.encode(), digest_size=7).digest()
-    torch.manual_seed(int.from_bytes(digest, "big"))
+    number = int.from_bytes(digest, "big")
+    torch.manual_seed(number)
+    np.random.seed(number % 2**32)  # SpecAugment draws from it

@@ -1,0 +1,128 @@
+"""Sounds of any kind as 16-bit samples of one channel at the rate that a model hears."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dtl.data.media import file_of
+from dtl.data.source import Row
+from dtl.errors import DtlError, Fault
+
+FULL_SCALE = 32768  # of a 16-bit sample
+
+
+def sound_fault(row: Row) -> Fault | None:
+    """What is wrong with a row's `audio`, as its header and its place tell; None: nothing."""
+    value = row.fields.get("audio")
+    if isinstance(value, dict) and value.get("array") is not None:
+        return _array_fault(row, value)
+    file = file_of(value, row.folder)
+    if file is not None and not file.is_file():
+        return Fault(
+            row.place, f"there is no file {file}", "correct `audio`, or put the file there"
+        )
+    opened = file or _bytes_of(value)
+    if opened is None:
+        return _no_sound(row, value)
+    found = _soundfile()
+    try:
+        length = found.info(opened if isinstance(opened, Path) else io.BytesIO(opened)).frames
+    except found.LibsndfileError as fault:
+        return _undecodable(row, fault)
+    return None if length else Fault(row.place, "`audio` has no samples", "remove the row")
+
+
+def sound_of(row: Row, *, rate: int) -> np.ndarray:
+    """Samples (T,) int16 of a row that `sound_fault` has passed; channels are averaged. A row with
+    `offset` and `duration` (seconds, as NeMo writes them) is that part of its file.
+
+    Raises DtlError where the sound cannot be decoded to its end.
+    """
+    samples_TC, own_rate = _decoded(row)
+    mono = samples_TC.mean(axis=1) if samples_TC.shape[1] > 1 else samples_TC[:, 0]
+    if own_rate != rate:
+        import soxr
+
+        mono = soxr.resample(mono, own_rate, rate)
+    scaled = np.rint(mono * FULL_SCALE)
+    return np.clip(scaled, -FULL_SCALE, FULL_SCALE - 1).astype(np.int16)
+
+
+def as_heard(samples_T: np.ndarray) -> np.ndarray:
+    """16-bit samples as fractions of full scale, float32."""
+    return samples_T.astype(np.float32) / FULL_SCALE
+
+
+def _decoded(row: Row) -> tuple[np.ndarray, int]:
+    value: Any = row.fields["audio"]
+    if isinstance(value, dict) and value.get("array") is not None:
+        array = np.asarray(value["array"], dtype=np.float32)
+        return (array[:, None] if array.ndim == 1 else array), int(value["sampling_rate"])
+    opened = file_of(value, row.folder) or io.BytesIO(_bytes_of(value) or b"")
+    found = _soundfile()
+    try:
+        with found.SoundFile(opened) as sound:
+            offset, duration = (_seconds(row.fields.get(name)) for name in ("offset", "duration"))
+            frames = -1
+            if offset is not None:
+                sound.seek(min(round(offset * sound.samplerate), sound.frames))
+                frames = -1 if duration is None else round(duration * sound.samplerate)
+            return sound.read(frames, dtype="float32", always_2d=True), sound.samplerate
+    except (found.LibsndfileError, RuntimeError) as fault:
+        raise DtlError(_undecodable(row, fault)) from None
+
+
+def _seconds(value: Any) -> float | None:
+    try:
+        return None if value is None else float(value)
+    except (TypeError, ValueError):
+        return None
+
+
+def _bytes_of(value: Any) -> bytes | None:
+    if isinstance(value, dict):
+        value = value.get("bytes")
+    return value if isinstance(value, bytes) else None
+
+
+def _array_fault(row: Row, value: dict[str, Any]) -> Fault | None:
+    if not isinstance(value.get("sampling_rate"), int):
+        return Fault(row.place, "`audio` has an array, but no sampling_rate", "add it, in hertz")
+    return None if len(value["array"]) else Fault(row.place, "`audio` is empty", "remove the row")
+
+
+def _no_sound(row: Row, value: Any) -> Fault:
+    named = ", ".join(map(repr, row.fields)) or "nothing"
+    return Fault(
+        row.place,
+        f"there is no `audio` (the row has {named})"
+        if value is None
+        else f"`audio` is {type(value).__name__}, neither a file name nor sound",
+        "name a file, or map its column in data.columns: {audio: ...}",
+    )
+
+
+def _undecodable(row: Row, fault: Exception) -> Fault:
+    reason = str(fault).rpartition(": ")[2].rstrip(".")
+    return Fault(
+        row.place,
+        f"`audio` cannot be decoded ({reason})",
+        "give WAV, FLAC, OGG or MP3: `ffmpeg -i IN OUT.flac` makes one of what it reads",
+    )
+
+
+def _soundfile() -> Any:
+    try:
+        import soundfile
+        import soxr  # noqa: F401  found out here, and not at the first file of another rate
+    except ImportError as fault:
+        raise DtlError.of(
+            "task",
+            f"sounds are read by {fault.name}, which is not installed",
+            "pip install 'dtl[speech]'",
+        ) from None
+    return soundfile
