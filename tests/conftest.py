@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests import tiny
+from tests import tiny, tiny_vision
 
 
 @pytest.fixture(scope="session")
@@ -33,6 +33,18 @@ def t5(tmp_path_factory):
 def bart(tmp_path_factory):
     """A BART of 2 blocks a side."""
     return tiny.bart(tmp_path_factory.mktemp("models") / "bart")
+
+
+@pytest.fixture(scope="session")
+def vit(tmp_path_factory):
+    """A ViT of 2 blocks without a head."""
+    return tiny_vision.vit(tmp_path_factory.mktemp("models") / "vit")
+
+
+@pytest.fixture(scope="session")
+def resnet(tmp_path_factory):
+    """A ResNet of 2 stages, with batch normalisation, without a head."""
+    return tiny_vision.resnet(tmp_path_factory.mktemp("models") / "resnet")
 
 
 @pytest.fixture

@@ -305,6 +305,11 @@ def _refuse_foreign(network: nn.Module, new: frozenset[str], model: Model) -> No
         )
 
 
+def _first_line(fault: BaseException) -> str:
+    lines = [line for line in str(fault).splitlines() if line.strip()]
+    return lines[0].strip() if lines else type(fault).__name__
+
+
 class _hub_faults:
     """Turns what the hub and the file readers say into one sentence."""
 
@@ -319,9 +324,14 @@ class _hub_faults:
     ) -> None:
         from safetensors import SafetensorError
 
-        if not isinstance(fault, (OSError, ValueError, SafetensorError, json.JSONDecodeError)):
-            return
         if isinstance(fault, ImportError):
+            raise DtlError.of(
+                PLACE,
+                f"the {self.part} of {self.model.path} asks for a library that is not installed "
+                f"({_first_line(fault)})",
+                "install it, or take another model",
+            ) from fault
+        if not isinstance(fault, (OSError, ValueError, SafetensorError, json.JSONDecodeError)):
             return
         reason = " ".join(str(fault).split())[:200]
         mend = (

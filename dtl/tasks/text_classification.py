@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +11,9 @@ from pydantic import Field
 
 from dtl.config.record import Record
 from dtl.data.encoded import Encoded, Skip
+from dtl.data.labels import guesses, head_for, label_fault, labels_of, place_of, scores_of
 from dtl.data.source import Row
-from dtl.errors import DtlError, Fault, near
+from dtl.errors import Fault
 from dtl.tasks import Facts, Outcome, Task, mask, not_text, pad, room, text_of
 
 if TYPE_CHECKING:
@@ -40,54 +40,21 @@ class Plugin(Task):
     options: Options
 
     def check(self, row: Row) -> Fault | None:
-        return _text_fault(row) or _label_fault(row) or self._unlisted(row)
-
-    def _unlisted(self, row: Row) -> Fault | None:
-        labels, label = self.options.labels, _label(row)
-        if labels is None or label in labels:
-            return None
-        hint = near(label, labels) or "the labels are " + ", ".join(labels)
-        return Fault(
-            row.place,
-            f"label {label!r} is not in task.labels ({hint})",
-            "correct the row, or add the label",
-        )
+        return _text_fault(row) or label_fault(row, self.options.labels)
 
     def survey(self, rows: Iterable[Row], base: Any) -> Facts:
         """The labels, and whether the base already has a head for exactly these."""
-        seen = sorted({_label(row) for row in rows})
-        labels = list(self.options.labels or seen)
-        if len(labels) < 2:
-            raise DtlError.of(
-                "data.train",
-                f"all rows have the label {labels[0]!r}" if labels else "there are no rows",
-                "classification needs at least two labels",
-            )
-        known = [str(name) for _, name in sorted((getattr(base, "id2label", None) or {}).items())]
-        return {"labels": known if set(known) == set(labels) else labels}
+        return {"labels": labels_of(rows, base, self.options.labels)}
 
     def head_settings(self, facts: Facts) -> dict[str, Any]:
-        labels = facts["labels"]
-        return {
-            "num_labels": len(labels),
-            "id2label": dict(enumerate(labels)),
-            "label2id": {label: place for place, label in enumerate(labels)},
-            "problem_type": "single_label_classification",
-        }
+        return head_for(facts["labels"])
 
     def encoder(self, processor: Any, facts: Facts, base: Any) -> Callable[[Row], Encoded | Skip]:
         places = {label: place for place, label in enumerate(facts["labels"])}
         limit = room(self.options.max_length, processor, base)
 
         def encode(row: Row) -> Encoded | Skip:
-            label = _label(row)
-            if label not in places:
-                hint = near(label, places) or "the labels are " + ", ".join(places)
-                raise DtlError.of(
-                    row.place,
-                    f"label {label!r} does not occur in the training rows ({hint})",
-                    "correct the row, or list every label in task.labels",
-                )
+            place = place_of(row, places)
             texts = [text_of(row, name, tokens=limit) for name in TEXTS if row.fields.get(name)]
             if not texts:
                 return Skip("empty text")
@@ -99,7 +66,7 @@ class Plugin(Task):
             }
             if not values["input_ids"]:
                 return Skip("empty text")
-            return Encoded({**values, "labels": places[label]}, len(values["input_ids"]), 1)
+            return Encoded({**values, "labels": place}, len(values["input_ids"]), 1)
 
         return encode
 
@@ -120,38 +87,11 @@ class Plugin(Task):
     def outcomes(
         self, model: nn.Module, batch: dict[str, Tensor], *, processor: Any
     ) -> list[Outcome]:
-        from torch.nn.functional import cross_entropy
-
-        logits_BC = _logits(model, batch)
-        losses_B = cross_entropy(logits_BC, batch["labels"], reduction="none")
-        return [
-            {"loss": loss, "label": label, "predicted": predicted}
-            for loss, label, predicted in zip(
-                losses_B.tolist(),
-                batch["labels"].tolist(),
-                logits_BC.argmax(-1).tolist(),
-                strict=True,
-            )
-        ]
+        return guesses(_logits(model, batch), batch["labels"])
 
     def score(self, outcomes: list[Outcome], facts: Facts) -> dict[str, float]:
         """Accuracy, macro-F1 over the labels that occur, and the confusion counts."""
-        from sklearn.metrics import accuracy_score, confusion_matrix, f1_score
-
-        truth = [outcome["label"] for outcome in outcomes]
-        guess = [outcome["predicted"] for outcome in outcomes]
-        labels = facts["labels"]
-        counts = confusion_matrix(truth, guess, labels=range(len(labels)))
-        return {
-            "loss": math.fsum(outcome["loss"] for outcome in outcomes) / len(outcomes),
-            "accuracy": float(accuracy_score(truth, guess)),
-            "macro_f1": float(f1_score(truth, guess, average="macro", zero_division=0.0)),
-            **{
-                f"confusion/{actual}/{predicted}": int(counts[row, column])
-                for row, actual in enumerate(labels)
-                for column, predicted in enumerate(labels)
-            },
-        }
+        return scores_of(outcomes, facts["labels"])
 
 
 def _logits(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
@@ -159,10 +99,6 @@ def _logits(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
     logits: Tensor = model(**inputs).logits
     return logits.float()
-
-
-def _label(row: Row) -> str:
-    return str(row.fields["label"])
 
 
 def _text_fault(row: Row) -> Fault | None:
@@ -175,19 +111,6 @@ def _text_fault(row: Row) -> Fault | None:
         )
     given = (name for name in TEXTS if row.fields.get(name) is not None)
     return next(filter(None, (not_text(row, name) for name in given)), None)
-
-
-def _label_fault(row: Row) -> Fault | None:
-    value = row.fields.get("label")
-    if value is not None and not isinstance(value, (list, dict, bytes)):
-        return None
-    return Fault(
-        row.place,
-        f"there is no `label` (the row has {_named(row)})"
-        if value is None
-        else f"`label` is a {type(value).__name__}",
-        "give each row one label, or map its column in data.columns: {label: ...}",
-    )
 
 
 def _named(row: Row) -> str:

@@ -1,0 +1,171 @@
+"""One label for a picture, with any convolutional or transformer model."""
+
+# B batch, C classes, H height, W width
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from pydantic import Field
+
+from dtl.config.record import Record
+from dtl.data.encoded import Encoded, Skip
+from dtl.data.image import picture_fault, picture_of
+from dtl.data.labels import guesses, head_for, label_fault, labels_of, place_of, scores_of
+from dtl.data.source import Row
+from dtl.errors import DtlError, Fault
+from dtl.tasks import Facts, Outcome, Task
+
+if TYPE_CHECKING:
+    from numpy.random import Generator
+    from torch import Tensor, nn
+
+PLACES_TRIED = 10  # for a part of a picture, before the whole is taken
+DUMMIES = ((64, 96, 3), (96, 64, 3))  # pictures that tell which sizes a processor makes
+STRETCH = (3 / 4, 4 / 3)  # of a part that is cut out, width to height
+KEPT_SIDES = 2  # a picture is kept at no more than so many times the size that the model sees
+
+
+class Options(Record):
+    """Options of `task: image_classification`."""
+
+    labels: tuple[str, ...] | None = Field(
+        None, description="The labels in order; left out: those of the training rows, sorted."
+    )
+    smallest_crop: float = Field(
+        0.25,
+        gt=0,
+        le=1,
+        description="Training shows a part of each picture, cut out at random; the smallest is "
+        "this share of its area, and 1 is always the whole.",
+    )
+    flip: bool = Field(
+        True, description="Training shows half of the pictures mirrored, left to right."
+    )
+
+
+class Plugin(Task):
+    """Single-label classification; each picture is one target. Only training varies pictures."""
+
+    head = "AutoModelForImageClassification"
+    reads = "`image` and `label`"
+    best = "macro_f1"
+    reads_by = "images"
+    media = "image"
+    options: Options
+
+    def check(self, row: Row) -> Fault | None:
+        return picture_fault(row) or label_fault(row, self.options.labels)
+
+    def survey(self, rows: Iterable[Row], base: Any) -> Facts:
+        """The labels, and whether the base already has a head for exactly these."""
+        channels = getattr(base, "num_channels", 3)
+        if channels != 3:
+            raise DtlError.of(
+                "model.path",
+                f"the model reads {channels} channels, and pictures are read as red, green, blue",
+                "take a model of 3 channels",
+            )
+        return {"labels": labels_of(rows, base, self.options.labels)}
+
+    def fit(self, processor: Any, facts: Facts) -> tuple[Any, Facts]:
+        """Also the size (height, width) of what the model is shown."""
+        wide, high = (
+            _seen(np.zeros(shape, dtype=np.uint8), processor).shape[1:] for shape in DUMMIES
+        )
+        if wide != high:
+            raise DtlError.of(
+                "model.path",
+                f"its image processor gives pictures of many sizes ({_by(wide)}, {_by(high)})",
+                "set do_center_crop and crop_size, or size: {height, width}, in its "
+                "preprocessor_config.json",
+            )
+        return processor, {**facts, "size": [int(side) for side in wide]}
+
+    def head_settings(self, facts: Facts) -> dict[str, Any]:
+        return head_for(facts["labels"])
+
+    def encoder(self, processor: Any, facts: Facts, base: Any) -> Callable[[Row], Encoded | Skip]:
+        places = {label: place for place, label in enumerate(facts["labels"])}
+        height, width = facts["size"]
+        patch = getattr(base, "patch_size", None)
+        patch = patch if isinstance(patch, int) else 32
+        length = max(1, math.ceil(height / patch) * math.ceil(width / patch))
+
+        def encode(row: Row) -> Encoded | Skip:
+            place = place_of(row, places)
+            pixels = picture_of(row, longest_short_side=KEPT_SIDES * max(height, width))
+            values = {"pixels": pixels.ravel(), "shape": list(pixels.shape[:2]), "labels": place}
+            return Encoded(values, length, 1)
+
+        return encode
+
+    def present(
+        self, values: dict[str, Any], *, processor: Any, draw: Generator | None
+    ) -> dict[str, Any]:
+        picture_HW3 = np.reshape(values["pixels"], (*values["shape"], 3))
+        if draw is not None:
+            picture_HW3 = self._varied(picture_HW3, draw)
+        return {"pixel_values": _seen(picture_HW3, processor), "labels": values["labels"]}
+
+    def _varied(self, picture_HW3: np.ndarray, draw: Generator) -> np.ndarray:
+        if self.options.smallest_crop < 1:
+            picture_HW3 = _part(picture_HW3, smallest=self.options.smallest_crop, draw=draw)
+        mirrored = self.options.flip and draw.random() < 0.5
+        return picture_HW3[:, ::-1] if mirrored else picture_HW3
+
+    def collate(self, examples: list[dict[str, Any]], *, padding: int) -> dict[str, Tensor]:
+        import torch
+
+        pixels = np.stack([example["pixel_values"] for example in examples])
+        labels = torch.tensor([int(example["labels"]) for example in examples])
+        return {"pixel_values": torch.from_numpy(pixels), "labels": labels}
+
+    def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        from torch.nn.functional import cross_entropy
+
+        return cross_entropy(_logits(model, batch), batch["labels"], reduction="sum")
+
+    def outcomes(
+        self, model: nn.Module, batch: dict[str, Tensor], *, processor: Any
+    ) -> list[Outcome]:
+        return guesses(_logits(model, batch), batch["labels"])
+
+    def score(self, outcomes: list[Outcome], facts: Facts) -> dict[str, float]:
+        """Accuracy, macro-F1, top-5 and the confusion counts."""
+        return scores_of(outcomes, facts["labels"])
+
+
+def _by(size: tuple[int, ...]) -> str:
+    return " x ".join(str(side) for side in size)
+
+
+def _seen(picture_HW3: np.ndarray, processor: Any) -> np.ndarray:
+    """What the model is shown (3, H, W), float32."""
+    pixels: np.ndarray = processor(
+        np.ascontiguousarray(picture_HW3), input_data_format="channels_last", return_tensors="np"
+    )["pixel_values"][0]
+    return np.asarray(pixels, dtype=np.float32)
+
+
+def _part(picture_HW3: np.ndarray, *, smallest: float, draw: Generator) -> np.ndarray:
+    """A part of random size, shape and place, as in arXiv:1409.4842; the processor brings it to the
+    model's size."""
+    height, width = picture_HW3.shape[:2]
+    for _ in range(PLACES_TRIED):
+        area = height * width * draw.uniform(smallest, 1.0)
+        stretch = math.exp(draw.uniform(math.log(STRETCH[0]), math.log(STRETCH[1])))
+        wide, high = round(math.sqrt(area * stretch)), round(math.sqrt(area / stretch))
+        if 0 < wide <= width and 0 < high <= height:
+            top, left = draw.integers(height - high + 1), draw.integers(width - wide + 1)
+            return picture_HW3[top : top + high, left : left + wide]
+    return picture_HW3
+
+
+def _logits(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    """Class scores (B, C) in fp32."""
+    logits: Tensor = model(pixel_values=batch["pixel_values"]).logits
+    return logits.float()
