@@ -193,20 +193,25 @@ class RunFolder:
         staged.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
         staged.replace(self.path / "metrics.jsonl")
 
-    def note_end(self, exit_code: int | None) -> None:
+    def note_end(self, exit_code: int | None, *, rank: int | None = None) -> None:
         """Leave word how a launch ended, since launchers have exit codes of their own; None takes
-        the word back."""
-        note = self.path / "ended.json"
+        all words back. The word of one `rank` counts when every rank has left the same."""
         if exit_code is None:
-            note.unlink(missing_ok=True)
+            for note in self.path.glob("ended*.json"):
+                note.unlink(missing_ok=True)
         else:
-            write_json(note, {"exit_code": exit_code})
+            name = "ended.json" if rank is None else f"ended-{rank}.json"
+            write_json(self.path / name, {"exit_code": exit_code})
 
     @property
     def ended(self) -> int | None:
         """The exit code that the last launch left word of; None after a crash."""
         note = self.path / "ended.json"
-        return int(_read(note)["exit_code"]) if note.is_file() else None
+        if note.is_file():
+            return int(_read(note)["exit_code"])
+        words = [int(_read(one)["exit_code"]) for one in self.path.glob("ended-*.json")]
+        agreed = len(words) == self.plan.layout.ranks and len(set(words)) == 1
+        return words[0] if agreed else None
 
     @property
     def last_step(self) -> int:

@@ -66,7 +66,8 @@ def _work(
         try:
             prepared = prepared or desk.reopen(folder, writes=rank == 0)
         except StoppedEarly as stopped:
-            folder.note_end(stopped.exit_code)
+            # A launcher asks the others to stop when one has died: that is a crash.
+            folder.note_end(stopped.exit_code, rank=rank)
             raise
         return _train(folder, prepared, None, stop, terminal)
     if len(given) < 2 or given[0] != "train":

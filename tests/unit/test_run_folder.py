@@ -137,6 +137,20 @@ def test_how_a_launch_ended_is_noted_and_taken_back(run):
     assert run.ended is None
 
 
+def test_a_ranks_word_counts_when_every_rank_has_left_it(run):
+    """One that was killed leaves none, and then the others were asked to stop by the launcher."""
+    ranks = run.plan.layout.ranks
+    assert ranks > 1
+    for rank in range(ranks):
+        assert run.ended is None
+        run.note_end(75, rank=rank)
+    assert run.ended == 75
+    run.note_end(1, rank=0)
+    assert run.ended is None
+    run.note_end(None)
+    assert list(run.path.glob("ended*")) == []
+
+
 def test_a_resumed_run_takes_its_steps_back_from_the_log(run):
     """Steps 4 and 5 were learnt after the checkpoint of step 3: they come again."""
     assert run.last_step == 0

@@ -1,0 +1,55 @@
+"""What the speech models of transformers share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import nn
+
+# Layers left out at random: each rank would leave out others, and wait for the rest forever.
+NO_LAYERDROP = ("layerdrop", "encoder_layerdrop", "decoder_layerdrop")
+MASK_EMBEDDING = "masked_spec_embed"  # has no gradient in a batch in which nothing is masked
+
+
+def without_layerdrop(base: Any) -> dict[str, float]:
+    """Settings under which every layer takes part in every step."""
+    return {name: 0.0 for name in NO_LAYERDROP if hasattr(base, name)}
+
+
+def feature_encoder(model: nn.Module) -> nn.Module | None:
+    """The convolutions that turn samples into frames; None where the model reads spectrograms."""
+    base = getattr(model, getattr(model, "base_model_prefix", ""), model)
+    found = getattr(base, "feature_extractor", None)
+    return found if found is not None and hasattr(found, "conv_layers") else None
+
+
+def fixed_parameters(model: nn.Module, *, random: bool) -> Iterable[nn.Parameter]:
+    """The feature encoder, unless it is new, and what would have no gradient in some steps."""
+    encoder = feature_encoder(model)
+    if encoder is not None and not random:
+        encoder._requires_grad = False  # type: ignore[assignment]
+        yield from encoder.parameters()
+    for name, parameter in model.named_parameters():
+        if name.endswith(MASK_EMBEDDING):
+            yield parameter
+
+
+def frames_of(samples: int, base: Any) -> int:
+    """Frames that the feature encoder makes of so many samples; of a spectrogram, one every 20 ms
+    at 16 kHz."""
+    if not hasattr(base, "conv_kernel"):
+        return max(1, samples // 320)
+    for kernel, stride in zip(base.conv_kernel, base.conv_stride, strict=True):
+        samples = (samples - kernel) // stride + 1
+    return samples
+
+
+def samples_for(frames: int, base: Any) -> int:
+    """The fewest samples of which the feature encoder makes so many frames."""
+    if not hasattr(base, "conv_kernel"):
+        return 1
+    for kernel, stride in reversed(list(zip(base.conv_kernel, base.conv_stride, strict=True))):
+        frames = (frames - 1) * stride + kernel
+    return frames

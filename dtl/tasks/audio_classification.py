@@ -1,0 +1,125 @@
+"""One label for a sound: keyword, accent, language, emotion."""
+
+# B batch, T samples or frames, C classes
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from dtl.config.record import Record
+from dtl.data.audio import sound_fault, sound_of
+from dtl.data.encoded import Encoded, Skip
+from dtl.data.hearing import heard, pad_sounds
+from dtl.data.labels import guesses, head_for, label_fault, labels_of, place_of, scores_of
+from dtl.data.source import Row
+from dtl.errors import Fault
+from dtl.models.speech import fixed_parameters, frames_of, samples_for, without_layerdrop
+from dtl.tasks import Facts, Outcome, Task
+
+if TYPE_CHECKING:
+    from numpy.random import Generator
+    from torch import Tensor, nn
+
+
+class Options(Record):
+    """Options of `task: audio_classification`."""
+
+    labels: tuple[str, ...] | None = Field(
+        None, description="The labels in order; left out: those of the training rows, sorted."
+    )
+    longest_seconds: float = Field(
+        20.0,
+        gt=0,
+        description="Most that is heard of a sound: of a longer one, training hears another part "
+        "each time, and scoring the beginning.",
+    )
+    shortest_seconds: float = Field(
+        0.05, ge=0, description="Sounds that are shorter are left out, and counted."
+    )
+
+
+class Plugin(Task):
+    """Single-label classification; each sound is one target."""
+
+    head = "AutoModelForAudioClassification"
+    reads = "`audio` and `label`"
+    best = "macro_f1"
+    reads_by = "features"
+    media = "audio"
+    options: Options
+
+    def check(self, row: Row) -> Fault | None:
+        return sound_fault(row) or label_fault(row, self.options.labels)
+
+    def survey(self, rows: Iterable[Row], base: Any) -> Facts:
+        """The labels, and what of the base is to be set otherwise."""
+        mask = getattr(base, "mask_time_length", 0) if hasattr(base, "conv_kernel") else 0
+        return {
+            "labels": labels_of(rows, base, self.options.labels),
+            "settings": without_layerdrop(base),
+            "least": samples_for(mask + 1, base),
+        }
+
+    def fit(self, processor: Any, facts: Facts) -> tuple[Any, Facts]:
+        return processor, {**facts, "input": processor.model_input_names[0]}
+
+    def head_settings(self, facts: Facts) -> dict[str, Any]:
+        return {**head_for(facts["labels"]), **facts["settings"]}
+
+    def encoder(self, processor: Any, facts: Facts, base: Any) -> Callable[[Row], Encoded | Skip]:
+        places = {label: place for place, label in enumerate(facts["labels"])}
+        rate = processor.sampling_rate
+        longest = round(self.options.longest_seconds * rate)
+        shortest = max(samples_for(1, base), round(self.options.shortest_seconds * rate))
+
+        def encode(row: Row) -> Encoded | Skip:
+            place = place_of(row, places)
+            samples_T = sound_of(row, rate=rate)
+            if len(samples_T) < shortest:
+                return Skip(f"shorter than {shortest / rate:g} s")
+            values = {"samples": samples_T, "longest": longest, "labels": place}
+            return Encoded(values, frames_of(min(len(samples_T), longest), base), 1)
+
+        return encode
+
+    def present(
+        self, values: dict[str, Any], *, processor: Any, draw: Generator | None
+    ) -> dict[str, Any]:
+        samples_T, longest = values["samples"], values["longest"]
+        spare = len(samples_T) - longest
+        start = int(draw.integers(spare + 1)) if draw is not None and spare > 0 else 0
+        shown = heard(samples_T[start : start + longest], processor)
+        return {**shown, "name": processor.model_input_names[0], "labels": values["labels"]}
+
+    def collate(self, examples: list[dict[str, Any]], *, padding: int) -> dict[str, Tensor]:
+        import torch
+
+        labels = torch.tensor([int(example["labels"]) for example in examples])
+        return {**pad_sounds(examples, name=examples[0]["name"]), "labels": labels}
+
+    def fixed(self, model: nn.Module, *, random: bool) -> Iterable[nn.Parameter]:
+        return fixed_parameters(model, random=random)
+
+    def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        from torch.nn.functional import cross_entropy
+
+        return cross_entropy(_logits(model, batch), batch["labels"], reduction="sum")
+
+    def outcomes(
+        self, model: nn.Module, batch: dict[str, Tensor], *, processor: Any
+    ) -> list[Outcome]:
+        return guesses(_logits(model, batch), batch["labels"])
+
+    def score(self, outcomes: list[Outcome], facts: Facts) -> dict[str, float]:
+        """Accuracy, macro-F1, top-5 and the confusion counts."""
+        return scores_of(outcomes, facts["labels"])
+
+
+def _logits(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    """Class scores (B, C) in fp32."""
+    inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
+    logits: Tensor = model(**inputs).logits
+    return logits.float()
