@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests import tiny, tiny_vision
+from tests import tiny, tiny_sound, tiny_vision
 
 
 @pytest.fixture(scope="session")
@@ -45,6 +45,18 @@ def vit(tmp_path_factory):
 def resnet(tmp_path_factory):
     """A ResNet of 2 stages, with batch normalisation, without a head."""
     return tiny_vision.resnet(tmp_path_factory.mktemp("models") / "resnet")
+
+
+@pytest.fixture(scope="session")
+def wav2vec2(tmp_path_factory):
+    """A wav2vec2 of 2 blocks that is told of padding, without a head."""
+    return tiny_sound.wav2vec2(tmp_path_factory.mktemp("models") / "wav2vec2")
+
+
+@pytest.fixture(scope="session")
+def spectrogram(tmp_path_factory):
+    """A transformer of 2 blocks over spectrograms, without a head."""
+    return tiny_sound.spectrogram(tmp_path_factory.mktemp("models") / "spectrogram")
 
 
 @pytest.fixture

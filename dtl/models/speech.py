@@ -36,6 +36,12 @@ def fixed_parameters(model: nn.Module, *, random: bool) -> Iterable[nn.Parameter
             yield parameter
 
 
+def longest_mask(base: Any) -> int:
+    """Frames of a span that SpecAugment masks; a batch must be longer. 0 where it masks none."""
+    masks = getattr(base, "apply_spec_augment", False) and getattr(base, "mask_time_prob", 0) > 0
+    return int(base.mask_time_length) if masks else 0
+
+
 def frames_of(samples: int, base: Any) -> int:
     """Frames that the feature encoder makes of so many samples; of a spectrogram, one every 20 ms
     at 16 kHz."""

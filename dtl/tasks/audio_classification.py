@@ -16,7 +16,13 @@ from dtl.data.hearing import heard, pad_sounds
 from dtl.data.labels import guesses, head_for, label_fault, labels_of, place_of, scores_of
 from dtl.data.source import Row
 from dtl.errors import Fault
-from dtl.models.speech import fixed_parameters, frames_of, samples_for, without_layerdrop
+from dtl.models.speech import (
+    fixed_parameters,
+    frames_of,
+    longest_mask,
+    samples_for,
+    without_layerdrop,
+)
 from dtl.tasks import Facts, Outcome, Task
 
 if TYPE_CHECKING:
@@ -56,15 +62,11 @@ class Plugin(Task):
 
     def survey(self, rows: Iterable[Row], base: Any) -> Facts:
         """The labels, and what of the base is to be set otherwise."""
-        mask = getattr(base, "mask_time_length", 0) if hasattr(base, "conv_kernel") else 0
         return {
             "labels": labels_of(rows, base, self.options.labels),
             "settings": without_layerdrop(base),
-            "least": samples_for(mask + 1, base),
+            "least": samples_for(longest_mask(base) + 1, base),
         }
-
-    def fit(self, processor: Any, facts: Facts) -> tuple[Any, Facts]:
-        return processor, {**facts, "input": processor.model_input_names[0]}
 
     def head_settings(self, facts: Facts) -> dict[str, Any]:
         return {**head_for(facts["labels"]), **facts["settings"]}
@@ -80,7 +82,7 @@ class Plugin(Task):
             samples_T = sound_of(row, rate=rate)
             if len(samples_T) < shortest:
                 return Skip(f"shorter than {shortest / rate:g} s")
-            values = {"samples": samples_T, "longest": longest, "labels": place}
+            values = {"samples": samples_T, "labels": place, "least": facts["least"]}
             return Encoded(values, frames_of(min(len(samples_T), longest), base), 1)
 
         return encode
@@ -88,17 +90,20 @@ class Plugin(Task):
     def present(
         self, values: dict[str, Any], *, processor: Any, draw: Generator | None
     ) -> dict[str, Any]:
-        samples_T, longest = values["samples"], values["longest"]
+        samples_T = values["samples"]
+        longest = round(self.options.longest_seconds * processor.sampling_rate)
         spare = len(samples_T) - longest
         start = int(draw.integers(spare + 1)) if draw is not None and spare > 0 else 0
         shown = heard(samples_T[start : start + longest], processor)
-        return {**shown, "name": processor.model_input_names[0], "labels": values["labels"]}
+        return {**values, **shown, "name": processor.model_input_names[0]}
 
     def collate(self, examples: list[dict[str, Any]], *, padding: int) -> dict[str, Tensor]:
         import torch
 
         labels = torch.tensor([int(example["labels"]) for example in examples])
-        return {**pad_sounds(examples, name=examples[0]["name"]), "labels": labels}
+        first = examples[0]
+        sounds = pad_sounds(examples, name=first["name"], least=first["least"])
+        return {**sounds, "labels": labels}
 
     def fixed(self, model: nn.Module, *, random: bool) -> Iterable[nn.Parameter]:
         return fixed_parameters(model, random=random)

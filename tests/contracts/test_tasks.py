@@ -25,7 +25,7 @@ from dtl.models.load import (
     load_settings,
     padding_token,
 )
-from tests import tiny, tiny_vision
+from tests import tiny, tiny_sound, tiny_vision
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,10 @@ ANSWERS = tuple(
     for place, row in enumerate(texts(9))
 )
 CASES: dict[str, list[Case]] = {
+    "audio_classification": [
+        Case("wav2vec2", tuple(tiny_sound.tones(9)), classes=3, options={}),
+        Case("spectrogram", tuple(tiny_sound.tones(9)), classes=3, options={}),
+    ],
     "causal_lm": [
         Case("decoder", texts(9), classes=320, options={}),
         Case("tied_decoder", ANSWERS, classes=None, options={"max_length": 64}),
