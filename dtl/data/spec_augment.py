@@ -64,6 +64,4 @@ def spans(size: int, *, share: float, length: int, least: int, draw: Generator) 
     if share <= 0 or places < 1:
         return []
     count = max(int(share * size / length + draw.random()), least)
-    return [
-        int(start) for start in draw.choice(places, min(count, places, size // length), False)
-    ]
+    return [int(start) for start in draw.choice(places, min(count, places, size // length), False)]

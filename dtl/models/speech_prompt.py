@@ -63,8 +63,8 @@ def set_prompt(
     if action != "transcribe":
         raise DtlError.of(
             "task.action",
-            f"{type(tokenizer).__name__} has no token for it: such a model does what it was made for",
-            "leave the key out; the texts in the data say what is learnt",
+            f"{type(tokenizer).__name__} has no token for it",
+            "leave the key out: such a model does what it was made for",
         )
     known = sorted(getattr(tokenizer, "lang_code_to_id", None) or ())
     if language is None and not known:

@@ -18,8 +18,14 @@ from dtl.config.schema import Model
 from dtl.data.encoded import Encoded
 from dtl.data.source import Row
 from dtl.models.anatomy import head_modules
-from dtl.models.load import initialise, load_pretrained, load_settings, load_tokenizer
-from tests import tiny
+from dtl.models.load import (
+    initialise,
+    load_pretrained,
+    load_processor,
+    load_settings,
+    padding_token,
+)
+from tests import tiny, tiny_whisper
 
 
 @dataclass(frozen=True)
@@ -88,6 +94,11 @@ CASES: dict[str, list[Case]] = {
         Case("t5", shortened(9), classes=320, options={"generate_length": 24}),
         Case("bart", shortened(9), classes=None, options={"metric": "bleu", "beams": 2}),
     ],
+    "asr_seq2seq": [
+        Case("whisper", tiny_whisper.spoken(9), classes=None, options={"language": "de"}),
+        Case("english_whisper", tiny_whisper.spoken(9), classes=None, options={"beams": 2}),
+        Case("speech_to_text", tiny_whisper.spoken(9), classes=320, options={}),
+    ],
 }
 TRIALS = [(name, place) for name in CASES for place in range(len(CASES[name]))]
 
@@ -103,9 +114,11 @@ class Bench:
     encoded: list[Encoded]
 
     def collate(self, places: list[int]) -> dict[str, torch.Tensor]:
-        return self.task.collate(
-            [self.encoded[place].values for place in places], padding=self.processor.pad_token_id
-        )
+        shown = [
+            self.task.present(self.encoded[place].values, processor=self.processor, draw=None)
+            for place in places
+        ]
+        return self.task.collate(shown, padding=padding_token(self.processor) or 0)
 
     def loss(self, places: list[int]) -> float:
         with torch.no_grad():
@@ -134,9 +147,9 @@ def set_up(folder: Path, name: str, place: int) -> Bench:
     case = CASES[name][place]
     task = make_task(name, **case.options)
     source = Model(path=str(folder))
-    processor, settings = load_tokenizer(source), load_settings(source)
+    processor, settings = load_processor(source, task.reads_by), load_settings(source)
     rows = numbered(case.rows)
-    facts = task.survey(rows, settings)
+    processor, facts = task.fit(processor, task.survey(rows, settings))
     assert json.loads(json.dumps(facts)) == facts
     loaded = load_pretrained(
         source,
@@ -147,7 +160,9 @@ def set_up(folder: Path, name: str, place: int) -> Bench:
         dtype="fp32",
     )
     initialise(loaded.model, loaded.new, seed=0, fill=lambda p, value: p.data.copy_(value))
-    loaded.model.config.pad_token_id = processor.pad_token_id
+    if (padding := padding_token(processor)) is not None:
+        loaded.model.config.pad_token_id = padding
+    task.settle(loaded.model, processor=processor)
     model = adapted(loaded.model) if task.needs_base else loaded.model
     encode = task.encoder(processor, facts, settings)
     encoded = [encode(row) for row in rows]
@@ -200,7 +215,7 @@ def test_more_padding_changes_nothing(bench):
     """Beside the longest example, the others are padded to its length."""
     narrow = bench.collate([0, 1])
     wide = {name: tensor[:2] for name, tensor in bench.collate([0, 1, bench.all[-1]]).items()}
-    assert wide["input_ids"].shape[-1] > narrow["input_ids"].shape[-1]
+    assert any(wide[name].shape != tensor.shape for name, tensor in narrow.items())
     with torch.no_grad():
         losses = [bench.task.loss(bench.model, batch).item() for batch in (narrow, wide)]
         first, second = [
@@ -238,8 +253,19 @@ def test_lengths_are_what_the_model_reads(bench):
     """A decoder beside the encoder reads as many tokens as it is to write."""
     two = getattr(bench.model.config, "is_encoder_decoder", False)
     for place, example in enumerate(bench.encoded):
-        read = int(bench.collate([place])["attention_mask"].sum())
+        read = positions(bench.model, bench.collate([place])["attention_mask"])
         assert read + two * example.targets == example.length
+
+
+def positions(model: Any, mask: torch.Tensor) -> int:
+    """Of the encoder, which may read several frames as one position; Whisper also reads silence."""
+    kind = model.config.model_type
+    if kind == "whisper":
+        return model.config.max_source_positions
+    frames = mask.sum()
+    if kind == "speech_to_text":
+        return int(model.get_encoder()._get_feat_extract_output_lengths(frames))
+    return int(frames)
 
 
 def test_outcomes_of_any_split_score_the_same(bench):
