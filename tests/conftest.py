@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests import tiny, tiny_sound, tiny_vision
+from tests import tiny, tiny_sound, tiny_vision, tiny_whisper
 
 
 @pytest.fixture(scope="session")
@@ -57,6 +57,25 @@ def wav2vec2(tmp_path_factory):
 def spectrogram(tmp_path_factory):
     """A transformer of 2 blocks over spectrograms, without a head."""
     return tiny_sound.spectrogram(tmp_path_factory.mktemp("models") / "spectrogram")
+
+
+@pytest.fixture(scope="session")
+def whisper(tmp_path_factory):
+    """A Whisper of 2 blocks a side that knows many languages."""
+    return tiny_whisper.whisper(tmp_path_factory.mktemp("models") / "whisper")
+
+
+@pytest.fixture(scope="session")
+def english_whisper(tmp_path_factory):
+    """The same, of English only."""
+    folder = tmp_path_factory.mktemp("models") / "english-whisper"
+    return tiny_whisper.whisper(folder, english_only=True)
+
+
+@pytest.fixture(scope="session")
+def speech_to_text(tmp_path_factory):
+    """A Speech2Text of 2 blocks a side."""
+    return tiny_whisper.speech_to_text(tmp_path_factory.mktemp("models") / "speech-to-text")
 
 
 @pytest.fixture

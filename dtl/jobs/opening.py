@@ -91,6 +91,7 @@ def open_model(
     initialise(loaded.model, loaded.new, seed=config.train.seed, fill=engine.fill)
     if (padding := padding_token(examples.processor)) is not None:
         loaded.model.config.pad_token_id = padding  # type: ignore[union-attr]
+    parts.task.settle(loaded.model, processor=examples.processor)
     torch.manual_seed(config.train.seed)
     model = parts.adapt(loaded)
     # At stage 0 the optimizer works on the weights themselves: they are fp32. ZeRO keeps fp32

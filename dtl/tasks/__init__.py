@@ -60,6 +60,10 @@ class Task(ABC):
     def head_settings(self, facts: Facts) -> dict[str, Any]:
         """Changes to the model's config that give it the right head."""
 
+    def settle(self, model: nn.Module, *, processor: Any) -> None:
+        """Set what the model must know beside its config, such as how it generates by itself."""
+        return None
+
     @abstractmethod
     def encoder(self, processor: Any, facts: Facts, base: Any) -> Callable[[Row], Encoded | Skip]:
         """The function that turns a row into numbers. It raises DtlError for what only the model's
