@@ -1,4 +1,4 @@
-"""How a shipped base is made: its folder, then `dtl train configs/mini/NAME.yaml`, then its weights.
+"""How a shipped base is made: its folder, `dtl train configs/mini/NAME.yaml`, and its weights.
 
 `python -m dtl.mini NAME FOLDER` writes the config and what reads the input; with `--weights EXPORT`
 it adds the weights of an export, and its labels; those of mini:text in bf16 to stay small.
