@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
@@ -14,7 +14,7 @@ from dtl.config.record import Record
 from dtl.data.encoded import Encoded, Skip
 from dtl.data.source import Row
 from dtl.errors import DtlError, Fault, near
-from dtl.tasks import Facts, Outcome, Task, mask, not_text, pad, room, text_of
+from dtl.tasks import Facts, Lesson, Outcome, Task, mask, not_text, pad, room, text_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -37,6 +37,7 @@ class Plugin(Task):
     head = "AutoModelForSequenceClassification"
     reads = "`text` (and `text_pair`) and `label`"
     best = "macro_f1"
+    limits: ClassVar = {"max_length": ("input_ids",)}
     options: Options
 
     def check(self, row: Row) -> Fault | None:
@@ -52,6 +53,10 @@ class Plugin(Task):
             f"label {label!r} is not in task.labels ({hint})",
             "correct the row, or add the label",
         )
+
+    def lesson(self, row: Row) -> Lesson:
+        texts = [str(row.fields[name]) for name in TEXTS if row.fields.get(name)]
+        return Lesson("\n".join(texts), labels=(_label(row),))
 
     def survey(self, rows: Iterable[Row], base: Any) -> Facts:
         """The labels, and whether the base already has a head for exactly these."""
