@@ -222,6 +222,10 @@ class Engine(ABC):
         """Write a whole tensor into a parameter, partitioned or not."""
 
     @abstractmethod
+    def gathered(self, parameters: list[nn.Parameter]) -> AbstractContextManager[Any]:
+        """The context in which these are whole on every rank, to be looked at."""
+
+    @abstractmethod
     def prepare(self, model: nn.Module, optimizer: Optimizer) -> None:
         """Shard and wrap; from here on use `engine.model` and `engine.optimizer`."""
 
@@ -298,6 +302,9 @@ class PlainEngine(Engine):
     def fill(self, parameter: nn.Parameter, value: Tensor) -> None:
         with torch.no_grad():
             parameter.copy_(value)
+
+    def gathered(self, parameters: list[nn.Parameter]) -> AbstractContextManager[Any]:
+        return nullcontext()
 
     def prepare(self, model: nn.Module, optimizer: Optimizer) -> None:
         model.to(self.device)
@@ -395,6 +402,12 @@ class ZeroEngine(Engine):
             yield
         finally:
             bridge.set_hf_deepspeed_config(self.accelerator.state.deepspeed_plugin.dschf)
+
+    def gathered(self, parameters: list[nn.Parameter]) -> AbstractContextManager[Any]:
+        from deepspeed.runtime.zero import GatheredParameters
+
+        parted = [parameter for parameter in parameters if hasattr(parameter, "ds_id")]
+        return GatheredParameters(parted) if parted else nullcontext()
 
     def fill(self, parameter: nn.Parameter, value: Tensor) -> None:
         from deepspeed.runtime.zero import GatheredParameters
@@ -527,26 +540,36 @@ def _tying_by_whole_weights() -> Iterator[None]:
 
 @contextmanager
 def _placing_by_whole_weights() -> Iterator[None]:
-    """transformers 5.23 computes the positions of Whisper's encoder anew from the shape of those it
-    has read, which under ZeRO-3 is that of an empty placeholder: loading any Whisper fails."""
+    """transformers 5.23 goes over a model that it has read, module by module, and looks at weights
+    that ZeRO-3 keeps elsewhere: Whisper's positions, and those of a normed kernel (wav2vec2)."""
     from deepspeed.runtime.zero import GatheredParameters
     from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
-    from transformers.models.whisper.modeling_whisper import WhisperEncoder, WhisperPreTrainedModel
+    from transformers import PreTrainedModel
 
-    initialise = WhisperPreTrainedModel._init_weights
+    initialise = PreTrainedModel._initialize_weights
 
-    def initialise_whole(model: Any, module: nn.Module) -> None:
-        positions = [module.embed_positions.weight] if isinstance(module, WhisperEncoder) else []
+    def initialise_whole(model: Any, module: nn.Module, *given: Any, **how: Any) -> None:
         away = [
             value
-            for value in positions
+            for value in _looked_at(module)
             if getattr(value, "ds_status", None) == ZeroParamStatus.NOT_AVAILABLE
         ]
         with GatheredParameters(away, enabled=bool(away)):
-            initialise(model, module)
+            initialise(model, module, *given, **how)
 
-    WhisperPreTrainedModel._init_weights = initialise_whole
+    PreTrainedModel._initialize_weights = initialise_whole
     try:
         yield
     finally:
-        WhisperPreTrainedModel._init_weights = initialise
+        PreTrainedModel._initialize_weights = initialise
+
+
+def _looked_at(module: nn.Module) -> list[nn.Parameter]:
+    """Weights of which the first look at a read model asks more than their names."""
+    from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+    if isinstance(module, WhisperEncoder):
+        return [module.embed_positions.weight]
+    if nn.utils.parametrize.is_parametrized(module):
+        return list(module.parametrizations.parameters())  # type: ignore[union-attr]
+    return []

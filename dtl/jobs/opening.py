@@ -13,6 +13,7 @@ from dtl.data.loader import Loader
 from dtl.engine import DTYPES, Engine, EngineSettings, start
 from dtl.errors import RunFailed
 from dtl.examples import Examples
+from dtl.models.anatomy import convolutions
 from dtl.models.load import initialise, load_pretrained, padding_token
 from dtl.plan import Plan
 from dtl.run_folder import RunFolder
@@ -93,7 +94,8 @@ def open_model(
         loaded.model.config.pad_token_id = padding  # type: ignore[union-attr]
     parts.task.settle(loaded.model, processor=examples.processor)
     torch.manual_seed(config.train.seed)
-    model = parts.adapt(loaded)
+    with engine.gathered(convolutions(loaded.model)):  # an adapter looks at a kernel's dimensions
+        model = parts.adapt(loaded)
     # At stage 0 the optimizer works on the weights themselves: they are fp32. ZeRO keeps fp32
     # copies and wants one dtype, also where PEFT puts an fp32 adapter beside a head in bf16.
     dtype = torch.float32 if plan.layout.zero == 0 else DTYPES[plan.layout.dtype]

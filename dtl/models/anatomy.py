@@ -25,6 +25,15 @@ def batch_norms(model: nn.Module) -> list[nn.Module]:
     ]
 
 
+def convolutions(model: nn.Module) -> list[nn.Parameter]:
+    """Kernels of convolutions: weights of three dimensions or more."""
+    return [
+        parameter
+        for parameter in model.parameters()
+        if len(getattr(parameter, "ds_shape", parameter.shape)) > 2
+    ]
+
+
 def head_module_names(model: nn.Module) -> tuple[str, ...]:
     """Top-level modules beside the base: `score`, `classifier`, `lm_head` ... that hold weights.
 

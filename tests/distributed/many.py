@@ -13,6 +13,7 @@ all else starts anew.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import sys
@@ -21,6 +22,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -61,10 +63,21 @@ def main(jobs_file: str) -> int:
             process = train.Process(terminal, watch, asked_to_stop=asked, held=lambda: None)
             with watch:
                 train.run(folder, engine, prepared.examples, process)
+            if hasattr(engine, "model"):
+                refuse_different_buffers(engine)
         AcceleratorState._reset_state(reset_partial_state=True)
         GradientState._reset_state()
     torch.distributed.destroy_process_group()
     return 0
+
+
+def refuse_different_buffers(engine: Any) -> None:
+    """Whatever a rank has gathered, such as BatchNorm's statistics, all have."""
+    digest = hashlib.sha256()
+    for _, buffer in sorted(engine.plain_model.named_buffers(), key=itemgetter(0)):
+        digest.update(buffer.float().cpu().numpy().tobytes())
+    if len(set(engine.gather([digest.hexdigest()]))) != 1:
+        raise AssertionError("the ranks end with different buffers")
 
 
 @dataclass

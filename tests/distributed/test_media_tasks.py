@@ -1,0 +1,124 @@
+"""Sounds and pictures: one loss on every layout, the same scores, one set of buffers on a run."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import tiny_sound, tiny_vision
+from tests.distributed import launching
+
+LAYOUTS = ((1, 0), (2, 0), (2, 2), (2, 3))  # ranks and ZeRO stage
+ROWS, HELD_OUT, BATCH, STEPS = 13, 7, 6, 3  # an odd number: with two ranks, one waits at the end
+PLAIN = {"full": [], "lora": ["strategy.rank=4"], "frozen": []}
+CONVOLUTIONS = {**PLAIN, "lora": ["strategy.rank=4", "strategy.target=[convolution]"]}
+TIED = {"full": [], "lora": ["strategy.rank=4"]}  # there is no head of its own
+
+
+@dataclass(frozen=True)
+class Case:
+    """A base for a task. `rate`: small where a few steps would otherwise lead far away."""
+
+    task: str
+    base: Any
+    rows: Any
+    strategies: dict[str, list[str]]
+    rate: float = 0.003
+
+
+CASES = {
+    "vit": Case("image_classification", tiny_vision.vit, tiny_vision.pictures, PLAIN),
+    "resnet": Case("image_classification", tiny_vision.resnet, tiny_vision.pictures, CONVOLUTIONS),
+    "wav2vec2": Case("audio_classification", tiny_sound.wav2vec2, tiny_sound.tones, PLAIN),
+    "spectrogram": Case("audio_classification", tiny_sound.spectrogram, tiny_sound.tones, PLAIN),
+}
+RUNS = [(name, strategy) for name, case in CASES.items() for strategy in case.strategies]
+
+
+def config(name: str, case: Case) -> str:
+    """Views are varied by example, so that they too are the same on every layout."""
+    return f"""
+model: {{path: {name}, dtype: fp32}}
+task: {case.task}
+data: {{train: {name}-train.parquet, eval: {name}-held-out.parquet}}
+strategy: full
+optim: {{learning_rate: {case.rate}, warmup: 0}}
+train: {{steps: {STEPS}, global_batch: {BATCH}, evaluation_batch: 2}}
+"""
+
+
+def job(ranks: int, zero: int, name: str, strategy: str) -> dict[str, Any]:
+    overrides = [f"strategy={strategy}", *CASES[name].strategies[strategy], f"layout.zero={zero}"]
+    overrides.append(f"run.name={name}-{strategy}-{ranks}-{zero}")
+    return {"config": f"{name}.yaml", "overrides": overrides, "bare": (ranks, zero) != (2, 3)}
+
+
+@pytest.fixture(scope="module")
+def bed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    folder = tmp_path_factory.mktemp("media")
+    for name, case in CASES.items():
+        case.base(folder / name)
+        for split, count, seed in (("train", ROWS, 1), ("held-out", HELD_OUT, 2)):
+            table = pa.Table.from_pylist(case.rows(count, seed=seed))
+            parquet.write_table(table, folder / f"{name}-{split}.parquet")
+        (folder / f"{name}.yaml").write_text(config(name, case))
+    jobs = {ranks: [] for ranks, _ in LAYOUTS}
+    for ranks, zero in LAYOUTS:
+        jobs[ranks] += [job(ranks, zero, *run) for run in RUNS]
+    for ranks, listed in jobs.items():
+        launching.run_jobs(ranks, listed, cwd=folder)
+    return folder
+
+
+def runs(bed: Path, name: str, strategy: str) -> list[Path]:
+    return [bed / "runs" / f"{name}-{strategy}-{ranks}-{zero}" for ranks, zero in LAYOUTS]
+
+
+def outcomes(run: Path) -> list[dict[str, Any]]:
+    text = (run / "evaluations" / f"step-{STEPS:08d}.jsonl").read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()]
+
+
+@pytest.mark.parametrize(("name", "strategy"), RUNS)
+def test_loss_is_one_on_every_layout(bed: Path, name: str, strategy: str) -> None:
+    first, *others = [
+        [line["loss"] for line in launching.train_lines(run)] for run in runs(bed, name, strategy)
+    ]
+    assert len(first) == STEPS and first[-1] != first[0]
+    for layout, other in zip(LAYOUTS[1:], others, strict=True):
+        assert other == pytest.approx(first, rel=1e-5), layout
+
+
+@pytest.mark.parametrize(("name", "strategy"), RUNS)
+def test_every_held_out_row_is_scored_alike_on_every_layout(
+    bed: Path, name: str, strategy: str
+) -> None:
+    first, *others = [outcomes(run) for run in runs(bed, name, strategy)]
+    assert [outcome["row"] for outcome in first] == list(range(HELD_OUT))
+    for other in others:
+        for one, two in zip(first, other, strict=True):
+            assert two.pop("loss") == pytest.approx(one["loss"], rel=1e-4)
+            assert two == {key: value for key, value in one.items() if key != "loss"}
+
+
+def test_an_export_of_a_frozen_base_holds_it_whole_and_unmoved(bed: Path) -> None:
+    """The statistics of its batch normalisation too."""
+    export = bed / "runs" / "resnet-frozen-2-3" / "export"
+    from safetensors.torch import load_file
+
+    base, trained = (
+        load_file(bed / "resnet" / "model.safetensors"),
+        load_file(export / "model.safetensors"),
+    )
+    same = {name for name in base if name in trained or f"resnet.{name}" in trained}
+    assert len(same) == len(base), "an export holds the whole base, statistics included"
+    for name in same:
+        found = trained.get(name, trained.get(f"resnet.{name}"))
+        assert found is not None and found.equal(base[name]), f"{name} of a frozen base moved"
