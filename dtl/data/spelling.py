@@ -15,7 +15,7 @@ APOSTROPHE = "'"
 
 
 def speller(how: How, *, case: Case = "lower") -> Callable[[str], str]:
-    """`basic`: one case, no punctuation, one blank between words. An apostrophe inside a word stays,
+    """`basic`: one case, no punctuation, one blank between words. Apostrophes inside a word stay,
     as do marks on letters, and the joiners of Indic and Persian scripts. `none`: as written, but
     for blanks."""
     return _squeezed if how == "none" else lambda text: _basic(text, case)

@@ -64,7 +64,7 @@ def of_rows(characters: Iterable[str], *, base: Any, language: str | None) -> An
     vocabulary: dict[str, Any] = {name: n for n, name in enumerate([*names, *letters])}
     nested = is_nested(base)
     return _tokenizer(
-        {**base.vocab, language: vocabulary} if nested else vocabulary,
+        {**base.vocab, str(language): vocabulary} if nested else vocabulary,
         names,
         language=language if nested else None,
     )

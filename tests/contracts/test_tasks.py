@@ -134,10 +134,6 @@ class Bench:
             return self.task.outcomes(self.model, self.collate(places), processor=self.processor)
 
     @property
-    def scores(self) -> dict[str, float]:
-        return self.task.score(self.outcomes(self.all), self.facts)
-
-    @property
     def all(self) -> list[int]:
         return list(range(len(self.encoded)))
 
@@ -301,11 +297,14 @@ def test_forty_steps_on_four_examples_overfit(bench):
         module.eval()  # as in a run
     batch = bench.collate([0, 1, 2, 3])
     targets = sum(bench.encoded[place].targets for place in range(4))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    aligns = bench.task.head == "AutoModelForCTC"  # for which CTC needs more and gentler steps
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3 if aligns else 1e-2)
     losses = []
-    for _ in range(160 if "cer" in bench.scores else 40):  # what to align is learnt first
+    for _ in range(240 if aligns else 40):
         loss = bench.task.loss(model, batch) / targets
         loss.backward()
+        if aligns:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
         losses.append(loss.item())
