@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dtl.config.load import load_config
 from dtl.config.schema import RunConfig
@@ -13,7 +14,10 @@ from dtl.plan import Plan
 from dtl.run_folder import RunFolder
 from dtl.supervisor import Supervisor
 
-__all__ = ["Outcome", "load_config", "load_run", "plan", "resume", "train"]
+if TYPE_CHECKING:
+    from dtl.xray.report import Report
+
+__all__ = ["Outcome", "check", "load_config", "load_run", "plan", "resume", "train"]
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,14 @@ def plan(config: RunConfig) -> Plan:
     from dtl.desk import prepare_run
 
     return prepare_run(config).plan
+
+
+def check(config: RunConfig) -> Report:
+    """What the data looks like, and what in it would waste a run. Reads no weights."""
+    from dtl.assemble import assemble
+    from dtl.xray.report import look
+
+    return look(config, assemble(config))
 
 
 def load_run(path: str | Path) -> RunFolder:

@@ -135,6 +135,25 @@ def plan(
         print("\n".join(planned.lines()))
 
 
+@app.command()
+def check(
+    config: Config,
+    overrides: Overrides = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+) -> None:
+    """Look through the data: what would waste a run, where it stands and how to mend it."""
+    from dtl import api
+
+    loaded = api.load_config(config, overrides or ())
+    with _places_of(config, overrides or ()):
+        report = api.check(loaded)
+    if as_json:
+        _print_json(report.to_dict())
+    else:
+        print("\n".join(report.lines(colour=sys.stdout.isatty())))
+    raise typer.Exit(report.exit_code)
+
+
 @app.command("list")
 def list_plugins(
     kind: Annotated[

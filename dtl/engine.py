@@ -6,7 +6,7 @@ import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -382,7 +382,10 @@ class ZeroEngine(Engine):
     @contextmanager
     def loading(self, sharded: bool) -> Iterator[None]:
         if sharded or self.stage < 3:
-            with _tying_by_whole_weights() if self.stage == 3 else nullcontext():
+            with ExitStack() as whole:
+                if self.stage == 3:
+                    whole.enter_context(_tying_by_whole_weights())
+                    whole.enter_context(_placing_by_whole_weights())
                 yield
             return
         from transformers.integrations import deepspeed as bridge
@@ -520,3 +523,30 @@ def _tying_by_whole_weights() -> Iterator[None]:
         yield
     finally:
         PreTrainedModel.tie_weights = tie
+
+
+@contextmanager
+def _placing_by_whole_weights() -> Iterator[None]:
+    """transformers 5.23 computes the positions of Whisper's encoder anew from the shape of those it
+    has read, which under ZeRO-3 is that of an empty placeholder: loading any Whisper fails."""
+    from deepspeed.runtime.zero import GatheredParameters
+    from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
+    from transformers.models.whisper.modeling_whisper import WhisperEncoder, WhisperPreTrainedModel
+
+    initialise = WhisperPreTrainedModel._init_weights
+
+    def initialise_whole(model: Any, module: nn.Module) -> None:
+        positions = [module.embed_positions.weight] if isinstance(module, WhisperEncoder) else []
+        away = [
+            value
+            for value in positions
+            if getattr(value, "ds_status", None) == ZeroParamStatus.NOT_AVAILABLE
+        ]
+        with GatheredParameters(away, enabled=bool(away)):
+            initialise(model, module)
+
+    WhisperPreTrainedModel._init_weights = initialise_whole
+    try:
+        yield
+    finally:
+        WhisperPreTrainedModel._init_weights = initialise

@@ -98,14 +98,14 @@ def prepare(config: RunConfig, parts: Parts, *, writes: bool = True) -> Examples
     if parts.strategy.starts_from != "random":
         refuse_pickled_weights(where)
     sources = _sources(config, parts)
-    train, held_out = _split(config, sources)
+    train, held_out = split(config, sources)
     settings = load_settings(config.model)
     processor = load_processor(config.model, parts.task.reads_by)
     processor, facts = parts.task.fit(processor, parts.task.survey(train, settings))
     encoder = parts.task.encoder(processor, facts, settings)
     tokenizing = _fingerprint(processor)  # once: a tokenizer keeps how it was last asked to cut
 
-    def encoded(rows: Rows | _Part, place: str) -> EncodedData:
+    def encoded(rows: Rows | Part, place: str) -> EncodedData:
         key = cache_key(
             rows=rows.fingerprint,
             processor=tokenizing,
@@ -192,9 +192,9 @@ def _skipped(source: ReadSource, place: str, reason: str) -> dict[str, str]:
     return {"source": source.place, "place": place, "reason": reason}
 
 
-def _split(
+def split(
     config: RunConfig, sources: tuple[ReadSource, ...]
-) -> tuple[Rows | _Part, Rows | _Part | None]:
+) -> tuple[Rows | Part, Rows | Part | None]:
     """The rows to learn from and those to score on."""
     train = sources[0]
     if len(sources) > 1:
@@ -204,11 +204,11 @@ def _split(
     total = train.good
     shuffled = order(total, seed=HELD_OUT_SEED, epoch=0, global_batch=max(1, total))[0]
     chosen = frozenset(shuffled[: max(1, round(total * config.data.holdout))].tolist())
-    return _Part(train.rows, chosen, inside=False), _Part(train.rows, chosen, inside=True)
+    return Part(train.rows, chosen, inside=False), Part(train.rows, chosen, inside=True)
 
 
 @dataclass(frozen=True)
-class _Part:
+class Part:
     """The rows of a source that are held out, or the others."""
 
     rows: Rows

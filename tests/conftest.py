@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests import tiny, tiny_sound, tiny_speech, tiny_vision
+from tests import tiny, tiny_sound, tiny_speech, tiny_vision, tiny_whisper
 
 
 @pytest.fixture(scope="session")
@@ -63,6 +63,25 @@ def spectrogram(tmp_path_factory):
 def wav2vec2_bert(tmp_path_factory):
     """A wav2vec2-BERT of 2 blocks, without a head."""
     return tiny_speech.wav2vec2_bert(tmp_path_factory.mktemp("models") / "wav2vec2-bert")
+
+
+@pytest.fixture(scope="session")
+def whisper(tmp_path_factory):
+    """A Whisper of 2 blocks a side that knows many languages."""
+    return tiny_whisper.whisper(tmp_path_factory.mktemp("models") / "whisper")
+
+
+@pytest.fixture(scope="session")
+def english_whisper(tmp_path_factory):
+    """The same, of English only."""
+    folder = tmp_path_factory.mktemp("models") / "english-whisper"
+    return tiny_whisper.whisper(folder, english_only=True)
+
+
+@pytest.fixture(scope="session")
+def speech_to_text(tmp_path_factory):
+    """A Speech2Text of 2 blocks a side."""
+    return tiny_whisper.speech_to_text(tmp_path_factory.mktemp("models") / "speech-to-text")
 
 
 @pytest.fixture

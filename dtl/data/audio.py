@@ -52,6 +52,15 @@ def sound_of(row: Row, *, rate: int) -> np.ndarray:
     return np.clip(scaled, -FULL_SCALE, FULL_SCALE - 1).astype(np.int16)
 
 
+def rate_of(row: Row) -> int:
+    """The rate, in hertz, of a row that `sound_fault` has passed, as its header says."""
+    value: Any = row.fields["audio"]
+    if isinstance(value, dict) and value.get("array") is not None:
+        return int(value["sampling_rate"])
+    opened = file_of(value, row.folder) or io.BytesIO(_bytes_of(value) or b"")
+    return int(_soundfile().info(opened).samplerate)
+
+
 def as_heard(samples_T: np.ndarray) -> np.ndarray:
     """16-bit samples as fractions of full scale, float32."""
     return samples_T.astype(np.float32) / FULL_SCALE

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from socket import getaddrinfo
 from typing import Any
@@ -18,11 +20,44 @@ def load_from_hub(source: Source, place: str) -> Any:
     """One split as a `datasets.Dataset`. Raises DtlError where the hub does not give it."""
     found = _splits(source, place)
     if not isinstance(found, dict):
-        return found
+        return _undecoded(found)
     if len(found) > 1:
         splits = " or ".join(f"'{name}'" for name in found)
         raise DtlError.of(f"{place}.split", f"'{source.path}' has several splits", f"name {splits}")
-    return next(iter(found.values()))
+    return _undecoded(next(iter(found.values())))
+
+
+def _undecoded(table: Any) -> Any:
+    """Sounds and pictures as the bytes that they are, which dtl itself reads."""
+    from datasets import Audio, Image
+
+    for name, feature in (getattr(table, "features", None) or {}).items():
+        if isinstance(feature, (Audio, Image)):
+            table = table.cast_column(name, type(feature)(decode=False))
+    return table
+
+
+def names_for_numbers(table: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """What gives the classes of a row, which the hub keeps as numbers, their names back."""
+    from datasets import ClassLabel, List
+
+    names: dict[str, Callable[[Any], Any]] = {}
+    for column, feature in (getattr(table, "features", None) or {}).items():
+        if isinstance(feature, ClassLabel):
+            names[column] = partial(_named, feature.names)
+        elif isinstance(feature, List) and isinstance(feature.feature, ClassLabel):
+            names[column] = partial(_all_named, feature.feature.names)
+    return lambda row: {
+        column: names[column](value) if column in names else value for column, value in row.items()
+    }
+
+
+def _named(names: list[str], number: Any) -> Any:
+    return names[number] if isinstance(number, int) and number >= 0 else number
+
+
+def _all_named(names: list[str], numbers: Any) -> Any:
+    return numbers if numbers is None else [_named(names, number) for number in numbers]
 
 
 def _splits(source: Source, place: str) -> Any:

@@ -13,7 +13,7 @@ from pathlib import Path
 from dtl import mini
 from dtl.config.schema import Source
 from dtl.data.formats import READERS, Fields, FileFault, Item, first_line, reader_of
-from dtl.data.hub import load_from_hub
+from dtl.data.hub import load_from_hub, names_for_numbers
 from dtl.data.media import digest_of_files, file_of, renamed
 from dtl.data.media_folders import media_folder
 from dtl.data.naming import listed, names_in
@@ -325,10 +325,11 @@ def _digest(paths: Iterable[Path]) -> str:
 
 def _hub(source: Source, place: str) -> Content:
     found = load_from_hub(source, place)
+    named = names_for_numbers(found)
 
     def read() -> Iterator[Item]:
         for number, fields in enumerate(found, start=1):
-            yield f"{source.path} ({found.split}): row {number}", fields
+            yield f"{source.path} ({found.split}): row {number}", named(fields)
 
     files = [Path(file["filename"]) for file in found.cache_files]
 

@@ -92,6 +92,7 @@ def open_model(
     fill_given(loaded, fill=engine.fill)
     if (padding := padding_token(examples.processor)) is not None:
         loaded.model.config.pad_token_id = padding  # type: ignore[union-attr]
+    parts.task.settle(loaded.model, processor=examples.processor)
     torch.manual_seed(config.train.seed)
     model = parts.adapt(loaded)
     # At stage 0 the optimizer works on the weights themselves: they are fp32. ZeRO keeps fp32

@@ -7,12 +7,17 @@ from typing import Any
 from dtl.errors import DtlError, near
 
 PREFIX = "mini:"
-BASES = ("text",)
+BASES = ("text", "vision")
 DATA = {
+    "accents": ("train", "heldout"),
+    "digits": ("train", "heldout"),
+    "glyphs": ("train", "heldout"),
     "graphs": ("train", "heldout"),
     "prose": ("train", "heldout"),
     "sentiment": ("train", "heldout", "unlabelled"),
+    "spoken": ("train", "heldout"),
 }
+CLIPS = ("accents", "spoken")  # were made once, and are shipped
 
 
 def path(name: str) -> Path:
@@ -23,23 +28,31 @@ def path(name: str) -> Path:
 
 
 def file(name: str, split: str) -> Path:
-    """The JSONL file of `mini:NAME/SPLIT`, made on first use and kept in the cache folder."""
+    """The file of `mini:NAME/SPLIT`: JSONL, or Parquet where rows hold sounds or pictures. Made on
+    first use and kept in the cache folder, or shipped."""
     if name not in DATA:
         raise _unknown(f"mini:{name}/{split}", "data set", name, DATA)
     if split not in DATA[name]:
         raise _unknown(f"mini:{name}/{split}", "split", split, DATA[name])
+    if name in CLIPS:
+        return Path(__file__).parent / "clips" / f"{name}-{split}.parquet"
     from dtl.mini import cache
 
     maker = import_module(f"dtl.mini.{name}")
     home = cache.kept(name, splits=DATA[name], make=maker.make, packages=maker.PACKAGES)
-    return home / f"{split}.jsonl"
+    return next(home.glob(f"{split}.*"))
 
 
 def rows(name: str, split: str) -> list[dict[str, Any]]:
     """The rows of `mini:NAME/SPLIT`, always the same for the same installed packages."""
     import json
 
-    with file(name, split).open(encoding="utf-8") as lines:
+    path = file(name, split)
+    if path.suffix == ".parquet":
+        from pyarrow import parquet
+
+        return list(parquet.read_table(path).to_pylist())
+    with path.open(encoding="utf-8") as lines:
         return [json.loads(line) for line in lines]
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dtl import mini
+from dtl.mini.nuisance import SIDE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -14,7 +15,7 @@ POSITIONS = 512  # tokens
 PAD, BEGIN, END = "<pad>", "<bos>", "<eos>"
 
 
-def write_architecture(folder: Path) -> None:
+def write_text(folder: Path) -> None:
     """Write config.json and the tokenizer, enough for `strategy: scratch` to start from."""
     from transformers import LlamaConfig
 
@@ -32,6 +33,24 @@ def write_architecture(folder: Path) -> None:
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         architectures=["LlamaForCausalLM"],
+    ).save_pretrained(folder)
+
+
+def write_vision(folder: Path) -> None:
+    """A ResNet of three stages and what shows it pictures, enough for `strategy: scratch`."""
+    from transformers import ResNetConfig
+    from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
+
+    ResNetConfig(
+        embedding_size=32,
+        hidden_sizes=[32, 64, 128],
+        depths=[1, 1, 1],
+        layer_type="basic",
+        architectures=["ResNetForImageClassification"],
+    ).save_pretrained(folder)
+    half = [0.5, 0.5, 0.5]
+    ViTImageProcessorPil(
+        size={"height": SIDE, "width": SIDE}, image_mean=half, image_std=half
     ).save_pretrained(folder)
 
 

@@ -14,7 +14,10 @@ from typing import Any
 
 from dtl.errors import DtlError
 
-MAKERS = ("docstrings", "graphs", "lexicon", "prose", "sentiment")  # files that shape the rows
+MAKERS = (  # files that shape the rows
+    *("docstrings.py", "graphs.py", "lexicon.py", "prose.py", "sentiment.py"),
+    *("digits.py", "glyphs.py", "glyphs.png", "nuisance.py"),
+)
 Splits = dict[str, list[dict[str, Any]]]
 
 
@@ -31,7 +34,7 @@ def kept(
     make: Callable[[], Splits],
     packages: Iterable[str] = (),
 ) -> Path:
-    """The folder with one JSONL file a split; several processes may ask at once."""
+    """The folder with one file a split; several processes may ask at once."""
     home = folder() / "mini" / f"{name}-{makings(packages)}"
     if home.is_dir():
         return home
@@ -41,7 +44,7 @@ def kept(
     try:
         made = make()
         for split in splits:
-            _write(staged / f"{split}.jsonl", made[split])
+            _write(staged / split, made[split])
         _settle(staged, home)
     finally:
         shutil.rmtree(staged, ignore_errors=True)
@@ -54,7 +57,7 @@ def makings(packages: Iterable[str]) -> str:
     for package in packages:
         digest.update(f"{package} {_version(package)}\n".encode())
     for name in MAKERS:
-        digest.update((Path(__file__).parent / f"{name}.py").read_bytes())
+        digest.update((Path(__file__).parent / name).read_bytes())
     return digest.hexdigest()[:16]
 
 
@@ -67,12 +70,20 @@ def _version(package: str) -> str:
         ) from None
 
 
-def _write(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    with path.open("w", encoding="utf-8") as lines:
-        for row in rows:
-            lines.write(json.dumps(row, ensure_ascii=False) + "\n")
-        lines.flush()
-        os.fsync(lines.fileno())
+def _write(stem: Path, rows: list[dict[str, Any]]) -> None:
+    """JSONL, or Parquet where rows hold bytes."""
+    if any(isinstance(value, bytes) for value in rows[0].values()):
+        import pyarrow as pa
+        from pyarrow import parquet
+
+        path = stem.with_suffix(".parquet")
+        parquet.write_table(pa.Table.from_pylist(rows), path)
+    else:
+        path = stem.with_suffix(".jsonl")
+        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        path.write_text("".join(lines), encoding="utf-8")
+    with path.open("rb") as written:
+        os.fsync(written.fileno())
 
 
 def _settle(staged: Path, home: Path) -> None:

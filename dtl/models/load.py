@@ -69,9 +69,16 @@ def load_tokenizer(model: Model) -> Any:
 
     where = locate(model)
     with _hub_faults(model, "tokenizer"):
-        tokenizer = AutoTokenizer.from_pretrained(
-            where, revision=model.revision, trust_remote_code=model.trust_remote_code
-        )
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(
+                where, revision=model.revision, trust_remote_code=model.trust_remote_code
+            )
+        except ImportError as fault:
+            raise DtlError.of(
+                PLACE,
+                f"the tokenizer cannot be read ({' '.join(str(fault).split()).partition('. ')[0]})",
+                "install the package that it names",
+            ) from fault
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:
             raise DtlError.of(

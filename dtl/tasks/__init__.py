@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from dtl.data.encoded import Encoded, Skip
@@ -24,6 +25,24 @@ LONGEST_TEXT = 1_000_000  # characters; a second's work for a tokenizer
 LONGEST_TOKEN = 64  # characters; more than a token has on average in any text
 
 
+@dataclass(frozen=True)
+class Lesson:
+    """A row as a person reads it. `given`: what the model sees; None: the bytes of its media.
+    `answer`: the text to come out, where there is one. `labels`: its classes, where it has some."""
+
+    given: str | None
+    answer: str | None = None
+    labels: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Part:
+    """A run of an example's tokens, and whether they are learnt."""
+
+    tokens: list[int]
+    learnt: bool
+
+
 class Task(ABC):
     """One kind of learning problem. A plugin file defines `Options` and a final `Plugin(Task)`.
 
@@ -37,6 +56,8 @@ class Task(ABC):
     needs_base: ClassVar[bool] = False  # whether it compares with the base, which must then be kept
     reads_by: ClassVar[ReadsBy] = "tokenizer"  # the part of the model that reads its input
     media: ClassVar[str | None] = None  # the column that may name a file, whose bytes count as data
+    limits: ClassVar[dict[str, tuple[str, ...]]] = {}  # option in tokens -> the values that it cuts
+    learns_to_stop: ClassVar[bool] = False  # whether an answer should close with a special token
 
     def __init__(self, options: Any) -> None:
         self.options = options
@@ -47,6 +68,17 @@ class Task(ABC):
 
         `survey` and `encoder` see only rows that pass.
         """
+
+    def lesson(self, row: Row) -> Lesson:
+        """What `dtl check` looks for twins in, and counts: a text or media, and its label."""
+        text, label = row.fields.get("text"), row.fields.get("label")
+        labels = () if label is None else (str(label),)
+        written = None if text is None else str(text)
+        return Lesson(None, written, labels) if self.media else Lesson(written, None, labels)
+
+    def parts(self, values: dict[str, Any]) -> list[Part]:
+        """The tokens of an encoded example; those without a label of their own are not learnt."""
+        return labelled_parts(values.get("input_ids"), values.get("labels"))
 
     @abstractmethod
     def survey(self, rows: Iterable[Row], base: Any) -> Facts:
@@ -59,6 +91,10 @@ class Task(ABC):
     @abstractmethod
     def head_settings(self, facts: Facts) -> dict[str, Any]:
         """Changes to the model's config that give it the right head."""
+
+    def settle(self, model: nn.Module, *, processor: Any) -> None:
+        """Set what the model must know beside its config, such as how it generates by itself."""
+        return None
 
     @abstractmethod
     def encoder(self, processor: Any, facts: Facts, base: Any) -> Callable[[Row], Encoded | Skip]:
@@ -97,6 +133,27 @@ class Task(ABC):
     @abstractmethod
     def score(self, outcomes: list[Outcome], facts: Facts) -> dict[str, float]:
         """Scores over all examples; outcomes of several ranks are simply joined."""
+
+
+def labelled_parts(tokens: Any, labels: Any) -> list[Part]:
+    """Runs of tokens that are learnt or not, by a label each; labels without tokens are learnt; one
+    label for all is no token."""
+    import numpy as np
+
+    labels = None if labels is None or np.ndim(labels) == 0 else np.asarray(labels)
+    if tokens is None:
+        return [] if labels is None else [Part(labels[labels != IGNORED].tolist(), True)]
+    tokens = np.asarray(tokens)
+    if labels is None or len(labels) != len(tokens):
+        return [Part(tokens.tolist(), False)]
+    learnt = labels != IGNORED
+    ends = [*(np.flatnonzero(np.diff(learnt)) + 1).tolist(), len(tokens)]
+    starts = [0, *ends[:-1]]
+    return [
+        Part(tokens[start:end].tolist(), bool(learnt[start]))
+        for start, end in zip(starts, ends, strict=True)
+        if end > start
+    ]
 
 
 def not_text(row: Row, column: str) -> Fault | None:

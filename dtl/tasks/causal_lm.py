@@ -4,9 +4,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -17,6 +18,7 @@ from dtl.errors import DtlError, Fault
 from dtl.tasks import (
     IGNORED,
     Facts,
+    Lesson,
     Outcome,
     Task,
     mask,
@@ -54,6 +56,8 @@ class Plugin(Task):
     head = "AutoModelForCausalLM"
     reads = "`messages` (role, content), or `prompt` and `completion`, or `text`"
     best = "-perplexity"
+    limits: ClassVar = {"max_length": ("input_ids",)}
+    learns_to_stop = True
     options: Options
 
     def check(self, row: Row) -> Fault | None:
@@ -68,6 +72,18 @@ class Plugin(Task):
         if columns == ("messages",):
             return _not_turns(row)
         return next(filter(None, (not_text(row, column) for column in columns)), None)
+
+    def lesson(self, row: Row) -> Lesson:
+        """Prompts may repeat; a row is known by all that it says."""
+        columns = _columns(row)
+        if columns != ("messages",):
+            texts = [str(row.fields[column]) for column in columns]
+            return Lesson("\n".join(texts), texts[1] if len(texts) > 1 else None)
+        messages: Any = row.fields["messages"]
+        answers = [turn["content"] for turn in messages if turn["role"] == "assistant"]
+        calls = any(turn.get("tool_calls") for turn in messages)
+        said = None if calls else "".join(str(answer or "") for answer in answers)
+        return Lesson(json.dumps(messages, sort_keys=True, default=str), said)
 
     def survey(self, rows: Iterable[Row], base: Any) -> Facts:
         return {}

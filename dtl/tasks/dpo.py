@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
@@ -16,7 +16,7 @@ from dtl.data.encoded import Encoded, Skip
 from dtl.data.source import Row
 from dtl.errors import Fault
 from dtl.models.anatomy import unwrapped
-from dtl.tasks import IGNORED, Facts, Outcome, Task, mask, not_text, pad, text_of
+from dtl.tasks import IGNORED, Facts, Lesson, Outcome, Part, Task, mask, not_text, pad, text_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -51,10 +51,21 @@ class Plugin(Task):
     reads = "`prompt`, `chosen` and `rejected`"
     best = "accuracy"
     needs_base = True
+    limits: ClassVar = {"max_length": ("chosen", "rejected")}
     options: Options
 
     def check(self, row: Row) -> Fault | None:
         return next((fault for name in COLUMNS if (fault := not_text(row, name))), None)
+
+    def lesson(self, row: Row) -> Lesson:
+        texts = [str(row.fields[column]) for column in COLUMNS]
+        return Lesson("\n".join(texts), texts[1])
+
+    def parts(self, values: dict[str, Any]) -> list[Part]:
+        """The prompt, the chosen answer, the rejected answer."""
+        start = int(values["prompt"])
+        answers = [Part(list(values[name][start:]), True) for name in ("chosen", "rejected")]
+        return [Part(list(values["chosen"][:start]), False), *answers]
 
     def survey(self, rows: Iterable[Row], base: Any) -> Facts:
         return {}

@@ -8,7 +8,7 @@ import copy
 import math
 import re
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -17,7 +17,7 @@ from dtl.data.encoded import Encoded, Skip
 from dtl.data.source import Row
 from dtl.errors import DtlError, Fault, near
 from dtl.models.anatomy import unwrapped
-from dtl.tasks import IGNORED, Facts, Outcome, Task, mask, not_text, pad, text_of
+from dtl.tasks import IGNORED, Facts, Lesson, Outcome, Part, Task, mask, not_text, pad, text_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -66,6 +66,8 @@ class Plugin(Task):
 
     head = "AutoModelForSeq2SeqLM"
     reads = "`source` and `target`"
+    limits: ClassVar = {"max_source_length": ("input_ids",), "max_target_length": ("labels",)}
+    learns_to_stop = True
     options: Options
 
     @property
@@ -74,6 +76,12 @@ class Plugin(Task):
 
     def check(self, row: Row) -> Fault | None:
         return next((fault for name in COLUMNS if (fault := not_text(row, name))), None)
+
+    def lesson(self, row: Row) -> Lesson:
+        return Lesson(str(row.fields["source"]), str(row.fields["target"]))
+
+    def parts(self, values: dict[str, Any]) -> list[Part]:
+        return [Part(list(values["input_ids"]), False), Part(list(values["labels"]), True)]
 
     def survey(self, rows: Iterable[Row], base: Any) -> Facts:
         return {}

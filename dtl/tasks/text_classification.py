@@ -5,16 +5,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
 from dtl.config.record import Record
 from dtl.data.encoded import Encoded, Skip
-from dtl.data.labels import guesses, head_for, label_fault, labels_of, place_of, scores_of
+from dtl.data.labels import (
+    guesses,
+    head_for,
+    label_fault,
+    label_of,
+    labels_of,
+    place_of,
+    scores_of,
+)
 from dtl.data.source import Row
 from dtl.errors import Fault
-from dtl.tasks import Facts, Outcome, Task, mask, not_text, pad, room, text_of
+from dtl.tasks import Facts, Lesson, Outcome, Task, mask, not_text, pad, room, text_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -37,10 +45,15 @@ class Plugin(Task):
     head = "AutoModelForSequenceClassification"
     reads = "`text` (and `text_pair`) and `label`"
     best = "macro_f1"
+    limits: ClassVar = {"max_length": ("input_ids",)}
     options: Options
 
     def check(self, row: Row) -> Fault | None:
         return _text_fault(row) or label_fault(row, self.options.labels)
+
+    def lesson(self, row: Row) -> Lesson:
+        texts = [str(row.fields[name]) for name in TEXTS if row.fields.get(name)]
+        return Lesson("\n".join(texts), labels=(label_of(row),))
 
     def survey(self, rows: Iterable[Row], base: Any) -> Facts:
         """The labels, and whether the base already has a head for exactly these."""

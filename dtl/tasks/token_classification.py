@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Collection, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
@@ -15,7 +15,7 @@ from dtl.config.record import Record
 from dtl.data.encoded import Encoded, Skip
 from dtl.data.source import Row
 from dtl.errors import DtlError, Fault, near
-from dtl.tasks import IGNORED, Facts, Outcome, Task, mask, pad, room
+from dtl.tasks import IGNORED, Facts, Lesson, Outcome, Task, mask, pad, room
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -52,6 +52,7 @@ class Plugin(Task):
     head = "AutoModelForTokenClassification"
     reads = "`tokens` (a list of words) and `tags` (a tag for each: O, B-name, I-name)"
     best = "f1"
+    limits: ClassVar = {"max_length": ("input_ids",)}
     options: Options
 
     def check(self, row: Row) -> Fault | None:
@@ -84,6 +85,10 @@ class Plugin(Task):
             f"the class number {tag} {problem}",
             "list the names in their order in task.labels, such as [O, B-PER, I-PER]",
         )
+
+    def lesson(self, row: Row) -> Lesson:
+        words, tags = self._words(row)
+        return Lesson(" ".join(words), labels=tuple(tags))
 
     def survey(self, rows: Iterable[Row], base: Any) -> Facts:
         """The tags, and whether the base already has a head for exactly these."""

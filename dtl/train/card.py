@@ -11,23 +11,22 @@ from dtl.units import format_count
 
 LOADING = {
     "adapter": """from peft import PeftModel
-from transformers import {head}, {reader}
+from transformers import {classes}
 
 base = {head}.from_pretrained({base}{extra})
 model = PeftModel.from_pretrained(base, "path/of/this/folder")
-{name} = {reader}.from_pretrained("path/of/this/folder")
 """,
-    "model": """from transformers import {head}, {reader}
+    "model": """from transformers import {classes}
 
 model = {head}.from_pretrained("path/of/this/folder")
-{name} = {reader}.from_pretrained("path/of/this/folder")
 """,
 }
-READERS = {  # what a task reads by -> the name in the code, and the class that opens the files
-    "tokenizer": ("tokenizer", "AutoTokenizer"),
-    "features": ("feature_extractor", "AutoFeatureExtractor"),
-    "images": ("image_processor", "AutoImageProcessor"),
-    "speech": ("processor", "AutoProcessor"),
+READERS = {  # what a task reads by -> the names in the code, and the classes that open the files
+    "tokenizer": {"tokenizer": "AutoTokenizer"},
+    "features": {"feature_extractor": "AutoFeatureExtractor"},
+    "images": {"image_processor": "AutoImageProcessor"},
+    # Not AutoProcessor: beside an adapter there is no config to tell it the model's kind.
+    "speech": {"feature_extractor": "AutoFeatureExtractor", "tokenizer": "AutoTokenizer"},
 }
 
 
@@ -82,14 +81,16 @@ def _labelled(labels: list[str] | None) -> dict[str, Any]:
 
 
 def _loading(
-    kind: str, head: str, path: str, needs: dict[str, Any], reader: tuple[str, str]
+    kind: str, head: str, path: str, needs: dict[str, Any], readers: dict[str, str]
 ) -> str:
     """Code that runs as it stands, but for the path of the export."""
     mini = path.removeprefix("mini:")
     base = json.dumps(path) if mini == path else f"str(mini.path({json.dumps(mini)}))"
     extra = "".join(f", {key}={value!r}" for key, value in needs.items())
-    name, opened_by = reader
-    code = LOADING[kind].format(head=head, base=base, extra=extra, name=name, reader=opened_by)
+    classes = ", ".join([head, *readers.values()])
+    code = LOADING[kind].format(head=head, classes=classes, base=base, extra=extra)
+    for name, reader in readers.items():
+        code += f'{name} = {reader}.from_pretrained("path/of/this/folder")\n'
     code = code.rstrip()
     return code if mini == path or kind == "model" else f"from dtl import mini\n{code}"
 

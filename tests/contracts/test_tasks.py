@@ -25,7 +25,7 @@ from dtl.models.load import (
     load_settings,
     padding_token,
 )
-from tests import tiny, tiny_sound, tiny_speech, tiny_vision
+from tests import tiny, tiny_sound, tiny_speech, tiny_vision, tiny_whisper
 
 
 @dataclass(frozen=True)
@@ -106,6 +106,11 @@ CASES: dict[str, list[Case]] = {
         Case("t5", shortened(9), classes=320, options={"generate_length": 24}),
         Case("bart", shortened(9), classes=None, options={"metric": "bleu", "beams": 2}),
     ],
+    "asr_seq2seq": [
+        Case("whisper", tiny_whisper.spoken(9), classes=None, options={"language": "de"}),
+        Case("english_whisper", tiny_whisper.spoken(9), classes=None, options={"beams": 2}),
+        Case("speech_to_text", tiny_whisper.spoken(9), classes=320, options={}),
+    ],
 }
 TRIALS = [(name, place) for name in CASES for place in range(len(CASES[name]))]
 
@@ -121,8 +126,10 @@ class Bench:
     encoded: list[Encoded]
 
     def collate(self, places: list[int]) -> dict[str, torch.Tensor]:
-        values = [self.encoded[place].values for place in places]
-        shown = [self.task.present(one, processor=self.processor, draw=None) for one in values]
+        shown = [
+            self.task.present(self.encoded[place].values, processor=self.processor, draw=None)
+            for place in places
+        ]
         return self.task.collate(shown, padding=padding_token(self.processor) or 0)
 
     def loss(self, places: list[int]) -> float:
@@ -165,7 +172,9 @@ def set_up(folder: Path, name: str, place: int) -> Bench:
         dtype="fp32",
     )
     initialise(loaded.model, loaded.new, seed=0, fill=lambda p, value: p.data.copy_(value))
-    loaded.model.config.pad_token_id = padding_token(processor)
+    if (padding := padding_token(processor)) is not None:
+        loaded.model.config.pad_token_id = padding
+    task.settle(loaded.model, processor=processor)
     model = adapted(loaded.model) if task.needs_base else loaded.model
     encode = task.encoder(processor, facts, settings)
     encoded = [encode(row) for row in rows]
@@ -218,8 +227,8 @@ def test_more_padding_changes_nothing(bench):
     """Beside the longest example, the others are padded to its length; pictures are not."""
     narrow = bench.collate([0, 1])
     wide = {name: tensor[:2] for name, tensor in bench.collate([0, 1, bench.all[-1]]).items()}
-    if bench.task.reads_by == "tokenizer":
-        assert wide["input_ids"].shape[-1] > narrow["input_ids"].shape[-1]
+    if bench.task.reads_by in ("tokenizer", "speech"):
+        assert any(wide[name].shape != tensor.shape for name, tensor in narrow.items())
     with torch.no_grad():
         losses = [bench.task.loss(bench.model, batch).item() for batch in (narrow, wide)]
         first, second = [
@@ -255,12 +264,25 @@ def test_targets_are_those_that_the_loss_counts(trial):
 
 def test_lengths_are_what_the_model_reads(bench):
     """A decoder beside the encoder reads as many tokens as it is to write."""
-    if bench.task.reads_by != "tokenizer":
-        pytest.skip("told of tokens; other inputs have trials of their own")
+    if "attention_mask" not in bench.collate([0]):
+        pytest.skip("the model always reads as much")
     two = getattr(bench.model.config, "is_encoder_decoder", False)
     for place, example in enumerate(bench.encoded):
-        read = int(bench.collate([place])["attention_mask"].sum())
+        read = positions(bench.model, bench.collate([place])["attention_mask"])
         assert read + two * example.targets == example.length
+
+
+def positions(model: Any, mask: torch.Tensor) -> int:
+    """Of the encoder, which may read several frames as one position; Whisper also reads silence."""
+    kind = model.config.model_type
+    if kind == "whisper":
+        return model.config.max_source_positions
+    frames = mask.sum()
+    if kind == "speech_to_text":
+        return int(model.get_encoder()._get_feat_extract_output_lengths(frames))
+    if hasattr(model, "_get_feat_extract_output_lengths"):  # of samples
+        return int(model._get_feat_extract_output_lengths(frames))
+    return int(frames)
 
 
 def test_outcomes_of_any_split_score_the_same(bench):

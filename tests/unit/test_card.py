@@ -214,11 +214,11 @@ def test_the_code_of_a_listening_adapter_loads_its_new_head_and_its_letters(wav2
     told = {"reads_by": "speech", "base_needs": needs}
     loaded = run_code(card(wav2vec2, head="AutoModelForCTC", told=told), tmp_path)
     sound = torch.randn(4000, generator=torch.Generator().manual_seed(1)).numpy()
-    heard = loaded["processor"](sound, sampling_rate=16_000, return_tensors="pt")
+    heard = loaded["feature_extractor"](sound, sampling_rate=16_000, return_tensors="pt")
     with torch.no_grad():
         logits = loaded["model"](**heard).logits
         assert torch.equal(logits, trained(**heard).logits)
-    assert loaded["processor"].batch_decode(torch.tensor([[3, 3, 0, 3, 1, 4]])) == ["aa e"]
+    assert loaded["tokenizer"].batch_decode(torch.tensor([[3, 3, 0, 3, 1, 4]])) == ["aa e"]
 
 
 def test_a_path_with_quotes_is_still_code(tmp_path):

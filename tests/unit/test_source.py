@@ -15,6 +15,7 @@ from dtl.config.schema import Source
 from dtl.data import hub
 from dtl.data.source import Row, open_rows
 from dtl.errors import DtlError
+from tests import tiny_vision
 
 ROWS = [
     {"text": 'He said "no",\nthen left.', "label": "negative"},
@@ -288,6 +289,33 @@ def test_a_hub_data_set_is_asked_for_by_its_name(monkeypatch):
     rows = rows_of("owner/name", name="en", split="train", limit=3)
     assert [row.fields for row in rows] == ROWS[:3]
     assert rows[0].place == "owner/name (train): row 1"
+
+
+def test_a_hub_data_set_gives_names_of_classes_and_bytes_of_pictures(monkeypatch):
+    import datasets
+    from datasets import ClassLabel, Features, Image, List, Value
+
+    names = ["cat", "dog"]
+    features = Features(
+        image=Image(),
+        label=ClassLabel(names=names),
+        tags=List(ClassLabel(names=names)),
+        n=Value("int64"),
+    )
+    picture = tiny_vision.png(tiny_vision.pixels("red", seed=1))
+    rows = [
+        {"image": {"bytes": picture, "path": None}, "label": 1, "tags": [0, 1], "n": 1},
+        {"image": {"bytes": picture, "path": None}, "label": None, "tags": None, "n": 1},
+    ]
+    table = datasets.Dataset.from_list(rows, features=features, split=datasets.Split.TRAIN)
+    monkeypatch.setattr(hub, "_has_an_address", lambda: True)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: table)
+    first, second = rows_of("owner/name", split="train")
+    assert (
+        first.fields["label"] == "dog" and first.fields["tags"] == names and first.fields["n"] == 1
+    )
+    assert second.fields["label"] is None and second.fields["tags"] is None
+    assert first.fields["image"]["bytes"] == picture
 
 
 def test_a_hub_data_set_with_several_splits_needs_one(monkeypatch):

@@ -1,0 +1,192 @@
+"""How the clips of `mini:spoken` and `mini:accents` were made: words spoken by eSpeak NG.
+
+`python -m dtl.mini.make_speech FOLDER` writes one Parquet file a split (needs `dtl[mini,speech]`).
+The synthesiser speaks differently when it speaks again in one process, so the clips are stored and
+never made anew. It only makes data: nothing else in dtl imports this module.
+"""
+
+import argparse
+import ctypes
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Any
+
+WORDS = (
+    *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"),
+    *("bath", "bird", "dance", "door", "garden", "hot", "market", "north", "orange", "river"),
+    *("star", "summer", "tower", "water"),
+)
+SOURCE, TARGET = "en-us", "en-gb-x-rp"  # accents
+SOURCE_SPEAKERS = (
+    *("m1", "m3", "m4", "m6", "m8", "f1", "f2", "f4", "Alex", "Andrea", "Andy", "Denis", "Diogo"),
+    *("Gene", "Gene2", "Hugo", "Jacky", "Lee", "Marco", "Michael", "Nguyen", "Reed", "adam"),
+    *("anika", "antonio", "benjamin", "boris", "david", "edward", "edward2", "gustave", "ian"),
+    *("iven", "iven2", "iven3", "linda", "max", "michel", "norbert", "paul", "pedro", "rob"),
+    *("steph", "steph2", "steph3", "victor"),
+)
+TARGET_SPEAKERS = ("m2", "f5", "Mario", "Annie", "caleb", "john", "quincy", "zac")
+HELDOUT_SPEAKERS = ("m5", "m7", "f3", "Alicia", "Henrique", "Mike", "belinda", "miguel", "robert")
+PITCHES, RATES = (20, 80), (130, 190)  # from, to; words a minute
+SAMPLE_RATE = 8000  # Hz
+PEAK = 0.7
+QUIET = 0.01  # of the peak: what is cut off at both ends
+MARGIN_SECONDS = 0.05
+COMPRESSION = 0.97  # of Opus, 0 to 1: about 14 kbit/s
+
+
+@dataclass(frozen=True)
+class Split:
+    """The clips of one file: how many, in which accent, by whom."""
+
+    file: str
+    clips: int
+    accent: str
+    speakers: tuple[str, ...]
+
+
+SPLITS = (
+    Split("spoken-train", 2400, SOURCE, SOURCE_SPEAKERS),
+    Split("spoken-heldout", 120, SOURCE, HELDOUT_SPEAKERS),
+    Split("accents-train", 40, TARGET, TARGET_SPEAKERS),
+    Split("accents-heldout", 120, TARGET, HELDOUT_SPEAKERS),
+)
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """What is said, and how."""
+
+    text: str
+    speaker: str
+    pitch: int
+    rate: int  # words a minute
+
+
+class Voice:
+    """eSpeak NG, which one process may open once."""
+
+    PLAYS_NOTHING, RATE, PITCH, UTF8 = 2, 1, 3, 1  # numbers of its C interface
+
+    def __init__(self) -> None:
+        import espeakng_loader
+
+        self.library = espeakng_loader.load_library()
+        folder = espeakng_loader.get_data_path().encode()
+        self.sample_rate: int = self.library.espeak_Initialize(self.PLAYS_NOTHING, 0, folder, 0)
+        assert self.sample_rate > 0, "eSpeak NG does not start"
+        self.heard = bytearray()
+        called_back = ctypes.CFUNCTYPE(
+            ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p
+        )
+        self.listener = called_back(self._listen)  # must outlive the library's use of it
+        self.library.espeak_SetSynthCallback(self.listener)
+
+    def _listen(self, samples: Any, count: int, events: Any) -> int:
+        if samples and count > 0:
+            self.heard += ctypes.string_at(samples, 2 * count)
+        return 0
+
+    def say(self, utterance: Utterance, *, accent: str) -> Any:
+        """The samples of an utterance, float32 [time], at `sample_rate`."""
+        import numpy
+
+        name = f"{accent}+{utterance.speaker}".encode()
+        assert self.library.espeak_SetVoiceByName(name) == 0, f"no voice {name!r}"
+        self.library.espeak_SetParameter(self.RATE, utterance.rate, 0)
+        self.library.espeak_SetParameter(self.PITCH, utterance.pitch, 0)
+        self.heard.clear()
+        text = utterance.text.encode() + b"\0"
+        said = self.library.espeak_Synth(
+            text, ctypes.c_size_t(len(text)), 0, 0, 0, self.UTF8, None, None
+        )
+        assert said == 0, f"not said: {utterance}"
+        return numpy.frombuffer(bytes(self.heard), numpy.int16).astype(numpy.float32) / 2**15
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m dtl.mini.make_speech", description=__doc__)
+    parser.add_argument("folder", type=Path, help="where the Parquet files are written")
+    folder = parser.parse_args(arguments).folder
+    folder.mkdir(parents=True, exist_ok=True)
+    voice = Voice()
+    for split in SPLITS:
+        path = folder / f"{split.file}.parquet"
+        _write(path, [_row(voice, one, accent=split.accent) for one in utterances(split)])
+        print(f"wrote {split.clips} clips, {path.stat().st_size:,} bytes, to {path}")
+    return 0
+
+
+def utterances(split: Split) -> Iterator[Utterance]:
+    """One to three words each; words and speakers come equally often."""
+    random = Random(split.file)
+    words, speakers = _shuffled(WORDS, random), _shuffled(split.speakers, random)
+    for number in range(split.clips):
+        said = [next(words) for _ in range(1 + number % 3)]
+        yield Utterance(
+            text=" ".join(said),
+            speaker=next(speakers),
+            pitch=random.randint(*PITCHES),
+            rate=random.randint(*RATES),
+        )
+
+
+def _shuffled(things: Sequence[str], random: Random) -> Iterator[str]:
+    """All of them in a new order, again and again."""
+    while True:
+        yield from random.sample(things, len(things))
+
+
+def _row(voice: Voice, utterance: Utterance, *, accent: str) -> dict[str, Any]:
+    import soxr
+
+    samples = voice.say(utterance, accent=accent)
+    samples = _trimmed(soxr.resample(samples, voice.sample_rate, SAMPLE_RATE))
+    return {
+        "audio": _packed(samples),
+        "text": utterance.text,
+        "accent": accent,
+        "speaker": utterance.speaker,
+    }
+
+
+def _trimmed(samples: Any) -> Any:
+    """Cut silence off both ends and bring the peak to PEAK."""
+    import numpy
+
+    peak = numpy.abs(samples).max()
+    loud = numpy.flatnonzero(numpy.abs(samples) > QUIET * peak)
+    margin = int(MARGIN_SECONDS * SAMPLE_RATE)
+    return samples[max(0, loud[0] - margin) : loud[-1] + margin] * (PEAK / peak)
+
+
+def _packed(samples: Any) -> bytes:
+    import soundfile
+
+    packed = io.BytesIO()
+    soundfile.write(
+        packed,
+        samples,
+        SAMPLE_RATE,
+        format="OGG",
+        subtype="OPUS",
+        compression_level=COMPRESSION,
+    )
+    return packed.getvalue()
+
+
+def _write(path: Path, rows: list[dict[str, Any]]) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    columns = pyarrow.schema(
+        [("audio", pyarrow.binary())]
+        + [(name, pyarrow.string()) for name in ("text", "accent", "speaker")]
+    )
+    parquet.write_table(pyarrow.Table.from_pylist(rows, schema=columns), path, compression="zstd")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

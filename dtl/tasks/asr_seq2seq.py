@@ -1,0 +1,384 @@
+"""Speech into text with an encoder and a decoder: Whisper and Speech2Text write, or translate."""
+
+# B batch, M mel bands, F frames, T label tokens, V vocabulary
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from pydantic import Field
+
+from dtl.config.record import Record
+from dtl.data.audio import as_heard, sound_fault, sound_of
+from dtl.data.encoded import Encoded, Skip
+from dtl.data.source import Row
+from dtl.data.spec_augment import SpecAugment
+from dtl.data.transcripts import character_errors, normaliser, word_errors
+from dtl.errors import DtlError, Fault
+from dtl.models.anatomy import unwrapped
+from dtl.models.load import SpeechProcessor
+from dtl.models.speech_prompt import generate_texts, says_multilingual, set_generation, set_prompt
+from dtl.tasks import IGNORED, Facts, Outcome, Task, not_text, pad, text_of
+
+if TYPE_CHECKING:
+    from numpy.random import Generator
+    from torch import Tensor, nn
+
+FAMILIES = ("whisper", "speech_to_text")
+MARGIN = 8  # frames of silence after each sound: as far as Speech2Text's convolutions look ahead
+
+
+class Options(Record):
+    """Options of `task: asr_seq2seq`."""
+
+    language: str | None = Field(
+        None,
+        description="Language that is spoken, by its code or English name (de, german); for "
+        "Speech2Text, the one that is written. Models of one language need none.",
+    )
+    action: Literal["transcribe", "translate"] = Field(
+        "transcribe",
+        description="What a multilingual Whisper is told to do: transcribe, or translate into "
+        "English.",
+    )
+    longest_seconds: float | None = Field(
+        None,
+        gt=0,
+        description="Longer clips are left out, and counted; left out: what the model hears at "
+        "once (Whisper 30 s).",
+    )
+    shortest_seconds: float = Field(
+        0.1, ge=0.05, description="Shorter clips are left out, and counted."
+    )
+    generate_length: int = Field(
+        225, ge=1, description="Longest generated text in tokens, within what the model can write."
+    )
+    beams: int | None = Field(
+        None, ge=1, description="Beams of the search; left out: as the model is set, usually 1."
+    )
+    spec_augment: bool | None = Field(
+        None,
+        description="Hide spans of time and bands of frequency in training, as many as the model's "
+        "config says; left out: if its config says so (apply_spec_augment).",
+    )
+    normalise: str | None = Field(
+        None,
+        description="Language whose text normaliser the normalised scores take; left out: that of "
+        "the texts.",
+    )
+
+
+class Plugin(Task):
+    """Teacher forcing; each label token, the language's and the end included, is one target."""
+
+    head = "AutoModelForSpeechSeq2Seq"
+    reads = "`audio` and `text`"
+    best = "-wer"
+    reads_by = "speech"
+    media = "audio"
+    options: Options
+
+    def check(self, row: Row) -> Fault | None:
+        return not_text(row, "text") or sound_fault(row)
+
+    def survey(self, rows: Iterable[Row], base: Any) -> Facts:
+        """Nothing of the rows; of the base, what its tokenizer and extractor do not know."""
+        if base.model_type not in FAMILIES:
+            raise DtlError.of(
+                "model.path",
+                f"a {base.model_type} model is not one that this task knows",
+                f"take a model of {' or '.join(FAMILIES)}, or task asr_ctc",
+            )
+        return {
+            "start": base.decoder_start_token_id,
+            "positions": base.max_target_positions,
+            "frames": _frames(base),
+            "multilingual": says_multilingual(base),
+            "spec_augment": self._spec_augment(base),
+        }
+
+    def _spec_augment(self, base: Any) -> dict[str, float] | None:
+        asked = self.options.spec_augment
+        if not (getattr(base, "apply_spec_augment", False) if asked is None else asked):
+            return None
+        found = SpecAugment.of(base)
+        if found is None:
+            raise DtlError.of(
+                "task.spec_augment",
+                f"the config of a {base.model_type} model has no numbers for it",
+                "leave the key out",
+            )
+        return found.as_json()
+
+    def fit(self, processor: Any, facts: Facts) -> tuple[Any, Facts]:
+        """The tokenizer begins its texts as asked; the processor knows what to hide."""
+        if processor.tokenizer is None:
+            raise DtlError.of(
+                "model.path",
+                "the model has no tokenizer",
+                "put the files of its tokenizer beside its weights",
+            )
+        options, augment = self.options, facts["spec_augment"]
+        written = set_prompt(
+            processor.tokenizer,
+            language=options.language,
+            action=options.action,
+            multilingual=facts["multilingual"],
+        )
+        language = options.normalise or written
+        normaliser(language)  # so that a language it does not know is told now
+        fitted = _Listener(
+            processor.feature_extractor,
+            processor.tokenizer,
+            SpecAugment(**augment) if augment else None,
+        )
+        return fitted, {**facts, "language": language}
+
+    def head_settings(self, facts: Facts) -> dict[str, Any]:
+        """Whisper's LayerDrop is no match for ZeRO-3, and masks of its own differ by layout."""
+        drops = {"encoder_layerdrop": 0.0, "decoder_layerdrop": 0.0}
+        return {**drops, "apply_spec_augment": False} if facts["spec_augment"] else drops
+
+    def settle(self, model: nn.Module, *, processor: Any) -> None:
+        set_generation(model, processor.tokenizer)
+
+    def encoder(self, processor: Any, facts: Facts, base: Any) -> Callable[[Row], Encoded | Skip]:
+        extractor, tokenizer = processor.feature_extractor, processor.tokenizer
+        rate, shortest = extractor.sampling_rate, self.options.shortest_seconds
+        longest = self._longest(_hears_seconds(extractor, facts["frames"]))
+        most = facts["positions"]
+
+        def encode(row: Row) -> Encoded | Skip:
+            text = text_of(row, "text", tokens=most).strip()
+            if not text:
+                return Skip("empty text")
+            samples_T = sound_of(row, rate=rate)
+            if len(samples_T) > longest * rate:
+                return Skip(f"longer than {longest:g} s")
+            if len(samples_T) < shortest * rate:
+                return Skip(f"shorter than {shortest:g} s")
+            labels = labels_of(text, tokenizer, start=facts["start"])
+            if len(labels) > most:
+                return Skip(f"text of more than {most} tokens")
+            positions = base.max_source_positions
+            if base.model_type != "whisper":
+                found = _features(extractor, samples_T)
+                if not np.isfinite(found.features).all():
+                    return Skip("nothing to hear")
+                positions = -(-found.frames // 2**base.num_conv_layers)
+            values = {
+                "samples": samples_T,
+                "labels": labels,
+                "reference": np.frombuffer(text.encode(), dtype=np.uint8),
+            }
+            return Encoded(values, positions + len(labels), len(labels))
+
+        return encode
+
+    def _longest(self, heard: float) -> float:
+        """Seconds of the longest clip. Raises DtlError where more is asked for than is heard."""
+        asked = self.options.longest_seconds
+        if asked is None:
+            return heard
+        if asked > heard:
+            raise DtlError.of(
+                "task.longest_seconds",
+                f"the model hears {heard:g} s at once, and {asked:g} s are asked for",
+                f"cut longer recordings into clips of up to {heard:g} s, each with its text",
+            )
+        return asked
+
+    def present(
+        self, values: dict[str, Any], *, processor: Any, draw: Generator | None
+    ) -> dict[str, Any]:
+        heard = _features(processor.feature_extractor, values["samples"])
+        if draw is not None and processor.augment is not None:
+            shown = processor.augment.masked(heard.features, frames=heard.frames, draw=draw)
+            heard = replace(heard, features=shown)
+        return {**values, "heard": heard}
+
+    def collate(self, examples: list[dict[str, Any]], *, padding: int) -> dict[str, Tensor]:
+        # By 1 and not by 8: the decoder has no positions beyond those of the longest labels.
+        labels = [example["labels"] for example in examples]
+        return {
+            **_padded([example["heard"] for example in examples]),
+            "labels": pad(labels, value=IGNORED, multiple=1),
+            "reference": pad([example["reference"] for example in examples], value=IGNORED),
+        }
+
+    def fixed(self, model: nn.Module, *, random: bool) -> Iterable[nn.Parameter]:
+        """Whisper's encoder has positions that were computed and not learnt."""
+        return [
+            parameter
+            for name, parameter in model.named_parameters()
+            if name.endswith("encoder.embed_positions.weight")
+        ]
+
+    def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        return _losses(model, batch)[0].sum()
+
+    def outcomes(
+        self, model: nn.Module, batch: dict[str, Tensor], *, processor: Any
+    ) -> list[Outcome]:
+        losses_BT, logits_BTV = _losses(model, batch)
+        labels_BT = batch["labels"]
+        texts = generate_texts(
+            unwrapped(model),
+            {name: batch[name] for name in ("input_features", "attention_mask")},
+            processor.tokenizer,
+            longest=self.options.generate_length,
+            beams=self.options.beams,
+        )
+        return [
+            {
+                "loss": loss,
+                "targets": targets,
+                "hits": hits,
+                "reference": bytes(byte for byte in reference if byte != IGNORED).decode(),
+                "generated": text,
+            }
+            for loss, targets, hits, reference, text in zip(
+                losses_BT.double().sum(1).tolist(),
+                (labels_BT != IGNORED).sum(1).tolist(),
+                (logits_BTV.argmax(-1) == labels_BT).sum(1).tolist(),
+                batch["reference"].tolist(),
+                texts,
+                strict=True,
+            )
+        ]
+
+    def score(self, outcomes: list[Outcome], facts: Facts) -> dict[str, float]:
+        """Loss a token (nats), share of tokens guessed right after the right ones, and the errors
+        of the generated texts."""
+        targets = sum(outcome["targets"] for outcome in outcomes)
+        return {
+            "loss": math.fsum(outcome["loss"] for outcome in outcomes) / targets,
+            "accuracy": sum(outcome["hits"] for outcome in outcomes) / targets,
+            **_errors(outcomes, facts),
+        }
+
+
+@dataclass
+class _Listener(SpeechProcessor):
+    """Extractor and tokenizer, and what training hides of the sound."""
+
+    augment: SpecAugment | None
+
+
+def labels_of(text: str, tokenizer: Any, *, start: int) -> list[int]:
+    """What the decoder is to write. It is given its start token, which it need not write; what
+    stands before the text after that, such as the language, it must."""
+    labels: list[int] = list(tokenizer(text)["input_ids"])
+    return labels[1:] if labels[0] == start else labels
+
+
+def _frames(base: Any) -> int:
+    """Frames that the encoder reads at most; Whisper's reads no fewer either."""
+    layers = 2 if base.model_type == "whisper" else 2**base.num_conv_layers
+    return int(base.max_source_positions * layers)
+
+
+def _hears_seconds(extractor: Any, frames: int) -> float:
+    """Raises DtlError where the extractor's frames are not as many as the model reads."""
+    made = getattr(extractor, "nb_max_frames", None)
+    if made is not None and made != frames:
+        raise DtlError.of(
+            "model.path",
+            f"its feature extractor makes {made} frames, and the model reads {frames}",
+            "correct chunk_length in its preprocessor_config.json",
+        )
+    hop = getattr(extractor, "hop_length", extractor.sampling_rate // 100)
+    return frames * hop / float(extractor.sampling_rate)
+
+
+@dataclass(frozen=True)
+class _Heard:
+    """Log-mel features, (M, F) for Whisper, which always hears as much, and (F, M) for Speech2Text.
+    `frames`: those that hold sound, before silence."""
+
+    features: np.ndarray
+    frames: int
+    always_as_long: bool
+
+
+def _features(extractor: Any, samples_T: np.ndarray) -> _Heard:
+    with np.errstate(divide="ignore", invalid="ignore"):  # of silence, which has no variance
+        found = extractor(
+            as_heard(samples_T),
+            sampling_rate=extractor.sampling_rate,
+            return_attention_mask=True,
+            return_tensors="np",
+        )
+    return _Heard(
+        found["input_features"][0],
+        int(found["attention_mask"][0].sum()),
+        hasattr(extractor, "nb_max_frames"),
+    )
+
+
+def _padded(heard: list[_Heard]) -> dict[str, Tensor]:
+    """Features and which of their frames hold sound."""
+    import torch
+
+    features = [one.features for one in heard]
+    if heard[0].always_as_long:
+        width = features[0].shape[1]
+    else:
+        width = -(-(max(map(len, features)) + MARGIN) // 8) * 8
+        features = [np.pad(rows, ((0, width - len(rows)), (0, 0))) for rows in features]
+    ends_B1 = torch.tensor([[one.frames] for one in heard])
+    return {
+        "input_features": torch.from_numpy(np.stack(features)),
+        "attention_mask": (torch.arange(width) < ends_B1).long(),
+    }
+
+
+def _losses(model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Loss of each label token (B, T), 0 where it is padded, and the logits (B, T, V).
+
+    The model is given what its decoder reads, and not the labels: it would take a loss of its own,
+    which needs the logits in fp32 once more.
+    """
+    from torch.nn.functional import cross_entropy, pad
+
+    settings: Any = unwrapped(model).config
+    labels_BT = batch["labels"]
+    read_BT = pad(labels_BT[:, :-1], (1, 0), value=settings.decoder_start_token_id)
+    logits_BTV = model(
+        input_features=batch["input_features"],
+        attention_mask=batch["attention_mask"],
+        decoder_input_ids=read_BT.masked_fill(read_BT == IGNORED, settings.pad_token_id),
+        use_cache=False,
+    ).logits
+    losses_BT = cross_entropy(
+        logits_BTV.flatten(0, 1).float(),
+        labels_BT.flatten(),
+        ignore_index=IGNORED,
+        reduction="none",
+    ).view(labels_BT.shape)
+    return losses_BT, logits_BTV
+
+
+def _errors(outcomes: list[Outcome], facts: Facts) -> dict[str, float]:
+    """By words and characters, as written and normalised; the counts are those of words as
+    written."""
+    references = [outcome["reference"] for outcome in outcomes]
+    generated = [outcome["generated"] for outcome in outcomes]
+    normalise = normaliser(facts["language"])
+    plain_references, plain_generated = (
+        [normalise(text) for text in texts] for texts in (references, generated)
+    )
+    words = word_errors(references, generated)
+    return {
+        "wer": words.rate,
+        "cer": character_errors(references, generated).rate,
+        "wer_normalised": word_errors(plain_references, plain_generated).rate,
+        "cer_normalised": character_errors(plain_references, plain_generated).rate,
+        "substitutions": words.substitutions,
+        "deletions": words.deletions,
+        "insertions": words.insertions,
+    }
