@@ -28,7 +28,9 @@ class Parts:
         """The model with the strategy applied; what the task keeps fixed does not learn."""
         random = self.strategy.starts_from == "random"
         fixed = list(self.task.fixed(loaded.model, random=random))
-        model = self.strategy.apply(loaded.model, new=loaded.new)
+        kept = {id(parameter) for parameter in fixed}
+        names = {name for name, value in loaded.model.named_parameters() if id(value) in kept}
+        model = self.strategy.apply(loaded.model, new=loaded.new - names)
         for parameter in fixed:
             parameter.requires_grad_(False)
         return model

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests import tiny, tiny_sound, tiny_vision, tiny_whisper
+from tests import tiny, tiny_sound, tiny_speech, tiny_vision, tiny_whisper
 
 
 @pytest.fixture(scope="session")
@@ -57,6 +57,12 @@ def wav2vec2(tmp_path_factory):
 def spectrogram(tmp_path_factory):
     """A transformer of 2 blocks over spectrograms, without a head."""
     return tiny_sound.spectrogram(tmp_path_factory.mktemp("models") / "spectrogram")
+
+
+@pytest.fixture(scope="session")
+def wav2vec2_bert(tmp_path_factory):
+    """A wav2vec2-BERT of 2 blocks, without a head."""
+    return tiny_speech.wav2vec2_bert(tmp_path_factory.mktemp("models") / "wav2vec2-bert")
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ from dtl.engine import DTYPES, Engine, EngineSettings, start
 from dtl.errors import RunFailed
 from dtl.examples import Examples
 from dtl.models.anatomy import convolutions
-from dtl.models.load import initialise, load_pretrained, padding_token
+from dtl.models.load import fill_given, initialise, load_pretrained, padding_token
 from dtl.plan import Plan
 from dtl.run_folder import RunFolder
 from dtl.train import checkpoint
@@ -90,6 +90,7 @@ def open_model(
         loading=engine.loading,
     )
     initialise(loaded.model, loaded.new, seed=config.train.seed, fill=engine.fill)
+    fill_given(loaded, fill=engine.fill)
     if (padding := padding_token(examples.processor)) is not None:
         loaded.model.config.pad_token_id = padding  # type: ignore[union-attr]
     parts.task.settle(loaded.model, processor=examples.processor)

@@ -102,6 +102,8 @@ class Scoring:
         """Before the first step the model is the unadapted base, unless weights or head are new."""
         if self.parts.strategy.starts_from == "random":
             return False
+        if self.examples.facts.get("new_head"):
+            return False
         labels = self.examples.facts.get("labels")
         names = self.examples.settings.id2label or {}
         return labels is None or [str(name) for _, name in sorted(names.items())] == labels

@@ -193,6 +193,8 @@ class _Job:
             labels=self.examples.facts.get("labels"),
             scores=self.scoring.scores,
             versions=self.folder.versions,
+            reads_by=self.parts.task.reads_by,
+            base_needs=self.examples.facts.get("loading"),
         )
         export(
             self.engine,

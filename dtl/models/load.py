@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,15 +15,17 @@ from dtl.errors import DtlError, near
 from dtl.models.trust import PLACE, refuse_code, refuse_pickled_weights
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model, and the names of the parameters that the base did not bring."""
+    """A model, and the names of the parameters that the base did not bring. `given`: values of some
+    that come from a file of their own."""
 
     model: nn.Module
     new: frozenset[str]
+    given: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def locate(model: Model) -> str:
@@ -166,7 +168,10 @@ def weightless(model: Model, *, head: str, changes: dict[str, Any]) -> Loaded:
             network = auto.from_config(settings, attn_implementation=model.attention)
         return Loaded(network, head_parameters(network) if changes else frozenset())
     with _silent():
-        return _read(auto, where, settings, model, changes, dtype=torch.float32, device_map="meta")
+        loaded = _read(
+            auto, where, settings, model, changes, dtype=torch.float32, device_map="meta"
+        )
+        return _with_language(loaded, model, changes)
 
 
 @contextmanager
@@ -243,7 +248,26 @@ def load_pretrained(
     with enter(True):
         loaded = _read(auto, where, settings, model, changes, dtype=torch_dtype)
     _refuse_foreign(loaded.model, loaded.new, model)
-    return loaded
+    return _with_language(loaded, model, changes)
+
+
+def _with_language(loaded: Loaded, model: Model, changes: dict[str, Any]) -> Loaded:
+    """Where a language is asked for by `target_lang`: its adapters and head, as MMS has them.
+
+    Not by transformers, which cannot write them into a partitioned model.
+    Raises DtlError where the model has no such file.
+    """
+    language = changes.get("target_lang")
+    if language is None:
+        return loaded
+    from safetensors.torch import load_file
+    from transformers.utils import cached_file
+
+    name = f"adapter.{language}.safetensors"
+    with _hub_faults(model, f"adapter of {language}"):
+        file = cached_file(locate(model), name, revision=model.revision)
+        given = load_file(str(file))
+    return replace(loaded, new=loaded.new - given.keys(), given=given)
 
 
 def initialise(
@@ -272,6 +296,13 @@ def initialise(
                 torch.ones(tuple(shape)) if name.endswith("weight") else torch.zeros(tuple(shape))
             )
         fill(parameter, value)
+
+
+def fill_given(loaded: Loaded, *, fill: Callable[..., None]) -> None:
+    """Write what files of their own bring into a model that may be partitioned."""
+    for name, parameter in loaded.model.named_parameters():
+        if name in loaded.given:
+            fill(parameter, loaded.given[name])
 
 
 def _settled(model: Model, changes: dict[str, Any]) -> Any:

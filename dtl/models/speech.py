@@ -59,3 +59,22 @@ def samples_for(frames: int, base: Any) -> int:
     for kernel, stride in reversed(list(zip(base.conv_kernel, base.conv_stride, strict=True))):
         frames = (frames - 1) * stride + kernel
     return frames
+
+
+def frames_read(samples: int, base: Any, extractor: Any) -> int:
+    """Frames that the model's layers read of so many samples: those of the feature encoder, or
+    those of the extractor, which sees 25 ms every 10 ms and stacks a few into one."""
+    if hasattr(base, "conv_kernel"):
+        return max(0, frames_of(samples, base))
+    rate = extractor.sampling_rate
+    windows = (samples - rate // 40) // (rate // 100) + 1
+    return max(0, int(windows // extractor.stride))
+
+
+def ctc_frames(frames: int, base: Any) -> int:
+    """Frames that have scores: an adapter after the layers makes fewer of them."""
+    if getattr(base, "add_adapter", False):
+        kernel, stride = base.adapter_kernel_size, base.adapter_stride
+        for _ in range(base.num_adapter_layers):
+            frames = (frames + 2 * (kernel // 2) - kernel) // stride + 1
+    return frames

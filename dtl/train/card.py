@@ -11,17 +11,22 @@ from dtl.units import format_count
 
 LOADING = {
     "adapter": """from peft import PeftModel
-from transformers import {head}, AutoTokenizer
+from transformers import {classes}
 
 base = {head}.from_pretrained({base}{extra})
 model = PeftModel.from_pretrained(base, "path/of/this/folder")
-tokenizer = AutoTokenizer.from_pretrained("path/of/this/folder")
 """,
-    "model": """from transformers import {head}, AutoTokenizer
+    "model": """from transformers import {classes}
 
 model = {head}.from_pretrained("path/of/this/folder")
-tokenizer = AutoTokenizer.from_pretrained("path/of/this/folder")
 """,
+}
+READERS = {  # what a task reads by -> the names in the code, and the classes that open the files
+    "tokenizer": {"tokenizer": "AutoTokenizer"},
+    "features": {"feature_extractor": "AutoFeatureExtractor"},
+    "images": {"image_processor": "AutoImageProcessor"},
+    # Not AutoProcessor: beside an adapter there is no config to tell it the model's kind.
+    "speech": {"feature_extractor": "AutoFeatureExtractor", "tokenizer": "AutoTokenizer"},
 }
 
 
@@ -34,8 +39,13 @@ def model_card(
     labels: list[str] | None,
     scores: dict[str, dict[str, float]],
     versions: dict[str, Any],
+    reads_by: str = "tokenizer",
+    base_needs: dict[str, Any] | None = None,
 ) -> str:
-    """README.md of an export: base, data, strategy, scores, versions, and how to load it."""
+    """README.md of an export: base, data, strategy, scores, versions, and how to load it.
+
+    `base_needs`: what from_pretrained is told so that the base has the head that was learnt.
+    """
     front = {
         "base_model": config.model.path,
         "library_name": "peft" if kind == "adapter" else "transformers",
@@ -58,17 +68,30 @@ def model_card(
     lines += [f"| {key} | {value} |" for key, value in rows]
     lines += ["", "## Held-out scores", "", *_score_table(scores)]
     lines += ["", "## How to load it", "", "```python"]
-    lines += [_loading(kind, head, config.model.path, labels), "```"]
+    needs = {**_labelled(labels), **(base_needs or {})}
+    lines += [_loading(kind, head, config.model.path, needs, READERS[reads_by]), "```"]
     lines += ["", "## Versions", "", *(f"- {name} {number}" for name, number in versions.items())]
     return "\n".join(lines) + "\n"
 
 
-def _loading(kind: str, head: str, path: str, labels: list[str] | None) -> str:
+def _labelled(labels: list[str] | None) -> dict[str, Any]:
+    if not labels:
+        return {}
+    return {"id2label": dict(enumerate(labels)), "ignore_mismatched_sizes": True}
+
+
+def _loading(
+    kind: str, head: str, path: str, needs: dict[str, Any], readers: dict[str, str]
+) -> str:
     """Code that runs as it stands, but for the path of the export."""
     mini = path.removeprefix("mini:")
     base = json.dumps(path) if mini == path else f"str(mini.path({json.dumps(mini)}))"
-    extra = f", id2label={dict(enumerate(labels))}, ignore_mismatched_sizes=True" if labels else ""
-    code = LOADING[kind].format(head=head, base=base, extra=extra).rstrip()
+    extra = "".join(f", {key}={value!r}" for key, value in needs.items())
+    classes = ", ".join([head, *readers.values()])
+    code = LOADING[kind].format(head=head, classes=classes, base=base, extra=extra)
+    for name, reader in readers.items():
+        code += f'{name} = {reader}.from_pretrained("path/of/this/folder")\n'
+    code = code.rstrip()
     return code if mini == path or kind == "model" else f"from dtl import mini\n{code}"
 
 

@@ -25,7 +25,7 @@ from dtl.models.load import (
     load_settings,
     padding_token,
 )
-from tests import tiny, tiny_sound, tiny_vision, tiny_whisper
+from tests import tiny, tiny_sound, tiny_speech, tiny_vision, tiny_whisper
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,10 @@ ANSWERS = tuple(
     for place, row in enumerate(texts(9))
 )
 CASES: dict[str, list[Case]] = {
+    "asr_ctc": [
+        Case("wav2vec2", tuple(tiny_speech.transcribed(9)), classes=None, options={}),
+        Case("wav2vec2_bert", tuple(tiny_speech.transcribed(9)), classes=None, options={}),
+    ],
     "audio_classification": [
         Case("wav2vec2", tuple(tiny_sound.tones(9)), classes=3, options={}),
         Case("spectrogram", tuple(tiny_sound.tones(9)), classes=3, options={}),
@@ -315,18 +319,22 @@ def test_forty_steps_on_four_examples_overfit(bench):
         module.eval()  # as in a run
     batch = bench.collate([0, 1, 2, 3])
     targets = sum(bench.encoded[place].targets for place in range(4))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    aligns = bench.task.head == "AutoModelForCTC"  # for which CTC needs more and gentler steps
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3 if aligns else 1e-2)
     losses = []
-    for _ in range(40):
+    for _ in range(240 if aligns else 40):
         loss = bench.task.loss(model, batch) / targets
         loss.backward()
+        if aligns:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
         losses.append(loss.item())
     assert losses[-1] < 0.1 * losses[0]
     with torch.no_grad():
         outcomes = bench.task.outcomes(model.eval(), batch, processor=bench.processor)
-    assert bench.task.score(outcomes, bench.facts)["accuracy"] > 0.95
+    scores = bench.task.score(outcomes, bench.facts)
+    assert scores.get("accuracy", 1 - scores.get("cer", 0)) > 0.95
 
 
 # causal_lm --------------------------------------------------------------------------------------

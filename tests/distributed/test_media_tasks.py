@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests import tiny_sound, tiny_vision
+from tests import tiny_sound, tiny_speech, tiny_vision, tiny_whisper
 from tests.distributed import launching
 
 LAYOUTS = ((1, 0), (2, 0), (2, 2), (2, 3))  # ranks and ZeRO stage
@@ -30,11 +30,19 @@ class Case:
     rate: float = 0.003
 
 
+def spoken(count: int, *, seed: int) -> list[dict[str, Any]]:
+    return list(tiny_whisper.spoken(count, seed=seed))
+
+
 CASES = {
     "vit": Case("image_classification", tiny_vision.vit, tiny_vision.pictures, PLAIN),
     "resnet": Case("image_classification", tiny_vision.resnet, tiny_vision.pictures, CONVOLUTIONS),
     "wav2vec2": Case("audio_classification", tiny_sound.wav2vec2, tiny_sound.tones, PLAIN),
     "spectrogram": Case("audio_classification", tiny_sound.spectrogram, tiny_sound.tones, PLAIN),
+    "writing": Case("asr_ctc", tiny_sound.wav2vec2, tiny_speech.transcribed, PLAIN),
+    "hubert": Case("asr_ctc", tiny_speech.hubert, tiny_speech.transcribed, PLAIN),
+    "whisper": Case("{name: asr_seq2seq, language: en}", tiny_whisper.whisper, spoken, TIED),
+    "speech-to-text": Case("asr_seq2seq", tiny_whisper.speech_to_text, spoken, TIED),
 }
 RUNS = [(name, strategy) for name, case in CASES.items() for strategy in case.strategies]
 

@@ -27,7 +27,16 @@ SCORES = {
 }
 
 
-def card(base, *, kind="adapter", head="AutoModelForCausalLM", labels=None, scores=SCORES, **data):
+def card(
+    base,
+    *,
+    kind="adapter",
+    head="AutoModelForCausalLM",
+    labels=None,
+    scores=SCORES,
+    told=None,
+    **data,
+):
     config = RunConfig.model_validate(
         {
             "run": {"name": "first"},
@@ -40,7 +49,14 @@ def card(base, *, kind="adapter", head="AutoModelForCausalLM", labels=None, scor
     )
     versions = {"dtl": "0.1", "torch": "2.13"}
     return model_card(
-        config, PLAN, kind=kind, head=head, labels=labels, scores=scores, versions=versions
+        config,
+        PLAN,
+        kind=kind,
+        head=head,
+        labels=labels,
+        scores=scores,
+        versions=versions,
+        **(told or {}),
     )
 
 
@@ -181,6 +197,28 @@ def test_the_code_of_a_model_loads_it(decoder, base):
     loaded = run_code(text, decoder)
     assert type(loaded["model"]).__name__ == "LlamaForCausalLM"
     assert "import mini" not in code_of(text)
+
+
+def test_the_code_of_a_listening_adapter_loads_its_new_head_and_its_letters(wav2vec2, tmp_path):
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoFeatureExtractor, AutoModelForCTC
+
+    from dtl.models.letters import of_rows
+
+    of_rows("aeimn", base=None, language=None).save_pretrained(tmp_path)
+    AutoFeatureExtractor.from_pretrained(wav2vec2).save_pretrained(tmp_path)
+    needs = {"vocab_size": 8, "ignore_mismatched_sizes": True}
+    config = LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["lm_head"])
+    trained = get_peft_model(AutoModelForCTC.from_pretrained(wav2vec2, **needs), config).eval()
+    trained.save_pretrained(tmp_path, save_embedding_layers=False)
+    told = {"reads_by": "speech", "base_needs": needs}
+    loaded = run_code(card(wav2vec2, head="AutoModelForCTC", told=told), tmp_path)
+    sound = torch.randn(4000, generator=torch.Generator().manual_seed(1)).numpy()
+    heard = loaded["feature_extractor"](sound, sampling_rate=16_000, return_tensors="pt")
+    with torch.no_grad():
+        logits = loaded["model"](**heard).logits
+        assert torch.equal(logits, trained(**heard).logits)
+    assert loaded["tokenizer"].batch_decode(torch.tensor([[3, 3, 0, 3, 1, 4]])) == ["aa e"]
 
 
 def test_a_path_with_quotes_is_still_code(tmp_path):

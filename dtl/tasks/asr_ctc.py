@@ -1,0 +1,373 @@
+"""Speech into text, letter by letter: wav2vec2, HuBERT, WavLM, wav2vec2-BERT and MMS by CTC."""
+
+# B batch, T samples or features, F frames, L labels, V vocabulary
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from pydantic import Field
+
+from dtl.config.record import Record
+from dtl.data.audio import sound_fault, sound_of
+from dtl.data.encoded import Encoded, Skip
+from dtl.data.hearing import HEARD, heard, pad_sounds
+from dtl.data.source import Row
+from dtl.data.spec_augment import spans
+from dtl.data.spelling import How, case_of, count_characters, speller
+from dtl.data.transcripts import character_errors, normaliser, word_errors
+from dtl.errors import DtlError, Fault
+from dtl.models import letters
+from dtl.models.anatomy import unwrapped
+from dtl.models.load import SpeechProcessor
+from dtl.models.speech import (
+    ctc_frames,
+    fixed_parameters,
+    frames_of,
+    frames_read,
+    samples_for,
+    without_layerdrop,
+)
+from dtl.tasks import IGNORED, LONGEST_TEXT, Facts, Outcome, Task, not_text, pad
+
+if TYPE_CHECKING:
+    from numpy.random import Generator
+    from torch import Tensor, nn
+
+MOST_UNKNOWN = 0.1  # of the characters of the training rows, in a vocabulary that nobody asked for
+ENGLISH = ("en", "eng", "english")
+UNKNOWN_SHOWN = 10
+GEOMETRY = (4_000, 16_001, 99_999)  # samples, whose frames tell which convolutions the base has
+
+
+class Options(Record):
+    """Options of `task: asr_ctc`."""
+
+    language: str | None = Field(
+        None,
+        description="Language of the texts; MMS needs it, as ISO 639-3 has it (swh, eng). English "
+        "has a text normaliser of its own for the normalised scores.",
+    )
+    vocabulary: Literal["data", "model"] | None = Field(
+        None,
+        description="Whose letters are written: the model's own, or those of the training rows, "
+        "with a new head; left out: the model's own where it has letters and a head for them.",
+    )
+    normalise: How = Field(
+        "basic",
+        description="How texts are spelt for training: basic (one case, no punctuation) or none "
+        "(as written). Scores are taken against the texts as written, and against both normalised.",
+    )
+    shortest_seconds: float = Field(
+        0.1, ge=0, description="Shorter clips are left out, and counted, also in scoring."
+    )
+    longest_seconds: float = Field(
+        20.0, gt=0, description="Longer clips are left out, and counted, also in scoring."
+    )
+    train_features: bool = Field(
+        False, description="Learn the convolutions that turn samples into frames as well."
+    )
+    mask_time_prob: float | None = Field(
+        None,
+        ge=0,
+        lt=1,
+        description="SpecAugment: share of the frames that training hides; left out: as the "
+        "model's config says. Bands of features are not hidden.",
+    )
+    mask_time_length: int | None = Field(
+        None, ge=1, description="Frames of a hidden span; left out: as the model's config says."
+    )
+
+
+@dataclass
+class _Listener(SpeechProcessor):
+    """Extractor and tokenizer, and what training hides of a sound."""
+
+    mask: dict[str, Any]
+
+
+class Plugin(Task):
+    """Connectionist temporal classification (Graves et al. 2006); each label is one target, so that
+    the mean loss is in nats a letter."""
+
+    head = "AutoModelForCTC"
+    reads = "`audio` and `text`"
+    best = "-wer"
+    reads_by = "speech"
+    media = "audio"
+    options: Options
+
+    def check(self, row: Row) -> Fault | None:
+        return not_text(row, "text") or sound_fault(row)
+
+    def survey(self, rows: Iterable[Row], base: Any) -> Facts:
+        """The characters of the training rows, in lower case; and what the base has."""
+        spell = speller(self.options.normalise)
+        architectures = getattr(base, "architectures", None) or []
+        return {
+            "characters": count_characters(spell(_text(row)) for row in rows),
+            "has_head": any(name.endswith("ForCTC") for name in architectures),
+            "head_size": getattr(base, "vocab_size", None),
+            "mask": self._mask(base),
+            "settings": without_layerdrop(base),
+            "geometry": [ctc_frames(frames_of(n, base), base) for n in GEOMETRY],
+            "adapters": getattr(base, "adapter_attn_dim", None) is not None,
+        }
+
+    def _mask(self, base: Any) -> dict[str, Any]:
+        asked, length = self.options.mask_time_prob, self.options.mask_time_length
+        applies = getattr(base, "apply_spec_augment", True)
+        share = getattr(base, "mask_time_prob", 0.0) if applies else 0.0
+        return {
+            "share": share if asked is None else asked,
+            "length": length or getattr(base, "mask_time_length", 10),
+            "least": getattr(base, "mask_time_min_masks", 0),
+        }
+
+    def fit(self, processor: Any, facts: Facts) -> tuple[Any, Facts]:
+        """The tokenizer that the letters ask for, and the size of the head for it."""
+        asked, language = self.options.vocabulary, self.options.language
+        takes_own = asked == "model" or (asked is None and _has_letters(processor, facts, language))
+        if takes_own:
+            tokenizer = letters.own(processor.tokenizer, language)
+        else:
+            tokenizer = letters.of_rows(
+                facts["characters"], base=processor.tokenizer, language=language
+            )
+        size, case = tokenizer.vocab_size, case_of(tokenizer.get_vocab())
+        if takes_own and asked is None:
+            _refuse_foreign(facts["characters"], tokenizer, case)
+        knows = takes_own and facts["has_head"]
+        nested = letters.is_nested(tokenizer)
+        if knows and not nested:
+            size = max(size, facts["head_size"])
+        if not takes_own and size == facts["head_size"]:
+            size += 1  # a head of the same size would be taken for that of these letters
+        fitted = _Listener(processor.feature_extractor, tokenizer, facts["mask"])
+        found = {
+            **facts,
+            "case": case,
+            "vocabulary_size": size,
+            "blank": tokenizer.pad_token_id,
+            "new_head": not knows,
+            "target_lang": language if knows and nested and facts["adapters"] else None,
+        }
+        del found["characters"]  # the tokenizer has them
+        return fitted, {**found, "loading": _loading(found)}
+
+    def head_settings(self, facts: Facts) -> dict[str, Any]:
+        mask = facts["mask"]
+        return {
+            **facts["settings"],
+            "vocab_size": facts["vocabulary_size"],
+            "pad_token_id": facts["blank"],
+            "ctc_zero_infinity": True,
+            "apply_spec_augment": mask["share"] > 0,
+            "mask_time_prob": mask["share"],
+            "mask_time_length": mask["length"],
+            "mask_feature_prob": 0.0,  # the model would draw other bands on each layout
+            **({"target_lang": facts["target_lang"]} if facts["target_lang"] else {}),
+        }
+
+    def encoder(self, processor: Any, facts: Facts, base: Any) -> Callable[[Row], Encoded | Skip]:
+        extractor, tokenizer = processor.feature_extractor, processor.tokenizer
+        spell = speller(self.options.normalise, case=facts["case"])
+        rate, longest = extractor.sampling_rate, self.options.longest_seconds
+        shortest = max(self.options.shortest_seconds, samples_for(1, base) / rate)
+
+        def encode(row: Row) -> Encoded | Skip:
+            text = _text(row)
+            labels = letters.read(spell(text), tokenizer)
+            if not labels:
+                return Skip("no letters in the text")
+            samples_T = sound_of(row, rate=rate)
+            if len(samples_T) > longest * rate:
+                return Skip(f"longer than {longest:g} s")
+            read = frames_read(len(samples_T), base, extractor)
+            frames = ctc_frames(read, base)
+            if len(samples_T) < shortest * rate or frames < 1:
+                return Skip(f"shorter than {shortest:g} s")
+            if frames < needed_frames(labels):
+                return Skip("more letters than frames")
+            values = {
+                "samples": samples_T,
+                "labels": labels,
+                "read": read,
+                "frames": frames,
+                "reference": np.frombuffer(" ".join(text.split()).encode(), dtype=np.uint8),
+            }
+            return Encoded(values, read, len(labels))
+
+        return encode
+
+    def present(
+        self, values: dict[str, Any], *, processor: Any, draw: Generator | None
+    ) -> dict[str, Any]:
+        extractor, mask, read = processor.feature_extractor, processor.mask, values["read"]
+        shown = heard(values["samples"], extractor)
+        name = extractor.model_input_names[0]
+        if name != "input_values":  # a last frame that is half padding is none
+            shown[HEARD] = shown[HEARD][:read]
+        hidden_F = np.zeros(read, dtype=bool)
+        if draw is not None:
+            for start in spans(**mask, size=read, draw=draw):
+                hidden_F[start : start + mask["length"]] = True
+        return {**values, **shown, "name": name, "hidden": hidden_F}
+
+    def collate(self, examples: list[dict[str, Any]], *, padding: int) -> dict[str, Tensor]:
+        import torch
+
+        def padded(name: str) -> Tensor:
+            return pad([example[name] for example in examples], value=IGNORED)
+
+        return {
+            **pad_sounds(examples, name=examples[0]["name"]),
+            "labels": padded("labels"),
+            "reference": padded("reference"),
+            "frames": torch.tensor([int(example["frames"]) for example in examples]),
+            "hidden": pad([example["hidden"] for example in examples], value=0, multiple=1) > 0,
+        }
+
+    def fixed(self, model: nn.Module, *, random: bool) -> Iterable[nn.Parameter]:
+        return fixed_parameters(model, random=random or self.options.train_features)
+
+    def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        return _losses(model, _logits(model, batch), batch).sum()
+
+    def outcomes(
+        self, model: nn.Module, batch: dict[str, Tensor], *, processor: Any
+    ) -> list[Outcome]:
+        """Of each frame the most likely token, of which repeats and blanks are dropped."""
+        logits_BFV = _logits(model, batch)
+        return [
+            {
+                "loss": loss,
+                "targets": targets,
+                "reference": bytes(byte for byte in reference if byte != IGNORED).decode(),
+                "hypothesis": letters.write(path[:frames], processor.tokenizer),
+            }
+            for loss, targets, reference, path, frames in zip(
+                _losses(model, logits_BFV, batch).tolist(),
+                (batch["labels"] != IGNORED).sum(1).tolist(),
+                batch["reference"].tolist(),
+                logits_BFV.argmax(-1).tolist(),
+                batch["frames"].tolist(),
+                strict=True,
+            )
+        ]
+
+    def score(self, outcomes: list[Outcome], facts: Facts) -> dict[str, float]:
+        """Loss a letter (nats); errors by words and by characters, as written and normalised. The
+        counts are those of words as written."""
+        references = [outcome["reference"] for outcome in outcomes]
+        hypotheses = [outcome["hypothesis"] for outcome in outcomes]
+        language = "en" if self.options.language in ENGLISH else None
+        plain = normaliser(language)
+        plain_references, plain_hypotheses = (
+            [plain(text) for text in texts] for texts in (references, hypotheses)
+        )
+        words = word_errors(references, hypotheses)
+        targets = sum(outcome["targets"] for outcome in outcomes)
+        return {
+            "loss": math.fsum(outcome["loss"] for outcome in outcomes) / targets,
+            "wer": words.rate,
+            "cer": character_errors(references, hypotheses).rate,
+            "wer_normalised": word_errors(plain_references, plain_hypotheses).rate,
+            "cer_normalised": character_errors(plain_references, plain_hypotheses).rate,
+            "substitutions": words.substitutions,
+            "deletions": words.deletions,
+            "insertions": words.insertions,
+            "hits": words.total - words.substitutions - words.deletions,
+        }
+
+
+def needed_frames(labels: list[int]) -> int:
+    """The fewest frames that CTC can align with labels: between two equal ones stands a blank."""
+    repeats = sum(one == other for one, other in pairwise(labels))
+    return len(labels) + repeats
+
+
+def _text(row: Row) -> str:
+    return str(row.fields["text"])[:LONGEST_TEXT]
+
+
+def _has_letters(processor: Any, facts: Facts, language: str | None) -> bool:
+    """Whether the model can write by itself; of many languages, whether it knows this one."""
+    tokenizer = processor.tokenizer
+    if tokenizer is None or not facts["has_head"]:
+        return False
+    letters.refuse_unnamed(tokenizer, language)
+    return not letters.is_nested(tokenizer) or language in tokenizer.vocab
+
+
+def _refuse_foreign(characters: dict[str, int], tokenizer: Any, case: str) -> None:
+    """The model's own letters were taken unasked: they must be those of the rows."""
+    known = tokenizer.get_vocab()
+    spelt = {mark: (mark.upper() if case == "upper" else mark) for mark in characters}
+    lacking = {
+        mark: count
+        for mark, count in characters.items()
+        if not mark.isspace() and spelt[mark] not in known
+    }
+    total = sum(count for mark, count in characters.items() if not mark.isspace())
+    if sum(lacking.values()) <= MOST_UNKNOWN * total:
+        return
+    shown = " ".join(sorted(lacking, key=lambda mark: (-lacking[mark], mark))[:UNKNOWN_SHOWN])
+    raise DtlError.of(
+        "task.vocabulary",
+        f"the model's vocabulary lacks {sum(lacking.values()) / total:.0%} of the characters of "
+        f"the training rows ({shown})",
+        "take data, for a head of the letters of the rows, or model, to write without these",
+    )
+
+
+def _loading(facts: Facts) -> dict[str, Any]:
+    """What from_pretrained must be told for the base to have the head that was learnt."""
+    if facts["target_lang"]:
+        return {"target_lang": facts["target_lang"], "ignore_mismatched_sizes": True}
+    if facts["new_head"]:
+        return {"vocab_size": facts["vocabulary_size"], "ignore_mismatched_sizes": True}
+    return {}
+
+
+def _logits(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    """Scores of all tokens (B, F, V) in fp32.
+
+    What SpecAugment hides is given, not drawn here: it is then the same on every layout.
+    """
+    from torch.nn.functional import pad
+
+    name = next(name for name in ("input_values", "input_features") if name in batch)
+    inputs = {key: batch[key] for key in (name, "attention_mask") if key in batch}
+    settings: Any = unwrapped(model).config
+    if unwrapped(model).training and settings.mask_time_prob > 0:
+        length = batch[name].shape[1]
+        frames = frames_read(length, settings, None) if name == "input_values" else length
+        hidden_BF = batch["hidden"]
+        inputs["mask_time_indices"] = pad(hidden_BF, (0, frames - hidden_BF.shape[1]))
+    logits: Tensor = model(**inputs).logits
+    return logits.float()
+
+
+def _losses(model: nn.Module, logits_BFV: Tensor, batch: dict[str, Tensor]) -> Tensor:
+    """Of each example (B,), in fp32; where nothing can be aligned, 0."""
+    import torch
+    from torch.nn.functional import ctc_loss
+
+    settings: Any = unwrapped(model).config
+    labels_BL = batch["labels"]
+    with torch.backends.cudnn.flags(enabled=False):  # cuDNN wants labels of 256 at most
+        return ctc_loss(
+            logits_BFV.log_softmax(-1).transpose(0, 1),
+            labels_BL.clamp(min=0),
+            batch["frames"],
+            (labels_BL != IGNORED).sum(1),
+            blank=settings.pad_token_id,
+            reduction="none",
+            zero_infinity=True,
+        )
