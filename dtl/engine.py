@@ -570,6 +570,9 @@ def _looked_at(module: nn.Module) -> list[nn.Parameter]:
 
     if isinstance(module, WhisperEncoder):
         return [module.embed_positions.weight]
-    if nn.utils.parametrize.is_parametrized(module):
-        return list(module.parametrizations.parameters())  # type: ignore[union-attr]
-    return []
+    return [
+        parameter
+        for each in (module, *module.children())
+        if nn.utils.parametrize.is_parametrized(each)
+        for parameter in each.parametrizations.parameters()  # type: ignore[union-attr]
+    ]
