@@ -386,6 +386,7 @@ class ZeroEngine(Engine):
                 if self.stage == 3:
                     whole.enter_context(_tying_by_whole_weights())
                     whole.enter_context(_placing_by_whole_weights())
+                    whole.enter_context(_norming_whole_weights())
                 yield
             return
         from transformers.integrations import deepspeed as bridge
@@ -550,3 +551,31 @@ def _placing_by_whole_weights() -> Iterator[None]:
         yield
     finally:
         WhisperPreTrainedModel._init_weights = initialise
+
+
+@contextmanager
+def _norming_whole_weights() -> Iterator[None]:
+    """transformers 5.23 looks at the weight of every module that it has read, and that of the
+    weight-normed convolution in wav2vec2, HuBERT and WavLM is computed from two others, which under
+    ZeRO-3 are empty placeholders."""
+    from deepspeed.runtime.zero import GatheredParameters
+    from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
+    from transformers import PreTrainedModel
+
+    initialise = PreTrainedModel._initialize_weights
+
+    def initialise_whole(model: Any, module: nn.Module, *others: Any, **more: Any) -> None:
+        computed = any(hasattr(part, "parametrizations") for part in (module, *module.children()))
+        away = [
+            value
+            for value in (module.parameters() if computed else ())
+            if getattr(value, "ds_status", None) == ZeroParamStatus.NOT_AVAILABLE
+        ]
+        with GatheredParameters(away, enabled=bool(away)):
+            initialise(model, module, *others, **more)
+
+    PreTrainedModel._initialize_weights = initialise_whole
+    try:
+        yield
+    finally:
+        PreTrainedModel._initialize_weights = initialise
