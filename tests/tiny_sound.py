@@ -25,7 +25,11 @@ SMALL = {
     "num_conv_pos_embedding_groups": 4,
     "mask_time_prob": 0.0,
     **dict.fromkeys(
-        ("hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout"), 0.0
+        (
+            *("hidden_dropout", "attention_dropout", "activation_dropout"),
+            *("feat_proj_dropout", "final_dropout"),
+        ),
+        0.0,
     ),
 }
 

@@ -97,13 +97,13 @@ def read(text: str, tokenizer: Any) -> list[int]:
 
 
 def write(path: Iterable[int], tokenizer: Any) -> str:
-    """The text of the most likely token of each frame: repeats are one, blanks part them."""
+    """The text of the most likely token of each frame: repeats are one, blanks part them. The token
+    for the unknown is written out, as transformers writes it."""
     tokens: list[int] = []
     before = None
     for token in path:
         if token != before and token != tokenizer.pad_token_id:
             tokens.append(token)
         before = token
-    # Left to group repeats, the tokenizer would drop the blanks between two equal letters first.
-    text = tokenizer.decode(tokens, group_tokens=False, skip_special_tokens=True)
+    text = tokenizer.decode(tokens, group_tokens=False)
     return " ".join(text.split())

@@ -15,6 +15,7 @@ from dtl.config.schema import Model
 from dtl.data.encoded import Skip
 from dtl.data.spelling import speller
 from dtl.errors import DtlError
+from dtl.models import letters
 from dtl.models.load import (
     fill_given,
     initialise,
@@ -314,6 +315,15 @@ def test_eight_clips_are_learnt_and_what_is_saved_writes_them_in_transformers(
         sound = tiny_speech.spoken(row["text"])[:, 0].astype(np.float32)
         for part in (tokenizer, processor):
             assert text_of(part, reopened, processor.feature_extractor, sound) == row["text"]
+
+
+def test_a_path_is_written_as_transformers_writes_it():
+    tokenizer = letters.of_rows("aeo", base=None, language=None)
+    draw = np.random.default_rng(1)
+    for _ in range(20):
+        path = draw.integers(0, len(tokenizer), 40).tolist()
+        theirs = " ".join(tokenizer.batch_decode([path])[0].split())
+        assert letters.write(path, tokenizer) == theirs
 
 
 @pytest.mark.parametrize(
