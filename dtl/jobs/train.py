@@ -311,6 +311,7 @@ class _Job:
             self.log,
             batch=self.config.train.evaluation_batch,
             pause=self.pause,
+            group_by=self.config.task.group_by,
         )
 
     @cached_property

@@ -11,6 +11,7 @@ from dtl.data.source import Row
 from dtl.errors import Fault
 
 if TYPE_CHECKING:
+    from numpy import ndarray
     from numpy.random import Generator
     from torch import Tensor, nn
 
@@ -97,6 +98,14 @@ class Task(ABC):
     @abstractmethod
     def score(self, outcomes: list[Outcome], facts: Facts) -> dict[str, float]:
         """Scores over all examples; outcomes of several ranks are simply joined."""
+
+    @abstractmethod
+    def counts(self, outcomes: list[Outcome], facts: Facts) -> ndarray:
+        """What each example adds to the sums (N, K) that its `best` score is made of, in fp64."""
+
+    @abstractmethod
+    def value_of(self, sums: ndarray) -> ndarray:
+        """The `best` score, as `score` has it, of each row of sums: (..., K) to (...)."""
 
 
 def not_text(row: Row, column: str) -> Fault | None:

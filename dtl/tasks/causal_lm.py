@@ -27,9 +27,11 @@ from dtl.tasks import (
 )
 
 if TYPE_CHECKING:
+    from numpy import ndarray
     from torch import Tensor, nn
 
 NOTHING_LEFT = "no target left after truncation"
+LARGEST_EXPONENT = 700.0  # of a float64
 
 
 class Options(Record):
@@ -170,9 +172,21 @@ class Plugin(Task):
         loss = math.fsum(outcome["loss"] for outcome in outcomes) / targets
         return {
             "loss": loss,
-            "perplexity": math.exp(min(loss, 700.0)),
+            "perplexity": math.exp(min(loss, LARGEST_EXPONENT)),
             "accuracy": sum(outcome["hits"] for outcome in outcomes) / targets,
         }
+
+    def counts(self, outcomes: list[Outcome], facts: Facts) -> ndarray:
+        import numpy as np
+
+        return np.array(
+            [(outcome["loss"], outcome["targets"]) for outcome in outcomes], dtype=np.float64
+        )
+
+    def value_of(self, sums: ndarray) -> ndarray:
+        import numpy as np
+
+        return np.exp(np.minimum(sums[..., 0] / sums[..., 1], LARGEST_EXPONENT))
 
 
 def _losses(model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:

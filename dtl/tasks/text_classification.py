@@ -17,6 +17,7 @@ from dtl.errors import DtlError, Fault, near
 from dtl.tasks import Facts, Outcome, Task, mask, not_text, pad, room, text_of
 
 if TYPE_CHECKING:
+    from numpy import ndarray
     from torch import Tensor, nn
 
 TEXTS = ("text", "text_pair")
@@ -152,6 +153,23 @@ class Plugin(Task):
                 for column, predicted in enumerate(labels)
             },
         }
+
+    def counts(self, outcomes: list[Outcome], facts: Facts) -> ndarray:
+        """For each class: guessed right, guessed, true."""
+        import numpy as np
+
+        ones = np.eye(len(facts["labels"]))
+        true_NC = ones[[outcome["label"] for outcome in outcomes]]
+        guessed_NC = ones[[outcome["predicted"] for outcome in outcomes]]
+        return np.concatenate([true_NC * guessed_NC, guessed_NC, true_NC], axis=1)
+
+    def value_of(self, sums: ndarray) -> ndarray:
+        import numpy as np
+
+        right, guessed, true = np.split(sums, 3, axis=-1)
+        occurs = guessed + true > 0
+        f1 = 2 * right / np.where(occurs, guessed + true, 1)
+        return f1.sum(-1) / occurs.sum(-1)
 
 
 def _logits(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:

@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -260,6 +261,22 @@ def test_outcomes_of_any_split_score_the_same(bench):
 def test_the_best_score_is_one_that_is_given(bench):
     scores = bench.task.score(bench.outcomes(bench.all), bench.facts)
     assert bench.task.best.removeprefix("-") in scores
+
+
+def test_the_best_score_is_a_function_of_sums(bench):
+    """Also of every sample of examples that a bootstrap draws, all at once."""
+    outcomes, name = bench.outcomes(bench.all), bench.task.best.removeprefix("-")
+    counts = bench.task.counts(outcomes, bench.facts)
+    assert counts.dtype == np.float64 and len(counts) == len(outcomes)
+    whole = bench.task.value_of(counts.sum(0))
+    assert float(whole) == pytest.approx(bench.task.score(outcomes, bench.facts)[name], rel=1e-9)
+    weights = np.random.default_rng(0).multinomial(9, [1 / 9] * 9, size=(2, 3))
+    values = bench.task.value_of(weights @ counts)
+    assert values.shape == (2, 3)
+    for value, times in zip(values.flat, weights.reshape(6, 9), strict=True):
+        sample = [outcomes[place] for place in range(9) for _ in range(times[place])]
+        expected = bench.task.score(sample, bench.facts)[name]
+        assert float(value) == pytest.approx(expected, rel=1e-9)
 
 
 def test_the_scores_loss_is_that_of_training(bench):
