@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from dtl.config.load import load_config
 from dtl.config.schema import RunConfig
@@ -13,7 +14,7 @@ from dtl.plan import Plan
 from dtl.run_folder import RunFolder
 from dtl.supervisor import Supervisor
 
-__all__ = ["Outcome", "load_config", "load_run", "plan", "resume", "train"]
+__all__ = ["Outcome", "load_config", "load_run", "plan", "predict", "resume", "train"]
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,25 @@ def _resume(
         for line in prepared.plan.lines():
             say(line)
     return Outcome(supervisor.launch(folder, prepared), folder)
+
+
+def predict(
+    path: str | Path,
+    inputs: Iterable[str | Path],
+    *,
+    batch: int = 16,
+    max_new_tokens: int | None = None,
+) -> Iterator[dict[str, Any]]:
+    """What an export, or that of a run, says of each row of the files, in their order.
+
+    Raises DtlError for an input at fault.
+    """
+    from dtl.jobs.exported import open_export
+    from dtl.jobs.predict import predictions, read_inputs
+
+    exported = open_export(Path(path))
+    rows = read_inputs(map(Path, inputs), exported)
+    return predictions(rows, exported, batch=batch, longest=max_new_tokens)
 
 
 def _layout_of(config: RunConfig, folder: RunFolder) -> list[str]:

@@ -96,6 +96,37 @@ def resume(
 
 
 @app.command()
+def predict(
+    path: Annotated[
+        Path, typer.Argument(metavar="RUN|EXPORT", help="a finished run, or an export")
+    ],
+    inputs: Annotated[
+        list[Path], typer.Argument(metavar="INPUT...", help="files of rows or lines")
+    ],
+    out: Annotated[Path | None, typer.Option(help="file to write; left out: the terminal")] = None,
+    batch: Annotated[int, typer.Option(min=1, help="rows at a time")] = 16,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, help="longest generated text, in tokens")
+    ] = None,
+) -> None:
+    """Add to each row of a file what the model says of it, as JSON lines."""
+    import json
+
+    from dtl import api
+
+    found = api.predict(path, inputs, batch=batch, max_new_tokens=max_new_tokens)
+    lines = (json.dumps(row, ensure_ascii=False, default=str) for row in found)
+    if out is None:
+        for line in lines:
+            print(line)
+        return
+    staged = out.with_name(f".{out.name}.part")
+    with staged.open("w", encoding="utf-8") as file:
+        file.writelines(f"{line}\n" for line in lines)
+    staged.replace(out)
+
+
+@app.command()
 def audit(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="the run folder")],
     other: Annotated[

@@ -201,6 +201,13 @@ class _Job:
             kind=kind,
             dtype=self.plan.layout.dtype,
             card=card,
+            note={
+                "kind": kind,
+                "task": self.config.task.learnt,
+                "facts": self.examples.facts,
+                "columns": self.config.data.columns,
+                "base": {"path": self.config.model.path, "revision": self.config.model.revision},
+            },
             learnt=Stored(best) if best else None,
             pause=self.pause,
         )

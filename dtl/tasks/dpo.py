@@ -119,6 +119,27 @@ class Plugin(Task):
             "rejected_reward": math.fsum(rejected for _, rejected in pairs) / len(pairs),
         }
 
+    def answered(self, fields: dict[str, Any], facts: Facts) -> dict[str, Any]:
+        return fields
+
+    def predict(
+        self,
+        model: nn.Module,
+        batch: dict[str, Tensor],
+        *,
+        processor: Any,
+        facts: Facts,
+        longest: int | None,
+    ) -> list[dict[str, Any]]:
+        """Which of the two answers the model prefers, as training counts it."""
+        return [
+            {
+                "predicted": "chosen" if chosen > rejected else "rejected",
+                "margin": chosen - rejected,
+            }
+            for chosen, rejected in self._rewards(model, batch).tolist()
+        ]
+
     def counts(self, outcomes: list[Outcome], facts: Facts) -> ndarray:
         import numpy as np
 

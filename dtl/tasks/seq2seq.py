@@ -140,10 +140,12 @@ class Plugin(Task):
                 outcome["generated"] = text
         return outcomes
 
-    def _generate(self, model: Any, batch: dict[str, Tensor], tokenizer: Any) -> list[str]:
+    def _generate(
+        self, model: Any, batch: dict[str, Tensor], tokenizer: Any, longest: int | None = None
+    ) -> list[str]:
         """Under ZeRO-3, transformers itself lets a rank that is done go on until all are."""
         settings = copy.deepcopy(model.generation_config)
-        longest = self.options.generate_length or self.options.max_target_length
+        longest = longest or self.options.generate_length or self.options.max_target_length
         settings.update(
             max_length=None,
             max_new_tokens=longest,
@@ -172,6 +174,21 @@ class Plugin(Task):
             "accuracy": sum(outcome["hits"] for outcome in outcomes) / targets,
             **_nearness(outcomes, self.options.metric),
         }
+
+    def answered(self, fields: dict[str, Any], facts: Facts) -> dict[str, Any]:
+        return {**fields, "target": "-"}
+
+    def predict(
+        self,
+        model: nn.Module,
+        batch: dict[str, Tensor],
+        *,
+        processor: Any,
+        facts: Facts,
+        longest: int | None,
+    ) -> list[dict[str, Any]]:
+        texts = self._generate(unwrapped(model), batch, processor, longest)
+        return [{"predicted": text} for text in texts]
 
     def counts(self, outcomes: list[Outcome], facts: Facts) -> ndarray:
         """Loss and targets; or ROUGE-Lsum and 1; or what sacreBLEU counts of a text: n-grams that

@@ -154,6 +154,27 @@ class Plugin(Task):
             },
         }
 
+    def answered(self, fields: dict[str, Any], facts: Facts) -> dict[str, Any]:
+        return {**fields, "label": facts["labels"][0]}
+
+    def predict(
+        self,
+        model: nn.Module,
+        batch: dict[str, Tensor],
+        *,
+        processor: Any,
+        facts: Facts,
+        longest: int | None,
+    ) -> list[dict[str, Any]]:
+        """The likeliest label, and the probability of each."""
+        return [
+            {
+                "predicted": facts["labels"][max(range(len(shares)), key=shares.__getitem__)],
+                "probabilities": dict(zip(facts["labels"], shares, strict=True)),
+            }
+            for shares in _logits(model, batch).softmax(-1).tolist()
+        ]
+
     def counts(self, outcomes: list[Outcome], facts: Facts) -> ndarray:
         """For each class: guessed right, guessed, true."""
         import numpy as np

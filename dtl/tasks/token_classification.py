@@ -213,6 +213,28 @@ class Plugin(Task):
             scores[f"support/{kind}"] = int(each[3][place])
         return scores
 
+    def answered(self, fields: dict[str, Any], facts: Facts) -> dict[str, Any]:
+        words = fields.get("tokens")
+        tags = [facts["labels"][0]] * len(words) if isinstance(words, list) else []
+        return {**fields, "tags": tags}
+
+    def predict(
+        self,
+        model: nn.Module,
+        batch: dict[str, Tensor],
+        *,
+        processor: Any,
+        facts: Facts,
+        longest: int | None,
+    ) -> list[dict[str, Any]]:
+        """A tag for each word; null for one that was cut off."""
+        found = self.outcomes(model, batch, processor=processor)
+        names = facts["labels"]
+        return [
+            {"predicted": [None if tag is None else names[tag] for tag in outcome["predicted"]]}
+            for outcome in found
+        ]
+
     def counts(self, outcomes: list[Outcome], facts: Facts) -> ndarray:
         """Entities found, guessed and true."""
         import numpy as np
