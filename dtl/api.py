@@ -14,7 +14,7 @@ from dtl.plan import Plan
 from dtl.run_folder import RunFolder
 from dtl.supervisor import Supervisor
 
-__all__ = ["Outcome", "load_config", "load_run", "plan", "predict", "resume", "train"]
+__all__ = ["Outcome", "evaluate", "load_config", "load_run", "plan", "predict", "resume", "train"]
 
 
 @dataclass(frozen=True)
@@ -111,6 +111,24 @@ def _resume(
         for line in prepared.plan.lines():
             say(line)
     return Outcome(supervisor.launch(folder, prepared), folder)
+
+
+def evaluate(
+    path: str | Path,
+    data: str,
+    overrides: Sequence[str] = (),
+    *,
+    out: str | Path | None = None,
+) -> dict[str, float]:
+    """Scores of a finished run's export on other data, on this machine.
+
+    Writes evaluation.json and evaluation.jsonl into the run folder, or into `out`. Raises DtlError.
+    """
+    from dtl.config.schema import Source
+    from dtl.jobs.evaluate import score_run
+
+    folder = None if out is None else Path(out)
+    return score_run(RunFolder.open(path), Source(path=data), list(overrides), out=folder).scores
 
 
 def predict(

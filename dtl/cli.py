@@ -96,6 +96,20 @@ def resume(
 
 
 @app.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="the folder of a finished run")],
+    data: Annotated[str, typer.Option(help="what to score on: a file, a folder, or a hub id")],
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option(help="folder to write to; left out: RUN")] = None,
+) -> None:
+    """Score the export of a run on other data."""
+    from dtl import api
+
+    scores = api.evaluate(run, data, overrides or (), out=out)
+    _print_table([(name, f"{value:.6g}") for name, value in scores.items()], indent="")
+
+
+@app.command()
 def predict(
     path: Annotated[
         Path, typer.Argument(metavar="RUN|EXPORT", help="a finished run, or an export")
@@ -120,10 +134,15 @@ def predict(
         for line in lines:
             print(line)
         return
+    if not out.parent.is_dir():
+        raise DtlError.of("--out", f"there is no folder {out.parent}", "make it, or name another")
     staged = out.with_name(f".{out.name}.part")
-    with staged.open("w", encoding="utf-8") as file:
-        file.writelines(f"{line}\n" for line in lines)
-    staged.replace(out)
+    try:
+        with staged.open("w", encoding="utf-8") as file:
+            file.writelines(f"{line}\n" for line in lines)
+        staged.replace(out)
+    finally:
+        staged.unlink(missing_ok=True)
 
 
 @app.command()
