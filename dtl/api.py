@@ -143,10 +143,12 @@ def predict(
     Raises DtlError for an input at fault.
     """
     from dtl.jobs.exported import open_export
-    from dtl.jobs.predict import predictions, read_inputs
+    from dtl.jobs.predict import predictions, read_inputs, refuse_absent
 
+    files = [Path(given) for given in inputs]
+    refuse_absent(files)
     exported = open_export(Path(path))
-    rows = read_inputs(map(Path, inputs), exported)
+    rows = read_inputs(files, exported)
     return predictions(rows, exported, batch=batch, longest=max_new_tokens)
 
 

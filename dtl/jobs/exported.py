@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from dtl import registry
 from dtl.config.schema import Model, TaskChoice
 from dtl.errors import DtlError
-from dtl.models.load import load_pretrained, load_processor, load_settings, padding_token
+from dtl.models.load import load_pretrained, load_processor, load_settings, padding_token, silent
 from dtl.run_folder import RunFolder
 from dtl.tasks import Facts, Task
 from dtl.train.export import NOTE
@@ -60,15 +60,16 @@ def open_export(path: Path) -> Exported:
     processor = load_processor(source, task.reads_by)
     if adapter:
         processor, facts = task.fit(processor, facts)
-    loaded = load_pretrained(
-        source,
-        head=task.head,
-        changes=task.head_settings(facts) if adapter else {},
-        random=False,
-        seed=0,
-        dtype="fp32",
-    )
-    model = _with_adapter(loaded.model, folder) if adapter else loaded.model
+    with silent():  # the head that the base lacks is in the adapter
+        loaded = load_pretrained(
+            source,
+            head=task.head,
+            changes=task.head_settings(facts) if adapter else {},
+            random=False,
+            seed=0,
+            dtype="fp32",
+        )
+        model = _with_adapter(loaded.model, folder) if adapter else loaded.model
     if (padding := padding_token(processor)) is not None:
         loaded.model.config.pad_token_id = padding  # type: ignore[union-attr]
     return Exported(task, facts, dict(note["columns"]), model.eval(), processor, settings)

@@ -13,22 +13,28 @@ from dtl.config.schema import Source
 from dtl.data.encoded import Skip
 from dtl.data.media import SUFFIXES
 from dtl.data.source import Row, open_rows
-from dtl.errors import DtlError
+from dtl.errors import DtlError, Fault
 from dtl.jobs.exported import Exported
 from dtl.models.load import padding_token
 
 
 def read_inputs(inputs: Iterable[Path], exported: Exported) -> Iterator[Row]:
     """The rows of all files: a row a line of a text file, a file that is a sound or a picture is a
-    row itself, others as for training. Raises DtlError for what is not there."""
+    row itself, others as for training."""
     for path in inputs:
         yield from _rows_of(path, exported)
 
 
+def refuse_absent(inputs: Iterable[Path]) -> None:
+    """Raise DtlError for every input that is not there."""
+    mend = "name a file of rows, of text lines, or a sound or picture"
+    faults = [Fault(str(path), "no such file", mend) for path in inputs if not path.exists()]
+    if faults:
+        raise DtlError(*faults)
+
+
 def _rows_of(path: Path, exported: Exported) -> Iterator[Row]:
     media = exported.task.media
-    if not path.exists():
-        raise DtlError.of(str(path), "no such file", "name a file of rows, text lines or media")
     if path.suffix.lower() == ".txt":
         yield from _lines(path)
     elif media is not None and path.suffix.lower() in SUFFIXES[media]:

@@ -158,13 +158,13 @@ def weightless(model: Model, *, head: str, changes: dict[str, Any]) -> Loaded:
         with torch.device("meta"):
             network = auto.from_config(settings, attn_implementation=model.attention)
         return Loaded(network, head_parameters(network) if changes else frozenset())
-    with _silent():
+    with silent():
         return _read(auto, where, settings, model, changes, dtype=torch.float32, device_map="meta")
 
 
 @contextmanager
-def _silent() -> Iterator[None]:
-    """At the desk: transformers' bar and its table of missing weights, which the plan counts."""
+def silent() -> Iterator[None]:
+    """Without transformers' bar and its table of missing weights, where dtl knows of them."""
     from transformers.utils import logging
 
     level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
