@@ -279,6 +279,28 @@ def test_the_best_score_is_a_function_of_sums(bench):
         assert float(value) == pytest.approx(expected, rel=1e-9)
 
 
+def test_rows_without_answers_get_a_prediction(trial):
+    """Of a row with its answer taken out; alone or among others, it is the same one."""
+    case, bench = trial
+    answers = {"label", "tags", "target", "completion"}
+    bare = [{key: row[key] for key in row.keys() - answers} for row in case.rows]
+    rows = numbered([bench.task.answered(fields, bench.facts) for fields in bare])
+    assert [bench.task.check(row) for row in rows] == [None] * len(rows)
+    encode = bench.task.question(bench.processor, bench.facts, bench.model.config)
+    values = [encode(row).values for row in rows]
+
+    def predict(some: list[Any]) -> list[dict[str, Any]]:
+        batch = bench.task.collate(some, padding=bench.processor.pad_token_id)
+        how = {"processor": bench.processor, "facts": bench.facts, "longest": 6}
+        with torch.no_grad():
+            return bench.task.predict(bench.model, batch, **how)
+
+    together = predict(values)
+    assert json.loads(json.dumps(together)) == together
+    alone = [found for one in values for found in predict([one])]
+    assert [one["predicted"] for one in alone] == [one["predicted"] for one in together]
+
+
 def test_the_scores_loss_is_that_of_training(bench):
     targets = sum(example.targets for example in bench.encoded)
     scores = bench.task.score(bench.outcomes(bench.all), bench.facts)
