@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dtl.config.load import load_config
 from dtl.config.schema import RunConfig
@@ -17,7 +17,17 @@ from dtl.supervisor import Supervisor
 if TYPE_CHECKING:
     from dtl.xray.report import Report
 
-__all__ = ["Outcome", "check", "load_config", "load_run", "plan", "resume", "train"]
+__all__ = [
+    "Outcome",
+    "check",
+    "evaluate",
+    "load_config",
+    "load_run",
+    "plan",
+    "predict",
+    "resume",
+    "train",
+]
 
 
 @dataclass(frozen=True)
@@ -122,6 +132,45 @@ def _resume(
         for line in prepared.plan.lines():
             say(line)
     return Outcome(supervisor.launch(folder, prepared), folder)
+
+
+def evaluate(
+    path: str | Path,
+    data: str,
+    overrides: Sequence[str] = (),
+    *,
+    out: str | Path | None = None,
+) -> dict[str, float]:
+    """Scores of a finished run's export on other data, on this machine.
+
+    Writes evaluation.json and evaluation.jsonl into the run folder, or into `out`. Raises DtlError.
+    """
+    from dtl.config.schema import Source
+    from dtl.jobs.evaluate import score_run
+
+    folder = None if out is None else Path(out)
+    return score_run(RunFolder.open(path), Source(path=data), list(overrides), out=folder).scores
+
+
+def predict(
+    path: str | Path,
+    inputs: Iterable[str | Path],
+    *,
+    batch: int = 16,
+    max_new_tokens: int | None = None,
+) -> Iterator[dict[str, Any]]:
+    """What an export, or that of a run, says of each text, sound, picture or row, in order.
+
+    Raises DtlError for an input at fault.
+    """
+    from dtl.jobs.exported import open_export
+    from dtl.jobs.predict import predictions, read_inputs, refuse_absent
+
+    given = [str(one) for one in inputs]
+    refuse_absent(given)
+    exported = open_export(Path(path))
+    rows = read_inputs(given, exported)
+    return predictions(rows, exported, batch=batch, longest=max_new_tokens)
 
 
 def _layout_of(config: RunConfig, folder: RunFolder) -> list[str]:

@@ -96,6 +96,57 @@ def resume(
 
 
 @app.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="the folder of a finished run")],
+    data: Annotated[str, typer.Option(help="what to score on: a file, a folder, or a hub id")],
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option(help="folder to write to; left out: RUN")] = None,
+) -> None:
+    """Score the export of a run on other data."""
+    from dtl import api
+
+    scores = api.evaluate(run, data, overrides or (), out=out)
+    _print_table([(name, f"{value:.6g}") for name, value in scores.items()], indent="")
+
+
+@app.command()
+def predict(
+    path: Annotated[
+        Path, typer.Argument(metavar="RUN|EXPORT", help="a finished run, or an export")
+    ],
+    inputs: Annotated[
+        list[str],
+        typer.Argument(metavar="INPUT...", help="texts, files of rows or lines, sounds, pictures"),
+    ],
+    out: Annotated[Path | None, typer.Option(help="file to write; left out: the terminal")] = None,
+    batch: Annotated[int, typer.Option(min=1, help="rows at a time")] = 16,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, help="longest generated text, in tokens")
+    ] = None,
+) -> None:
+    """Say of each text, sound, picture or row what the model makes of it, as JSON lines."""
+    import json
+
+    from dtl import api
+
+    found = api.predict(path, inputs, batch=batch, max_new_tokens=max_new_tokens)
+    lines = (json.dumps(row, ensure_ascii=False, default=str) for row in found)
+    if out is None:
+        for line in lines:
+            print(line)
+        return
+    if not out.parent.is_dir():
+        raise DtlError.of("--out", f"there is no folder {out.parent}", "make it, or name another")
+    staged = out.with_name(f".{out.name}.part")
+    try:
+        with staged.open("w", encoding="utf-8") as file:
+            file.writelines(f"{line}\n" for line in lines)
+        staged.replace(out)
+    finally:
+        staged.unlink(missing_ok=True)
+
+
+@app.command()
 def audit(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="the run folder")],
     other: Annotated[

@@ -15,7 +15,7 @@ from dtl.config.schema import Data, RunConfig
 from dtl.data.encoded import EncodedData, cache_key, encode, wait_for
 from dtl.data.order import order
 from dtl.data.source import FAULTS_SHOWN, Reading, Row, Rows, open_rows
-from dtl.errors import DtlError, Fault
+from dtl.errors import DtlError, Fault, near
 from dtl.mini.cache import folder as cache_folder
 from dtl.models.fingerprint import fingerprint
 from dtl.models.load import load_processor, load_settings, locate
@@ -99,25 +99,30 @@ def prepare(config: RunConfig, parts: Parts, *, writes: bool = True) -> Examples
         refuse_pickled_weights(where)
     sources = _sources(config, parts)
     train, held_out = split(config, sources)
+    if held_out is not None and config.task.group_by is not None:
+        _refuse_absent(held_out, config.task.group_by)
     settings = load_settings(config.model)
     processor = load_processor(config.model, parts.task.reads_by)
     processor, facts = parts.task.fit(processor, parts.task.survey(train, settings))
     encoder = parts.task.encoder(processor, facts, settings)
     tokenizing = _fingerprint(processor)  # once: a tokenizer keeps how it was last asked to cut
 
-    def encoded(rows: Rows | Part, place: str) -> EncodedData:
+    def encoded(rows: Rows | Part, place: str, group_by: str | None = None) -> EncodedData:
         key = cache_key(
             rows=rows.fingerprint,
             processor=tokenizing,
             base=[getattr(settings, "max_position_embeddings", None)],
-            task=config.task.model_dump(mode="json"),
+            task=config.task.learnt,
             facts=facts,
+            **({} if group_by is None else {"group_by": group_by}),
         )
-        return encode(rows, encoder, key=key, place=place) if writes else wait_for(key)
+        if not writes:
+            return wait_for(key)
+        return encode(rows, encoder, key=key, place=place, group_by=group_by)
 
     return Examples(
         train=encoded(train, "data.train"),
-        held_out=encoded(held_out, "data.eval") if held_out else None,
+        held_out=encoded(held_out, "data.eval", config.task.group_by) if held_out else None,
         facts=facts,
         processor=processor,
         settings=settings,
@@ -148,8 +153,9 @@ def _sources(config: RunConfig, parts: Parts) -> tuple[ReadSource, ...]:
 
 def _read_through(place: str, rows: Rows, config: RunConfig) -> ReadSource:
     """What one pass finds; for the same content and task it is found once, and noted."""
-    task = config.task.model_dump(mode="json")
-    key = json.dumps([NOTE_FORMAT, rows.fingerprint, rows.files, task], sort_keys=True)
+    key = json.dumps(
+        [NOTE_FORMAT, rows.fingerprint, rows.files, config.task.learnt], sort_keys=True
+    )
     note = cache_folder() / "read" / f"{hashlib.sha256(key.encode()).hexdigest()}.json"
     if note.exists():
         noted = json.loads(note.read_text(encoding="utf-8"))
@@ -181,6 +187,20 @@ def _refuse_bad(reading: Reading, name: str, data: Data) -> None:
             f"{data.max_bad_fraction:g} may be skipped: {_first(bad)}",
             "mend the rows" if reading.good == 0 else "mend the rows, or raise the share",
         )
+
+
+def _refuse_absent(rows: Iterable[Row], column: str) -> None:
+    """Raise DtlError for a column that none of the rows has."""
+    seen: dict[str, None] = {}
+    for row in rows:
+        if column in row.fields:
+            return
+        seen |= dict.fromkeys(row.fields)
+    raise DtlError.of(
+        "task.group_by",
+        f"no held-out row has a column '{column}'",
+        near(column, seen) or f"the rows have {', '.join(map(repr, seen))}",
+    )
 
 
 def _first(bad: tuple[Fault, ...]) -> str:

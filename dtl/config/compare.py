@@ -10,6 +10,7 @@ from dtl.config.schema import RunConfig
 HARMLESS = (
     "run.",
     "layout.",
+    "task.group_by",
     "data.on_bad_row",
     "data.max_bad_fraction",
     "train.keep",

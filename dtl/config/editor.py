@@ -26,11 +26,18 @@ def _choice_schema(choice: type[Choice], definitions: dict[str, Any]) -> dict[st
     """A plugin's name, or a mapping of its name and options, for each plugin in the folder."""
     names = registry.names(choice.folder)
     forms: list[dict[str, Any]] = [{"type": "string", "enum": list(names)}]
+    shared = _shared_schema(choice)
     for name in names:
         options = registry.options(choice.folder, name).model_json_schema()
         definitions.update(options.pop("$defs", {}))
         named = {"name": {"const": name, "description": registry.summary(choice.folder, name)}}
-        options["properties"] = named | options.get("properties", {})
+        options["properties"] = named | options.get("properties", {}) | shared
         options["required"] = ["name", *options.get("required", [])]
         forms.append(options)
     return {"anyOf": forms, "description": choice.__doc__}
+
+
+def _shared_schema(choice: type[Choice]) -> dict[str, Any]:
+    """The keys that stand beside the options of every plugin."""
+    properties = choice.model_json_schema(mode="validation")["properties"]
+    return {key: properties[key] for key in choice.of_all() if key != "name"}

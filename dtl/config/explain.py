@@ -232,7 +232,7 @@ def _fields(keys: Keys, document: Document) -> dict[str, FieldInfo]:
         return dict(record.model_fields)
     value = document.at(keys) if document.has(keys) else None
     name = value.get("name") if isinstance(value, dict) else value
-    known = {"name": record.model_fields["name"]}
+    known = record.of_all()
     if name in registry.names(record.folder):
         known |= registry.options(record.folder, str(name)).model_fields
     return known

@@ -16,6 +16,7 @@ from pydantic import (
     model_serializer,
     model_validator,
 )
+from pydantic.fields import FieldInfo
 
 from dtl import registry
 from dtl.config.record import ConfigFault, Record, refuse
@@ -181,18 +182,38 @@ class Choice(Record):
         if name not in registry.names(cls.folder):
             problem, mend = registry.unknown(cls.folder, name)
             refuse([ConfigFault("name", problem=problem, mend=mend)])
-        given = {key: option for key, option in value.items() if key != "name"}
-        return {"name": name, "options": registry.options(cls.folder, name).model_validate(given)}
+        given = {key: option for key, option in value.items() if key not in cls.of_all()}
+        options = registry.options(cls.folder, name).model_validate(given)
+        of_all = {key: value[key] for key in cls.of_all() if key in value}
+        return {**of_all, "options": options}
 
     @model_serializer
     def _flat(self, info: SerializationInfo) -> dict[str, Any]:
-        return {"name": self.name, **self.options.model_dump(mode=info.mode)}
+        of_all = {key: getattr(self, key) for key in self.of_all()}
+        return {**of_all, **self.options.model_dump(mode=info.mode)}
+
+    @classmethod
+    def of_all(cls) -> dict[str, FieldInfo]:
+        """The keys that stand beside the options of every plugin of the folder; the name first."""
+        return {key: field for key, field in cls.model_fields.items() if key != "options"}
 
 
 class TaskChoice(Choice):
     """What is learnt."""
 
     folder = "tasks"
+
+    group_by: str | None = Field(
+        default=None,
+        min_length=1,
+        description="column of the held-out rows by whose values the score is broken down",
+    )
+
+    @property
+    def learnt(self) -> dict[str, Any]:
+        """The name and the options, which decide what is learnt; not how scores are told."""
+        flat = self.model_dump(mode="json")
+        return {key: value for key, value in flat.items() if key != "group_by"}
 
 
 class StrategyChoice(Choice):
@@ -448,6 +469,13 @@ class RunConfig(Record):
             )
 
     def _evaluation_faults(self) -> Iterable[ConfigFault]:
+        if self.task.group_by and self.data.eval is None and self.data.holdout is None:
+            yield ConfigFault(
+                "task",
+                "group_by",
+                problem="there are no held-out examples whose score could be broken down",
+                mend="add data.eval or data.holdout, or remove task.group_by",
+            )
         if self.train.export == "best" and self.train.evaluate_every is None:
             yield ConfigFault(
                 "train",

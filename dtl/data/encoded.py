@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -23,6 +24,8 @@ from dtl.mini.cache import folder as cache_folder
 FORMAT = 3
 INDEX = "index.json"
 LEFT_OUT = "left_out.json"
+GROUPS = "groups.json"
+NO_GROUP = "(none)"  # of a row that has no value in the column
 DTYPES = ("<i4", "<f4", "<i2", "|u1")
 NARROW = {np.dtype(np.int16): "<i2", np.dtype(np.uint8): "|u1"}  # samples and pixels
 PER_EXAMPLE = ("length", "targets", "row")
@@ -85,6 +88,12 @@ class EncodedData:
         pairs = json.loads((self.folder / LEFT_OUT).read_text(encoding="utf-8"))
         return {int(row): str(reason) for row, reason in pairs}
 
+    @cached_property
+    def groups(self) -> list[str] | None:
+        """The group of each example; None where scores are not broken down."""
+        path = self.folder / GROUPS
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
     @property
     def key(self) -> str:
         """Names the content: the data, the tokenizer and the task's options."""
@@ -128,15 +137,22 @@ def _map(file: Path, dtype: str) -> np.ndarray:
 
 
 def encode(
-    rows: Iterable[Row], encoder: Callable[[Row], Encoded | Skip], *, key: str, place: str
+    rows: Iterable[Row],
+    encoder: Callable[[Row], Encoded | Skip],
+    *,
+    key: str,
+    place: str,
+    group_by: str | None = None,
 ) -> EncodedData:
     """Encode all rows into the cache, unless they are there. Whole or not at all.
+
+    `group_by`: the column whose value travels with each example; part of the key.
 
     Raises DtlError when no example is left to learn from.
     """
     folder = cache_folder() / "encoded" / key
     if not (folder / INDEX).exists():
-        _write(rows, encoder, folder)
+        _write(rows, encoder, folder, group_by)
     data = EncodedData(folder)
     if len(data) == 0:
         reasons = "; ".join(f"{count} x {why}" for why, count in data.census.skipped.items())
@@ -163,12 +179,25 @@ def wait_for(key: str, *, timeout_seconds: float = 3600.0) -> EncodedData:
     return EncodedData(folder)
 
 
-def _write(rows: Iterable[Row], encoder: Callable[[Row], Encoded | Skip], folder: Path) -> None:
+def group_of(row: Row, column: str) -> str:
+    """The group of a row by its value in a column, in words."""
+    value = row.fields.get(column)
+    if value is None:
+        return NO_GROUP
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _write(
+    rows: Iterable[Row],
+    encoder: Callable[[Row], Encoded | Skip],
+    folder: Path,
+    group_by: str | None,
+) -> None:
     """Write beside, then rename. No other writer, on any machine, has the same name beside."""
     staged = folder.with_name(f"{folder.name}.{uuid.uuid4().hex}.staged")
     staged.mkdir(parents=True)
     try:
-        _write_files(rows, encoder, staged)
+        _write_files(rows, encoder, staged, group_by)
     except BaseException:
         shutil.rmtree(staged, ignore_errors=True)
         raise
@@ -176,9 +205,13 @@ def _write(rows: Iterable[Row], encoder: Callable[[Row], Encoded | Skip], folder
 
 
 def _write_files(
-    rows: Iterable[Row], encoder: Callable[[Row], Encoded | Skip], staged: Path
+    rows: Iterable[Row],
+    encoder: Callable[[Row], Encoded | Skip],
+    staged: Path,
+    group_by: str | None,
 ) -> None:
     left_out: list[tuple[int, str]] = []
+    groups: list[str] = []
     kept = 0
     with ExitStack() as open_files:
         numbers = {
@@ -192,6 +225,8 @@ def _write_files(
                 left_out.append((row.index, found.reason))
                 continue
             kept += 1
+            if group_by is not None:
+                groups.append(group_of(row, group_by))
             for name, number in zip(
                 PER_EXAMPLE, (found.length, found.targets, row.index), strict=True
             ):
@@ -203,6 +238,8 @@ def _write_files(
     skipped = Counter(reason for _, reason in left_out)
     census = Census(rows=kept + len(left_out), kept=kept, skipped=dict(skipped))
     (staged / LEFT_OUT).write_text(json.dumps(left_out), encoding="utf-8")
+    if group_by is not None:
+        (staged / GROUPS).write_text(json.dumps(groups), encoding="utf-8")
     index = {
         "census": asdict(census),
         "values": [[name, column.kind] for name, column in columns.items()],

@@ -28,13 +28,13 @@ def heard(samples_T: np.ndarray, extractor: Any) -> dict[str, Any]:
     return {HEARD: np.asarray(made, dtype=np.float32), MASKED: told}
 
 
-def pad_sounds(examples: list[dict[str, Any]], *, name: str, least: int = 1) -> dict[str, Tensor]:
+def pad_sounds(examples: list[dict[str, Any]], *, name: str) -> dict[str, Tensor]:
     """One tensor (B, T) or (B, T, F) under the model's name for it, padded with silence on the
-    right to at least `least`; and the attention mask (B, T) where the model is told of padding."""
+    right; and the attention mask (B, T) where the model is told of padding."""
     import torch
 
     sounds = [example[HEARD] for example in examples]
-    longest = max(least, *(len(sound) for sound in sounds))
+    longest = max(len(sound) for sound in sounds)
     padded = np.zeros((len(sounds), longest, *sounds[0].shape[1:]), dtype=np.float32)
     mask_BT = np.zeros((len(sounds), longest), dtype=np.int64)
     for place, sound in enumerate(sounds):

@@ -8,6 +8,8 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from dtl.data.source import Row
 from dtl.errors import DtlError, Fault, near
 
@@ -99,6 +101,34 @@ def guesses(logits_BC: Tensor, labels_B: Tensor) -> list[dict[str, Any]]:
         dict(zip(names, values, strict=True))
         for values in zip(*(column.tolist() for column in columns), strict=True)
     ]
+
+
+def likely(logits_BC: Tensor, labels: Sequence[str]) -> list[dict[str, Any]]:
+    """The likeliest label of each example, and the probability of each."""
+    return [
+        {
+            "predicted": labels[max(range(len(shares)), key=shares.__getitem__)],
+            "probabilities": dict(zip(labels, shares, strict=True)),
+        }
+        for shares in logits_BC.softmax(-1).tolist()
+    ]
+
+
+def counts_of(outcomes: list[dict[str, Any]], labels: Sequence[str]) -> np.ndarray:
+    """Of each example (N, 3C), for each class: guessed right, guessed, true."""
+    ones = np.eye(len(labels))
+    true_NC = ones[[outcome["label"] for outcome in outcomes]]
+    guessed_NC = ones[[outcome["predicted"] for outcome in outcomes]]
+    return np.concatenate([true_NC * guessed_NC, guessed_NC, true_NC], axis=1)
+
+
+def macro_f1_of(sums: np.ndarray) -> np.ndarray:
+    """Macro-F1 over the labels that occur, of sums of such counts (..., 3C)."""
+    right, guessed, true = np.split(sums, 3, axis=-1)
+    occurs = guessed + true > 0
+    f1 = 2 * right / np.where(occurs, guessed + true, 1)
+    value: np.ndarray = f1.sum(-1) / occurs.sum(-1)
+    return value
 
 
 def scores_of(outcomes: list[dict[str, Any]], labels: Sequence[str]) -> dict[str, float]:

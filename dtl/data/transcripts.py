@@ -7,6 +7,8 @@ import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 APOSTROPHES = "'\u2019"
 PAUSES = ("P", "S")  # Unicode categories: punctuation, symbols
 
@@ -60,6 +62,21 @@ def word_errors(references: Sequence[str], hypotheses: Sequence[str]) -> Errors:
         found.insertions,
         found.hits + found.substitutions + found.deletions,
     )
+
+
+def counts_of(references: Sequence[str], hypotheses: Sequence[str]) -> np.ndarray:
+    """Of each text (N, 2): errors by words, and words in the reference."""
+    found = [
+        word_errors([said], [written]) for said, written in zip(references, hypotheses, strict=True)
+    ]
+    wrong = [one.substitutions + one.deletions + one.insertions for one in found]
+    return np.array([wrong, [one.total for one in found]], dtype=np.float64).T
+
+
+def rate_of(sums: np.ndarray) -> np.ndarray:
+    """The word error rate of sums of such counts (..., 2)."""
+    wrong, total = sums[..., 0], sums[..., 1]
+    return np.where(total > 0, wrong / np.where(total > 0, total, 1), wrong > 0)
 
 
 def character_errors(references: Sequence[str], hypotheses: Sequence[str]) -> Errors:

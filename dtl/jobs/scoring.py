@@ -28,6 +28,7 @@ class Scoring:
     log: RunLog
     batch: int
     pause: Callable[[str], None]
+    group_by: str | None = None
     scores: dict[str, dict[str, float]] = field(default_factory=dict)
 
     @property
@@ -86,6 +87,7 @@ class Scoring:
             self.examples.facts,
             batch=self.batch,
             processor=self.examples.processor,
+            group_by=self.group_by,
             pause=self.pause,
         )
         if self.engine.is_first:

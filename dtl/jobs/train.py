@@ -203,6 +203,13 @@ class _Job:
             kind=kind,
             dtype=self.plan.layout.dtype,
             card=card,
+            note={
+                "kind": kind,
+                "task": self.config.task.learnt,
+                "facts": self.examples.facts,
+                "columns": self.config.data.columns,
+                "base": {"path": self.config.model.path, "revision": self.config.model.revision},
+            },
             learnt=Stored(best) if best else None,
             pause=self.pause,
         )
@@ -313,6 +320,7 @@ class _Job:
             self.log,
             batch=self.config.train.evaluation_batch,
             pause=self.pause,
+            group_by=self.config.task.group_by,
         )
 
     @cached_property

@@ -106,6 +106,21 @@ def load_processor(model: Model, reads_by: str) -> Any:
     return SpeechProcessor(features, load_tokenizer(model) if _has_tokenizer(model) else None)
 
 
+def load_processor_of(export: Path, reads_by: str) -> Any:
+    """The same from what a run has exported, beside an adapter too."""
+    import transformers
+
+    autos = {
+        "tokenizer": transformers.AutoTokenizer,
+        "images": transformers.AutoImageProcessor,
+        "features": transformers.AutoFeatureExtractor,
+    }
+    if reads_by != "speech":
+        return autos[reads_by].from_pretrained(export)
+    parts = (autos[name].from_pretrained(export) for name in ("features", "tokenizer"))
+    return SpeechProcessor(*parts)
+
+
 @dataclass
 class SpeechProcessor:
     """A feature extractor and a tokenizer, which files of their own hold."""
@@ -167,7 +182,7 @@ def weightless(model: Model, *, head: str, changes: dict[str, Any]) -> Loaded:
         with torch.device("meta"):
             network = auto.from_config(settings, attn_implementation=model.attention)
         return Loaded(network, head_parameters(network) if changes else frozenset())
-    with _silent():
+    with silent():
         loaded = _read(
             auto, where, settings, model, changes, dtype=torch.float32, device_map="meta"
         )
@@ -175,8 +190,8 @@ def weightless(model: Model, *, head: str, changes: dict[str, Any]) -> Loaded:
 
 
 @contextmanager
-def _silent() -> Iterator[None]:
-    """At the desk: transformers' bar and its table of missing weights, which the plan counts."""
+def silent() -> Iterator[None]:
+    """Without transformers' bar and its table of missing weights, where dtl knows of them."""
     from transformers.utils import logging
 
     level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()

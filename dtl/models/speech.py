@@ -18,6 +18,12 @@ def without_layerdrop(base: Any) -> dict[str, float]:
     return {name: 0.0 for name in NO_LAYERDROP if hasattr(base, name)}
 
 
+def without_masks(base: Any) -> dict[str, bool]:
+    """Settings under which the model masks nothing of its own accord: it would draw other spans on
+    each layout."""
+    return {"apply_spec_augment": False} if hasattr(base, "apply_spec_augment") else {}
+
+
 def feature_encoder(model: nn.Module) -> nn.Module | None:
     """The convolutions that turn samples into frames; None where the model reads spectrograms."""
     base = getattr(model, getattr(model, "base_model_prefix", ""), model)
@@ -34,12 +40,6 @@ def fixed_parameters(model: nn.Module, *, random: bool) -> Iterable[nn.Parameter
     for name, parameter in model.named_parameters():
         if name.endswith(MASK_EMBEDDING):
             yield parameter
-
-
-def longest_mask(base: Any) -> int:
-    """Frames of a span that SpecAugment masks; a batch must be longer. 0 where it masks none."""
-    masks = getattr(base, "apply_spec_augment", False) and getattr(base, "mask_time_prob", 0) > 0
-    return int(base.mask_time_length) if masks else 0
 
 
 def frames_of(samples: int, base: Any) -> int:

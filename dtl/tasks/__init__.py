@@ -12,6 +12,7 @@ from dtl.data.source import Row
 from dtl.errors import Fault
 
 if TYPE_CHECKING:
+    from numpy import ndarray
     from numpy.random import Generator
     from torch import Tensor, nn
 
@@ -133,6 +134,37 @@ class Task(ABC):
     @abstractmethod
     def score(self, outcomes: list[Outcome], facts: Facts) -> dict[str, float]:
         """Scores over all examples; outcomes of several ranks are simply joined."""
+
+    @abstractmethod
+    def answered(self, fields: dict[str, Any], facts: Facts) -> dict[str, Any]:
+        """Fields to predict for, with any answer that `check` and the encoder take put in."""
+
+    def question(self, processor: Any, facts: Facts, base: Any) -> Callable[[Row], Encoded | Skip]:
+        """The encoder of rows that `answered` has made."""
+        return self.encoder(processor, facts, base)
+
+    @abstractmethod
+    def predict(
+        self,
+        model: nn.Module,
+        batch: dict[str, Tensor],
+        *,
+        processor: Any,
+        facts: Facts,
+        longest: int | None,
+    ) -> list[dict[str, Any]]:
+        """What the model says of each example, as JSON; the answers in the batch are not looked at.
+
+        `longest`: most tokens of a text that is generated; None: as the task is set.
+        """
+
+    @abstractmethod
+    def counts(self, outcomes: list[Outcome], facts: Facts) -> ndarray:
+        """What each example adds to the sums (N, K) that its `best` score is made of, in fp64."""
+
+    @abstractmethod
+    def value_of(self, sums: ndarray) -> ndarray:
+        """The `best` score, as `score` has it, of each row of sums: (..., K) to (...)."""
 
 
 def labelled_parts(tokens: Any, labels: Any) -> list[Part]:

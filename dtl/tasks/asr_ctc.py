@@ -20,7 +20,7 @@ from dtl.data.hearing import HEARD, heard, pad_sounds
 from dtl.data.source import Row
 from dtl.data.spec_augment import spans
 from dtl.data.spelling import How, case_of, count_characters, speller
-from dtl.data.transcripts import character_errors, normaliser, word_errors
+from dtl.data.transcripts import character_errors, counts_of, normaliser, rate_of, word_errors
 from dtl.errors import DtlError, Fault
 from dtl.models import letters
 from dtl.models.anatomy import unwrapped
@@ -36,6 +36,7 @@ from dtl.models.speech import (
 from dtl.tasks import IGNORED, LONGEST_TEXT, Facts, Outcome, Task, not_text, pad
 
 if TYPE_CHECKING:
+    from numpy import ndarray
     from numpy.random import Generator
     from torch import Tensor, nn
 
@@ -130,7 +131,10 @@ class Plugin(Task):
         }
 
     def fit(self, processor: Any, facts: Facts) -> tuple[Any, Facts]:
-        """The tokenizer that the letters ask for, and the size of the head for it."""
+        """The tokenizer that the letters ask for, and the size of the head for it. What was fitted
+        once, as an export is, stays."""
+        if "blank" in facts:
+            return _Listener(processor.feature_extractor, processor.tokenizer, facts["mask"]), facts
         asked, language = self.options.vocabulary, self.options.language
         takes_own = asked == "model" or (asked is None and _has_letters(processor, facts, language))
         if takes_own:
@@ -154,6 +158,7 @@ class Plugin(Task):
             "case": case,
             "vocabulary_size": size,
             "blank": tokenizer.pad_token_id,
+            "letter": _any_letter(tokenizer),
             "new_head": not knows,
             "target_lang": language if knows and nested and facts["adapters"] else None,
         }
@@ -242,21 +247,19 @@ class Plugin(Task):
     def outcomes(
         self, model: nn.Module, batch: dict[str, Tensor], *, processor: Any
     ) -> list[Outcome]:
-        """Of each frame the most likely token, of which repeats and blanks are dropped."""
         logits_BFV = _logits(model, batch)
         return [
             {
                 "loss": loss,
                 "targets": targets,
                 "reference": bytes(byte for byte in reference if byte != IGNORED).decode(),
-                "hypothesis": letters.write(path[:frames], processor.tokenizer),
+                "hypothesis": text,
             }
-            for loss, targets, reference, path, frames in zip(
+            for loss, targets, reference, text in zip(
                 _losses(model, logits_BFV, batch).tolist(),
                 (batch["labels"] != IGNORED).sum(1).tolist(),
                 batch["reference"].tolist(),
-                logits_BFV.argmax(-1).tolist(),
-                batch["frames"].tolist(),
+                _heard(logits_BFV, batch, processor.tokenizer),
                 strict=True,
             )
         ]
@@ -285,11 +288,51 @@ class Plugin(Task):
             "hits": words.total - words.substitutions - words.deletions,
         }
 
+    def answered(self, fields: dict[str, Any], facts: Facts) -> dict[str, Any]:
+        return {**fields, "text": facts["letter"]}
+
+    def predict(
+        self,
+        model: nn.Module,
+        batch: dict[str, Tensor],
+        *,
+        processor: Any,
+        facts: Facts,
+        longest: int | None,
+    ) -> list[dict[str, Any]]:
+        """What is heard."""
+        return [
+            {"predicted": text}
+            for text in _heard(_logits(model, batch), batch, processor.tokenizer)
+        ]
+
+    def counts(self, outcomes: list[Outcome], facts: Facts) -> ndarray:
+        """Errors by words, and words that were said."""
+        return counts_of(
+            [outcome["reference"] for outcome in outcomes],
+            [outcome["hypothesis"] for outcome in outcomes],
+        )
+
+    def value_of(self, sums: ndarray) -> ndarray:
+        return rate_of(sums)
+
+
+def _heard(logits_BFV: Tensor, batch: dict[str, Tensor], tokenizer: Any) -> list[str]:
+    """Of each frame the most likely token, of which repeats and blanks are dropped."""
+    paths, ends = logits_BFV.argmax(-1).tolist(), batch["frames"].tolist()
+    return [letters.write(path[:end], tokenizer) for path, end in zip(paths, ends, strict=True)]
+
 
 def needed_frames(labels: list[int]) -> int:
     """The fewest frames that CTC can align with labels: between two equal ones stands a blank."""
     repeats = sum(one == other for one, other in pairwise(labels))
     return len(labels) + repeats
+
+
+def _any_letter(tokenizer: Any) -> str:
+    """One that the tokenizer can write; a row without a text is given it."""
+    marks = sorted(mark for mark in tokenizer.get_vocab() if len(mark) == 1 and mark.isalpha())
+    return marks[0] if marks else "a"
 
 
 def _text(row: Row) -> str:

@@ -17,7 +17,7 @@ from dtl.data.audio import as_heard, sound_fault, sound_of
 from dtl.data.encoded import Encoded, Skip
 from dtl.data.source import Row
 from dtl.data.spec_augment import SpecAugment
-from dtl.data.transcripts import character_errors, normaliser, word_errors
+from dtl.data.transcripts import character_errors, counts_of, normaliser, rate_of, word_errors
 from dtl.errors import DtlError, Fault
 from dtl.models.anatomy import unwrapped
 from dtl.models.load import SpeechProcessor
@@ -25,6 +25,7 @@ from dtl.models.speech_prompt import generate_texts, says_multilingual, set_gene
 from dtl.tasks import IGNORED, Facts, Outcome, Task, not_text, pad, text_of
 
 if TYPE_CHECKING:
+    from numpy import ndarray
     from numpy.random import Generator
     from torch import Tensor, nn
 
@@ -226,13 +227,7 @@ class Plugin(Task):
     ) -> list[Outcome]:
         losses_BT, logits_BTV = _losses(model, batch)
         labels_BT = batch["labels"]
-        texts = generate_texts(
-            unwrapped(model),
-            {name: batch[name] for name in ("input_features", "attention_mask")},
-            processor.tokenizer,
-            longest=self.options.generate_length,
-            beams=self.options.beams,
-        )
+        texts = self._generate(model, batch, processor, None)
         return [
             {
                 "loss": loss,
@@ -251,6 +246,17 @@ class Plugin(Task):
             )
         ]
 
+    def _generate(
+        self, model: nn.Module, batch: dict[str, Tensor], processor: Any, longest: int | None
+    ) -> list[str]:
+        return generate_texts(
+            unwrapped(model),
+            {name: batch[name] for name in ("input_features", "attention_mask")},
+            processor.tokenizer,
+            longest=longest or self.options.generate_length,
+            beams=self.options.beams,
+        )
+
     def score(self, outcomes: list[Outcome], facts: Facts) -> dict[str, float]:
         """Loss a token (nats), share of tokens guessed right after the right ones, and the errors
         of the generated texts."""
@@ -260,6 +266,31 @@ class Plugin(Task):
             "accuracy": sum(outcome["hits"] for outcome in outcomes) / targets,
             **_errors(outcomes, facts),
         }
+
+    def answered(self, fields: dict[str, Any], facts: Facts) -> dict[str, Any]:
+        return {**fields, "text": "a"}
+
+    def predict(
+        self,
+        model: nn.Module,
+        batch: dict[str, Tensor],
+        *,
+        processor: Any,
+        facts: Facts,
+        longest: int | None,
+    ) -> list[dict[str, Any]]:
+        """What is heard."""
+        return [{"predicted": text} for text in self._generate(model, batch, processor, longest)]
+
+    def counts(self, outcomes: list[Outcome], facts: Facts) -> ndarray:
+        """Errors by words, and words that were said."""
+        return counts_of(
+            [outcome["reference"] for outcome in outcomes],
+            [outcome["generated"] for outcome in outcomes],
+        )
+
+    def value_of(self, sums: ndarray) -> ndarray:
+        return rate_of(sums)
 
 
 @dataclass

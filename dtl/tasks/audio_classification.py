@@ -13,19 +13,30 @@ from dtl.config.record import Record
 from dtl.data.audio import sound_fault, sound_of
 from dtl.data.encoded import Encoded, Skip
 from dtl.data.hearing import heard, pad_sounds
-from dtl.data.labels import guesses, head_for, label_fault, labels_of, place_of, scores_of
+from dtl.data.labels import (
+    counts_of,
+    guesses,
+    head_for,
+    label_fault,
+    labels_of,
+    likely,
+    macro_f1_of,
+    place_of,
+    scores_of,
+)
 from dtl.data.source import Row
 from dtl.errors import Fault
 from dtl.models.speech import (
     fixed_parameters,
     frames_of,
-    longest_mask,
     samples_for,
     without_layerdrop,
+    without_masks,
 )
 from dtl.tasks import Facts, Outcome, Task
 
 if TYPE_CHECKING:
+    from numpy import ndarray
     from numpy.random import Generator
     from torch import Tensor, nn
 
@@ -64,8 +75,7 @@ class Plugin(Task):
         """The labels, and what of the base is to be set otherwise."""
         return {
             "labels": labels_of(rows, base, self.options.labels),
-            "settings": without_layerdrop(base),
-            "least": samples_for(longest_mask(base) + 1, base),
+            "settings": without_layerdrop(base) | without_masks(base),
         }
 
     def head_settings(self, facts: Facts) -> dict[str, Any]:
@@ -82,7 +92,7 @@ class Plugin(Task):
             samples_T = sound_of(row, rate=rate)
             if len(samples_T) < shortest:
                 return Skip(f"shorter than {shortest / rate:g} s")
-            values = {"samples": samples_T, "labels": place, "least": facts["least"]}
+            values = {"samples": samples_T, "labels": place}
             return Encoded(values, frames_of(min(len(samples_T), longest), base), 1)
 
         return encode
@@ -102,8 +112,7 @@ class Plugin(Task):
 
         labels = torch.tensor([int(example["labels"]) for example in examples])
         first = examples[0]
-        sounds = pad_sounds(examples, name=first["name"], least=first["least"])
-        return {**sounds, "labels": labels}
+        return {**pad_sounds(examples, name=first["name"]), "labels": labels}
 
     def fixed(self, model: nn.Module, *, random: bool) -> Iterable[nn.Parameter]:
         return fixed_parameters(model, random=random)
@@ -121,6 +130,28 @@ class Plugin(Task):
     def score(self, outcomes: list[Outcome], facts: Facts) -> dict[str, float]:
         """Accuracy, macro-F1, top-5 and the confusion counts."""
         return scores_of(outcomes, facts["labels"])
+
+    def answered(self, fields: dict[str, Any], facts: Facts) -> dict[str, Any]:
+        return {**fields, "label": facts["labels"][0]}
+
+    def predict(
+        self,
+        model: nn.Module,
+        batch: dict[str, Tensor],
+        *,
+        processor: Any,
+        facts: Facts,
+        longest: int | None,
+    ) -> list[dict[str, Any]]:
+        """The likeliest label, and the probability of each."""
+        return likely(_logits(model, batch), facts["labels"])
+
+    def counts(self, outcomes: list[Outcome], facts: Facts) -> ndarray:
+        """For each class: guessed right, guessed, true."""
+        return counts_of(outcomes, facts["labels"])
+
+    def value_of(self, sums: ndarray) -> ndarray:
+        return macro_f1_of(sums)
 
 
 def _logits(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:

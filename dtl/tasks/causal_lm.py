@@ -15,6 +15,7 @@ from dtl.config.record import Record
 from dtl.data.encoded import Encoded, Skip
 from dtl.data.source import Row
 from dtl.errors import DtlError, Fault
+from dtl.models.anatomy import unwrapped
 from dtl.tasks import (
     IGNORED,
     Facts,
@@ -29,9 +30,12 @@ from dtl.tasks import (
 )
 
 if TYPE_CHECKING:
+    from numpy import ndarray
     from torch import Tensor, nn
 
+NEW_TOKENS = 128  # that are written, unless another number is asked for
 NOTHING_LEFT = "no target left after truncation"
+LARGEST_EXPONENT = 700.0  # of a float64
 
 
 class Options(Record):
@@ -186,9 +190,67 @@ class Plugin(Task):
         loss = math.fsum(outcome["loss"] for outcome in outcomes) / targets
         return {
             "loss": loss,
-            "perplexity": math.exp(min(loss, 700.0)),
+            "perplexity": math.exp(min(loss, LARGEST_EXPONENT)),
             "accuracy": sum(outcome["hits"] for outcome in outcomes) / targets,
         }
+
+    def answered(self, fields: dict[str, Any], facts: Facts) -> dict[str, Any]:
+        """A prompt, a text that goes on, or turns of which the last asks."""
+        turns = fields.get("messages")
+        if isinstance(turns, list):
+            return {**fields, "messages": [*turns, {"role": "assistant", "content": "-"}]}
+        prompt = {"prompt": fields["text"]} if "prompt" not in fields and "text" in fields else {}
+        return {**fields, **prompt, "completion": "-"}
+
+    def question(self, processor: Any, facts: Facts, base: Any) -> Callable[[Row], Encoded | Skip]:
+        """The answer alone counts as learnt, so that `predict` finds where the prompt ends."""
+        asking = Plugin(self.options.model_copy(update={"learn": "completion"}))
+        return asking.encoder(processor, facts, base)
+
+    def predict(
+        self,
+        model: nn.Module,
+        batch: dict[str, Tensor],
+        *,
+        processor: Any,
+        facts: Facts,
+        longest: int | None,
+    ) -> list[dict[str, Any]]:
+        """What the model writes after each prompt, greedily."""
+        import torch
+
+        prompts = [
+            tokens[: _start_of_answer(labels)]
+            for tokens, labels in zip(
+                batch["input_ids"].tolist(), batch["labels"].tolist(), strict=True
+            )
+        ]
+        widest = max(map(len, prompts))
+        padding = processor.pad_token_id
+        left = [[padding] * (widest - len(prompt)) + prompt for prompt in prompts]
+        seen = [[0] * (widest - len(prompt)) + [1] * len(prompt) for prompt in prompts]
+        device = batch["input_ids"].device
+        tokens_BT = unwrapped(model).generate(  # type: ignore[operator]
+            input_ids=torch.tensor(left, device=device),
+            attention_mask=torch.tensor(seen, device=device),
+            max_new_tokens=longest or NEW_TOKENS,
+            do_sample=False,
+            pad_token_id=padding,
+        )
+        texts = processor.batch_decode(tokens_BT[:, widest:], skip_special_tokens=True)
+        return [{"predicted": text} for text in texts]
+
+    def counts(self, outcomes: list[Outcome], facts: Facts) -> ndarray:
+        import numpy as np
+
+        return np.array(
+            [(outcome["loss"], outcome["targets"]) for outcome in outcomes], dtype=np.float64
+        )
+
+    def value_of(self, sums: ndarray) -> ndarray:
+        import numpy as np
+
+        return np.exp(np.minimum(sums[..., 0] / sums[..., 1], LARGEST_EXPONENT))
 
 
 def _losses(model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -206,6 +268,14 @@ def _losses(model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]
         reduction="none",
     ).view(labels_BT.shape)
     return losses_BT, logits_BTV
+
+
+def _start_of_answer(labels: list[int]) -> int:
+    """Where the last run of learnt tokens begins."""
+    end = max(place for place, label in enumerate(labels) if label != IGNORED)
+    while end > 0 and labels[end - 1] != IGNORED:
+        end -= 1
+    return end
 
 
 def _ids(tokenizer: Any, text: str) -> list[int]:

@@ -19,6 +19,7 @@ from dtl.models.anatomy import unwrapped
 from dtl.tasks import IGNORED, Facts, Lesson, Outcome, Part, Task, mask, not_text, pad, text_of
 
 if TYPE_CHECKING:
+    from numpy import ndarray
     from torch import Tensor, nn
 
 COLUMNS = ("prompt", "chosen", "rejected")
@@ -128,6 +129,36 @@ class Plugin(Task):
             "chosen_reward": math.fsum(chosen for chosen, _ in pairs) / len(pairs),
             "rejected_reward": math.fsum(rejected for _, rejected in pairs) / len(pairs),
         }
+
+    def answered(self, fields: dict[str, Any], facts: Facts) -> dict[str, Any]:
+        return fields
+
+    def predict(
+        self,
+        model: nn.Module,
+        batch: dict[str, Tensor],
+        *,
+        processor: Any,
+        facts: Facts,
+        longest: int | None,
+    ) -> list[dict[str, Any]]:
+        """Which of the two answers the model prefers, as training counts it."""
+        return [
+            {
+                "predicted": "chosen" if chosen > rejected else "rejected",
+                "margin": chosen - rejected,
+            }
+            for chosen, rejected in self._rewards(model, batch).tolist()
+        ]
+
+    def counts(self, outcomes: list[Outcome], facts: Facts) -> ndarray:
+        import numpy as np
+
+        right = [outcome["chosen_reward"] > outcome["rejected_reward"] for outcome in outcomes]
+        return np.array([(hit, 1) for hit in right], dtype=np.float64)
+
+    def value_of(self, sums: ndarray) -> ndarray:
+        return sums[..., 0] / sums[..., 1]
 
     def _rewards(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         """beta times the log-ratio of each answer (B, P), in fp32."""

@@ -14,12 +14,23 @@ from pydantic import Field
 from dtl.config.record import Record
 from dtl.data.encoded import Encoded, Skip
 from dtl.data.image import picture_fault, picture_of
-from dtl.data.labels import guesses, head_for, label_fault, labels_of, place_of, scores_of
+from dtl.data.labels import (
+    counts_of,
+    guesses,
+    head_for,
+    label_fault,
+    labels_of,
+    likely,
+    macro_f1_of,
+    place_of,
+    scores_of,
+)
 from dtl.data.source import Row
 from dtl.errors import DtlError, Fault
 from dtl.tasks import Facts, Outcome, Task
 
 if TYPE_CHECKING:
+    from numpy import ndarray
     from numpy.random import Generator
     from torch import Tensor, nn
 
@@ -137,6 +148,28 @@ class Plugin(Task):
     def score(self, outcomes: list[Outcome], facts: Facts) -> dict[str, float]:
         """Accuracy, macro-F1, top-5 and the confusion counts."""
         return scores_of(outcomes, facts["labels"])
+
+    def answered(self, fields: dict[str, Any], facts: Facts) -> dict[str, Any]:
+        return {**fields, "label": facts["labels"][0]}
+
+    def predict(
+        self,
+        model: nn.Module,
+        batch: dict[str, Tensor],
+        *,
+        processor: Any,
+        facts: Facts,
+        longest: int | None,
+    ) -> list[dict[str, Any]]:
+        """The likeliest label, and the probability of each."""
+        return likely(_logits(model, batch), facts["labels"])
+
+    def counts(self, outcomes: list[Outcome], facts: Facts) -> ndarray:
+        """For each class: guessed right, guessed, true."""
+        return counts_of(outcomes, facts["labels"])
+
+    def value_of(self, sums: ndarray) -> ndarray:
+        return macro_f1_of(sums)
 
 
 def _by(size: tuple[int, ...]) -> str:

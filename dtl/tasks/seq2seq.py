@@ -20,6 +20,7 @@ from dtl.models.anatomy import unwrapped
 from dtl.tasks import IGNORED, Facts, Lesson, Outcome, Part, Task, mask, not_text, pad, text_of
 
 if TYPE_CHECKING:
+    from numpy import ndarray
     from torch import Tensor, nn
 
 COLUMNS = ("source", "target")
@@ -147,10 +148,12 @@ class Plugin(Task):
                 outcome["generated"] = text
         return outcomes
 
-    def _generate(self, model: Any, batch: dict[str, Tensor], tokenizer: Any) -> list[str]:
+    def _generate(
+        self, model: Any, batch: dict[str, Tensor], tokenizer: Any, longest: int | None = None
+    ) -> list[str]:
         """Under ZeRO-3, transformers itself lets a rank that is done go on until all are."""
         settings = copy.deepcopy(model.generation_config)
-        longest = self.options.generate_length or self.options.max_target_length
+        longest = longest or self.options.generate_length or self.options.max_target_length
         settings.update(
             max_length=None,
             max_new_tokens=longest,
@@ -179,6 +182,36 @@ class Plugin(Task):
             "accuracy": sum(outcome["hits"] for outcome in outcomes) / targets,
             **_nearness(outcomes, self.options.metric),
         }
+
+    def answered(self, fields: dict[str, Any], facts: Facts) -> dict[str, Any]:
+        return {**fields, "target": "-"}
+
+    def predict(
+        self,
+        model: nn.Module,
+        batch: dict[str, Tensor],
+        *,
+        processor: Any,
+        facts: Facts,
+        longest: int | None,
+    ) -> list[dict[str, Any]]:
+        texts = self._generate(unwrapped(model), batch, processor, longest)
+        return [{"predicted": text} for text in texts]
+
+    def counts(self, outcomes: list[Outcome], facts: Facts) -> ndarray:
+        """Loss and targets; or ROUGE-Lsum and 1; or what sacreBLEU counts of a text: n-grams that
+        match, all n-grams, and both lengths."""
+        import numpy as np
+
+        count = {"none": _loss_counts, "rouge": _rouge_counts, "bleu": _bleu_counts}
+        return np.array(count[self.options.metric](outcomes), dtype=np.float64)
+
+    def value_of(self, sums: ndarray) -> ndarray:
+        if self.options.metric != "bleu":
+            return sums[..., 0] / sums[..., 1]
+        import numpy as np
+
+        return np.apply_along_axis(_bleu, -1, sums)
 
 
 def _losses(model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -285,6 +318,44 @@ def _nearness(outcomes: list[Outcome], metric: str) -> dict[str, float]:
     return {
         name: math.fsum(scores[name].fmeasure for scores in found) / len(found) for name in ROUGE
     }
+
+
+def _loss_counts(outcomes: list[Outcome]) -> list[list[float]]:
+    return [[outcome["loss"], outcome["targets"]] for outcome in outcomes]
+
+
+def _rouge_counts(outcomes: list[Outcome]) -> list[list[float]]:
+    from rouge_score.rouge_scorer import RougeScorer
+
+    scorer = RougeScorer(["rougeLsum"], use_stemmer=True)
+    found = [
+        scorer.score(*map(a_sentence_a_line, (outcome["reference"], outcome["generated"])))
+        for outcome in outcomes
+    ]
+    return [[scores["rougeLsum"].fmeasure, 1] for scores in found]
+
+
+def _bleu_counts(outcomes: list[Outcome]) -> list[list[float]]:
+    from sacrebleu.metrics.bleu import BLEU
+
+    metric = BLEU()
+    found = [
+        metric.corpus_score([outcome["generated"]], [[outcome["reference"]]])
+        for outcome in outcomes
+    ]
+    return [[*one.counts, *one.totals, one.sys_len, one.ref_len] for one in found]
+
+
+def _bleu(sums: ndarray) -> float:
+    """sacreBLEU's score of what it has counted, summed over texts."""
+    from sacrebleu.metrics.bleu import BLEU
+
+    *grams, written, wanted = sums.astype(int).tolist()
+    order = len(grams) // 2
+    found = BLEU.compute_bleu(
+        grams[:order], grams[order:], written, wanted, smooth_method=BLEU().smooth_method
+    )
+    return float(found.score)
 
 
 def a_sentence_a_line(text: str) -> str:

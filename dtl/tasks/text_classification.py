@@ -12,11 +12,14 @@ from pydantic import Field
 from dtl.config.record import Record
 from dtl.data.encoded import Encoded, Skip
 from dtl.data.labels import (
+    counts_of,
     guesses,
     head_for,
     label_fault,
     label_of,
     labels_of,
+    likely,
+    macro_f1_of,
     place_of,
     scores_of,
 )
@@ -25,6 +28,7 @@ from dtl.errors import Fault
 from dtl.tasks import Facts, Lesson, Outcome, Task, mask, not_text, pad, room, text_of
 
 if TYPE_CHECKING:
+    from numpy import ndarray
     from torch import Tensor, nn
 
 TEXTS = ("text", "text_pair")
@@ -105,6 +109,28 @@ class Plugin(Task):
     def score(self, outcomes: list[Outcome], facts: Facts) -> dict[str, float]:
         """Accuracy, macro-F1 over the labels that occur, and the confusion counts."""
         return scores_of(outcomes, facts["labels"])
+
+    def answered(self, fields: dict[str, Any], facts: Facts) -> dict[str, Any]:
+        return {**fields, "label": facts["labels"][0]}
+
+    def predict(
+        self,
+        model: nn.Module,
+        batch: dict[str, Tensor],
+        *,
+        processor: Any,
+        facts: Facts,
+        longest: int | None,
+    ) -> list[dict[str, Any]]:
+        """The likeliest label, and the probability of each."""
+        return likely(_logits(model, batch), facts["labels"])
+
+    def counts(self, outcomes: list[Outcome], facts: Facts) -> ndarray:
+        """For each class: guessed right, guessed, true."""
+        return counts_of(outcomes, facts["labels"])
+
+    def value_of(self, sums: ndarray) -> ndarray:
+        return macro_f1_of(sums)
 
 
 def _logits(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:

@@ -18,6 +18,7 @@ from dtl.errors import DtlError, Fault, near
 from dtl.tasks import IGNORED, Facts, Lesson, Outcome, Task, mask, pad, room
 
 if TYPE_CHECKING:
+    from numpy import ndarray
     from torch import Tensor, nn
 
 OUTSIDE = "O"
@@ -202,14 +203,7 @@ class Plugin(Task):
         from seqeval.metrics import accuracy_score
         from seqeval.metrics.sequence_labeling import precision_recall_fscore_support
 
-        names = facts["labels"]
-        if not any(IN_SCHEME.fullmatch(name) for name in names):
-            names = [f"B-{name}" for name in names]
-        truth = [[names[tag] for tag in outcome["tags"]] for outcome in outcomes]
-        guess = [
-            [OUTSIDE if tag is None else names[tag] for tag in outcome["predicted"]]
-            for outcome in outcomes
-        ]
+        truth, guess = _tags(outcomes, facts)
         overall = precision_recall_fscore_support(truth, guess, average="micro", zero_division=0)
         each = precision_recall_fscore_support(truth, guess, average=None, zero_division=0)
         scores = {
@@ -223,6 +217,57 @@ class Plugin(Task):
                 scores[f"{name}/{kind}"] = float(values[place])
             scores[f"support/{kind}"] = int(each[3][place])
         return scores
+
+    def answered(self, fields: dict[str, Any], facts: Facts) -> dict[str, Any]:
+        words = fields.get("tokens")
+        tags = [facts["labels"][0]] * len(words) if isinstance(words, list) else []
+        return {**fields, "tags": tags}
+
+    def predict(
+        self,
+        model: nn.Module,
+        batch: dict[str, Tensor],
+        *,
+        processor: Any,
+        facts: Facts,
+        longest: int | None,
+    ) -> list[dict[str, Any]]:
+        """A tag for each word; null for one that was cut off."""
+        found = self.outcomes(model, batch, processor=processor)
+        names = facts["labels"]
+        return [
+            {"predicted": [None if tag is None else names[tag] for tag in outcome["predicted"]]}
+            for outcome in found
+        ]
+
+    def counts(self, outcomes: list[Outcome], facts: Facts) -> ndarray:
+        """Entities found, guessed and true."""
+        import numpy as np
+        from seqeval.metrics.sequence_labeling import get_entities
+
+        found = []
+        for truth, guess in zip(*_tags(outcomes, facts), strict=True):
+            true, guessed = set(get_entities(truth)), set(get_entities(guess))
+            found.append((len(true & guessed), len(guessed), len(true)))
+        return np.array(found, dtype=np.float64)
+
+    def value_of(self, sums: ndarray) -> ndarray:
+        import numpy as np
+
+        return 2 * sums[..., 0] / np.maximum(sums[..., 1] + sums[..., 2], 1)
+
+
+def _tags(outcomes: list[Outcome], facts: Facts) -> tuple[list[list[str]], list[list[str]]]:
+    """The true and the guessed tags of each example, by names that seqeval reads."""
+    names = facts["labels"]
+    if not any(IN_SCHEME.fullmatch(name) for name in names):
+        names = [f"B-{name}" for name in names]
+    truth = [[names[tag] for tag in outcome["tags"]] for outcome in outcomes]
+    guess = [
+        [OUTSIDE if tag is None else names[tag] for tag in outcome["predicted"]]
+        for outcome in outcomes
+    ]
+    return truth, guess
 
 
 def _no_list(row: Row, column: str) -> Fault:

@@ -67,6 +67,9 @@ def model_card(
     lines += [f"# {config.run.name}", "", "| | |", "|---|---|"]
     lines += [f"| {key} | {value} |" for key, value in rows]
     lines += ["", "## Held-out scores", "", *_score_table(scores)]
+    if config.task.group_by is not None and scores:
+        lines += ["", f"## Held-out scores by {config.task.group_by}", ""]
+        lines += _group_table(list(scores.values())[-1], config.task.group_by)
     lines += ["", "## How to load it", "", "```python"]
     needs = {**_labelled(labels), **(base_needs or {})}
     lines += [_loading(kind, head, config.model.path, needs, READERS[reads_by]), "```"]
@@ -103,3 +106,27 @@ def _score_table(scores: dict[str, dict[str, float]]) -> list[str]:
     for model, found in scores.items():
         lines.append(f"| {model} | " + " | ".join(f"{found[name]:.6g}" for name in names) + " |")
     return lines
+
+
+def _group_table(scores: dict[str, float], column: str) -> list[str]:
+    """Of the last model that was scored: each group with its interval, the worst, and the mean."""
+    start = f"group/{column}/"
+    groups = [
+        name[len(start) : -2] for name in scores if name.startswith(start) and name[-2:] == "/n"
+    ]
+    if not groups:
+        return ["The scores are of a time when they were not broken down."]
+    first = f"{start}{groups[0]}/"
+    (score,) = {name.removeprefix(first) for name in scores if name.startswith(first)} - {
+        "n",
+        "low",
+        "high",
+    }
+    lines = [f"| group | n | {score} | 95 % interval |", "|---|---|---|---|"]
+    for group in groups:
+        value, n, low, high = (
+            scores[f"{start}{group}/{name}"] for name in (score, "n", "low", "high")
+        )
+        lines.append(f"| {group} | {n} | {value:.6g} | {low:.6g} to {high:.6g} |")
+    worst, macro = scores[f"{start}worst"], scores[f"{start}macro"]
+    return [*lines, "", f"Worst group {worst:.6g}; mean over groups {macro:.6g}."]

@@ -13,6 +13,7 @@ import torch
 
 from dtl.data.encoded import EncodedData
 from dtl.data.loader import Collate, held_out
+from dtl.train.groups import scores_by_group
 
 if TYPE_CHECKING:
     from dtl.engine import Engine
@@ -43,10 +44,12 @@ def evaluate(
     *,
     batch: int,
     processor: Any,
+    group_by: str | None = None,
     pause: Callable[[str], None],
 ) -> Evaluation:
     """Batches are formed before they are dealt out, so the same sums are added on any layout.
 
+    `group_by`: the column by whose values, which the data has, the best score is broken down.
     `pause` is called on all ranks before each batch, where the run may be stopped.
     """
     engine.plain_model.eval()
@@ -68,4 +71,10 @@ def evaluate(
     if [number for number, _ in everyone] != list(range(len(data))):
         raise RuntimeError("evaluation did not see every example exactly once")
     outcomes = [{"row": int(data.rows[number]), **outcome} for number, outcome in everyone]
-    return Evaluation(task.score(outcomes, facts), outcomes)
+    scores = task.score(outcomes, facts)
+    if group_by is None or data.groups is None:
+        return Evaluation(scores, outcomes)
+    grouped = [
+        {**outcome, "group": group} for outcome, group in zip(outcomes, data.groups, strict=True)
+    ]
+    return Evaluation({**scores, **scores_by_group(task, grouped, facts, group_by)}, grouped)

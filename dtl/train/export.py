@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
     from dtl.engine import Engine
 
+NOTE = "dtl.json"  # what `dtl predict` must know of an export
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -29,12 +31,14 @@ def export(
     kind: str,
     dtype: str,
     card: str,
+    note: dict[str, Any],
     learnt: Stored | None,
     pause: Callable[[str], None],
 ) -> None:
     """Write, reopen, compare, rename. Every rank must call; rank 0 writes.
 
-    `kind`: adapter (fp32) or model (in `dtype`). `learnt`: a checkpoint whose learning weights are
+    `kind`: adapter (fp32) or model (in `dtype`). `note`: what dtl
+    itself must know to open it again. `learnt`: a checkpoint whose learning weights are
     taken instead of the present ones. `pause` is called on all ranks where the run may be stopped.
     Raises RunFailed when the reopened files are not what was trained.
     """
@@ -49,6 +53,7 @@ def export(
             write(engine.plain_model, state, staged, DTYPES[dtype])
         processor.save_pretrained(staged)
         (staged / "README.md").write_text(card, encoding="utf-8")
+        (staged / NOTE).write_text(json.dumps(note, indent=1) + "\n", encoding="utf-8")
         _open_to_readers(staged)
         for file in staged.iterdir():
             sync(file)

@@ -139,8 +139,12 @@ class RunLog:
 
 
 def told(scores: dict[str, float]) -> str:
-    """The scores in one line, without the table of confusions."""
+    """The scores in one line, without the table of confusions; of groups the worst and the mean."""
     shown = {name: value for name, value in scores.items() if "/" not in name}
+    for name, value in scores.items():
+        if name.startswith("group/") and name.endswith(("/worst", "/macro")):
+            column, _, which = name.removeprefix("group/").rpartition("/")
+            shown[f"{which} {column}"] = value
     return "  ".join(f"{name} {value:.4g}" for name, value in shown.items())
 
 

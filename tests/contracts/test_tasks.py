@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -305,6 +306,45 @@ def test_the_best_score_is_one_that_is_given(bench):
     assert bench.task.best.removeprefix("-") in scores
 
 
+def test_the_best_score_is_a_function_of_sums(bench):
+    """Also of every sample of examples that a bootstrap draws, all at once."""
+    outcomes, name = bench.outcomes(bench.all), bench.task.best.removeprefix("-")
+    counts = bench.task.counts(outcomes, bench.facts)
+    assert counts.dtype == np.float64 and len(counts) == len(outcomes)
+    whole = bench.task.value_of(counts.sum(0))
+    assert float(whole) == pytest.approx(bench.task.score(outcomes, bench.facts)[name], rel=1e-9)
+    weights = np.random.default_rng(0).multinomial(9, [1 / 9] * 9, size=(2, 3))
+    values = bench.task.value_of(weights @ counts)
+    assert values.shape == (2, 3)
+    for value, times in zip(values.flat, weights.reshape(6, 9), strict=True):
+        sample = [outcomes[place] for place in range(9) for _ in range(times[place])]
+        expected = bench.task.score(sample, bench.facts)[name]
+        assert float(value) == pytest.approx(expected, rel=1e-9)
+
+
+def test_rows_without_answers_get_a_prediction(trial):
+    """Of a row with its answer taken out; alone or among others, it is the same one."""
+    case, bench = trial
+    answers = {"label", "tags", "target", "completion"} | ({"text"} if bench.task.media else set())
+    bare = [{key: row[key] for key in row.keys() - answers} for row in case.rows]
+    rows = numbered([bench.task.answered(fields, bench.facts) for fields in bare])
+    assert [bench.task.check(row) for row in rows] == [None] * len(rows)
+    encode = bench.task.question(bench.processor, bench.facts, bench.model.config)
+    values = [encode(row).values for row in rows]
+
+    def predict(some: list[Any]) -> list[dict[str, Any]]:
+        shown = [bench.task.present(one, processor=bench.processor, draw=None) for one in some]
+        batch = bench.task.collate(shown, padding=padding_token(bench.processor) or 0)
+        how = {"processor": bench.processor, "facts": bench.facts, "longest": 6}
+        with torch.no_grad():
+            return bench.task.predict(bench.model, batch, **how)
+
+    together = predict(values)
+    assert json.loads(json.dumps(together)) == together
+    alone = [found for one in values for found in predict([one])]
+    assert [one["predicted"] for one in alone] == [one["predicted"] for one in together]
+
+
 def test_the_scores_loss_is_that_of_training(bench):
     targets = sum(example.targets for example in bench.encoded)
     scores = bench.task.score(bench.outcomes(bench.all), bench.facts)
@@ -397,7 +437,7 @@ TALK = [
 
 @pytest.mark.parametrize("base", ["decoder", "tied_decoder"])
 def test_causal_lm_loss_is_that_of_transformers(base, request):
-    bench = set_up(request.getfixturevalue(base), "causal_lm", TRIALS.index(("causal_lm", 0)))
+    bench = set_up(request.getfixturevalue(base), "causal_lm", 0)
     model = request.getfixturevalue(base)
     from transformers import AutoModelForCausalLM
 

@@ -35,7 +35,7 @@ def spoken(count: int, *, seed: int) -> list[dict[str, Any]]:
 
 
 def layer_normed_hubert(folder: Path) -> Path:
-    """Told of padding; one that is not hears the padding, and so learns otherwise in other batches."""
+    """Told of padding: one that is not hears it, and learns otherwise in other batches."""
     return tiny_speech.hubert(folder, norm="layer")
 
 

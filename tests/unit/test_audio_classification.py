@@ -121,8 +121,8 @@ def test_the_feature_encoder_stays_unless_it_is_new(wav2vec2, random, frozen):
     assert encoder and model.config.layerdrop == 0.0
 
 
-def test_a_batch_too_short_for_masks_still_trains(wav2vec2, tmp_path):
-    """SpecAugment's spans of 10 frames do not fit into 0.1 s: silence is put after it."""
+def test_the_model_masks_nothing_of_its_own_accord(wav2vec2, tmp_path):
+    """It would draw other spans on each layout, and fail where none fits into 0.1 s."""
     import shutil
 
     folder = shutil.copytree(wav2vec2, tmp_path / "masking")
@@ -136,11 +136,9 @@ def test_a_batch_too_short_for_masks_still_trains(wav2vec2, tmp_path):
     plugin, processor, examples = ready(folder, rows)
     model = model_of(folder).train()
     batch = batch_of(plugin, processor, examples)
-    plugin.loss(model, batch).backward()
-    assert batch["attention_mask"].sum(1).tolist() == [1600] * 3
+    losses = [plugin.loss(model, batch).item() for _ in range(2)]
+    assert losses[0] == losses[1]
     assert not model.wav2vec2.masked_spec_embed.requires_grad, "no gradient where nothing is masked"
-    frames = model._get_feat_extract_output_lengths(torch.tensor(batch["input_values"].shape[1]))
-    assert int(frames) == settings.mask_time_length + 1
 
 
 def test_a_run_learns_and_its_adapter_is_opened_by_peft(wav2vec2, tmp_path, cache):

@@ -1,0 +1,131 @@
+"""Predict: rows without answers in, the same rows with what the model says of them out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dtl.config.schema import Source
+from dtl.data.encoded import Skip
+from dtl.data.media import SUFFIXES
+from dtl.data.source import Row, open_rows
+from dtl.errors import DtlError, Fault
+from dtl.jobs.exported import Exported
+from dtl.models.load import padding_token
+
+
+def read_inputs(inputs: Iterable[str], exported: Exported) -> Iterator[Row]:
+    """The rows of all inputs: a text with blanks in it, a line of a text file, a sound or a picture
+    is a row itself; other files are read as for training."""
+    for given in inputs:
+        if _is_text(given, exported):
+            yield Row(0, f"{given[:40]!r}", {"text": given})
+        else:
+            yield from _rows_of(Path(given), exported)
+
+
+def _is_text(given: str, exported: Exported) -> bool:
+    """A name that is no file is not taken for a text."""
+    return exported.task.media is None and any(map(str.isspace, given)) and not exists(given)
+
+
+def exists(given: str) -> bool:
+    try:
+        return Path(given).exists()
+    except OSError:  # too long for a name
+        return False
+
+
+def refuse_absent(inputs: Iterable[str]) -> None:
+    """Raise DtlError for every input that is not there and can be no text either."""
+    mend = "name a file of rows, of text lines, or a sound or picture"
+    lost = [given for given in inputs if not exists(given) and not any(map(str.isspace, given))]
+    faults = [Fault(given, "no such file", mend) for given in lost]
+    if faults:
+        raise DtlError(*faults)
+
+
+def _rows_of(path: Path, exported: Exported) -> Iterator[Row]:
+    media = exported.task.media
+    if path.suffix.lower() == ".txt":
+        yield from _lines(path)
+    elif media is not None and path.suffix.lower() in SUFFIXES[media]:
+        yield Row(0, str(path), {media: path.name}, path.parent)
+    else:
+        yield from open_rows(Source(path=str(path)), {}, str(path), media=media)
+
+
+def _lines(path: Path) -> Iterator[Row]:
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    yield Row(number - 1, f"{path}:{number}", {"text": line.rstrip("\n")})
+    except UnicodeDecodeError:
+        raise DtlError.of(str(path), "not UTF-8 text", "save the file as UTF-8") from None
+
+
+@torch.no_grad()
+def predictions(
+    rows: Iterable[Row], exported: Exported, *, batch: int, longest: int | None = None
+) -> Iterator[dict[str, Any]]:
+    """The fields of each row with its prediction, in order; a row of which nothing can be read has
+    `predicted` null and the reason. Raises DtlError for a row at fault, with its place."""
+    task, device = exported.task, torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = exported.model.to(device)
+    encode = task.question(exported.processor, exported.facts, exported.settings)
+    padding = padding_token(exported.processor) or 0
+    for together in _batches(rows, batch):
+        found = [encode(_asked(row, exported)) for row in together]
+        shown = [
+            task.present(dict(one.values), processor=exported.processor, draw=None)
+            for one in found
+            if not isinstance(one, Skip)
+        ]
+        answers: Iterator[dict[str, Any]] = iter(())
+        if shown:
+            tensors = task.collate(shown, padding=padding)
+            on_device = {name: tensor.to(device) for name, tensor in tensors.items()}
+            answers = iter(
+                task.predict(
+                    model,
+                    on_device,
+                    processor=exported.processor,
+                    facts=exported.facts,
+                    longest=longest,
+                )
+            )
+        for row, one in zip(together, found, strict=True):
+            told = {"predicted": None, "reason": one.reason} if isinstance(one, Skip) else None
+            yield {**_shown(row.fields), **(told or next(answers))}
+
+
+def _shown(fields: dict[str, Any]) -> dict[str, Any]:
+    """Without sounds and pictures themselves, which are no JSON."""
+    return {
+        name: value
+        for name, value in fields.items()
+        if not isinstance(value, bytes) and not (isinstance(value, dict) and "bytes" in value)
+    }
+
+
+def _asked(row: Row, exported: Exported) -> Row:
+    """The row with its columns named as the task reads them, and an answer that nobody reads."""
+    ours = {theirs: name for name, theirs in exported.columns.items()}
+    fields = {ours.get(name, name): value for name, value in row.fields.items()}
+    if set(row.fields) == {"text"} and "source" in exported.task.reads:
+        fields = {"source": row.fields["text"]}
+    asked = Row(row.index, row.place, exported.task.answered(fields, exported.facts), row.folder)
+    if fault := exported.task.check(asked):
+        raise DtlError(fault)
+    return asked
+
+
+def _batches(rows: Iterable[Row], size: int) -> Iterator[list[Row]]:
+    left = iter(rows)
+    while together := list(islice(left, size)):
+        yield together
