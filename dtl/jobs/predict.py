@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from dtl import mini
 from dtl.config.schema import Source
 from dtl.data.encoded import Skip
 from dtl.data.media import SUFFIXES
@@ -24,6 +25,8 @@ def read_inputs(inputs: Iterable[str], exported: Exported) -> Iterator[Row]:
     for given in inputs:
         if _is_text(given, exported):
             yield Row(0, f"{given[:40]!r}", {"text": given})
+        elif given.startswith(mini.PREFIX):
+            yield from open_rows(Source(path=given), {}, given, media=exported.task.media)
         else:
             yield from _rows_of(Path(given), exported)
 
@@ -34,8 +37,9 @@ def _is_text(given: str, exported: Exported) -> bool:
 
 
 def exists(given: str) -> bool:
+    """Whether it is a file, or data that dtl brings."""
     try:
-        return Path(given).exists()
+        return given.startswith(mini.PREFIX) or Path(given).exists()
     except OSError:  # too long for a name
         return False
 

@@ -35,6 +35,31 @@ def modernbert(folder: Path) -> Path:
     return folder
 
 
+def chatty(folder: Path) -> Path:
+    return tiny.decoder(folder, chat=True)
+
+
+def talks(file: Path) -> Path:
+    """As SmolTalk has them."""
+    question, answer = (
+        {"role": "user", "content": "a river"},
+        {"role": "assistant", "content": "yes"},
+    )
+    return tiny.write_rows(file, [{"messages": [question, answer]} for _ in range(2)])
+
+
+def reviews(file: Path) -> Path:
+    """As IMDb has them."""
+    rows = [{"text": "a new ship", "label": "pos"}, {"text": "an old ship", "label": "neg"}]
+    return tiny.write_rows(file, rows)
+
+
+def opinions(file: Path) -> Path:
+    """As Orca's pairs are."""
+    row = {"system": "", "question": "a river?", "chosen": "yes", "rejected": "a stone"}
+    return tiny.write_rows(file, [row] * 100)
+
+
 def tagged(file: Path) -> Path:
     """As CoNLL-2003 has them on the hub: class numbers under `ner_tags`."""
     rows = [
@@ -54,16 +79,23 @@ def news(file: Path) -> Path:
     [
         ("language/names", modernbert, tagged, "all"),
         ("language/summary", tiny.t5, news, "adapters"),
+        ("language/llama-8b-lora", chatty, talks, "adapters"),
+        ("language/llama-70b-lora", chatty, talks, "adapters"),
+        ("language/qwen3-full", chatty, talks, "all"),
+        ("language/mistral-preferences", chatty, opinions, "adapters"),
+        ("language/sentiment", modernbert, reviews, "all"),
     ],
 )
 def test_a_language_recipe_plans(
     name: str, base: object, data: object, learns: str, tmp_path: Path, cache: Path
 ) -> None:
     model, rows = base(tmp_path / "model"), data(tmp_path / "rows.jsonl")  # type: ignore[operator]
-    config = load_config(
-        RECIPES[name], [f"model.path={model}", f"data.train={rows}", f"data.eval={rows}"]
-    )
+    given = [f"model.path={model}", f"data.train={rows}"]
+    if load_config(RECIPES[name]).data.eval is not None:
+        given.append(f"data.eval={rows}")
+    config = load_config(RECIPES[name], given)
     prepared = desk.prepare_run(config)
     counts = prepared.plan.parameters
     assert (counts.frozen == 0) == (learns == "all") and counts.learning > 0
-    assert len(prepared.examples.train) == len(rows.read_text().splitlines())
+    held_out = 0 if config.data.eval else len(prepared.examples.held_out)  # type: ignore[arg-type]
+    assert len(prepared.examples.train) == len(rows.read_text().splitlines()) - held_out
