@@ -34,30 +34,17 @@ class Note:
     labels: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Reach:
-    """How long a row may be. `limits`: the task's options, in tokens; `model`: what the model reads
-    at most, ENDLESS where it says nothing; `end_token`: the task's option, where it has one."""
-
-    limits: dict[str, int]
-    model: int
-    end_token: bool | None
-
-    def within(self, option: str) -> int:
-        """Tokens that are read of a row."""
-        return min(self.limits[option], self.model)
-
-    @property
-    def shortest(self) -> int:
-        """Rows below are read whole."""
-        return min([self.model, *self.limits.values()])
-
-
 @dataclass
 class Tokens:
-    """Sums over the examples that were looked at; places of those at fault."""
+    """Sums over the examples that were looked at; places of those at fault.
 
-    reach: Reach
+    `limits`: the task's options, in tokens; `reads`: what the model reads at most, whatever the
+    option says; `end_token`: the task's option, where it has one.
+    """
+
+    limits: dict[str, int] = field(default_factory=dict)
+    reads: dict[str, int] = field(default_factory=dict)
+    end_token: bool | None = None
     looked_at: int = 0
     all: int = 0
     learnt: int = 0
@@ -98,7 +85,7 @@ def gather(
     name: str, rows: Iterable[Row], data: EncodedData, task: Task, examples: Examples
 ) -> SourceFacts:
     """One pass over the rows; those that may have been cut are encoded again without a limit."""
-    reasons, encoder = data.left_out, _unlimited(task, examples)
+    reasons, encoder = data.left_out, _encoder(task, examples, endless=True)
     step = -(-len(data) // LOOKED_AT) or 1
     at = {int(data.rows[number]): number for number in range(0, len(data), step)}
     every = -(-data.census.rows // MEDIA_LOOKED_AT) or 1
@@ -106,7 +93,13 @@ def gather(
     notes: list[Note] = []
     media: list[Sound | Picture] = []
     left_out: dict[str, list[str]] = {}
-    tokens = Tokens(_reach(task, examples))
+    longest: dict[str, tuple[int, Row]] = {}
+    tokens = Tokens(
+        limits={option: getattr(task.options, option) for option in task.limits},
+        end_token=getattr(task.options, "end_token", None),
+    )
+    positions = _positions(examples)
+    shortest = min([positions, _own_limit(examples), *tokens.limits.values()])
     for count, row in enumerate(rows):
         notes.append(note := _note(row, task))
         if task.media and count % every == 0:
@@ -115,10 +108,13 @@ def gather(
             left_out.setdefault(reasons[row.index], []).append(row.place)
         if row.index in reasons or row.index in at:
             values = data[at[row.index]] if row.index in at else None
-            near = values is None or int(data.lengths[at[row.index]]) >= tokens.reach.shortest
+            near = values is None or int(data.lengths[at[row.index]]) >= shortest
             full = encoder(row) if encoder and near else None
             found = full.values if isinstance(full, Encoded) else values
-            _add(tokens, note, values, found, task=task, special=special)
+            for option, length in _lengths(found, task).items():
+                longest[option] = max(longest.get(option, (0, row)), (length, row), key=_length)
+            _add(tokens, note, values, found, task=task, special=special, positions=positions)
+    tokens.reads = _model_reads(longest, task, examples)
     return SourceFacts(
         name=name,
         unit=LENGTH_UNITS[task.media],
@@ -144,27 +140,51 @@ def _normal(text: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
-def _unlimited(task: Task, examples: Examples) -> Any:
-    """The same encoder with no limit in reach; None where the task has none."""
+def _encoder(task: Task, examples: Examples, *, endless: bool) -> Any:
+    """The same encoder with the options out of reach; None where the task has no limit. `endless`:
+    so are the limits of the model and its tokenizer."""
     if not task.limits:
         return None
     raised = {name: max(WHOLE, getattr(task.options, name)) for name in task.limits}
     processor, settings = copy.deepcopy(examples.processor), copy.copy(examples.settings)
-    if hasattr(processor, "model_max_length"):
-        processor.model_max_length = ENDLESS
-    settings.max_position_embeddings = ENDLESS
+    if endless:
+        settings.max_position_embeddings = ENDLESS
+        if hasattr(processor, "model_max_length"):
+            processor.model_max_length = ENDLESS
     free = type(task)(task.options.model_copy(update=raised))
     return free.encoder(processor, examples.facts, settings)
 
 
-def _reach(task: Task, examples: Examples) -> Reach:
-    positions = getattr(examples.settings, "max_position_embeddings", None) or ENDLESS
-    own = getattr(examples.processor, "model_max_length", ENDLESS)
-    return Reach(
-        limits={name: getattr(task.options, name) for name in task.limits},
-        model=int(min(positions, own, ENDLESS)),
-        end_token=getattr(task.options, "end_token", None),
-    )
+def _model_reads(
+    longest: dict[str, tuple[int, Row]], task: Task, examples: Examples
+) -> dict[str, int]:
+    """What the model reads of the longest rows, if the options let it; ENDLESS: all of them."""
+    encoder, reads = _encoder(task, examples, endless=False), {}
+    for option, (length, row) in longest.items():
+        found = encoder(row)
+        whole = isinstance(found, Encoded)
+        kept = _lengths(found.values, task)[option] if whole else _positions(examples)
+        reads[option] = kept if kept < length else ENDLESS
+    return reads
+
+
+def _lengths(values: dict[str, Any] | None, task: Task) -> dict[str, int]:
+    """Tokens of an example, for each limit."""
+    if values is None:
+        return {}
+    return {option: max(len(values[n]) for n in names) for option, names in task.limits.items()}
+
+
+def _length(found: tuple[int, Row]) -> int:
+    return found[0]
+
+
+def _positions(examples: Examples) -> int:
+    return getattr(examples.settings, "max_position_embeddings", None) or ENDLESS
+
+
+def _own_limit(examples: Examples) -> int:
+    return int(min(ENDLESS, getattr(examples.processor, "model_max_length", ENDLESS)))
 
 
 @dataclass(frozen=True)
@@ -194,22 +214,23 @@ def _add(
     *,
     task: Task,
     special: _Special | None,
+    positions: int,
 ) -> None:
     """Add one row. `values`: as encoded, None for one left out; `full`: without a limit."""
     if full is None:
         return
     sums.looked_at += 1
     was_cut = False
-    for option, columns in task.limits.items():
-        longest = max(len(full[column]) for column in columns)
-        sums.lengths.setdefault(option, []).append(longest)
-        kept = 0 if values is None else max(len(values[column]) for column in columns)
-        if kept < longest and (values is not None or longest > sums.reach.within(option)):
+    kept, was_cut = _lengths(values, task), False
+    for option, length in _lengths(full, task).items():
+        sums.lengths.setdefault(option, []).append(length)
+        reach = kept.get(option, min(sums.limits[option], positions))
+        if reach < length:
             sums.cut.setdefault(option, []).append(note.place)
             was_cut = True
     parts = [] if values is None else task.parts(values)
     kept_learnt = _learnt(parts)
-    if kept_learnt < _learnt(task.parts(full)):
+    if kept_learnt < _learnt(task.parts(full)) and (note.labels or note.answer is not None):
         (sums.answers_cut if values is not None else sums.answers_gone).append(note.place)
     sums.all += sum(len(part.tokens) for part in parts)
     sums.learnt += kept_learnt

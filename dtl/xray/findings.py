@@ -149,7 +149,7 @@ def _cut(sums: Tokens) -> Iterator[Finding]:
     of = sums.looked_at
     for option, places in sums.cut.items():
         if len(places) > FEW * of:
-            reads, asked = sums.reach.model, sums.reach.limits[option]
+            reads, asked = sums.reads[option], sums.limits[option]
             end = f"task.{option}" if asked <= reads else f"the {reads} tokens that the model reads"
             what, mend = f"rows are cut off at {end}", _longer(sums, option, "shorten them")
             yield _finding("cut", places, of, what, mend)
@@ -167,18 +167,18 @@ def _cut(sums: Tokens) -> Iterator[Finding]:
 
 def _longer(sums: Tokens, option: str, instead: str) -> str:
     """The limit that would do, as far as the model reads."""
-    enough, reads, asked = longest_for(sums.lengths[option]), sums.reach.model, sums.reach.limits
+    enough, reads = longest_for(sums.lengths[option]), sums.reads[option]
     if enough <= reads:
         return f"set task.{option}={enough}, or {instead}"
     other = f"{instead}, or take a model that reads {enough} tokens"
-    return other if asked[option] >= reads else f"set task.{option}={reads}, and {other}"
+    return other if sums.limits[option] >= reads else f"set task.{option}={reads}, and {other}"
 
 
 def _tokens(sums: Tokens) -> Iterator[Finding]:
     if len(sums.unended) > FEW * sums.answers:
         what = "answers have no end token that is learnt, so the model would not learn to stop"
         other = "take a tokenizer or chat template that closes them with one"
-        mend = f"set task.end_token=true, or {other}" if sums.reach.end_token is False else other
+        mend = f"set task.end_token=true, or {other}" if sums.end_token is False else other
         yield _finding("no end", sums.unended, sums.answers, what, mend)
     if sums.unknown > FEW * sums.all:
         what = f"rows have unknown tokens, {sums.unknown / sums.all:.1%} of all tokens"

@@ -344,6 +344,30 @@ def test_what_the_model_cannot_read_is_no_matter_of_the_limit(desk, asked, mend)
     assert ("128 tokens that the model reads" in found.fault.problem) == (asked == 256)
 
 
+def test_a_limit_of_the_tokenizer_counts_only_where_the_task_keeps_it(desk, tmp_path, encoder, t5):
+    rows = labelled(10)
+    rows[2]["text"] = "river " * 36
+    bases = {}
+    for base in (encoder, t5):
+        bases[base] = shutil.copytree(base, tmp_path / base.name)
+        made = tiny.closing_tokenizer() if base == t5 else tiny.tokenizer()
+        made.model_max_length = 80
+        made.save_pretrained(bases[base])
+    found = only(desk.check("text_classification", rows, base=bases[encoder]), "cut")
+    assert "80 tokens that the model reads" in found.fault.problem
+    pairs = translated(10)
+    pairs[2]["source"] = "river " * 36
+    assert desk.check("seq2seq", pairs, base=bases[t5]).findings == ()
+    found = only(desk.check("seq2seq", pairs, base=bases[t5], max_source_length=64), "cut")
+    assert found.fault.mend.startswith("set task.max_source_length=1")
+
+
+def test_plain_texts_that_are_cut_are_told_once(desk):
+    rows = [{"text": text} for text in texts(10)]
+    rows[3]["text"] = "old stone " * 18
+    assert at(only(desk.check("causal_lm", rows, max_length=90), "cut"), "train.jsonl", 4)
+
+
 def test_no_end_is_learnt(desk):
     found = only(desk.check("causal_lm", prompted(10), end_token=False), "no end")
     assert at(found, "train.jsonl", 1) and found.count == 10
