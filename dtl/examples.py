@@ -14,7 +14,7 @@ from dtl.assemble import Parts
 from dtl.config.schema import Data, RunConfig
 from dtl.data.encoded import EncodedData, cache_key, encode, wait_for
 from dtl.data.order import order
-from dtl.data.source import FAULTS_SHOWN, Reading, Row, Rows, open_rows
+from dtl.data.source import FAULTS_SHOWN, Check, Reading, Row, Rows, open_rows
 from dtl.errors import DtlError, Fault, near
 from dtl.mini.cache import folder as cache_folder
 from dtl.models.fingerprint import fingerprint
@@ -88,16 +88,19 @@ class ReadSource:
         )
 
 
-def prepare(config: RunConfig, parts: Parts, *, writes: bool = True) -> Examples:
+def prepare(
+    config: RunConfig, parts: Parts, *, writes: bool = True, check: Check | None = None
+) -> Examples:
     """Read, survey and encode, or find it in the cache. `writes`: this process does the encoding;
-    the others wait for it.
+    the others wait for it. `check`: says what is wrong with a row, instead of the task; what comes
+    of it is cached apart from what a run reads.
 
     Raises DtlError for rows at fault, each with its place.
     """
     where = locate(config.model)  # what needs no model is found out first: it takes no time
     if parts.strategy.starts_from != "random":
         refuse_pickled_weights(where)
-    sources = _sources(config, parts)
+    sources = _sources(config, parts, check)
     train, held_out = split(config, sources)
     if held_out is not None and config.task.group_by is not None:
         _refuse_absent(held_out, config.task.group_by)
@@ -109,7 +112,7 @@ def prepare(config: RunConfig, parts: Parts, *, writes: bool = True) -> Examples
 
     def encoded(rows: Rows | Part, place: str, group_by: str | None = None) -> EncodedData:
         key = cache_key(
-            rows=rows.fingerprint,
+            rows=rows.fingerprint + ("/checked" if check else ""),
             processor=tokenizing,
             base=[getattr(settings, "max_position_embeddings", None)],
             task=config.task.learnt,
@@ -131,7 +134,7 @@ def prepare(config: RunConfig, parts: Parts, *, writes: bool = True) -> Examples
     )
 
 
-def _sources(config: RunConfig, parts: Parts) -> tuple[ReadSource, ...]:
+def _sources(config: RunConfig, parts: Parts, check: Check | None) -> tuple[ReadSource, ...]:
     """The sources that the config names, each read through once before a library is loaded, which
     takes seconds; faults of all first rows come first."""
     data = config.data
@@ -141,17 +144,21 @@ def _sources(config: RunConfig, parts: Parts) -> tuple[ReadSource, ...]:
             source,
             data.columns,
             place,
-            check=parts.task.check,
+            check=check or parts.task.check,
             skips=data.on_bad_row == "skip",
             media=parts.task.media,
         )
         for place, source in named.items()
         if source is not None
     }
-    return tuple(_read_through(place, rows, config) for place, rows in opened.items())
+    read = (rows.read_through() if check else _noted(rows, config) for rows in opened.values())
+    return tuple(
+        _accepted(place, rows, reading, config.data)
+        for (place, rows), reading in zip(opened.items(), read, strict=True)
+    )
 
 
-def _read_through(place: str, rows: Rows, config: RunConfig) -> ReadSource:
+def _noted(rows: Rows, config: RunConfig) -> Reading:
     """What one pass finds; for the same content and task it is found once, and noted."""
     key = json.dumps(
         [NOTE_FORMAT, rows.fingerprint, rows.files, config.task.learnt], sort_keys=True
@@ -159,11 +166,14 @@ def _read_through(place: str, rows: Rows, config: RunConfig) -> ReadSource:
     note = cache_folder() / "read" / f"{hashlib.sha256(key.encode()).hexdigest()}.json"
     if note.exists():
         noted = json.loads(note.read_text(encoding="utf-8"))
-        reading = Reading(noted["good"], tuple(Fault(*fault) for fault in noted["bad"]))
-    else:
-        reading = rows.read_through()
-        _write(note, json.dumps({"good": reading.good, "bad": list(map(astuple, reading.bad))}))
-    _refuse_bad(reading, rows.name, config.data)
+        return Reading(noted["good"], tuple(Fault(*fault) for fault in noted["bad"]))
+    reading = rows.read_through()
+    _write(note, json.dumps({"good": reading.good, "bad": list(map(astuple, reading.bad))}))
+    return reading
+
+
+def _accepted(place: str, rows: Rows, reading: Reading, data: Data) -> ReadSource:
+    _refuse_bad(reading, rows.name, data)
     return ReadSource(place, rows, reading.good, reading.bad)
 
 

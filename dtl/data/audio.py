@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from dtl.data.media import file_of
+from dtl.data.media import Undecodable, file_of
 from dtl.data.source import Row
 from dtl.errors import DtlError, Fault
 
@@ -40,7 +40,7 @@ def sound_of(row: Row, *, rate: int) -> np.ndarray:
     """Samples (T,) int16 of a row that `sound_fault` has passed; channels are averaged. A row with
     `offset` and `duration` (seconds, as NeMo writes them) is that part of its file.
 
-    Raises DtlError where the sound cannot be decoded to its end.
+    Raises Undecodable where the sound cannot be decoded to its end.
     """
     samples_TC, own_rate = _decoded(row)
     mono = samples_TC.mean(axis=1) if samples_TC.shape[1] > 1 else samples_TC[:, 0]
@@ -82,7 +82,7 @@ def _decoded(row: Row) -> tuple[np.ndarray, int]:
                 frames = -1 if duration is None else round(duration * sound.samplerate)
             return sound.read(frames, dtype="float32", always_2d=True), sound.samplerate
     except (found.LibsndfileError, RuntimeError) as fault:
-        raise DtlError(_undecodable(row, fault)) from None
+        raise Undecodable(_undecodable(row, fault)) from None
 
 
 def _seconds(value: Any) -> float | None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from dtl.data.media import file_of
+from dtl.data.media import Undecodable, file_of
 from dtl.data.source import Row
 from dtl.errors import DtlError, Fault
 
@@ -38,14 +38,14 @@ def picture_of(row: Row, *, longest_short_side: int | None = None) -> np.ndarray
     """Pixels (H, W, 3) uint8 of a row that `picture_fault` has passed: turned as the camera says,
     transparency laid on white. One whose shorter side is longer than asked is made smaller.
 
-    Raises DtlError where the picture cannot be decoded to its end.
+    Raises Undecodable where the picture cannot be decoded to its end.
     """
     image, unreadable = _pillow()
     try:
         with image.open(_opened(row)) as opened:
             picture = _rgb(opened)
     except unreadable as fault:
-        raise DtlError(_undecodable(row, fault)) from None
+        raise Undecodable(_undecodable(row, fault)) from None
     short = min(picture.size)
     if longest_short_side is not None and short > longest_short_side:
         scale = longest_short_side / short

@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from dtl.errors import DtlError
+
 ENDS = 4096  # bytes read of each end of a file: enough to tell two sounds or pictures apart
 SUFFIXES = {
     "audio": (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff", ".au", ".sph"),
@@ -17,6 +19,10 @@ ALIASES = {
     "audio": ("file_name", "audio_filepath", "audio_path", "path", "file"),
     "image": ("file_name", "image_path", "path", "file"),
 }
+
+
+class Undecodable(DtlError):
+    """A file whose header is good cannot be decoded to its end."""
 
 
 def renamed(fields: dict[str, Any], media: str) -> dict[str, Any]:

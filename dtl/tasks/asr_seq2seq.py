@@ -81,6 +81,7 @@ class Plugin(Task):
     best = "-wer"
     reads_by = "speech"
     media = "audio"
+    learns_to_stop = True
     options: Options
 
     def check(self, row: Row) -> Fault | None:

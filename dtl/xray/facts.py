@@ -9,20 +9,19 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
-from dtl.data.audio import FULL_SCALE, rate_of, sound_of
 from dtl.data.encoded import Encoded, EncodedData
-from dtl.data.image import picture_of
-from dtl.data.media import digest_of_files, file_of
 from dtl.data.source import Row
+from dtl.errors import Fault
 from dtl.examples import Examples
 from dtl.tasks import Part, Task
+from dtl.xray.media import Picture, Sound, digest_of_medium, medium_of
 
 LOOKED_AT = 20_000  # examples whose tokens are looked at, evenly spaced
 MEDIA_LOOKED_AT = 200  # sounds or pictures that are decoded, evenly spaced
 WHOLE = 100_000  # tokens; the limit under which a row is encoded again, to see what was cut
-HASHED_WHOLE = 2**20  # bytes; of a larger file the size and both ends
+ENDLESS = 2**31  # tokens; more than any model reads
+CLOSING = 3  # last tokens of an answer among which its end is: a template may add a line break
+LENGTH_UNITS = {None: "tokens", "audio": "frames", "image": "patches"}  # by the task's media
 
 
 @dataclass(frozen=True)
@@ -35,31 +34,17 @@ class Note:
     labels: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Sound:
-    """`level`: root mean square, a fraction of full scale; `clipped`: share of its samples."""
-
-    place: str
-    rate: int
-    seconds: float
-    level: float
-    clipped: float
-
-
-@dataclass(frozen=True)
-class Picture:
-    """`flat`: all of its pixels are the same."""
-
-    place: str
-    width: int
-    height: int
-    flat: bool
-
-
 @dataclass
 class Tokens:
-    """Sums over the examples that were looked at; places of those at fault."""
+    """Sums over the examples that were looked at; places of those at fault.
 
+    `limits`: the task's options, in tokens; `reads`: what the model reads at most, whatever the
+    option says; `end_token`: the task's option, where it has one.
+    """
+
+    limits: dict[str, int] = field(default_factory=dict)
+    reads: dict[str, int] = field(default_factory=dict)
+    end_token: bool | None = None
     looked_at: int = 0
     all: int = 0
     learnt: int = 0
@@ -75,35 +60,50 @@ class Tokens:
 
 @dataclass(frozen=True)
 class SourceFacts:
-    """All of one source; `left_out`: the places for each reason."""
+    """All of one source; `left_out`: the places for each reason. `at_fault`: rows that cannot be
+    read, `stops`: so many that they stop a run; `undecodable`: those that stop any run."""
 
     name: str
-    place: str
+    unit: str
     notes: tuple[Note, ...]
     examples: int
     left_out: dict[str, list[str]]
     lengths: tuple[int, ...]
     tokens: Tokens
     media: tuple[Sound | Picture, ...]
+    at_fault: tuple[Fault, ...] = ()
+    undecodable: tuple[Fault, ...] = ()
+    stops: bool = False
+
+    @property
+    def rows(self) -> int:
+        """With those that cannot be read."""
+        return len(self.notes) + len(self.at_fault) + len(self.undecodable)
 
 
 def gather(
     name: str, rows: Iterable[Row], data: EncodedData, task: Task, examples: Examples
 ) -> SourceFacts:
     """One pass over the rows; those that may have been cut are encoded again without a limit."""
-    reasons, encoder = data.left_out, _unlimited(task, examples)
+    reasons, encoder = data.left_out, _encoder(task, examples, endless=True)
     step = -(-len(data) // LOOKED_AT) or 1
     at = {int(data.rows[number]): number for number in range(0, len(data), step)}
-    shortest = _shortest_limit(task, examples)
     every = -(-data.census.rows // MEDIA_LOOKED_AT) or 1
+    special = _Special.of(examples.processor)
     notes: list[Note] = []
     media: list[Sound | Picture] = []
     left_out: dict[str, list[str]] = {}
-    tokens = Tokens()
+    longest: dict[str, tuple[int, Row]] = {}
+    tokens = Tokens(
+        limits={option: getattr(task.options, option) for option in task.limits},
+        end_token=getattr(task.options, "end_token", None),
+    )
+    positions = _positions(examples)
+    shortest = min([positions, _own_limit(examples), *tokens.limits.values()])
     for count, row in enumerate(rows):
-        notes.append(_note(row, task))
+        notes.append(note := _note(row, task))
         if task.media and count % every == 0:
-            media.append(_sound(row) if task.media == "audio" else _picture(row))
+            media.append(medium_of(row, task.media))
         if row.index in reasons:
             left_out.setdefault(reasons[row.index], []).append(row.place)
         if row.index in reasons or row.index in at:
@@ -111,10 +111,13 @@ def gather(
             near = values is None or int(data.lengths[at[row.index]]) >= shortest
             full = encoder(row) if encoder and near else None
             found = full.values if isinstance(full, Encoded) else values
-            _add(tokens, row.place, values, found, task=task, tokenizer=_tokenizer(examples))
+            for option, length in _lengths(found, task).items():
+                longest[option] = max(longest.get(option, (0, row)), (length, row), key=_length)
+            _add(tokens, note, values, found, task=task, special=special, positions=positions)
+    tokens.reads = _model_reads(longest, task, examples)
     return SourceFacts(
         name=name,
-        place="data.train" if name == "train" else "data.eval",
+        unit=LENGTH_UNITS[task.media],
         notes=tuple(notes),
         examples=len(data),
         left_out=left_out,
@@ -126,7 +129,8 @@ def gather(
 
 def _note(row: Row, task: Task) -> Note:
     lesson = task.lesson(row)
-    given = _of_media(row, str(task.media)) if lesson.given is None else _normal(lesson.given)
+    given = lesson.given
+    given = digest_of_medium(row, str(task.media)) if given is None else _normal(given)
     digest = hashlib.sha256(given.encode("utf-8", "replace")).hexdigest()[:32]
     return Note(row.place, digest, lesson.answer, lesson.labels)
 
@@ -136,105 +140,112 @@ def _normal(text: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
-def _of_media(row: Row, media: str) -> str:
-    """A digest of a sound or picture; a part of a file counts as that part."""
-    value: Any = row.fields.get(media)
-    part = f"{row.fields.get('offset')}/{row.fields.get('duration')}"
-    file = file_of(value, row.folder)
-    if file is not None and file.stat().st_size <= HASHED_WHOLE:
-        return hashlib.sha256(file.read_bytes()).hexdigest() + part
-    if file is not None:
-        return digest_of_files([("", file)]) + part
-    if isinstance(value, dict):
-        array = value.get("array")
-        value = value.get("bytes") if array is None else np.asarray(array).tobytes()
-    return hashlib.sha256(value or b"").hexdigest() + part
-
-
-def _sound(row: Row) -> Sound:
-    rate = rate_of(row)
-    samples_T = sound_of(row, rate=rate).astype(np.float64)
-    if not len(samples_T):
-        return Sound(row.place, rate, 0.0, 0.0, 0.0)
-    level = float(np.sqrt(np.mean(samples_T**2))) / FULL_SCALE
-    clipped = float(np.mean(np.abs(samples_T) >= FULL_SCALE - 1))
-    return Sound(row.place, rate, len(samples_T) / rate, level, clipped)
-
-
-def _picture(row: Row) -> Picture:
-    pixels = picture_of(row)
-    height, width = pixels.shape[:2]
-    return Picture(row.place, width, height, bool((pixels == pixels[:1, :1]).all()))
-
-
-def _unlimited(task: Task, examples: Examples) -> Any:
-    """The same encoder with no limit in reach; None where the task has none."""
+def _encoder(task: Task, examples: Examples, *, endless: bool) -> Any:
+    """The same encoder with the options out of reach; None where the task has no limit. `endless`:
+    so are the limits of the model and its tokenizer."""
     if not task.limits:
         return None
     raised = {name: max(WHOLE, getattr(task.options, name)) for name in task.limits}
     processor, settings = copy.deepcopy(examples.processor), copy.copy(examples.settings)
-    if hasattr(processor, "model_max_length"):
-        processor.model_max_length = 2**31
-    settings.max_position_embeddings = 2**31
+    if endless:
+        settings.max_position_embeddings = ENDLESS
+        if hasattr(processor, "model_max_length"):
+            processor.model_max_length = ENDLESS
     free = type(task)(task.options.model_copy(update=raised))
     return free.encoder(processor, examples.facts, settings)
 
 
-def _shortest_limit(task: Task, examples: Examples) -> int:
-    positions = getattr(examples.settings, "max_position_embeddings", None) or 2**31
-    own = getattr(examples.processor, "model_max_length", 2**31)
-    return int(min([positions, own, *(getattr(task.options, name) for name in task.limits)]))
+def _model_reads(
+    longest: dict[str, tuple[int, Row]], task: Task, examples: Examples
+) -> dict[str, int]:
+    """What the model reads of the longest rows, if the options let it; ENDLESS: all of them."""
+    encoder, reads = _encoder(task, examples, endless=False), {}
+    for option, (length, row) in longest.items():
+        found = encoder(row)
+        whole = isinstance(found, Encoded)
+        kept = _lengths(found.values, task)[option] if whole else _positions(examples)
+        reads[option] = kept if kept < length else ENDLESS
+    return reads
 
 
-def _tokenizer(examples: Examples) -> Any:
-    tokenizer = getattr(examples.processor, "tokenizer", examples.processor)
-    return tokenizer if hasattr(tokenizer, "get_vocab") else None
+def _lengths(values: dict[str, Any] | None, task: Task) -> dict[str, int]:
+    """Tokens of an example, for each limit."""
+    if values is None:
+        return {}
+    return {option: max(len(values[n]) for n in names) for option, names in task.limits.items()}
+
+
+def _length(found: tuple[int, Row]) -> int:
+    return found[0]
+
+
+def _positions(examples: Examples) -> int:
+    return getattr(examples.settings, "max_position_embeddings", None) or ENDLESS
+
+
+def _own_limit(examples: Examples) -> int:
+    return int(min(ENDLESS, getattr(examples.processor, "model_max_length", ENDLESS)))
+
+
+@dataclass(frozen=True)
+class _Special:
+    """Tokens that are no text. `unknown`: None where the tokenizer has none of its own."""
+
+    all: frozenset[int]
+    unknown: int | None
+
+    @classmethod
+    def of(cls, processor: Any) -> _Special | None:
+        """None for a processor without a tokenizer."""
+        tokenizer = getattr(processor, "tokenizer", processor)
+        if not hasattr(tokenizer, "get_vocab"):
+            return None
+        unknown = tokenizer.unk_token_id
+        if unknown in (tokenizer.eos_token_id, tokenizer.pad_token_id):
+            unknown = None
+        return cls(frozenset(tokenizer.all_special_ids), unknown)
 
 
 def _add(
     sums: Tokens,
-    place: str,
+    note: Note,
     values: dict[str, Any] | None,
     full: dict[str, Any] | None,
     *,
     task: Task,
-    tokenizer: Any,
+    special: _Special | None,
+    positions: int,
 ) -> None:
     """Add one row. `values`: as encoded, None for one left out; `full`: without a limit."""
     if full is None:
         return
     sums.looked_at += 1
     was_cut = False
-    for option, columns in task.limits.items():
-        longest = max(len(full[column]) for column in columns)
-        sums.lengths.setdefault(option, []).append(longest)
-        kept = 0 if values is None else max(len(values[column]) for column in columns)
-        if kept < longest and (values is not None or longest > getattr(task.options, option)):
-            sums.cut.setdefault(option, []).append(place)
+    kept, was_cut = _lengths(values, task), False
+    for option, length in _lengths(full, task).items():
+        sums.lengths.setdefault(option, []).append(length)
+        reach = kept.get(option, min(sums.limits[option], positions))
+        if reach < length:
+            sums.cut.setdefault(option, []).append(note.place)
             was_cut = True
     parts = [] if values is None else task.parts(values)
     kept_learnt = _learnt(parts)
-    if kept_learnt < _learnt(task.parts(full)):
-        (sums.answers_cut if values is not None else sums.answers_gone).append(place)
+    if kept_learnt < _learnt(task.parts(full)) and (note.labels or note.answer is not None):
+        (sums.answers_cut if values is not None else sums.answers_gone).append(note.place)
     sums.all += sum(len(part.tokens) for part in parts)
     sums.learnt += kept_learnt
-    _add_special(sums, place, parts, tokenizer, stops=task.learns_to_stop and not was_cut)
-
-
-def _add_special(
-    sums: Tokens, place: str, parts: list[Part], tokenizer: Any, *, stops: bool
-) -> None:
-    if tokenizer is None or not parts:
+    if special is None or not parts:
         return
-    special = set(tokenizer.all_special_ids)
-    unknown = tokenizer.unk_token_id
-    if unknown is not None and unknown not in (tokenizer.eos_token_id, tokenizer.pad_token_id):
-        count = sum(part.tokens.count(unknown) for part in parts)
-        sums.unknown += count
-        sums.unknown_in += [place] * bool(count)
-    if stops and parts[-1].learnt and not all(part.learnt for part in parts):
+    _add_unknown(sums, note.place, parts, special)
+    if task.learns_to_stop and note.answer is not None and parts[-1].learnt and not was_cut:
         sums.answers += 1
-        sums.unended += [place] * (parts[-1].tokens[-1] not in special)
+        sums.unended += [note.place] * special.all.isdisjoint(parts[-1].tokens[-CLOSING:])
+
+
+def _add_unknown(sums: Tokens, place: str, parts: list[Part], special: _Special) -> None:
+    count = sum(part.tokens.count(special.unknown) for part in parts if special.unknown is not None)
+    sums.unknown += count
+    sums.unknown_in += [place] * bool(count)
 
 
 def _learnt(parts: list[Part]) -> int:

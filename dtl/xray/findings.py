@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from dtl.errors import Fault
-from dtl.xray.facts import Note, Picture, Sound, SourceFacts
+from dtl.xray.facts import Note, SourceFacts, Tokens
+from dtl.xray.media import Picture, Sound
 
 PLACES_SHOWN = 3
 RARE, ALMOST_ALL = 0.01, 0.95  # shares of the rows
@@ -37,7 +38,8 @@ def findings(train: SourceFacts, held_out: SourceFacts | None) -> tuple[Finding,
     if held_out is not None:
         found += [*_leaks(train, held_out), *_unseen(train, held_out)]
     for source in both:
-        found += [*_left_out(source), *_answers(source), *_tokens(source), *_media(source)]
+        found += [*_at_fault(source), *_left_out(source), *_answers(source)]
+        found += [*_cut(source.tokens), *_tokens(source.tokens), *_media(source)]
     return tuple(sorted(found, key=lambda finding: not finding.wastes))
 
 
@@ -117,6 +119,17 @@ def _unseen(train: SourceFacts, held_out: SourceFacts) -> Iterator[Finding]:
         )
 
 
+def _at_fault(source: SourceFacts) -> Iterator[Finding]:
+    bad, total = source.at_fault, source.rows
+    if bad:
+        fate = "are at fault, and stop a run" if source.stops else "are at fault, and skipped"
+        what, places = f"rows {fate}: {bad[0].problem}", [fault.place for fault in bad]
+        yield _finding("at fault", places, total, what, bad[0].mend, wastes=source.stops)
+    if bad := source.undecodable:
+        what, places = f"rows stop a run: {bad[0].problem}", [fault.place for fault in bad]
+        yield _finding("undecodable", places, total, what, bad[0].mend, wastes=True)
+
+
 def _left_out(source: SourceFacts) -> Iterator[Finding]:
     for reason, places in source.left_out.items():
         what = f"rows are left out: {reason}"
@@ -132,41 +145,52 @@ def _answers(source: SourceFacts) -> Iterator[Finding]:
         yield _finding("empty answers", empty, len(source.notes), what, mend, wastes=wastes)
 
 
-def _tokens(source: SourceFacts) -> Iterator[Finding]:
-    sums = source.tokens
+def _cut(sums: Tokens) -> Iterator[Finding]:
     of = sums.looked_at
     for option, places in sums.cut.items():
-        if len(places) / of > FEW:
-            what = f"rows are cut off at task.{option}"
-            yield _finding(
-                "cut",
-                places,
-                of,
-                what,
-                f"set task.{option}={longest_for(sums.lengths[option])}, or shorten them",
-            )
+        if len(places) > FEW * of:
+            reads, asked = sums.reads[option], sums.limits[option]
+            end = f"task.{option}" if asked <= reads else f"the {reads} tokens that the model reads"
+            what, mend = f"rows are cut off at {end}", _longer(sums, option, "shorten them")
+            yield _finding("cut", places, of, what, mend)
+    if not sums.lengths:
+        return
+    option = list(sums.lengths)[-1]  # what comes out stands last
     if sums.answers_gone:
-        what, wastes = "answers lie wholly beyond the limit", len(sums.answers_gone) / of > GONE
-        mend = "raise the limit, or shorten the prompts"
+        what, wastes = "answers lie wholly beyond the limit", len(sums.answers_gone) > GONE * of
+        mend = _longer(sums, option, "shorten the prompts")
         yield _finding("answers gone", sums.answers_gone, of, what, mend, wastes=wastes)
     if len(sums.answers_cut) > FEW * of:
-        what, mend = "answers lose their end", "raise the limit, or shorten the rows"
+        what, mend = "rows lose tokens to learn", _longer(sums, option, "shorten the rows")
         yield _finding("answers cut", sums.answers_cut, of, what, mend)
+
+
+def _longer(sums: Tokens, option: str, instead: str) -> str:
+    """The limit that would do, as far as the model reads."""
+    enough, reads = longest_for(sums.lengths[option]), sums.reads[option]
+    if enough <= reads:
+        return f"set task.{option}={enough}, or {instead}"
+    other = f"{instead}, or take a model that reads {enough} tokens"
+    return other if sums.limits[option] >= reads else f"set task.{option}={reads}, and {other}"
+
+
+def _tokens(sums: Tokens) -> Iterator[Finding]:
     if len(sums.unended) > FEW * sums.answers:
         what = "answers have no end token that is learnt, so the model would not learn to stop"
-        mend = "set task.end_token=true, or take a tokenizer or chat template with an end"
+        other = "take a tokenizer or chat template that closes them with one"
+        mend = f"set task.end_token=true, or {other}" if sums.end_token is False else other
         yield _finding("no end", sums.unended, sums.answers, what, mend)
     if sums.unknown > FEW * sums.all:
         what = f"rows have unknown tokens, {sums.unknown / sums.all:.1%} of all tokens"
         mend = "take a model whose tokenizer knows this language and script"
-        yield _finding("unknown tokens", sums.unknown_in, of, what, mend)
+        yield _finding("unknown tokens", sums.unknown_in, sums.looked_at, what, mend)
 
 
 def _media(source: SourceFacts) -> Iterator[Finding]:
     sounds = [medium for medium in source.media if isinstance(medium, Sound)]
     pictures = [medium for medium in source.media if isinstance(medium, Picture)]
     of = len(source.media)
-    silent = [sound.place for sound in sounds if sound.level < SILENT]
+    silent = [sound.place for sound in sounds if sound.seconds and sound.level < SILENT]
     if silent:
         wastes = len(silent) == of
         what = "sounds looked at are silent (below -60 dB)"
@@ -191,5 +215,5 @@ def _media(source: SourceFacts) -> Iterator[Finding]:
 
 
 def longest_for(lengths: Sequence[int]) -> int:
-    """The 99th percentile, rounded up to 8."""
-    return int(-(-np.percentile(lengths, 99) // 8) * 8)
+    """So that 99 % are read whole; rounded up to 8."""
+    return int(-(-np.percentile(lengths, 99, method="higher") // 8) * 8)

@@ -8,6 +8,7 @@ def test_public_functions_stay_functions():
     import dtl.train.loop
     from dtl import api
 
+    assert dtl.check is api.check
     assert dtl.plan is api.plan
     assert dtl.train is api.train
     assert dtl.load_config is api.load_config
