@@ -7,7 +7,7 @@ from typing import Any
 from dtl.errors import DtlError, near
 
 PREFIX = "mini:"
-BASES = ("text", "vision")
+BASES = ("speech", "text", "vision")
 DATA = {
     "accents": ("train", "heldout"),
     "digits": ("train", "heldout"),
