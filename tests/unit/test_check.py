@@ -525,6 +525,14 @@ def test_media_that_cannot_be_decoded_do_not_end_the_check(desk, kind, skip):
         dtl.plan(config)  # what is cached is not what the check has read
 
 
+def test_media_of_which_none_can_be_decoded_are_one_fault(desk):
+    whole = tiny_sound.wav(tiny_sound.tone("deep", seed=9), kind="FLAC")
+    rows = [{"audio": whole[: len(whole) // 2], "label": label} for label in ("deep", "high")]
+    with pytest.raises(DtlError, match=r"train.jsonl:1.*cannot be decoded") as told:
+        desk.check("audio_classification", rows)
+    assert told.value.exit_code == 2 and "mend the rows" in str(told.value)
+
+
 # The command
 
 
