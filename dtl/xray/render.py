@@ -109,10 +109,15 @@ def finding_line(finding: Finding) -> str:
 
 
 def histogram(values: Sequence[float]) -> list[tuple[float, float, int]]:
-    """Bars of equal width: from, to, count."""
-    counts, edges = np.histogram(values, bins=min(BARS, len(set(values))) or 1)
-    ends = np.round(edges, 2).tolist()
-    return list(zip(ends[:-1], ends[1:], counts.tolist(), strict=True))
+    """Bars of equal width: from, to, count; of whole numbers, both ends belong to the bar."""
+    if not all(isinstance(value, int) for value in values):
+        counts, edges = np.histogram(values, bins=BARS if len(set(values)) > 1 else 1)
+        ends = np.round(edges, 2).tolist()
+        return list(zip(ends[:-1], ends[1:], counts.tolist(), strict=True))
+    width = -(-(max(values) - min(values) + 1) // BARS)
+    starts = range(int(min(values)), int(max(values)) + 1, int(width))
+    inside = Counter((value - starts[0]) // width for value in values)
+    return [(start, start + width - 1, inside[n]) for n, start in enumerate(starts)]
 
 
 def _bars(bars: Sequence[tuple[float, float, int]]) -> Iterator[str]:

@@ -12,6 +12,7 @@ import yaml
 import dtl
 from dtl import cli
 from dtl.errors import DtlError
+from dtl.xray.render import histogram
 from tests import tiny, tiny_sound, tiny_vision, tiny_whisper
 
 TASKS = {  # the base of each task
@@ -524,6 +525,14 @@ def test_media_that_cannot_be_decoded_do_not_end_the_check(desk, kind, skip):
         dtl.plan(config)  # what is cached is not what the check has read
 
 
+def test_media_of_which_none_can_be_decoded_are_one_fault(desk):
+    whole = tiny_sound.wav(tiny_sound.tone("deep", seed=9), kind="FLAC")
+    rows = [{"audio": whole[: len(whole) // 2], "label": label} for label in ("deep", "high")]
+    with pytest.raises(DtlError, match=r"train.jsonl:1.*cannot be decoded") as told:
+        desk.check("audio_classification", rows)
+    assert told.value.exit_code == 2 and "mend the rows" in str(told.value)
+
+
 # The command
 
 
@@ -554,6 +563,19 @@ def test_json_of_sounds_is_a_summary(desk):
     assert told["sounds"]["looked_at"] == 9 and told["sounds"]["rates"] == {16000: 9}
     assert sum(count for *_, count in told["sounds"]["seconds"]) == 9
     assert "media" not in told and told["length_unit"] == "frames"
+
+
+def test_bars_hold_every_value_once():
+    assert histogram([3, 4, 4, 20]) == [
+        *[(3, 5, 3), (6, 8, 0), (9, 11, 0), (12, 14, 0)],
+        *[(15, 17, 0), (18, 20, 1)],
+    ]
+    assert histogram([7, 7]) == [(7, 7, 2)]
+    assert histogram([0.0, 0.8]) == [
+        *[(0.0, 0.1, 1), (0.1, 0.2, 0), (0.2, 0.3, 0), (0.3, 0.4, 0)],
+        *[(0.4, 0.5, 0), (0.5, 0.6, 0), (0.6, 0.7, 0), (0.7, 0.8, 1)],
+    ]
+    assert histogram([0.5])[0][2] == 1
 
 
 def test_colours_are_for_terminals_alone(desk, monkeypatch, capsys):
