@@ -348,13 +348,13 @@ def test_the_sentiment_words_are_single_tokens():
 
 
 def test_the_command_writes_a_folder_to_start_from(small_source, monkeypatch, tmp_path):
-    """`python -m dtl.mini FOLDER` on a small source: the same architecture as the shipped one."""
+    """`python -m dtl.mini text FOLDER` on a small source: the same architecture as the shipped one."""
     from transformers import AutoConfig, AutoTokenizer
 
     from dtl.mini.__main__ import main
 
     monkeypatch.setattr(mini, "rows", lambda name, split: small_source[split])
-    assert main([str(tmp_path / "base")]) == 0
+    assert main(["text", str(tmp_path / "base")]) == 0
     written, shipped = (
         AutoConfig.from_pretrained(folder).to_diff_dict()
         for folder in (tmp_path / "base", mini.path("text"))
@@ -390,7 +390,7 @@ def test_the_base_can_be_made_anew(small_source, cache, monkeypatch, tmp_path):
     overrides += ["train.epochs=null", "train.steps=2", "train.global_batch=4"]
     outcome = api.train(load_config(recipe, overrides), say=lambda line: None)
     assert outcome.exit_code == 0
-    assert main([str(tmp_path / "base"), "--weights", str(outcome.run.export)]) == 0
+    assert main(["text", str(tmp_path / "base"), "--weights", str(outcome.run.export)]) == 0
     made = load_file(tmp_path / "base" / "model.safetensors")
     shipped = load_file(mini.path("text") / "model.safetensors")
     assert {name: (v.shape, v.dtype) for name, v in made.items()} == {

@@ -1,0 +1,163 @@
+"""The miniature beds for speech and vision: what they hold, and that transfer shows on them."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from dtl import api, mini
+from dtl.config.load import load_config
+from dtl.mini import digits, glyphs
+from dtl.mini.nuisance import SIDE, disturbed
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+HASHES = {
+    "clips/accents-heldout.parquet": "dee3a1db2d553ac0a4bef987c2a6bfd81d3b508cbd6457912ed562f347b68159",
+    "clips/accents-train.parquet": "3ddd43631f4b24ccc5fb03e452179f46f4110141f7416fb33316e65b80cf53c2",
+    "clips/spoken-heldout.parquet": "f9c5262bed76a6dad849d4adad9a2f4f0fdaca06b6200c8771b371bf91bcea4f",
+    "clips/spoken-train.parquet": "c61fd3e868a56a7c012aa7034b9b620e81b8389cb3c17283ac3ad7275c066e40",
+    "glyphs.png": "6e6f37e5ad24ef230df4507055de48ec57e47b20cb53c1a7a7794c52043419d6",
+}
+
+
+def test_the_shipped_clips_are_those_that_were_made():
+    folder = Path(mini.__file__).parent
+    for name, expected in HASHES.items():
+        assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == expected, name
+
+
+def test_all_that_is_shipped_for_speech_and_vision_is_small():
+    folder = Path(mini.__file__).parent
+    files = [folder / "glyphs.png", *(folder / "clips").iterdir()]
+    files += [file for base in ("speech", "vision") for file in (folder / base).iterdir()]
+    assert sum(file.stat().st_size for file in files) < 7e6
+
+
+@pytest.fixture(scope="module")
+def clips() -> dict[tuple[str, str], list[dict[str, Any]]]:
+    places = [(name, split) for name in mini.CLIPS for split in mini.DATA[name]]
+    return {place: mini.rows(*place) for place in places}
+
+
+def test_held_out_voices_are_heard_nowhere_else(clips):
+    voices = {place: {row["speaker"] for row in rows} for place, rows in clips.items()}
+    held_out = voices["spoken", "heldout"]
+    assert voices["accents", "heldout"] == held_out and len(held_out) >= 8
+    assert not held_out & (voices["spoken", "train"] | voices["accents", "train"])
+
+
+def test_the_accents_say_the_same_words(clips):
+    words = {
+        place: {word for row in rows for word in row["text"].split()}
+        for place, rows in clips.items()
+    }
+    assert len(words["spoken", "train"]) == 20
+    assert all(found <= words["spoken", "train"] for found in words.values())
+    assert {row["accent"] for row in clips["spoken", "train"]} == {"en-us"}
+    assert {row["accent"] for row in clips["accents", "train"]} == {"en-gb-x-rp"}
+    sizes = {place: len(rows) for place, rows in clips.items()}
+    assert sizes["accents", "train"] == 40
+    assert sizes["accents", "heldout"] == sizes["spoken", "heldout"] == 120
+
+
+def test_the_speech_base_knows_its_own_accent_better_than_the_other(clips):
+    """With plain transformers; a clip of one second is a second's work for all of them."""
+    import jiwer
+    import soundfile
+    from transformers import AutoFeatureExtractor, AutoModelForCTC, AutoTokenizer
+
+    folder = mini.path("speech")
+    model = AutoModelForCTC.from_pretrained(folder).eval()
+    extractor = AutoFeatureExtractor.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    rates = {}
+    for name in ("spoken", "accents"):
+        rows = clips[name, "heldout"]
+        heard = []
+        for row in rows:
+            sound, rate = soundfile.read(io.BytesIO(row["audio"]), dtype="float32")
+            assert rate == extractor.sampling_rate
+            with torch.no_grad():
+                logits = model(**extractor(sound, sampling_rate=rate, return_tensors="pt")).logits
+            heard += tokenizer.batch_decode(logits.argmax(-1))
+        rates[name] = jiwer.wer([row["text"] for row in rows], heard)
+    assert rates["spoken"] < 0.1 < 0.2 < rates["accents"] < 0.4
+
+
+def test_a_picture_is_disturbed_by_its_name_alone():
+    clean = np.zeros((8, 8), np.uint8)
+    clean[2:6, 3] = 255
+    first = disturbed(clean, name="one")
+    assert disturbed(clean, name="one") == first != disturbed(clean, name="other")
+    from PIL import Image
+
+    with Image.open(io.BytesIO(first)) as picture:
+        assert (picture.size, picture.mode) == ((SIDE, SIDE), "RGB")
+
+
+def test_no_digit_is_among_the_glyphs_and_fonts_are_held_out():
+    assert not set(glyphs.SIGNS) & set("0123456789") and len(set(glyphs.SIGNS)) == 47
+    assert not set(glyphs.TRAIN_FONTS) & set(glyphs.HELDOUT_FONTS)
+
+
+def test_the_first_rows_of_digits_hold_as_many_of_each():
+    rows = mini.rows("digits", "train")
+    assert Counter(row["label"] for row in rows[:50]) == {str(digit): 5 for digit in range(10)}
+    held_out = mini.rows("digits", "heldout")
+    assert len(rows) == 1000 and len(held_out) == digits.HELDOUT_ROWS
+    assert not {row["image"] for row in rows} & {row["image"] for row in held_out}
+
+
+def test_what_makes_the_beds_is_not_imported_with_them():
+    program = (
+        "import sys; from dtl import mini\n"
+        "mini.file('spoken', 'train'); mini.path('speech'); mini.path('vision')\n"
+        "assert not {'espeakng_loader', 'matplotlib', 'torch'} & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def accuracy(strategy: str, folder: Path, *, seed: int, shots: int = 5) -> float:
+    """On held-out digits, of a run that saw so many of each."""
+    overrides = [f"strategy={strategy}", f"run.name={strategy}-{shots}-{seed}", f"run.dir={folder}"]
+    overrides += [f"train.seed={seed}", f"data.train.limit={10 * shots}", "layout.processes=1"]
+    if strategy == "scratch":  # tuned on other rows: more steps do not help it
+        overrides += ["optim.learning_rate=0.003", "layout.micro_batch=32"]
+    config = load_config(CONFIGS / "quickstart" / "vision.yaml", overrides)
+    outcome = api.train(config, say=lambda _: None)
+    assert outcome.exit_code == 0
+    return float(outcome.run.result["scores"]["adapted"]["accuracy"])
+
+
+def test_frozen_features_of_letters_tell_digits_apart(tmp_path):
+    assert accuracy("frozen", tmp_path, seed=0) > 0.55
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shots", [5, 20])
+def test_frozen_features_beat_scratch_by_fifteen_points(tmp_path, shots):
+    for seed in range(3):
+        frozen, scratch = (
+            accuracy(strategy, tmp_path, seed=seed, shots=shots)
+            for strategy in ("frozen", "scratch")
+        )
+        assert frozen >= scratch + 0.15
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_forty_clips_take_a_third_off_the_errors_in_another_accent(tmp_path, seed):
+    overrides = [f"run.dir={tmp_path}", f"train.seed={seed}", "layout.processes=1"]
+    config = load_config(CONFIGS / "quickstart" / "speech.yaml", overrides)
+    outcome = api.train(config, say=lambda _: None)
+    scores = outcome.run.result["scores"]
+    assert scores["adapted"]["wer"] <= 0.67 * scores["unadapted"]["wer"]
