@@ -348,7 +348,7 @@ def test_the_sentiment_words_are_single_tokens():
 
 
 def test_the_command_writes_a_folder_to_start_from(small_source, monkeypatch, tmp_path):
-    """`python -m dtl.mini text FOLDER` on a small source: the same architecture as the shipped one."""
+    """`python -m dtl.mini text FOLDER` on a small source: the architecture of the shipped one."""
     from transformers import AutoConfig, AutoTokenizer
 
     from dtl.mini.__main__ import main

@@ -20,19 +20,19 @@ from dtl.mini import digits, glyphs
 from dtl.mini.nuisance import SIDE, disturbed
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-HASHES = {
-    "clips/accents-heldout.parquet": "dee3a1db2d553ac0a4bef987c2a6bfd81d3b508cbd6457912ed562f347b68159",
-    "clips/accents-train.parquet": "3ddd43631f4b24ccc5fb03e452179f46f4110141f7416fb33316e65b80cf53c2",
-    "clips/spoken-heldout.parquet": "f9c5262bed76a6dad849d4adad9a2f4f0fdaca06b6200c8771b371bf91bcea4f",
-    "clips/spoken-train.parquet": "c61fd3e868a56a7c012aa7034b9b620e81b8389cb3c17283ac3ad7275c066e40",
-    "glyphs.png": "6e6f37e5ad24ef230df4507055de48ec57e47b20cb53c1a7a7794c52043419d6",
+HASHES = {  # the first half of each SHA-256
+    "clips/accents-heldout.parquet": "dee3a1db2d553ac0a4bef987c2a6bfd8",
+    "clips/accents-train.parquet": "3ddd43631f4b24ccc5fb03e452179f46",
+    "clips/spoken-heldout.parquet": "f9c5262bed76a6dad849d4adad9a2f4f",
+    "clips/spoken-train.parquet": "c61fd3e868a56a7c012aa7034b9b620e",
+    "glyphs.png": "6e6f37e5ad24ef230df4507055de48ec",
 }
 
 
 def test_the_shipped_clips_are_those_that_were_made():
     folder = Path(mini.__file__).parent
     for name, expected in HASHES.items():
-        assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == expected, name
+        assert hashlib.sha256((folder / name).read_bytes()).hexdigest().startswith(expected), name
 
 
 def test_all_that_is_shipped_for_speech_and_vision_is_small():
@@ -130,7 +130,7 @@ def accuracy(strategy: str, folder: Path, *, seed: int, shots: int = 5) -> float
     """On held-out digits, of a run that saw so many of each."""
     overrides = [f"strategy={strategy}", f"run.name={strategy}-{shots}-{seed}", f"run.dir={folder}"]
     overrides += [f"train.seed={seed}", f"data.train.limit={10 * shots}", "layout.processes=1"]
-    if strategy == "scratch":  # tuned on other rows: more steps do not help it
+    if strategy == "scratch":  # as the base itself was trained
         overrides += ["optim.learning_rate=0.003", "layout.micro_batch=32"]
     config = load_config(CONFIGS / "quickstart" / "vision.yaml", overrides)
     outcome = api.train(config, say=lambda _: None)
