@@ -6,12 +6,21 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dtl.api import check, load_config, load_run, plan, train
+    from dtl.api import check, evaluate, load_config, load_run, plan, predict, train
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "check", "load_config", "load_run", "plan", "train"]
+__all__ = [
+    "__version__",
+    "check",
+    "evaluate",
+    "load_config",
+    "load_run",
+    "plan",
+    "predict",
+    "train",
+]
 
-_FUNCTIONS = ("check", "load_config", "load_run", "plan", "train")
+_FUNCTIONS = ("check", "evaluate", "load_config", "load_run", "plan", "predict", "train")
 
 
 def __getattr__(name: str) -> Any:

@@ -284,7 +284,13 @@ class _Job:
 
     @cached_property
     def log(self) -> RunLog:
-        return RunLog(self.folder, self.process.terminal, self.plan.steps, self.plan.learning_rate)
+        return RunLog(
+            self.folder,
+            self.process.terminal,
+            self.plan.steps,
+            self.plan.learning_rate,
+            unit=self.parts.task.length_unit,
+        )
 
     @cached_property
     def store(self) -> Store:

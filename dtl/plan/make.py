@@ -37,7 +37,8 @@ class _Work:
     """What is to be laid out."""
 
     counts: Parameters
-    longest: int  # tokens of the longest example
+    longest: int  # of the longest example, in the unit
+    unit: str
     settings: Any  # the model's config
 
 
@@ -70,7 +71,7 @@ def make_plan(
     `disk_free`: bytes left where the run folder will be; None: not looked at.
     """
     log = _Log()
-    work = _Work(count_parameters(config, parts, facts), longest, settings)
+    work = _Work(count_parameters(config, parts, facts), longest, parts.task.length_unit, settings)
     nodes, processes = _processes(config, hardware, outer, log)
     dtype = _dtype(config, hardware, log)
     zero, offload = _zero(config, work, hardware, nodes * processes, dtype, outer, log)
@@ -322,5 +323,5 @@ def _micro_batch(
         micro = -(-micro // 2)
     turns = math.ceil(share / micro)
     micro = math.ceil(share / turns)
-    log.note("micro batch", micro, f"examples of up to {work.longest} tokens that fit at once")
+    log.note("micro batch", micro, f"examples of up to {work.longest} {work.unit} that fit at once")
     return micro

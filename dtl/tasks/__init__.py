@@ -22,6 +22,7 @@ ReadsBy = Literal[
 ]  # of transformers; see load_processor
 Outcome = dict[str, Any]
 IGNORED = -100  # the label of a position that the loss does not count
+LENGTH_UNITS = {None: "tokens", "audio": "frames", "image": "patches"}  # by a task's media
 LONGEST_TEXT = 1_000_000  # characters; a second's work for a tokenizer
 LONGEST_TOKEN = 64  # characters; more than a token has on average in any text
 
@@ -62,6 +63,11 @@ class Task(ABC):
 
     def __init__(self, options: Any) -> None:
         self.options = options
+
+    @property
+    def length_unit(self) -> str:
+        """What the length of an example counts."""
+        return LENGTH_UNITS[self.media]
 
     @abstractmethod
     def check(self, row: Row) -> Fault | None:

@@ -19,12 +19,14 @@ PLAIN_LINE_SECONDS = 5.0
 
 @dataclass
 class RunLog:
-    """Rank 0 writes; the others' calls do nothing. `terminal` is where the user looks."""
+    """Rank 0 writes; the others' calls do nothing. `terminal` is where the user looks. `unit`: what
+    the length of an example counts."""
 
     folder: RunFolder
     terminal: IO[str] | None
     steps: int
     peak_learning_rate: float
+    unit: str = "tokens"
     _started: float = field(default_factory=time.monotonic)
     _last_step: float = field(default_factory=time.monotonic)
     _last_line: float = 0.0
@@ -75,7 +77,7 @@ class RunLog:
         done = progress.step - self._first + 1
         left = (now - self._started) / done * (self.steps - progress.step)
         words = (
-            f"loss {loss:.4f}  lr {learning_rate:.2e}  {speed:,.0f} tokens/s  "
+            f"loss {loss:.4f}  lr {learning_rate:.2e}  {speed:,.0f} {self.unit}/s  "
             f"{format_seconds(left)} left"
         )
         self._show(progress.step, words, now)

@@ -21,7 +21,6 @@ MEDIA_LOOKED_AT = 200  # sounds or pictures that are decoded, evenly spaced
 WHOLE = 100_000  # tokens; the limit under which a row is encoded again, to see what was cut
 ENDLESS = 2**31  # tokens; more than any model reads
 CLOSING = 3  # last tokens of an answer among which its end is: a template may add a line break
-LENGTH_UNITS = {None: "tokens", "audio": "frames", "image": "patches"}  # by the task's media
 
 
 @dataclass(frozen=True)
@@ -117,7 +116,7 @@ def gather(
     tokens.reads = _model_reads(longest, task, examples)
     return SourceFacts(
         name=name,
-        unit=LENGTH_UNITS[task.media],
+        unit=task.length_unit,
         notes=tuple(notes),
         examples=len(data),
         left_out=left_out,

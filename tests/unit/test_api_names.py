@@ -9,7 +9,9 @@ def test_public_functions_stay_functions():
     from dtl import api
 
     assert dtl.check is api.check
+    assert dtl.evaluate is api.evaluate
     assert dtl.plan is api.plan
+    assert dtl.predict is api.predict
     assert dtl.train is api.train
     assert dtl.load_config is api.load_config
     assert dtl.load_run is api.load_run
