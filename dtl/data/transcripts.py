@@ -64,6 +64,26 @@ def word_errors(references: Sequence[str], hypotheses: Sequence[str]) -> Errors:
     )
 
 
+def speech_scores(
+    references: Sequence[str], hypotheses: Sequence[str], *, language: str | None
+) -> dict[str, float]:
+    """Error rates by words and characters, as written and normalised; the counts are those of words
+    as written."""
+    plain = normaliser(language)
+    words = word_errors(references, hypotheses)
+    normal = [plain(text) for text in references], [plain(text) for text in hypotheses]
+    return {
+        "wer": words.rate,
+        "cer": character_errors(references, hypotheses).rate,
+        "wer_normalised": word_errors(*normal).rate,
+        "cer_normalised": character_errors(*normal).rate,
+        "substitutions": words.substitutions,
+        "deletions": words.deletions,
+        "insertions": words.insertions,
+        "hits": words.total - words.substitutions - words.deletions,
+    }
+
+
 def counts_of(references: Sequence[str], hypotheses: Sequence[str]) -> np.ndarray:
     """Of each text (N, 2): errors by words, and words in the reference."""
     found = [

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from dtl.data import labels
 from dtl.data.encoded import Encoded, Skip
 from dtl.data.source import Row
 from dtl.errors import Fault
@@ -171,6 +172,58 @@ class Task(ABC):
     @abstractmethod
     def value_of(self, sums: ndarray) -> ndarray:
         """The `best` score, as `score` has it, of each row of sums: (..., K) to (...)."""
+
+
+class Classification(Task):
+    """One label for each example, whatever it is; `facts["labels"]` are all there are."""
+
+    best = "macro_f1"
+
+    def head_settings(self, facts: Facts) -> dict[str, Any]:
+        return {**labels.head_for(facts["labels"]), **facts.get("settings", {})}
+
+    def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        from torch.nn.functional import cross_entropy
+
+        return cross_entropy(_class_scores(model, batch), batch["labels"], reduction="sum")
+
+    def outcomes(
+        self, model: nn.Module, batch: dict[str, Tensor], *, processor: Any
+    ) -> list[Outcome]:
+        return labels.guesses(_class_scores(model, batch), batch["labels"])
+
+    def score(self, outcomes: list[Outcome], facts: Facts) -> dict[str, float]:
+        """Accuracy, macro-F1 over the labels that occur, top-5 and the confusion counts."""
+        return labels.scores_of(outcomes, facts["labels"])
+
+    def answered(self, fields: dict[str, Any], facts: Facts) -> dict[str, Any]:
+        return {**fields, "label": facts["labels"][0]}
+
+    def predict(
+        self,
+        model: nn.Module,
+        batch: dict[str, Tensor],
+        *,
+        processor: Any,
+        facts: Facts,
+        longest: int | None,
+    ) -> list[dict[str, Any]]:
+        """The likeliest label, and the probability of each."""
+        return labels.likely(_class_scores(model, batch), facts["labels"])
+
+    def counts(self, outcomes: list[Outcome], facts: Facts) -> ndarray:
+        """For each class: guessed right, guessed, true."""
+        return labels.counts_of(outcomes, facts["labels"])
+
+    def value_of(self, sums: ndarray) -> ndarray:
+        return labels.macro_f1_of(sums)
+
+
+def _class_scores(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    """Of each example (B, C), in fp32."""
+    inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
+    logits: Tensor = model(**inputs).logits
+    return logits.float()
 
 
 def labelled_parts(tokens: Any, labels: Any) -> list[Part]:

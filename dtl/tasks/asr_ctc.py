@@ -20,7 +20,7 @@ from dtl.data.hearing import HEARD, heard, pad_sounds
 from dtl.data.source import Row
 from dtl.data.spec_augment import spans
 from dtl.data.spelling import How, case_of, count_characters, speller
-from dtl.data.transcripts import character_errors, counts_of, normaliser, rate_of, word_errors
+from dtl.data.transcripts import counts_of, rate_of, speech_scores
 from dtl.errors import DtlError, Fault
 from dtl.models import letters
 from dtl.models.anatomy import unwrapped
@@ -265,27 +265,15 @@ class Plugin(Task):
         ]
 
     def score(self, outcomes: list[Outcome], facts: Facts) -> dict[str, float]:
-        """Loss a letter (nats); errors by words and by characters, as written and normalised. The
-        counts are those of words as written."""
-        references = [outcome["reference"] for outcome in outcomes]
-        hypotheses = [outcome["hypothesis"] for outcome in outcomes]
-        language = "en" if self.options.language in ENGLISH else None
-        plain = normaliser(language)
-        plain_references, plain_hypotheses = (
-            [plain(text) for text in texts] for texts in (references, hypotheses)
-        )
-        words = word_errors(references, hypotheses)
+        """Loss a letter (nats), and the errors of what is written."""
         targets = sum(outcome["targets"] for outcome in outcomes)
         return {
             "loss": math.fsum(outcome["loss"] for outcome in outcomes) / targets,
-            "wer": words.rate,
-            "cer": character_errors(references, hypotheses).rate,
-            "wer_normalised": word_errors(plain_references, plain_hypotheses).rate,
-            "cer_normalised": character_errors(plain_references, plain_hypotheses).rate,
-            "substitutions": words.substitutions,
-            "deletions": words.deletions,
-            "insertions": words.insertions,
-            "hits": words.total - words.substitutions - words.deletions,
+            **speech_scores(
+                [outcome["reference"] for outcome in outcomes],
+                [outcome["hypothesis"] for outcome in outcomes],
+                language="en" if self.options.language in ENGLISH else None,
+            ),
         }
 
     def answered(self, fields: dict[str, Any], facts: Facts) -> dict[str, Any]:

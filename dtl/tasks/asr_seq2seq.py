@@ -17,7 +17,7 @@ from dtl.data.audio import as_heard, sound_fault, sound_of
 from dtl.data.encoded import Encoded, Skip
 from dtl.data.source import Row
 from dtl.data.spec_augment import SpecAugment
-from dtl.data.transcripts import character_errors, counts_of, normaliser, rate_of, word_errors
+from dtl.data.transcripts import counts_of, normaliser, rate_of, speech_scores
 from dtl.errors import DtlError, Fault
 from dtl.models.anatomy import unwrapped
 from dtl.models.load import SpeechProcessor
@@ -265,7 +265,11 @@ class Plugin(Task):
         return {
             "loss": math.fsum(outcome["loss"] for outcome in outcomes) / targets,
             "accuracy": sum(outcome["hits"] for outcome in outcomes) / targets,
-            **_errors(outcomes, facts),
+            **speech_scores(
+                [outcome["reference"] for outcome in outcomes],
+                [outcome["generated"] for outcome in outcomes],
+                language=facts["language"],
+            ),
         }
 
     def answered(self, fields: dict[str, Any], facts: Facts) -> dict[str, Any]:
@@ -393,24 +397,3 @@ def _losses(model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]
         reduction="none",
     ).view(labels_BT.shape)
     return losses_BT, logits_BTV
-
-
-def _errors(outcomes: list[Outcome], facts: Facts) -> dict[str, float]:
-    """By words and characters, as written and normalised; the counts are those of words as
-    written."""
-    references = [outcome["reference"] for outcome in outcomes]
-    generated = [outcome["generated"] for outcome in outcomes]
-    normalise = normaliser(facts["language"])
-    plain_references, plain_generated = (
-        [normalise(text) for text in texts] for texts in (references, generated)
-    )
-    words = word_errors(references, generated)
-    return {
-        "wer": words.rate,
-        "cer": character_errors(references, generated).rate,
-        "wer_normalised": word_errors(plain_references, plain_generated).rate,
-        "cer_normalised": character_errors(plain_references, plain_generated).rate,
-        "substitutions": words.substitutions,
-        "deletions": words.deletions,
-        "insertions": words.insertions,
-    }

@@ -13,17 +13,7 @@ from dtl.config.record import Record
 from dtl.data.audio import sound_fault, sound_of
 from dtl.data.encoded import Encoded, Skip
 from dtl.data.hearing import heard, pad_sounds
-from dtl.data.labels import (
-    counts_of,
-    guesses,
-    head_for,
-    label_fault,
-    labels_of,
-    likely,
-    macro_f1_of,
-    place_of,
-    scores_of,
-)
+from dtl.data.labels import label_fault, labels_of, place_of
 from dtl.data.source import Row
 from dtl.errors import Fault
 from dtl.models.speech import (
@@ -33,10 +23,9 @@ from dtl.models.speech import (
     without_layerdrop,
     without_masks,
 )
-from dtl.tasks import Facts, Outcome, Task
+from dtl.tasks import Classification, Facts
 
 if TYPE_CHECKING:
-    from numpy import ndarray
     from numpy.random import Generator
     from torch import Tensor, nn
 
@@ -58,12 +47,11 @@ class Options(Record):
     )
 
 
-class Plugin(Task):
+class Plugin(Classification):
     """Single-label classification; each sound is one target."""
 
     head = "AutoModelForAudioClassification"
     reads = "`audio` and `label`"
-    best = "macro_f1"
     reads_by = "features"
     media = "audio"
     options: Options
@@ -77,9 +65,6 @@ class Plugin(Task):
             "labels": labels_of(rows, base, self.options.labels),
             "settings": without_layerdrop(base) | without_masks(base),
         }
-
-    def head_settings(self, facts: Facts) -> dict[str, Any]:
-        return {**head_for(facts["labels"]), **facts["settings"]}
 
     def encoder(self, processor: Any, facts: Facts, base: Any) -> Callable[[Row], Encoded | Skip]:
         places = {label: place for place, label in enumerate(facts["labels"])}
@@ -116,46 +101,3 @@ class Plugin(Task):
 
     def fixed(self, model: nn.Module, *, random: bool) -> Iterable[nn.Parameter]:
         return fixed_parameters(model, random=random)
-
-    def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-        from torch.nn.functional import cross_entropy
-
-        return cross_entropy(_logits(model, batch), batch["labels"], reduction="sum")
-
-    def outcomes(
-        self, model: nn.Module, batch: dict[str, Tensor], *, processor: Any
-    ) -> list[Outcome]:
-        return guesses(_logits(model, batch), batch["labels"])
-
-    def score(self, outcomes: list[Outcome], facts: Facts) -> dict[str, float]:
-        """Accuracy, macro-F1, top-5 and the confusion counts."""
-        return scores_of(outcomes, facts["labels"])
-
-    def answered(self, fields: dict[str, Any], facts: Facts) -> dict[str, Any]:
-        return {**fields, "label": facts["labels"][0]}
-
-    def predict(
-        self,
-        model: nn.Module,
-        batch: dict[str, Tensor],
-        *,
-        processor: Any,
-        facts: Facts,
-        longest: int | None,
-    ) -> list[dict[str, Any]]:
-        """The likeliest label, and the probability of each."""
-        return likely(_logits(model, batch), facts["labels"])
-
-    def counts(self, outcomes: list[Outcome], facts: Facts) -> ndarray:
-        """For each class: guessed right, guessed, true."""
-        return counts_of(outcomes, facts["labels"])
-
-    def value_of(self, sums: ndarray) -> ndarray:
-        return macro_f1_of(sums)
-
-
-def _logits(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-    """Class scores (B, C) in fp32."""
-    inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
-    logits: Tensor = model(**inputs).logits
-    return logits.float()

@@ -14,25 +14,14 @@ from pydantic import Field
 from dtl.config.record import Record
 from dtl.data.encoded import Encoded, Skip
 from dtl.data.image import picture_fault, picture_of
-from dtl.data.labels import (
-    counts_of,
-    guesses,
-    head_for,
-    label_fault,
-    labels_of,
-    likely,
-    macro_f1_of,
-    place_of,
-    scores_of,
-)
+from dtl.data.labels import label_fault, labels_of, place_of
 from dtl.data.source import Row
 from dtl.errors import DtlError, Fault
-from dtl.tasks import Facts, Outcome, Task
+from dtl.tasks import Classification, Facts
 
 if TYPE_CHECKING:
-    from numpy import ndarray
     from numpy.random import Generator
-    from torch import Tensor, nn
+    from torch import Tensor
 
 PLACES_TRIED = 10  # for a part of a picture, before the whole is taken
 DUMMIES = ((64, 96, 3), (96, 64, 3))  # pictures that tell which sizes a processor makes
@@ -58,12 +47,11 @@ class Options(Record):
     )
 
 
-class Plugin(Task):
+class Plugin(Classification):
     """Single-label classification; each picture is one target. Only training varies pictures."""
 
     head = "AutoModelForImageClassification"
     reads = "`image` and `label`"
-    best = "macro_f1"
     reads_by = "images"
     media = "image"
     options: Options
@@ -95,9 +83,6 @@ class Plugin(Task):
                 "preprocessor_config.json",
             )
         return processor, {**facts, "size": [int(side) for side in wide]}
-
-    def head_settings(self, facts: Facts) -> dict[str, Any]:
-        return head_for(facts["labels"])
 
     def encoder(self, processor: Any, facts: Facts, base: Any) -> Callable[[Row], Encoded | Skip]:
         places = {label: place for place, label in enumerate(facts["labels"])}
@@ -135,42 +120,6 @@ class Plugin(Task):
         labels = torch.tensor([int(example["labels"]) for example in examples])
         return {"pixel_values": torch.from_numpy(pixels), "labels": labels}
 
-    def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-        from torch.nn.functional import cross_entropy
-
-        return cross_entropy(_logits(model, batch), batch["labels"], reduction="sum")
-
-    def outcomes(
-        self, model: nn.Module, batch: dict[str, Tensor], *, processor: Any
-    ) -> list[Outcome]:
-        return guesses(_logits(model, batch), batch["labels"])
-
-    def score(self, outcomes: list[Outcome], facts: Facts) -> dict[str, float]:
-        """Accuracy, macro-F1, top-5 and the confusion counts."""
-        return scores_of(outcomes, facts["labels"])
-
-    def answered(self, fields: dict[str, Any], facts: Facts) -> dict[str, Any]:
-        return {**fields, "label": facts["labels"][0]}
-
-    def predict(
-        self,
-        model: nn.Module,
-        batch: dict[str, Tensor],
-        *,
-        processor: Any,
-        facts: Facts,
-        longest: int | None,
-    ) -> list[dict[str, Any]]:
-        """The likeliest label, and the probability of each."""
-        return likely(_logits(model, batch), facts["labels"])
-
-    def counts(self, outcomes: list[Outcome], facts: Facts) -> ndarray:
-        """For each class: guessed right, guessed, true."""
-        return counts_of(outcomes, facts["labels"])
-
-    def value_of(self, sums: ndarray) -> ndarray:
-        return macro_f1_of(sums)
-
 
 def _by(size: tuple[int, ...]) -> str:
     return " x ".join(str(side) for side in size)
@@ -196,9 +145,3 @@ def _part(picture_HW3: np.ndarray, *, smallest: float, draw: Generator) -> np.nd
             top, left = draw.integers(height - high + 1), draw.integers(width - wide + 1)
             return picture_HW3[top : top + high, left : left + wide]
     return picture_HW3
-
-
-def _logits(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-    """Class scores (B, C) in fp32."""
-    logits: Tensor = model(pixel_values=batch["pixel_values"]).logits
-    return logits.float()

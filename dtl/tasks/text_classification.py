@@ -11,25 +11,13 @@ from pydantic import Field
 
 from dtl.config.record import Record
 from dtl.data.encoded import Encoded, Skip
-from dtl.data.labels import (
-    counts_of,
-    guesses,
-    head_for,
-    label_fault,
-    label_of,
-    labels_of,
-    likely,
-    macro_f1_of,
-    place_of,
-    scores_of,
-)
+from dtl.data.labels import label_fault, label_of, labels_of, place_of
 from dtl.data.source import Row
 from dtl.errors import Fault
-from dtl.tasks import Facts, Lesson, Outcome, Task, mask, not_text, pad, room, text_of
+from dtl.tasks import Classification, Facts, Lesson, mask, not_text, pad, room, text_of
 
 if TYPE_CHECKING:
-    from numpy import ndarray
-    from torch import Tensor, nn
+    from torch import Tensor
 
 TEXTS = ("text", "text_pair")
 
@@ -43,12 +31,11 @@ class Options(Record):
     )
 
 
-class Plugin(Task):
+class Plugin(Classification):
     """Single-label classification; each example is one target."""
 
     head = "AutoModelForSequenceClassification"
     reads = "`text` (and `text_pair`) and `label`"
-    best = "macro_f1"
     limits: ClassVar = {"max_length": ("input_ids",)}
     options: Options
 
@@ -62,9 +49,6 @@ class Plugin(Task):
     def survey(self, rows: Iterable[Row], base: Any) -> Facts:
         """The labels, and whether the base already has a head for exactly these."""
         return {"labels": labels_of(rows, base, self.options.labels)}
-
-    def head_settings(self, facts: Facts) -> dict[str, Any]:
-        return head_for(facts["labels"])
 
     def encoder(self, processor: Any, facts: Facts, base: Any) -> Callable[[Row], Encoded | Skip]:
         places = {label: place for place, label in enumerate(facts["labels"])}
@@ -95,49 +79,6 @@ class Plugin(Task):
         if "token_type_ids" in examples[0]:
             batch["token_type_ids"] = pad([row["token_type_ids"] for row in examples], value=0)
         return {**batch, "labels": torch.tensor([int(row["labels"]) for row in examples])}
-
-    def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-        from torch.nn.functional import cross_entropy
-
-        return cross_entropy(_logits(model, batch), batch["labels"], reduction="sum")
-
-    def outcomes(
-        self, model: nn.Module, batch: dict[str, Tensor], *, processor: Any
-    ) -> list[Outcome]:
-        return guesses(_logits(model, batch), batch["labels"])
-
-    def score(self, outcomes: list[Outcome], facts: Facts) -> dict[str, float]:
-        """Accuracy, macro-F1 over the labels that occur, and the confusion counts."""
-        return scores_of(outcomes, facts["labels"])
-
-    def answered(self, fields: dict[str, Any], facts: Facts) -> dict[str, Any]:
-        return {**fields, "label": facts["labels"][0]}
-
-    def predict(
-        self,
-        model: nn.Module,
-        batch: dict[str, Tensor],
-        *,
-        processor: Any,
-        facts: Facts,
-        longest: int | None,
-    ) -> list[dict[str, Any]]:
-        """The likeliest label, and the probability of each."""
-        return likely(_logits(model, batch), facts["labels"])
-
-    def counts(self, outcomes: list[Outcome], facts: Facts) -> ndarray:
-        """For each class: guessed right, guessed, true."""
-        return counts_of(outcomes, facts["labels"])
-
-    def value_of(self, sums: ndarray) -> ndarray:
-        return macro_f1_of(sums)
-
-
-def _logits(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-    """Class scores (B, C) in fp32."""
-    inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
-    logits: Tensor = model(**inputs).logits
-    return logits.float()
 
 
 def _text_fault(row: Row) -> Fault | None:
