@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import uuid
-from collections.abc import Iterable, Iterator
-from dataclasses import astuple, dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import astuple, dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from dtl.models.load import load_processor, load_settings, locate
 from dtl.models.trust import refuse_pickled_weights
 from dtl.tasks import Facts
 
+MIX_SEED = 20_000_017  # of which rows of a source are read once more, or at all
 HELD_OUT_SEED = 20_000_003  # of the split, so that train.seed does not change who is held out
 NOTE_FORMAT = 1  # of what is noted of a pass over the rows
 SKIPPED_SHOWN = 3
@@ -36,13 +38,15 @@ class Examples:
     facts: Facts
     processor: Any
     settings: Any  # the base model's config
-    sources: tuple[ReadSource, ...]
+    sources: tuple[ReadSource, ...]  # data.train, and data.eval
+    mixed: tuple[ReadSource, ...]  # what is learnt beside
+    rows: tuple[tuple[str, Iterable[Row], EncodedData], ...]  # with the key that names them
     base: str  # the fingerprint of the base model
 
     @property
     def data(self) -> dict[str, Any]:
         """What a run notes of what it began with."""
-        skipped = sum(len(source.bad) for source in self.sources)
+        skipped = sum(len(source.bad) for source in (*self.sources, *self.mixed))
         return {
             "key": self.train.key,
             "examples": len(self.train),
@@ -52,7 +56,7 @@ class Examples:
 
     def lines(self) -> list[str]:
         """What became of all rows, in words."""
-        lines = [source.line() for source in self.sources if source.bad]
+        lines = [source.line() for source in (*self.sources, *self.mixed) if source.bad]
         lines.append(self.train.census.line("train"))
         if self.held_out is not None:
             lines.append(self.held_out.census.line("held out"))
@@ -60,15 +64,14 @@ class Examples:
 
     def skipped_rows(self) -> Iterator[dict[str, str]]:
         """Every row that was read and is no example: where it stands, and why."""
-        parts = [self.train] if self.held_out is None else [self.train, self.held_out]
-        for number, source in enumerate(self.sources):
+        for source in (*self.sources, *self.mixed):
             for fault in source.bad:
-                yield _skipped(source, fault.place, fault.problem)
-            of_source = parts if len(self.sources) == 1 else parts[number : number + 1]
-            reasons = {row: why for part in of_source for row, why in part.left_out.items()}
-            for row in source.rows if reasons else ():
+                yield _skipped(source.place, fault.place, fault.problem)
+        for place, rows, data in self.rows:
+            reasons = data.left_out
+            for row in rows if reasons else ():
                 if row.index in reasons:
-                    yield _skipped(source, row.place, reasons[row.index])
+                    yield _skipped(place, row.place, reasons[row.index])
 
 
 @dataclass(frozen=True)
@@ -100,8 +103,8 @@ def prepare(
     where = locate(config.model)  # what needs no model is found out first: it takes no time
     if parts.strategy.starts_from != "random":
         refuse_pickled_weights(where)
-    sources = _sources(config, parts, check)
-    train, held_out = split(config, sources)
+    sources, mixed = _sources(config, parts, check)
+    train, held_out = split(config, sources, mixed)
     if held_out is not None and config.task.group_by is not None:
         _refuse_absent(held_out, config.task.group_by)
     settings = load_settings(config.model)
@@ -110,7 +113,9 @@ def prepare(
     encoder = parts.task.encoder(processor, facts, settings)
     tokenizing = _fingerprint(processor)  # once: a tokenizer keeps how it was last asked to cut
 
-    def encoded(rows: Rows | Part, place: str, group_by: str | None = None) -> EncodedData:
+    def encoded(
+        rows: Rows | Part | Mixture, place: str, group_by: str | None = None
+    ) -> EncodedData:
         key = cache_key(
             rows=rows.fingerprint + ("/checked" if check else ""),
             processor=tokenizing,
@@ -123,22 +128,33 @@ def prepare(
             return wait_for(key)
         return encode(rows, encoder, key=key, place=place, group_by=group_by)
 
+    learnt = encoded(train, "data.train")
+    read: list[tuple[str, Iterable[Row], EncodedData]] = [("data.train", train, learnt)]
+    scored = None
+    if held_out is not None:
+        scored = encoded(held_out, "data.eval", config.task.group_by)
+        read.append(("data.eval" if config.data.eval else "data.train", held_out, scored))
     return Examples(
-        train=encoded(train, "data.train"),
-        held_out=encoded(held_out, "data.eval", config.task.group_by) if held_out else None,
+        train=learnt,
+        held_out=scored,
         facts=facts,
         processor=processor,
         settings=settings,
         sources=sources,
+        mixed=mixed,
+        rows=tuple(read),
         base=fingerprint(config.model),
     )
 
 
-def _sources(config: RunConfig, parts: Parts, check: Check | None) -> tuple[ReadSource, ...]:
-    """The sources that the config names, each read through once before a library is loaded, which
-    takes seconds; faults of all first rows come first."""
+def _sources(
+    config: RunConfig, parts: Parts, check: Check | None
+) -> tuple[tuple[ReadSource, ...], tuple[ReadSource, ...]]:
+    """The sources that the config names, and those that it mixes in, each read through once before
+    a library is loaded, which takes seconds; faults of all first rows come first."""
     data = config.data
     named = {"data.train": data.train, "data.eval": data.eval}
+    named |= {f"data.mix[{number}]": source for number, source in enumerate(data.mix)}
     opened = {
         place: open_rows(
             source,
@@ -152,10 +168,12 @@ def _sources(config: RunConfig, parts: Parts, check: Check | None) -> tuple[Read
         if source is not None
     }
     read = (rows.read_through() if check else _noted(rows, config) for rows in opened.values())
-    return tuple(
+    accepted = [
         _accepted(place, rows, reading, config.data)
         for (place, rows), reading in zip(opened.items(), read, strict=True)
-    )
+    ]
+    main = len(accepted) - len(data.mix)
+    return tuple(accepted[:main]), tuple(accepted[main:])
 
 
 def _noted(rows: Rows, config: RunConfig) -> Reading:
@@ -218,23 +236,40 @@ def _first(bad: tuple[Fault, ...]) -> str:
     return ", ".join([*told, "..."] if len(bad) > len(told) else told)
 
 
-def _skipped(source: ReadSource, place: str, reason: str) -> dict[str, str]:
-    return {"source": source.place, "place": place, "reason": reason}
+def _skipped(source: str, place: str, reason: str) -> dict[str, str]:
+    return {"source": source, "place": place, "reason": reason}
 
 
 def split(
+    config: RunConfig, sources: tuple[ReadSource, ...], mixed: tuple[ReadSource, ...]
+) -> tuple[Rows | Part | Mixture, Rows | Part | None]:
+    """The rows to learn from and those to score on, which are none of those mixed in."""
+    train, held_out = _split(config, sources)
+    data = config.data
+    if not mixed and data.train.weight == 1:
+        return train, held_out
+    weights = (source.weight for source in (data.train, *data.mix))
+    rows = (train, *(source.rows for source in mixed))
+    return Mixture(tuple(zip(rows, weights, strict=True))), held_out
+
+
+def _split(
     config: RunConfig, sources: tuple[ReadSource, ...]
 ) -> tuple[Rows | Part, Rows | Part | None]:
-    """The rows to learn from and those to score on."""
     train = sources[0]
     if len(sources) > 1:
         return train.rows, sources[1].rows
     if config.data.holdout is None:
         return train.rows, None
-    total = train.good
-    shuffled = order(total, seed=HELD_OUT_SEED, epoch=0, global_batch=max(1, total))[0]
-    chosen = frozenset(shuffled[: max(1, round(total * config.data.holdout))].tolist())
+    chosen = _drawn(range(train.good), config.data.holdout, seed=HELD_OUT_SEED)
     return Part(train.rows, chosen, inside=False), Part(train.rows, chosen, inside=True)
+
+
+def _drawn(numbers: Sequence[int], share: float, *, seed: int) -> frozenset[int]:
+    """So large a share of the numbers, one at least."""
+    total = len(numbers)
+    shuffled = order(total, seed=seed, epoch=0, global_batch=max(1, total))[0]
+    return frozenset(numbers[place] for place in shuffled[: max(1, round(total * share))].tolist())
 
 
 @dataclass(frozen=True)
@@ -252,6 +287,32 @@ class Part:
 
     def __iter__(self) -> Iterator[Row]:
         return (row for row in self.rows if (row.index in self.chosen) == self.inside)
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Rows of several sources, each as often as its weight says, numbered as they come. Once they
+    are encoded, an epoch is an epoch: every example of the mixture exactly once."""
+
+    weighted: tuple[tuple[Rows | Part, float], ...]
+
+    @property
+    def fingerprint(self) -> str:
+        parts = [[rows.fingerprint, weight] for rows, weight in self.weighted]
+        return f"mixture/{hashlib.sha256(json.dumps(parts).encode()).hexdigest()}"
+
+    def __iter__(self) -> Iterator[Row]:
+        each = (_repeated(rows, weight) for rows, weight in self.weighted)
+        return (replace(row, index=n) for n, row in enumerate(chain.from_iterable(each)))
+
+
+def _repeated(rows: Rows | Part, weight: float) -> Iterator[Row]:
+    whole, share = divmod(weight, 1)
+    for _ in range(int(whole)):
+        yield from rows
+    if share:
+        chosen = _drawn([row.index for row in rows], share, seed=MIX_SEED)
+        yield from (row for row in rows if row.index in chosen)
 
 
 def _fingerprint(processor: Any) -> str:

@@ -111,6 +111,11 @@ class Source(Record):
     name: str | None = Field(default=None, description="configuration of a hub data set")
     split: str | None = Field(default=None, description="split of a hub data set, such as train")
     limit: int | None = Field(default=None, ge=1, description="examples to read; left out: all")
+    weight: float = Field(
+        default=1.0,
+        gt=0,
+        description="how often an epoch reads each training row: 2 is twice, 0.5 half of the rows",
+    )
 
     _path_is_no_address = field_validator("path")(no_address)
 
@@ -124,6 +129,9 @@ class Data(Record):
     """The examples to learn from and to be scored on."""
 
     train: Source = Field(description="examples to learn from")
+    mix: tuple[Source, ...] = Field(
+        default=(), description="further sources to learn from, each with its weight"
+    )
     eval: Source | None = Field(default=None, description="held-out examples to score on")
     columns: dict[str, str] = Field(
         default_factory=dict, description="dtl's name of a column -> its name in the data"
@@ -145,6 +153,21 @@ class Data(Record):
         le=1,
         description="share of the rows of a source that may be skipped; more stop the run",
     )
+
+    @model_validator(mode="after")
+    def _scored_as_it_is(self) -> Self:
+        if self.eval is not None and self.eval.weight != 1:
+            refuse(
+                [
+                    ConfigFault(
+                        "eval",
+                        "weight",
+                        problem="every held-out row is scored once",
+                        mend="remove data.eval.weight",
+                    )
+                ]
+            )
+        return self
 
     @model_validator(mode="after")
     def _held_out_once(self) -> Self:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from dtl.config.schema import RunConfig
+from dtl.config.schema import RunConfig, Source
 from dtl.plan import Plan
 from dtl.units import format_count
 
@@ -57,7 +57,7 @@ def model_card(
         ("task", config.task.name),
         ("strategy", json.dumps(config.strategy.model_dump(mode="json"))),
         ("learning parameters", format_count(plan.parameters.learning)),
-        ("trained on", config.data.train.path),
+        ("trained on", ", ".join(map(_named, (config.data.train, *config.data.mix)))),
         ("scored on", held_out if scores else "nothing"),
         ("steps", f"{plan.steps} of {config.train.global_batch} examples"),
         ("learning rate", f"{plan.learning_rate:g}, {config.optim.schedule}"),
@@ -81,6 +81,10 @@ def _labelled(labels: list[str] | None) -> dict[str, Any]:
     if not labels:
         return {}
     return {"id2label": dict(enumerate(labels)), "ignore_mismatched_sizes": True}
+
+
+def _named(source: Source) -> str:
+    return source.path if source.weight == 1 else f"{source.path} x {source.weight:g}"
 
 
 def _loading(
