@@ -101,7 +101,7 @@ def prepare(
     Raises DtlError for rows at fault, each with its place.
     """
     where = locate(config.model)  # what needs no model is found out first: it takes no time
-    if parts.strategy.starts_from != "random":
+    if not parts.from_random:
         refuse_pickled_weights(where)
     sources, mixed = _sources(config, parts, check)
     train, held_out = split(config, sources, mixed)

@@ -6,12 +6,14 @@ import re
 from collections.abc import Iterable
 from math import ceil
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
+    Discriminator,
     Field,
     SerializationInfo,
     SerializeAsAny,
+    Tag,
     field_validator,
     model_serializer,
     model_validator,
@@ -245,6 +247,53 @@ class StrategyChoice(Choice):
     folder = "strategies"
 
 
+class Phase(Choice):
+    """What learns in one part of a run that goes on from part to part."""
+
+    folder = "strategies"
+
+    length: float | None = Field(
+        default=None,
+        gt=0,
+        description="how long the phase is: below 1 a share of all steps, else steps; left out: an "
+        "equal part of what is left",
+    )
+    learning_rate: float | None = Field(
+        default=None,
+        gt=0,
+        description="highest learning rate of the phase; left out: optim.learning_rate, or what is "
+        "usual for the strategy",
+    )
+
+    @field_validator("length")
+    @classmethod
+    def _in_whole_steps(cls, length: float | None) -> float | None:
+        return length if length is None else _share_or_steps(length)
+
+
+def _one_or_several(value: Any) -> str:
+    return "phases" if isinstance(value, list | tuple) else "one"
+
+
+Strategies = Annotated[
+    Annotated[StrategyChoice, Tag("one")] | Annotated[tuple[Phase, ...], Tag("phases")],
+    Discriminator(_one_or_several),
+]
+
+
+def _share_or_steps(value: float) -> float:
+    if value >= 1 and value != int(value):
+        refuse(
+            [
+                ConfigFault(
+                    problem=f"{value} is neither a share nor a number of steps",
+                    mend="write a share below 1, such as 0.03, or whole steps, such as 100",
+                )
+            ]
+        )
+    return value
+
+
 class Optim(Record):
     """How the learning parameters are updated."""
 
@@ -288,16 +337,7 @@ class Optim(Record):
     @field_validator("warmup")
     @classmethod
     def _warmup_in_whole_steps(cls, warmup: float) -> float:
-        if warmup >= 1 and warmup != int(warmup):
-            refuse(
-                [
-                    ConfigFault(
-                        problem=f"{warmup} is neither a share nor a number of steps",
-                        mend="write a share below 1, such as 0.03, or whole steps, such as 100",
-                    )
-                ]
-            )
-        return warmup
+        return _share_or_steps(warmup)
 
 
 class Spike(Record):
@@ -446,8 +486,9 @@ class RunConfig(Record):
         description="what is learnt: a name, or a mapping with name and options"
     )
     data: Data = Field(description="the examples")
-    strategy: StrategyChoice = Field(
-        description="which parameters learn: a name, or a mapping with name and options"
+    strategy: Strategies = Field(
+        description="which parameters learn: a name, a mapping with name and options, or a list of "
+        "these: phases, one after the other"
     )
     optim: Optim = Field(default_factory=Optim, description="how parameters are updated")
     train: Train = Field(description="how long and in what bites")
@@ -455,8 +496,35 @@ class RunConfig(Record):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
-        refuse([*self._batch_faults(), *self._evaluation_faults(), *self._optimizer_faults()])
+        refuse(
+            [
+                *self._phase_faults(),
+                *self._batch_faults(),
+                *self._evaluation_faults(),
+                *self._optimizer_faults(),
+            ]
+        )
         return self
+
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        """The strategies, one after the other; mostly there is one."""
+        if isinstance(self.strategy, tuple):
+            return self.strategy
+        return (Phase(name=self.strategy.name, options=self.strategy.options),)
+
+    def _phase_faults(self) -> Iterable[ConfigFault]:
+        if not self.phases:
+            yield ConfigFault(
+                "strategy", problem="the list is empty", mend="name the strategy of each phase"
+            )
+        shares = sum(phase.length for phase in self.phases if phase.length and phase.length < 1)
+        if shares > 1:
+            yield ConfigFault(
+                "strategy",
+                problem=f"the lengths of the phases make {shares:g} of the run",
+                mend="give shares whose sum is 1, or leave lengths out",
+            )
 
     def _batch_faults(self) -> Iterable[ConfigFault]:
         """A process without examples in every step is a mistake, not a layout."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import nn
@@ -23,6 +23,13 @@ def batch_norms(model: nn.Module) -> list[nn.Module]:
         for module in model.modules()
         if isinstance(getattr(module, "running_mean", None), torch.Tensor)
     ]
+
+
+def adapted_layers(model: nn.Module) -> list[Any]:
+    """Layers that PEFT has put an adapter beside."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
 
 
 def convolutions(model: nn.Module) -> list[nn.Parameter]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -72,13 +73,24 @@ class Chosen:
 
 
 @dataclass(frozen=True)
+class PhasePlan:
+    """The part of a run in which one strategy learns: after step `before`, to step `last`."""
+
+    strategy: str
+    before: int
+    last: int
+    learning_rate: float  # the highest
+    parameters: Parameters
+
+
+@dataclass(frozen=True)
 class Plan:
     """Everything that the worker needs beside the config."""
 
     layout: Layout
-    parameters: Parameters
+    parameters: Parameters  # of the phase in which most learns
     model_state: dict[str, int]  # bytes on one rank: weights, gradients, optimizer
-    learning_rate: float
+    phases: tuple[PhasePlan, ...]
     steps: int
     steps_per_epoch: int
     deepspeed: dict[str, Any] | None
@@ -87,6 +99,11 @@ class Plan:
     @property
     def model_state_bytes(self) -> int:
         return sum(self.model_state.values())
+
+    def phase_after(self, step: int) -> int:
+        """The number of the phase, from 0, that goes on after so many steps."""
+        ends = [phase.last for phase in self.phases]
+        return min(bisect_right(ends, step), len(ends) - 1)
 
     def lines(self) -> list[str]:
         """The plan as plain text."""
@@ -124,6 +141,10 @@ class Plan:
                 **stored,
                 "layout": Layout(**stored["layout"]),
                 "parameters": Parameters(**stored["parameters"]),
+                "phases": tuple(
+                    PhasePlan(**{**phase, "parameters": Parameters(**phase["parameters"])})
+                    for phase in stored["phases"]
+                ),
                 "choices": tuple(Chosen(**chosen) for chosen in stored["choices"]),
             }
         )

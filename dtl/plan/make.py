@@ -13,11 +13,12 @@ from dtl.config.schema import RunConfig
 from dtl.data.order import accumulation, steps_per_epoch
 from dtl.errors import DtlError
 from dtl.models.load import weightless
-from dtl.plan import Chosen, Hardware, Layout, OuterLaunch, Parameters, Plan
+from dtl.plan import Chosen, Hardware, Layout, OuterLaunch, Parameters, PhasePlan, Plan
 from dtl.plan.deepspeed import deepspeed_config
 from dtl.plan.memory import WIDTH, disk_bytes, model_state
+from dtl.plan.phases import Learning, last_steps, refuse_lost
 from dtl.tasks import Facts
-from dtl.units import format_bytes
+from dtl.units import format_bytes, format_count
 
 ROOM = 0.9  # share of a device's memory that may be planned for
 MICRO_BATCH_CPU = 8
@@ -42,16 +43,17 @@ class _Work:
     settings: Any  # the model's config
 
 
-def count_parameters(config: RunConfig, parts: Parts, facts: Facts) -> Parameters:
-    """Apply the strategy to the weightless model and count what learns."""
+def what_learns(config: RunConfig, parts: Parts, facts: Facts) -> Learning:
+    """Apply the strategy to the weightless model, and look."""
     import torch
 
     loaded = weightless(config.model, head=parts.task.head, changes=parts.task.head_settings(facts))
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the run gives them again, into its log
         model = parts.adapt(loaded)
-    learning = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return Parameters(learning, sum(p.numel() for p in model.parameters()) - learning)
+    learning = {name: p.numel() for name, p in model.named_parameters() if p.requires_grad}
+    moving, every = sum(learning.values()), sum(p.numel() for p in model.parameters())
+    return Learning(frozenset(learning), Parameters(moving, every - moving))
 
 
 def make_plan(
@@ -71,7 +73,13 @@ def make_plan(
     `disk_free`: bytes left where the run folder will be; None: not looked at.
     """
     log = _Log()
-    work = _Work(count_parameters(config, parts, facts), longest, parts.task.length_unit, settings)
+    learning = [
+        what_learns(config, parts.in_phase(number), facts)
+        for number in range(len(parts.strategies))
+    ]
+    refuse_lost(parts.strategies, learning)
+    most = max((phase.parameters for phase in learning), key=lambda counts: counts.learning)
+    work = _Work(most, longest, parts.task.length_unit, settings)
     nodes, processes = _processes(config, hardware, outer, log)
     dtype = _dtype(config, hardware, log)
     zero, offload = _zero(config, work, hardware, nodes * processes, dtype, outer, log)
@@ -99,23 +107,40 @@ def make_plan(
     per_epoch = steps_per_epoch(examples, global_batch=config.train.global_batch)
     steps = config.train.steps or max(1, round((config.train.epochs or 0) * per_epoch))
     log.note("steps", steps, f"{per_epoch} an epoch of {examples} examples")
-    rate = config.optim.learning_rate or parts.strategy.learning_rate
-    whose = (
-        "optim.learning_rate" if config.optim.learning_rate else f"usual for {config.strategy.name}"
-    )
-    log.note("learning rate", f"{rate:g}", f"{whose}; {config.optim.schedule} schedule")
+    phases = _phases(config, parts, learning, steps, log)
     if disk_free is not None:
         _disk(config, parts, work.counts, dtype, disk_free, log)
     return Plan(
         layout=layout,
         parameters=work.counts,
         model_state=state,
-        learning_rate=rate,
+        phases=phases,
         steps=steps,
         steps_per_epoch=per_epoch,
         deepspeed=deepspeed_config(layout, gradient_clip=config.optim.gradient_clip),
         choices=tuple(log.chosen),
     )
+
+
+def _phases(
+    config: RunConfig, parts: Parts, learning: list[Learning], steps: int, log: _Log
+) -> tuple[PhasePlan, ...]:
+    """Steps and learning rate of each phase."""
+    ends = last_steps(config.phases, steps=steps)
+    made: list[PhasePlan] = []
+    for phase, strategy, learns, last in zip(
+        config.phases, parts.strategies, learning, ends, strict=True
+    ):
+        before, asked = made[-1].last if made else 0, phase.learning_rate
+        rate = asked or config.optim.learning_rate or strategy.learning_rate
+        whose = "optim.learning_rate" if config.optim.learning_rate else f"usual for {phase.name}"
+        reason = f"{'of the phase' if asked else whose}; {config.optim.schedule} schedule"
+        if len(ends) > 1:
+            count = format_count(learns.parameters.learning)
+            log.note(f"phase {len(made) + 1}", phase.name, f"to step {last}, {count} learning")
+        log.note("learning rate", f"{rate:g}", reason)
+        made.append(PhasePlan(phase.name, before, last, rate, learns.parameters))
+    return tuple(made)
 
 
 def _disk(

@@ -49,18 +49,22 @@ def model_card(
     front = {
         "base_model": config.model.path,
         "library_name": "peft" if kind == "adapter" else "transformers",
-        "tags": ["dtl", config.task.name, config.strategy.name],
+        "tags": ["dtl", config.task.name, *dict.fromkeys(phase.name for phase in config.phases)],
     }
     held_out = config.data.eval.path if config.data.eval else f"{config.data.holdout} of the rows"
     rows = [
         ("base", f"{config.model.path} (revision {config.model.revision or 'as found'})"),
         ("task", config.task.name),
-        ("strategy", json.dumps(config.strategy.model_dump(mode="json"))),
+        ("strategy", json.dumps(config.model_dump(mode="json")["strategy"])),
         ("learning parameters", format_count(plan.parameters.learning)),
         ("trained on", ", ".join(map(_named, (config.data.train, *config.data.mix)))),
         ("scored on", held_out if scores else "nothing"),
         ("steps", f"{plan.steps} of {config.train.global_batch} examples"),
-        ("learning rate", f"{plan.learning_rate:g}, {config.optim.schedule}"),
+        (
+            "learning rate",
+            f"{', then '.join(f'{phase.learning_rate:g}' for phase in plan.phases)}, "
+            f"{config.optim.schedule}",
+        ),
         ("layout", f"{plan.layout.ranks} ranks, ZeRO {plan.layout.zero}, {plan.layout.dtype}"),
     ]
     lines = ["---", *(f"{key}: {json.dumps(value)}" for key, value in front.items()), "---", ""]

@@ -213,7 +213,7 @@ def test_what_is_asked_for_is_taken(decoder):
     assert (layout.zero, layout.offload, layout.dtype) == (3, "optimizer", "bf16")
     assert (layout.micro_batch, layout.accumulation) == (2, 2)
     assert layout.activation_checkpointing
-    assert made.learning_rate == 0.5
+    assert made.phases[0].learning_rate == 0.5
 
 
 def test_an_outer_launcher_wins(decoder):
@@ -298,7 +298,7 @@ def test_steps_count_batches_of_16(decoder, train, examples, steps, an_epoch):
 )
 def test_the_learning_rate_is_the_usual_one_of_the_strategy(decoder, strategy, rate):
     made = plan(configure(decoder, strategy=strategy))
-    assert made.learning_rate == rate
+    assert made.phases[0].learning_rate == rate
     assert strategy in reason(made, "learning rate")
 
 
