@@ -139,9 +139,7 @@ class _Job:
             except SpikeFound as spike:
                 self.slowly(f"going back from step {spike.step}")
                 options = self.config.train
-                self.reopen(
-                    go_back(spike, options, self.folder, self.store, self.engine, self.log)
-                )
+                self.reopen(go_back(spike, options, self.folder, self.store, self.engine, self.log))
 
     def reopen(self, saved: Path) -> None:
         """Go on from a checkpoint, perhaps in another phase."""

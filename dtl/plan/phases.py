@@ -31,7 +31,7 @@ def last_steps(phases: Sequence[Phase], *, steps: int) -> list[int]:
     if open_ended == 0 and abs(left) < len(given) and all(_is_share(phase) for phase in phases):
         given[-1] = (given[-1] or 0) + left  # what rounding has left
         left = 0
-    if left < open_ended or (open_ended == 0 and left > 0) or not all(given[:0:-1]):
+    if left < open_ended or (open_ended == 0 and left > 0) or 0 in given:
         raise DtlError.of(
             "strategy",
             f"the lengths of its phases take {steps - left} of the {steps} steps of the run"

@@ -19,6 +19,8 @@ from tests.distributed.matrix import (
     JUMP,
     JUMP_BACK,
     MOVES,
+    PHASED_STAGES,
+    PHASES,
     RATE,
     STAGES,
     STEPS,
@@ -92,7 +94,14 @@ def bed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     launching.run_jobs(1, alone + _interrupted(1), cwd=folder)
     pair = [_job(2, *case) for case in _cases()] + _labelled(2) + _scored(2) + _text_tasks(2)
     pair += (
-        _exported() + _moved_to(2) + _stayed() + _poisoned() + _varied() + _jumped() + _stopped()
+        _phased()
+        + _exported()
+        + _moved_to(2)
+        + _stayed()
+        + _poisoned()
+        + _varied()
+        + _jumped()
+        + _stopped()
     )
     launching.run_jobs(2, pair + _interrupted(2), cwd=folder)
     launching.run_jobs(3, _scored(3) + _moved_to(3) + _interrupted(3), cwd=folder)
@@ -180,11 +189,32 @@ def _stayed() -> list[dict[str, Any]]:
         stayed += [{**once, "stop_after": STEPS // 2}, once]
         whole = {"config": "config.yaml", "overrides": [*overrides, f"run.name=whole-{zero}"]}
         stayed.append(whole)
-    eight_bit = ["strategy=full", "layout.zero=0", "optim.name=adamw_8bit"]
-    for name, stops in (("stayed", ({"stop_after": STEPS // 2}, {})), ("whole", ({},))):
-        overrides = [*eight_bit, f"run.name={name}-8bit"]
-        stayed += [{"config": "config.yaml", "overrides": overrides, **stop} for stop in stops]
+    others = {"8bit": ["layout.zero=0", "optim.name=adamw_8bit"]}
+    others |= {f"half-{zero}": [f"layout.zero={zero}", "model.dtype=bf16"] for zero in STAGES}
+    for kind, more in others.items():
+        for name, stops in (("stayed", ({"stop_after": STEPS // 2}, {})), ("whole", ({},))):
+            overrides = ["strategy=full", *more, f"run.name={name}-{kind}"]
+            stayed += [{"config": "config.yaml", "overrides": overrides, **stop} for stop in stops]
     return stayed
+
+
+def _phased() -> list[dict[str, Any]]:
+    """One strategy after another; undisturbed, and stopped within the last phase and resumed."""
+    jobs = []
+    for name, phases in PHASES.items():
+        of_each = {"lora": ", rank: 4, alpha: 8"}
+        listed = [f"{{name: {s}, length: {n}{of_each.get(s, '')}}}" for s, n in phases]
+        for zero in PHASED_STAGES:
+            overrides = [
+                f"strategy=[{', '.join(listed)}]",
+                f"layout.zero={zero}",
+                "layout.micro_batch=3",
+                "train.keep=1",
+            ]
+            for kind, stops in (("whole", ({},)), ("stayed", ({"stop_after": STEPS - 3}, {}))):
+                named = [*overrides, f"run.name={kind}-{name}-{zero}"]
+                jobs += [{"config": "config.yaml", "overrides": named, **stop} for stop in stops]
+    return jobs
 
 
 def _jumped() -> list[dict[str, Any]]:

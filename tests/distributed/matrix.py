@@ -7,6 +7,13 @@ STEPS, BATCH, RATE, CLIP = 20, 12, 0.01, 0.2  # 53 rows: the last batch of an ep
 HELD_OUT = 101
 MOVES = ((1, 2), (2, 3), (3, 1))  # ranks on which a run is stopped, and goes on
 JUMP, JUMP_BACK = 31, 6  # the step whose loss jumps, and how many steps the run goes back
+# Strategies one after the other, with the steps of each.
+PHASES = {
+    "probe-then-full": [("frozen", 6), ("full", 14)],
+    "merge-then-full": [("lora", 8), ("full", 12)],
+    "full-then-probe": [("full", 8), ("frozen", 12)],
+}
+PHASED_STAGES = (0, 2, 3)
 EXPORT_PLACES = ("export, gathering", "export, writing", "export, giving")
 
 EXPORTED = {

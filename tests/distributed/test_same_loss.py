@@ -14,6 +14,8 @@ from tests.distributed.matrix import (
     BATCH,
     CLIP,
     HELD_OUT,
+    PHASED_STAGES,
+    PHASES,
     RATE,
     STAGES,
     STEPS,
@@ -27,8 +29,7 @@ def test_loss_equals_plain_pytorch_on_every_layout(bed: Path, strategy: str) -> 
     losses, norms = reference.losses(
         bed / "base",
         [json.loads(line)["text"] for line in lines],
-        strategy=strategy,
-        steps=STEPS,
+        phases=[(strategy, STEPS)],
         batch=BATCH,
         rate=RATE,
         clip=CLIP,
@@ -43,6 +44,24 @@ def test_loss_equals_plain_pytorch_on_every_layout(bed: Path, strategy: str) -> 
                 found = launching.train_lines(run)
                 assert [line["loss"] for line in found] == pytest.approx(losses, rel=1e-5), run.name
                 assert [line["gradient_norm"] for line in found] == pytest.approx(norms, rel=1e-4)
+
+
+@pytest.mark.parametrize("name", PHASES)
+def test_phases_equal_the_same_phases_in_plain_pytorch(bed: Path, name: str) -> None:
+    lines = (bed / "train.jsonl").read_text().splitlines()
+    losses, norms = reference.losses(
+        bed / "base",
+        [json.loads(line)["text"] for line in lines],
+        phases=PHASES[name],
+        batch=BATCH,
+        rate=RATE,
+        clip=CLIP,
+        longest=64,
+    )
+    for zero in PHASED_STAGES:
+        found = launching.train_lines(bed / "runs" / f"whole-{name}-{zero}")
+        assert [line["loss"] for line in found] == pytest.approx(losses, rel=1e-5), zero
+        assert [line["gradient_norm"] for line in found] == pytest.approx(norms, rel=1e-4)
 
 
 def test_memory_savers_change_no_loss(bed: Path) -> None:
