@@ -13,6 +13,8 @@ from dtl.models.forward_order import in_forward_order
 if TYPE_CHECKING:
     from torch import nn
 
+    Part = nn.Module | nn.Parameter
+
 BETWEEN = 2  # most matrices that a stage has beside its blocks: they bring it to another width
 LAYERS = ("num_hidden_layers", "encoder_layers", "decoder_layers")  # how often a config says
 
@@ -135,37 +137,50 @@ def _matrices(module: nn.Module) -> int:
 def _depth_of(model: nn.Module, blocks: dict[str, str]) -> dict[int, int]:
     """The depth of each parameter, by its id."""
     depth: dict[int, int] = {}
-    names, passed = list(blocks), 0
-    for name, parameters in _in_order(model, "", blocks):
-        if name in blocks:
-            passed += 1
-            place = passed
-        elif passed in (0, len(names)):
-            place = passed and passed + 1
-        else:
-            before, after = blocks[names[passed - 1]], blocks[names[passed]]
-            if before == after:
-                place = passed + 1
-            else:
-                place = 0 if name.startswith(after.rpartition(".")[0] + ".") else passed
-        for parameter in parameters:
+    for part, place in _placed(model, blocks):
+        for parameter in _parameters(part):
             depth[id(parameter)] = min(place, depth.get(id(parameter), place))
     return depth
 
 
-def _in_order(
-    module: nn.Module, name: str, blocks: dict[str, str]
-) -> Iterator[tuple[str, list[nn.Parameter]]]:
-    """Blocks, and single parameters outside of them, in the order of forward."""
+def _placed(model: nn.Module, blocks: dict[str, str]) -> Iterator[tuple[Part, int]]:
+    """Blocks and all that is outside of them, each with its depth."""
+    names, passed = list(blocks), 0
+    for path, part in _in_order(model, "", blocks):
+        if path in blocks:
+            passed += 1
+            yield part, passed
+        elif passed in (0, len(names)):
+            yield part, passed and passed + 1
+        else:
+            before, after = blocks[names[passed - 1]], blocks[names[passed]]
+            if before == after:
+                yield part, passed + 1
+            else:
+                yield part, 0 if path.startswith(after.rpartition(".")[0] + ".") else passed
+
+
+def _in_order(module: nn.Module, name: str, blocks: dict[str, str]) -> Iterator[tuple[str, Part]]:
+    """Blocks, and modules and single parameters that hold none, in the order of forward."""
     for child in in_forward_order(module):
         path = _join(name, child)
         parameter, part = module._parameters.get(child), module._modules.get(child)
         if parameter is not None:
-            yield path, [parameter]
-        elif part is not None and path in blocks:
-            yield path, list(part.parameters())
-        elif part is not None:
+            yield path, parameter
+        elif part is not None and path not in blocks and _any_below(path, blocks):
             yield from _in_order(part, path, blocks)
+        elif part is not None:
+            yield path, part
+
+
+def _any_below(path: str, blocks: dict[str, str]) -> bool:
+    return any(block.startswith(f"{path}.") for block in blocks)
+
+
+def _parameters(part: Part) -> list[nn.Parameter]:
+    from torch import nn
+
+    return list(part.parameters()) if isinstance(part, nn.Module) else [part]
 
 
 def _made_of(module: nn.Module, parameters: set[int], name: str = "") -> Iterator[str]:
@@ -201,6 +216,29 @@ def batch_norms(model: nn.Module) -> list[nn.Module]:
         for module in model.modules()
         if isinstance(getattr(module, "running_mean", None), torch.Tensor)
     ]
+
+
+def train_above(model: nn.Module, depth: int) -> None:
+    """Training mode for what works at this depth or above, evaluation mode for the rest: also for
+    what holds blocks, as it drops out, masks and leaves out layers from the bottom on."""
+    from torch import nn
+
+    model.train(depth == 0)
+    _, inner = _transformers_model(model)
+    for part, place in _placed(inner, _blocks(inner)):
+        if isinstance(part, nn.Module):
+            part.train(place >= depth)
+
+
+def norm_parameters(model: nn.Module) -> frozenset[str]:
+    """Scales and shifts of normalisation layers, whatever their class: one dimension each."""
+    return frozenset(
+        _join(path, name)
+        for path, module in model.named_modules()
+        if "norm" in type(module).__name__.lower()
+        for name, parameter in module.named_parameters(recurse=False)
+        if dimensions(parameter) == 1
+    )
 
 
 def convolutions(model: nn.Module) -> list[nn.Parameter]:
