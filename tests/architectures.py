@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 TEXT = {
@@ -96,6 +96,11 @@ class Architecture:
             "image": lambda: {"pixel_values": torch.randn(2, 3, 16, 16)},
             "large image": lambda: {"pixel_values": torch.randn(2, 3, 64, 64)},
         }[self.shows]()
+
+
+def changed(architecture: Architecture, **settings: Any) -> Architecture:
+    """The same with other settings."""
+    return replace(architecture, settings={**architecture.settings, **settings})
 
 
 def text(name: str, blocks: int = 3, **settings: Any) -> Architecture:

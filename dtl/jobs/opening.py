@@ -104,10 +104,20 @@ def open_model(
         if parameter.requires_grad and not hasattr(parameter, "ds_id"):  # those are so already
             parameter.data = parameter.data.to(dtype)
     if plan.layout.activation_checkpointing:
-        model.gradient_checkpointing_enable(  # type: ignore[operator]
-            gradient_checkpointing_kwargs={"use_reentrant": False}
-        )
+        recompute_activations(model)
     return model
+
+
+def recompute_activations(model: nn.Module) -> None:
+    """Keep nothing inside a block for the backward pass, which computes it again.
+
+    transformers then lets the input have a gradient, which only the reentrant kind needs. It would
+    take the backward pass through all that is frozen below, with the activations kept there.
+    """
+    model.gradient_checkpointing_enable(  # type: ignore[operator]
+        gradient_checkpointing_kwargs={"use_reentrant": False}
+    )
+    model.disable_input_require_grads()  # type: ignore[operator]
 
 
 def restore_moments(saved: Path, engine: Engine, parts: Parts, loader: Loader) -> None:

@@ -96,7 +96,7 @@ class Plugin(Strategy):
         names = {name for name, place in depth.items() if place in learn}
         if options.norms:
             names |= norm_parameters(model)
-        return let_learn(model, names | self._named(list(depth), type(model).__name__) | new)
+        return let_learn(model, names | self._named(model) | new)
 
     def training_mode(self, model: nn.Module) -> None:
         """What is below the lowest part that learns stands still: no dropout, no SpecAugment in
@@ -125,21 +125,25 @@ class Plugin(Strategy):
             )
         return range(first + 1, last + 2)
 
-    def _named(self, every: list[str], model: str) -> set[str]:
-        """What the patterns name. Raises DtlError for those that name nothing."""
-        found = {
-            pattern: {name for name in every if fnmatchcase(name, pattern)}
-            for pattern in self.options.names
+    def _named(self, model: nn.Module) -> set[str]:
+        """What the patterns name. Raises DtlError for those that name nothing of its own."""
+        first = {id(value): name for name, value in model.named_parameters()}
+        every = {
+            name: first[id(value)] for name, value in model.named_parameters(remove_duplicate=False)
         }
-        faults = [
-            Fault(
-                "strategy.names",
-                f"'{pattern}' names no parameter of {model}",
-                near(pattern, every) or f"write whole names, such as {every[0]}, or * for a part",
-            )
-            for pattern, names in found.items()
-            if not names
-        ]
+        found: set[str] = set()
+        faults = []
+        for pattern in self.options.names:
+            named = [name for name in every if fnmatchcase(name, pattern)]
+            found.update(name for name in named if every[name] == name)
+            if not named:
+                problem = f"'{pattern}' names no parameter of {type(model).__name__}"
+                mend = near(pattern, every) or f"write whole names, such as {next(iter(every))}"
+                faults.append(Fault("strategy.names", problem, f"{mend}, or * for a part of them"))
+            elif not found.intersection(named):
+                tied = every[named[0]]
+                problem = f"{named[0]} is tied to {tied}: they are one parameter"
+                faults.append(Fault("strategy.names", problem, f"name {tied}"))
         if faults:
             raise DtlError(*faults)
-        return set().union(*found.values())
+        return found
