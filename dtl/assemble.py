@@ -47,6 +47,13 @@ class Parts:
         model = self.strategy.apply(loaded.model, new=loaded.new - names)
         for parameter in fixed:
             parameter.requires_grad_(False)
+        if not any(parameter.requires_grad for parameter in model.parameters()):
+            raise DtlError.of(
+                "strategy",
+                "nothing learns: the task keeps fixed what it would move in "
+                f"{type(model).__name__}",
+                "let other parts of the model learn as well",
+            )
         return model
 
     def training_mode(self, model: nn.Module) -> None:

@@ -124,10 +124,20 @@ def open_model(
         if not hasattr(by_name[name], "ds_id"):
             by_name[name].data = by_name[name].data.to(DTYPES[layout.dtype])
     if layout.activation_checkpointing:
-        model.gradient_checkpointing_enable(  # type: ignore[operator]
-            gradient_checkpointing_kwargs={"use_reentrant": False}
-        )
+        recompute_activations(model)
     return model
+
+
+def recompute_activations(model: nn.Module) -> None:
+    """Keep nothing inside a block for the backward pass, which computes it again.
+
+    transformers then lets the input have a gradient, which only the reentrant kind needs. It would
+    take the backward pass through all that is frozen below, with the activations kept there.
+    """
+    model.gradient_checkpointing_enable(  # type: ignore[operator]
+        gradient_checkpointing_kwargs={"use_reentrant": False}
+    )
+    model.disable_input_require_grads()  # type: ignore[operator]
 
 
 def goes_over(plan: Plan, parts: Parts, saved: Path) -> bool:

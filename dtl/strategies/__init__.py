@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 if TYPE_CHECKING:
@@ -38,3 +39,10 @@ class Strategy(ABC):
     def merge(self, model: nn.Module) -> nn.Module:
         """The same function as a plain model, without what the strategy added."""
         return model
+
+
+def let_learn(model: nn.Module, names: Collection[str]) -> nn.Module:
+    """The parameters of these names learn, and no others. A tied weight has one name, its first."""
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in names)
+    return model

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from dtl.config.record import Record
 from dtl.errors import DtlError
 from dtl.models.anatomy import head_modules, head_parameters
-from dtl.strategies import Strategy
+from dtl.strategies import Strategy, let_learn
 
 if TYPE_CHECKING:
     from torch import nn
@@ -31,9 +31,7 @@ class Plugin(Strategy):
                 "the input embeddings)",
                 "take strategy lora or full, or a model whose head is not tied",
             )
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(name in learning)
-        return model
+        return let_learn(model, learning)
 
     def training_mode(self, model: nn.Module) -> None:
         """No dropout in the frozen part: its features are the same in every epoch."""

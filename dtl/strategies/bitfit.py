@@ -1,0 +1,44 @@
+"""BitFit: the biases learn, and the head."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from dtl.config.record import Record
+from dtl.errors import DtlError
+from dtl.models.anatomy import head_parameters
+from dtl.strategies import Strategy, let_learn
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class Options(Record):
+    """Options of `strategy: bitfit` (Ben Zaken et al. 2021, arXiv:2106.10199)."""
+
+    head: bool = Field(
+        True,
+        description="Let a head that the base brought learn too, unless it is tied to the input "
+        "embeddings; a new one always does.",
+    )
+
+
+class Plugin(Strategy):
+    """Every bias moves, those of norms too, and the head."""
+
+    learning_rate = 1e-3
+    options: Options
+
+    def apply(self, model: nn.Module, *, new: frozenset[str]) -> nn.Module:
+        heads = head_parameters(model)
+        # Not only `bias`: attention may keep `in_proj_bias` or `q_bias`.
+        biases = {name for name, _ in model.named_parameters() if name.endswith("bias")}
+        if not biases - heads - new:
+            raise DtlError.of(
+                "strategy: bitfit",
+                f"the base of {type(model).__name__} has no biases",
+                "take strategy norm or lora, or a model with biases",
+            )
+        return let_learn(model, biases | new | (heads if self.options.head else frozenset()))
