@@ -82,7 +82,7 @@ class Bench:
 
     @property
     def parts(self) -> Parts:
-        return Parts(self.task, self.strategy)
+        return Parts(self.task, (self.strategy,))
 
     def load(self, *, seed: int = 0) -> Loaded:
         """As the run loads it, up to the strategy."""

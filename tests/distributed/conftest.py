@@ -202,7 +202,7 @@ def _phased() -> list[dict[str, Any]]:
     """One strategy after another; undisturbed, and stopped within the last phase and resumed."""
     jobs = []
     for name, phases in PHASES.items():
-        of_each = {"lora": ", rank: 4, alpha: 8"}
+        of_each = {"lora": ", rank: 4, alpha: 8", "partial": ", top: 1"}
         listed = [f"{{name: {s}, length: {n}{of_each.get(s, '')}}}" for s, n in phases]
         for zero in PHASED_STAGES:
             overrides = [

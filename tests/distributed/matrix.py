@@ -12,6 +12,7 @@ PHASES = {
     "probe-then-full": [("frozen", 6), ("full", 14)],
     "merge-then-full": [("lora", 8), ("full", 12)],
     "full-then-probe": [("full", 8), ("frozen", 12)],
+    "unfreezing": [("frozen", 4), ("partial", 6), ("full", 10)],
 }
 PHASED_STAGES = (0, 2, 3)
 EXPORT_PLACES = ("export, gathering", "export, writing", "export, giving")

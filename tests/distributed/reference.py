@@ -62,4 +62,7 @@ def _adapted(model: Any, strategy: str) -> Any:
         return get_peft_model(model, settings)
     model.requires_grad_(strategy == "full")
     model.lm_head.requires_grad_(True)
+    if strategy == "partial":  # the last block, and what stands above it
+        model.model.layers[-1].requires_grad_(True)
+        model.model.norm.requires_grad_(True)
     return model
