@@ -93,7 +93,13 @@ class _Job:
             checkpoint.restore_weights(saved, engine, model)
         parts.training_mode(model)
         rate, device = plan.learning_rate, plan.layout.device
-        optimizer = optim.make(model, self.config.optim, learning_rate=rate, device=device)
+        optimizer = optim.make(
+            model,
+            self.config.optim,
+            learning_rate=rate,
+            device=device,
+            rate_factor=parts.strategy.rate_factor,
+        )
         self.slowly("laying out the model")
         engine.prepare(model, optimizer)
         self.progress = Progress(digest=self.examples.train.key)

@@ -74,7 +74,8 @@ def make_plan(
     work = _Work(count_parameters(config, parts, facts), longest, parts.task.length_unit, settings)
     nodes, processes = _processes(config, hardware, outer, log)
     dtype = _dtype(config, hardware, log)
-    zero, offload = _zero(config, work, hardware, nodes * processes, dtype, outer, log)
+    highest = parts.strategy.highest_zero
+    zero, offload = _zero(config, work, hardware, nodes * processes, dtype, outer, highest, log)
     state = model_state(
         work.counts,
         zero=zero,
@@ -84,7 +85,7 @@ def make_plan(
         optimizer=config.optim.name,
     )
     room = int(hardware.memory * ROOM) - sum(state.values())
-    checkpointing = _checkpointing(config, work, room, dtype, log)
+    checkpointing = _checkpointing(config, work, room, dtype, parts.strategy.recomputes, log)
     micro = _micro_batch(config, work, room, hardware, nodes * processes, checkpointing, dtype, log)
     turns = accumulation(config.train.global_batch, ranks=nodes * processes, micro_batch=micro)
     log.note(
@@ -203,13 +204,21 @@ def _zero(
     ranks: int,
     dtype: str,
     outer: OuterLaunch | None,
+    highest: int,
     log: _Log,
 ) -> tuple[int, str]:
     if config.optim.name == "adamw_8bit":
         _refuse_8bit(outer)
         log.note("ZeRO stage", 0, "8-bit moments lie in blocks, which ZeRO would cut")
         return 0, "none"
-    stage, offload, reason = _wanted_zero(config, work, hardware, ranks, dtype, outer)
+    stage, offload, reason = _wanted_zero(config, work, hardware, ranks, dtype, outer, highest)
+    if stage > highest:
+        raise DtlError.of(
+            outer.launcher if outer is not None and outer.zero is not None else "layout.zero",
+            f"strategy {config.strategy.name}, as it is set, is right up to ZeRO {highest}, not at "
+            f"{stage}",
+            f"set layout.zero to {highest}",
+        )
     if stage > 0 and hardware.device == "cpu" and not hardware.compiler:
         stage, offload = 0, "none"
         reason = (
@@ -249,6 +258,7 @@ def _wanted_zero(
     ranks: int,
     dtype: str,
     outer: OuterLaunch | None,
+    highest: int,
 ) -> tuple[int, str, str]:
     if outer is not None and outer.zero is not None:
         return outer.zero, outer.offload or "none", f"fixed by {outer.launcher}"
@@ -261,7 +271,11 @@ def _wanted_zero(
         return 0, "none", "plain data parallelism: main memory is shared anyway"
     room = hardware.memory * ROOM * 0.7  # the rest is for activations
     stages = [(0, "none")] if ranks == 1 else [(0, "none"), (2, "none"), (3, "none")]
-    for stage, offload in [*stages, (3, "optimizer")]:
+    stages = [*stages, (3, "optimizer")]
+    if highest < 3:
+        stages = [(stage, offload) for stage, offload in stages if stage <= highest]
+        stages.append((highest, "optimizer"))
+    for stage, offload in stages:
         held = sum(
             model_state(work.counts, zero=stage, ranks=ranks, dtype=dtype, offload=offload).values()
         )
@@ -269,7 +283,7 @@ def _wanted_zero(
             return stage, offload, f"the least sharding that fits: {format_bytes(held)} a rank"
     raise DtlError.of(
         "layout",
-        f"the model state alone takes {format_bytes(held)} a rank at ZeRO 3 with offload, of "
+        f"the model state alone takes {format_bytes(held)} a rank at ZeRO {stage} with offload, of "
         f"{format_bytes(hardware.memory)} on {hardware.name}",
         "use more processes or nodes, strategy lora, or a smaller model",
     )
@@ -288,8 +302,19 @@ def _activation_bytes(work: _Work, examples: int, dtype: str, *, checkpointing: 
     return int(inner + tokens * vocabulary * (8 + WIDTH[dtype]))
 
 
-def _checkpointing(config: RunConfig, work: _Work, room: int, dtype: str, log: _Log) -> bool:
-    asked = config.layout.activation_checkpointing
+def _checkpointing(
+    config: RunConfig, work: _Work, room: int, dtype: str, recomputes: bool, log: _Log
+) -> bool:
+    asked, name = config.layout.activation_checkpointing, config.strategy.name
+    if asked and not recomputes:
+        raise DtlError.of(
+            "layout.activation_checkpointing",
+            f"strategy {name} does not go with recomputed activations",
+            "leave it out and take a smaller layout.micro_batch, or take strategy lora",
+        )
+    if not recomputes:
+        log.note("activation checkpointing", "off", f"strategy {name} does not go with it")
+        return False
     if asked is not None:
         log.note(
             "activation checkpointing", "on" if asked else "off", "layout.activation_checkpointing"
