@@ -57,6 +57,6 @@ def assemble(config: RunConfig) -> Parts:
             "strategy",
             f"task {config.task.name} compares the model with its base, which strategy "
             f"{config.strategy.name} changes",
-            "take strategy lora with bias none: set aside, it leaves the base",
+            "take strategy lora with bias none, and an init that leaves the base as it is",
         )
     return Parts(task, strategy)

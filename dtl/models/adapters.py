@@ -240,10 +240,10 @@ def written(adapted: Any, learnt: dict[str, Tensor]) -> Written:
 
 
 def _shared(adapted: nn.Module) -> dict[str, Tensor]:
-    """Matrices that VeRA's layers share and do not learn: drawn anew, they could differ elsewhere."""
+    """What the layers of VeRA share and do not learn: drawn anew, it could differ elsewhere."""
     return {
         name: value.detach().to("cpu", copy=True).float()
-        for name, value in adapted.named_buffers()
+        for name, value in adapted.named_buffers(remove_duplicate=False)
         if name.startswith("base_model.vera_")
     }
 
@@ -302,6 +302,17 @@ def put_back(base: nn.Module, folder: Path) -> nn.Module:
     from peft import PeftModel
 
     return _without_virtual_tokens(PeftModel.from_pretrained(base, str(folder)))
+
+
+def merged(adapted: Any) -> nn.Module:
+    """The plain model, with the adapter in its weights."""
+    from peft.utils import ModulesToSaveWrapper
+
+    for name, module in list(adapted.named_modules()):
+        if isinstance(module, ModulesToSaveWrapper):  # PEFT 0.21 fails on a head of several layers
+            adapted.set_submodule(name, module.modules_to_save[NAME])
+    model: nn.Module = adapted.merge_and_unload(safe_merge=True)
+    return model
 
 
 def virtual_tokens(model: nn.Module) -> int:

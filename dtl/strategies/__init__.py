@@ -96,8 +96,7 @@ class Adapter(Strategy):
                 f"{self.method} learns tokens, which no weight of the model can take in",
                 "use the adapter beside its base, or take strategy lora",
             )
-        merged: nn.Module = model.merge_and_unload(safe_merge=True)  # type: ignore[operator]
-        return merged
+        return adapters.merged(model)
 
 
 class Targeted(Record):

@@ -26,10 +26,19 @@ def losses(
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder)
     torch.manual_seed(0)
-    if strategy == "lora":
-        from peft import LoraConfig, get_peft_model
+    if strategy in ("lora", "dora", "ia3"):
+        from peft import IA3Config, LoraConfig, get_peft_model
 
-        settings = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
+        if strategy == "ia3":
+            settings = IA3Config(task_type="CAUSAL_LM")
+        else:
+            settings = LoraConfig(
+                r=4,
+                lora_alpha=8,
+                use_dora=strategy == "dora",
+                target_modules="all-linear",
+                task_type="CAUSAL_LM",
+            )
         model = get_peft_model(model, settings)
     if strategy == "frozen":
         model.requires_grad_(False)
