@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
+from itertools import count
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 from dtl.assemble import Parts, assemble
 from dtl.config.schema import RunConfig
@@ -31,6 +32,11 @@ from dtl.train.guards import Guard, SpikeFound
 from dtl.train.log import RunLog, told
 from dtl.train.loop import End, Hooks, Limits, Progress, StopAgreed, train
 from dtl.train.watch import Watch
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+LOOKED_AT_ONCE = 8  # examples, on every layout
 
 
 @dataclass(frozen=True)
@@ -93,6 +99,8 @@ class _Job:
             checkpoint.restore_weights(saved, engine, model)
         parts.training_mode(model)
         rate, device = plan.learning_rate, plan.layout.device
+        if saved is None and parts.strategy.looks_at_data:
+            self._begin_from_data(model)
         optimizer = optim.make(
             model,
             self.config.optim,
@@ -113,6 +121,27 @@ class _Job:
         if self.config.train.spike is not None and saved is None:
             start_moments(engine, parts, self.loader)
             self.save(self.progress)  # so that there is always something to go back to
+
+    def _begin_from_data(self, model: nn.Module) -> None:
+        self.slowly("looking at training examples")
+        alone = replace(self.loader, rank=0, ranks=1, micro_batch=LOOKED_AT_ONCE)
+
+        def show(model: nn.Module, batch: dict[str, Tensor]) -> None:
+            self.slowly("looking at training examples")
+            with self.engine.forward():
+                self.parts.task.loss(model, self.engine.to_device(batch))
+
+        self.parts.strategy.begin(
+            model.to(self.engine.device),
+            batches=(
+                batch.tensors
+                for step in count(1)
+                for batch in alone.window(step).batches
+                if batch.targets
+            ),
+            show=show,
+        )
+        self.parts.training_mode(model)
 
     def learn(self) -> End:
         """To the last step, or to where the run is asked to stop."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 FILE = "adapter_model.safetensors"
 NAME = "default"  # PEFT's name for a model's only adapter; it stands in no file
 START = "_start_of_adapter"  # where a model keeps what was taken out of its base
+MOST_BATCHES = 100  # that EVA looks at
 TAKES_FROM_BASE = ("pissa", "olora")  # what such an adapter begins with is no longer in the base
 
 Kind = Literal[
@@ -197,6 +199,73 @@ def _factors(adapted: nn.Module) -> dict[str, Tensor]:
         for name, value in get_peft_model_state_dict(adapted, save_embedding_layers=False).items()
         if ".lora_A." in name or ".lora_B." in name
     }
+
+
+def begin_along_inputs(
+    adapted: Any,
+    *,
+    batches: Iterable[dict[str, Tensor]],
+    show: Callable[[nn.Module, dict[str, Tensor]], Any],
+) -> None:
+    """Point LoRA's A along the directions in which its layer's inputs vary most (EVA), until these
+    stay; B is zero. Raises DtlError where they do not within so many batches, or A stays as it is.
+    """
+    import torch
+    from peft import EvaConfig
+    from peft.tuners.lora.eva import get_eva_state_dict
+
+    config = copy.deepcopy(adapted.peft_config[NAME])
+    config.eva_config = EvaConfig(rho=1.0)  # the same rank everywhere, as it was planned
+    with torch.no_grad():
+        found = get_eva_state_dict(
+            adapted,
+            _Few(iter(batches)),
+            config,
+            forward_fn=show,
+            prepare_model_inputs_fn=lambda batch, _: batch.get("attention_mask"),
+            prepare_layer_inputs_fn=_read_positions,
+            gather_distributed_inputs=False,  # each rank has seen them all
+            show_progress_bar=False,
+        )
+        for name, module in adapted.named_modules():
+            if hasattr(module, "lora_A") and name not in found:
+                raise DtlError.of(
+                    "strategy.init",
+                    f"eva knows nothing of {name}, a {type(module.get_base_layer()).__name__}",
+                    "name linear layers in strategy.target, or take another init",
+                )
+            if name in found:
+                module.lora_A[NAME].weight.copy_(found[name])
+
+
+@dataclass(frozen=True)
+class _Few:
+    """PEFT reads the first batch twice, and goes on until the directions stay; here it ends."""
+
+    source: Iterator[dict[str, Tensor]]
+    read: list[dict[str, Tensor]] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return MOST_BATCHES
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        for place in range(MOST_BATCHES):
+            if place == len(self.read):
+                self.read.append(next(self.source))
+            yield self.read[place]
+        raise DtlError.of(
+            "strategy.init",
+            f"eva has found no steady directions in {MOST_BATCHES} batches of training examples",
+            "take a lower strategy.rank, more examples, or init kaiming",
+        )
+
+
+def _read_positions(given: Any, mask: Tensor | None, _: str) -> Tensor:
+    """What a layer reads (N, D), in fp32, without padding."""
+    read: Tensor = given[0] if isinstance(given, tuple) else given
+    if mask is not None and read.ndim == 3 and read.shape[:2] == mask.shape:
+        return read[mask.to(read.device).bool()].float()
+    return read.flatten(0, -2).float()
 
 
 @dataclass(frozen=True)

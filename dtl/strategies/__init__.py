@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, final
 
 from pydantic import Field, model_validator
@@ -13,7 +14,7 @@ from dtl.models import adapters
 from dtl.models.adapters import REACH
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 
 class Strategy(ABC):
@@ -30,6 +31,7 @@ class Strategy(ABC):
     highest_zero: int = 3  # ZeRO stage
     recomputes: bool = True  # whether its activations may be recomputed
     virtual_tokens: int = 0  # how many positions of the model it takes
+    looks_at_data: bool = False  # whether `begin` is wanted
 
     def __init__(self, options: Any) -> None:
         self.options = options
@@ -40,6 +42,17 @@ class Strategy(ABC):
 
         Raises DtlError when nothing would learn, or the model has no place for what is asked.
         """
+
+    def begin(
+        self,
+        model: nn.Module,
+        *,
+        batches: Iterable[dict[str, Tensor]],
+        show: Callable[[nn.Module, dict[str, Tensor]], Any],
+    ) -> None:
+        """Begin from what the base makes of training examples: `batches` without end, the same on
+        every rank and layout, which `show` runs through the model. Only before the first step."""
+        return None
 
     def training_mode(self, model: nn.Module) -> None:
         """Put every module in the mode that it trains in."""

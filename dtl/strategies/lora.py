@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from dtl.config.record import ConfigFault, refuse
+from dtl.models import adapters
 from dtl.models.adapters import TAKES_FROM_BASE
 from dtl.strategies import Adapter, Excluding, OfBlocks
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 
 class Options(OfBlocks, Excluding):
@@ -28,11 +30,12 @@ class Options(OfBlocks, Excluding):
         gt=0,
         description="LoRA+ (arXiv:2402.12354): how many times A's learning rate B has; 16 there.",
     )
-    init: Literal["kaiming", "gaussian", "orthogonal", "pissa", "olora"] = Field(
+    init: Literal["kaiming", "gaussian", "orthogonal", "pissa", "olora", "eva"] = Field(
         "kaiming",
         description="How the factors begin. kaiming and gaussian: A at random, B zero; orthogonal: "
         "both at random, with product zero; pissa (arXiv:2404.02948): the largest singular values "
-        "of each weight; olora (arXiv:2406.01775): its QR decomposition.",
+        "of each weight; olora (arXiv:2406.01775): its QR decomposition; eva (arXiv:2410.07170): A "
+        "along what varies most in what the layer reads of the training examples.",
     )
 
     @field_validator("init", mode="before")
@@ -75,7 +78,9 @@ class Plugin(Adapter):
         super().__init__(options)
         whole_base = options.init not in TAKES_FROM_BASE
         self.keeps_base = whole_base and options.bias == "none"  # biases learn in their place
-        self.highest_zero = 3 if whole_base else 2  # each weight is taken apart as a whole
+        self.looks_at_data = options.init == "eva"
+        # Whole weights are taken apart, or used before the engine has them.
+        self.highest_zero = 3 if whole_base and not self.looks_at_data else 2
 
     def settings(self, model: nn.Module) -> dict[str, Any]:
         options = self.options
@@ -86,8 +91,17 @@ class Plugin(Adapter):
             "bias": options.bias,
             "use_rslora": options.rslora,
             "use_dora": options.dora,
-            "init_lora_weights": True if options.init == "kaiming" else options.init,
+            "init_lora_weights": True if options.init in ("kaiming", "eva") else options.init,
         }
+
+    def begin(
+        self,
+        model: nn.Module,
+        *,
+        batches: Iterable[dict[str, Tensor]],
+        show: Callable[[nn.Module, dict[str, Tensor]], Any],
+    ) -> None:
+        adapters.begin_along_inputs(model, batches=batches, show=show)
 
     def rate_factor(self, name: str) -> float:
         return self.options.loraplus if ".lora_B." in name or "_embedding_B" in name else 1.0

@@ -159,6 +159,7 @@ def beds() -> dict[str, dict[str, Bed]]:
         "encoder": {
             "bert": Bed(_bert("SequenceClassification"), TEXT, new=True),
             "tags": Bed(_bert("TokenClassification"), TEXT, new=True),
+            "tags of a decoder": Bed(_llama("TokenClassification"), TEXT, new=True),
         },
         "encoder-decoder": {
             name: Bed(make, {**TEXT, "labels": target, "use_cache": False})
@@ -332,6 +333,27 @@ def test_what_is_refused_fails_or_is_wrong(
         assert padding_matters(model, given.shown)
 
 
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is deprecated")
+@pytest.mark.parametrize("method", REACH)
+def test_recomputed_activations_give_the_same_gradients_or_are_refused(method: str) -> None:
+    given, gradients = beds()["decoder"]["llama"], []
+    strategy = make_strategy(method, given)
+    for recomputed in (False, True):
+        model = put_on(strategy, given, fresh(given)).train()
+        if recomputed:
+            model.gradient_checkpointing_enable(
+                gradient_checkpointing_kwargs={"use_reentrant": False}
+            )
+        if recomputed and not strategy.recomputes:
+            with pytest.raises(RuntimeError, match="size of tensor"):  # the prefix is gone
+                scores(model, given.shown)
+            return
+        scores(model, given.shown).log_softmax(-1)[..., 1].sum().backward()
+        learning = [value for value in model.parameters() if value.requires_grad]
+        gradients.append(torch.cat([value.grad.flatten() for value in learning]))
+    assert near(*gradients)
+
+
 def test_each_refusal_names_a_method_that_goes_with_the_model() -> None:
     for method, kind, _ in REFUSED:
         assert kind in REACH[REACH[method].instead].kinds
@@ -493,3 +515,51 @@ def test_virtual_tokens_are_exported_without_the_network_that_taught_them(
     assert set(load_file(tmp_path / "adapter" / adapters.FILE)) == {"prompt_embeddings"}
     opened = PeftModel.from_pretrained(fresh(given), tmp_path / "adapter").eval()
     assert near(scores(opened, given.shown)[:, -8:], trained)
+
+
+def test_eva_begins_where_peft_has_it_begin_and_the_base_stays() -> None:
+    from peft import EvaConfig, LoraConfig, get_peft_model, initialize_lora_eva_weights
+
+    given = beds()["decoder"]["llama"]
+    draw = torch.Generator().manual_seed(1)
+    batches = [
+        {
+            "input_ids": torch.randint(5, WORDS, (8, 12), generator=draw),
+            "attention_mask": torch.ones(8, 12, dtype=torch.long),
+        }
+        for _ in range(6)
+    ]
+    for batch in batches:
+        batch["attention_mask"][:3, 9:] = 0
+    strategy, base = lora(init="eva"), fresh(given)
+    of_base = scores(base, given.shown).detach()
+    model = put_on(strategy, given, base)
+    strategy.begin(
+        model, batches=itertools.cycle(batches), show=lambda model, batch: model(**batch)
+    )
+    assert near(scores(model, given.shown), of_base)
+    settings = LoraConfig(
+        r=4,
+        lora_alpha=8,
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
+        init_lora_weights="eva",
+        eva_config=EvaConfig(rho=1.0),
+    )
+    theirs = get_peft_model(fresh(given), settings, low_cpu_mem_usage=True)
+    initialize_lora_eva_weights(theirs, batches, show_progress_bar=False)
+    expected = dict(theirs.named_parameters())
+    factors = {name: p for name, p in model.named_parameters() if "lora_" in name}
+    assert len(factors) == 28
+    for name, value in factors.items():
+        assert torch.allclose(value, expected[name], atol=1e-5), name
+
+
+def test_eva_has_an_end() -> None:
+    """A batch of three tokens has no four directions."""
+    given, strategy = beds()["decoder"]["llama"], lora(init="eva")
+    model, batch = put_on(strategy, given, fresh(given)), {"input_ids": IDS[1:2, :3]}
+    with pytest.raises(DtlError, match=r"no steady directions in 100 batches.*lower strategy.rank"):
+        strategy.begin(
+            model, batches=itertools.repeat(batch), show=lambda model, batch: model(**batch)
+        )

@@ -16,6 +16,7 @@ ADAPTERS = {
     "ia3": ["strategy=ia3"],
     "loraplus": [*LORA, "strategy.loraplus=16"],
     "pissa": [*LORA, "strategy.init=pissa"],
+    "eva": [*LORA, "strategy.init=eva"],
     "oft": ["strategy=oft", "strategy.block=8"],
     "vera": ["strategy=vera", "strategy.rank=8"],
     "loha": ["strategy=loha"],
@@ -25,6 +26,7 @@ ADAPTERS = {
     "p_tuning": ["strategy=p_tuning", "strategy.tokens=4"],
 }
 PARITY = ("dora", "ia3")
+UP_TO_ZERO_2 = ("pissa", "eva")
 ADAPTER_LAYOUTS = ((1, 0), (2, 2), (2, 3))  # ranks and ZeRO stage
 ADAPTER_STEPS = 6
 ADAPTER_EXPORTS = ("pissa-2-2", "vera-2-3", "prefix_tuning-2-3", "p_tuning-2-3")
