@@ -12,6 +12,7 @@ from dtl.config.schema import Model, TaskChoice
 from dtl.errors import DtlError
 from dtl.models import adapters
 from dtl.models.load import (
+    NOTE,
     load_pretrained,
     load_processor_of,
     load_settings,
@@ -20,7 +21,6 @@ from dtl.models.load import (
 )
 from dtl.run_folder import RunFolder
 from dtl.tasks import Facts, Task
-from dtl.train.export import NOTE
 
 if TYPE_CHECKING:
     from torch import nn

@@ -243,7 +243,9 @@ class _Job:
                 "task": self.config.task.learnt,
                 "facts": self.examples.facts,
                 "columns": self.config.data.columns,
-                "base": {"path": self.config.model.path, "revision": self.config.model.revision},
+                "base": self.config.model.model_dump(
+                    mode="json", include={"path", "revision", "adapters"}
+                ),
             },
             learnt=Stored(best) if best else None,
             pause=self.pause,

@@ -13,6 +13,7 @@ import torch
 
 from dtl.errors import RunFailed
 from dtl.models import adapters
+from dtl.models.load import NOTE
 from dtl.train.checkpoint import Stored, sync
 
 if TYPE_CHECKING:
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
     from dtl.engine import Engine
 
-NOTE = "dtl.json"  # what `dtl predict` must know of an export
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
