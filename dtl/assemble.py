@@ -80,7 +80,7 @@ def assemble(config: RunConfig) -> Parts:
             "strategy",
             f"task {config.task.name} compares the model with its base, which strategy "
             f"{' and '.join(phase.name for phase in config.phases)} changes",
-            "take strategy lora with bias none: set aside, it leaves the base",
+            "take strategy lora with bias none, and an init that leaves the base as it is",
         )
     if task.needs_base and len(strategies) > 1:
         raise DtlError.of(
@@ -89,6 +89,14 @@ def assemble(config: RunConfig) -> Parts:
             "another one",
             "take one strategy",
         )
+    for number, strategy in enumerate(strategies[:-1]):
+        if strategy.virtual_tokens:
+            raise DtlError.of(
+                f"strategy.{number}",
+                f"{config.phases[number].name} learns tokens, which no weight of the model can take "
+                "in for the phase after it",
+                "put it last, or take lora",
+            )
     for number, strategy in enumerate(strategies[1:], start=1):
         if strategy.starts_from == "random":
             raise DtlError.of(

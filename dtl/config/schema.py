@@ -76,6 +76,11 @@ class Model(Record):
     revision: str | None = Field(
         default=None, description="branch, tag or commit of a hub model; left out: its main branch"
     )
+    adapters: tuple[str, ...] = Field(
+        default=(),
+        description="folders of adapters (a run's export, or PEFT's) that are worked into the base "
+        "before anything else, in this order",
+    )
     dtype: Literal["fp32", "bf16", "fp16"] | None = Field(
         default=None, description="number format of the weights; left out: planned"
     )

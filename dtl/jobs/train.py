@@ -6,8 +6,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
+from itertools import count
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 from dtl.assemble import Parts, assemble
 from dtl.config.schema import RunConfig
@@ -37,6 +38,11 @@ from dtl.train.guards import Guard, SpikeFound
 from dtl.train.log import RunLog, told
 from dtl.train.loop import End, Hooks, Limits, Progress, StopAgreed, train
 from dtl.train.watch import Watch
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+LOOKED_AT_ONCE = 8  # examples, on every layout
 
 
 @dataclass(frozen=True)
@@ -112,11 +118,20 @@ class _Job:
         model = open_model(self.config, plan, parts, self.examples, engine, saved=saved)
         parts.training_mode(model)
         rate, device = self.phase.learning_rate, plan.layout.device
-        optimizer = optim.make(model, self.config.optim, learning_rate=rate, device=device)
+        begins = saved is None or goes_over(plan, parts, saved)
+        if begins and parts.strategy.looks_at_data:
+            self._begin_from_data(model)
+        optimizer = optim.make(
+            model,
+            self.config.optim,
+            learning_rate=rate,
+            device=device,
+            rate_factor=parts.strategy.rate_factor,
+        )
         self.slowly("laying out the model")
         engine.prepare(model, optimizer)
         self.log.peak_learning_rate = rate
-        if saved is not None and goes_over(plan, parts, saved):
+        if saved is not None and begins:
             at = replace(at, updates=0, best=None, best_step=None)
             if parts.strategies[parts.phase - 1].exports == "model":  # else other names are learnt
                 checkpoint.restore_masters(saved, engine)
@@ -124,6 +139,27 @@ class _Job:
             at = self.scoring.with_best(at, after=self.phase.before)
             restore_optimizer(saved, engine, parts, self.loader)
         self.progress = at
+
+    def _begin_from_data(self, model: nn.Module) -> None:
+        self.slowly("looking at training examples")
+        alone = replace(self.loader, rank=0, ranks=1, micro_batch=LOOKED_AT_ONCE)
+
+        def show(model: nn.Module, batch: dict[str, Tensor]) -> None:
+            self.slowly("looking at training examples")
+            with self.engine.forward():
+                self.parts.task.loss(model, self.engine.to_device(batch))
+
+        self.parts.strategy.begin(
+            model.to(self.engine.device),
+            batches=(
+                batch.tensors
+                for step in count(1)
+                for batch in alone.window(step).batches
+                if batch.targets
+            ),
+            show=show,
+        )
+        self.parts.training_mode(model)
 
     def learn(self) -> End:
         """To the last step, or to where the run is asked to stop."""
@@ -234,7 +270,9 @@ class _Job:
                 "task": self.config.task.learnt,
                 "facts": self.examples.facts,
                 "columns": self.config.data.columns,
-                "base": {"path": self.config.model.path, "revision": self.config.model.revision},
+                "base": self.config.model.model_dump(
+                    mode="json", include={"path", "revision", "adapters"}
+                ),
             },
             learnt=Stored(best) if best else None,
             pause=self.pause,

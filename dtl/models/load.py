@@ -12,10 +12,14 @@ from typing import TYPE_CHECKING, Any
 from dtl import mini
 from dtl.config.schema import Model
 from dtl.errors import DtlError, near
-from dtl.models.trust import PLACE, refuse_code, refuse_pickled_weights
+from dtl.models import adapters
+from dtl.models.trust import ADAPTER, PLACE, refuse_code, refuse_pickled_weights
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+
+NOTE = "dtl.json"  # what dtl must know of an export
 
 
 @dataclass(frozen=True)
@@ -181,12 +185,13 @@ def weightless(model: Model, *, head: str, changes: dict[str, Any]) -> Loaded:
     if not list(Path(where).glob("*.safetensors")):
         with torch.device("meta"):
             network = auto.from_config(settings, attn_implementation=model.attention)
-        return Loaded(network, head_parameters(network) if changes else frozenset())
+        new = head_parameters(network) if changes else frozenset()
+        return _with_adapters(Loaded(network, new), model)
     with silent():
         loaded = _read(
             auto, where, settings, model, changes, dtype=torch.float32, device_map="meta"
         )
-        return _with_language(loaded, model, changes)
+        return _with_language(_with_adapters(loaded, model), model, changes)
 
 
 @contextmanager
@@ -260,10 +265,41 @@ def load_pretrained(
         return Loaded(network.to(torch_dtype), frozenset())
     where = locate(model)
     refuse_pickled_weights(where)
-    with enter(True):
+    with enter(not model.adapters):  # these are worked into whole weights
         loaded = _read(auto, where, settings, model, changes, dtype=torch_dtype)
     _refuse_foreign(loaded.model, loaded.new, model)
-    return _with_language(loaded, model, changes)
+    return _with_language(_with_adapters(loaded, model), model, changes)
+
+
+def _with_adapters(loaded: Loaded, model: Model) -> Loaded:
+    """The base with earlier adapters in its weights; what these bring is not new."""
+    for folder in adapter_folders(model):
+        network, brought = adapters.worked_in(loaded.model, folder)
+        loaded = replace(loaded, model=network, new=loaded.new - brought)
+    return loaded
+
+
+def adapter_folders(model: Model) -> list[Path]:
+    """Where the adapters lie that are worked into the base. Raises DtlError where one is missing,
+    or was learnt over another that does not come before it."""
+    folders = [Path(path).expanduser() for path in model.adapters]
+    for place, folder in enumerate(folders):
+        if not (folder / adapters.FILE).is_file() or not (folder / ADAPTER).is_file():
+            raise DtlError.of(
+                "model.adapters",
+                f"{folder} holds no adapter ({ADAPTER} and {adapters.FILE})",
+                "name the export of a run, or a folder that PEFT has saved",
+            )
+        note = folder / NOTE
+        base = json.loads(note.read_text(encoding="utf-8"))["base"] if note.is_file() else {}
+        below = [Path(path).expanduser().resolve() for path in base.get("adapters", ())]
+        if below != [earlier.resolve() for earlier in folders[:place]] and (below or place == 0):
+            raise DtlError.of(
+                "model.adapters",
+                f"{folder} was learnt over other adapters",
+                f"name them before it: [{', '.join(map(str, [*below, folder]))}]",
+            )
+    return folders
 
 
 def _with_language(loaded: Loaded, model: Model, changes: dict[str, Any]) -> Loaded:

@@ -43,6 +43,23 @@ class _Work:
     settings: Any  # the model's config
 
 
+@dataclass(frozen=True)
+class _Reach:
+    """How far the strategies of a run go together: the highest ZeRO stage, and whose it is; which
+    one cannot recompute activations."""
+
+    zero: int
+    zero_of: str
+    keeps_activations: str | None
+
+
+def _reach(config: RunConfig, parts: Parts) -> _Reach:
+    named = list(zip(parts.strategies, (phase.name for phase in config.phases), strict=True))
+    lowest, name = min(named, key=lambda pair: pair[0].highest_zero)
+    keeping = [name for strategy, name in named if not strategy.recomputes]
+    return _Reach(lowest.highest_zero, name, next(iter(keeping), None))
+
+
 def what_learns(config: RunConfig, parts: Parts, facts: Facts) -> Learning:
     """Apply the strategy to the weightless model, and look."""
     import torch
@@ -82,7 +99,8 @@ def make_plan(
     work = _Work(most, longest, parts.task.length_unit, settings)
     nodes, processes = _processes(config, hardware, outer, log)
     dtype = _dtype(config, hardware, log)
-    zero, offload = _zero(config, work, hardware, nodes * processes, dtype, outer, log)
+    reach = _reach(config, parts)
+    zero, offload = _zero(config, work, hardware, nodes * processes, dtype, outer, reach, log)
     state = model_state(
         work.counts,
         zero=zero,
@@ -92,7 +110,7 @@ def make_plan(
         optimizer=config.optim.name,
     )
     room = int(hardware.memory * ROOM) - sum(state.values())
-    checkpointing = _checkpointing(config, work, room, dtype, log)
+    checkpointing = _checkpointing(config, work, room, dtype, reach, log)
     micro = _micro_batch(config, work, room, hardware, nodes * processes, checkpointing, dtype, log)
     turns = accumulation(config.train.global_batch, ranks=nodes * processes, micro_batch=micro)
     log.note(
@@ -152,7 +170,7 @@ def _disk(
     kept = options.keep + best
     if options.spike is not None:  # those that the run may have to go back to
         kept += -(-options.spike.back // (options.save_every or options.spike.back)) + 1
-    whole = parts.strategy.exports == "model"
+    whole = parts.strategies[-1].exports == "model"
     wanted = disk_bytes(
         counts, dtype=dtype, kept=kept, whole_export=whole, optimizer=config.optim.name
     )
@@ -228,13 +246,21 @@ def _zero(
     ranks: int,
     dtype: str,
     outer: OuterLaunch | None,
+    reach: _Reach,
     log: _Log,
 ) -> tuple[int, str]:
     if config.optim.name == "adamw_8bit":
         _refuse_8bit(outer)
         log.note("ZeRO stage", 0, "8-bit moments lie in blocks, which ZeRO would cut")
         return 0, "none"
-    stage, offload, reason = _wanted_zero(config, work, hardware, ranks, dtype, outer)
+    highest = reach.zero
+    stage, offload, reason = _wanted_zero(config, work, hardware, ranks, dtype, outer, highest)
+    if stage > highest:
+        raise DtlError.of(
+            outer.launcher if outer is not None and outer.zero is not None else "layout.zero",
+            f"strategy {reach.zero_of}, as it is set, is right up to ZeRO {highest}, not at {stage}",
+            f"set layout.zero to {highest}",
+        )
     if stage > 0 and hardware.device == "cpu" and not hardware.compiler:
         stage, offload = 0, "none"
         reason = (
@@ -274,6 +300,7 @@ def _wanted_zero(
     ranks: int,
     dtype: str,
     outer: OuterLaunch | None,
+    highest: int,
 ) -> tuple[int, str, str]:
     if outer is not None and outer.zero is not None:
         return outer.zero, outer.offload or "none", f"fixed by {outer.launcher}"
@@ -286,7 +313,11 @@ def _wanted_zero(
         return 0, "none", "plain data parallelism: main memory is shared anyway"
     room = hardware.memory * ROOM * 0.7  # the rest is for activations
     stages = [(0, "none")] if ranks == 1 else [(0, "none"), (2, "none"), (3, "none")]
-    for stage, offload in [*stages, (3, "optimizer")]:
+    stages = [*stages, (3, "optimizer")]
+    if highest < 3:
+        stages = [(stage, offload) for stage, offload in stages if stage <= highest]
+        stages.append((highest, "optimizer"))
+    for stage, offload in stages:
         held = sum(
             model_state(work.counts, zero=stage, ranks=ranks, dtype=dtype, offload=offload).values()
         )
@@ -294,7 +325,7 @@ def _wanted_zero(
             return stage, offload, f"the least sharding that fits: {format_bytes(held)} a rank"
     raise DtlError.of(
         "layout",
-        f"the model state alone takes {format_bytes(held)} a rank at ZeRO 3 with offload, of "
+        f"the model state alone takes {format_bytes(held)} a rank at ZeRO {stage} with offload, of "
         f"{format_bytes(hardware.memory)} on {hardware.name}",
         "use more processes or nodes, strategy lora, or a smaller model",
     )
@@ -313,8 +344,19 @@ def _activation_bytes(work: _Work, examples: int, dtype: str, *, checkpointing: 
     return int(inner + tokens * vocabulary * (8 + WIDTH[dtype]))
 
 
-def _checkpointing(config: RunConfig, work: _Work, room: int, dtype: str, log: _Log) -> bool:
-    asked = config.layout.activation_checkpointing
+def _checkpointing(
+    config: RunConfig, work: _Work, room: int, dtype: str, reach: _Reach, log: _Log
+) -> bool:
+    asked, name = config.layout.activation_checkpointing, reach.keeps_activations
+    if asked and name is not None:
+        raise DtlError.of(
+            "layout.activation_checkpointing",
+            f"strategy {name} does not go with recomputed activations",
+            "leave it out and take a smaller layout.micro_batch, or take strategy lora",
+        )
+    if name is not None:
+        log.note("activation checkpointing", "off", f"strategy {name} does not go with it")
+        return False
     if asked is not None:
         log.note(
             "activation checkpointing", "on" if asked else "off", "layout.activation_checkpointing"

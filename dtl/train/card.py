@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from dtl.config.schema import RunConfig, Source
+from dtl.config.schema import Model, RunConfig, Source
 from dtl.plan import Plan
 from dtl.units import format_count
 
@@ -14,7 +14,7 @@ LOADING = {
 from transformers import {classes}
 
 base = {head}.from_pretrained({base}{extra})
-model = PeftModel.from_pretrained(base, "path/of/this/folder")
+{below}model = PeftModel.from_pretrained(base, "path/of/this/folder")
 """,
     "model": """from transformers import {classes}
 
@@ -54,6 +54,7 @@ def model_card(
     held_out = config.data.eval.path if config.data.eval else f"{config.data.holdout} of the rows"
     rows = [
         ("base", f"{config.model.path} (revision {config.model.revision or 'as found'})"),
+        *(("worked into it", path) for path in config.model.adapters),
         ("task", config.task.name),
         ("strategy", json.dumps(config.model_dump(mode="json")["strategy"])),
         ("learning parameters", format_count(plan.parameters.learning)),
@@ -76,7 +77,7 @@ def model_card(
         lines += _group_table(list(scores.values())[-1], config.task.group_by)
     lines += ["", "## How to load it", "", "```python"]
     needs = {**_labelled(labels), **(base_needs or {})}
-    lines += [_loading(kind, head, config.model.path, needs, READERS[reads_by]), "```"]
+    lines += [_loading(kind, head, config.model, needs, READERS[reads_by]), "```"]
     lines += ["", "## Versions", "", *(f"- {name} {number}" for name, number in versions.items())]
     return "\n".join(lines) + "\n"
 
@@ -92,14 +93,18 @@ def _named(source: Source) -> str:
 
 
 def _loading(
-    kind: str, head: str, path: str, needs: dict[str, Any], readers: dict[str, str]
+    kind: str, head: str, model: Model, needs: dict[str, Any], readers: dict[str, str]
 ) -> str:
     """Code that runs as it stands, but for the path of the export."""
-    mini = path.removeprefix("mini:")
+    path, mini = model.path, model.path.removeprefix("mini:")
+    below = "".join(
+        f"base = PeftModel.from_pretrained(base, {json.dumps(earlier)}).merge_and_unload()\n"
+        for earlier in model.adapters
+    )
     base = json.dumps(path) if mini == path else f"str(mini.path({json.dumps(mini)}))"
     extra = "".join(f", {key}={value!r}" for key, value in needs.items())
     classes = ", ".join([head, *readers.values()])
-    code = LOADING[kind].format(head=head, classes=classes, base=base, extra=extra)
+    code = LOADING[kind].format(head=head, classes=classes, base=base, extra=extra, below=below)
     for name, reader in readers.items():
         code += f'{name} = {reader}.from_pretrained("path/of/this/folder")\n'
     code = code.rstrip()

@@ -11,6 +11,10 @@ from tests import tiny
 from tests.distributed import launching
 from tests.distributed.matrix import (
     ACCUMULATION,
+    ADAPTER_EXPORTS,
+    ADAPTER_LAYOUTS,
+    ADAPTER_STEPS,
+    ADAPTERS,
     BATCH,
     CLIP,
     EXPORT_PLACES,
@@ -19,6 +23,7 @@ from tests.distributed.matrix import (
     JUMP,
     JUMP_BACK,
     MOVES,
+    PARITY,
     PHASED_STAGES,
     PHASES,
     RATE,
@@ -30,6 +35,7 @@ from tests.distributed.matrix import (
     TEXT_RUNS,
     TEXT_STEPS,
     TEXT_STRATEGIES,
+    UP_TO_ZERO_2,
 )
 
 CHECKPOINTING = "layout.activation_checkpointing=true"
@@ -91,7 +97,7 @@ def bed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "labelled.yaml").write_text(LABELLED)
     _lay_out_text_tasks(folder)
     alone = [_job(1, *case) for case in _cases()] + _labelled(1) + _scored(1) + _text_tasks(1)
-    launching.run_jobs(1, alone + _interrupted(1), cwd=folder)
+    launching.run_jobs(1, alone + _adapters(1) + _interrupted(1), cwd=folder)
     pair = [_job(2, *case) for case in _cases()] + _labelled(2) + _scored(2) + _text_tasks(2)
     pair += (
         _phased()
@@ -103,7 +109,7 @@ def bed(tmp_path_factory: pytest.TempPathFactory) -> Path:
         + _jumped()
         + _stopped()
     )
-    launching.run_jobs(2, pair + _interrupted(2), cwd=folder)
+    launching.run_jobs(2, pair + _adapters(2) + _interrupted(2), cwd=folder)
     launching.run_jobs(3, _scored(3) + _moved_to(3) + _interrupted(3), cwd=folder)
     launching.run_jobs(1, _moved_to(1), cwd=folder)
     return folder
@@ -122,6 +128,28 @@ def _job(ranks: int, strategy: str, zero: int, turns: int) -> dict[str, Any]:
         f"run.name={strategy}-{ranks}-{zero}-{turns}",
     ]
     return {"config": "config.yaml", "overrides": overrides, "bare": True}
+
+
+def _adapters(ranks: int) -> list[dict[str, Any]]:
+    """PEFT's methods, as far as each goes with ZeRO."""
+    jobs = []
+    for name, settings in ADAPTERS.items():
+        for many, zero in ADAPTER_LAYOUTS:
+            if many != ranks or (zero == 3 and name in UP_TO_ZERO_2):
+                continue
+            run = f"{name}-{ranks}-{zero}"
+            steps = STEPS if name in PARITY else ADAPTER_STEPS
+            more = [f"layout.zero={zero}", f"run.name={run}", f"train.steps={steps}"]
+            if run in ADAPTER_EXPORTS:
+                more += ["data.eval=eval.jsonl"]
+            jobs.append(
+                {
+                    "config": "config.yaml",
+                    "overrides": [*settings, *more],
+                    "bare": run not in ADAPTER_EXPORTS,
+                }
+            )
+    return jobs
 
 
 def _labelled(ranks: int) -> list[dict[str, Any]]:

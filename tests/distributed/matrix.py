@@ -17,6 +17,28 @@ PHASES = {
 PHASED_STAGES = (0, 2, 3)
 EXPORT_PLACES = ("export, gathering", "export, writing", "export, giving")
 
+# PEFT's other methods, on few layouts; those of PARITY beside a plain loop, for all steps.
+LORA = ["strategy=lora", "strategy.rank=4", "strategy.alpha=8"]
+ADAPTERS = {
+    "dora": [*LORA, "strategy.dora=true"],
+    "ia3": ["strategy=ia3"],
+    "loraplus": [*LORA, "strategy.loraplus=16"],
+    "pissa": [*LORA, "strategy.init=pissa"],
+    "eva": [*LORA, "strategy.init=eva"],
+    "oft": ["strategy=oft", "strategy.block=8"],
+    "vera": ["strategy=vera", "strategy.rank=8"],
+    "loha": ["strategy=loha"],
+    "lokr": ["strategy=lokr"],
+    "prompt_tuning": ["strategy=prompt_tuning", "strategy.tokens=4"],
+    "prefix_tuning": ["strategy=prefix_tuning", "strategy.tokens=4"],
+    "p_tuning": ["strategy=p_tuning", "strategy.tokens=4"],
+}
+PARITY = ("dora", "ia3")
+UP_TO_ZERO_2 = ("pissa", "eva")
+ADAPTER_LAYOUTS = ((1, 0), (2, 2), (2, 3))  # ranks and ZeRO stage
+ADAPTER_STEPS = 6
+ADAPTER_EXPORTS = ("pissa-2-2", "vera-2-3", "prefix_tuning-2-3", "p_tuning-2-3")
+
 EXPORTED = {
     "lora": ("config.yaml", ["strategy=lora", "data.eval=eval.jsonl"]),
     "full": ("config.yaml", ["strategy=full", "data.eval=eval.jsonl"]),

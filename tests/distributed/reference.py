@@ -55,10 +55,19 @@ def losses(
 
 def _adapted(model: Any, strategy: str) -> Any:
     torch.manual_seed(0)
-    if strategy == "lora":
-        from peft import LoraConfig, get_peft_model
+    if strategy in ("lora", "dora", "ia3"):
+        from peft import IA3Config, LoraConfig, get_peft_model
 
-        settings = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
+        if strategy == "ia3":
+            settings = IA3Config(task_type="CAUSAL_LM")
+        else:
+            settings = LoraConfig(
+                r=4,
+                lora_alpha=8,
+                use_dora=strategy == "dora",
+                target_modules="all-linear",
+                task_type="CAUSAL_LM",
+            )
         return get_peft_model(model, settings)
     model.requires_grad_(strategy == "full")
     model.lm_head.requires_grad_(True)
