@@ -52,6 +52,13 @@ def assemble(config: RunConfig) -> Parts:
     not go together."""
     task = registry.load("tasks", config.task.name).Plugin(config.task.options)
     strategy = registry.load("strategies", config.strategy.name).Plugin(config.strategy.options)
+    if config.model.quantize is not None and strategy.exports != "adapter":
+        raise DtlError.of(
+            "model.quantize",
+            f"strategy {config.strategy.name} keeps a whole model, which is not to be left in "
+            f"{config.model.quantize}",
+            "take strategy lora, which leaves the base as it is, or leave model.quantize out",
+        )
     if task.needs_base and not strategy.keeps_base:
         raise DtlError.of(
             "strategy",

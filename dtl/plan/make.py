@@ -12,6 +12,7 @@ from dtl.assemble import Parts
 from dtl.config.schema import RunConfig
 from dtl.data.order import accumulation, steps_per_epoch
 from dtl.errors import DtlError
+from dtl.models import quantize
 from dtl.models.load import weightless
 from dtl.plan import Chosen, Hardware, Layout, OuterLaunch, Parameters, Plan
 from dtl.plan.deepspeed import deepspeed_config
@@ -43,7 +44,7 @@ class _Work:
 
 
 def count_parameters(config: RunConfig, parts: Parts, facts: Facts) -> Parameters:
-    """Apply the strategy to the weightless model and count what learns."""
+    """Apply the strategy to the weightless model and count what learns, and what is quantized."""
     import torch
 
     loaded = weightless(config.model, head=parts.task.head, changes=parts.task.head_settings(facts))
@@ -51,7 +52,8 @@ def count_parameters(config: RunConfig, parts: Parts, facts: Facts) -> Parameter
         warnings.simplefilter("ignore")  # the run gives them again, into its log
         model = parts.adapt(loaded)
     learning = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return Parameters(learning, sum(p.numel() for p in model.parameters()) - learning)
+    frozen = sum(p.numel() for p in model.parameters()) - learning
+    return Parameters(learning, frozen, quantize.footprint(model, config.model))
 
 
 def make_plan(
@@ -71,6 +73,8 @@ def make_plan(
     `disk_free`: bytes left where the run folder will be; None: not looked at.
     """
     log = _Log()
+    if config.model.quantize is not None:
+        quantize.refuse_unavailable(hardware.device)
     work = _Work(count_parameters(config, parts, facts), longest, parts.task.length_unit, settings)
     nodes, processes = _processes(config, hardware, outer, log)
     dtype = _dtype(config, hardware, log)
@@ -210,6 +214,12 @@ def _zero(
         log.note("ZeRO stage", 0, "8-bit moments lie in blocks, which ZeRO would cut")
         return 0, "none"
     stage, offload, reason = _wanted_zero(config, work, hardware, ranks, dtype, outer)
+    if config.model.quantize == "int8" and stage == 3:
+        raise DtlError.of(
+            quantize.PLACE,
+            f"weights of 8 bits cannot be shared out by ZeRO 3 ({reason})",
+            "set layout.zero to 2, or model.quantize to nf4",
+        )
     if stage > 0 and hardware.device == "cpu" and not hardware.compiler:
         stage, offload = 0, "none"
         reason = (

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from dtl.config.record import ConfigFault, Record, refuse
 from dtl.errors import DtlError
 from dtl.models.anatomy import head_module_names
+from dtl.models.quantize import on_plain_base
 from dtl.strategies import Strategy
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ class Plugin(Strategy):
             ) from fault
 
     def merge(self, model: nn.Module) -> nn.Module:
-        merged: nn.Module = model.merge_and_unload(safe_merge=True)  # type: ignore[operator]
+        merged: nn.Module = on_plain_base(model).merge_and_unload(safe_merge=True)
         return merged
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from dtl.config.schema import Model
 from dtl.errors import RunFailed
 from dtl.train.checkpoint import Stored, sync
 
@@ -21,6 +22,19 @@ if TYPE_CHECKING:
 
 NOTE = "dtl.json"  # what `dtl predict` must know of an export
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def base_of(model: Model, *, dtype: str) -> dict[str, Any]:
+    """What to load the base from, as it was loaded for the run: a quantized one is made of weights
+    in `dtype`."""
+    base: dict[str, Any] = {"path": model.path, "revision": model.revision}
+    if model.quantize is not None:
+        base |= {
+            "dtype": dtype,
+            "quantize": model.quantize,
+            "double_quantize": model.double_quantize,
+        }
+    return base
 
 
 def export(
