@@ -173,6 +173,8 @@ def weightless(model: Model, *, head: str, changes: dict[str, Any]) -> Loaded:
     Quantized layers stand where the config asks for them. `new` is what transformers itself misses
     in the weight files, of which it reads the headers; for a hub id it is the whole head.
     """
+    if model.quantize is not None:
+        quantize.refuse_quantized(load_settings(model), model.path)
     loaded = _plain_weightless(model, head=head, changes=changes)
     if model.quantize is not None:
         keep = quantize.kept_whole(loaded.model, loaded.new)

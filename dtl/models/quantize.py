@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -20,6 +21,15 @@ PLACE = "model.quantize"
 BLOCK, BLOCK_OF_SCALES = 64, 256  # numbers that share a scale; scales that share one, if doubled
 NF4_LEVELS = 16 * 4  # bytes: every layer keeps its table of fp32 levels
 PACKED = 8  # numbers in one fp32 word of 4-bit ones: a layer that leaves some over stays whole
+
+TOLD = (  # of the arguments of BitsAndBytesConfig, those that say what the base is
+    "load_in_4bit",
+    "load_in_8bit",
+    "bnb_4bit_quant_type",
+    "bnb_4bit_use_double_quant",
+    "bnb_4bit_compute_dtype",
+    "llm_int8_skip_modules",
+)
 
 
 @dataclass(frozen=True)
@@ -46,6 +56,16 @@ def refuse_unavailable(device: str) -> None:
             PLACE,
             "the installed bitsandbytes has no library for this CUDA",
             "`python -m bitsandbytes` says what it looks for; or leave model.quantize out",
+        )
+
+
+def refuse_quantized(base: Any, path: str) -> None:
+    """Raise DtlError where the base is quantized as it comes. `base`: its config."""
+    if getattr(base, "quantization_config", None) is not None:
+        raise DtlError.of(
+            PLACE,
+            f"the weights of {path} are quantized already",
+            "take the base that it was made of",
         )
 
 
@@ -92,12 +112,14 @@ def settings(model: Model, *, dtype: str, keep: list[str]) -> Any:
 
 
 def told(model: Any) -> dict[str, Any]:
-    """The arguments of BitsAndBytesConfig that load such a base; nothing of one that is whole."""
+    """The arguments of BitsAndBytesConfig that load such a base; nothing of one that is whole.
+
+    Not how levels are stored, for which only ZeRO-3 asks."""
     how = getattr(model.config, "quantization_config", None)
     if how is None or not layers(model):
         return {}
     given = how.to_diff_dict()
-    return {name: value for name, value in given.items() if name.startswith(("load", "bnb", "llm"))}
+    return {name: given[name] for name in TOLD if name in given}
 
 
 def quantize_weightless(network: Any, model: Model, keep: list[str]) -> None:
@@ -222,7 +244,9 @@ def on_plain_base(model: Any) -> Any:
         for name, value in get_peft_model_state_dict(model, save_embedding_layers=False).items()
     }
     how = model.peft_config[model.active_adapter]
-    again = get_peft_model(dequantize(model.unload()), how)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="fan_in_fan_out")  # of GPT-2: PEFT sees to it
+        again = get_peft_model(dequantize(model.unload()), how)
     set_peft_model_state_dict(again, learnt)
     return again.train(model.training)
 

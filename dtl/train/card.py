@@ -84,7 +84,12 @@ def model_card(
     readers = READERS[reads_by]
     lines += [_loading(kind, head, config.model.path, needs, readers, quantized or {}), "```"]
     lines += ["", *QUANTIZED] if quantized else []
-    lines += ["", "## Versions", "", *(f"- {name} {number}" for name, number in versions.items())]
+    lines += [
+        "",
+        "## Versions",
+        "",
+        *(f"- {name} {number}" for name, number in versions.items() if number),
+    ]
     return "\n".join(lines) + "\n"
 
 
