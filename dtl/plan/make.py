@@ -281,7 +281,7 @@ def _wanted_zero(
         "layout",
         f"the model state alone takes {format_bytes(held)} a rank at ZeRO 3 with offload, of "
         f"{format_bytes(hardware.memory)} on {hardware.name}",
-        "use more processes or nodes, strategy lora, or a smaller model",
+        "use more processes or nodes, strategy lora (with model.quantize nf4), or a smaller model",
     )
 
 

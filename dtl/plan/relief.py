@@ -48,4 +48,6 @@ def relief(plan: Plan, strategy: str, *, doing: str) -> str:
         return f"resume with layout.zero={stage} layout.offload=optimizer; {SAME_RESULT}"
     if strategy != "lora":
         return "take more processes or nodes, or strategy lora"
+    if plan.parameters.quantized.numbers == 0:
+        return "take more processes or nodes, model.quantize nf4, or a smaller model"
     return "take more processes or nodes, or a smaller model"

@@ -19,6 +19,8 @@ from tests.distributed.matrix import (
     JUMP,
     JUMP_BACK,
     MOVES,
+    QUANTIZED_LAYOUTS,
+    QUANTIZED_STEPS,
     RATE,
     STAGES,
     STEPS,
@@ -89,11 +91,13 @@ def bed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "labelled.yaml").write_text(LABELLED)
     _lay_out_text_tasks(folder)
     alone = [_job(1, *case) for case in _cases()] + _labelled(1) + _scored(1) + _text_tasks(1)
+    alone += _quantized(1)
     launching.run_jobs(1, alone + _interrupted(1), cwd=folder)
     pair = [_job(2, *case) for case in _cases()] + _labelled(2) + _scored(2) + _text_tasks(2)
     pair += (
         _exported() + _moved_to(2) + _stayed() + _poisoned() + _varied() + _jumped() + _stopped()
     )
+    pair += _quantized(2)
     launching.run_jobs(2, pair + _interrupted(2), cwd=folder)
     launching.run_jobs(3, _scored(3) + _moved_to(3) + _interrupted(3), cwd=folder)
     launching.run_jobs(1, _moved_to(1), cwd=folder)
@@ -185,6 +189,27 @@ def _stayed() -> list[dict[str, Any]]:
         overrides = [*eight_bit, f"run.name={name}-8bit"]
         stayed += [{"config": "config.yaml", "overrides": overrides, **stop} for stop in stops]
     return stayed
+
+
+def _quantized(ranks: int) -> list[dict[str, Any]]:
+    """An adapter on a base in 4 bits, and in 8."""
+
+    def job(kind: str, zero: int, name: str = "", **more: Any) -> dict[str, Any]:
+        overrides = ["strategy=lora", *STRATEGIES["lora"], f"train.steps={QUANTIZED_STEPS}"]
+        overrides += [f"model.quantize={kind}", f"layout.zero={zero}"]
+        overrides += ["layout.micro_batch=3", f"run.name={kind}{name}-{ranks}-{zero}"]
+        return {"config": "config.yaml", "overrides": overrides, **more}
+
+    whole = QUANTIZED_LAYOUTS[-1]
+    jobs = [
+        job("nf4", zero, bare=(many, zero) != whole)
+        for many, zero in QUANTIZED_LAYOUTS
+        if many == ranks
+    ]
+    if ranks == 1:
+        return [*jobs, job("int8", 0, bare=True)]
+    stopped = job("nf4", whole[1], "-stayed", stop_after=QUANTIZED_STEPS // 2)
+    return [*jobs, stopped, job("nf4", whole[1], "-stayed"), job("int8", 2, bare=True)]
 
 
 def _jumped() -> list[dict[str, Any]]:

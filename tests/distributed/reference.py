@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 
 def losses(
@@ -21,10 +21,17 @@ def losses(
     rate: float,
     clip: float,
     longest: int = 128,
+    quantized: bool = False,
 ) -> tuple[list[float], list[float]]:
-    """Loss and gradient norm of each step; cosine schedule, no warm-up, seed 0."""
+    """Loss and gradient norm of each step; cosine schedule, no warm-up, seed 0. `quantized`: the
+    base is in nf4, by transformers and bitsandbytes."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder)
+    how = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True
+    )
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, quantization_config=how if quantized else None
+    ).train()
     torch.manual_seed(0)
     if strategy == "lora":
         from peft import LoraConfig, get_peft_model
