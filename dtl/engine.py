@@ -178,7 +178,8 @@ class Engine(ABC):
 
     def watch_buffers(self, model: nn.Module) -> None:
         """Remember the buffers that a saved model holds, to know which ones training changes."""
-        self._buffers = {name: value.clone() for name, value in _kept_buffers(model).items()}
+        kept = _kept_buffers(model)  # of a quantized base on the device already
+        self._buffers = {name: value.to("cpu", copy=True) for name, value in kept.items()}
 
     def changed_buffers(self) -> dict[str, Tensor]:
         """Buffers that are no longer what the base brought, such as BatchNorm's, on the CPU."""

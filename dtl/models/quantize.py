@@ -21,7 +21,6 @@ PLACE = "model.quantize"
 BLOCK, BLOCK_OF_SCALES = 64, 256  # numbers that share a scale; scales that share one, if doubled
 NF4_LEVELS = 16 * 4  # bytes: every layer keeps its table of fp32 levels
 PACKED = 8  # numbers in one fp32 word of 4-bit ones: a layer that leaves some over stays whole
-
 TOLD = (  # of the arguments of BitsAndBytesConfig, those that say what the base is
     "load_in_4bit",
     "load_in_8bit",
