@@ -456,6 +456,13 @@ def test_a_base_that_is_quantized_already_is_refused(decoder, tmp_path):
         plan(config(tmp_path))
 
 
+def test_names_of_other_tools_are_understood(decoder, tmp_path, capsys):
+    made = config(decoder).model_dump(mode="json")
+    (tmp_path / "run.json").write_text(json.dumps(made))
+    assert main(["plan", str(tmp_path / "run.json"), "model.load_in_4bit=true"]) == 2
+    assert "did you mean 'model.quantize'?" in capsys.readouterr().err
+
+
 def test_only_nf4_has_scales_to_quantize(decoder):
     with pytest.raises(ValueError, match="no scales of nf4 with"):
         config(decoder, model={"quantize": "int8", "double_quantize": False})
