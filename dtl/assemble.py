@@ -75,6 +75,14 @@ def assemble(config: RunConfig) -> Parts:
     strategies = tuple(
         registry.load("strategies", phase.name).Plugin(phase.options) for phase in config.phases
     )
+    for phase, strategy in zip(config.phases, strategies, strict=True):
+        if config.model.quantize is not None and strategy.exports != "adapter":
+            raise DtlError.of(
+                "model.quantize",
+                f"strategy {phase.name} keeps a whole model, which is not to be left in "
+                f"{config.model.quantize}",
+                "take strategy lora, which leaves the base as it is, or leave model.quantize out",
+            )
     if task.needs_base and not all(strategy.keeps_base for strategy in strategies):
         raise DtlError.of(
             "strategy",
@@ -93,8 +101,8 @@ def assemble(config: RunConfig) -> Parts:
         if strategy.virtual_tokens:
             raise DtlError.of(
                 f"strategy.{number}",
-                f"{config.phases[number].name} learns tokens, which no weight of the model can take "
-                "in for the phase after it",
+                f"{config.phases[number].name} learns tokens, which no weight of the model can "
+                "take in for the phase after it",
                 "put it last, or take lora",
             )
     for number, strategy in enumerate(strategies[1:], start=1):

@@ -180,8 +180,8 @@ class Engine(ABC):
     def watch_buffers(self, base: nn.Module | None) -> None:
         """Remember the buffers of the base, to know which ones training changes; None: any may have
         been changed already."""
-        kept = _kept_buffers(base) if base is not None else {}
-        self._buffers = {name: value.clone() for name, value in kept.items()}
+        kept = _kept_buffers(base) if base is not None else {}  # perhaps on the device already
+        self._buffers = {name: value.to("cpu", copy=True) for name, value in kept.items()}
 
     def changed_buffers(self) -> dict[str, Tensor]:
         """Buffers that are no longer what the base brought, such as BatchNorm's, on the CPU."""

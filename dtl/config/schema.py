@@ -84,6 +84,14 @@ class Model(Record):
     dtype: Literal["fp32", "bf16", "fp16"] | None = Field(
         default=None, description="number format of the weights; left out: planned"
     )
+    quantize: Literal["nf4", "int8"] | None = Field(
+        default=None,
+        description="hold the linear layers of the base in 4 or 8 bits, beside a LoRA or another "
+        "adapter (QLoRA); left out: in model.dtype",
+    )
+    double_quantize: bool = Field(
+        default=True, description="with nf4, quantize the scales of its blocks as well"
+    )
     attention: Literal["sdpa", "eager", "flash_attention_2", "flash_attention_3"] | None = Field(
         default=None, description="attention implementation; left out: the model's own default"
     )
@@ -92,6 +100,34 @@ class Model(Record):
     )
 
     _path_is_no_address = field_validator("path")(no_address)
+
+    @model_validator(mode="after")
+    def _only_nf4_has_scales_to_quantize(self) -> Self:
+        if not self.double_quantize and self.quantize != "nf4":
+            refuse(
+                [
+                    ConfigFault(
+                        "double_quantize",
+                        problem=f"there are no scales of nf4 with model.quantize {self.quantize}",
+                        mend="set model.quantize to nf4, or remove model.double_quantize",
+                    )
+                ]
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _adapters_are_of_a_whole_base(self) -> Self:
+        if self.adapters and self.quantize is not None:
+            refuse(
+                [
+                    ConfigFault(
+                        "adapters",
+                        problem="they are worked into whole weights, and these are quantized",
+                        mend="export the adapters merged, and name that as model.path",
+                    )
+                ]
+            )
+        return self
 
     @model_validator(mode="after")
     def _remote_code_is_pinned(self) -> Self:
@@ -507,6 +543,7 @@ class RunConfig(Record):
                 *self._batch_faults(),
                 *self._evaluation_faults(),
                 *self._optimizer_faults(),
+                *self._quantizing_faults(),
             ]
         )
         return self
@@ -562,6 +599,16 @@ class RunConfig(Record):
                 "name",
                 problem="8-bit moments and ZeRO do not go together",
                 mend="set layout.zero to 0 and layout.offload to none, or optim.name to adamw",
+            )
+
+    def _quantizing_faults(self) -> Iterable[ConfigFault]:
+        """bitsandbytes holds 8-bit weights twice: ZeRO 3 would cut one hold, and save nothing."""
+        if self.model.quantize == "int8" and self.layout.zero == 3:
+            yield ConfigFault(
+                "model",
+                "quantize",
+                problem="weights of 8 bits cannot be shared out by ZeRO 3",
+                mend="set layout.zero to 2, or model.quantize to nf4",
             )
 
     def _evaluation_faults(self) -> Iterable[ConfigFault]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from dtl import registry
 from dtl.config.schema import Model, TaskChoice
 from dtl.errors import DtlError
-from dtl.models import adapters
+from dtl.models import adapters, quantize
 from dtl.models.load import (
     NOTE,
     load_pretrained,
@@ -53,7 +53,8 @@ def folder_of(path: Path) -> Path:
 
 
 def open_export(path: Path) -> Exported:
-    """Load it on the CPU, in fp32. Code that a model brings is never run. Raises DtlError."""
+    """Load it on the CPU, in fp32, on a base that is quantized as it was for the run. Code that a
+    model brings is never run. Raises DtlError."""
     folder = folder_of(path)
     note = _read(folder)
     choice = TaskChoice.model_validate(note["task"])
@@ -70,8 +71,10 @@ def open_export(path: Path) -> Exported:
             changes=task.head_settings(facts) if adapter else {},
             random=False,
             seed=0,
-            dtype="fp32",
+            dtype=source.dtype or "fp32",
         )
+        if source.quantize is not None:
+            quantize.widen(loaded.model)
         model = _with_adapter(loaded.model, folder) if adapter else loaded.model
     if (padding := padding_token(processor)) is not None:
         loaded.model.config.pad_token_id = padding  # type: ignore[union-attr]

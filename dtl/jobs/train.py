@@ -25,6 +25,7 @@ from dtl.jobs.opening import (
 )
 from dtl.jobs.scoring import Scoring
 from dtl.jobs.spikes import go_back, left_out, losses_before
+from dtl.models import quantize
 from dtl.models.load import padding_token
 from dtl.plan import PhasePlan, Plan
 from dtl.plan.memory import checkpoint_bytes
@@ -33,7 +34,7 @@ from dtl.train import checkpoint, optim
 from dtl.train.card import model_card
 from dtl.train.checkpoint import Store, Stored
 from dtl.train.deadline import Deadline
-from dtl.train.export import export
+from dtl.train.export import base_of, export
 from dtl.train.guards import Guard, SpikeFound
 from dtl.train.log import RunLog, told
 from dtl.train.loop import End, Hooks, Limits, Progress, StopAgreed, train
@@ -257,6 +258,7 @@ class _Job:
             versions=self.folder.versions,
             reads_by=self.parts.task.reads_by,
             base_needs=self.examples.facts.get("loading"),
+            quantized=quantize.told(self.engine.plain_model),
         )
         export(
             self.engine,
@@ -270,9 +272,7 @@ class _Job:
                 "task": self.config.task.learnt,
                 "facts": self.examples.facts,
                 "columns": self.config.data.columns,
-                "base": self.config.model.model_dump(
-                    mode="json", include={"path", "revision", "adapters"}
-                ),
+                "base": base_of(self.config.model, dtype=self.plan.layout.dtype),
             },
             learnt=Stored(best) if best else None,
             pause=self.pause,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from dtl.errors import DtlError
 from dtl.models.anatomy import head_module_names
+from dtl.models.quantize import on_plain_base
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -435,7 +436,7 @@ def merged(adapted: Any) -> nn.Module:
     for name, module in list(adapted.named_modules()):
         if isinstance(module, ModulesToSaveWrapper):  # PEFT 0.21 fails on a head of several layers
             adapted.set_submodule(name, module.modules_to_save[NAME])
-    model: nn.Module = adapted.merge_and_unload(safe_merge=True)
+    model: nn.Module = on_plain_base(adapted).merge_and_unload(safe_merge=True)
     return model
 
 

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from dtl import mini
 from dtl.config.schema import Model
 from dtl.errors import DtlError, near
-from dtl.models import adapters
+from dtl.models import adapters, quantize
+from dtl.models.dtypes import torch_dtype
 from dtl.models.trust import ADAPTER, PLACE, refuse_code, refuse_pickled_weights
 
 if TYPE_CHECKING:
@@ -172,9 +173,19 @@ def _has_tokenizer(model: Model) -> bool:
 def weightless(model: Model, *, head: str, changes: dict[str, Any]) -> Loaded:
     """The model on the meta device: shapes and names, no bytes. For the planner.
 
-    `new` is what transformers itself misses in the weight files, of which it reads the headers;
-    for a hub id it is the whole head.
+    Quantized layers stand where the config asks for them. `new` is what transformers itself misses
+    in the weight files, of which it reads the headers; for a hub id it is the whole head.
     """
+    if model.quantize is not None:
+        quantize.refuse_quantized(load_settings(model), model.path)
+    loaded = _plain_weightless(model, head=head, changes=changes)
+    if model.quantize is not None:
+        keep = quantize.kept_whole(loaded.model, loaded.new)
+        quantize.quantize_weightless(loaded.model, model, keep)
+    return loaded
+
+
+def _plain_weightless(model: Model, *, head: str, changes: dict[str, Any]) -> Loaded:
     import torch
 
     from dtl.models.anatomy import head_parameters
@@ -254,7 +265,6 @@ def load_pretrained(
 
     enter = loading or (lambda sharded: nullcontext())
     settings = _settled(model, changes)
-    torch_dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[dtype]
     auto = _auto(head, model)
     torch.manual_seed(seed)
     if random:
@@ -262,11 +272,14 @@ def load_pretrained(
             network = auto.from_config(
                 settings, attn_implementation=model.attention, dtype=torch.float32
             )
-        return Loaded(network.to(torch_dtype), frozenset())
+        return Loaded(network.to(torch_dtype(dtype)), frozenset())
     where = locate(model)
     refuse_pickled_weights(where)
-    with enter(not model.adapters):  # these are worked into whole weights
-        loaded = _read(auto, where, settings, model, changes, dtype=torch_dtype)
+    if model.quantize is not None:
+        loaded = _read_quantized(model, head, settings, changes, dtype=dtype, enter=enter)
+    else:
+        with enter(not model.adapters):  # these are worked into whole weights
+            loaded = _read(auto, where, settings, model, changes, dtype=torch_dtype(dtype))
     _refuse_foreign(loaded.model, loaded.new, model)
     return _with_language(_with_adapters(loaded, model), model, changes)
 
@@ -300,6 +313,34 @@ def adapter_folders(model: Model) -> list[Path]:
                 f"name them before it: [{', '.join(map(str, [*below, folder]))}]",
             )
     return folders
+
+
+def _read_quantized(
+    model: Model,
+    head: str,
+    settings: Any,
+    changes: dict[str, Any],
+    *,
+    dtype: str,
+    enter: Callable[[bool], AbstractContextManager[None]],
+) -> Loaded:
+    """The model with its linear layers quantized as they are read, each rank the whole of it; under
+    ZeRO-3 it is shared out later, as levels are made of whole weights."""
+    with enter(False):
+        planned = _plain_weightless(model, head=head, changes=changes)
+        keep = quantize.kept_whole(planned.model, planned.new)
+        how = quantize.settings(model, dtype=dtype, keep=keep)
+        loaded = _read(
+            _auto(head, model),
+            locate(model),
+            settings,
+            model,
+            changes,
+            dtype=torch_dtype(dtype),
+            quantization_config=how,
+        )
+    quantize.settle(loaded.model, dtype=dtype)
+    return loaded
 
 
 def _with_language(loaded: Loaded, model: Model, changes: dict[str, Any]) -> Loaded:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from dtl import units
+from dtl.models.quantize import Quantized
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ class Parameters:
 
     learning: int
     frozen: int
+    quantized: Quantized = field(default=Quantized())  # among the frozen
 
     @property
     def total(self) -> int:
@@ -119,7 +121,7 @@ class Plan:
             (
                 "parameters",
                 f"{learning} learning, {frozen} frozen",
-                f"{share:.1%} of {total} learn",
+                f"{share:.1%} of {total} learn" + self._quantized(),
             ),
             ("model state a rank", units.format_bytes(self.model_state_bytes), state),
             *((chosen.key, chosen.value, chosen.reason) for chosen in self.choices),
@@ -128,6 +130,13 @@ class Plan:
         return [
             f"{key:<{widths[0]}}  {value:<{widths[1]}}  {why}".rstrip() for key, value, why in rows
         ]
+
+    def _quantized(self) -> str:
+        held = self.parameters.quantized
+        if held.numbers == 0:
+            return ""
+        size = units.format_bytes(held.levels + held.scales)
+        return f"; {units.format_count(held.numbers)} are quantized, in {size}"
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON."""
@@ -140,11 +149,16 @@ class Plan:
             **{
                 **stored,
                 "layout": Layout(**stored["layout"]),
-                "parameters": Parameters(**stored["parameters"]),
+                "parameters": _parameters(stored["parameters"]),
                 "phases": tuple(
-                    PhasePlan(**{**phase, "parameters": Parameters(**phase["parameters"])})
+                    PhasePlan(**{**phase, "parameters": _parameters(phase["parameters"])})
                     for phase in stored["phases"]
                 ),
                 "choices": tuple(Chosen(**chosen) for chosen in stored["choices"]),
             }
         )
+
+
+def _parameters(stored: dict[str, Any]) -> Parameters:
+    held = stored.get("quantized", {})  # runs of before have none
+    return Parameters(stored["learning"], stored["frozen"], Quantized(**held))

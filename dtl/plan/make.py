@@ -12,6 +12,7 @@ from dtl.assemble import Parts
 from dtl.config.schema import RunConfig
 from dtl.data.order import accumulation, steps_per_epoch
 from dtl.errors import DtlError
+from dtl.models import quantize
 from dtl.models.load import weightless
 from dtl.plan import Chosen, Hardware, Layout, OuterLaunch, Parameters, PhasePlan, Plan
 from dtl.plan.deepspeed import deepspeed_config
@@ -57,7 +58,10 @@ def _reach(config: RunConfig, parts: Parts) -> _Reach:
     named = list(zip(parts.strategies, (phase.name for phase in config.phases), strict=True))
     lowest, name = min(named, key=lambda pair: pair[0].highest_zero)
     keeping = [name for strategy, name in named if not strategy.recomputes]
-    return _Reach(lowest.highest_zero, name, next(iter(keeping), None))
+    highest = (
+        min(lowest.highest_zero, 2) if config.model.quantize == "int8" else lowest.highest_zero
+    )
+    return _Reach(highest, name, next(iter(keeping), None))
 
 
 def what_learns(config: RunConfig, parts: Parts, facts: Facts) -> Learning:
@@ -70,7 +74,8 @@ def what_learns(config: RunConfig, parts: Parts, facts: Facts) -> Learning:
         model = parts.adapt(loaded)
     learning = {name: p.numel() for name, p in model.named_parameters() if p.requires_grad}
     moving, every = sum(learning.values()), sum(p.numel() for p in model.parameters())
-    return Learning(frozenset(learning), Parameters(moving, every - moving))
+    quantized = quantize.footprint(model, config.model)
+    return Learning(frozenset(learning), Parameters(moving, every - moving, quantized))
 
 
 def make_plan(
@@ -90,6 +95,8 @@ def make_plan(
     `disk_free`: bytes left where the run folder will be; None: not looked at.
     """
     log = _Log()
+    if config.model.quantize is not None:
+        quantize.refuse_unavailable(hardware.device)
     learning = [
         what_learns(config, parts.in_phase(number), facts)
         for number in range(len(parts.strategies))
@@ -255,10 +262,16 @@ def _zero(
         return 0, "none"
     highest = reach.zero
     stage, offload, reason = _wanted_zero(config, work, hardware, ranks, dtype, outer, highest)
+    if config.model.quantize == "int8" and stage == 3:
+        raise DtlError.of(
+            quantize.PLACE,
+            f"weights of 8 bits cannot be shared out by ZeRO 3 ({reason})",
+            "set layout.zero to 2, or model.quantize to nf4",
+        )
     if stage > highest:
         raise DtlError.of(
             outer.launcher if outer is not None and outer.zero is not None else "layout.zero",
-            f"strategy {reach.zero_of}, as it is set, is right up to ZeRO {highest}, not at {stage}",
+            f"{reach.zero_of}, as it is set, is right up to ZeRO {highest}, not at {stage}",
             f"set layout.zero to {highest}",
         )
     if stage > 0 and hardware.device == "cpu" and not hardware.compiler:
@@ -327,7 +340,7 @@ def _wanted_zero(
         "layout",
         f"the model state alone takes {format_bytes(held)} a rank at ZeRO {stage} with offload, of "
         f"{format_bytes(hardware.memory)} on {hardware.name}",
-        "use more processes or nodes, strategy lora, or a smaller model",
+        "use more processes or nodes, strategy lora (with model.quantize nf4), or a smaller model",
     )
 
 

@@ -49,4 +49,6 @@ def relief(plan: Plan, *, doing: str) -> str:
         return f"resume with layout.zero={stage} layout.offload=optimizer; {SAME_RESULT}"
     if plan.parameters.learning > SMALL_SHARE * plan.parameters.total:
         return "take more processes or nodes, or strategy lora"
+    if plan.parameters.quantized.numbers == 0:
+        return "take more processes or nodes, model.quantize nf4, or a smaller model"
     return "take more processes or nodes, or a smaller model"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from dtl.config.schema import Model
 from dtl.errors import RunFailed
 from dtl.models import adapters
 from dtl.models.load import NOTE
@@ -22,6 +23,19 @@ if TYPE_CHECKING:
     from dtl.engine import Engine
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def base_of(model: Model, *, dtype: str) -> dict[str, Any]:
+    """What to load the base from, as it was loaded for the run: a quantized one is made of weights
+    in `dtype`."""
+    base = model.model_dump(mode="json", include={"path", "revision", "adapters"})
+    if model.quantize is not None:
+        base |= {
+            "dtype": dtype,
+            "quantize": model.quantize,
+            "double_quantize": model.double_quantize,
+        }
+    return base
 
 
 def export(

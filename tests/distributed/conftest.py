@@ -26,6 +26,8 @@ from tests.distributed.matrix import (
     PARITY,
     PHASED_STAGES,
     PHASES,
+    QUANTIZED_LAYOUTS,
+    QUANTIZED_STEPS,
     RATE,
     STAGES,
     STEPS,
@@ -97,7 +99,8 @@ def bed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "labelled.yaml").write_text(LABELLED)
     _lay_out_text_tasks(folder)
     alone = [_job(1, *case) for case in _cases()] + _labelled(1) + _scored(1) + _text_tasks(1)
-    launching.run_jobs(1, alone + _adapters(1) + _interrupted(1), cwd=folder)
+    alone += _adapters(1) + _quantized(1)
+    launching.run_jobs(1, alone + _interrupted(1), cwd=folder)
     pair = [_job(2, *case) for case in _cases()] + _labelled(2) + _scored(2) + _text_tasks(2)
     pair += (
         _phased()
@@ -109,7 +112,8 @@ def bed(tmp_path_factory: pytest.TempPathFactory) -> Path:
         + _jumped()
         + _stopped()
     )
-    launching.run_jobs(2, pair + _adapters(2) + _interrupted(2), cwd=folder)
+    pair += _adapters(2) + _quantized(2)
+    launching.run_jobs(2, pair + _interrupted(2), cwd=folder)
     launching.run_jobs(3, _scored(3) + _moved_to(3) + _interrupted(3), cwd=folder)
     launching.run_jobs(1, _moved_to(1), cwd=folder)
     return folder
@@ -243,6 +247,27 @@ def _phased() -> list[dict[str, Any]]:
                 named = [*overrides, f"run.name={kind}-{name}-{zero}"]
                 jobs += [{"config": "config.yaml", "overrides": named, **stop} for stop in stops]
     return jobs
+
+
+def _quantized(ranks: int) -> list[dict[str, Any]]:
+    """An adapter on a base in 4 bits, and in 8."""
+
+    def job(kind: str, zero: int, name: str = "", **more: Any) -> dict[str, Any]:
+        overrides = ["strategy=lora", *STRATEGIES["lora"], f"train.steps={QUANTIZED_STEPS}"]
+        overrides += [f"model.quantize={kind}", f"layout.zero={zero}"]
+        overrides += ["layout.micro_batch=3", f"run.name={kind}{name}-{ranks}-{zero}"]
+        return {"config": "config.yaml", "overrides": overrides, **more}
+
+    whole = QUANTIZED_LAYOUTS[-1]
+    jobs = [
+        job("nf4", zero, bare=(many, zero) != whole)
+        for many, zero in QUANTIZED_LAYOUTS
+        if many == ranks
+    ]
+    if ranks == 1:
+        return [*jobs, job("int8", 0, bare=True)]
+    stopped = job("nf4", whole[1], "-stayed", stop_after=QUANTIZED_STEPS // 2)
+    return [*jobs, stopped, job("nf4", whole[1], "-stayed"), job("int8", 2, bare=True)]
 
 
 def _jumped() -> list[dict[str, Any]]:

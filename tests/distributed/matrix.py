@@ -58,3 +58,7 @@ TEXT_RUNS = tuple(
 )
 TEXT_LAYOUTS = ((1, 0), (2, 0), (2, 2), (2, 3))  # ranks and ZeRO stage; the last one exports
 TEXT_STEPS, TEXT_HELD_OUT = 4, 9  # in batches of 2: with two ranks, one has nothing at the end
+
+# A base in nf4, on ranks and at a stage; the last one is also stopped and resumed. One in int8.
+QUANTIZED_LAYOUTS = ((1, 0), (2, 0), (2, 2), (2, 3))
+QUANTIZED_STEPS = 6

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 
 def losses(
@@ -21,11 +21,18 @@ def losses(
     rate: float,
     clip: float,
     longest: int = 128,
+    quantized: bool = False,
 ) -> tuple[list[float], list[float]]:
     """Loss and gradient norm of each step; `phases`: strategies and their steps, each with its own
-    optimizer and cosine schedule; no warm-up, seed 0."""
+    optimizer and cosine schedule; no warm-up, seed 0. `quantized`: the base is in nf4, by
+    transformers and bitsandbytes."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder)
+    how = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True
+    )
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, quantization_config=how if quantized else None
+    ).train()
     rows = [(tokenizer(text)["input_ids"] + [tokenizer.eos_token_id])[:longest] for text in texts]
     order, found, norms = [], [], []
     for epoch in range(1 + sum(steps for _, steps in phases) * batch // len(rows)):
@@ -48,7 +55,7 @@ def losses(
             optimizer.step()
             optimizer.zero_grad()
             found.append(float(total.detach()) / targets)
-        if strategy == "lora":
+        if strategy == "lora" and len(phases) > 1:
             model = model.merge_and_unload()
     return found, norms
 
