@@ -433,10 +433,11 @@ def merged(adapted: Any) -> nn.Module:
     """The plain model, with the adapter in its weights."""
     from peft.utils import ModulesToSaveWrapper
 
+    adapted = on_plain_base(adapted)
     for name, module in list(adapted.named_modules()):
         if isinstance(module, ModulesToSaveWrapper):  # PEFT 0.21 fails on a head of several layers
             adapted.set_submodule(name, module.modules_to_save[NAME])
-    model: nn.Module = on_plain_base(adapted).merge_and_unload(safe_merge=True)
+    model: nn.Module = adapted.merge_and_unload(safe_merge=True)
     return model
 
 
