@@ -34,6 +34,10 @@ def losses(
     if strategy == "frozen":
         model.requires_grad_(False)
         model.lm_head.requires_grad_(True)
+    if strategy == "partial":
+        model.requires_grad_(False)
+        for part in (model.model.layers[-1], model.model.norm, model.lm_head):
+            part.requires_grad_(True)
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(learning, lr=rate, weight_decay=0.0)
     rows = [(tokenizer(text)["input_ids"] + [tokenizer.eos_token_id])[:longest] for text in texts]
