@@ -47,7 +47,7 @@ def page() -> str:
 def _sections(schema: dict[str, Any]) -> Iterator[str]:
     definitions = schema["$defs"]
     for key, given in schema["properties"].items():
-        name = _reference(given)
+        name = _reference(given.get("oneOf", [given])[0])
         needed = " Required." if key in schema["required"] else ""
         about = _plain(definitions[name]["description"])
         yield f"## `{key}`\n\n{about}{needed}\n"
@@ -62,6 +62,11 @@ def _sections(schema: dict[str, Any]) -> Iterator[str]:
         if key == "train":
             yield f"### `train.spike`\n\n{definitions['Spike']['description']}\n"
             yield _table("train.spike.", definitions["Spike"])
+        if key == "strategy":
+            phase = definitions["Phase"]["anyOf"][1]
+            own = {name: phase["properties"][name] for name in ("length", "learning_rate")}
+            yield f"### A list of phases\n\n{definitions['Phase']['description']}\n"
+            yield _table("strategy.0.", {"properties": own})
 
 
 def _plugins(key: str, choice: dict[str, Any]) -> Iterator[str]:

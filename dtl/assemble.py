@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from dtl import registry
@@ -19,15 +19,29 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Parts:
-    """What is learnt, and what learns it."""
+    """What is learnt, and what learns it: one strategy, or one in each phase of the run."""
 
     task: Task
-    strategy: Strategy
+    strategies: tuple[Strategy, ...]
+    phase: int = 0
+
+    @property
+    def strategy(self) -> Strategy:
+        """Of the present phase."""
+        return self.strategies[self.phase]
+
+    @property
+    def from_random(self) -> bool:
+        """Whether the run begins without the weights of the base."""
+        return self.strategies[0].starts_from == "random"
+
+    def in_phase(self, number: int) -> Parts:
+        """The same in another phase; they count from 0."""
+        return replace(self, phase=number)
 
     def adapt(self, loaded: Loaded) -> nn.Module:
         """The model with the strategy applied; what the task keeps fixed does not learn."""
-        random = self.strategy.starts_from == "random"
-        fixed = list(self.task.fixed(loaded.model, random=random))
+        fixed = list(self.task.fixed(loaded.model, random=self.from_random))
         kept = {id(parameter) for parameter in fixed}
         names = {name for name, value in loaded.model.named_parameters() if id(value) in kept}
         model = self.strategy.apply(loaded.model, new=loaded.new - names)
@@ -49,7 +63,7 @@ class Parts:
         be worse, and other ones on each layout.
         """
         self.strategy.training_mode(model)
-        if self.strategy.starts_from == "pretrained":
+        if not self.from_random:
             for module in batch_norms(model):
                 module.eval()
 
@@ -58,12 +72,45 @@ def assemble(config: RunConfig) -> Parts:
     """The plugins that the config names, holding their typed options. Raises DtlError where they do
     not go together."""
     task = registry.load("tasks", config.task.name).Plugin(config.task.options)
-    strategy = registry.load("strategies", config.strategy.name).Plugin(config.strategy.options)
-    if task.needs_base and not strategy.keeps_base:
+    strategies = tuple(
+        registry.load("strategies", phase.name).Plugin(phase.options) for phase in config.phases
+    )
+    for phase, strategy in zip(config.phases, strategies, strict=True):
+        if config.model.quantize is not None and strategy.exports != "adapter":
+            raise DtlError.of(
+                "model.quantize",
+                f"strategy {phase.name} keeps a whole model, which is not to be left in "
+                f"{config.model.quantize}",
+                "take strategy lora, which leaves the base as it is, or leave model.quantize out",
+            )
+    if task.needs_base and not all(strategy.keeps_base for strategy in strategies):
         raise DtlError.of(
             "strategy",
             f"task {config.task.name} compares the model with its base, which strategy "
-            f"{config.strategy.name} changes",
-            "take strategy lora with bias none: set aside, it leaves the base",
+            f"{' and '.join(phase.name for phase in config.phases)} changes",
+            "take strategy lora with bias none, and an init that leaves the base as it is",
         )
-    return Parts(task, strategy)
+    if task.needs_base and len(strategies) > 1:
+        raise DtlError.of(
+            "strategy",
+            f"task {config.task.name} compares the model with its base, and each phase would have "
+            "another one",
+            "take one strategy",
+        )
+    for number, strategy in enumerate(strategies[:-1]):
+        if strategy.virtual_tokens:
+            raise DtlError.of(
+                f"strategy.{number}",
+                f"{config.phases[number].name} learns tokens, which no weight of the model can "
+                "take in for the phase after it",
+                "put it last, or take lora",
+            )
+    for number, strategy in enumerate(strategies[1:], start=1):
+        if strategy.starts_from == "random":
+            raise DtlError.of(
+                f"strategy.{number}",
+                f"{config.phases[number].name} begins with random weights, which would undo the "
+                "phases before",
+                "put it first, or take full",
+            )
+    return Parts(task, strategies)

@@ -121,6 +121,7 @@ class Engine(ABC):
 
     model: nn.Module  # as prepared: call this one
     optimizer: Optimizer
+    kept: frozenset[str] = frozenset()  # parameters that learn no more, and differ from the base
 
     def __init__(self, settings: EngineSettings, accelerator: Accelerator) -> None:
         self.settings = settings
@@ -176,17 +177,20 @@ class Engine(ABC):
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak_learning_rate"] * factor
 
-    def watch_buffers(self, model: nn.Module) -> None:
-        """Remember the buffers that a saved model holds, to know which ones training changes."""
-        self._buffers = {name: value.clone() for name, value in _kept_buffers(model).items()}
+    def watch_buffers(self, base: nn.Module | None) -> None:
+        """Remember the buffers of the base, to know which ones training changes; None: any may have
+        been changed already."""
+        kept = _kept_buffers(base) if base is not None else {}  # perhaps on the device already
+        self._buffers = {name: value.to("cpu", copy=True) for name, value in kept.items()}
 
     def changed_buffers(self) -> dict[str, Tensor]:
         """Buffers that are no longer what the base brought, such as BatchNorm's, on the CPU."""
         now = {name: value.cpu() for name, value in _kept_buffers(self.plain_model).items()}
+        before = self._buffers
         return {
             name: value.clone()
             for name, value in now.items()
-            if not torch.equal(value, self._buffers[name].to(value.dtype))
+            if name not in before or not torch.equal(value, before[name].to(value.dtype))
         }
 
     def share_statistics(self) -> None:
@@ -204,6 +208,19 @@ class Engine(ABC):
     def learning(self) -> list[tuple[str, nn.Parameter]]:
         """Names and learning parameters, in the model's order."""
         return [pair for pair in self.plain_model.named_parameters() if pair[1].requires_grad]
+
+    def moved(self) -> list[tuple[str, nn.Parameter]]:
+        """The learning parameters, and those that have learnt before."""
+        return [
+            (name, parameter)
+            for name, parameter in self.plain_model.named_parameters()
+            if parameter.requires_grad or name in self.kept
+        ]
+
+    def release(self) -> None:
+        """Let go of the model and its optimizer, so that others can be prepared."""
+        self.accelerator.free_memory()
+        del self.model, self.optimizer
 
     @property
     @abstractmethod
@@ -224,6 +241,10 @@ class Engine(ABC):
     @abstractmethod
     def gathered(self, parameters: list[nn.Parameter]) -> AbstractContextManager[Any]:
         """The context in which these are whole on every rank, to be looked at."""
+
+    @abstractmethod
+    def changing(self, parameters: list[nn.Parameter]) -> AbstractContextManager[Any]:
+        """The context in which these are whole on every rank, and what rank 0 writes stays."""
 
     @abstractmethod
     def prepare(self, model: nn.Module, optimizer: Optimizer) -> None:
@@ -304,6 +325,9 @@ class PlainEngine(Engine):
             parameter.copy_(value)
 
     def gathered(self, parameters: list[nn.Parameter]) -> AbstractContextManager[Any]:
+        return nullcontext()
+
+    def changing(self, parameters: list[nn.Parameter]) -> AbstractContextManager[Any]:
         return nullcontext()
 
     def prepare(self, model: nn.Module, optimizer: Optimizer) -> None:
@@ -404,10 +428,18 @@ class ZeroEngine(Engine):
             bridge.set_hf_deepspeed_config(self.accelerator.state.deepspeed_plugin.dschf)
 
     def gathered(self, parameters: list[nn.Parameter]) -> AbstractContextManager[Any]:
+        return self._whole(parameters, modifier_rank=None)
+
+    def changing(self, parameters: list[nn.Parameter]) -> AbstractContextManager[Any]:
+        return self._whole(parameters, modifier_rank=0)
+
+    def _whole(
+        self, parameters: list[nn.Parameter], *, modifier_rank: int | None
+    ) -> AbstractContextManager[Any]:
         from deepspeed.runtime.zero import GatheredParameters
 
         parted = [parameter for parameter in parameters if hasattr(parameter, "ds_id")]
-        return GatheredParameters(parted) if parted else nullcontext()
+        return GatheredParameters(parted, modifier_rank) if parted else nullcontext()
 
     def fill(self, parameter: nn.Parameter, value: Tensor) -> None:
         from deepspeed.runtime.zero import GatheredParameters

@@ -18,6 +18,7 @@ from dtl.data.order import order
 from dtl.data.source import FAULTS_SHOWN, Check, Reading, Row, Rows, open_rows
 from dtl.errors import DtlError, Fault, near
 from dtl.mini.cache import folder as cache_folder
+from dtl.models.adapters import with_room_for
 from dtl.models.fingerprint import fingerprint
 from dtl.models.load import load_processor, load_settings, locate
 from dtl.models.trust import refuse_pickled_weights
@@ -101,16 +102,17 @@ def prepare(
     Raises DtlError for rows at fault, each with its place.
     """
     where = locate(config.model)  # what needs no model is found out first: it takes no time
-    if parts.strategy.starts_from != "random":
+    if not parts.from_random:
         refuse_pickled_weights(where)
     sources, mixed = _sources(config, parts, check)
     train, held_out = split(config, sources, mixed)
     if held_out is not None and config.task.group_by is not None:
         _refuse_absent(held_out, config.task.group_by)
     settings = load_settings(config.model)
+    read_as = with_room_for(settings, max(strategy.virtual_tokens for strategy in parts.strategies))
     processor = load_processor(config.model, parts.task.reads_by)
     processor, facts = parts.task.fit(processor, parts.task.survey(train, settings))
-    encoder = parts.task.encoder(processor, facts, settings)
+    encoder = parts.task.encoder(processor, facts, read_as)
     tokenizing = _fingerprint(processor)  # once: a tokenizer keeps how it was last asked to cut
 
     def encoded(
@@ -119,7 +121,7 @@ def prepare(
         key = cache_key(
             rows=rows.fingerprint + ("/checked" if check else ""),
             processor=tokenizing,
-            base=[getattr(settings, "max_position_embeddings", None)],
+            base=[getattr(read_as, "max_position_embeddings", None)],
             task=config.task.learnt,
             facts=facts,
             **({} if group_by is None else {"group_by": group_by}),

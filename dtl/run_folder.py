@@ -20,7 +20,7 @@ from dtl.plan import Plan
 from dtl.tasks import Facts
 
 State = Literal["absent", "interrupted", "finished"]
-STACK = ("dtl", "torch", "deepspeed", "accelerate", "transformers", "peft")
+STACK = ("dtl", "torch", "deepspeed", "accelerate", "transformers", "peft", "bitsandbytes")
 
 
 @dataclass(frozen=True)

@@ -153,7 +153,7 @@ def _memory_advice(folder: RunFolder) -> str:
     """A process that the kernel kills says nothing: its last heartbeat tells where it was."""
     beats = read_beats(folder.heartbeats)
     where = min(beats, key=lambda beat: beat.alive).doing if beats else "start"
-    change = relief(folder.plan, folder.config.strategy.name, doing=where)
+    change = relief(folder.plan, doing=where)
     return (
         "the kernel has meanwhile killed a process for want of main memory; the run was last seen "
         f"in {where}; {change}"

@@ -153,7 +153,7 @@ def _local_faults(prepared: desk.Prepared, watch: Watch) -> Iterator[None]:
         elif wants_memory(fault):
             place = f"rank {os.environ.get('RANK', '0')}"
             found = f"out of memory in {watch.doing}; {memory_line()}"
-            mend = relief(prepared.plan, prepared.config.strategy.name, doing=watch.doing)
+            mend = relief(prepared.plan, doing=watch.doing)
         else:
             raise
         traceback.print_exc()

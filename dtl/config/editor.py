@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from dtl import registry
-from dtl.config.schema import Choice, RunConfig, StrategyChoice, TaskChoice
+from dtl.config.schema import Choice, Phase, RunConfig, StrategyChoice, TaskChoice
 
 
 def editor_schema() -> dict[str, Any]:
     """The schema of RunConfig as a user may write it: short forms and plugin options included."""
     schema = RunConfig.model_json_schema()
     definitions = schema["$defs"]
-    for choice in (TaskChoice, StrategyChoice):
+    for choice in (TaskChoice, StrategyChoice, Phase):
         definitions[choice.__name__] = _choice_schema(choice, definitions)
     definitions["Source"] = {"anyOf": [{"type": "string"}, definitions["Source"]]}
     return {

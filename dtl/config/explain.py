@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args, get_origin
 
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
@@ -33,6 +33,10 @@ _ELSEWHERE = {
     "output_dir": "run.dir",
     "model_name_or_path": "model.path",
     "torch_dtype": "model.dtype",
+    "load_in_4bit": "model.quantize",
+    "load_in_8bit": "model.quantize",
+    "bnb_4bit_use_double_quant": "model.double_quantize",
+    "use_double_quant": "model.double_quantize",
     "num_processes": "layout.processes",
     "gpus": "layout.processes",
     "zero_stage": "layout.zero",
@@ -240,14 +244,23 @@ def _fields(keys: Keys, document: Document) -> dict[str, FieldInfo]:
 
 def _record_at(keys: Keys) -> type[Record] | None:
     """The record whose keys stand under these keys, if the schema has one there."""
-    record: type[Record] = RunConfig
+    annotation: Any = RunConfig
     for key in keys:
-        field = None if issubclass(record, Choice) else record.model_fields.get(str(key))
-        below = next(_records_in(field.annotation), None) if field else None
-        if below is None:
+        if isinstance(key, int):
+            annotation = _items_of(annotation)
+            continue
+        record = next(_records_in(annotation), None)
+        if record is None or issubclass(record, Choice) or key not in record.model_fields:
             return None
-        record = below
-    return record
+        annotation = record.model_fields[key].annotation
+    return next(_records_in(annotation), None)
+
+
+def _items_of(annotation: Any) -> Any:
+    """What the list that an annotation allows is a list of."""
+    if get_origin(annotation) is tuple:
+        return get_args(annotation)[0]
+    return next(filter(None, map(_items_of, get_args(annotation))), None)
 
 
 def _records_in(annotation: Any) -> Iterator[type[Record]]:

@@ -18,6 +18,7 @@ _SHORT_FORMS: dict[Keys, str] = {
     ("task",): "name",
     ("strategy",): "name",
     ("data", "train"): "path",
+    ("data", "mix"): "path",
     ("data", "eval"): "path",
 }
 
@@ -80,39 +81,56 @@ def _apply(override: str, document: Document) -> None:
     """Write one override into the document; a wrong one becomes a fault there."""
     place = f"command line: {override}"
     key, equals, text = override.partition("=")
-    keys = tuple(key.strip().split("."))
-    if not equals or not all(keys):
+    keys = _numbered(key.strip().split("."), document)
+    if not equals or not all(map(str, keys)):
         mend = "write key=value, such as train.steps=100"
         document.faults.append(Fault(place, "this is not of the form key=value", mend))
         return
-    section = _open_section(keys[:-1], document, place)
+    section = _open_section(keys, document, place)
     if section is None:
         return
     document.forget_origins(keys)
     section[keys[-1]] = read_value(text, document, keys=keys, place=place)
 
 
-def _open_section(keys: Keys, document: Document, place: str) -> dict[str, Any] | None:
-    """The mapping under the keys, made where it is missing; None (and a fault) if it is a value."""
-    section = document.values
-    for depth, key in enumerate(keys, start=1):
-        here = keys[:depth]
-        value = section.get(str(key))
+def _numbered(words: Sequence[str], document: Document) -> Keys:
+    """The keys, with numbers for the places in a list: strategy.0.length."""
+    keys: Keys = ()
+    for word in words:
+        above = document.at(keys) if document.has(keys) else None
+        is_place = isinstance(above, list) and word.isdecimal() and int(word) < len(above)
+        keys = (*keys, int(word) if is_place else word)
+    return keys
+
+
+def _open_section(keys: Keys, document: Document, place: str) -> Any:
+    """The mapping or list that the last key stands in, made where it is missing; None (and a fault)
+    if there is something else."""
+    section: Any = document.values
+    for depth in range(1, len(keys)):
+        here, key, below = keys[:depth], keys[depth - 1], keys[depth]
+        value = section[key] if isinstance(key, int) else section.get(key)
+        short = _SHORT_FORMS.get(tuple(part for part in here if not isinstance(part, int)))
         if value is None:
             document.origins[here] = Origin(place)
             value = {}
-        elif isinstance(value, str) and here in _SHORT_FORMS:
-            name = _SHORT_FORMS[here]
-            document.origins[(*here, name)] = document.origins[here]
-            value = {name: value}
-        if not isinstance(value, dict):
-            dotted = ".".join(map(str, here))
-            problem = f"{dotted} is a value, so there are no keys below it"
-            document.faults.append(Fault(place, problem, f"set {dotted} itself"))
+        elif isinstance(value, str) and short:
+            document.origins[(*here, short)] = document.origins[here]
+            value = {short: value}
+        if isinstance(value, list) != isinstance(below, int) or not isinstance(value, dict | list):
+            document.faults.append(Fault(place, *_no_section(here, value, below)))
             return None
-        section[str(key)] = value
+        section[key] = value
         section = value
     return section
+
+
+def _no_section(keys: Keys, value: Any, below: str | int) -> tuple[str, str]:
+    """Problem and mend, where the key `below` cannot stand in a value."""
+    dotted = ".".join(map(str, keys))
+    if isinstance(value, list):
+        return f"{dotted} is a list of {len(value)}, without a place '{below}'", "count from 0"
+    return f"{dotted} is a value, so there are no keys below it", f"set {dotted} itself"
 
 
 def _validate(document: Document, place: str) -> RunConfig:

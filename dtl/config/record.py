@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from types import UnionType
-from typing import Any, Union, get_args, get_origin
+from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
@@ -39,6 +39,8 @@ class Record(BaseModel):
 def _kinds(annotation: Any) -> set[Any]:
     """The plain types that an annotation allows: tuple[int, ...] | None -> {tuple, NoneType}."""
     origin = get_origin(annotation)
+    if origin is Annotated:
+        return _kinds(get_args(annotation)[0])
     if origin in (Union, UnionType):
         return set().union(*(_kinds(part) for part in get_args(annotation)))
     return {origin or annotation}

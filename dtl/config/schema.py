@@ -6,12 +6,14 @@ import re
 from collections.abc import Iterable
 from math import ceil
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
+    Discriminator,
     Field,
     SerializationInfo,
     SerializeAsAny,
+    Tag,
     field_validator,
     model_serializer,
     model_validator,
@@ -74,8 +76,21 @@ class Model(Record):
     revision: str | None = Field(
         default=None, description="branch, tag or commit of a hub model; left out: its main branch"
     )
+    adapters: tuple[str, ...] = Field(
+        default=(),
+        description="folders of adapters (a run's export, or PEFT's) that are worked into the base "
+        "before anything else, in this order",
+    )
     dtype: Literal["fp32", "bf16", "fp16"] | None = Field(
         default=None, description="number format of the weights; left out: planned"
+    )
+    quantize: Literal["nf4", "int8"] | None = Field(
+        default=None,
+        description="hold the linear layers of the base in 4 or 8 bits, beside a LoRA or another "
+        "adapter (QLoRA); left out: in model.dtype",
+    )
+    double_quantize: bool = Field(
+        default=True, description="with nf4, quantize the scales of its blocks as well"
     )
     attention: Literal["sdpa", "eager", "flash_attention_2", "flash_attention_3"] | None = Field(
         default=None, description="attention implementation; left out: the model's own default"
@@ -85,6 +100,34 @@ class Model(Record):
     )
 
     _path_is_no_address = field_validator("path")(no_address)
+
+    @model_validator(mode="after")
+    def _only_nf4_has_scales_to_quantize(self) -> Self:
+        if not self.double_quantize and self.quantize != "nf4":
+            refuse(
+                [
+                    ConfigFault(
+                        "double_quantize",
+                        problem=f"there are no scales of nf4 with model.quantize {self.quantize}",
+                        mend="set model.quantize to nf4, or remove model.double_quantize",
+                    )
+                ]
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _adapters_are_of_a_whole_base(self) -> Self:
+        if self.adapters and self.quantize is not None:
+            refuse(
+                [
+                    ConfigFault(
+                        "adapters",
+                        problem="they are worked into whole weights, and these are quantized",
+                        mend="export the adapters merged, and name that as model.path",
+                    )
+                ]
+            )
+        return self
 
     @model_validator(mode="after")
     def _remote_code_is_pinned(self) -> Self:
@@ -245,6 +288,53 @@ class StrategyChoice(Choice):
     folder = "strategies"
 
 
+class Phase(Choice):
+    """What learns in one part of a run that goes on from part to part."""
+
+    folder = "strategies"
+
+    length: float | None = Field(
+        default=None,
+        gt=0,
+        description="how long the phase is: below 1 a share of all steps, else steps; left out: an "
+        "equal part of what is left",
+    )
+    learning_rate: float | None = Field(
+        default=None,
+        gt=0,
+        description="highest learning rate of the phase; left out: optim.learning_rate, or what is "
+        "usual for the strategy",
+    )
+
+    @field_validator("length")
+    @classmethod
+    def _in_whole_steps(cls, length: float | None) -> float | None:
+        return length if length is None else _share_or_steps(length)
+
+
+def _one_or_several(value: Any) -> str:
+    return "phases" if isinstance(value, list | tuple) else "one"
+
+
+Strategies = Annotated[
+    Annotated[StrategyChoice, Tag("one")] | Annotated[tuple[Phase, ...], Tag("phases")],
+    Discriminator(_one_or_several),
+]
+
+
+def _share_or_steps(value: float) -> float:
+    if value >= 1 and value != int(value):
+        refuse(
+            [
+                ConfigFault(
+                    problem=f"{value} is neither a share nor a number of steps",
+                    mend="write a share below 1, such as 0.03, or whole steps, such as 100",
+                )
+            ]
+        )
+    return value
+
+
 class Optim(Record):
     """How the learning parameters are updated."""
 
@@ -288,16 +378,7 @@ class Optim(Record):
     @field_validator("warmup")
     @classmethod
     def _warmup_in_whole_steps(cls, warmup: float) -> float:
-        if warmup >= 1 and warmup != int(warmup):
-            refuse(
-                [
-                    ConfigFault(
-                        problem=f"{warmup} is neither a share nor a number of steps",
-                        mend="write a share below 1, such as 0.03, or whole steps, such as 100",
-                    )
-                ]
-            )
-        return warmup
+        return _share_or_steps(warmup)
 
 
 class Spike(Record):
@@ -446,8 +527,9 @@ class RunConfig(Record):
         description="what is learnt: a name, or a mapping with name and options"
     )
     data: Data = Field(description="the examples")
-    strategy: StrategyChoice = Field(
-        description="which parameters learn: a name, or a mapping with name and options"
+    strategy: Strategies = Field(
+        description="which parameters learn: a name, a mapping with name and options, or a list of "
+        "these: phases, one after the other"
     )
     optim: Optim = Field(default_factory=Optim, description="how parameters are updated")
     train: Train = Field(description="how long and in what bites")
@@ -455,8 +537,36 @@ class RunConfig(Record):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
-        refuse([*self._batch_faults(), *self._evaluation_faults(), *self._optimizer_faults()])
+        refuse(
+            [
+                *self._phase_faults(),
+                *self._batch_faults(),
+                *self._evaluation_faults(),
+                *self._optimizer_faults(),
+                *self._quantizing_faults(),
+            ]
+        )
         return self
+
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        """The strategies, one after the other; mostly there is one."""
+        if isinstance(self.strategy, tuple):
+            return self.strategy
+        return (Phase(name=self.strategy.name, options=self.strategy.options),)
+
+    def _phase_faults(self) -> Iterable[ConfigFault]:
+        if not self.phases:
+            yield ConfigFault(
+                "strategy", problem="the list is empty", mend="name the strategy of each phase"
+            )
+        shares = sum(phase.length for phase in self.phases if phase.length and phase.length < 1)
+        if shares > 1:
+            yield ConfigFault(
+                "strategy",
+                problem=f"the lengths of the phases make {shares:g} of the run",
+                mend="give shares whose sum is 1, or leave lengths out",
+            )
 
     def _batch_faults(self) -> Iterable[ConfigFault]:
         """A process without examples in every step is a mistake, not a layout."""
@@ -489,6 +599,16 @@ class RunConfig(Record):
                 "name",
                 problem="8-bit moments and ZeRO do not go together",
                 mend="set layout.zero to 0 and layout.offload to none, or optim.name to adamw",
+            )
+
+    def _quantizing_faults(self) -> Iterable[ConfigFault]:
+        """bitsandbytes holds 8-bit weights twice: ZeRO 3 would cut one hold, and save nothing."""
+        if self.model.quantize == "int8" and self.layout.zero == 3:
+            yield ConfigFault(
+                "model",
+                "quantize",
+                problem="weights of 8 bits cannot be shared out by ZeRO 3",
+                mend="set layout.zero to 2, or model.quantize to nf4",
             )
 
     def _evaluation_faults(self) -> Iterable[ConfigFault]:

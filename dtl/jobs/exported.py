@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 from dtl import registry
 from dtl.config.schema import Model, TaskChoice
 from dtl.errors import DtlError
+from dtl.models import adapters, quantize
 from dtl.models.load import (
+    NOTE,
     load_pretrained,
     load_processor_of,
     load_settings,
@@ -19,12 +21,9 @@ from dtl.models.load import (
 )
 from dtl.run_folder import RunFolder
 from dtl.tasks import Facts, Task
-from dtl.train.export import NOTE
 
 if TYPE_CHECKING:
     from torch import nn
-
-ADAPTER = "adapter_model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,8 @@ def folder_of(path: Path) -> Path:
 
 
 def open_export(path: Path) -> Exported:
-    """Load it on the CPU, in fp32. Code that a model brings is never run. Raises DtlError."""
+    """Load it on the CPU, in fp32, on a base that is quantized as it was for the run. Code that a
+    model brings is never run. Raises DtlError."""
     folder = folder_of(path)
     note = _read(folder)
     choice = TaskChoice.model_validate(note["task"])
@@ -71,22 +71,22 @@ def open_export(path: Path) -> Exported:
             changes=task.head_settings(facts) if adapter else {},
             random=False,
             seed=0,
-            dtype="fp32",
+            dtype=source.dtype or "fp32",
         )
+        if source.quantize is not None:
+            quantize.widen(loaded.model)
         model = _with_adapter(loaded.model, folder) if adapter else loaded.model
     if (padding := padding_token(processor)) is not None:
         loaded.model.config.pad_token_id = padding  # type: ignore[union-attr]
     task.settle(loaded.model, processor=processor)
+    settings = adapters.with_room_for(settings, adapters.virtual_tokens(model))
     return Exported(task, facts, dict(note["columns"]), model.eval(), processor, settings)
 
 
 def _with_adapter(base: nn.Module, folder: Path) -> nn.Module:
-    if not (folder / ADAPTER).is_file():
-        raise DtlError.of(str(folder), f"there is no {ADAPTER}", "export the run again")
-    from peft import PeftModel
-
-    model: nn.Module = PeftModel.from_pretrained(base, str(folder))
-    return model
+    if not (folder / adapters.FILE).is_file():
+        raise DtlError.of(str(folder), f"there is no {adapters.FILE}", "export the run again")
+    return adapters.put_back(base, folder)
 
 
 def _read(folder: Path) -> dict[str, Any]:

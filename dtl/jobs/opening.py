@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,9 +15,9 @@ from dtl.data.loader import Loader
 from dtl.engine import DTYPES, Engine, EngineSettings, start
 from dtl.errors import RunFailed
 from dtl.examples import Examples
-from dtl.models.anatomy import convolutions
-from dtl.models.load import fill_given, initialise, load_pretrained, padding_token
-from dtl.plan import Plan
+from dtl.models.anatomy import adapted_layers, convolutions
+from dtl.models.load import Loaded, fill_given, initialise, load_pretrained, padding_token
+from dtl.plan import Layout, Plan
 from dtl.run_folder import RunFolder
 from dtl.train import checkpoint
 from dtl.train.checkpoint import Store
@@ -76,17 +78,28 @@ def _free(path: Path) -> Path:
 
 
 def open_model(
-    config: RunConfig, plan: Plan, parts: Parts, examples: Examples, engine: Engine
+    config: RunConfig,
+    plan: Plan,
+    parts: Parts,
+    examples: Examples,
+    engine: Engine,
+    *,
+    saved: Path | None,
 ) -> nn.Module:
-    """The model with the strategy applied; its new parameters are the same on every layout."""
-    whole_in_fp32 = plan.layout.zero == 0 and plan.parameters.frozen == 0
+    """The model with the strategy of the phase applied, as far as it has come: `saved` is a
+    checkpoint of this phase or the last one of the phase before.
+
+    New parameters are the same on every layout.
+    """
+    phase, layout = plan.phases[parts.phase], plan.layout
+    whole_in_fp32 = layout.zero == 0 and phase.parameters.frozen == 0
     loaded = load_pretrained(
         config.model,
         head=parts.task.head,
         changes=parts.task.head_settings(examples.facts),
-        random=parts.strategy.starts_from == "random",
+        random=parts.from_random,
         seed=config.train.seed,
-        dtype="fp32" if whole_in_fp32 else plan.layout.dtype,
+        dtype="fp32" if whole_in_fp32 else layout.dtype,
         loading=engine.loading,
     )
     initialise(loaded.model, loaded.new, seed=config.train.seed, fill=engine.fill)
@@ -94,16 +107,23 @@ def open_model(
     if (padding := padding_token(examples.processor)) is not None:
         loaded.model.config.pad_token_id = padding  # type: ignore[union-attr]
     parts.task.settle(loaded.model, processor=examples.processor)
-    torch.manual_seed(config.train.seed)
-    with engine.gathered(convolutions(loaded.model)):  # an adapter looks at a kernel's dimensions
-        model = parts.adapt(loaded)
-    # At stage 0 the optimizer works on the weights themselves: they are fp32. ZeRO keeps fp32
-    # copies and wants one dtype, also where PEFT puts an fp32 adapter beside a head in bf16.
-    dtype = torch.float32 if plan.layout.zero == 0 else DTYPES[plan.layout.dtype]
-    for parameter in model.parameters():
-        if parameter.requires_grad and not hasattr(parameter, "ds_id"):  # those are so already
-            parameter.data = parameter.data.to(dtype)
-    if plan.layout.activation_checkpointing:
+    if saved is not None and goes_over(plan, parts, saved):
+        former = _go_over(loaded, config, layout, parts.in_phase(parts.phase - 1), engine, saved)
+        model = _adapt(replace(loaded, model=former.model), config, layout, parts, engine)
+        engine.watch_buffers(None)
+        kept = _names_of(former.moved, model)
+    else:
+        model = _adapt(loaded, config, layout, parts, engine)
+        engine.watch_buffers(model if parts.phase == 0 else None)
+        if saved is not None:
+            checkpoint.restore_weights(saved, engine, model)
+        kept = frozenset() if saved is None else frozenset(checkpoint.Stored(saved).weights)
+    by_name = dict(model.named_parameters())
+    engine.kept = frozenset(name for name in kept if not by_name[name].requires_grad)
+    for name in engine.kept:
+        if not hasattr(by_name[name], "ds_id"):
+            by_name[name].data = by_name[name].data.to(DTYPES[layout.dtype])
+    if layout.activation_checkpointing:
         recompute_activations(model)
     return model
 
@@ -120,8 +140,61 @@ def recompute_activations(model: nn.Module) -> None:
     model.disable_input_require_grads()  # type: ignore[operator]
 
 
-def restore_moments(saved: Path, engine: Engine, parts: Parts, loader: Loader) -> None:
-    """Give a prepared engine the optimizer of a checkpoint."""
+def goes_over(plan: Plan, parts: Parts, saved: Path) -> bool:
+    """Whether a checkpoint is the last one of the phase before that of `parts`."""
+    before = plan.phases[parts.phase].before
+    return parts.phase > 0 and checkpoint.read_progress(saved).step == before
+
+
+def _adapt(
+    loaded: Loaded, config: RunConfig, layout: Layout, parts: Parts, engine: Engine
+) -> nn.Module:
+    torch.manual_seed(config.train.seed)
+    with engine.gathered(convolutions(loaded.model)):  # an adapter looks at a kernel's dimensions
+        model = parts.adapt(loaded)
+    # At stage 0 the optimizer works on the weights themselves: they are fp32. ZeRO keeps fp32
+    # copies and wants one dtype, also where PEFT puts an fp32 adapter beside a head in bf16.
+    dtype = torch.float32 if layout.zero == 0 else DTYPES[layout.dtype]
+    for parameter in model.parameters():
+        if parameter.requires_grad and not hasattr(parameter, "ds_id"):  # those are so already
+            parameter.data = parameter.data.to(dtype)
+    return model
+
+
+@dataclass(frozen=True)
+class _Former:
+    """A plain model at the end of a phase, and the numbers (id) of the parameters that are no
+    longer the base's."""
+
+    model: nn.Module
+    moved: frozenset[int]
+
+
+def _go_over(
+    loaded: Loaded, config: RunConfig, layout: Layout, parts: Parts, engine: Engine, saved: Path
+) -> _Former:
+    """What a phase has left, without what its strategy added: adapters are merged layer by layer,
+    since a rank may hold only a part of each (ZeRO-3)."""
+    model = _adapt(loaded, config, layout, parts, engine)
+    checkpoint.restore_weights(saved, engine, model)
+    by_name = dict(model.named_parameters())
+    moved = {id(by_name[name]) for name in checkpoint.Stored(saved).weights}
+    for layer in adapted_layers(model):
+        moved |= {id(parameter) for parameter in layer.base_layer.parameters()}
+        with engine.changing(list(layer.parameters())):
+            layer.merge(safe_merge=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="All adapters are already merged")
+        return _Former(parts.strategy.merge(model), frozenset(moved))
+
+
+def _names_of(numbers: frozenset[int], model: nn.Module) -> frozenset[str]:
+    return frozenset(name for name, value in model.named_parameters() if id(value) in numbers)
+
+
+def restore_optimizer(saved: Path, engine: Engine, parts: Parts, loader: Loader) -> None:
+    """Give a prepared engine the masters and moments of a checkpoint."""
+    checkpoint.restore_masters(saved, engine)
     if engine.needs_priming:
         _prime(engine, parts, loader)
     checkpoint.restore_moments(saved, engine)

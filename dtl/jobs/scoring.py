@@ -55,11 +55,12 @@ class Scoring:
             return at
         return replace(at, best=value, best_step=at.step)
 
-    def with_best(self, progress: Progress) -> Progress:
-        """The best scoring that the log knows of: an interrupted one may come after its save."""
+    def with_best(self, progress: Progress, *, after: int) -> Progress:
+        """The best scoring after a step that the log knows of: an interrupted one may come after
+        its save."""
         best: tuple[float, int] | None = None
         for line in self.folder.metrics() if self.engine.is_first else ():
-            if line["kind"] == "eval" and line["model"] == "adapted":
+            if line["kind"] == "eval" and line["model"] == "adapted" and line["step"] > after:
                 value = self._value(line)
                 if best is None or value > best[0]:
                     best = value, line["step"]
@@ -102,7 +103,7 @@ class Scoring:
 
     def _base_can_be_scored(self) -> bool:
         """Before the first step the model is the unadapted base, unless weights or head are new."""
-        if self.parts.strategy.starts_from == "random":
+        if self.parts.from_random:
             return False
         if self.examples.facts.get("new_head"):
             return False

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
+from itertools import count
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 from dtl.assemble import Parts, assemble
 from dtl.config.schema import RunConfig
@@ -15,22 +16,34 @@ from dtl.data.loader import Collate, Loader
 from dtl.engine import Engine
 from dtl.errors import RunFailed
 from dtl.examples import Examples
-from dtl.jobs.opening import find_checkpoint, open_model, restore_moments, start_moments
+from dtl.jobs.opening import (
+    find_checkpoint,
+    goes_over,
+    open_model,
+    restore_optimizer,
+    start_moments,
+)
 from dtl.jobs.scoring import Scoring
 from dtl.jobs.spikes import go_back, left_out, losses_before
+from dtl.models import quantize
 from dtl.models.load import padding_token
-from dtl.plan import Plan
+from dtl.plan import PhasePlan, Plan
 from dtl.plan.memory import checkpoint_bytes
 from dtl.run_folder import RunFolder
 from dtl.train import checkpoint, optim
 from dtl.train.card import model_card
 from dtl.train.checkpoint import Store, Stored
 from dtl.train.deadline import Deadline
-from dtl.train.export import export
+from dtl.train.export import base_of, export
 from dtl.train.guards import Guard, SpikeFound
 from dtl.train.log import RunLog, told
 from dtl.train.loop import End, Hooks, Limits, Progress, StopAgreed, train
 from dtl.train.watch import Watch
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+LOOKED_AT_ONCE = 8  # examples, on every layout
 
 
 @dataclass(frozen=True)
@@ -57,7 +70,7 @@ class Process:
 
 def run(folder: RunFolder, engine: Engine, examples: Examples, process: Process) -> Outcome:
     """The whole job on one rank."""
-    job = _Job(folder, engine, examples, process)
+    job = _Job(folder, engine, examples, process, assemble(folder.config))
     try:
         job.begin()
         end = job.learn()
@@ -72,41 +85,82 @@ def run(folder: RunFolder, engine: Engine, examples: Examples, process: Process)
 
 @dataclass
 class _Job:
-    """One run on one rank. `progress`: what is saved, or nothing yet."""
+    """One run on one rank. `parts`: in the present phase; `progress`: what is saved, or nothing
+    yet."""
 
     folder: RunFolder
     engine: Engine
     examples: Examples
     process: Process
+    parts: Parts
     progress: Progress = field(default_factory=Progress)
     stepped: bool = False
 
     def begin(self) -> None:
-        """Load, go back to where the run was, lay out, and score what is due."""
-        engine, parts, plan = self.engine, self.parts, self.plan
+        """Go back to where the run was, and score what is due."""
         self.slowly("looking for a checkpoint")
-        saved = find_checkpoint(self.folder, self.store, engine, self.log)
-        self.slowly("loading the model")
-        model = open_model(self.config, plan, parts, self.examples, engine)
-        engine.watch_buffers(model)
-        if saved is not None:
-            checkpoint.restore_weights(saved, engine, model)
-        parts.training_mode(model)
-        rate, device = plan.learning_rate, plan.layout.device
-        optimizer = optim.make(model, self.config.optim, learning_rate=rate, device=device)
-        self.slowly("laying out the model")
-        engine.prepare(model, optimizer)
-        self.progress = Progress(digest=self.examples.train.key)
-        if saved is not None:
-            self.progress = self.scoring.with_best(checkpoint.read_progress(saved))
-            restore_moments(saved, engine, parts, self.loader)
+        saved = find_checkpoint(self.folder, self.store, self.engine, self.log)
+        self.open(saved)
         if self.scoring.wanted:
             self.scoring.unadapted(self.progress)
             if self.progress.step > 0 and self.limits().evaluate_at(self.progress.step):
                 self.progress = self.scoring.adapted(self.progress)  # the interruption came before
         if self.config.train.spike is not None and saved is None:
-            start_moments(engine, parts, self.loader)
+            start_moments(self.engine, self.parts, self.loader)
             self.save(self.progress)  # so that there is always something to go back to
+
+    def open(self, saved: Path | None) -> None:
+        """Load and lay out the model in the phase that is due after a checkpoint."""
+        engine, plan = self.engine, self.plan
+        at = Progress(digest=self.examples.train.key)
+        at = at if saved is None else checkpoint.read_progress(saved)
+        parts = self.parts = self.parts.in_phase(plan.phase_after(at.step))
+        self.slowly("loading the model")
+        model = open_model(self.config, plan, parts, self.examples, engine, saved=saved)
+        parts.training_mode(model)
+        rate, device = self.phase.learning_rate, plan.layout.device
+        begins = saved is None or goes_over(plan, parts, saved)
+        if begins and parts.strategy.looks_at_data:
+            self._begin_from_data(model)
+        optimizer = optim.make(
+            model,
+            self.config.optim,
+            learning_rate=rate,
+            device=device,
+            rate_factor=parts.strategy.rate_factor,
+        )
+        self.slowly("laying out the model")
+        engine.prepare(model, optimizer)
+        self.log.peak_learning_rate = rate
+        if saved is not None and begins:
+            at = replace(at, updates=0, best=None, best_step=None)
+            if parts.strategies[parts.phase - 1].exports == "model":  # else other names are learnt
+                checkpoint.restore_masters(saved, engine)
+        elif saved is not None:
+            at = self.scoring.with_best(at, after=self.phase.before)
+            restore_optimizer(saved, engine, parts, self.loader)
+        self.progress = at
+
+    def _begin_from_data(self, model: nn.Module) -> None:
+        self.slowly("looking at training examples")
+        alone = replace(self.loader, rank=0, ranks=1, micro_batch=LOOKED_AT_ONCE)
+
+        def show(model: nn.Module, batch: dict[str, Tensor]) -> None:
+            self.slowly("looking at training examples")
+            with self.engine.forward():
+                self.parts.task.loss(model, self.engine.to_device(batch))
+
+        self.parts.strategy.begin(
+            model.to(self.engine.device),
+            batches=(
+                batch.tensors
+                for step in count(1)
+                for batch in alone.window(step).batches
+                if batch.targets
+            ),
+            show=show,
+        )
+        self.parts.training_mode(model)
 
     def learn(self) -> End:
         """To the last step, or to where the run is asked to stop."""
@@ -114,14 +168,21 @@ class _Job:
         while True:
             try:
                 self.progress, end = self._train()
-                return end
+                if end == "stopped" or self.progress.step == self.plan.steps:
+                    return end
+                self.reopen(self.store.path_of(self.progress.step))
+                place, of = self.parts.phase + 1, len(self.plan.phases)
+                self.log.say(f"phase {place} of {of}: {self.phase.strategy}")
             except SpikeFound as spike:
                 self.slowly(f"going back from step {spike.step}")
                 options = self.config.train
-                path = go_back(spike, options, self.folder, self.store, self.engine, self.log)
-                checkpoint.restore_learnt(path, self.engine)
-                restore_moments(path, self.engine, self.parts, self.loader)
-                self.progress = self.scoring.with_best(checkpoint.read_progress(path))
+                self.reopen(go_back(spike, options, self.folder, self.store, self.engine, self.log))
+
+    def reopen(self, saved: Path) -> None:
+        """Go on from a checkpoint, perhaps in another phase."""
+        self.engine.release()
+        self.open(saved)
+        self.log.begin()
 
     def close(self) -> None:
         """Score, export, and write the result: from then on the run is finished."""
@@ -148,6 +209,8 @@ class _Job:
         options = self.config.train
         return Limits(
             self.plan.steps,
+            self.phase.before,
+            self.phase.last,
             options.evaluate_every if self.scoring.wanted else None,
             options.save_every,
             keep_best=options.keep_best,
@@ -195,6 +258,7 @@ class _Job:
             versions=self.folder.versions,
             reads_by=self.parts.task.reads_by,
             base_needs=self.examples.facts.get("loading"),
+            quantized=quantize.told(self.engine.plain_model),
         )
         export(
             self.engine,
@@ -208,7 +272,7 @@ class _Job:
                 "task": self.config.task.learnt,
                 "facts": self.examples.facts,
                 "columns": self.config.data.columns,
-                "base": {"path": self.config.model.path, "revision": self.config.model.revision},
+                "base": base_of(self.config.model, dtype=self.plan.layout.dtype),
             },
             learnt=Stored(best) if best else None,
             pause=self.pause,
@@ -278,9 +342,9 @@ class _Job:
     def plan(self) -> Plan:
         return self.folder.plan
 
-    @cached_property
-    def parts(self) -> Parts:
-        return assemble(self.config)
+    @property
+    def phase(self) -> PhasePlan:
+        return self.plan.phases[self.parts.phase]
 
     @cached_property
     def log(self) -> RunLog:
@@ -288,7 +352,6 @@ class _Job:
             self.folder,
             self.process.terminal,
             self.plan.steps,
-            self.plan.learning_rate,
             unit=self.parts.task.length_unit,
         )
 

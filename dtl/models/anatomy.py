@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dtl.errors import DtlError
 from dtl.models.forward_order import in_forward_order
@@ -216,6 +216,13 @@ def batch_norms(model: nn.Module) -> list[nn.Module]:
         for module in model.modules()
         if isinstance(getattr(module, "running_mean", None), torch.Tensor)
     ]
+
+
+def adapted_layers(model: nn.Module) -> list[Any]:
+    """Layers that PEFT has put an adapter beside."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
 
 
 def train_above(model: nn.Module, depth: int) -> None:

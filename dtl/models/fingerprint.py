@@ -6,7 +6,8 @@ import hashlib
 from pathlib import Path
 
 from dtl.config.schema import Model
-from dtl.models.load import locate
+from dtl.models.load import adapter_folders, locate
+from dtl.models.trust import ADAPTER
 
 WHOLE = 64 * 2**20  # bytes: a smaller file is hashed whole
 PIECES, PIECE = 256, 64 * 2**10  # of a larger one so many pieces of so many bytes, evenly spaced
@@ -21,11 +22,17 @@ def fingerprint(model: Model) -> str:
     """
     where = locate(model)
     folder = Path(where)
-    if not folder.is_dir():
+    if folder.is_dir():
+        base = _of_folder(folder, "config.json")
+    else:
         snapshot = _in_hub_cache(where, model.revision)
-        return f"hub:{where}@{snapshot.name if snapshot else model.revision or 'main'}"
+        base = f"hub:{where}@{snapshot.name if snapshot else model.revision or 'main'}"
+    return "+".join([base, *(_of_folder(one, ADAPTER) for one in adapter_folders(model))])
+
+
+def _of_folder(folder: Path, settings: str) -> str:
     digest = hashlib.sha256()
-    for file in sorted([folder / "config.json", *folder.glob("*.safetensors")]):
+    for file in sorted([folder / settings, *folder.glob("*.safetensors")]):
         digest.update(f"{file.name}:{file.stat().st_size}:".encode())
         _add(digest, file)
     return digest.hexdigest()

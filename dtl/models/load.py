@@ -12,10 +12,15 @@ from typing import TYPE_CHECKING, Any
 from dtl import mini
 from dtl.config.schema import Model
 from dtl.errors import DtlError, near
-from dtl.models.trust import PLACE, refuse_code, refuse_pickled_weights
+from dtl.models import adapters, quantize
+from dtl.models.dtypes import torch_dtype
+from dtl.models.trust import ADAPTER, PLACE, refuse_code, refuse_pickled_weights
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+
+NOTE = "dtl.json"  # what dtl must know of an export
 
 
 @dataclass(frozen=True)
@@ -168,9 +173,19 @@ def _has_tokenizer(model: Model) -> bool:
 def weightless(model: Model, *, head: str, changes: dict[str, Any]) -> Loaded:
     """The model on the meta device: shapes and names, no bytes. For the planner.
 
-    `new` is what transformers itself misses in the weight files, of which it reads the headers;
-    for a hub id it is the whole head.
+    Quantized layers stand where the config asks for them. `new` is what transformers itself misses
+    in the weight files, of which it reads the headers; for a hub id it is the whole head.
     """
+    if model.quantize is not None:
+        quantize.refuse_quantized(load_settings(model), model.path)
+    loaded = _plain_weightless(model, head=head, changes=changes)
+    if model.quantize is not None:
+        keep = quantize.kept_whole(loaded.model, loaded.new)
+        quantize.quantize_weightless(loaded.model, model, keep)
+    return loaded
+
+
+def _plain_weightless(model: Model, *, head: str, changes: dict[str, Any]) -> Loaded:
     import torch
 
     from dtl.models.anatomy import head_parameters
@@ -181,12 +196,13 @@ def weightless(model: Model, *, head: str, changes: dict[str, Any]) -> Loaded:
     if not list(Path(where).glob("*.safetensors")):
         with torch.device("meta"):
             network = auto.from_config(settings, attn_implementation=model.attention)
-        return Loaded(network, head_parameters(network) if changes else frozenset())
+        new = head_parameters(network) if changes else frozenset()
+        return _with_adapters(Loaded(network, new), model)
     with silent():
         loaded = _read(
             auto, where, settings, model, changes, dtype=torch.float32, device_map="meta"
         )
-        return _with_language(loaded, model, changes)
+        return _with_language(_with_adapters(loaded, model), model, changes)
 
 
 @contextmanager
@@ -249,7 +265,6 @@ def load_pretrained(
 
     enter = loading or (lambda sharded: nullcontext())
     settings = _settled(model, changes)
-    torch_dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[dtype]
     auto = _auto(head, model)
     torch.manual_seed(seed)
     if random:
@@ -257,13 +272,75 @@ def load_pretrained(
             network = auto.from_config(
                 settings, attn_implementation=model.attention, dtype=torch.float32
             )
-        return Loaded(network.to(torch_dtype), frozenset())
+        return Loaded(network.to(torch_dtype(dtype)), frozenset())
     where = locate(model)
     refuse_pickled_weights(where)
-    with enter(True):
-        loaded = _read(auto, where, settings, model, changes, dtype=torch_dtype)
+    if model.quantize is not None:
+        loaded = _read_quantized(model, head, settings, changes, dtype=dtype, enter=enter)
+    else:
+        with enter(not model.adapters):  # these are worked into whole weights
+            loaded = _read(auto, where, settings, model, changes, dtype=torch_dtype(dtype))
     _refuse_foreign(loaded.model, loaded.new, model)
-    return _with_language(loaded, model, changes)
+    return _with_language(_with_adapters(loaded, model), model, changes)
+
+
+def _with_adapters(loaded: Loaded, model: Model) -> Loaded:
+    """The base with earlier adapters in its weights; what these bring is not new."""
+    for folder in adapter_folders(model):
+        network, brought = adapters.worked_in(loaded.model, folder)
+        loaded = replace(loaded, model=network, new=loaded.new - brought)
+    return loaded
+
+
+def adapter_folders(model: Model) -> list[Path]:
+    """Where the adapters lie that are worked into the base. Raises DtlError where one is missing,
+    or was learnt over another that does not come before it."""
+    folders = [Path(path).expanduser() for path in model.adapters]
+    for place, folder in enumerate(folders):
+        if not (folder / adapters.FILE).is_file() or not (folder / ADAPTER).is_file():
+            raise DtlError.of(
+                "model.adapters",
+                f"{folder} holds no adapter ({ADAPTER} and {adapters.FILE})",
+                "name the export of a run, or a folder that PEFT has saved",
+            )
+        note = folder / NOTE
+        base = json.loads(note.read_text(encoding="utf-8"))["base"] if note.is_file() else {}
+        below = [Path(path).expanduser().resolve() for path in base.get("adapters", ())]
+        if below != [earlier.resolve() for earlier in folders[:place]] and (below or place == 0):
+            raise DtlError.of(
+                "model.adapters",
+                f"{folder} was learnt over other adapters",
+                f"name them before it: [{', '.join(map(str, [*below, folder]))}]",
+            )
+    return folders
+
+
+def _read_quantized(
+    model: Model,
+    head: str,
+    settings: Any,
+    changes: dict[str, Any],
+    *,
+    dtype: str,
+    enter: Callable[[bool], AbstractContextManager[None]],
+) -> Loaded:
+    """The model with its linear layers quantized as they are read, each rank the whole of it; under
+    ZeRO-3 it is shared out later, as levels are made of whole weights."""
+    with enter(False):
+        planned = _plain_weightless(model, head=head, changes=changes)
+        keep = quantize.kept_whole(planned.model, planned.new)
+        how = quantize.settings(model, dtype=dtype, keep=keep)
+        loaded = _read(
+            _auto(head, model),
+            locate(model),
+            settings,
+            model,
+            changes,
+            dtype=torch_dtype(dtype),
+            quantization_config=how,
+        )
+    quantize.settle(loaded.model, dtype=dtype)
+    return loaded
 
 
 def _with_language(loaded: Loaded, model: Model, changes: dict[str, Any]) -> Loaded:

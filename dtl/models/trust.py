@@ -25,7 +25,7 @@ def refuse_code(where: str, model: Model) -> None:
         raise DtlError.of(
             PLACE,
             f"{model.path} holds an adapter ({ADAPTER}), not a whole model",
-            "merge it into its base first, or name the base",
+            f"name its base, and this folder in model.adapters: [{model.path}]",
         )
     _refuse_foreign_weights(where, model)
     settings = _notes(where, model, "config.json")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from dtl import units
+from dtl.models.quantize import Quantized
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ class Parameters:
 
     learning: int
     frozen: int
+    quantized: Quantized = field(default=Quantized())  # among the frozen
 
     @property
     def total(self) -> int:
@@ -72,13 +75,24 @@ class Chosen:
 
 
 @dataclass(frozen=True)
+class PhasePlan:
+    """The part of a run in which one strategy learns: after step `before`, to step `last`."""
+
+    strategy: str
+    before: int
+    last: int
+    learning_rate: float  # the highest
+    parameters: Parameters
+
+
+@dataclass(frozen=True)
 class Plan:
     """Everything that the worker needs beside the config."""
 
     layout: Layout
-    parameters: Parameters
+    parameters: Parameters  # of the phase in which most learns
     model_state: dict[str, int]  # bytes on one rank: weights, gradients, optimizer
-    learning_rate: float
+    phases: tuple[PhasePlan, ...]
     steps: int
     steps_per_epoch: int
     deepspeed: dict[str, Any] | None
@@ -87,6 +101,11 @@ class Plan:
     @property
     def model_state_bytes(self) -> int:
         return sum(self.model_state.values())
+
+    def phase_after(self, step: int) -> int:
+        """The number of the phase, from 0, that goes on after so many steps."""
+        ends = [phase.last for phase in self.phases]
+        return min(bisect_right(ends, step), len(ends) - 1)
 
     def lines(self) -> list[str]:
         """The plan as plain text."""
@@ -102,7 +121,7 @@ class Plan:
             (
                 "parameters",
                 f"{learning} learning, {frozen} frozen",
-                f"{share:.1%} of {total} learn",
+                f"{share:.1%} of {total} learn" + self._quantized(),
             ),
             ("model state a rank", units.format_bytes(self.model_state_bytes), state),
             *((chosen.key, chosen.value, chosen.reason) for chosen in self.choices),
@@ -111,6 +130,13 @@ class Plan:
         return [
             f"{key:<{widths[0]}}  {value:<{widths[1]}}  {why}".rstrip() for key, value, why in rows
         ]
+
+    def _quantized(self) -> str:
+        held = self.parameters.quantized
+        if held.numbers == 0:
+            return ""
+        size = units.format_bytes(held.levels + held.scales)
+        return f"; {units.format_count(held.numbers)} are quantized, in {size}"
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON."""
@@ -123,7 +149,16 @@ class Plan:
             **{
                 **stored,
                 "layout": Layout(**stored["layout"]),
-                "parameters": Parameters(**stored["parameters"]),
+                "parameters": _parameters(stored["parameters"]),
+                "phases": tuple(
+                    PhasePlan(**{**phase, "parameters": _parameters(phase["parameters"])})
+                    for phase in stored["phases"]
+                ),
                 "choices": tuple(Chosen(**chosen) for chosen in stored["choices"]),
             }
         )
+
+
+def _parameters(stored: dict[str, Any]) -> Parameters:
+    held = stored.get("quantized", {})  # runs of before have none
+    return Parameters(stored["learning"], stored["frozen"], Quantized(**held))

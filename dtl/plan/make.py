@@ -12,12 +12,14 @@ from dtl.assemble import Parts
 from dtl.config.schema import RunConfig
 from dtl.data.order import accumulation, steps_per_epoch
 from dtl.errors import DtlError
+from dtl.models import quantize
 from dtl.models.load import weightless
-from dtl.plan import Chosen, Hardware, Layout, OuterLaunch, Parameters, Plan
+from dtl.plan import Chosen, Hardware, Layout, OuterLaunch, Parameters, PhasePlan, Plan
 from dtl.plan.deepspeed import deepspeed_config
 from dtl.plan.memory import WIDTH, disk_bytes, model_state
+from dtl.plan.phases import Learning, last_steps, refuse_lost
 from dtl.tasks import Facts
-from dtl.units import format_bytes
+from dtl.units import format_bytes, format_count
 
 ROOM = 0.9  # share of a device's memory that may be planned for
 MICRO_BATCH_CPU = 8
@@ -42,16 +44,38 @@ class _Work:
     settings: Any  # the model's config
 
 
-def count_parameters(config: RunConfig, parts: Parts, facts: Facts) -> Parameters:
-    """Apply the strategy to the weightless model and count what learns."""
+@dataclass(frozen=True)
+class _Reach:
+    """How far the strategies of a run go together: the highest ZeRO stage, and whose it is; which
+    one cannot recompute activations."""
+
+    zero: int
+    zero_of: str
+    keeps_activations: str | None
+
+
+def _reach(config: RunConfig, parts: Parts) -> _Reach:
+    named = list(zip(parts.strategies, (phase.name for phase in config.phases), strict=True))
+    lowest, name = min(named, key=lambda pair: pair[0].highest_zero)
+    keeping = [name for strategy, name in named if not strategy.recomputes]
+    highest = (
+        min(lowest.highest_zero, 2) if config.model.quantize == "int8" else lowest.highest_zero
+    )
+    return _Reach(highest, name, next(iter(keeping), None))
+
+
+def what_learns(config: RunConfig, parts: Parts, facts: Facts) -> Learning:
+    """Apply the strategy to the weightless model, and look."""
     import torch
 
     loaded = weightless(config.model, head=parts.task.head, changes=parts.task.head_settings(facts))
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the run gives them again, into its log
         model = parts.adapt(loaded)
-    learning = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return Parameters(learning, sum(p.numel() for p in model.parameters()) - learning)
+    learning = {name: p.numel() for name, p in model.named_parameters() if p.requires_grad}
+    moving, every = sum(learning.values()), sum(p.numel() for p in model.parameters())
+    quantized = quantize.footprint(model, config.model)
+    return Learning(frozenset(learning), Parameters(moving, every - moving, quantized))
 
 
 def make_plan(
@@ -71,10 +95,19 @@ def make_plan(
     `disk_free`: bytes left where the run folder will be; None: not looked at.
     """
     log = _Log()
-    work = _Work(count_parameters(config, parts, facts), longest, parts.task.length_unit, settings)
+    if config.model.quantize is not None:
+        quantize.refuse_unavailable(hardware.device)
+    learning = [
+        what_learns(config, parts.in_phase(number), facts)
+        for number in range(len(parts.strategies))
+    ]
+    refuse_lost(parts.strategies, learning)
+    most = max((phase.parameters for phase in learning), key=lambda counts: counts.learning)
+    work = _Work(most, longest, parts.task.length_unit, settings)
     nodes, processes = _processes(config, hardware, outer, log)
     dtype = _dtype(config, hardware, log)
-    zero, offload = _zero(config, work, hardware, nodes * processes, dtype, outer, log)
+    reach = _reach(config, parts)
+    zero, offload = _zero(config, work, hardware, nodes * processes, dtype, outer, reach, log)
     state = model_state(
         work.counts,
         zero=zero,
@@ -84,7 +117,7 @@ def make_plan(
         optimizer=config.optim.name,
     )
     room = int(hardware.memory * ROOM) - sum(state.values())
-    checkpointing = _checkpointing(config, work, room, dtype, log)
+    checkpointing = _checkpointing(config, work, room, dtype, reach, log)
     micro = _micro_batch(config, work, room, hardware, nodes * processes, checkpointing, dtype, log)
     turns = accumulation(config.train.global_batch, ranks=nodes * processes, micro_batch=micro)
     log.note(
@@ -99,23 +132,40 @@ def make_plan(
     per_epoch = steps_per_epoch(examples, global_batch=config.train.global_batch)
     steps = config.train.steps or max(1, round((config.train.epochs or 0) * per_epoch))
     log.note("steps", steps, f"{per_epoch} an epoch of {examples} examples")
-    rate = config.optim.learning_rate or parts.strategy.learning_rate
-    whose = (
-        "optim.learning_rate" if config.optim.learning_rate else f"usual for {config.strategy.name}"
-    )
-    log.note("learning rate", f"{rate:g}", f"{whose}; {config.optim.schedule} schedule")
+    phases = _phases(config, parts, learning, steps, log)
     if disk_free is not None:
         _disk(config, parts, work.counts, dtype, disk_free, log)
     return Plan(
         layout=layout,
         parameters=work.counts,
         model_state=state,
-        learning_rate=rate,
+        phases=phases,
         steps=steps,
         steps_per_epoch=per_epoch,
         deepspeed=deepspeed_config(layout, gradient_clip=config.optim.gradient_clip),
         choices=tuple(log.chosen),
     )
+
+
+def _phases(
+    config: RunConfig, parts: Parts, learning: list[Learning], steps: int, log: _Log
+) -> tuple[PhasePlan, ...]:
+    """Steps and learning rate of each phase."""
+    ends = last_steps(config.phases, steps=steps)
+    made: list[PhasePlan] = []
+    for phase, strategy, learns, last in zip(
+        config.phases, parts.strategies, learning, ends, strict=True
+    ):
+        before, asked = made[-1].last if made else 0, phase.learning_rate
+        rate = asked or config.optim.learning_rate or strategy.learning_rate
+        whose = "optim.learning_rate" if config.optim.learning_rate else f"usual for {phase.name}"
+        reason = f"{'of the phase' if asked else whose}; {config.optim.schedule} schedule"
+        if len(ends) > 1:
+            count = format_count(learns.parameters.learning)
+            log.note(f"phase {len(made) + 1}", phase.name, f"to step {last}, {count} learning")
+        log.note("learning rate", f"{rate:g}", reason)
+        made.append(PhasePlan(phase.name, before, last, rate, learns.parameters))
+    return tuple(made)
 
 
 def _disk(
@@ -127,7 +177,7 @@ def _disk(
     kept = options.keep + best
     if options.spike is not None:  # those that the run may have to go back to
         kept += -(-options.spike.back // (options.save_every or options.spike.back)) + 1
-    whole = parts.strategy.exports == "model"
+    whole = parts.strategies[-1].exports == "model"
     wanted = disk_bytes(
         counts, dtype=dtype, kept=kept, whole_export=whole, optimizer=config.optim.name
     )
@@ -203,13 +253,27 @@ def _zero(
     ranks: int,
     dtype: str,
     outer: OuterLaunch | None,
+    reach: _Reach,
     log: _Log,
 ) -> tuple[int, str]:
     if config.optim.name == "adamw_8bit":
         _refuse_8bit(outer)
         log.note("ZeRO stage", 0, "8-bit moments lie in blocks, which ZeRO would cut")
         return 0, "none"
-    stage, offload, reason = _wanted_zero(config, work, hardware, ranks, dtype, outer)
+    highest = reach.zero
+    stage, offload, reason = _wanted_zero(config, work, hardware, ranks, dtype, outer, highest)
+    if config.model.quantize == "int8" and stage == 3:
+        raise DtlError.of(
+            quantize.PLACE,
+            f"weights of 8 bits cannot be shared out by ZeRO 3 ({reason})",
+            "set layout.zero to 2, or model.quantize to nf4",
+        )
+    if stage > highest:
+        raise DtlError.of(
+            outer.launcher if outer is not None and outer.zero is not None else "layout.zero",
+            f"{reach.zero_of}, as it is set, is right up to ZeRO {highest}, not at {stage}",
+            f"set layout.zero to {highest}",
+        )
     if stage > 0 and hardware.device == "cpu" and not hardware.compiler:
         stage, offload = 0, "none"
         reason = (
@@ -249,6 +313,7 @@ def _wanted_zero(
     ranks: int,
     dtype: str,
     outer: OuterLaunch | None,
+    highest: int,
 ) -> tuple[int, str, str]:
     if outer is not None and outer.zero is not None:
         return outer.zero, outer.offload or "none", f"fixed by {outer.launcher}"
@@ -261,7 +326,11 @@ def _wanted_zero(
         return 0, "none", "plain data parallelism: main memory is shared anyway"
     room = hardware.memory * ROOM * 0.7  # the rest is for activations
     stages = [(0, "none")] if ranks == 1 else [(0, "none"), (2, "none"), (3, "none")]
-    for stage, offload in [*stages, (3, "optimizer")]:
+    stages = [*stages, (3, "optimizer")]
+    if highest < 3:
+        stages = [(stage, offload) for stage, offload in stages if stage <= highest]
+        stages.append((highest, "optimizer"))
+    for stage, offload in stages:
         held = sum(
             model_state(work.counts, zero=stage, ranks=ranks, dtype=dtype, offload=offload).values()
         )
@@ -269,9 +338,9 @@ def _wanted_zero(
             return stage, offload, f"the least sharding that fits: {format_bytes(held)} a rank"
     raise DtlError.of(
         "layout",
-        f"the model state alone takes {format_bytes(held)} a rank at ZeRO 3 with offload, of "
+        f"the model state alone takes {format_bytes(held)} a rank at ZeRO {stage} with offload, of "
         f"{format_bytes(hardware.memory)} on {hardware.name}",
-        "use more processes or nodes, strategy lora, or a smaller model",
+        "use more processes or nodes, strategy lora (with model.quantize nf4), or a smaller model",
     )
 
 
@@ -288,8 +357,19 @@ def _activation_bytes(work: _Work, examples: int, dtype: str, *, checkpointing: 
     return int(inner + tokens * vocabulary * (8 + WIDTH[dtype]))
 
 
-def _checkpointing(config: RunConfig, work: _Work, room: int, dtype: str, log: _Log) -> bool:
-    asked = config.layout.activation_checkpointing
+def _checkpointing(
+    config: RunConfig, work: _Work, room: int, dtype: str, reach: _Reach, log: _Log
+) -> bool:
+    asked, name = config.layout.activation_checkpointing, reach.keeps_activations
+    if asked and name is not None:
+        raise DtlError.of(
+            "layout.activation_checkpointing",
+            f"strategy {name} does not go with recomputed activations",
+            "leave it out and take a smaller layout.micro_batch, or take strategy lora",
+        )
+    if name is not None:
+        log.note("activation checkpointing", "off", f"strategy {name} does not go with it")
+        return False
     if asked is not None:
         log.note(
             "activation checkpointing", "on" if asked else "off", "layout.activation_checkpointing"

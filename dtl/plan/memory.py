@@ -25,11 +25,16 @@ def model_state(
     optimizer: str = "adamw",
 ) -> dict[str, int]:
     """Bytes on one device, by the ZeRO paper (arXiv:1910.02054): stage 1 shares out the optimizer,
-    2 the gradients too, 3 the weights too. Without ZeRO, learning weights are fp32."""
-    width = WIDTH[dtype]
+    2 the gradients too, 3 the weights too. Without ZeRO, learning weights are fp32. The scales of
+    quantized weights are no parameters: every rank has them all."""
+    width, quantized = WIDTH[dtype], counts.quantized
+    whole = counts.frozen - quantized.numbers
     if zero == 0:
         return {
-            "weights": counts.frozen * width + counts.learning * MASTER,
+            "weights": whole * width
+            + quantized.levels
+            + quantized.scales
+            + counts.learning * MASTER,
             "gradients": counts.learning * MASTER,
             "optimizer": int(counts.learning * moment_bytes(optimizer)),
         }
@@ -39,7 +44,9 @@ def model_state(
 
     held = part(counts.learning, 1) * (MOMENTS + MASTER)
     return {
-        "weights": part(counts.total, 3) * width,
+        "weights": part(whole + counts.learning, 3) * width
+        + part(quantized.levels, 3)
+        + quantized.scales,
         "gradients": part(counts.learning, 2) * width,
         "optimizer": 0 if offload == "optimizer" else held,
     }

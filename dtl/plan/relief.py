@@ -7,6 +7,7 @@ import errno
 from dtl.plan import Plan
 
 SAME_RESULT = "the result stays the same"
+SMALL_SHARE = 0.1  # of the parameters: where so few learn, an adapter would save little
 
 
 def wants_memory(fault: BaseException) -> bool:
@@ -25,7 +26,7 @@ def wants_disk(fault: BaseException) -> bool:
     return any(f"(os error {number})" in str(fault) for number in full)
 
 
-def relief(plan: Plan, strategy: str, *, doing: str) -> str:
+def relief(plan: Plan, *, doing: str) -> str:
     """The change with the least cost that takes memory off a process.
 
     `doing`: where it failed, as the heartbeat says. In a step or a scoring it is activations that
@@ -46,6 +47,8 @@ def relief(plan: Plan, strategy: str, *, doing: str) -> str:
     if layout.offload == "none" and layout.device == "cuda":
         stage = max(layout.zero, 2)
         return f"resume with layout.zero={stage} layout.offload=optimizer; {SAME_RESULT}"
-    if strategy != "lora":
+    if plan.parameters.learning > SMALL_SHARE * plan.parameters.total:
         return "take more processes or nodes, or strategy lora"
+    if plan.parameters.quantized.numbers == 0:
+        return "take more processes or nodes, model.quantize nf4, or a smaller model"
     return "take more processes or nodes, or a smaller model"

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from collections.abc import Callable, Collection, Iterable
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, final
+
+from pydantic import Field, model_validator
+
+from dtl.config.record import ConfigFault, Record, refuse
+from dtl.errors import DtlError
+from dtl.models import adapters
+from dtl.models.adapters import REACH
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 
 class Strategy(ABC):
@@ -21,6 +28,10 @@ class Strategy(ABC):
     starts_from: ClassVar[Literal["pretrained", "random"]] = "pretrained"
     exports: ClassVar[Literal["model", "adapter"]] = "model"
     keeps_base: bool = False  # whether what it adds can be set aside, which leaves the base
+    highest_zero: int = 3  # ZeRO stage
+    recomputes: bool = True  # whether its activations may be recomputed
+    virtual_tokens: int = 0  # how many positions of the model it takes
+    looks_at_data: bool = False  # whether `begin` is wanted
 
     def __init__(self, options: Any) -> None:
         self.options = options
@@ -32,12 +43,28 @@ class Strategy(ABC):
         Raises DtlError when nothing would learn, or the model has no place for what is asked.
         """
 
+    def begin(
+        self,
+        model: nn.Module,
+        *,
+        batches: Iterable[dict[str, Tensor]],
+        show: Callable[[nn.Module, dict[str, Tensor]], Any],
+    ) -> None:
+        """Begin from what the base makes of training examples: `batches` without end, the same on
+        every rank and layout, which `show` runs through the model. Only before the first step."""
+        return None
+
     def training_mode(self, model: nn.Module) -> None:
         """Put every module in the mode that it trains in."""
         model.train()
 
+    def rate_factor(self, name: str) -> float:
+        """How many times the learning rate a learning parameter has of its own."""
+        return 1.0
+
     def merge(self, model: nn.Module) -> nn.Module:
-        """The same function as a plain model, without what the strategy added."""
+        """The same function as a plain model, without what the strategy added. Raises DtlError
+        where that cannot be."""
         return model
 
 
@@ -46,3 +73,107 @@ def let_learn(model: nn.Module, names: Collection[str]) -> nn.Module:
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in names)
     return model
+
+
+class Adapter(Strategy):
+    """What PEFT adds beside a frozen base: a method of `adapters.REACH`, and its settings."""
+
+    exports = "adapter"
+    keeps_base = True
+    method: ClassVar[str]
+
+    def __init__(self, options: Any) -> None:
+        super().__init__(options)
+        self.highest_zero = REACH[self.method].zero
+        self.recomputes = REACH[self.method].recomputes
+
+    @abstractmethod
+    def settings(self, model: nn.Module) -> dict[str, Any]:
+        """What the method's config of PEFT is given beside what `Targeted` asks for. `model` may be
+        weightless."""
+
+    @final
+    def apply(self, model: nn.Module, *, new: frozenset[str]) -> nn.Module:
+        adapters.refuse_out_of_reach(self.method, model)
+        settings = {**_placed(self.options), **self.settings(model)}
+        try:
+            return adapters.put_on(model, self.method, settings, new=new)
+        except ValueError as fault:
+            problem = str(fault).splitlines()[0].rstrip(".")
+            target = getattr(self.options, "target", None)
+            raise DtlError.of(
+                "strategy" if target is None else "strategy.target",
+                f"{self.method if target is None else repr(target)} does not fit "
+                f"{type(model).__name__} ({problem})",
+                "name endings of its linear layers, such as [q_proj, v_proj], or all-linear",
+            ) from fault
+
+    @final
+    def merge(self, model: nn.Module) -> nn.Module:
+        if not REACH[self.method].merges:
+            raise DtlError.of(
+                "strategy",
+                f"{self.method} learns tokens, which no weight of the model can take in",
+                "use the adapter beside its base, or take strategy lora",
+            )
+        return adapters.merged(model)
+
+
+class Targeted(Record):
+    """Where an adapter goes."""
+
+    target: str | tuple[str, ...] = Field(
+        "all-linear",
+        description="Which layers get an adapter: all-linear, a list of name endings, or a regular "
+        "expression over whole module names (PEFT's target_modules).",
+    )
+    also_learn: tuple[str, ...] = Field(
+        (), description="Whole modules that learn beside the adapters (PEFT's modules_to_save)."
+    )
+
+
+class Excluding(Targeted):
+    """The same, with exceptions."""
+
+    exclude: str | tuple[str, ...] | None = Field(None, description="Layers to leave out of these.")
+
+
+class OfBlocks(Targeted):
+    """The same, in some of the model's blocks."""
+
+    layers: tuple[int, ...] | None = Field(
+        None,
+        description="Only blocks with these numbers (PEFT's layers_to_transform); target must then "
+        "be a list.",
+    )
+
+    @model_validator(mode="after")
+    def _layers_are_of_named_targets(self) -> Self:
+        if self.layers is not None and isinstance(self.target, str):
+            refuse(
+                [
+                    ConfigFault(
+                        "layers",
+                        problem=f"PEFT picks blocks of a list of names, not of '{self.target}'",
+                        mend="list the layers, such as target: [q_proj, v_proj]",
+                    )
+                ]
+            )
+        return self
+
+
+PLACES = {  # dtl's names -> PEFT's
+    "target": "target_modules",
+    "exclude": "exclude_modules",
+    "layers": "layers_to_transform",
+    "also_learn": "modules_to_save",
+}
+
+
+def _placed(options: Record) -> dict[str, Any]:
+    """What PEFT is told of where an adapter goes; it wants lists."""
+    given = {name: getattr(options, name) for name in PLACES if hasattr(options, name)}
+    return {
+        PLACES[name]: list(value) if isinstance(value, tuple) else value
+        for name, value in given.items()
+    }

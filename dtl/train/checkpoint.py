@@ -164,25 +164,23 @@ def size_of(path: Path) -> int:
 
 
 def restore_weights(path: Path, engine: Engine, model: Any) -> None:
-    """Copy the learning weights and the changed buffers into a model that is not yet prepared."""
+    """Copy what has learnt, and the changed buffers, into a model that is not yet prepared."""
     stored = Stored(path)
     for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
+        if parameter.requires_grad or f"weight/{name}" in stored:
             engine.fill(parameter, stored.read(f"weight/{name}"))
     for name, buffer in model.named_buffers():
         if f"buffer/{name}" in stored:
             buffer.copy_(stored.read(f"buffer/{name}"))
 
 
-def restore_learnt(path: Path, engine: Engine) -> None:
-    """Write learning weights and changed buffers into a prepared engine. Under ZeRO the model
-    itself sees them after the next step only: take one that changes nothing, before the moments."""
+def restore_masters(path: Path, engine: Engine) -> None:
+    """Write the weights into a prepared engine that has learnt them as well, to the last digit: the
+    model itself may hold them in half precision."""
     stored = Stored(path)
     for name, parameter in engine.learning():
-        engine.set_weight(parameter, stored.read(f"weight/{name}"))
-    for name, buffer in engine.plain_model.named_buffers():
-        if f"buffer/{name}" in stored:
-            buffer.copy_(stored.read(f"buffer/{name}"))
+        if f"weight/{name}" in stored:
+            engine.set_weight(parameter, stored.read(f"weight/{name}"))
 
 
 def restore_moments(path: Path, engine: Engine) -> None:
@@ -210,6 +208,12 @@ class Stored:
     def __contains__(self, name: str) -> bool:
         return name in self._home
 
+    @property
+    def weights(self) -> set[str]:
+        """Names of the parameters."""
+        kinds = (key.partition("/") for key in self._home)
+        return {name for kind, _, name in kinds if kind == "weight"}
+
     def read(self, name: str) -> Tensor:
         tensor: Tensor = self._home[name].get_tensor(name)
         return tensor
@@ -219,9 +223,9 @@ def _my_tensors(engine: Engine) -> dict[str, Tensor]:
     """This rank's share; gathering is a collective, so every rank asks for every tensor."""
     mine: dict[str, Tensor] = {}
     loads = [0] * engine.ranks
-    for name, parameter in engine.learning():
+    for name, parameter in engine.moved():
         value = engine.whole(parameter)
-        moments = engine.moments(parameter)
+        moments = engine.moments(parameter) if parameter.requires_grad else {}
         lightest = loads.index(min(loads))
         loads[lightest] += value.numel()
         if lightest == engine.rank:

@@ -11,7 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from dtl.config.schema import Model
 from dtl.errors import RunFailed
+from dtl.models import adapters
+from dtl.models.load import NOTE
 from dtl.train.checkpoint import Stored, sync
 
 if TYPE_CHECKING:
@@ -19,8 +22,20 @@ if TYPE_CHECKING:
 
     from dtl.engine import Engine
 
-NOTE = "dtl.json"  # what `dtl predict` must know of an export
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def base_of(model: Model, *, dtype: str) -> dict[str, Any]:
+    """What to load the base from, as it was loaded for the run: a quantized one is made of weights
+    in `dtype`."""
+    base = model.model_dump(mode="json", include={"path", "revision", "adapters"})
+    if model.quantize is not None:
+        base |= {
+            "dtype": dtype,
+            "quantize": model.quantize,
+            "double_quantize": model.double_quantize,
+        }
+    return base
 
 
 def export(
@@ -97,13 +112,9 @@ def _gather(engine: Engine, learnt: Stored | None, *, learning_only: bool) -> di
 def _write_adapter(
     model: nn.Module, state: dict[str, Tensor], folder: Path, _: torch.dtype
 ) -> None:
-    from peft import get_peft_model_state_dict
-    from peft.utils import load_peft_weights
-
-    whole = {name: value.float() for name, value in state.items()}
-    model.save_pretrained(folder, state_dict=whole, save_embedding_layers=False)  # type: ignore[operator]
-    expected = get_peft_model_state_dict(model, state_dict=whole, save_embedding_layers=False)
-    _compare(expected, load_peft_weights(str(folder), device="cpu").get, folder)
+    adapter = adapters.written(model, {name: value.float() for name, value in state.items()})
+    adapter.save(folder, base=model.get_base_model())  # type: ignore[operator]
+    _compare(adapter.tensors, adapters.read_back(folder).get, folder)
 
 
 def _write_model(

@@ -25,7 +25,7 @@ class RunLog:
     folder: RunFolder
     terminal: IO[str] | None
     steps: int
-    peak_learning_rate: float
+    peak_learning_rate: float = 0.0  # of the present phase
     unit: str = "tokens"
     _started: float = field(default_factory=time.monotonic)
     _last_step: float = field(default_factory=time.monotonic)
@@ -100,6 +100,7 @@ class RunLog:
     def begin(self) -> None:
         """The first step is about to start."""
         self._started = self._last_step = time.monotonic()
+        self._first = None
 
     def scores(self, step: int, scores: dict[str, float], *, model: str) -> None:
         """Held-out scores; `model`: unadapted or adapted."""

@@ -33,7 +33,7 @@ class Progress:
 
     step: int = 0
     digest: str = ""
-    updates: int = 0  # steps that were taken, not skipped
+    updates: int = 0  # steps of this phase that were taken, not skipped
     examples: int = 0
     targets: int = 0
     best: float | None = None
@@ -52,10 +52,12 @@ class Progress:
 
 @dataclass(frozen=True)
 class Limits:
-    """When the loop scores, saves and ends, in optimizer steps. `leave_out`: steps whose batch is
-    read but not learnt from."""
+    """When the loop scores, saves and ends, in optimizer steps: of the run, and after `before` to
+    `last` of the phase. `leave_out`: steps whose batch is read but not learnt from."""
 
     steps: int
+    before: int
+    last: int
     evaluate_every: int | None
     save_every: int | None
     keep_best: bool = True
@@ -70,7 +72,7 @@ class Limits:
     def save_at(self, progress: Progress) -> bool:
         step = progress.step
         rhythm = bool(self.save_every and step % self.save_every == 0)
-        return step == self.steps or rhythm or (self.keep_best and progress.best_step == step)
+        return step == self.last or rhythm or (self.keep_best and progress.best_step == step)
 
 
 class StopAgreed(Exception):
@@ -102,10 +104,13 @@ def train(
     hooks: Hooks,
     optim: Optim,
 ) -> tuple[Progress, End]:
-    """From `progress` to the last step, or to where the run is asked to stop; saved either way."""
+    """From `progress` to the last step of the phase, or to where the run is asked to stop; saved
+    either way."""
     parts.training_mode(engine.plain_model)
-    for window in loader.windows(after_step=progress.step, last_step=limits.steps):
-        rate = schedule(window.step, steps=limits.steps, options=optim)
+    for window in loader.windows(after_step=progress.step, last_step=limits.last):
+        rate = schedule(
+            window.step - limits.before, steps=limits.last - limits.before, options=optim
+        )
         engine.set_learning_rate(rate)
         if window.step in limits.leave_out:
             step, total = Step(math.nan, taken=False), torch.tensor(math.nan)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from dtl.config.schema import Optim
@@ -13,20 +15,31 @@ if TYPE_CHECKING:
 
 
 def make(
-    model: nn.Module, options: Optim, *, learning_rate: float, device: str
+    model: nn.Module,
+    options: Optim,
+    *,
+    learning_rate: float,
+    device: str,
+    rate_factor: Callable[[str], float] = lambda name: 1.0,
 ) -> torch.optim.Optimizer:
     """AdamW (arXiv:1711.05101), with 8-bit moments (arXiv:2110.02861) if asked for. No weight decay
-    on norms and biases, which have one dimension.
+    on norms and biases, which have one dimension. `rate_factor`: how many times the learning rate
+    a parameter of this name has.
 
     Groups with nothing in them are left out: DeepSpeed fails on them.
     """
-    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    matrices = [p for p in learning if _dimensions(p) > 1]
-    vectors = [p for p in learning if _dimensions(p) <= 1]
+    alike: dict[tuple[bool, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            kind = (_dimensions(parameter) <= 1, rate_factor(name))
+            alike.setdefault(kind, []).append(parameter)
     groups = [
-        {"params": members, "weight_decay": decay, "peak_learning_rate": learning_rate}
-        for members, decay in ((matrices, options.weight_decay), (vectors, 0.0))
-        if members
+        {
+            "params": members,
+            "weight_decay": 0.0 if is_vector else options.weight_decay,
+            "peak_learning_rate": learning_rate * factor,
+        }
+        for (is_vector, factor), members in sorted(alike.items(), key=itemgetter(0))
     ]
     settings: dict[str, Any] = {"lr": learning_rate, "betas": options.betas, "eps": options.epsilon}
     if options.name == "adamw_8bit":

@@ -11,6 +11,10 @@ from tests import tiny
 from tests.distributed import launching
 from tests.distributed.matrix import (
     ACCUMULATION,
+    ADAPTER_EXPORTS,
+    ADAPTER_LAYOUTS,
+    ADAPTER_STEPS,
+    ADAPTERS,
     BATCH,
     CLIP,
     EXPORT_PLACES,
@@ -19,8 +23,13 @@ from tests.distributed.matrix import (
     JUMP,
     JUMP_BACK,
     MOVES,
+    PARITY,
     PARTS,
     PARTS_LAYOUTS,
+    PHASED_STAGES,
+    PHASES,
+    QUANTIZED_LAYOUTS,
+    QUANTIZED_STEPS,
     RATE,
     STAGES,
     STEPS,
@@ -30,6 +39,7 @@ from tests.distributed.matrix import (
     TEXT_RUNS,
     TEXT_STEPS,
     TEXT_STRATEGIES,
+    UP_TO_ZERO_2,
 )
 
 CHECKPOINTING = "layout.activation_checkpointing=true"
@@ -91,13 +101,21 @@ def bed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "labelled.yaml").write_text(LABELLED)
     _lay_out_text_tasks(folder)
     alone = [_job(1, *case) for case in _cases()] + _labelled(1) + _parts(1) + _scored(1)
-    alone += _text_tasks(1)
+    alone += _text_tasks(1) + _adapters(1) + _quantized(1)
     launching.run_jobs(1, alone + _interrupted(1), cwd=folder)
     pair = [_job(2, *case) for case in _cases()] + _labelled(2) + _parts(2) + _scored(2)
     pair += _text_tasks(2)
     pair += (
-        _exported() + _moved_to(2) + _stayed() + _poisoned() + _varied() + _jumped() + _stopped()
+        _phased()
+        + _exported()
+        + _moved_to(2)
+        + _stayed()
+        + _poisoned()
+        + _varied()
+        + _jumped()
+        + _stopped()
     )
+    pair += _adapters(2) + _quantized(2)
     launching.run_jobs(2, pair + _interrupted(2), cwd=folder)
     launching.run_jobs(3, _scored(3) + _moved_to(3) + _interrupted(3), cwd=folder)
     launching.run_jobs(1, _moved_to(1), cwd=folder)
@@ -117,6 +135,28 @@ def _job(ranks: int, strategy: str, zero: int, turns: int) -> dict[str, Any]:
         f"run.name={strategy}-{ranks}-{zero}-{turns}",
     ]
     return {"config": "config.yaml", "overrides": overrides, "bare": True}
+
+
+def _adapters(ranks: int) -> list[dict[str, Any]]:
+    """PEFT's methods, as far as each goes with ZeRO."""
+    jobs = []
+    for name, settings in ADAPTERS.items():
+        for many, zero in ADAPTER_LAYOUTS:
+            if many != ranks or (zero == 3 and name in UP_TO_ZERO_2):
+                continue
+            run = f"{name}-{ranks}-{zero}"
+            steps = STEPS if name in PARITY else ADAPTER_STEPS
+            more = [f"layout.zero={zero}", f"run.name={run}", f"train.steps={steps}"]
+            if run in ADAPTER_EXPORTS:
+                more += ["data.eval=eval.jsonl"]
+            jobs.append(
+                {
+                    "config": "config.yaml",
+                    "overrides": [*settings, *more],
+                    "bare": run not in ADAPTER_EXPORTS,
+                }
+            )
+    return jobs
 
 
 def _labelled(ranks: int) -> list[dict[str, Any]]:
@@ -202,11 +242,53 @@ def _stayed() -> list[dict[str, Any]]:
         stayed += [{**once, "stop_after": STEPS // 2}, once]
         whole = {"config": "config.yaml", "overrides": [*overrides, f"run.name=whole-{zero}"]}
         stayed.append(whole)
-    eight_bit = ["strategy=full", "layout.zero=0", "optim.name=adamw_8bit"]
-    for name, stops in (("stayed", ({"stop_after": STEPS // 2}, {})), ("whole", ({},))):
-        overrides = [*eight_bit, f"run.name={name}-8bit"]
-        stayed += [{"config": "config.yaml", "overrides": overrides, **stop} for stop in stops]
+    others = {"8bit": ["layout.zero=0", "optim.name=adamw_8bit"]}
+    others |= {f"half-{zero}": [f"layout.zero={zero}", "model.dtype=bf16"] for zero in STAGES}
+    for kind, more in others.items():
+        for name, stops in (("stayed", ({"stop_after": STEPS // 2}, {})), ("whole", ({},))):
+            overrides = ["strategy=full", *more, f"run.name={name}-{kind}"]
+            stayed += [{"config": "config.yaml", "overrides": overrides, **stop} for stop in stops]
     return stayed
+
+
+def _phased() -> list[dict[str, Any]]:
+    """One strategy after another; undisturbed, and stopped within the last phase and resumed."""
+    jobs = []
+    for name, phases in PHASES.items():
+        of_each = {"lora": ", rank: 4, alpha: 8", "partial": ", top: 1"}
+        listed = [f"{{name: {s}, length: {n}{of_each.get(s, '')}}}" for s, n in phases]
+        for zero in PHASED_STAGES:
+            overrides = [
+                f"strategy=[{', '.join(listed)}]",
+                f"layout.zero={zero}",
+                "layout.micro_batch=3",
+                "train.keep=1",
+            ]
+            for kind, stops in (("whole", ({},)), ("stayed", ({"stop_after": STEPS - 3}, {}))):
+                named = [*overrides, f"run.name={kind}-{name}-{zero}"]
+                jobs += [{"config": "config.yaml", "overrides": named, **stop} for stop in stops]
+    return jobs
+
+
+def _quantized(ranks: int) -> list[dict[str, Any]]:
+    """An adapter on a base in 4 bits, and in 8."""
+
+    def job(kind: str, zero: int, name: str = "", **more: Any) -> dict[str, Any]:
+        overrides = ["strategy=lora", *STRATEGIES["lora"], f"train.steps={QUANTIZED_STEPS}"]
+        overrides += [f"model.quantize={kind}", f"layout.zero={zero}"]
+        overrides += ["layout.micro_batch=3", f"run.name={kind}{name}-{ranks}-{zero}"]
+        return {"config": "config.yaml", "overrides": overrides, **more}
+
+    whole = QUANTIZED_LAYOUTS[-1]
+    jobs = [
+        job("nf4", zero, bare=(many, zero) != whole)
+        for many, zero in QUANTIZED_LAYOUTS
+        if many == ranks
+    ]
+    if ranks == 1:
+        return [*jobs, job("int8", 0, bare=True)]
+    stopped = job("nf4", whole[1], "-stayed", stop_after=QUANTIZED_STEPS // 2)
+    return [*jobs, stopped, job("nf4", whole[1], "-stayed"), job("int8", 2, bare=True)]
 
 
 def _jumped() -> list[dict[str, Any]]:

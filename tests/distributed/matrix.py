@@ -7,7 +7,37 @@ STEPS, BATCH, RATE, CLIP = 20, 12, 0.01, 0.2  # 53 rows: the last batch of an ep
 HELD_OUT = 101
 MOVES = ((1, 2), (2, 3), (3, 1))  # ranks on which a run is stopped, and goes on
 JUMP, JUMP_BACK = 31, 6  # the step whose loss jumps, and how many steps the run goes back
+# Strategies one after the other, with the steps of each.
+PHASES = {
+    "probe-then-full": [("frozen", 6), ("full", 14)],
+    "merge-then-full": [("lora", 8), ("full", 12)],
+    "full-then-probe": [("full", 8), ("frozen", 12)],
+    "unfreezing": [("frozen", 4), ("partial", 6), ("full", 10)],
+}
+PHASED_STAGES = (0, 2, 3)
 EXPORT_PLACES = ("export, gathering", "export, writing", "export, giving")
+
+# PEFT's other methods, on few layouts; those of PARITY beside a plain loop, for all steps.
+LORA = ["strategy=lora", "strategy.rank=4", "strategy.alpha=8"]
+ADAPTERS = {
+    "dora": [*LORA, "strategy.dora=true"],
+    "ia3": ["strategy=ia3"],
+    "loraplus": [*LORA, "strategy.loraplus=16"],
+    "pissa": [*LORA, "strategy.init=pissa"],
+    "eva": [*LORA, "strategy.init=eva"],
+    "oft": ["strategy=oft", "strategy.block=8"],
+    "vera": ["strategy=vera", "strategy.rank=8"],
+    "loha": ["strategy=loha"],
+    "lokr": ["strategy=lokr"],
+    "prompt_tuning": ["strategy=prompt_tuning", "strategy.tokens=4"],
+    "prefix_tuning": ["strategy=prefix_tuning", "strategy.tokens=4"],
+    "p_tuning": ["strategy=p_tuning", "strategy.tokens=4"],
+}
+PARITY = ("dora", "ia3")
+UP_TO_ZERO_2 = ("pissa", "eva")
+ADAPTER_LAYOUTS = ((1, 0), (2, 2), (2, 3))  # ranks and ZeRO stage
+ADAPTER_STEPS = 6
+ADAPTER_EXPORTS = ("pissa-2-2", "vera-2-3", "prefix_tuning-2-3", "p_tuning-2-3")
 
 EXPORTED = {
     "lora": ("config.yaml", ["strategy=lora", "data.eval=eval.jsonl"]),
@@ -33,3 +63,7 @@ TEXT_RUNS = tuple(
 )
 TEXT_LAYOUTS = ((1, 0), (2, 0), (2, 2), (2, 3))  # ranks and ZeRO stage; the last one exports
 TEXT_STEPS, TEXT_HELD_OUT = 4, 9  # in batches of 2: with two ranks, one has nothing at the end
+
+# A base in nf4, on ranks and at a stage; the last one is also stopped and resumed. One in int8.
+QUANTIZED_LAYOUTS = ((1, 0), (2, 0), (2, 2), (2, 3))
+QUANTIZED_STEPS = 6

@@ -11,7 +11,16 @@ import pytest
 from dtl.audit import audit, difference
 from dtl.run_folder import RunFolder
 from tests.distributed import launching
-from tests.distributed.matrix import JUMP, JUMP_BACK, MOVES, STAGES, STEPS, STRATEGIES
+from tests.distributed.matrix import (
+    JUMP,
+    JUMP_BACK,
+    MOVES,
+    PHASED_STAGES,
+    PHASES,
+    STAGES,
+    STEPS,
+    STRATEGIES,
+)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -31,9 +40,17 @@ def test_moved_to_other_ranks_and_another_stage(
         assert audit(RunFolder(run)).fault is None
 
 
-@pytest.mark.parametrize("zero", [*STAGES, "8bit"])
-def test_on_the_same_layout_bitwise(bed: Path, zero: int | str) -> None:
-    resumed, whole = (bed / "runs" / f"{kind}-{zero}" for kind in ("stayed", "whole"))
+@pytest.mark.parametrize(
+    "name",
+    [
+        *map(str, STAGES),
+        "8bit",
+        *(f"half-{zero}" for zero in STAGES),
+        *(f"{phases}-{zero}" for phases in PHASES for zero in PHASED_STAGES),
+    ],
+)
+def test_on_the_same_layout_bitwise(bed: Path, name: str) -> None:
+    resumed, whole = (bed / "runs" / f"{kind}-{name}" for kind in ("stayed", "whole"))
     keys = ("loss", "gradient_norm", "learning_rate", "digest", "targets")
     lines = [
         [[line[key] for key in keys] for line in launching.train_lines(run)]

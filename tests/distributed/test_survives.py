@@ -22,7 +22,7 @@ CONFIG = f"""
 model: {{path: base, dtype: fp32}}
 task: {{name: causal_lm, max_length: 64}}
 data: {{train: train.jsonl}}
-strategy: full
+strategy: [{{name: frozen, length: 48}}, full]
 optim: {{learning_rate: 0.003}}
 train: {{steps: {STEPS}, global_batch: 6, save_every: 4}}
 layout: {{processes: 2, zero: 2, micro_batch: 3}}
@@ -44,7 +44,8 @@ def hashes(run: RunFolder) -> dict[str, str]:
 
 
 def test_killed_ranks_launcher_and_desk(desk: Path) -> None:
-    """One run after another is killed: rank 0, rank 1, the launcher; then the desk itself."""
+    """Rank 0 and rank 1 are killed in the first phase; the launcher, then the desk itself in the
+    second."""
     whole = RunFolder(desk / "runs" / "whole")
     assert start(desk, "whole").wait(timeout=300) == 0
     killed = RunFolder(desk / "runs" / "killed")

@@ -138,6 +138,11 @@ def test_anatomy_page_is_that_of_the_models() -> None:
     assert page == _script("make_anatomy_page").page(), "run: python -m docs.make_anatomy_page"
 
 
+def test_the_tables_of_adapters_are_those_of_the_strategies():
+    page = (HOUSE / "docs" / "peft.md").read_text(encoding="utf-8")
+    assert page == _script("make_peft_tables").page(page), "run: python docs/make_peft_tables.py"
+
+
 def test_floors_are_those_that_are_enforced() -> None:
     settings = tomllib.loads((HOUSE / "pyproject.toml").read_text(encoding="utf-8"))
     layers = settings["tool"]["importlinter"]["contracts"][0]["layers"]

@@ -51,7 +51,7 @@ def model_of(folder: Path, strategy: Any = full, *, random: bool = False) -> Any
         source, head=plugin.head, changes=changes, random=random, seed=0, dtype="fp32"
     )
     initialise(loaded.model, loaded.new, seed=0, fill=lambda p, value: p.data.copy_(value))
-    return Parts(plugin, strategy.Plugin(strategy.Options())).adapt(loaded)
+    return Parts(plugin, (strategy.Plugin(strategy.Options()),)).adapt(loaded)
 
 
 def test_a_batch_is_what_the_models_own_extractor_makes(wav2vec2):

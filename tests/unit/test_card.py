@@ -8,7 +8,7 @@ import yaml
 
 from dtl import mini
 from dtl.config.schema import RunConfig
-from dtl.plan import Layout, Parameters, Plan
+from dtl.plan import Layout, Parameters, PhasePlan, Plan
 from dtl.train.card import model_card
 from tests import tiny
 
@@ -16,7 +16,7 @@ PLAN = Plan(
     layout=Layout(1, 2, 2, "none", 4, 2, False, "bf16", "cpu"),
     parameters=Parameters(learning=123_456, frozen=2_000_000),
     model_state={},
-    learning_rate=3e-4,
+    phases=(PhasePlan("lora", 0, 40, 3e-4, Parameters(123_456, 2_000_000)),),
     steps=40,
     steps_per_epoch=7,
     deepspeed=None,

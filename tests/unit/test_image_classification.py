@@ -258,7 +258,7 @@ def statistics(model: Any) -> list[torch.Tensor]:
 @pytest.mark.parametrize(("strategy", "moves"), [(frozen, False), (full, False), (scratch, True)])
 def test_statistics_of_a_pretrained_base_stay(resnet, strategy, moves):
     plugin = task()
-    parts = Parts(plugin, strategy.Plugin(strategy.Options()))
+    parts = Parts(plugin, (strategy.Plugin(strategy.Options()),))
     loaded = load_pretrained(
         Model(path=str(resnet)),
         head=plugin.head,

@@ -81,6 +81,7 @@ def news(file: Path) -> Path:
         ("language/summary", tiny.t5, news, "adapters"),
         ("language/llama-8b-lora", chatty, talks, "adapters"),
         ("language/llama-70b-lora", chatty, talks, "adapters"),
+        ("language/llama-70b-qlora", chatty, talks, "adapters"),
         ("language/qwen3-full", chatty, talks, "all"),
         ("language/mistral-preferences", chatty, opinions, "adapters"),
         ("language/sentiment", modernbert, reviews, "all"),
@@ -97,5 +98,6 @@ def test_a_language_recipe_plans(
     prepared = desk.prepare_run(config)
     counts = prepared.plan.parameters
     assert (counts.frozen == 0) == (learns == "all") and counts.learning > 0
+    assert (counts.quantized.numbers > 0) == (config.model.quantize is not None)
     held_out = 0 if config.data.eval else len(prepared.examples.held_out)  # type: ignore[arg-type]
     assert len(prepared.examples.train) == len(rows.read_text().splitlines()) - held_out

@@ -20,7 +20,7 @@ def folder(tmp_path, monkeypatch):
     """A function that gives a run folder with this layout."""
 
     def make(layout):
-        plan = Plan(layout, Parameters(1, 1), {}, 1e-3, 5, 5, None)
+        plan = Plan(layout, Parameters(1, 1), {}, (), 5, 5, None)
         monkeypatch.setattr(RunFolder, "plan", property(lambda _: plan))
         return RunFolder(tmp_path / "runs" / "a run")
 

@@ -17,7 +17,7 @@ LAYOUT = Layout(1, 2, 2, "none", 4, 2, False, "fp32", "cpu")
 @pytest.fixture
 def prepared():
     strategy, run = SimpleNamespace(name="full"), SimpleNamespace(dir="runs")
-    plan = Plan(LAYOUT, Parameters(1, 1), {}, 1e-3, 5, 5, None)
+    plan = Plan(LAYOUT, Parameters(1, 1), {}, (), 5, 5, None)
     return SimpleNamespace(plan=plan, config=SimpleNamespace(strategy=strategy, run=run))
 
 

@@ -206,7 +206,7 @@ def test_what_the_task_keeps_fixed_cannot_be_all() -> None:
 
     task = registry.load("tasks", "asr_ctc")
     options = {"names": ("wav2vec2.feature_extractor.*",), "head": False}
-    parts = Parts(task.Plugin(task.Options()), strategy("partial", **options))
+    parts = Parts(task.Plugin(task.Options()), (strategy("partial", **options),))
     with pytest.raises(DtlError, match="nothing learns: the task keeps fixed"):
         parts.adapt(Loaded(build("Wav2Vec2ForCTC"), NOTHING))
 

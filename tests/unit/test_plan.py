@@ -213,7 +213,7 @@ def test_what_is_asked_for_is_taken(decoder):
     assert (layout.zero, layout.offload, layout.dtype) == (3, "optimizer", "bf16")
     assert (layout.micro_batch, layout.accumulation) == (2, 2)
     assert layout.activation_checkpointing
-    assert made.learning_rate == 0.5
+    assert made.phases[0].learning_rate == 0.5
 
 
 def test_an_outer_launcher_wins(decoder):
@@ -298,7 +298,7 @@ def test_steps_count_batches_of_16(decoder, train, examples, steps, an_epoch):
 )
 def test_the_learning_rate_is_the_usual_one_of_the_strategy(decoder, strategy, rate):
     made = plan(configure(decoder, strategy=strategy))
-    assert made.learning_rate == rate
+    assert made.phases[0].learning_rate == rate
     assert strategy in reason(made, "learning rate")
 
 
@@ -448,3 +448,49 @@ def test_without_bitsandbytes_it_is_said_how_to_get_it(decoder, monkeypatch):
     monkeypatch.setattr(make, "find_spec", lambda name: None)
     with pytest.raises(DtlError, match=r"pip install 'dtl\[quantize\]'"):
         plan(configure(decoder, optim={"name": "adamw_8bit"}))
+
+
+# What a strategy does not go with ----------------------------------------------------------------
+
+
+PISSA = {"name": "lora", "rank": 4, "init": "pissa"}
+
+
+def test_a_stage_at_which_a_strategy_is_not_right_is_refused(decoder):
+    for init in ("pissa", "olora"):
+        config = configure(decoder, strategy={**PISSA, "init": init}, layout={"zero": 3})
+        with pytest.raises(DtlError, match=r"^layout.zero: .*up to ZeRO 2.*set layout.zero to 2"):
+            plan(config)
+    assert plan(configure(decoder, strategy=PISSA, layout={"zero": 2})).layout.zero == 2
+    outer = OuterLaunch("torchrun", ranks=2, ranks_a_node=2, zero=3, offload=None)
+    with pytest.raises(DtlError, match=r"^torchrun: .*up to ZeRO 2"):
+        plan(configure(decoder, strategy=PISSA), outer=outer)
+
+
+def test_no_stage_is_planned_at_which_a_strategy_is_not_right(decoder):
+    """A GPU that holds a fifth of the frozen weights is enough for ZeRO 3 alone."""
+    counts = plan(configure(decoder)).parameters
+    room = 0.9 * 0.7
+    small = Hardware("cuda", 8, int(counts.frozen * 4 / 2 / room), "tiny GPU", True, True)
+    layout = {"micro_batch": 1}
+    made = plan(configure(decoder, model={"dtype": "fp32"}, layout=layout), small)
+    assert made.layout.zero == 3
+    with pytest.raises(DtlError, match="at ZeRO 2 with offload"):
+        plan(configure(decoder, model={"dtype": "fp32"}, layout=layout, strategy=PISSA), small)
+
+
+def test_recomputed_activations_are_refused_or_left_off_where_a_strategy_needs_them(decoder):
+    strategy = {"name": "prefix_tuning", "tokens": 4}
+    config = configure(decoder, strategy=strategy, layout={"activation_checkpointing": True})
+    with pytest.raises(DtlError, match=r"^layout.activation_checkpointing: .*prefix_tuning"):
+        plan(config)
+    small = Hardware("cuda", 1, 3 * GB, "small GPU", bf16=True, compiler=True)
+    made = plan(configure(decoder, strategy=strategy), small, longest=700_000)
+    assert not made.layout.activation_checkpointing
+    assert "prefix_tuning" in reason(made, "activation checkpointing")
+
+
+def test_what_a_method_does_not_go_with_is_refused_by_the_plan(decoder):
+    config = configure(decoder, task="text_classification", strategy="prompt_tuning")
+    with pytest.raises(DtlError, match=r"classifier on a decoder\); take strategy lora"):
+        plan(config)

@@ -12,9 +12,10 @@ LAYOUT = Layout(1, 4, 0, "none", 8, 2, False, "bf16", "cuda")
 STEP = "step 3, micro-batch 1"
 
 
-def said(doing=STEP, strategy="full", **layout):
-    plan = Plan(replace(LAYOUT, **layout), Parameters(1, 1), {}, 1e-3, 5, 5, None)
-    return relief(plan, strategy, doing=doing)
+def said(doing=STEP, learning=100, **layout):
+    counts = Parameters(learning, 100 - learning)
+    plan = Plan(replace(LAYOUT, **layout), counts, {}, (), 5, 5, None)
+    return relief(plan, doing=doing)
 
 
 @pytest.mark.parametrize(
@@ -41,7 +42,7 @@ def test_in_a_step_activations_go_first(layout, change):
 def test_before_the_first_step_weights_and_optimizer_are_shared_out():
     assert "layout.zero=2" in said("laying out the model")
     assert "layout.zero=3" in said("loading the model", zero=2)
-    assert "a smaller model" in said("loading the model", "lora", zero=3, offload="optimizer")
+    assert "a smaller model" in said("loading the model", 1, zero=3, offload="optimizer")
 
 
 def test_in_a_scoring_its_batch_is_halved():

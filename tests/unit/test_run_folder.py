@@ -8,14 +8,14 @@ import pytest
 from dtl import desk
 from dtl.config.schema import RunConfig
 from dtl.errors import DtlError
-from dtl.plan import Chosen, Layout, Parameters, Plan
+from dtl.plan import Chosen, Layout, Parameters, PhasePlan, Plan
 from dtl.run_folder import RunFolder, write_json
 
 PLAN = Plan(
     layout=Layout(1, 2, 2, "none", 4, 2, False, "fp32", "cpu"),
     parameters=Parameters(learning=10, frozen=90),
     model_state={"weights": 400, "gradients": 40, "optimizer": 80},
-    learning_rate=2e-4,
+    phases=(PhasePlan("lora", 0, 30, 2e-4, Parameters(10, 90)),),
     steps=30,
     steps_per_epoch=7,
     deepspeed={"zero_optimization": {"stage": 2}},

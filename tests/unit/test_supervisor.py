@@ -22,7 +22,7 @@ def folder(tmp_path):
         logs=tmp_path,
         heartbeats=tmp_path,
         last_step=6,
-        plan=Plan(LAYOUT, Parameters(1, 1), {}, 1e-3, 5, 5, None),
+        plan=Plan(LAYOUT, Parameters(1, 1), {}, (), 5, 5, None),
         config=SimpleNamespace(strategy=SimpleNamespace(name="full")),
     )
 

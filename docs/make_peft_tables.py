@@ -1,0 +1,66 @@
+"""Write the tables of docs/peft.md from the strategies: `python docs/make_peft_tables.py`."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from dtl import registry
+from dtl.models.adapters import EXAMPLES, REACH
+
+PAGE = Path(__file__).parent / "peft.md"
+TABLE = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+COMPARISON = "PEFT's comparison of methods (Llama-3.2-3B, MetaMathQA)"
+SOURCES = {
+    "lora": "as QLoRA for models to 13 B (arXiv:2305.14314)",
+    "ia3": "T-Few (arXiv:2205.05638)",
+    "vera": "VeRA's instruction tuning (arXiv:2310.11454)",
+    "p_tuning": "PEFT's guide to p-tuning",
+    **dict.fromkeys(("oft", "loha", "lokr", "prompt_tuning", "prefix_tuning"), COMPARISON),
+}
+
+
+def page(text: str) -> str:
+    """The page with its tables as the code has them."""
+    tables = {"reach": _reach(), "rates": _rates()}
+    return TABLE.sub(lambda found: f"{found[1]}\n{tables[found[2]]}\n\n{found[3]}", text)
+
+
+def _reach() -> str:
+    rows = [
+        (
+            f"{kind} ({example})",
+            *("yes" if kind in REACH[method].kinds else "-" for method in REACH),
+        )
+        for kind, example in EXAMPLES.items()
+    ]
+    rows.append(("highest ZeRO stage", *(str(reach.zero) for reach in REACH.values())))
+    rows.append(("merges into the weights", *(_yes(reach.merges) for reach in REACH.values())))
+    rows.append(("recomputed activations", *(_yes(reach.recomputes) for reach in REACH.values())))
+    return _table(("", *(f"`{method}`" for method in REACH)), rows)
+
+
+def _rates() -> str:
+    rows = [
+        (
+            f"`{method}`",
+            registry.summary("strategies", method),
+            f"{registry.load('strategies', method).Plugin.learning_rate:g}",
+            SOURCES[method],
+        )
+        for method in REACH
+    ]
+    return _table(("strategy", "what it does", "learning rate", "from"), rows)
+
+
+def _yes(claim: bool) -> str:
+    return "yes" if claim else "-"
+
+
+def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    lines = [head, ("---",) * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(PAGE.read_text(encoding="utf-8")), encoding="utf-8")

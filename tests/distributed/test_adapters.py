@@ -1,0 +1,84 @@
+"""PEFT's methods give the same loss on every layout, that of a plain loop, and what they export."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from tests.distributed import launching, reference
+from tests.distributed.matrix import (
+    ADAPTER_EXPORTS,
+    ADAPTER_LAYOUTS,
+    ADAPTERS,
+    BATCH,
+    CLIP,
+    PARITY,
+    RATE,
+    STEPS,
+    UP_TO_ZERO_2,
+)
+
+LAYOUTS = {
+    name: [
+        f"{name}-{ranks}-{zero}"
+        for ranks, zero in ADAPTER_LAYOUTS
+        if zero < 3 or name not in UP_TO_ZERO_2
+    ]
+    for name in ADAPTERS
+}
+
+
+@pytest.mark.parametrize("method", PARITY)
+def test_twenty_steps_are_those_of_plain_peft(bed: Path, method: str) -> None:
+    lines = (bed / "train.jsonl").read_text().splitlines()
+    losses, norms = reference.losses(
+        bed / "base",
+        [json.loads(line)["text"] for line in lines],
+        phases=[(method, STEPS)],
+        batch=BATCH,
+        rate=RATE,
+        clip=CLIP,
+        longest=64,
+    )
+    assert losses[-1] < losses[0], "the reference does not learn: the bed proves nothing"
+    for run in LAYOUTS[method]:
+        found = launching.train_lines(bed / "runs" / run)
+        assert [line["loss"] for line in found] == pytest.approx(losses, rel=1e-5), run
+        assert [line["gradient_norm"] for line in found] == pytest.approx(norms, rel=1e-3), run
+
+
+@pytest.mark.parametrize("method", ADAPTERS)
+def test_the_loss_is_the_same_at_every_stage(bed: Path, method: str) -> None:
+    alone, *others = [
+        [line["loss"] for line in launching.train_lines(bed / "runs" / run)]
+        for run in LAYOUTS[method]
+    ]
+    assert len(set(alone)) > 1
+    for found, run in zip(others, LAYOUTS[method][1:], strict=True):
+        assert found == pytest.approx(alone, rel=1e-5), run
+
+
+@pytest.mark.parametrize("run", ADAPTER_EXPORTS)
+def test_what_zero_has_shared_out_is_whole_in_the_export(bed: Path, run: str) -> None:
+    """Opened by plain PEFT over the plain base: the losses of the held-out rows as scored."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    export = bed / "runs" / run / "export"
+    base = AutoModelForCausalLM.from_pretrained(bed / "base")
+    model = PeftModel.from_pretrained(base, export).eval()
+    tokenizer = AutoTokenizer.from_pretrained(export)
+    scored = sorted((bed / "runs" / run / "evaluations").glob("*.jsonl"))[-1]
+    expected = [json.loads(line)["loss"] for line in scored.read_text().splitlines()]
+    found = []
+    for line in (bed / "eval.jsonl").read_text().splitlines():
+        ids = (tokenizer(json.loads(line)["text"])["input_ids"] + [tokenizer.eos_token_id])[:64]
+        tokens = torch.tensor([ids])
+        with torch.no_grad():
+            logits = model(input_ids=tokens).logits[0, -len(ids) : -1]
+        found.append(float(cross_entropy(logits, tokens[0, 1:], reduction="sum")))
+    assert found == pytest.approx(expected, rel=1e-5, abs=1e-6)
