@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import inspect
-import textwrap
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -53,7 +52,8 @@ class _Reader(ast.NodeVisitor):
             source = inspect.getsource(inspect.unwrap(getattr(self.kind, method)))
         except (OSError, TypeError):  # made without a file: the order of registration remains
             return
-        self.visit(ast.parse(textwrap.dedent(source)))
+        indented = source[0].isspace()
+        self.visit(ast.parse(f"class Around:\n{source}" if indented else source))
 
     def visit_Call(self, node: ast.Call) -> None:
         for argument in (*node.args, *node.keywords):

@@ -24,6 +24,8 @@ from tests.distributed.matrix import (
     JUMP_BACK,
     MOVES,
     PARITY,
+    PARTS,
+    PARTS_LAYOUTS,
     PHASED_STAGES,
     PHASES,
     QUANTIZED_LAYOUTS,
@@ -98,10 +100,11 @@ def bed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "config.yaml").write_text(CONFIG)
     (folder / "labelled.yaml").write_text(LABELLED)
     _lay_out_text_tasks(folder)
-    alone = [_job(1, *case) for case in _cases()] + _labelled(1) + _scored(1) + _text_tasks(1)
-    alone += _adapters(1) + _quantized(1)
+    alone = [_job(1, *case) for case in _cases()] + _labelled(1) + _parts(1) + _scored(1)
+    alone += _text_tasks(1) + _adapters(1) + _quantized(1)
     launching.run_jobs(1, alone + _interrupted(1), cwd=folder)
-    pair = [_job(2, *case) for case in _cases()] + _labelled(2) + _scored(2) + _text_tasks(2)
+    pair = [_job(2, *case) for case in _cases()] + _labelled(2) + _parts(2) + _scored(2)
+    pair += _text_tasks(2)
     pair += (
         _phased()
         + _exported()
@@ -165,6 +168,24 @@ def _labelled(ranks: int) -> list[dict[str, Any]]:
             "bare": True,
         }
         for zero in STAGES
+    ]
+
+
+def _parts(ranks: int) -> list[dict[str, Any]]:
+    """Some of the base's own parameters learn; at stage 3 also with recomputed activations."""
+    layouts = [
+        (str(zero), [f"layout.zero={zero}"]) for many, zero in PARTS_LAYOUTS if many == ranks
+    ]
+    if ranks == 2:
+        layouts.append(("recomputed", ["layout.zero=3", CHECKPOINTING]))
+    return [
+        {
+            "config": config,
+            "overrides": [f"strategy={name}", *more, f"run.name={name}-{ranks}-{layout}"],
+            "bare": True,
+        }
+        for name, config in PARTS.items()
+        for layout, more in layouts
     ]
 
 

@@ -45,7 +45,12 @@ EXPORTED = {
     "frozen-head": ("labelled.yaml", []),
     "lora-head": ("labelled.yaml", ["strategy=lora", "strategy.rank=4"]),
     "full-head": ("labelled.yaml", ["strategy=full"]),
+    "partial": ("config.yaml", ["strategy=partial", "data.eval=eval.jsonl"]),
 }
+
+# Strategies by which some parameters of the base learn, on some layouts: ranks and ZeRO stage.
+PARTS = {"partial": "config.yaml", "norm": "config.yaml", "bitfit": "labelled.yaml"}
+PARTS_LAYOUTS = ((1, 0), (2, 2), (2, 3))
 
 # Tasks of their own kind of model: a base that is taught before, and few steps on some layouts.
 TEXT_TASKS = ("tags", "summary", "pairs")

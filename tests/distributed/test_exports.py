@@ -75,3 +75,18 @@ def test_training_moved_what_was_exported(bed: Path) -> None:
     assert risen and all(float(value.abs().max()) > 0 for value in risen)
     head = load_file(bed / "runs" / "export-lora-head" / "export" / "adapter_model.safetensors")
     assert any("classifier" in name for name in head), "the new head travels with the adapter"
+
+
+def test_a_checkpoint_holds_nothing_of_the_frozen_base(bed: Path) -> None:
+    """Of partial tuning: the last block, the last norm and the head, each with its two moments."""
+    from safetensors import safe_open
+
+    run, names = bed / "runs" / "export-partial", set()
+    for part in (run / "checkpoints" / "step-00000003").glob("part-*.safetensors"):
+        with safe_open(part, framework="pt") as file:
+            names.update(file.keys())
+    with safe_open(bed / "base" / "model.safetensors", framework="pt") as file:
+        start = ("model.layers.1.", "model.norm.", "lm_head.")
+        learnt = {name for name in file.keys() if name.startswith(start)}  # noqa: SIM118
+    kinds = ("weight", "exp_avg", "exp_avg_sq")
+    assert names == {f"{kind}/{name}" for kind in kinds for name in learnt}

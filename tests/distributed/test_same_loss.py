@@ -14,6 +14,8 @@ from tests.distributed.matrix import (
     BATCH,
     CLIP,
     HELD_OUT,
+    PARTS,
+    PARTS_LAYOUTS,
     PHASED_STAGES,
     PHASES,
     RATE,
@@ -25,16 +27,7 @@ from tests.distributed.matrix import (
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_loss_equals_plain_pytorch_on_every_layout(bed: Path, strategy: str) -> None:
-    lines = (bed / "train.jsonl").read_text().splitlines()
-    losses, norms = reference.losses(
-        bed / "base",
-        [json.loads(line)["text"] for line in lines],
-        phases=[(strategy, STEPS)],
-        batch=BATCH,
-        rate=RATE,
-        clip=CLIP,
-        longest=64,
-    )
+    losses, norms = _of_plain_pytorch(bed, [(strategy, STEPS)])
     assert losses[-1] < losses[0] - 0.05, "the reference does not learn: the bed proves nothing"
     assert max(norms) > CLIP, "clipping must matter"
     for ranks in (1, 2):
@@ -46,22 +39,38 @@ def test_loss_equals_plain_pytorch_on_every_layout(bed: Path, strategy: str) -> 
                 assert [line["gradient_norm"] for line in found] == pytest.approx(norms, rel=1e-4)
 
 
-@pytest.mark.parametrize("name", PHASES)
-def test_phases_equal_the_same_phases_in_plain_pytorch(bed: Path, name: str) -> None:
+def _of_plain_pytorch(bed: Path, phases: list[tuple[str, int]]) -> tuple[list[float], list[float]]:
     lines = (bed / "train.jsonl").read_text().splitlines()
-    losses, norms = reference.losses(
+    return reference.losses(
         bed / "base",
         [json.loads(line)["text"] for line in lines],
-        phases=PHASES[name],
+        phases=phases,
         batch=BATCH,
         rate=RATE,
         clip=CLIP,
         longest=64,
     )
+
+
+@pytest.mark.parametrize("name", PHASES)
+def test_phases_equal_the_same_phases_in_plain_pytorch(bed: Path, name: str) -> None:
+    losses, norms = _of_plain_pytorch(bed, PHASES[name])
     for zero in PHASED_STAGES:
         found = launching.train_lines(bed / "runs" / f"whole-{name}-{zero}")
         assert [line["loss"] for line in found] == pytest.approx(losses, rel=1e-5), zero
         assert [line["gradient_norm"] for line in found] == pytest.approx(norms, rel=1e-4)
+
+
+@pytest.mark.parametrize("strategy", PARTS)
+def test_parts_of_the_base_learn_alike_at_every_stage(bed: Path, strategy: str) -> None:
+    layouts = [f"{ranks}-{zero}" for ranks, zero in PARTS_LAYOUTS] + ["2-recomputed"]
+    found = [launching.train_lines(bed / "runs" / f"{strategy}-{layout}") for layout in layouts]
+    first, *others = [[line["loss"] for line in lines] for lines in found]
+    assert first[-1] != first[0]
+    if strategy == "partial":
+        others.append(_of_plain_pytorch(bed, [(strategy, STEPS)])[0])
+    for other in others:
+        assert other == pytest.approx(first, rel=1e-5)
 
 
 def test_memory_savers_change_no_loss(bed: Path) -> None:

@@ -18,6 +18,7 @@ from xml.etree import ElementTree
 import pytest
 import yaml
 
+from dtl import registry
 from dtl.config.load import load_config
 from dtl.data.source import Row
 from tests.distributed import launching
@@ -157,17 +158,35 @@ def test_picture_shows_what_was_printed() -> None:
     assert "url(http" not in drawn, "a picture that asks other hosts is not shown on many pages"
 
 
-def test_shown_strategy_does_what_it_says(encoder: Path) -> None:
+def test_shown_strategy_is_the_one_in_the_folder(encoder: Path) -> None:
     from transformers import AutoModelForSequenceClassification
 
+    shown = next(block for block in _blocks("python") if block.page.name == "add-a-strategy.md")
+    file = HOUSE / "dtl" / "strategies" / "bitfit.py"
+    assert shown.text == file.read_text(encoding="utf-8")
     module = _plugin("add-a-strategy.md")
     model = AutoModelForSequenceClassification.from_pretrained(encoder)
     new = frozenset({"classifier.weight", "classifier.bias"})
     model = module.Plugin(module.Options()).apply(model, new=new)
     learning = {name for name, value in model.named_parameters() if value.requires_grad}
     assert learning == new | {name for name, _ in model.named_parameters() if name[-5:] == ".bias"}
-    with_norms = module.Plugin(module.Options(norms=True)).apply(model, new=new)
-    assert sum(value.requires_grad for value in with_norms.parameters()) > len(learning)
+
+
+def test_strategies_page_tells_of_every_strategy() -> None:
+    """One row each, with the learning rate and the kind of export that the plugin has."""
+    page = (HOUSE / "docs" / "strategies.md").read_text(encoding="utf-8")
+    start = page.index("| strategy | what moves | learning rate | exported | paper |")
+    rows = re.findall(
+        r"^\| `(\w+)` \|[^|]+\| ([\d.e-]+) \| (\w+) \|",
+        page[start : page.index("\n\n", start)],
+        re.M,
+    )
+    plugins = {
+        name: registry.load("strategies", name).Plugin for name in registry.names("strategies")
+    }
+    assert {name: (float(rate), kind) for name, rate, kind in rows} == {
+        name: (plugin.learning_rate, plugin.exports) for name, plugin in plugins.items()
+    }
 
 
 def test_shown_task_does_what_it_says(encoder: Path) -> None:

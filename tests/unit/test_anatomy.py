@@ -217,6 +217,8 @@ class Odd(nn.Module):
         return self.last(hidden)
 
     def embed(self, given: torch.Tensor) -> torch.Tensor:
+        """Its source has a line
+        that is not indented."""
         return self.outer(self.inner(given + self.start))
 
 
