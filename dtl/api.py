@@ -140,6 +140,7 @@ def evaluate(
     overrides: Sequence[str] = (),
     *,
     out: str | Path | None = None,
+    say: Callable[[str], None] = print,
 ) -> dict[str, float]:
     """Scores on this machine: of a finished run's export on other data, or, of a config, those of
     its unadapted base on its held-out rows, or on `data`.
@@ -153,11 +154,11 @@ def evaluate(
     folder = None if out is None else Path(out)
     if is_config(path):
         given = [] if data is None else [f"data.eval={data}", "data.holdout=null"]
-        return score_base(load_config(path, [*overrides, *given]), out=folder).scores
+        return score_base(load_config(path, [*overrides, *given]), out=folder, say=say).scores
     run = RunFolder.open(path)
     if data is None:
         raise DtlError.of("--data", "nothing to score the run on is named", "give --data ROWS")
-    return score_run(run, Source(path=data), list(overrides), out=folder).scores
+    return score_run(run, Source(path=data), list(overrides), out=folder, say=say).scores
 
 
 def is_config(path: str | Path) -> bool:

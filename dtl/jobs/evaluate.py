@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,7 +29,12 @@ PLACE = "--data"
 
 
 def score_run(
-    folder: RunFolder, source: Source, overrides: list[str], *, out: Path | None
+    folder: RunFolder,
+    source: Source,
+    overrides: list[str],
+    *,
+    out: Path | None,
+    say: Callable[[str], None],
 ) -> Evaluation:
     """Scores and outcomes; also as evaluation.json and evaluation.jsonl in the run folder, or in
     `out`. Raises DtlError."""
@@ -48,12 +54,13 @@ def score_run(
         config,
         facts=exported.facts,
         processor=exported.processor,
+        say=say,
     )
     _write(found, source.path, out or folder.path)
     return found
 
 
-def score_base(config: RunConfig, *, out: Path | None) -> Evaluation:
+def score_base(config: RunConfig, *, out: Path | None, say: Callable[[str], None]) -> Evaluation:
     """Scores of a config's base on its held-out rows: those that its run takes before the first
     step. Raises DtlError where there are no rows, or no head that has learnt the task."""
     held = config.data.eval or config.data.train
@@ -80,6 +87,7 @@ def score_base(config: RunConfig, *, out: Path | None) -> Evaluation:
         alone,
         facts=examples.facts,
         processor=examples.processor,
+        say=say,
     )
     if out is not None:
         _write(found, held.path, out)
@@ -95,10 +103,14 @@ def _scored(
     *,
     facts: Facts,
     processor: Any,
+    say: Callable[[str], None],
 ) -> Evaluation:
-    """By one process, in which nothing learns; the engine ends with it."""
+    """By one process, in which nothing learns; the engine ends with it. Says how many rows are left
+    out, such as clips that are too long."""
     import torch
 
+    if data.census.skipped:
+        say(data.census.line("held out"))
     padding = padding_token(processor)
     try:
         engine.prepare(model, torch.optim.SGD(list(model.parameters())[:1], lr=0.0))

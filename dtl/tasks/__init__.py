@@ -150,6 +150,11 @@ class Task(ABC):
         """The encoder of rows that `answered` has made."""
         return self.encoder(processor, facts, base)
 
+    def pieces(self, row: Row, *, processor: Any, facts: Facts) -> list[Row]:
+        """A row to predict for as those that the model reads one by one, whose predicted texts are
+        joined; most tasks read it at once."""
+        return [row]
+
     @abstractmethod
     def predict(
         self,
