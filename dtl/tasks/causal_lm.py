@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from dtl.config.record import Record
+from dtl.data.chat import answering, chat_tokens, turns_fault
 from dtl.data.encoded import Encoded, Skip
 from dtl.data.source import Row
 from dtl.errors import Fault
 from dtl.models.anatomy import unwrapped
-from dtl.models.chat import answering, chat_tokens, turns_fault
 from dtl.tasks import (
     IGNORED,
     Facts,

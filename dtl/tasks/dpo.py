@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 
 from dtl.config.record import Record
+from dtl.data.chat import Turn, chat_tokens, is_turns, turns_fault
 from dtl.data.encoded import Encoded, Skip
 from dtl.data.source import Row
 from dtl.errors import Fault
 from dtl.models.anatomy import unwrapped
-from dtl.models.chat import Turn, chat_tokens, is_turns, turns_fault
 from dtl.tasks import (
     IGNORED,
     Facts,
