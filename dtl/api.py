@@ -136,20 +136,34 @@ def _resume(
 
 def evaluate(
     path: str | Path,
-    data: str,
+    data: str | None = None,
     overrides: Sequence[str] = (),
     *,
     out: str | Path | None = None,
+    say: Callable[[str], None] = print,
 ) -> dict[str, float]:
-    """Scores of a finished run's export on other data, on this machine.
+    """Scores on this machine: of a finished run's export on other data, or, of a config, those of
+    its unadapted base on its held-out rows, or on `data`.
 
-    Writes evaluation.json and evaluation.jsonl into the run folder, or into `out`. Raises DtlError.
+    Writes evaluation.json and evaluation.jsonl into `out`; left out, into the run folder, and for a
+    config nowhere. Raises DtlError.
     """
     from dtl.config.schema import Source
-    from dtl.jobs.evaluate import score_run
+    from dtl.jobs.evaluate import score_base, score_run
 
     folder = None if out is None else Path(out)
-    return score_run(RunFolder.open(path), Source(path=data), list(overrides), out=folder).scores
+    if is_config(path):
+        given = [] if data is None else [f"data.eval={data}", "data.holdout=null"]
+        return score_base(load_config(path, [*overrides, *given]), out=folder, say=say).scores
+    run = RunFolder.open(path)
+    if data is None:
+        raise DtlError.of("--data", "nothing to score the run on is named", "give --data ROWS")
+    return score_run(run, Source(path=data), list(overrides), out=folder, say=say).scores
+
+
+def is_config(path: str | Path) -> bool:
+    """Whether it names a config, and no run folder."""
+    return Path(path).is_file() or Path(path).suffix in (".yaml", ".yml")
 
 
 def predict(

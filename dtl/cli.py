@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -97,15 +97,24 @@ def resume(
 
 @app.command()
 def evaluate(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="the folder of a finished run")],
-    data: Annotated[str, typer.Option(help="what to score on: a file, a folder, or a hub id")],
+    path: Annotated[
+        Path, typer.Argument(metavar="RUN|CONFIG", help="a finished run, or a config for its base")
+    ],
     overrides: Overrides = None,
-    out: Annotated[Path | None, typer.Option(help="folder to write to; left out: RUN")] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(help="rows to score on, as data.eval; a config may leave it out"),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="folder to write to; left out: RUN, if it is one")
+    ] = None,
 ) -> None:
-    """Score the export of a run on other data."""
+    """Score the export of a run on other data, or the unadapted base of a config."""
     from dtl import api
 
-    scores = api.evaluate(run, data, overrides or (), out=out)
+    of_config = api.is_config(path)
+    with _places_of(path, overrides or ()) if of_config else nullcontext():
+        scores = api.evaluate(path, data, overrides or (), out=out)
     _print_table([(name, f"{value:.6g}") for name, value in scores.items()], indent="")
 
 

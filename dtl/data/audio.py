@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from dtl.data.source import Row
 from dtl.errors import DtlError, Fault
 
 FULL_SCALE = 32768  # of a 16-bit sample
+PAUSE_SECONDS = 0.2  # the length of the quietest place, where a long sound is cut
 
 
 def sound_fault(row: Row) -> Fault | None:
@@ -50,6 +52,31 @@ def sound_of(row: Row, *, rate: int) -> np.ndarray:
         mono = soxr.resample(mono, own_rate, rate)
     scaled = np.rint(mono * FULL_SCALE)
     return np.clip(scaled, -FULL_SCALE, FULL_SCALE - 1).astype(np.int16)
+
+
+def pieces_of(row: Row, *, rate: int, longest: float, shortest: float) -> list[Row]:
+    """The row as rows of no more than so many seconds each, one after another and without overlap;
+    none but an only one is shorter than `shortest`. A sound is cut where it is quietest in the last
+    third of what may be a piece, so that few words are."""
+    samples_T = sound_of(row, rate=rate)
+    most, rest = int(longest * rate), round(shortest * rate)
+    cuts = [0]
+    while len(samples_T) - cuts[-1] > most:
+        start, end = cuts[-1] + most * 2 // 3, cuts[-1] + most
+        end = max(start + 1, min(end, len(samples_T) - rest))
+        cuts.append(start + _quietest(samples_T[start:end], rate=rate))
+    bounds = zip(cuts, [*cuts[1:], len(samples_T)], strict=True)
+    sounds = [
+        {"array": as_heard(samples_T[start:end]), "sampling_rate": rate} for start, end in bounds
+    ]
+    return [replace(row, fields={**row.fields, "audio": sound}) for sound in sounds]
+
+
+def _quietest(samples_T: np.ndarray, *, rate: int) -> int:
+    """The middle of the pause with the least energy."""
+    width = min(len(samples_T), max(1, int(PAUSE_SECONDS * rate)))
+    energy = np.concatenate([[0], np.cumsum(samples_T.astype(np.int64) ** 2)])
+    return int((energy[width:] - energy[:-width]).argmin()) + width // 2
 
 
 def rate_of(row: Row) -> int:

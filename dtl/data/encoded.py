@@ -21,7 +21,7 @@ from dtl.data.source import Row
 from dtl.errors import DtlError, RunFailed
 from dtl.mini.cache import folder as cache_folder
 
-FORMAT = 3
+FORMAT = 4
 INDEX = "index.json"
 LEFT_OUT = "left_out.json"
 GROUPS = "groups.json"

@@ -1,26 +1,40 @@
-"""Evaluate: the export of a finished run, scored on other data, on this machine alone."""
+"""Evaluate: the export of a finished run, or the base of a config, scored on this machine alone."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from dtl import desk
 from dtl.config.load import load_config
-from dtl.config.schema import RunConfig, Source
+from dtl.config.schema import Layout, RunConfig, Source
 from dtl.data.encoded import EncodedData, cache_key, encode
 from dtl.data.source import open_rows
 from dtl.engine import Engine, EngineSettings, start
 from dtl.errors import DtlError
 from dtl.jobs.exported import Exported, open_export
+from dtl.jobs.opening import open_model, start_engine
+from dtl.jobs.scoring import why_unscored
 from dtl.models.load import padding_token
 from dtl.run_folder import RunFolder, write_json
+from dtl.tasks import Facts, Task
 from dtl.train.evaluate import Evaluation, evaluate
+
+if TYPE_CHECKING:
+    from torch import nn
 
 PLACE = "--data"
 
 
 def score_run(
-    folder: RunFolder, source: Source, overrides: list[str], *, out: Path | None
+    folder: RunFolder,
+    source: Source,
+    overrides: list[str],
+    *,
+    out: Path | None,
+    say: Callable[[str], None],
 ) -> Evaluation:
     """Scores and outcomes; also as evaluation.json and evaluation.jsonl in the run folder, or in
     `out`. Raises DtlError."""
@@ -31,26 +45,93 @@ def score_run(
     config = load_config(folder.path / "config.yaml", overrides)
     exported = open_export(folder.path)
     data = _encoded(source, config, exported)
-    engine = _engine(exported, dtype=folder.plan.layout.dtype)
-    padding = padding_token(exported.processor)
+    engine = _engine(dtype=folder.plan.layout.dtype)
+    found = _scored(
+        engine,
+        exported.model,
+        exported.task,
+        data,
+        config,
+        facts=exported.facts,
+        processor=exported.processor,
+        say=say,
+    )
+    _write(found, source.path, out or folder.path)
+    return found
+
+
+def score_base(config: RunConfig, *, out: Path | None, say: Callable[[str], None]) -> Evaluation:
+    """Scores of a config's base on its held-out rows: those that its run takes before the first
+    step. Raises DtlError where there are no rows, or no head that has learnt the task."""
+    held = config.data.eval or config.data.train
+    if config.data.eval is None and config.data.holdout is None:
+        raise DtlError.of(
+            "data.eval", "there are no held-out rows to score on", "set it, or add --data"
+        )
+    alone = config.model_copy(update={"layout": Layout(processes=1, zero=0)})
+    prepared = desk.prepare_run(alone)
+    parts, examples = prepared.parts, prepared.examples
+    if reason := why_unscored(parts, examples):
+        raise DtlError.of(
+            "model.path",
+            f"{reason}: its scores would be those of chance",
+            "score it after training, with `dtl evaluate RUN`",
+        )
+    assert examples.held_out is not None
+    engine = start_engine(alone, prepared.plan)
+    found = _scored(
+        engine,
+        open_model(alone, prepared.plan, parts, examples, engine),
+        parts.task,
+        examples.held_out,
+        alone,
+        facts=examples.facts,
+        processor=examples.processor,
+        say=say,
+    )
+    if out is not None:
+        _write(found, held.path, out)
+    return found
+
+
+def _scored(
+    engine: Engine,
+    model: nn.Module,
+    task: Task,
+    data: EncodedData,
+    config: RunConfig,
+    *,
+    facts: Facts,
+    processor: Any,
+    say: Callable[[str], None],
+) -> Evaluation:
+    """By one process, in which nothing learns; the engine ends with it. Says how many rows are left
+    out, such as clips that are too long."""
+    import torch
+
+    if data.census.skipped:
+        say(data.census.line("held out"))
+    padding = padding_token(processor)
     try:
-        found = evaluate(
+        engine.prepare(model, torch.optim.SGD(list(model.parameters())[:1], lr=0.0))
+        return evaluate(
             engine,
-            exported.task,
+            task,
             data,
-            partial(exported.task.collate, padding=0 if padding is None else padding),
-            exported.facts,
+            partial(task.collate, padding=0 if padding is None else padding),
+            facts,
             batch=config.train.evaluation_batch,
-            processor=exported.processor,
+            processor=processor,
             group_by=config.task.group_by,
             pause=lambda doing: None,
         )
     finally:
         engine.close()
-    told = out or folder.path
-    found.write(told / "evaluation.jsonl")
-    write_json(told / "evaluation.json", {"data": source.path, "scores": found.scores})
-    return found
+
+
+def _write(found: Evaluation, data: str, folder: Path) -> None:
+    found.write(folder / "evaluation.jsonl")
+    write_json(folder / "evaluation.json", {"data": data, "scores": found.scores})
 
 
 def _encoded(source: Source, config: RunConfig, exported: Exported) -> EncodedData:
@@ -76,12 +157,12 @@ def _encoded(source: Source, config: RunConfig, exported: Exported) -> EncodedDa
     return encode(rows, encoder, key=key, place=PLACE, group_by=group_by)
 
 
-def _engine(exported: Exported, *, dtype: str) -> Engine:
-    """One process on this machine's device; nothing learns."""
+def _engine(*, dtype: str) -> Engine:
+    """One process on this machine's device."""
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    engine = start(
+    return start(
         EngineSettings(
             device=device,
             ranks=1,
@@ -91,6 +172,3 @@ def _engine(exported: Exported, *, dtype: str) -> Engine:
             deepspeed=None,
         )
     )
-    parameters = list(exported.model.parameters())
-    engine.prepare(exported.model, torch.optim.SGD(parameters[:1], lr=0.0))
-    return engine

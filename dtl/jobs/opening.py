@@ -84,7 +84,7 @@ def open_model(
     examples: Examples,
     engine: Engine,
     *,
-    saved: Path | None,
+    saved: Path | None = None,
 ) -> nn.Module:
     """The model with the strategy of the phase applied, as far as it has come: `saved` is a
     checkpoint of this phase or the last one of the phase before.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
@@ -17,6 +17,11 @@ from dtl.data.source import Row, open_rows
 from dtl.errors import DtlError, Fault
 from dtl.jobs.exported import Exported
 from dtl.models.load import padding_token
+
+if TYPE_CHECKING:
+    from torch import nn
+
+T = TypeVar("T")
 
 
 def read_inputs(inputs: Iterable[str], exported: Exported) -> Iterator[Row]:
@@ -79,33 +84,57 @@ def predictions(
 ) -> Iterator[dict[str, Any]]:
     """The fields of each row with its prediction, in order; a row of which nothing can be read has
     `predicted` null and the reason. Raises DtlError for a row at fault, with its place."""
-    task, device = exported.task, torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = exported.model.to(device)
+    task = exported.task
+    model = exported.model.to("cuda" if torch.cuda.is_available() else "cpu")
     encode = task.question(exported.processor, exported.facts, exported.settings)
-    padding = padding_token(exported.processor) or 0
-    for together in _batches(rows, batch):
-        found = [encode(_asked(row, exported)) for row in together]
-        shown = [
+    for together in _batched(rows, batch):
+        asked = [_asked(row, exported) for row in together]
+        pieces = [
+            task.pieces(row, processor=exported.processor, facts=exported.facts) for row in asked
+        ]
+        found = [encode(piece) for of_row in pieces for piece in of_row]
+        shown = (
             task.present(dict(one.values), processor=exported.processor, draw=None)
             for one in found
             if not isinstance(one, Skip)
-        ]
-        answers: Iterator[dict[str, Any]] = iter(())
-        if shown:
-            tensors = task.collate(shown, padding=padding)
-            on_device = {name: tensor.to(device) for name, tensor in tensors.items()}
-            answers = iter(
-                task.predict(
-                    model,
-                    on_device,
-                    processor=exported.processor,
-                    facts=exported.facts,
-                    longest=longest,
-                )
-            )
-        for row, one in zip(together, found, strict=True):
-            told = {"predicted": None, "reason": one.reason} if isinstance(one, Skip) else None
-            yield {**_shown(row.fields), **(told or next(answers))}
+        )
+        told = _told(shown, model, exported, batch=batch, longest=longest)
+        answers = iter(
+            {"predicted": None, "reason": one.reason} if isinstance(one, Skip) else next(told)
+            for one in found
+        )
+        for row, of_row in zip(together, pieces, strict=True):
+            yield {**_shown(row.fields), **_joined(list(islice(answers, len(of_row))))}
+
+
+def _told(
+    shown: Iterable[dict[str, Any]],
+    model: nn.Module,
+    exported: Exported,
+    *,
+    batch: int,
+    longest: int | None,
+) -> Iterator[dict[str, Any]]:
+    """What the model says of each example, so many at a time."""
+    device = next(model.parameters()).device
+    padding = padding_token(exported.processor) or 0
+    for together in _batched(shown, batch):
+        tensors = exported.task.collate(together, padding=padding)
+        yield from exported.task.predict(
+            model,
+            {name: tensor.to(device) for name, tensor in tensors.items()},
+            processor=exported.processor,
+            facts=exported.facts,
+            longest=longest,
+        )
+
+
+def _joined(answers: list[dict[str, Any]]) -> dict[str, Any]:
+    """Of the pieces of a row: the texts of those of which there are any."""
+    texts = [answer["predicted"] for answer in answers]
+    if len(answers) == 1 or not any(texts):
+        return answers[0]
+    return {"predicted": " ".join(filter(None, texts))}
 
 
 def _shown(fields: dict[str, Any]) -> dict[str, Any]:
@@ -129,7 +158,7 @@ def _asked(row: Row, exported: Exported) -> Row:
     return asked
 
 
-def _batches(rows: Iterable[Row], size: int) -> Iterator[list[Row]]:
-    left = iter(rows)
+def _batched(things: Iterable[T], size: int) -> Iterator[list[T]]:
+    left = iter(things)
     while together := list(islice(left, size)):
         yield together

@@ -39,7 +39,7 @@ class Scoring:
     def unadapted(self, at: Progress) -> None:
         """The untouched base: before the first step, or as the log has it."""
         found = self.logged("unadapted", 0)
-        if found is None and at.step == 0 and self._base_can_be_scored():
+        if found is None and at.step == 0 and why_unscored(self.parts, self.examples) is None:
             found = self._score(at, "unadapted")
         if found is not None:
             self.scores["unadapted"] = found
@@ -101,12 +101,16 @@ class Scoring:
         best = self.parts.task.best
         return -scores[best[1:]] if best.startswith("-") else scores[best]
 
-    def _base_can_be_scored(self) -> bool:
-        """Before the first step the model is the unadapted base, unless weights or head are new."""
-        if self.parts.from_random:
-            return False
-        if self.examples.facts.get("new_head"):
-            return False
-        labels = self.examples.facts.get("labels")
-        names = self.examples.settings.id2label or {}
-        return labels is None or [str(name) for _, name in sorted(names.items())] == labels
+
+def why_unscored(parts: Parts, examples: Examples) -> str | None:
+    """Why scores of the model before the first step would not be those of the base; None: they
+    are."""
+    if parts.from_random:
+        return "the strategy starts from random weights"
+    if examples.facts.get("new_head"):
+        return "the base has no head for this task"
+    labels = examples.facts.get("labels")
+    names = [str(name) for _, name in sorted((examples.settings.id2label or {}).items())]
+    if labels is None or names == labels:
+        return None
+    return "the base has no head for these labels"

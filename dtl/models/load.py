@@ -57,11 +57,19 @@ def locate(model: Model) -> str:
 
 def load_settings(model: Model) -> Any:
     """The model's own config (transformers' PretrainedConfig). Reads no weights."""
-    from transformers import AutoConfig
+    from transformers import AutoConfig, PretrainedConfig
 
     where = locate(model)
     with _hub_faults(model, "config"):
         refuse_code(where, model)
+        written, _ = PretrainedConfig.get_config_dict(where, revision=model.revision)
+        if written.get("model_type") == "timm_wrapper":
+            raise DtlError.of(
+                PLACE,
+                f"{model.path} is a model of timm, whose files dtl does not read",
+                "take one that transformers itself knows, such as microsoft/resnet-50, "
+                "facebook/convnext-tiny-224 or google/vit-base-patch16-224",
+            )
         return AutoConfig.from_pretrained(
             where, revision=model.revision, trust_remote_code=model.trust_remote_code
         )

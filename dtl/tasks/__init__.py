@@ -150,6 +150,11 @@ class Task(ABC):
         """The encoder of rows that `answered` has made."""
         return self.encoder(processor, facts, base)
 
+    def pieces(self, row: Row, *, processor: Any, facts: Facts) -> list[Row]:
+        """A row to predict for as those that the model reads one by one, whose predicted texts are
+        joined; most tasks read it at once."""
+        return [row]
+
     @abstractmethod
     def predict(
         self,
@@ -267,12 +272,12 @@ def text_of(row: Row, column: str, *, tokens: int) -> str:
     What lies far beyond the first `tokens` tokens is cut off: a row of megabytes is not worth the
     minutes that its tokens would take.
     """
-    return within_reach(str(row.fields[column]), tokens=tokens)
+    return str(row.fields[column])[: reach_of(tokens)]
 
 
-def within_reach(text: str, *, tokens: int) -> str:
-    """The start of a text, long enough for so many tokens of any tokenizer."""
-    return text[: max(LONGEST_TEXT, tokens * LONGEST_TOKEN)]
+def reach_of(tokens: int) -> int:
+    """Characters that hold so many tokens of any tokenizer."""
+    return max(LONGEST_TEXT, tokens * LONGEST_TOKEN)
 
 
 def room(asked: int, processor: Any, base: Any) -> int:

@@ -14,7 +14,7 @@ import numpy as np
 from pydantic import Field
 
 from dtl.config.record import Record
-from dtl.data.audio import sound_fault, sound_of
+from dtl.data.audio import pieces_of, sound_fault, sound_of
 from dtl.data.encoded import Encoded, Skip
 from dtl.data.hearing import HEARD, heard, pad_sounds
 from dtl.data.source import Row
@@ -278,6 +278,12 @@ class Plugin(Task):
 
     def answered(self, fields: dict[str, Any], facts: Facts) -> dict[str, Any]:
         return {**fields, "text": facts["letter"]}
+
+    def pieces(self, row: Row, *, processor: Any, facts: Facts) -> list[Row]:
+        """A recording longer than a clip of training, cut in pauses."""
+        rate, options = processor.feature_extractor.sampling_rate, self.options
+        longest, shortest = options.longest_seconds, options.shortest_seconds
+        return pieces_of(row, rate=rate, longest=longest, shortest=shortest)
 
     def predict(
         self,

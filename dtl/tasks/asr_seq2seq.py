@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import Field
 
 from dtl.config.record import Record
-from dtl.data.audio import as_heard, sound_fault, sound_of
+from dtl.data.audio import as_heard, pieces_of, sound_fault, sound_of
 from dtl.data.encoded import Encoded, Skip
 from dtl.data.source import Row
 from dtl.data.spec_augment import SpecAugment
@@ -274,6 +274,12 @@ class Plugin(Task):
 
     def answered(self, fields: dict[str, Any], facts: Facts) -> dict[str, Any]:
         return {**fields, "text": "a"}
+
+    def pieces(self, row: Row, *, processor: Any, facts: Facts) -> list[Row]:
+        """A long recording, cut in pauses into what the model hears at once."""
+        extractor, shortest = processor.feature_extractor, self.options.shortest_seconds
+        longest = self._longest(_hears_seconds(extractor, facts["frames"]))
+        return pieces_of(row, rate=extractor.sampling_rate, longest=longest, shortest=shortest)
 
     def predict(
         self,

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from dtl.config.record import Record
+from dtl.data.chat import answering, chat_tokens, turns_fault
 from dtl.data.encoded import Encoded, Skip
 from dtl.data.source import Row
-from dtl.errors import DtlError, Fault
+from dtl.errors import Fault
 from dtl.models.anatomy import unwrapped
 from dtl.tasks import (
     IGNORED,
@@ -25,8 +26,8 @@ from dtl.tasks import (
     mask,
     not_text,
     pad,
+    reach_of,
     text_of,
-    within_reach,
 )
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ class Plugin(Task):
                 "name them in data.columns, for example `columns: {text: body}`",
             )
         if columns == ("messages",):
-            return _not_turns(row)
+            return turns_fault(row, "messages")
         return next(filter(None, (not_text(row, column) for column in columns)), None)
 
     def lesson(self, row: Row) -> Lesson:
@@ -134,27 +135,17 @@ class Plugin(Task):
         return self.options.end_token and tokenizer.eos_token_id is not None
 
     def _chat(self, row: Row, tokenizer: Any, limit: int) -> tuple[list[int], list[bool]]:
-        """Render the turns by the model's own template; learn what each assistant turn adds."""
-        if not getattr(tokenizer, "chat_template", None):
-            raise DtlError.of(
-                row.place,
-                "the row holds chat `messages`, but the model's tokenizer has no chat template",
-                "take an instruction-tuned model, or data with `prompt` and `completion`",
-            )
-        messages: Any = row.fields["messages"]
-        whole = _render(tokenizer, messages, row)
-        start = within_reach(whole, tokens=limit)
-        if self.options.learn == "all":
-            tokens = _ids(tokenizer, start)
-            return tokens, [True] * len(tokens)
-        encoded = tokenizer(start, add_special_tokens=False, return_offsets_mapping=True)
-        offsets = encoded["offset_mapping"][:limit]
-        reach = offsets[-1][1] if offsets else 0
-        spans = _assistant_spans(tokenizer, messages, whole, row, reach=reach)
-        learnt = [
-            any(opens < end and closes > begin for begin, end in spans) for opens, closes in offsets
-        ]
-        return list(encoded["input_ids"][:limit]), learnt
+        """Learn what each assistant turn adds, or all."""
+        turns: Any = row.fields["messages"]
+        return chat_tokens(
+            tokenizer,
+            turns,
+            row,
+            answers=None if self.options.learn == "all" else answering(turns),
+            limit=limit,
+            characters=reach_of(limit),
+            otherwise="set task.learn=all, or give the data as `prompt` and `completion`",
+        )
 
     def collate(self, examples: list[dict[str, Any]], *, padding: int) -> dict[str, Tensor]:
         inputs = [example["input_ids"] for example in examples]
@@ -295,57 +286,3 @@ def _columns(row: Row) -> tuple[str, ...]:
         if all(row.fields.get(column) is not None for column in columns):
             return columns
     return ()
-
-
-def _not_turns(row: Row) -> Fault | None:
-    messages = row.fields["messages"]
-    if isinstance(messages, list) and messages and all(map(_is_turn, messages)):
-        return None
-    return Fault(
-        row.place,
-        "`messages` is not a list of turns",
-        'write [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]',
-    )
-
-
-def _is_turn(message: Any) -> bool:
-    """Whether a template can read it; `content` may be parts, or null beside a tool call."""
-    if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-        return False
-    return "content" in message and isinstance(message["content"], (str, list, type(None)))
-
-
-def _render(tokenizer: Any, messages: list[dict[str, Any]], row: Row, *, ask: bool = False) -> str:
-    from jinja2 import TemplateError
-
-    try:
-        return str(
-            tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=ask)
-        )
-    except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as fault:
-        raise DtlError.of(
-            row.place, f"the model's chat template refuses the row: {fault}", "mend the turns"
-        ) from fault
-
-
-def _assistant_spans(
-    tokenizer: Any, messages: list[dict[str, Any]], whole: str, row: Row, *, reach: int
-) -> list[tuple[int, int]]:
-    """Where the assistant's turns stand in the rendered text, end-of-turn mark included; those that
-    begin within its first `reach` characters."""
-    spans: list[tuple[int, int]] = []
-    for place, message in enumerate(messages):
-        if message["role"] != "assistant":
-            continue
-        asked = _render(tokenizer, messages[:place], row, ask=True) if place else ""
-        if len(asked) > reach:
-            return spans
-        answered = _render(tokenizer, messages[: place + 1], row)
-        if not whole.startswith(answered.rstrip()) or not answered.startswith(asked):
-            raise DtlError.of(
-                row.place,
-                "the model's chat template rewrites earlier turns: the answers cannot be located",
-                "set task.learn=all, or give the data as `prompt` and `completion`",
-            )
-        spans.append((len(asked), len(answered.rstrip("\n"))))
-    return spans

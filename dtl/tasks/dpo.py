@@ -4,25 +4,41 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
 from dtl.config.record import Record
+from dtl.data.chat import Turn, chat_tokens, is_turns, turns_fault
 from dtl.data.encoded import Encoded, Skip
 from dtl.data.source import Row
 from dtl.errors import Fault
 from dtl.models.anatomy import unwrapped
-from dtl.tasks import IGNORED, Facts, Lesson, Outcome, Part, Task, mask, not_text, pad, text_of
+from dtl.tasks import (
+    IGNORED,
+    Facts,
+    Lesson,
+    Outcome,
+    Part,
+    Task,
+    mask,
+    not_text,
+    pad,
+    reach_of,
+    text_of,
+)
 
 if TYPE_CHECKING:
     from numpy import ndarray
     from torch import Tensor, nn
 
 COLUMNS = ("prompt", "chosen", "rejected")
+ANSWERS = COLUMNS[1:]
 
 
 class Options(Record):
@@ -49,24 +65,35 @@ class Plugin(Task):
     """
 
     head = "AutoModelForCausalLM"
-    reads = "`prompt`, `chosen` and `rejected`"
+    reads = "`prompt`, `chosen` and `rejected`, each a text or chat turns (role, content)"
     best = "accuracy"
     needs_base = True
-    limits: ClassVar = {"max_length": ("chosen", "rejected")}
+    limits: ClassVar = {"max_length": ANSWERS}
+    learns_to_stop = True
     options: Options
 
     def check(self, row: Row) -> Fault | None:
-        return next((fault for name in COLUMNS if (fault := not_text(row, name))), None)
+        fields = row.fields
+        implicit = fields.get("prompt") is None and all(is_turns(fields.get(n)) for n in ANSWERS)
+        for name in ANSWERS if implicit else COLUMNS:
+            holds_turns = isinstance(fields.get(name), list)
+            if fault := turns_fault(row, name) if holds_turns else not_text(row, name):
+                return fault
+        return _answers_fault(row)
 
     def lesson(self, row: Row) -> Lesson:
+        if talk := _talk(row):
+            every = [talk.prompt, talk.chosen, talk.rejected]
+            told = "".join(str(turn["content"] or "") for turn in talk.chosen)
+            return Lesson(json.dumps(every, sort_keys=True, default=str), told)
         texts = [str(row.fields[column]) for column in COLUMNS]
         return Lesson("\n".join(texts), texts[1])
 
     def parts(self, values: dict[str, Any]) -> list[Part]:
         """The prompt, the chosen answer, the rejected answer."""
-        start = int(values["prompt"])
-        answers = [Part(list(values[name][start:]), True) for name in ("chosen", "rejected")]
-        return [Part(list(values["chosen"][:start]), False), *answers]
+        starts = dict(zip(ANSWERS, map(int, values["prompt"]), strict=True))
+        answers = [Part(list(values[name][start:]), True) for name, start in starts.items()]
+        return [Part(list(values["chosen"][: starts["chosen"]]), False), *answers]
 
     def survey(self, rows: Iterable[Row], base: Any) -> Facts:
         return {}
@@ -79,22 +106,27 @@ class Plugin(Task):
         limit = min(self.options.max_length, positions)
 
         def encode(row: Row) -> Encoded | Skip:
-            prompt, chosen, rejected = (text_of(row, name, tokens=limit) for name in COLUMNS)
-            if chosen == rejected:
-                return Skip("both answers are the same")
-            start = _tokens(processor, prompt, opens=True)
-            answers = [_tokens(processor, text, closes=True) for text in (chosen, rejected)]
-            if not start or len(start) >= limit:
-                return Skip("no prompt" if not start else "no answer left after truncation")
-            both = [(start + answer)[:limit] for answer in answers]
-            values = {"chosen": both[0], "rejected": both[1], "prompt": len(start)}
-            return Encoded(values, len(both[0]) + len(both[1]), 1)
+            talk = _talk(row)
+            pair = (
+                _pair_of_turns(talk, row, processor, limit=limit)
+                if talk
+                else _pair_of_texts(row, processor, limit=limit)
+            )
+            if isinstance(pair, Skip):
+                return pair
+            if any(answer.start >= len(answer.tokens) for answer in pair):
+                return Skip("no answer left after truncation")
+            values: dict[str, Any] = {
+                name: answer.tokens for name, answer in zip(ANSWERS, pair, strict=True)
+            }
+            values["prompt"] = [answer.start for answer in pair]
+            return Encoded(values, sum(len(answer.tokens) for answer in pair), 1)
 
         return encode
 
     def collate(self, examples: list[dict[str, Any]], *, padding: int) -> dict[str, Tensor]:
-        both = [example[name] for example in examples for name in ("chosen", "rejected")]
-        starts = [int(example["prompt"]) for example in examples for _ in range(2)]
+        both = [example[name] for example in examples for name in ANSWERS]
+        starts = [int(start) for example in examples for start in example["prompt"]]
         labels = [
             [IGNORED] * start + list(row[start:]) for start, row in zip(starts, both, strict=True)
         ]
@@ -208,6 +240,98 @@ def _as_base(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+@dataclass(frozen=True)
+class _Talk:
+    """A pair as turns: what both answers follow, and each answer."""
+
+    prompt: list[Turn]
+    chosen: list[Turn]
+    rejected: list[Turn]
+
+
+def _talk(row: Row) -> _Talk | None:
+    """The row as turns: those of `prompt` and two answers, or two conversations, of which the
+    prompt is what they have in common; None where it holds texts."""
+    prompt, chosen, rejected = (row.fields.get(column) for column in COLUMNS)
+    if is_turns(prompt):
+        return _Talk(list(prompt), _turns_after(prompt, chosen), _turns_after(prompt, rejected))  # type: ignore[call-overload]
+    if not (is_turns(chosen) and is_turns(rejected)):
+        return None
+    chosen, rejected = list(chosen), list(rejected)  # type: ignore[call-overload]
+    same = 0
+    while same < min(len(chosen), len(rejected)) - 1 and chosen[same] == rejected[same]:
+        same += 1
+    return _Talk(chosen[:same], chosen[same:], rejected[same:])
+
+
+def _turns_after(prompt: Any, answer: Any) -> list[Turn]:
+    """An answer's own turns; it may be a text, or repeat the prompt."""
+    if isinstance(answer, str):
+        return [{"role": "assistant", "content": answer}]
+    return list(answer[len(prompt) :] if answer[: len(prompt)] == prompt else answer)
+
+
+def _answers_fault(row: Row) -> Fault | None:
+    """What is wrong with the answers of a row whose columns are each a text or turns."""
+    talk = _talk(row)
+    if talk is None:
+        mixed = [name for name in ANSWERS if isinstance(row.fields[name], list)]
+        mend = "give turns in both, or in `prompt`"
+        what = "of the two answers, only `{}` holds turns"
+        return Fault(row.place, what.format(mixed[0]), mend) if mixed else None
+    for name, turns in zip(ANSWERS, (talk.chosen, talk.rejected), strict=True):
+        roles = [turn["role"] for turn in turns]
+        if roles != ["assistant"]:
+            return Fault(
+                row.place,
+                f"after the prompt, `{name}` is not one turn of the assistant's (it has "
+                f"{', '.join(roles) or 'none'})",
+                "let the two differ in their last turn alone, the assistant's",
+            )
+    return None
+
+
+@dataclass(frozen=True)
+class _Answered:
+    """A prompt with an answer, as tokens, and where the answer starts."""
+
+    tokens: list[int]
+    start: int
+
+
+def _pair_of_texts(row: Row, tokenizer: Any, *, limit: int) -> list[_Answered] | Skip:
+    prompt, chosen, rejected = (text_of(row, name, tokens=limit) for name in COLUMNS)
+    if chosen == rejected:
+        return Skip("both answers are the same")
+    start = _tokens(tokenizer, prompt, opens=True)
+    if not start:
+        return Skip("no prompt")
+    answers = [_tokens(tokenizer, text, closes=True) for text in (chosen, rejected)]
+    return [_Answered((start + answer)[:limit], len(start)) for answer in answers]
+
+
+def _pair_of_turns(talk: _Talk, row: Row, tokenizer: Any, *, limit: int) -> list[_Answered] | Skip:
+    """By the model's own chat template, up to the end-of-turn mark of the answer."""
+    if talk.chosen == talk.rejected:
+        return Skip("both answers are the same")
+    if not talk.prompt:
+        return Skip("no prompt")
+    pair = []
+    for answer in (talk.chosen, talk.rejected):
+        tokens, counted = chat_tokens(
+            tokenizer,
+            [*talk.prompt, *answer],
+            row,
+            answers=[len(talk.prompt)],
+            limit=limit,
+            characters=reach_of(limit),
+            otherwise="give the prompt and its answers as plain texts",
+        )
+        start = counted.index(True) if True in counted else len(tokens)
+        pair.append(_Answered(tokens[: start + sum(counted)], start))
+    return pair
 
 
 def _tokens(tokenizer: Any, text: str, *, opens: bool = False, closes: bool = False) -> list[int]:

@@ -241,6 +241,8 @@ def _small(line: str, desk: Path) -> str:
     if line.startswith("dtl train"):
         alone = "" if line == QUICKSTART else "layout.processes=1 layout.zero=0"
         return f"{line} {_few_steps(line, desk)} {alone}"
+    if line.startswith("dtl evaluate configs/"):
+        return f"{line} {_few_steps(line, desk)}"
     return line
 
 

@@ -15,10 +15,13 @@ import pytest
 import torch
 
 from dtl.config.schema import Model
+from dtl.data.audio import pieces_of
 from dtl.data.encoded import Encoded, Skip
 from dtl.data.source import Row
 from dtl.data.spec_augment import SpecAugment
 from dtl.errors import DtlError
+from dtl.jobs.exported import Exported
+from dtl.jobs.predict import predictions
 from dtl.models.load import load_pretrained, load_processor, load_settings, padding_token
 from dtl.models.speech_prompt import set_prompt
 from dtl.tasks.asr_seq2seq import Options, Plugin
@@ -376,3 +379,30 @@ def test_spans_are_hidden_as_often_as_asked() -> None:
     assert frames == pytest.approx(0.05, abs=0.005) and bands == pytest.approx(0.1, abs=0.02)
     short = augment.masked(np.ones((80, 1000)), frames=9, draw=draw)
     assert not (short == 0).all(axis=0).any(), "no span of 10 fits into 9 frames"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_long_recording_is_written_piece_by_piece_as_transformers_writes_each(
+    family: str, request: pytest.FixtureRequest
+) -> None:
+    """In prediction alone, beside a short one; scoring leaves it out."""
+    made = bench(request.getfixturevalue(family), **FAMILIES[family], longest_seconds=2)
+    pause = np.zeros(tiny_whisper.RATE // 4)
+    clips = [part for row in tiny_whisper.spoken(8) for part in (row["audio"]["array"], pause)]
+    long = {"audio": {"array": np.concatenate(clips), "sampling_rate": tiny_whisper.RATE}}
+    rows = [Row(0, "a", tiny_whisper.spoken(1)[0]), Row(1, "b", long), Row(2, "c", clip(0.05))]
+    exported = Exported(made.task, made.facts, {}, made.model, made.processor, made.settings)
+    short, found, none = predictions(rows, exported, batch=3, longest=20)
+    expected = []
+    pieces = pieces_of(rows[1], rate=tiny_whisper.RATE, longest=2, shortest=0.1)
+    for piece in [rows[0], *pieces]:
+        encoded = made.encode({**piece.fields, "text": "a"})
+        batch = {name: made.batch(encoded)[name] for name in ("input_features", "attention_mask")}
+        tokens = made.model.generate(**batch, max_new_tokens=20)
+        (text,) = made.processor.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+        expected.append(text.strip())
+    assert len(pieces) > 2 and any(expected)
+    assert short["predicted"] == expected[0]
+    assert found["predicted"] == " ".join(filter(None, expected[1:]))
+    assert (none["predicted"], none["reason"]) == (None, "shorter than 0.1 s")
+    assert made.encode({**long, "text": "a"}) == [Skip("longer than 2 s")]

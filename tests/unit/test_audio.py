@@ -11,7 +11,7 @@ import pytest
 import soundfile
 
 from dtl.config.schema import Source
-from dtl.data.audio import as_heard, sound_fault, sound_of
+from dtl.data.audio import as_heard, pieces_of, sound_fault, sound_of
 from dtl.data.source import Row, open_rows
 from dtl.errors import DtlError
 from tests import tiny_sound
@@ -69,6 +69,23 @@ def test_arrays_with_their_rate_and_bytes_in_a_record():
     assert np.abs(as_heard(found) - sound[:, 0]).max() <= 0.5 / 32768 + 1e-7
     record = {"bytes": tiny_sound.wav(sound), "path": "gone.wav"}
     assert np.abs(sound_of(row(record), rate=RATE).astype(int) - stored(sound)).max() <= 1
+
+
+@pytest.mark.parametrize("seconds", [3.0, 9.05, 20.0])
+def test_a_long_sound_is_cut_in_its_pauses_and_nothing_is_lost(seconds):
+    """Noise with 0.3 s of silence at the end of each second, in pieces of 3 s at most."""
+    rate = 1000
+    noise = np.random.default_rng(0).normal(0, 0.2, round(seconds * rate)).astype(np.float32)
+    noise[np.arange(len(noise)) % rate >= 700] = 0
+    whole = row({"array": noise, "sampling_rate": rate}, text="a", id=3)
+    pieces = pieces_of(whole, rate=rate, longest=3.0, shortest=0.1)
+    found = [sound_of(piece, rate=rate) for piece in pieces]
+    assert np.array_equal(np.concatenate(found), sound_of(whole, rate=rate))
+    assert all(100 <= len(piece) <= 3000 for piece in found)
+    assert (len(found) == 1) == (seconds == 3.0)
+    for end in np.cumsum([len(piece) for piece in found])[:-1]:
+        assert not noise[end - 90 : end + 90].any(), end
+    assert all(piece.fields["text"] == "a" and piece.fields["id"] == 3 for piece in pieces)
 
 
 def test_a_part_of_a_file(tmp_path):

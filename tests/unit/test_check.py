@@ -380,9 +380,18 @@ def test_no_end_is_learnt_of_a_template_that_has_none(desk, tmp_path, decoder):
     made = tiny.tokenizer()
     made.chat_template = tiny.TEMPLATE.replace("{{ eos_token }}", "")
     made.save_pretrained(base)
-    found = only(desk.check("causal_lm", chats(10), base=base), "no end")
-    assert at(found, "train.jsonl", 1) and found.count == 10
-    assert "end_token" not in found.fault.mend and "chat template" in found.fault.mend
+    preferred = [
+        {
+            "chosen": row["messages"],
+            "rejected": [row["messages"][0], {"role": "assistant", "content": "no"}],
+        }
+        for row in chats(10)
+    ]
+    for task, rows in {"causal_lm": chats(10), "dpo": preferred}.items():
+        found = only(desk.check(task, rows, base=base), "no end")
+        assert at(found, "train.jsonl", 1) and found.count == 10
+        assert "end_token" not in found.fault.mend and "chat template" in found.fault.mend
+    assert "no end" not in {finding.kind for finding in desk.check("dpo", preferred).findings}
 
 
 def test_unknown_tokens(desk, tmp_path, encoder):

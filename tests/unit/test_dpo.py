@@ -24,6 +24,11 @@ ROWS = (
 )
 
 
+HELLO = {"role": "user", "content": "the river"}
+YES, NO = ({"role": "assistant", "content": text} for text in (" keeps light", " sends"))
+EARLIER = [HELLO, NO, {"role": "user", "content": "a stone again"}]
+
+
 def encode(fields: dict[str, Any], tokenizer: Any = None, **options: Any) -> Any:
     encoder = Plugin(Options(**options)).encoder(tokenizer or tiny.tokenizer(), {}, None)
     return encoder(Row(4, "rows.jsonl:5", fields))
@@ -125,10 +130,76 @@ def test_only_answers_count_and_they_end() -> None:
     assert isinstance(encoded, Encoded)
     assert tokenizer.decode(encoded.values["chosen"]) == "the old ship carries a letter</s>"
     assert tokenizer.decode(encoded.values["rejected"]) == "the old ship sends</s>"
-    assert encoded.values["prompt"] == len(tokenizer("the old ship")["input_ids"])
+    assert encoded.values["prompt"] == [len(tokenizer("the old ship")["input_ids"])] * 2
     batch = Plugin(Options()).collate([encoded.values], padding=0)
     labels = batch["labels"][0, 1]
     assert tokenizer.decode(labels[labels >= 0]) == " sends</s>"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"prompt": EARLIER, "chosen": [YES], "rejected": [NO]},
+        {"prompt": EARLIER, "chosen": YES["content"], "rejected": [NO]},
+        {"prompt": EARLIER, "chosen": [*EARLIER, YES], "rejected": [*EARLIER, NO]},
+        {"chosen": [*EARLIER, YES], "rejected": [*EARLIER, NO]},
+        {"prompt": "a stone again", "chosen": [*EARLIER, YES], "rejected": [*EARLIER, NO]},
+    ],
+    ids=["explicit", "answer as text", "prompt repeated", "implicit", "implicit beside a text"],
+)
+def test_answers_to_a_chat_have_the_likelihood_that_plain_transformers_gives(
+    decoder: Path, fields: dict[str, Any]
+) -> None:
+    """Of the answer and its end-of-turn mark, after the template's own prompt, token by token."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(decoder)
+    model = AutoModelForCausalLM.from_pretrained(decoder).eval()
+    expected = []
+    for answer in (YES, NO):
+        prompt = tokenizer.apply_chat_template(EARLIER, add_generation_prompt=True, tokenize=False)
+        whole = tokenizer.apply_chat_template([*EARLIER, answer], tokenize=False)
+        start, tokens = (
+            tokenizer(text, add_special_tokens=False)["input_ids"] for text in (prompt, whole)
+        )
+        assert tokens[: len(start)] == start and tokens[-1] == tokenizer.eos_token_id
+        with torch.no_grad():
+            logs = model(input_ids=torch.tensor([tokens])).logits[0].log_softmax(-1)
+        expected.append(
+            sum(float(logs[at - 1, tokens[at]]) for at in range(len(start), len(tokens)))
+        )
+    task, row = Plugin(Options()), Row(4, "rows.jsonl:5", fields)
+    assert task.check(row) is None
+    assert YES["content"] == task.lesson(row).answer
+    encoded = encode(fields, tokenizer)
+    batch = task.collate([encoded.values], padding=0)
+    with torch.no_grad():
+        found = _log_likelihoods(model, batch)[0].tolist()
+    assert found == pytest.approx(expected, rel=1e-5)
+    parts = [tokenizer.decode(part.tokens) for part in task.parts(encoded.values)]
+    assert parts[1:] == [" keeps light</s>", " sends</s>"] and "again" in parts[0]
+
+
+@pytest.mark.parametrize(
+    ("fields", "options", "reason"),
+    [
+        ({"chosen": [HELLO, YES], "rejected": [HELLO, YES]}, {}, "both answers are the same"),
+        ({"chosen": [YES], "rejected": [NO]}, {}, "no prompt"),
+        (
+            {"prompt": [HELLO], "chosen": [YES], "rejected": [NO]},
+            {"max_length": 4},
+            "no answer left after truncation",
+        ),
+    ],
+)
+def test_a_chat_that_teaches_nothing_is_left_out(
+    fields: dict[str, Any], options: dict[str, int], reason: str
+) -> None:
+    tokenizer = tiny.tokenizer(chat=True)
+    assert Plugin(Options()).check(Row(4, "", fields)) is None
+    assert encode(fields, tokenizer, **options) == Skip(reason)
+    with pytest.raises(DtlError, match=r"^rows\.jsonl:5: .* has no chat template"):
+        encode({"prompt": [HELLO], "chosen": [YES], "rejected": [NO]})
 
 
 @pytest.mark.parametrize(
@@ -147,7 +218,15 @@ def test_a_pair_that_teaches_nothing_is_left_out(
 
 @pytest.mark.parametrize(
     ("change", "told"),
-    [({"chosen": None}, "there is no `chosen`"), ({"prompt": ["x"]}, "`prompt` is list")],
+    [
+        ({"chosen": None}, "there is no `chosen`"),
+        ({"prompt": ["x"]}, "`prompt` is not a list of turns"),
+        ({"chosen": ["x"]}, "`chosen` is not a list of turns"),
+        ({"chosen": [HELLO]}, "only `chosen` holds turns"),
+        ({"chosen": [HELLO, YES], "rejected": [HELLO, YES, HELLO]}, "(it has assistant, user)"),
+        ({"prompt": [HELLO], "chosen": []}, "`chosen` is not a list of turns"),
+        ({"prompt": [HELLO], "chosen": [HELLO]}, "(it has none)"),
+    ],
 )
 def test_a_row_at_fault_is_named(change: dict[str, Any], told: str) -> None:
     fault = Plugin(Options()).check(Row(4, "rows.jsonl:5", ROWS[0] | change))

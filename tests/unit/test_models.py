@@ -104,6 +104,18 @@ def test_weights_in_a_pickle_are_not_opened(decoder, tmp_path):
     assert not trap.exists()
 
 
+def test_a_model_of_timm_is_refused_before_its_library_is_asked_for(tmp_path):
+    """As timm writes it, and as transformers saves it again."""
+    cfg = {"input_size": [3, 32, 32], "num_classes": 2}
+    for number, kind in enumerate(({}, {"model_type": "timm_wrapper"})):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        config = {"architecture": "resnet18", "num_classes": 2, "pretrained_cfg": cfg, **kind}
+        (folder / "config.json").write_text(json.dumps(config))
+        with pytest.raises(DtlError, match=r"is a model of timm.*such as microsoft/resnet-50"):
+            load_settings(Model(path=str(folder)))
+
+
 def test_a_pickle_beside_safetensors_is_left_closed(decoder, tmp_path):
     folder = copied(decoder, tmp_path / "model")
     (folder / "pytorch_model.bin").write_bytes(b"not even a pickle")

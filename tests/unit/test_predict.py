@@ -13,11 +13,11 @@ from tests import tiny
 LABELS = ["early", "late"]
 
 
-def train(folder, base, task, rows, strategy):
+def train(folder, base, task, rows, strategy, dtype="fp32"):
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     config = {
         "run": {"dir": str(folder / "runs"), "name": "done"},
-        "model": {"path": str(base), "dtype": "fp32"},
+        "model": {"path": str(base), "dtype": dtype},
         "task": task,
         "data": {"train": str(folder / "rows.jsonl"), "eval": str(folder / "rows.jsonl")},
         "strategy": strategy,
@@ -75,6 +75,54 @@ def test_evaluate_repeats_the_final_scores_of_the_run(labelled, tmp_path):
     scores = api.evaluate(labelled.path, data, ["task.group_by=half"], out=tmp_path / "other")
     assert scores["group/half/1/n"] == 6
     assert (tmp_path / "other" / "evaluation.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("task", "strategy", "dtype"),
+    [
+        ("causal_lm", {"name": "lora", "rank": 2}, "bf16"),
+        ("causal_lm", "full", "bf16"),
+        ("dpo", {"name": "lora", "rank": 2}, "fp32"),
+    ],
+)
+def test_a_configs_base_has_the_scores_that_its_run_takes_before_the_first_step(
+    cache, tmp_path, decoder, task, strategy, dtype, capsys
+):
+    """Bit by bit, loss by loss; on rows of another file they are other ones."""
+    rows = [
+        {"text": f"{word} {other}", "prompt": word, "chosen": other, "rejected": f"no {other}"}
+        for word, other in zip(tiny.WORDS[:9], tiny.WORDS[9:18], strict=True)
+    ]
+    run = train(tmp_path, decoder, task, rows, strategy, dtype)
+    config, out = tmp_path / "done.yaml", tmp_path / "told"
+    scores = api.evaluate(config, out=out)
+    assert scores == run.result["scores"]["unadapted"]
+    found = (out / "evaluation.jsonl").read_text()
+    assert found == (run.path / "evaluations" / "step-00000000.jsonl").read_text()
+    assert json.loads((out / "evaluation.json").read_text())["scores"] == scores
+    tiny.write_rows(tmp_path / "fewer.jsonl", rows[:4])
+    capsys.readouterr()
+    assert main(["evaluate", str(config), "--data", str(tmp_path / "fewer.jsonl")]) == 0
+    told = dict(line.split() for line in capsys.readouterr().out.splitlines())
+    assert told.keys() == scores.keys()
+    losses = [json.loads(line)["loss"] for line in found.splitlines()]
+    if task == "dpo":
+        assert float(told["loss"]) == pytest.approx(sum(losses[:4]) / 4, rel=1e-5)
+    else:
+        assert float(told["loss"]) != pytest.approx(scores["loss"], rel=1e-5)
+
+
+def test_a_base_that_has_not_learnt_the_task_is_not_scored(labelled, tmp_path, capsys):
+    config = str(tmp_path / "done.yaml")
+    assert main(["evaluate", config]) == 2
+    told = capsys.readouterr().err
+    assert "done.yaml" in told and "model.path: the base has no head for these labels" in told
+    assert main(["evaluate", config, "strategy=scratch"]) == 2
+    assert "the strategy starts from random weights" in capsys.readouterr().err
+    assert main(["evaluate", config, "data.eval=null"]) == 2
+    assert "no held-out rows to score on" in capsys.readouterr().err
+    assert main(["evaluate", str(labelled.path)]) == 2
+    assert "give --data ROWS" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -9,13 +9,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+import soundfile
 from PIL import Image
 
 from dtl import api
 from dtl.cli import main
 from dtl.config.load import load_config
+from dtl.data.audio import pieces_of, sound_of
+from dtl.data.source import Row
 from dtl.run_folder import RunFolder
 from tests import tiny_sound, tiny_speech, tiny_vision
+
+QUIET = np.zeros(8_000)
+PIECES = ("piece-0", "piece-1")  # of a recording of 24 s, which asr_ctc reads in 20 s at most
 
 
 def trained(
@@ -86,3 +92,13 @@ def test_an_exported_listener_writes_as_the_run_scored(wav2vec2, tmp_path, cache
     (tmp_path / "wide.wav").write_bytes(wide)
     (only,) = api.predict(run.path, [tmp_path / "wide.wav"])
     assert isinstance(only["predicted"], str)
+    pauses = [part for row in rows for part in (tiny_speech.spoken(row["text"])[:, 0], QUIET)]
+    sound = np.resize(np.concatenate(pauses), 24 * 16_000)
+    (tmp_path / "long.wav").write_bytes(tiny_sound.wav(sound, rate=16_000))
+    long = Row(0, "long", {"audio": "long.wav"}, tmp_path)
+    for number, piece in enumerate(pieces_of(long, rate=16_000, longest=20, shortest=0.1)):
+        file = tmp_path / f"piece-{number}.wav"
+        soundfile.write(file, sound_of(piece, rate=16_000), 16_000)
+    told = api.predict(run.path, [tmp_path / f"{name}.wav" for name in ("long", *PIECES)])
+    whole, *pieces = (row["predicted"] for row in told)
+    assert whole == " ".join(filter(None, pieces))
