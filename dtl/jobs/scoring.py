@@ -101,8 +101,9 @@ class Scoring:
         return -scores[best[1:]] if best.startswith("-") else scores[best]
 
     def _base_can_be_scored(self) -> bool:
-        """Before the first step the model is the unadapted base, unless weights or head are new."""
-        if self.parts.strategy.starts_from == "random":
+        """Before the first step the model is the unadapted base, unless weights or head are new, or
+        it reads tokens that have not learnt."""
+        if self.parts.strategy.starts_from == "random" or self.parts.strategy.virtual_tokens:
             return False
         if self.examples.facts.get("new_head"):
             return False

@@ -61,8 +61,8 @@ class Reach:
 REACH: dict[str, Reach] = {
     "lora": Reach((*WITH_LINEAR_LAYERS, "convolutions")),
     "ia3": Reach((*WITH_LINEAR_LAYERS, "convolutions")),
-    "loha": Reach((*WITH_LINEAR_LAYERS, "convolutions")),
-    "lokr": Reach((*WITH_LINEAR_LAYERS, "convolutions")),
+    "loha": Reach((*WITH_LINEAR_LAYERS, "convolutions"), zero=2),
+    "lokr": Reach((*WITH_LINEAR_LAYERS, "convolutions"), zero=2),
     "oft": Reach(WITH_LINEAR_LAYERS),
     "vera": Reach(WITH_LINEAR_LAYERS),
     "prompt_tuning": Reach(READING, merges=False),

@@ -555,6 +555,24 @@ def test_eva_begins_where_peft_has_it_begin_and_the_base_stays() -> None:
         assert torch.allclose(value, expected[name], atol=1e-5), name
 
 
+@pytest.mark.parametrize("strategy", ["loha", "lokr", "pissa", "olora", "lora", "vera"])
+def test_what_goes_up_to_zero_2_wants_weights_that_zero_3_has_emptied(strategy: str) -> None:
+    """DeepSpeed leaves a parameter of no elements, which its layers still know the sizes of."""
+    given = beds()["decoder"]["llama"]
+    takes = strategy in ("pissa", "olora")
+    made = lora(init=strategy) if takes else make_strategy(strategy, given)
+    base = fresh(given)
+    for name, parameter in base.named_parameters():
+        if name.endswith("_proj.weight"):
+            parameter.ds_shape = parameter.shape  # type: ignore[attr-defined]
+            parameter.data = torch.empty(0)
+    if made.highest_zero == 3:
+        put_on(made, given, base)
+        return
+    with pytest.raises((DtlError, IndexError, RuntimeError)):
+        put_on(made, given, base)
+
+
 def test_eva_has_an_end() -> None:
     """A batch of three tokens has no four directions."""
     given, strategy = beds()["decoder"]["llama"], lora(init="eva")

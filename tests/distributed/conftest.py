@@ -22,6 +22,7 @@ from tests.distributed.matrix import (
     HELD_OUT,
     JUMP,
     JUMP_BACK,
+    LORA,
     MOVES,
     PARITY,
     RATE,
@@ -140,6 +141,12 @@ def _adapters(ranks: int) -> list[dict[str, Any]]:
                     "bare": run not in ADAPTER_EXPORTS,
                 }
             )
+    if ranks == 2:  # over an adapter that is worked into the base
+        below = "model.adapters=[runs/vera-2-3/export]"
+        for zero in (0, 3):
+            more = [below, f"layout.zero={zero}", f"run.name=stacked-{zero}"]
+            more += [f"train.steps={ADAPTER_STEPS}"]
+            jobs.append({"config": "config.yaml", "overrides": [*LORA, *more], "bare": True})
     return jobs
 
 
