@@ -13,6 +13,7 @@ from dtl.data.loader import Loader
 from dtl.engine import DTYPES, Engine, EngineSettings, start
 from dtl.errors import RunFailed
 from dtl.examples import Examples
+from dtl.models.adapters import shared_matrices
 from dtl.models.anatomy import convolutions
 from dtl.models.load import fill_given, initialise, load_pretrained, padding_token
 from dtl.plan import Plan
@@ -103,6 +104,8 @@ def open_model(
     for parameter in model.parameters():
         if parameter.requires_grad and not hasattr(parameter, "ds_id"):  # those are so already
             parameter.data = parameter.data.to(dtype)
+    for matrix in shared_matrices(model).values():
+        matrix.data = matrix.data.to(dtype)
     if plan.layout.activation_checkpointing:
         model.gradient_checkpointing_enable(  # type: ignore[operator]
             gradient_checkpointing_kwargs={"use_reentrant": False}

@@ -147,6 +147,10 @@ def _adapters(ranks: int) -> list[dict[str, Any]]:
             more = [below, f"layout.zero={zero}", f"run.name=stacked-{zero}"]
             more += [f"train.steps={ADAPTER_STEPS}"]
             jobs.append({"config": "config.yaml", "overrides": [*LORA, *more], "bare": True})
+        half = ["layout.zero=2", "model.dtype=bf16", "run.name=vera-half"]
+        half += [f"train.steps={ADAPTER_STEPS}"]
+        overrides = [*ADAPTERS["vera"], *half]
+        jobs.append({"config": "config.yaml", "overrides": overrides, "bare": True})
     return jobs
 
 
