@@ -15,6 +15,7 @@ from dtl.data.loader import Loader
 from dtl.engine import DTYPES, Engine, EngineSettings, start
 from dtl.errors import RunFailed
 from dtl.examples import Examples
+from dtl.models.adapters import shared_matrices
 from dtl.models.anatomy import adapted_layers, convolutions
 from dtl.models.load import Loaded, fill_given, initialise, load_pretrained, padding_token
 from dtl.plan import Layout, Plan
@@ -158,6 +159,8 @@ def _adapt(
     for parameter in model.parameters():
         if parameter.requires_grad and not hasattr(parameter, "ds_id"):  # those are so already
             parameter.data = parameter.data.to(dtype)
+    for matrix in shared_matrices(model).values():
+        matrix.data = matrix.data.to(dtype)
     return model
 
 

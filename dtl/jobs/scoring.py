@@ -107,6 +107,8 @@ def why_unscored(parts: Parts, examples: Examples) -> str | None:
     are."""
     if parts.from_random:
         return "the strategy starts from random weights"
+    if parts.strategies[0].virtual_tokens:
+        return "the strategy begins with tokens that have not learnt"
     if examples.facts.get("new_head"):
         return "the base has no head for this task"
     labels = examples.facts.get("labels")

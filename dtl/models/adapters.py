@@ -62,8 +62,8 @@ class Reach:
 REACH: dict[str, Reach] = {
     "lora": Reach((*WITH_LINEAR_LAYERS, "convolutions")),
     "ia3": Reach((*WITH_LINEAR_LAYERS, "convolutions")),
-    "loha": Reach((*WITH_LINEAR_LAYERS, "convolutions")),
-    "lokr": Reach((*WITH_LINEAR_LAYERS, "convolutions")),
+    "loha": Reach((*WITH_LINEAR_LAYERS, "convolutions"), zero=2),
+    "lokr": Reach((*WITH_LINEAR_LAYERS, "convolutions"), zero=2),
     "oft": Reach(WITH_LINEAR_LAYERS),
     "vera": Reach(WITH_LINEAR_LAYERS),
     "prompt_tuning": Reach(READING, merges=False),
@@ -297,8 +297,13 @@ def written(adapted: Any, learnt: dict[str, Tensor]) -> Written:
     learning.inference_mode = True  # then PEFT does not run the model for its virtual tokens
     try:
         config = copy.deepcopy(learning)
+        # Drawn anew, what is shared could differ elsewhere: it is in the file.
+        shared = {
+            name: value.detach().to("cpu", copy=True).float()
+            for name, value in shared_matrices(adapted).items()
+        }
         tensors = get_peft_model_state_dict(
-            adapted, state_dict=_shared(adapted) | learnt, save_embedding_layers=False
+            adapted, state_dict=shared | learnt, save_embedding_layers=False
         )
     finally:
         learning.inference_mode = False
@@ -309,11 +314,11 @@ def written(adapted: Any, learnt: dict[str, Tensor]) -> Written:
     return Written(config, {name: value.contiguous() for name, value in tensors.items()})
 
 
-def _shared(adapted: nn.Module) -> dict[str, Tensor]:
-    """What the layers of VeRA share and do not learn: drawn anew, it could differ elsewhere."""
+def shared_matrices(model: nn.Module) -> dict[str, Tensor]:
+    """What the layers of VeRA share and do not learn; nothing with other methods."""
     return {
-        name: value.detach().to("cpu", copy=True).float()
-        for name, value in adapted.named_buffers(remove_duplicate=False)
+        name: value
+        for name, value in model.named_buffers(remove_duplicate=False)
         if name.startswith("base_model.vera_")
     }
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -553,6 +554,25 @@ def test_eva_begins_where_peft_has_it_begin_and_the_base_stays() -> None:
     assert len(factors) == 28
     for name, value in factors.items():
         assert torch.allclose(value, expected[name], atol=1e-5), name
+
+
+@pytest.mark.parametrize("strategy", ["loha", "lokr", "pissa", "olora", "lora", "vera"])
+def test_what_goes_up_to_zero_2_wants_weights_that_zero_3_has_emptied(strategy: str) -> None:
+    """DeepSpeed leaves a parameter of no elements, which its layers still know the sizes of."""
+    given = beds()["decoder"]["llama"]
+    takes = strategy in ("pissa", "olora")
+    made = lora(init=strategy) if takes else make_strategy(strategy, given)
+    base = fresh(given)
+    for name, parameter in base.named_parameters():
+        if name.endswith("_proj.weight"):
+            parameter.ds_shape = parameter.shape  # type: ignore[attr-defined]
+            parameter.data = torch.empty(0)
+    right = nullcontext() if made.highest_zero == 3 else pytest.raises((IndexError, RuntimeError))
+    with right:
+        model = put_on(made, given, base)
+        for layer in model.modules():
+            if hasattr(layer, "get_delta_weight"):
+                layer.get_delta_weight("default")
 
 
 def test_eva_has_an_end() -> None:

@@ -22,6 +22,7 @@ from tests.distributed.matrix import (
     HELD_OUT,
     JUMP,
     JUMP_BACK,
+    LORA,
     MOVES,
     PARITY,
     PARTS,
@@ -156,6 +157,16 @@ def _adapters(ranks: int) -> list[dict[str, Any]]:
                     "bare": run not in ADAPTER_EXPORTS,
                 }
             )
+    if ranks == 2:  # over an adapter that is worked into the base
+        below = "model.adapters=[runs/vera-2-3/export]"
+        for zero in (0, 3):
+            more = [below, f"layout.zero={zero}", f"run.name=stacked-{zero}"]
+            more += [f"train.steps={ADAPTER_STEPS}"]
+            jobs.append({"config": "config.yaml", "overrides": [*LORA, *more], "bare": True})
+        half = ["layout.zero=2", "model.dtype=bf16", "run.name=vera-half"]
+        half += [f"train.steps={ADAPTER_STEPS}"]
+        overrides = [*ADAPTERS["vera"], *half]
+        jobs.append({"config": "config.yaml", "overrides": overrides, "bare": True})
     return jobs
 
 

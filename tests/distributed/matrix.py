@@ -34,7 +34,7 @@ ADAPTERS = {
     "p_tuning": ["strategy=p_tuning", "strategy.tokens=4"],
 }
 PARITY = ("dora", "ia3")
-UP_TO_ZERO_2 = ("pissa", "eva")
+UP_TO_ZERO_2 = ("pissa", "eva", "loha", "lokr")
 ADAPTER_LAYOUTS = ((1, 0), (2, 2), (2, 3))  # ranks and ZeRO stage
 ADAPTER_STEPS = 6
 ADAPTER_EXPORTS = ("pissa-2-2", "vera-2-3", "prefix_tuning-2-3", "p_tuning-2-3")

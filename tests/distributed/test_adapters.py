@@ -62,6 +62,24 @@ def test_the_loss_is_the_same_at_every_stage(bed: Path, method: str) -> None:
         assert found == pytest.approx(alone, rel=1e-5), run
 
 
+def test_shared_matrices_are_in_half_precision_as_well(bed: Path) -> None:
+    plain, half = (
+        [line["loss"] for line in launching.train_lines(bed / "runs" / run)]
+        for run in ("vera-2-2", "vera-half")
+    )
+    assert half == pytest.approx(plain, rel=2e-3)
+    assert half != plain, "bf16 was not used"
+
+
+def test_over_an_earlier_adapter_the_loss_is_the_same_at_every_stage(bed: Path) -> None:
+    found = {
+        run: [line["loss"] for line in launching.train_lines(bed / "runs" / run)]
+        for run in ("stacked-0", "stacked-3", "vera-2-3")
+    }
+    assert found["stacked-3"] == pytest.approx(found["stacked-0"], rel=1e-5)
+    assert found["stacked-3"][0] < found["vera-2-3"][0] - 1e-3, "it goes on where that one ended"
+
+
 @pytest.mark.parametrize("run", ADAPTER_EXPORTS)
 def test_what_zero_has_shared_out_is_whole_in_the_export(bed: Path, run: str) -> None:
     """Opened by plain PEFT over the plain base: the losses of the held-out rows as scored."""

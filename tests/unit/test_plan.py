@@ -457,8 +457,8 @@ PISSA = {"name": "lora", "rank": 4, "init": "pissa"}
 
 
 def test_a_stage_at_which_a_strategy_is_not_right_is_refused(decoder):
-    for init in ("pissa", "olora"):
-        config = configure(decoder, strategy={**PISSA, "init": init}, layout={"zero": 3})
+    for strategy in (PISSA, {**PISSA, "init": "olora"}, {**PISSA, "init": "eva"}, "loha", "lokr"):
+        config = configure(decoder, strategy=strategy, layout={"zero": 3})
         with pytest.raises(DtlError, match=r"^layout.zero: .*up to ZeRO 2.*set layout.zero to 2"):
             plan(config)
     assert plan(configure(decoder, strategy=PISSA, layout={"zero": 2})).layout.zero == 2

@@ -1,28 +1,36 @@
-"""A base with earlier adapters in its weights: scored, learnt over, exported and opened again."""
+"""Whole runs of adapters: over earlier ones, stopped and resumed, with virtual tokens."""
 
+import itertools
 import json
 import shutil
+import sys
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState, GradientState
 
-from dtl import api
+from dtl import api, desk
 from dtl.config.load import load_config
 from dtl.config.schema import Model
 from dtl.errors import DtlError
+from dtl.jobs import train as jobs
+from dtl.jobs.opening import start_engine
+from dtl.models import adapters
 from dtl.models.fingerprint import fingerprint
 from dtl.models.load import load_pretrained, weightless
+from dtl.run_folder import RunFolder
+from dtl.train.watch import Watch
 from tests import tiny
 
 HEAD = "AutoModelForSequenceClassification"
 
 
-def train(folder, name, base, task, rows, strategy, adapters=()):
-    """Three quick steps."""
+def train(folder, name, base, task, rows, strategy, below=(), **more):
+    """A few quick steps. `more`: of run_here."""
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     config = {
         "run": {"dir": str(folder / "runs"), "name": name},
-        "model": {"path": str(base), "dtype": "fp32", "adapters": list(map(str, adapters))},
+        "model": {"path": str(base), "dtype": "fp32", "adapters": list(map(str, below))},
         "task": task,
         "data": {"train": str(folder / "rows.jsonl"), "eval": str(folder / "rows.jsonl")},
         "strategy": strategy,
@@ -31,14 +39,36 @@ def train(folder, name, base, task, rows, strategy, adapters=()):
         "layout": {"processes": 1, "zero": 0},
     }
     (folder / f"{name}.yaml").write_text(json.dumps(config))
-    outcome = api.train(load_config(folder / f"{name}.yaml"), say=lambda line: None)
-    assert outcome.exit_code == 0
-    return outcome.run
+    return run_here(load_config(folder / f"{name}.yaml"), **more)
+
+
+def run_here(config, *, stop_after=sys.maxsize):
+    """A run in this very process, which saves the seconds of another one's imports. `stop_after`:
+    how often it may ask whether to stop; the next time it is told to."""
+    prepared = desk.prepare_run(config)
+    run = RunFolder.of(config)
+    if run.state == "absent":
+        run.create(config, prepared.plan, prepared.examples.facts, prepared.examples.data)
+    engine = start_engine(config, prepared.plan)
+    watch = Watch(run.heartbeats, rank=0, ranks=1, tell=print)
+    asked = itertools.count()
+    process = jobs.Process(
+        sys.stdout, watch, asked_to_stop=lambda: next(asked) >= stop_after, held=lambda: None
+    )
+    with watch:
+        end = jobs.run(run, engine, prepared.examples, process).end
+    assert end == ("done" if stop_after == sys.maxsize else "stopped")
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    return run
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("stacked")
+    """With an empty cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DTL_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield tmp_path_factory.mktemp("stacked")
 
 
 @pytest.fixture(scope="module")
@@ -131,10 +161,11 @@ def test_the_base_is_known_by_its_adapters_too(decoder, first, tmp_path):
     assert fingerprint(Model(path=str(decoder), adapters=(str(copy),))) != with_it
 
 
-def refusal(base, *adapters, head="AutoModelForCausalLM"):
+def refusal(base, *folders):
     """What the desk says, before any weight is read."""
+    model = Model(path=str(base), adapters=tuple(map(str, folders)))
     with pytest.raises(DtlError) as caught:
-        weightless(Model(path=str(base), adapters=tuple(map(str, adapters))), head=head, changes={})
+        weightless(model, head="AutoModelForCausalLM", changes={})
     (fault,) = caught.value.faults
     assert fault.place == "model.adapters"
     return f"{fault.problem}; {fault.mend}"
@@ -169,4 +200,64 @@ def test_a_model_path_that_is_an_adapter_is_told_where_it_belongs(first):
             random=False,
             seed=0,
             dtype="fp32",
+        )
+
+
+# Stopped and resumed -----------------------------------------------------------------------------
+
+
+def losses(run):
+    lines = map(json.loads, (run.path / "metrics.jsonl").read_text().splitlines())
+    return [line["loss"] for line in lines if line["kind"] == "train"]
+
+
+@pytest.mark.parametrize("strategy", ["pissa", "eva", "vera", "p_tuning"])
+def test_a_resumed_run_is_the_same_to_the_last_digit(folder, decoder, texts, strategy):
+    """Also where the adapter began from the base, or from the data."""
+    options = {"name": strategy, "tokens": 3} if strategy == "p_tuning" else strategy
+    if strategy in ("pissa", "eva"):
+        options = {"name": "lora", "rank": 4, "init": strategy}
+    whole = train(folder, f"whole-{strategy}", decoder, "causal_lm", texts, options)
+    name = f"stopped-{strategy}"
+    asks = 1 if strategy == "p_tuning" else 2  # the first is in the unadapted scoring
+    stopped = train(folder, name, decoder, "causal_lm", texts, options, stop_after=asks)
+    assert 0 < len(losses(stopped)) < 3
+    resumed = train(folder, name, decoder, "causal_lm", texts, options)
+    assert losses(resumed) == losses(whole)
+    assert len(losses(whole)) == 3
+    assert resumed.result["scores"] == whole.result["scores"]
+    assert (resumed.export / adapters.FILE).read_bytes() == (
+        whole.export / adapters.FILE
+    ).read_bytes()
+
+
+# Virtual tokens ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("strategy", ["prompt_tuning", "p_tuning", "prefix_tuning"])
+def test_texts_leave_room_for_virtual_tokens(folder, encoder, strategy):
+    """Of 128 positions 20 are taken: a text of hundreds of words is cut before that."""
+    from transformers import AutoConfig
+
+    assert AutoConfig.from_pretrained(encoder).max_position_embeddings == 128
+    rows = [
+        {"text": f"{label} {' '.join(tiny.WORDS * n)}", "label": label}
+        for label in ("early", "late")
+        for n in range(1, 6)
+    ]
+    run = train(folder, f"room-{strategy}", encoder, "text_classification", rows, strategy)
+    again = api.evaluate(run.path, str(folder / "rows.jsonl"))
+    assert again == pytest.approx(run.result["scores"]["adapted"], rel=1e-5)
+
+
+def test_more_virtual_tokens_than_positions_are_refused_at_the_desk(folder, encoder):
+    rows = [{"text": "early", "label": "early"}, {"text": "late", "label": "late"}]
+    with pytest.raises(DtlError, match=r"strategy.tokens: 120 .* set strategy.tokens to 118"):
+        train(
+            folder,
+            "full",
+            encoder,
+            "text_classification",
+            rows * 2,
+            {"name": "prompt_tuning", "tokens": 120},
         )
