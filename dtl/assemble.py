@@ -59,4 +59,17 @@ def assemble(config: RunConfig) -> Parts:
             f"{config.strategy.name} changes",
             "take strategy lora with bias none: set aside, it leaves the base",
         )
+    if config.optim.l2_sp is not None:
+        _refuse_pull(strategy, name=config.strategy.name)
     return Parts(task, strategy)
+
+
+def _refuse_pull(strategy: Strategy, *, name: str) -> None:
+    """Where no learning weight has a start that is worth staying near."""
+    problem = None
+    if strategy.exports == "adapter":
+        problem = f"strategy {name} leaves the base as it is: there is nothing to pull back"
+    elif strategy.starts_from == "random":
+        problem = f"strategy {name} starts from random weights, to which nothing should be pulled"
+    if problem is not None:
+        raise DtlError.of("optim.l2_sp", problem, "remove optim.l2_sp, or take strategy full")

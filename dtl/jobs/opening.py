@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,7 @@ from dtl.models.load import fill_given, initialise, load_pretrained, padding_tok
 from dtl.plan import Plan
 from dtl.run_folder import RunFolder
 from dtl.train import checkpoint
-from dtl.train.checkpoint import Store
+from dtl.train.checkpoint import Learnt, Store, Stored
 from dtl.train.log import RunLog
 
 if TYPE_CHECKING:
@@ -75,10 +76,19 @@ def _free(path: Path) -> Path:
     return tried
 
 
+@dataclass(frozen=True)
+class Adapted:
+    """A model with its strategy applied. `new`: names of the parameters that the base did not
+    bring, before that."""
+
+    model: nn.Module
+    new: frozenset[str]
+
+
 def open_model(
     config: RunConfig, plan: Plan, parts: Parts, examples: Examples, engine: Engine
-) -> nn.Module:
-    """The model with the strategy applied; its new parameters are the same on every layout."""
+) -> Adapted:
+    """The model that will learn; its new parameters are the same on every layout."""
     whole_in_fp32 = plan.layout.zero == 0 and plan.parameters.frozen == 0
     loaded = load_pretrained(
         config.model,
@@ -107,14 +117,21 @@ def open_model(
         model.gradient_checkpointing_enable(  # type: ignore[operator]
             gradient_checkpointing_kwargs={"use_reentrant": False}
         )
-    return model
+    return Adapted(model, loaded.new)
 
 
-def restore_moments(saved: Path, engine: Engine, parts: Parts, loader: Loader) -> None:
-    """Give a prepared engine the optimizer of a checkpoint."""
+def restore(saved: Path, engine: Engine, parts: Parts, loader: Loader) -> None:
+    """Give a prepared engine the weights, buffers and optimizer of a checkpoint."""
+    show(Stored(saved), engine, parts, loader)
+    checkpoint.restore_moments(saved, engine)
+
+
+def show(learnt: Learnt, engine: Engine, parts: Parts, loader: Loader) -> None:
+    """Give a prepared engine other weights and buffers; its moments are lost where it is primed."""
+    checkpoint.restore_weights(learnt, engine)
     if engine.needs_priming:
         _prime(engine, parts, loader)
-    checkpoint.restore_moments(saved, engine)
+    checkpoint.restore_buffers(learnt, engine.plain_model)
 
 
 def start_moments(engine: Engine, parts: Parts, loader: Loader) -> None:

@@ -9,13 +9,15 @@ from importlib.util import find_spec
 from typing import Any
 
 from dtl.assemble import Parts
+from dtl.config.optimizers import OPTIMIZERS, Optimizer
 from dtl.config.schema import RunConfig
 from dtl.data.order import accumulation, steps_per_epoch
 from dtl.errors import DtlError
 from dtl.models.load import weightless
 from dtl.plan import Chosen, Hardware, Layout, OuterLaunch, Parameters, Plan
 from dtl.plan.deepspeed import deepspeed_config
-from dtl.plan.memory import WIDTH, disk_bytes, model_state
+from dtl.plan.memory import MASTER, WIDTH, disk_bytes, model_state
+from dtl.plan.updates import moment_bytes, updates
 from dtl.tasks import Facts
 from dtl.units import format_bytes
 
@@ -43,15 +45,38 @@ class _Work:
 
 
 def count_parameters(config: RunConfig, parts: Parts, facts: Facts) -> Parameters:
-    """Apply the strategy to the weightless model and count what learns."""
+    """Apply the strategy to the weightless model and count what learns, and what the optimizer
+    keeps of it."""
     import torch
 
     loaded = weightless(config.model, head=parts.task.head, changes=parts.task.head_settings(facts))
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the run gives them again, into its log
         model = parts.adapt(loaded)
-    learning = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return Parameters(learning, sum(p.numel() for p in model.parameters()) - learning)
+    rate, _ = _learning_rate(config, parts)
+    how = updates(model, config.optim, learning_rate=rate, new=loaded.new)
+    learning = {name: model.get_parameter(name) for name in how}
+    count = sum(parameter.numel() for parameter in learning.values())
+    moments = sum(moment_bytes(config.optim.name, learning[name], how[name]) for name in how)
+    averaged = config.train.ema is not None
+    return Parameters(
+        learning=count,
+        frozen=sum(parameter.numel() for parameter in model.parameters()) - count,
+        kept=moments + MASTER * count * averaged,
+        starts=sum(learning[name].numel() for name in how if how[name].pull),
+    )
+
+
+def _learning_rate(config: RunConfig, parts: Parts) -> tuple[float, str]:
+    """The highest, and whose it is."""
+    asked, name = config.optim.learning_rate, config.optim.name
+    if asked is not None:
+        return asked, "optim.learning_rate"
+    share = OPTIMIZERS[name].rate
+    whose = f"usual for {config.strategy.name}"
+    if share != 1:
+        whose += f", times {share:g} for {name}"
+    return parts.strategy.learning_rate * share, whose
 
 
 def make_plan(
@@ -81,7 +106,6 @@ def make_plan(
         ranks=nodes * processes,
         dtype=dtype,
         offload=offload,
-        optimizer=config.optim.name,
     )
     room = int(hardware.memory * ROOM) - sum(state.values())
     checkpointing = _checkpointing(config, work, room, dtype, log)
@@ -99,10 +123,7 @@ def make_plan(
     per_epoch = steps_per_epoch(examples, global_batch=config.train.global_batch)
     steps = config.train.steps or max(1, round((config.train.epochs or 0) * per_epoch))
     log.note("steps", steps, f"{per_epoch} an epoch of {examples} examples")
-    rate = config.optim.learning_rate or parts.strategy.learning_rate
-    whose = (
-        "optim.learning_rate" if config.optim.learning_rate else f"usual for {config.strategy.name}"
-    )
+    rate, whose = _learning_rate(config, parts)
     log.note("learning rate", f"{rate:g}", f"{whose}; {config.optim.schedule} schedule")
     if disk_free is not None:
         _disk(config, parts, work.counts, dtype, disk_free, log)
@@ -128,9 +149,7 @@ def _disk(
     if options.spike is not None:  # those that the run may have to go back to
         kept += -(-options.spike.back // (options.save_every or options.spike.back)) + 1
     whole = parts.strategy.exports == "model"
-    wanted = disk_bytes(
-        counts, dtype=dtype, kept=kept, whole_export=whole, optimizer=config.optim.name
-    )
+    wanted = disk_bytes(counts, dtype=dtype, kept=kept, whole_export=whole)
     has = f"{kept} checkpoints, one being written, the export; {format_bytes(free)} are free"
     if wanted > free:
         has = f"warning: more than the {format_bytes(free)} that are free in {config.run.dir}"
@@ -205,9 +224,10 @@ def _zero(
     outer: OuterLaunch | None,
     log: _Log,
 ) -> tuple[int, str]:
-    if config.optim.name == "adamw_8bit":
-        _refuse_8bit(outer)
-        log.note("ZeRO stage", 0, "8-bit moments lie in blocks, which ZeRO would cut")
+    optimizer = OPTIMIZERS[config.optim.name]
+    _refuse_optimizer(config, optimizer, hardware, outer)
+    if optimizer.cut is not None:
+        log.note("ZeRO stage", 0, optimizer.cut)
         return 0, "none"
     stage, offload, reason = _wanted_zero(config, work, hardware, ranks, dtype, outer)
     if stage > 0 and hardware.device == "cpu" and not hardware.compiler:
@@ -223,18 +243,36 @@ def _zero(
     return stage, offload
 
 
-def _refuse_8bit(outer: OuterLaunch | None) -> None:
-    if find_spec("bitsandbytes") is None:
+def _refuse_optimizer(
+    config: RunConfig, optimizer: Optimizer, hardware: Hardware, outer: OuterLaunch | None
+) -> None:
+    name = config.optim.name
+    if optimizer.library is not None and find_spec(optimizer.library) is None:
         raise DtlError.of(
             "optim.name",
-            "adamw_8bit needs bitsandbytes, which is not installed",
+            f"{name} needs {optimizer.library}, which is not installed",
             "pip install 'dtl[quantize]', or take adamw",
         )
-    if outer is not None and outer.zero:
+    if optimizer.needs_gpu and hardware.device == "cpu":
         raise DtlError.of(
             "optim.name",
-            f"8-bit moments do not go with ZeRO {outer.zero}, which {outer.launcher} fixes",
-            "start it without DeepSpeed, or take adamw",
+            f"{name} moves its moments between a GPU and main memory, and there is no GPU",
+            f"take {name.removeprefix('paged_')}, which keeps the same numbers",
+        )
+    if outer is None:
+        return
+    if optimizer.cut is not None and outer.zero:
+        raise DtlError.of(
+            "optim.name",
+            f"{name} does not go with ZeRO {outer.zero}, which {outer.launcher} fixes: "
+            f"{optimizer.cut}",
+            f"start it without DeepSpeed, or take {optimizer.nearest}",
+        )
+    if outer.offload == "optimizer" and config.keeps_on_device is not None:
+        raise DtlError.of(
+            outer.launcher,
+            f"it offloads the optimizer, and {config.keeps_on_device} does not work in main memory",
+            "start it without offload",
         )
 
 
@@ -261,7 +299,9 @@ def _wanted_zero(
         return 0, "none", "plain data parallelism: main memory is shared anyway"
     room = hardware.memory * ROOM * 0.7  # the rest is for activations
     stages = [(0, "none")] if ranks == 1 else [(0, "none"), (2, "none"), (3, "none")]
-    for stage, offload in [*stages, (3, "optimizer")]:
+    if config.keeps_on_device is None:
+        stages.append((3, "optimizer"))
+    for stage, offload in stages:
         held = sum(
             model_state(work.counts, zero=stage, ranks=ranks, dtype=dtype, offload=offload).values()
         )
@@ -269,8 +309,9 @@ def _wanted_zero(
             return stage, offload, f"the least sharding that fits: {format_bytes(held)} a rank"
     raise DtlError.of(
         "layout",
-        f"the model state alone takes {format_bytes(held)} a rank at ZeRO 3 with offload, of "
-        f"{format_bytes(hardware.memory)} on {hardware.name}",
+        f"the model state alone takes {format_bytes(held)} a rank at ZeRO {stage}"
+        f"{' with offload' if offload != 'none' else ''}, of {format_bytes(hardware.memory)} on "
+        f"{hardware.name}",
         "use more processes or nodes, strategy lora, or a smaller model",
     )
 
