@@ -1,11 +1,194 @@
-"""The parts of any transformers model: base and head."""
+"""The parts of any transformers model: embeddings, ordered blocks, head."""
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from dtl.errors import DtlError
+from dtl.models.forward_order import in_forward_order
 
 if TYPE_CHECKING:
     from torch import nn
+
+BETWEEN = 2  # most matrices that a stage has beside its blocks: they bring it to another width
+LAYERS = ("num_hidden_layers", "encoder_layers", "decoder_layers")  # how often a config says
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """Names of modules. `embeddings`: all that comes before the blocks. `blocks`: in the order of
+    forward, an encoder's before a decoder's. `head`: what was put on the base."""
+
+    embeddings: tuple[str, ...]
+    blocks: tuple[str, ...]
+    head: tuple[str, ...]
+
+
+def anatomy(model: nn.Module) -> Anatomy:
+    """Found in how the model is built, also where PEFT has wrapped it or its weights are elsewhere.
+
+    Raises DtlError where there are no blocks that run one after another.
+    """
+    outer, inner = _transformers_model(model)
+    blocks = _blocks(inner)
+    heads = head_module_names(inner)
+    lowest = {place for place, depth in _depth_of(inner, blocks).items() if depth == 0}
+    stem = [name for name in _made_of(inner, lowest) if name.partition(".")[0] not in heads]
+    parts = ([outer + name for name in names] for names in (stem, blocks, heads))
+    return Anatomy(*map(tuple, parts))
+
+
+def depths(model: nn.Module) -> dict[str, int]:
+    """How high each parameter stands: 0 in the embeddings, 1 to n in the blocks, n + 1 above them.
+
+    What leads from one stage to the next goes with the block that it feeds; a norm after an encoder
+    with the encoder's last block; a decoder's embeddings are embeddings, and so are prompts. What
+    is tied has one name, and its lowest place. Raises DtlError as `anatomy` does.
+    """
+    _, inner = _transformers_model(model)
+    found = _depth_of(inner, _blocks(inner))
+    return {name: found.get(id(value), 0) for name, value in model.named_parameters()}
+
+
+def shape_of(parameter: nn.Parameter) -> tuple[int, ...]:
+    """Also of a parameter that ZeRO-3 has partitioned and emptied."""
+    return tuple(getattr(parameter, "ds_shape", parameter.shape))
+
+
+def dimensions(parameter: nn.Parameter) -> int:
+    """Also of a parameter that ZeRO-3 has partitioned and emptied."""
+    return len(shape_of(parameter))
+
+
+def _transformers_model(model: nn.Module) -> tuple[str, nn.Module]:
+    """The model inside of what PEFT puts around it, and the start of its names there."""
+    from transformers import PreTrainedModel
+
+    for name, module in model.named_modules():
+        if isinstance(module, PreTrainedModel):
+            return f"{name}." if name else "", module
+    return "", model
+
+
+def _blocks(model: nn.Module) -> dict[str, str]:
+    """Names of blocks in the order of forward, each with the name of its outermost list."""
+    blocks = dict(_find_blocks(model, "", "", matrices=2)) or dict(
+        _find_blocks(model, "", "", matrices=1)
+    )
+    lists = dict.fromkeys(blocks.values())
+    owners = Counter(name.rpartition(".")[0] for name in lists)
+    told = [getattr(getattr(model, "config", None), name, None) for name in LAYERS]
+    least = min((number for number in told if isinstance(number, int)), default=0)
+    problem = ""
+    if not blocks:
+        problem = "has no list of blocks"
+    elif max(owners.values()) > 1:
+        problem = f"keeps the parts of its blocks in several lists ({', '.join(lists)})"
+    elif len(blocks) < least:
+        problem = f"runs {least} layers over the weights of {len(blocks)}"
+    if problem:
+        raise DtlError.of(
+            "model.path",
+            f"{type(model).__name__} {problem}: its blocks cannot be told apart",
+            "take a strategy that names no blocks, such as full or lora",
+        )
+    return blocks
+
+
+def _find_blocks(
+    module: nn.Module, name: str, outermost: str, *, matrices: int
+) -> Iterator[tuple[str, str]]:
+    """A block is a member of a list of repeated classes and holds at least so many matrices: one
+    alone is a convolution with its norm. A member that is hardly more than a list is a stage."""
+    if not _is_list_of_blocks(module, matrices):
+        for child in in_forward_order(module):
+            if (part := module._modules.get(child)) is not None:
+                yield from _find_blocks(part, _join(name, child), outermost, matrices=matrices)
+        return
+    for number, member in module.named_children():
+        path, outermost = _join(name, number), outermost or name
+        inside = list(_find_blocks(member, path, outermost, matrices=matrices))
+        held = sum(_matrices(member.get_submodule(_below(path, block))) for block, _ in inside)
+        if inside and _matrices(member) - held <= BETWEEN:
+            yield from inside
+        else:
+            yield path, outermost
+
+
+def _is_list_of_blocks(module: nn.Module, matrices: int) -> bool:
+    from torch import nn
+
+    members = list(module.children())
+    if not members or not isinstance(module, (nn.ModuleList, nn.Sequential)):
+        return False
+    repeated = len(members) == 1 or len({type(member) for member in members}) < len(members)
+    return repeated and all(_matrices(member) >= matrices for member in members)
+
+
+def _matrices(module: nn.Module) -> int:
+    """How many weights of two dimensions or more it holds, without what PEFT put beside them."""
+    base = getattr(module, "base_layer", None)
+    if base is not None:
+        return _matrices(base)
+    own = sum(dimensions(parameter) > 1 for parameter in module.parameters(recurse=False))
+    return own + sum(_matrices(child) for child in module.children())
+
+
+def _depth_of(model: nn.Module, blocks: dict[str, str]) -> dict[int, int]:
+    """The depth of each parameter, by its id."""
+    depth: dict[int, int] = {}
+    names, passed = list(blocks), 0
+    for name, parameters in _in_order(model, "", blocks):
+        if name in blocks:
+            passed += 1
+            place = passed
+        elif passed in (0, len(names)):
+            place = passed and passed + 1
+        else:
+            before, after = blocks[names[passed - 1]], blocks[names[passed]]
+            if before == after:
+                place = passed + 1
+            else:
+                place = 0 if name.startswith(after.rpartition(".")[0] + ".") else passed
+        for parameter in parameters:
+            depth[id(parameter)] = min(place, depth.get(id(parameter), place))
+    return depth
+
+
+def _in_order(
+    module: nn.Module, name: str, blocks: dict[str, str]
+) -> Iterator[tuple[str, list[nn.Parameter]]]:
+    """Blocks, and single parameters outside of them, in the order of forward."""
+    for child in in_forward_order(module):
+        path = _join(name, child)
+        parameter, part = module._parameters.get(child), module._modules.get(child)
+        if parameter is not None:
+            yield path, [parameter]
+        elif part is not None and path in blocks:
+            yield path, list(part.parameters())
+        elif part is not None:
+            yield from _in_order(part, path, blocks)
+
+
+def _made_of(module: nn.Module, parameters: set[int], name: str = "") -> Iterator[str]:
+    """The largest modules that hold none but these parameters."""
+    for child, part in module.named_children():
+        held = {id(parameter) for parameter in part.parameters()}
+        if held and held <= parameters:
+            yield _join(name, child)
+        elif held & parameters:
+            yield from _made_of(part, parameters, _join(name, child))
+
+
+def _join(name: str, child: str) -> str:
+    return f"{name}.{child}" if name else child
+
+
+def _below(name: str, path: str) -> str:
+    return path[len(name) + 1 :]
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -27,14 +210,17 @@ def batch_norms(model: nn.Module) -> list[nn.Module]:
 
 def convolutions(model: nn.Module) -> list[nn.Parameter]:
     """Kernels of convolutions: weights of three dimensions or more."""
-    return [parameter for parameter in model.parameters() if len(shape_of(parameter)) > 2]
+    return [parameter for parameter in model.parameters() if dimensions(parameter) > 2]
 
 
 def head_module_names(model: nn.Module) -> tuple[str, ...]:
     """Top-level modules beside the base: `score`, `classifier`, `lm_head` ... that hold weights.
 
-    T5 keeps its base in several modules; there the head is what makes the output.
+    T5 keeps its base in several modules; there the head is what makes the output. Whisper's
+    classifier keeps it in one of another name; there the head is what is no model of its own.
     """
+    from transformers import PreTrainedModel
+
     base = getattr(model, "base_model_prefix", "")
     children = {
         name: module
@@ -44,6 +230,8 @@ def head_module_names(model: nn.Module) -> tuple[str, ...]:
     if hasattr(model, base) or not hasattr(model, "get_output_embeddings"):
         return tuple(children)
     output = model.get_output_embeddings()  # type: ignore[operator]
+    if output is None and "For" in type(model).__name__:
+        return tuple(n for n, module in children.items() if not isinstance(module, PreTrainedModel))
     return tuple(name for name, module in children.items() if module is output)
 
 
@@ -59,72 +247,3 @@ def head_parameters(model: nn.Module) -> frozenset[str]:
     every = dict(model.named_parameters(remove_duplicate=False))
     in_base = {id(value) for name, value in every.items() if name.partition(".")[0] not in heads}
     return frozenset(name for name, value in every.items() if id(value) not in in_base)
-
-
-def shape_of(parameter: nn.Parameter) -> tuple[int, ...]:
-    """Also of a parameter that ZeRO-3 has partitioned and emptied."""
-    return tuple(getattr(parameter, "ds_shape", parameter.shape))
-
-
-def without_adapter(model: nn.Module) -> nn.Module:
-    """The model that PEFT has put adapters into, with them; any other model as it is."""
-    inner: nn.Module = model.get_base_model() if hasattr(model, "peft_config") else model  # type: ignore[operator]
-    return inner
-
-
-def head_and_new(model: nn.Module, new: frozenset[str]) -> frozenset[int]:
-    """The identities of the parameters of the head, and of those that the base did not bring, also
-    where PEFT keeps a learning copy of them. `new`: their names before a strategy was applied."""
-    inner = without_adapter(model)
-    head = head_parameters(inner)
-    return frozenset(
-        id(value) for name, value in inner.named_parameters() if name in head or _plain(name) in new
-    )
-
-
-def _plain(name: str) -> str:
-    """A parameter's name without what PEFT puts between module and parameter."""
-    return name.replace(".modules_to_save.default.", ".").replace(".original_module.", ".")
-
-
-def decaying(model: nn.Module) -> frozenset[int]:
-    """The identities of the parameters that weight decay is meant for: all but norms, biases and
-    scales.
-
-    Biases and norms are told by name and kind, as some have two dimensions (relative positions,
-    class tokens); so are the lengths of a normed kernel.
-    """
-    norms = {
-        id(value)
-        for module in model.modules()
-        if "norm" in type(module).__name__.lower()
-        for value in module.parameters(recurse=False)
-    }
-    return frozenset(
-        id(value)
-        for name, value in model.named_parameters()
-        if id(value) not in norms and "bias" not in name and _is_matrix(name, shape_of(value))
-    )
-
-
-def _is_matrix(name: str, shape: tuple[int, ...]) -> bool:
-    """Whether a tensor maps one space into another, and is no vector or set of scales."""
-    if name.endswith((".weight_g", ".original0")):  # of torch's weight norm
-        return False
-    vector = len(shape) > 2 and sum(size > 1 for size in shape) <= 1
-    return len(shape) > 1 and not vector
-
-
-def hidden_matrices(model: nn.Module) -> frozenset[int]:
-    """The identities of the weights of two dimensions between the embeddings and the head."""
-    from torch import nn
-
-    inner = without_adapter(model)
-    outer = head_and_new(model, frozenset()) | {
-        id(value)
-        for module in inner.modules()
-        if isinstance(module, nn.Embedding)
-        for value in module.parameters(recurse=False)
-    }
-    every = {id(value) for value in inner.parameters() if len(shape_of(value)) == 2}
-    return frozenset(every & decaying(inner) - outer)

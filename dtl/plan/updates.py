@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from math import ceil, prod
 from typing import TYPE_CHECKING
 
 from dtl.config.schema import Optim
 from dtl.errors import DtlError
-from dtl.models.anatomy import decaying, head_and_new, hidden_matrices, shape_of
+from dtl.models.anatomy import depths, shape_of
+from dtl.models.roles import decaying, head_and_new, hidden_matrices
 
 if TYPE_CHECKING:
     from torch import nn
@@ -42,7 +42,7 @@ def updates(
     head = head_and_new(model, new)
     decay, matrices = decaying(model), hidden_matrices(model)
     brought = {id(value) for name, value in learning.items() if name not in new}
-    at_depth = _by_depth(model, options)
+    by_depth = _by_depth(model, options.layer_decay)
     if options.head_learning_rate is not None:
         _found(
             "head_learning_rate", "the head does not learn, or is tied to the base", head, learning
@@ -53,7 +53,7 @@ def updates(
         _found("name", "muon finds no matrix that learns", matrices, learning)
 
     def update(name: str, parameter: nn.Parameter) -> Update:
-        rate = learning_rate * at_depth(name)
+        rate = learning_rate * by_depth.get(name, 1.0)
         if options.head_learning_rate is not None and id(parameter) in head:
             rate = options.head_learning_rate
         pull = (options.l2_sp or 0.0) if id(parameter) in brought else 0.0
@@ -68,9 +68,14 @@ def updates(
     return {name: update(name, parameter) for name, parameter in learning.items()}
 
 
-def _by_depth(model: nn.Module, options: Optim) -> Callable[[str], float]:
-    """The share of the learning rate that a parameter gets by the depth of its block."""
-    return lambda name: 1.0
+def _by_depth(model: nn.Module, decay: float | None) -> dict[str, float]:
+    """The share of the learning rate that each parameter gets by its height in the model: 1 at the
+    top, and times `decay` for each block further down (arXiv:1801.06146, arXiv:2106.08254)."""
+    if decay is None:
+        return {}
+    height = depths(model)
+    top = max(height.values())
+    return {name: decay ** (top - depth) for name, depth in height.items()}
 
 
 def _found(

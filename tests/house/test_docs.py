@@ -132,6 +132,11 @@ def test_config_page_is_that_of_the_schema() -> None:
     assert page == _script("make_config_page").page(), "run: python docs/make_config_page.py"
 
 
+def test_anatomy_page_is_that_of_the_models() -> None:
+    page = (HOUSE / "docs" / "anatomy.md").read_text(encoding="utf-8")
+    assert page == _script("make_anatomy_page").page(), "run: python -m docs.make_anatomy_page"
+
+
 def test_floors_are_those_that_are_enforced() -> None:
     settings = tomllib.loads((HOUSE / "pyproject.toml").read_text(encoding="utf-8"))
     layers = settings["tool"]["importlinter"]["contracts"][0]["layers"]
