@@ -37,8 +37,9 @@ def export(
 ) -> None:
     """Write, reopen, compare, rename. Every rank must call; rank 0 writes.
 
-    `kind`: adapter (fp32) or model (in `dtype`). `note`: what dtl itself must know to open it again.
-    `learnt`: a checkpoint, or an average, whose learning weights are taken, not the present ones. `pause` is called on all ranks where the run may be stopped.
+    `kind`: adapter (fp32) or model (in `dtype`). `note`: what dtl itself must know to open it
+    again. `learnt`: a checkpoint, or an average, whose learning weights are taken instead of the
+    present ones. `pause` is called on all ranks where the run may be stopped.
     Raises RunFailed when the reopened files are not what was trained.
     """
     pause("export, gathering the weights")

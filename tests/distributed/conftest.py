@@ -18,7 +18,9 @@ from tests.distributed.matrix import (
     HELD_OUT,
     JUMP,
     JUMP_BACK,
+    KEPT,
     MOVES,
+    OPTIMIZERS,
     RATE,
     STAGES,
     STEPS,
@@ -28,6 +30,7 @@ from tests.distributed.matrix import (
     TEXT_RUNS,
     TEXT_STEPS,
     TEXT_STRATEGIES,
+    UPDATED,
 )
 
 CHECKPOINTING = "layout.activation_checkpointing=true"
@@ -89,8 +92,10 @@ def bed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "labelled.yaml").write_text(LABELLED)
     _lay_out_text_tasks(folder)
     alone = [_job(1, *case) for case in _cases()] + _labelled(1) + _scored(1) + _text_tasks(1)
+    alone += _updated(1)
     launching.run_jobs(1, alone + _interrupted(1), cwd=folder)
     pair = [_job(2, *case) for case in _cases()] + _labelled(2) + _scored(2) + _text_tasks(2)
+    pair += _updated(2)
     pair += (
         _exported() + _moved_to(2) + _stayed() + _poisoned() + _varied() + _jumped() + _stopped()
     )
@@ -113,6 +118,26 @@ def _job(ranks: int, strategy: str, zero: int, turns: int) -> dict[str, Any]:
         f"run.name={strategy}-{ranks}-{zero}-{turns}",
     ]
     return {"config": "config.yaml", "overrides": overrides, "bare": True}
+
+
+def _updated(ranks: int) -> list[dict[str, Any]]:
+    """Other optimizers, rates and pulls."""
+    return [
+        {
+            "config": "config.yaml",
+            "overrides": [
+                "strategy=full",
+                *OPTIMIZERS[name],
+                f"layout.zero={zero}",
+                "layout.micro_batch=3",
+                f"run.name=updated-{name}-{many}-{zero}",
+            ],
+            "bare": True,
+        }
+        for name, layouts in UPDATED.items()
+        for many, zero in layouts
+        if many == ranks
+    ]
 
 
 def _labelled(ranks: int) -> list[dict[str, Any]]:
@@ -180,10 +205,10 @@ def _stayed() -> list[dict[str, Any]]:
         stayed += [{**once, "stop_after": STEPS // 2}, once]
         whole = {"config": "config.yaml", "overrides": [*overrides, f"run.name=whole-{zero}"]}
         stayed.append(whole)
-    eight_bit = ["strategy=full", "layout.zero=0", "optim.name=adamw_8bit"]
-    for name, stops in (("stayed", ({"stop_after": STEPS // 2}, {})), ("whole", ({},))):
-        overrides = [*eight_bit, f"run.name={name}-8bit"]
-        stayed += [{"config": "config.yaml", "overrides": overrides, **stop} for stop in stops]
+    for kind, more in KEPT.items():
+        for name, stops in (("stayed", ({"stop_after": STEPS // 2}, {})), ("whole", ({},))):
+            overrides = ["strategy=full", *more, f"run.name={name}-{kind}"]
+            stayed += [{"config": "config.yaml", "overrides": overrides, **stop} for stop in stops]
     return stayed
 
 

@@ -11,7 +11,7 @@ import pytest
 from dtl.audit import audit, difference
 from dtl.run_folder import RunFolder
 from tests.distributed import launching
-from tests.distributed.matrix import JUMP, JUMP_BACK, MOVES, STAGES, STEPS, STRATEGIES
+from tests.distributed.matrix import JUMP, JUMP_BACK, KEPT, MOVES, STAGES, STEPS, STRATEGIES
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -31,7 +31,7 @@ def test_moved_to_other_ranks_and_another_stage(
         assert audit(RunFolder(run)).fault is None
 
 
-@pytest.mark.parametrize("zero", [*STAGES, "8bit"])
+@pytest.mark.parametrize("zero", [*STAGES, *KEPT])
 def test_on_the_same_layout_bitwise(bed: Path, zero: int | str) -> None:
     resumed, whole = (bed / "runs" / f"{kind}-{zero}" for kind in ("stayed", "whole"))
     keys = ("loss", "gradient_norm", "learning_rate", "digest", "targets")
