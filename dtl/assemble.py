@@ -113,4 +113,21 @@ def assemble(config: RunConfig) -> Parts:
                 "phases before",
                 "put it first, or take full",
             )
+    _refuse_pull(config, strategies)
     return Parts(task, strategies)
+
+
+def _refuse_pull(config: RunConfig, strategies: tuple[Strategy, ...]) -> None:
+    """Where no learning weight has a start that is worth staying near."""
+    for phase, strategy in zip(config.phases, strategies, strict=True):
+        problem = None
+        if config.optim.l2_sp is None:
+            return
+        if strategy.exports == "adapter":
+            problem = f"strategy {phase.name} leaves the base as it is: there is nothing to pull"
+        elif strategy.starts_from == "random":
+            problem = (
+                f"strategy {phase.name} starts from random weights, which nothing should pull to"
+            )
+        if problem is not None:
+            raise DtlError.of("optim.l2_sp", problem, "remove optim.l2_sp, or take strategy full")

@@ -33,8 +33,14 @@ OUTER_SETTINGS = (
     "ACCELERATE_MIXED_PRECISION",
     "ACCELERATE_CONFIG_DS_FIELDS",
 )
-# What optimizers keep of a parameter: torch's AdamW, and bitsandbytes' with its blocks' scales.
-MOMENTS = ("exp_avg", "exp_avg_sq", "state1", "state2", "absmax1", "absmax2")
+# What optimizers keep of a parameter: AdamW; those of bitsandbytes, with their blocks' scales;
+# Adafactor; Muon.
+MOMENTS = (
+    *("exp_avg", "exp_avg_sq", "state1", "state2", "absmax1", "absmax2"),
+    *("exp_avg_sq_row", "exp_avg_sq_col", "momentum_buffer"),
+)
+KEPT = (*MOMENTS, "average")  # of the weights
+COUNTING_IN_INTEGERS = ("bitsandbytes", "transformers")  # torch's count steps in tensors
 STATISTICS = ("running_mean", "running_var")  # of batch normalisation
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -267,8 +273,18 @@ class Engine(ABC):
         """Clip, step, clear."""
 
     @abstractmethod
+    def masters(self) -> list[tuple[dict[str, Any], Tensor]]:
+        """The fp32 tensors that this rank's optimizer updates, each with its group."""
+
+    @property
+    def stepping(self) -> Optimizer:
+        """What takes the step on the masters, and keeps the state of each."""
+        inner: Optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
+        return inner
+
+    @abstractmethod
     def without_gradient(self) -> list[str]:
-        """Learning tensors that no step has ever had a gradient for: their second moment is zero.
+        """Learning tensors that no step has ever had a gradient for: their moments are zero.
 
         Every rank must call.
         """
@@ -336,6 +352,9 @@ class PlainEngine(Engine):
         self.optimizer = optimizer
         self._parameters = [parameter for _, parameter in self.learning()]
 
+    def masters(self) -> list[tuple[dict[str, Any], Tensor]]:
+        return [(group, each) for group in self.optimizer.param_groups for each in group["params"]]
+
     def forward(self) -> AbstractContextManager[Any]:
         half = self.settings.dtype != "fp32"
         return torch.autocast(self.device.type, DTYPES[self.settings.dtype], enabled=half)
@@ -366,8 +385,9 @@ class PlainEngine(Engine):
 
     def _moved(self, parameter: nn.Parameter) -> bool:
         state = self.optimizer.state[parameter]
-        second = [state[name] for name in ("exp_avg_sq", "absmax2", "state2") if name in state]
-        return bool(second) and bool(second[0].any())
+        moments = [state[name] for name in MOMENTS if name in state]
+        # In 8 bits, zero is not the number 0: there the blocks' scales tell.
+        return any(bool(each.any()) for each in moments if each.is_floating_point())
 
     def whole(self, parameter: nn.Parameter) -> Tensor:
         return parameter.detach().to("cpu", copy=True)
@@ -377,9 +397,7 @@ class PlainEngine(Engine):
 
     def moments(self, parameter: nn.Parameter) -> dict[str, Tensor]:
         state = self.optimizer.state[parameter]
-        return {
-            name: state[name].detach().to("cpu", copy=True) for name in MOMENTS if name in state
-        }
+        return {name: state[name].detach().to("cpu", copy=True) for name in KEPT if name in state}
 
     def set_moments(
         self, parameter: nn.Parameter, moments: dict[str, Tensor], *, step: int
@@ -387,8 +405,12 @@ class PlainEngine(Engine):
         if not moments:  # it never had a gradient
             return
         state = self.optimizer.state[parameter]
-        state.update({name: value.to(parameter.device) for name, value in moments.items()})
-        if self.needs_priming:
+        for name, value in moments.items():
+            if name in state:  # in place: bitsandbytes knows where it has put its pages
+                state[name].copy_(value)
+            else:
+                state[name] = value.to(parameter.device)
+        if type(self.optimizer).__module__.startswith(COUNTING_IN_INTEGERS):
             state["step"] = step
             return
         fused = any(group.get("fused") for group in self.optimizer.param_groups)
@@ -453,6 +475,14 @@ class ZeroEngine(Engine):
         self.optimizer = self.model.optimizer  # type: ignore[assignment]
         assert wrapped is not None
 
+    def masters(self) -> list[tuple[dict[str, Any], Tensor]]:
+        groups = self.stepping.param_groups
+        if self.stage < 3:
+            return [(group, each) for group in groups for each in group["params"]]
+        whose = self.optimizer.sub_group_to_group_id  # type: ignore[attr-defined]
+        shares = self.optimizer.fp32_partitioned_groups_flat  # type: ignore[attr-defined]
+        return [(groups[whose[place]], share) for place, share in enumerate(shares)]
+
     def forward(self) -> AbstractContextManager[Any]:
         return nullcontext()
 
@@ -479,12 +509,20 @@ class ZeroEngine(Engine):
         ]
 
     def _my_part_moved(self, parameter: nn.Parameter) -> bool:
+        moments = [name for name in self._kept() if name in MOMENTS]
         if self.stage == 3:
-            from deepspeed.utils import safe_get_local_optimizer_state
+            from deepspeed.utils import safe_get_local_optimizer_state as part_of
 
-            return bool(safe_get_local_optimizer_state(parameter, "exp_avg_sq").any())
+            return any(bool(part_of(parameter, name).any()) for name in moments)
         mapping = parameter._hp_mapping  # type: ignore[attr-defined]
-        return mapping is not None and bool(mapping.get_optim_state_fragment("exp_avg_sq").any())
+        return mapping is not None and any(
+            bool(mapping.get_optim_state_fragment(name).any()) for name in moments
+        )
+
+    def _kept(self) -> list[str]:
+        """What the optimizer keeps of every parameter; the same on every rank."""
+        states = self.stepping.state.values()
+        return [name for name in KEPT if any(name in state for state in states)]
 
     def whole(self, parameter: nn.Parameter) -> Tensor:
         from deepspeed.runtime.zero import GatheredParameters
@@ -510,7 +548,7 @@ class ZeroEngine(Engine):
         self._link_all_moments()
         return {
             name: safe_get_full_optimizer_state(parameter, name).detach().to("cpu", copy=True)
-            for name in ("exp_avg", "exp_avg_sq")
+            for name in self._kept()
         }
 
     def set_moments(
@@ -524,8 +562,7 @@ class ZeroEngine(Engine):
                 safe_set_local_optimizer_state(parameter, self._my_part_of(value), name)
             else:
                 safe_set_full_optimizer_state(parameter, value.to(self.device), name)
-        inner = getattr(self.optimizer, "optimizer", self.optimizer)
-        for state in inner.state.values():
+        for state in self.stepping.state.values():
             if isinstance(state.get("step"), Tensor):
                 state["step"].fill_(float(step))
             else:

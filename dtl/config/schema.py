@@ -21,6 +21,7 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 
 from dtl import registry
+from dtl.config.optimizers import OPTIMIZERS
 from dtl.config.record import ConfigFault, Record, refuse
 from dtl.units import parse_seconds
 
@@ -338,24 +339,65 @@ def _share_or_steps(value: float) -> float:
 class Optim(Record):
     """How the learning parameters are updated."""
 
-    name: Literal["adamw", "adamw_8bit"] = Field(
-        default="adamw",
-        description="AdamW, or AdamW with moments of 8 bits (by bitsandbytes; not with ZeRO)",
-    )
+    name: Literal[
+        "adamw", "adamw_8bit", "paged_adamw_8bit", "adafactor", "lion", "lion_8bit", "muon"
+    ] = Field(default="adamw", description="the optimizer; docs/optimizers.md tells them apart")
     learning_rate: float | None = Field(
         default=None, gt=0, description="highest learning rate; left out: planned by the strategy"
     )
-    weight_decay: float = Field(default=0.0, ge=0, description="decoupled weight decay a step")
-    betas: tuple[float, float] = Field(
-        default=(0.9, 0.999),
-        description="decay of the first and of the second moment, each below 1",
+    head_learning_rate: float | None = Field(
+        default=None,
+        gt=0,
+        description="the same of the head and of all that the base did not bring; left out: "
+        "learning_rate",
     )
-    epsilon: float = Field(default=1e-8, gt=0, description="added to the root of the second moment")
-    schedule: Literal["linear", "cosine", "constant"] = Field(
-        default="cosine", description="learning rate after the warm-up, over optimizer steps"
+    layer_decay: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="learning rate of a block as a share of that of the block above it, such as "
+        "0.75; left out: the same for all",
+    )
+    weight_decay: float = Field(
+        default=0.0, ge=0, description="decoupled weight decay a step; never of norms and biases"
+    )
+    l2_sp: float | None = Field(
+        default=None,
+        gt=0,
+        description="pull of the base's weights to where they started, in place of their decay to "
+        "zero (alpha of arXiv:1802.01483)",
+    )
+    betas: tuple[float, float] | None = Field(
+        default=None,
+        description="decay of the first and of the second moment, each below 1; left out: 0.9 and "
+        "0.999, of lion 0.9 and 0.99",
+    )
+    epsilon: float = Field(
+        default=1e-8, gt=0, description="added to the root of AdamW's second moment"
+    )
+    schedule: Literal["linear", "cosine", "constant", "wsd", "inverse_sqrt"] = Field(
+        default="cosine",
+        description="learning rate after the warm-up, over optimizer steps; wsd: constant, then "
+        "falling at the end",
     )
     warmup: float = Field(
         default=0.03, ge=0, description="warm-up: below 1 a share of all steps, else steps"
+    )
+    decay: float = Field(
+        default=0.1,
+        gt=0,
+        description="how long the rate falls under schedule wsd: below 1 a share of all steps, "
+        "else steps",
+    )
+    decay_shape: Literal["linear", "cosine", "1-sqrt"] = Field(
+        default="1-sqrt", description="how it falls there (1-sqrt: arXiv:2405.18392)"
+    )
+    minimum: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="learning rate below which none falls after the warm-up, as a share of the "
+        "highest",
     )
     gradient_clip: float | None = Field(
         default=1.0, gt=0, description="highest gradient norm of a step; null: no clipping"
@@ -363,8 +405,8 @@ class Optim(Record):
 
     @field_validator("betas")
     @classmethod
-    def _betas_are_shares(cls, betas: tuple[float, float]) -> tuple[float, float]:
-        if not all(0 <= beta < 1 for beta in betas):
+    def _betas_are_shares(cls, betas: tuple[float, float] | None) -> tuple[float, float] | None:
+        if betas is not None and not all(0 <= beta < 1 for beta in betas):
             refuse(
                 [
                     ConfigFault(
@@ -375,10 +417,28 @@ class Optim(Record):
             )
         return betas
 
-    @field_validator("warmup")
+    @field_validator("warmup", "decay")
     @classmethod
-    def _warmup_in_whole_steps(cls, warmup: float) -> float:
-        return _share_or_steps(warmup)
+    def _in_whole_steps(cls, length: float) -> float:
+        return _share_or_steps(length)
+
+    @model_validator(mode="after")
+    def _betas_of_what_has_them(self) -> Self:
+        if self.betas is not None and OPTIMIZERS[self.name].betas is None:
+            refuse(
+                [
+                    ConfigFault(
+                        "betas",
+                        problem=f"{self.name} has no betas: its second moment decays by the step",
+                        mend="remove optim.betas",
+                    )
+                ]
+            )
+        return self
+
+    def steps_of(self, length: float, *, steps: int) -> int:
+        """A length of `warmup` or `decay` in steps."""
+        return round(length * steps) if length < 1 else int(length)
 
 
 class Spike(Record):
@@ -415,8 +475,23 @@ class Train(Record):
         default=True,
         description="save at the best scoring so far as well, and keep that checkpoint",
     )
-    export: Literal["last", "best"] = Field(
-        default="last", description="whose weights are exported: the last or the best-scored step's"
+    export: Literal["last", "best", "ema", "average"] = Field(
+        default="last",
+        description="whose weights are exported: those of the last or of the best-scored step, or "
+        "in any case the averages of train.ema or train.average",
+    )
+    ema: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="decay a step of a moving average of the weights, such as 0.999; it is scored "
+        "at the end, and exported if it is better",
+    )
+    average: int | None = Field(
+        default=None,
+        ge=2,
+        description="newest checkpoints whose weights are averaged at the end; the mean is scored, "
+        "and exported if it is better",
     )
     wall_time: str | None = Field(
         default=None,
@@ -544,6 +619,7 @@ class RunConfig(Record):
                 *self._evaluation_faults(),
                 *self._optimizer_faults(),
                 *self._quantizing_faults(),
+                *self._average_faults(),
             ]
         )
         return self
@@ -590,16 +666,79 @@ class RunConfig(Record):
             )
 
     def _optimizer_faults(self) -> Iterable[ConfigFault]:
-        """ZeRO cuts the moments of all parameters in one go, across the blocks of 8-bit ones."""
-        if self.optim.name == "adamw_8bit" and (
-            self.layout.zero or self.layout.offload == "optimizer"
-        ):
+        optimizer, name = OPTIMIZERS[self.optim.name], self.optim.name
+        offloads = self.layout.offload == "optimizer"
+        if optimizer.cut is not None and (self.layout.zero or offloads):
             yield ConfigFault(
                 "optim",
                 "name",
-                problem="8-bit moments and ZeRO do not go together",
-                mend="set layout.zero to 0 and layout.offload to none, or optim.name to adamw",
+                problem=f"{name} and ZeRO do not go together: {optimizer.cut}",
+                mend="set layout.zero to 0 and layout.offload to none, or optim.name to "
+                f"{optimizer.nearest}",
             )
+        elif offloads and (kept := self.keeps_on_device) is not None:
+            yield ConfigFault(
+                "layout",
+                "offload",
+                problem=f"{kept} does not work in main memory",
+                mend="set layout.offload to none and layout.zero to 3",
+            )
+
+    def _average_faults(self) -> Iterable[ConfigFault]:
+        """Averages of the weights want something to be made of, and to be told better by."""
+        train, scored = self.train, bool(self.data.eval or self.data.holdout)
+        asked = {"ema": train.ema, "average": train.average}
+        if train.export in asked and asked[train.export] is None:
+            yield ConfigFault(
+                "train",
+                "export",
+                problem=f"train.{train.export} is not set",
+                mend=f"set train.{train.export}, or train.export to last",
+            )
+        several = len(self.phases) > 1
+        for where, key, set_to in (
+            ("optim", "l2_sp", self.optim.l2_sp),
+            ("train", "ema", train.ema),
+            ("train", "average", train.average),
+        ):
+            if several and set_to is not None:
+                yield ConfigFault(
+                    where,
+                    key,
+                    problem="it is of one strategy, and each phase has another start",
+                    mend=f"remove {where}.{key}, or take one strategy",
+                )
+        for key, value in asked.items():
+            if value is not None and not scored and train.export != key:
+                yield ConfigFault(
+                    "train",
+                    key,
+                    problem="there are no held-out examples to tell whether the average is better",
+                    mend=f"add data.eval or data.holdout, or set train.export to {key}",
+                )
+        if train.average is not None and train.average > train.keep:
+            yield ConfigFault(
+                "train",
+                "average",
+                problem=f"of {train.average} checkpoints only {train.keep} are kept",
+                mend=f"set train.keep to {train.average}",
+            )
+        if train.average is not None and train.save_every is None:
+            yield ConfigFault(
+                "train",
+                "average",
+                problem="there is one checkpoint only, at the end",
+                mend="set train.save_every",
+            )
+
+    @property
+    def keeps_on_device(self) -> str | None:
+        """What of this config keeps the optimizer from being offloaded."""
+        if not OPTIMIZERS[self.optim.name].offloads:
+            return self.optim.name
+        if self.optim.l2_sp is not None:
+            return "optim.l2_sp"
+        return "train.ema" if self.train.ema is not None else None
 
     def _quantizing_faults(self) -> Iterable[ConfigFault]:
         """bitsandbytes holds 8-bit weights twice: ZeRO 3 would cut one hold, and save nothing."""

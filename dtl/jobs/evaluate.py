@@ -81,7 +81,7 @@ def score_base(config: RunConfig, *, out: Path | None, say: Callable[[str], None
     engine = start_engine(alone, prepared.plan)
     found = _scored(
         engine,
-        open_model(alone, prepared.plan, parts, examples, engine),
+        open_model(alone, prepared.plan, parts, examples, engine).model,
         parts.task,
         examples.held_out,
         alone,

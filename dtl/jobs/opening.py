@@ -21,7 +21,7 @@ from dtl.models.load import Loaded, fill_given, initialise, load_pretrained, pad
 from dtl.plan import Layout, Plan
 from dtl.run_folder import RunFolder
 from dtl.train import checkpoint
-from dtl.train.checkpoint import Store
+from dtl.train.checkpoint import Learnt, Store, Stored
 from dtl.train.log import RunLog
 
 if TYPE_CHECKING:
@@ -78,6 +78,15 @@ def _free(path: Path) -> Path:
     return tried
 
 
+@dataclass(frozen=True)
+class Adapted:
+    """A model with its strategy applied. `new`: names of the parameters that the base did not
+    bring, before that."""
+
+    model: nn.Module
+    new: frozenset[str]
+
+
 def open_model(
     config: RunConfig,
     plan: Plan,
@@ -86,7 +95,7 @@ def open_model(
     engine: Engine,
     *,
     saved: Path | None = None,
-) -> nn.Module:
+) -> Adapted:
     """The model with the strategy of the phase applied, as far as it has come: `saved` is a
     checkpoint of this phase or the last one of the phase before.
 
@@ -116,9 +125,10 @@ def open_model(
     else:
         model = _adapt(loaded, config, layout, parts, engine)
         engine.watch_buffers(model if parts.phase == 0 else None)
-        if saved is not None:
-            checkpoint.restore_weights(saved, engine, model)
-        kept = frozenset() if saved is None else frozenset(checkpoint.Stored(saved).weights)
+        kept = frozenset()
+        if saved is not None and parts.phase > 0:
+            checkpoint.fill_weights(saved, engine, model)
+            kept = frozenset(checkpoint.Stored(saved).weights)
     by_name = dict(model.named_parameters())
     engine.kept = frozenset(name for name in kept if not by_name[name].requires_grad)
     for name in engine.kept:
@@ -126,7 +136,7 @@ def open_model(
             by_name[name].data = by_name[name].data.to(DTYPES[layout.dtype])
     if layout.activation_checkpointing:
         recompute_activations(model)
-    return model
+    return Adapted(model, loaded.new)
 
 
 def recompute_activations(model: nn.Module) -> None:
@@ -179,7 +189,7 @@ def _go_over(
     """What a phase has left, without what its strategy added: adapters are merged layer by layer,
     since a rank may hold only a part of each (ZeRO-3)."""
     model = _adapt(loaded, config, layout, parts, engine)
-    checkpoint.restore_weights(saved, engine, model)
+    checkpoint.fill_weights(saved, engine, model)
     by_name = dict(model.named_parameters())
     moved = {id(by_name[name]) for name in checkpoint.Stored(saved).weights}
     for layer in adapted_layers(model):
@@ -195,12 +205,18 @@ def _names_of(numbers: frozenset[int], model: nn.Module) -> frozenset[str]:
     return frozenset(name for name, value in model.named_parameters() if id(value) in numbers)
 
 
-def restore_optimizer(saved: Path, engine: Engine, parts: Parts, loader: Loader) -> None:
-    """Give a prepared engine the masters and moments of a checkpoint."""
-    checkpoint.restore_masters(saved, engine)
+def restore(saved: Path, engine: Engine, parts: Parts, loader: Loader) -> None:
+    """Give a prepared engine the weights, buffers and optimizer of a checkpoint."""
+    show(Stored(saved), engine, parts, loader)
+    checkpoint.restore_moments(saved, engine)
+
+
+def show(learnt: Learnt, engine: Engine, parts: Parts, loader: Loader) -> None:
+    """Give a prepared engine other weights and buffers; its moments are lost where it is primed."""
+    checkpoint.restore_weights(learnt, engine)
     if engine.needs_priming:
         _prime(engine, parts, loader)
-    checkpoint.restore_moments(saved, engine)
+    checkpoint.restore_buffers(learnt, engine.plain_model)
 
 
 def start_moments(engine: Engine, parts: Parts, loader: Loader) -> None:

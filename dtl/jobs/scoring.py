@@ -40,7 +40,7 @@ class Scoring:
         """The untouched base: before the first step, or as the log has it."""
         found = self.logged("unadapted", 0)
         if found is None and at.step == 0 and why_unscored(self.parts, self.examples) is None:
-            found = self._score(at, "unadapted")
+            found = self.score(at, "unadapted")
         if found is not None:
             self.scores["unadapted"] = found
 
@@ -48,7 +48,7 @@ class Scoring:
         """The model as it is now, and whether it is the best so far."""
         found = self.logged("adapted", at.step)
         if found is None:
-            found = self._score(at, "adapted")
+            found = self.score(at, "adapted")
         self.scores["adapted"] = found
         value = self._value(found)
         if at.best is not None and value <= at.best:
@@ -78,7 +78,8 @@ class Scoring:
         scores: dict[str, float] | None = self.engine.agree(found[-1] if found else None)
         return scores
 
-    def _score(self, at: Progress, model: str) -> dict[str, float]:
+    def score(self, at: Progress, model: str) -> dict[str, float]:
+        """Score the model as it is now, under that name."""
         assert self.examples.held_out is not None
         found = evaluate(
             self.engine,
@@ -92,9 +93,15 @@ class Scoring:
             pause=self.pause,
         )
         if self.engine.is_first:
-            found.write(self.folder.path / "evaluations" / f"step-{at.step:08d}.jsonl")
+            of_steps = model in ("unadapted", "adapted")
+            name = f"step-{at.step:08d}" + ("" if of_steps else f"-{model}")
+            found.write(self.folder.path / "evaluations" / f"{name}.jsonl")
         self.log.scores(at.step, found.scores, model=model)
         return found.scores
+
+    def beats(self, scores: dict[str, float], others: dict[str, float]) -> bool:
+        """Whether the first ones are better."""
+        return self._value(scores) > self._value(others)
 
     def _value(self, scores: dict[str, float]) -> float:
         """The score that tells which model is best, so that more is better."""

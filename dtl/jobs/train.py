@@ -20,7 +20,8 @@ from dtl.jobs.opening import (
     find_checkpoint,
     goes_over,
     open_model,
-    restore_optimizer,
+    restore,
+    show,
     start_moments,
 )
 from dtl.jobs.scoring import Scoring
@@ -31,8 +32,9 @@ from dtl.plan import PhasePlan, Plan
 from dtl.plan.memory import checkpoint_bytes
 from dtl.run_folder import RunFolder
 from dtl.train import checkpoint, optim
+from dtl.train.average import Averaged, Mean, MovingAverage
 from dtl.train.card import model_card
-from dtl.train.checkpoint import Store, Stored
+from dtl.train.checkpoint import Learnt, Store, Stored
 from dtl.train.deadline import Deadline
 from dtl.train.export import base_of, export
 from dtl.train.guards import Guard, SpikeFound
@@ -116,7 +118,8 @@ class _Job:
         at = at if saved is None else checkpoint.read_progress(saved)
         parts = self.parts = self.parts.in_phase(plan.phase_after(at.step))
         self.slowly("loading the model")
-        model = open_model(self.config, plan, parts, self.examples, engine, saved=saved)
+        adapted = open_model(self.config, plan, parts, self.examples, engine, saved=saved)
+        model, options = adapted.model, self.config.optim
         parts.training_mode(model)
         rate, device = self.phase.learning_rate, plan.layout.device
         begins = saved is None or goes_over(plan, parts, saved)
@@ -124,21 +127,23 @@ class _Job:
             self._begin_from_data(model)
         optimizer = optim.make(
             model,
-            self.config.optim,
+            options,
             learning_rate=rate,
+            new=adapted.new,
             device=device,
             rate_factor=parts.strategy.rate_factor,
         )
         self.slowly("laying out the model")
         engine.prepare(model, optimizer)
+        self._look_at_every_step()
         self.log.peak_learning_rate = rate
         if saved is not None and begins:
             at = replace(at, updates=0, best=None, best_step=None)
             if parts.strategies[parts.phase - 1].exports == "model":  # else other names are learnt
-                checkpoint.restore_masters(saved, engine)
+                checkpoint.restore_weights(Stored(saved), engine, partly=True)
         elif saved is not None:
             at = self.scoring.with_best(at, after=self.phase.before)
-            restore_optimizer(saved, engine, parts, self.loader)
+            restore(saved, engine, parts, self.loader)
         self.progress = at
 
     def _begin_from_data(self, model: nn.Module) -> None:
@@ -161,6 +166,15 @@ class _Job:
             show=show,
         )
         self.parts.training_mode(model)
+
+    def _look_at_every_step(self) -> None:
+        """Tie to the optimizer what works on the weights beside it, from where the base starts: a
+        checkpoint is read after this."""
+        masters, optimizer = self.engine.masters(), self.engine.stepping
+        if self.config.optim.l2_sp is not None:
+            optimizer.register_step_pre_hook(optim.Pull(masters))
+        if (decay := self.config.train.ema) is not None:
+            optimizer.register_step_post_hook(MovingAverage(masters, decay=decay))
 
     def learn(self) -> End:
         """To the last step, or to where the run is asked to stop."""
@@ -188,7 +202,7 @@ class _Job:
         """Score, export, and write the result: from then on the run is finished."""
         if self.scoring.wanted:
             self.progress = self.scoring.adapted(self.progress)
-        self._export()
+        self._export(self._chosen())
         scores, at = self.scoring.scores, self.progress
         if self.engine.is_first:
             self.folder.finish(
@@ -245,8 +259,53 @@ class _Job:
             optim=self.config.optim,
         )
 
-    def _export(self) -> None:
-        best = self._best_checkpoint()
+    def _chosen(self) -> Learnt | None:
+        """What is exported instead of the present weights; its scores become the run's."""
+        best, averages = self._best_checkpoint(), self._averages()
+        if not averages:
+            return Stored(best) if best else None
+        options, scoring = self.config.train, self.scoring
+        # From here on the engine shows other weights; those of the last step are in its checkpoint.
+        chosen: Learnt = Stored(best or self.store.path_of(self.progress.step))
+        for name, average in averages.items():
+            found = self._scores_of(name, average) if scoring.wanted else None
+            better = found is not None and scoring.beats(found, scoring.scores["adapted"])
+            if options.export == name or (better and options.export in ("last", "best")):
+                chosen = average
+                self.log.say(f"the weights of train.{name} are exported")
+                if found is not None:
+                    scoring.scores["adapted"] = found
+        return chosen
+
+    def _averages(self) -> dict[str, Learnt]:
+        """Averages of the weights, by the key of the config that asks for them."""
+        options, averages = self.config.train, dict[str, Learnt]()
+        if options.ema is not None:
+            averages["ema"] = Averaged(Stored(self._whole(self.progress.step)))
+        if options.average is not None:
+            steps = self.engine.agree(self.store.steps)[-options.average :]
+            self.log.say(f"the weights of steps {', '.join(map(str, steps))} are averaged")
+            averages["average"] = Mean([Stored(self._whole(step)) for step in steps])
+        return averages
+
+    def _scores_of(self, name: str, average: Learnt) -> dict[str, float]:
+        """Of the present step with averaged weights, taken once."""
+        found = self.scoring.logged(name, self.progress.step)
+        if found is None:
+            self.slowly(f"evaluation, the weights of train.{name}")
+            show(average, self.engine, self.parts, self.loader)
+            found = self.scoring.score(self.progress, name)
+        return found
+
+    def _whole(self, step: int) -> Path:
+        """The checkpoint of a step, looked at again before it is used."""
+        path = self.store.path_of(step)
+        fault = self.engine.agree(self.store.fault(path) if self.engine.is_first else None)
+        if fault is not None:
+            raise RunFailed.of(str(path), fault, "resume with train.export=last")
+        return path
+
+    def _export(self, learnt: Learnt | None) -> None:
         kind = self.parts.strategy.exports
         card = model_card(
             self.config,
@@ -274,19 +333,16 @@ class _Job:
                 "columns": self.config.data.columns,
                 "base": base_of(self.config.model, dtype=self.plan.layout.dtype),
             },
-            learnt=Stored(best) if best else None,
+            learnt=learnt,
             pause=self.pause,
         )
 
     def _best_checkpoint(self) -> Path | None:
-        """What is exported instead of the present weights; its scores become the run's."""
+        """The best step's, where that is wanted and not the last; its scores become the run's."""
         at = self.progress
-        if self.config.train.export == "last" or at.best_step is None or at.best_step == at.step:
+        if self.config.train.export != "best" or at.best_step is None or at.best_step == at.step:
             return None
-        path = self.store.path_of(at.best_step)
-        fault = self.engine.agree(self.store.fault(path) if self.engine.is_first else None)
-        if fault is not None:
-            raise RunFailed.of(str(path), fault, "resume with train.export=last")
+        path = self._whole(at.best_step)
         found = self.scoring.logged("adapted", at.best_step)
         assert found is not None, "the best step was found in the log"
         self.scoring.scores["adapted"] = found
@@ -352,6 +408,7 @@ class _Job:
             self.folder,
             self.process.terminal,
             self.plan.steps,
+            head_learning_rate=self.config.optim.head_learning_rate,
             unit=self.parts.task.length_unit,
         )
 
@@ -370,7 +427,7 @@ class _Job:
 
     @cached_property
     def deadline(self) -> Deadline:
-        size = checkpoint_bytes(self.plan.parameters, self.config.optim.name)
+        size = checkpoint_bytes(self.plan.parameters)
         return Deadline.of(self.config.train, checkpoint_bytes=size)
 
     @cached_property

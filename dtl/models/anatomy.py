@@ -55,9 +55,14 @@ def depths(model: nn.Module) -> dict[str, int]:
     return {name: found.get(id(value), 0) for name, value in model.named_parameters()}
 
 
+def shape_of(parameter: nn.Parameter) -> tuple[int, ...]:
+    """Also of a parameter that ZeRO-3 has partitioned and emptied."""
+    return tuple(getattr(parameter, "ds_shape", parameter.shape))
+
+
 def dimensions(parameter: nn.Parameter) -> int:
     """Also of a parameter that ZeRO-3 has partitioned and emptied."""
-    return len(getattr(parameter, "ds_shape", parameter.shape))
+    return len(shape_of(parameter))
 
 
 def _transformers_model(model: nn.Module) -> tuple[str, nn.Module]:

@@ -54,11 +54,20 @@ class Layout:
 
 @dataclass(frozen=True)
 class Parameters:
-    """Counted on the weightless model after the strategy was applied to it."""
+    """Counted on the weightless model after the strategy was applied to it. `kept`: bytes of the
+    optimizer's moments of the learning ones; left out: AdamW's. `starts`: numbers of which it also
+    keeps where they started."""
 
     learning: int
     frozen: int
     quantized: Quantized = field(default=Quantized())  # among the frozen
+    kept: int | None = None
+    starts: int = 0
+
+    @property
+    def moments(self) -> int:
+        """Bytes; AdamW keeps two fp32 numbers."""
+        return 8 * self.learning if self.kept is None else self.kept
 
     @property
     def total(self) -> int:

@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from dtl.assemble import Parts
+from dtl.config.optimizers import OPTIMIZERS, Optimizer
 from dtl.config.schema import RunConfig
 from dtl.data.order import accumulation, steps_per_epoch
 from dtl.errors import DtlError
@@ -16,8 +17,9 @@ from dtl.models import quantize
 from dtl.models.load import weightless
 from dtl.plan import Chosen, Hardware, Layout, OuterLaunch, Parameters, PhasePlan, Plan
 from dtl.plan.deepspeed import deepspeed_config
-from dtl.plan.memory import WIDTH, disk_bytes, model_state
+from dtl.plan.memory import MASTER, WIDTH, disk_bytes, model_state
 from dtl.plan.phases import Learning, last_steps, refuse_lost
+from dtl.plan.updates import moment_bytes, updates
 from dtl.tasks import Facts
 from dtl.units import format_bytes, format_count
 
@@ -72,10 +74,34 @@ def what_learns(config: RunConfig, parts: Parts, facts: Facts) -> Learning:
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the run gives them again, into its log
         model = parts.adapt(loaded)
-    learning = {name: p.numel() for name, p in model.named_parameters() if p.requires_grad}
-    moving, every = sum(learning.values()), sum(p.numel() for p in model.parameters())
-    quantized = quantize.footprint(model, config.model)
-    return Learning(frozenset(learning), Parameters(moving, every - moving, quantized))
+    rate, _ = _learning_rate(config, parts)
+    how = updates(model, config.optim, learning_rate=rate, new=loaded.new)
+    learning = {name: model.get_parameter(name) for name in how}
+    count = sum(parameter.numel() for parameter in learning.values())
+    moments = sum(moment_bytes(config.optim.name, learning[name], how[name]) for name in how)
+    averaged = config.train.ema is not None
+    parameters = Parameters(
+        learning=count,
+        frozen=sum(parameter.numel() for parameter in model.parameters()) - count,
+        quantized=quantize.footprint(model, config.model),
+        kept=moments + MASTER * count * averaged,
+        starts=sum(learning[name].numel() for name in how if how[name].pull),
+    )
+    return Learning(frozenset(learning), parameters)
+
+
+def _learning_rate(config: RunConfig, parts: Parts) -> tuple[float, str]:
+    """The highest of the phase, and whose it is."""
+    phase, name = config.phases[parts.phase], config.optim.name
+    if phase.learning_rate is not None:
+        return phase.learning_rate, "of the phase"
+    if config.optim.learning_rate is not None:
+        return config.optim.learning_rate, "optim.learning_rate"
+    share = OPTIMIZERS[name].rate
+    whose = f"usual for {phase.name}"
+    if share != 1:
+        whose += f", times {share:g} for {name}"
+    return parts.strategy.learning_rate * share, whose
 
 
 def make_plan(
@@ -114,7 +140,6 @@ def make_plan(
         ranks=nodes * processes,
         dtype=dtype,
         offload=offload,
-        optimizer=config.optim.name,
     )
     room = int(hardware.memory * ROOM) - sum(state.values())
     checkpointing = _checkpointing(config, work, room, dtype, reach, log)
@@ -153,13 +178,10 @@ def _phases(
     """Steps and learning rate of each phase."""
     ends = last_steps(config.phases, steps=steps)
     made: list[PhasePlan] = []
-    for phase, strategy, learns, last in zip(
-        config.phases, parts.strategies, learning, ends, strict=True
-    ):
-        before, asked = made[-1].last if made else 0, phase.learning_rate
-        rate = asked or config.optim.learning_rate or strategy.learning_rate
-        whose = "optim.learning_rate" if config.optim.learning_rate else f"usual for {phase.name}"
-        reason = f"{'of the phase' if asked else whose}; {config.optim.schedule} schedule"
+    for number, (phase, learns, last) in enumerate(zip(config.phases, learning, ends, strict=True)):
+        before = made[-1].last if made else 0
+        rate, whose = _learning_rate(config, parts.in_phase(number))
+        reason = f"{whose}; {config.optim.schedule} schedule"
         if len(ends) > 1:
             count = format_count(learns.parameters.learning)
             log.note(f"phase {len(made) + 1}", phase.name, f"to step {last}, {count} learning")
@@ -178,9 +200,7 @@ def _disk(
     if options.spike is not None:  # those that the run may have to go back to
         kept += -(-options.spike.back // (options.save_every or options.spike.back)) + 1
     whole = parts.strategies[-1].exports == "model"
-    wanted = disk_bytes(
-        counts, dtype=dtype, kept=kept, whole_export=whole, optimizer=config.optim.name
-    )
+    wanted = disk_bytes(counts, dtype=dtype, kept=kept, whole_export=whole)
     has = f"{kept} checkpoints, one being written, the export; {format_bytes(free)} are free"
     if wanted > free:
         has = f"warning: more than the {format_bytes(free)} that are free in {config.run.dir}"
@@ -256,9 +276,10 @@ def _zero(
     reach: _Reach,
     log: _Log,
 ) -> tuple[int, str]:
-    if config.optim.name == "adamw_8bit":
-        _refuse_8bit(outer)
-        log.note("ZeRO stage", 0, "8-bit moments lie in blocks, which ZeRO would cut")
+    optimizer = OPTIMIZERS[config.optim.name]
+    _refuse_optimizer(config, optimizer, hardware, outer)
+    if optimizer.cut is not None:
+        log.note("ZeRO stage", 0, optimizer.cut)
         return 0, "none"
     highest = reach.zero
     stage, offload, reason = _wanted_zero(config, work, hardware, ranks, dtype, outer, highest)
@@ -287,18 +308,36 @@ def _zero(
     return stage, offload
 
 
-def _refuse_8bit(outer: OuterLaunch | None) -> None:
-    if find_spec("bitsandbytes") is None:
+def _refuse_optimizer(
+    config: RunConfig, optimizer: Optimizer, hardware: Hardware, outer: OuterLaunch | None
+) -> None:
+    name = config.optim.name
+    if optimizer.library is not None and find_spec(optimizer.library) is None:
         raise DtlError.of(
             "optim.name",
-            "adamw_8bit needs bitsandbytes, which is not installed",
+            f"{name} needs {optimizer.library}, which is not installed",
             "pip install 'dtl[quantize]', or take adamw",
         )
-    if outer is not None and outer.zero:
+    if optimizer.needs_gpu and hardware.device == "cpu":
         raise DtlError.of(
             "optim.name",
-            f"8-bit moments do not go with ZeRO {outer.zero}, which {outer.launcher} fixes",
-            "start it without DeepSpeed, or take adamw",
+            f"{name} moves its moments between a GPU and main memory, and there is no GPU",
+            f"take {name.removeprefix('paged_')}, which keeps the same numbers",
+        )
+    if outer is None:
+        return
+    if optimizer.cut is not None and outer.zero:
+        raise DtlError.of(
+            "optim.name",
+            f"{name} does not go with ZeRO {outer.zero}, which {outer.launcher} fixes: "
+            f"{optimizer.cut}",
+            f"start it without DeepSpeed, or take {optimizer.nearest}",
+        )
+    if outer.offload == "optimizer" and config.keeps_on_device is not None:
+        raise DtlError.of(
+            outer.launcher,
+            f"it offloads the optimizer, and {config.keeps_on_device} does not work in main memory",
+            "start it without offload",
         )
 
 
@@ -326,10 +365,11 @@ def _wanted_zero(
         return 0, "none", "plain data parallelism: main memory is shared anyway"
     room = hardware.memory * ROOM * 0.7  # the rest is for activations
     stages = [(0, "none")] if ranks == 1 else [(0, "none"), (2, "none"), (3, "none")]
-    stages = [*stages, (3, "optimizer")]
+    offloads = config.keeps_on_device is None
+    stages = [*stages, *([(3, "optimizer")] * offloads)]
     if highest < 3:
         stages = [(stage, offload) for stage, offload in stages if stage <= highest]
-        stages.append((highest, "optimizer"))
+        stages += [(highest, "optimizer")] * offloads
     for stage, offload in stages:
         held = sum(
             model_state(work.counts, zero=stage, ranks=ranks, dtype=dtype, offload=offload).values()
@@ -338,8 +378,9 @@ def _wanted_zero(
             return stage, offload, f"the least sharding that fits: {format_bytes(held)} a rank"
     raise DtlError.of(
         "layout",
-        f"the model state alone takes {format_bytes(held)} a rank at ZeRO {stage} with offload, of "
-        f"{format_bytes(hardware.memory)} on {hardware.name}",
+        f"the model state alone takes {format_bytes(held)} a rank at ZeRO {stage}"
+        f"{' with offload' if offload != 'none' else ''}, of {format_bytes(hardware.memory)} on "
+        f"{hardware.name}",
         "use more processes or nodes, strategy lora (with model.quantize nf4), or a smaller model",
     )
 

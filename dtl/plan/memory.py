@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
+from math import ceil
+
 from dtl.plan import Parameters
 
 WIDTH = {"fp32": 4, "bf16": 2, "fp16": 2}
 MASTER = 4  # an fp32 number
-MOMENTS = 8  # bytes: AdamW keeps two fp32 numbers for each learning parameter
-MOMENTS_8BIT = 2 + 2 * 4 / 256  # two bytes, and for each block of 256 two fp32 scales
-
-
-def moment_bytes(optimizer: str) -> float:
-    """Of one learning parameter."""
-    return MOMENTS_8BIT if optimizer == "adamw_8bit" else MOMENTS
 
 
 def model_state(
@@ -22,7 +17,6 @@ def model_state(
     ranks: int,
     dtype: str,
     offload: str,
-    optimizer: str = "adamw",
 ) -> dict[str, int]:
     """Bytes on one device, by the ZeRO paper (arXiv:1910.02054): stage 1 shares out the optimizer,
     2 the gradients too, 3 the weights too. Without ZeRO, learning weights are fp32. The scales of
@@ -36,13 +30,14 @@ def model_state(
             + quantized.scales
             + counts.learning * MASTER,
             "gradients": counts.learning * MASTER,
-            "optimizer": int(counts.learning * moment_bytes(optimizer)),
+            "optimizer": counts.moments + counts.starts * MASTER,
         }
 
     def part(numbers: int, stage: int) -> int:
         return -(-numbers // ranks) if zero >= stage else numbers
 
-    held = part(counts.learning, 1) * (MOMENTS + MASTER)
+    kept = MASTER + (counts.moments + counts.starts * MASTER) / max(1, counts.learning)
+    held = ceil(part(counts.learning, 1) * kept)
     return {
         "weights": part(whole + counts.learning, 3) * width
         + part(quantized.levels, 3)
@@ -52,15 +47,13 @@ def model_state(
     }
 
 
-def disk_bytes(
-    counts: Parameters, *, dtype: str, kept: int, whole_export: bool, optimizer: str
-) -> int:
+def disk_bytes(counts: Parameters, *, dtype: str, kept: int, whole_export: bool) -> int:
     """Most that a run writes: its checkpoints, one more while it is written, and the export, which
     is there twice while it takes its name."""
     exported = counts.total * WIDTH[dtype] if whole_export else counts.learning * MASTER
-    return checkpoint_bytes(counts, optimizer) * (kept + 1) + 2 * exported
+    return checkpoint_bytes(counts) * (kept + 1) + 2 * exported
 
 
-def checkpoint_bytes(counts: Parameters, optimizer: str) -> int:
+def checkpoint_bytes(counts: Parameters) -> int:
     """On disk: of each learning parameter the fp32 master and its moments."""
-    return int(counts.learning * (MASTER + moment_bytes(optimizer)))
+    return counts.learning * MASTER + counts.moments

@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -92,6 +92,11 @@ class Store:
     def path_of(self, step: int) -> Path:
         return self.folder / f"step-{step:08d}"
 
+    @property
+    def steps(self) -> list[int]:
+        """Of which there are checkpoints, in order."""
+        return [int(name.removeprefix("step-")) for name in _names(self.folder)]
+
     def newest_whole(self, *, at_most: int | None = None) -> tuple[Path | None, list[Damage]]:
         """The newest checkpoint of which every file has its hash, and the damaged ones above it.
 
@@ -163,24 +168,38 @@ def size_of(path: Path) -> int:
     return sum(file.stat().st_size for file in path.iterdir())
 
 
-def restore_weights(path: Path, engine: Engine, model: Any) -> None:
+class Learnt(Protocol):
+    """Learning weights (`weight/NAME`) and changed buffers (`buffer/NAME`) by name."""
+
+    def __contains__(self, name: str) -> bool: ...
+
+    def read(self, name: str) -> Tensor: ...
+
+
+def fill_weights(path: Path, engine: Engine, model: Any) -> None:
     """Copy what has learnt, and the changed buffers, into a model that is not yet prepared."""
     stored = Stored(path)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad or f"weight/{name}" in stored:
             engine.fill(parameter, stored.read(f"weight/{name}"))
-    for name, buffer in model.named_buffers():
-        if f"buffer/{name}" in stored:
-            buffer.copy_(stored.read(f"buffer/{name}"))
+    restore_buffers(stored, model)
 
 
-def restore_masters(path: Path, engine: Engine) -> None:
-    """Write the weights into a prepared engine that has learnt them as well, to the last digit: the
-    model itself may hold them in half precision."""
-    stored = Stored(path)
+def restore_weights(learnt: Learnt, engine: Engine, *, partly: bool = False) -> None:
+    """Write learning weights into a prepared engine. Under ZeRO the model itself sees them after
+    the next step only: take one that changes nothing, before the buffers and the moments. `partly`:
+    those that are there."""
     for name, parameter in engine.learning():
-        if f"weight/{name}" in stored:
-            engine.set_weight(parameter, stored.read(f"weight/{name}"))
+        if partly and f"weight/{name}" not in learnt:
+            continue
+        engine.set_weight(parameter, learnt.read(f"weight/{name}"))
+
+
+def restore_buffers(learnt: Learnt, model: Any) -> None:
+    """Copy the changed buffers into a model."""
+    for name, buffer in model.named_buffers():
+        if f"buffer/{name}" in learnt:
+            buffer.copy_(learnt.read(f"buffer/{name}"))
 
 
 def restore_moments(path: Path, engine: Engine) -> None:
@@ -191,7 +210,7 @@ def restore_moments(path: Path, engine: Engine) -> None:
         engine.set_moments(parameter, stored.moments(name), step=updates)
 
 
-class Stored:
+class Stored(Learnt):
     """The tensors of a checkpoint by name, over all its parts."""
 
     def __init__(self, path: Path) -> None:

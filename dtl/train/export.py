@@ -15,7 +15,7 @@ from dtl.config.schema import Model
 from dtl.errors import RunFailed
 from dtl.models import adapters
 from dtl.models.load import NOTE
-from dtl.train.checkpoint import Stored, sync
+from dtl.train.checkpoint import Learnt, sync
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -47,14 +47,14 @@ def export(
     dtype: str,
     card: str,
     note: dict[str, Any],
-    learnt: Stored | None,
+    learnt: Learnt | None,
     pause: Callable[[str], None],
 ) -> None:
     """Write, reopen, compare, rename. Every rank must call; rank 0 writes.
 
-    `kind`: adapter (fp32) or model (in `dtype`). `note`: what dtl
-    itself must know to open it again. `learnt`: a checkpoint whose learning weights are
-    taken instead of the present ones. `pause` is called on all ranks where the run may be stopped.
+    `kind`: adapter (fp32) or model (in `dtype`). `note`: what dtl itself must know to open it
+    again. `learnt`: a checkpoint, or an average, whose learning weights are taken instead of the
+    present ones. `pause` is called on all ranks where the run may be stopped.
     Raises RunFailed when the reopened files are not what was trained.
     """
     pause("export, gathering the weights")
@@ -88,7 +88,7 @@ def _open_to_readers(folder: Path) -> None:
         file.chmod(0o666 & ~mask)
 
 
-def _gather(engine: Engine, learnt: Stored | None, *, learning_only: bool) -> dict[str, Tensor]:
+def _gather(engine: Engine, learnt: Learnt | None, *, learning_only: bool) -> dict[str, Tensor]:
     """Whole tensors on rank 0; the others take part and keep nothing."""
     state: dict[str, Tensor] = {}
     for name, parameter in engine.plain_model.named_parameters():

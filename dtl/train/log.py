@@ -26,6 +26,7 @@ class RunLog:
     terminal: IO[str] | None
     steps: int
     peak_learning_rate: float = 0.0  # of the present phase
+    head_learning_rate: float | None = None  # highest, where the head has its own
     unit: str = "tokens"
     _started: float = field(default_factory=time.monotonic)
     _last_step: float = field(default_factory=time.monotonic)
@@ -57,6 +58,9 @@ class RunLog:
         seconds, self._last_step = now - self._last_step, now
         speed = window.all_length / seconds
         learning_rate = rate * self.peak_learning_rate
+        rates = {"learning_rate": learning_rate}
+        if self.head_learning_rate is not None:
+            rates["head_learning_rate"] = rate * self.head_learning_rate
         self.folder.append(
             {
                 "kind": "train",
@@ -66,7 +70,7 @@ class RunLog:
                 "targets": window.all_targets,
                 "examples": window.all_examples,
                 "digest": progress.digest,
-                "learning_rate": learning_rate,
+                **rates,
                 "gradient_norm": norm if math.isfinite(norm) else None,
                 "seconds": seconds,
                 "tokens_per_second": speed,
@@ -103,7 +107,7 @@ class RunLog:
         self._first = None
 
     def scores(self, step: int, scores: dict[str, float], *, model: str) -> None:
-        """Held-out scores; `model`: unadapted or adapted."""
+        """Held-out scores; `model`: unadapted, adapted, or with the weights of ema or average."""
         if self.terminal is None:
             return
         self.folder.append({"kind": "eval", "step": step, "model": model, **scores})

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
+import torch
+from torch import Tensor
+from torch.optim import AdamW, Muon, Optimizer
+
+from dtl.config.optimizers import OPTIMIZERS
 from dtl.config.schema import Optim
+from dtl.plan.updates import Update, alike, updates
 
 if TYPE_CHECKING:
-    import torch
     from torch import nn
+
+Group = dict[str, Any]
+INVERSE_SQRT_STEPS = 10_000  # after which the rate has fallen by root 2, without a warm-up
 
 
 def make(
@@ -19,56 +26,117 @@ def make(
     options: Optim,
     *,
     learning_rate: float,
+    new: frozenset[str],
     device: str,
-    rate_factor: Callable[[str], float] = lambda name: 1.0,
-) -> torch.optim.Optimizer:
-    """AdamW (arXiv:1711.05101), with 8-bit moments (arXiv:2110.02861) if asked for. No weight decay
-    on norms and biases, which have one dimension. `rate_factor`: how many times the learning rate
-    a parameter of this name has.
+    rate_factor: Callable[[str], float] = alike,
+) -> Optimizer:
+    """The optimizer that the config names. `new`: names of the parameters that the base did not
+    bring, before a strategy was applied. `rate_factor`: how many times the learning rate a
+    parameter of this name has.
 
-    Groups with nothing in them are left out: DeepSpeed fails on them.
+    Parameters that are updated alike are one group; none is empty, as DeepSpeed fails on those.
     """
-    alike: dict[tuple[bool, float], list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            kind = (_dimensions(parameter) <= 1, rate_factor(name))
-            alike.setdefault(kind, []).append(parameter)
-    groups = [
-        {
-            "params": members,
-            "weight_decay": 0.0 if is_vector else options.weight_decay,
-            "peak_learning_rate": learning_rate * factor,
-        }
-        for (is_vector, factor), members in sorted(alike.items(), key=itemgetter(0))
-    ]
-    settings: dict[str, Any] = {"lr": learning_rate, "betas": options.betas, "eps": options.epsilon}
-    if options.name == "adamw_8bit":
-        from bitsandbytes.optim import AdamW8bit
-
-        eight_bit: torch.optim.Optimizer = AdamW8bit(groups, **settings)
-        return eight_bit
-    from torch.optim import AdamW
-
-    return AdamW(groups, fused=device == "cuda", **settings)
+    members: dict[Update, list[nn.Parameter]] = {}
+    how = updates(model, options, learning_rate=learning_rate, new=new, rate_factor=rate_factor)
+    for name, update in how.items():
+        members.setdefault(update, []).append(model.get_parameter(name))
+    return _of_groups(options, [_group(update, members[update]) for update in members], device)
 
 
-def _dimensions(parameter: nn.Parameter) -> int:
-    """Also of a parameter that ZeRO-3 has partitioned and emptied."""
-    return len(getattr(parameter, "ds_shape", parameter.shape))
+def _group(update: Update, parameters: list[nn.Parameter]) -> Group:
+    return {
+        "params": parameters,
+        "lr": update.learning_rate,
+        "peak_learning_rate": update.learning_rate,
+        "weight_decay": update.weight_decay,
+        "pull": update.pull,
+        "as_matrix": update.as_matrix,
+    }
+
+
+def _of_groups(options: Optim, groups: list[Group], device: str) -> Optimizer:
+    """AdamW (arXiv:1711.05101), with 8-bit moments (arXiv:2110.02861), Lion (arXiv:2302.06675),
+    Adafactor (arXiv:1804.04235) or Muon (arXiv:2502.16982)."""
+    name = options.name
+    betas = options.betas or OPTIMIZERS[name].betas
+    adam: dict[str, Any] = {"betas": betas, "eps": options.epsilon}
+    if name == "adafactor":
+        from transformers import Adafactor
+
+        # By the schedule alone: torch's own and the paper's rate depend on the step as well.
+        return Adafactor(groups, scale_parameter=False, relative_step=False)
+    if name == "muon":
+        matrices = [group for group in groups if group["as_matrix"]]
+        others = [group for group in groups if not group["as_matrix"]]
+        # Scaled so that AdamW's learning rate fits the matrices too.
+        parts: list[Optimizer] = [Muon(matrices, adjust_lr_fn="match_rms_adamw")]
+        return Together(parts + [AdamW(others, fused=device == "cuda", **adam)] * bool(others))
+    if name == "adamw":
+        return AdamW(groups, fused=device == "cuda", **adam)
+    from bitsandbytes import optim as eight_bit
+
+    if name.startswith("lion"):
+        lion: Optimizer = eight_bit.Lion(groups, betas=betas, optim_bits=8 if "8" in name else 32)
+        return lion
+    kind = eight_bit.PagedAdamW8bit if name.startswith("paged") else eight_bit.AdamW8bit
+    made: Optimizer = kind(groups, **adam)
+    return made
+
+
+class Together(Optimizer):
+    """Several optimizers that step as one, over the same groups and states."""
+
+    def __init__(self, parts: list[Optimizer]) -> None:
+        self.parts = parts
+        super().__init__([group for part in parts for group in part.param_groups], {})
+        for part in parts:
+            part.state = self.state
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for part in self.parts:
+            part.step()
+
+
+class Pull:
+    """L2-SP (arXiv:1802.01483): a penalty of alpha / 2 times the squared distance from the start.
+
+    Its gradient, alpha times the distance, is added to what the optimizer sees, once a step, to the
+    fp32 weights that this rank updates. The gradient of the loss alone is what was clipped.
+    """
+
+    def __init__(self, masters: list[tuple[Group, Tensor]]) -> None:
+        self.start = {master: master.detach().clone() for group, master in masters if group["pull"]}
+
+    @torch.no_grad()
+    def __call__(self, optimizer: Optimizer, *_: Any) -> None:
+        for group in optimizer.param_groups:
+            for master in group["params"]:
+                if master in self.start and master.grad is not None:
+                    master.grad.add_(master - self.start[master], alpha=group["pull"])
 
 
 def schedule(step: int, *, steps: int, options: Optim) -> float:
     """Learning rate of optimizer step `step` (from 1), as a share of its peak.
 
-    It rises over the warm-up, reaches 1 at the step after it, and ends just above 0.
+    It rises over the warm-up, reaches 1 at the step after it, and ends just above the minimum.
     """
-    warmup = round(options.warmup * steps) if options.warmup < 1 else int(options.warmup)
+    warmup = options.steps_of(options.warmup, steps=steps)
     done = step - 1
     if done < warmup:
         return (done + 1) / (warmup + 1)
-    progress = min(1.0, (done - warmup) / max(1, steps - warmup))
-    if options.schedule == "linear":
-        return 1.0 - progress
-    if options.schedule == "cosine":
-        return 0.5 * (1.0 + math.cos(math.pi * progress))
-    return 1.0
+    if options.schedule == "inverse_sqrt":
+        scale = warmup or INVERSE_SQRT_STEPS
+        return max(options.minimum, math.sqrt(scale / (scale + done - warmup)))
+    falls = options.steps_of(options.decay, steps=steps) if options.schedule == "wsd" else steps
+    stable = max(warmup, steps - falls)
+    progress = min(1.0, max(0, done - stable) / max(1, steps - stable))
+    shape = options.decay_shape if options.schedule == "wsd" else options.schedule
+    return options.minimum + (1 - options.minimum) * SHAPES[shape](progress)
+
+
+SHAPES = {  # from 1 at the start of the fall to 0 at its end
+    "constant": lambda progress: 1.0,
+    "linear": lambda progress: 1.0 - progress,
+    "cosine": lambda progress: 0.5 * (1.0 + math.cos(math.pi * progress)),
+    "1-sqrt": lambda progress: 1.0 - math.sqrt(progress),
+}

@@ -22,8 +22,10 @@ from tests.distributed.matrix import (
     HELD_OUT,
     JUMP,
     JUMP_BACK,
+    KEPT,
     LORA,
     MOVES,
+    OPTIMIZERS,
     PARITY,
     PARTS,
     PARTS_LAYOUTS,
@@ -41,6 +43,7 @@ from tests.distributed.matrix import (
     TEXT_STEPS,
     TEXT_STRATEGIES,
     UP_TO_ZERO_2,
+    UPDATED,
 )
 
 CHECKPOINTING = "layout.activation_checkpointing=true"
@@ -102,10 +105,10 @@ def bed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "labelled.yaml").write_text(LABELLED)
     _lay_out_text_tasks(folder)
     alone = [_job(1, *case) for case in _cases()] + _labelled(1) + _parts(1) + _scored(1)
-    alone += _text_tasks(1) + _adapters(1) + _quantized(1)
+    alone += _text_tasks(1) + _adapters(1) + _quantized(1) + _updated(1)
     launching.run_jobs(1, alone + _interrupted(1), cwd=folder)
     pair = [_job(2, *case) for case in _cases()] + _labelled(2) + _parts(2) + _scored(2)
-    pair += _text_tasks(2)
+    pair += _text_tasks(2) + _updated(2)
     pair += (
         _phased()
         + _exported()
@@ -168,6 +171,26 @@ def _adapters(ranks: int) -> list[dict[str, Any]]:
         overrides = [*ADAPTERS["vera"], *half]
         jobs.append({"config": "config.yaml", "overrides": overrides, "bare": True})
     return jobs
+
+
+def _updated(ranks: int) -> list[dict[str, Any]]:
+    """Other optimizers, rates and pulls."""
+    return [
+        {
+            "config": "config.yaml",
+            "overrides": [
+                "strategy=full",
+                *OPTIMIZERS[name],
+                f"layout.zero={zero}",
+                "layout.micro_batch=3",
+                f"run.name=updated-{name}-{many}-{zero}",
+            ],
+            "bare": True,
+        }
+        for name, layouts in UPDATED.items()
+        for many, zero in layouts
+        if many == ranks
+    ]
 
 
 def _labelled(ranks: int) -> list[dict[str, Any]]:
@@ -253,9 +276,7 @@ def _stayed() -> list[dict[str, Any]]:
         stayed += [{**once, "stop_after": STEPS // 2}, once]
         whole = {"config": "config.yaml", "overrides": [*overrides, f"run.name=whole-{zero}"]}
         stayed.append(whole)
-    others = {"8bit": ["layout.zero=0", "optim.name=adamw_8bit"]}
-    others |= {f"half-{zero}": [f"layout.zero={zero}", "model.dtype=bf16"] for zero in STAGES}
-    for kind, more in others.items():
+    for kind, more in KEPT.items():
         for name, stops in (("stayed", ({"stop_after": STEPS // 2}, {})), ("whole", ({},))):
             overrides = ["strategy=full", *more, f"run.name={name}-{kind}"]
             stayed += [{"config": "config.yaml", "overrides": overrides, **stop} for stop in stops]

@@ -2,6 +2,38 @@
 
 STRATEGIES = {"full": [], "lora": ["strategy.rank=4", "strategy.alpha=8"], "frozen": []}
 STAGES = (0, 1, 2, 3)
+# Ways to update, and the layouts (ranks and ZeRO stage) that each is tried on.
+EVERYWHERE = ((1, 0), (2, 0), (2, 2), (2, 3))
+OPTIMIZERS = {
+    "lion": ("optim.name=lion", "optim.learning_rate=0.001"),
+    "adafactor": ("optim.name=adafactor",),
+    "muon": ("optim.name=muon",),
+    "placed": (
+        *("optim.head_learning_rate=0.02", "optim.layer_decay=0.5"),
+        *("optim.l2_sp=0.3", "optim.weight_decay=0.4"),
+    ),
+}
+UPDATED = {
+    "lion": EVERYWHERE,
+    "adafactor": EVERYWHERE[:2],
+    "muon": EVERYWHERE[:2],
+    "placed": EVERYWHERE,
+}
+# What is kept in other ways than AdamW's moments comes back bitwise: optimizer, ZeRO stage, more.
+KEPT = {
+    "8bit": ("optim.name=adamw_8bit", "layout.zero=0"),
+    **{f"half-{zero}": (f"layout.zero={zero}", "model.dtype=bf16") for zero in STAGES},
+    "adafactor": ("optim.name=adafactor", "layout.zero=0"),
+    "muon": ("optim.name=muon", "layout.zero=0"),
+    "lion": (
+        *("optim.name=lion", "optim.learning_rate=0.001", "layout.zero=3"),
+        *("optim.l2_sp=0.3", "train.ema=0.9", "train.export=ema"),
+    ),
+    "average": (
+        *("optim.l2_sp=0.3", "layout.zero=2", "train.ema=0.7", "train.average=2"),
+        *("train.save_every=4", "data.eval=eval.jsonl"),
+    ),
+}
 ACCUMULATION = (1, 2, 4)
 STEPS, BATCH, RATE, CLIP = 20, 12, 0.01, 0.2  # 53 rows: the last batch of an epoch has 5
 HELD_OUT = 101

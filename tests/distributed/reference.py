@@ -3,13 +3,68 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 from torch.nn.functional import cross_entropy
+from torch.optim import Optimizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+
+from tests.plain_optimizers import Adafactor, Adam, Lion
+
+
+def adamw(model: nn.Module, rate: float) -> list[Optimizer]:
+    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return [torch.optim.AdamW(learning, lr=rate, weight_decay=0.0)]
+
+
+def lion(model: nn.Module, rate: float) -> list[Optimizer]:
+    return [Lion(model.parameters(), lr=rate)]
+
+
+def adafactor(model: nn.Module, rate: float) -> list[Optimizer]:
+    return [Adafactor(model.parameters(), lr=rate)]
+
+
+def muon(model: nn.Module, rate: float) -> list[Optimizer]:
+    """The linear layers of the blocks by Muon, the rest by AdamW."""
+    inner = [each.weight for each in model.model.layers.modules() if isinstance(each, nn.Linear)]
+    others = [each for each in model.parameters() if all(each is not weight for weight in inner)]
+    matrices = torch.optim.Muon(inner, lr=rate, weight_decay=0, adjust_lr_fn="match_rms_adamw")
+    return [matrices, torch.optim.AdamW(others, lr=rate, weight_decay=0.0)]
+
+
+def placed(model: nn.Module, rate: float) -> list[Optimizer]:
+    """Half the rate from block to block, another one for the head; the base is pulled, and so does
+    not decay."""
+    heights = {"model.embed_tokens": 3, "model.layers.0": 2, "model.layers.1": 1, "model.norm": 0}
+    groups = [
+        {"params": [*model.get_submodule(name).parameters()], "lr": rate * 0.5**below}
+        for name, below in heights.items()
+    ]
+    return [Adam([*groups, {"params": [model.lm_head.weight], "lr": 0.02}])]
+
+
+@dataclass(frozen=True)
+class Optimized:
+    """`make`: the optimizers at their highest rate. `pull`: the strength of L2-SP."""
+
+    make: Callable[[nn.Module, float], list[Optimizer]] = adamw
+    pull: float = 0.0
+
+
+ADAMW = Optimized()
+OPTIMIZED = {
+    "lion": Optimized(lion),
+    "adafactor": Optimized(adafactor),
+    "muon": Optimized(muon),
+    "placed": Optimized(placed, pull=0.3),
+}
 
 
 def losses(
@@ -22,6 +77,7 @@ def losses(
     clip: float,
     longest: int = 128,
     quantized: bool = False,
+    by: Optimized = ADAMW,
 ) -> tuple[list[float], list[float]]:
     """Loss and gradient norm of each step; `phases`: strategies and their steps, each with its own
     optimizer and cosine schedule; no warm-up, seed 0. `quantized`: the base is in nf4, by
@@ -41,9 +97,13 @@ def losses(
     for strategy, steps in phases:
         model = _adapted(model, strategy)
         learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.AdamW(learning, lr=rate, weight_decay=0.0)
+        start = [parameter.detach().clone() for parameter in learning]
+        optimizers = by.make(model, rate)
+        groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+        peaks = [group["lr"] for group in groups]
         for step in range(steps):
-            optimizer.param_groups[0]["lr"] = rate * 0.5 * (1 + math.cos(math.pi * step / steps))
+            for group, peak in zip(groups, peaks, strict=True):
+                group["lr"] = peak * 0.5 * (1 + math.cos(math.pi * step / steps))
             total, targets = torch.zeros(()), 0
             for row in order[len(found)]:
                 ids = torch.tensor([rows[row]])
@@ -52,8 +112,14 @@ def losses(
                 targets += ids.shape[1] - 1
             (total / targets).backward()
             norms.append(float(torch.nn.utils.clip_grad_norm_(learning, clip)))
-            optimizer.step()
-            optimizer.zero_grad()
+            for optimizer in optimizers:
+                if by.pull and optimizer is optimizers[0]:
+                    penalty = sum(
+                        ((w - w0) ** 2).sum() for w, w0 in zip(learning, start, strict=True)
+                    )
+                    (by.pull / 2 * penalty).backward()
+                optimizer.step()
+            model.zero_grad()
             found.append(float(total.detach()) / targets)
         if strategy == "lora" and len(phases) > 1:
             model = model.merge_and_unload()

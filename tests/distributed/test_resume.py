@@ -14,6 +14,7 @@ from tests.distributed import launching
 from tests.distributed.matrix import (
     JUMP,
     JUMP_BACK,
+    KEPT,
     MOVES,
     PHASED_STAGES,
     PHASES,
@@ -44,8 +45,7 @@ def test_moved_to_other_ranks_and_another_stage(
     "name",
     [
         *map(str, STAGES),
-        "8bit",
-        *(f"half-{zero}" for zero in STAGES),
+        *KEPT,
         *(f"{phases}-{zero}" for phases in PHASES for zero in PHASED_STAGES),
     ],
 )

@@ -2,18 +2,20 @@
 
 import json
 import shutil
+from typing import get_args
 
 import pytest
 from pydantic import ValidationError
 
 from dtl.assemble import assemble
-from dtl.config.schema import RunConfig
+from dtl.config.optimizers import OPTIMIZERS
+from dtl.config.schema import Optim, RunConfig
 from dtl.errors import DtlError
 from dtl.models.load import initialise, load_pretrained, load_settings
 from dtl.plan import Hardware, OuterLaunch, Parameters, Plan, make
 from dtl.plan.hardware import disk_free
 from dtl.plan.make import make_plan
-from dtl.plan.memory import model_state
+from dtl.plan.memory import checkpoint_bytes, model_state
 from dtl.units import format_bytes
 
 GB = 10**9
@@ -429,19 +431,96 @@ def test_free_space_is_that_of_the_disk_on_which_the_folder_will_be(tmp_path):
 def test_8_bit_moments_take_a_quarter_and_keep_zero_out(decoder):
     config = configure(decoder, strategy="full", optim={"name": "adamw_8bit"})
     made = plan(config, EIGHT_GPUS)
-    learning = made.parameters.learning
-    assert made.model_state["optimizer"] == int(learning * (2 + 8 / 256))
+    # The embeddings and the head, 320 x 32, have 40 blocks of 256 each: two bytes a number, and two
+    # scales a block. All other tensors, 2 blocks of layers, are too small: two fp32 numbers.
+    large = 2 * (320 * 32 * 2 + 40 * 8)
+    assert made.model_state["optimizer"] == large + 8 * (made.parameters.learning - 2 * 320 * 32)
     assert (made.layout.zero, made.deepspeed) == (0, None)
     assert "blocks" in reason(made, "ZeRO stage")
     outer = OuterLaunch("accelerate launch", ranks=2, ranks_a_node=2, zero=2, offload=None)
-    with pytest.raises(DtlError, match="do not go with ZeRO 2, which accelerate launch fixes"):
+    with pytest.raises(DtlError, match="does not go with ZeRO 2, which accelerate launch fixes"):
         plan(config, outer=outer)
 
 
 @pytest.mark.parametrize("layout", [{"zero": 2}, {"offload": "optimizer"}])
 def test_8_bit_moments_with_zero_are_a_fault_of_the_config(decoder, layout):
-    with pytest.raises(ValidationError, match="8-bit moments and ZeRO do not go together"):
+    with pytest.raises(ValidationError, match="adamw_8bit and ZeRO do not go together: 8-bit"):
         configure(decoder, optim={"name": "adamw_8bit"}, layout=layout)
+
+
+@pytest.mark.parametrize("name", [n for n, each in OPTIMIZERS.items() if each.cut is not None])
+def test_what_zero_would_cut_goes_without_it(decoder, name):
+    with pytest.raises(ValidationError, match=f"{name} and ZeRO do not go together: .* cut"):
+        configure(decoder, optim={"name": name}, layout={"zero": 1})
+    assert plan(configure(decoder, optim={"name": name}), EIGHT_GPUS).layout.zero == 0
+    assert get_args(Optim.model_fields["name"].annotation) == tuple(OPTIMIZERS)
+
+
+def test_pages_want_a_gpu(decoder):
+    config = configure(decoder, optim={"name": "paged_adamw_8bit"})
+    with pytest.raises(DtlError, match="there is no GPU; take adamw_8bit"):
+        plan(config)
+    assert plan(config, EIGHT_GPUS).layout.zero == 0
+
+
+@pytest.mark.parametrize(
+    ("sections", "kept"),
+    [
+        ({"optim": {"name": "lion"}}, "lion"),
+        ({"strategy": "full", "optim": {"l2_sp": 0.1}}, "optim.l2_sp"),
+        ({"train": {"ema": 0.9, "export": "ema"}}, "train.ema"),
+    ],
+)
+def test_what_works_on_the_device_is_not_offloaded(decoder, sections, kept):
+    with pytest.raises(ValidationError, match=f"{kept} does not work in main memory"):
+        configure(decoder, **sections, layout={"offload": "optimizer"})
+    outer = OuterLaunch("accelerate launch", 2, 2, zero=2, offload="optimizer")
+    with pytest.raises(DtlError, match=f"{kept} does not work in main memory"):
+        plan(configure(decoder, **sections), outer=outer)
+    small = Hardware("cuda", 1, 10_000, "tiny GPU", bf16=True, compiler=True)
+    with pytest.raises(DtlError, match="at ZeRO 0, of"):
+        plan(configure(decoder, **sections), small)
+
+
+def test_starts_and_averages_are_counted_by_hand(decoder):
+    """All of the base has a start; both are fp32 numbers, and shared out as the moments are."""
+    extras = {"optim": {"l2_sp": 0.1}, "train": {"ema": 0.9, "export": "ema"}}
+    config = configure(decoder, strategy="full", layout={"zero": 2, "processes": 2}, **extras)
+    made = plan(config)
+    learning = made.parameters.learning
+    assert made.model_state["optimizer"] == learning // 2 * (4 + 8 + 4 + 4)
+    assert checkpoint_bytes(made.parameters) == learning * (4 + 8 + 4)  # starts are the base's
+
+
+def test_lions_usual_rate_is_a_tenth(decoder):
+    made = plan(configure(decoder, strategy="lora", optim={"name": "lion"}))
+    assert made.learning_rate == pytest.approx(2e-5)
+    assert "times 0.1 for lion" in reason(made, "learning rate")
+
+
+def test_a_pull_wants_a_base_that_learns(decoder):
+    for strategy, problem in (("lora", "leaves the base as it is"), ("scratch", "random weights")):
+        with pytest.raises(DtlError, match=problem):
+            assemble(configure(decoder, strategy=strategy, optim={"l2_sp": 0.1}))
+
+
+def test_a_head_that_does_not_learn_is_found_at_the_desk(decoder):
+    with pytest.raises(DtlError, match=r"optim\.head_learning_rate: the head does not learn"):
+        plan(configure(decoder, optim={"head_learning_rate": 0.1}))
+
+
+@pytest.mark.parametrize(
+    ("train", "problem"),
+    [
+        ({"ema": 0.9}, "no held-out examples to tell whether the average is better"),
+        ({"export": "ema"}, r"train\.ema is not set"),
+        ({"average": 3, "save_every": 2, "export": "average"}, "of 3 checkpoints only 2 are kept"),
+        ({"average": 2, "export": "average"}, "there is one checkpoint only"),
+    ],
+)
+def test_an_average_without_what_it_is_made_of(decoder, train, problem):
+    with pytest.raises(ValidationError, match=problem):
+        configure(decoder, train=train)
 
 
 def test_without_bitsandbytes_it_is_said_how_to_get_it(decoder, monkeypatch):

@@ -1,0 +1,74 @@
+"""What a parameter is for, where its update depends on that: head, matrix, norm, bias."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from dtl.models.anatomy import dimensions, head_parameters, shape_of
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def _without_adapter(model: nn.Module) -> nn.Module:
+    """The model that PEFT has put adapters into, with them; any other model as it is."""
+    inner: nn.Module = model.get_base_model() if hasattr(model, "peft_config") else model  # type: ignore[operator]
+    return inner
+
+
+def head_and_new(model: nn.Module, new: frozenset[str]) -> frozenset[int]:
+    """The identities of the parameters of the head, and of those that the base did not bring, also
+    where PEFT keeps a learning copy of them. `new`: their names before a strategy was applied."""
+    inner = _without_adapter(model)
+    head = head_parameters(inner)
+    return frozenset(
+        id(value) for name, value in inner.named_parameters() if name in head or _plain(name) in new
+    )
+
+
+def _plain(name: str) -> str:
+    """A parameter's name without what PEFT puts between module and parameter."""
+    return name.replace(".modules_to_save.default.", ".").replace(".original_module.", ".")
+
+
+def decaying(model: nn.Module) -> frozenset[int]:
+    """The identities of the parameters that weight decay is meant for: all but norms, biases and
+    scales.
+
+    Biases and norms are told by name and kind, as some have two dimensions (relative positions,
+    class tokens); so are the lengths of a normed kernel.
+    """
+    norms = {
+        id(value)
+        for module in model.modules()
+        if "norm" in type(module).__name__.lower()
+        for value in module.parameters(recurse=False)
+    }
+    return frozenset(
+        id(value)
+        for name, value in model.named_parameters()
+        if id(value) not in norms and "bias" not in name and _is_matrix(name, shape_of(value))
+    )
+
+
+def _is_matrix(name: str, shape: tuple[int, ...]) -> bool:
+    """Whether a tensor maps one space into another, and is no vector or set of scales."""
+    if name.endswith((".weight_g", ".original0")):  # of torch's weight norm
+        return False
+    vector = len(shape) > 2 and sum(size > 1 for size in shape) <= 1
+    return len(shape) > 1 and not vector
+
+
+def hidden_matrices(model: nn.Module) -> frozenset[int]:
+    """The identities of the weights of two dimensions between the embeddings and the head."""
+    from torch import nn
+
+    inner = _without_adapter(model)
+    outer = head_and_new(model, frozenset()) | {
+        id(value)
+        for module in inner.modules()
+        if isinstance(module, nn.Embedding)
+        for value in module.parameters(recurse=False)
+    }
+    every = {id(value) for value in inner.parameters() if dimensions(value) == 2}
+    return frozenset(every & decaying(inner) - outer)
