@@ -59,4 +59,23 @@ def assemble(config: RunConfig) -> Parts:
             f"{config.strategy.name} changes",
             "take strategy lora with bias none: set aside, it leaves the base",
         )
+    _refuse_batches(config, task)
     return Parts(task, strategy)
+
+
+def _refuse_batches(config: RunConfig, task: Task) -> None:
+    """Raise DtlError for batches that the task's examples cannot be put into."""
+    asked, options = task.batch_unit, config.train
+    if options.global_batch.unit not in ("examples", asked):
+        also = f"in {asked}, or " if asked else ""
+        raise DtlError.of(
+            "train.global_batch",
+            f"examples of task {config.task.name} have no {options.global_batch.unit}",
+            f"write it {also}as a number of examples, such as 16",
+        )
+    if options.group_by_length and asked is None:
+        raise DtlError.of(
+            "train.group_by_length",
+            f"examples of task {config.task.name} are all of one length",
+            "remove it",
+        )

@@ -59,7 +59,7 @@ def model_card(
         ("learning parameters", format_count(plan.parameters.learning)),
         ("trained on", ", ".join(map(_named, (config.data.train, *config.data.mix)))),
         ("scored on", held_out if scores else "nothing"),
-        ("steps", f"{plan.steps} of {config.train.global_batch} examples"),
+        ("steps", f"{plan.steps} of {config.train.global_batch}"),
         ("learning rate", f"{plan.learning_rate:g}, {config.optim.schedule}"),
         ("layout", f"{plan.layout.ranks} ranks, ZeRO {plan.layout.zero}, {plan.layout.dtype}"),
     ]

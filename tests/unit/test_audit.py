@@ -5,7 +5,8 @@ import json
 import pytest
 
 from dtl.audit import audit, difference
-from dtl.data.order import chain, order
+from dtl.data.batching import Batching
+from dtl.data.order import chain
 from dtl.run_folder import RunFolder
 
 EXAMPLES, BATCH, SEED, KEY = 10, 4, 3, "k" * 32
@@ -30,7 +31,7 @@ def log(tmp_path):
         digest, lines = KEY, []
         for step in range(1, steps + 1):
             epoch, place = divmod(step - 1, 3)
-            batches = order(EXAMPLES, seed=seed, epoch=epoch, global_batch=BATCH)
+            batches = Batching(EXAMPLES, BATCH, seed).epoch(epoch)
             digest = chain(digest, batches[place])
             lines.append({"kind": "train", "step": step, "digest": digest})
         text = "".join(json.dumps(line) + "\n" for line in change(lines))

@@ -5,6 +5,7 @@ from functools import partial
 import pytest
 import torch
 
+from dtl.data.batching import Batching
 from dtl.data.encoded import Encoded, encode
 from dtl.data.loader import Loader, held_out, make_batch
 from dtl.data.source import Row
@@ -38,7 +39,8 @@ def data(cache):
 
 
 def loader(data, *, rank=0, ranks=1, global_batch=8, micro_batch=3, seed=4):
-    return Loader(data, collate, seed, global_batch, micro_batch, rank, ranks)
+    batching = Batching(len(data), global_batch, seed)
+    return Loader(data, collate, batching, micro_batch, rank, ranks)
 
 
 def told(window):
@@ -151,7 +153,9 @@ def test_a_fault_while_reading_ahead_reaches_the_loop(data):
     def broken(examples):
         raise ZeroDivisionError
 
-    windows = Loader(data, broken, 0, 8, 3, 0, 1).windows(after_step=0, last_step=3)
+    windows = Loader(data, broken, Batching(len(data), 8, 0), 3, 0, 1).windows(
+        after_step=0, last_step=3
+    )
     with pytest.raises(ZeroDivisionError):
         next(windows)
 

@@ -3,11 +3,13 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 from pydantic import ValidationError
 
 from dtl.assemble import assemble
 from dtl.config.schema import RunConfig
+from dtl.data.batching import Batching
 from dtl.errors import DtlError
 from dtl.models.load import initialise, load_pretrained, load_settings
 from dtl.plan import Hardware, OuterLaunch, Parameters, Plan, make
@@ -40,13 +42,26 @@ def configure(base, *, task="causal_lm", strategy="lora", **sections):
 
 
 def plan(config, hardware=LAPTOP, *, outer=None, examples=100, longest=24, disk_free=None):
+    """On examples that are all of one length."""
+    return plan_of(config, hardware, np.full(examples, longest), outer=outer, disk_free=disk_free)
+
+
+def plan_of(config, hardware, lengths, *, outer=None, disk_free=None):
+    options = config.train
+    size = options.global_batch
     return make_plan(
         config,
         assemble(config),
         facts=FACTS[config.task.name],
         settings=load_settings(config.model),
-        examples=examples,
-        longest=longest,
+        batching=Batching(
+            len(lengths),
+            size.limit,
+            options.seed,
+            sizes=None if size.unit == "examples" else lengths,
+            lengths=lengths if options.group_by_length else None,
+        ),
+        lengths=lengths,
         hardware=hardware,
         outer=outer,
         disk_free=disk_free,
