@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -51,7 +52,7 @@ def _read(value: Any) -> BatchSize:
 
 def _faults(value: Any, found: re.Match[str] | None) -> Iterator[ConfigFault]:
     if found is None:
-        shown = f"'{value}'" if isinstance(value, str) else value
+        shown = f"'{value}'" if isinstance(value, str) else json.dumps(value, default=str)
         yield ConfigFault(
             problem=f"{shown} is no size of a batch",
             mend="write a number of examples, such as 16, or '8192 tokens' or '120 seconds'",

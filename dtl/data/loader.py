@@ -12,7 +12,7 @@ import numpy as np
 
 from dtl.data.batching import Batching
 from dtl.data.encoded import EncodedData
-from dtl.data.order import evaluation_batches, micro_batches, padded
+from dtl.data.order import evaluation_batches, micro_batches, room_for
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -82,7 +82,7 @@ class Loader:
         """Where batches differ in examples: what `micro_batch` of the longest ones take, padded."""
         if self.batching.sizes is None:
             return None
-        return self.micro_batch * padded(int(self.data.lengths.max()))
+        return room_for(self.micro_batch, self.data.lengths)
 
     def windows(self, *, after_step: int, last_step: int) -> Iterator[Window]:
         """Windows after_step + 1 ... last_step; the next one is collated while this one trains."""

@@ -67,6 +67,11 @@ def padded(length: int) -> int:
     return -(-length // MULTIPLE) * MULTIPLE
 
 
+def room_for(examples: int, lengths: np.ndarray) -> int:
+    """What so many of the longest examples take, padded."""
+    return examples * padded(int(lengths.max()))
+
+
 def padding(turns: Sequence[Sequence[np.ndarray]], lengths: np.ndarray) -> tuple[int, int]:
     """Positions in these micro-batches, and how many of them stand beside shorter examples."""
     held = [lengths[one] for turn in turns for one in turn if len(one)]

@@ -13,7 +13,7 @@ import numpy as np
 from dtl.assemble import Parts
 from dtl.config.schema import RunConfig
 from dtl.data.batching import Batching
-from dtl.data.order import accumulation, micro_batches, padded, padding
+from dtl.data.order import accumulation, micro_batches, padding, room_for
 from dtl.errors import DtlError
 from dtl.models.load import weightless
 from dtl.plan import Chosen, Hardware, Layout, OuterLaunch, Parameters, Plan
@@ -331,7 +331,7 @@ def _micro_batch(
     dtype: str,
     log: _Log,
 ) -> int:
-    share = math.ceil(_most_examples(work) / ranks)
+    share = _share(work.batching, ranks)
     if config.layout.micro_batch is not None:
         micro = min(config.layout.micro_batch, share)
         log.note("micro batch", micro, "layout.micro_batch")
@@ -346,17 +346,15 @@ def _micro_batch(
     return micro
 
 
-def _most_examples(work: _Work) -> int:
-    """In a global batch."""
-    if work.batching.sizes is None:
-        return work.batching.most
-    return max(map(len, work.batching.epoch(0)))
+def _share(batching: Batching, ranks: int) -> int:
+    """Examples that a rank gets of a global batch at most; of one that counts tokens, all."""
+    return math.ceil(batching.most / ranks) if batching.sizes is None else batching.examples
 
 
 def _turns(config: RunConfig, work: _Work, ranks: int, micro: int, log: _Log) -> int:
     """Micro-batches that a rank runs in a step, and what they pad, seen in the first batches."""
     batching, size = work.batching, config.train.global_batch
-    room = None if batching.sizes is None else micro * padded(work.longest)
+    room = None if batching.sizes is None else room_for(micro, work.lengths)
     dealt = [
         micro_batches(batch, work.lengths, ranks=ranks, micro_batch=micro, room=room)
         for batch in batching.epoch(0)[:BATCHES_LOOKED_AT]
@@ -368,7 +366,7 @@ def _turns(config: RunConfig, work: _Work, ranks: int, micro: int, log: _Log) ->
         )
     else:
         turns = max(map(len, dealt))
-        held = f"{ranks} ranks x at most {turns} micro-batches of {room} {work.unit}, padded"
+        held = f"{ranks} ranks x up to {turns} x at most {room} {work.unit}, padded"
         log.note("accumulation", turns, f"{size} a step = {held}")
     positions, empty = padding([turn for batch in dealt for turn in batch], work.lengths)
     if empty > PADDING_TOLD * positions:

@@ -21,8 +21,10 @@ def losses(
     rate: float,
     clip: float,
     longest: int = 128,
+    tokens: int | None = None,
 ) -> tuple[list[float], list[float]]:
-    """Loss and gradient norm of each step; cosine schedule, no warm-up, seed 0."""
+    """Loss and gradient norm of each step; cosine schedule, no warm-up, seed 0. `tokens`: most that
+    a batch holds, instead of `batch` texts."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder)
     torch.manual_seed(0)
@@ -40,7 +42,10 @@ def losses(
     order, found, norms = [], [], []
     for epoch in range(1 + steps * batch // len(rows)):
         shuffled = np.random.Generator(np.random.Philox(key=[0, epoch])).permutation(len(rows))
-        order += [shuffled[at : at + batch] for at in range(0, len(rows), batch)]
+        if tokens is None:
+            order += [shuffled[at : at + batch] for at in range(0, len(rows), batch)]
+        else:
+            order += _filled([int(row) for row in shuffled], rows, tokens)
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = rate * 0.5 * (1 + math.cos(math.pi * step / steps))
         total, targets = torch.zeros(()), 0
@@ -55,3 +60,13 @@ def losses(
         optimizer.zero_grad()
         found.append(float(total.detach()) / targets)
     return found, norms
+
+
+def _filled(shuffled: list[int], rows: list[list[int]], tokens: int) -> list[list[int]]:
+    """One after the other into batches, each closed where the next text does not fit."""
+    batches: list[list[int]] = [[]]
+    for row in shuffled:
+        if sum(len(rows[other]) for other in [*batches[-1], row]) > tokens:
+            batches.append([])
+        batches[-1].append(row)
+    return batches

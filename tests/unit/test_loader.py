@@ -86,6 +86,36 @@ def test_a_step_is_the_same_examples_and_targets_at_any_layout(data, ranks, micr
         assert len({len(window.batches) for window in windows}) == 1
 
 
+@pytest.mark.parametrize("grouped", [False, True])
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+@pytest.mark.parametrize("micro_batch", [1, 2])
+def test_batches_of_tokens_are_the_same_examples_at_any_layout(data, grouped, ranks, micro_batch):
+    """Lengths go from 2 to 12, padded to 8 or 16: a micro-batch holds 16 or 32."""
+    lengths = data.lengths
+    batching = Batching(len(data), 40, 4, lengths, lengths if grouped else None)
+    steps = batching.steps_in(3)
+    loaders = [Loader(data, collate, batching, micro_batch, rank, ranks) for rank in range(ranks)]
+    seen, together = [], 0
+    for step in range(1, steps + 1):
+        windows = [each.window(step) for each in loaders]
+        batches = [batch for window in windows for batch in window.batches]
+        ids = [number for batch in batches for number in batch.ids]
+        assert sorted(ids) == sorted(windows[0].all_ids.tolist())
+        assert sum(batch.targets for batch in batches) == windows[0].all_targets
+        assert 0 < sum(map(length_of, ids)) == windows[0].all_length <= 40
+        assert len({len(window.batches) for window in windows}) == 1
+        assert all(batch.tensors["input_ids"].numel() <= 16 * micro_batch for batch in batches)
+        assert {batch.weight for batch in batches if not batch.ids} <= {0.0}
+        seen += ids
+        together = max(together, *(len(batch.ids) for batch in batches))
+    assert sorted(seen) == sorted(3 * list(range(EXAMPLES)))
+    assert together > 1, "short ones share a micro-batch"
+    fresh = Loader(
+        data, collate, Batching(len(data), 40, 4, **batching.kept), micro_batch, 0, ranks
+    )
+    assert told(fresh.window(steps)) == told(loaders[0].window(steps))
+
+
 def test_an_epoch_of_windows_holds_every_example_once(data):
     for epoch in range(3):
         windows = loader(data).windows(after_step=3 * epoch, last_step=3 * epoch + 3)
