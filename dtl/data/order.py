@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from bisect import bisect_left
 from collections.abc import Sequence
 
 import numpy as np
@@ -46,7 +47,8 @@ def micro_batches(
     length go to different ranks at the same moment, so that no rank waits long for another. Every
     rank gets the same number of micro-batches; some are empty when examples are few.
 
-    `room`: the most that a micro-batch may hold, padded, instead of `micro_batch` examples.
+    `room`: the most that a micro-batch may hold, padded, instead of `micro_batch` examples; no less
+    than the longest one takes.
     """
     lengths = np.asarray(lengths)
     longest_first = batch[np.argsort(-lengths[batch], kind="stable")]
@@ -54,22 +56,48 @@ def micro_batches(
         turns = accumulation(len(batch), ranks=ranks, micro_batch=micro_batch)
         runs = np.array_split(longest_first, turns * ranks)
         return [runs[turn * ranks : (turn + 1) * ranks] for turn in range(turns)]
+    return _within(longest_first, padded(lengths[longest_first]), ranks=ranks, room=room)
+
+
+def _within(
+    longest_first: np.ndarray, widths: np.ndarray, *, ranks: int, room: int
+) -> list[list[np.ndarray]]:
+    """As few turns as the room allows, and in each of them as little as possible on the rank that
+    has most, since the others wait for it."""
+    assert room >= widths[0], "a micro-batch must hold the longest example"
     found, start = [], 0
-    while start < len(batch):
-        most = max(1, room // padded(int(lengths[longest_first[start]])))
-        found.append(np.array_split(longest_first[start : start + ranks * most], ranks))
-        start += ranks * most
+    for left in range(-(-len(_runs(widths, room)) // ranks), 0, -1):
+        rest = widths[start:]
+        least = bisect_left(
+            range(room),
+            True,
+            lo=int(rest[0]),
+            key=lambda held: len(_runs(rest, held)) <= left * ranks,
+        )
+        ends = start + np.cumsum(_runs(rest, least)[:ranks])
+        runs = np.split(longest_first[start : ends[-1]], ends[:-1] - start)
+        found.append(runs + [longest_first[:0]] * (ranks - len(runs)))
+        start = int(ends[-1])
     return found
 
 
-def padded(length: int) -> int:
-    """A length up to the next multiple to which tasks pad."""
-    return -(-length // MULTIPLE) * MULTIPLE
+def _runs(widths: np.ndarray, room: int) -> list[int]:
+    """How many neighbours, longest first, each run takes if none is to take more room."""
+    runs, start = [], 0
+    while start < len(widths):
+        runs.append(min(len(widths) - start, room // int(widths[start])))
+        start += runs[-1]
+    return runs
+
+
+def padded(lengths: np.ndarray) -> np.ndarray:
+    """Lengths up to the next multiple to which tasks pad."""
+    return -(-lengths // MULTIPLE) * MULTIPLE
 
 
 def room_for(examples: int, lengths: np.ndarray) -> int:
     """What so many of the longest examples take, padded."""
-    return examples * padded(int(lengths.max()))
+    return examples * int(padded(lengths).max())
 
 
 def padding(turns: Sequence[Sequence[np.ndarray]], lengths: np.ndarray) -> tuple[int, int]:

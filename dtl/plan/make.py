@@ -25,7 +25,7 @@ from dtl.units import format_bytes
 ROOM = 0.9  # share of a device's memory that may be planned for
 MICRO_BATCH_CPU = 8
 MICRO_BATCH_MOST = 64
-BATCHES_LOOKED_AT = 1000  # for what is padded
+BATCHES_LOOKED_AT = 200  # for what is padded
 PADDING_TOLD = 0.1  # share of what is read, above which it is told
 
 

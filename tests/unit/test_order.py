@@ -161,19 +161,48 @@ def test_by_room_every_rank_has_as_many_micro_batches_and_none_is_larger(ranks, 
         seen = [lengths[number] for number in joined(in_time)]
         assert seen == sorted(seen, reverse=True)
         assert all(
-            len(one) * padded(int(lengths[one].max())) <= room for one in in_time if len(one)
+            len(one) * int(padded(lengths[one]).max()) <= room for one in in_time if len(one)
         )
         assert any(len(one) for one in in_time[-ranks:]), "no turn without examples"
 
 
 def test_by_room_by_hand():
-    """Lengths 20, 9, 8, 3, 2, 1 in room for 32: 20 pads to 24 and stays alone on each of two ranks,
-    then 9 pads to 16, of which each rank may hold two."""
+    """Lengths 20, 9, 8, 3, 2, 1 pad to 24, 16 and four times 8. In room for 32 they take three
+    micro-batches, so two turns of two ranks: the least of the first is 24, with 9 beside it, and of
+    the second 16."""
     lengths = np.array([3, 20, 8, 1, 9, 2])
     turns = micro_batches(np.arange(6), lengths, ranks=2, micro_batch=1, room=32)
     assert [[one.tolist() for one in turn] for turn in turns] == [[[1], [4]], [[2, 0], [5, 3]]]
     # 20 and 9 alone; 8 beside 3 holds 16, of which 5 are empty; 2 beside 1 holds 4, and 1 is.
     assert padding(turns, lengths) == (20 + 9 + 16 + 4, 5 + 1)
+
+
+def least_for_the_slowest(widths, *, slots):
+    """By trying every way to cut neighbours into so many runs: the least of the largest."""
+    places = range(1, len(widths))
+    cuts = itertools.chain(*(itertools.combinations(places, n) for n in range(slots)))
+    return min(
+        max(
+            (end - start) * widths[start]
+            for start, end in itertools.pairwise((0, *cut, len(widths)))
+        )
+        for cut in cuts
+    )
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+@pytest.mark.parametrize("seed", range(8))
+def test_by_room_the_slowest_rank_has_as_little_as_any_cut_gives_it(ranks, seed):
+    lengths = np.random.default_rng(seed).geometric(0.1, 9).clip(1, 40)
+    room = 2 * int(padded(lengths).max())
+    turns = micro_batches(np.arange(9), lengths, ranks=ranks, micro_batch=1, room=room)
+    widths = sorted(padded(lengths).tolist(), reverse=True)
+    largest = max(
+        len(one) * int(padded(lengths[one]).max()) for turn in turns for one in turn if len(one)
+    )
+    assert largest == least_for_the_slowest(widths, slots=ranks * len(turns))
+    if len(turns) > 1:
+        assert least_for_the_slowest(widths, slots=ranks * (len(turns) - 1)) > room, "no turn spare"
 
 
 @pytest.mark.parametrize(
