@@ -67,12 +67,12 @@ def _within(
     assert room >= widths[0], "a micro-batch must hold the longest example"
     found, start = [], 0
     for left in range(-(-len(_runs(widths, room)) // ranks), 0, -1):
-        rest = widths[start:]
+        rest, slots = widths[start:], left * ranks
         least = bisect_left(
             range(room),
             True,
-            lo=int(rest[0]),
-            key=lambda held: len(_runs(rest, held)) <= left * ranks,
+            lo=max(int(rest[0]), -(-int(rest.sum()) // slots)),
+            key=lambda held: len(_runs(rest, held)) <= slots,
         )
         ends = start + np.cumsum(_runs(rest, least)[:ranks])
         runs = np.split(longest_first[start : ends[-1]], ends[:-1] - start)
