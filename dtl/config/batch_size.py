@@ -27,7 +27,7 @@ class BatchSize:
     @property
     def limit(self) -> int:
         """In whole examples, tokens or milliseconds."""
-        return int(self.number * COUNTED[self.unit])
+        return round(self.number * COUNTED[self.unit])
 
     def __str__(self) -> str:
         return f"{told(self.number)} {self.unit}"
@@ -69,7 +69,7 @@ def _write(size: BatchSize) -> int | str:
     return int(size.number) if size.unit == "examples" else str(size)
 
 
-GlobalBatch = Annotated[
+GlobalBatchSize = Annotated[
     BatchSize,
     BeforeValidator(_read),
     PlainSerializer(_write),

@@ -19,7 +19,7 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 
 from dtl import registry
-from dtl.config.batch_size import GlobalBatch
+from dtl.config.batch_size import GlobalBatchSize
 from dtl.config.record import ConfigFault, Record, refuse
 from dtl.units import parse_seconds
 
@@ -321,7 +321,7 @@ class Train(Record):
 
     steps: int | None = Field(default=None, ge=1, description="optimizer steps to take")
     epochs: float | None = Field(default=None, gt=0, description="passes over the training data")
-    global_batch: GlobalBatch = Field(
+    global_batch: GlobalBatchSize = Field(
         default=16,
         validate_default=True,
         description="what one optimizer step learns from, over all processes: so many examples, or "

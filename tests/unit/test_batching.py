@@ -172,7 +172,7 @@ def config(**train):
         (16, 16, "examples", 16),
         ("8192 tokens", 8192, "tokens", 8192),
         ("120 seconds", 120, "seconds", 120_000),
-        ("7.5 seconds", 7.5, "seconds", 7500),
+        ("1.001 seconds", 1.001, "seconds", 1001),
         ("12 examples", 12, "examples", 12),
     ],
 )
