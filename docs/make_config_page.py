@@ -105,7 +105,7 @@ def _kind(given: dict[str, Any]) -> str:
     """The type in words, with its limits."""
     if "anyOf" in given:
         kinds = [_kind(form) for form in given["anyOf"] if form.get("type") != "null"]
-        return " or ".join(kinds)
+        return (", or " if "," in "".join(kinds) else " or ").join(kinds)
     if "enum" in given or "const" in given:
         return ", ".join(f"`{value}`" for value in given.get("enum", [given.get("const")]))
     if "$ref" in given:

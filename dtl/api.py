@@ -89,7 +89,14 @@ def _train(config: RunConfig, supervisor: Supervisor) -> Outcome:
     for line in examples.lines():
         say(line)
     skipped = examples.skipped_rows()
-    folder.create(config, prepared.plan, examples.facts, examples.data, skipped=skipped)
+    folder.create(
+        config,
+        prepared.plan,
+        examples.facts,
+        examples.data,
+        skipped=skipped,
+        batching=examples.batching,
+    )
     return Outcome(supervisor.launch(folder, prepared), folder)
 
 

@@ -114,6 +114,7 @@ def assemble(config: RunConfig) -> Parts:
                 "put it first, or take full",
             )
     _refuse_pull(config, strategies)
+    _refuse_batches(config, task)
     return Parts(task, strategies)
 
 
@@ -131,3 +132,21 @@ def _refuse_pull(config: RunConfig, strategies: tuple[Strategy, ...]) -> None:
             )
         if problem is not None:
             raise DtlError.of("optim.l2_sp", problem, "remove optim.l2_sp, or take strategy full")
+
+
+def _refuse_batches(config: RunConfig, task: Task) -> None:
+    """Raise DtlError for batches that the task's examples cannot be put into."""
+    asked, options = task.batch_unit, config.train
+    if options.global_batch.unit not in ("examples", asked):
+        also = f"in {asked}, or " if asked else ""
+        raise DtlError.of(
+            "train.global_batch",
+            f"examples of task {config.task.name} have no {options.global_batch.unit}",
+            f"write it {also}as a number of examples, such as 16",
+        )
+    if options.group_by_length and asked is None:
+        raise DtlError.of(
+            "train.group_by_length",
+            f"examples of task {config.task.name} are all of one length",
+            "remove it",
+        )

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dtl.data.order import chain, order, steps_per_epoch
-from dtl.run_folder import RunFolder
+from dtl.data.order import chain
+from dtl.run_folder import LENGTHS, RunFolder
 
 
 @dataclass(frozen=True)
@@ -28,28 +28,25 @@ class Audit:
 
 
 def audit(run: RunFolder) -> Audit:
-    """Recompute the order from (examples, seed, global batch) and hold each logged digest to it."""
-    config, data = run.config, run.data
-    batch = config.train.global_batch
-    per_epoch = steps_per_epoch(data["examples"], global_batch=batch)
-    digest, step = str(data["key"]), 0
-    batches: list[np.ndarray] = []
+    """Form the batches once more and hold each logged digest to them."""
+    batching = run.batching
+    if batching is None:
+        return Audit(0, 0, f"there is no {LENGTHS} to form its batches from")
+    digest, step, epoch = str(run.data["key"]), 0, -1
     for line in run.metrics():
         if line["kind"] != "train":
             continue
         if line["step"] != step + 1:
-            return Audit(step, step // per_epoch, f"step {line['step']} follows step {step}")
-        epoch, place = divmod(step, per_epoch)
-        if place == 0:
-            batches = order(
-                data["examples"], seed=config.train.seed, epoch=epoch, global_batch=batch
-            )
-        if place == 0 and not _each_once(batches, data["examples"]):
-            return Audit(step, epoch, f"epoch {epoch} does not hold every example exactly once")
-        digest, step = chain(digest, batches[place]), step + 1
+            return Audit(step, max(epoch, 0), f"step {line['step']} follows step {step}")
+        batch = batching.of_step(step + 1)
+        if batch.epoch > epoch and not _each_once(batching.epoch(batch.epoch), batching.examples):
+            told = f"epoch {batch.epoch} does not hold every example exactly once"
+            return Audit(step, batch.epoch, told)
+        digest, epoch = chain(digest, batch.examples), batch.epoch
         if line["digest"] != digest:
-            return Audit(step - 1, epoch, f"step {step} read other examples than its order says")
-    return Audit(step, step // per_epoch, None)
+            return Audit(step, epoch, f"step {step + 1} read other examples than its order says")
+        step += 1
+    return Audit(step, batching.of_step(step + 1).epoch, None)
 
 
 def difference(one: RunFolder, other: RunFolder) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import astuple, dataclass, replace
@@ -12,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from dtl.assemble import Parts
-from dtl.config.schema import Data, RunConfig
+from dtl.config.batch_size import COUNTED, BatchSize
+from dtl.config.schema import Data, RunConfig, Train
+from dtl.data.batching import Batching
 from dtl.data.encoded import EncodedData, cache_key, encode, wait_for
-from dtl.data.order import order
+from dtl.data.order import draws
 from dtl.data.source import FAULTS_SHOWN, Check, Reading, Row, Rows, open_rows
 from dtl.errors import DtlError, Fault, near
 from dtl.mini.cache import folder as cache_folder
@@ -22,7 +25,7 @@ from dtl.models.adapters import with_room_for
 from dtl.models.fingerprint import fingerprint
 from dtl.models.load import load_processor, load_settings, locate
 from dtl.models.trust import refuse_pickled_weights
-from dtl.tasks import Facts
+from dtl.tasks import Facts, Task
 
 MIX_SEED = 20_000_017  # of which rows of a source are read once more, or at all
 HELD_OUT_SEED = 20_000_003  # of the split, so that train.seed does not change who is held out
@@ -43,6 +46,7 @@ class Examples:
     mixed: tuple[ReadSource, ...]  # what is learnt beside
     rows: tuple[tuple[str, Iterable[Row], EncodedData], ...]  # with the key that names them
     base: str  # the fingerprint of the base model
+    batching: Batching  # of what is learnt
 
     @property
     def data(self) -> dict[str, Any]:
@@ -146,7 +150,23 @@ def prepare(
         mixed=mixed,
         rows=tuple(read),
         base=fingerprint(config.model),
+        batching=_batching(config.train, parts.task, learnt, processor),
     )
+
+
+def _batching(options: Train, task: Task, data: EncodedData, processor: Any) -> Batching:
+    """Raises DtlError for an example that no batch of this size can hold."""
+    size = options.global_batch
+    sizes = None if size.unit == "examples" else task.sizes(data, processor=processor)
+    if sizes is not None and sizes.max() > size.limit:
+        longest = BatchSize(math.ceil(sizes.max() / COUNTED[size.unit]), size.unit)
+        raise DtlError.of(
+            "train.global_batch",
+            f"{size} do not hold the longest example, which has {longest}",
+            f"set train.global_batch to {longest} or more, or take shorter examples",
+        )
+    lengths = data.lengths if options.group_by_length else None
+    return Batching(len(data), size.limit, options.seed, sizes=sizes, lengths=lengths)
 
 
 def _sources(
@@ -270,7 +290,7 @@ def _split(
 def _drawn(numbers: Sequence[int], share: float, *, seed: int) -> frozenset[int]:
     """So large a share of the numbers, one at least."""
     total = len(numbers)
-    shuffled = order(total, seed=seed, epoch=0, global_batch=max(1, total))[0]
+    shuffled = draws(seed=seed, epoch=0).permutation(total)
     return frozenset(numbers[place] for place in shuffled[: max(1, round(total * share))].tolist())
 
 

@@ -11,15 +11,18 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
+import numpy as np
 import yaml
 
 from dtl.config.compare import decisive
 from dtl.config.schema import RunConfig
+from dtl.data.batching import Batching
 from dtl.errors import DtlError
 from dtl.plan import Plan
 from dtl.tasks import Facts
 
 State = Literal["absent", "interrupted", "finished"]
+LENGTHS = "lengths.npz"  # of the examples, where batches depend on them
 STACK = ("dtl", "torch", "deepspeed", "accelerate", "transformers", "peft", "bitsandbytes")
 
 
@@ -95,6 +98,25 @@ class RunFolder:
         return dict(self._run["data"])
 
     @property
+    def batching(self) -> Batching | None:
+        """How the run's batches are formed; None where the folder lacks the lengths for it."""
+        options = self.config.train
+        wanted = {
+            "sizes": options.global_batch.unit != "examples",
+            "lengths": options.group_by_length,
+        }
+        path = self.path / LENGTHS
+        kept = dict(np.load(path)) if path.is_file() else {}
+        if not all(name in kept for name, needed in wanted.items() if needed):
+            return None
+        return Batching(
+            self.data["examples"],
+            options.global_batch.limit,
+            options.seed,
+            **{name: kept[name] for name, needed in wanted.items() if needed},
+        )
+
+    @property
     def identity(self) -> str:
         """What the run learns, in one text: the same for two runs that learn the same."""
         return _identity(self.config, self.data)
@@ -112,8 +134,10 @@ class RunFolder:
         data: dict[str, Any],
         *,
         skipped: Iterable[dict[str, str]] = (),
+        batching: Batching | None = None,
     ) -> None:
         """Begin the run. `skipped`: rows that are no examples, each with its place and the reason.
+        `batching`: whose lengths are kept for the audit.
         Raises DtlError when the folder holds something else."""
         if self.path.exists() and any(self.path.iterdir()):
             raise DtlError.of(
@@ -134,6 +158,8 @@ class RunFolder:
         text = yaml.safe_dump(record["config"], sort_keys=False)
         (self.path / "config.yaml").write_text(text, encoding="utf-8")
         self._list_skipped(skipped)
+        if batching is not None and batching.kept:
+            np.savez(self.path / LENGTHS, **batching.kept)  # type: ignore[arg-type]
         write_json(self.path / "run.json", record)
 
     def _list_skipped(self, rows: Iterable[dict[str, str]]) -> None:

@@ -182,7 +182,12 @@ def _begin(
             tell(line)
         skipped = examples.skipped_rows()
         folder.create(
-            prepared.config, prepared.plan, examples.facts, examples.data, skipped=skipped
+            prepared.config,
+            prepared.plan,
+            examples.facts,
+            examples.data,
+            skipped=skipped,
+            batching=examples.batching,
         )
     elif is_first:
         folder.lay_out_anew(prepared.config, prepared.plan)

@@ -24,6 +24,7 @@ _ELSEWHERE = {
     "lr_scheduler_type": "optim.schedule",
     "batch_size": "train.global_batch",
     "per_device_train_batch_size": "layout.micro_batch",
+    "train_sampling_strategy": "train.group_by_length",
     "gradient_checkpointing": "layout.activation_checkpointing",
     "max_steps": "train.steps",
     "num_train_epochs": "train.epochs",

@@ -21,6 +21,7 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 
 from dtl import registry
+from dtl.config.batch_size import GlobalBatchSize
 from dtl.config.optimizers import OPTIMIZERS
 from dtl.config.record import ConfigFault, Record, refuse
 from dtl.units import parse_seconds
@@ -461,8 +462,15 @@ class Train(Record):
 
     steps: int | None = Field(default=None, ge=1, description="optimizer steps to take")
     epochs: float | None = Field(default=None, gt=0, description="passes over the training data")
-    global_batch: int = Field(
-        default=16, ge=1, description="examples in one optimizer step, over all processes"
+    global_batch: GlobalBatchSize = Field(
+        default=16,
+        validate_default=True,
+        description="what one optimizer step learns from, over all processes: so many examples, or "
+        "as many as fit into `8192 tokens` (of text) or `120 seconds` (of sound)",
+    )
+    group_by_length: bool = Field(
+        default=False,
+        description="form batches of examples of like length, so that less is padded",
     )
     evaluate_every: int | None = Field(
         default=None, ge=1, description="optimizer steps between scorings; left out: at the end"
@@ -572,7 +580,10 @@ class Layout(Record):
         default=None, description="what is kept in main memory instead of the device"
     )
     micro_batch: int | None = Field(
-        default=None, ge=1, description="examples in one forward and backward pass, a process"
+        default=None,
+        ge=1,
+        description="examples in one forward and backward pass, a process; where the global batch "
+        "counts tokens or seconds, examples of the longest length: of shorter ones more",
     )
     activation_checkpointing: bool | None = Field(
         default=None, description="recompute activations in the backward pass to save memory"
@@ -646,7 +657,9 @@ class RunConfig(Record):
 
     def _batch_faults(self) -> Iterable[ConfigFault]:
         """A process without examples in every step is a mistake, not a layout."""
-        examples, layout = self.train.global_batch, self.layout
+        if self.train.global_batch.unit != "examples":
+            return  # how many examples are in a step is seen in the data
+        examples, layout = self.train.global_batch.limit, self.layout
         processes = layout.nodes * (layout.processes or 1)
         if processes > examples:
             yield ConfigFault(

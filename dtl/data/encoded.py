@@ -99,6 +99,10 @@ class EncodedData:
         """Names the content: the data, the tokenizer and the task's options."""
         return self.folder.name
 
+    def counts(self, name: str) -> np.ndarray:
+        """How many numbers each example has under this name."""
+        return np.diff(self._columns[name].ends, prepend=0)
+
     def __len__(self) -> int:
         return self.census.kept
 

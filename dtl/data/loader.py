@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from dtl.data.batching import Batching
 from dtl.data.encoded import EncodedData
-from dtl.data.order import evaluation_batches, order, share, steps_per_epoch
+from dtl.data.order import evaluation_batches, micro_batches, room_for
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -65,16 +67,22 @@ class Loader:
 
     data: EncodedData
     collate: Collate
-    seed: int
-    global_batch: int
+    batching: Batching
     micro_batch: int
     rank: int
     ranks: int
     present: Present = as_stored
 
     @property
-    def steps_per_epoch(self) -> int:
-        return steps_per_epoch(len(self.data), global_batch=self.global_batch)
+    def seed(self) -> int:
+        return self.batching.seed
+
+    @cached_property
+    def room(self) -> int | None:
+        """Where batches differ in examples: what `micro_batch` of the longest ones take, padded."""
+        if self.batching.sizes is None:
+            return None
+        return room_for(self.micro_batch, self.data.lengths)
 
     def windows(self, *, after_step: int, last_step: int) -> Iterator[Window]:
         """Windows after_step + 1 ... last_step; the next one is collated while this one trains."""
@@ -87,15 +95,19 @@ class Loader:
 
     def window(self, step: int) -> Window:
         """The window of optimizer step `step`, which counts from 1."""
-        epoch, place = divmod(step - 1, self.steps_per_epoch)
-        batch = self._epoch(epoch)[place]
-        shares = share(
-            batch, self.data.lengths, rank=self.rank, ranks=self.ranks, micro_batch=self.micro_batch
+        found = self.batching.of_step(step)
+        batch, show = found.examples, self._shown(found.epoch)
+        turns = micro_batches(
+            batch,
+            self.data.lengths,
+            ranks=self.ranks,
+            micro_batch=self.micro_batch,
+            room=self.room,
         )
         return Window(
             step,
-            epoch,
-            tuple(make_batch(self.data, ids, self._shown(epoch)) for ids in shares),
+            found.epoch,
+            tuple(make_batch(self.data, turn[self.rank], show) for turn in turns),
             all_ids=batch,
             all_targets=int(self.data.targets[batch].sum()),
             all_length=int(self.data.lengths[batch].sum()),
@@ -118,16 +130,6 @@ class Loader:
             )
 
         return show
-
-    def _epoch(self, epoch: int) -> list[np.ndarray]:
-        cached = self.__dict__.get("_order")
-        if cached is None or cached[0] != epoch:
-            batches = order(
-                len(self.data), seed=self.seed, epoch=epoch, global_batch=self.global_batch
-            )
-            cached = (epoch, batches)
-            object.__setattr__(self, "_order", cached)
-        return cached[1]
 
 
 def held_out(

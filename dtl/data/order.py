@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+from bisect import bisect_left
 from collections.abc import Sequence
 
 import numpy as np
 
-
-def steps_per_epoch(examples: int, *, global_batch: int) -> int:
-    """Optimizer steps in one pass over the data; the last one may be smaller."""
-    return -(-examples // global_batch)
+MULTIPLE = 8  # to which tasks pad
 
 
-def order(examples: int, *, seed: int, epoch: int, global_batch: int) -> list[np.ndarray]:
-    """The global batches of one epoch: every example exactly once, shuffled by (seed, epoch).
+def draws(*, seed: int, epoch: int) -> np.random.Generator:
+    """What the order of an epoch is drawn from.
 
     Philox is counter-based and specified, so the same numbers come out on every machine.
     """
-    generator = np.random.Generator(np.random.Philox(key=[seed, epoch]))
-    shuffled = generator.permutation(examples)
-    return [shuffled[start : start + global_batch] for start in range(0, examples, global_batch)]
+    return np.random.Generator(np.random.Philox(key=[seed, epoch]))
 
 
 def chain(digest: str, batch: np.ndarray) -> str:
@@ -37,24 +33,78 @@ def accumulation(examples: int, *, ranks: int, micro_batch: int) -> int:
     return max(1, -(-examples // (ranks * micro_batch)))
 
 
-def share(
+def micro_batches(
     batch: np.ndarray,
     lengths: Sequence[int] | np.ndarray,
     *,
-    rank: int,
     ranks: int,
     micro_batch: int,
-) -> list[np.ndarray]:
-    """The micro-batches that one rank runs for a global batch.
+    room: int | None = None,
+) -> list[list[np.ndarray]]:
+    """The micro-batches of a global batch: for each turn, that of each rank.
 
     The batch is sorted by length and cut into equal runs, so that little is padded; neighbours in
     length go to different ranks at the same moment, so that no rank waits long for another. Every
     rank gets the same number of micro-batches; some are empty when examples are few.
+
+    `room`: the most that a micro-batch may hold, padded, instead of `micro_batch` examples; no less
+    than the longest one takes.
     """
-    turns = accumulation(len(batch), ranks=ranks, micro_batch=micro_batch)
-    longest_first = batch[np.argsort(-np.asarray(lengths)[batch], kind="stable")]
-    runs = np.array_split(longest_first, turns * ranks)
-    return [runs[turn * ranks + rank] for turn in range(turns)]
+    lengths = np.asarray(lengths)
+    longest_first = batch[np.argsort(-lengths[batch], kind="stable")]
+    if room is None:
+        turns = accumulation(len(batch), ranks=ranks, micro_batch=micro_batch)
+        runs = np.array_split(longest_first, turns * ranks)
+        return [runs[turn * ranks : (turn + 1) * ranks] for turn in range(turns)]
+    return _within(longest_first, padded(lengths[longest_first]), ranks=ranks, room=room)
+
+
+def _within(
+    longest_first: np.ndarray, widths: np.ndarray, *, ranks: int, room: int
+) -> list[list[np.ndarray]]:
+    """As few turns as the room allows, and in each of them as little as possible on the rank that
+    has most, since the others wait for it."""
+    assert room >= widths[0], "a micro-batch must hold the longest example"
+    found, start = [], 0
+    for left in range(-(-len(_runs(widths, room)) // ranks), 0, -1):
+        rest, slots = widths[start:], left * ranks
+        least = bisect_left(
+            range(room),
+            True,
+            lo=max(int(rest[0]), -(-int(rest.sum()) // slots)),
+            key=lambda held: len(_runs(rest, held)) <= slots,
+        )
+        ends = start + np.cumsum(_runs(rest, least)[:ranks])
+        runs = np.split(longest_first[start : ends[-1]], ends[:-1] - start)
+        found.append(runs + [longest_first[:0]] * (ranks - len(runs)))
+        start = int(ends[-1])
+    return found
+
+
+def _runs(widths: np.ndarray, room: int) -> list[int]:
+    """How many neighbours, longest first, each run takes if none is to take more room."""
+    runs, start = [], 0
+    while start < len(widths):
+        runs.append(min(len(widths) - start, room // int(widths[start])))
+        start += runs[-1]
+    return runs
+
+
+def padded(lengths: np.ndarray) -> np.ndarray:
+    """Lengths up to the next multiple to which tasks pad."""
+    return -(-lengths // MULTIPLE) * MULTIPLE
+
+
+def room_for(examples: int, lengths: np.ndarray) -> int:
+    """What so many of the longest examples take, padded."""
+    return examples * int(padded(lengths).max())
+
+
+def padding(turns: Sequence[Sequence[np.ndarray]], lengths: np.ndarray) -> tuple[int, int]:
+    """Positions in these micro-batches, and how many of them stand beside shorter examples."""
+    held = [lengths[one] for turn in turns for one in turn if len(one)]
+    positions = sum(len(one) * int(one.max()) for one in held)
+    return positions, positions - sum(int(one.sum()) for one in held)
 
 
 def evaluation_batches(lengths: Sequence[int] | np.ndarray, *, batch: int) -> list[np.ndarray]:

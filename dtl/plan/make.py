@@ -8,10 +8,13 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import Any
 
+import numpy as np
+
 from dtl.assemble import Parts
 from dtl.config.optimizers import OPTIMIZERS, Optimizer
 from dtl.config.schema import RunConfig
-from dtl.data.order import accumulation, steps_per_epoch
+from dtl.data.batching import Batching
+from dtl.data.order import accumulation, micro_batches, padding, room_for
 from dtl.errors import DtlError
 from dtl.models import quantize
 from dtl.models.load import weightless
@@ -26,6 +29,8 @@ from dtl.units import format_bytes, format_count
 ROOM = 0.9  # share of a device's memory that may be planned for
 MICRO_BATCH_CPU = 8
 MICRO_BATCH_MOST = 64
+BATCHES_LOOKED_AT = 200  # for what is padded
+PADDING_TOLD = 0.1  # share of what is read, above which it is told
 
 
 @dataclass
@@ -41,9 +46,14 @@ class _Work:
     """What is to be laid out."""
 
     counts: Parameters
-    longest: int  # of the longest example, in the unit
+    batching: Batching
+    lengths: np.ndarray  # of the examples, in the unit
     unit: str
     settings: Any  # the model's config
+
+    @property
+    def longest(self) -> int:
+        return int(self.lengths.max())
 
 
 @dataclass(frozen=True)
@@ -110,8 +120,8 @@ def make_plan(
     *,
     facts: Facts,
     settings: Any,
-    examples: int,
-    longest: int,
+    batching: Batching,
+    lengths: np.ndarray,
     hardware: Hardware,
     outer: OuterLaunch | None = None,
     disk_free: int | None = None,
@@ -129,8 +139,8 @@ def make_plan(
     ]
     refuse_lost(parts.strategies, learning)
     most = max((phase.parameters for phase in learning), key=lambda counts: counts.learning)
-    work = _Work(most, longest, parts.task.length_unit, settings)
-    nodes, processes = _processes(config, hardware, outer, log)
+    work = _Work(most, batching, lengths, parts.task.length_unit, settings)
+    nodes, processes = _processes(config, batching, hardware, outer, log)
     dtype = _dtype(config, hardware, log)
     reach = _reach(config, parts)
     zero, offload = _zero(config, work, hardware, nodes * processes, dtype, outer, reach, log)
@@ -144,19 +154,14 @@ def make_plan(
     room = int(hardware.memory * ROOM) - sum(state.values())
     checkpointing = _checkpointing(config, work, room, dtype, reach, log)
     micro = _micro_batch(config, work, room, hardware, nodes * processes, checkpointing, dtype, log)
-    turns = accumulation(config.train.global_batch, ranks=nodes * processes, micro_batch=micro)
-    log.note(
-        "accumulation",
-        turns,
-        f"{config.train.global_batch} examples a step = {nodes * processes} ranks x {turns} x "
-        f"at most {micro}",
-    )
+    turns = _turns(config, work, nodes * processes, micro, log)
     layout = Layout(
         nodes, processes, zero, offload, micro, turns, checkpointing, dtype, hardware.device
     )
-    per_epoch = steps_per_epoch(examples, global_batch=config.train.global_batch)
-    steps = config.train.steps or max(1, round((config.train.epochs or 0) * per_epoch))
-    log.note("steps", steps, f"{per_epoch} an epoch of {examples} examples")
+    per_epoch = batching.steps_of(0)
+    steps = config.train.steps or batching.steps_in(config.train.epochs or 0)
+    which = "an epoch" if batching.sizes is None else "in the first epoch"
+    log.note("steps", steps, f"{per_epoch} {which} of {batching.examples} examples")
     phases = _phases(config, parts, learning, steps, log)
     if disk_free is not None:
         _disk(config, parts, work.counts, dtype, disk_free, log)
@@ -208,9 +213,13 @@ def _disk(
 
 
 def _processes(
-    config: RunConfig, hardware: Hardware, outer: OuterLaunch | None, log: _Log
+    config: RunConfig,
+    batching: Batching,
+    hardware: Hardware,
+    outer: OuterLaunch | None,
+    log: _Log,
 ) -> tuple[int, int]:
-    asked = config.layout
+    asked, examples = config.layout, batching.examples_a_step
     if outer is not None:
         nodes, uneven = divmod(outer.ranks, outer.ranks_a_node)
         if uneven:
@@ -220,12 +229,7 @@ def _processes(
                 "start the same number on each node",
             )
         log.note("processes", outer.ranks, f"fixed by {outer.launcher}")
-        if outer.ranks > config.train.global_batch:
-            raise DtlError.of(
-                "train.global_batch",
-                f"{config.train.global_batch} examples cannot feed {outer.ranks} processes",
-                f"set train.global_batch to {outer.ranks} or more",
-            )
+        _refuse_hungry(config, examples, outer.ranks)
         return nodes, outer.ranks_a_node
     if asked.processes is not None:
         if hardware.device == "cuda" and asked.nodes == 1 and asked.processes > hardware.devices:
@@ -234,13 +238,27 @@ def _processes(
                 f"{asked.processes} processes want a GPU each; this machine has {hardware.devices}",
                 f"set layout.processes to {hardware.devices} or less",
             )
+        _refuse_hungry(config, examples, asked.nodes * asked.processes)
         log.note("processes", asked.nodes * asked.processes, "layout.processes")
         return asked.nodes, asked.processes
     found = hardware.devices if hardware.device == "cuda" else 1
-    processes = max(1, min(found, config.train.global_batch // asked.nodes))
+    processes = max(1, min(found, examples // asked.nodes))
     reason = f"one a GPU ({hardware.name})" if hardware.device == "cuda" else "no GPU was found"
     log.note("processes", asked.nodes * processes, reason)
     return asked.nodes, processes
+
+
+def _refuse_hungry(config: RunConfig, examples: int, ranks: int) -> None:
+    """A process without examples in most steps is a mistake, not a layout."""
+    if ranks <= examples:
+        return
+    size = config.train.global_batch
+    if size.unit == "examples":
+        problem, mend = f"{size} cannot feed {ranks} processes", f"to {ranks} or more"
+    else:
+        problem = f"{size} are {examples} examples on average, and cannot feed {ranks} processes"
+        mend = "higher, or use fewer processes"
+    raise DtlError.of("train.global_batch", problem, f"set train.global_batch {mend}")
 
 
 def _dtype(config: RunConfig, hardware: Hardware, log: _Log) -> str:
@@ -433,7 +451,7 @@ def _micro_batch(
     dtype: str,
     log: _Log,
 ) -> int:
-    share = math.ceil(config.train.global_batch / ranks)
+    share = _share(work.batching, ranks)
     if config.layout.micro_batch is not None:
         micro = min(config.layout.micro_batch, share)
         log.note("micro batch", micro, "layout.micro_batch")
@@ -442,7 +460,36 @@ def _micro_batch(
     micro = min(share, most)
     while micro > 1 and _activation_bytes(work, micro, dtype, checkpointing=checkpointing) > room:
         micro = -(-micro // 2)
-    turns = math.ceil(share / micro)
-    micro = math.ceil(share / turns)
+    if work.batching.sizes is None:  # none of them smaller than it must be
+        micro = math.ceil(share / math.ceil(share / micro))
     log.note("micro batch", micro, f"examples of up to {work.longest} {work.unit} that fit at once")
     return micro
+
+
+def _share(batching: Batching, ranks: int) -> int:
+    """Examples that a rank gets of a global batch at most; of one that counts tokens, all."""
+    return math.ceil(batching.most / ranks) if batching.sizes is None else batching.examples
+
+
+def _turns(config: RunConfig, work: _Work, ranks: int, micro: int, log: _Log) -> int:
+    """Micro-batches that a rank runs in a step, and what they pad, seen in the first batches."""
+    batching, size = work.batching, config.train.global_batch
+    room = None if batching.sizes is None else room_for(micro, work.lengths)
+    dealt = [
+        micro_batches(batch, work.lengths, ranks=ranks, micro_batch=micro, room=room)
+        for batch in batching.epoch(0)[:BATCHES_LOOKED_AT]
+    ]
+    if room is None:
+        turns = accumulation(batching.most, ranks=ranks, micro_batch=micro)
+        log.note(
+            "accumulation", turns, f"{size} a step = {ranks} ranks x {turns} x at most {micro}"
+        )
+    else:
+        turns = max(map(len, dealt))
+        held = f"{ranks} ranks x up to {turns} x at most {room} {work.unit}, padded"
+        log.note("accumulation", turns, f"{size} a step = {held}")
+    positions, empty = padding([turn for batch in dealt for turn in batch], work.lengths)
+    if empty > PADDING_TOLD * positions:
+        told = "" if batching.lengths is not None else "; train.group_by_length=true makes it less"
+        log.note("padding", f"{empty / positions:.0%}", f"of the {work.unit} that are read{told}")
+    return turns

@@ -7,8 +7,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from dtl.config.batch_size import COUNTED, Unit
 from dtl.data import labels
-from dtl.data.encoded import Encoded, Skip
+from dtl.data.encoded import Encoded, EncodedData, Skip
+from dtl.data.order import MULTIPLE
 from dtl.data.source import Row
 from dtl.errors import Fault
 
@@ -24,6 +26,7 @@ ReadsBy = Literal[
 Outcome = dict[str, Any]
 IGNORED = -100  # the label of a position that the loss does not count
 LENGTH_UNITS = {None: "tokens", "audio": "frames", "image": "patches"}  # by a task's media
+BATCH_UNITS: dict[str | None, Unit | None] = {None: "tokens", "audio": "seconds", "image": None}
 LONGEST_TEXT = 1_000_000  # characters; a second's work for a tokenizer
 LONGEST_TOKEN = 64  # characters; more than a token has on average in any text
 
@@ -69,6 +72,18 @@ class Task(ABC):
     def length_unit(self) -> str:
         """What the length of an example counts."""
         return LENGTH_UNITS[self.media]
+
+    @property
+    def batch_unit(self) -> Unit | None:
+        """What a global batch may count beside examples; None where all are equally large."""
+        return BATCH_UNITS[self.media]
+
+    def sizes(self, data: EncodedData, *, processor: Any) -> ndarray:
+        """What each example adds to a global batch: tokens, or milliseconds that are heard."""
+        if self.batch_unit == "tokens":
+            return data.lengths
+        rate = getattr(processor, "feature_extractor", processor).sampling_rate
+        return -(-data.counts("samples") * COUNTED["seconds"] // rate)
 
     @abstractmethod
     def check(self, row: Row) -> Fault | None:
@@ -287,7 +302,7 @@ def room(asked: int, processor: Any, base: Any) -> int:
     return int(min(asked, positions, processor.model_max_length))
 
 
-def pad(rows: list[Any], *, value: int, multiple: int = 8) -> Tensor:
+def pad(rows: list[Any], *, value: int, multiple: int = MULTIPLE) -> Tensor:
     """Whole numbers of uneven length as one tensor (B, T), padded on the right."""
     import numpy as np
     import torch
@@ -299,7 +314,7 @@ def pad(rows: list[Any], *, value: int, multiple: int = 8) -> Tensor:
     return torch.from_numpy(padded)
 
 
-def mask(rows: list[Any], *, multiple: int = 8) -> Tensor:
+def mask(rows: list[Any], *, multiple: int = MULTIPLE) -> Tensor:
     """1 where a row has a value, 0 where it is padded; by length, so that a real token that equals
     the padding token still counts."""
     return pad([[1] * len(row) for row in rows], value=0, multiple=multiple)

@@ -4,14 +4,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from pydantic import Field
 
+from dtl.config.batch_size import COUNTED
 from dtl.config.record import Record
 from dtl.data.audio import sound_fault, sound_of
-from dtl.data.encoded import Encoded, Skip
+from dtl.data.encoded import Encoded, EncodedData, Skip
 from dtl.data.hearing import heard, pad_sounds
 from dtl.data.labels import label_fault, labels_of, place_of
 from dtl.data.source import Row
@@ -81,6 +84,11 @@ class Plugin(Classification):
             return Encoded(values, frames_of(min(len(samples_T), longest), base), 1)
 
         return encode
+
+    def sizes(self, data: EncodedData, *, processor: Any) -> np.ndarray:
+        """Of a longer sound, only a part is heard each time."""
+        longest = math.ceil(self.options.longest_seconds * COUNTED["seconds"])
+        return np.minimum(super().sizes(data, processor=processor), longest)
 
     def present(
         self, values: dict[str, Any], *, processor: Any, draw: Generator | None

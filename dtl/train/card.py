@@ -67,7 +67,7 @@ def model_card(
         ("learning parameters", format_count(plan.parameters.learning)),
         ("trained on", ", ".join(map(_named, (config.data.train, *config.data.mix)))),
         ("scored on", held_out if scores else "nothing"),
-        ("steps", f"{plan.steps} of {config.train.global_batch} examples"),
+        ("steps", f"{plan.steps} of {config.train.global_batch}"),
         (
             "learning rate",
             f"{', then '.join(f'{phase.learning_rate:g}' for phase in plan.phases)}, "

@@ -16,6 +16,8 @@ from tests.distributed.matrix import (
     ADAPTER_STEPS,
     ADAPTERS,
     BATCH,
+    BATCHING_LAYOUTS,
+    BATCHINGS,
     CLIP,
     EXPORT_PLACES,
     EXPORTED,
@@ -42,6 +44,7 @@ from tests.distributed.matrix import (
     TEXT_RUNS,
     TEXT_STEPS,
     TEXT_STRATEGIES,
+    TOKEN_STEPS,
     UP_TO_ZERO_2,
     UPDATED,
 )
@@ -105,7 +108,7 @@ def bed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "labelled.yaml").write_text(LABELLED)
     _lay_out_text_tasks(folder)
     alone = [_job(1, *case) for case in _cases()] + _labelled(1) + _parts(1) + _scored(1)
-    alone += _text_tasks(1) + _adapters(1) + _quantized(1) + _updated(1)
+    alone += _text_tasks(1) + _adapters(1) + _quantized(1) + _updated(1) + _batchings(1)
     launching.run_jobs(1, alone + _interrupted(1), cwd=folder)
     pair = [_job(2, *case) for case in _cases()] + _labelled(2) + _parts(2) + _scored(2)
     pair += _text_tasks(2) + _updated(2)
@@ -119,7 +122,7 @@ def bed(tmp_path_factory: pytest.TempPathFactory) -> Path:
         + _jumped()
         + _stopped()
     )
-    pair += _adapters(2) + _quantized(2)
+    pair += _adapters(2) + _quantized(2) + _batchings(2) + _batched_and_resumed()
     launching.run_jobs(2, pair + _interrupted(2), cwd=folder)
     launching.run_jobs(3, _scored(3) + _moved_to(3) + _interrupted(3), cwd=folder)
     launching.run_jobs(1, _moved_to(1), cwd=folder)
@@ -191,6 +194,30 @@ def _updated(ranks: int) -> list[dict[str, Any]]:
         for many, zero in layouts
         if many == ranks
     ]
+
+
+def _batchings(ranks: int) -> list[dict[str, Any]]:
+    """Global batches of tokens, and of examples of like length."""
+    return [
+        _batched(name, zero, micro, f"run.name=batches-{name}-{ranks}-{zero}-{micro}")
+        | {"bare": True}
+        for name in BATCHINGS
+        for many, zero, micro in BATCHING_LAYOUTS
+        if many == ranks
+    ]
+
+
+def _batched_and_resumed() -> list[dict[str, Any]]:
+    """Stopped in the second epoch and resumed, beside one that nothing disturbed."""
+    stayed = _batched("both", 2, 1, "run.name=stayed-batches")
+    whole = _batched("both", 2, 1, "run.name=whole-batches")
+    return [{**stayed, "stop_after": TOKEN_STEPS - 2}, stayed, whole]
+
+
+def _batched(name: str, zero: int, micro: int, *more: str) -> dict[str, Any]:
+    layout = [f"layout.zero={zero}", f"layout.micro_batch={micro}"]
+    overrides = [f"train.steps={TOKEN_STEPS}", *BATCHINGS[name], *layout, *more]
+    return {"config": "config.yaml", "overrides": overrides}
 
 
 def _labelled(ranks: int) -> list[dict[str, Any]]:

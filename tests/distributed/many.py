@@ -50,7 +50,13 @@ def main(jobs_file: str) -> int:
         folder = RunFolder.of(config)
         if engine.is_first and folder.state == "absent":
             examples = prepared.examples
-            folder.create(config, prepared.plan, examples.facts, examples.data)
+            folder.create(
+                config,
+                prepared.plan,
+                examples.facts,
+                examples.data,
+                batching=examples.batching,
+            )
         elif engine.is_first:
             folder.lay_out_anew(config, prepared.plan)
         if engine.is_first and "left_out" in job:

@@ -37,6 +37,13 @@ KEPT = {
 ACCUMULATION = (1, 2, 4)
 STEPS, BATCH, RATE, CLIP = 20, 12, 0.01, 0.2  # 53 rows: the last batch of an epoch has 5
 HELD_OUT = 101
+TOKENS, TOKEN_STEPS = 400, 10  # tokens in a global batch; of such an epoch has 6 or 7
+BATCHINGS = {
+    "tokens": [f"train.global_batch={TOKENS} tokens"],
+    "grouped": ["train.group_by_length=true"],
+    "both": [f"train.global_batch={TOKENS} tokens", "train.group_by_length=true"],
+}
+BATCHING_LAYOUTS = ((1, 0, 1), (1, 0, 3), (2, 0, 1), (2, 2, 3))  # ranks, ZeRO, micro-batch
 MOVES = ((1, 2), (2, 3), (3, 1))  # ranks on which a run is stopped, and goes on
 JUMP, JUMP_BACK = 31, 6  # the step whose loss jumps, and how many steps the run goes back
 # Strategies one after the other, with the steps of each.

@@ -78,10 +78,11 @@ def losses(
     longest: int = 128,
     quantized: bool = False,
     by: Optimized = ADAMW,
+    tokens: int | None = None,
 ) -> tuple[list[float], list[float]]:
     """Loss and gradient norm of each step; `phases`: strategies and their steps, each with its own
     optimizer and cosine schedule; no warm-up, seed 0. `quantized`: the base is in nf4, by
-    transformers and bitsandbytes."""
+    transformers and bitsandbytes. `tokens`: most that a batch holds, instead of `batch` texts."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     how = BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True
@@ -93,7 +94,10 @@ def losses(
     order, found, norms = [], [], []
     for epoch in range(1 + sum(steps for _, steps in phases) * batch // len(rows)):
         shuffled = np.random.Generator(np.random.Philox(key=[0, epoch])).permutation(len(rows))
-        order += [shuffled[at : at + batch] for at in range(0, len(rows), batch)]
+        if tokens is None:
+            order += [shuffled[at : at + batch] for at in range(0, len(rows), batch)]
+        else:
+            order += _filled([int(row) for row in shuffled], rows, tokens)
     for strategy, steps in phases:
         model = _adapted(model, strategy)
         learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -148,3 +152,13 @@ def _adapted(model: Any, strategy: str) -> Any:
         model.model.layers[-1].requires_grad_(True)
         model.model.norm.requires_grad_(True)
     return model
+
+
+def _filled(shuffled: list[int], rows: list[list[int]], tokens: int) -> list[list[int]]:
+    """One after the other into batches, each closed where the next text does not fit."""
+    batches: list[list[int]] = [[]]
+    for row in shuffled:
+        if sum(len(rows[other]) for other in [*batches[-1], row]) > tokens:
+            batches.append([])
+        batches[-1].append(row)
+    return batches

@@ -23,13 +23,15 @@ WRITES = "name: asr_seq2seq, generate_length: 8"
 
 @dataclass(frozen=True)
 class Case:
-    """A base for a task. `rate`: small where a few steps would otherwise lead far away."""
+    """A base for a task. `rate`: small where a few steps would otherwise lead far away. `batches`:
+    how the global batches are formed."""
 
     task: str
     base: Any
     rows: Any
     strategies: dict[str, list[str]]
     rate: float = 0.003
+    batches: str = f"global_batch: {BATCH}"
 
 
 def spoken(count: int, *, seed: int) -> list[dict[str, Any]]:
@@ -47,7 +49,13 @@ CASES = {
     "wav2vec2": Case("audio_classification", tiny_sound.wav2vec2, tiny_sound.tones, PLAIN),
     "spectrogram": Case("audio_classification", tiny_sound.spectrogram, tiny_sound.tones, PLAIN),
     "writing": Case("asr_ctc", tiny_sound.wav2vec2, tiny_speech.transcribed, PLAIN),
-    "hubert": Case("asr_ctc", layer_normed_hubert, tiny_speech.transcribed, PLAIN),
+    "hubert": Case(
+        "asr_ctc",
+        layer_normed_hubert,
+        tiny_speech.transcribed,
+        PLAIN,
+        batches="global_batch: 5 seconds, group_by_length: true",
+    ),
     "whisper": Case(f"{{{WRITES}, language: en}}", tiny_whisper.whisper, spoken, TIED),
     "speech-to-text": Case(f"{{{WRITES}}}", tiny_whisper.speech_to_text, spoken, TIED),
 }
@@ -71,7 +79,7 @@ task: {case.task}
 data: {{train: {name}-train.parquet, eval: {name}-held-out.parquet}}
 strategy: full
 optim: {{learning_rate: {case.rate}, warmup: 0}}
-train: {{steps: {STEPS}, global_batch: {BATCH}, evaluation_batch: 2}}
+train: {{steps: {STEPS}, {case.batches}, evaluation_batch: 2}}
 """
 
 

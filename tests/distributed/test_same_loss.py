@@ -8,10 +8,13 @@ from typing import Any
 
 import pytest
 
+from dtl.audit import audit
+from dtl.run_folder import RunFolder
 from tests.distributed import launching, reference
 from tests.distributed.matrix import (
     ACCUMULATION,
     BATCH,
+    BATCHING_LAYOUTS,
     CLIP,
     HELD_OUT,
     OPTIMIZERS,
@@ -23,6 +26,8 @@ from tests.distributed.matrix import (
     STAGES,
     STEPS,
     STRATEGIES,
+    TOKEN_STEPS,
+    TOKENS,
     UPDATED,
 )
 
@@ -47,6 +52,7 @@ def _of_plain_pytorch(
     *,
     rate: float = RATE,
     by: reference.Optimized = reference.ADAMW,
+    tokens: int | None = None,
 ) -> tuple[list[float], list[float]]:
     lines = (bed / "train.jsonl").read_text().splitlines()
     return reference.losses(
@@ -58,6 +64,7 @@ def _of_plain_pytorch(
         clip=CLIP,
         longest=64,
         by=by,
+        tokens=tokens,
     )
 
 
@@ -97,6 +104,35 @@ def test_every_way_to_update_is_that_of_plain_pytorch(bed: Path, name: str) -> N
         found = launching.train_lines(bed / "runs" / f"updated-{name}-{ranks}-{zero}")
         assert [line["loss"] for line in found] == pytest.approx(losses, rel=near), (ranks, zero)
         assert [line["gradient_norm"] for line in found] == pytest.approx(norms, rel=1e-2), zero
+
+
+def test_loss_of_batches_of_tokens_equals_plain_pytorch_on_every_layout(bed: Path) -> None:
+    losses, norms = _of_plain_pytorch(bed, [("full", TOKEN_STEPS)], tokens=TOKENS)
+    runs = [bed / "runs" / f"batches-tokens-{r}-{z}-{m}" for r, z, m in BATCHING_LAYOUTS]
+    for run in runs:
+        found = launching.train_lines(run)
+        assert [line["loss"] for line in found] == pytest.approx(losses, rel=1e-5), run.name
+        assert [line["gradient_norm"] for line in found] == pytest.approx(norms, rel=1e-4)
+        assert len({line["examples"] for line in found}) > 2, "batches of tokens differ in examples"
+        assert {line["epoch"] for line in found} >= {0, 1}
+        assert audit(RunFolder(run)).fault is None
+    turns = {RunFolder(run).plan.layout.accumulation for run in runs}
+    assert len(turns) > 1
+
+
+@pytest.mark.parametrize("name", ["grouped", "both"])
+def test_loss_of_grouped_batches_is_the_same_on_every_layout(bed: Path, name: str) -> None:
+    runs = [bed / "runs" / f"batches-{name}-{r}-{z}-{m}" for r, z, m in BATCHING_LAYOUTS]
+    first = launching.train_lines(runs[0])
+    for run in runs:
+        found = launching.train_lines(run)
+        for key, close in (("loss", 1e-5), ("gradient_norm", 1e-4)):
+            expected = [line[key] for line in first]
+            assert [line[key] for line in found] == pytest.approx(expected, rel=close), run.name
+        assert [line["digest"] for line in found] == [line["digest"] for line in first]
+        assert audit(RunFolder(run)).fault is None
+    plain = launching.train_lines(bed / "runs" / "batches-tokens-1-0-1")
+    assert first[0]["digest"] != plain[0]["digest"]
 
 
 def test_memory_savers_change_no_loss(bed: Path) -> None:

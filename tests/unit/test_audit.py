@@ -2,10 +2,12 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from dtl.audit import audit, difference
-from dtl.data.order import chain, order
+from dtl.data.batching import Batching
+from dtl.data.order import chain
 from dtl.run_folder import RunFolder
 
 EXAMPLES, BATCH, SEED, KEY = 10, 4, 3, "k" * 32
@@ -30,7 +32,7 @@ def log(tmp_path):
         digest, lines = KEY, []
         for step in range(1, steps + 1):
             epoch, place = divmod(step - 1, 3)
-            batches = order(EXAMPLES, seed=seed, epoch=epoch, global_batch=BATCH)
+            batches = Batching(EXAMPLES, BATCH, seed).epoch(epoch)
             digest = chain(digest, batches[place])
             lines.append({"kind": "train", "step": step, "digest": digest})
         text = "".join(json.dumps(line) + "\n" for line in change(lines))
@@ -63,3 +65,26 @@ def test_another_seed_reads_other_examples(log):
     assert audit(other).fault == "step 1 read other examples than its order says"
     assert difference(mine, other) == "from step 1 on they read different examples"
     assert difference(mine, log("same")) is None
+
+
+@pytest.mark.parametrize("kept", ["sizes", "lengths", "sizes lengths"])
+def test_batches_that_depend_on_lengths_are_proven_from_those_in_the_folder(log, kept):
+    numbers = {name: np.arange(1, EXAMPLES + 1) for name in kept.split()}
+    batching = Batching(EXAMPLES, 12 if "sizes" in numbers else BATCH, SEED, **numbers)
+    run = log(steps=0)
+    record = json.loads((run.path / "run.json").read_text())
+    train = {"global_batch": "12 tokens" if "sizes" in numbers else BATCH}
+    record["config"]["train"] |= {"steps": 12, "group_by_length": "lengths" in numbers} | train
+    (run.path / "run.json").write_text(json.dumps(record))
+    digest, lines = KEY, []
+    for epoch in range(2):
+        for batch in batching.epoch(epoch):
+            digest = chain(digest, batch)
+            lines.append({"kind": "train", "step": len(lines) + 1, "digest": digest})
+    (run.path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert audit(run).fault == "there is no lengths.npz to form its batches from"
+    np.savez(run.path / "lengths.npz", **numbers)
+    assert (audit(run).steps, audit(run).epochs, audit(run).fault) == (len(lines), 2, None)
+    other = {name: found[::-1] for name, found in numbers.items()}
+    np.savez(run.path / "lengths.npz", **other)
+    assert audit(run).fault == "step 1 read other examples than its order says"

@@ -16,6 +16,7 @@ from dtl import api
 from dtl.assemble import Parts
 from dtl.config.load import load_config
 from dtl.config.schema import Model, Source
+from dtl.data.batching import Batching
 from dtl.data.encoded import EncodedData, encode
 from dtl.data.image import picture_fault, picture_of
 from dtl.data.labels import guesses, scores_of
@@ -202,8 +203,7 @@ def views(folder: Path, data: EncodedData, plugin: Plugin, *, ranks: int, micro:
         loader = Loader(
             data,
             partial(plugin.collate, padding=0),
-            seed=5,
-            global_batch=4,
+            batching=Batching(len(data), 4, 5),
             micro_batch=micro,
             rank=rank,
             ranks=ranks,

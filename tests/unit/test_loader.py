@@ -5,6 +5,7 @@ from functools import partial
 import pytest
 import torch
 
+from dtl.data.batching import Batching
 from dtl.data.encoded import Encoded, encode
 from dtl.data.loader import Loader, held_out, make_batch
 from dtl.data.source import Row
@@ -38,7 +39,8 @@ def data(cache):
 
 
 def loader(data, *, rank=0, ranks=1, global_batch=8, micro_batch=3, seed=4):
-    return Loader(data, collate, seed, global_batch, micro_batch, rank, ranks)
+    batching = Batching(len(data), global_batch, seed)
+    return Loader(data, collate, batching, micro_batch, rank, ranks)
 
 
 def told(window):
@@ -82,6 +84,36 @@ def test_a_step_is_the_same_examples_and_targets_at_any_layout(data, ranks, micr
         assert {window.all_examples for window in windows} == {len(expected)}
         assert {window.all_length for window in windows} == {sum(map(length_of, expected))}
         assert len({len(window.batches) for window in windows}) == 1
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+@pytest.mark.parametrize("micro_batch", [1, 2])
+def test_batches_of_tokens_are_the_same_examples_at_any_layout(data, grouped, ranks, micro_batch):
+    """Lengths go from 2 to 12, padded to 8 or 16: a micro-batch holds 16 or 32."""
+    lengths = data.lengths
+    batching = Batching(len(data), 40, 4, lengths, lengths if grouped else None)
+    steps = batching.steps_in(3)
+    loaders = [Loader(data, collate, batching, micro_batch, rank, ranks) for rank in range(ranks)]
+    seen, together = [], 0
+    for step in range(1, steps + 1):
+        windows = [each.window(step) for each in loaders]
+        batches = [batch for window in windows for batch in window.batches]
+        ids = [number for batch in batches for number in batch.ids]
+        assert sorted(ids) == sorted(windows[0].all_ids.tolist())
+        assert sum(batch.targets for batch in batches) == windows[0].all_targets
+        assert 0 < sum(map(length_of, ids)) == windows[0].all_length <= 40
+        assert len({len(window.batches) for window in windows}) == 1
+        assert all(batch.tensors["input_ids"].numel() <= 16 * micro_batch for batch in batches)
+        assert {batch.weight for batch in batches if not batch.ids} <= {0.0}
+        seen += ids
+        together = max(together, *(len(batch.ids) for batch in batches))
+    assert sorted(seen) == sorted(3 * list(range(EXAMPLES)))
+    assert together > 1, "short ones share a micro-batch"
+    fresh = Loader(
+        data, collate, Batching(len(data), 40, 4, **batching.kept), micro_batch, 0, ranks
+    )
+    assert told(fresh.window(steps)) == told(loaders[0].window(steps))
 
 
 def test_an_epoch_of_windows_holds_every_example_once(data):
@@ -151,7 +183,9 @@ def test_a_fault_while_reading_ahead_reaches_the_loop(data):
     def broken(examples):
         raise ZeroDivisionError
 
-    windows = Loader(data, broken, 0, 8, 3, 0, 1).windows(after_step=0, last_step=3)
+    windows = Loader(data, broken, Batching(len(data), 8, 0), 3, 0, 1).windows(
+        after_step=0, last_step=3
+    )
     with pytest.raises(ZeroDivisionError):
         next(windows)
 

@@ -5,7 +5,8 @@ import itertools
 import numpy as np
 import pytest
 
-from dtl.data.order import accumulation, evaluation_batches, order, share, steps_per_epoch
+from dtl.data.batching import Batching
+from dtl.data.order import accumulation, evaluation_batches, micro_batches, padded, padding
 
 SIZES = (1, 2, 7, 16, 31, 64, 101)
 LAYOUTS = tuple(itertools.product((1, 2, 3, 4, 8), (1, 2, 3, 5, 16)))  # ranks, micro-batch
@@ -54,6 +55,16 @@ def shuffled(examples, seed, epoch):
     return numbers
 
 
+def order(examples, *, seed, epoch, global_batch):
+    return Batching(examples, global_batch, seed).epoch(epoch)
+
+
+def dealt(batch, lengths, *, ranks, **limit):
+    """What each rank runs."""
+    turns = micro_batches(batch, lengths, ranks=ranks, **limit)
+    return [[turn[rank] for turn in turns] for rank in range(ranks)]
+
+
 def joined(batches):
     return [int(number) for batch in batches for number in batch]
 
@@ -89,7 +100,7 @@ def test_the_order_of_two_seeds_and_epochs_is_as_it_was_in_the_first_release():
 def test_an_epoch_holds_every_example_once(examples, global_batch):
     batches = order(examples, seed=3, epoch=2, global_batch=global_batch)
     assert sorted(joined(batches)) == list(range(examples))
-    assert len(batches) == steps_per_epoch(examples, global_batch=global_batch)
+    assert len(batches) == Batching(examples, global_batch, 3).steps_of(2)
     assert all(len(batch) == global_batch for batch in batches[:-1])
     assert 1 <= len(batches[-1]) <= global_batch
 
@@ -117,10 +128,7 @@ def test_the_shares_of_all_ranks_are_the_global_batch(ranks, micro_batch):
     lengths = uneven_lengths(300)
     for size in SIZES:
         batch = order(300, seed=size, epoch=0, global_batch=size)[0]
-        shares = [
-            share(batch, lengths, rank=rank, ranks=ranks, micro_batch=micro_batch)
-            for rank in range(ranks)
-        ]
+        shares = dealt(batch, lengths, ranks=ranks, micro_batch=micro_batch)
         assert sorted(joined(itertools.chain(*shares))) == sorted(batch.tolist())
         assert {len(mine) for mine in shares} == {-(-size // (ranks * micro_batch)) or 1}
         assert all(len(one) <= micro_batch for mine in shares for one in mine)
@@ -131,15 +139,70 @@ def test_at_one_moment_the_ranks_have_examples_of_like_length(ranks, micro_batch
     """Over turns and, within a turn, over ranks, lengths never rise; numbers differ by one."""
     lengths = uneven_lengths(64)
     batch = order(64, seed=0, epoch=0, global_batch=64)[0]
-    shares = [
-        share(batch, lengths, rank=rank, ranks=ranks, micro_batch=micro_batch)
-        for rank in range(ranks)
-    ]
+    shares = dealt(batch, lengths, ranks=ranks, micro_batch=micro_batch)
     in_time = [mine[turn] for turn in range(len(shares[0])) for mine in shares]
     seen = [lengths[number] for number in joined(in_time)]
     assert seen == sorted(seen, reverse=True)
     sizes = {len(one) for one in in_time}
     assert max(sizes) - min(sizes) <= 1
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 8])
+@pytest.mark.parametrize("room", [24, 64, 500])
+@pytest.mark.parametrize("seed", range(4))
+def test_by_room_every_rank_has_as_many_micro_batches_and_none_is_larger(ranks, room, seed):
+    lengths = np.random.default_rng(seed).geometric(0.2, 200).clip(1, 24)
+    for size in SIZES:
+        batch = order(200, seed=size, epoch=0, global_batch=size)[0]
+        shares = dealt(batch, lengths, ranks=ranks, micro_batch=1, room=room)
+        assert sorted(joined(itertools.chain(*shares))) == sorted(batch.tolist())
+        assert len({len(mine) for mine in shares}) == 1
+        in_time = [mine[turn] for turn in range(len(shares[0])) for mine in shares]
+        seen = [lengths[number] for number in joined(in_time)]
+        assert seen == sorted(seen, reverse=True)
+        assert all(
+            len(one) * int(padded(lengths[one]).max()) <= room for one in in_time if len(one)
+        )
+        assert any(len(one) for one in in_time[-ranks:]), "no turn without examples"
+
+
+def test_by_room_by_hand():
+    """Lengths 20, 9, 8, 3, 2, 1 pad to 24, 16 and four times 8. In room for 32 they take three
+    micro-batches, so two turns of two ranks: the least of the first is 24, with 9 beside it, and of
+    the second 16."""
+    lengths = np.array([3, 20, 8, 1, 9, 2])
+    turns = micro_batches(np.arange(6), lengths, ranks=2, micro_batch=1, room=32)
+    assert [[one.tolist() for one in turn] for turn in turns] == [[[1], [4]], [[2, 0], [5, 3]]]
+    # 20 and 9 alone; 8 beside 3 holds 16, of which 5 are empty; 2 beside 1 holds 4, and 1 is.
+    assert padding(turns, lengths) == (20 + 9 + 16 + 4, 5 + 1)
+
+
+def least_for_the_slowest(widths, *, slots):
+    """By trying every way to cut neighbours into so many runs: the least of the largest."""
+    places = range(1, len(widths))
+    cuts = itertools.chain(*(itertools.combinations(places, n) for n in range(slots)))
+    return min(
+        max(
+            (end - start) * widths[start]
+            for start, end in itertools.pairwise((0, *cut, len(widths)))
+        )
+        for cut in cuts
+    )
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+@pytest.mark.parametrize("seed", range(8))
+def test_by_room_the_slowest_rank_has_as_little_as_any_cut_gives_it(ranks, seed):
+    lengths = np.random.default_rng(seed).geometric(0.1, 9).clip(1, 40)
+    room = 2 * int(padded(lengths).max())
+    turns = micro_batches(np.arange(9), lengths, ranks=ranks, micro_batch=1, room=room)
+    widths = sorted(padded(lengths).tolist(), reverse=True)
+    largest = max(
+        len(one) * int(padded(lengths[one]).max()) for turn in turns for one in turn if len(one)
+    )
+    assert largest == least_for_the_slowest(widths, slots=ranks * len(turns))
+    if len(turns) > 1:
+        assert least_for_the_slowest(widths, slots=ranks * (len(turns) - 1)) > room, "no turn spare"
 
 
 @pytest.mark.parametrize(

@@ -4,12 +4,14 @@ import json
 import shutil
 from typing import get_args
 
+import numpy as np
 import pytest
 from pydantic import ValidationError
 
 from dtl.assemble import assemble
 from dtl.config.optimizers import OPTIMIZERS
 from dtl.config.schema import Optim, RunConfig
+from dtl.data.batching import Batching
 from dtl.errors import DtlError
 from dtl.models.load import initialise, load_pretrained, load_settings
 from dtl.plan import Hardware, OuterLaunch, Parameters, Plan, make
@@ -42,13 +44,26 @@ def configure(base, *, task="causal_lm", strategy="lora", **sections):
 
 
 def plan(config, hardware=LAPTOP, *, outer=None, examples=100, longest=24, disk_free=None):
+    """On examples that are all of one length."""
+    return plan_of(config, hardware, np.full(examples, longest), outer=outer, disk_free=disk_free)
+
+
+def plan_of(config, hardware, lengths, *, outer=None, disk_free=None):
+    options = config.train
+    size = options.global_batch
     return make_plan(
         config,
         assemble(config),
         facts=FACTS[config.task.name],
         settings=load_settings(config.model),
-        examples=examples,
-        longest=longest,
+        batching=Batching(
+            len(lengths),
+            size.limit,
+            options.seed,
+            sizes=None if size.unit == "examples" else lengths,
+            lengths=lengths if options.group_by_length else None,
+        ),
+        lengths=lengths,
         hardware=hardware,
         outer=outer,
         disk_free=disk_free,
@@ -272,6 +287,47 @@ def test_long_examples_get_small_micro_batches(decoder):
     layout = plan(config, small, longest=100_000).layout
     assert layout.micro_batch < 8
     assert layout.micro_batch * layout.accumulation >= 64
+
+
+UNEVEN = np.array([(7 * number) % 97 + 4 for number in range(300)])  # 4 to 100 tokens
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+@pytest.mark.parametrize("grouped", [False, True])
+def test_batches_of_tokens_are_laid_out_by_what_the_longest_examples_take(decoder, ranks, grouped):
+    train = {"steps": None, "epochs": 3, "global_batch": "900 tokens", "group_by_length": grouped}
+    made = plan_of(configure(decoder, train=train, layout={"processes": ranks}), LAPTOP, UNEVEN)
+    batching = Batching(300, 900, 0, UNEVEN, UNEVEN if grouped else None)
+    assert made.steps_per_epoch == len(batching.epoch(0))
+    assert made.steps == sum(len(batching.epoch(epoch)) for epoch in range(3))
+    assert made.layout.micro_batch == 8
+    assert "900 tokens a step" in reason(made, "accumulation")
+    assert "at most 832 tokens, padded" in reason(
+        made, "accumulation"
+    )  # 8 of 100, which pad to 104
+    asked = configure(decoder, train=train, layout={"processes": ranks, "micro_batch": 1})
+    small = plan_of(asked, LAPTOP, UNEVEN).layout
+    assert small.micro_batch == 1
+    assert small.accumulation >= 900 / 104 / ranks
+    assert small.accumulation > made.layout.accumulation
+
+
+def test_padding_is_told_with_what_makes_it_less(decoder):
+    plain = plan_of(configure(decoder), LAPTOP, UNEVEN)
+    # in one process, two micro-batches of 8 halve the lengths of a step, which are spread evenly
+    assert 0.15 < float(choices(plain)["padding"].rstrip("%")) / 100 < 0.4
+    assert "train.group_by_length=true" in reason(plain, "padding")
+    grouped = plan_of(configure(decoder, train={"group_by_length": True}), LAPTOP, UNEVEN)
+    assert "padding" not in choices(grouped)
+    assert "padding" not in choices(plan(configure(decoder)))
+
+
+def test_no_more_gpus_than_examples_in_a_step_of_tokens(decoder):
+    config = configure(decoder, train={"global_batch": "500 tokens"})
+    assert plan(config, EIGHT_GPUS, longest=100).layout.processes == 5
+    asked = configure(decoder, train={"global_batch": "500 tokens"}, layout={"processes": 6})
+    with pytest.raises(DtlError, match="500 tokens are 5 examples on average, and cannot feed 6"):
+        plan(asked, EIGHT_GPUS, longest=100)
 
 
 def test_an_example_that_does_not_fit_is_checkpointed(decoder):
