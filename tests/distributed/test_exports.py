@@ -8,9 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
+from torch.nn.functional import cross_entropy
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.distributed import launching
-from tests.distributed.matrix import EXPORTED
+from tests.distributed.matrix import EXPORTED, STEPS
 
 # Opens an export without dtl and scores the held-out rows: one loss a row.
 REOPEN = """
@@ -66,10 +70,59 @@ def test_export_scores_as_the_trained_model(bed: Path, name: str) -> None:
     assert json.loads(told.splitlines()[-1]) == pytest.approx(expected, rel=2e-6, abs=1e-6)
 
 
+def test_the_moving_average_is_exported_where_it_is_asked_for(bed: Path) -> None:
+    """It was sharded by ZeRO-3; in the checkpoint it stands beside the weights."""
+    run = bed / "runs" / "whole-lion"
+    stored, exported = _checkpoint(run, STEPS), load_file(run / "export" / "model.safetensors")
+    for name, value in exported.items():
+        assert torch.equal(value, stored[f"average/{name}"]), name
+        assert not torch.equal(value, stored[f"weight/{name}"]), name
+
+
+def test_averages_are_scored_as_what_they_are_and_the_best_is_exported(bed: Path) -> None:
+    run = bed / "runs" / "whole-average"
+    last, before = _checkpoint(run, STEPS), _checkpoint(run, STEPS - 4)
+    names = [name.removeprefix("weight/") for name in last if name.startswith("weight/")]
+    weights = {
+        "adapted": {name: last[f"weight/{name}"] for name in names},
+        "ema": {name: last[f"average/{name}"] for name in names},
+        "average": {
+            name: (last[f"weight/{name}"] + before[f"weight/{name}"]) / 2 for name in names
+        },
+    }
+    told = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    scores = {line["model"]: line["loss"] for line in told if line["kind"] == "eval"}
+    for name, tensors in weights.items():
+        assert scores[name] == pytest.approx(_loss(bed, tensors), rel=2e-6), name
+    assert len({scores[name] for name in weights}) == 3
+    best = min(weights, key=lambda name: scores[name])
+    for name, value in load_file(run / "export" / "model.safetensors").items():
+        assert torch.allclose(value, weights[best][name], atol=1e-6), name
+
+
+def _checkpoint(run: Path, step: int) -> dict[str, torch.Tensor]:
+    parts = (run / "checkpoints" / f"step-{step:08d}").glob("part-*.safetensors")
+    return {name: value for part in parts for name, value in load_file(part).items()}
+
+
+def _loss(bed: Path, weights: dict[str, torch.Tensor]) -> float:
+    """Mean over the tokens of the held-out texts, of the base with these weights."""
+    model = AutoModelForCausalLM.from_pretrained(bed / "base").eval()
+    model.load_state_dict(weights)
+    tokenizer = AutoTokenizer.from_pretrained(bed / "base")
+    total, targets = 0.0, 0
+    for line in (bed / "eval.jsonl").read_text().splitlines():
+        tokens = tokenizer(json.loads(line)["text"])["input_ids"] + [tokenizer.eos_token_id]
+        ids = torch.tensor([tokens[:64]])
+        with torch.no_grad():
+            logits = model(input_ids=ids).logits[0, :-1]
+        total += float(cross_entropy(logits, ids[0, 1:], reduction="sum"))
+        targets += ids.shape[1] - 1
+    return total / targets
+
+
 def test_training_moved_what_was_exported(bed: Path) -> None:
     """An export of the untouched base would pass the test above if nothing had been learnt."""
-    from safetensors.torch import load_file
-
     adapter = load_file(bed / "runs" / "export-lora" / "export" / "adapter_model.safetensors")
     risen = [value for name, value in adapter.items() if "lora_B" in name]
     assert risen and all(float(value.abs().max()) > 0 for value in risen)
