@@ -169,5 +169,4 @@ class Plan:
 
 
 def _parameters(stored: dict[str, Any]) -> Parameters:
-    held = stored.get("quantized", {})  # runs of before have none
-    return Parameters(stored["learning"], stored["frozen"], Quantized(**held))
+    return Parameters(**{**stored, "quantized": Quantized(**stored["quantized"])})

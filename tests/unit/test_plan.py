@@ -550,7 +550,7 @@ def test_starts_and_averages_are_counted_by_hand(decoder):
 
 def test_lions_usual_rate_is_a_tenth(decoder):
     made = plan(configure(decoder, strategy="lora", optim={"name": "lion"}))
-    assert made.learning_rate == pytest.approx(2e-5)
+    assert made.phases[0].learning_rate == pytest.approx(2e-5)
     assert "times 0.1 for lion" in reason(made, "learning rate")
 
 
