@@ -10,7 +10,7 @@ from dtl.data.loader import Collate
 from dtl.engine import Engine
 from dtl.examples import Examples
 from dtl.run_folder import RunFolder
-from dtl.train.evaluate import evaluate
+from dtl.train.evaluate import evaluate, outcomes_file
 from dtl.train.log import RunLog
 from dtl.train.loop import Progress
 
@@ -91,7 +91,7 @@ class Scoring:
             pause=self.pause,
         )
         if self.engine.is_first:
-            found.write(self.folder.path / "evaluations" / f"step-{at.step:08d}.jsonl")
+            found.write(outcomes_file(self.folder.path, at.step))
         self.log.scores(at.step, found.scores, model=model)
         return found.scores
 

@@ -23,13 +23,14 @@ from dtl.plan import Plan
 from dtl.plan.memory import checkpoint_bytes
 from dtl.run_folder import RunFolder
 from dtl.train import checkpoint, optim
-from dtl.train.card import model_card
+from dtl.train.card import run_card
 from dtl.train.checkpoint import Store, Stored
 from dtl.train.deadline import Deadline
-from dtl.train.export import export
+from dtl.train.export import export, note_of
 from dtl.train.guards import Guard, SpikeFound
 from dtl.train.log import RunLog, told
 from dtl.train.loop import End, Hooks, Limits, Progress, StopAgreed, train
+from dtl.train.usage import Meter
 from dtl.train.watch import Watch
 
 
@@ -80,10 +81,12 @@ class _Job:
     process: Process
     progress: Progress = field(default_factory=Progress)
     stepped: bool = False
+    meter: Meter = field(init=False)
 
     def begin(self) -> None:
         """Load, go back to where the run was, lay out, and score what is due."""
         engine, parts, plan = self.engine, self.parts, self.plan
+        self.meter = Meter(self.folder.usage, engine)
         self.slowly("looking for a checkpoint")
         saved = find_checkpoint(self.folder, self.store, engine, self.log)
         self.slowly("loading the model")
@@ -127,6 +130,7 @@ class _Job:
         """Score, export, and write the result: from then on the run is finished."""
         if self.scoring.wanted:
             self.progress = self.scoring.adapted(self.progress)
+        self.meter.note()
         self._export()
         scores, at = self.scoring.scores, self.progress
         if self.engine.is_first:
@@ -183,19 +187,19 @@ class _Job:
         )
 
     def _export(self) -> None:
-        best = self._best_checkpoint()
+        best, at = self._best_checkpoint(), self.progress
         kind = self.parts.strategy.exports
-        card = model_card(
-            self.config,
-            self.plan,
-            kind=kind,
-            head=self.parts.task.head,
-            labels=self.examples.facts.get("labels"),
-            scores=self.scoring.scores,
-            versions=self.folder.versions,
-            reads_by=self.parts.task.reads_by,
-            base_needs=self.examples.facts.get("loading"),
-        )
+        facts = self.examples.facts
+        card = ""
+        if self.engine.is_first:
+            card = run_card(
+                self.folder,
+                self.parts.task,
+                facts,
+                kind=kind,
+                scores=self.scoring.scores,
+                step=at.best_step if best and at.best_step is not None else at.step,
+            )
         export(
             self.engine,
             self.folder.export,
@@ -203,13 +207,7 @@ class _Job:
             kind=kind,
             dtype=self.plan.layout.dtype,
             card=card,
-            note={
-                "kind": kind,
-                "task": self.config.task.learnt,
-                "facts": self.examples.facts,
-                "columns": self.config.data.columns,
-                "base": {"path": self.config.model.path, "revision": self.config.model.revision},
-            },
+            note=note_of(self.config, facts, kind=kind),
             learnt=Stored(best) if best else None,
             pause=self.pause,
         )
@@ -235,6 +233,7 @@ class _Job:
         start = time.monotonic()
         path = self.store.save(self.engine, progress)
         seconds = time.monotonic() - start
+        self.meter.note()
         self.deadline.saved(seconds)
         self.log.saved(progress.step, seconds=seconds, size=checkpoint.size_of(path))
         self.progress = progress

@@ -34,6 +34,11 @@ class Evaluation:
         path.write_text(lines, encoding="utf-8")
 
 
+def outcomes_file(run: Path, step: int) -> Path:
+    """Where the outcomes of a scoring lie in a run's folder."""
+    return run / "evaluations" / f"step-{step:08d}.jsonl"
+
+
 @torch.no_grad()
 def evaluate(
     engine: Engine,
