@@ -53,12 +53,19 @@ def folder_of(path: Path) -> Path:
     )
 
 
-def open_export(path: Path) -> Exported:
-    """Load it on the CPU, in fp32. Code that a model brings is never run. Raises DtlError."""
+def open_export(path: Path, *, asks: bool = True) -> Exported:
+    """Load it on the CPU, in fp32. Code that a model brings is never run. `asks`: whether its task
+    will be asked to predict or to score. Raises DtlError."""
     folder = folder_of(path)
     note = _read(folder)
     choice = TaskChoice.model_validate(note["task"])
     task: Task = registry.load("tasks", choice.name).Plugin(choice.options)
+    if task.needs_base and note["kind"] != "adapter" and asks:
+        raise DtlError.of(
+            str(folder),
+            f"task {choice.name} compares with the base, which a merged model no longer has",
+            "name the export of the adapter",
+        )
     facts = note["facts"]
     adapter = note["kind"] == "adapter"
     source = Model(**note["base"]) if adapter else Model(path=str(folder))
@@ -73,11 +80,19 @@ def open_export(path: Path) -> Exported:
             seed=0,
             dtype="fp32",
         )
+        _forgo_repacking(loaded.model)
         model = _with_adapter(loaded.model, folder) if adapter else loaded.model
     if (padding := padding_token(processor)) is not None:
         loaded.model.config.pad_token_id = padding  # type: ignore[union-attr]
     task.settle(loaded.model, processor=processor)
     return Exported(task, facts, dict(note["columns"]), model.eval(), processor, settings)
+
+
+def _forgo_repacking(model: nn.Module) -> None:
+    """bitsandbytes would rearrange 4-bit weights for some CPUs, which not every shape allows."""
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
 
 
 def _with_adapter(base: nn.Module, folder: Path) -> nn.Module:

@@ -33,7 +33,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _with_transformers(export: Path) -> Callable[[list[Question]], list[Tensor]]:
-    model = open_export(export).model
+    model = open_export(export, asks=False).model
     return lambda asked: answers(model, asked)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from dtl.config.schema import RunConfig, Source
@@ -106,7 +107,7 @@ def model_card(
     """
     known = evidence or Evidence()
     front = {
-        "base_model": config.model.path,
+        **({"base_model": config.model.path} if _is_on_the_hub(config.model.path) else {}),
         "library_name": LIBRARIES[kind],
         "tags": ["dtl", config.task.name, config.strategy.name],
     }
@@ -144,6 +145,11 @@ def model_card(
     lines += ["```python", code, "```"]
     lines += ["", "## Versions", "", *(f"- {name} {number}" for name, number in versions.items())]
     return "\n".join(lines) + "\n"
+
+
+def _is_on_the_hub(path: str) -> bool:
+    """The hub refuses a card whose base is none of its own."""
+    return not path.startswith("mini:") and not Path(path).expanduser().is_dir()
 
 
 def _row(name: str, value: str | None) -> list[tuple[str, str]]:
