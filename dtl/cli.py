@@ -161,7 +161,7 @@ def export(
         Path | None, typer.Option(help="folder to make; left out: in RUN, as export-merged")
     ] = None,
     quantize: Annotated[
-        Literal["nf4", "int8"] | None, typer.Option(help="linear layers in 4 or 8 bits")
+        Literal["int8"] | None, typer.Option(help="linear layers in 8 bits, by bitsandbytes")
     ] = None,
     form: Annotated[
         Literal["safetensors", "onnx", "gguf"],

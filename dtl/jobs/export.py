@@ -15,7 +15,7 @@ from dtl.jobs import gguf, graph, quantised
 from dtl.jobs.proof import Question, answers, answers_in_fresh_process, ask
 from dtl.jobs.trained import Trained, open_trained
 from dtl.models.anatomy import head_module_names, settle_ties
-from dtl.models.load import load_settings
+from dtl.models.load import load_settings, silent
 from dtl.plan.hardware import disk_free
 from dtl.plan.memory import MASTER, WIDTH
 from dtl.plan.relief import wants_disk
@@ -49,7 +49,7 @@ class Wanted:
     dtype: Literal["fp32", "bf16", "fp16"] | None = None
     shard_size: str = SHARD_SIZE
     to: Path | None = None
-    quantize: Literal["nf4", "int8"] | None = None
+    quantize: Literal["int8"] | None = None
     form: Form = "safetensors"
     converter: Path | None = None
 
@@ -95,6 +95,13 @@ def export_run(folder: RunFolder, wanted: Wanted, *, say: Callable[[str], None])
     """
     decision = decide(folder, wanted)
     say(f"{folder.path}: {decision}")
+    with silent():
+        return _export(folder, wanted, decision, say=say)
+
+
+def _export(
+    folder: RunFolder, wanted: Wanted, decision: Decision, *, say: Callable[[str], None]
+) -> Export:
     trained = open_trained(folder, say=say)
     asked, rows = ask(trained)
     expected = answers(trained.model, asked)
@@ -247,7 +254,6 @@ def _write(
             written,
             architecture=type(model),
             heads=head_module_names(model),
-            kind=decision.quantize,
             dtype=dtype,
             shard_size=decision.shard_size,
         )

@@ -80,19 +80,11 @@ def open_export(path: Path, *, asks: bool = True) -> Exported:
             seed=0,
             dtype="fp32",
         )
-        _forgo_repacking(loaded.model)
         model = _with_adapter(loaded.model, folder) if adapter else loaded.model
     if (padding := padding_token(processor)) is not None:
         loaded.model.config.pad_token_id = padding  # type: ignore[union-attr]
     task.settle(loaded.model, processor=processor)
     return Exported(task, facts, dict(note["columns"]), model.eval(), processor, settings)
-
-
-def _forgo_repacking(model: nn.Module) -> None:
-    """bitsandbytes would rearrange 4-bit weights for some CPUs, which not every shape allows."""
-    for module in model.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
 
 
 def _with_adapter(base: nn.Module, folder: Path) -> nn.Module:

@@ -1,4 +1,4 @@
-"""A whole model with its linear layers in 4 or 8 bits, by bitsandbytes."""
+"""A whole model with its linear layers in 8 bits, by bitsandbytes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,6 @@ def write_quantised(
     *,
     architecture: Any,
     heads: tuple[str, ...],
-    kind: str,
     dtype: torch.dtype,
     shard_size: str,
 ) -> None:
@@ -35,16 +34,7 @@ def write_quantised(
     `dtype`: of what is not quantised."""
     from transformers import BitsAndBytesConfig
 
-    how = (
-        BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_compute_dtype=dtype,
-            llm_int8_skip_modules=list(heads),
-        )
-        if kind == "nf4"
-        else BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=list(heads))
-    )
+    how = BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=list(heads))
     with silent():
         made = architecture.from_pretrained(model, quantization_config=how, dtype=dtype)
     made.save_pretrained(written, max_shard_size=shard_size)
