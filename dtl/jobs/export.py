@@ -14,7 +14,7 @@ from dtl.errors import DtlError, RunFailed
 from dtl.jobs import gguf, graph, quantised
 from dtl.jobs.proof import Question, answers, answers_in_fresh_process, ask
 from dtl.jobs.trained import Trained, open_trained
-from dtl.models.anatomy import head_module_names, settle_ties
+from dtl.models.anatomy import head_module_names
 from dtl.models.load import load_settings, silent
 from dtl.plan.hardware import disk_free
 from dtl.plan.memory import MASTER, WIDTH
@@ -216,7 +216,6 @@ def _merged(
 ) -> nn.Module:
     """The adapter in its base; in fp32 that must be the same function. Raises RunFailed."""
     model = trained.parts.strategy.merge(trained.model).eval()
-    settle_ties(model)
     found = difference(expected, answers(model, asked), rows=rows, allowed=TOLERANCE["fp32"])
     if not found.is_small:
         raise RunFailed.of(

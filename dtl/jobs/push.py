@@ -25,7 +25,8 @@ def push(path: Path, repository: str, *, private: bool, revision: str | None) ->
         raise DtlError.of("dtl push", "there is no token for the hub", LOGIN)
     with _faults_of_the_hub(repository):
         api = HfApi()
-        name = api.create_repo(repository, private=private, exist_ok=True).repo_id
+        # None: public, unless the organisation keeps its own private.
+        name = api.create_repo(repository, private=private or None, exist_ok=True).repo_id
         if private and not api.repo_info(name).private:
             raise DtlError.of(
                 "--private", f"{name} is there already, and public", "name another repository"
@@ -68,7 +69,6 @@ def _title(folder: Path) -> str:
 @contextmanager
 def _faults_of_the_hub(repository: str) -> Iterator[None]:
     """What it says, in one sentence, without what was sent to it."""
-    from httpx import TransportError
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
     try:
@@ -82,15 +82,23 @@ def _faults_of_the_hub(repository: str) -> Iterator[None]:
         raise DtlError.of(
             repository, "the hub is switched off here (HF_HUB_OFFLINE)", "unset it, and push again"
         ) from None
-    except (TransportError, ConnectionError) as fault:
+    except ValueError as fault:  # such as a card that the hub does not take
+        reason = " ".join(str(fault).split())[:300]
+        raise DtlError.of(repository, f"the hub does not take it ({reason})", "mend it") from None
+    except Exception as fault:
+        if not _lost_on_the_way(fault):
+            raise
         raise RunFailed.of(
             repository,
             f"the hub cannot be reached ({type(fault).__name__})",
             "check the network, and push again: what has arrived is not sent twice",
         ) from None
-    except ValueError as fault:  # the hub does not take the card
-        reason = " ".join(str(fault).split())[:300]
-        raise DtlError.of(CARD, f"the hub does not take it ({reason})", "mend it") from None
+
+
+def _lost_on_the_way(fault: Exception) -> bool:
+    """By name: the hub's library has changed what it speaks HTTP with, and may again."""
+    kinds = {kind.__name__ for kind in type(fault).__mro__}
+    return bool(kinds & {"TransportError", "ConnectionError"})
 
 
 def _refused(repository: str, status: int, said: str | None) -> DtlError:

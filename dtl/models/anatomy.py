@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch import nn
@@ -63,14 +63,3 @@ def head_parameters(model: nn.Module) -> frozenset[str]:
     every = dict(model.named_parameters(remove_duplicate=False))
     in_base = {id(value) for name, value in every.items() if name.partition(".")[0] not in heads}
     return frozenset(name for name, value in every.items() if id(value) not in in_base)
-
-
-def settle_ties(model: nn.Module) -> None:
-    """Where the output has come to have weights other than the input's, the config says so: what is
-    saved and read again would else have one for both."""
-    settings: Any = model.config
-    if not getattr(settings, "tie_word_embeddings", False):
-        return
-    written = model.get_output_embeddings()  # type: ignore[operator]
-    if written is not None and written.weight is not model.get_input_embeddings().weight:  # type: ignore[operator]
-        settings.tie_word_embeddings = False
