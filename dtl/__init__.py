@@ -6,21 +6,33 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dtl.api import check, evaluate, load_config, load_run, plan, predict, train
+    from dtl.api import (
+        check,
+        evaluate,
+        export,
+        load_config,
+        load_run,
+        plan,
+        predict,
+        push,
+        train,
+    )
 
 __version__ = "0.1.0"
 __all__ = [
     "__version__",
     "check",
     "evaluate",
+    "export",
     "load_config",
     "load_run",
     "plan",
     "predict",
+    "push",
     "train",
 ]
 
-_FUNCTIONS = ("check", "evaluate", "load_config", "load_run", "plan", "predict", "train")
+_FUNCTIONS = tuple(name for name in __all__ if name != "__version__")
 
 
 def __getattr__(name: str) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from dtl.config.load import load_config
 from dtl.config.schema import RunConfig
@@ -21,10 +21,12 @@ __all__ = [
     "Outcome",
     "check",
     "evaluate",
+    "export",
     "load_config",
     "load_run",
     "plan",
     "predict",
+    "push",
     "resume",
     "train",
 ]
@@ -171,6 +173,48 @@ def evaluate(
 def is_config(path: str | Path) -> bool:
     """Whether it names a config, and no run folder."""
     return Path(path).is_file() or Path(path).suffix in (".yaml", ".yml")
+
+
+def export(
+    path: str | Path,
+    *,
+    merge: bool = False,
+    dtype: Literal["fp32", "bf16", "fp16"] | None = None,
+    shard_size: str = "5GB",
+    to: str | Path | None = None,
+    quantize: Literal["int8"] | None = None,
+    form: Literal["safetensors", "onnx", "gguf"] = "safetensors",
+    converter: str | Path | None = None,
+    say: Callable[[str], None] = print,
+) -> Path:
+    """Write what a run has learnt in another form, held to the trained model in a fresh process.
+
+    Returns the new folder, in the run's or `to`. Raises DtlError.
+    """
+    from dtl.jobs.export import Wanted, export_run
+
+    wanted = Wanted(
+        merge=merge,
+        dtype=dtype,
+        shard_size=shard_size,
+        to=None if to is None else Path(to),
+        quantize=quantize,
+        form=form,
+        converter=None if converter is None else Path(converter),
+    )
+    return export_run(RunFolder.open(path), wanted, say=say).path
+
+
+def push(
+    path: str | Path, repository: str, *, private: bool = False, revision: str | None = None
+) -> str:
+    """Upload the export of a run, or an export, to the hub; returns its address there.
+
+    The token is that of `hf auth login` or HF_TOKEN. Raises DtlError.
+    """
+    from dtl.jobs.push import push as upload
+
+    return upload(Path(path), repository, private=private, revision=revision)
 
 
 def predict(

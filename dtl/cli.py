@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -153,6 +153,65 @@ def predict(
         staged.replace(out)
     finally:
         staged.unlink(missing_ok=True)
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="a finished run, or one with a save")],
+    merge: Annotated[
+        bool, typer.Option("--merge", help="the adapter merged into its base")
+    ] = False,
+    dtype: Annotated[
+        Literal["fp32", "bf16", "fp16"] | None,
+        typer.Option(help="number format; left out: fp32 of an adapter, else the base's"),
+    ] = None,
+    shard_size: Annotated[str, typer.Option(help="of one weight file, at most")] = "5GB",
+    to: Annotated[
+        Path | None, typer.Option(help="folder to make; left out: in RUN, as export-merged")
+    ] = None,
+    quantize: Annotated[
+        Literal["int8"] | None, typer.Option(help="linear layers in 8 bits, by bitsandbytes")
+    ] = None,
+    form: Annotated[
+        Literal["safetensors", "onnx", "gguf"],
+        typer.Option("--format", help="the last two merge an adapter first"),
+    ] = "safetensors",
+    converter: Annotated[
+        Path | None, typer.Option(help="llama.cpp's convert_hf_to_gguf.py, for gguf")
+    ] = None,
+) -> None:
+    """Write what a run has learnt in another form, and hold it to the trained model."""
+    from dtl import api
+
+    api.export(
+        run,
+        merge=merge,
+        dtype=dtype,
+        shard_size=shard_size,
+        to=to,
+        quantize=quantize,
+        form=form,
+        converter=converter,
+    )
+
+
+@app.command()
+def push(
+    path: Annotated[
+        Path, typer.Argument(metavar="RUN|EXPORT", help="a finished run, or an export")
+    ],
+    repository: Annotated[str, typer.Argument(metavar="REPO", help="as name, or owner/name")],
+    private: Annotated[
+        bool, typer.Option("--private", help="only you and your organisation see it")
+    ] = False,
+    revision: Annotated[
+        str | None, typer.Option(help="branch to upload to; left out: main")
+    ] = None,
+) -> None:
+    """Upload an export to the Hugging Face hub, with the token of `hf auth login` or HF_TOKEN."""
+    from dtl import api
+
+    print(api.push(path, repository, private=private, revision=revision))
 
 
 @app.command()

@@ -51,11 +51,15 @@ class Examples:
     @property
     def data(self) -> dict[str, Any]:
         """What a run notes of what it began with."""
-        skipped = sum(len(source.bad) for source in (*self.sources, *self.mixed))
+        every = (*self.sources, *self.mixed)
         return {
             "key": self.train.key,
             "examples": len(self.train),
-            "skipped_rows": skipped,
+            "skipped_rows": sum(len(source.bad) for source in every),
+            "sources": {
+                source.place: {"sha256": source.rows.fingerprint, "rows": source.good}
+                for source in every
+            },
             "base": self.base,
         }
 

@@ -94,7 +94,8 @@ class RunFolder:
     @property
     def data(self) -> dict[str, Any]:
         """What the run began with: `key`, which names the content of the training data, the number
-        of examples, and the fingerprint of the `base`."""
+        of examples, the digest and the rows of each of the `sources`, and the fingerprint of the
+        `base`."""
         return dict(self._run["data"])
 
     @property
@@ -181,6 +182,11 @@ class RunFolder:
             "formerly": [*self.formerly, *former],
         }
         write_json(self.path / "run.json", record)
+
+    @property
+    def usage(self) -> Path:
+        """What each launch took."""
+        return self.path / "usage"
 
     @property
     def heartbeats(self) -> Path:

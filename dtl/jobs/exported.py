@@ -52,13 +52,20 @@ def folder_of(path: Path) -> Path:
     )
 
 
-def open_export(path: Path) -> Exported:
+def open_export(path: Path, *, asks: bool = True) -> Exported:
     """Load it on the CPU, in fp32, on a base that is quantized as it was for the run. Code that a
-    model brings is never run. Raises DtlError."""
+    model brings is never run. `asks`: whether its task will be asked to predict or to score. Raises
+    DtlError."""
     folder = folder_of(path)
     note = _read(folder)
     choice = TaskChoice.model_validate(note["task"])
     task: Task = registry.load("tasks", choice.name).Plugin(choice.options)
+    if task.needs_base and note["kind"] != "adapter" and asks:
+        raise DtlError.of(
+            str(folder),
+            f"task {choice.name} compares with the base, which a merged model no longer has",
+            "name the export of the adapter",
+        )
     facts = note["facts"]
     adapter = note["kind"] == "adapter"
     source = Model(**note["base"]) if adapter else Model(path=str(folder))

@@ -10,7 +10,7 @@ from dtl.data.loader import Collate
 from dtl.engine import Engine
 from dtl.examples import Examples
 from dtl.run_folder import RunFolder
-from dtl.train.evaluate import evaluate
+from dtl.train.evaluate import evaluate, outcomes_file
 from dtl.train.log import RunLog
 from dtl.train.loop import Progress
 
@@ -93,9 +93,7 @@ class Scoring:
             pause=self.pause,
         )
         if self.engine.is_first:
-            of_steps = model in ("unadapted", "adapted")
-            name = f"step-{at.step:08d}" + ("" if of_steps else f"-{model}")
-            found.write(self.folder.path / "evaluations" / f"{name}.jsonl")
+            found.write(outcomes_file(self.folder.path, at.step, of=model))
         self.log.scores(at.step, found.scores, model=model)
         return found.scores
 

@@ -33,13 +33,14 @@ from dtl.plan.memory import checkpoint_bytes
 from dtl.run_folder import RunFolder
 from dtl.train import checkpoint, optim
 from dtl.train.average import Averaged, Mean, MovingAverage
-from dtl.train.card import model_card
+from dtl.train.card import run_card
 from dtl.train.checkpoint import Learnt, Store, Stored
 from dtl.train.deadline import Deadline
-from dtl.train.export import base_of, export
+from dtl.train.export import export, note_of
 from dtl.train.guards import Guard, SpikeFound
 from dtl.train.log import RunLog, told
 from dtl.train.loop import End, Hooks, Limits, Progress, StopAgreed, train
+from dtl.train.usage import Meter
 from dtl.train.watch import Watch
 
 if TYPE_CHECKING:
@@ -97,9 +98,12 @@ class _Job:
     parts: Parts
     progress: Progress = field(default_factory=Progress)
     stepped: bool = False
+    weights: str = "adapted"  # those that are exported, or ema or average
+    meter: Meter = field(init=False)
 
     def begin(self) -> None:
         """Go back to where the run was, and score what is due."""
+        self.meter = Meter(self.folder.usage, self.engine)
         self.slowly("looking for a checkpoint")
         saved = find_checkpoint(self.folder, self.store, self.engine, self.log)
         self.open(saved)
@@ -202,6 +206,7 @@ class _Job:
         """Score, export, and write the result: from then on the run is finished."""
         if self.scoring.wanted:
             self.progress = self.scoring.adapted(self.progress)
+        self.meter.note()
         self._export(self._chosen())
         scores, at = self.scoring.scores, self.progress
         if self.engine.is_first:
@@ -210,6 +215,7 @@ class _Job:
                     "steps": at.step,
                     "scores": scores,
                     "best": {"step": at.best_step, "score": at.best},
+                    "weights": self.weights,
                     "export": str(self.folder.export),
                 }
             )
@@ -271,7 +277,7 @@ class _Job:
             found = self._scores_of(name, average) if scoring.wanted else None
             better = found is not None and scoring.beats(found, scoring.scores["adapted"])
             if options.export == name or (better and options.export in ("last", "best")):
-                chosen = average
+                chosen, self.weights = average, name
                 self.log.say(f"the weights of train.{name} are exported")
                 if found is not None:
                     scoring.scores["adapted"] = found
@@ -306,19 +312,20 @@ class _Job:
         return path
 
     def _export(self, learnt: Learnt | None) -> None:
-        kind = self.parts.strategy.exports
-        card = model_card(
-            self.config,
-            self.plan,
-            kind=kind,
-            head=self.parts.task.head,
-            labels=self.examples.facts.get("labels"),
-            scores=self.scoring.scores,
-            versions=self.folder.versions,
-            reads_by=self.parts.task.reads_by,
-            base_needs=self.examples.facts.get("loading"),
-            quantized=quantize.told(self.engine.plain_model),
-        )
+        kind, facts, at = self.parts.strategy.exports, self.examples.facts, self.progress
+        best = self.config.train.export == "best" and self.weights == "adapted"
+        card = ""
+        if self.engine.is_first:
+            card = run_card(
+                self.folder,
+                self.parts.task,
+                facts,
+                kind=kind,
+                scores=self.scoring.scores,
+                step=at.best_step if best and at.best_step is not None else at.step,
+                weights=self.weights,
+                quantized=quantize.told(self.engine.plain_model),
+            )
         export(
             self.engine,
             self.folder.export,
@@ -326,13 +333,7 @@ class _Job:
             kind=kind,
             dtype=self.plan.layout.dtype,
             card=card,
-            note={
-                "kind": kind,
-                "task": self.config.task.learnt,
-                "facts": self.examples.facts,
-                "columns": self.config.data.columns,
-                "base": base_of(self.config.model, dtype=self.plan.layout.dtype),
-            },
+            note=note_of(self.config, facts, kind=kind, dtype=self.plan.layout.dtype),
             learnt=learnt,
             pause=self.pause,
         )
@@ -355,6 +356,7 @@ class _Job:
         start = time.monotonic()
         path = self.store.save(self.engine, progress)
         seconds = time.monotonic() - start
+        self.meter.note()
         self.deadline.saved(seconds)
         self.log.saved(progress.step, seconds=seconds, size=checkpoint.size_of(path))
         self.progress = progress

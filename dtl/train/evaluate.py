@@ -34,6 +34,13 @@ class Evaluation:
         path.write_text(lines, encoding="utf-8")
 
 
+def outcomes_file(run: Path, step: int, *, of: str = "adapted") -> Path:
+    """Where the outcomes of a scoring lie in a run's folder; `of`: unadapted, adapted, or which
+    average of the weights."""
+    average = "" if of in ("unadapted", "adapted") else f"-{of}"
+    return run / "evaluations" / f"step-{step:08d}{average}.jsonl"
+
+
 @torch.no_grad()
 def evaluate(
     engine: Engine,

@@ -20,8 +20,11 @@ from dtl.train.checkpoint import Learnt, sync
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from dtl.config.schema import RunConfig
     from dtl.engine import Engine
+    from dtl.tasks import Facts
 
+SHARD_SIZE = "5GB"  # of one weight file, at most
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -60,24 +63,53 @@ def export(
     pause("export, gathering the weights")
     state = _gather(engine, learnt, learning_only=kind == "adapter")
     pause("export, writing")
-    staged = folder.with_name(f".{folder.name}-staged")
+    staged = staged_beside(folder)
     if engine.is_first:
         shutil.rmtree(staged, ignore_errors=True)
-        write = _write_adapter if kind == "adapter" else _write_model
         with engine.loading(False):
-            write(engine.plain_model, state, staged, DTYPES[dtype])
+            if kind == "adapter":
+                write_adapter(engine.plain_model, state, staged, dtype=torch.float32)
+            else:
+                write_model(engine.plain_model, state, staged, dtype=DTYPES[dtype])
         processor.save_pretrained(staged)
-        (staged / "README.md").write_text(card, encoding="utf-8")
-        (staged / NOTE).write_text(json.dumps(note, indent=1) + "\n", encoding="utf-8")
-        _open_to_readers(staged)
-        for file in staged.iterdir():
-            sync(file)
-        sync(staged)
+        write_papers(staged, card=card, note=note)
+        to_disk(staged)
     pause("export, giving it its name")
     if engine.is_first:
         shutil.rmtree(folder, ignore_errors=True)
         staged.rename(folder)
     engine.wait()
+
+
+def note_of(config: RunConfig, facts: Facts, *, kind: str, dtype: str) -> dict[str, Any]:
+    """What dtl must know to open an export of this run again; `dtype`: of the run's weights."""
+    return {
+        "kind": kind,
+        "task": config.task.learnt,
+        "facts": facts,
+        "columns": config.data.columns,
+        "base": base_of(config.model, dtype=dtype),
+    }
+
+
+def staged_beside(folder: Path) -> Path:
+    """Where an export is written before it takes its name."""
+    return folder.with_name(f".{folder.name}-staged")
+
+
+def write_papers(folder: Path, *, card: str, note: dict[str, Any] | None) -> None:
+    """The model card, and what dtl itself must know; `note` None: dtl does not open it again."""
+    (folder / "README.md").write_text(card, encoding="utf-8")
+    if note is not None:
+        (folder / NOTE).write_text(json.dumps(note, indent=1) + "\n", encoding="utf-8")
+
+
+def to_disk(folder: Path) -> None:
+    """Every file open to all who may read the folder, and written out."""
+    _open_to_readers(folder)
+    for file in folder.iterdir():
+        sync(file)
+    sync(folder)
 
 
 def _open_to_readers(folder: Path) -> None:
@@ -109,29 +141,52 @@ def _gather(engine: Engine, learnt: Learnt | None, *, learning_only: bool) -> di
     return state
 
 
-def _write_adapter(
-    model: nn.Module, state: dict[str, Tensor], folder: Path, _: torch.dtype
+def state_of(model: nn.Module, *, learning_only: bool) -> dict[str, Tensor]:
+    """The same of a model that is whole in this process; nothing is copied."""
+    state = {
+        name: parameter.detach()
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad or not learning_only
+    }
+    persistent = set() if learning_only else set(model.state_dict())
+    state |= {name: buffer for name, buffer in model.named_buffers() if name in persistent}
+    return state
+
+
+def write_adapter(
+    model: nn.Module, state: dict[str, Tensor], folder: Path, *, dtype: torch.dtype
 ) -> None:
-    adapter = adapters.written(model, {name: value.float() for name, value in state.items()})
+    """As PEFT opens it; read back and compared bit by bit."""
+    adapter = adapters.written(model, _cast(state, dtype))
     adapter.save(folder, base=model.get_base_model())  # type: ignore[operator]
     _compare(adapter.tensors, adapters.read_back(folder).get, folder)
 
 
-def _write_model(
-    model: nn.Module, state: dict[str, Tensor], folder: Path, dtype: torch.dtype
+def write_model(
+    model: nn.Module,
+    state: dict[str, Tensor],
+    folder: Path,
+    *,
+    dtype: torch.dtype,
+    shard_size: str = SHARD_SIZE,
 ) -> None:
-    whole = {
-        name: value.to(dtype) if value.is_floating_point() else value
-        for name, value in state.items()
-    }
+    """As transformers opens it; read back and compared bit by bit."""
+    whole = _cast(state, dtype)
     model.config.dtype = dtype
-    model.save_pretrained(folder, state_dict=dict(whole))  # type: ignore[operator]
+    model.save_pretrained(folder, state_dict=dict(whole), max_shard_size=shard_size)  # type: ignore[operator]
     reopened = type(model).from_pretrained(folder, dtype=dtype, use_safetensors=True)  # type: ignore[attr-defined]
     stored = {
         **dict(reopened.named_parameters(remove_duplicate=False)),
         **dict(reopened.named_buffers()),
     }
     _compare(whole, stored.get, folder)
+
+
+def _cast(state: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    return {
+        name: value.to(dtype) if value.is_floating_point() else value
+        for name, value in state.items()
+    }
 
 
 def _compare(

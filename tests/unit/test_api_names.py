@@ -10,6 +10,8 @@ def test_public_functions_stay_functions():
 
     assert dtl.check is api.check
     assert dtl.evaluate is api.evaluate
+    assert dtl.export is api.export
+    assert dtl.push is api.push
     assert dtl.plan is api.plan
     assert dtl.predict is api.predict
     assert dtl.train is api.train

@@ -96,9 +96,11 @@ def save_adapter(base, folder, auto, **settings):
 
 
 def test_the_front_is_yaml_that_the_hub_reads(decoder):
-    front = yaml.safe_load(card(decoder).split("---")[1])
+    """It takes no base that is none of its own."""
+    assert "base_model" not in yaml.safe_load(card(decoder).split("---")[1])
+    front = yaml.safe_load(card("owner/base").split("---")[1])
     assert front == {
-        "base_model": str(decoder),
+        "base_model": "owner/base",
         "library_name": "peft",
         "tags": ["dtl", "causal_lm", "lora"],
     }

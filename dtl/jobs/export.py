@@ -1,0 +1,303 @@
+"""Export: what a run has learnt, written in another form and proven in a fresh process."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from dtl.assemble import assemble
+from dtl.errors import DtlError, RunFailed
+from dtl.jobs import gguf, graph, quantised
+from dtl.jobs.proof import Question, answers, answers_in_fresh_process, ask
+from dtl.jobs.trained import Trained, open_trained
+from dtl.models import quantize
+from dtl.models.anatomy import head_module_names
+from dtl.models.load import load_settings, silent
+from dtl.plan.hardware import disk_free
+from dtl.plan.memory import MASTER, WIDTH
+from dtl.plan.relief import wants_disk
+from dtl.run_folder import RunFolder
+from dtl.train.card import Saved, run_card
+from dtl.train.difference import TOLERANCE, Difference, difference
+from dtl.train.export import (
+    DTYPES,
+    SHARD_SIZE,
+    note_of,
+    staged_beside,
+    state_of,
+    to_disk,
+    write_adapter,
+    write_model,
+    write_papers,
+)
+from dtl.units import format_bytes
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+Form = Literal["safetensors", "onnx", "gguf"]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is asked for. `dtype`, `to` None: chosen. `converter`: of GGUF; None: looked for."""
+
+    merge: bool = False
+    dtype: Literal["fp32", "bf16", "fp16"] | None = None
+    shard_size: str = SHARD_SIZE
+    to: Path | None = None
+    quantize: Literal["int8"] | None = None
+    form: Form = "safetensors"
+    converter: Path | None = None
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What is written, and where. `kind`: adapter or model; `size`: bytes on disk, about."""
+
+    kind: str
+    merges: bool
+    dtype: str
+    quantize: str | None
+    form: Form
+    shard_size: str
+    target: Path
+    size: int
+
+    @property
+    def precision(self) -> str:
+        """The coarsest format of its weights."""
+        return self.quantize or self.dtype
+
+    def __str__(self) -> str:
+        what = "the adapter alone" if self.kind == "adapter" else "a whole model"
+        what = "the adapter merged into its base" if self.merges else what
+        form = {"safetensors": "", "onnx": ", as an ONNX graph", "gguf": ", as GGUF"}[self.form]
+        return f"{what}, {self.precision}{form}"
+
+
+@dataclass(frozen=True)
+class Export:
+    """Where it lies, and how far it is from the trained model; None: that was not asked."""
+
+    path: Path
+    difference: Difference | None
+
+
+def export_run(folder: RunFolder, wanted: Wanted, *, say: Callable[[str], None]) -> Export:
+    """Decide, open, ask, write, ask again in a fresh process, give it its name.
+
+    Raises DtlError for what cannot be asked for, and RunFailed when the export is not what was
+    trained; then nothing is left of it.
+    """
+    decision = decide(folder, wanted)
+    say(f"{folder.path}: {decision}")
+    with silent():
+        return _export(folder, wanted, decision, say=say)
+
+
+def _export(
+    folder: RunFolder, wanted: Wanted, decision: Decision, *, say: Callable[[str], None]
+) -> Export:
+    trained = open_trained(folder, say=say)
+    asked, rows = ask(trained)
+    expected = answers(trained.model, asked)
+    model = _merged(trained, asked, expected, rows) if decision.merges else trained.model
+    work = staged_beside(decision.target)
+    shutil.rmtree(work, ignore_errors=True)
+    try:
+        work.mkdir(parents=True)
+        written = work / "export"
+        found = None
+        _write(model, trained, decision, wanted, work, asked, folder)
+        if decision.form != "gguf":
+            replies = answers_in_fresh_process(written, asked, work)
+            found = _held(expected, replies, decision, rows)
+        saved = Saved(str(decision), found)
+        kind = decision.kind if decision.form == "safetensors" else decision.form
+        write_papers(written, card=_card(folder, trained, kind, saved), note=None)
+        to_disk(written)
+        written.rename(decision.target)
+    except Exception as fault:
+        if wants_disk(fault):
+            raise RunFailed.of(
+                str(decision.target.parent), "the disk is full", "make room, and export again"
+            ) from fault
+        raise
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    say(f"    {found}" if found else "    not compared: nothing here opens GGUF")
+    say(f"export: {decision.target}")
+    return Export(decision.target, found)
+
+
+def decide(folder: RunFolder, wanted: Wanted) -> Decision:
+    """Raises DtlError for what does not go together, for a place that is taken, for a library that
+    is not there, and for a disk that is too small."""
+    config, plan = folder.config, folder.plan
+    if len(plan.phases) > 1 and folder.state != "finished":
+        raise DtlError.of(
+            str(folder.path),
+            "the run has several phases and has not ended",
+            f"`dtl resume {folder.path}` goes on with it",
+        )
+    is_adapter = assemble(config).strategies[-1].exports == "adapter"
+    merges = is_adapter and (wanted.merge or wanted.form != "safetensors")
+    kind = "adapter" if is_adapter and not merges else "model"
+    _refuse(wanted, config.phases[-1].name, is_adapter=is_adapter, kind=kind)
+    if wanted.form == "onnx":
+        dtype = "fp32"
+    elif kind == "adapter":
+        dtype = wanted.dtype or "fp32"
+    else:
+        dtype = wanted.dtype or (_dtype_of_base(folder) if merges else plan.layout.dtype)
+    counts = plan.parameters
+    size = counts.total * WIDTH[dtype]
+    if kind == "adapter":
+        size = counts.learning * (MASTER if dtype == "fp32" else WIDTH[dtype])
+    if wanted.quantize or wanted.form == "gguf":
+        size *= 2  # beside the model that it is made from
+    target = wanted.to or folder.path / _name(wanted, kind, merges=merges)
+    if target.exists():
+        raise DtlError.of(
+            str(target), "is there already", "remove it yourself, or name another place with --to"
+        )
+    if size > (free := disk_free(str(target.parent))):
+        raise DtlError.of(
+            str(target.parent),
+            f"{format_bytes(free)} are free, and the export takes {format_bytes(size)}",
+            "make room, or name a place on another disk with --to",
+        )
+    return Decision(
+        kind, merges, dtype, wanted.quantize, wanted.form, wanted.shard_size, target, size
+    )
+
+
+def _refuse(wanted: Wanted, strategy: str, *, is_adapter: bool, kind: str) -> None:
+    if wanted.merge and not is_adapter:
+        raise DtlError.of(
+            "--merge", f"strategy {strategy} has learnt a whole model, no adapter", "leave it out"
+        )
+    if wanted.quantize and kind == "adapter":
+        raise DtlError.of("--quantize", "an adapter alone is not quantised", "add --merge")
+    if wanted.quantize and wanted.form != "safetensors":
+        raise DtlError.of(
+            "--quantize",
+            f"bitsandbytes' weights are safetensors, not {wanted.form}",
+            "leave one of the two out; llama-quantize makes a GGUF file smaller",
+        )
+    if wanted.form == "onnx" and wanted.dtype not in (None, "fp32"):
+        raise DtlError.of("--dtype", "an ONNX graph is written in fp32", "leave it out")
+    if re.fullmatch("[1-9][0-9]*[KMGT]B", wanted.shard_size) is None:
+        raise DtlError.of("--shard-size", f"'{wanted.shard_size}' is no size", "write it as 5GB")
+    if wanted.quantize:
+        quantised.refuse_absent()
+    if wanted.form == "onnx":
+        graph.refuse_absent()
+    if wanted.form == "gguf":
+        gguf.find_converter(wanted.converter)
+
+
+def _name(wanted: Wanted, kind: str, *, merges: bool) -> str:
+    """Of the folder in the run's: one for each thing that can be asked for."""
+    if wanted.form != "safetensors":
+        kind = wanted.form
+    elif merges:
+        kind = "merged"
+    return "-".join(["export", kind, *filter(None, (wanted.dtype, wanted.quantize))])
+
+
+def _dtype_of_base(folder: RunFolder) -> str:
+    """As its files are; fp32 where they do not say."""
+    stored = load_settings(folder.config.model).dtype
+    names = {dtype: name for name, dtype in DTYPES.items()}
+    return names.get(stored, "fp32")
+
+
+def _merged(
+    trained: Trained, asked: list[Question], expected: list[Tensor], rows: str
+) -> nn.Module:
+    """The adapter in its base; in fp32 that must be the same function. Raises RunFailed."""
+    model = trained.parts.strategy.merge(trained.model).eval()
+    found = difference(expected, answers(model, asked), rows=rows, allowed=TOLERANCE["fp32"])
+    if not found.is_small:
+        raise RunFailed.of(
+            "--merge", f"the merged model is another function ({found})", "export the adapter alone"
+        )
+    return model
+
+
+def _write(
+    model: nn.Module,
+    trained: Trained,
+    decision: Decision,
+    wanted: Wanted,
+    work: Path,
+    asked: list[Question],
+    folder: RunFolder,
+) -> None:
+    """Into work/export; what that is made from lies beside it."""
+    written, dtype = work / "export", DTYPES[decision.dtype]
+    note = note_of(
+        folder.config, trained.examples.facts, kind=decision.kind, dtype=folder.plan.layout.dtype
+    )
+    if decision.form == "onnx":
+        graph.write_graph(model, asked, written)
+        trained.examples.processor.save_pretrained(written)
+        return
+    first = work / "model" if decision.quantize or decision.form == "gguf" else written
+    state = state_of(model, learning_only=decision.kind == "adapter")
+    if decision.kind == "adapter":
+        write_adapter(model, state, first, dtype=dtype)
+    else:
+        write_model(model, state, first, dtype=dtype, shard_size=decision.shard_size)
+    trained.examples.processor.save_pretrained(first)
+    if decision.quantize:
+        quantised.write_quantised(
+            first,
+            written,
+            architecture=type(model),
+            heads=head_module_names(model),
+            dtype=dtype,
+            shard_size=decision.shard_size,
+        )
+        trained.examples.processor.save_pretrained(written)
+    if decision.form == "gguf":
+        converter = gguf.find_converter(wanted.converter)
+        name = f"{folder.config.run.name}-{decision.dtype}.gguf"
+        gguf.convert(converter, first, written / name, dtype=decision.dtype)
+        trained.examples.processor.save_pretrained(written)
+        return
+    write_papers(written, card="", note=note)
+
+
+def _held(
+    expected: list[Tensor], replies: list[Tensor], decision: Decision, rows: str
+) -> Difference:
+    """Raises RunFailed where the export is too far from what was trained."""
+    found = difference(expected, replies, rows=rows, allowed=TOLERANCE[decision.precision])
+    if not found.is_small:
+        raise RunFailed.of(
+            str(decision.target),
+            f"what was written is not what was trained ({found})",
+            "nothing is kept; take another --dtype or form",
+        )
+    return found
+
+
+def _card(folder: RunFolder, trained: Trained, kind: str, saved: Saved) -> str:
+    return run_card(
+        folder,
+        trained.parts.task,
+        trained.examples.facts,
+        kind=kind,
+        scores=trained.scores,
+        step=trained.step,
+        weights=trained.weights,
+        quantized=quantize.told(trained.model) if kind == "adapter" else None,
+        saved=saved,
+    )
