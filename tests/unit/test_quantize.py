@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -16,6 +17,7 @@ from dtl.assemble import assemble
 from dtl.cli import main
 from dtl.config.load import load_config
 from dtl.config.schema import Model, RunConfig
+from dtl.data.batching import Batching
 from dtl.errors import DtlError
 from dtl.jobs.exported import open_export
 from dtl.models import quantize
@@ -113,8 +115,8 @@ def plan(made: RunConfig, *, hardware: Hardware = LAPTOP, outer: OuterLaunch | N
         assemble(made),
         facts=facts,
         settings=None,
-        examples=8,
-        longest=16,
+        batching=Batching(8, made.train.global_batch.limit, made.train.seed),
+        lengths=np.full(8, 16),
         hardware=hardware,
         outer=outer,
     )
