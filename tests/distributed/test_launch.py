@@ -68,7 +68,7 @@ def expected(desk: Path) -> list[float]:
     rows = (desk / "train.jsonl").read_text(encoding="utf-8").splitlines()
     texts = [json.loads(row)["text"] for row in rows]
     losses, _ = reference.losses(
-        desk / "base", texts, strategy="full", steps=STEPS, batch=BATCH, rate=RATE, clip=CLIP
+        desk / "base", texts, phases=[("full", STEPS)], batch=BATCH, rate=RATE, clip=CLIP
     )
     return losses
 
