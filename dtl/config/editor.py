@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+from functools import cache
 from typing import Any
 
 from dtl import registry
@@ -28,13 +30,18 @@ def _choice_schema(choice: type[Choice], definitions: dict[str, Any]) -> dict[st
     forms: list[dict[str, Any]] = [{"type": "string", "enum": list(names)}]
     shared = _shared_schema(choice)
     for name in names:
-        options = registry.options(choice.folder, name).model_json_schema()
+        options = deepcopy(_options_schema(choice.folder, name))
         definitions.update(options.pop("$defs", {}))
         named = {"name": {"const": name, "description": registry.summary(choice.folder, name)}}
         options["properties"] = named | options.get("properties", {}) | shared
         options["required"] = ["name", *options.get("required", [])]
         forms.append(options)
     return {"anyOf": forms, "description": choice.__doc__}
+
+
+@cache
+def _options_schema(folder: registry.Folder, name: str) -> dict[str, Any]:
+    return registry.options(folder, name).model_json_schema()
 
 
 def _shared_schema(choice: type[Choice]) -> dict[str, Any]:
