@@ -1,12 +1,13 @@
 """Do the quickstarts for speech and pictures pay off? Against scratch, and the base as it is.
 
-    python -m benchmarks.beds speech|vision [--seeds 0 1 2] [--write]
+    python -m benchmarks.beds speech|vision|phases [--seeds 0 1 2] [--write]
 
 speech: mini:speech learns another accent from 40 clips; word error rates on held-out voices, and
 on the accent that it came from (forgetting). vision: mini:vision, which knows letters, learns
-digits from a few of each; accuracy on 497 held-out ones, and on the letters afterwards. Settings of
-the speech adaptation were chosen on other clips. Those for pictures were not tuned: one learning
-rate for each strategy, that of the base's own training for scratch, and as many steps for all.
+digits from a few of each; accuracy on 497 held-out ones. phases: the same, all at once and in two
+phases, and what each leaves of the letters. Settings of the speech adaptation were chosen on other
+clips. Those for pictures were not tuned: one learning rate for each strategy, that of the base's
+own training for scratch, and as many steps for all.
 """
 
 from __future__ import annotations
@@ -35,11 +36,13 @@ VISION = {
     "scratch": ["strategy=scratch", "optim.learning_rate=0.003", "layout.micro_batch=32"],
     "frozen": [],
     "full": ["strategy=full", f"optim.learning_rate={FULL_RATE}"],
+}
+PHASES = {
+    "full": VISION["full"],
     "frozen, then full": [
         f"strategy=[{{name: frozen, length: 0.5}}, {{name: full, learning_rate: {FULL_RATE}}}]"
     ],
 }
-FORGETTING = ("full", "frozen, then full")  # the base moves
 
 
 def run(config: str, name: str, folder: Path, *overrides: str) -> RunFolder:
@@ -77,41 +80,55 @@ def speech(seeds: Sequence[int], folder: Path) -> list[str]:
 
 
 def vision(seeds: Sequence[int], folder: Path) -> list[str]:
-    runs = {
-        (strategy, shots, seed): run(
-            "vision.yaml",
-            f"{strategy}-{shots}-{seed}".replace(", ", "-"),
-            folder,
-            *overrides,
-            f"data.train.limit={10 * shots}",
-            f"train.seed={seed}",
-        )
-        for strategy, overrides in VISION.items()
-        for shots in SHOTS
-        for seed in seeds
-    }
-    lines = ["| of each digit | " + " | ".join(VISION) + " |", "|---|" + "---|" * len(VISION)]
-    for shots in SHOTS:
-        scores = [
-            [runs[strategy, shots, seed].result["scores"]["adapted"]["accuracy"] for seed in seeds]
-            for strategy in VISION
-        ]
-        lines.append(f"| {shots} | " + " | ".join(map(told, scores)) + " |")
+    return _accuracies(VISION, _digits(VISION, seeds, folder))
+
+
+def phases(seeds: Sequence[int], folder: Path) -> list[str]:
+    runs = _digits(PHASES, seeds, folder)
     before = letters(mini.path("vision"), folder)
-    lines += [
-        "",
-        "Accuracy on letters, which the base had learnt, with the head that it had for them; it is "
-        f"{before:.3f} before any digit, and after `frozen`, which leaves the base as it is.",
-        "",
-        "| of each digit | " + " | ".join(FORGETTING) + " |",
-        "|---|" + "---|" * len(FORGETTING),
+    lines = [
+        *("Digits:", "", *_accuracies(PHASES, runs), ""),
+        "Letters, which the base had learnt, with the head that it had for them; before any digit "
+        f"{before:.3f}:",
+        *("", "| of each digit | " + " | ".join(PHASES) + " |", "|---|" + "---|" * len(PHASES)),
     ]
     for shots in SHOTS:
-        kept = [
-            [letters(runs[strategy, shots, seed].export, folder) for seed in seeds]
-            for strategy in FORGETTING
-        ]
+        kept = [[letters(run.export, folder) for run in runs[name, shots]] for name in PHASES]
         lines.append(f"| {shots} | " + " | ".join(map(told, kept)) + " |")
+    return lines
+
+
+Runs = dict[tuple[str, int], list[RunFolder]]
+
+
+def _digits(strategies: dict[str, list[str]], seeds: Sequence[int], folder: Path) -> Runs:
+    """One run a seed of each strategy, with so many of each digit."""
+    return {
+        (name, shots): [
+            run(
+                "vision.yaml",
+                f"{name}-{shots}-{seed}".replace(", ", "-"),
+                folder,
+                *overrides,
+                f"data.train.limit={10 * shots}",
+                f"train.seed={seed}",
+            )
+            for seed in seeds
+        ]
+        for name, overrides in strategies.items()
+        for shots in SHOTS
+    }
+
+
+def _accuracies(strategies: dict[str, list[str]], runs: Runs) -> list[str]:
+    lines = ["| of each digit | " + " | ".join(strategies) + " |"]
+    lines.append("|---|" + "---|" * len(strategies))
+    for shots in SHOTS:
+        scores = [
+            [run.result["scores"]["adapted"]["accuracy"] for run in runs[name, shots]]
+            for name in strategies
+        ]
+        lines.append(f"| {shots} | " + " | ".join(map(told, scores)) + " |")
     return lines
 
 
@@ -134,7 +151,8 @@ def letters(adapted: Path, folder: Path) -> float:
     return found["accuracy"]
 
 
-BEDS = {"speech": speech, "vision": vision}
+BEDS = {"speech": speech, "vision": vision, "phases": phases}
+QUICKSTARTS = {"speech": "speech", "vision": "vision", "phases": "vision"}
 
 
 def main() -> int:
@@ -147,6 +165,7 @@ def main() -> int:
         table = BEDS[given.bed](given.seeds, Path(folder))
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in STACK)
     seeds = " ".join(map(str, given.seeds))
+    quickstart = f"{QUICKSTARTS[given.bed]}.yaml"
     lines = [
         f"# Transfer on the miniature bed for {given.bed}",
         "",
@@ -154,7 +173,7 @@ def main() -> int:
         f"{versions}",
         "",
         f"`python -m benchmarks.beds {given.bed} --seeds {seeds} --write`, of "
-        f"[configs/quickstart/{given.bed}.yaml](../../configs/quickstart/{given.bed}.yaml)",
+        f"[configs/quickstart/{quickstart}](../../configs/quickstart/{quickstart})",
         "",
         *table,
     ]
