@@ -451,7 +451,12 @@ def test_lora_plus_trains_as_pefts_optimizer_does() -> None:
         else:
             factor = strategy.rate_factor
             optimizer = optim.make(
-                model, Optim(), learning_rate=1e-3, device="cpu", rate_factor=factor
+                model,
+                Optim(),
+                learning_rate=1e-3,
+                new=frozenset(),
+                device="cpu",
+                rate_factor=factor,
             )
             for group in optimizer.param_groups:  # as the engine does at each step
                 group["lr"] = group["peak_learning_rate"]

@@ -24,19 +24,22 @@ class OneRank:
     rank: int = 0
     ranks: int = 1
     is_first: bool = True
-    values: dict = field(default_factory=lambda: {n: torch.randn(3, 2) for n in NAMES})
+    values: dict = field(
+        default_factory=lambda: {n: torch.nn.Parameter(torch.randn(3, 2)) for n in NAMES}
+    )
 
-    def learning(self):
+    def moved(self):
         return list(self.values.items())
 
     def whole(self, value):
-        return value.clone()
+        return value.detach().clone()
 
     def changed_buffers(self):
         return {}
 
     def moments(self, value):
-        return {"exp_avg": value * 2, "exp_avg_sq": value**2}
+        whole = self.whole(value)
+        return {"exp_avg": whole * 2, "exp_avg_sq": whole**2}
 
     def gather(self, values):
         return values
