@@ -366,7 +366,7 @@ DATA = [
     ),
     data(
         "chat without a chat template",
-        "chat.jsonl:1: the row holds chat `messages`, but the model's tokenizer has no",
+        "chat.jsonl:1: the row holds chat messages, but the model's tokenizer has no",
         "`prompt` and `completion`",
         {"chat.jsonl": '{"messages": [{"role": "user", "content": "one"}]}\n'},
         seconds=WITH_MODEL,

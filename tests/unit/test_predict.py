@@ -1,6 +1,7 @@
 """What `dtl predict` and `dtl evaluate` say is what plain transformers and PEFT say."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch
 from dtl import api
 from dtl.cli import main
 from dtl.config.load import load_config
+from dtl.run_folder import RunFolder
 from tests import tiny
 
 LABELS = ["early", "late"]
@@ -30,15 +32,27 @@ def train(folder, base, task, rows, strategy, dtype="fp32"):
     return outcome.run
 
 
-@pytest.fixture
-def labelled(cache, tmp_path, encoder):
+@pytest.fixture(scope="module")
+def taught(tmp_path_factory, encoder):
+    """A folder with a run, its data and its cache."""
+    folder = tmp_path_factory.mktemp("taught")
     rows = [
         {"text": f"{label} {' '.join(tiny.WORDS[:length])}", "label": label, "half": length % 2}
         for label in LABELS
         for length in range(1, 6)
     ]
     task = {"name": "text_classification"}
-    return train(tmp_path, encoder, task, rows, {"name": "lora", "rank": 2})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DTL_CACHE", str(folder / "cache"))
+        train(folder, encoder, task, rows, {"name": "lora", "rank": 2})
+    return folder
+
+
+@pytest.fixture
+def labelled(cache, tmp_path, taught):
+    """A run of this test's own."""
+    shutil.copytree(taught, tmp_path, dirs_exist_ok=True)
+    return RunFolder.open(tmp_path / "runs" / "done")
 
 
 def test_a_thousand_rows_get_what_plain_peft_says(labelled, tmp_path, encoder):
