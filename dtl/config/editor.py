@@ -7,7 +7,8 @@ from functools import cache
 from typing import Any
 
 from dtl import registry
-from dtl.config.schema import Choice, Phase, RunConfig, StrategyChoice, TaskChoice
+from dtl.config.choices import Choice, Phase, StrategyChoice, TaskChoice
+from dtl.config.schema import RunConfig
 
 
 def editor_schema() -> dict[str, Any]:

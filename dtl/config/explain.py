@@ -10,9 +10,10 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from dtl import registry
+from dtl.config.choices import Choice
 from dtl.config.document import Document, Keys
 from dtl.config.record import Record
-from dtl.config.schema import Choice, RunConfig
+from dtl.config.schema import RunConfig
 from dtl.errors import Fault, near
 
 # What other trainers call it -> what it is called here.

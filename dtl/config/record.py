@@ -69,3 +69,17 @@ def refuse(faults: Iterable[ConfigFault]) -> None:
     ]
     if details:
         raise ValidationError.from_exception_data("config", details)
+
+
+def share_or_steps(value: float) -> float:
+    """The value, if it is a share below 1 or a whole number of steps."""
+    if value >= 1 and value != int(value):
+        refuse(
+            [
+                ConfigFault(
+                    problem=f"{value} is neither a share nor a number of steps",
+                    mend="write a share below 1, such as 0.03, or whole steps, such as 100",
+                )
+            ]
+        )
+    return value

@@ -6,22 +6,17 @@ import re
 from collections.abc import Iterable
 from math import ceil
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import (
-    Discriminator,
     Field,
-    SerializationInfo,
-    SerializeAsAny,
-    Tag,
     field_validator,
-    model_serializer,
     model_validator,
 )
-from pydantic.fields import FieldInfo
 
-from dtl import registry
 from dtl.config.batch_size import GlobalBatchSize
+from dtl.config.choices import Phase, Strategies, TaskChoice
+from dtl.config.optim import Optim
 from dtl.config.optimizers import OPTIMIZERS
 from dtl.config.record import ConfigFault, Record, refuse
 from dtl.units import parse_seconds
@@ -227,219 +222,6 @@ class Data(Record):
                 ]
             )
         return self
-
-
-class Choice(Record):
-    """A plugin by name with its options; `lora` and `{name: lora, rank: 8}` are both read."""
-
-    folder: ClassVar[registry.Folder]
-
-    name: str = Field(description="name of the plugin")
-    options: SerializeAsAny[Record] = Field(description="options of the plugin")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _typed_options(cls, value: Any) -> Any:
-        if isinstance(value, str):
-            value = {"name": value}
-        if not isinstance(value, dict) or isinstance(value.get("options"), Record):
-            return value
-        name = value.get("name")
-        if not isinstance(name, str):
-            return {"name": name, "options": Record()} if "name" in value else {"options": Record()}
-        if name not in registry.names(cls.folder):
-            problem, mend = registry.unknown(cls.folder, name)
-            refuse([ConfigFault("name", problem=problem, mend=mend)])
-        given = {key: option for key, option in value.items() if key not in cls.of_all()}
-        options = registry.options(cls.folder, name).model_validate(given)
-        of_all = {key: value[key] for key in cls.of_all() if key in value}
-        return {**of_all, "options": options}
-
-    @model_serializer
-    def _flat(self, info: SerializationInfo) -> dict[str, Any]:
-        of_all = {key: getattr(self, key) for key in self.of_all()}
-        return {**of_all, **self.options.model_dump(mode=info.mode)}
-
-    @classmethod
-    def of_all(cls) -> dict[str, FieldInfo]:
-        """The keys that stand beside the options of every plugin of the folder; the name first."""
-        return {key: field for key, field in cls.model_fields.items() if key != "options"}
-
-
-class TaskChoice(Choice):
-    """What is learnt."""
-
-    folder = "tasks"
-
-    group_by: str | None = Field(
-        default=None,
-        min_length=1,
-        description="column of the held-out rows by whose values the score is broken down",
-    )
-
-    @property
-    def learnt(self) -> dict[str, Any]:
-        """The name and the options, which decide what is learnt; not how scores are told."""
-        flat = self.model_dump(mode="json")
-        return {key: value for key, value in flat.items() if key != "group_by"}
-
-
-class StrategyChoice(Choice):
-    """Which parameters learn."""
-
-    folder = "strategies"
-
-
-class Phase(Choice):
-    """What learns in one part of a run that goes on from part to part."""
-
-    folder = "strategies"
-
-    length: float | None = Field(
-        default=None,
-        gt=0,
-        description="how long the phase is: below 1 a share of all steps, else steps; left out: an "
-        "equal part of what is left",
-    )
-    learning_rate: float | None = Field(
-        default=None,
-        gt=0,
-        description="highest learning rate of the phase; left out: optim.learning_rate, or what is "
-        "usual for the strategy",
-    )
-
-    @field_validator("length")
-    @classmethod
-    def _in_whole_steps(cls, length: float | None) -> float | None:
-        return length if length is None else _share_or_steps(length)
-
-
-def _one_or_several(value: Any) -> str:
-    return "phases" if isinstance(value, list | tuple) else "one"
-
-
-Strategies = Annotated[
-    Annotated[StrategyChoice, Tag("one")] | Annotated[tuple[Phase, ...], Tag("phases")],
-    Discriminator(_one_or_several),
-]
-
-
-def _share_or_steps(value: float) -> float:
-    if value >= 1 and value != int(value):
-        refuse(
-            [
-                ConfigFault(
-                    problem=f"{value} is neither a share nor a number of steps",
-                    mend="write a share below 1, such as 0.03, or whole steps, such as 100",
-                )
-            ]
-        )
-    return value
-
-
-class Optim(Record):
-    """How the learning parameters are updated."""
-
-    name: Literal[
-        "adamw", "adamw_8bit", "paged_adamw_8bit", "adafactor", "lion", "lion_8bit", "muon"
-    ] = Field(default="adamw", description="the optimizer; docs/optimizers.md tells them apart")
-    learning_rate: float | None = Field(
-        default=None, gt=0, description="highest learning rate; left out: planned by the strategy"
-    )
-    head_learning_rate: float | None = Field(
-        default=None,
-        gt=0,
-        description="the same of the head and of all that the base did not bring; left out: "
-        "learning_rate",
-    )
-    layer_decay: float | None = Field(
-        default=None,
-        gt=0,
-        le=1,
-        description="learning rate of a block as a share of that of the block above it, such as "
-        "0.75; left out: the same for all",
-    )
-    weight_decay: float = Field(
-        default=0.0, ge=0, description="decoupled weight decay a step; never of norms and biases"
-    )
-    l2_sp: float | None = Field(
-        default=None,
-        gt=0,
-        description="pull of the base's weights to where they started, in place of their decay to "
-        "zero (alpha of arXiv:1802.01483)",
-    )
-    betas: tuple[float, float] | None = Field(
-        default=None,
-        description="decay of the first and of the second moment, each below 1; left out: 0.9 and "
-        "0.999, of lion 0.9 and 0.99",
-    )
-    epsilon: float = Field(
-        default=1e-8, gt=0, description="added to the root of AdamW's second moment"
-    )
-    schedule: Literal["linear", "cosine", "constant", "wsd", "inverse_sqrt"] = Field(
-        default="cosine",
-        description="learning rate after the warm-up, over optimizer steps; wsd: constant, then "
-        "falling at the end",
-    )
-    warmup: float = Field(
-        default=0.03, ge=0, description="warm-up: below 1 a share of all steps, else steps"
-    )
-    decay: float = Field(
-        default=0.1,
-        gt=0,
-        description="how long the rate falls under schedule wsd: below 1 a share of all steps, "
-        "else steps",
-    )
-    decay_shape: Literal["linear", "cosine", "1-sqrt"] = Field(
-        default="1-sqrt", description="how it falls there (1-sqrt: arXiv:2405.18392)"
-    )
-    minimum: float = Field(
-        default=0.0,
-        ge=0,
-        lt=1,
-        description="learning rate below which none falls after the warm-up, as a share of the "
-        "highest",
-    )
-    gradient_clip: float | None = Field(
-        default=1.0, gt=0, description="highest gradient norm of a step; null: no clipping"
-    )
-
-    @field_validator("betas")
-    @classmethod
-    def _betas_are_shares(cls, betas: tuple[float, float] | None) -> tuple[float, float] | None:
-        if betas is not None and not all(0 <= beta < 1 for beta in betas):
-            refuse(
-                [
-                    ConfigFault(
-                        problem=f"{list(betas)} has a number outside 0 to 1",
-                        mend="write two numbers from 0 to below 1, such as [0.9, 0.999]",
-                    )
-                ]
-            )
-        return betas
-
-    @field_validator("warmup", "decay")
-    @classmethod
-    def _in_whole_steps(cls, length: float) -> float:
-        return _share_or_steps(length)
-
-    @model_validator(mode="after")
-    def _betas_of_what_has_them(self) -> Self:
-        if self.betas is not None and OPTIMIZERS[self.name].betas is None:
-            refuse(
-                [
-                    ConfigFault(
-                        "betas",
-                        problem=f"{self.name} has no betas: its second moment decays by the step",
-                        mend="remove optim.betas",
-                    )
-                ]
-            )
-        return self
-
-    def steps_of(self, length: float, *, steps: int) -> int:
-        """A length of `warmup` or `decay` in steps."""
-        return round(length * steps) if length < 1 else int(length)
 
 
 class Spike(Record):

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dtl import registry
-from dtl.config.schema import Model, TaskChoice
+from dtl.config.choices import TaskChoice
+from dtl.config.schema import Model
 from dtl.errors import DtlError
 from dtl.models import adapters, quantize
 from dtl.models.load import (

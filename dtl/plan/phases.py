@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dtl.config.schema import Phase
+from dtl.config.choices import Phase
 from dtl.errors import DtlError
 from dtl.plan import Parameters
 from dtl.strategies import Strategy

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from math import ceil, prod
 from typing import TYPE_CHECKING
 
-from dtl.config.schema import Optim
+from dtl.config.optim import Optim
 from dtl.errors import DtlError
 from dtl.models.anatomy import depths, shape_of
 from dtl.models.roles import decaying, head_and_new, hidden_matrices

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import torch
 
-from dtl.config.schema import Optim
+from dtl.config.optim import Optim
 from dtl.data.loader import Loader, Window
 from dtl.data.order import chain
 from dtl.engine import Step

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.optim import AdamW, Muon, Optimizer
 
+from dtl.config.optim import Optim
 from dtl.config.optimizers import OPTIMIZERS
-from dtl.config.schema import Optim
 from dtl.plan.updates import Update, alike, updates
 
 if TYPE_CHECKING:

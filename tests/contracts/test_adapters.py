@@ -437,7 +437,7 @@ def test_lora_trains_from_there_as_plain_peft_does(options: dict[str, Any]) -> N
 def test_lora_plus_trains_as_pefts_optimizer_does() -> None:
     from peft.optimizers import create_loraplus_optimizer
 
-    from dtl.config.schema import Optim
+    from dtl.config.optim import Optim
     from dtl.train import optim
 
     given, losses = beds()["decoder"]["llama"], []

@@ -8,8 +8,8 @@ from pydantic import ValidationError
 from torch import nn
 
 from dtl import registry
+from dtl.config.optim import Optim
 from dtl.config.optimizers import OPTIMIZERS
-from dtl.config.schema import Optim
 from dtl.errors import DtlError
 from dtl.models.load import weightless
 from dtl.models.roles import decaying, hidden_matrices

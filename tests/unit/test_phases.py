@@ -2,8 +2,9 @@
 
 import pytest
 
+from dtl.config.choices import Phase
 from dtl.config.load import load_config
-from dtl.config.schema import Phase, RunConfig
+from dtl.config.schema import RunConfig
 from dtl.errors import DtlError
 from dtl.models.load import load_settings
 from dtl.plan.phases import last_steps

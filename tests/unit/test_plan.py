@@ -9,8 +9,9 @@ import pytest
 from pydantic import ValidationError
 
 from dtl.assemble import assemble
+from dtl.config.optim import Optim
 from dtl.config.optimizers import OPTIMIZERS
-from dtl.config.schema import Optim, RunConfig
+from dtl.config.schema import RunConfig
 from dtl.data.batching import Batching
 from dtl.errors import DtlError
 from dtl.models.load import initialise, load_pretrained, load_settings

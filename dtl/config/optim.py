@@ -1,0 +1,115 @@
+"""How the learning parameters are updated, as a config says it."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from dtl.config.optimizers import OPTIMIZERS
+from dtl.config.record import ConfigFault, Record, refuse, share_or_steps
+
+
+class Optim(Record):
+    """How the learning parameters are updated."""
+
+    name: Literal[
+        "adamw", "adamw_8bit", "paged_adamw_8bit", "adafactor", "lion", "lion_8bit", "muon"
+    ] = Field(default="adamw", description="the optimizer; docs/optimizers.md tells them apart")
+    learning_rate: float | None = Field(
+        default=None, gt=0, description="highest learning rate; left out: planned by the strategy"
+    )
+    head_learning_rate: float | None = Field(
+        default=None,
+        gt=0,
+        description="the same of the head and of all that the base did not bring; left out: "
+        "learning_rate",
+    )
+    layer_decay: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="learning rate of a block as a share of that of the block above it, such as "
+        "0.75; left out: the same for all",
+    )
+    weight_decay: float = Field(
+        default=0.0, ge=0, description="decoupled weight decay a step; never of norms and biases"
+    )
+    l2_sp: float | None = Field(
+        default=None,
+        gt=0,
+        description="pull of the base's weights to where they started, in place of their decay to "
+        "zero (alpha of arXiv:1802.01483)",
+    )
+    betas: tuple[float, float] | None = Field(
+        default=None,
+        description="decay of the first and of the second moment, each below 1; left out: 0.9 and "
+        "0.999, of lion 0.9 and 0.99",
+    )
+    epsilon: float = Field(
+        default=1e-8, gt=0, description="added to the root of AdamW's second moment"
+    )
+    schedule: Literal["linear", "cosine", "constant", "wsd", "inverse_sqrt"] = Field(
+        default="cosine",
+        description="learning rate after the warm-up, over optimizer steps; wsd: constant, then "
+        "falling at the end",
+    )
+    warmup: float = Field(
+        default=0.03, ge=0, description="warm-up: below 1 a share of all steps, else steps"
+    )
+    decay: float = Field(
+        default=0.1,
+        gt=0,
+        description="how long the rate falls under schedule wsd: below 1 a share of all steps, "
+        "else steps",
+    )
+    decay_shape: Literal["linear", "cosine", "1-sqrt"] = Field(
+        default="1-sqrt", description="how it falls there (1-sqrt: arXiv:2405.18392)"
+    )
+    minimum: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="learning rate below which none falls after the warm-up, as a share of the "
+        "highest",
+    )
+    gradient_clip: float | None = Field(
+        default=1.0, gt=0, description="highest gradient norm of a step; null: no clipping"
+    )
+
+    @field_validator("betas")
+    @classmethod
+    def _betas_are_shares(cls, betas: tuple[float, float] | None) -> tuple[float, float] | None:
+        if betas is not None and not all(0 <= beta < 1 for beta in betas):
+            refuse(
+                [
+                    ConfigFault(
+                        problem=f"{list(betas)} has a number outside 0 to 1",
+                        mend="write two numbers from 0 to below 1, such as [0.9, 0.999]",
+                    )
+                ]
+            )
+        return betas
+
+    @field_validator("warmup", "decay")
+    @classmethod
+    def _in_whole_steps(cls, length: float) -> float:
+        return share_or_steps(length)
+
+    @model_validator(mode="after")
+    def _betas_of_what_has_them(self) -> Self:
+        if self.betas is not None and OPTIMIZERS[self.name].betas is None:
+            refuse(
+                [
+                    ConfigFault(
+                        "betas",
+                        problem=f"{self.name} has no betas: its second moment decays by the step",
+                        mend="remove optim.betas",
+                    )
+                ]
+            )
+        return self
+
+    def steps_of(self, length: float, *, steps: int) -> int:
+        """A length of `warmup` or `decay` in steps."""
+        return round(length * steps) if length < 1 else int(length)
