@@ -246,11 +246,19 @@ def norm_parameters(model: nn.Module) -> frozenset[str]:
     """Scales and shifts of normalisation layers, whatever their class: one dimension each."""
     return frozenset(
         _join(path, name)
-        for path, module in model.named_modules()
-        if "norm" in type(module).__name__.lower()
+        for path, module in norms(model)
         for name, parameter in module.named_parameters(recurse=False)
         if dimensions(parameter) == 1
     )
+
+
+def norms(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Names and modules of the normalisation layers, whatever their class."""
+    return [
+        (path, module)
+        for path, module in model.named_modules()
+        if "norm" in type(module).__name__.lower()
+    ]
 
 
 def convolutions(model: nn.Module) -> list[nn.Parameter]:

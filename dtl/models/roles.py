@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from dtl.models.anatomy import dimensions, head_parameters, shape_of
+from dtl.models.anatomy import dimensions, head_parameters, norms, shape_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -38,16 +38,13 @@ def decaying(model: nn.Module) -> frozenset[int]:
     Biases and norms are told by name and kind, as some have two dimensions (relative positions,
     class tokens); so are the lengths of a normed kernel.
     """
-    norms = {
-        id(value)
-        for module in model.modules()
-        if "norm" in type(module).__name__.lower()
-        for value in module.parameters(recurse=False)
+    of_norms = {
+        id(value) for _, module in norms(model) for value in module.parameters(recurse=False)
     }
     return frozenset(
         id(value)
         for name, value in model.named_parameters()
-        if id(value) not in norms and "bias" not in name and _is_matrix(name, shape_of(value))
+        if id(value) not in of_norms and "bias" not in name and _is_matrix(name, shape_of(value))
     )
 
 
