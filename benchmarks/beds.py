@@ -1,6 +1,6 @@
 """Do the quickstarts for speech and pictures pay off? Against scratch, and the base as it is.
 
-    python -m benchmarks.beds speech|vision|phases [--seeds 0 1 2] [--write]
+    python -m benchmarks.beds speech|vision|phases [--seeds 0 1 2] [--folder RUNS] [--write]
 
 speech: mini:speech learns another accent from 40 clips; word error rates on held-out voices, and
 on the accent that it came from (forgetting). vision: mini:vision, which knows letters, learns
@@ -31,6 +31,7 @@ CONFIGS = HERE.parent / "configs" / "quickstart"
 ALONE = ["layout.processes=1", "layout.zero=0"]
 STACK = ("torch", "transformers", "peft", "accelerate", "deepspeed")
 SHOTS = (5, 10, 20)
+FEW_SHOTS = (5, 10)
 FULL_RATE = 0.001
 VISION = {
     "scratch": ["strategy=scratch", "optim.learning_rate=0.003", "layout.micro_batch=32"],
@@ -80,11 +81,11 @@ def speech(seeds: Sequence[int], folder: Path) -> list[str]:
 
 
 def vision(seeds: Sequence[int], folder: Path) -> list[str]:
-    return _accuracies(VISION, _digits(VISION, seeds, folder))
+    return _accuracies(VISION, _digits(VISION, SHOTS, seeds, folder))
 
 
 def phases(seeds: Sequence[int], folder: Path) -> list[str]:
-    runs = _digits(PHASES, seeds, folder)
+    runs = _digits(PHASES, FEW_SHOTS, seeds, folder)
     before = letters(mini.path("vision"), folder)
     lines = [
         *("Digits:", "", *_accuracies(PHASES, runs), ""),
@@ -92,7 +93,7 @@ def phases(seeds: Sequence[int], folder: Path) -> list[str]:
         f"{before:.3f}:",
         *("", "| of each digit | " + " | ".join(PHASES) + " |", "|---|" + "---|" * len(PHASES)),
     ]
-    for shots in SHOTS:
+    for shots in FEW_SHOTS:
         kept = [[letters(run.export, folder) for run in runs[name, shots]] for name in PHASES]
         lines.append(f"| {shots} | " + " | ".join(map(told, kept)) + " |")
     return lines
@@ -101,29 +102,31 @@ def phases(seeds: Sequence[int], folder: Path) -> list[str]:
 Runs = dict[tuple[str, int], list[RunFolder]]
 
 
-def _digits(strategies: dict[str, list[str]], seeds: Sequence[int], folder: Path) -> Runs:
+def _digits(
+    strategies: dict[str, list[str]], shots: Sequence[int], seeds: Sequence[int], folder: Path
+) -> Runs:
     """One run a seed of each strategy, with so many of each digit."""
     return {
-        (name, shots): [
+        (name, many): [
             run(
                 "vision.yaml",
-                f"{name}-{shots}-{seed}".replace(", ", "-"),
+                f"{name}-{many}-{seed}".replace(", ", "-"),
                 folder,
                 *overrides,
-                f"data.train.limit={10 * shots}",
+                f"data.train.limit={10 * many}",
                 f"train.seed={seed}",
             )
             for seed in seeds
         ]
         for name, overrides in strategies.items()
-        for shots in SHOTS
+        for many in shots
     }
 
 
 def _accuracies(strategies: dict[str, list[str]], runs: Runs) -> list[str]:
     lines = ["| of each digit | " + " | ".join(strategies) + " |"]
     lines.append("|---|" + "---|" * len(strategies))
-    for shots in SHOTS:
+    for shots in sorted({shots for _, shots in runs}):
         scores = [
             [run.result["scores"]["adapted"]["accuracy"] for run in runs[name, shots]]
             for name in strategies
@@ -159,10 +162,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("bed", choices=BEDS)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--folder", type=Path, help="keep the runs; finished ones are not repeated")
     parser.add_argument("--write", action="store_true", help="keep the table in results/")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        table = BEDS[given.bed](given.seeds, Path(folder))
+        table = BEDS[given.bed](given.seeds, given.folder or Path(folder))
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in STACK)
     seeds = " ".join(map(str, given.seeds))
     quickstart = f"{QUICKSTARTS[given.bed]}.yaml"
