@@ -195,9 +195,9 @@ def test_frozen_features_beat_scratch_by_fifteen_points(tmp_path, shots):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_forty_clips_take_a_third_off_the_errors_in_another_accent(tmp_path, seed):
+def test_forty_clips_halve_the_errors_in_another_accent(tmp_path, seed):
     overrides = [f"run.dir={tmp_path}", f"train.seed={seed}", "layout.processes=1"]
     config = load_config(CONFIGS / "quickstart" / "speech.yaml", overrides)
     outcome = api.train(config, say=lambda _: None)
     scores = outcome.run.result["scores"]
-    assert scores["adapted"]["wer"] <= 0.67 * scores["unadapted"]["wer"]
+    assert scores["adapted"]["wer"] <= 0.5 * scores["unadapted"]["wer"]
