@@ -31,9 +31,9 @@ STACK = ("torch", "transformers", "peft", "accelerate", "deepspeed")
 CHOSEN = {
     "speech": "The settings were tried on another accent (of the West Midlands) and eight other "
     "voices, the `development` files that `python -m dtl.mini.make_speech FOLDER` writes: there "
-    "0.315 became 0.160 (seed 0). The clips of this table were scored after that, once a seed, and "
-    "nothing was chosen by them. Half of the clips that a run learns from are of the accent that "
-    "the base came from.",
+    "0.315 became 0.160 (seed 0). The clips of this table were scored after that, once a seed; an "
+    "earlier base and other settings had been scored on them before. Half of the clips that a run "
+    "learns from are of the accent that the base came from.",
     "vision": "Nothing was tuned: one learning rate for each strategy, that of the base's own "
     "training for scratch, and as many steps for all.",
 }
