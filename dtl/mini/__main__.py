@@ -8,9 +8,9 @@ import argparse
 import shutil
 from pathlib import Path
 
-from dtl.mini.architecture import write_text, write_vision
+from dtl.mini.architecture import write_speech, write_text, write_vision
 
-WRITERS = {"text": write_text, "vision": write_vision}
+WRITERS = {"speech": write_speech, "text": write_text, "vision": write_vision}
 
 
 def main(arguments: list[str] | None = None) -> int:

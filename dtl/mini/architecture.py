@@ -1,10 +1,12 @@
-"""The folder that `mini:text` starts from: its tokenizer and its config, without weights."""
+"""The folder that a shipped base starts from: its config and what reads its input, no weights."""
 
 import json
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from dtl import mini
+from dtl.mini.make_speech import SAMPLE_RATE, WORDS
 from dtl.mini.nuisance import SIDE
 
 if TYPE_CHECKING:
@@ -51,6 +53,60 @@ def write_vision(folder: Path) -> None:
     half = [0.5, 0.5, 0.5]
     ViTImageProcessorPil(
         size={"height": SIDE, "width": SIDE}, image_mean=half, image_std=half
+    ).save_pretrained(folder)
+
+
+def write_speech(folder: Path) -> None:
+    """A wav2vec2 of 24 ms a frame, the letters of all words and what shows it samples, enough for
+    `strategy: scratch`."""
+    from transformers import Wav2Vec2Config, Wav2Vec2CTCTokenizer, Wav2Vec2FeatureExtractor
+
+    letters = ("[PAD]", "[UNK]", "|", *sorted(set("".join(WORDS))))
+    Wav2Vec2Config(
+        vocab_size=len(letters),
+        hidden_size=112,
+        intermediate_size=224,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        conv_dim=(48, 64, 96, 112),
+        conv_kernel=(16, 8, 5, 3),
+        conv_stride=(8, 4, 3, 2),
+        conv_bias=True,
+        feat_extract_norm="layer",  # tells sound from padding; so does the stable layer norm
+        do_stable_layer_norm=True,
+        num_conv_pos_embeddings=32,
+        num_conv_pos_embedding_groups=8,
+        hidden_dropout=0.1,
+        attention_dropout=0.1,
+        feat_proj_dropout=0.1,
+        activation_dropout=0.0,
+        final_dropout=0.0,
+        layerdrop=0.0,
+        mask_time_prob=0.08,
+        mask_time_length=3,
+        mask_time_min_masks=0,
+        mask_feature_prob=0.0,
+        ctc_loss_reduction="sum",
+        ctc_zero_infinity=True,
+        pad_token_id=0,
+        bos_token_id=None,
+        eos_token_id=None,
+        architectures=["Wav2Vec2ForCTC"],
+    ).save_pretrained(folder)
+    with TemporaryDirectory() as scratch:
+        vocabulary = Path(scratch) / "vocab.json"
+        vocabulary.write_text(json.dumps({letter: at for at, letter in enumerate(letters)}))
+        tokenizer = Wav2Vec2CTCTokenizer(
+            str(vocabulary),
+            bos_token=None,
+            eos_token=None,
+            pad_token=letters[0],
+            unk_token=letters[1],
+            word_delimiter_token=letters[2],
+        )
+    tokenizer.save_pretrained(folder)
+    Wav2Vec2FeatureExtractor(
+        sampling_rate=SAMPLE_RATE, do_normalize=True, return_attention_mask=True
     ).save_pretrained(folder)
 
 

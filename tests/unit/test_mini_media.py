@@ -22,14 +22,15 @@ from dtl.mini.nuisance import SIDE, disturbed
 CONFIGS = Path(__file__).parents[2] / "configs"
 HASHES = {  # the first half of each SHA-256
     "clips/accents-heldout.parquet": "dee3a1db2d553ac0a4bef987c2a6bfd8",
-    "clips/accents-train.parquet": "3ddd43631f4b24ccc5fb03e452179f46",
+    "clips/accents-train.parquet": "170626e58627e34ec9b2d75c09bf117a",
     "clips/spoken-heldout.parquet": "f9c5262bed76a6dad849d4adad9a2f4f",
-    "clips/spoken-train.parquet": "c61fd3e868a56a7c012aa7034b9b620e",
+    "clips/spoken-train.parquet": "f0b6429386206bc37f13db76360dca61",
     "glyphs.png": "6e6f37e5ad24ef230df4507055de48ec",
+    "speech/model.safetensors": "cc9ea10513ffa24e98cdf3e51d8a1d01",
 }
 
 
-def test_the_shipped_clips_are_those_that_were_made():
+def test_what_is_shipped_is_what_was_made():
     folder = Path(mini.__file__).parent
     for name, expected in HASHES.items():
         assert hashlib.sha256((folder / name).read_bytes()).hexdigest().startswith(expected), name
@@ -39,7 +40,7 @@ def test_all_that_is_shipped_for_speech_and_vision_is_small():
     folder = Path(mini.__file__).parent
     files = [folder / "glyphs.png", *(folder / "clips").iterdir()]
     files += [file for base in ("speech", "vision") for file in (folder / base).iterdir()]
-    assert sum(file.stat().st_size for file in files) < 7e6
+    assert sum(file.stat().st_size for file in files) < 12e6
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +92,45 @@ def test_the_speech_base_knows_its_own_accent_better_than_the_other(clips):
             heard += tokenizer.batch_decode(logits.argmax(-1))
         rates[name] = jiwer.wer([row["text"] for row in rows], heard)
     assert rates["spoken"] < 0.1 < 0.2 < rates["accents"] < 0.4
+
+
+def test_the_command_writes_a_folder_for_speech_to_start_from(tmp_path):
+    """`python -m dtl.mini speech FOLDER`: what was shipped beside the weights, and no more."""
+    from transformers import AutoConfig
+
+    from dtl.mini.__main__ import main
+
+    assert main(["speech", str(tmp_path)]) == 0
+    shipped = mini.path("speech")
+    for name in ("vocab.json", "tokenizer_config.json", "preprocessor_config.json"):
+        assert (tmp_path / name).read_text() == (shipped / name).read_text(), name
+    written, known = (
+        AutoConfig.from_pretrained(folder).to_diff_dict() for folder in (tmp_path, shipped)
+    )
+    assert written == {key: value for key, value in known.items() if key != "dtype"}
+    names = {path.name for path in tmp_path.iterdir()} | {"model.safetensors"}
+    assert names == {path.name for path in shipped.iterdir()}
+
+
+def test_the_speech_base_can_be_made_anew(tmp_path):
+    """Two steps of configs/mini/speech.yaml, then its weights packed as the shipped ones are."""
+    from safetensors.torch import load_file
+
+    from dtl.mini.__main__ import main
+
+    overrides = ["data.train.limit=8", "data.eval.limit=4", "train.steps=2", "train.global_batch=4"]
+    config = load_config(CONFIGS / "mini" / "speech.yaml", [*overrides, f"run.dir={tmp_path}"])
+    outcome = api.train(config, say=lambda _: None)
+    assert outcome.exit_code == 0
+    assert main(["speech", str(tmp_path / "base")]) == 0
+    assert main(["speech", str(tmp_path / "base"), "--weights", str(outcome.run.export)]) == 0
+    made, shipped = (
+        load_file(folder / "model.safetensors")
+        for folder in (tmp_path / "base", mini.path("speech"))
+    )
+    assert {name: (value.shape, value.dtype) for name, value in made.items()} == {
+        name: (value.shape, value.dtype) for name, value in shipped.items()
+    }
 
 
 def test_a_picture_is_disturbed_by_its_name_alone():
@@ -155,9 +195,9 @@ def test_frozen_features_beat_scratch_by_fifteen_points(tmp_path, shots):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_forty_clips_take_a_third_off_the_errors_in_another_accent(tmp_path, seed):
+def test_forty_clips_halve_the_errors_in_another_accent(tmp_path, seed):
     overrides = [f"run.dir={tmp_path}", f"train.seed={seed}", "layout.processes=1"]
     config = load_config(CONFIGS / "quickstart" / "speech.yaml", overrides)
     outcome = api.train(config, say=lambda _: None)
     scores = outcome.run.result["scores"]
-    assert scores["adapted"]["wer"] <= 0.67 * scores["unadapted"]["wer"]
+    assert scores["adapted"]["wer"] <= 0.5 * scores["unadapted"]["wer"]
