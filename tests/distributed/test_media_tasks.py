@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from dtl.models.adapters import REACH
 from tests import tiny_sound, tiny_speech, tiny_vision, tiny_whisper
 from tests.distributed import launching
 
@@ -62,6 +63,33 @@ CASES = {
 RUNS = [(name, strategy) for name, case in CASES.items() for strategy in case.strategies]
 
 
+# Other ways to learn, by their losses alone.
+LINEAR = {
+    "partial": ["strategy.top=1"],
+    "bitfit": [],
+    "norm": [],
+    "ia3": ["strategy.target=all-linear"],
+    "loha": ["strategy.rank=4"],
+    "lokr": ["strategy.rank=4"],
+    "oft": ["strategy.block=8"],
+    "vera": ["strategy.rank=8"],
+}
+OF_KERNELS = {
+    **{way: LINEAR[way] for way in ("partial", "bitfit", "norm")},
+    "ia3": ["strategy.target=[convolution]"],
+    "loha": ["strategy.rank=4", "strategy.target=[convolution]"],
+    "lokr": ["strategy.rank=4", "strategy.target=[convolution]"],
+}
+WAYS = {"vit": LINEAR, "hubert": LINEAR, "whisper": LINEAR, "resnet": OF_KERNELS}
+LEARNT = [(name, way) for name, ways in WAYS.items() for way in ways]
+
+
+def stage(name: str, way: str) -> int:
+    """Each way meets every stage that it goes to, on one base or another."""
+    turn = list(WAYS).index(name) + list(LINEAR).index(way)
+    return min(STAGES[turn % 3], REACH[way].zero if way in REACH else 3)
+
+
 def stages(name: str, strategy: str) -> list[int]:
     """At which a run is held to the one of one rank, as in a Latin square: each base and each
     strategy meets every stage. A base of two strategies takes two stages with each."""
@@ -93,6 +121,12 @@ def job(ranks: int, zero: int, name: str, strategy: str) -> dict[str, Any]:
     return {"config": f"{name}.yaml", "overrides": overrides, "bare": (ranks, zero) != (2, 3)}
 
 
+def learnt(ranks: int, zero: int, name: str, way: str) -> dict[str, Any]:
+    overrides = [f"strategy={way}", *WAYS[name][way], f"layout.zero={zero}", "data.eval=null"]
+    overrides.append(f"run.name={run_name(name, way, ranks, zero)}")
+    return {"config": f"{name}.yaml", "overrides": overrides, "bare": True}
+
+
 @pytest.fixture(scope="module")
 def bed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import pyarrow as pa
@@ -105,8 +139,10 @@ def bed(tmp_path_factory: pytest.TempPathFactory) -> Path:
             table = pa.Table.from_pylist(case.rows(count, seed=seed))
             parquet.write_table(table, folder / f"{name}-{split}.parquet")
         (folder / f"{name}.yaml").write_text(config(name, case))
-    launching.run_jobs(1, [job(1, 0, *run) for run in RUNS], cwd=folder)
+    alone = [job(1, 0, *run) for run in RUNS] + [learnt(1, 0, *run) for run in LEARNT]
+    launching.run_jobs(1, alone, cwd=folder)
     pair = [job(2, zero, *run) for run in RUNS for zero in stages(*run)]
+    pair += [learnt(2, stage(*run), *run) for run in LEARNT]
     launching.run_jobs(2, pair, cwd=folder)
     return folder
 
@@ -122,6 +158,21 @@ def test_every_base_and_every_strategy_meets_every_stage() -> None:
         for one in known:
             met = {zero for run in RUNS if run[place] == one for zero in stages(*run)}
             assert met == set(STAGES), one
+
+    for way in LINEAR:
+        reached = set(STAGES) if way not in REACH else set(range(REACH[way].zero + 1)) & {0, 2, 3}
+        assert {stage(*run) for run in LEARNT if run[1] == way} == reached, way
+
+
+@pytest.mark.parametrize(("name", "way"), LEARNT)
+def test_other_ways_to_learn_have_one_loss_on_every_layout(bed: Path, name: str, way: str) -> None:
+    layouts = ((1, 0), (2, stage(name, way)))
+    alone, shared = (
+        [line["loss"] for line in launching.train_lines(bed / "runs" / run_name(name, way, *each))]
+        for each in layouts
+    )
+    assert len(alone) == STEPS and alone[-1] != alone[0]
+    assert shared == pytest.approx(alone, rel=1e-5)
 
 
 def outcomes(run: Path) -> list[dict[str, Any]]:
