@@ -40,19 +40,20 @@ def chat_tokens(
     answers: Sequence[int] | None,
     limit: int,
     characters: int,
+    plain: str,
     otherwise: str,
 ) -> tuple[list[int], list[bool]]:
     """Token ids of a chat, and whether each belongs to an answer, its end-of-turn mark included.
 
     `answers`: places of the turns that count; None: all tokens do. Tokens beyond `limit`, and
-    those of text beyond so many characters, may be missing. `otherwise`: what else the user could
-    do where the template does not serve. Raises DtlError with the place of the row.
+    those of text beyond so many characters, may be missing. `plain`: what the data could be without
+    turns; `otherwise`: what else the user could do where the template does not serve. Raises DtlError with the place of the row.
     """
     if not getattr(tokenizer, "chat_template", None):
         raise DtlError.of(
             row.place,
             "the row holds chat messages, but the model's tokenizer has no chat template",
-            "take an instruction-tuned model, or data whose columns are plain texts",
+            f"take an instruction-tuned model, or give {plain}",
         )
     whole = _render(tokenizer, turns, row)
     start = whole[:characters]

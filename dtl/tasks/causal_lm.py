@@ -144,6 +144,7 @@ class Plugin(Task):
             answers=None if self.options.learn == "all" else answering(turns),
             limit=limit,
             characters=reach_of(limit),
+            plain="`prompt` and `completion`",
             otherwise="set task.learn=all, or give the data as `prompt` and `completion`",
         )
 

@@ -327,6 +327,7 @@ def _pair_of_turns(talk: _Talk, row: Row, tokenizer: Any, *, limit: int) -> list
             answers=[len(talk.prompt)],
             limit=limit,
             characters=reach_of(limit),
+            plain="the prompt and its answers as plain texts",
             otherwise="give the prompt and its answers as plain texts",
         )
         start = counted.index(True) if True in counted else len(tokens)
