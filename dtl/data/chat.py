@@ -47,7 +47,8 @@ def chat_tokens(
 
     `answers`: places of the turns that count; None: all tokens do. Tokens beyond `limit`, and
     those of text beyond so many characters, may be missing. `plain`: what the data could be without
-    turns; `otherwise`: what else the user could do where the template does not serve. Raises DtlError with the place of the row.
+    turns; `otherwise`: what else the user could do where the template does not serve. Raises
+    DtlError with the place of the row.
     """
     if not getattr(tokenizer, "chat_template", None):
         raise DtlError.of(
