@@ -317,6 +317,9 @@ def copy(
 @app.command()
 def schema() -> None:
     """Print the JSON schema of a config, for editors that complete YAML."""
+    import gc
+
+    gc.disable()  # all plugins are imported and little is thrown away: looking for it takes longer
     from dtl.config.load import json_schema
 
     _print_json(json_schema())

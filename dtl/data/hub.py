@@ -8,7 +8,6 @@ from pathlib import Path
 from socket import getaddrinfo
 from typing import Any
 from urllib.parse import urlsplit
-from urllib.request import getproxies
 
 from dtl.config.schema import Source
 from dtl.data.formats import first_line
@@ -86,6 +85,8 @@ def _has_an_address() -> bool:
     from huggingface_hub.constants import ENDPOINT
 
     address = urlsplit(ENDPOINT)
+    from urllib.request import getproxies  # takes its time, and most commands ask no hub
+
     if getproxies().get(address.scheme):
         return True
     try:
