@@ -113,25 +113,21 @@ def assemble(config: RunConfig) -> Parts:
                 "phases before",
                 "put it first, or take full",
             )
-    _refuse_pull(config, strategies)
+    if config.optim.l2_sp is not None:
+        _refuse_pull(config, strategies[0])
     _refuse_batches(config, task)
     return Parts(task, strategies)
 
 
-def _refuse_pull(config: RunConfig, strategies: tuple[Strategy, ...]) -> None:
-    """Where no learning weight has a start that is worth staying near."""
-    for phase, strategy in zip(config.phases, strategies, strict=True):
-        problem = None
-        if config.optim.l2_sp is None:
-            return
-        if strategy.exports == "adapter":
-            problem = f"strategy {phase.name} leaves the base as it is: there is nothing to pull"
-        elif strategy.starts_from == "random":
-            problem = (
-                f"strategy {phase.name} starts from random weights, which nothing should pull to"
-            )
-        if problem is not None:
-            raise DtlError.of("optim.l2_sp", problem, "remove optim.l2_sp, or take strategy full")
+def _refuse_pull(config: RunConfig, strategy: Strategy) -> None:
+    """Where no learning weight has a start that is worth staying near. Phases have no pull."""
+    name, problem = config.phases[0].name, None
+    if strategy.exports == "adapter":
+        problem = f"strategy {name} leaves the base as it is: there is nothing to pull"
+    elif strategy.starts_from == "random":
+        problem = f"strategy {name} starts from random weights, which nothing should pull to"
+    if problem is not None:
+        raise DtlError.of("optim.l2_sp", problem, "remove optim.l2_sp, or take strategy full")
 
 
 def _refuse_batches(config: RunConfig, task: Task) -> None:
