@@ -153,7 +153,7 @@ class RunFolder:
             "facts": facts,
             "data": data,
             "formerly": [],
-            "versions": {name: _version(name) for name in STACK},
+            "versions": stack_versions(),
             "commit": _commit(),
         }
         text = yaml.safe_dump(record["config"], sort_keys=False)
@@ -288,6 +288,11 @@ def _read(path: Path) -> Any:
         raise DtlError.of(
             str(path), f"cannot be read ({fault})", "the run folder is damaged"
         ) from fault
+
+
+def stack_versions() -> dict[str, str | None]:
+    """Of dtl and what it stands on; None for what is not installed."""
+    return {name: _version(name) for name in STACK}
 
 
 def _version(name: str) -> str | None:
