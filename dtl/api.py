@@ -215,7 +215,7 @@ def export(
     dtype: Literal["fp32", "bf16", "fp16"] | None = None,
     shard_size: str = "5GB",
     to: str | Path | None = None,
-    quantize: Literal["int8"] | None = None,
+    quantize: Literal["int8", "nf4"] | None = None,
     form: Literal["safetensors", "onnx", "gguf"] = "safetensors",
     converter: str | Path | None = None,
     say: Callable[[str], None] = print,

@@ -192,7 +192,8 @@ def export(
         Path | None, typer.Option(help="folder to make; left out: in RUN, as export-merged")
     ] = None,
     quantize: Annotated[
-        Literal["int8"] | None, typer.Option(help="linear layers in 8 bits, by bitsandbytes")
+        Literal["int8", "nf4"] | None,
+        typer.Option(help="linear layers in 8 or 4 bits, by bitsandbytes"),
     ] = None,
     form: Annotated[
         Literal["safetensors", "onnx", "gguf"],
