@@ -10,6 +10,7 @@ from dtl.assemble import Parts, assemble
 from dtl.config.compare import changes
 from dtl.config.load import load_config
 from dtl.config.schema import RunConfig
+from dtl.data import features
 from dtl.errors import DtlError
 from dtl.examples import Examples, prepare
 from dtl.plan import OuterLaunch, Plan
@@ -44,6 +45,8 @@ def prepare_run(
         hardware=this_machine(),
         outer=outer,
         disk_free=disk_free(config.run.dir),
+        varied=parts.task.why_varied(examples.train, processor=examples.processor),
+        cache_free=disk_free(str(features.home())),
     )
     return Prepared(config, parts, examples, plan)
 

@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 
@@ -71,11 +71,19 @@ def cache_key(**parts: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-class EncodedData:
-    """Encoded examples, memory-mapped; `data[i]` is the values of example `i`."""
+class Beside(Protocol):
+    """Something more of each example, by its number."""
 
-    def __init__(self, folder: Path) -> None:
+    def __getitem__(self, index: int) -> Any: ...
+
+
+class EncodedData:
+    """Encoded examples, memory-mapped; `data[i]` is the values of example `i`. `beside`: by name,
+    what else there is of each."""
+
+    def __init__(self, folder: Path, **beside: Beside) -> None:
         self.folder = folder
+        self._beside = beside
         index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
         self.census = Census(**index["census"])
         numbers = {name: _map(folder / f"{name}.numbers", "<i8") for name in PER_EXAMPLE}
@@ -107,7 +115,8 @@ class EncodedData:
         return self.census.kept
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return {name: column[int(index)] for name, column in self._columns.items()}
+        found = {name: column[int(index)] for name, column in self._columns.items()}
+        return found | {name: more[int(index)] for name, more in self._beside.items()}
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from dtl.data.loader import Collate, Loader
 from dtl.engine import Engine
 from dtl.errors import RunFailed
 from dtl.examples import Examples
+from dtl.jobs.feature_cache import Source, learnt_from_features
 from dtl.jobs.opening import (
     find_checkpoint,
     goes_over,
@@ -101,6 +102,9 @@ class _Job:
     weights: str = "adapted"  # those that are exported, or ema or average
     meter: Meter = field(init=False)
 
+    def __post_init__(self) -> None:
+        self._read = self.parts, self.examples
+
     def begin(self) -> None:
         """Go back to where the run was, and score what is due."""
         self.meter = Meter(self.folder.usage, self.engine)
@@ -120,7 +124,8 @@ class _Job:
         engine, plan = self.engine, self.plan
         at = Progress(digest=self.examples.train.key)
         at = at if saved is None else checkpoint.read_progress(saved)
-        parts = self.parts = self.parts.in_phase(plan.phase_after(at.step))
+        plain, self.examples = self._read
+        parts = self.parts = plain.in_phase(plan.phase_after(at.step))
         self.slowly("loading the model")
         adapted = open_model(self.config, plan, parts, self.examples, engine, saved=saved)
         model, options = adapted.model, self.config.optim
@@ -149,6 +154,24 @@ class _Job:
             at = self.scoring.with_best(at, after=self.phase.before)
             restore(saved, engine, parts, self.loader)
         self.progress = at
+        if self.phase.caches_features:
+            self._learn_from_features()
+        scoring = self.scoring
+        scoring.parts, scoring.examples, scoring.collate = self.parts, self.examples, self.collate
+
+    def _learn_from_features(self) -> None:
+        self.slowly("looking at what the head reads")
+        source = Source(
+            self.config,
+            self.plan,
+            self.parts,
+            self.examples,
+            self.engine,
+            self.collate,
+            pause=self.pause,
+            say=self.log.say,
+        )
+        self.parts, self.examples = learnt_from_features(source)
 
     def _begin_from_data(self, model: nn.Module) -> None:
         self.slowly("looking at training examples")
@@ -432,7 +455,7 @@ class _Job:
         size = checkpoint_bytes(self.plan.parameters)
         return Deadline.of(self.config.train, checkpoint_bytes=size)
 
-    @cached_property
+    @property
     def collate(self) -> Collate:
         padding = padding_token(self.examples.processor)
         return partial(self.parts.task.collate, padding=0 if padding is None else padding)
@@ -451,7 +474,7 @@ class _Job:
             group_by=self.config.task.group_by,
         )
 
-    @cached_property
+    @property
     def loader(self) -> Loader:
         return Loader(
             data=self.examples.train,

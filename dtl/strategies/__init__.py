@@ -32,6 +32,7 @@ class Strategy(ABC):
     recomputes: bool = True  # whether its activations may be recomputed
     virtual_tokens: int = 0  # how many positions of the model it takes
     looks_at_data: bool = False  # whether `begin` is wanted
+    caches_features: bool | None = False  # whether the base's output is kept; None: as planned
 
     def __init__(self, options: Any) -> None:
         self.options = options

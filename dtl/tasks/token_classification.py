@@ -53,6 +53,7 @@ class Plugin(Task):
     head = "AutoModelForTokenClassification"
     reads = "`tokens` (a list of words) and `tags` (a tag for each: O, B-name, I-name)"
     best = "f1"
+    runs_once = True
     limits: ClassVar = {"max_length": ("input_ids",)}
     options: Options
 

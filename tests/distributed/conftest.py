@@ -21,6 +21,8 @@ from tests.distributed.matrix import (
     CLIP,
     EXPORT_PLACES,
     EXPORTED,
+    FEATURE_STEPS,
+    FEATURES,
     HELD_OUT,
     JUMP,
     JUMP_BACK,
@@ -108,6 +110,7 @@ def bed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     _lay_out_text_tasks(folder)
     alone = [_job(1, *case) for case in _cases()] + _labelled(1) + _parts(1) + _scored(1)
     alone += _text_tasks(1) + _adapters(1) + _quantized(1) + _updated(1) + _batchings(1)
+    alone += _from_features(1)
     launching.run_jobs(1, alone + _interrupted(1), cwd=folder)
     pair = [_job(2, *case) for case in _cases()] + _labelled(2) + _parts(2) + _scored(2)
     pair += _text_tasks(2) + _updated(2)
@@ -122,6 +125,7 @@ def bed(tmp_path_factory: pytest.TempPathFactory) -> Path:
         + _stopped()
     )
     pair += _adapters(2) + _quantized(2) + _batchings(2) + _batched_and_resumed()
+    pair += _from_features(2) + _features_interrupted()
     launching.run_jobs(2, pair + _interrupted(2), cwd=folder)
     launching.run_jobs(3, _scored(3) + _moved_to(3) + _interrupted(3), cwd=folder)
     launching.run_jobs(1, _moved_to(1), cwd=folder)
@@ -440,6 +444,51 @@ def _exported() -> list[dict[str, Any]]:
         }
         for name, (config, more) in EXPORTED.items()
     ]
+
+
+def _from_features(ranks: int) -> list[dict[str, Any]]:
+    """With features that each layout makes for itself, and on one rank without."""
+    jobs = [
+        _featured(
+            name,
+            zero,
+            True,
+            f"run.name=features-{name}-{many}-{zero}",
+            f"train.evaluation_batch={2 + many + zero}",
+        )
+        | {"bare": True}
+        for name in FEATURES
+        for many, zero in TEXT_LAYOUTS
+        if many == ranks
+    ]
+    if ranks == 1:
+        jobs += [
+            _featured(name, 0, False, f"run.name=features-{name}-none") | {"bare": True}
+            for name in FEATURES
+        ]
+    return jobs
+
+
+def _features_interrupted() -> list[dict[str, Any]]:
+    """Stopped while features are made, and in the second epoch, and resumed; beside one that
+    nothing disturbed."""
+    stayed = _featured("tags", 2, True, "run.name=features-stayed", "train.evaluation_batch=7")
+    whole = _featured("tags", 2, True, "run.name=features-whole", "train.evaluation_batch=7")
+    return [
+        {**stayed, "stop_at": "features, batch 2"},
+        {**stayed, "stop_after": FEATURE_STEPS - 2},
+        stayed,
+        whole,
+    ]
+
+
+def _featured(name: str, zero: int, cached: bool, *more: str) -> dict[str, Any]:
+    """The size of an evaluation's batch is also that in which features are made: other ones are
+    made anew."""
+    strategy = f"strategy={{name: frozen, cache_features: {str(cached).lower()}}}"
+    layout = [f"layout.zero={zero}", "layout.micro_batch=3"]
+    overrides = [strategy, *layout, f"train.steps={FEATURE_STEPS}", *more]
+    return {"config": FEATURES[name], "overrides": overrides}
 
 
 def _lay_out_text_tasks(folder: Path) -> None:

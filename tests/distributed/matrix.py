@@ -108,6 +108,9 @@ TEXT_RUNS = tuple(
 TEXT_LAYOUTS = ((1, 0), (2, 0), (2, 2), (2, 3))  # ranks and ZeRO stage; the last one exports
 TEXT_STEPS, TEXT_HELD_OUT = 4, 9  # in batches of 2: with two ranks, one has nothing at the end
 
+# A head learnt from what its frozen base was seen to make: by which config, and for how many steps.
+FEATURES, FEATURE_STEPS = {"head": "labelled.yaml", "tags": "tags.yaml"}, 8
+
 # A base in nf4, on ranks and at a stage; the last one is also stopped and resumed. One in int8.
 QUANTIZED_LAYOUTS = ((1, 0), (2, 0), (2, 2), (2, 3))
 QUANTIZED_STEPS = 6
