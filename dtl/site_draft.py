@@ -65,7 +65,7 @@ def draft(*, partition: str | None = None) -> str:
         "# modules: []  # loaded before the run",
         "# setup: []  # shell lines after them, as: source $HOME/venv/bin/activate",
         "# node_local: $TMPDIR  # scratch on the node's own disk",
-        "# offline: true  # compute nodes have no way to the internet",
+        "# offline: false  # compute nodes reach the internet",
     ]
     return "\n".join(lines) + "\n"
 
@@ -120,6 +120,8 @@ def _of_a_node(nodes: list[Node]) -> Iterator[str]:
         yield "# The partition's nodes differ: this is what each of them has. See `constraint`."
     yield f"gpus_per_node: {gpus}"
     yield f"gpu_request: {'gres' if gpus else 'none'}"
+    if gpus:
+        yield "# gpu_memory: 80GB  # of one GPU, for the plan"
     yield f"cpus_per_task: {max(1, cpus // max(1, gpus))}"
     yield f"memory: {memory}M"
 
