@@ -349,8 +349,24 @@ def schema() -> None:
 
 
 @app.command()
-def doctor() -> None:
+def doctor(
+    cluster: Annotated[
+        bool, typer.Option("--cluster", help="draft a site file for this Slurm cluster instead")
+    ] = False,
+    partition: Annotated[
+        str | None, typer.Option(help="with --cluster; left out: the default one")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="with --cluster: file to write; left out: the terminal")
+    ] = None,
+) -> None:
     """Say which versions and devices are here, what is missing and how to get it."""
+    if cluster:
+        _draft_site(partition, out)
+        return
+    for option, value in {"--partition": partition, "--out": out}.items():
+        if value is not None:
+            raise DtlError.of(option, "it goes with --cluster only", "add --cluster")
     from dtl.doctor import examine
 
     findings = list(examine())
@@ -359,6 +375,24 @@ def doctor() -> None:
     missing = sum(finding.state == "missing" for finding in findings)
     print(f"\n{missing} missing" if missing else "\nnothing is missing")
     raise typer.Exit(1 if missing else 0)
+
+
+def _draft_site(partition: str | None, out: Path | None) -> None:
+    from dtl.site_draft import draft
+
+    text = draft(partition=partition)
+    if out is None:
+        print(text, end="")
+        return
+    try:
+        with out.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError:
+        raise DtlError.of("--out", f"{out} is there already", "name another") from None
+    except OSError as error:
+        problem = f"{out} cannot be written ({error.strerror})"
+        raise DtlError.of("--out", problem, "name another place") from None
+    print(f"written to {out}; look through it before you use it")
 
 
 @contextmanager
