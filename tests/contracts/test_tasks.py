@@ -125,6 +125,7 @@ class Bench:
     facts: dict[str, Any]
     processor: Any
     encoded: list[Encoded]
+    longest: int
 
     def collate(self, places: list[int]) -> dict[str, torch.Tensor]:
         shown = [
@@ -180,7 +181,8 @@ def set_up(folder: Path, name: str, place: int) -> Bench:
     encode = task.encoder(processor, facts, settings)
     encoded = [encode(row) for row in rows]
     assert all(isinstance(example, Encoded) for example in encoded)
-    return Bench(task, model.eval(), facts, processor, encoded)
+    longest = task.longest(processor, facts, settings)
+    return Bench(task, model.eval(), facts, processor, encoded, longest)
 
 
 def adapted(model: Any) -> Any:
@@ -222,6 +224,10 @@ def test_the_loss_of_a_batch_is_the_sum_over_its_parts(bench):
 def test_the_loss_is_one_number_in_fp32(bench):
     loss = bench.task.loss(bench.model, bench.collate([0, 1]))
     assert (loss.shape, loss.dtype, loss.requires_grad) == ((), torch.float32, True)
+
+
+def test_no_example_is_longer_than_the_longest_there_may_be(bench):
+    assert 0 < max(example.length for example in bench.encoded) <= bench.longest
 
 
 def test_more_padding_changes_nothing(bench):
