@@ -315,6 +315,12 @@ def _unreadable(shown: str, kind: str, fault: Exception) -> FileFault:
     )
 
 
+def unopened(shown: str, fault: OSError) -> FileFault:
+    """What keeps a file from being read."""
+    reason = fault.strerror or first_line(fault)
+    return FileFault(shown, f"cannot be read ({reason})", "check the file and its rights")
+
+
 def first_line(fault: Exception) -> str:
     """What a library says, in one line."""
     return str(fault).splitlines()[0].rstrip(".") if str(fault) else type(fault).__name__

@@ -25,6 +25,7 @@ from dtl.data.formats import (
     separated_spots,
     starts_with,
     table_rows,
+    unopened,
 )
 from dtl.errors import DtlError
 from dtl.units import format_bytes
@@ -35,11 +36,28 @@ TABLES_KEPT = 64  # open tables
 
 
 @dataclass(frozen=True)
-class Seeker(ABC):
-    """One file. `shown`: its name, as places begin with it."""
+class Version:
+    """What of a file changes when somebody writes into it or puts another in its place."""
 
     path: Path
+    numbers: tuple[int, ...]
+
+    @classmethod
+    def of(cls, path: Path) -> Version:
+        found = path.stat()
+        return cls(path, (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns))
+
+
+@dataclass(frozen=True)
+class Seeker(ABC):
+    """One file, as it is when this is made. `shown`: its name, as places begin with it."""
+
+    version: Version
     shown: str
+
+    @property
+    def path(self) -> Path:
+        return self.version.path
 
     @abstractmethod
     def spots(self) -> Spots:
@@ -50,13 +68,20 @@ class Seeker(ABC):
         """The row that stands there."""
 
     def at(self, spot: Spot) -> Item:
-        """The row that stands there; a fault where the file has changed."""
+        """The row that stands there; a fault where the file is no longer what it was."""
         try:
+            if Version.of(self.path) != self.version:
+                return FileFault(
+                    self.shown,
+                    "has changed since the run was started",
+                    "put back what was there, and resume",
+                )
             return self.read(spot)
-        except (OSError, ValueError, LookupError) as fault:  # those of pyarrow are ValueErrors
-            return FileFault(
-                self.shown, f"cannot be read ({first_line(fault)})", "put back the file"
-            )
+        except OSError as fault:
+            return unopened(self.shown, fault)
+        except (ValueError, LookupError) as fault:  # of pyarrow
+            problem = f"cannot be read ({first_line(fault)})"
+            return FileFault(self.shown, problem, "put back what was there, and resume")
 
 
 @dataclass(frozen=True)
@@ -94,14 +119,14 @@ class Separated(Seeker):
 class Table(Seeker):
     """A Parquet or Arrow file. `batch_of`: the batch with a row, and the row's place in it."""
 
-    batch_of: Callable[[Path, int], tuple[Any, int]]
+    batch_of: Callable[[Version, int], tuple[Any, int]]
 
     def spots(self) -> Spots:
         rows = READERS[self.path.suffix.lower()](self.path, self.shown)
         return ((Spot(number, number + 1), item) for number, item in enumerate(rows))
 
     def read(self, spot: Spot) -> Item:
-        batch, place = self.batch_of(self.path, spot.offset)
+        batch, place = self.batch_of(self.version, spot.offset)
         return next(table_rows([batch.slice(place, 1)], self.shown, after=spot.offset))
 
 
@@ -112,7 +137,7 @@ def seekers_of(paths: list[Path], shown: list[str], *, place: str) -> tuple[Seek
 
 
 def _seeker(path: Path, shown: str, place: str) -> Seeker:
-    suffix = path.suffix.lower()
+    suffix, version = path.suffix.lower(), Version.of(path)
     if suffix == ".json" and starts_with(path, b"["):
         raise DtlError.of(
             f"{place}.streaming",
@@ -120,20 +145,20 @@ def _seeker(path: Path, shown: str, place: str) -> Seeker:
             "write it as JSON lines, an object a line",
         )
     if suffix in (".csv", ".tsv"):
-        return Separated(path, shown, "," if suffix == ".csv" else "\t")
+        return Separated(version, shown, "," if suffix == ".csv" else "\t")
     if suffix == ".arrow":
-        return Table(path, shown, _arrow_batch)
+        return Table(version, shown, _arrow_batch)
     if suffix == ".parquet":
-        _refuse_large_groups(path, shown, place)
-        return Table(path, shown, _parquet_batch)
-    return JsonLines(path, shown)
+        _refuse_large_groups(version, shown, place)
+        return Table(version, shown, _parquet_batch)
+    return JsonLines(version, shown)
 
 
-def _refuse_large_groups(path: Path, shown: str, place: str) -> None:
+def _refuse_large_groups(version: Version, shown: str, place: str) -> None:
     import pyarrow as pa
 
     try:
-        largest, rows = _groups(path).largest
+        largest, rows = _groups(version).largest
     except pa.ArrowException:
         return  # the reading tells what is wrong with it
     if largest > LARGEST_GROUP:
@@ -154,38 +179,38 @@ class _Groups:
 
 
 @lru_cache(maxsize=TABLES_KEPT)
-def _groups(path: Path) -> _Groups:
+def _groups(version: Version) -> _Groups:
     from pyarrow import parquet
 
-    about = parquet.read_metadata(path)
+    about = parquet.read_metadata(version.path)
     groups = [about.row_group(number) for number in range(about.num_row_groups)]
     sizes = [(group.total_byte_size, group.num_rows) for group in groups]
     return _Groups(np.cumsum([rows for _, rows in sizes]), max(sizes, default=(0, 0)))
 
 
 @lru_cache(maxsize=GROUPS_KEPT)
-def _group(path: Path, number: int) -> Any:
+def _group(version: Version, number: int) -> Any:
     from pyarrow import parquet
 
-    with parquet.ParquetFile(path) as table:
+    with parquet.ParquetFile(version.path) as table:
         return table.read_row_group(number)
 
 
-def _parquet_batch(path: Path, row: int) -> tuple[Any, int]:
-    ends = _groups(path).ends
+def _parquet_batch(version: Version, row: int) -> tuple[Any, int]:
+    ends = _groups(version).ends
     number = int(np.searchsorted(ends, row, side="right"))
-    return _group(path, number), row - int(ends[number - 1] if number else 0)
+    return _group(version, number), row - int(ends[number - 1] if number else 0)
 
 
 @lru_cache(maxsize=TABLES_KEPT)
-def _arrow(path: Path) -> Any:
+def _arrow(version: Version) -> Any:
     """A table that is mapped, not read."""
     import pyarrow as pa
 
-    mapped = pa.memory_map(str(path))
-    opened = pa.ipc.open_file if starts_with(path, b"ARROW1") else pa.ipc.open_stream
+    mapped = pa.memory_map(str(version.path))
+    opened = pa.ipc.open_file if starts_with(version.path, b"ARROW1") else pa.ipc.open_stream
     return opened(mapped).read_all()
 
 
-def _arrow_batch(path: Path, row: int) -> tuple[Any, int]:
-    return _arrow(path), row
+def _arrow_batch(version: Version, row: int) -> tuple[Any, int]:
+    return _arrow(version), row

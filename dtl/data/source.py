@@ -12,7 +12,7 @@ from pathlib import Path
 
 from dtl import mini
 from dtl.config.schema import Source
-from dtl.data.formats import READERS, Fields, FileFault, Item, Spot, first_line, reader_of
+from dtl.data.formats import READERS, Fields, FileFault, Item, Spot, reader_of, unopened
 from dtl.data.hub import load_from_hub, names_for_numbers
 from dtl.data.media import digest_of_files, file_of, renamed
 from dtl.data.media_folders import media_folder
@@ -109,7 +109,7 @@ class Rows:
                         at = (number, spot)
                         yield item
                 except OSError as fault:
-                    yield _unopened(seeker.shown, fault)
+                    yield unopened(seeker.shown, fault)
 
         for _ in self._good(skipped, items()):  # it asks for one item at a time
             yield at
@@ -121,10 +121,9 @@ class Rows:
         if not content.paths:
             raise DtlError.of(
                 f"{place}.streaming",
-                f"the rows of {content.name} do not stand in files of which single ones can be "
-                "read",
-                "fetch a hub data set as Parquet files and name their folder; list the files of a "
-                "folder of media in a JSON lines file",
+                f"the rows of {content.name} are made of the files in it, and stand in none",
+                "list them in a JSON lines file, with the columns that the task reads, and name "
+                "that",
             )
         return seekers_of(list(content.paths), list(content.files), place=place)
 
@@ -254,6 +253,12 @@ def _content(source: Source, place: str, media: str | None) -> Content:
         return _folder(path, source, place, media)
     if path.exists() or _looks_local(path, source.path):
         return _file(path, source, place)
+    if source.streaming:
+        raise DtlError.of(
+            f"{place}.streaming",
+            f"{source.path} is no file or folder here, and of a hub data set no rows are streamed",
+            "fetch it as Parquet files (hf download --repo-type dataset) and name their folder",
+        )
     return _hub(source, place)
 
 
@@ -346,12 +351,7 @@ def _openly(
     try:
         yield from reader(path, place)
     except OSError as fault:
-        yield _unopened(place, fault)
-
-
-def _unopened(place: str, fault: OSError) -> FileFault:
-    reason = fault.strerror or first_line(fault)
-    return FileFault(place, f"cannot be read ({reason})", "check the file and its rights")
+        yield unopened(place, fault)
 
 
 def _digest(paths: Iterable[Path]) -> str:

@@ -77,19 +77,29 @@ def test_rows_of_several_row_groups_and_of_mapped_batches(tmp_path):
         assert spots(tmp_path / name) == [Spot(number, number + 1) for number in range(11)]
         assert texts_at(tmp_path / name) == texts
         assert seeker(tmp_path / name, "x").at(Spot(9, 10))[0] == "x: row 10"
-    assert seeking._parquet_batch(tmp_path / "rows.parquet", 8)[1] == 0  # the third group's first
-    assert seeking._parquet_batch(tmp_path / "rows.parquet", 7)[1] == 3
+    version = seeking.Version.of(tmp_path / "rows.parquet")
+    assert seeking._parquet_batch(version, 8)[1] == 0  # the third group's first
+    assert seeking._parquet_batch(version, 7)[1] == 3
 
 
-def test_what_is_no_longer_there_is_a_fault(tmp_path):
-    path = tmp_path / "rows.jsonl"
-    path.write_text('{"text": "a"}\n{"text": "b"}\n')
-    one, (_, second) = seeker(path), spots(path)
-    path.write_text('{"text": "a"}\n{"text" "b"}\n')
-    damaged = one.at(second)
-    assert (damaged.place, damaged.problem.partition(" (")[0]) == ("data:2", "no valid JSON")
-    path.unlink()
-    assert isinstance(one.at(second), FileFault)
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.parquet"])
+def test_a_file_that_is_no_longer_what_it_was_is_a_fault(tmp_path, name):
+    """Even if it has become another one of the same size."""
+
+    def write(text):
+        if name == "rows.jsonl":
+            (tmp_path / name).write_text(json.dumps({"text": text}) + "\n")
+        else:
+            parquet.write_table(pa.table({"text": [text]}), tmp_path / name)
+
+    write("a")
+    one, (spot,) = seeker(tmp_path / name), spots(tmp_path / name)
+    assert one.at(spot)[1] == {"text": "a"}
+    write("b")
+    assert isinstance(one.at(spot), FileFault) and "has changed" in one.at(spot).problem
+    assert seeker(tmp_path / name).at(spot)[1] == {"text": "b"}
+    (tmp_path / name).unlink()
+    assert "cannot be read (No such file" in one.at(spot).problem
 
 
 def test_what_cannot_be_read_singly_is_refused(tmp_path, monkeypatch):

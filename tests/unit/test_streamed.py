@@ -6,8 +6,10 @@ import json
 import random
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
+from pyarrow import parquet
 from safetensors.torch import load_file
 
 from dtl import desk
@@ -18,7 +20,7 @@ from dtl.data import source
 from dtl.data.loader import Loader
 from dtl.errors import DtlError, RankFailed
 from dtl.examples import prepare
-from tests import tiny
+from tests import tiny, tiny_sound, tiny_speech
 from tests.unit.test_adapter_runs import run_here
 
 NOTHING = {"text": ""}  # no example
@@ -207,11 +209,28 @@ def test_a_row_that_was_changed_while_the_run_goes_on_is_named(folder, decoder):
     tiny.write_texts(folder / "changing.jsonl", 9)
     config = configure(folder, decoder, "changing", "data.eval=null", rows="changing.jsonl")
     examples = prepare(config, assemble(config))
-    lines = (folder / "changing.jsonl").read_bytes().splitlines(keepends=True)
-    damaged = [*lines[:4], b"x" + lines[4][1:], *lines[5:]]
-    (folder / "changing.jsonl").write_bytes(b"".join(damaged))
-    with pytest.raises(RankFailed, match=r"changing\.jsonl:5: no valid JSON"):
+    tiny.write_texts(folder / "changing.jsonl", 9, seed=3)
+    with pytest.raises(RankFailed, match=r"changing\.jsonl: has changed since the run was started"):
         examples.train.take(np.arange(9))
+
+
+def test_a_row_that_cannot_be_encoded_ends_the_run_with_its_place(folder, wav2vec2):
+    """Its header is good, so that the desk takes it."""
+    torn = tiny_sound.wav(tiny_speech.spoken("seamen sat"), kind="FLAC")
+    torn = torn[: len(torn) // 2] + bytes(len(torn) // 2)
+    rows = [*tiny_speech.transcribed(2), {"audio": torn, "text": "seamen sat"}]
+    parquet.write_table(pa.Table.from_pylist(rows), folder / "torn.parquet")
+    config = configure(
+        folder,
+        wav2vec2,
+        "torn",
+        "data.eval=null",
+        "train.steps=1",
+        task="asr_ctc",
+        rows="torn.parquet",
+    )
+    with pytest.raises(RankFailed, match=r"torn\.parquet: row 3: `audio`"):
+        run_here(config)
 
 
 def test_a_run_does_not_go_on_with_other_rows(folder, decoder):
@@ -251,7 +270,11 @@ def test_a_folder_of_classes_is_refused(folder, vit):
     config = configure(
         folder, vit, "pictures", "data.eval=null", task="image_classification", rows="pictures"
     )
-    with pytest.raises(
-        DtlError, match=r"data.train.streaming: .*; fetch a hub data set as Parquet"
-    ):
+    with pytest.raises(DtlError, match=r"data.train.streaming: .*; list them in a JSON lines file"):
+        prepare(config, assemble(config))
+
+
+def test_a_hub_data_set_is_refused_before_it_is_fetched(folder, decoder):
+    config = configure(folder, decoder, "hub", "data.train.path=owner/name")
+    with pytest.raises(DtlError, match=r"data.train.streaming: owner/name .*; fetch it as Parquet"):
         prepare(config, assemble(config))
