@@ -243,6 +243,8 @@ class _Job:
                 }
             )
         self.engine.wait()
+        if self.config.data.train.streaming and self.engine.is_first and self.log.listed:
+            self.log.say(f"  left out: {len(self.log.listed)} rows, in skipped_rows.jsonl")
         for name, found in scores.items():
             self.log.say(f"{name:>10}: {told(found)}")
         self.log.say(f"    export: {self.folder.export}")

@@ -121,6 +121,10 @@ class Task(ABC):
         return None
 
     @abstractmethod
+    def longest(self, processor: Any, facts: Facts, base: Any) -> int:
+        """What the length of an example may be at most, of all that the encoder makes."""
+
+    @abstractmethod
     def encoder(self, processor: Any, facts: Facts, base: Any) -> Callable[[Row], Encoded | Skip]:
         """The function that turns a row into numbers. It raises DtlError for what only the model's
         files or the other rows show to be wrong."""

@@ -180,6 +180,11 @@ class Plugin(Task):
             **({"target_lang": facts["target_lang"]} if facts["target_lang"] else {}),
         }
 
+    def longest(self, processor: Any, facts: Facts, base: Any) -> int:
+        extractor = processor.feature_extractor
+        samples = int(self.options.longest_seconds * extractor.sampling_rate)
+        return frames_read(samples, base, extractor)
+
     def encoder(self, processor: Any, facts: Facts, base: Any) -> Callable[[Row], Encoded | Skip]:
         extractor, tokenizer = processor.feature_extractor, processor.tokenizer
         spell = speller(self.options.normalise, case=facts["case"])

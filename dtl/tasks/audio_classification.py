@@ -69,6 +69,9 @@ class Plugin(Classification):
             "settings": without_layerdrop(base) | without_masks(base),
         }
 
+    def longest(self, processor: Any, facts: Facts, base: Any) -> int:
+        return frames_of(round(self.options.longest_seconds * processor.sampling_rate), base)
+
     def encoder(self, processor: Any, facts: Facts, base: Any) -> Callable[[Row], Encoded | Skip]:
         places = {label: place for place, label in enumerate(facts["labels"])}
         rate = processor.sampling_rate

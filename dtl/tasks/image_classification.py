@@ -85,12 +85,17 @@ class Plugin(Classification):
             )
         return processor, {**facts, "size": [int(side) for side in wide]}
 
-    def encoder(self, processor: Any, facts: Facts, base: Any) -> Callable[[Row], Encoded | Skip]:
-        places = {label: place for place, label in enumerate(facts["labels"])}
+    def longest(self, processor: Any, facts: Facts, base: Any) -> int:
+        """Of every picture: the patches of what the model is shown."""
         height, width = facts["size"]
         patch = getattr(base, "patch_size", None)
         patch = patch if isinstance(patch, int) else 32
-        length = max(1, math.ceil(height / patch) * math.ceil(width / patch))
+        return max(1, math.ceil(height / patch) * math.ceil(width / patch))
+
+    def encoder(self, processor: Any, facts: Facts, base: Any) -> Callable[[Row], Encoded | Skip]:
+        places = {label: place for place, label in enumerate(facts["labels"])}
+        height, width = facts["size"]
+        length = self.longest(processor, facts, base)
 
         def encode(row: Row) -> Encoded | Skip:
             place = place_of(row, places)

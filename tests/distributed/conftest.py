@@ -103,6 +103,9 @@ def bed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny.write_texts(folder / "eval.jsonl", HELD_OUT, seed=2)
     numbers = [{"text": " ".join(str(row * 7919 + n) for n in range(6))} for row in range(41)]
     tiny.write_rows(folder / "numbers.jsonl", numbers)
+    texts = (folder / "train.jsonl").read_text().splitlines(keepends=True)
+    gaps = [line for text in texts[:30] for line in ('{"text": ""}\n' * (len(text) % 2), text)]
+    (folder / "gaps.jsonl").write_text("".join(gaps))
     tiny.write_labelled(folder / "labelled.jsonl", 53)
     tiny.write_labelled(folder / "held_out.jsonl", HELD_OUT, seed=2)
     (folder / "config.yaml").write_text(CONFIG)
@@ -111,6 +114,7 @@ def bed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     alone = [_job(1, *case) for case in _cases()] + _labelled(1) + _parts(1) + _scored(1)
     alone += _text_tasks(1) + _adapters(1) + _quantized(1) + _updated(1) + _batchings(1)
     alone += _from_features(1)
+    alone += _streamed(1)
     launching.run_jobs(1, alone + _interrupted(1), cwd=folder)
     pair = [_job(2, *case) for case in _cases()] + _labelled(2) + _parts(2) + _scored(2)
     pair += _text_tasks(2) + _updated(2)
@@ -126,6 +130,7 @@ def bed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     pair += _adapters(2) + _quantized(2) + _batchings(2) + _batched_and_resumed()
     pair += _from_features(2) + _features_interrupted()
+    pair += _streamed(2)
     launching.run_jobs(2, pair + _interrupted(2), cwd=folder)
     launching.run_jobs(3, _scored(3) + _moved_to(3) + _interrupted(3), cwd=folder)
     launching.run_jobs(1, _moved_to(1), cwd=folder)
@@ -213,6 +218,25 @@ def _batched_and_resumed() -> list[dict[str, Any]]:
 def _batched(name: str, zero: int, micro: int, *more: str) -> dict[str, Any]:
     layout = [f"layout.zero={zero}", f"layout.micro_batch={micro}"]
     overrides = [f"train.steps={TOKEN_STEPS}", *BATCHINGS[name], *layout, *more]
+    return {"config": "config.yaml", "overrides": overrides}
+
+
+def _streamed(ranks: int) -> list[dict[str, Any]]:
+    """Rows that are read in their step; of gaps.jsonl some are no examples, and that run is stopped
+    on one rank and goes on on two."""
+    moved = _streamed_job("gaps.jsonl", 2 if ranks == 2 else 0, "run.name=streamed-moved")
+    if ranks == 2:
+        layouts = [
+            _streamed_job("train.jsonl", zero, f"run.name=streamed-{zero}") for zero in (0, 3)
+        ]
+        return [moved, *({**job, "bare": True} for job in layouts)]
+    whole = _streamed_job("gaps.jsonl", 0, "run.name=streamed-gaps")
+    return [{**whole, "bare": True}, {**moved, "stop_after": STEPS // 2}]
+
+
+def _streamed_job(rows: str, zero: int, *more: str) -> dict[str, Any]:
+    source = f"data.train={{path: {rows}, streaming: true}}"
+    overrides = [source, f"layout.zero={zero}", "layout.micro_batch=2", *more]
     return {"config": "config.yaml", "overrides": overrides}
 
 
