@@ -7,7 +7,9 @@ import shlex
 import sys
 from dataclasses import dataclass
 
+from dtl.plan import Layout
 from dtl.run_folder import RunFolder
+from dtl.stop import HANDED_ON
 
 
 @dataclass(frozen=True)
@@ -23,9 +25,7 @@ class Command:
         return " ".join([*settings, shlex.join(self.argv)])
 
 
-# torchrun hands these on to the ranks, and waits so long for them to save.
-SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGUSR1,SIGQUIT"
-SAVING_SECONDS = 3600
+SAVING_SECONDS = 3600  # so long torchrun waits for the ranks to save
 
 
 def command(folder: RunFolder) -> Command:
@@ -34,18 +34,24 @@ def command(folder: RunFolder) -> Command:
     Not `accelerate launch`: it starts the same torchrun, but without the two settings above.
     """
     layout = folder.plan.layout
+    environment = surroundings(layout)
+    if layout.device == "cpu":
+        environment["OMP_NUM_THREADS"] = str(threads(layout.processes))
+    argv = [sys.executable, "-m", "torch.distributed.run"]
+    argv += ["--nproc-per-node", str(layout.ranks), "--signals-to-handle", HANDED_ON]
+    argv += ["--master-addr", "127.0.0.1", "--master-port", str(free_port())]
+    return Command((*argv, "-m", "dtl.worker", "run", str(folder.path.absolute())), environment)
+
+
+def surroundings(layout: Layout) -> dict[str, str]:
+    """What a launcher and its ranks want in their environment, wherever they run."""
     environment = {
         "PYTHONUNBUFFERED": "1",
         "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(SAVING_SECONDS),
     }
     if layout.device == "cpu":
-        environment["ACCELERATE_USE_CPU"] = "true"
-        environment["DS_ACCELERATOR"] = "cpu"
-        environment["OMP_NUM_THREADS"] = str(threads(layout.processes))
-    argv = [sys.executable, "-m", "torch.distributed.run"]
-    argv += ["--nproc-per-node", str(layout.ranks), "--signals-to-handle", SIGNALS]
-    argv += ["--master-addr", "127.0.0.1", "--master-port", str(free_port())]
-    return Command((*argv, "-m", "dtl.worker", "run", str(folder.path.absolute())), environment)
+        environment |= {"ACCELERATE_USE_CPU": "true", "DS_ACCELERATOR": "cpu"}
+    return environment
 
 
 def threads(processes: int) -> int:
