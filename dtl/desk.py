@@ -12,7 +12,7 @@ from dtl.config.load import load_config
 from dtl.config.schema import RunConfig
 from dtl.errors import DtlError
 from dtl.examples import Examples, prepare
-from dtl.plan import OuterLaunch, Plan
+from dtl.plan import Hardware, OuterLaunch, Plan
 from dtl.plan.hardware import disk_free, this_machine
 from dtl.plan.make import make_plan
 from dtl.run_folder import RunFolder
@@ -29,9 +29,14 @@ class Prepared:
 
 
 def prepare_run(
-    config: RunConfig, *, outer: OuterLaunch | None = None, writes: bool = True
+    config: RunConfig,
+    *,
+    outer: OuterLaunch | None = None,
+    hardware: Hardware | None = None,
+    writes: bool = True,
 ) -> Prepared:
-    """Read and encode the data, then plan. Starts nothing."""
+    """Read and encode the data, then plan. Starts nothing. `hardware`: of a node, if not of this
+    machine."""
     parts = assemble(config)
     examples = prepare(config, parts, writes=writes)
     plan = make_plan(
@@ -41,7 +46,7 @@ def prepare_run(
         settings=examples.settings,
         batching=examples.batching,
         lengths=examples.train.lengths,
-        hardware=this_machine(),
+        hardware=hardware or this_machine(),
         outer=outer,
         disk_free=disk_free(config.run.dir),
     )
@@ -53,6 +58,19 @@ def prepare_file(
 ) -> Prepared:
     """The same from a config file."""
     return prepare_run(load_config(path, overrides), outer=outer, writes=writes)
+
+
+def create(folder: RunFolder, prepared: Prepared) -> None:
+    """Begin the run on disk. Raises DtlError where the folder holds something else."""
+    examples = prepared.examples
+    folder.create(
+        prepared.config,
+        prepared.plan,
+        examples.facts,
+        examples.data,
+        skipped=examples.skipped_rows(),
+        batching=examples.batching,
+    )
 
 
 def reopen(folder: RunFolder, *, writes: bool) -> Prepared:
