@@ -12,14 +12,17 @@ from dtl.config.schema import RunConfig
 from dtl.errors import DtlError
 from dtl.plan import Plan
 from dtl.run_folder import RunFolder
+from dtl.submitted import Submitted
 from dtl.supervisor import Supervisor
 
 if TYPE_CHECKING:
+    from dtl.follow import Status
     from dtl.launch import Machine
     from dtl.xray.report import Report
 
 __all__ = [
     "Outcome",
+    "cancel",
     "check",
     "evaluate",
     "export",
@@ -30,6 +33,8 @@ __all__ = [
     "predict",
     "push",
     "resume",
+    "status",
+    "submit",
     "train",
 ]
 
@@ -89,18 +94,9 @@ def _train(config: RunConfig, supervisor: Supervisor) -> Outcome:
     prepared = desk.prepare_run(config)
     for line in prepared.plan.lines():
         say(line)
-    examples = prepared.examples
-    for line in examples.lines():
+    for line in prepared.examples.lines():
         say(line)
-    skipped = examples.skipped_rows()
-    folder.create(
-        config,
-        prepared.plan,
-        examples.facts,
-        examples.data,
-        skipped=skipped,
-        batching=examples.batching,
-    )
+    desk.create(folder, prepared)
     return Outcome(supervisor.launch(folder, prepared), folder)
 
 
@@ -109,16 +105,73 @@ def resume(
     overrides: Sequence[str] = (),
     *,
     allow_change: Iterable[str] = (),
+    here: bool = False,
+    nodes: int | None = None,
+    time: str | None = None,
     say: Callable[[str], None] = print,
     fork: bool = False,
 ) -> Outcome:
     """Continue an interrupted run from its newest whole checkpoint; leave a finished one alone.
 
+    A submitted run goes into its queue again, perhaps on other `nodes` or for another `time`,
+    unless it is to go on `here`.
+
     Another layout (`layout.processes=4`) gives the same result. Keys that would change it are
     refused, unless they are named in `allow_change`. Raises DtlError.
     """
+    folder, allowed = RunFolder.open(path), frozenset(allow_change)
+    if (job := Submitted.of(folder.path)) is not None and folder.state != "finished":
+        from dtl import desk
+        from dtl.submit import refuse_live, resubmit
+
+        config = desk.reconfigure(folder, overrides, allow_change=allowed)
+        if not here:
+            resubmit(folder, job, config, nodes=nodes, time=time, say=say)
+            return Outcome(0, folder)
+        refuse_live(folder)
+    if nodes is not None or time is not None:
+        raise DtlError.of(
+            str(path), "this run does not wait in a queue", "leave out --nodes and --time"
+        )
     with Supervisor(say, fork=fork) as supervisor:
-        return _resume(RunFolder.open(path), overrides, frozenset(allow_change), supervisor)
+        return _resume(folder, overrides, allowed, supervisor, anew=job is not None)
+
+
+def submit(
+    config: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    cluster: str,
+    say: Callable[[str], None] = print,
+    dry_run: bool = False,
+    **asked: Any,
+) -> list[RunFolder]:
+    """Plan a run for a cluster and put it into the queue there; the run folders, of a grid one for
+    each cell. `cluster`: a site's name or file; `asked`: fields of dtl.submit.Asked. `dry_run`:
+    only say the script. Raises DtlError.
+    """
+    from dtl.submit import Asked, script
+    from dtl.submit import submit as put_into_queue
+
+    wanted = Asked(cluster, **asked)
+    if dry_run:
+        say(script(Path(config), overrides, wanted))
+        return []
+    return put_into_queue(Path(config), overrides, wanted, say)
+
+
+def status(path: str | Path = "runs") -> list[Status]:
+    """Where a run is, or each run below a folder."""
+    from dtl.follow import status as look
+
+    return look(Path(path))
+
+
+def cancel(path: str | Path, *, say: Callable[[str], None] = print) -> None:
+    """Ask a run, or each run below a folder, to save and end; return when it has."""
+    from dtl.follow import cancel as ask
+
+    ask(Path(path), say=say)
 
 
 def _resume(
@@ -126,7 +179,10 @@ def _resume(
     overrides: Sequence[str],
     allow_change: frozenset[str],
     supervisor: Supervisor,
+    *,
+    anew: bool = False,
 ) -> Outcome:
+    """`anew`: it was laid out for another machine."""
     from dtl import desk
 
     say = supervisor.say
@@ -135,7 +191,7 @@ def _resume(
         return Outcome(0, folder)
     say(f"{folder.path} was interrupted; it goes on")
     prepared = None
-    if overrides:
+    if overrides or anew:
         config = desk.reconfigure(folder, overrides, allow_change=allow_change)
         prepared = desk.prepare_run(config)
         desk.refuse_other_data(folder, prepared.examples)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -108,13 +109,119 @@ def resume(
     allow_change: Annotated[
         str, typer.Option(metavar="KEYS", help="keys that may change the result, with commas")
     ] = "",
+    here: Annotated[
+        bool, typer.Option("--here", help="go on with a submitted run on this machine")
+    ] = False,
+    nodes: Annotated[int | None, typer.Option(min=1, help="of a submitted run: machines")] = None,
+    time: Annotated[str | None, typer.Option(help="of a submitted run: limit, as 4h")] = None,
 ) -> None:
-    """Continue an interrupted run from its newest checkpoint, on another layout if you like."""
+    """Continue an interrupted run from its newest checkpoint, on another layout if you like.
+
+    A submitted run goes into its queue again."""
     from dtl import api
 
     allowed = [key for key in allow_change.split(",") if key]
-    outcome = api.resume(run, overrides or (), allow_change=allowed, fork=True)
+    outcome = api.resume(
+        run,
+        overrides or (),
+        allow_change=allowed,
+        here=here,
+        nodes=nodes,
+        time=time,
+        fork=True,
+    )
     raise typer.Exit(outcome.exit_code)
+
+
+@app.command()
+def submit(
+    config: Config,
+    cluster: Annotated[str, typer.Option(metavar="SITE", help="a site's name, or its YAML file")],
+    overrides: Overrides = None,
+    nodes: Annotated[int | None, typer.Option(min=1, help="machines")] = None,
+    gpus_per_node: Annotated[
+        int | None, typer.Option(min=0, help="GPUs, and processes, of each; 0: on CPUs")
+    ] = None,
+    time: Annotated[str | None, typer.Option(help="limit of one job, as 4:00:00 or 4h")] = None,
+    chain: Annotated[
+        int, typer.Option(min=1, help="jobs that follow one another until the run is done")
+    ] = 1,
+    after: Annotated[
+        str | None, typer.Option(metavar="JOB", help="id of a job that must have succeeded before")
+    ] = None,
+    account: Annotated[str | None, typer.Option(help="project that pays")] = None,
+    partition: Annotated[str | None, typer.Option(help="queue")] = None,
+    grid: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE,VALUE", help="a run for each value; may be repeated"),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the job script, and do no more.")
+    ] = False,
+) -> None:
+    """Check, plan, and put the run into the queue of a Slurm cluster."""
+    from dtl import api
+
+    with _places_of(config, overrides or ()):
+        api.submit(
+            config,
+            overrides or (),
+            cluster=cluster,
+            nodes=nodes,
+            gpus_per_node=gpus_per_node,
+            time=time,
+            chain=chain,
+            after=after,
+            account=account,
+            partition=partition,
+            grid=tuple(grid or ()),
+            dry_run=dry_run,
+            say=partial(print, end="") if dry_run else print,
+        )
+
+
+@app.command()
+def status(
+    run: Annotated[
+        Path | None, typer.Argument(metavar="[RUN]", help="a run, or a grid; left out: all runs")
+    ] = None,
+    folder: Annotated[Path, typer.Option("--dir", help="folder in which runs are")] = Path("runs"),
+) -> None:
+    """Say where runs are: in the queue, at which step, with which loss, how long they will take."""
+    from dtl.follow import HEADINGS
+    from dtl.follow import status as look
+
+    rows = [HEADINGS, *(one.row() for one in look(run or folder))]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(HEADINGS))]
+    for row in rows:
+        print(
+            "  ".join(word.ljust(width) for word, width in zip(row, widths, strict=True)).rstrip()
+        )
+
+
+@app.command()
+def logs(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="the run folder")],
+    rank: Annotated[
+        int | None, typer.Option(min=0, help="what this process's libraries said")
+    ] = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="until the run ends")] = False,
+) -> None:
+    """Print what a run has said."""
+    from dtl import follow as following
+
+    for line in following.lines(run, rank=rank, follow=follow):
+        print(line, end="", flush=True)
+
+
+@app.command()
+def cancel(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="a run, or a grid of runs")],
+) -> None:
+    """Have a run save and end, wherever it runs."""
+    from dtl import api
+
+    api.cancel(run)
 
 
 @app.command()

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from dtl.errors import DtlError
 from dtl.run_folder import RunFolder
+from dtl.stop import HANDED_ON
 
 
 @dataclass(frozen=True)
@@ -28,9 +29,7 @@ class Command:
         return " ".join([*settings, shlex.join(self.argv)])
 
 
-# torchrun hands these on to the ranks, and waits so long for them to save.
-SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGUSR1,SIGQUIT"
-SAVING_SECONDS = 3600
+SAVING_SECONDS = 3600  # so long torchrun waits for the ranks to save
 
 
 PORT = 29500  # torchrun's own, where several machines must agree on one without a word
@@ -91,20 +90,26 @@ def command_on(
 
 
 def _torchrun(worker: Sequence[str], machine: Machine, *, ranks: int, device: str) -> Command:
+    environment = surroundings(device)
+    if device == "cpu":
+        environment["OMP_NUM_THREADS"] = str(threads(ranks))
+    argv = [sys.executable, "-m", "torch.distributed.run"]
+    argv += ["--nproc-per-node", str(ranks), "--signals-to-handle", HANDED_ON]
+    if machine.machines > 1:
+        argv += ["--nnodes", str(machine.machines), "--node-rank", str(machine.number)]
+    argv += ["--master-addr", machine.address, "--master-port", str(machine.port)]
+    return Command((*argv, "-m", "dtl.worker", *worker), environment)
+
+
+def surroundings(device: str) -> dict[str, str]:
+    """What a launcher and its ranks want in their environment, wherever they run."""
     environment = {
         "PYTHONUNBUFFERED": "1",
         "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(SAVING_SECONDS),
     }
     if device == "cpu":
-        environment["ACCELERATE_USE_CPU"] = "true"
-        environment["DS_ACCELERATOR"] = "cpu"
-        environment["OMP_NUM_THREADS"] = str(threads(ranks))
-    argv = [sys.executable, "-m", "torch.distributed.run"]
-    argv += ["--nproc-per-node", str(ranks), "--signals-to-handle", SIGNALS]
-    if machine.machines > 1:
-        argv += ["--nnodes", str(machine.machines), "--node-rank", str(machine.number)]
-    argv += ["--master-addr", machine.address, "--master-port", str(machine.port)]
-    return Command((*argv, "-m", "dtl.worker", *worker), environment)
+        environment |= {"ACCELERATE_USE_CPU": "true", "DS_ACCELERATOR": "cpu"}
+    return environment
 
 
 def threads(processes: int) -> int:

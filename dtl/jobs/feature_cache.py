@@ -59,6 +59,12 @@ class Source:
     pause: Callable[[str], None]
     say: Callable[[str], None]
 
+    @property
+    def train(self) -> EncodedData:
+        data = self.examples.train
+        assert isinstance(data, EncodedData), "the plan keeps no features of rows that are streamed"
+        return data
+
     def shown(self, data: EncodedData, ids: Sequence[int]) -> dict[str, Tensor]:
         """These examples as a batch on the device."""
         task, processor = self.parts.task, self.examples.processor
@@ -90,7 +96,7 @@ def learnt_from_features(source: Source) -> tuple[Parts, Examples]:
         cut = _agreed_cut(source)
         train, held_out = (
             None if data is None else _with_features(source, cut, data)
-            for data in (examples.train, examples.held_out)
+            for data in (source.train, examples.held_out)
         )
     except Unfit as unfit:
         if parts.strategy.caches_features:
@@ -122,7 +128,7 @@ def _agreed_cut(source: Source) -> Cut:
 def find_cut(source: Source) -> Cut:
     """Where the model is cut, seen in a few examples of different lengths. Raises Unfit where the
     head gives another answer from what was kept."""
-    engine, data, dtype = source.engine, source.examples.train, source.plan.layout.dtype
+    engine, data, dtype = source.engine, source.train, source.plan.layout.dtype
     model = unwrapped(engine.model)
     name = base_name(model)
     if name is None or (fault := why_inseparable(model)):
