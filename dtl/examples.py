@@ -243,9 +243,9 @@ def _indexed(place: str, rows: Rows, config: RunConfig, *, writes: bool) -> Read
     return replace(_accepted(place, rows, index.reading, config.data), index=index)
 
 
-def _name_of_reading(rows: Rows, config: RunConfig, *others: Any) -> str:
+def _name_of_reading(rows: Rows, config: RunConfig) -> str:
     """One for the same content and task."""
-    parts = [NOTE_FORMAT, rows.fingerprint, rows.files, config.task.learnt, *others]
+    parts = [NOTE_FORMAT, rows.fingerprint, rows.files, config.task.learnt]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
