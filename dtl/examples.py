@@ -6,11 +6,9 @@ import copy
 import hashlib
 import json
 import math
-import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import astuple, dataclass, replace
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +23,7 @@ from dtl.data.source import FAULTS_SHOWN, Check, Reading, Row, Rows, open_rows
 from dtl.data.streamed import Index, StreamedData, index_of
 from dtl.errors import DtlError, Fault, near
 from dtl.mini.cache import folder as cache_folder
+from dtl.mini.cache import write_note
 from dtl.models.adapters import with_room_for
 from dtl.models.fingerprint import fingerprint
 from dtl.models.load import load_processor, load_settings, locate
@@ -244,9 +243,9 @@ def _indexed(place: str, rows: Rows, config: RunConfig, *, writes: bool) -> Read
     return replace(_accepted(place, rows, index.reading, config.data), index=index)
 
 
-def _name_of_reading(rows: Rows, config: RunConfig, *others: Any) -> str:
+def _name_of_reading(rows: Rows, config: RunConfig) -> str:
     """One for the same content and task."""
-    parts = [NOTE_FORMAT, rows.fingerprint, rows.files, config.task.learnt, *others]
+    parts = [NOTE_FORMAT, rows.fingerprint, rows.files, config.task.learnt]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
@@ -257,7 +256,7 @@ def _noted(rows: Rows, config: RunConfig) -> Reading:
         noted = json.loads(note.read_text(encoding="utf-8"))
         return Reading(noted["good"], tuple(Fault(*fault) for fault in noted["bad"]))
     reading = rows.read_through()
-    _write(note, json.dumps({"good": reading.good, "bad": list(map(astuple, reading.bad))}))
+    write_note(note, json.dumps({"good": reading.good, "bad": list(map(astuple, reading.bad))}))
     return reading
 
 
@@ -273,7 +272,7 @@ def _surveyed(
     if not writes:
         await_file(note)
     elif not note.exists():
-        _write(note, json.dumps(task.survey(rows, settings)))
+        write_note(note, json.dumps(task.survey(rows, settings)))
     facts: Facts = json.loads(note.read_text(encoding="utf-8"))
     return facts
 
@@ -281,14 +280,6 @@ def _surveyed(
 def _accepted(place: str, rows: Rows, reading: Reading, data: Data) -> ReadSource:
     _refuse_bad(reading, rows.name, data)
     return ReadSource(place, rows, reading.good, reading.bad)
-
-
-def _write(note: Path, text: str) -> None:
-    """Whole or not at all; several processes may write the same."""
-    note.parent.mkdir(parents=True, exist_ok=True)
-    staged = note.with_name(f"{note.name}.{uuid.uuid4().hex}")
-    staged.write_text(text, encoding="utf-8")
-    staged.replace(note)
 
 
 def _refuse_bad(reading: Reading, name: str, data: Data) -> None:

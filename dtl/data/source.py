@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,8 +20,12 @@ from dtl.data.media_folders import media_folder
 from dtl.data.naming import listed, names_in
 from dtl.data.seeking import Seeker, seekers_of
 from dtl.errors import DtlError, Fault, near
+from dtl.mini.cache import folder as cache_folder
+from dtl.mini.cache import write_note
 
 FAULTS_SHOWN = 5
+TOUCHED = ("st_dev", "st_ino", "st_size", "st_mtime_ns", "st_ctime_ns")
+SETTLED_SECONDS = 2.0  # a younger file may be written again within the tick of its time stamps
 
 
 @dataclass(frozen=True)
@@ -280,7 +285,9 @@ def _made(source: Source, place: str) -> Content:
         raise DtlError.of(f"{place}.path", f"{source.path} names no split", f"write {splits}")
     _refuse_name(source, place)
     path = mini.file(name, split)
-    return _contents([path], shown=[f"{mini.PREFIX}{name}/{split}"], name=source.path)
+    return _contents(
+        [path], shown=[f"{mini.PREFIX}{name}/{split}"], name=source.path, noted=source.streaming
+    )
 
 
 def _file(path: Path, source: Source, place: str) -> Content:
@@ -291,7 +298,7 @@ def _file(path: Path, source: Source, place: str) -> Content:
             f"{place}.split", f"{source.path} is one file and has no splits", "remove the key"
         )
     _refuse_name(source, place)
-    return _contents([path], shown=[source.path], name=source.path)
+    return _contents([path], shown=[source.path], name=source.path, noted=source.streaming)
 
 
 def _folder(folder: Path, source: Source, place: str, media: str | None) -> Content:
@@ -320,7 +327,7 @@ def _folder(folder: Path, source: Source, place: str, media: str | None) -> Cont
             "name one file, or keep one kind in the folder",
         )
     shown = [str(Path(source.path) / path.relative_to(folder)) for path in files]
-    return _contents(files, shown=shown, name=source.path)
+    return _contents(files, shown=shown, name=source.path, noted=source.streaming)
 
 
 def _data_files(folder: Path) -> list[Path]:
@@ -335,14 +342,21 @@ def _files_of_split(folder: Path, split: str) -> list[Path]:
     return [path for path in _data_files(folder) if path.stem.partition("-")[0] == split]
 
 
-def _contents(paths: list[Path], *, shown: list[str], name: str) -> Content:
+def _contents(paths: list[Path], *, shown: list[str], name: str, noted: bool) -> Content:
     readers = [reader_of(path, place) for path, place in zip(paths, shown, strict=True)]
 
     def read() -> Iterator[Item]:
         each = zip(readers, paths, shown, strict=True)
         return chain.from_iterable(_openly(reader, path, place) for reader, path, place in each)
 
-    return Content(name, tuple(shown), read, lambda: _digest(paths), paths[0].parent, tuple(paths))
+    return Content(
+        name,
+        tuple(shown),
+        read,
+        lambda: _digest(paths, noted=noted),
+        paths[0].parent,
+        tuple(paths),
+    )
 
 
 def _openly(
@@ -354,12 +368,30 @@ def _openly(
         yield unopened(place, fault)
 
 
-def _digest(paths: Iterable[Path]) -> str:
-    digest = hashlib.sha256()
-    for path in paths:
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
+def _digest(paths: Iterable[Path], *, noted: bool = False) -> str:
+    """`noted`: of a file that has been read before and not been touched since, from the cache."""
+    of_one = _noted_digest if noted else _digest_of
+    return hashlib.sha256(b"".join(of_one(path) for path in paths)).hexdigest()
+
+
+def _digest_of(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
+
+
+def _noted_digest(path: Path) -> bytes:
+    """Every process asks for it at every start, and files that are streamed are large."""
+    before = path.stat()
+    version = [str(path.resolve()), *(getattr(before, name) for name in TOUCHED)]
+    name = hashlib.sha256(json.dumps(version).encode()).hexdigest()
+    note = cache_folder() / "digests" / name
+    if note.exists():
+        return bytes.fromhex(note.read_text(encoding="utf-8"))
+    digest = _digest_of(path)
+    settled = time.time() - max(before.st_mtime, before.st_ctime) > SETTLED_SECONDS
+    if settled and path.stat() == before:
+        write_note(note, digest.hex())
+    return digest
 
 
 def _hub(source: Source, place: str) -> Content:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import time
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +18,7 @@ from dtl import desk
 from dtl.assemble import assemble
 from dtl.audit import audit
 from dtl.config.load import load_config
+from dtl.config.schema import Source
 from dtl.data import source
 from dtl.data.loader import Loader
 from dtl.errors import DtlError, RankFailed
@@ -212,6 +215,31 @@ def test_a_row_that_was_changed_while_the_run_goes_on_is_named(folder, decoder):
     tiny.write_texts(folder / "changing.jsonl", 9, seed=3)
     with pytest.raises(RankFailed, match=r"changing\.jsonl: has changed since the run was started"):
         examples.train.take(np.arange(9))
+
+
+def test_the_bytes_of_a_file_are_read_once_until_it_is_touched(folder, tmp_path, monkeypatch):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"text": "a"}\n')
+
+    def fingerprint(streaming=True):
+        return source.open_rows(Source(path=str(path), streaming=streaming), {}).fingerprint
+
+    monkeypatch.setattr(source, "SETTLED_SECONDS", -1.0)
+    first = fingerprint()
+    assert first == fingerprint(streaming=False)
+    with monkeypatch.context() as patch:
+        patch.setattr(source, "_digest_of", None)  # it would fail
+        assert fingerprint() == first
+    kept = path.stat()
+    time.sleep(0.02)  # the tick of time stamps is a hundredth
+    path.write_text('{"text": "b"}\n')
+    os.utime(path, ns=(kept.st_atime_ns, kept.st_mtime_ns))  # another one in its place
+    assert fingerprint() == fingerprint(streaming=False) != first
+    monkeypatch.setattr(source, "SETTLED_SECONDS", 60.0)
+    notes = list((folder / os.environ["DTL_CACHE"] / "digests").iterdir())
+    path.write_text('{"text": "c"}\n')
+    assert fingerprint() == fingerprint(streaming=False)
+    assert list((folder / os.environ["DTL_CACHE"] / "digests").iterdir()) == notes, "too young"
 
 
 def test_a_row_that_cannot_be_encoded_ends_the_run_with_its_place(folder, wav2vec2):
