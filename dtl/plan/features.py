@@ -8,13 +8,14 @@ import numpy as np
 
 from dtl.assemble import Parts
 from dtl.config.schema import RunConfig
+from dtl.data.order import padded
 from dtl.errors import DtlError
 from dtl.plan import Chosen
-from dtl.plan.memory import WIDTH
 from dtl.units import format_bytes
 
 KEY = "feature cache"
 PLACE = "strategy.cache_features"
+NUMBER = 4  # bytes; half precision keeps some in fp32 too
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Reading:
 
 
 def plan_features(
-    config: RunConfig, parts: Parts, reading: Reading, *, dtype: str, steps: int, per_epoch: int
+    config: RunConfig, parts: Parts, reading: Reading, *, steps: int, per_epoch: int
 ) -> tuple[bool, Chosen | None]:
     """Of the first phase; no other has the pretrained base. `steps`: of that phase.
 
@@ -53,10 +54,11 @@ def plan_features(
         return False, Chosen(KEY, "off", fault)
     if asked[0] is None and steps <= per_epoch:
         return False, Chosen(KEY, "off", "no example is read twice")
-    most = int(reading.lengths.sum()) * reading.width * WIDTH[dtype]
-    size = f"at most {format_bytes(most)}" if most else "its size is seen in the run"
+    most = int(padded(reading.lengths).sum()) * reading.width * NUMBER
+    size = f"about {format_bytes(most)} at most a layer that the head reads"
+    size = size if most else "its size is seen in the run"
     if reading.free is not None:
-        size += f" of {format_bytes(reading.free)} free"
+        size += f"; {format_bytes(reading.free)} are free"
     why = PLACE if asked[0] else "the base makes the same of an example in every epoch"
     return True, Chosen(KEY, "on", f"{why}; {size}")
 
