@@ -250,6 +250,9 @@ def test_a_phase_that_moves_the_base_comes_after(bert: Callable[..., Any], cache
     found, expected = ([line["loss"] for line in lines(run, "train")] for run in (cached, without))
     assert found == pytest.approx(expected, rel=1e-5) and len(found) == STEPS
     assert len(kept(cache)) == 2
+    later = [{"name": "full", "length": 4}, {"name": "frozen", "cache_features": True}]
+    with pytest.raises(DtlError, match=r"strategy\.1\.cache_features: only the first phase"):
+        desk.prepare_run(bert("later", strategy=later))
 
 
 # What the plan says ------------------------------------------------------------------------------
