@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
-import uuid
+import socket
 from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -106,14 +107,12 @@ def home() -> Path:
     return cache_folder() / "features"
 
 
-def find(folder: Path) -> Features | None:
-    """Those that are there whole; None: there are none."""
-    return Features(folder) if (folder / INDEX).exists() else None
-
-
-def stage(folder: Path) -> Path:
-    """A folder beside, under a name that no other writer has, in which all ranks write."""
-    staged = folder.with_name(f"{folder.name}.{uuid.uuid4().hex}.staged")
+def stage(folder: Path, *, writer: str) -> Path:
+    """An empty folder beside, in which all ranks write. `writer`: names the run, which is one; what
+    it has left there before it was killed is removed."""
+    digest = hashlib.sha256(f"{socket.gethostname()}:{writer}".encode()).hexdigest()[:16]
+    staged = folder.with_name(f"{folder.name}.{digest}.staged")
+    discard(staged)
     staged.mkdir(parents=True)
     return staged
 

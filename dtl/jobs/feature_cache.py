@@ -18,7 +18,7 @@ from dtl.data.encoded import EncodedData
 from dtl.data.features import Features, Part, PartWriter, same_extent
 from dtl.data.loader import Collate
 from dtl.engine import Engine
-from dtl.errors import DtlError
+from dtl.errors import DtlError, RunFailed
 from dtl.examples import Examples
 from dtl.models.anatomy import unwrapped
 from dtl.models.base_output import (
@@ -33,6 +33,7 @@ from dtl.models.base_output import (
 from dtl.models.load import padding_token
 from dtl.plan.features import PLACE
 from dtl.plan.hardware import disk_free
+from dtl.run_folder import RunFolder
 from dtl.train.from_features import FEATURES, Cut, field_of, from_features, parts_of
 from dtl.units import format_bytes
 
@@ -197,14 +198,16 @@ def _with_features(source: Source, cut: Cut, data: EncodedData) -> EncodedData:
     """The examples and beside them their features: found, or computed by all ranks. Raises Unfit
     where the disk is too small for them."""
     engine, folder = source.engine, _folder(source, cut, data)
-    if engine.agree(features.find(folder) is not None):
+    if engine.agree(folder.exists()):
+        _refuse_unseen(folder, engine)
         source.say(f"features of {len(data)} examples: kept in {folder}")
         return EncodedData(data.folder, **{FEATURES: Features(folder)})
-    staged = None
-    if engine.is_first:
-        staged = features.stage(folder)
-    staged = Path(engine.agree(str(staged)))
+    writer = str(RunFolder.of(source.config).path.absolute())
+    staged = Path(
+        engine.agree(str(features.stage(folder, writer=writer)) if engine.is_first else "")
+    )
     try:
+        _refuse_unseen(staged, engine)
         places = _write(source, cut, data, staged)
         every = engine.gather([places])
         if engine.is_first:
@@ -216,6 +219,16 @@ def _with_features(source: Source, cut: Cut, data: EncodedData) -> EncodedData:
         raise
     source.say(f"features of {len(data)} examples: made, and kept in {folder}")
     return EncodedData(data.folder, **{FEATURES: Features(folder)})
+
+
+def _refuse_unseen(folder: Path, engine: Engine) -> None:
+    """Raise RunFailed on all ranks where one of them does not see what rank 0 has made."""
+    if not all(engine.gather([folder.exists()])):
+        raise RunFailed.of(
+            str(folder),
+            "the processes of this run do not all see the cache of the first one",
+            "set DTL_CACHE to a folder that all nodes share, or strategy.cache_features to false",
+        )
 
 
 def _write(source: Source, cut: Cut, data: EncodedData, staged: Path) -> features.Places:
@@ -254,13 +267,13 @@ def _refuse_too_large(
 
 def _folder(source: Source, cut: Cut, data: EncodedData) -> Path:
     """Named by all that features depend on."""
-    layout, model = source.plan.layout, source.config.model
+    layout, settings = source.plan.layout, source.engine.plain_model.config
     return features.features_folder(
         base=source.examples.base,
         data=data.key,
         head=[source.parts.task.head, cut.base, repr(cut.fields)],
         settings=source.parts.task.head_settings(source.examples.facts),
-        model=[model.attention, model.dtype],
+        attention=settings._attn_implementation,  # type: ignore[union-attr]
         dtype=[layout.dtype, layout.dtype != "fp32" and layout.zero > 0, layout.device],
         batch=source.config.train.evaluation_batch,
         libraries=[version("torch"), version("transformers")],

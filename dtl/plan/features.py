@@ -8,13 +8,14 @@ import numpy as np
 
 from dtl.assemble import Parts
 from dtl.config.schema import RunConfig
+from dtl.data.order import padded
 from dtl.errors import DtlError
 from dtl.plan import Chosen
-from dtl.plan.memory import WIDTH
 from dtl.units import format_bytes
 
 KEY = "feature cache"
 PLACE = "strategy.cache_features"
+NUMBER = 4  # bytes; half precision keeps some in fp32 too
 
 
 @dataclass(frozen=True)
@@ -30,34 +31,37 @@ class Reading:
 
 
 def plan_features(
-    config: RunConfig, parts: Parts, reading: Reading, *, dtype: str, steps: int, per_epoch: int
+    config: RunConfig, parts: Parts, reading: Reading, *, steps: int, per_epoch: int
 ) -> tuple[bool, Chosen | None]:
     """Of the first phase; no other has the pretrained base. `steps`: of that phase.
 
     Raises DtlError where it is asked for and would not give the same.
     """
-    asked = [strategy.caches_features for strategy in parts.strategies]
-    if any(asked[1:]):
-        raise DtlError.of(
-            PLACE,
-            "only the first phase has a base that nothing has changed",
-            "remove it from the later phases",
-        )
-    if asked[0] is False:
-        wanted = type(parts.strategy).caches_features is not asked[0]
+    first, *later = parts.strategies
+    for number, strategy in enumerate(later, start=1):
+        if strategy.caches_features:
+            raise DtlError.of(
+                f"strategy.{number}.cache_features",
+                "only the first phase has a base that nothing has changed",
+                "remove it: the run learns the same without it",
+            )
+    asked = first.caches_features
+    if asked is False:
+        wanted = type(first).caches_features is not False
         return False, Chosen(KEY, "off", PLACE) if wanted else None
     fault = _why_not(config, parts, reading)
     if fault is not None:
-        if asked[0]:
+        if asked:
             raise DtlError.of(PLACE, fault, "remove it: the run learns the same without it")
         return False, Chosen(KEY, "off", fault)
-    if asked[0] is None and steps <= per_epoch:
+    if asked is None and steps <= per_epoch:
         return False, Chosen(KEY, "off", "no example is read twice")
-    most = int(reading.lengths.sum()) * reading.width * WIDTH[dtype]
-    size = f"at most {format_bytes(most)}" if most else "its size is seen in the run"
+    most = int(padded(reading.lengths).sum()) * reading.width * NUMBER
+    size = f"about {format_bytes(most)} at most a layer that the head reads"
+    size = size if most else "its size is seen in the run"
     if reading.free is not None:
-        size += f" of {format_bytes(reading.free)} free"
-    why = PLACE if asked[0] else "the base makes the same of an example in every epoch"
+        size += f"; {format_bytes(reading.free)} are free"
+    why = PLACE if asked else "the base makes the same of an example in every epoch"
     return True, Chosen(KEY, "on", f"{why}; {size}")
 
 

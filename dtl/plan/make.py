@@ -179,7 +179,6 @@ def make_plan(
             width=width if isinstance(width, int) else 0,
             free=cache_free,
         ),
-        dtype=dtype,
         steps=phases[0].last,
         per_epoch=per_epoch,
     )

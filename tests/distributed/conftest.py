@@ -496,8 +496,8 @@ def _from_features(ranks: int) -> list[dict[str, Any]]:
 def _features_interrupted() -> list[dict[str, Any]]:
     """Stopped while features are made, and in the second epoch, and resumed; beside one that
     nothing disturbed."""
-    stayed = _featured("tags", 2, True, "run.name=features-stayed", "train.evaluation_batch=7")
-    whole = _featured("tags", 2, True, "run.name=features-whole", "train.evaluation_batch=7")
+    stayed = _featured("tags", 2, True, "run.name=features-stayed", "train.evaluation_batch=9")
+    whole = _featured("tags", 2, True, "run.name=features-whole", "train.evaluation_batch=9")
     return [
         {**stayed, "stop_at": "features, batch 2"},
         {**stayed, "stop_after": FEATURE_STEPS - 2},

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,8 @@ from dtl import desk
 from dtl.config.load import load_config
 from dtl.data import features
 from dtl.data.features import Features, same_extent
-from dtl.errors import DtlError
+from dtl.errors import DtlError, RunFailed
+from dtl.jobs import feature_cache
 from dtl.run_folder import RunFolder
 from tests import tiny, tiny_sound, tiny_speech, tiny_vision
 from tests.unit.test_adapter_runs import run_here
@@ -234,7 +236,7 @@ def test_a_write_that_is_cut_off_leaves_nothing_that_is_used(
     again, whole = (
         run_here(bert(name, cached)) for name, cached in (("killed", True), ("w", False))
     )
-    assert len(kept(cache)) == 2
+    assert len(kept(cache)) == 2 and not list(cache.glob("features/*.staged"))
     found, expected = ([line["loss"] for line in lines(run, "train")] for run in (again, whole))
     assert found == pytest.approx(expected, rel=1e-5)
 
@@ -248,6 +250,9 @@ def test_a_phase_that_moves_the_base_comes_after(bert: Callable[..., Any], cache
     found, expected = ([line["loss"] for line in lines(run, "train")] for run in (cached, without))
     assert found == pytest.approx(expected, rel=1e-5) and len(found) == STEPS
     assert len(kept(cache)) == 2
+    later = [{"name": "full", "length": 4}, {"name": "frozen", "cache_features": True}]
+    with pytest.raises(DtlError, match=r"strategy\.1\.cache_features: only the first phase"):
+        desk.prepare_run(bert("later", strategy=later))
 
 
 # What the plan says ------------------------------------------------------------------------------
@@ -322,6 +327,27 @@ def test_what_only_the_run_can_see_is_told(
     with pytest.raises(DtlError, match="depends on those beside it") as refused:
         run_here(configure(tmp_path, case, "asked", True))
     assert refused.value.exit_code == 2
+
+
+def test_a_disk_that_is_too_small_is_told(
+    bert: Callable[..., Any],
+    cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """11 vectors of 32 numbers of 4 bytes, and one byte less than may be taken: nine tenths."""
+    monkeypatch.setattr(feature_cache, "disk_free", lambda place: (ROWS * 32 * 4) * 10 // 9 - 1)
+    run_here(bert(cached=None))
+    assert "no feature cache: features would take 1.38 KiB, of 1.53" in capsys.readouterr().out
+    assert not list(cache.glob("features/*"))
+    with pytest.raises(DtlError, match="features would take"):
+        run_here(bert("asked"))
+
+
+def test_a_cache_that_a_node_does_not_see_is_told(tmp_path: Path) -> None:
+    engine: Any = SimpleNamespace(gather=lambda mine: [*mine, False])
+    with pytest.raises(RunFailed, match="do not all see the cache"):
+        feature_cache._refuse_unseen(tmp_path, engine)
 
 
 def test_batches_hold_examples_of_one_extent() -> None:
