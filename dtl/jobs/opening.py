@@ -183,6 +183,7 @@ def _adapt(
             parameter.data = parameter.data.to(dtype)
     for matrix in shared_matrices(model).values():
         matrix.data = matrix.data.to(dtype)
+    parts.strategy.fill(model, fill=engine.fill)
     return model
 
 

@@ -211,6 +211,10 @@ def _phases(
         if len(ends) > 1:
             count = format_count(learns.parameters.learning)
             log.note(f"phase {len(made) + 1}", phase.name, f"to step {last}, {count} learning")
+        if (former := parts.strategies[number].continues) is not None:
+            log.note(
+                "adapter", former, f"goes on learning, with the form that it has: {phase.name}"
+            )
         log.note("learning rate", f"{rate:g}", reason)
         made.append(PhasePlan(phase.name, before, last, rate, learns.parameters))
     return tuple(made)

@@ -19,10 +19,12 @@ from tests.distributed.matrix import (
     BATCHING_LAYOUTS,
     BATCHINGS,
     CLIP,
+    CONTINUED_STAGES,
     EXPORT_PLACES,
     EXPORTED,
     FEATURE_STEPS,
     FEATURES,
+    FORMER,
     HELD_OUT,
     JUMP,
     JUMP_BACK,
@@ -164,7 +166,12 @@ def _adapters(ranks: int) -> list[dict[str, Any]]:
         exports = run in ADAPTER_EXPORTS
         overrides = [*ADAPTERS[name], *more, *["data.eval=eval.jsonl"] * exports]
         jobs.append({"config": "config.yaml", "overrides": overrides, "bare": not exports})
-    if ranks == 2:  # over an adapter that is worked into the base
+    if ranks == 2:  # over an adapter that is worked into the base, or further with it
+        for zero in CONTINUED_STAGES:
+            further = ["strategy=lora", f"strategy.continue_from={FORMER}"]
+            more = [f"layout.zero={zero}", f"run.name=continued-{zero}"]
+            more += [f"train.steps={ADAPTER_STEPS}"]
+            jobs.append({"config": "config.yaml", "overrides": [*further, *more], "bare": True})
         below = "model.adapters=[runs/vera-2-3/export]"
         for zero in (0, 3):
             more = [below, f"layout.zero={zero}", f"run.name=stacked-{zero}"]

@@ -75,6 +75,8 @@ PARITY = ("dora", "ia3")
 UP_TO_ZERO_2 = ("pissa", "eva")
 ADAPTER_EXPORTS = ("pissa-2-2", "vera-2-3", "prefix_tuning-2-3", "p_tuning-2-3")
 ADAPTER_STEPS = 6
+FORMER = "runs/export-lora/export"  # an adapter that goes on learning
+CONTINUED_STAGES = (0, 2, 3)
 ADAPTER_RUNS = tuple(  # method, ranks and ZeRO stage
     (name, ranks, zero)
     for ranks, zero in ((1, 0), (2, 2), (2, 3))
