@@ -127,7 +127,7 @@ def bed(lab: Callable[..., str], tmp_path_factory: pytest.TempPathFactory) -> It
     os.chdir(folder)
     try:
         _submit_all(made)
-        with ThreadPoolExecutor() as pool:
+        with ThreadPoolExecutor(len(DISTURBED) + 1) as pool:
             for case in [pool.submit(drive, made) for drive in (*DISTURBED, _follow_all)]:
                 case.result()
         yield made
@@ -138,7 +138,7 @@ def bed(lab: Callable[..., str], tmp_path_factory: pytest.TempPathFactory) -> It
 def _submit_all(bed: Bed) -> None:
     """The plain one by the command line."""
     argv = [sys.executable, "-m", "dtl", "submit", "config.yaml", "run.name=plain $x"]
-    argv += ["--cluster", "site.yaml", "--nodes", "2", "--time", "5min"]
+    argv += ["--cluster", "site.yaml", "--nodes", "2", "--time", "9min"]
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     bed.seen["submit"] = done.stdout
@@ -195,9 +195,9 @@ def _by_requeue(bed: Bed) -> None:
 
 
 def _by_a_lost_node(bed: Bed) -> None:
-    reach(bed, "lost", 60)  # after a checkpoint
+    run = reach(bed, "lost", 60)  # after a checkpoint
     bed.lab("crash", "node2")
-    until(lambda: "down" in slurm("sinfo", "-h", "-N", "-n", "node2", "-o", "%T"), "its loss")
+    until(lambda: _state(job_of(run)) != "RUNNING", "Slurm to see that the node is lost")
     bed.lab("boot", "node2")
 
 
