@@ -34,8 +34,8 @@ OFFLINE = {
 }
 # A word in Slurm's refusal, and what mends it.
 MENDS = {
-    "partition": "name another by --partition; `sinfo -s` lists them",
     "account": "name yours by --account; `sacctmgr show associations user=$USER` lists them",
+    "partition": "name another by --partition; `sinfo -s` lists them",
     "qos": "set qos in the site file to one that is yours",
     "time limit": "ask for less by --time",
     "dependency": "name by --after a job that is in the queue",
