@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import inf
+from typing import Literal
 
 import numpy as np
 
@@ -130,7 +131,7 @@ class Crossing:
     """Where a measured curve reaches a height. `bound`: beyond which of its ends, or None."""
 
     at: float
-    bound: str | None
+    bound: Literal["more than", "at most"] | None
 
 
 def crossing(height: float, heights: Sequence[float], *, at: Sequence[float]) -> Crossing:

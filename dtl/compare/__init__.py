@@ -181,8 +181,8 @@ class Comparison:
 
     @property
     def finished(self) -> bool:
-        """Whether all of the grid that can be run has been."""
-        return not any(missing.why.startswith("budget") for missing in self.not_run)
+        """Whether every cell has been run."""
+        return len(self.cells) == len(self.strategies) * len(self.labels) * len(self.seeds)
 
     def point(self, strategy: str, labels: int) -> Point | None:
         """The mean over seeds; None where it is missing."""
@@ -192,6 +192,13 @@ class Comparison:
     def to_dict(self) -> dict[str, Any]:
         """As plain values, for JSON."""
         return dict(_ADAPTER.dump_python(self, mode="json"))
+
+
+def in_words(labels: int, *, classes: int | None) -> str:
+    """A number of labels."""
+    if classes is None:
+        return f"{labels} labelled rows"
+    return f"{labels} label{'s' if labels > 1 else ''} a class"
 
 
 _ADAPTER = TypeAdapter(Comparison)

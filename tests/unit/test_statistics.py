@@ -116,7 +116,7 @@ def test_the_variance_is_that_worked_out_by_hand():
     hand: a seed's part is (1 + 0 + 1) / 2 / 3 = 1/3, an example's part is 2 / 2 = 1, and there is
     nothing of both; so Satterthwaite's degrees are (4/3)^2 / ((1/3)^2 / 2 + 1^2 / 1) = 32/19."""
     values = np.array([1.0, 2.0, 3.0])
-    resamples = np.tile(values + [[-1.0], [0.0], [0.0], [1.0]], (500, 1))  # all four of two
+    resamples = np.tile(values + np.array([[-1], [0], [0], [1]]), (500, 1))  # all four of two
     found = spread(Sample(values, resamples, examples=2))
     assert found.estimate == 2
     draw = np.random.default_rng(20_000_033)
