@@ -42,6 +42,15 @@ class Sample:
     values_RS: np.ndarray
     examples: int
 
+    @classmethod
+    def of(cls, value_of: Value, counts_EK: np.ndarray, *, resamples: int = 2000) -> Sample:
+        """Of one seed. `counts_EK`: what each example adds to the sums of the score."""
+        return cls(
+            np.array([value_of(counts_EK.sum(0))], dtype=float),
+            resampled(value_of, counts_EK, resamples=resamples)[:, None],
+            len(counts_EK),
+        )
+
     def minus(self, other: Sample) -> Sample:
         """Paired: the same seeds, examples and resamples."""
         assert self.examples == other.examples
@@ -50,11 +59,14 @@ class Sample:
         )
 
 
-def sample(value_of: Value, counts_SEK: Sequence[np.ndarray], *, resamples: int = 2000) -> Sample:
-    """Of what each example adds to the sums of a score, for each seed."""
-    each = [resampled(value_of, counts_EK, resamples=resamples) for counts_EK in counts_SEK]
-    values = [value_of(counts_EK.sum(0)) for counts_EK in counts_SEK]
-    return Sample(np.array(values, dtype=float), np.stack(each, axis=-1), len(counts_SEK[0]))
+def joined(samples: Sequence[Sample]) -> Sample:
+    """Those of several seeds as one."""
+    assert len({one.examples for one in samples}) == 1
+    return Sample(
+        np.concatenate([one.values_S for one in samples]),
+        np.concatenate([one.values_RS for one in samples], axis=1),
+        samples[0].examples,
+    )
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,6 @@ from dataclasses import replace
 from itertools import combinations
 from statistics import mean
 
-import numpy as np
-
 from dtl.compare import (
     Difference,
     Interval,
@@ -18,16 +16,16 @@ from dtl.compare import (
     Verdict,
 )
 from dtl.compare.measure import LEVEL, Measured
-from dtl.statistics import Sample, Spread, Value, crossing, holm, sample, spread
+from dtl.statistics import Sample, Spread, crossing, holm, joined, spread
 from dtl.units import format_seconds
 
 SCRATCH = "scratch"
 
 
-def points(measured: Sequence[Measured], value_of: Value, *, sign: int) -> list[Point]:
+def points(measured: Sequence[Measured], *, sign: int) -> list[Point]:
     """One for each strategy and number of labels of which any seed was run. `sign`: -1 where less
     of the score is better."""
-    found = [_point(cells, value_of) for cells in _together(measured).values()]
+    found = [_point(cells) for cells in _together(measured).values()]
     curve = sorted((one for one in found if one.strategy == SCRATCH), key=lambda one: one.labels)
     if not curve:
         return found
@@ -35,7 +33,7 @@ def points(measured: Sequence[Measured], value_of: Value, *, sign: int) -> list[
     return [_with_labels_saved(one, sign * one.score, heights, at) for one in found]
 
 
-def differences(measured: Sequence[Measured], value_of: Value, *, sign: int) -> list[Difference]:
+def differences(measured: Sequence[Measured], *, sign: int) -> list[Difference]:
     """Of all pairs of strategies with the same number of labels, over the seeds that both have;
     corrected over the pairs of a number of labels."""
     together = _together(measured)
@@ -44,7 +42,7 @@ def differences(measured: Sequence[Measured], value_of: Value, *, sign: int) -> 
         strategies = [strategy for strategy, number in together if number == labels]
         pairs = list(combinations(strategies, 2))
         spreads = [
-            _paired(together[first, labels], together[second, labels], value_of, sign)
+            _paired(together[first, labels], together[second, labels], sign)
             for first, second in pairs
         ]
         known = [(pair, one) for pair, one in zip(pairs, spreads, strict=True) if one is not None]
@@ -148,9 +146,9 @@ def _together(measured: Sequence[Measured]) -> dict[tuple[str, int], list[Measur
     return found
 
 
-def _point(group: Sequence[Measured], value_of: Value) -> Point:
+def _point(group: Sequence[Measured]) -> Point:
     cells = [one.cell for one in group]
-    whole = spread(sample(value_of, [one.counts for one in group]))
+    whole = spread(joined([one.held_out for one in group]))
     return Point(
         strategy=cells[0].strategy,
         labels=cells[0].labels,
@@ -162,9 +160,9 @@ def _point(group: Sequence[Measured], value_of: Value) -> Point:
         peak_memory_bytes=max(cell.peak_memory_bytes for cell in cells),
         stored_bytes=max(cell.stored_bytes for cell in cells),
         source_score=_mean([cell.source_score for cell in cells]),
-        source_interval=_interval([one.source for one in group], value_of),
+        source_interval=_interval([one.source for one in group]),
         ood_score=_mean([cell.ood_score for cell in cells]),
-        ood_interval=_interval([one.ood for one in group], value_of),
+        ood_interval=_interval([one.ood for one in group]),
         worst_group=_mean([cell.worst_group for cell in cells]),
     )
 
@@ -183,22 +181,20 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return mean(known) if len(known) == len(values) else None
 
 
-def _interval(counts: Sequence[np.ndarray | None], value_of: Value) -> Interval | None:
-    known = [one for one in counts if one is not None]
-    if len(known) < len(counts):
+def _interval(samples: Sequence[Sample | None]) -> Interval | None:
+    known = [one for one in samples if one is not None]
+    if len(known) < len(samples):
         return None
-    return Interval(*spread(sample(value_of, known)).interval(LEVEL))
+    return Interval(*spread(joined(known)).interval(LEVEL))
 
 
-def _paired(
-    first: Sequence[Measured], second: Sequence[Measured], value_of: Value, sign: int
-) -> Spread | None:
+def _paired(first: Sequence[Measured], second: Sequence[Measured], sign: int) -> Spread | None:
     """Over the seeds of both."""
     seeds = {one.cell.seed for one in first} & {one.cell.seed for one in second}
     if not seeds:
         return None
     pair = [
-        sample(value_of, [one.counts for one in group if one.cell.seed in seeds])
+        joined([one.held_out for one in group if one.cell.seed in seeds])
         for group in (first, second)
     ]
     difference = pair[0].minus(pair[1])

@@ -7,12 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from dtl.compare import Cell, Interval, Reached
 from dtl.compare.grid import Planned
 from dtl.run_folder import RunFolder
-from dtl.statistics import sample, spread
+from dtl.statistics import Sample, spread
 from dtl.tasks import Classification, Facts, Task
 from dtl.train.evaluate import outcomes_file
 from dtl.train.usage import read_usage
@@ -23,13 +21,13 @@ EVALUATION = "evaluation"  # .json has the scores, .jsonl the outcomes
 
 @dataclass(frozen=True)
 class Measured:
-    """A cell, and what each example adds to the sums of its score (E, K): held out, of the data of
-    --source, and of --ood."""
+    """A cell, and its score on resamples of the held-out examples, of those of --source, and of
+    those of --ood."""
 
     cell: Cell
-    counts: np.ndarray
-    source: np.ndarray | None
-    ood: np.ndarray | None
+    held_out: Sample
+    source: Sample | None
+    ood: Sample | None
 
 
 def measure(planned: Planned, run: RunFolder, task: Task, *, scores: Path) -> Measured:
@@ -39,12 +37,13 @@ def measure(planned: Planned, run: RunFolder, task: Task, *, scores: Path) -> Me
     result = run.result
     lines = list(run.metrics())
     trained = [line for line in lines if line["kind"] == "train"]
-    counts = task.counts(_read(outcomes_file(run.path, result["steps"])), facts)
+    outcomes = _read(outcomes_file(run.path, result["steps"]))
+    held_out = Sample.of(task.value_of, task.counts(outcomes, facts))
     source, ood = (
-        _counts(scores / kind / f"{EVALUATION}.jsonl", task, facts) for kind in ("source", "ood")
+        _sample(scores / kind / f"{EVALUATION}.jsonl", task, facts) for kind in ("source", "ood")
     )
     found = result["scores"]["adapted"]
-    low, high = spread(sample(task.value_of, [counts])).interval(LEVEL)
+    low, high = spread(held_out).interval(LEVEL)
     usage = read_usage(run.usage)
     cell = Cell(
         strategy=planned.strategy,
@@ -52,7 +51,7 @@ def measure(planned: Planned, run: RunFolder, task: Task, *, scores: Path) -> Me
         rows=planned.labels.rows,
         seed=planned.seed,
         learning_rate=float(run.config.optim.learning_rate or 0.0),
-        score=float(task.value_of(counts.sum(0))),
+        score=float(held_out.values_S[0]),
         interval=Interval(low, high),
         scores={key: value for key, value in found.items() if not key.startswith("confusion/")},
         steps=result["steps"],
@@ -66,7 +65,7 @@ def measure(planned: Planned, run: RunFolder, task: Task, *, scores: Path) -> Me
         worst_group=next((found[key] for key in found if _is_worst(key)), None),
         run=f"cells/{planned.name}",
     )
-    return Measured(cell, counts, source, ood)
+    return Measured(cell, held_out, source, ood)
 
 
 def best_score(task: Task) -> str:
@@ -102,7 +101,7 @@ def _score(folder: Path, name: str) -> float | None:
     return float(json.loads(path.read_text(encoding="utf-8"))["scores"][name])
 
 
-def _counts(path: Path, task: Task, facts: Facts) -> np.ndarray | None:
+def _sample(path: Path, task: Task, facts: Facts) -> Sample | None:
     """None where nothing was scored, or what labels stand for there is not known here."""
     if not path.is_file():
         return None
@@ -112,7 +111,7 @@ def _counts(path: Path, task: Task, facts: Facts) -> np.ndarray | None:
         facts = {**facts, "labels": list(range(max(classes, len(facts["labels"]))))}
     elif "labels" in facts:
         return None
-    return task.counts(outcomes, facts)
+    return Sample.of(task.value_of, task.counts(outcomes, facts))
 
 
 def _read(path: Path) -> list[dict[str, Any]]:

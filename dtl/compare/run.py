@@ -341,8 +341,8 @@ class Running:
         grid, task = self.grid, self._task
         sign = -1 if task.best.startswith("-") else 1
         measured = [self._measure(one) for one in grid.cells if self._finished(one)]
-        mean_points = points(measured, task.value_of, sign=sign)
-        pairs = differences(measured, task.value_of, sign=sign)
+        mean_points = points(measured, sign=sign)
+        pairs = differences(measured, sign=sign)
         hint, no_hint = self._hint()
         compare = grid.config.compare
         return Comparison(

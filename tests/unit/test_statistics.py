@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from dtl.statistics import Sample, crossing, holm, resampled, sample, spread
+from dtl.statistics import Sample, crossing, holm, joined, resampled, spread
 
 EXPERIMENTS = 500
 LEVEL = 0.9
@@ -13,6 +13,10 @@ LEVEL = 0.9
 def mean(sums):
     """Of sums (..., 2) of a value and a one for each example."""
     return sums[..., 0] / sums[..., 1]
+
+
+def sample(value_of, counts_of_seeds):
+    return joined([Sample.of(value_of, counts) for counts in counts_of_seeds])
 
 
 def counts(values):
