@@ -1,4 +1,5 @@
-# Everything a fresh machine needs: `make quickstart` shows the main job, `make test` proves it.
+# Everything a fresh machine needs: `make quickstart` shows the main job, `make demo` that transfer
+# pays, `make test` proves it.
 # VENV= names another environment, PYTHON= another Python (3.11 or newer).
 
 VENV ?= .venv
@@ -11,10 +12,14 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 TOGETHER := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadgroup
 
-.PHONY: quickstart test test-all lint format clean
+.PHONY: quickstart demo test test-all lint format clean
 
 quickstart: $(VENV)/.dtl-installed
 	$(BIN)/dtl train configs/quickstart/text.yaml
+
+# Does transfer pay? Scanned digits, told by a network that has seen letters alone.
+demo: $(VENV)/.dtl-installed
+	$(BIN)/dtl compare configs/quickstart/vision.yaml
 
 # Tests that measure seconds come last, alone.
 test: $(VENV)/.dtl-installed-dev

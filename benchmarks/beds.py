@@ -123,7 +123,7 @@ def _digits(
                 f"{name}-{many}-{seed}".replace(", ", "-"),
                 folder,
                 *overrides,
-                f"data.train.limit={10 * many}",
+                f"data.draw={{labels: {many}, seed: {seed}}}",
                 f"train.seed={seed}",
             )
             for seed in seeds

@@ -70,7 +70,7 @@ def _work(
 
     if len(given) == 2 and given[0] == "run":
         folder = RunFolder.open(given[1])
-        _log_to(folder.logs / f"rank-{rank}.log")
+        log_to(folder.logs / f"rank-{rank}.log")
         try:
             prepared = prepared or desk.reopen(folder, writes=rank == 0)
         except DtlError as fault:
@@ -117,7 +117,7 @@ def _train(
         if outer is not None:
             _begin(folder, prepared, outer, engine.is_first, tell_once)
             engine.wait()
-            _log_to(folder.logs / f"rank-{engine.rank}.log")
+            log_to(folder.logs / f"rank-{engine.rank}.log")
         wait = LEASE_SECONDS if "SLURM_JOB_ID" in os.environ else 0.0
         mine = Lease(folder.path, wait=wait) if engine.is_first else nullcontext()
         with mine as lease, watch:
@@ -301,8 +301,8 @@ def _settle(*, processes: int, device: str, alone: bool) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
-def _log_to(path: Path) -> None:
-    """From here on all that libraries print, from C too, goes to this rank's log."""
+def log_to(path: Path) -> None:
+    """From here on all that this process prints, from C too, goes to that file."""
     sys.stdout.flush()
     sys.stderr.flush()
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -9,6 +9,7 @@ from dtl.config.schema import RunConfig
 # Places, layout and rhythm do not change the result.
 HARMLESS = (
     "run.",
+    "compare.",
     "layout.",
     "model.stage_to",
     "task.group_by",
