@@ -237,6 +237,23 @@ def audit(
 
 
 @app.command()
+def report(
+    path: Annotated[Path, typer.Argument(metavar="RUN", help="a run folder, finished or not")],
+    png: Annotated[
+        bool | None,
+        typer.Option("--png/--no-png", help="charts as PNG too; left out: if matplotlib is here"),
+    ] = None,
+) -> None:
+    """Write report.html into a run folder: scores, curves, worst examples, plan against actual."""
+    from dtl.report import write
+
+    written = write(path, png=png)
+    print(f"{written.page}\ncharts: {written.charts}")
+    if png is None and not written.pictures:
+        print("no PNG: matplotlib is not installed; pip install 'dtl[report]'")
+
+
+@app.command()
 def plan(
     config: Config,
     overrides: Overrides = None,

@@ -14,7 +14,7 @@ from typing import Any
 
 from dtl.assemble import Parts
 from dtl.config.batch_size import COUNTED, BatchSize
-from dtl.config.schema import Data, RunConfig, Train
+from dtl.config.schema import Data, RunConfig, Source, Train
 from dtl.data.batching import Batching
 from dtl.data.encoded import EncodedData, cache_key, encode, wait_for
 from dtl.data.order import draws
@@ -182,14 +182,7 @@ def _sources(
     named = {"data.train": data.train, "data.eval": data.eval}
     named |= {f"data.mix[{number}]": source for number, source in enumerate(data.mix)}
     opened = {
-        place: open_rows(
-            source,
-            data.columns,
-            place,
-            check=check or parts.task.check,
-            skips=data.on_bad_row == "skip",
-            media=parts.task.media,
-        )
+        place: _open(place, source, config, parts.task, check)
         for place, source in named.items()
         if source is not None
     }
@@ -200,6 +193,33 @@ def _sources(
     ]
     main = len(accepted) - len(data.mix)
     return tuple(accepted[:main]), tuple(accepted[main:])
+
+
+def _open(place: str, source: Source, config: RunConfig, task: Task, check: Check | None) -> Rows:
+    return open_rows(
+        source,
+        config.data.columns,
+        place,
+        check=check or task.check,
+        skips=config.data.on_bad_row == "skip",
+        media=task.media,
+    )
+
+
+def held_out_rows(config: RunConfig, task: Task) -> tuple[ReadSource, Iterable[Row]] | None:
+    """The rows that a run of this config is scored on, with the source that they are of, not
+    encoded; None where nothing is scored. Raises DtlError where they cannot be read."""
+    data = config.data
+    place = "data.train" if data.eval is None else "data.eval"
+    if data.eval is None and data.holdout is None:
+        return None
+    rows = _open(place, data.eval or data.train, config, task, None)
+    source = _accepted(place, rows, _noted(rows, config), data)
+    if data.eval is not None:
+        return source, rows
+    held_out = _split(config, (source,))[1]
+    assert held_out is not None
+    return source, held_out
 
 
 def _noted(rows: Rows, config: RunConfig) -> Reading:

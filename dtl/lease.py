@@ -124,6 +124,12 @@ def holder_here(folder: Path) -> int | None:
     return int(holder["process"])
 
 
+def is_held(folder: Path) -> bool:
+    """Whether a process writes the folder, here or elsewhere."""
+    holder = Lease(folder)._read()
+    return holder is not None and _alive(holder)
+
+
 def _alive(holder: dict[str, Any]) -> bool:
     """On this host: whether the process lives. Elsewhere: whether its heart beats."""
     if holder.get("host") == socket.gethostname():

@@ -23,6 +23,7 @@ from dtl.tasks import Facts
 
 State = Literal["absent", "interrupted", "finished"]
 LENGTHS = "lengths.npz"  # of the examples, where batches depend on them
+SKIPPED = "skipped_rows.jsonl"
 STACK = ("dtl", "torch", "deepspeed", "accelerate", "transformers", "peft", "bitsandbytes")
 
 
@@ -89,6 +90,20 @@ class RunFolder:
     @property
     def versions(self) -> dict[str, Any]:
         return dict(self._run["versions"])
+
+    @property
+    def commit(self) -> str | None:
+        """The git commit of the folder that the run was begun in."""
+        commit: str | None = self._run.get("commit")
+        return commit
+
+    @property
+    def skipped_rows(self) -> list[dict[str, str]]:
+        """Rows that were read and are no examples, each with its place and the reason."""
+        path = self.path / SKIPPED
+        if not path.is_file():
+            return []
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
     @property
     def result(self) -> dict[str, Any]:
@@ -175,7 +190,7 @@ class RunFolder:
         """Into skipped_rows.jsonl; no rows, no file."""
         file = None
         for row in rows:
-            file = file or (self.path / "skipped_rows.jsonl").open("w", encoding="utf-8")
+            file = file or (self.path / SKIPPED).open("w", encoding="utf-8")
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
         if file is not None:
             file.close()
