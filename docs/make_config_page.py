@@ -19,6 +19,7 @@ KINDS = {
 PLUGINS = {"TaskChoice": "task", "StrategyChoice": "strategy"}
 RECORDS = {
     "Source": "text, or a mapping (see Source below)",
+    "Draw": "a mapping (see below)",
     "Spike": "a mapping (see below)",
     **dict.fromkeys(PLUGINS, ""),
 }
@@ -59,6 +60,8 @@ def _sections(schema: dict[str, Any]) -> Iterator[str]:
             source = definitions["Source"]["anyOf"][1]
             yield f"### Source: `data.train` and `data.eval`\n\n{source['description']}\n"
             yield _table("data.train.", source)
+            yield f"### `data.draw`\n\n{definitions['Draw']['description']}\n"
+            yield _table("data.draw.", definitions["Draw"])
         if key == "train":
             yield f"### `train.spike`\n\n{definitions['Spike']['description']}\n"
             yield _table("train.spike.", definitions["Spike"])

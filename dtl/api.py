@@ -60,14 +60,21 @@ def load_run(path: str | Path) -> RunFolder:
     return RunFolder.open(path)
 
 
-def train(config: RunConfig, *, say: Callable[[str], None] = print, fork: bool = False) -> Outcome:
+def train(
+    config: RunConfig,
+    *,
+    say: Callable[[str], None] = print,
+    fork: bool = False,
+    quiet: bool = False,
+) -> Outcome:
     """Validate, plan, launch on this machine, train, score, export.
 
     A finished run of the same config is left as it is; an interrupted one goes on. `fork`: a single
     process may be a copy of this one, which saves seconds; never where torch has computed before,
-    since its threads do not live on in a copy. Raises DtlError for the user's faults.
+    since its threads do not live on in a copy. `quiet`: what the run's processes tell goes to its
+    logs. Raises DtlError for the user's faults.
     """
-    with Supervisor(say, fork=fork) as supervisor:
+    with Supervisor(say, fork=fork, quiet=quiet) as supervisor:
         return _train(config, supervisor)
 
 

@@ -119,6 +119,62 @@ def evaluate(
 
 
 @app.command()
+def compare(
+    path: Annotated[
+        Path, typer.Argument(metavar="CONFIG|FOLDER", help="a config, or a comparison to go on")
+    ],
+    overrides: Overrides = None,
+    strategies: Annotated[
+        str | None, typer.Option(help="with commas, as scratch,frozen,lora,partial,full,lp-ft")
+    ] = None,
+    labels: Annotated[
+        str | None, typer.Option(help="with commas, as 5,20,100,all; of each class, or rows")
+    ] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="runs of each")] = None,
+    budget: Annotated[
+        str | None, typer.Option(metavar="TIME", help="longest time of it all, as 45min or 2h")
+    ] = None,
+    ood: Annotated[
+        str | None, typer.Option(metavar="DATA", help="rows of another kind to score on as well")
+    ] = None,
+    source: Annotated[
+        str | None,
+        typer.Option(metavar="DATA", help="rows of what the base had learnt: what is forgotten"),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="folder to write to; left out: comparisons/NAME")
+    ] = None,
+    cell: Annotated[
+        int | None, typer.Option(min=1, help="run this one alone, as --list numbers them")
+    ] = None,
+    only_list: Annotated[
+        bool, typer.Option("--list", help="show what would be run, and run nothing")
+    ] = False,
+) -> None:
+    """Run strategies against scratch with few and many labels, and say which one to take."""
+    from dtl.compare import show
+
+    given = {
+        "strategies": strategies and f"[{strategies}]",
+        "labels": labels and f"[{labels}]",
+        "seeds": seeds,
+        "budget": budget,
+        "ood": ood,
+        "source": source,
+    }
+    asked = [f"compare.{key}={value}" for key, value in given.items() if value is not None]
+    found = show.finished(path) if not (asked or overrides or only_list or cell) else None
+    if found is None:
+        from dtl.compare.start import start
+
+        changes = [*(overrides or ()), *asked]
+        with _places_of(path, changes) if path.is_file() else nullcontext():
+            found = start(path, changes, out=out, cell=cell, only_list=only_list)
+    if found is not None:
+        print("\n".join(show.lines(found)))
+
+
+@app.command()
 def predict(
     path: Annotated[
         Path, typer.Argument(metavar="RUN|EXPORT", help="a finished run, or an export")

@@ -14,9 +14,11 @@ from typing import Any
 
 from dtl.assemble import Parts
 from dtl.config.batch_size import COUNTED, BatchSize
-from dtl.config.schema import Data, RunConfig, Source, Train
+from dtl.config.schema import Data, Draw, RunConfig, Source, Train
 from dtl.data.batching import Batching
+from dtl.data.draw import drawn
 from dtl.data.encoded import EncodedData, cache_key, encode, wait_for
+from dtl.data.labels import label_of
 from dtl.data.order import draws
 from dtl.data.source import FAULTS_SHOWN, Check, Reading, Row, Rows, open_rows
 from dtl.errors import DtlError, Fault, near
@@ -25,7 +27,7 @@ from dtl.models.adapters import with_room_for
 from dtl.models.fingerprint import fingerprint
 from dtl.models.load import load_processor, load_settings, locate
 from dtl.models.trust import refuse_pickled_weights
-from dtl.tasks import Facts, Task
+from dtl.tasks import Classification, Facts, Task
 
 MIX_SEED = 20_000_017  # of which rows of a source are read once more, or at all
 HELD_OUT_SEED = 20_000_003  # of the split, so that train.seed does not change who is held out
@@ -112,14 +114,17 @@ def prepare(
     where = locate(config.model)  # what needs no model is found out first: it takes no time
     if not parts.from_random:
         refuse_pickled_weights(where)
-    sources, mixed = _sources(config, parts, check)
-    train, held_out = split(config, sources, mixed)
+    sources, mixed = _sources(config, parts.task, check)
+    train, held_out = split(config, parts.task, sources, mixed)
     if held_out is not None and config.task.group_by is not None:
         _refuse_absent(held_out, config.task.group_by)
     settings = load_settings(config.model)
     read_as = with_room_for(settings, max(strategy.virtual_tokens for strategy in parts.strategies))
     processor = load_processor(config.model, parts.task.reads_by)
-    processor, facts = parts.task.fit(processor, parts.task.survey(train, settings))
+    surveyed = train  # few rows are drawn of data whose labels are known
+    if config.data.draw is not None:
+        surveyed = _mixed(config, _split(config, sources)[0], mixed)
+    processor, facts = parts.task.fit(processor, parts.task.survey(surveyed, settings))
     encoder = parts.task.encoder(processor, facts, read_as)
     tokenizing = _fingerprint(processor)  # once: a tokenizer keeps how it was last asked to cut
 
@@ -143,7 +148,7 @@ def prepare(
     scored = None
     if held_out is not None:
         scored = encoded(held_out, "data.eval", config.task.group_by)
-        read.append(("data.eval" if config.data.eval else "data.train", held_out, scored))
+        read.append((_place_of_held_out(config.data), held_out, scored))
     return Examples(
         train=learnt,
         held_out=scored,
@@ -174,7 +179,7 @@ def _batching(options: Train, task: Task, data: EncodedData, processor: Any) -> 
 
 
 def _sources(
-    config: RunConfig, parts: Parts, check: Check | None
+    config: RunConfig, task: Task, check: Check | None
 ) -> tuple[tuple[ReadSource, ...], tuple[ReadSource, ...]]:
     """The sources that the config names, and those that it mixes in, each read through once before
     a library is loaded, which takes seconds; faults of all first rows come first."""
@@ -182,7 +187,7 @@ def _sources(
     named = {"data.train": data.train, "data.eval": data.eval}
     named |= {f"data.mix[{number}]": source for number, source in enumerate(data.mix)}
     opened = {
-        place: _open(place, source, config, parts.task, check)
+        place: _open(place, source, config, task, check)
         for place, source in named.items()
         if source is not None
     }
@@ -209,17 +214,13 @@ def _open(place: str, source: Source, config: RunConfig, task: Task, check: Chec
 def held_out_rows(config: RunConfig, task: Task) -> tuple[ReadSource, Iterable[Row]] | None:
     """The rows that a run of this config is scored on, with the source that they are of, not
     encoded; None where nothing is scored. Raises DtlError where they cannot be read."""
-    data = config.data
-    place = "data.train" if data.eval is None else "data.eval"
-    if data.eval is None and data.holdout is None:
-        return None
-    rows = _open(place, data.eval or data.train, config, task, None)
-    source = _accepted(place, rows, _noted(rows, config), data)
-    if data.eval is not None:
-        return source, rows
-    held_out = _split(config, (source,))[1]
-    assert held_out is not None
-    return source, held_out
+    data, place = config.data, _place_of_held_out(config.data)
+    if place == "data.eval" and data.eval is not None:
+        rows = _open(place, data.eval, config, task, None)
+        return _accepted(place, rows, _noted(rows, config), data), rows
+    sources, mixed = _sources(config, task, None)
+    held_out = split(config, task, sources, mixed)[1]
+    return None if held_out is None else (sources[0], held_out)
 
 
 def _noted(rows: Rows, config: RunConfig) -> Reading:
@@ -263,6 +264,12 @@ def _refuse_bad(reading: Reading, name: str, data: Data) -> None:
         )
 
 
+def _place_of_held_out(data: Data) -> str:
+    """The key of the source that the scored rows are of."""
+    of_train = data.eval is None or (data.draw is not None and data.draw.score_on == "apart")
+    return "data.train" if of_train else "data.eval"
+
+
 def _refuse_absent(rows: Iterable[Row], column: str) -> None:
     """Raise DtlError for a column that none of the rows has."""
     seen: dict[str, None] = {}
@@ -287,16 +294,57 @@ def _skipped(source: str, place: str, reason: str) -> dict[str, str]:
 
 
 def split(
-    config: RunConfig, sources: tuple[ReadSource, ...], mixed: tuple[ReadSource, ...]
+    config: RunConfig, task: Task, sources: tuple[ReadSource, ...], mixed: tuple[ReadSource, ...]
 ) -> tuple[Rows | Part | Mixture, Rows | Part | None]:
     """The rows to learn from and those to score on, which are none of those mixed in."""
     train, held_out = _split(config, sources)
+    if config.data.draw is not None:
+        train, apart = _few(train, task, config.data.draw)
+        held_out = apart if config.data.draw.score_on == "apart" else held_out
+    return _mixed(config, train, mixed), held_out
+
+
+def _mixed(
+    config: RunConfig, train: Rows | Part, mixed: tuple[ReadSource, ...]
+) -> Rows | Part | Mixture:
     data = config.data
     if not mixed and data.train.weight == 1:
-        return train, held_out
+        return train
     weights = (source.weight for source in (data.train, *data.mix))
     rows = (train, *(source.rows for source in mixed))
-    return Mixture(tuple(zip(rows, weights, strict=True))), held_out
+    return Mixture(tuple(zip(rows, weights, strict=True)))
+
+
+def _few(rows: Rows | Part, task: Task, draw: Draw) -> tuple[Part, Part]:
+    """The rows drawn to learn from, and those kept apart. Raises DtlError for too few of either."""
+    found = drawn(_classes(rows, task), draw)
+    if found.short is not None:
+        of = "no class has" if isinstance(task, Classification) else "there are not"
+        raise DtlError.of(
+            "data.draw.labels",
+            f"{of} {draw.labels} labelled rows to learn from, but {found.short} at most",
+            f"set it to {found.short} or less, or leave it out",
+        )
+    if draw.apart and not found.apart:
+        raise DtlError.of(
+            "data.draw.apart", "there are too few rows to keep any apart", "give more rows"
+        )
+    return Part(rows, found.learnt, inside=True), Part(rows, found.apart, inside=True)
+
+
+def labelled(config: RunConfig, task: Task) -> dict[str, list[int]]:
+    """Numbers of the rows of data.train that are not held out, by class; without classes all in
+    one, which has no name. Raises DtlError for rows at fault."""
+    sources, _ = _sources(config, task, None)
+    return _classes(_split(config, sources)[0], task)
+
+
+def _classes(rows: Iterable[Row], task: Task) -> dict[str, list[int]]:
+    classes: dict[str, list[int]] = {}
+    for row in rows:
+        name = label_of(row) if isinstance(task, Classification) else ""
+        classes.setdefault(name, []).append(row.index)
+    return classes
 
 
 def _split(
@@ -320,9 +368,9 @@ def _drawn(numbers: Sequence[int], share: float, *, seed: int) -> frozenset[int]
 
 @dataclass(frozen=True)
 class Part:
-    """The rows of a source that are held out, or the others."""
+    """The rows of a source that are held out, or the others; or a part of these."""
 
-    rows: Rows
+    rows: Rows | Part
     chosen: frozenset[int]
     inside: bool
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -26,17 +27,19 @@ if TYPE_CHECKING:
 RESTARTS = 3  # after a crash
 SAME_STEP = 3  # crashes after one and the same step: it would crash again
 CRASHED = -1
+TOLD = "told.log"  # what a quiet run would have told the user
 
 
 class Supervisor:
     """Stands between the user and a run's processes.
 
     Until there are processes, a signal ends the command at once, with nothing lost. From then on
-    it asks the run to save and end. `fork`: a single process may be a copy of this one.
+    it asks the run to save and end. `fork`: a single process may be a copy of this one. `quiet`:
+    what the processes tell the user goes to the run's logs.
     """
 
-    def __init__(self, say: Callable[[str], None], *, fork: bool) -> None:
-        self.say, self.fork = say, fork
+    def __init__(self, say: Callable[[str], None], *, fork: bool, quiet: bool = False) -> None:
+        self.say, self.fork, self.quiet = say, fork, quiet
         self._stop = Stop(interrupts=True)
         self._run: Path | None = None
         self._child: int | None = None
@@ -93,20 +96,14 @@ class Supervisor:
 
     def _copy(self, folder: RunFolder, prepared: Prepared | None) -> int:
         """One process needs no launcher: a copy of this one, which has all it needs at hand."""
-        sys.stdout.flush()
-        sys.stderr.flush()
-        supervisor = os.getpid()
-        child = os.fork()
-        if child == 0:
-            code = 1
-            try:
-                self._stop.passes_on = None
-                from dtl import worker
 
-                worker.end_with_parent(supervisor)
-                code = worker.main(["run", str(folder.path)], prepared=prepared)
-            finally:
-                os._exit(code)
+        def work() -> int:
+            self._stop.passes_on = None
+            from dtl import worker
+
+            return worker.main(["run", str(folder.path)], prepared=prepared)
+
+        child = start_copy(work, log=folder.logs / TOLD if self.quiet else None)
         self._watch_over(child)
         _, status = os.waitpid(child, 0)
         return os.waitstatus_to_exitcode(status)
@@ -116,10 +113,13 @@ class Supervisor:
         from dtl.worker import SUPERVISOR, end_with_parent
 
         started = command(folder)
-        with (folder.logs / "launcher.log").open("ab") as log:
+        with ExitStack() as files:
+            log = files.enter_context((folder.logs / "launcher.log").open("ab"))
+            told = files.enter_context((folder.logs / TOLD).open("ab")) if self.quiet else None
             process = subprocess.Popen(
                 started.argv,
                 env={**os.environ, **started.environment, SUPERVISOR: str(os.getpid())},
+                stdout=told,
                 stderr=log,
                 start_new_session=True,
                 preexec_fn=partial(end_with_parent, os.getpid()),
@@ -147,6 +147,29 @@ class Supervisor:
         until = time.monotonic() + seconds
         while not self._stop.asked and time.monotonic() < until:
             time.sleep(0.05)
+
+
+def start_copy(work: Callable[[], int], *, log: Path | None) -> int:
+    """A copy of this process that does the work, ends with its exit code, and dies with this one.
+    `log`: where it prints; None: where this one does. Returns its number."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    parent = os.getpid()
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            from dtl import worker
+
+            worker.end_with_parent(parent)
+            if log is not None:
+                worker.log_to(log)
+            code = work()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+    return child
 
 
 def _memory_advice(folder: RunFolder) -> str:

@@ -62,7 +62,7 @@ def _work(
 
     if len(given) == 2 and given[0] == "run":
         folder = RunFolder.open(given[1])
-        _log_to(folder.logs / f"rank-{rank}.log")
+        log_to(folder.logs / f"rank-{rank}.log")
         try:
             prepared = prepared or desk.reopen(folder, writes=rank == 0)
         except StoppedEarly as stopped:
@@ -109,7 +109,7 @@ def _train(
         if outer is not None:
             _begin(folder, prepared, outer, engine.is_first, tell_once)
             engine.wait()
-            _log_to(folder.logs / f"rank-{engine.rank}.log")
+            log_to(folder.logs / f"rank-{engine.rank}.log")
         with Lease(folder.path) if engine.is_first else nullcontext() as lease, watch:
             engine.wait()  # no rank goes on before the folder is ours
             process = Process(
@@ -263,8 +263,8 @@ def _settle(*, processes: int, device: str, alone: bool) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
-def _log_to(path: Path) -> None:
-    """From here on all that libraries print, from C too, goes to this rank's log."""
+def log_to(path: Path) -> None:
+    """From here on all that this process prints, from C too, goes to that file."""
     sys.stdout.flush()
     sys.stderr.flush()
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -9,6 +9,7 @@ from dtl.config.schema import RunConfig
 # Places, layout and rhythm do not change the result.
 HARMLESS = (
     "run.",
+    "compare.",
     "layout.",
     "task.group_by",
     "data.on_bad_row",

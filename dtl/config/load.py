@@ -20,6 +20,8 @@ _SHORT_FORMS: dict[Keys, str] = {
     ("data", "train"): "path",
     ("data", "mix"): "path",
     ("data", "eval"): "path",
+    ("compare", "ood"): "path",
+    ("compare", "source"): "path",
 }
 
 

@@ -16,6 +16,7 @@ from pydantic import (
 
 from dtl.config.batch_size import GlobalBatchSize
 from dtl.config.choices import Phase, Strategies, TaskChoice
+from dtl.config.comparing import Grid
 from dtl.config.optim import Optim
 from dtl.config.optimizers import OPTIMIZERS
 from dtl.config.record import ConfigFault, Record, refuse
@@ -165,6 +166,42 @@ class Source(Record):
         return {"path": value} if isinstance(value, str) else value
 
 
+class Draw(Record):
+    """A few rows of data.train, drawn by chance; of one seed, fewer lie within more."""
+
+    labels: int | None = Field(
+        default=None,
+        ge=1,
+        description="rows of each class where the task has classes, else rows; left out: all that "
+        "are not kept apart",
+    )
+    seed: int = Field(default=0, ge=0, lt=2**32, description="seed of the draw")
+    apart: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="share of the rows, 500 at most, kept apart to choose settings by; the same "
+        "for every seed",
+    )
+    score_on: Literal["eval", "apart"] = Field(
+        default="eval", description="the rows that are scored: the held-out ones, or those apart"
+    )
+
+    @model_validator(mode="after")
+    def _scored_on_something(self) -> Self:
+        if self.score_on == "apart" and not self.apart:
+            refuse(
+                [
+                    ConfigFault(
+                        "score_on",
+                        problem="no rows are kept apart",
+                        mend="set data.draw.apart, such as 0.2, or data.draw.score_on to eval",
+                    )
+                ]
+            )
+        return self
+
+
 class Data(Record):
     """The examples to learn from and to be scored on."""
 
@@ -181,6 +218,9 @@ class Data(Record):
         gt=0,
         lt=1,
         description="share of data.train held out for scoring where data.eval is left out",
+    )
+    draw: Draw | None = Field(
+        default=None, description="a few rows of data.train to learn from; left out: all"
     )
     on_bad_row: Literal["fail", "skip"] = Field(
         default="fail",
@@ -386,6 +426,18 @@ class Layout(Record):
         return self
 
 
+class Compare(Grid):
+    """What `dtl compare` runs and scores. A run does not look at it."""
+
+    ood: Source | None = Field(
+        default=None, description="rows of another kind, on which every run is scored as well"
+    )
+    source: Source | None = Field(
+        default=None,
+        description="held-out rows of what the base had learnt, to see what each run forgets",
+    )
+
+
 class RunConfig(Record):
     """One run, as its config file says it."""
 
@@ -402,6 +454,9 @@ class RunConfig(Record):
     optim: Optim = Field(default_factory=Optim, description="how parameters are updated")
     train: Train = Field(description="how long and in what bites")
     layout: Layout = Field(default_factory=Layout, description="how it lies on the hardware")
+    compare: Compare = Field(
+        default_factory=Compare, description="what `dtl compare` runs; of no effect on a run"
+    )
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:

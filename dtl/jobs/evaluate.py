@@ -60,9 +60,16 @@ def score_run(
     return found
 
 
-def score_base(config: RunConfig, *, out: Path | None, say: Callable[[str], None]) -> Evaluation:
+def score_base(
+    config: RunConfig,
+    *,
+    out: Path | None,
+    say: Callable[[str], None],
+    change: Callable[[nn.Module], None] | None = None,
+) -> Evaluation:
     """Scores of a config's base on its held-out rows: those that its run takes before the first
-    step. Raises DtlError where there are no rows, or no head that has learnt the task."""
+    step. `change`: what is done to the base before. Raises DtlError where there are no rows, or no
+    head that has learnt the task."""
     held = config.data.eval or config.data.train
     if config.data.eval is None and config.data.holdout is None:
         raise DtlError.of(
@@ -79,9 +86,12 @@ def score_base(config: RunConfig, *, out: Path | None, say: Callable[[str], None
         )
     assert examples.held_out is not None
     engine = start_engine(alone, prepared.plan)
+    model = open_model(alone, prepared.plan, parts, examples, engine).model
+    if change is not None:
+        change(model)
     found = _scored(
         engine,
-        open_model(alone, prepared.plan, parts, examples, engine).model,
+        model,
         parts.task,
         examples.held_out,
         alone,

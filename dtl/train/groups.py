@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dtl.statistics import resampled
+
 if TYPE_CHECKING:
     from dtl.tasks import Facts, Outcome, Task
 
 RESAMPLES = 1000
-SEED = 20_000_033
 LEVEL = (2.5, 97.5)  # percentiles: an interval of 95 %
-WEIGHTS_AT_ONCE = 4_000_000
 
 
 def scores_by_group(
@@ -69,13 +69,6 @@ def groups_in(scores: dict[str, float], column: str) -> list[GroupScore]:
 
 def interval(task: Task, counts_NK: np.ndarray) -> tuple[float, float]:
     """The percentile bootstrap (Efron 1979) over examples, the same at every call."""
-    draw = np.random.default_rng(SEED)
-    examples = len(counts_NK)
-    share = np.full(examples, 1 / examples)
-    at_once = max(1, WEIGHTS_AT_ONCE // examples)
-    values = []
-    for start in range(0, RESAMPLES, at_once):
-        weights_RN = draw.multinomial(examples, share, size=min(at_once, RESAMPLES - start))
-        values.append(task.value_of(weights_RN @ counts_NK))
-    low, high = np.percentile(np.concatenate(values), LEVEL)
+    values_R = resampled(task.value_of, counts_NK, resamples=RESAMPLES)
+    low, high = np.percentile(values_R, LEVEL)
     return float(low), float(high)

@@ -85,7 +85,7 @@ class _Decoding:
 def _look(
     config: RunConfig, parts: Parts, examples: Examples, *, undecodable: dict[str, Fault]
 ) -> Report:
-    train_rows, held_out_rows = split(config, examples.sources, examples.mixed)
+    train_rows, held_out_rows = split(config, parts.task, examples.sources, examples.mixed)
     train = gather("train", train_rows, examples.train, parts.task, examples)
     held_out = None
     if held_out_rows is not None and examples.held_out is not None:

@@ -88,7 +88,7 @@ def test_many_examples_are_drawn_some_samples_at_a_time(monkeypatch):
     ]
     counts = task.counts(outcomes, {})
     whole = interval(task, counts)
-    monkeypatch.setattr(sys.modules["dtl.train.groups"], "WEIGHTS_AT_ONCE", 2000)
+    monkeypatch.setattr(sys.modules["dtl.statistics"], "WEIGHTS_AT_ONCE", 2000)
     assert interval(task, counts) == whole
     spread = np.sqrt(2 / 3 * 1 / 3 / 300)
     assert whole == pytest.approx((2 / 3 - 1.96 * spread, 2 / 3 + 1.96 * spread), abs=0.01)

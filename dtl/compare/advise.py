@@ -1,0 +1,203 @@
+"""What the cells of a comparison say together: means, differences, labels saved, what to take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import combinations
+from statistics import mean
+
+from dtl.compare import (
+    Difference,
+    Interval,
+    LabelsSaved,
+    Point,
+    Recommendation,
+    Verdict,
+)
+from dtl.compare.measure import LEVEL, Measured
+from dtl.statistics import Sample, Spread, crossing, holm, joined, spread
+from dtl.units import format_seconds
+
+SCRATCH = "scratch"
+
+
+def points(measured: Sequence[Measured], *, sign: int) -> list[Point]:
+    """One for each strategy and number of labels of which any seed was run. `sign`: -1 where less
+    of the score is better."""
+    found = [_point(cells) for cells in _together(measured).values()]
+    curve = sorted((one for one in found if one.strategy == SCRATCH), key=lambda one: one.labels)
+    if not curve:
+        return found
+    heights, at = [sign * one.score for one in curve], [float(one.labels) for one in curve]
+    return [_with_labels_saved(one, sign * one.score, heights, at) for one in found]
+
+
+def differences(measured: Sequence[Measured], *, sign: int) -> list[Difference]:
+    """Of all pairs of strategies with the same number of labels, over the seeds that both have;
+    corrected over the pairs of a number of labels."""
+    together = _together(measured)
+    found = []
+    for labels in sorted({labels for _, labels in together}):
+        strategies = [strategy for strategy, number in together if number == labels]
+        pairs = list(combinations(strategies, 2))
+        spreads = [
+            _paired(together[first, labels], together[second, labels], sign)
+            for first, second in pairs
+        ]
+        known = [(pair, one) for pair, one in zip(pairs, spreads, strict=True) if one is not None]
+        corrected = holm([one.p for _, one in known])
+        for ((first, second), one), p in zip(known, corrected, strict=True):
+            found.append(
+                Difference(
+                    labels=labels,
+                    first=first,
+                    second=second,
+                    difference=one.estimate,
+                    interval=Interval(*one.interval(LEVEL)),
+                    p=one.p,
+                    corrected=p,
+                    distinguishable=p < 1 - LEVEL,
+                )
+            )
+    return found
+
+
+def recommendations(
+    found: Sequence[Point], pairs: Sequence[Difference], *, sign: int, unit: Callable[[int], str]
+) -> list[Recommendation]:
+    """One for each number of labels with which two strategies or more were run. `unit`: a number of
+    labels in words."""
+    advice = []
+    for labels in sorted({one.labels for one in found}):
+        here = {one.strategy: one for one in found if one.labels == labels}
+        if len(here) > 1:
+            of_these = [pair for pair in pairs if pair.labels == labels]
+            advice.append(_recommend(labels, here, of_these, sign, unit))
+    return advice
+
+
+def _recommend(
+    labels: int,
+    here: dict[str, Point],
+    pairs: Sequence[Difference],
+    sign: int,
+    unit: Callable[[int], str],
+) -> Recommendation:
+    leader = max(here, key=lambda name: sign * here[name].score)
+    apart = {
+        pair.second if pair.first == leader else pair.first
+        for pair in pairs
+        if pair.distinguishable and leader in (pair.first, pair.second)
+    }
+    tied = [name for name in here if name not in apart]
+    quickest = min(tied, key=lambda name: here[name].seconds)
+    where = f"With {unit(labels)}"
+    rest = sorted((name for name in here if name not in tied), key=lambda n: -sign * here[n].score)
+    verdict: Verdict
+    if tied == [SCRATCH]:
+        verdict, choice = "scratch", SCRATCH
+        first = f"{where}, train from scratch: transfer is negative here."
+        second = _margin(SCRATCH, rest[0], here, pairs)
+    elif len(tied) == 1:
+        verdict, choice = "best", leader
+        first = f"{where}, take {leader}."
+        second = _margin(leader, rest[0], here, pairs)
+        if SCRATCH in rest[1:]:
+            second = second[:-1] + f", and scratch to {here[SCRATCH].score:.3f}."
+    else:
+        verdict, choice = "not distinguishable", quickest
+        first = f"{where}, {_listed(tied)} are not distinguishable: " + (
+            "nothing shows that transfer pays."
+            if SCRATCH in tied
+            else f"take {quickest}, the quickest to train."
+        )
+        scores = ", ".join(f"{name} {here[name].score:.3f}" for name in tied)
+        second = f"They come to {scores}, closer than the seeds and examples can tell apart"
+        if SCRATCH in rest:
+            second += f"; scratch comes to {here[SCRATCH].score:.3f}"
+        elif SCRATCH in tied:
+            took = format_seconds(here[quickest].seconds)
+            second += f"; {quickest} is the quickest to train ({took})"
+        second += "."
+    return Recommendation(labels, choice, verdict, f"{first} {second}")
+
+
+def _margin(better: str, other: str, here: dict[str, Point], pairs: Sequence[Difference]) -> str:
+    pair = next(one for one in pairs if {one.first, one.second} == {better, other})
+    turn = 1 if pair.first == better else -1
+    low, high = sorted((turn * pair.interval.low, turn * pair.interval.high))
+    return (
+        f"It comes to {here[better].score:.3f}, the next best, {other}, to "
+        f"{here[other].score:.3f}: better by {turn * pair.difference:.3f} ({low:.3f} to "
+        f"{high:.3f}) on the same seeds and examples."
+    )
+
+
+def _listed(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _together(measured: Sequence[Measured]) -> dict[tuple[str, int], list[Measured]]:
+    """The seeds of each strategy and number of labels, in order."""
+    found: dict[tuple[str, int], list[Measured]] = {}
+    for one in sorted(measured, key=lambda one: one.cell.seed):
+        found.setdefault((one.cell.strategy, one.cell.labels), []).append(one)
+    return found
+
+
+def _point(group: Sequence[Measured]) -> Point:
+    cells = [one.cell for one in group]
+    whole = spread(joined([one.held_out for one in group]))
+    return Point(
+        strategy=cells[0].strategy,
+        labels=cells[0].labels,
+        seeds=tuple(cell.seed for cell in cells),
+        score=whole.estimate,
+        interval=Interval(*whole.interval(LEVEL)),
+        labels_saved=None,
+        seconds=mean(cell.seconds for cell in cells),
+        peak_memory_bytes=max(cell.peak_memory_bytes for cell in cells),
+        stored_bytes=max(cell.stored_bytes for cell in cells),
+        source_score=_mean([cell.source_score for cell in cells]),
+        source_interval=_interval([one.source for one in group]),
+        ood_score=_mean([cell.ood_score for cell in cells]),
+        ood_interval=_interval([one.ood for one in group]),
+        worst_group=_mean([cell.worst_group for cell in cells]),
+    )
+
+
+def _with_labels_saved(
+    point: Point, height: float, heights: Sequence[float], at: Sequence[float]
+) -> Point:
+    if point.strategy == SCRATCH:
+        return point
+    found = crossing(height, heights, at=at)
+    return replace(point, labels_saved=LabelsSaved(found.at, found.bound))
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return mean(known) if len(known) == len(values) else None
+
+
+def _interval(samples: Sequence[Sample | None]) -> Interval | None:
+    known = [one for one in samples if one is not None]
+    if len(known) < len(samples):
+        return None
+    return Interval(*spread(joined(known)).interval(LEVEL))
+
+
+def _paired(first: Sequence[Measured], second: Sequence[Measured], sign: int) -> Spread | None:
+    """Over the seeds of both."""
+    seeds = {one.cell.seed for one in first} & {one.cell.seed for one in second}
+    if not seeds:
+        return None
+    pair = [
+        joined([one.held_out for one in group if one.cell.seed in seeds])
+        for group in (first, second)
+    ]
+    difference = pair[0].minus(pair[1])
+    return spread(
+        Sample(sign * difference.values_S, sign * difference.values_RS, difference.examples)
+    )

@@ -1,0 +1,117 @@
+"""What a finished run of a comparison has come to, read from what it stored."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dtl.compare import Cell, Interval, Reached
+from dtl.compare.grid import Planned
+from dtl.run_folder import RunFolder
+from dtl.statistics import Sample, spread
+from dtl.tasks import Classification, Facts, Task
+from dtl.train.usage import read_usage
+
+LEVEL = 0.95  # of all intervals
+EVALUATION = "evaluation"  # .json has the scores, .jsonl the outcomes
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A cell, and its score on resamples of the held-out examples, of those of --source, and of
+    those of --ood."""
+
+    cell: Cell
+    held_out: Sample
+    source: Sample | None
+    ood: Sample | None
+
+
+def measure(planned: Planned, run: RunFolder, task: Task, *, scores: Path) -> Measured:
+    """`scores`: the folder of what was scored beside, a folder each."""
+    facts = run.facts
+    name = best_score(task)
+    result = run.result
+    lines = list(run.metrics())
+    trained = [line for line in lines if line["kind"] == "train"]
+    outcomes = run.outcomes(result["steps"])
+    held_out = Sample.of(task.value_of, task.counts(outcomes, facts))
+    source, ood = (
+        _sample(scores / kind / f"{EVALUATION}.jsonl", task, facts) for kind in ("source", "ood")
+    )
+    found = result["scores"]["adapted"]
+    low, high = spread(held_out).interval(LEVEL)
+    usage = read_usage(run.usage)
+    cell = Cell(
+        strategy=planned.strategy,
+        labels=planned.labels.number,
+        rows=planned.labels.rows,
+        seed=planned.seed,
+        learning_rate=float(run.config.optim.learning_rate or 0.0),
+        score=float(held_out.values_S[0]),
+        interval=Interval(low, high),
+        scores={key: value for key, value in found.items() if not key.startswith("confusion/")},
+        steps=result["steps"],
+        seconds=sum(line["seconds"] for line in trained),
+        wall_seconds=usage.seconds if usage is not None else 0.0,
+        peak_memory_bytes=max(line["memory_bytes"] for line in trained),
+        stored_bytes=sum(file.stat().st_size for file in run.export.rglob("*") if file.is_file()),
+        curve=tuple(_curve(lines, name)),
+        source_score=_score(scores / "source", name),
+        ood_score=_score(scores / "ood", name),
+        worst_group=next((found[key] for key in found if _is_worst(key)), None),
+        run=f"cells/{planned.name}",
+    )
+    return Measured(cell, held_out, source, ood)
+
+
+def best_score(task: Task) -> str:
+    """The name of the score that tells which model is best."""
+    return task.best.removeprefix("-")
+
+
+def worth(task: Task, run: RunFolder) -> float:
+    """The score of a finished run, so that more is better."""
+    value = float(run.result["scores"]["adapted"][best_score(task)])
+    return -value if task.best.startswith("-") else value
+
+
+def _curve(lines: list[dict[str, Any]], name: str) -> list[Reached]:
+    """The held-out score over the seconds that were learnt until then."""
+    seconds, curve = 0.0, []
+    for line in lines:
+        if line["kind"] == "train":
+            seconds += line["seconds"]
+        elif line["kind"] == "eval" and line["model"] in ("unadapted", "adapted"):
+            curve.append(Reached(seconds, line["step"], line[name]))
+    return curve
+
+
+def _is_worst(key: str) -> bool:
+    return key.startswith("group/") and key.endswith("/worst")
+
+
+def _score(folder: Path, name: str) -> float | None:
+    path = folder / f"{EVALUATION}.json"
+    if not path.is_file():
+        return None
+    return float(json.loads(path.read_text(encoding="utf-8"))["scores"][name])
+
+
+def _sample(path: Path, task: Task, facts: Facts) -> Sample | None:
+    """None where nothing was scored, or what labels stand for there is not known here."""
+    if not path.is_file():
+        return None
+    outcomes = _read(path)
+    if isinstance(task, Classification):  # of classes that may be others than the run's
+        classes = 1 + max(max(one["label"], one["predicted"]) for one in outcomes)
+        facts = {**facts, "labels": list(range(max(classes, len(facts["labels"]))))}
+    elif "labels" in facts:
+        return None
+    return Sample.of(task.value_of, task.counts(outcomes, facts))
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

@@ -1,0 +1,155 @@
+"""What a comparison says of scores that were made up, so that the truth is known."""
+
+import numpy as np
+import pytest
+
+from dtl.compare import Cell, Interval
+from dtl.compare.advise import differences, points, recommendations
+from dtl.compare.measure import Measured
+from dtl.statistics import Sample
+
+EXAMPLES = 200
+SEEDS = 3
+
+
+def accuracy(sums):
+    return sums[..., 0] / sums[..., 1]
+
+
+def cells(strategy, labels, rights, *, seconds=10.0):
+    """One a seed, of which examples were right."""
+    return [
+        Measured(
+            Cell(
+                strategy=strategy,
+                labels=labels,
+                rows=labels,
+                seed=seed,
+                learning_rate=0.1,
+                score=float(right.mean()),
+                interval=Interval(0.0, 1.0),
+                scores={},
+                steps=1,
+                seconds=seconds,
+                wall_seconds=seconds,
+                peak_memory_bytes=1,
+                stored_bytes=1,
+                curve=(),
+                source_score=None,
+                ood_score=None,
+                worst_group=None,
+                run="",
+            ),
+            Sample.of(accuracy, np.stack([right, np.ones(len(right))], axis=1)),
+            None,
+            None,
+        )
+        for seed, right in enumerate(rights)
+    ]
+
+
+def guesses(draw, ease, *, of_seed=0.02):
+    """Which of the examples each seed gets right; they are as easy for the one as for the other."""
+    easy = draw.beta(4 * ease, 4 * (1 - ease), size=EXAMPLES)
+    return [
+        (draw.random(EXAMPLES) < np.clip(easy + draw.normal(0, of_seed), 0, 1)).astype(float)
+        for _ in range(SEEDS)
+    ]
+
+
+def advice(measured, *, sign=1):
+    found = points(measured, sign=sign)
+    pairs = differences(measured, sign=sign)
+    told = recommendations(found, pairs, sign=sign, unit=lambda labels: f"{labels} labels")
+    return told
+
+
+def test_two_identical_strategies_are_not_told_apart():
+    draw = np.random.default_rng(0)
+    verdicts = []
+    for _ in range(20):
+        easy = draw.beta(3, 2, size=EXAMPLES)
+        first, second = (
+            [(draw.random(EXAMPLES) < np.clip(easy + shift, 0, 1)).astype(float) for shift in luck]
+            for luck in draw.normal(0, 0.02, size=(2, SEEDS))
+        )
+        (told,) = advice([*cells("full", 5, first), *cells("lora", 5, second)])
+        verdicts.append(told.verdict)
+    assert verdicts.count("not distinguishable") >= 18
+
+
+def test_what_is_better_is_taken_and_the_reason_is_given():
+    draw = np.random.default_rng(1)
+    measured = [
+        *cells("scratch", 5, guesses(draw, 0.3)),
+        *cells("full", 5, guesses(draw, 0.5)),
+        *cells("frozen", 5, guesses(draw, 0.8)),
+    ]
+    (told,) = advice(measured)
+    assert (told.choice, told.verdict) == ("frozen", "best")
+    assert told.text.startswith("With 5 labels, take frozen. It comes to 0.")
+    assert "the next best, full, to 0." in told.text
+    assert "and scratch to 0." in told.text
+    assert told.text.count(". ") == 1  # two sentences
+
+
+def test_where_transfer_hurts_scratch_is_taken():
+    draw = np.random.default_rng(2)
+    measured = [
+        *cells("scratch", 50, guesses(draw, 0.9)),
+        *cells("full", 50, guesses(draw, 0.6)),
+        *cells("frozen", 50, guesses(draw, 0.5)),
+    ]
+    (told,) = advice(measured)
+    assert (told.choice, told.verdict) == ("scratch", "scratch")
+    assert "train from scratch: transfer is negative here" in told.text
+
+
+def test_less_of_an_error_is_better():
+    draw = np.random.default_rng(3)
+    measured = [
+        *cells("scratch", 50, guesses(draw, 0.6)),
+        *cells("full", 50, guesses(draw, 0.2)),
+    ]
+    (told,) = advice(measured, sign=-1)
+    assert told.choice == "full"
+    (pair,) = differences(measured, sign=-1)
+    assert pair.distinguishable and pair.difference < 0  # scratch minus full
+
+
+def test_of_equals_the_quickest_is_taken_and_nothing_is_claimed_of_transfer():
+    rights = guesses(np.random.default_rng(4), 0.6)
+    measured = [*cells("scratch", 5, rights, seconds=3.0), *cells("full", 5, rights)]
+    (told,) = advice(measured)
+    assert (told.choice, told.verdict) == ("scratch", "not distinguishable")
+    assert "nothing shows that transfer pays" in told.text
+
+
+def test_a_difference_is_of_the_seeds_that_both_have():
+    draw = np.random.default_rng(5)
+    measured = [*cells("scratch", 5, guesses(draw, 0.3))[:2], *cells("full", 5, guesses(draw, 0.7))]
+    (pair,) = differences(measured, sign=1)
+    means = [
+        np.mean([one.cell.score for one in measured if one.cell.strategy == name][:2])
+        for name in ("scratch", "full")
+    ]
+    assert pair.difference == pytest.approx(means[0] - means[1])
+
+
+def test_labels_saved_are_read_from_scratchs_curve():
+    """Scratch: 0.2, 0.4, 0.6 with 5, 20, 80 labels. 0.5 lies half-way from 20 to 80."""
+
+    def exactly(share):
+        return [np.arange(100) < 100 * share] * SEEDS
+
+    measured = [
+        cell
+        for labels, scratch, full in ((5, 0.2, 0.5), (20, 0.4, 0.9), (80, 0.6, 0.1))
+        for name, share in (("scratch", scratch), ("full", full))
+        for cell in cells(name, labels, [right.astype(float) for right in exactly(share)])
+    ]
+    found = {one.labels: one.labels_saved for one in points(measured, sign=1)[1::2]}
+    assert found[5].scratch_labels == pytest.approx((20 * 80) ** 0.5)
+    assert found[5].bound is None
+    assert (found[20].scratch_labels, found[20].bound) == (80, "more than")
+    assert (found[80].scratch_labels, found[80].bound) == (5, "at most")
