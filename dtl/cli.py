@@ -294,18 +294,20 @@ def audit(
 
 @app.command()
 def report(
-    path: Annotated[Path, typer.Argument(metavar="RUN", help="a run folder, finished or not")],
+    path: Annotated[
+        Path, typer.Argument(metavar="RUN|COMPARISON", help="its folder, finished or not")
+    ],
     png: Annotated[
         bool | None,
         typer.Option("--png/--no-png", help="charts as PNG too; left out: if matplotlib is here"),
     ] = None,
 ) -> None:
-    """Write report.html into a run folder: scores, curves, worst examples, plan against actual."""
+    """Write report.html: scores, curves, worst examples; or what a comparison has found."""
     from dtl.report import write
 
     written = write(path, png=png)
     print(f"{written.page}\ncharts: {written.charts}")
-    if png is None and not written.pictures:
+    if png is None and not written.drawn:
         print("no PNG: matplotlib is not installed; pip install 'dtl[report]'")
 
 

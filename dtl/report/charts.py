@@ -99,7 +99,8 @@ class Axis:
 @dataclass(frozen=True)
 class Line:
     """Values over an axis. `low` and `high`: its intervals, where it has some. `names`: of the
-    points, where each has its own. `style` faint: behind the line before it, in its colour."""
+    points, where each has its own. `style` faint: behind the line before it, in its colour.
+    `colour`: its number, where it is the same in several charts; left out: the next one."""
 
     name: str
     x: Sequence[float]
@@ -108,6 +109,7 @@ class Line:
     high: Sequence[float] = ()
     style: Style = "line"
     names: Sequence[str] = ()
+    colour: int | None = None
 
 
 @dataclass(frozen=True)
@@ -154,7 +156,10 @@ class Plot:
     def colours(self) -> list[int]:
         """The number of each line's colour."""
         strong = [line.style != "faint" for line in self.lines]
-        return [max(0, sum(strong[: place + 1]) - 1) for place in range(len(strong))]
+        return [
+            max(0, sum(strong[: place + 1]) - 1) if line.colour is None else line.colour
+            for place, line in enumerate(self.lines)
+        ]
 
     @property
     def legend(self) -> list[Entry]:

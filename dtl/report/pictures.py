@@ -94,7 +94,7 @@ def _groups(chart: Groups, axes: Any) -> None:
     places = range(len(chart.groups))
     for number, bars in enumerate(chart.bars):
         up = [place + 0.22 * (number - (len(chart.bars) - 1) / 2) for place in places]
-        colour = COLOURS[number]
+        colour = COLOURS[number % len(COLOURS)]
         axes.hlines(up, bars.low, bars.high, color=colour)
         shape = SHAPES[number % 4]
         axes.plot(bars.values, up, shape, color=colour, label=_plain(bars.name))

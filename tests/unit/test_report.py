@@ -143,7 +143,7 @@ def test_pictures_are_drawn_where_matplotlib_is(run, monkeypatch, capsys):
     written = write(run.path)
     files = sorted(path.stem for path in written.charts.glob("*.png"))
     assert files == sorted(path.stem for path in written.charts.glob("*.csv"))
-    assert written.pictures == len(files) == 9
+    assert written.drawn and len(files) == 9
     assert all(p.read_bytes()[:4] == b"\x89PNG" for p in written.charts.glob("*.png"))
     monkeypatch.setattr(pictures, "can_draw", lambda: False)
     with pytest.raises(DtlError, match="drawn by matplotlib, which is not installed; pip install"):
@@ -152,9 +152,77 @@ def test_pictures_are_drawn_where_matplotlib_is(run, monkeypatch, capsys):
     assert "no PNG: matplotlib is not installed" in capsys.readouterr().out
 
 
+def test_a_comparison_is_drawn_as_it_is_stored(tmp_path):
+    names = ("scratch", ATTACK, "full")
+    write_json(tmp_path / "comparison.json", comparison(names).to_dict())
+    page = Elements(write(tmp_path, png=False).page.read_text(encoding="utf-8"))
+    words = "".join(page.words)
+    assert page.tags["script"] == page.tags["img"] == 0 and page.tags["svg"] == 4
+    assert f"Not beaten in both peak memory and f1: {names[1]}, full" in words
+    charts = tmp_path / "report"
+    over_labels = rows_of(charts / "score_over_labels.csv")
+    assert over_labels[0] == ["line", "labels a class", "f1", "low", "high"]
+    assert over_labels[3] == [names[1], "5", "0.6", "0.55", "0.65"] and len(over_labels) == 7
+    over_time = rows_of(charts / "score_over_time.csv")
+    told = [float(cell) for cell in over_time[1][1:]]
+    assert told == pytest.approx([2.5, 0.3, 0.2, 0.4]), "the mean of two seeds"
+
+
+def comparison(names):
+    """Two seeds, 5 and 20 labels a class; `names`: of three strategies, the first the worst, the
+    second the smallest and the third the best."""
+    from dtl.compare import Cell, Comparison, Interval, Point, Reached, Recommendation
+
+    points, cells = [], []
+    for labels, gain in ((5, 0.0), (20, 0.1)):
+        for place, (name, score) in enumerate(zip(names, (0.3, 0.6, 0.7), strict=True)):
+            value = round(score + gain, 3)
+            between = Interval(round(value - 0.05, 3), round(value + 0.05, 3))
+            memory = (3, 1, 2)[place] * 2**30
+            known = {"labels_saved": None, "seconds": 4.0, "peak_memory_bytes": memory}
+            unknown = dict.fromkeys(
+                ["source_score", "source_interval", "ood_score", "ood_interval", "worst_group"]
+            )
+            points.append(
+                Point(name, labels, (0, 1), value, between, stored_bytes=100, **known, **unknown)
+            )
+            for seed in (0, 1):
+                curve = (Reached(2.0 + seed, 10, (0.2, 0.4)[seed]), Reached(4.0 + seed, 20, value))
+                cells.append(
+                    Cell(
+                        *(name, labels, 5 * labels, seed, 1e-3, value, between, {}, 20, 4.0, 5.0),
+                        *(memory, 100, curve, None, None, None, f"cells/{place}-{labels}-{seed}"),
+                    )
+                )
+    return Comparison(
+        name="few",
+        task="image_classification",
+        score_name="f1",
+        higher_is_better=True,
+        classes=5,
+        level=0.95,
+        strategies=names,
+        labels=(5, 20),
+        all_labels=20,
+        seeds=(0, 1),
+        source=None,
+        source_before=None,
+        ood=None,
+        cells=tuple(cells),
+        points=tuple(points),
+        differences=(),
+        recommendations=(Recommendation(20, "full", "best", "Take full. It is the best."),),
+        rates=(),
+        hint=None,
+        no_hint="none was asked for",
+        notes=(),
+        not_run=(),
+    )
+
+
 def test_what_is_no_run_is_refused(tmp_path, capsys):
     assert main(["report", str(tmp_path)]) == 2
-    assert "there is no run in this folder" in capsys.readouterr().err
+    assert "there is neither a run nor a comparison in this folder" in capsys.readouterr().err
 
 
 def test_a_long_line_keeps_its_jumps():
