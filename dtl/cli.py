@@ -312,6 +312,24 @@ def report(
 
 
 @app.command()
+def track(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="a run folder, finished or not")],
+    to: Annotated[
+        Literal["tensorboard", "wandb", "mlflow", "trackio"] | None,
+        typer.Option(help="tracker; left out: those of the run's config, or tensorboard"),
+    ] = None,
+) -> None:
+    """Send what a run has written to metrics.jsonl to a tracker, as a new run there."""
+    from dtl.api import load_run
+    from dtl.track import track as send
+
+    folder = load_run(run)
+    names = [to] if to is not None else folder.config.tracking or ["tensorboard"]
+    for name in send(folder, names):
+        print(f"sent to {name}")
+
+
+@app.command()
 def plan(
     config: Config,
     overrides: Overrides = None,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import importlib.util
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,12 +11,14 @@ from dtl.assemble import Parts, assemble
 from dtl.config.compare import changes
 from dtl.config.load import load_config
 from dtl.config.schema import RunConfig
-from dtl.errors import DtlError
+from dtl.errors import DtlError, Fault
 from dtl.examples import Examples, prepare
 from dtl.plan import OuterLaunch, Plan
 from dtl.plan.hardware import disk_free, this_machine
 from dtl.plan.make import make_plan
 from dtl.run_folder import RunFolder
+
+PACKAGES = {"tensorboard": "'dtl[tracking]'"}  # what pip is told, where it is not the name
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,7 @@ def prepare_run(
     config: RunConfig, *, outer: OuterLaunch | None = None, writes: bool = True
 ) -> Prepared:
     """Read and encode the data, then plan. Starts nothing."""
+    refuse_absent_trackers(config.tracking)
     parts = assemble(config)
     examples = prepare(config, parts, writes=writes)
     plan = make_plan(
@@ -78,6 +82,17 @@ def refuse_other_data(folder: RunFolder, examples: Examples) -> None:
             "the data, or its tokenizer, has changed since the run began",
             "put back what was there, or start a new run under another run.name",
         )
+
+
+def refuse_absent_trackers(names: Iterable[str]) -> None:
+    """Raises DtlError for trackers that are not installed."""
+    faults = [
+        Fault("tracking", f"{name} is not installed", f"pip install {PACKAGES.get(name, name)}")
+        for name in names
+        if importlib.util.find_spec(name) is None
+    ]
+    if faults:
+        raise DtlError(*faults)
 
 
 def refuse_used(folder: RunFolder, config: RunConfig) -> None:
