@@ -1,4 +1,5 @@
-# Everything a fresh machine needs: `make quickstart` shows the main job, `make test` proves it.
+# Everything a fresh machine needs: `make quickstart` shows the main job, `make demo` that transfer
+# pays, `make test` proves it.
 # VENV= names another environment, PYTHON= another Python (3.11 or newer).
 
 VENV ?= .venv
@@ -8,10 +9,15 @@ PYTEST_ARGS ?=
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: quickstart test test-all lint format clean
+.PHONY: quickstart demo test test-all lint format clean
 
 quickstart: $(VENV)/.dtl-installed
 	$(BIN)/dtl train configs/quickstart/text.yaml
+
+# Does transfer pay? Scanned digits, told by a network that has seen letters alone.
+demo: $(VENV)/.dtl-installed
+	$(BIN)/dtl compare configs/quickstart/vision.yaml
+	$(BIN)/dtl report comparisons/vision
 
 test: $(VENV)/.dtl-installed-dev
 	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)

@@ -121,7 +121,7 @@ def _kind(given: dict[str, Any]) -> str:
         one = given.get("items") or given["prefixItems"][0]
         return f"list of {_kind(one).replace('number', 'numbers')}"
     if given["type"] == "object":
-        return "mapping of text to text"
+        return f"mapping of text to {_kind(given['additionalProperties'])}"
     return KINDS[given["type"]] + _limits(given)
 
 

@@ -169,7 +169,7 @@ def test_what_makes_the_beds_is_not_imported_with_them():
 def accuracy(strategy: str, folder: Path, *, seed: int, shots: int = 5) -> float:
     """On held-out digits, of a run that saw so many of each."""
     overrides = [f"strategy={strategy}", f"run.name={strategy}-{shots}-{seed}", f"run.dir={folder}"]
-    overrides += [f"train.seed={seed}", f"data.train.limit={10 * shots}", "layout.processes=1"]
+    overrides += [f"train.seed={seed}", f"data.draw.labels={shots}", "layout.processes=1"]
     if strategy == "scratch":  # as the base itself was trained
         overrides += ["optim.learning_rate=0.003", "layout.micro_batch=32"]
     config = load_config(CONFIGS / "quickstart" / "vision.yaml", overrides)

@@ -1,0 +1,152 @@
+"""The runs of a comparison are a pure function of its config."""
+
+import json
+
+import pytest
+
+from dtl.compare.grid import Grid, Labels, Tried
+from dtl.config.load import load_config
+from dtl.errors import DtlError
+
+CONFIG = """\
+model: {path: "mini:text"}
+task: causal_lm
+data: {train: rows.jsonl, eval: others.jsonl}
+strategy: {name: lora, rank: 4}
+optim: {learning_rate: 3e-3}
+train: {steps: 40, export: best, evaluate_every: 10}
+compare: {labels: [5, 20, all], seeds: 2}
+"""
+LABELS = (Labels(5, 5, 5), Labels(20, 20, 20), Labels(None, 90, 90))
+
+
+@pytest.fixture
+def grid(tmp_path):
+    def make(*overrides, strategies=("scratch", "lora", "full")):
+        path = tmp_path / "run.yaml"
+        path.write_text(CONFIG, encoding="utf-8")
+        return Grid(load_config(path, overrides), strategies, LABELS, None)
+
+    return make
+
+
+def tried(grid, strategy, scores, *, round=0):
+    """What the rates of a round came to."""
+    planned = [one for one in grid.searches if (one.strategy, one.round) == (strategy, round)]
+    found = []
+    for one, score in zip(planned, scores, strict=True):
+        rate = grid.rate_of(one, tried.before)
+        found.append(Tried(one, rate, score))
+    return found
+
+
+tried.before = []
+
+
+def test_it_is_the_same_from_its_file(grid):
+    one = grid()
+    again = Grid.from_dict(json.loads(json.dumps(one.to_dict())))
+    assert again == one
+    assert again.planned == one.planned
+    names = [planned.name for planned in one.planned]
+    assert len(set(names)) == len(names) == 3 * 5 + 3 * 3 * 2
+
+
+def test_all_strategies_learn_from_the_same_rows_by_the_same_seed(grid):
+    one = grid()
+    for labels in LABELS:
+        for seed in (0, 1):
+            draws = {
+                json.dumps(config.data.model_dump(mode="json"))
+                for planned in one.cells
+                if (planned.labels, planned.seed) == (labels, seed)
+                for config in [one.config_of(planned, 0.1, runs="runs")]
+                if config.train.seed == seed
+            }
+            (draw,) = map(json.loads, draws)
+            assert draw["draw"] == {
+                "labels": labels.asked,
+                "seed": seed,
+                "apart": 0.2,
+                "score_on": "eval",
+            }
+
+
+def test_rates_are_chosen_by_rows_that_no_cell_is_scored_on(grid):
+    one = grid()
+    for planned in one.searches:
+        config = one.config_of(planned, 0.1, runs="runs")
+        assert config.data.draw.score_on == "apart"
+        assert config.data.draw.labels == 20  # the middle number
+    cell = one.config_of(one.cells[0], 0.1, runs="runs")
+    assert cell.data.draw.score_on == "eval"
+    assert (cell.train.export, cell.train.keep_best) == ("last", False)
+
+
+def test_a_strategy_has_the_options_that_the_config_gives_it(grid):
+    one = grid(strategies=("lora", "lp-ft"))
+    assert one.strategy("lora", 0.1) == {
+        **one.config.strategy.options.model_dump(mode="json"),
+        "name": "lora",
+    }
+    assert one.strategy("lora", 0.1)["rank"] == 4
+    assert one.strategy("lp-ft", 0.1) == [
+        {"name": "frozen", "length": 0.5, "learning_rate": 0.001},
+        {"name": "full", "learning_rate": 0.1},
+    ]
+
+
+def test_usual_rates_go_with_the_configs_own(grid):
+    """LoRA is at 15 times its usual rate here, so full is too; LoRA has ten times full's."""
+    one = grid()
+    assert one.usual_rate("lora") == pytest.approx(3e-3)
+    assert one.usual_rate("full") == one.usual_rate("lp-ft") == pytest.approx(3e-4)
+    assert one.usual_rate("scratch") == one.usual_rate("frozen") == 1e-3
+    assert one.rates("full") == pytest.approx((3e-5, 9e-5, 3e-4, 9e-4, 3e-3))
+    assert grid("compare.rates.full=[0.3,0.1]").rates("full") == (0.1, 0.3)
+
+
+def test_the_best_rate_is_taken_once_all_were_tried(grid):
+    one = grid("compare.rates={full: [0.1, 0.2, 0.3], lora: 0.5}")
+    cell = next(planned for planned in one.cells if planned.strategy == "full")
+    found = tried(one, "full", [-3.0, -1.0, None])  # the third run failed
+    assert one.rate_of(cell, found) == 0.2
+    assert one.rate_of(cell, found[:2]) is None
+    assert one.best_so_far("full", found[:1]) == 0.1
+    assert one.best_so_far("full", []) == 0.2
+    lora = next(planned for planned in one.cells if planned.strategy == "lora")
+    assert one.rate_of(lora, []) == 0.5
+
+
+def test_under_a_budget_the_worse_half_is_dropped_after_each_round(grid):
+    one = grid("compare.budget=2h", "compare.rates={full: [1, 2, 3, 4, 5]}")
+    assert one.rounds("full") == [(0.25, 5), (0.5, 3)]
+    first = tried(one, "full", [0.1, 0.2, 0.5, 0.4, 0.3])
+    assert one.config_of(first[0].planned, 1.0, runs="r").train.steps == 10
+    second = [planned for planned in one.searches if planned.round == 1]
+    second = [planned for planned in second if planned.strategy == "full"]
+    assert [one.rate_of(planned, first) for planned in second] == [3, 4, 5]
+    done = [
+        Tried(planned, rate, score)
+        for planned, rate, score in zip(second, (3.0, 4.0, 5.0), (0.6, 0.9, 0.7), strict=True)
+    ]
+    cell = next(planned for planned in one.cells if planned.strategy == "full")
+    assert one.rate_of(cell, [*first, *done]) == 4
+    assert one.best_so_far("full", [*first, *done[:1]]) == 3
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("compare.labels=[20,5]", "does not rise"),
+        ("compare.labels=[all,5]", "not the last"),
+        ("compare.strategies=[scrach]", "did you mean 'scratch'"),
+        ("compare.strategies=[full,full]", "named twice"),
+        ("compare.rates={full: [0.1, 0.1]}", "not different rates"),
+        ("compare.budget=soon", "no length of time"),
+        ("compare.seeds=0", "compare.seeds"),
+    ],
+)
+def test_a_wrong_grid_is_told(grid, override, told):
+    with pytest.raises(DtlError, match=told):
+        grid(override)
