@@ -143,6 +143,11 @@ def test_the_tables_of_adapters_are_those_of_the_strategies():
     assert page == _script("make_peft_tables").page(page), "run: python docs/make_peft_tables.py"
 
 
+def test_the_tables_of_sites_are_those_of_the_files():
+    page = (HOUSE / "docs" / "sites.md").read_text(encoding="utf-8")
+    assert page == _script("make_sites_table").page(page), "run: python docs/make_sites_table.py"
+
+
 def test_floors_are_those_that_are_enforced() -> None:
     settings = tomllib.loads((HOUSE / "pyproject.toml").read_text(encoding="utf-8"))
     layers = settings["tool"]["importlinter"]["contracts"][0]["layers"]
