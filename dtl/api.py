@@ -15,6 +15,7 @@ from dtl.run_folder import RunFolder
 from dtl.supervisor import Supervisor
 
 if TYPE_CHECKING:
+    from dtl.launch import Machine
     from dtl.xray.report import Report
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "check",
     "evaluate",
     "export",
+    "launch",
     "load_config",
     "load_run",
     "plan",
@@ -82,7 +84,7 @@ def _train(config: RunConfig, supervisor: Supervisor) -> Outcome:
         raise DtlError.of(
             "layout.nodes",
             f"`dtl train` starts this machine alone, not {config.layout.nodes}",
-            "start each with `accelerate launch --config_file launch/two_nodes.yaml`",
+            "give `dtl launch CONFIG --node-rank R --master HOST` on each of them, R from 0",
         )
     prepared = desk.prepare_run(config)
     for line in prepared.plan.lines():
@@ -143,6 +145,37 @@ def _resume(
     return Outcome(supervisor.launch(folder, prepared), folder)
 
 
+def launch(
+    path: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    machine: Machine,
+    say: Callable[[str], None] = print,
+) -> Outcome:
+    """This machine's part of a run over `layout.nodes` machines that share the run folder; the
+    same command on each of them starts the run, and goes on with it.
+
+    Each starts `layout.processes`, or one a device. Raises DtlError.
+    """
+    from dtl.launch import command_on
+    from dtl.plan.hardware import this_machine
+
+    config = load_config(path, overrides)
+    hardware = this_machine()
+    ranks = config.layout.processes or (hardware.devices if hardware.device == "cuda" else 1)
+    folder = RunFolder.of(config)
+    if folder.state == "finished":
+        say(f"{folder.path} is finished; nothing to do")
+        return Outcome(0, folder)
+    started = command_on(machine, Path(path), overrides, ranks=ranks, device=hardware.device)
+    say(
+        f"machine {machine.number} of {machine.machines}: {ranks} processes meet those of the "
+        f"others at {machine.address}, port {machine.port}"
+    )
+    with Supervisor(say, fork=False) as supervisor:
+        return Outcome(supervisor.launch(folder, None, started), folder)
+
+
 def evaluate(
     path: str | Path,
     data: str | None = None,
@@ -182,7 +215,7 @@ def export(
     dtype: Literal["fp32", "bf16", "fp16"] | None = None,
     shard_size: str = "5GB",
     to: str | Path | None = None,
-    quantize: Literal["int8"] | None = None,
+    quantize: Literal["int8", "nf4"] | None = None,
     form: Literal["safetensors", "onnx", "gguf"] = "safetensors",
     converter: str | Path | None = None,
     say: Callable[[str], None] = print,

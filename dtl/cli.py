@@ -80,6 +80,28 @@ def train(config: Config, overrides: Overrides = None) -> None:
 
 
 @app.command()
+def launch(
+    config: Config,
+    overrides: Overrides = None,
+    node_rank: Annotated[
+        int, typer.Option(min=0, help="which of the machines this is, from 0")
+    ] = 0,
+    master: Annotated[
+        str, typer.Option(metavar="HOST[:PORT]", help="the first machine, as the others reach it")
+    ] = "",
+) -> None:
+    """Start this machine's part of a run over layout.nodes machines; give it on each of them."""
+    from dtl import api
+    from dtl.launch import machine_of
+
+    loaded = api.load_config(config, overrides or ())
+    machine = machine_of(node_rank, loaded.layout.nodes, master)
+    with _places_of(config, overrides or ()):
+        outcome = api.launch(config, overrides or (), machine=machine)
+    raise typer.Exit(outcome.exit_code)
+
+
+@app.command()
 def resume(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="the run folder, as runs/text")],
     overrides: Overrides = None,
@@ -170,7 +192,8 @@ def export(
         Path | None, typer.Option(help="folder to make; left out: in RUN, as export-merged")
     ] = None,
     quantize: Annotated[
-        Literal["int8"] | None, typer.Option(help="linear layers in 8 bits, by bitsandbytes")
+        Literal["int8", "nf4"] | None,
+        typer.Option(help="linear layers in 8 or 4 bits, by bitsandbytes"),
     ] = None,
     form: Annotated[
         Literal["safetensors", "onnx", "gguf"],

@@ -134,6 +134,7 @@ class Engine(ABC):
         self.accelerator = accelerator
         self.device: torch.device = accelerator.device
         self.rank: int = accelerator.process_index
+        self.local_rank: int = accelerator.local_process_index
         self.ranks: int = accelerator.num_processes
 
     @property

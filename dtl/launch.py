@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import os
 import shlex
+import socket
 import sys
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 
+from dtl.errors import DtlError
 from dtl.run_folder import RunFolder
 
 
@@ -16,6 +20,7 @@ class Command:
 
     argv: tuple[str, ...]
     environment: dict[str, str]
+    log: str = "launcher.log"  # its name in the run's logs
 
     def shell(self) -> str:
         """The same as one line for a shell."""
@@ -28,24 +33,78 @@ SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGUSR1,SIGQUIT"
 SAVING_SECONDS = 3600
 
 
+PORT = 29500  # torchrun's own, where several machines must agree on one without a word
+
+
+@dataclass(frozen=True)
+class Machine:
+    """One of the `machines` that share a run. `address`: of the first, as the others reach it."""
+
+    number: int  # from 0
+    machines: int
+    address: str
+    port: int = PORT
+
+
+def machine_of(number: int, machines: int, master: str) -> Machine:
+    """Which machine this is. `master`: HOST or HOST:PORT of the first. Raises DtlError."""
+    if machines == 1:
+        raise DtlError.of(
+            "layout.nodes", "is 1, and one machine needs no launch", "use `dtl train`"
+        )
+    if number >= machines:
+        raise DtlError.of(
+            "--node-rank", f"there is no machine {number} of {machines}", "they count from 0"
+        )
+    address, _, port = master.partition(":")
+    if not address or (port and not (port.isdigit() and 0 < int(port) < 65536)):
+        raise DtlError.of(
+            "--master", f"'{master}' is no HOST or HOST:PORT", "name the first machine"
+        )
+    try:
+        socket.getaddrinfo(address, None)
+    except OSError as fault:
+        raise DtlError.of(
+            "--master", f"{address} is not known here ({fault.strerror})", "give its IP address"
+        ) from fault
+    return Machine(number, machines, address, int(port) if port else PORT)
+
+
 def command(folder: RunFolder) -> Command:
     """torchrun with the run's ranks, each running the worker on the run folder.
 
     Not `accelerate launch`: it starts the same torchrun, but without the two settings above.
     """
     layout = folder.plan.layout
+    worker = ("run", str(folder.path.absolute()))
+    alone = Machine(0, 1, "127.0.0.1", free_port())
+    return _torchrun(worker, alone, ranks=layout.ranks, device=layout.device)
+
+
+def command_on(
+    machine: Machine, config: Path, overrides: Sequence[str], *, ranks: int, device: str
+) -> Command:
+    """torchrun with the ranks of one machine, each running the worker on the config."""
+    worker = ("train", str(config.absolute()), *overrides)
+    started = _torchrun(worker, machine, ranks=ranks, device=device)
+    return replace(started, log=f"launcher-{machine.number}.log")
+
+
+def _torchrun(worker: Sequence[str], machine: Machine, *, ranks: int, device: str) -> Command:
     environment = {
         "PYTHONUNBUFFERED": "1",
         "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(SAVING_SECONDS),
     }
-    if layout.device == "cpu":
+    if device == "cpu":
         environment["ACCELERATE_USE_CPU"] = "true"
         environment["DS_ACCELERATOR"] = "cpu"
-        environment["OMP_NUM_THREADS"] = str(threads(layout.processes))
+        environment["OMP_NUM_THREADS"] = str(threads(ranks))
     argv = [sys.executable, "-m", "torch.distributed.run"]
-    argv += ["--nproc-per-node", str(layout.ranks), "--signals-to-handle", SIGNALS]
-    argv += ["--master-addr", "127.0.0.1", "--master-port", str(free_port())]
-    return Command((*argv, "-m", "dtl.worker", "run", str(folder.path.absolute())), environment)
+    argv += ["--nproc-per-node", str(ranks), "--signals-to-handle", SIGNALS]
+    if machine.machines > 1:
+        argv += ["--nnodes", str(machine.machines), "--node-rank", str(machine.number)]
+    argv += ["--master-addr", machine.address, "--master-port", str(machine.port)]
+    return Command((*argv, "-m", "dtl.worker", *worker), environment)
 
 
 def threads(processes: int) -> int:
@@ -55,8 +114,6 @@ def threads(processes: int) -> int:
 
 def free_port() -> int:
     """A port on this machine that nobody listens on now."""
-    import socket
-
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

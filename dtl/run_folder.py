@@ -27,6 +27,14 @@ STACK = ("dtl", "torch", "deepspeed", "accelerate", "transformers", "peft", "bit
 
 
 @dataclass(frozen=True)
+class Scored:
+    """After which step, and under which weights: unadapted, adapted, ema or average."""
+
+    step: int
+    of: str
+
+
+@dataclass(frozen=True)
 class RunFolder:
     """`run.json` says what was asked and planned; `result.json` closes the run."""
 
@@ -153,7 +161,7 @@ class RunFolder:
             "facts": facts,
             "data": data,
             "formerly": [],
-            "versions": {name: _version(name) for name in STACK},
+            "versions": stack_versions(),
             "commit": _commit(),
         }
         text = yaml.safe_dump(record["config"], sort_keys=False)
@@ -187,6 +195,34 @@ class RunFolder:
     def usage(self) -> Path:
         """What each launch took."""
         return self.path / "usage"
+
+    def outcomes_file(self, step: int, *, of: str = "adapted") -> Path:
+        """Where the outcomes of a scoring lie; `of`: unadapted, adapted, or which average of the
+        weights."""
+        average = "" if of in ("unadapted", "adapted") else f"-{of}"
+        return self.path / "evaluations" / f"step-{step:08d}{average}.jsonl"
+
+    def outcomes(self, step: int, *, of: str = "adapted") -> list[dict[str, Any]]:
+        """Of each held-out example, in the order of the rows, each with its `row`; none where that
+        step was not scored."""
+        file = self.outcomes_file(step, of=of)
+        if not file.is_file():
+            return []
+        return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+    @property
+    def scored(self) -> Scored | None:
+        """The scoring whose scores are the run's: of the exported weights, or, while it is not
+        finished, the newest one. None: there is none yet."""
+        if self.state != "finished":
+            lines = [line for line in self.metrics() if line["kind"] == "eval"]
+            return Scored(lines[-1]["step"], lines[-1]["model"]) if lines else None
+        result = self.result
+        if "adapted" not in result["scores"]:
+            return None
+        best, weights = result["best"]["step"], result["weights"]
+        is_best = self.config.train.export == "best" and weights == "adapted"
+        return Scored(best if is_best and best is not None else result["steps"], weights)
 
     @property
     def heartbeats(self) -> Path:
@@ -288,6 +324,11 @@ def _read(path: Path) -> Any:
         raise DtlError.of(
             str(path), f"cannot be read ({fault})", "the run folder is damaged"
         ) from fault
+
+
+def stack_versions() -> dict[str, str | None]:
+    """Of dtl and what it stands on; None for what is not installed."""
+    return {name: _version(name) for name in STACK}
 
 
 def _version(name: str) -> str | None:

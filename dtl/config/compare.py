@@ -10,6 +10,7 @@ from dtl.config.schema import RunConfig
 HARMLESS = (
     "run.",
     "layout.",
+    "model.stage_to",
     "task.group_by",
     "data.on_bad_row",
     "data.max_bad_fraction",

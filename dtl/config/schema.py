@@ -95,6 +95,12 @@ class Model(Record):
     trust_remote_code: bool = Field(
         default=False, description="run the Python code that comes with the model"
     )
+    stage_to: str | None = Field(
+        default=None,
+        min_length=1,
+        description="folder on each node's own disk, as $TMPDIR, to which one process copies the "
+        "weights before all of the node read them; left out: read where they lie",
+    )
 
     _path_is_no_address = field_validator("path")(no_address)
 

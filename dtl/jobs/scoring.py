@@ -10,7 +10,7 @@ from dtl.data.loader import Collate
 from dtl.engine import Engine
 from dtl.examples import Examples
 from dtl.run_folder import RunFolder
-from dtl.train.evaluate import evaluate, outcomes_file
+from dtl.train.evaluate import evaluate
 from dtl.train.log import RunLog
 from dtl.train.loop import Progress
 
@@ -93,7 +93,7 @@ class Scoring:
             pause=self.pause,
         )
         if self.engine.is_first:
-            found.write(outcomes_file(self.folder.path, at.step, of=model))
+            found.write(self.folder.outcomes_file(at.step, of=model))
         self.log.scores(at.step, found.scores, model=model)
         return found.scores
 

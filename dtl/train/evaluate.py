@@ -31,14 +31,9 @@ class Evaluation:
         """One outcome a line, with the number of its row."""
         path.parent.mkdir(parents=True, exist_ok=True)
         lines = "".join(json.dumps(outcome) + "\n" for outcome in self.outcomes)
-        path.write_text(lines, encoding="utf-8")
-
-
-def outcomes_file(run: Path, step: int, *, of: str = "adapted") -> Path:
-    """Where the outcomes of a scoring lie in a run's folder; `of`: unadapted, adapted, or which
-    average of the weights."""
-    average = "" if of in ("unadapted", "adapted") else f"-{of}"
-    return run / "evaluations" / f"step-{step:08d}{average}.jsonl"
+        staged = path.with_name(f".{path.name}")  # a report may read while the run writes
+        staged.write_text(lines, encoding="utf-8")
+        staged.replace(path)
 
 
 @torch.no_grad()

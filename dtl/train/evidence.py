@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -10,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dtl.run_folder import RunFolder
-from dtl.train.evaluate import outcomes_file
 from dtl.train.groups import interval
 from dtl.train.usage import Usage, read_usage
 
@@ -39,7 +37,7 @@ def evidence_of(
     outcomes = {
         model: stored
         for model, at, of in (("unadapted", 0, "unadapted"), ("adapted", step, weights))
-        if (stored := _outcomes(folder, at, of=of))
+        if (stored := folder.outcomes(at, of=of))
     }
     return Evidence(
         base=folder.data["base"],
@@ -51,11 +49,3 @@ def evidence_of(
         scored=len(outcomes["adapted"]) if "adapted" in outcomes else None,
         usage=read_usage(folder.usage),
     )
-
-
-def _outcomes(folder: RunFolder, step: int, *, of: str) -> list[dict[str, Any]]:
-    """Those of each held-out example; none where that step was not scored."""
-    file = outcomes_file(folder.path, step, of=of)
-    if not file.is_file():
-        return []
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]

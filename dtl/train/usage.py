@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
 from dtl.run_folder import write_json
 
 if TYPE_CHECKING:
+    import torch
+
     from dtl.engine import Engine
 
 NVML = "libnvidia-ml.so.1"
@@ -82,6 +82,8 @@ def _device(device: torch.device) -> tuple[str, str]:
     """Where it is, and its name; all processes on one machine's cores share these."""
     host = socket.gethostname()
     if device.type == "cuda":
+        import torch
+
         return f"{host}:{device.index}", torch.cuda.get_device_name(device)
     return host, f"machine with {os.cpu_count()} CPU cores"
 
@@ -94,6 +96,8 @@ def _uuid(device: torch.device) -> str | None:
     """As NVML names the device; None for what is no GPU."""
     if device.type != "cuda":
         return None
+    import torch
+
     return f"GPU-{torch.cuda.get_device_properties(device).uuid}"
 
 

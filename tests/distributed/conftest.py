@@ -12,7 +12,7 @@ from tests.distributed import launching
 from tests.distributed.matrix import (
     ACCUMULATION,
     ADAPTER_EXPORTS,
-    ADAPTER_LAYOUTS,
+    ADAPTER_RUNS,
     ADAPTER_STEPS,
     ADAPTERS,
     BATCH,
@@ -45,7 +45,6 @@ from tests.distributed.matrix import (
     TEXT_STEPS,
     TEXT_STRATEGIES,
     TOKEN_STEPS,
-    UP_TO_ZERO_2,
     UPDATED,
 )
 
@@ -147,22 +146,15 @@ def _job(ranks: int, strategy: str, zero: int, turns: int) -> dict[str, Any]:
 def _adapters(ranks: int) -> list[dict[str, Any]]:
     """PEFT's methods, as far as each goes with ZeRO."""
     jobs = []
-    for name, settings in ADAPTERS.items():
-        for many, zero in ADAPTER_LAYOUTS:
-            if many != ranks or (zero == 3 and name in UP_TO_ZERO_2):
-                continue
-            run = f"{name}-{ranks}-{zero}"
-            steps = STEPS if name in PARITY else ADAPTER_STEPS
-            more = [f"layout.zero={zero}", f"run.name={run}", f"train.steps={steps}"]
-            if run in ADAPTER_EXPORTS:
-                more += ["data.eval=eval.jsonl"]
-            jobs.append(
-                {
-                    "config": "config.yaml",
-                    "overrides": [*settings, *more],
-                    "bare": run not in ADAPTER_EXPORTS,
-                }
-            )
+    for name, many, zero in ADAPTER_RUNS:
+        if many != ranks:
+            continue
+        run = f"{name}-{ranks}-{zero}"
+        steps = STEPS if name in PARITY else ADAPTER_STEPS
+        more = [f"layout.zero={zero}", f"run.name={run}", f"train.steps={steps}"]
+        exports = run in ADAPTER_EXPORTS
+        overrides = [*ADAPTERS[name], *more, *["data.eval=eval.jsonl"] * exports]
+        jobs.append({"config": "config.yaml", "overrides": overrides, "bare": not exports})
     if ranks == 2:  # over an adapter that is worked into the base
         below = "model.adapters=[runs/vera-2-3/export]"
         for zero in (0, 3):

@@ -12,23 +12,18 @@ from torch.nn.functional import cross_entropy
 from tests.distributed import launching, reference
 from tests.distributed.matrix import (
     ADAPTER_EXPORTS,
-    ADAPTER_LAYOUTS,
-    ADAPTERS,
+    ADAPTER_RUNS,
     BATCH,
     CLIP,
     PARITY,
     RATE,
     STEPS,
-    UP_TO_ZERO_2,
+    WAYS,
 )
 
 LAYOUTS = {
-    name: [
-        f"{name}-{ranks}-{zero}"
-        for ranks, zero in ADAPTER_LAYOUTS
-        if zero < 3 or name not in UP_TO_ZERO_2
-    ]
-    for name in ADAPTERS
+    way: [f"{way}-{ranks}-{zero}" for name, ranks, zero in ADAPTER_RUNS if name == way]
+    for way in WAYS
 }
 
 
@@ -51,7 +46,7 @@ def test_twenty_steps_are_those_of_plain_peft(bed: Path, method: str) -> None:
         assert [line["gradient_norm"] for line in found] == pytest.approx(norms, rel=1e-3), run
 
 
-@pytest.mark.parametrize("method", ADAPTERS)
+@pytest.mark.parametrize("method", WAYS)
 def test_the_loss_is_the_same_at_every_stage(bed: Path, method: str) -> None:
     alone, *others = [
         [line["loss"] for line in launching.train_lines(bed / "runs" / run)]

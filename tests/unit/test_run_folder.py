@@ -9,7 +9,7 @@ from dtl import desk
 from dtl.config.schema import RunConfig
 from dtl.errors import DtlError
 from dtl.plan import Chosen, Layout, Parameters, PhasePlan, Plan
-from dtl.run_folder import RunFolder, write_json
+from dtl.run_folder import RunFolder, Scored, write_json
 
 PLAN = Plan(
     layout=Layout(1, 2, 2, "none", 4, 2, False, "fp32", "cpu"),
@@ -226,3 +226,31 @@ def test_the_desk_refuses_a_used_folder_and_says_what_it_holds(run, config, tmp_
 
 def test_the_desk_lets_a_new_run_begin(config):
     desk.refuse_used(RunFolder.of(config), config)
+
+
+def test_the_scores_of_a_run_are_those_of_the_weights_that_it_exports(tmp_path):
+    asked = configure(tmp_path).model_dump(mode="json")
+    asked["data"]["eval"] = "held.jsonl"
+    asked["train"] |= {"export": "best", "evaluate_every": 10}
+    config = RunConfig.model_validate(asked)
+    run = RunFolder.of(config)
+    run.create(config, PLAN, {}, DATA)
+    assert run.scored is None and run.outcomes(10) == []
+    run.append({"kind": "eval", "step": 10, "model": "adapted", "loss": 1.0})
+    assert run.scored == Scored(10, "adapted")
+    result = {
+        "steps": 30,
+        "scores": {"adapted": {"loss": 0.5}},
+        "best": {"step": 20, "score": -0.5},
+        "weights": "adapted",
+    }
+    run.finish(result)
+    assert run.scored == Scored(20, "adapted")
+    run.finish({**result, "weights": "ema"})
+    assert run.scored == Scored(30, "ema")
+    run.outcomes_file(30, of="ema").parent.mkdir()
+    run.outcomes_file(30, of="ema").write_text('{"row": 4, "loss": 2.0}\n')
+    assert run.outcomes(30, of="ema") == [{"row": 4, "loss": 2.0}]
+    assert run.outcomes_file(30, of="unadapted") == run.outcomes_file(30, of="adapted")
+    run.finish({**result, "scores": {}})
+    assert run.scored is None
