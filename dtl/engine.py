@@ -134,7 +134,6 @@ class Engine(ABC):
         self.accelerator = accelerator
         self.device: torch.device = accelerator.device
         self.rank: int = accelerator.process_index
-        self.local_rank: int = accelerator.local_process_index
         self.ranks: int = accelerator.num_processes
 
     @property

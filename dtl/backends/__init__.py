@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+UNFIT = 3  # exit code of a pre-flight where another node would do
+UNFIT_NODES = "unfit_nodes"  # a file in a run folder: their names, with commas
 CANCELLED = "cancelled"  # a file in a run folder: its job is not to start again by itself
 
 
