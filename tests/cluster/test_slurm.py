@@ -72,7 +72,7 @@ def test_a_grid_is_one_array_and_a_run_for_each_cell(bed: Bed) -> None:
     [
         ({"partition": "nowhere"}, "invalid partition specified: nowhere", "sinfo -s"),
         ({"nodes": 9}, "node count specification invalid", "--nodes"),
-        ({"gpus_per_node": 4}, "gres", "gpu_request"),
+        ({"gpus_per_node": 4}, "configuration is not available", "fewer nodes or GPUs"),
     ],
 )
 def test_slurm_refuses_in_its_own_words(
