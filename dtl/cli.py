@@ -423,6 +423,43 @@ def audit(
 
 
 @app.command()
+def report(
+    path: Annotated[
+        Path, typer.Argument(metavar="RUN|COMPARISON", help="its folder, finished or not")
+    ],
+    png: Annotated[
+        bool | None,
+        typer.Option("--png/--no-png", help="charts as PNG too; left out: if matplotlib is here"),
+    ] = None,
+) -> None:
+    """Write report.html: scores, curves, worst examples; or what a comparison has found."""
+    from dtl.report import write
+
+    written = write(path, png=png)
+    print(f"{written.page}\ncharts: {written.charts}")
+    if png is None and not written.drawn:
+        print("no PNG: matplotlib is not installed; pip install 'dtl[report]'")
+
+
+@app.command()
+def track(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="a run folder, finished or not")],
+    to: Annotated[
+        Literal["tensorboard", "wandb", "mlflow", "trackio"] | None,
+        typer.Option(help="tracker; left out: those of the run's config, or tensorboard"),
+    ] = None,
+) -> None:
+    """Send what a run has written to metrics.jsonl to a tracker, as a new run there."""
+    from dtl.api import load_run
+    from dtl.track import track as send
+
+    folder = load_run(run)
+    names = [to] if to is not None else folder.config.tracking or ["tensorboard"]
+    for name in send(folder, names):
+        print(f"sent to {name}")
+
+
+@app.command()
 def plan(
     config: Config,
     overrides: Overrides = None,

@@ -297,5 +297,16 @@ def log_to(path: Path) -> None:
     os.close(file)
 
 
+def _exit(code: int) -> None:
+    """As sys.exit, but for a tracker that is still busy: nothing waits for it."""
+    from dtl.train.tracking import is_left_behind
+
+    if is_left_behind():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    _exit(main())
