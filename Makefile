@@ -20,6 +20,7 @@ quickstart: $(VENV)/.dtl-installed
 # Does transfer pay? Scanned digits, told by a network that has seen letters alone.
 demo: $(VENV)/.dtl-installed
 	$(BIN)/dtl compare configs/quickstart/vision.yaml
+	$(BIN)/dtl report comparisons/vision
 
 # Tests that measure seconds come last, alone.
 test: $(VENV)/.dtl-installed-dev

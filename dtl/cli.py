@@ -442,6 +442,26 @@ def report(
 
 
 @app.command()
+def diff(
+    first: Annotated[Path, typer.Argument(metavar="RUN_A", help="a run folder")],
+    second: Annotated[Path, typer.Argument(metavar="RUN_B", help="another one")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
+) -> None:
+    """Show what differs between two runs; as diff does, end with 0 if nothing does, else with 1."""
+    from dtl.api import load_run
+    from dtl.diff import differences, table, to_dict
+
+    found = differences(load_run(first), load_run(second))
+    if as_json:
+        _print_json(to_dict(found))
+    elif found:
+        print("\n".join(table(found, (str(first), str(second)))))
+    else:
+        print("nothing differs")
+    raise typer.Exit(1 if found else 0)
+
+
+@app.command()
 def track(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="a run folder, finished or not")],
     to: Annotated[

@@ -139,8 +139,9 @@ class OpenTracker:
 def open_tracker(name: str, folder: RunFolder, start: Start) -> OpenTracker:
     """Begin a run at a tracker, or go on with one, under the run's name in the project `dtl`,
     unless the tracker's own environment names another. It is the first process's alone."""
-    from accelerate import tracking
+    from accelerate import PartialState, tracking
 
+    PartialState()  # Accelerate's log asks for it, also where no run is going on
     title, identity = folder.path.name, start.identity
     if name == "tensorboard":  # whose steps from `start.step` on are told anew
         tracker = tracking.TensorBoardTracker(name, folder.path, purge_step=start.step)

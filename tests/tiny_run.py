@@ -1,10 +1,11 @@
-"""The folder of a classification that was stopped after 60 of 120 steps, without running it."""
+"""What runs and comparisons leave, without running any."""
 
 import json
 
 import numpy as np
 
 from dtl import registry
+from dtl.compare import Cell, Comparison, Interval, Point, Reached, Recommendation
 from dtl.config.schema import RunConfig
 from dtl.data.source import open_rows
 from dtl.plan import Chosen, Layout, Parameters, PhasePlan, Plan
@@ -88,3 +89,53 @@ def stopped_run(tmp_path, fields, *, labels, name="text_classification", why="to
     scores = {**task.score(outcomes, facts), **scores_by_group(task, outcomes, facts, "label")}
     folder.append({"kind": "eval", "step": 60, "model": "adapted", **scores})
     return folder
+
+
+def comparison(names):
+    """Two seeds, 5 and 20 labels a class; `names`: of three strategies, the first the worst, the
+    second the smallest and the third the best."""
+    points, cells = [], []
+    for labels, gain in ((5, 0.0), (20, 0.1)):
+        for place, (name, score) in enumerate(zip(names, (0.3, 0.6, 0.7), strict=True)):
+            value = round(score + gain, 3)
+            between = Interval(round(value - 0.05, 3), round(value + 0.05, 3))
+            memory = (3, 1, 2)[place] * 2**30
+            known = {"labels_saved": None, "seconds": 4.0, "peak_memory_bytes": memory}
+            unknown = dict.fromkeys(
+                ["source_score", "source_interval", "ood_score", "ood_interval", "worst_group"]
+            )
+            points.append(
+                Point(name, labels, (0, 1), value, between, stored_bytes=100, **known, **unknown)
+            )
+            for seed in (0, 1):
+                curve = (Reached(2.0 + seed, 10, (0.2, 0.4)[seed]), Reached(4.0 + seed, 20, value))
+                cells.append(
+                    Cell(
+                        *(name, labels, 5 * labels, seed, 1e-3, value, between, {}, 20, 4.0, 5.0),
+                        *(memory, 100, curve, None, None, None, f"cells/{place}-{labels}-{seed}"),
+                    )
+                )
+    return Comparison(
+        name="few",
+        task="image_classification",
+        score_name="f1",
+        higher_is_better=True,
+        classes=5,
+        level=0.95,
+        strategies=names,
+        labels=(5, 20),
+        all_labels=20,
+        seeds=(0, 1),
+        source=None,
+        source_before=None,
+        ood=None,
+        cells=tuple(cells),
+        points=tuple(points),
+        differences=(),
+        recommendations=(Recommendation(20, "full", "best", "Take full. It is the best."),),
+        rates=(),
+        hint=None,
+        no_hint="none was asked for",
+        notes=(),
+        not_run=(),
+    )

@@ -16,7 +16,7 @@ from dtl.report import pictures, write
 from dtl.report.charts import Axis, Line, Plot, smoothed, thinned
 from dtl.report.svg import draw
 from dtl.run_folder import write_json
-from tests.tiny_run import stopped_run
+from tests.tiny_run import comparison, stopped_run
 
 ATTACK = '<script>alert("x")</script><img src=x onerror=alert(1)>'
 LABELS = ["calm", "loud & <b>bold</b>", "$odd_"]
@@ -166,58 +166,6 @@ def test_a_comparison_is_drawn_as_it_is_stored(tmp_path):
     over_time = rows_of(charts / "score_over_time.csv")
     told = [float(cell) for cell in over_time[1][1:]]
     assert told == pytest.approx([2.5, 0.3, 0.2, 0.4]), "the mean of two seeds"
-
-
-def comparison(names):
-    """Two seeds, 5 and 20 labels a class; `names`: of three strategies, the first the worst, the
-    second the smallest and the third the best."""
-    from dtl.compare import Cell, Comparison, Interval, Point, Reached, Recommendation
-
-    points, cells = [], []
-    for labels, gain in ((5, 0.0), (20, 0.1)):
-        for place, (name, score) in enumerate(zip(names, (0.3, 0.6, 0.7), strict=True)):
-            value = round(score + gain, 3)
-            between = Interval(round(value - 0.05, 3), round(value + 0.05, 3))
-            memory = (3, 1, 2)[place] * 2**30
-            known = {"labels_saved": None, "seconds": 4.0, "peak_memory_bytes": memory}
-            unknown = dict.fromkeys(
-                ["source_score", "source_interval", "ood_score", "ood_interval", "worst_group"]
-            )
-            points.append(
-                Point(name, labels, (0, 1), value, between, stored_bytes=100, **known, **unknown)
-            )
-            for seed in (0, 1):
-                curve = (Reached(2.0 + seed, 10, (0.2, 0.4)[seed]), Reached(4.0 + seed, 20, value))
-                cells.append(
-                    Cell(
-                        *(name, labels, 5 * labels, seed, 1e-3, value, between, {}, 20, 4.0, 5.0),
-                        *(memory, 100, curve, None, None, None, f"cells/{place}-{labels}-{seed}"),
-                    )
-                )
-    return Comparison(
-        name="few",
-        task="image_classification",
-        score_name="f1",
-        higher_is_better=True,
-        classes=5,
-        level=0.95,
-        strategies=names,
-        labels=(5, 20),
-        all_labels=20,
-        seeds=(0, 1),
-        source=None,
-        source_before=None,
-        ood=None,
-        cells=tuple(cells),
-        points=tuple(points),
-        differences=(),
-        recommendations=(Recommendation(20, "full", "best", "Take full. It is the best."),),
-        rates=(),
-        hint=None,
-        no_hint="none was asked for",
-        notes=(),
-        not_run=(),
-    )
 
 
 def test_what_is_no_run_is_refused(tmp_path, capsys):

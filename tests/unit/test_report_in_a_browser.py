@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from dtl.report import write
+from dtl.run_folder import write_json
 from tests.browser import browser
-from tests.tiny_run import stopped_run
+from tests.tiny_run import comparison, stopped_run
 
 __all__ = ["browser"]  # a fixture
 
@@ -51,6 +52,11 @@ def held_sounds(folder, count):
     return [{"audio": f"{number}.wav"} for number in range(count)]
 
 
+def asked_for(browser):
+    """What the page has not brought along."""
+    return [one for one in browser.requests if not one.startswith("data:")]
+
+
 def report_of(folder, fields, name):
     run = stopped_run(folder, fields, labels=["low", "high"], name=name)
     return write(run.path, png=False).page.as_uri()
@@ -66,8 +72,7 @@ def test_all_is_seen_and_nothing_is_asked_for(tmp_path, browser):
     for width, dark in ((1280, False), (390, True)):
         browser.shows(width=width, dark=dark)
         browser.open(address)
-        assert browser.errors == []
-        assert [one for one in browser.requests if not one.startswith("data:")] == [address]
+        assert browser.errors == [] and asked_for(browser) == [address]
         assert browser.ask("document.querySelectorAll('svg').length") == 9
         assert browser.ask(UNSEEN) == []
         assert browser.ask(SIDEWAYS) <= 0, "it scrolls sideways"
@@ -77,6 +82,18 @@ def test_all_is_seen_and_nothing_is_asked_for(tmp_path, browser):
         red, green, blue = (int(part) for part in browser.ask(GROUND)[4:-1].split(","))
         assert (red + green + blue < 150) == dark
         assert len(browser.picture()) > 20_000
+
+
+def test_a_comparison_is_seen(tmp_path, browser):
+    found = comparison(("scratch", "frozen", "full")).to_dict()
+    write_json(tmp_path / "comparison.json", found)
+    address = write(tmp_path, png=False).page.as_uri()
+    for width, dark in ((1280, True), (390, False)):
+        browser.shows(width=width, dark=dark)
+        browser.open(address)
+        assert browser.errors == [] and asked_for(browser) == [address]
+        assert browser.ask("document.querySelectorAll('svg').length") == 4
+        assert browser.ask(UNSEEN) == [] and browser.ask(SIDEWAYS) <= 0
 
 
 def test_sounds_can_be_played(tmp_path, browser):

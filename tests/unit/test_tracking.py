@@ -3,6 +3,8 @@
 import importlib.util
 import io
 import json
+import subprocess
+import sys
 import threading
 import time
 
@@ -112,6 +114,18 @@ def test_a_slow_tracker_never_holds_up_the_run(run, monkeypatch):
         if thread.name == tracking.THREAD:
             thread.join(20)
     assert not tracking.is_left_behind()
+
+
+def test_a_process_does_not_wait_for_what_a_tracker_does_at_its_end():
+    code = """
+import atexit, threading, time
+from dtl.train import tracking
+from dtl.worker import _exit
+threading.Thread(target=time.sleep, args=(60,), name=tracking.THREAD, daemon=True).start()
+atexit.register(time.sleep, 60)
+_exit(7)
+"""
+    assert subprocess.run([sys.executable, "-c", code], timeout=40).returncode == 7
 
 
 def test_a_tracker_that_fails_is_told_of_once(run):
