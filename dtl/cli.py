@@ -279,6 +279,13 @@ def compare(
     only_list: Annotated[
         bool, typer.Option("--list", help="show what would be run, and run nothing")
     ] = False,
+    cluster: Annotated[
+        str | None, typer.Option(metavar="SITE", help="put all runs into a cluster's queue")
+    ] = None,
+    time: Annotated[str | None, typer.Option(help="longest of a job there, as 45min")] = None,
+    account: Annotated[str | None, typer.Option(help="account that pays there")] = None,
+    partition: Annotated[str | None, typer.Option(help="queue there")] = None,
+    job: Annotated[Path | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Run strategies against scratch with few and many labels, and say which one to take."""
     from dtl.compare import show
@@ -292,13 +299,19 @@ def compare(
         "source": source,
     }
     asked = [f"compare.{key}={value}" for key, value in given.items() if value is not None]
-    found = show.finished(path) if not (asked or overrides or only_list or cell) else None
+    partly = asked or overrides or only_list or cell or job
+    found = show.finished(path) if not partly else None
     if found is None:
+        from dtl.compare.cluster import Queue
         from dtl.compare.start import start
+
+        queue = None if cluster is None else Queue(cluster, time, account, partition)
 
         changes = [*(overrides or ()), *asked]
         with _places_of(path, changes) if path.is_file() else nullcontext():
-            found = start(path, changes, out=out, cell=cell, only_list=only_list)
+            found = start(
+                path, changes, out=out, cell=cell, only_list=only_list, queue=queue, job=job
+            )
     if found is not None:
         print("\n".join(show.lines(found)))
 

@@ -397,7 +397,8 @@ class Plugin(Backend):
         """What sbatch is told beside the script."""
         if job.after is None:
             return []
-        return [f"--dependency=afterok:{job.after}", "--kill-on-invalid-dep=yes"]
+        how = "afterany" if job.after_any else "afterok"
+        return [f"--dependency={how}:{job.after}", "--kill-on-invalid-dep=yes"]
 
 
 def slurm_time(seconds: float) -> str:
