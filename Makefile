@@ -5,9 +5,12 @@
 VENV ?= .venv
 PYTHON ?= python3
 PYTEST_ARGS ?=
+TEST_PROCESSES ?= 2
 
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+TOGETHER := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadgroup
 
 .PHONY: quickstart demo test test-all lint format clean
 
@@ -19,11 +22,14 @@ demo: $(VENV)/.dtl-installed
 	$(BIN)/dtl compare configs/quickstart/vision.yaml
 	$(BIN)/dtl report comparisons/vision
 
+# Tests that measure seconds come last, alone.
 test: $(VENV)/.dtl-installed-dev
-	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+	$(TOGETHER) -m "not slow and not alone" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "not slow and alone" $(PYTEST_ARGS)
 
 test-all: $(VENV)/.dtl-installed-dev
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(TOGETHER) -m "not alone" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "alone" $(PYTEST_ARGS)
 
 lint: $(VENV)/.dtl-installed-dev
 	$(BIN)/ruff format --check .

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dtl.api import (
+        cancel,
         check,
         evaluate,
         export,
@@ -15,12 +16,15 @@ if TYPE_CHECKING:
         plan,
         predict,
         push,
+        status,
+        submit,
         train,
     )
 
 __version__ = "0.1.0"
 __all__ = [
     "__version__",
+    "cancel",
     "check",
     "evaluate",
     "export",
@@ -29,6 +33,8 @@ __all__ = [
     "plan",
     "predict",
     "push",
+    "status",
+    "submit",
     "train",
 ]
 

@@ -12,22 +12,29 @@ from dtl.config.schema import RunConfig
 from dtl.errors import DtlError
 from dtl.plan import Plan
 from dtl.run_folder import RunFolder
+from dtl.submitted import Submitted
 from dtl.supervisor import Supervisor
 
 if TYPE_CHECKING:
+    from dtl.follow import Status
+    from dtl.launch import Machine
     from dtl.xray.report import Report
 
 __all__ = [
     "Outcome",
+    "cancel",
     "check",
     "evaluate",
     "export",
+    "launch",
     "load_config",
     "load_run",
     "plan",
     "predict",
     "push",
     "resume",
+    "status",
+    "submit",
     "train",
 ]
 
@@ -89,23 +96,14 @@ def _train(config: RunConfig, supervisor: Supervisor) -> Outcome:
         raise DtlError.of(
             "layout.nodes",
             f"`dtl train` starts this machine alone, not {config.layout.nodes}",
-            "start each with `accelerate launch --config_file launch/two_nodes.yaml`",
+            "give `dtl launch CONFIG --node-rank R --master HOST` on each of them, R from 0",
         )
     prepared = desk.prepare_run(config)
     for line in prepared.plan.lines():
         say(line)
-    examples = prepared.examples
-    for line in examples.lines():
+    for line in prepared.examples.lines():
         say(line)
-    skipped = examples.skipped_rows()
-    folder.create(
-        config,
-        prepared.plan,
-        examples.facts,
-        examples.data,
-        skipped=skipped,
-        batching=examples.batching,
-    )
+    desk.create(folder, prepared)
     return Outcome(supervisor.launch(folder, prepared), folder)
 
 
@@ -114,16 +112,73 @@ def resume(
     overrides: Sequence[str] = (),
     *,
     allow_change: Iterable[str] = (),
+    here: bool = False,
+    nodes: int | None = None,
+    time: str | None = None,
     say: Callable[[str], None] = print,
     fork: bool = False,
 ) -> Outcome:
     """Continue an interrupted run from its newest whole checkpoint; leave a finished one alone.
 
+    A submitted run goes into its queue again, perhaps on other `nodes` or for another `time`,
+    unless it is to go on `here`.
+
     Another layout (`layout.processes=4`) gives the same result. Keys that would change it are
     refused, unless they are named in `allow_change`. Raises DtlError.
     """
+    folder, allowed = RunFolder.open(path), frozenset(allow_change)
+    if (job := Submitted.of(folder.path)) is not None and folder.state != "finished":
+        from dtl import desk
+        from dtl.submit import refuse_live, resubmit
+
+        config = desk.reconfigure(folder, overrides, allow_change=allowed)
+        if not here:
+            resubmit(folder, job, config, nodes=nodes, time=time, say=say)
+            return Outcome(0, folder)
+        refuse_live(folder)
+    if nodes is not None or time is not None:
+        raise DtlError.of(
+            str(path), "this run does not wait in a queue", "leave out --nodes and --time"
+        )
     with Supervisor(say, fork=fork) as supervisor:
-        return _resume(RunFolder.open(path), overrides, frozenset(allow_change), supervisor)
+        return _resume(folder, overrides, allowed, supervisor, anew=job is not None)
+
+
+def submit(
+    config: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    cluster: str,
+    say: Callable[[str], None] = print,
+    dry_run: bool = False,
+    **asked: Any,
+) -> list[RunFolder]:
+    """Plan a run for a cluster and put it into the queue there; the run folders, of a grid one for
+    each cell. `cluster`: a site's name or file; `asked`: fields of dtl.submit.Asked. `dry_run`:
+    only say the script. Raises DtlError.
+    """
+    from dtl.submit import Asked, script
+    from dtl.submit import submit as put_into_queue
+
+    wanted = Asked(cluster, **asked)
+    if dry_run:
+        say(script(Path(config), overrides, wanted))
+        return []
+    return put_into_queue(Path(config), overrides, wanted, say)
+
+
+def status(path: str | Path = "runs") -> list[Status]:
+    """Where a run is, or each run below a folder."""
+    from dtl.follow import status as look
+
+    return look(Path(path))
+
+
+def cancel(path: str | Path, *, say: Callable[[str], None] = print) -> None:
+    """Ask a run, or each run below a folder, to save and end; return when it has."""
+    from dtl.follow import cancel as ask
+
+    ask(Path(path), say=say)
 
 
 def _resume(
@@ -131,7 +186,10 @@ def _resume(
     overrides: Sequence[str],
     allow_change: frozenset[str],
     supervisor: Supervisor,
+    *,
+    anew: bool = False,
 ) -> Outcome:
+    """`anew`: it was laid out for another machine."""
     from dtl import desk
 
     say = supervisor.say
@@ -140,7 +198,7 @@ def _resume(
         return Outcome(0, folder)
     say(f"{folder.path} was interrupted; it goes on")
     prepared = None
-    if overrides:
+    if overrides or anew:
         config = desk.reconfigure(folder, overrides, allow_change=allow_change)
         prepared = desk.prepare_run(config)
         desk.refuse_other_data(folder, prepared.examples)
@@ -148,6 +206,37 @@ def _resume(
         for line in prepared.plan.lines():
             say(line)
     return Outcome(supervisor.launch(folder, prepared), folder)
+
+
+def launch(
+    path: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    machine: Machine,
+    say: Callable[[str], None] = print,
+) -> Outcome:
+    """This machine's part of a run over `layout.nodes` machines that share the run folder; the
+    same command on each of them starts the run, and goes on with it.
+
+    Each starts `layout.processes`, or one a device. Raises DtlError.
+    """
+    from dtl.launch import command_on
+    from dtl.plan.hardware import this_machine
+
+    config = load_config(path, overrides)
+    hardware = this_machine()
+    ranks = config.layout.processes or (hardware.devices if hardware.device == "cuda" else 1)
+    folder = RunFolder.of(config)
+    if folder.state == "finished":
+        say(f"{folder.path} is finished; nothing to do")
+        return Outcome(0, folder)
+    started = command_on(machine, Path(path), overrides, ranks=ranks, device=hardware.device)
+    say(
+        f"machine {machine.number} of {machine.machines}: {ranks} processes meet those of the "
+        f"others at {machine.address}, port {machine.port}"
+    )
+    with Supervisor(say, fork=False) as supervisor:
+        return Outcome(supervisor.launch(folder, None, started), folder)
 
 
 def evaluate(
@@ -189,7 +278,7 @@ def export(
     dtype: Literal["fp32", "bf16", "fp16"] | None = None,
     shard_size: str = "5GB",
     to: str | Path | None = None,
-    quantize: Literal["int8"] | None = None,
+    quantize: Literal["int8", "nf4"] | None = None,
     form: Literal["safetensors", "onnx", "gguf"] = "safetensors",
     converter: str | Path | None = None,
     say: Callable[[str], None] = print,

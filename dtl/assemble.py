@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dtl import registry
 from dtl.config.schema import RunConfig
 from dtl.errors import DtlError
 from dtl.models.anatomy import batch_norms
-from dtl.models.load import Loaded
+from dtl.models.load import Loaded, learnt_over
 from dtl.strategies import Strategy
 from dtl.tasks import Task
 
@@ -113,10 +114,31 @@ def assemble(config: RunConfig) -> Parts:
                 "phases before",
                 "put it first, or take full",
             )
+    for number, strategy in enumerate(strategies):
+        if strategy.continues is not None:
+            _refuse_misplaced(config, number, strategy.continues)
     if config.optim.l2_sp is not None:
         _refuse_pull(config, strategies[0])
     _refuse_batches(config, task)
     return Parts(task, strategies)
+
+
+def _refuse_misplaced(config: RunConfig, phase: int, folder: Path) -> None:
+    """Raise DtlError where an adapter is to go on over other weights than those it was learnt
+    over."""
+    if phase > 0:
+        raise DtlError.of(
+            f"strategy.{phase}.continue_from",
+            "the phases before have changed the base that the adapter was learnt over",
+            "put it first, or leave it out",
+        )
+    over = learnt_over(folder)
+    if over and over != [Path(each).expanduser().resolve() for each in config.model.adapters]:
+        raise DtlError.of(
+            "strategy.continue_from",
+            f"{folder} was learnt over other adapters",
+            f"set model.adapters to [{', '.join(map(str, over))}]",
+        )
 
 
 def _refuse_pull(config: RunConfig, strategy: Strategy) -> None:

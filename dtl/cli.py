@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -80,19 +81,147 @@ def train(config: Config, overrides: Overrides = None) -> None:
 
 
 @app.command()
+def launch(
+    config: Config,
+    overrides: Overrides = None,
+    node_rank: Annotated[
+        int, typer.Option(min=0, help="which of the machines this is, from 0")
+    ] = 0,
+    master: Annotated[
+        str, typer.Option(metavar="HOST[:PORT]", help="the first machine, as the others reach it")
+    ] = "",
+) -> None:
+    """Start this machine's part of a run over layout.nodes machines; give it on each of them."""
+    from dtl import api
+    from dtl.launch import machine_of
+
+    loaded = api.load_config(config, overrides or ())
+    machine = machine_of(node_rank, loaded.layout.nodes, master)
+    with _places_of(config, overrides or ()):
+        outcome = api.launch(config, overrides or (), machine=machine)
+    raise typer.Exit(outcome.exit_code)
+
+
+@app.command()
 def resume(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="the run folder, as runs/text")],
     overrides: Overrides = None,
     allow_change: Annotated[
         str, typer.Option(metavar="KEYS", help="keys that may change the result, with commas")
     ] = "",
+    here: Annotated[
+        bool, typer.Option("--here", help="go on with a submitted run on this machine")
+    ] = False,
+    nodes: Annotated[int | None, typer.Option(min=1, help="of a submitted run: machines")] = None,
+    time: Annotated[str | None, typer.Option(help="of a submitted run: limit, as 4h")] = None,
 ) -> None:
-    """Continue an interrupted run from its newest checkpoint, on another layout if you like."""
+    """Continue an interrupted run from its newest checkpoint, on another layout if you like.
+
+    A submitted run goes into its queue again."""
     from dtl import api
 
     allowed = [key for key in allow_change.split(",") if key]
-    outcome = api.resume(run, overrides or (), allow_change=allowed, fork=True)
+    outcome = api.resume(
+        run,
+        overrides or (),
+        allow_change=allowed,
+        here=here,
+        nodes=nodes,
+        time=time,
+        fork=True,
+    )
     raise typer.Exit(outcome.exit_code)
+
+
+@app.command()
+def submit(
+    config: Config,
+    cluster: Annotated[str, typer.Option(metavar="SITE", help="a site's name, or its YAML file")],
+    overrides: Overrides = None,
+    nodes: Annotated[int | None, typer.Option(min=1, help="machines")] = None,
+    gpus_per_node: Annotated[
+        int | None, typer.Option(min=0, help="GPUs, and processes, of each; 0: on CPUs")
+    ] = None,
+    time: Annotated[str | None, typer.Option(help="limit of one job, as 4:00:00 or 4h")] = None,
+    chain: Annotated[
+        int, typer.Option(min=1, help="jobs that follow one another until the run is done")
+    ] = 1,
+    after: Annotated[
+        str | None, typer.Option(metavar="JOB", help="id of a job that must have succeeded before")
+    ] = None,
+    account: Annotated[str | None, typer.Option(help="project that pays")] = None,
+    partition: Annotated[str | None, typer.Option(help="queue")] = None,
+    grid: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE,VALUE", help="a run for each value; may be repeated"),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the job script, and do no more.")
+    ] = False,
+) -> None:
+    """Check, plan, and put the run into the queue of a Slurm cluster."""
+    from dtl import api
+
+    with _places_of(config, overrides or ()):
+        api.submit(
+            config,
+            overrides or (),
+            cluster=cluster,
+            nodes=nodes,
+            gpus_per_node=gpus_per_node,
+            time=time,
+            chain=chain,
+            after=after,
+            account=account,
+            partition=partition,
+            grid=tuple(grid or ()),
+            dry_run=dry_run,
+            say=partial(print, end="") if dry_run else print,
+        )
+
+
+@app.command()
+def status(
+    run: Annotated[
+        Path | None, typer.Argument(metavar="[RUN]", help="a run, or a grid; left out: all runs")
+    ] = None,
+    folder: Annotated[Path, typer.Option("--dir", help="folder in which runs are")] = Path("runs"),
+) -> None:
+    """Say where runs are: in the queue, at which step, with which loss, how long they will take."""
+    from dtl.follow import HEADINGS
+    from dtl.follow import status as look
+
+    rows = [HEADINGS, *(one.row() for one in look(run or folder))]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(HEADINGS))]
+    for row in rows:
+        print(
+            "  ".join(word.ljust(width) for word, width in zip(row, widths, strict=True)).rstrip()
+        )
+
+
+@app.command()
+def logs(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="the run folder")],
+    rank: Annotated[
+        int | None, typer.Option(min=0, help="what this process's libraries said")
+    ] = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="until the run ends")] = False,
+) -> None:
+    """Print what a run has said."""
+    from dtl import follow as following
+
+    for line in following.lines(run, rank=rank, follow=follow):
+        print(line, end="", flush=True)
+
+
+@app.command()
+def cancel(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="a run, or a grid of runs")],
+) -> None:
+    """Have a run save and end, wherever it runs."""
+    from dtl import api
+
+    api.cancel(run)
 
 
 @app.command()
@@ -150,6 +279,13 @@ def compare(
     only_list: Annotated[
         bool, typer.Option("--list", help="show what would be run, and run nothing")
     ] = False,
+    cluster: Annotated[
+        str | None, typer.Option(metavar="SITE", help="put all runs into a cluster's queue")
+    ] = None,
+    time: Annotated[str | None, typer.Option(help="longest of a job there, as 45min")] = None,
+    account: Annotated[str | None, typer.Option(help="account that pays there")] = None,
+    partition: Annotated[str | None, typer.Option(help="queue there")] = None,
+    job: Annotated[Path | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Run strategies against scratch with few and many labels, and say which one to take."""
     from dtl.compare import show
@@ -163,13 +299,19 @@ def compare(
         "source": source,
     }
     asked = [f"compare.{key}={value}" for key, value in given.items() if value is not None]
-    found = show.finished(path) if not (asked or overrides or only_list or cell) else None
+    partly = asked or overrides or only_list or cell or job
+    found = show.finished(path) if not partly else None
     if found is None:
+        from dtl.compare.cluster import Queue
         from dtl.compare.start import start
+
+        queue = None if cluster is None else Queue(cluster, time, account, partition)
 
         changes = [*(overrides or ()), *asked]
         with _places_of(path, changes) if path.is_file() else nullcontext():
-            found = start(path, changes, out=out, cell=cell, only_list=only_list)
+            found = start(
+                path, changes, out=out, cell=cell, only_list=only_list, queue=queue, job=job
+            )
     if found is not None:
         print("\n".join(show.lines(found)))
 
@@ -226,7 +368,8 @@ def export(
         Path | None, typer.Option(help="folder to make; left out: in RUN, as export-merged")
     ] = None,
     quantize: Annotated[
-        Literal["int8"] | None, typer.Option(help="linear layers in 8 bits, by bitsandbytes")
+        Literal["int8", "nf4"] | None,
+        typer.Option(help="linear layers in 8 or 4 bits, by bitsandbytes"),
     ] = None,
     form: Annotated[
         Literal["safetensors", "onnx", "gguf"],
@@ -439,8 +582,24 @@ def schema() -> None:
 
 
 @app.command()
-def doctor() -> None:
+def doctor(
+    cluster: Annotated[
+        bool, typer.Option("--cluster", help="draft a site file for this Slurm cluster instead")
+    ] = False,
+    partition: Annotated[
+        str | None, typer.Option(help="with --cluster; left out: the default one")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="with --cluster: file to write; left out: the terminal")
+    ] = None,
+) -> None:
     """Say which versions and devices are here, what is missing and how to get it."""
+    if cluster:
+        _draft_site(partition, out)
+        return
+    for option, value in {"--partition": partition, "--out": out}.items():
+        if value is not None:
+            raise DtlError.of(option, "it goes with --cluster only", "add --cluster")
     from dtl.doctor import examine
 
     findings = list(examine())
@@ -449,6 +608,24 @@ def doctor() -> None:
     missing = sum(finding.state == "missing" for finding in findings)
     print(f"\n{missing} missing" if missing else "\nnothing is missing")
     raise typer.Exit(1 if missing else 0)
+
+
+def _draft_site(partition: str | None, out: Path | None) -> None:
+    from dtl.site_draft import draft
+
+    text = draft(partition=partition)
+    if out is None:
+        print(text, end="")
+        return
+    try:
+        with out.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError:
+        raise DtlError.of("--out", f"{out} is there already", "name another") from None
+    except OSError as error:
+        problem = f"{out} cannot be written ({error.strerror})"
+        raise DtlError.of("--out", problem, "name another place") from None
+    print(f"written to {out}; look through it before you use it")
 
 
 @contextmanager

@@ -11,9 +11,11 @@ from dtl.assemble import Parts, assemble
 from dtl.config.compare import changes
 from dtl.config.load import load_config
 from dtl.config.schema import RunConfig
+from dtl.data import features
+from dtl.data.streamed import StreamedData
 from dtl.errors import DtlError, Fault
 from dtl.examples import Examples, prepare
-from dtl.plan import OuterLaunch, Plan
+from dtl.plan import Hardware, OuterLaunch, Plan
 from dtl.plan.hardware import disk_free, this_machine
 from dtl.plan.make import make_plan
 from dtl.run_folder import RunFolder
@@ -32,9 +34,14 @@ class Prepared:
 
 
 def prepare_run(
-    config: RunConfig, *, outer: OuterLaunch | None = None, writes: bool = True
+    config: RunConfig,
+    *,
+    outer: OuterLaunch | None = None,
+    hardware: Hardware | None = None,
+    writes: bool = True,
 ) -> Prepared:
-    """Read and encode the data, then plan. Starts nothing."""
+    """Read and encode the data, then plan. Starts nothing. `hardware`: of a node, if not of this
+    machine."""
     refuse_absent_trackers(config.tracking)
     parts = assemble(config)
     examples = prepare(config, parts, writes=writes)
@@ -45,11 +52,20 @@ def prepare_run(
         settings=examples.settings,
         batching=examples.batching,
         lengths=examples.train.lengths,
-        hardware=this_machine(),
+        hardware=hardware or this_machine(),
         outer=outer,
         disk_free=disk_free(config.run.dir),
+        varied=_why_varied(parts, examples),
+        cache_free=disk_free(str(features.home())),
     )
     return Prepared(config, parts, examples, plan)
+
+
+def _why_varied(parts: Parts, examples: Examples) -> str | None:
+    """Why the same example is something else to the model each time; None: it is not."""
+    if isinstance(examples.train, StreamedData):
+        return "rows that are streamed are encoded anew each time"
+    return parts.task.why_varied(examples.train, processor=examples.processor)
 
 
 def prepare_file(
@@ -57,6 +73,19 @@ def prepare_file(
 ) -> Prepared:
     """The same from a config file."""
     return prepare_run(load_config(path, overrides), outer=outer, writes=writes)
+
+
+def create(folder: RunFolder, prepared: Prepared) -> None:
+    """Begin the run on disk. Raises DtlError where the folder holds something else."""
+    examples = prepared.examples
+    folder.create(
+        prepared.config,
+        prepared.plan,
+        examples.facts,
+        examples.data,
+        skipped=examples.skipped_rows(),
+        batching=examples.batching,
+    )
 
 
 def reopen(folder: RunFolder, *, writes: bool) -> Prepared:

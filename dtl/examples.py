@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import math
-import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import astuple, dataclass, replace
 from itertools import chain
-from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from dtl.assemble import Parts
 from dtl.config.batch_size import COUNTED, BatchSize
 from dtl.config.schema import Data, Draw, RunConfig, Source, Train
 from dtl.data.batching import Batching
 from dtl.data.draw import drawn
-from dtl.data.encoded import EncodedData, cache_key, encode, wait_for
+from dtl.data.encoded import EncodedData, await_file, cache_key, encode, wait_for
 from dtl.data.labels import label_of
 from dtl.data.order import draws
 from dtl.data.source import FAULTS_SHOWN, Check, Reading, Row, Rows, open_rows
+from dtl.data.streamed import Index, StreamedData, index_of
 from dtl.errors import DtlError, Fault, near
 from dtl.mini.cache import folder as cache_folder
+from dtl.mini.cache import write_note
 from dtl.models.adapters import with_room_for
 from dtl.models.fingerprint import fingerprint
 from dtl.models.load import load_processor, load_settings, locate
@@ -39,7 +42,7 @@ SKIPPED_SHOWN = 3
 class Examples:
     """Encoded data, and what the training rows said. `held_out` is None where nothing is scored."""
 
-    train: EncodedData
+    train: EncodedData | StreamedData
     held_out: EncodedData | None
     facts: Facts
     processor: Any
@@ -68,9 +71,9 @@ class Examples:
     def lines(self) -> list[str]:
         """What became of all rows, in words."""
         lines = [source.line() for source in (*self.sources, *self.mixed) if source.bad]
-        lines.append(self.train.census.line("train"))
+        lines.append(self.train.line("train"))
         if self.held_out is not None:
-            lines.append(self.held_out.census.line("held out"))
+            lines.append(self.held_out.line("held out"))
         return lines
 
     def skipped_rows(self) -> Iterator[dict[str, str]]:
@@ -87,12 +90,14 @@ class Examples:
 
 @dataclass(frozen=True)
 class ReadSource:
-    """A source that has been read through. `place`: the config key that names it."""
+    """A source that has been read through. `place`: the config key that names it; `index`: where
+    its rows stand, if they are streamed."""
 
     place: str
     rows: Rows
     good: int
     bad: tuple[Fault, ...]
+    index: Index | None = None
 
     def line(self) -> str:
         """How many rows at fault were skipped, and the first of them."""
@@ -114,24 +119,23 @@ def prepare(
     where = locate(config.model)  # what needs no model is found out first: it takes no time
     if not parts.from_random:
         refuse_pickled_weights(where)
-    sources, mixed = _sources(config, parts.task, check)
+    sources, mixed = _sources(config, parts.task, check, writes=writes)
     train, held_out = split(config, parts.task, sources, mixed)
     if held_out is not None and config.task.group_by is not None:
         _refuse_absent(held_out, config.task.group_by)
     settings = load_settings(config.model)
     read_as = with_room_for(settings, max(strategy.virtual_tokens for strategy in parts.strategies))
     processor = load_processor(config.model, parts.task.reads_by)
-    surveyed = train  # few rows are drawn of data whose labels are known
+    to_survey = train  # few rows are drawn of data whose labels are known
     if config.data.draw is not None:
-        surveyed = _mixed(config, _split(config, sources)[0], mixed)
-    processor, facts = parts.task.fit(processor, parts.task.survey(surveyed, settings))
+        to_survey = _mixed(config, _split(config, sources)[0], mixed)
+    surveyed = _surveyed(to_survey, config, parts.task, settings, writes=writes)
+    processor, facts = parts.task.fit(processor, surveyed)
     encoder = parts.task.encoder(processor, facts, read_as)
     tokenizing = _fingerprint(processor)  # once: a tokenizer keeps how it was last asked to cut
 
-    def encoded(
-        rows: Rows | Part | Mixture, place: str, group_by: str | None = None
-    ) -> EncodedData:
-        key = cache_key(
+    def key_of(rows: Rows | Part | Mixture, group_by: str | None = None) -> str:
+        return cache_key(
             rows=rows.fingerprint + ("/checked" if check else ""),
             processor=tokenizing,
             base=[getattr(read_as, "max_position_embeddings", None)],
@@ -139,12 +143,31 @@ def prepare(
             facts=facts,
             **({} if group_by is None else {"group_by": group_by}),
         )
+
+    def encoded(
+        rows: Rows | Part | Mixture, place: str, group_by: str | None = None
+    ) -> EncodedData:
+        key = key_of(rows, group_by)
         if not writes:
             return wait_for(key)
         return encode(rows, encoder, key=key, place=place, group_by=group_by)
 
-    learnt = encoded(train, "data.train")
-    read: list[tuple[str, Iterable[Row], EncodedData]] = [("data.train", train, learnt)]
+    read: list[tuple[str, Iterable[Row], EncodedData]] = []
+    learnt: EncodedData | StreamedData
+    if (index := sources[0].index) is not None:
+        own = copy.deepcopy(processor)  # rows are encoded beside what else is done with it
+        learnt = StreamedData(
+            sources[0].rows,
+            index,
+            sources[0].rows.seekers("data.train"),
+            parts.task.encoder(own, facts, read_as),
+            key=key_of(train),
+            longest=parts.task.longest(processor, facts, read_as),
+            chosen=_numbers(train, sources[0].good),
+        )
+    else:
+        learnt = encoded(train, "data.train")
+        read.append(("data.train", train, learnt))
     scored = None
     if held_out is not None:
         scored = encoded(held_out, "data.eval", config.task.group_by)
@@ -163,9 +186,20 @@ def prepare(
     )
 
 
-def _batching(options: Train, task: Task, data: EncodedData, processor: Any) -> Batching:
+def _numbers(rows: Rows | Part | Mixture, total: int) -> np.ndarray | None:
+    """Of the rows that are not held out; None: all."""
+    if not isinstance(rows, Part):
+        return None
+    return np.delete(np.arange(total), sorted(rows.chosen))
+
+
+def _batching(
+    options: Train, task: Task, data: EncodedData | StreamedData, processor: Any
+) -> Batching:
     """Raises DtlError for an example that no batch of this size can hold."""
     size = options.global_batch
+    if isinstance(data, StreamedData):
+        return Batching(len(data), size.limit, options.seed)
     sizes = None if size.unit == "examples" else task.sizes(data, processor=processor)
     if sizes is not None and sizes.max() > size.limit:
         longest = BatchSize(math.ceil(sizes.max() / COUNTED[size.unit]), size.unit)
@@ -179,7 +213,7 @@ def _batching(options: Train, task: Task, data: EncodedData, processor: Any) -> 
 
 
 def _sources(
-    config: RunConfig, task: Task, check: Check | None
+    config: RunConfig, task: Task, check: Check | None, *, writes: bool
 ) -> tuple[tuple[ReadSource, ...], tuple[ReadSource, ...]]:
     """The sources that the config names, and those that it mixes in, each read through once before
     a library is loaded, which takes seconds; faults of all first rows come first."""
@@ -191,13 +225,26 @@ def _sources(
         for place, source in named.items()
         if source is not None
     }
-    read = (rows.read_through() if check else _noted(rows, config) for rows in opened.values())
     accepted = [
-        _accepted(place, rows, reading, config.data)
-        for (place, rows), reading in zip(opened.items(), read, strict=True)
+        _indexed(place, rows, config, writes=writes)
+        if place == "data.train" and data.train.streaming
+        else _accepted(place, rows, rows.read_through() if check else _noted(rows, config), data)
+        for place, rows in opened.items()
     ]
     main = len(accepted) - len(data.mix)
     return tuple(accepted[:main]), tuple(accepted[main:])
+
+
+def _indexed(place: str, rows: Rows, config: RunConfig, *, writes: bool) -> ReadSource:
+    seekers = rows.seekers(place)
+    index = index_of(rows, seekers, key=_name_of_reading(rows, config), writes=writes)
+    return replace(_accepted(place, rows, index.reading, config.data), index=index)
+
+
+def _name_of_reading(rows: Rows, config: RunConfig) -> str:
+    """One for the same content and task."""
+    parts = [NOTE_FORMAT, rows.fingerprint, rows.files, config.task.learnt]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def _open(place: str, source: Source, config: RunConfig, task: Task, check: Check | None) -> Rows:
@@ -218,36 +265,42 @@ def held_out_rows(config: RunConfig, task: Task) -> tuple[ReadSource, Iterable[R
     if place == "data.eval" and data.eval is not None:
         rows = _open(place, data.eval, config, task, None)
         return _accepted(place, rows, _noted(rows, config), data), rows
-    sources, mixed = _sources(config, task, None)
+    sources, mixed = _sources(config, task, None, writes=True)
     held_out = split(config, task, sources, mixed)[1]
     return None if held_out is None else (sources[0], held_out)
 
 
 def _noted(rows: Rows, config: RunConfig) -> Reading:
     """What one pass finds; for the same content and task it is found once, and noted."""
-    key = json.dumps(
-        [NOTE_FORMAT, rows.fingerprint, rows.files, config.task.learnt], sort_keys=True
-    )
-    note = cache_folder() / "read" / f"{hashlib.sha256(key.encode()).hexdigest()}.json"
+    note = cache_folder() / "read" / f"{_name_of_reading(rows, config)}.json"
     if note.exists():
         noted = json.loads(note.read_text(encoding="utf-8"))
         return Reading(noted["good"], tuple(Fault(*fault) for fault in noted["bad"]))
     reading = rows.read_through()
-    _write(note, json.dumps({"good": reading.good, "bad": list(map(astuple, reading.bad))}))
+    write_note(note, json.dumps({"good": reading.good, "bad": list(map(astuple, reading.bad))}))
     return reading
+
+
+def _surveyed(
+    rows: Rows | Part | Mixture, config: RunConfig, task: Task, settings: Any, *, writes: bool
+) -> Facts:
+    """What the rows say; of rows that are streamed it is found once, and noted."""
+    if not config.data.train.streaming:
+        return task.survey(rows, settings)
+    parts = [NOTE_FORMAT, rows.fingerprint, config.task.learnt, settings.to_dict()]
+    text = json.dumps(parts, sort_keys=True, default=str)
+    note = cache_folder() / "surveyed" / f"{hashlib.sha256(text.encode()).hexdigest()}.json"
+    if not writes:
+        await_file(note)
+    elif not note.exists():
+        write_note(note, json.dumps(task.survey(rows, settings)))
+    facts: Facts = json.loads(note.read_text(encoding="utf-8"))
+    return facts
 
 
 def _accepted(place: str, rows: Rows, reading: Reading, data: Data) -> ReadSource:
     _refuse_bad(reading, rows.name, data)
     return ReadSource(place, rows, reading.good, reading.bad)
-
-
-def _write(note: Path, text: str) -> None:
-    """Whole or not at all; several processes may write the same."""
-    note.parent.mkdir(parents=True, exist_ok=True)
-    staged = note.with_name(f"{note.name}.{uuid.uuid4().hex}")
-    staged.write_text(text, encoding="utf-8")
-    staged.replace(note)
 
 
 def _refuse_bad(reading: Reading, name: str, data: Data) -> None:
@@ -335,7 +388,7 @@ def _few(rows: Rows | Part, task: Task, draw: Draw) -> tuple[Part, Part]:
 def labelled(config: RunConfig, task: Task) -> dict[str, list[int]]:
     """Numbers of the rows of data.train that are not held out, by class; without classes all in
     one, which has no name. Raises DtlError for rows at fault."""
-    sources, _ = _sources(config, task, None)
+    sources, _ = _sources(config, task, None, writes=True)
     return _classes(_split(config, sources)[0], task)
 
 

@@ -25,15 +25,22 @@ class TakenOver(RunFailed):
 class Lease:
     """Held while a run is written. `lost` tells that another process has taken the folder over."""
 
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / "lease.json"
+    def __init__(self, folder: Path, *, wait: float = 0.0) -> None:
+        """`wait`: seconds in which another holder may turn out to be lost."""
+        self.path, self.wait = folder / "lease.json", wait
         self.token = uuid.uuid4().hex
         self._ended = threading.Event()
         self._beating = threading.Thread(target=self._beat, daemon=True)
 
     def __enter__(self) -> Self:
         """Take the folder. Raises DtlError while somebody else holds it."""
-        if not self._create():
+        until = time.monotonic() + self.wait
+        while not (created := self._create()) and time.monotonic() < until:
+            holder = self._read()
+            if holder is None or not _alive(holder) or holder.get("host") == socket.gethostname():
+                break
+            time.sleep(0.5)
+        if not created:
             holder = self._read()
             if holder is not None and _alive(holder):
                 raise DtlError.of(
@@ -79,6 +86,7 @@ class Lease:
                 "token": self.token,
                 "host": socket.gethostname(),
                 "process": os.getpid(),
+                "began": _began(os.getpid()),
                 "beat": time.time(),
             }
         )
@@ -125,7 +133,7 @@ def holder_here(folder: Path) -> int | None:
 
 
 def is_held(folder: Path) -> bool:
-    """Whether a process writes the folder, here or elsewhere."""
+    """Whether a process, on whatever machine, writes the folder."""
     holder = Lease(folder)._read()
     return holder is not None and _alive(holder)
 
@@ -139,13 +147,26 @@ def _alive(holder: dict[str, Any]) -> bool:
             return False
         except PermissionError:
             return True
-        return not _is_zombie(int(holder["process"]))
+        return _runs(int(holder["process"]), since=holder.get("began"))
     return time.time() - float(holder.get("beat", 0.0)) < STALE_SECONDS
 
 
-def _is_zombie(process: int) -> bool:
+def _runs(process: int, *, since: str | None) -> bool:
+    """Whether it is no zombie, nor another process that was given its number after it had ended."""
+    state = _state(process)
+    return state[:1] != ["Z"] and (since is None or not state or state[19] == since)
+
+
+def _began(process: int) -> str | None:
+    """When it began, in ticks since the machine was started; None where nobody tells."""
+    state = _state(process)
+    return state[19] if state else None
+
+
+def _state(process: int) -> list[str]:
+    """What Linux tells of a process, from its state on; elsewhere nothing."""
     try:
         status = Path(f"/proc/{process}/stat").read_text(encoding="utf-8")
     except OSError:
-        return False
-    return status.rpartition(")")[2].split()[:1] == ["Z"]
+        return []
+    return status.rpartition(")")[2].split()

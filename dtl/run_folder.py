@@ -22,6 +22,8 @@ from dtl.plan import Plan
 from dtl.tasks import Facts
 
 State = Literal["absent", "interrupted", "finished"]
+METRICS = "metrics.jsonl"
+SKIPPED = "skipped_rows.jsonl"
 LENGTHS = "lengths.npz"  # of the examples, where batches depend on them
 SKIPPED = "skipped_rows.jsonl"
 STACK = ("dtl", "torch", "deepspeed", "accelerate", "transformers", "peft", "bitsandbytes")
@@ -98,14 +100,6 @@ class RunFolder:
         return commit
 
     @property
-    def skipped_rows(self) -> list[dict[str, str]]:
-        """Rows that were read and are no examples, each with its place and the reason."""
-        path = self.path / SKIPPED
-        if not path.is_file():
-            return []
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-    @property
     def result(self) -> dict[str, Any]:
         """Scores, steps and paths of a finished run."""
         return dict(_read(self.path / "result.json"))
@@ -176,7 +170,7 @@ class RunFolder:
             "facts": facts,
             "data": data,
             "formerly": [],
-            "versions": {name: _version(name) for name in STACK},
+            "versions": stack_versions(),
             "commit": _commit(),
         }
         text = yaml.safe_dump(record["config"], sort_keys=False)
@@ -253,15 +247,22 @@ class RunFolder:
         """Leave out the batch of spike["step"] from now on."""
         write_json(self.path / "spikes.json", [*self.spikes, spike])
 
-    def append(self, line: dict[str, Any]) -> None:
-        """Add one line to metrics.jsonl; what a kill has left of a line before it is removed."""
-        with (self.path / "metrics.jsonl").open("a+b") as file:
+    def append(self, line: dict[str, Any], *, to: str = METRICS) -> None:
+        """Add one line to a file; what a kill has left of a line before it is removed."""
+        with (self.path / to).open("a+b") as file:
             file.truncate(_whole_lines(file))
-            file.write(json.dumps(line).encode() + b"\n")
+            file.write(json.dumps(line, ensure_ascii=to == METRICS).encode() + b"\n")
 
     def metrics(self) -> Iterator[dict[str, Any]]:
         """Every whole line of metrics.jsonl; none where nothing has been told yet."""
-        path = self.path / "metrics.jsonl"
+        return self._lines_of(METRICS)
+
+    def skipped_rows(self) -> Iterator[dict[str, str]]:
+        """Every row that has been found to be no example: its source, its place, the reason."""
+        return self._lines_of(SKIPPED)
+
+    def _lines_of(self, name: str) -> Iterator[dict[str, Any]]:
+        path = self.path / name
         if not path.exists():
             return
         with path.open(encoding="utf-8") as file:
@@ -274,7 +275,7 @@ class RunFolder:
         kept = [line for line in self.metrics() if line["step"] <= step]
         staged = self.path / ".metrics.jsonl"
         staged.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-        staged.replace(self.path / "metrics.jsonl")
+        staged.replace(self.path / METRICS)
 
     def note_end(self, exit_code: int | None, *, rank: int | None = None) -> None:
         """Leave word how a launch ended, since launchers have exit codes of their own; None takes
@@ -339,6 +340,11 @@ def _read(path: Path) -> Any:
         raise DtlError.of(
             str(path), f"cannot be read ({fault})", "the run folder is damaged"
         ) from fault
+
+
+def stack_versions() -> dict[str, str | None]:
+    """Of dtl and what it stands on; None for what is not installed."""
+    return {name: _version(name) for name in STACK}
 
 
 def _version(name: str) -> str | None:

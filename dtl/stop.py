@@ -11,6 +11,7 @@ from dtl.errors import StoppedEarly
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 STOPPED = StoppedEarly.exit_code
+HANDED_ON = "SIGTERM,SIGINT,SIGHUP,SIGUSR1,SIGQUIT"  # by torchrun, to the ranks
 
 
 class Stop:

@@ -13,6 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+from dtl.errors import DtlError
+from dtl.launch import Command, command
 from dtl.lease import holder_here
 from dtl.plan.hardware import memory_kills
 from dtl.plan.relief import relief
@@ -53,14 +55,19 @@ class Supervisor:
         self._stop.__exit__()
         os.environ.pop(STARTED, None)
 
-    def launch(self, folder: RunFolder, prepared: Prepared | None) -> int:
-        """Run to its end; the exit code. After a crash, again from the newest checkpoint."""
+    def launch(
+        self, folder: RunFolder, prepared: Prepared | None, started: Command | None = None
+    ) -> int:
+        """Run to its end; the exit code. After a crash, again from the newest checkpoint.
+
+        `started`: what starts this machine's part, where it is one of several.
+        """
         self._run = folder.path
         self._stop.passes_on = self._pass_on
         stuck_at: list[int] = []
         for restart in range(RESTARTS + 1):
             killed_before = memory_kills()
-            code = self._launch_once(folder, prepared)
+            code = self._launch_once(folder, prepared, started)
             if code == CRASHED and self._stop.asked:
                 self.say(f"stopped by {self._stop.by}; `dtl resume {folder.path}` continues")
                 return STOPPED
@@ -81,13 +88,19 @@ class Supervisor:
         )
         return 1
 
-    def _launch_once(self, folder: RunFolder, prepared: Prepared | None) -> int:
+    def _launch_once(
+        self, folder: RunFolder, prepared: Prepared | None, started: Command | None
+    ) -> int:
         if self._stop.asked:
             return CRASHED
         folder.note_end(None)
-        copied = self.fork and folder.plan.layout.ranks == 1
-        code = self._copy(folder, prepared) if copied else self._torchrun(folder)
+        if started is None and self.fork and folder.plan.layout.ranks == 1:
+            code = self._copy(folder, prepared)
+        else:
+            code = self._torchrun(folder, started or command(folder))
         self._child = None
+        if folder.state == "absent":  # another machine is to make it, and has not come so far
+            return code if code == DtlError.exit_code else CRASHED
         if folder.state == "finished":
             return 0
         if code == 2:
@@ -108,13 +121,12 @@ class Supervisor:
         _, status = os.waitpid(child, 0)
         return os.waitstatus_to_exitcode(status)
 
-    def _torchrun(self, folder: RunFolder) -> int:
-        from dtl.launch import command
+    def _torchrun(self, folder: RunFolder, started: Command) -> int:
         from dtl.worker import SUPERVISOR, end_with_parent
 
-        started = command(folder)
+        path = folder.logs / started.log if folder.logs.is_dir() else Path(os.devnull)
         with ExitStack() as files:
-            log = files.enter_context((folder.logs / "launcher.log").open("ab"))
+            log = files.enter_context(path.open("ab"))
             told = files.enter_context((folder.logs / TOLD).open("ab")) if self.quiet else None
             process = subprocess.Popen(
                 started.argv,

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import os
+import shutil
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from dtl.errors import DtlError, RankFailed, RunFailed, StoppedEarly
+from dtl.errors import DtlError, RankFailed, RunFailed
+from dtl.launch import number_on_node, take_slurm_rank
 from dtl.lease import Lease, TakenOver
 from dtl.plan import OuterLaunch
 from dtl.run_folder import RunFolder
@@ -23,6 +26,9 @@ if TYPE_CHECKING:
     from dtl import desk
     from dtl.train.watch import Watch
 
+NODE_LOCAL = "DTL_NODE_LOCAL"  # a folder on the node's own disk; may name variables
+COMPILERS = ("TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "TORCH_EXTENSIONS_DIR")
+LEASE_SECONDS = 90.0  # of waiting for what a lost node has held
 SUPERVISOR = "DTL_SUPERVISOR"  # the process that a launcher of ranks is a child of
 USAGE = "python -m dtl.worker train CONFIG [key=value ...], or python -m dtl.worker run RUN_FOLDER"
 
@@ -33,6 +39,8 @@ def main(arguments: list[str] | None = None, *, prepared: desk.Prepared | None =
     `prepared`: what a copy of the desk's process has at hand already.
     """
     given = arguments if arguments is not None else sys.argv[1:]
+    take_slurm_rank(os.environ)
+    cache_on_node(os.environ)
     terminal = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8", errors="replace")
     rank = int(os.environ.get("RANK", "0"))
     _end_with_launcher()
@@ -65,9 +73,9 @@ def _work(
         log_to(folder.logs / f"rank-{rank}.log")
         try:
             prepared = prepared or desk.reopen(folder, writes=rank == 0)
-        except StoppedEarly as stopped:
+        except DtlError as fault:
             # A launcher asks the others to stop when one has died: that is a crash.
-            folder.note_end(stopped.exit_code, rank=rank)
+            folder.note_end(fault.exit_code, rank=rank)
             raise
         return _train(folder, prepared, None, stop, terminal)
     if len(given) < 2 or given[0] != "train":
@@ -110,7 +118,9 @@ def _train(
             _begin(folder, prepared, outer, engine.is_first, tell_once)
             engine.wait()
             log_to(folder.logs / f"rank-{engine.rank}.log")
-        with Lease(folder.path) if engine.is_first else nullcontext() as lease, watch:
+        wait = LEASE_SECONDS if "SLURM_JOB_ID" in os.environ else 0.0
+        mine = Lease(folder.path, wait=wait) if engine.is_first else nullcontext()
+        with mine as lease, watch:
             engine.wait()  # no rank goes on before the folder is ours
             process = Process(
                 terminal if engine.is_first else None,
@@ -226,6 +236,19 @@ def _end_with_launcher() -> None:
             os._exit(1)
         if status.rpartition(")")[2].split()[1] != supervisor:
             os._exit(1)
+
+
+def cache_on_node(environment: MutableMapping[str, str]) -> None:
+    """Compilers keep what they make on the node's own disk, apart for each job: a lock that a
+    killed one has left would stop the next. Removed at the end by the first rank of the node."""
+    place = os.path.expandvars(environment.get(NODE_LOCAL, ""))
+    if not place or "$" in place:
+        return
+    folder = Path(place) / f"dtl-{os.getuid()}-{environment.get('SLURM_JOB_ID', os.getpid())}"
+    for name in COMPILERS:
+        environment.setdefault(name, str(folder / name.lower()))
+    if number_on_node(environment) == 0:
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
 
 
 def outer_launch() -> OuterLaunch:

@@ -1,8 +1,20 @@
 """Tiny models that tests share, made once a session. No test writes into them."""
 
+from pathlib import Path
+
 import pytest
 
 from tests import tiny, tiny_sound, tiny_speech, tiny_vision, tiny_whisper
+
+TESTS = Path(__file__).parent
+ONE_BED = ("distributed", "cluster")  # folders whose files share what is costly to set up
+
+
+def pytest_collection_modifyitems(items):
+    """Which tests share a process, where several run tests: those of a file, or of one bed."""
+    for item in items:
+        folder = item.path.relative_to(TESTS).parts[0]
+        item.add_marker(pytest.mark.xdist_group(folder if folder in ONE_BED else str(item.path)))
 
 
 @pytest.fixture(scope="session")

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import signal
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 from dtl.backends import Backend, Job, JobState
 from dtl.config.record import Record
+from dtl.errors import DtlError
 
 
 class Options(Record):
@@ -23,7 +26,11 @@ class Plugin(Backend):
         settings = [f"{name}={shlex.quote(value)}" for name, value in job.environment.items()]
         return " ".join([*settings, shlex.join(job.argv)])
 
-    def submit(self, job: Job) -> str:
+    def check(self, job: Job) -> None:
+        if shutil.which(job.argv[0]) is None:
+            raise DtlError.of(job.argv[0], "there is no such command here", "install it")
+
+    def submit(self, job: Job) -> tuple[str, ...]:
         job.run.mkdir(parents=True, exist_ok=True)
         with self.logs(job)[0].open("ab") as log:
             process = subprocess.Popen(
@@ -35,18 +42,12 @@ class Plugin(Backend):
                 start_new_session=True,
             )
         process.returncode = 0  # a job may outlive this object, which is then silent about it
-        return str(process.pid)
+        return (str(process.pid),)
 
-    def state(self, job_id: str) -> JobState:
-        try:
-            ended, _ = os.waitpid(int(job_id), os.WNOHANG)
-            return "ended" if ended else "running"
-        except ChildProcessError:  # not started by this process
-            try:
-                os.kill(int(job_id), 0)
-            except (ProcessLookupError, PermissionError):  # gone; or its number is another user's
-                return "ended"
-            return "running"
+    def states(self, job_ids: Sequence[str]) -> dict[str, JobState]:
+        return {
+            job_id: JobState("running" if _runs(int(job_id)) else "ended") for job_id in job_ids
+        }
 
     def cancel(self, job_id: str) -> None:
         try:
@@ -56,3 +57,15 @@ class Plugin(Backend):
 
     def logs(self, job: Job) -> list[Path]:
         return [job.run / "job.log"]
+
+
+def _runs(process: int) -> bool:
+    try:
+        ended, _ = os.waitpid(process, os.WNOHANG)
+        return not ended
+    except ChildProcessError:  # not started by this process
+        try:
+            os.kill(process, 0)
+        except (ProcessLookupError, PermissionError):  # gone; or its number is another user's
+            return False
+        return True

@@ -71,7 +71,7 @@ class Running:
         """One run of the grid alone, where those that it waits for are finished. Several may be
         run at once. Raises DtlError where others come first, or it fails."""
         self._warm()
-        rate = self.state.grid.rate_of(planned, self.state.tried)
+        rate = self.state.rate_of(planned)
         if rate is None:
             raise DtlError.of(
                 planned.name,
@@ -98,14 +98,15 @@ class Running:
     def _in_turn(self, number: int, planned: Planned, seconds: Callable[[], float]) -> None:
         """Run it, unless it is finished, or there is no time left for it."""
         state, budget = self.state, self.state.budget
-        if state.finished(planned):
+        searching = planned.kind == "rate"
+        if state.finished(planned) or (searching and state.settled(planned.strategy)):
             return
-        rate = state.grid.rate_of(planned, state.tried)
+        rate = state.rate_of(planned)
         if budget is not None:
-            limit = budget * (SEARCH_SHARE if planned.kind == "rate" else 1)
+            limit = budget * (SEARCH_SHARE if searching else 1)
             if seconds() + state.likely_seconds(planned) > limit:
                 return
-            if rate is None and planned.kind == "cell":
+            if rate is None and not searching:
                 rate = state.grid.best_so_far(planned.strategy, state.tried)
         if rate is None:
             return

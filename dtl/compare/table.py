@@ -104,9 +104,7 @@ def _edges(state: State) -> list[str]:
     notes = []
     for strategy in state.grid.strategies:
         rates = state.grid.rates(strategy)
-        chosen = state.grid.rate_of(
-            next(one for one in state.grid.cells if one.strategy == strategy), state.tried
-        )
+        chosen = state.rate_of(next(one for one in state.grid.cells if one.strategy == strategy))
         if len(rates) > 1 and chosen in (rates[0], rates[-1]):
             end = "lowest" if chosen == rates[0] else "highest"
             notes.append(

@@ -11,6 +11,7 @@ HARMLESS = (
     "run.",
     "compare.",
     "layout.",
+    "model.stage_to",
     "task.group_by",
     "tracking",
     "data.on_bad_row",

@@ -45,6 +45,7 @@ class Document:
     origins: dict[Keys, Origin] = field(default_factory=dict)
     faults: list[Fault] = field(default_factory=list)
     unread: set[Keys] = field(default_factory=set)  # keys whose value has a fault told already
+    record: Any = None  # whose keys these are; None: those of a run's config
 
     def origin(self, keys: Keys) -> Origin | None:
         """The origin of the key, or of the nearest section around it."""
@@ -91,8 +92,10 @@ for _kind, _pattern in (("int", _INT), ("float", _FLOAT), ("bool", _BOOL), ("nul
     _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", _pattern, None)
 
 
-def read_file(path: Path) -> Document:
-    """The config file as a document. Raises DtlError when it is not YAML at all."""
+def read_file(path: Path, *, record: Any = None) -> Document:
+    """The config file as a document. `record`: whose keys it has, if not a run's.
+
+    Raises DtlError when it is not YAML at all."""
     text = _read_text(path)
     try:
         node = yaml.compose(text, Loader=_Loader)
@@ -103,7 +106,7 @@ def read_file(path: Path) -> Document:
     if not isinstance(node, yaml.MappingNode):
         place = f"{path}:{node.start_mark.line + 1}"
         raise DtlError.of(place, "a config is a mapping of sections", "begin with `model:`")
-    document = Document()
+    document = Document(record=record)
     reader = _Reader(document, place=str(path), one_line=False)
     document.values = reader.value(node, (), open_nodes=())
     return document

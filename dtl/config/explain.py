@@ -72,6 +72,7 @@ class _Wrong:
     keys: Keys
     detail: Mapping[str, Any]
     beside: Mapping[str, FieldInfo]
+    of_run: bool = True  # a key of a run's config
 
     @property
     def value(self) -> str:
@@ -129,7 +130,8 @@ def _place(keys: Keys, document: Document, place: str) -> str:
 
 def _sentence(keys: Keys, details: list[Mapping[str, Any]], document: Document) -> tuple[str, str]:
     """Problem and mend. Several details of one key are the arms of a union: the value fits none."""
-    wrong = _Wrong(keys, details[0], _fields(keys[:-1], document))
+    beside = _fields(keys[:-1], document)
+    wrong = _Wrong(keys, details[0], beside, of_run=document.record is None)
     if len(details) > 1 and {detail["type"] for detail in details} <= _WANTED.keys():
         wanted = " or ".join(dict.fromkeys(_WANTED[detail["type"]] for detail in details))
         return f"{wrong.value} does not fit", f"write {wanted}{wrong.meaning}"
@@ -137,7 +139,8 @@ def _sentence(keys: Keys, details: list[Mapping[str, Any]], document: Document) 
 
 
 def _unknown_key(wrong: _Wrong) -> tuple[str, str]:
-    hint = _hint(str(wrong.keys[-1]), wrong.beside)
+    name = str(wrong.keys[-1])
+    hint = _hint(name, wrong.beside) if wrong.of_run else near(name, wrong.beside)
     return "no such key", hint or f"the keys here are: {', '.join(wrong.beside)}"
 
 
@@ -145,7 +148,7 @@ def _hint(name: str, beside: Mapping[str, FieldInfo]) -> str:
     """Where the key might belong: a near miss here, another section, another trainer's name."""
     if name in _ELSEWHERE:
         return f"did you mean '{_ELSEWHERE[name]}'?"
-    sections = {section: _record_at((section,)) for section in RunConfig.model_fields}
+    sections = {section: _record_at((section,), RunConfig) for section in RunConfig.model_fields}
     homes = [
         section
         for section, record in sections.items()
@@ -231,7 +234,7 @@ def show(value: Any) -> str:
 
 def _fields(keys: Keys, document: Document) -> dict[str, FieldInfo]:
     """The keys that may stand in a section; for a choice, its name and the chosen one's options."""
-    record = _record_at(keys)
+    record = _record_at(keys, document.record or RunConfig)
     if record is None:
         return {}
     if not issubclass(record, Choice):
@@ -244,9 +247,9 @@ def _fields(keys: Keys, document: Document) -> dict[str, FieldInfo]:
     return known
 
 
-def _record_at(keys: Keys) -> type[Record] | None:
-    """The record whose keys stand under these keys, if the schema has one there."""
-    annotation: Any = RunConfig
+def _record_at(keys: Keys, root: type[Record]) -> type[Record] | None:
+    """The record whose keys stand under these keys of `root`, if the schema has one there."""
+    annotation: Any = root
     for key in keys:
         if isinstance(key, int):
             annotation = _items_of(annotation)

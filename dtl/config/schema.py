@@ -98,6 +98,12 @@ class Model(Record):
     trust_remote_code: bool = Field(
         default=False, description="run the Python code that comes with the model"
     )
+    stage_to: str | None = Field(
+        default=None,
+        min_length=1,
+        description="folder on each node's own disk, as $TMPDIR, to which one process copies the "
+        "weights before all of the node read them; left out: read where they lie",
+    )
 
     _path_is_no_address = field_validator("path")(no_address)
 
@@ -158,6 +164,11 @@ class Source(Record):
         default=1.0,
         gt=0,
         description="how often an epoch reads each training row: 2 is twice, 0.5 half of the rows",
+    )
+    streaming: bool = Field(
+        default=False,
+        description="of data.train: read and encode each row in the step that learns from it, "
+        "instead of all of them once into the cache",
     )
 
     _path_is_no_address = field_validator("path")(no_address)
@@ -249,6 +260,40 @@ class Data(Record):
                     )
                 ]
             )
+        return self
+
+    @model_validator(mode="after")
+    def _streamed_alone(self) -> Self:
+        encoded = [("eval", self.eval), *(("mix", source) for source in self.mix)]
+        faults = [
+            ConfigFault(
+                key,
+                "streaming",
+                problem="only what data.train names is streamed",
+                mend="remove it here",
+            )
+            for key, source in encoded
+            if source is not None and source.streaming
+        ]
+        if self.train.streaming and (self.mix or self.train.weight != 1):
+            faults.append(
+                ConfigFault(
+                    "train",
+                    "streaming",
+                    problem="rows that are streamed are read once an epoch, and none are mixed in",
+                    mend="remove data.mix and data.train.weight, and put all files into one "
+                    "folder, or remove streaming",
+                )
+            )
+        if self.train.streaming and self.draw is not None:
+            faults.append(
+                ConfigFault(
+                    "draw",
+                    problem="few rows are drawn of rows that are not streamed",
+                    mend="remove data.draw, or data.train.streaming",
+                )
+            )
+        refuse(faults)
         return self
 
     @model_validator(mode="after")
@@ -500,6 +545,8 @@ class RunConfig(Record):
 
     def _batch_faults(self) -> Iterable[ConfigFault]:
         """A process without examples in every step is a mistake, not a layout."""
+        if self.data.train.streaming:
+            yield from self._streaming_faults()
         if self.train.global_batch.unit != "examples":
             return  # how many examples are in a step is seen in the data
         examples, layout = self.train.global_batch.limit, self.layout
@@ -519,6 +566,23 @@ class RunConfig(Record):
                 problem=f"{layout.micro_batch} is more than the {most} examples that a process "
                 f"gets of a global batch of {examples}",
                 mend=f"set layout.micro_batch to {most} or less, or raise train.global_batch",
+            )
+
+    def _streaming_faults(self) -> Iterable[ConfigFault]:
+        """How long a streamed row is, is not known before it is read."""
+        if (unit := self.train.global_batch.unit) != "examples":
+            yield ConfigFault(
+                "train",
+                "global_batch",
+                problem=f"how many {unit} a row has is not known where data.train is streamed",
+                mend="write it as a number of examples, such as 16, or remove streaming",
+            )
+        if self.train.group_by_length:
+            yield ConfigFault(
+                "train",
+                "group_by_length",
+                problem="how long a row is, is not known where data.train is streamed",
+                mend="remove it, or remove streaming",
             )
 
     def _optimizer_faults(self) -> Iterable[ConfigFault]:

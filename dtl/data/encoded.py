@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 
@@ -65,20 +65,34 @@ class Census:
         return f"{name}: {self.kept} of {self.rows} examples{left_out}"
 
 
+def evenly(total: int, count: int) -> list[int]:
+    """So many numbers below the total, or all of them."""
+    spaced = np.linspace(0, total - 1, min(count, total))
+    return [int(number) for number in np.unique(spaced.astype(int))]
+
+
 def cache_key(**parts: Any) -> str:
     """A name for encoded data that changes whenever anything it depends on changes."""
     text = json.dumps({"format": FORMAT, **parts}, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-class EncodedData:
-    """Encoded examples, memory-mapped; `data[i]` is the values of example `i`."""
+class Beside(Protocol):
+    """Something more of each example, by its number."""
 
-    def __init__(self, folder: Path) -> None:
+    def __getitem__(self, index: int) -> Any: ...
+
+
+class EncodedData:
+    """Encoded examples, memory-mapped; `data[i]` is the values of example `i`. `beside`: by name,
+    what else there is of each."""
+
+    def __init__(self, folder: Path, **beside: Beside) -> None:
         self.folder = folder
+        self._beside = beside
         index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
         self.census = Census(**index["census"])
-        numbers = {name: _map(folder / f"{name}.numbers", "<i8") for name in PER_EXAMPLE}
+        numbers = {name: mapped(folder / f"{name}.numbers", "<i8") for name in PER_EXAMPLE}
         self.lengths, self.targets, self.rows = (numbers[name] for name in PER_EXAMPLE)
         self._columns = {name: _Ragged.open(folder, name, **kind) for name, kind in index["values"]}
 
@@ -99,6 +113,23 @@ class EncodedData:
         """Names the content: the data, the tokenizer and the task's options."""
         return self.folder.name
 
+    @property
+    def shortest(self) -> int:
+        """An example to stand in where a micro-batch has none."""
+        return int(np.argmin(self.lengths))
+
+    def targets_of(self, ids: np.ndarray) -> int:
+        """The targets of these examples together."""
+        return int(self.targets[ids].sum())
+
+    def line(self, name: str) -> str:
+        """What became of the rows, in words."""
+        return self.census.line(name)
+
+    def some(self, count: int) -> list[dict[str, Any]]:
+        """The values of so many examples, evenly spaced."""
+        return [self[number] for number in evenly(len(self), count)]
+
     def counts(self, name: str) -> np.ndarray:
         """How many numbers each example has under this name."""
         return np.diff(self._columns[name].ends, prepend=0)
@@ -107,7 +138,8 @@ class EncodedData:
         return self.census.kept
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return {name: column[int(index)] for name, column in self._columns.items()}
+        found = {name: column[int(index)] for name, column in self._columns.items()}
+        return found | {name: more[int(index)] for name, more in self._beside.items()}
 
 
 @dataclass(frozen=True)
@@ -124,7 +156,10 @@ class _Ragged:
             raise RunFailed.of(
                 str(folder), f"is not what dtl wrote ({name}: {dtype})", "remove the folder"
             )
-        numbers, ends = _map(folder / f"{name}.values", dtype), _map(folder / f"{name}.ends", "<i8")
+        numbers, ends = (
+            mapped(folder / f"{name}.values", dtype),
+            mapped(folder / f"{name}.ends", "<i8"),
+        )
         return cls(numbers, ends, single)
 
     def __getitem__(self, index: int) -> Any:
@@ -133,7 +168,7 @@ class _Ragged:
         return part[0].item() if self.single else np.asarray(part)
 
 
-def _map(file: Path, dtype: str) -> np.ndarray:
+def mapped(file: Path, dtype: str) -> np.ndarray:
     """An array on disk, read where it lies; an empty file cannot be mapped."""
     if file.stat().st_size == 0:
         return np.empty(0, dtype=dtype)
@@ -171,16 +206,21 @@ def encode(
 def wait_for(key: str, *, timeout_seconds: float = 3600.0) -> EncodedData:
     """The encoded data that another process is making."""
     folder = cache_folder() / "encoded" / key
+    await_file(folder / INDEX, timeout_seconds=timeout_seconds)
+    return EncodedData(folder)
+
+
+def await_file(file: Path, *, timeout_seconds: float = 3600.0) -> None:
+    """Until another process has made it, the last one of what lies in its folder."""
     start = time.monotonic()
-    while not (folder / INDEX).exists():
+    while not file.exists():
         if time.monotonic() - start > timeout_seconds:
             raise RunFailed.of(
-                str(folder),
+                str(file.parent),
                 f"no encoded data after {timeout_seconds:.0f} s",
                 "see the log of rank 0",
             )
         time.sleep(0.1)
-    return EncodedData(folder)
 
 
 def group_of(row: Row, column: str) -> str:
@@ -251,13 +291,27 @@ def _write_files(
     (staged / INDEX).write_text(json.dumps(index), encoding="utf-8")
 
 
+def _kept_as(array: np.ndarray) -> str:
+    whole = array.dtype.kind in "iub" or array.size == 0
+    return NARROW.get(array.dtype, "<i4" if whole else "<f4")
+
+
+def unwritten(values: dict[str, Any]) -> dict[str, Any]:
+    """Values as they would come back from the cache."""
+    arrays = {name: np.asarray(value) for name, value in values.items()}
+    kept = {
+        name: np.atleast_1d(array).astype(_kept_as(array), casting="same_kind")
+        for name, array in arrays.items()
+    }
+    return {name: kept[name] if arrays[name].ndim else kept[name][0].item() for name in kept}
+
+
 class _ColumnWriter:
     """Appends the values of one example after another: whole numbers or fractions, one or many."""
 
     def __init__(self, folder: Path, name: str, first: Any) -> None:
         array = np.asarray(first)
-        whole = array.dtype.kind in "iub" or array.size == 0
-        self._dtype = NARROW.get(array.dtype, "<i4" if whole else "<f4")
+        self._dtype = _kept_as(array)
         self.kind = {"dtype": self._dtype, "single": array.ndim == 0}
         self._paths = folder / f"{name}.values", folder / f"{name}.ends"
         self._end = 0

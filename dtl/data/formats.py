@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,18 @@ Fields = dict[str, Any]
 Item = tuple[str, Fields] | Fault
 Reader = Callable[[Path, str], Iterator[Item]]
 
+
+@dataclass(frozen=True)
+class Spot:
+    """Where a row stands in its file. `offset`: the byte at which it begins, or the number of the
+    row in a table, from 0; `number`: of its line or row, from 1, as its place has it."""
+
+    offset: int
+    number: int
+
+
+Spots = Iterator[tuple[Spot, Item]]
+
 ROWS_A_BATCH = 1024
 LONGEST_FIELD = 2**31 - 1  # characters; the csv module's own limit is 131,072
 SAVE_AS_UTF8 = "save the file as UTF-8"
@@ -35,14 +48,31 @@ BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 def read_json_lines(path: Path, shown: str) -> Iterator[Item]:
     """One JSON object a line; empty lines are passed over."""
-    for number, line in _lines(path):
-        if line.strip():
-            yield _json_row(line, f"{shown}:{number}")
+    return (item for _, item in json_line_spots(path, shown))
+
+
+def json_line_spots(path: Path, shown: str) -> Spots:
+    """The same, each with where its line begins."""
+    offset = 0
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            text = line if offset else line.removeprefix(BYTE_ORDER_MARK)
+            if text.strip():
+                yield Spot(offset, number), _json_row(text, f"{shown}:{number}")
+            offset += len(line)
+
+
+def json_line_at(spot: Spot, path: Path, place: str) -> Item:
+    """The row on the line that begins there."""
+    with path.open("rb") as file:
+        file.seek(spot.offset)
+        line = file.readline()
+    return _json_row(line if spot.offset else line.removeprefix(BYTE_ORDER_MARK), place)
 
 
 def read_json(path: Path, shown: str) -> Iterator[Item]:
     """A JSON list of objects, read whole; a file that starts with an object is read by lines."""
-    if not _starts_with(path, b"["):
+    if not starts_with(path, b"["):
         yield from read_json_lines(path, shown)
         return
     try:
@@ -61,12 +91,12 @@ def read_json(path: Path, shown: str) -> Iterator[Item]:
 
 def read_csv(path: Path, shown: str) -> Iterator[Item]:
     """Comma-separated text with a header; all values are text."""
-    return _separated(path, shown, separator=",")
+    return (item for _, item in separated_spots(path, shown, separator=","))
 
 
 def read_tsv(path: Path, shown: str) -> Iterator[Item]:
     """Tab-separated text with a header; all values are text."""
-    return _separated(path, shown, separator="\t")
+    return (item for _, item in separated_spots(path, shown, separator="\t"))
 
 
 def read_parquet(path: Path, shown: str) -> Iterator[Item]:
@@ -76,7 +106,7 @@ def read_parquet(path: Path, shown: str) -> Iterator[Item]:
 
     try:
         with parquet.ParquetFile(path) as table:
-            yield from _table_rows(table.iter_batches(batch_size=ROWS_A_BATCH), shown)
+            yield from table_rows(table.iter_batches(batch_size=ROWS_A_BATCH), shown)
     except pa.ArrowException as fault:
         yield _unreadable(shown, "Parquet", fault)
 
@@ -87,12 +117,12 @@ def read_arrow(path: Path, shown: str) -> Iterator[Item]:
 
     try:
         with pa.memory_map(str(path)) as mapped:
-            if _starts_with(path, b"ARROW1"):
+            if starts_with(path, b"ARROW1"):
                 table = pa.ipc.open_file(mapped)
                 batches = (table.get_batch(i) for i in range(table.num_record_batches))
             else:
                 batches = iter(pa.ipc.open_stream(mapped))
-            yield from _table_rows(batches, shown)
+            yield from table_rows(batches, shown)
     except pa.ArrowException as fault:
         yield _unreadable(shown, "Arrow", fault)
 
@@ -107,13 +137,7 @@ READERS: dict[str, Reader] = {
 }
 
 
-def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            yield number, line.removeprefix(BYTE_ORDER_MARK) if number == 1 else line
-
-
-def _starts_with(path: Path, mark: bytes) -> bool:
+def starts_with(path: Path, mark: bytes) -> bool:
     with path.open("rb") as file:
         return file.read(64).removeprefix(BYTE_ORDER_MARK).lstrip().startswith(mark)
 
@@ -159,27 +183,75 @@ def _not_utf8(fault: UnicodeDecodeError) -> str:
     return f"not UTF-8 text (byte 0x{fault.object[fault.start]:02x})"
 
 
-def _separated(path: Path, shown: str, *, separator: str) -> Iterator[Item]:
-    csv.field_size_limit(LONGEST_FIELD)
-    with path.open(encoding="utf-8-sig", newline="", errors="surrogateescape") as file:
-        lines = csv.reader(file, delimiter=separator, strict=True)
-        first, header, place = True, list[str](), shown
+def separated_spots(path: Path, shown: str, *, separator: str) -> Spots:
+    """Rows of separated text, each with where it begins. A quoted value may hold line breaks."""
+    with _open_text(path) as file:
+        lines = _Measured(file, offset=len(BYTE_ORDER_MARK) * _has_mark(path))
+        rows = _parsed(lines, separator)
+        header, place, spot = list[str](), shown, Spot(0, 1)
         try:
             place = f"{shown}:1"
-            for values in lines:
+            for values in rows:
                 item: Item | None = None
-                if values and first:
-                    first, header = False, values
-                    item = _header_fault(header, place)
+                if values and not header:
+                    header, item = values, _header_fault(values, place)
                 elif values:
                     item = _separated_row(values, header, place)
                 if item is not None:
-                    yield item
+                    yield spot, item
                 if isinstance(item, FileFault):
                     return
-                place = f"{shown}:{lines.line_num + 1}"
+                spot = Spot(lines.offset, rows.line_num + 1)
+                place = f"{shown}:{spot.number}"
         except csv.Error as fault:
-            yield FileFault(place, f"not readable ({fault})", "check the quotes of this row")
+            yield spot, FileFault(place, f"not readable ({fault})", "check the quotes of this row")
+
+
+def header_of(path: Path, *, separator: str) -> list[str]:
+    """The names of the columns, which are the first values in the file."""
+    with _open_text(path) as file:
+        return next(filter(None, _parsed(file, separator)), [])
+
+
+def separated_row_at(
+    spot: Spot, path: Path, place: str, *, header: list[str], separator: str
+) -> Item:
+    """The row that begins there."""
+    with _open_text(path, offset=spot.offset) as file:
+        try:
+            return _separated_row(next(_parsed(file, separator), []), header, place)
+        except csv.Error as fault:
+            return Fault(place, f"not readable ({fault})", "check the quotes of this row")
+
+
+def _open_text(path: Path, *, offset: int = 0) -> TextIOWrapper:
+    file = path.open("rb")
+    file.seek(offset)
+    encoding = "utf-8" if offset else "utf-8-sig"
+    return TextIOWrapper(file, encoding=encoding, newline="", errors="surrogateescape")
+
+
+def _has_mark(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(BYTE_ORDER_MARK)) == BYTE_ORDER_MARK
+
+
+def _parsed(lines: Iterable[str], separator: str) -> Any:
+    csv.field_size_limit(LONGEST_FIELD)
+    return csv.reader(lines, delimiter=separator, strict=True)
+
+
+class _Measured:
+    """Lines of a text file, and the byte up to which they have been read."""
+
+    def __init__(self, file: TextIOWrapper, *, offset: int) -> None:
+        self.offset = offset
+        self._file = file
+
+    def __iter__(self) -> Iterator[str]:
+        for line in self._file:
+            self.offset += len(line.encode("utf-8", "surrogateescape"))
+            yield line
 
 
 def _header_fault(header: list[str], place: str) -> FileFault | None:
@@ -206,8 +278,9 @@ def _separated_row(values: list[str], header: list[str], place: str) -> Item:
     return place, dict(zip(header, values, strict=True))
 
 
-def _table_rows(batches: Iterator[Any], shown: str) -> Iterator[Item]:
-    number = 0
+def table_rows(batches: Iterable[Any], shown: str, *, after: int = 0) -> Iterator[Item]:
+    """The rows of record batches, of which so many stand before."""
+    number = after
     for batch in batches:
         for found in _plain_rows(batch):
             number += 1
@@ -240,6 +313,12 @@ def _unreadable(shown: str, kind: str, fault: Exception) -> FileFault:
     return FileFault(
         shown, f"no readable {kind} file ({first_line(fault)})", "write the file again"
     )
+
+
+def unopened(shown: str, fault: OSError) -> FileFault:
+    """What keeps a file from being read."""
+    reason = fault.strerror or first_line(fault)
+    return FileFault(shown, f"cannot be read ({reason})", "check the file and its rights")
 
 
 def first_line(fault: Exception) -> str:

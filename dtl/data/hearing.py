@@ -24,8 +24,35 @@ def heard(samples_T: np.ndarray, extractor: Any) -> dict[str, Any]:
     made = extractor(
         as_heard(samples_T), sampling_rate=extractor.sampling_rate, return_tensors="np"
     )[name][0]
-    told = bool(getattr(extractor, "return_attention_mask", False))
-    return {HEARD: np.asarray(made, dtype=np.float32), MASKED: told}
+    return {HEARD: np.asarray(made, dtype=np.float32), MASKED: _is_told(extractor)}
+
+
+def blank(samples_T: np.ndarray, extractor: Any) -> dict[str, Any] | None:
+    """Silence in the place of what `heard` makes; None where it would not tell how long that is."""
+    if not _gives_samples(extractor):
+        return None
+    return {HEARD: np.zeros(len(samples_T), dtype=np.float32), MASKED: _is_told(extractor)}
+
+
+def why_beside(samples: np.ndarray, extractor: Any) -> str | None:
+    """Why what a model makes of a sound depends on those beside it in a batch; None: it does not.
+    `samples`: how many each sound has (N,)."""
+    if _is_told(extractor) or not _gives_samples(extractor) or (samples == samples[0]).all():
+        return None
+    return (
+        "sounds are of different lengths and the base was pretrained without a mask for padding, "
+        "so that what it makes of one depends on those beside it"
+    )
+
+
+def _gives_samples(extractor: Any) -> bool:
+    """And not a spectrogram."""
+    samples = extractor.model_input_names[0] == "input_values"
+    return samples and not hasattr(extractor, "num_mel_bins")  # AST calls its spectrogram so too
+
+
+def _is_told(extractor: Any) -> bool:
+    return bool(getattr(extractor, "return_attention_mask", False))
 
 
 def pad_sounds(examples: list[dict[str, Any]], *, name: str) -> dict[str, Tensor]:

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from dtl.data.batching import Batching
+from dtl.data.batching import Batching, GlobalBatch
 from dtl.data.encoded import EncodedData
-from dtl.data.order import evaluation_batches, micro_batches, room_for
+from dtl.data.order import accumulation, evaluation_batches, micro_batches, room_for
+from dtl.data.streamed import LeftOut, Share, StreamedData
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,7 +48,11 @@ class Batch:
 @dataclass(frozen=True)
 class Window:
     """What one rank does for one optimizer step. `all_...`: counted over the global batch, which
-    every rank knows without asking the others."""
+    every rank knows without asking the others.
+
+    `shared`: where rows are streamed each rank knows its own: `all_targets`, `all_length` and
+    `left_out`, the rows that are no examples, are those of this rank until they are added up.
+    """
 
     step: int
     epoch: int
@@ -55,6 +60,8 @@ class Window:
     all_ids: np.ndarray
     all_targets: int
     all_length: int
+    left_out: tuple[LeftOut, ...] = ()
+    shared: bool = False
 
     @property
     def all_examples(self) -> int:
@@ -65,7 +72,7 @@ class Window:
 class Loader:
     """Windows of one rank. Jumping to a step costs nothing: the order is a function."""
 
-    data: EncodedData
+    data: EncodedData | StreamedData
     collate: Collate
     batching: Batching
     micro_batch: int
@@ -96,7 +103,9 @@ class Loader:
     def window(self, step: int) -> Window:
         """The window of optimizer step `step`, which counts from 1."""
         found = self.batching.of_step(step)
-        batch, show = found.examples, self._shown(found.epoch)
+        if isinstance(self.data, StreamedData):
+            return self._streamed(step, found, self.data)
+        batch, show = found.examples, self._shown(found.epoch, self.data)
         turns = micro_batches(
             batch,
             self.data.lengths,
@@ -109,11 +118,28 @@ class Loader:
             found.epoch,
             tuple(make_batch(self.data, turn[self.rank], show) for turn in turns),
             all_ids=batch,
-            all_targets=int(self.data.targets[batch].sum()),
+            all_targets=self.data.targets_of(batch),
             all_length=int(self.data.lengths[batch].sum()),
         )
 
-    def _shown(self, epoch: int) -> Show:
+    def _streamed(self, step: int, found: GlobalBatch, data: StreamedData) -> Window:
+        """As above, of the rows that this rank reads; it makes as many calls as the others, however
+        many rows are left out. A rank that is alone runs the very same micro-batches."""
+        share = data.take(found.examples[self.rank :: self.ranks])
+        show = self._shown(found.epoch, share)
+        turns = accumulation(len(found.examples), ranks=self.ranks, micro_batch=self.micro_batch)
+        return Window(
+            step,
+            found.epoch,
+            tuple(make_batch(share, ids, show) for ids in np.array_split(share.ids, turns)),
+            all_ids=found.examples,
+            all_targets=share.targets_of(share.ids),
+            all_length=share.length,
+            left_out=share.left_out,
+            shared=True,
+        )
+
+    def _shown(self, epoch: int, data: EncodedData | Share) -> Show:
         """Examples of an epoch as a batch; views are drawn by example, so that the layout does not
         matter and a resumed run draws the same."""
 
@@ -124,7 +150,7 @@ class Loader:
             ]
             return self.collate(
                 [
-                    self.present(self.data[number], draw=draw)
+                    self.present(data[number], draw=draw)
                     for number, draw in zip(ids, draws, strict=True)
                 ]
             )
@@ -153,13 +179,13 @@ def held_out(
         yield make_batch(data, ids, show)
 
 
-def make_batch(data: EncodedData, ids: np.ndarray, show: Show) -> Batch:
+def make_batch(data: EncodedData | Share, ids: np.ndarray, show: Show) -> Batch:
     """Show these examples, or the shortest one at weight 0 when there are none."""
     present = len(ids) > 0
-    chosen = ids.tolist() if present else [int(np.argmin(data.lengths))]
+    chosen = ids.tolist() if present else [data.shortest]
     return Batch(
         ids=tuple(int(i) for i in ids),
         tensors=show(chosen),
-        targets=int(data.targets[ids].sum()) if present else 0,
+        targets=data.targets_of(ids) if present else 0,
         weight=1.0 if present else 0.0,
     )

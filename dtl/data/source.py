@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain, islice
@@ -12,14 +13,19 @@ from pathlib import Path
 
 from dtl import mini
 from dtl.config.schema import Source
-from dtl.data.formats import READERS, Fields, FileFault, Item, first_line, reader_of
+from dtl.data.formats import READERS, Fields, FileFault, Item, Spot, reader_of, unopened
 from dtl.data.hub import load_from_hub, names_for_numbers
 from dtl.data.media import digest_of_files, file_of, renamed
 from dtl.data.media_folders import media_folder
 from dtl.data.naming import listed, names_in
+from dtl.data.seeking import Seeker, seekers_of
 from dtl.errors import DtlError, Fault, near
+from dtl.mini.cache import folder as cache_folder
+from dtl.mini.cache import write_note
 
 FAULTS_SHOWN = 5
+TOUCHED = ("st_dev", "st_ino", "st_size", "st_mtime_ns", "st_ctime_ns")
+SETTLED_SECONDS = 2.0  # a younger file may be written again within the tick of its time stamps
 
 
 @dataclass(frozen=True)
@@ -39,7 +45,8 @@ Check = Callable[[Row], Fault | None]
 class Content:
     """What lies behind a source: how to read it from its start, and a digest of its bytes.
 
-    `files`: their names, as places begin with them.
+    `files`: their names, as places begin with them. `paths`: the files whose rows stand one after
+    the other in them; none where rows are made of a folder or come from a hub.
     """
 
     name: str
@@ -47,6 +54,7 @@ class Content:
     read: Callable[[], Iterator[Item]]
     digest: Callable[[], str]
     folder: Path = Path()
+    paths: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -93,8 +101,39 @@ class Rows:
         good = sum(1 for _ in self._good(skipped))
         return Reading(good, tuple(skipped))
 
-    def _good(self, skipped: list[Fault]) -> Iterator[Row]:
-        judged = self._judged()
+    def spots(self, seekers: Sequence[Seeker], skipped: list[Fault]) -> Iterator[tuple[int, Spot]]:
+        """Where each good row stands: the number of its file, and its spot there. Faults are told,
+        and those skipped are added, as in `read_through`."""
+        at = (0, Spot(0, 0))
+
+        def items() -> Iterator[Item]:
+            nonlocal at
+            for number, seeker in enumerate(seekers):
+                try:
+                    for spot, item in seeker.spots():
+                        at = (number, spot)
+                        yield item
+                except OSError as fault:
+                    yield unopened(seeker.shown, fault)
+
+        for _ in self._good(skipped, items()):  # it asks for one item at a time
+            yield at
+
+    def seekers(self, place: str) -> tuple[Seeker, ...]:
+        """What reads single rows of each file. Raises DtlError, at the key that names the source,
+        where there is none."""
+        content = self._content
+        if not content.paths:
+            raise DtlError.of(
+                f"{place}.streaming",
+                f"the rows of {content.name} are made of the files in it, and stand in none",
+                "list them in a JSON lines file, with the columns that the task reads, and name "
+                "that",
+            )
+        return seekers_of(list(content.paths), list(content.files), place=place)
+
+    def _good(self, skipped: list[Fault], items: Iterator[Item] | None = None) -> Iterator[Row]:
+        judged = self._judged(self._content.read() if items is None else items)
         for found in judged:
             if isinstance(found, Row):
                 yield found
@@ -104,9 +143,9 @@ class Rows:
                 others = (other for other in judged if isinstance(other, Fault))
                 raise DtlError(found, *islice(others, 0 if self._skips else FAULTS_SHOWN - 1))
 
-    def _judged(self) -> Iterator[Row | Fault]:
+    def _judged(self, items: Iterator[Item]) -> Iterator[Row | Fault]:
         good = 0
-        for item in self._content.read():
+        for item in items:
             found = self.judge(good, item)
             yield found
             good += isinstance(found, Row)
@@ -219,6 +258,12 @@ def _content(source: Source, place: str, media: str | None) -> Content:
         return _folder(path, source, place, media)
     if path.exists() or _looks_local(path, source.path):
         return _file(path, source, place)
+    if source.streaming:
+        raise DtlError.of(
+            f"{place}.streaming",
+            f"{source.path} is no file or folder here, and of a hub data set no rows are streamed",
+            "fetch it as Parquet files (hf download --repo-type dataset) and name their folder",
+        )
     return _hub(source, place)
 
 
@@ -240,7 +285,9 @@ def _made(source: Source, place: str) -> Content:
         raise DtlError.of(f"{place}.path", f"{source.path} names no split", f"write {splits}")
     _refuse_name(source, place)
     path = mini.file(name, split)
-    return _contents([path], shown=[f"{mini.PREFIX}{name}/{split}"], name=source.path)
+    return _contents(
+        [path], shown=[f"{mini.PREFIX}{name}/{split}"], name=source.path, noted=source.streaming
+    )
 
 
 def _file(path: Path, source: Source, place: str) -> Content:
@@ -251,7 +298,7 @@ def _file(path: Path, source: Source, place: str) -> Content:
             f"{place}.split", f"{source.path} is one file and has no splits", "remove the key"
         )
     _refuse_name(source, place)
-    return _contents([path], shown=[source.path], name=source.path)
+    return _contents([path], shown=[source.path], name=source.path, noted=source.streaming)
 
 
 def _folder(folder: Path, source: Source, place: str, media: str | None) -> Content:
@@ -280,7 +327,7 @@ def _folder(folder: Path, source: Source, place: str, media: str | None) -> Cont
             "name one file, or keep one kind in the folder",
         )
     shown = [str(Path(source.path) / path.relative_to(folder)) for path in files]
-    return _contents(files, shown=shown, name=source.path)
+    return _contents(files, shown=shown, name=source.path, noted=source.streaming)
 
 
 def _data_files(folder: Path) -> list[Path]:
@@ -295,14 +342,21 @@ def _files_of_split(folder: Path, split: str) -> list[Path]:
     return [path for path in _data_files(folder) if path.stem.partition("-")[0] == split]
 
 
-def _contents(paths: list[Path], *, shown: list[str], name: str) -> Content:
+def _contents(paths: list[Path], *, shown: list[str], name: str, noted: bool) -> Content:
     readers = [reader_of(path, place) for path, place in zip(paths, shown, strict=True)]
 
     def read() -> Iterator[Item]:
         each = zip(readers, paths, shown, strict=True)
         return chain.from_iterable(_openly(reader, path, place) for reader, path, place in each)
 
-    return Content(name, tuple(shown), read, lambda: _digest(paths), paths[0].parent)
+    return Content(
+        name,
+        tuple(shown),
+        read,
+        lambda: _digest(paths, noted=noted),
+        paths[0].parent,
+        tuple(paths),
+    )
 
 
 def _openly(
@@ -311,16 +365,33 @@ def _openly(
     try:
         yield from reader(path, place)
     except OSError as fault:
-        reason = fault.strerror or first_line(fault)
-        yield FileFault(place, f"cannot be read ({reason})", "check the file and its rights")
+        yield unopened(place, fault)
 
 
-def _digest(paths: Iterable[Path]) -> str:
-    digest = hashlib.sha256()
-    for path in paths:
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
+def _digest(paths: Iterable[Path], *, noted: bool = False) -> str:
+    """`noted`: of a file that has been read before and not been touched since, from the cache."""
+    of_one = _noted_digest if noted else _digest_of
+    return hashlib.sha256(b"".join(of_one(path) for path in paths)).hexdigest()
+
+
+def _digest_of(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
+
+
+def _noted_digest(path: Path) -> bytes:
+    """Every process asks for it at every start, and files that are streamed are large."""
+    before = path.stat()
+    version = [str(path.resolve()), *(getattr(before, name) for name in TOUCHED)]
+    name = hashlib.sha256(json.dumps(version).encode()).hexdigest()
+    note = cache_folder() / "digests" / name
+    if note.exists():
+        return bytes.fromhex(note.read_text(encoding="utf-8"))
+    digest = _digest_of(path)
+    settled = time.time() - max(before.st_mtime, before.st_ctime) > SETTLED_SECONDS
+    if settled and path.stat() == before:
+        write_note(note, digest.hex())
+    return digest
 
 
 def _hub(source: Source, place: str) -> Content:

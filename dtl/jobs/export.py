@@ -50,7 +50,7 @@ class Wanted:
     dtype: Literal["fp32", "bf16", "fp16"] | None = None
     shard_size: str = SHARD_SIZE
     to: Path | None = None
-    quantize: Literal["int8"] | None = None
+    quantize: quantised.Bits | None = None
     form: Form = "safetensors"
     converter: Path | None = None
 
@@ -62,7 +62,7 @@ class Decision:
     kind: str
     merges: bool
     dtype: str
-    quantize: str | None
+    quantize: quantised.Bits | None
     form: Form
     shard_size: str
     target: Path
@@ -113,10 +113,12 @@ def _export(
         work.mkdir(parents=True)
         written = work / "export"
         found = None
-        _write(model, trained, decision, wanted, work, asked, folder)
+        reduced = _write(model, trained, decision, wanted, work, asked, folder)
         if decision.form != "gguf":
             replies = answers_in_fresh_process(written, asked, work)
-            found = _held(expected, replies, decision, rows)
+            if reduced is not None:  # what is lost, fewer bits have lost, and no file
+                _held(answers(reduced, asked), replies, decision, rows, precision="fp32")
+            found = _held(expected, replies, decision, rows, precision=decision.precision)
         saved = Saved(str(decision), found)
         kind = decision.kind if decision.form == "safetensors" else decision.form
         write_papers(written, card=_card(folder, trained, kind, saved), note=None)
@@ -239,8 +241,9 @@ def _write(
     work: Path,
     asked: list[Question],
     folder: RunFolder,
-) -> None:
-    """Into work/export; what that is made from lies beside it."""
+) -> nn.Module | None:
+    """Into work/export; what that is made from lies beside it. The model as it is written, where
+    that is in fewer bits."""
     written, dtype = work / "export", DTYPES[decision.dtype]
     note = note_of(
         folder.config, trained.examples.facts, kind=decision.kind, dtype=folder.plan.layout.dtype
@@ -248,7 +251,7 @@ def _write(
     if decision.form == "onnx":
         graph.write_graph(model, asked, written)
         trained.examples.processor.save_pretrained(written)
-        return
+        return None
     first = work / "model" if decision.quantize or decision.form == "gguf" else written
     state = state_of(model, learning_only=decision.kind == "adapter")
     if decision.kind == "adapter":
@@ -256,10 +259,12 @@ def _write(
     else:
         write_model(model, state, first, dtype=dtype, shard_size=decision.shard_size)
     trained.examples.processor.save_pretrained(first)
+    reduced = None
     if decision.quantize:
-        quantised.write_quantised(
+        reduced = quantised.write_quantised(
             first,
             written,
+            bits=decision.quantize,
             architecture=type(model),
             heads=head_module_names(model),
             dtype=dtype,
@@ -271,15 +276,21 @@ def _write(
         name = f"{folder.config.run.name}-{decision.dtype}.gguf"
         gguf.convert(converter, first, written / name, dtype=decision.dtype)
         trained.examples.processor.save_pretrained(written)
-        return
+        return None
     write_papers(written, card="", note=note)
+    return reduced
 
 
 def _held(
-    expected: list[Tensor], replies: list[Tensor], decision: Decision, rows: str
+    expected: list[Tensor],
+    replies: list[Tensor],
+    decision: Decision,
+    rows: str,
+    *,
+    precision: str,
 ) -> Difference:
-    """Raises RunFailed where the export is too far from what was trained."""
-    found = difference(expected, replies, rows=rows, allowed=TOLERANCE[decision.precision])
+    """Raises RunFailed where the export is too far from what it should answer."""
+    found = difference(expected, replies, rows=rows, allowed=TOLERANCE[precision])
     if not found.is_small:
         raise RunFailed.of(
             str(decision.target),

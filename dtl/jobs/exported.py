@@ -81,8 +81,7 @@ def open_export(path: Path, *, asks: bool = True) -> Exported:
             seed=0,
             dtype=source.dtype or "fp32",
         )
-        if source.quantize is not None:
-            quantize.widen(loaded.model)
+        quantize.to_fp32(loaded.model)
         model = _with_adapter(loaded.model, folder) if adapter else loaded.model
     if (padding := padding_token(processor)) is not None:
         loaded.model.config.pad_token_id = padding  # type: ignore[union-attr]

@@ -48,13 +48,14 @@ def hint(config: RunConfig) -> Told:
 
     alone = config.model_copy(update={"layout": Layout(processes=1, zero=0)})
     prepared = desk.prepare_run(alone)
-    assert prepared.examples.held_out is not None
+    train, apart = prepared.examples.train, prepared.examples.held_out
+    assert isinstance(train, EncodedData) and apart is not None
     engine = start_engine(alone, prepared.plan)
     try:
         opened = open_model(alone, prepared.plan, prepared.parts, prepared.examples, engine)
         model = opened.model.to(engine.device).eval()
-        learnt, truth = _features(model, prepared, prepared.examples.train, engine.device)
-        scored, wanted = _features(model, prepared, prepared.examples.held_out, engine.device)
+        learnt, truth = _features(model, prepared, train, engine.device)
+        scored, wanted = _features(model, prepared, apart, engine.device)
     finally:
         engine.close()
     scale = StandardScaler().fit(learnt)

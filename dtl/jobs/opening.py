@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,14 +11,16 @@ from typing import TYPE_CHECKING
 import torch
 
 from dtl.assemble import Parts
-from dtl.config.schema import RunConfig
+from dtl.config.schema import Model, RunConfig
 from dtl.data.loader import Loader
 from dtl.engine import DTYPES, Engine, EngineSettings, start
 from dtl.errors import RunFailed
 from dtl.examples import Examples
+from dtl.launch import number_on_node
 from dtl.models.adapters import shared_matrices
 from dtl.models.anatomy import adapted_layers, convolutions
-from dtl.models.load import Loaded, fill_given, initialise, load_pretrained, padding_token
+from dtl.models.load import Loaded, fill_given, initialise, load_pretrained, locate, padding_token
+from dtl.models.staging import stage, staged
 from dtl.plan import Layout, Plan
 from dtl.run_folder import RunFolder
 from dtl.train import checkpoint
@@ -104,7 +107,7 @@ def open_model(
     phase, layout = plan.phases[parts.phase], plan.layout
     whole_in_fp32 = layout.zero == 0 and phase.parameters.frozen == 0
     loaded = load_pretrained(
-        config.model,
+        config.model if parts.from_random else _on_this_node(config.model, engine),
         head=parts.task.head,
         changes=parts.task.head_settings(examples.facts),
         random=parts.from_random,
@@ -112,6 +115,7 @@ def open_model(
         dtype="fp32" if whole_in_fp32 else layout.dtype,
         loading=engine.loading,
     )
+    loaded.model.name_or_path = loaded.model.config._name_or_path = locate(config.model)  # type: ignore[assignment, union-attr]
     initialise(loaded.model, loaded.new, seed=config.train.seed, fill=engine.fill)
     fill_given(loaded, fill=engine.fill)
     if (padding := padding_token(examples.processor)) is not None:
@@ -137,6 +141,16 @@ def open_model(
     if layout.activation_checkpointing:
         recompute_activations(model)
     return Adapted(model, loaded.new)
+
+
+def _on_this_node(model: Model, engine: Engine) -> Model:
+    """With `model.stage_to`, the node's own copy, which its first process has made by now."""
+    if model.stage_to is None:
+        return model
+    if number_on_node(os.environ) == 0:
+        stage(model)
+    engine.wait()
+    return staged(model)
 
 
 def recompute_activations(model: nn.Module) -> None:
@@ -171,6 +185,7 @@ def _adapt(
             parameter.data = parameter.data.to(dtype)
     for matrix in shared_matrices(model).values():
         matrix.data = matrix.data.to(dtype)
+    parts.strategy.fill(model, fill=engine.fill)
     return model
 
 

@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -39,10 +38,8 @@ def ask(trained: Trained) -> tuple[list[Question], str]:
     data = examples.held_out if examples.held_out is not None else examples.train
     padding = padding_token(examples.processor)
     collate = partial(task.collate, padding=0 if padding is None else padding)
-    chosen = np.unique(np.linspace(0, len(data) - 1, min(ROWS, len(data))).astype(int))
-    shown = (
-        task.present(data[number], processor=examples.processor, draw=None) for number in chosen
-    )
+    chosen = data.some(ROWS)
+    shown = (task.present(values, processor=examples.processor, draw=None) for values in chosen)
     asked = [_call(task, trained.model, collate([one])) for one in shown]
     return asked, f"{len(chosen)} {'held-out' if held_out else 'training'} rows"
 

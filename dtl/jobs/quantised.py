@@ -1,16 +1,20 @@
-"""A whole model with its linear layers in 8 bits, by bitsandbytes."""
+"""A whole model with its linear layers in 8 or 4 bits, by bitsandbytes."""
 
 from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from dtl.errors import DtlError
 from dtl.models.load import silent
+from dtl.models.quantize import to_fp32
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
+
+Bits = Literal["int8", "nf4"]
 
 
 def refuse_absent() -> None:
@@ -25,16 +29,31 @@ def write_quantised(
     model: Path,
     written: Path,
     *,
+    bits: Bits,
     architecture: Any,
     heads: tuple[str, ...],
     dtype: torch.dtype,
     shard_size: str,
-) -> None:
-    """Read a saved model with its linear layers quantised, but for its heads, and save that.
-    `dtype`: of what is not quantised."""
+) -> nn.Module:
+    """Read a saved model with its linear layers quantised, but for its heads, and save that; the
+    quantised model, which computes in fp32. `dtype`: of what is not quantised."""
+    with silent():
+        made = architecture.from_pretrained(
+            model, quantization_config=_settings(bits, heads=heads, dtype=dtype), dtype=dtype
+        )
+    made.save_pretrained(written, max_shard_size=shard_size)
+    return to_fp32(made.eval())
+
+
+def _settings(bits: Bits, *, heads: tuple[str, ...], dtype: torch.dtype) -> Any:
     from transformers import BitsAndBytesConfig
 
-    how = BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=list(heads))
-    with silent():
-        made = architecture.from_pretrained(model, quantization_config=how, dtype=dtype)
-    made.save_pretrained(written, max_shard_size=shard_size)
+    if bits == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=list(heads))
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+        llm_int8_skip_modules=list(heads),
+    )

@@ -114,6 +114,8 @@ def why_unscored(parts: Parts, examples: Examples) -> str | None:
         return "the strategy starts from random weights"
     if parts.strategies[0].virtual_tokens:
         return "the strategy begins with tokens that have not learnt"
+    if parts.strategies[0].continues is not None:
+        return "the strategy goes on with an adapter that has learnt"
     if examples.facts.get("new_head"):
         return "the base has no head for this task"
     labels = examples.facts.get("labels")

@@ -16,6 +16,7 @@ from dtl.data.loader import Collate, Loader
 from dtl.engine import Engine, open_tracker
 from dtl.errors import RunFailed
 from dtl.examples import Examples
+from dtl.jobs.feature_cache import Source, learnt_from_features
 from dtl.jobs.opening import (
     find_checkpoint,
     goes_over,
@@ -102,6 +103,9 @@ class _Job:
     weights: str = "adapted"  # those that are exported, or ema or average
     meter: Meter = field(init=False)
 
+    def __post_init__(self) -> None:
+        self._read = self.parts, self.examples
+
     def begin(self) -> None:
         """Go back to where the run was, and score what is due."""
         self.meter = Meter(self.folder.usage, self.engine)
@@ -121,7 +125,8 @@ class _Job:
         engine, plan = self.engine, self.plan
         at = Progress(digest=self.examples.train.key)
         at = at if saved is None else checkpoint.read_progress(saved)
-        parts = self.parts = self.parts.in_phase(plan.phase_after(at.step))
+        plain, self.examples = self._read
+        parts = self.parts = plain.in_phase(plan.phase_after(at.step))
         self.slowly("loading the model")
         adapted = open_model(self.config, plan, parts, self.examples, engine, saved=saved)
         model, options = adapted.model, self.config.optim
@@ -150,6 +155,24 @@ class _Job:
             at = self.scoring.with_best(at, after=self.phase.before)
             restore(saved, engine, parts, self.loader)
         self.progress = at
+        if self.phase.caches_features:
+            self._learn_from_features()
+        scoring = self.scoring
+        scoring.parts, scoring.examples, scoring.collate = self.parts, self.examples, self.collate
+
+    def _learn_from_features(self) -> None:
+        self.slowly("looking at what the head reads")
+        source = Source(
+            self.config,
+            self.plan,
+            self.parts,
+            self.examples,
+            self.engine,
+            self.collate,
+            pause=self.pause,
+            say=self.log.say,
+        )
+        self.parts, self.examples = learnt_from_features(source)
 
     def _begin_from_data(self, model: nn.Module) -> None:
         self.slowly("looking at training examples")
@@ -221,6 +244,8 @@ class _Job:
                 }
             )
         self.engine.wait()
+        if self.config.data.train.streaming and self.engine.is_first and self.log.listed:
+            self.log.say(f"  left out: {len(self.log.listed)} rows, in skipped_rows.jsonl")
         for name, found in scores.items():
             self.log.say(f"{name:>10}: {told(found)}")
         self.log.say(f"    export: {self.folder.export}")
@@ -437,7 +462,7 @@ class _Job:
         size = checkpoint_bytes(self.plan.parameters)
         return Deadline.of(self.config.train, checkpoint_bytes=size)
 
-    @cached_property
+    @property
     def collate(self) -> Collate:
         padding = padding_token(self.examples.processor)
         return partial(self.parts.task.collate, padding=0 if padding is None else padding)
@@ -456,7 +481,7 @@ class _Job:
             group_by=self.config.task.group_by,
         )
 
-    @cached_property
+    @property
     def loader(self) -> Loader:
         return Loader(
             data=self.examples.train,

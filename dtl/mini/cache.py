@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 import tempfile
+import uuid
 from collections.abc import Callable, Iterable
 from importlib import metadata
 from pathlib import Path
@@ -25,6 +26,14 @@ def folder() -> Path:
     """Where dtl keeps what it can make again: $DTL_CACHE, else ~/.cache/dtl."""
     chosen = os.environ.get("DTL_CACHE")
     return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "dtl"
+
+
+def write_note(note: Path, text: str) -> None:
+    """A small file, whole or not at all; several processes may write the same."""
+    note.parent.mkdir(parents=True, exist_ok=True)
+    staged = note.with_name(f"{note.name}.{uuid.uuid4().hex}")
+    staged.write_text(text, encoding="utf-8")
+    staged.replace(note)
 
 
 def kept(

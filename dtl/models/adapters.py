@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from dtl.errors import DtlError
 from dtl.models.anatomy import head_module_names
 from dtl.models.quantize import on_plain_base
+from dtl.models.trust import ADAPTER
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -143,14 +144,12 @@ def put_on(
     from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PeftType, get_peft_model
 
     task = task_type(model)
-    # PEFT makes the head of a tagger learn whole, and would give it an adapter as well.
-    heads = head_module_names(model) if new or task == "TOKEN_CLS" else ()
-    also = {*(settings.pop("modules_to_save", None) or ()), *heads, *_owners(new, heads)}
+    also = whole_modules(model, task, new, settings.pop("modules_to_save", None))
     init = settings.get("init_lora_weights")
     if init is not None and weightless(model):
         settings["init_lora_weights"] = True  # there are no values to begin from
     config = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType[method.upper()]](
-        **settings, task_type=task, modules_to_save=sorted(also) or None
+        **settings, task_type=task, modules_to_save=also
     )
     adapted = get_peft_model(model, config)
     if init in TAKES_FROM_BASE:
@@ -158,6 +157,15 @@ def put_on(
         _refuse_too_wide(start, init, settings["r"])
         setattr(adapted, START, start)
     return _without_virtual_tokens(adapted)
+
+
+def whole_modules(
+    model: nn.Module, task: str | None, new: frozenset[str], asked: Iterable[str] | None
+) -> list[str] | None:
+    """Modules that learn whole: those asked for, the head, and whatever holds new parameters."""
+    # PEFT makes the head of a tagger learn whole, and would give it an adapter as well.
+    heads = head_module_names(model) if new or task == "TOKEN_CLS" else ()
+    return sorted({*(asked or ()), *heads, *_owners(new, heads)}) or None
 
 
 def _refuse_too_wide(start: dict[str, Tensor], init: str, rank: int) -> None:
@@ -363,6 +371,16 @@ def _over_the_whole_base(
         else:
             joined[name] = torch.cat([tensors[name], -value], dim=1)
     return config, joined
+
+
+def refuse_no_adapter(folder: Path, place: str) -> None:
+    """Raise DtlError where a folder that a config names at `place` is not one of an adapter."""
+    if not (folder / FILE).is_file() or not (folder / ADAPTER).is_file():
+        raise DtlError.of(
+            place,
+            f"{folder} holds no adapter ({ADAPTER} and {FILE})",
+            "name the export of a run, or a folder that PEFT has saved",
+        )
 
 
 def read_back(folder: Path) -> dict[str, Tensor]:

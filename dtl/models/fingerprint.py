@@ -25,7 +25,7 @@ def fingerprint(model: Model) -> str:
     if folder.is_dir():
         base = _of_folder(folder, "config.json")
     else:
-        snapshot = _in_hub_cache(where, model.revision)
+        snapshot = in_hub_cache(where, model.revision)
         base = f"hub:{where}@{snapshot.name if snapshot else model.revision or 'main'}"
     return "+".join([base, *(_of_folder(one, ADAPTER) for one in adapter_folders(model))])
 
@@ -38,7 +38,7 @@ def _of_folder(folder: Path, settings: str) -> str:
     return digest.hexdigest()
 
 
-def _in_hub_cache(repository: str, revision: str | None) -> Path | None:
+def in_hub_cache(repository: str, revision: str | None) -> Path | None:
     """The snapshot folder, named by its commit."""
     from huggingface_hub import try_to_load_from_cache
 

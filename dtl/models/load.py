@@ -14,7 +14,7 @@ from dtl.config.schema import Model
 from dtl.errors import DtlError, near
 from dtl.models import adapters, quantize
 from dtl.models.dtypes import torch_dtype
-from dtl.models.trust import ADAPTER, PLACE, refuse_code, refuse_pickled_weights
+from dtl.models.trust import PLACE, refuse_code, refuse_pickled_weights
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -305,15 +305,8 @@ def adapter_folders(model: Model) -> list[Path]:
     or was learnt over another that does not come before it."""
     folders = [Path(path).expanduser() for path in model.adapters]
     for place, folder in enumerate(folders):
-        if not (folder / adapters.FILE).is_file() or not (folder / ADAPTER).is_file():
-            raise DtlError.of(
-                "model.adapters",
-                f"{folder} holds no adapter ({ADAPTER} and {adapters.FILE})",
-                "name the export of a run, or a folder that PEFT has saved",
-            )
-        note = folder / NOTE
-        base = json.loads(note.read_text(encoding="utf-8"))["base"] if note.is_file() else {}
-        below = [Path(path).expanduser().resolve() for path in base.get("adapters", ())]
+        adapters.refuse_no_adapter(folder, "model.adapters")
+        below = learnt_over(folder)
         if below != [earlier.resolve() for earlier in folders[:place]] and (below or place == 0):
             raise DtlError.of(
                 "model.adapters",
@@ -321,6 +314,13 @@ def adapter_folders(model: Model) -> list[Path]:
                 f"name them before it: [{', '.join(map(str, [*below, folder]))}]",
             )
     return folders
+
+
+def learnt_over(folder: Path) -> list[Path]:
+    """The adapters that another one was learnt over, as dtl has noted; none where it has not."""
+    note = folder / NOTE
+    base = json.loads(note.read_text(encoding="utf-8"))["base"] if note.is_file() else {}
+    return [Path(path).expanduser().resolve() for path in base.get("adapters", ())]
 
 
 def _read_quantized(

@@ -135,15 +135,21 @@ def quantize_weightless(network: Any, model: Model, keep: list[str]) -> None:
 def settle(network: nn.Module, *, dtype: str) -> None:
     """Make the quantized layers of a model that has been read compute in `dtype`, and compute the
     same in training, evaluation and any micro-batch."""
+    _keep_packing(network)
     for _, layer in layers(network):
         layer.compute_dtype = torch_dtype(dtype)
-        # On a CPU with AVX512-BF16 an evaluation would repack 4-bit weights for good: no gradient
-        # would come through them any more (bitsandbytes 0.50).
-        layer.support_avx512bf16_for_cpu = False
         if not _is_4bit(layer):
             from dtl.models.int8 import WeightOnly8bit
 
             layer.__class__ = WeightOnly8bit
+
+
+def _keep_packing(network: nn.Module) -> None:
+    """On a CPU with AVX512-BF16 an evaluation would repack 4-bit weights for good: it fails with a
+    layer that reads fewer than 64 numbers, computes in bf16, and no gradient would come through the
+    weights any more (bitsandbytes 0.50)."""
+    for _, layer in layers(network):
+        layer.support_avx512bf16_for_cpu = False
 
 
 def layers(model: nn.Module) -> list[tuple[str, Any]]:
@@ -197,6 +203,14 @@ def widen(model: nn.Module) -> None:
         layer.compute_dtype = torch.float32
         if _is_4bit(layer):
             layer.weight.quant_state.dtype = torch.float32
+
+
+def to_fp32(network: nn.Module) -> nn.Module:
+    """A model that was saved quantized, as it is to be used here; a plain one as it is."""
+    if layers(network):
+        _keep_packing(network)
+        widen(network)
+    return network
 
 
 def dequantize(network: nn.Module) -> nn.Module:

@@ -92,6 +92,7 @@ class PhasePlan:
     last: int
     learning_rate: float  # the highest
     parameters: Parameters
+    caches_features: bool = False  # whether the head learns from what the base was seen to make
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,18 @@ def this_machine() -> Hardware:
     return Hardware("cuda", devices, memory, name, bf16=capability >= 8, compiler=compiler)
 
 
+def node(*, gpus: int, gpu_gib: float, bf16: bool) -> Hardware:
+    """A machine that is not this one: so many GPUs of so much memory, or else CPUs like ours."""
+    import psutil
+
+    compiler = shutil.which(os.environ.get("CXX", "g++")) is not None and _ninja()
+    if gpus:
+        memory = int(gpu_gib * 2**30)
+        return Hardware("cuda", gpus, memory, f"GPU of {gpu_gib:g} GiB", bf16, compiler)
+    memory, cores = psutil.virtual_memory().total, os.cpu_count() or 1
+    return Hardware("cpu", cores, memory, "CPU cores", bf16=True, compiler=compiler)
+
+
 def disk_free(folder: str) -> int:
     """Bytes left for this user on the disk that a folder is on, or will be made on."""
     place = Path(folder).absolute()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from typing import Any
 
@@ -17,9 +17,11 @@ from dtl.data.batching import Batching
 from dtl.data.order import accumulation, micro_batches, padding, room_for
 from dtl.errors import DtlError
 from dtl.models import quantize
+from dtl.models.base_output import why_inseparable
 from dtl.models.load import weightless
 from dtl.plan import Chosen, Hardware, Layout, OuterLaunch, Parameters, PhasePlan, Plan
 from dtl.plan.deepspeed import deepspeed_config
+from dtl.plan.features import Reading, plan_features
 from dtl.plan.memory import MASTER, WIDTH, disk_bytes, model_state
 from dtl.plan.phases import Learning, last_steps, refuse_lost
 from dtl.plan.updates import moment_bytes, updates
@@ -97,7 +99,7 @@ def what_learns(config: RunConfig, parts: Parts, facts: Facts) -> Learning:
         kept=moments + MASTER * count * averaged,
         starts=sum(learning[name].numel() for name in how if how[name].pull),
     )
-    return Learning(frozenset(learning), parameters)
+    return Learning(frozenset(learning), parameters, why_inseparable(model))
 
 
 def _learning_rate(config: RunConfig, parts: Parts) -> tuple[float, str]:
@@ -125,10 +127,13 @@ def make_plan(
     hardware: Hardware,
     outer: OuterLaunch | None = None,
     disk_free: int | None = None,
+    varied: str | None = None,
+    cache_free: int | None = None,
 ) -> Plan:
     """Layout, ZeRO stage and estimate, with one reason for each choice.
 
-    `disk_free`: bytes left where the run folder will be; None: not looked at.
+    `disk_free`, `cache_free`: bytes left where the run folder and the caches will be; None: not
+    looked at. `varied`: why a frozen base makes something else of an example each time.
     """
     log = _Log()
     if config.model.quantize is not None:
@@ -163,13 +168,29 @@ def make_plan(
     which = "an epoch" if batching.sizes is None else "in the first epoch"
     log.note("steps", steps, f"{per_epoch} {which} of {batching.examples} examples")
     phases = _phases(config, parts, learning, steps, log)
+    width = getattr(settings, "hidden_size", None)
+    kept, told = plan_features(
+        config,
+        parts,
+        Reading(
+            varied,
+            learning[0].inseparable,
+            lengths,
+            width=width if isinstance(width, int) else 0,
+            free=cache_free,
+        ),
+        steps=phases[0].last,
+        per_epoch=per_epoch,
+    )
+    if told is not None:
+        log.chosen.append(told)
     if disk_free is not None:
         _disk(config, parts, work.counts, dtype, disk_free, log)
     return Plan(
         layout=layout,
         parameters=work.counts,
         model_state=state,
-        phases=phases,
+        phases=(replace(phases[0], caches_features=kept), *phases[1:]),
         steps=steps,
         steps_per_epoch=per_epoch,
         deepspeed=deepspeed_config(layout, gradient_clip=config.optim.gradient_clip),
@@ -190,6 +211,10 @@ def _phases(
         if len(ends) > 1:
             count = format_count(learns.parameters.learning)
             log.note(f"phase {len(made) + 1}", phase.name, f"to step {last}, {count} learning")
+        if (former := parts.strategies[number].continues) is not None:
+            log.note(
+                "adapter", former, f"goes on learning, with the form that it has: {phase.name}"
+            )
         log.note("learning rate", f"{rate:g}", reason)
         made.append(PhasePlan(phase.name, before, last, rate, learns.parameters))
     return tuple(made)

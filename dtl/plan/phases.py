@@ -13,10 +13,14 @@ from dtl.strategies import Strategy
 
 @dataclass(frozen=True)
 class Learning:
-    """Names of the parameters that learn in a phase, and how many numbers these hold."""
+    """Names of the parameters that learn in a phase, and how many numbers these hold.
+
+    `inseparable`: why what the base makes cannot be kept apart from the head; None: it can.
+    """
 
     names: frozenset[str]
     parameters: Parameters
+    inseparable: str | None
 
 
 def last_steps(phases: Sequence[Phase], *, steps: int) -> list[int]:

@@ -538,7 +538,7 @@ def _events(story: Story) -> list[Block]:
 
 
 def _skipped(folder: RunFolder) -> list[Block]:
-    rows = folder.skipped_rows
+    rows = list(folder.skipped_rows())
     if not rows:
         return [Text("No row was left out.")]
     shown = tuple((row["source"], row["place"], row["reason"]) for row in rows[:LISTED])

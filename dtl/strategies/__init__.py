@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, final
 
 from pydantic import Field, model_validator
 
 from dtl.config.record import ConfigFault, Record, refuse
 from dtl.errors import DtlError
-from dtl.models import adapters
+from dtl.models import adapters, continued
 from dtl.models.adapters import REACH
 
 if TYPE_CHECKING:
@@ -31,7 +32,9 @@ class Strategy(ABC):
     highest_zero: int = 3  # ZeRO stage
     recomputes: bool = True  # whether its activations may be recomputed
     virtual_tokens: int = 0  # how many positions of the model it takes
+    continues: Path | None = None  # the folder of the adapter that it goes on with
     looks_at_data: bool = False  # whether `begin` is wanted
+    caches_features: bool | None = False  # whether the base's output is kept; None: as planned
 
     def __init__(self, options: Any) -> None:
         self.options = options
@@ -52,6 +55,11 @@ class Strategy(ABC):
     ) -> None:
         """Begin from what the base makes of training examples: `batches` without end, the same on
         every rank and layout, which `show` runs through the model. Only before the first step."""
+        return None
+
+    def fill(self, model: nn.Module, *, fill: Callable[..., None]) -> None:
+        """Write what the strategy begins with, where it brings values: `fill(parameter, value)`
+        writes a whole tensor, also into a partitioned one."""
         return None
 
     def training_mode(self, model: nn.Module) -> None:
@@ -86,6 +94,8 @@ class Adapter(Strategy):
         super().__init__(options)
         self.highest_zero = REACH[self.method].zero
         self.recomputes = REACH[self.method].recomputes
+        former = getattr(options, "continue_from", None)
+        self.continues = None if former is None else Path(former).expanduser()
 
     @abstractmethod
     def settings(self, model: nn.Module) -> dict[str, Any]:
@@ -95,7 +105,13 @@ class Adapter(Strategy):
     @final
     def apply(self, model: nn.Module, *, new: frozenset[str]) -> nn.Module:
         adapters.refuse_out_of_reach(self.method, model)
-        settings = {**_placed(self.options), **self.settings(model)}
+        settings = self._settings(model)
+        if self.continues is not None:
+            usual = type(self)(type(self.options)())._settings(model)
+            asked = {name: value for name, value in settings.items() if value != usual.get(name)}
+            return continued.put_on_again(
+                model, self.continues, method=self.method, asked=asked, new=new
+            )
         try:
             return adapters.put_on(model, self.method, settings, new=new)
         except ValueError as fault:
@@ -107,6 +123,14 @@ class Adapter(Strategy):
                 f"{type(model).__name__} ({problem})",
                 "name endings of its linear layers, such as [q_proj, v_proj], or all-linear",
             ) from fault
+
+    def _settings(self, model: nn.Module) -> dict[str, Any]:
+        return {**_placed(self.options), **self.settings(model)}
+
+    @final
+    def fill(self, model: nn.Module, *, fill: Callable[..., None]) -> None:
+        if self.continues is not None:
+            continued.fill_from(model, self.continues, fill=fill)
 
     @final
     def merge(self, model: nn.Module) -> nn.Module:
@@ -129,6 +153,11 @@ class Targeted(Record):
     )
     also_learn: tuple[str, ...] = Field(
         (), description="Whole modules that learn beside the adapters (PEFT's modules_to_save)."
+    )
+    continue_from: str | None = Field(
+        None,
+        description="Folder of an adapter of this kind, a run's export or PEFT's, that goes on "
+        "learning. Rank, scale, layers and all else that makes its form are its own.",
     )
 
 

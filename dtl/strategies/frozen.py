@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pydantic import Field
+
 from dtl.config.record import Record
 from dtl.errors import DtlError
 from dtl.models.anatomy import head_modules, head_parameters
@@ -14,13 +16,24 @@ if TYPE_CHECKING:
 
 
 class Options(Record):
-    """`strategy: frozen` has no options yet."""
+    """Options of `strategy: frozen`."""
+
+    cache_features: bool | None = Field(
+        None,
+        description="Compute what the base makes of each example once, keep it on disk for all "
+        "runs and learn the head from it; left out: where that gives the same and saves time.",
+    )
 
 
 class Plugin(Strategy):
     """The head moves, and whatever else the base did not bring."""
 
     learning_rate = 1e-3
+    caches_features = None
+
+    def __init__(self, options: Options) -> None:
+        super().__init__(options)
+        self.caches_features = options.cache_features
 
     def apply(self, model: nn.Module, *, new: frozenset[str]) -> nn.Module:
         learning = head_parameters(model) | new

@@ -45,8 +45,10 @@ class Options(OfBlocks, Excluding):
             refuse(
                 [
                     ConfigFault(
-                        problem="loftq makes good what a base loses in 4 bits, and dtl's is whole",
-                        mend="take pissa",
+                        problem="loftq wants the whole weights beside those in 4 bits, and dtl "
+                        "quantizes a base as it reads it",
+                        mend="take kaiming over model.quantize nf4 (QLoRA), or pissa over a base "
+                        "that is whole",
                     )
                 ]
             )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from dtl.config.batch_size import COUNTED, Unit
 from dtl.data import labels
 from dtl.data.encoded import Encoded, EncodedData, Skip
-from dtl.data.order import MULTIPLE
+from dtl.data.order import MULTIPLE, padded
 from dtl.data.source import Row
 from dtl.errors import Fault
 
@@ -73,6 +73,7 @@ class Task(ABC):
     media: ClassVar[str | None] = None  # the column that may name a file, whose bytes count as data
     limits: ClassVar[dict[str, tuple[str, ...]]] = {}  # option in tokens -> the values that it cuts
     learns_to_stop: ClassVar[bool] = False  # whether an answer should close with a special token
+    runs_once: ClassVar[bool] = False  # whether loss and outcomes run the model once for a batch
 
     def __init__(self, options: Any) -> None:
         self.options = options
@@ -129,6 +130,10 @@ class Task(ABC):
         return None
 
     @abstractmethod
+    def longest(self, processor: Any, facts: Facts, base: Any) -> int:
+        """What the length of an example may be at most, of all that the encoder makes."""
+
+    @abstractmethod
     def encoder(self, processor: Any, facts: Facts, base: Any) -> Callable[[Row], Encoded | Skip]:
         """The function that turns a row into numbers. It raises DtlError for what only the model's
         files or the other rows show to be wrong."""
@@ -142,6 +147,21 @@ class Task(ABC):
         layout; None where nothing may be varied, in evaluation.
         """
         return values
+
+    def unseen(self, values: dict[str, Any], *, processor: Any) -> dict[str, Any]:
+        """An example for a model whose base does not look at it; what only the base reads, such as
+        pixels, may be left blank, which saves the time that they take."""
+        return self.present(values, processor=processor, draw=None)
+
+    def why_varied(self, data: EncodedData, *, processor: Any) -> str | None:
+        """Why a frozen base makes something else of an example each time that it is learnt from;
+        None: it makes the same."""
+        return None
+
+    def extents(self, data: EncodedData) -> ndarray:
+        """Of each example (N,), a number: those of the same have no padding beside one another but
+        their own."""
+        return data.counts("samples") if self.media == "audio" else padded(data.lengths)
 
     @abstractmethod
     def collate(self, examples: list[dict[str, Any]], *, padding: int) -> dict[str, Tensor]:
@@ -212,6 +232,7 @@ class Classification(Task):
     """One label for each example, whatever it is; `facts["labels"]` are all there are."""
 
     best = "macro_f1"
+    runs_once = True
 
     def head_settings(self, facts: Facts) -> dict[str, Any]:
         return {**labels.head_for(facts["labels"]), **facts.get("settings", {})}
@@ -326,10 +347,10 @@ def pad(rows: list[Any], *, value: int, multiple: int = MULTIPLE) -> Tensor:
     import torch
 
     longest = -(-max(len(row) for row in rows) // multiple) * multiple
-    padded = np.full((len(rows), longest), value, dtype=np.int64)
+    filled = np.full((len(rows), longest), value, dtype=np.int64)
     for place, row in enumerate(rows):
-        padded[place, : len(row)] = row
-    return torch.from_numpy(padded)
+        filled[place, : len(row)] = row
+    return torch.from_numpy(filled)
 
 
 def mask(rows: list[Any], *, multiple: int = MULTIPLE) -> Tensor:

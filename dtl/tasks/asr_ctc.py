@@ -15,8 +15,8 @@ from pydantic import Field
 
 from dtl.config.record import Record
 from dtl.data.audio import pieces_of, sound_fault, sound_of
-from dtl.data.encoded import Encoded, Skip
-from dtl.data.hearing import HEARD, heard, pad_sounds
+from dtl.data.encoded import Encoded, EncodedData, Skip
+from dtl.data.hearing import HEARD, blank, heard, pad_sounds, why_beside
 from dtl.data.source import Row
 from dtl.data.spec_augment import spans
 from dtl.data.spelling import How, case_of, count_characters, speller
@@ -99,6 +99,7 @@ class Plugin(Task):
     head = "AutoModelForCTC"
     reads = "`audio` and `text`"
     best = "-wer"
+    runs_once = True
     reads_by = "speech"
     media = "audio"
     options: Options
@@ -179,6 +180,11 @@ class Plugin(Task):
             **({"target_lang": facts["target_lang"]} if facts["target_lang"] else {}),
         }
 
+    def longest(self, processor: Any, facts: Facts, base: Any) -> int:
+        extractor = processor.feature_extractor
+        samples = int(self.options.longest_seconds * extractor.sampling_rate)
+        return frames_read(samples, base, extractor)
+
     def encoder(self, processor: Any, facts: Facts, base: Any) -> Callable[[Row], Encoded | Skip]:
         extractor, tokenizer = processor.feature_extractor, processor.tokenizer
         spell = speller(self.options.normalise, case=facts["case"])
@@ -223,6 +229,18 @@ class Plugin(Task):
             for start in spans(**mask, size=read, draw=draw):
                 hidden_F[start : start + mask["length"]] = True
         return {**values, **shown, "name": name, "hidden": hidden_F}
+
+    def unseen(self, values: dict[str, Any], *, processor: Any) -> dict[str, Any]:
+        extractor = processor.feature_extractor
+        silence = blank(values["samples"], extractor)
+        if silence is None:
+            return self.present(values, processor=processor, draw=None)
+        hidden_F = np.zeros(values["read"], dtype=bool)
+        return {**values, **silence, "name": extractor.model_input_names[0], "hidden": hidden_F}
+
+    def why_varied(self, data: EncodedData, *, processor: Any) -> str | None:
+        """Nothing is hidden of a sound while the base is in evaluation mode."""
+        return why_beside(data.counts("samples"), processor.feature_extractor)
 
     def collate(self, examples: list[dict[str, Any]], *, padding: int) -> dict[str, Tensor]:
         import torch

@@ -148,6 +148,13 @@ class Plugin(Task):
     def settle(self, model: nn.Module, *, processor: Any) -> None:
         set_generation(model, processor.tokenizer)
 
+    def longest(self, processor: Any, facts: Facts, base: Any) -> int:
+        """What is heard and what is written, each at its most."""
+        heard = base.max_source_positions
+        if base.model_type != "whisper":
+            heard = -(-facts["frames"] // 2**base.num_conv_layers)
+        return int(heard + facts["positions"])
+
     def encoder(self, processor: Any, facts: Facts, base: Any) -> Callable[[Row], Encoded | Skip]:
         extractor, tokenizer = processor.feature_extractor, processor.tokenizer
         rate, shortest = extractor.sampling_rate, self.options.shortest_seconds

@@ -15,7 +15,7 @@ from dtl.config.batch_size import COUNTED
 from dtl.config.record import Record
 from dtl.data.audio import sound_fault, sound_of
 from dtl.data.encoded import Encoded, EncodedData, Skip
-from dtl.data.hearing import heard, pad_sounds
+from dtl.data.hearing import blank, heard, pad_sounds, why_beside
 from dtl.data.labels import label_fault, labels_of, place_of
 from dtl.data.source import Row
 from dtl.errors import Fault
@@ -69,6 +69,9 @@ class Plugin(Classification):
             "settings": without_layerdrop(base) | without_masks(base),
         }
 
+    def longest(self, processor: Any, facts: Facts, base: Any) -> int:
+        return frames_of(round(self.options.longest_seconds * processor.sampling_rate), base)
+
     def encoder(self, processor: Any, facts: Facts, base: Any) -> Callable[[Row], Encoded | Skip]:
         places = {label: place for place, label in enumerate(facts["labels"])}
         rate = processor.sampling_rate
@@ -99,6 +102,23 @@ class Plugin(Classification):
         start = int(draw.integers(spare + 1)) if draw is not None and spare > 0 else 0
         shown = heard(samples_T[start : start + longest], processor)
         return {**values, **shown, "name": processor.model_input_names[0]}
+
+    def unseen(self, values: dict[str, Any], *, processor: Any) -> dict[str, Any]:
+        longest = round(self.options.longest_seconds * processor.sampling_rate)
+        silence = blank(values["samples"][:longest], processor)
+        if silence is None:
+            return self.present(values, processor=processor, draw=None)
+        return {**values, **silence, "name": processor.model_input_names[0]}
+
+    def why_varied(self, data: EncodedData, *, processor: Any) -> str | None:
+        samples = data.counts("samples")
+        longest = round(self.options.longest_seconds * processor.sampling_rate)
+        if samples.max() > longest:
+            return (
+                "training hears another part each time of sounds longer than "
+                f"{self.options.longest_seconds:g} s (task.longest_seconds)"
+            )
+        return why_beside(samples, processor)
 
     def collate(self, examples: list[dict[str, Any]], *, padding: int) -> dict[str, Tensor]:
         import torch

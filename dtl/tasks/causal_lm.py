@@ -96,10 +96,13 @@ class Plugin(Task):
     def head_settings(self, facts: Facts) -> dict[str, Any]:
         return {}
 
-    def encoder(self, processor: Any, facts: Facts, base: Any) -> Callable[[Row], Encoded | Skip]:
-        limit = min(
-            self.options.max_length, getattr(base, "max_position_embeddings", None) or 2**31
+    def longest(self, processor: Any, facts: Facts, base: Any) -> int:
+        return int(
+            min(self.options.max_length, getattr(base, "max_position_embeddings", None) or 2**31)
         )
+
+    def encoder(self, processor: Any, facts: Facts, base: Any) -> Callable[[Row], Encoded | Skip]:
+        limit = self.longest(processor, facts, base)
 
         def encode(row: Row) -> Encoded | Skip:
             tokens, learnt = self._tokens(row, processor, limit)

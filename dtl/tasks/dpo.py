@@ -101,9 +101,16 @@ class Plugin(Task):
     def head_settings(self, facts: Facts) -> dict[str, Any]:
         return {}
 
-    def encoder(self, processor: Any, facts: Facts, base: Any) -> Callable[[Row], Encoded | Skip]:
+    def longest(self, processor: Any, facts: Facts, base: Any) -> int:
+        """Both answers, each with the prompt."""
+        return 2 * self._limit(base)
+
+    def _limit(self, base: Any) -> int:
         positions = getattr(base, "max_position_embeddings", None) or 2**31
-        limit = min(self.options.max_length, positions)
+        return int(min(self.options.max_length, positions))
+
+    def encoder(self, processor: Any, facts: Facts, base: Any) -> Callable[[Row], Encoded | Skip]:
+        limit = self._limit(base)
 
         def encode(row: Row) -> Encoded | Skip:
             talk = _talk(row)

@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import Field
 
 from dtl.config.record import Record
-from dtl.data.encoded import Encoded, Skip
+from dtl.data.encoded import Encoded, EncodedData, Skip
 from dtl.data.image import picture_fault, picture_of
 from dtl.data.labels import label_fault, labels_of, place_of
 from dtl.data.source import Row
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 PLACES_TRIED = 10  # for a part of a picture, before the whole is taken
 DUMMIES = ((64, 96, 3), (96, 64, 3))  # pictures that tell which sizes a processor makes
+BLANK = (3, 1, 1)  # a picture that nobody looks at
 STRETCH = (3 / 4, 4 / 3)  # of a part that is cut out, width to height
 KEPT_SIDES = 2  # a picture is kept at no more than so many times the size that the model sees
 
@@ -84,12 +85,17 @@ class Plugin(Classification):
             )
         return processor, {**facts, "size": [int(side) for side in wide]}
 
-    def encoder(self, processor: Any, facts: Facts, base: Any) -> Callable[[Row], Encoded | Skip]:
-        places = {label: place for place, label in enumerate(facts["labels"])}
+    def longest(self, processor: Any, facts: Facts, base: Any) -> int:
+        """Of every picture: the patches of what the model is shown."""
         height, width = facts["size"]
         patch = getattr(base, "patch_size", None)
         patch = patch if isinstance(patch, int) else 32
-        length = max(1, math.ceil(height / patch) * math.ceil(width / patch))
+        return max(1, math.ceil(height / patch) * math.ceil(width / patch))
+
+    def encoder(self, processor: Any, facts: Facts, base: Any) -> Callable[[Row], Encoded | Skip]:
+        places = {label: place for place, label in enumerate(facts["labels"])}
+        height, width = facts["size"]
+        length = self.longest(processor, facts, base)
 
         def encode(row: Row) -> Encoded | Skip:
             place = place_of(row, places)
@@ -106,6 +112,17 @@ class Plugin(Classification):
         if draw is not None:
             picture_HW3 = self._varied(picture_HW3, draw)
         return {"pixel_values": _seen(picture_HW3, processor), "labels": values["labels"]}
+
+    def unseen(self, values: dict[str, Any], *, processor: Any) -> dict[str, Any]:
+        return {"pixel_values": np.zeros(BLANK, dtype=np.float32), "labels": values["labels"]}
+
+    def why_varied(self, data: EncodedData, *, processor: Any) -> str | None:
+        if not self.options.flip and self.options.smallest_crop == 1:
+            return None
+        return (
+            "training shows each picture differently each time (task.flip=false and "
+            "task.smallest_crop=1 show it as it is)"
+        )
 
     def _varied(self, picture_HW3: np.ndarray, draw: Generator) -> np.ndarray:
         if self.options.smallest_crop < 1:

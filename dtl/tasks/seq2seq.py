@@ -90,12 +90,19 @@ class Plugin(Task):
     def head_settings(self, facts: Facts) -> dict[str, Any]:
         return {}
 
+    def longest(self, processor: Any, facts: Facts, base: Any) -> int:
+        """Source and target."""
+        return sum(self._limits(base))
+
+    def _limits(self, base: Any) -> tuple[int, int]:
+        positions = getattr(base, "max_position_embeddings", None) or 2**31
+        source, target = self.options.max_source_length, self.options.max_target_length
+        return min(source, positions), min(target, positions)
+
     def encoder(self, processor: Any, facts: Facts, base: Any) -> Callable[[Row], Encoded | Skip]:
         options = self.options
         _set_languages(processor, options)
-        positions = getattr(base, "max_position_embeddings", None) or 2**31
-        longest_source = min(options.max_source_length, positions)
-        longest_target = min(options.max_target_length, positions)
+        longest_source, longest_target = self._limits(base)
 
         def encode(row: Row) -> Encoded | Skip:
             longest = max(longest_source, longest_target)

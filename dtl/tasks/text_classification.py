@@ -50,9 +50,12 @@ class Plugin(Classification):
         """The labels, and whether the base already has a head for exactly these."""
         return {"labels": labels_of(rows, base, self.options.labels)}
 
+    def longest(self, processor: Any, facts: Facts, base: Any) -> int:
+        return room(self.options.max_length, processor, base)
+
     def encoder(self, processor: Any, facts: Facts, base: Any) -> Callable[[Row], Encoded | Skip]:
         places = {label: place for place, label in enumerate(facts["labels"])}
-        limit = room(self.options.max_length, processor, base)
+        limit = self.longest(processor, facts, base)
 
         def encode(row: Row) -> Encoded | Skip:
             place = place_of(row, places)

@@ -53,6 +53,7 @@ class Plugin(Task):
     head = "AutoModelForTokenClassification"
     reads = "`tokens` (a list of words) and `tags` (a tag for each: O, B-name, I-name)"
     best = "f1"
+    runs_once = True
     limits: ClassVar = {"max_length": ("input_ids",)}
     options: Options
 
@@ -121,10 +122,13 @@ class Plugin(Task):
             "label2id": {label: place for place, label in enumerate(labels)},
         }
 
+    def longest(self, processor: Any, facts: Facts, base: Any) -> int:
+        return room(self.options.max_length, processor, base)
+
     def encoder(self, processor: Any, facts: Facts, base: Any) -> Callable[[Row], Encoded | Skip]:
         _refuse_slow(processor)
         places = {label: place for place, label in enumerate(facts["labels"])}
-        limit = room(self.options.max_length, processor, base)
+        limit = self.longest(processor, facts, base)
 
         def encode(row: Row) -> Encoded | Skip:
             words, tags = self._words(row)

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
-# By the format of the saved weights: what a logit may be off, as a share of the largest one.
-TOLERANCE = {"fp32": 1e-4, "fp16": 0.02, "bf16": 0.1, "int8": 0.25}
+# By the format of the saved weights: what a logit may be off, as a share of the largest one. Four
+# bits alone take 0.04 from dtl's trained base, and 0.7 from a tiny one whose logits are near zero.
+TOLERANCE = {"fp32": 1e-4, "fp16": 0.02, "bf16": 0.1, "int8": 0.25, "nf4": 1.0}
 
 
 @dataclass(frozen=True)

@@ -55,6 +55,10 @@ class Guard:
         if progress.step in self.leave_out:
             self.log.skip(progress.step, _examples(window), reason="its loss jumped before")
             return
+        if not window.all_targets:
+            reason = "none of its rows has anything to learn from"
+            self.log.skip(progress.step, _examples(window), reason=reason)
+            return
         if step.taken:
             self.skipped_in_a_row = 0
         else:

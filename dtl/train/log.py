@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import IO, TYPE_CHECKING, Any
 
+from dtl.run_folder import SKIPPED
 from dtl.train.tracking import Trackers
 from dtl.units import format_bytes, format_seconds
 
 if TYPE_CHECKING:
     from dtl.data.loader import Window
+    from dtl.data.streamed import LeftOut
     from dtl.run_folder import RunFolder
     from dtl.train.loop import Progress
 
@@ -77,8 +81,10 @@ class RunLog:
                 "seconds": seconds,
                 "tokens_per_second": speed,
                 "memory_bytes": _memory(),
+                **({"left_out": len(window.left_out)} if window.left_out else {}),
             }
         )
+        self._list(window.left_out)
         self._first = self._first or progress.step
         done = progress.step - self._first + 1
         left = (now - self._started) / done * (self.steps - progress.step)
@@ -87,6 +93,22 @@ class RunLog:
             f"{format_seconds(left)} left"
         )
         self._show(progress.step, words, now)
+
+    def _list(self, rows: Sequence[LeftOut]) -> None:
+        """Streamed rows that are no examples: each is listed once, one of each reason told."""
+        for row in rows:
+            if row.place in self.listed:
+                continue
+            if row.reason not in self.listed.values():
+                self.say(f"{row.place}: left out ({row.reason})")
+            self.listed[row.place] = row.reason
+            line = {"source": "data.train", "place": row.place, "reason": row.reason}
+            self.folder.append(line, to=SKIPPED)
+
+    @cached_property
+    def listed(self) -> dict[str, str]:
+        """The rows in skipped_rows.jsonl: place -> reason."""
+        return {line["place"]: line["reason"] for line in self.folder.skipped_rows()}
 
     def skip(self, step: int, examples: list[int], *, reason: str) -> None:
         """A step that was not taken, and why; `examples`: what it read."""

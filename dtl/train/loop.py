@@ -112,13 +112,14 @@ def train(
             window.step - limits.before, steps=limits.last - limits.before, options=optim
         )
         engine.set_learning_rate(rate)
-        if window.step in limits.leave_out:
+        window = _added_up(window, engine)
+        if window.step in limits.leave_out or not window.all_targets:
             step, total = Step(math.nan, taken=False), torch.tensor(math.nan)
         else:
             step, total = _learn_from(window, engine, parts.task, loader.seed, hooks)
         progress = progress.after(window, taken=step.taken)
         loss_sum, stops = engine.reduce(total, float(hooks.asked_to_stop()))
-        loss = loss_sum / window.all_targets
+        loss = loss_sum / (window.all_targets or 1)
         log.step(progress, window, loss=loss, norm=step.norm, rate=rate)
         hooks.guard(progress, step, window, loss)
         stopping = stops > 0
@@ -133,6 +134,22 @@ def train(
         if stopping and progress.step < limits.steps:
             return progress, "stopped"
     return progress, "done"
+
+
+def _added_up(window: Window, engine: Engine) -> Window:
+    """The window with what all ranks have read, where none knows what the others have."""
+    if not window.shared:
+        return window
+    targets, length, left_out = engine.reduce(
+        window.all_targets, window.all_length, len(window.left_out)
+    )
+    return replace(
+        window,
+        all_targets=int(targets),
+        all_length=int(length),
+        left_out=tuple(engine.gather(list(window.left_out))) if left_out else (),
+        shared=False,
+    )
 
 
 def _learn_from(

@@ -7,6 +7,7 @@ from typing import Any
 
 from dtl.assemble import Parts
 from dtl.config.schema import Data, RunConfig
+from dtl.data.encoded import EncodedData
 from dtl.data.media import Undecodable
 from dtl.data.source import Row
 from dtl.errors import DtlError, Fault
@@ -51,8 +52,14 @@ class Report:
 def look(config: RunConfig, parts: Parts) -> Report:
     """Read, encode (or take from the cache) and look. Rows at fault are findings; what else stops a
     run raises DtlError as a run would."""
-    skipped = {"on_bad_row": "skip", "max_bad_fraction": 1.0}
-    lenient = config.model_copy(update={"data": config.data.model_copy(update=skipped)})
+    encoded = config.data.train.model_copy(update={"streaming": False})  # all is looked at
+    lenient = config.model_copy(
+        update={
+            "data": config.data.model_copy(
+                update={"train": encoded, "on_bad_row": "skip", "max_bad_fraction": 1.0}
+            )
+        }
+    )
     try:
         return _look(config, parts, prepare(lenient, parts), undecodable={})
     except Undecodable:
@@ -86,6 +93,7 @@ def _look(
     config: RunConfig, parts: Parts, examples: Examples, *, undecodable: dict[str, Fault]
 ) -> Report:
     train_rows, held_out_rows = split(config, parts.task, examples.sources, examples.mixed)
+    assert isinstance(examples.train, EncodedData), "for a look nothing is streamed"
     train = gather("train", train_rows, examples.train, parts.task, examples)
     held_out = None
     if held_out_rows is not None and examples.held_out is not None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from dtl.data.encoded import EncodedData
 from dtl.data.source import Row
 from dtl.examples import Examples
 from dtl.tasks import Task
@@ -27,6 +28,7 @@ class Shown:
 def choose(rows: Iterable[Row], examples: Examples, task: Task) -> Iterator[Shown]:
     """A few, evenly spaced."""
     data = examples.train
+    assert isinstance(data, EncodedData), "for a look nothing is streamed"
     chosen = np.unique(np.linspace(0, len(data) - 1, SHOWN).astype(int)).tolist()
     numbers = {int(data.rows[number]): number for number in chosen}
     tokenizer = getattr(examples.processor, "tokenizer", examples.processor)

@@ -588,3 +588,122 @@ def test_eva_has_an_end() -> None:
         strategy.begin(
             model, batches=itertools.repeat(batch), show=lambda model, batch: model(**batch)
         )
+
+
+def test_loftq_is_refused_with_what_works() -> None:
+    from pydantic import ValidationError
+
+    with pytest.raises(
+        (DtlError, ValidationError), match=r"loftq wants.*quantizes a base as it re"
+    ):
+        lora(init="loftq")
+
+
+# Going on with an earlier adapter ---------------------------------------------------------------
+
+CONTINUED = [
+    (method, kind, bed)
+    for method in REACH
+    if hasattr(registry.load("strategies", method).Options(), "continue_from")
+    for kind, bed in (("decoder", "llama"), ("encoder", "bert"), ("sound", "whisper"))
+]
+
+
+def saved(strategy: Adapter, given: Bed, folder: Path) -> Path:
+    """An adapter that has learnt a little, as a run exports it."""
+    base = fresh(given)
+    model = put_on(strategy, given, base)
+    teach(model, given.shown)
+    learnt = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
+    adapters.written(model, learnt).save(folder, base=base)
+    return folder
+
+
+def continuing(method: str, folder: Path, **options: Any) -> Adapter:
+    module = registry.load("strategies", method)
+    made: Adapter = module.Plugin(module.Options(continue_from=str(folder), **options))
+    return made
+
+
+def gone_on(method: str, given: Bed, folder: Path, **options: Any) -> nn.Module:
+    """As a run begins with it, on a base whose new head has other values than were saved."""
+    strategy, base = continuing(method, folder, **options), fresh(given)
+    for name, value in base.named_parameters():
+        if given.new and name in head_parameters(base):
+            value.data.zero_()
+    model = put_on(strategy, given, base)
+    strategy.fill(model, fill=lambda parameter, value: parameter.data.copy_(value))
+    return model
+
+
+@named(CONTINUED)
+def test_an_adapter_goes_on_as_in_plain_peft(
+    method: str, kind: str, bed: str, tmp_path: Path
+) -> None:
+    from peft import PeftModel
+
+    given = beds()[kind][bed]
+    folder = saved(make_strategy(method, given), given, tmp_path / "former")
+    ours = gone_on(method, given, folder)
+    theirs = PeftModel.from_pretrained(fresh(given), folder, is_trainable=True).eval()
+    learning = [
+        {n: p for n, p in model.named_parameters() if p.requires_grad} for model in (ours, theirs)
+    ]
+    assert learning[0].keys() == learning[1].keys()
+    assert near(scores(ours, given.shown), scores(theirs, given.shown))
+    before = scores(ours, given.shown).detach()
+    for model in (ours, theirs):
+        teach(model, given.shown, steps=4)
+    assert not near(scores(ours, given.shown), before)
+    assert torch.allclose(
+        scores(ours, given.shown), scores(theirs, given.shown), atol=1e-6, rtol=1e-5
+    )
+    with torch.device("meta"):
+        planned = put_on(continuing(method, folder), given, fresh(given).to("meta"))
+    assert {n: p.shape for n, p in planned.named_parameters() if p.requires_grad} == {
+        n: p.shape for n, p in learning[0].items()
+    }
+
+
+def test_a_head_for_other_labels_is_left_out(tmp_path: Path) -> None:
+    given = beds()["encoder"]["bert"]
+    folder = saved(make_strategy("lora", given), given, tmp_path / "former")
+    base = fresh(given)
+    base.classifier = nn.Linear(32, LABELS + 2)
+    model = put_on(strategy := continuing("lora", folder), given, base)
+    head = base.classifier.modules_to_save["default"].weight
+    before = head.detach().clone()
+    strategy.fill(model, fill=lambda parameter, value: parameter.data.copy_(value))
+    assert torch.equal(head, before)
+    assert any(value.any() for name, value in model.named_parameters() if "lora_B" in name)
+
+
+def test_an_adapter_brings_its_form_and_another_one_is_refused(tmp_path: Path) -> None:
+    given, other = beds()["decoder"]["llama"], beds()["sound"]["whisper"]
+    former = lora(rank=2, alpha=6.0, target=("q_proj", "v_proj"), dora=True)
+    folder = saved(former, given, tmp_path / "former")
+    config = gone_on("lora", given, folder).peft_config["default"]
+    assert (config.r, config.lora_alpha, config.use_dora) == (2, 6.0, True)
+    assert config.target_modules == {"q_proj", "v_proj"}
+    same = {"rank": 2, "target": ("v_proj", "q_proj"), "loraplus": 4.0}
+    assert continuing("lora", folder, **same).rate_factor("x.lora_B.default.weight") == 4
+    gone_on("lora", given, folder, **same)
+
+    biased = saved(lora(bias="lora_only"), bert := beds()["encoder"]["bert"], tmp_path / "biased")
+    for method, where, bed, options, told in (
+        ("lora", folder, given, {"rank": 8}, "has r 2, and the config asks for 8; leave the opt"),
+        ("ia3", folder, given, {}, "holds an adapter of lora; take strategy lora"),
+        ("lora", folder, other, {}, "does not belong to this base (base_model"),
+        ("lora", tmp_path, given, {}, "holds no adapter (adapter_config.json and"),
+        ("lora", biased, bert, {}, "biases in place of those of the base; work it into the base"),
+    ):
+        with pytest.raises(DtlError) as caught:
+            put_on(continuing(method, where, **options), bed, fresh(bed).to("meta"))
+        assert told in str(caught.value)
+
+    settings = folder / "adapter_config.json"
+    text = settings.read_text()
+    settings.write_text(text.replace('"init_lora_weights": true', '"init_lora_weights": "pissa"'))
+    assert settings.read_text() != text
+    with pytest.raises(DtlError, match=r"began by pissa.*path_initial_model_for_weight"):
+        put_on(continuing("lora", folder), given, fresh(given))

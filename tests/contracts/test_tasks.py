@@ -16,7 +16,7 @@ import torch
 
 from dtl import registry
 from dtl.config.schema import Model
-from dtl.data.encoded import Encoded
+from dtl.data.encoded import Encoded, encode, unwritten
 from dtl.data.source import Row
 from dtl.models.anatomy import batch_norms, head_modules
 from dtl.models.load import (
@@ -125,6 +125,7 @@ class Bench:
     facts: dict[str, Any]
     processor: Any
     encoded: list[Encoded]
+    longest: int
 
     def collate(self, places: list[int]) -> dict[str, torch.Tensor]:
         shown = [
@@ -180,7 +181,8 @@ def set_up(folder: Path, name: str, place: int) -> Bench:
     encode = task.encoder(processor, facts, settings)
     encoded = [encode(row) for row in rows]
     assert all(isinstance(example, Encoded) for example in encoded)
-    return Bench(task, model.eval(), facts, processor, encoded)
+    longest = task.longest(processor, facts, settings)
+    return Bench(task, model.eval(), facts, processor, encoded, longest)
 
 
 def adapted(model: Any) -> Any:
@@ -222,6 +224,25 @@ def test_the_loss_of_a_batch_is_the_sum_over_its_parts(bench):
 def test_the_loss_is_one_number_in_fp32(bench):
     loss = bench.task.loss(bench.model, bench.collate([0, 1]))
     assert (loss.shape, loss.dtype, loss.requires_grad) == ((), torch.float32, True)
+
+
+def test_no_example_is_longer_than_the_longest_there_may_be(bench):
+    assert 0 < max(example.length for example in bench.encoded) <= bench.longest
+
+
+def test_an_example_that_is_not_written_is_what_would_be_read_back(bench, cache):
+    """Bitwise, in what the model is shown of it."""
+    rows = [Row(place, "", {}) for place in bench.all]
+    data = encode(rows, lambda row: bench.encoded[row.index], key="k", place="data.train")
+    for number in bench.all:
+        one, other = (
+            bench.task.collate(
+                [bench.task.present(values, processor=bench.processor, draw=None)], padding=0
+            )
+            for values in (data[number], unwritten(bench.encoded[number].values))
+        )
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_more_padding_changes_nothing(bench):

@@ -12,15 +12,19 @@ from tests.distributed import launching
 from tests.distributed.matrix import (
     ACCUMULATION,
     ADAPTER_EXPORTS,
-    ADAPTER_LAYOUTS,
+    ADAPTER_RUNS,
     ADAPTER_STEPS,
     ADAPTERS,
     BATCH,
     BATCHING_LAYOUTS,
     BATCHINGS,
     CLIP,
+    CONTINUED_STAGES,
     EXPORT_PLACES,
     EXPORTED,
+    FEATURE_STEPS,
+    FEATURES,
+    FORMER,
     HELD_OUT,
     JUMP,
     JUMP_BACK,
@@ -45,7 +49,6 @@ from tests.distributed.matrix import (
     TEXT_STEPS,
     TEXT_STRATEGIES,
     TOKEN_STEPS,
-    UP_TO_ZERO_2,
     UPDATED,
 )
 
@@ -102,6 +105,9 @@ def bed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny.write_texts(folder / "eval.jsonl", HELD_OUT, seed=2)
     numbers = [{"text": " ".join(str(row * 7919 + n) for n in range(6))} for row in range(41)]
     tiny.write_rows(folder / "numbers.jsonl", numbers)
+    texts = (folder / "train.jsonl").read_text().splitlines(keepends=True)
+    gaps = [line for text in texts[:30] for line in ('{"text": ""}\n' * (len(text) % 2), text)]
+    (folder / "gaps.jsonl").write_text("".join(gaps))
     tiny.write_labelled(folder / "labelled.jsonl", 53)
     tiny.write_labelled(folder / "held_out.jsonl", HELD_OUT, seed=2)
     (folder / "config.yaml").write_text(CONFIG)
@@ -109,6 +115,8 @@ def bed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     _lay_out_text_tasks(folder)
     alone = [_job(1, *case) for case in _cases()] + _labelled(1) + _parts(1) + _scored(1)
     alone += _text_tasks(1) + _adapters(1) + _quantized(1) + _updated(1) + _batchings(1)
+    alone += _from_features(1)
+    alone += _streamed(1)
     launching.run_jobs(1, alone + _interrupted(1), cwd=folder)
     pair = [_job(2, *case) for case in _cases()] + _labelled(2) + _parts(2) + _scored(2)
     pair += _text_tasks(2) + _updated(2)
@@ -123,6 +131,8 @@ def bed(tmp_path_factory: pytest.TempPathFactory) -> Path:
         + _stopped()
     )
     pair += _adapters(2) + _quantized(2) + _batchings(2) + _batched_and_resumed()
+    pair += _from_features(2) + _features_interrupted()
+    pair += _streamed(2)
     launching.run_jobs(2, pair + _interrupted(2), cwd=folder)
     launching.run_jobs(3, _scored(3) + _moved_to(3) + _interrupted(3), cwd=folder)
     launching.run_jobs(1, _moved_to(1), cwd=folder)
@@ -147,23 +157,21 @@ def _job(ranks: int, strategy: str, zero: int, turns: int) -> dict[str, Any]:
 def _adapters(ranks: int) -> list[dict[str, Any]]:
     """PEFT's methods, as far as each goes with ZeRO."""
     jobs = []
-    for name, settings in ADAPTERS.items():
-        for many, zero in ADAPTER_LAYOUTS:
-            if many != ranks or (zero == 3 and name in UP_TO_ZERO_2):
-                continue
-            run = f"{name}-{ranks}-{zero}"
-            steps = STEPS if name in PARITY else ADAPTER_STEPS
-            more = [f"layout.zero={zero}", f"run.name={run}", f"train.steps={steps}"]
-            if run in ADAPTER_EXPORTS:
-                more += ["data.eval=eval.jsonl"]
-            jobs.append(
-                {
-                    "config": "config.yaml",
-                    "overrides": [*settings, *more],
-                    "bare": run not in ADAPTER_EXPORTS,
-                }
-            )
-    if ranks == 2:  # over an adapter that is worked into the base
+    for name, many, zero in ADAPTER_RUNS:
+        if many != ranks:
+            continue
+        run = f"{name}-{ranks}-{zero}"
+        steps = STEPS if name in PARITY else ADAPTER_STEPS
+        more = [f"layout.zero={zero}", f"run.name={run}", f"train.steps={steps}"]
+        exports = run in ADAPTER_EXPORTS
+        overrides = [*ADAPTERS[name], *more, *["data.eval=eval.jsonl"] * exports]
+        jobs.append({"config": "config.yaml", "overrides": overrides, "bare": not exports})
+    if ranks == 2:  # over an adapter that is worked into the base, or further with it
+        for zero in CONTINUED_STAGES:
+            further = ["strategy=lora", f"strategy.continue_from={FORMER}"]
+            more = [f"layout.zero={zero}", f"run.name=continued-{zero}"]
+            more += [f"train.steps={ADAPTER_STEPS}"]
+            jobs.append({"config": "config.yaml", "overrides": [*further, *more], "bare": True})
         below = "model.adapters=[runs/vera-2-3/export]"
         for zero in (0, 3):
             more = [below, f"layout.zero={zero}", f"run.name=stacked-{zero}"]
@@ -217,6 +225,25 @@ def _batched_and_resumed() -> list[dict[str, Any]]:
 def _batched(name: str, zero: int, micro: int, *more: str) -> dict[str, Any]:
     layout = [f"layout.zero={zero}", f"layout.micro_batch={micro}"]
     overrides = [f"train.steps={TOKEN_STEPS}", *BATCHINGS[name], *layout, *more]
+    return {"config": "config.yaml", "overrides": overrides}
+
+
+def _streamed(ranks: int) -> list[dict[str, Any]]:
+    """Rows that are read in their step; of gaps.jsonl some are no examples, and that run is stopped
+    on one rank and goes on on two."""
+    moved = _streamed_job("gaps.jsonl", 2 if ranks == 2 else 0, "run.name=streamed-moved")
+    if ranks == 2:
+        layouts = [
+            _streamed_job("train.jsonl", zero, f"run.name=streamed-{zero}") for zero in (0, 3)
+        ]
+        return [moved, *({**job, "bare": True} for job in layouts)]
+    whole = _streamed_job("gaps.jsonl", 0, "run.name=streamed-gaps")
+    return [{**whole, "bare": True}, {**moved, "stop_after": STEPS // 2}]
+
+
+def _streamed_job(rows: str, zero: int, *more: str) -> dict[str, Any]:
+    source = f"data.train={{path: {rows}, streaming: true}}"
+    overrides = [source, f"layout.zero={zero}", "layout.micro_batch=2", *more]
     return {"config": "config.yaml", "overrides": overrides}
 
 
@@ -448,6 +475,51 @@ def _exported() -> list[dict[str, Any]]:
         }
         for name, (config, more) in EXPORTED.items()
     ]
+
+
+def _from_features(ranks: int) -> list[dict[str, Any]]:
+    """With features that each layout makes for itself, and on one rank without."""
+    jobs = [
+        _featured(
+            name,
+            zero,
+            True,
+            f"run.name=features-{name}-{many}-{zero}",
+            f"train.evaluation_batch={2 + many + zero}",
+        )
+        | {"bare": True}
+        for name in FEATURES
+        for many, zero in TEXT_LAYOUTS
+        if many == ranks
+    ]
+    if ranks == 1:
+        jobs += [
+            _featured(name, 0, False, f"run.name=features-{name}-none") | {"bare": True}
+            for name in FEATURES
+        ]
+    return jobs
+
+
+def _features_interrupted() -> list[dict[str, Any]]:
+    """Stopped while features are made, and in the second epoch, and resumed; beside one that
+    nothing disturbed."""
+    stayed = _featured("tags", 2, True, "run.name=features-stayed", "train.evaluation_batch=9")
+    whole = _featured("tags", 2, True, "run.name=features-whole", "train.evaluation_batch=9")
+    return [
+        {**stayed, "stop_at": "features, batch 2"},
+        {**stayed, "stop_after": FEATURE_STEPS - 2},
+        stayed,
+        whole,
+    ]
+
+
+def _featured(name: str, zero: int, cached: bool, *more: str) -> dict[str, Any]:
+    """The size of an evaluation's batch is also that in which features are made: other ones are
+    made anew."""
+    strategy = f"strategy={{name: frozen, cache_features: {str(cached).lower()}}}"
+    layout = [f"layout.zero={zero}", "layout.micro_batch=3"]
+    overrides = [strategy, *layout, f"train.steps={FEATURE_STEPS}", *more]
+    return {"config": FEATURES[name], "overrides": overrides}
 
 
 def _lay_out_text_tasks(folder: Path) -> None:

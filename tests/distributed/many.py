@@ -13,6 +13,7 @@ all else starts anew.
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import os
@@ -44,6 +45,9 @@ def main(jobs_file: str) -> int:
     torch.set_num_threads(1)
     processes = int(os.environ["WORLD_SIZE"])
     for job in json.loads(Path(jobs_file).read_text(encoding="utf-8")):
+        # DeepSpeed collects garbage at stage 3: let it look at no more than its own job has made.
+        gc.collect()
+        gc.freeze()
         config = load_config(job["config"], [*job["overrides"], f"layout.processes={processes}"])
         prepared = desk.prepare_run(config, writes=os.environ["RANK"] == "0")
         engine = start_engine(config, prepared.plan)

@@ -56,27 +56,34 @@ PHASES = {
 PHASED_STAGES = (0, 2, 3)
 EXPORT_PLACES = ("export, gathering", "export, writing", "export, giving")
 
-# PEFT's other methods, on few layouts; those of PARITY beside a plain loop, for all steps.
+# Ways of LoRA, and IA3, on few layouts; those of PARITY beside a plain loop, for all steps. Every
+# method at every stage: test_every_strategy.py.
 LORA = ["strategy=lora", "strategy.rank=4", "strategy.alpha=8"]
-ADAPTERS = {
+WAYS = {
     "dora": [*LORA, "strategy.dora=true"],
     "ia3": ["strategy=ia3"],
     "loraplus": [*LORA, "strategy.loraplus=16"],
     "pissa": [*LORA, "strategy.init=pissa"],
     "eva": [*LORA, "strategy.init=eva"],
-    "oft": ["strategy=oft", "strategy.block=8"],
+}
+ADAPTERS = WAYS | {
     "vera": ["strategy=vera", "strategy.rank=8"],
-    "loha": ["strategy=loha"],
-    "lokr": ["strategy=lokr"],
-    "prompt_tuning": ["strategy=prompt_tuning", "strategy.tokens=4"],
     "prefix_tuning": ["strategy=prefix_tuning", "strategy.tokens=4"],
     "p_tuning": ["strategy=p_tuning", "strategy.tokens=4"],
 }
 PARITY = ("dora", "ia3")
-UP_TO_ZERO_2 = ("pissa", "eva", "loha", "lokr")
-ADAPTER_LAYOUTS = ((1, 0), (2, 2), (2, 3))  # ranks and ZeRO stage
-ADAPTER_STEPS = 6
+UP_TO_ZERO_2 = ("pissa", "eva")
 ADAPTER_EXPORTS = ("pissa-2-2", "vera-2-3", "prefix_tuning-2-3", "p_tuning-2-3")
+ADAPTER_STEPS = 6
+FORMER = "runs/export-lora/export"  # an adapter that goes on learning
+CONTINUED_STAGES = (0, 2, 3)
+ADAPTER_RUNS = tuple(  # method, ranks and ZeRO stage
+    (name, ranks, zero)
+    for ranks, zero in ((1, 0), (2, 2), (2, 3))
+    for name in ADAPTERS
+    if (name in WAYS or (name, zero) == ("vera", 2) or f"{name}-{ranks}-{zero}" in ADAPTER_EXPORTS)
+    and (zero < 3 or name not in UP_TO_ZERO_2)
+)
 
 EXPORTED = {
     "lora": ("config.yaml", ["strategy=lora", "data.eval=eval.jsonl"]),
@@ -102,6 +109,9 @@ TEXT_RUNS = tuple(
 )
 TEXT_LAYOUTS = ((1, 0), (2, 0), (2, 2), (2, 3))  # ranks and ZeRO stage; the last one exports
 TEXT_STEPS, TEXT_HELD_OUT = 4, 9  # in batches of 2: with two ranks, one has nothing at the end
+
+# A head learnt from what its frozen base was seen to make: by which config, and for how many steps.
+FEATURES, FEATURE_STEPS = {"head": "labelled.yaml", "tags": "tags.yaml"}, 8
 
 # A base in nf4, on ranks and at a stage; the last one is also stopped and resumed. One in int8.
 QUANTIZED_LAYOUTS = ((1, 0), (2, 0), (2, 2), (2, 3))

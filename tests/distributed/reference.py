@@ -79,10 +79,12 @@ def losses(
     quantized: bool = False,
     by: Optimized = ADAMW,
     tokens: int | None = None,
+    former: Path | None = None,
 ) -> tuple[list[float], list[float]]:
     """Loss and gradient norm of each step; `phases`: strategies and their steps, each with its own
     optimizer and cosine schedule; no warm-up, seed 0. `quantized`: the base is in nf4, by
-    transformers and bitsandbytes. `tokens`: most that a batch holds, instead of `batch` texts."""
+    transformers and bitsandbytes. `tokens`: most that a batch holds, instead of `batch` texts.
+    `former`: an adapter that goes on learning in the first phase."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     how = BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True
@@ -99,7 +101,7 @@ def losses(
         else:
             order += _filled([int(row) for row in shuffled], rows, tokens)
     for strategy, steps in phases:
-        model = _adapted(model, strategy)
+        model = _adapted(model, strategy, former if not found else None)
         learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
         start = [parameter.detach().clone() for parameter in learning]
         optimizers = by.make(model, rate)
@@ -130,8 +132,12 @@ def losses(
     return found, norms
 
 
-def _adapted(model: Any, strategy: str) -> Any:
+def _adapted(model: Any, strategy: str, former: Path | None) -> Any:
     torch.manual_seed(0)
+    if former is not None:
+        from peft import PeftModel
+
+        return PeftModel.from_pretrained(model, former, is_trainable=True)
     if strategy in ("lora", "dora", "ia3"):
         from peft import IA3Config, LoraConfig, get_peft_model
 

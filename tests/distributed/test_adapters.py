@@ -12,23 +12,21 @@ from torch.nn.functional import cross_entropy
 from tests.distributed import launching, reference
 from tests.distributed.matrix import (
     ADAPTER_EXPORTS,
-    ADAPTER_LAYOUTS,
-    ADAPTERS,
+    ADAPTER_RUNS,
+    ADAPTER_STEPS,
     BATCH,
     CLIP,
+    CONTINUED_STAGES,
+    FORMER,
     PARITY,
     RATE,
     STEPS,
-    UP_TO_ZERO_2,
+    WAYS,
 )
 
 LAYOUTS = {
-    name: [
-        f"{name}-{ranks}-{zero}"
-        for ranks, zero in ADAPTER_LAYOUTS
-        if zero < 3 or name not in UP_TO_ZERO_2
-    ]
-    for name in ADAPTERS
+    way: [f"{way}-{ranks}-{zero}" for name, ranks, zero in ADAPTER_RUNS if name == way]
+    for way in WAYS
 }
 
 
@@ -51,7 +49,7 @@ def test_twenty_steps_are_those_of_plain_peft(bed: Path, method: str) -> None:
         assert [line["gradient_norm"] for line in found] == pytest.approx(norms, rel=1e-3), run
 
 
-@pytest.mark.parametrize("method", ADAPTERS)
+@pytest.mark.parametrize("method", WAYS)
 def test_the_loss_is_the_same_at_every_stage(bed: Path, method: str) -> None:
     alone, *others = [
         [line["loss"] for line in launching.train_lines(bed / "runs" / run)]
@@ -78,6 +76,26 @@ def test_over_an_earlier_adapter_the_loss_is_the_same_at_every_stage(bed: Path) 
     }
     assert found["stacked-3"] == pytest.approx(found["stacked-0"], rel=1e-5)
     assert found["stacked-3"][0] < found["vera-2-3"][0] - 1e-3, "it goes on where that one ended"
+
+
+def test_an_adapter_goes_on_as_in_plain_peft_at_every_stage(bed: Path) -> None:
+    lines = (bed / "train.jsonl").read_text().splitlines()
+    losses, norms = reference.losses(
+        bed / "base",
+        [json.loads(line)["text"] for line in lines],
+        phases=[("lora", ADAPTER_STEPS)],
+        batch=BATCH,
+        rate=RATE,
+        clip=CLIP,
+        longest=64,
+        former=bed / FORMER,
+    )
+    fresh = launching.train_lines(bed / "runs" / "lora-1-0-1")
+    assert losses[0] < fresh[0]["loss"] - 1e-2, "it goes on where it ended"
+    for zero in CONTINUED_STAGES:
+        found = launching.train_lines(bed / "runs" / f"continued-{zero}")
+        assert [line["loss"] for line in found] == pytest.approx(losses, rel=1e-5), zero
+        assert [line["gradient_norm"] for line in found] == pytest.approx(norms, rel=1e-3), zero
 
 
 @pytest.mark.parametrize("run", ADAPTER_EXPORTS)

@@ -74,7 +74,7 @@ def expected(desk: Path) -> list[float]:
 
 
 def test_every_launch_file_is_tested() -> None:
-    assert {path.stem for path in FILES.glob("*.yaml")} == {*ONE_NODE, "two_nodes"}
+    assert {path.stem for path in FILES.glob("*.yaml")} == {*ONE_NODE, "multi_node"}
 
 
 @pytest.mark.parametrize("name", ONE_NODE)
@@ -85,13 +85,13 @@ def test_launch_file(desk: Path, expected: list[float], name: str) -> None:
     _assert_losses(desk / "runs" / name, expected)
 
 
-def test_two_nodes(desk: Path, expected: list[float]) -> None:
+def test_multi_node(desk: Path, expected: list[float]) -> None:
     """Two launchers on one machine, each with its own rank, as on two machines."""
     port = str(launching.port())
     nodes = [
         _accelerate(
             desk,
-            "two_nodes",
+            "multi_node",
             "run.name=two-nodes",
             options=("--machine_rank", str(rank), "--main_process_port", port),
         )
@@ -104,6 +104,48 @@ def test_two_nodes(desk: Path, expected: list[float]) -> None:
     assert second.code == 0, second.errors
     assert "layout" not in second.told and "step" not in second.told, "the user is told once"
     _assert_losses(run, expected)
+
+
+def test_deepspeeds_launcher_with_a_hostfile(desk: Path, expected: list[float]) -> None:
+    argv = ["-m", "deepspeed.launcher.runner", "--hostfile", str(FILES / "hostfile"), "--no_ssh"]
+    argv += ["--node_rank", "0", "--master_addr", "127.0.0.1", "--no_local_rank", "--module"]
+    argv += ["--master_port", str(launching.port()), "dtl.worker", "train", "config.yaml"]
+    ended = _end(_start(desk, *argv, "run.name=by-deepspeed"))
+    _assert_layout(desk / "runs" / "by-deepspeed", ended, "the outer launcher", 2, 1, "none")
+    _assert_losses(desk / "runs" / "by-deepspeed", expected)
+
+
+def test_two_machines_start_each_its_part_and_stop_and_go_on_together(
+    desk: Path, expected: list[float]
+) -> None:
+    command = ["launch", "config.yaml", "layout.nodes=2", "layout.processes=1", "run.name=parts"]
+    command += ["--master", f"127.0.0.1:{launching.port()}", "--node-rank"]
+    run = desk / "runs" / "parts"
+    first, second = [_dtl(desk, *command, str(number)) for number in (0, 1)]
+    _wait_for_steps(run, 2, first)
+    second.send_signal(signal.SIGTERM)
+    ends = _end(first), _end(second)
+    if RunFolder(run).state != "finished":  # the signal may have come in the last step
+        assert [end.code for end in ends] == [75, 75], ends
+        ends = tuple(_end(_) for _ in [_dtl(desk, *command, str(number)) for number in (0, 1)])
+    assert [end.code for end in ends] == [0, 0], ends
+    assert "machine 1 of 2: 1 processes meet" in ends[1].told
+    assert (RunFolder(run).plan.layout.nodes, RunFolder(run).plan.layout.processes) == (2, 1)
+    _assert_losses(run, expected)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ([], "layout.nodes: is 1"),
+        (["layout.nodes=2", "--node-rank", "2", "--master", "h"], "--node-rank: there is no mach"),
+        (["layout.nodes=2", "--master", "127.0.0.1:x"], "--master: '127.0.0.1:x' is no HOST"),
+        (["layout.nodes=2", "--master", "no.such.host.invalid"], "--master: no.such.host.invalid"),
+    ],
+)
+def test_a_launch_at_fault(desk: Path, arguments: list[str], told: str) -> None:
+    ended = _end(_dtl(desk, "launch", "config.yaml", *arguments))
+    assert ended.code == 2 and ended.errors.startswith(told), ended.errors
 
 
 def test_torchrun_fixes_the_ranks_and_leaves_the_stage(desk: Path, expected: list[float]) -> None:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from dtl.models.adapters import REACH
 from tests import tiny_sound, tiny_speech, tiny_vision, tiny_whisper
 from tests.distributed import launching
+from tests.distributed.bases import Case, lay_out, layer_normed_hubert, spoken
 
 STAGES = (3, 0, 2)  # of two ranks; one rank is the measure
-ROWS, HELD_OUT, BATCH, STEPS = 13, 7, 6, 3  # an odd number: with two ranks, one waits at the end
+ROWS, HELD_OUT, STEPS = 13, 7, 3  # an odd number: with two ranks, one waits at the end
 PLAIN = {"full": [], "lora": ["strategy.rank=4"], "frozen": []}
 CONVOLUTIONS = {**PLAIN, "lora": ["strategy.rank=4", "strategy.target=[convolution]"]}
 TIED = {"full": [], "lora": ["strategy.rank=4"]}  # there is no head of its own
@@ -22,93 +21,37 @@ TIED = {"full": [], "lora": ["strategy.rank=4"]}  # there is no head of its own
 WRITES = "name: asr_seq2seq, generate_length: 8"
 
 
-@dataclass(frozen=True)
-class Case:
-    """A base for a task. `rate`: small where a few steps would otherwise lead far away. `batches`:
-    how the global batches are formed."""
-
-    task: str
-    base: Any
-    rows: Any
-    strategies: dict[str, list[str]]
-    rate: float = 0.003
-    batches: str = f"global_batch: {BATCH}"
-
-
-def spoken(count: int, *, seed: int) -> list[dict[str, Any]]:
-    return list(tiny_whisper.spoken(count, seed=seed))
-
-
-def layer_normed_hubert(folder: Path) -> Path:
-    """Told of padding: one that is not hears it, and learns otherwise in other batches."""
-    return tiny_speech.hubert(folder, norm="layer")
-
-
 CASES = {
-    "vit": Case("image_classification", tiny_vision.vit, tiny_vision.pictures, PLAIN),
-    "resnet": Case("image_classification", tiny_vision.resnet, tiny_vision.pictures, CONVOLUTIONS),
-    "wav2vec2": Case("audio_classification", tiny_sound.wav2vec2, tiny_sound.tones, PLAIN),
-    "spectrogram": Case("audio_classification", tiny_sound.spectrogram, tiny_sound.tones, PLAIN),
-    "writing": Case("asr_ctc", tiny_sound.wav2vec2, tiny_speech.transcribed, PLAIN),
+    "vit": Case("image_classification", tiny_vision.vit, tiny_vision.pictures),
+    "resnet": Case("image_classification", tiny_vision.resnet, tiny_vision.pictures),
+    "wav2vec2": Case("audio_classification", tiny_sound.wav2vec2, tiny_sound.tones),
+    "spectrogram": Case("audio_classification", tiny_sound.spectrogram, tiny_sound.tones),
+    "writing": Case("asr_ctc", tiny_sound.wav2vec2, tiny_speech.transcribed),
     "hubert": Case(
         "asr_ctc",
         layer_normed_hubert,
         tiny_speech.transcribed,
-        PLAIN,
         batches="global_batch: 5 seconds, group_by_length: true",
     ),
-    "whisper": Case(f"{{{WRITES}, language: en}}", tiny_whisper.whisper, spoken, TIED),
-    "speech-to-text": Case(f"{{{WRITES}}}", tiny_whisper.speech_to_text, spoken, TIED),
+    "whisper": Case(f"{{{WRITES}, language: en}}", tiny_whisper.whisper, spoken),
+    "speech-to-text": Case(f"{{{WRITES}}}", tiny_whisper.speech_to_text, spoken),
 }
-RUNS = [(name, strategy) for name, case in CASES.items() for strategy in case.strategies]
-
-
-# Other ways to learn, by their losses alone.
-LINEAR = {
-    "partial": ["strategy.top=1"],
-    "bitfit": [],
-    "norm": [],
-    "ia3": ["strategy.target=all-linear"],
-    "loha": ["strategy.rank=4"],
-    "lokr": ["strategy.rank=4"],
-    "oft": ["strategy.block=8"],
-    "vera": ["strategy.rank=8"],
+WAYS = {
+    **dict.fromkeys(CASES, PLAIN),
+    "resnet": CONVOLUTIONS,
+    "whisper": TIED,
+    "speech-to-text": TIED,
 }
-OF_KERNELS = {
-    **{way: LINEAR[way] for way in ("partial", "bitfit", "norm")},
-    "ia3": ["strategy.target=[convolution]"],
-    "loha": ["strategy.rank=4", "strategy.target=[convolution]"],
-    "lokr": ["strategy.rank=4", "strategy.target=[convolution]"],
-}
-WAYS = {"vit": LINEAR, "hubert": LINEAR, "whisper": LINEAR, "resnet": OF_KERNELS}
-LEARNT = [(name, way) for name, ways in WAYS.items() for way in ways]
-
-
-def stage(name: str, way: str) -> int:
-    """Each way meets every stage that it goes to, on one base or another."""
-    turn = list(WAYS).index(name) + list(LINEAR).index(way)
-    return min(STAGES[turn % 3], REACH[way].zero if way in REACH else 3)
+RUNS = [(name, strategy) for name, ways in WAYS.items() for strategy in ways]
 
 
 def stages(name: str, strategy: str) -> list[int]:
     """At which a run is held to the one of one rank, as in a Latin square: each base and each
     strategy meets every stage. A base of two strategies takes two stages with each."""
-    strategies = list(CASES[name].strategies)
+    strategies = list(WAYS[name])
     first = list(CASES).index(name) + strategies.index(strategy)
     turns = (first, first + 2) if strategies == ["full", "lora"] else (first,)
     return [STAGES[turn % 3] for turn in turns]
-
-
-def config(name: str, case: Case) -> str:
-    """Views are varied by example, so that they too are the same on every layout."""
-    return f"""
-model: {{path: {name}, dtype: fp32}}
-task: {case.task}
-data: {{train: {name}-train.parquet, eval: {name}-held-out.parquet}}
-strategy: full
-optim: {{learning_rate: {case.rate}, warmup: 0}}
-train: {{steps: {STEPS}, {case.batches}, evaluation_batch: 2}}
-"""
 
 
 def run_name(name: str, strategy: str, ranks: int, zero: int) -> str:
@@ -116,33 +59,18 @@ def run_name(name: str, strategy: str, ranks: int, zero: int) -> str:
 
 
 def job(ranks: int, zero: int, name: str, strategy: str) -> dict[str, Any]:
-    overrides = [f"strategy={strategy}", *CASES[name].strategies[strategy], f"layout.zero={zero}"]
+    overrides = [f"strategy={strategy}", *WAYS[name][strategy], f"layout.zero={zero}"]
     overrides.append(f"run.name={run_name(name, strategy, ranks, zero)}")
     return {"config": f"{name}.yaml", "overrides": overrides, "bare": (ranks, zero) != (2, 3)}
 
 
-def learnt(ranks: int, zero: int, name: str, way: str) -> dict[str, Any]:
-    overrides = [f"strategy={way}", *WAYS[name][way], f"layout.zero={zero}", "data.eval=null"]
-    overrides.append(f"run.name={run_name(name, way, ranks, zero)}")
-    return {"config": f"{name}.yaml", "overrides": overrides, "bare": True}
-
-
 @pytest.fixture(scope="module")
 def bed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    import pyarrow as pa
-    from pyarrow import parquet
-
     folder = tmp_path_factory.mktemp("media")
-    for name, case in CASES.items():
-        case.base(folder / name)
-        for split, count, seed in (("train", ROWS, 1), ("held-out", HELD_OUT, 2)):
-            table = pa.Table.from_pylist(case.rows(count, seed=seed))
-            parquet.write_table(table, folder / f"{name}-{split}.parquet")
-        (folder / f"{name}.yaml").write_text(config(name, case))
-    alone = [job(1, 0, *run) for run in RUNS] + [learnt(1, 0, *run) for run in LEARNT]
+    lay_out(folder, CASES, steps=STEPS, rows=ROWS, held_out=HELD_OUT)
+    alone = [job(1, 0, *run) for run in RUNS]
     launching.run_jobs(1, alone, cwd=folder)
     pair = [job(2, zero, *run) for run in RUNS for zero in stages(*run)]
-    pair += [learnt(2, stage(*run), *run) for run in LEARNT]
     launching.run_jobs(2, pair, cwd=folder)
     return folder
 
@@ -158,21 +86,6 @@ def test_every_base_and_every_strategy_meets_every_stage() -> None:
         for one in known:
             met = {zero for run in RUNS if run[place] == one for zero in stages(*run)}
             assert met == set(STAGES), one
-
-    for way in LINEAR:
-        reached = set(STAGES) if way not in REACH else set(range(REACH[way].zero + 1)) & {0, 2, 3}
-        assert {stage(*run) for run in LEARNT if run[1] == way} == reached, way
-
-
-@pytest.mark.parametrize(("name", "way"), LEARNT)
-def test_other_ways_to_learn_have_one_loss_on_every_layout(bed: Path, name: str, way: str) -> None:
-    layouts = ((1, 0), (2, stage(name, way)))
-    alone, shared = (
-        [line["loss"] for line in launching.train_lines(bed / "runs" / run_name(name, way, *each))]
-        for each in layouts
-    )
-    assert len(alone) == STEPS and alone[-1] != alone[0]
-    assert shared == pytest.approx(alone, rel=1e-5)
 
 
 def outcomes(run: Path) -> list[dict[str, Any]]:

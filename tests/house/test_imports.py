@@ -44,6 +44,7 @@ def test_desk_commands_import_nothing_heavy(command):
     assert ran.stderr == "0\n"
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
 def test_desk_commands_answer_quickly(command):
     """The best of five counts: a busy machine slows some of them, never speeds one up."""

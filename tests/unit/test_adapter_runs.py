@@ -211,15 +211,18 @@ def losses(run):
     return [line["loss"] for line in lines if line["kind"] == "train"]
 
 
-@pytest.mark.parametrize("strategy", ["pissa", "eva", "vera", "p_tuning"])
-def test_a_resumed_run_is_the_same_to_the_last_digit(folder, decoder, texts, strategy):
-    """Also where the adapter began from the base, or from the data."""
+@pytest.mark.parametrize("strategy", ["pissa", "eva", "vera", "p_tuning", "continued"])
+def test_a_resumed_run_is_the_same_to_the_last_digit(folder, decoder, texts, first, strategy):
+    """Also where the adapter began from the base, from the data, or from an earlier adapter."""
     options = {"name": strategy, "tokens": 3} if strategy == "p_tuning" else strategy
     if strategy in ("pissa", "eva"):
         options = {"name": "lora", "rank": 4, "init": strategy}
+    if strategy == "continued":
+        options = {"name": "lora", "continue_from": str(first.export)}
     whole = train(folder, f"whole-{strategy}", decoder, "causal_lm", texts, options)
     name = f"stopped-{strategy}"
-    asks = 1 if strategy == "p_tuning" else 2  # the first is in the unadapted scoring
+    scored = strategy not in ("p_tuning", "continued")  # the unadapted base, at the first ask
+    asks = 2 if scored else 1
     stopped = train(folder, name, decoder, "causal_lm", texts, options, stop_after=asks)
     assert 0 < len(losses(stopped)) < 3
     resumed = train(folder, name, decoder, "causal_lm", texts, options)
@@ -229,6 +232,30 @@ def test_a_resumed_run_is_the_same_to_the_last_digit(folder, decoder, texts, str
     assert (resumed.export / adapters.FILE).read_bytes() == (
         whole.export / adapters.FILE
     ).read_bytes()
+
+
+def test_an_adapter_goes_on_over_what_it_was_learnt_over(folder, decoder, texts, first):
+    """At once where it ended, scored as what it is, and opened as any other."""
+    options = {"name": "lora", "rank": 4, "continue_from": str(first.export)}
+    run = train(folder, "further", decoder, "causal_lm", texts, options)
+    started, ended = losses(first), losses(run)
+    assert ended[0] < started[-1] < started[0] and ended[-1] < ended[0]
+    scores = run.result["scores"]
+    assert "unadapted" not in scores
+    assert scores["adapted"]["loss"] < first.result["scores"]["adapted"]["loss"]
+    again = api.evaluate(run.path, str(folder / "rows.jsonl"))
+    assert again["loss"] == pytest.approx(scores["adapted"]["loss"], rel=1e-5)
+    told = [line for line in run.plan.lines() if str(first.export) in line]
+    assert len(told) == 1 and "goes on learning" in told[0]
+
+    over = train(folder, "upper", decoder, "causal_lm", texts, "lora", [first.export])
+    further = {"name": "lora", "continue_from": str(over.export)}
+    with pytest.raises(DtlError, match=rf"set model.adapters to \[{first.export.resolve()}\]"):
+        train(folder, "nowhere", decoder, "causal_lm", texts, further)
+    train(folder, "on-top", decoder, "causal_lm", texts, further, [first.export])
+    phases = [{"name": "full", "length": 1}, options]
+    with pytest.raises(DtlError, match=r"strategy.1.continue_from: the phases before"):
+        train(folder, "later", decoder, "causal_lm", texts, phases)
 
 
 # Virtual tokens ----------------------------------------------------------------------------------

@@ -404,11 +404,11 @@ def cache(tmp_path_factory) -> Path:
 @pytest.mark.parametrize("broken", CONFIGS + DATA, ids=lambda broken: broken.name)
 def test_a_fault_is_told_in_one_sentence(broken, tmp_path, cache):
     write(broken, tmp_path)
-    for attempt in ("first", "again, as this machine may have been busy"):
+    for _ in range(4):  # the best counts: a busy machine slows some of them
         start = perf_counter()
         ended = train(broken, tmp_path, cache)
         seconds = perf_counter() - start
-        if seconds < broken.seconds or attempt != "first":
+        if seconds < broken.seconds:
             break
     assert ended.returncode == 2, ended.stderr
     (told,) = ended.stderr.splitlines()

@@ -130,7 +130,7 @@ def test_of_those_that_do_best_the_quickest_is_taken():
     ]
     (told,) = advice(measured)
     assert (told.choice, told.verdict) == ("frozen", "not distinguishable")
-    assert "Full and frozen are not distinguishable (full 0.7" in told.text
+    assert "Full and frozen are not distinguishable (full 0." in told.text
     assert "; scratch comes to 0." in told.text
 
 

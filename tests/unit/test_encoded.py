@@ -225,3 +225,47 @@ def test_a_folder_without_a_census_is_not_taken_for_data(cache):
         wait_for("k", timeout_seconds=0)
     with pytest.raises(OSError):
         EncodedData(folder)
+
+
+CROWD = """
+import fcntl, multiprocessing, os, zlib
+from dtl.data.encoded import Encoded, encode
+from dtl.data.source import Row
+
+PROCESSES, ROUNDS, ROWS = 16, 50, 40
+
+def no_lock(*_):
+    raise OSError("this disk keeps no locks")
+
+fcntl.flock = fcntl.lockf = no_lock
+
+def encoder(row):
+    return Encoded({"input_ids": [row.index * 31 + n for n in range(row.index % 7 + 1)]}, 2, 1)
+
+def work(start, told):
+    for number in range(ROUNDS):
+        start.wait()
+        rows = (Row(n + number, "", {}) for n in range(ROWS))
+        data = encode(rows, encoder, key=f"round-{number}", place="data.train")
+        read = repr([data[n]["input_ids"].tolist() for n in range(ROWS)])
+        told.put((number, zlib.crc32(read.encode())))
+
+fork = multiprocessing.get_context("fork")
+start, told = fork.Barrier(PROCESSES), fork.Queue()
+crowd = [fork.Process(target=work, args=(start, told)) for _ in range(PROCESSES)]
+for one in crowd:
+    one.start()
+found = {told.get(timeout=120) for _ in range(PROCESSES * ROUNDS)}
+for one in crowd:
+    one.join()
+print(len(found), sum(one.exitcode for one in crowd))
+"""
+
+
+def test_sixteen_processes_fill_one_cache_where_the_disk_keeps_no_locks(cache):
+    ran = subprocess.run(
+        [sys.executable, "-c", CROWD], capture_output=True, text=True, timeout=240, check=True
+    )
+    assert ran.stdout == "50 0\n", "every process read the same in each of the rounds"
+    left = sorted(path.name for path in (cache / "encoded").iterdir())
+    assert left == sorted(f"round-{number}" for number in range(50)), "nothing else was left"

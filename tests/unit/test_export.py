@@ -12,6 +12,7 @@ from dtl.config.load import load_config
 from dtl.errors import DtlError, RunFailed
 from dtl.jobs import export as job
 from dtl.jobs import reopened
+from dtl.jobs.exported import open_export
 from dtl.jobs.proof import answers, read_questions, write_questions
 from dtl.plan.hardware import disk_free
 from dtl.run_folder import RunFolder
@@ -342,6 +343,45 @@ def test_eight_bits_are_saved_and_opened_again(run, tmp_path):
     with safe_open(path / "model.safetensors", framework="pt") as opened:
         name = "model.layers.0.self_attn.q_proj.weight"
         assert opened.get_tensor(name).dtype == torch.int8
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_four_bits_lose_what_the_levels_lose_and_nothing_more(run, tmp_path, dtype):
+    """Beside the merged model, each of whose linear layers is rounded here."""
+    functional = pytest.importorskip("bitsandbytes").functional
+    from transformers import AutoModelForCausalLM
+
+    said = []
+    how = {"merge": True, "dtype": dtype}
+    path = api.export(run.path, quantize="nf4", to=tmp_path / "four", say=said.append, **how)
+    merged = api.export(run.path, to=tmp_path / "whole", say=str, **how)
+    plain = AutoModelForCausalLM.from_pretrained(merged, dtype=torch.float32).eval()
+    trained = logits(plain, merged)
+    for name, layer in plain.named_modules():
+        if isinstance(layer, torch.nn.Linear) and name != "lm_head":
+            levels, scales = functional.quantize_4bit(
+                layer.weight.data, quant_type="nf4", compress_statistics=True
+            )
+            layer.weight.data = functional.dequantize_4bit(levels, scales)
+    rounded, opened = logits(plain, merged), logits(open_export(path).model, path)
+    assert torch.allclose(opened, rounded, atol=1e-5 * float(trained.abs().max()))
+    assert not torch.allclose(opened, trained, atol=0.01 * float(trained.abs().max()))
+    card = (path / "README.md").read_text()
+    (told,) = [line for line in said if "largest difference of a logit" in line]
+    assert told.strip() in card and "(1 allowed)" in told
+
+
+def test_four_bits_that_are_read_otherwise_than_written_are_refused(run, tmp_path, monkeypatch):
+    """However small that is beside what the bits themselves lose."""
+    pytest.importorskip("bitsandbytes")
+
+    def nearly(*given):
+        return [one * 1.001 for one in in_this_process(*given)]
+
+    monkeypatch.setattr(job, "answers_in_fresh_process", nearly)
+    with pytest.raises(RunFailed, match=r"0\.001 of the largest logit \(0\.0001 allowed\)"):
+        api.export(run.path, merge=True, quantize="nf4", to=tmp_path / "four", say=str)
+    assert not (tmp_path / "four").exists()
 
 
 # What a difference is ---------------------------------------------------------------------------

@@ -395,6 +395,25 @@ def test_a_run_leaves_an_adapter_that_is_opened_on_the_same_base(finished, tmp_p
         again = merged(**inputs).logits[0].softmax(-1).tolist()
     assert list(row["probabilities"].values()) == pytest.approx(again, abs=1e-6)
 
+    lora_file = registry.load("strategies", "lora")
+    further = lora_file.Plugin(lora_file.Options(continue_from=str(finished.export)))
+    source = finished.config.model
+    loaded = load_pretrained(
+        source,
+        head="AutoModelForSequenceClassification",
+        changes={},
+        random=False,
+        seed=0,
+        dtype="fp32",
+    )
+    assert "classifier.weight" in loaded.new
+    model = further.apply(loaded.model, new=loaded.new).eval()
+    further.fill(model, fill=lambda parameter, value: parameter.data.copy_(value))
+    with torch.no_grad():
+        begins = model(**inputs).logits[0].softmax(-1).tolist()
+    assert list(row["probabilities"].values()) == pytest.approx(begins, abs=5e-3)
+    assert any(value.abs().max() > 1e-3 for n, value in model.named_parameters() if "lora_B" in n)
+
 
 # What is refused at the desk -------------------------------------------------------------------
 

@@ -1,0 +1,263 @@
+"""A real Slurm of four nodes on this machine, and all runs of the cluster tests at once on it."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from dtl import api
+from dtl.run_folder import RunFolder
+from dtl.submitted import Submitted
+from tests import tiny
+from tests.distributed import launching
+
+HOUSE = Path(__file__).parents[2]
+LAB = Path(__file__).parent / "cluster.sh"
+NEEDED = ("slurmctld", "slurmd", "sbatch", "munged", "ip", "nsenter", "unshare")
+OWN = Path(tempfile.gettempdir()) / f"dtl-own-{os.getpid()}"  # of each node another folder
+STEPS = 150
+EARLY = 12  # the step at which a run is disturbed
+CONFIG = f"""
+model: {{path: base, dtype: fp32}}
+task: {{name: causal_lm, max_length: 64}}
+data: {{train: train.jsonl}}
+strategy: lora
+optim: {{learning_rate: 0.003}}
+train: {{steps: {STEPS}, global_batch: 6, save_every: 50}}
+layout: {{zero: 0, micro_batch: 3}}
+"""
+SITE = """
+description: the lab
+max_time: 10:00
+environment: {DTL_LAB: "of $HOME"}
+node_local: /dev/shm
+offline: true
+sbatch: ["--exclude=%s"]
+"""
+SMALL = "64k"  # less than the base
+
+
+@pytest.fixture(scope="session")
+def lab() -> Iterator[Callable[..., str]]:
+    """A function that calls cluster.sh; Slurm's own commands find the cluster."""
+    os.environ["PATH"] += f"{os.pathsep}/usr/sbin{os.pathsep}/sbin"
+    absent = [name for name in NEEDED if shutil.which(name) is None]
+    if absent:
+        pytest.skip(f"no Slurm on this machine ({', '.join(absent)}): see tests/cluster/cluster.sh")
+    if os.getuid() != 0:
+        pytest.skip("a Slurm of namespaces wants root")
+    number = os.getpid() % 200
+    settings = {
+        # munge wants a place that everybody may look into
+        "SLURMLAB_DIR": f"{tempfile.gettempdir()}/dtl-slurm-{os.getpid()}",
+        "SLURMLAB_NAME": f"dtl{number}",
+        "SLURMLAB_NET": f"10.213.{20 + number}",
+        "SLURMLAB_NODES": "4",
+        "SLURMLAB_CPUS": "16",
+        "SLURMLAB_GPUS": "0",
+        "SLURMLAB_EXTRA": "EnforcePartLimits=ALL",
+        "SLURMLAB_PRIVATE": str(OWN),
+    }
+    OWN.mkdir()
+
+    def call(*words: str) -> str:
+        done = subprocess.run(
+            ["bash", str(LAB), *words],
+            env={**os.environ, **settings},
+            capture_output=True,
+            text=True,
+            timeout=180,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    try:
+        call("start")
+    except AssertionError as failure:
+        words = " ".join(str(failure).partition("\nassert ")[0].split())
+        pytest.skip(f"Slurm does not start on this machine: {words}")
+    os.environ["SLURM_CONF"] = f"{settings['SLURMLAB_DIR']}/slurm.conf"
+    try:
+        yield call
+    finally:
+        del os.environ["SLURM_CONF"]
+        call("stop")
+        shutil.rmtree(settings["SLURMLAB_DIR"])
+        shutil.rmtree(OWN)
+        Path(f"{settings['SLURMLAB_DIR']}.lock").unlink()
+
+
+@dataclass
+class Bed:
+    """A folder with a run for each case, all ended; what was seen on the way."""
+
+    folder: Path
+    lab: Callable[..., str]
+    seen: dict[str, str] = field(default_factory=dict)
+
+    def run(self, name: str) -> RunFolder:
+        return RunFolder(self.folder / "runs" / name)
+
+    def weights(self, name: str) -> bytes:
+        return (self.run(name).export / "adapter_model.safetensors").read_bytes()
+
+    def losses(self, name: str) -> list[float]:
+        return launching.losses(self.run(name))
+
+    def told(self, name: str) -> str:
+        return (self.run(name).logs / "job.log").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="session")
+def bed(lab: Callable[..., str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bed]:
+    folder = tmp_path_factory.mktemp("a desk")
+    tiny.decoder(folder / "base")
+    tiny.write_texts(folder / "train.jsonl", 53)
+    (folder / "config.yaml").write_text(CONFIG, encoding="utf-8")
+    (folder / "site.yaml").write_text(SITE % "node[2-3]", encoding="utf-8")
+    (folder / "other.yaml").write_text(SITE % "node[0-1]", encoding="utf-8")
+    (folder / "third.yaml").write_text(SITE % "node0", encoding="utf-8")
+    shutil.copytree(folder / "base", OWN / "base")  # where the desk sees it, and node0, not node1
+    lab("exec", "node0", "cp", "-r", str(folder / "base"), str(OWN))
+    lab("exec", "node1", "mount", "-t", "tmpfs", "-o", f"size={SMALL}", "tmpfs", str(OWN))
+    made, before = Bed(folder, lab), Path.cwd()
+    os.environ["PYTHONPATH"] = str(HOUSE)
+    os.chdir(folder)
+    try:
+        _submit_all(made)
+        with ThreadPoolExecutor(len(DISTURBED) + 1) as pool:
+            for case in [pool.submit(drive, made) for drive in (*DISTURBED, _follow_all)]:
+                case.result()
+        yield made
+    finally:
+        os.chdir(before)
+
+
+def _submit_all(bed: Bed) -> None:
+    """The plain one by the command line."""
+    argv = [sys.executable, "-m", "dtl", "submit", "config.yaml", "run.name=plain $x"]
+    argv += ["--cluster", "site.yaml", "--nodes", "2", "--time", "9min"]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    bed.seen["submit"] = done.stdout
+    for name in ("usr1", "term", "requeued", "cancelled"):
+        _submit(name, nodes=2)
+    _submit("lost", nodes=2, cluster="other.yaml")
+    _submit("chain", nodes=2, chain=4)
+    _submit("blind", f"model.path={OWN / 'base'}", nodes=2)
+    _submit("staged", f"model.stage_to={OWN}", "train.steps=8", nodes=2, cluster="third.yaml")
+    _submit("grid", "train.steps=8", grid=("train.seed=0,1", "strategy.rank=4"))
+
+
+def _submit(name: str, *overrides: str, cluster: str = "site.yaml", **asked: object) -> None:
+    every = [f"run.name={name}", *overrides]
+    api.submit("config.yaml", every, cluster=cluster, say=lambda _: None, **asked)
+
+
+def job_of(run: RunFolder) -> str:
+    job = Submitted.of(run.path)
+    assert job is not None
+    return job.ids[0]
+
+
+def slurm(*words: str) -> str:
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def until(holds: Callable[[], object], what: str, *, seconds: float = 240.0) -> None:
+    limit = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < limit, f"waited in vain for {what}"
+        time.sleep(0.05)
+
+
+def reach(bed: Bed, name: str, step: int) -> RunFolder:
+    run = bed.run(name)
+    until(lambda: run.last_step >= step, f"step {step} of {name}: {run.path}")
+    return run
+
+
+def _by_usr1(bed: Bed) -> None:
+    run = reach(bed, "usr1", EARLY)
+    slurm("scancel", "--batch", "--signal=USR1", job_of(run))
+
+
+def _by_term(bed: Bed) -> None:
+    run = reach(bed, "term", EARLY)
+    slurm("scancel", "--signal=TERM", job_of(run))
+
+
+def _by_requeue(bed: Bed) -> None:
+    run = reach(bed, "requeued", EARLY)
+    slurm("scontrol", "requeue", job_of(run))
+
+
+def _by_a_lost_node(bed: Bed) -> None:
+    run = reach(bed, "lost", 60)  # after a checkpoint
+    bed.lab("crash", "node2")
+    until(lambda: _state(job_of(run)) != "RUNNING", "Slurm to see that the node is lost")
+    bed.lab("boot", "node2")
+
+
+def _by_links(bed: Bed) -> None:
+    job = Submitted.of(bed.run("chain").path)
+    assert job is not None
+    for number, step in zip(job.ids[:3], (EARLY, 40, 70), strict=True):
+        reach(bed, "chain", step)
+        until(lambda number=number: _state(number) == "RUNNING", f"link {number}")
+        slurm("scancel", "--batch", "--signal=USR1", number)
+        until(lambda number=number: _state(number) not in ("RUNNING", "COMPLETING"), "its end")
+
+
+def _by_cancel(bed: Bed) -> None:
+    run = reach(bed, "cancelled", EARLY)
+    told: list[str] = []
+    api.cancel(run.path, say=told.append)
+    bed.seen["cancel"] = "\n".join(told)
+    bed.seen["stopped at"] = str(run.last_step)
+    bed.seen["status"] = api.status(run.path)[0].state
+    newest = sorted(run.checkpoints.glob("step-*"))[-1]
+    bed.seen["newest"] = newest.name
+    api.resume(run.path, nodes=1, time="4min", say=told.append)
+
+
+def _follow_all(bed: Bed) -> None:
+    """A local run of two processes meanwhile; then the end of all."""
+    process = launching.start(bed.folder, "local", "layout.processes=2")
+    seen: list[str] = []
+    argv = [sys.executable, "-m", "dtl", "logs", "runs/plain $x", "--follow"]
+    following = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=240)
+    bed.seen["logs"] = following.stdout
+    assert process.wait(timeout=240) == 0
+
+    def ended() -> bool:
+        seen[:] = [one.state for one in api.status("runs")]
+        return set(seen) == {"finished", "failed"}
+
+    try:
+        until(ended, "the end of all runs")
+    except AssertionError:
+        logs = {path: path.read_text()[-1500:] for path in bed.folder.glob("runs/*/logs/job.log")}
+        raise AssertionError(f"{api.status('runs')}\n{logs}") from None
+
+
+def _state(number: str) -> str:
+    listed = slurm("squeue", "--noheader", "--states=all", "--format=%A %T")
+    found = re.search(rf"^{number} (\w+)", listed, re.MULTILINE)
+    return found[1] if found else "absent"
+
+
+DISTURBED = (_by_usr1, _by_term, _by_requeue, _by_a_lost_node, _by_links, _by_cancel)
