@@ -122,8 +122,13 @@ class Follower:
 
     def close(self, *, until: float) -> None:
         """Let it take the rest, if it does so before that moment of time.monotonic()."""
-        with suppress(queue.Full):
+        try:
             self._lines.put(None, timeout=max(0.0, until - time.monotonic()))
+        except queue.Full:  # a line gives way to the word that it is over
+            with suppress(queue.Empty):
+                self._lines.get_nowait()
+            with suppress(queue.Full):
+                self._lines.put_nowait(None)
         self._thread.join(max(0.0, until - time.monotonic()))
         if self._thread.is_alive():
             self.tell("did not take all in time")
