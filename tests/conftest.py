@@ -10,6 +10,7 @@ TESTS = Path(__file__).parent
 ONE_BED = ("distributed", "cluster")  # folders whose files share what is costly to set up
 
 
+@pytest.hookimpl(tryfirst=True)  # before those who deal the tests out look at the groups
 def pytest_collection_modifyitems(items):
     """Which tests share a process, where several run tests: those of a file, or of one bed."""
     for item in items:
