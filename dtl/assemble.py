@@ -115,12 +115,34 @@ def assemble(config: RunConfig) -> Parts:
                 "put it first, or take full",
             )
     for number, strategy in enumerate(strategies):
+        if strategy.makes_good:
+            _refuse_nothing_lost(config, number)
         if strategy.continues is not None:
             _refuse_misplaced(config, number, strategy.continues)
     if config.optim.l2_sp is not None:
         _refuse_pull(config, strategies[0])
     _refuse_batches(config, task)
     return Parts(task, strategies)
+
+
+def _refuse_nothing_lost(config: RunConfig, phase: int) -> None:
+    """Raise DtlError where an adapter has nothing to make good, or not what the base's files
+    tell."""
+    place = "strategy.init" if len(config.phases) == 1 else f"strategy.{phase}.init"
+    if config.model.quantize != "nf4":
+        held = "whole" if config.model.quantize is None else "in 8 bits"
+        nearest = "pissa" if config.model.quantize is None else "kaiming"
+        raise DtlError.of(
+            place,
+            f"loftq makes good what a base loses in 4 bits, and this one is {held}",
+            f"set model.quantize to nf4, or take init {nearest}",
+        )
+    if phase > 0:
+        raise DtlError.of(
+            place,
+            "the phases before have changed the base, and loftq would bring back its files'",
+            "put it first, or take init kaiming",
+        )
 
 
 def _refuse_misplaced(config: RunConfig, phase: int, folder: Path) -> None:

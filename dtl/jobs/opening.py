@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,7 +29,7 @@ from dtl.train.checkpoint import Learnt, Store, Stored
 from dtl.train.log import RunLog
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 
 def start_engine(config: RunConfig, plan: Plan) -> Engine:
@@ -84,10 +85,11 @@ def _free(path: Path) -> Path:
 @dataclass(frozen=True)
 class Adapted:
     """A model with its strategy applied. `new`: names of the parameters that the base did not
-    bring, before that."""
+    bring, before that. `whole`: the base's weights before they were quantized."""
 
     model: nn.Module
     new: frozenset[str]
+    whole: Mapping[str, Tensor]
 
 
 def open_model(
@@ -140,7 +142,7 @@ def open_model(
             by_name[name].data = by_name[name].data.to(DTYPES[layout.dtype])
     if layout.activation_checkpointing:
         recompute_activations(model)
-    return Adapted(model, loaded.new)
+    return Adapted(model, loaded.new, loaded.whole)
 
 
 def _on_this_node(model: Model, engine: Engine) -> Model:

@@ -39,7 +39,9 @@ class Scoring:
     def unadapted(self, at: Progress) -> None:
         """The untouched base: before the first step, or as the log has it."""
         found = self.logged("unadapted", 0)
-        if found is None and at.step == 0 and why_unscored(self.parts, self.examples) is None:
+        untouched = why_unscored(self.parts, self.examples) is None
+        untouched &= not self.parts.strategies[0].makes_good
+        if found is None and at.step == 0 and untouched:
             found = self.score(at, "unadapted")
         if found is not None:
             self.scores["unadapted"] = found

@@ -135,6 +135,13 @@ class _Job:
         begins = saved is None or goes_over(plan, parts, saved)
         if begins and parts.strategy.looks_at_data:
             self._begin_from_data(model)
+        if begins and parts.strategy.makes_good:
+            parts.strategy.begin_over(
+                model,
+                whole=adapted.whole,
+                device=engine.device,
+                beat=partial(self.slowly, "making good what the base has lost"),
+            )
         optimizer = optim.make(
             model,
             options,

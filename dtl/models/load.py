@@ -15,6 +15,7 @@ from dtl.errors import DtlError, near
 from dtl.models import adapters, quantize
 from dtl.models.dtypes import torch_dtype
 from dtl.models.trust import PLACE, refuse_code, refuse_pickled_weights
+from dtl.models.whole import whole_weights
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -26,11 +27,13 @@ NOTE = "dtl.json"  # what dtl must know of an export
 @dataclass(frozen=True)
 class Loaded:
     """A model, and the names of the parameters that the base did not bring. `given`: values of some
-    that come from a file of their own."""
+    that come from a file of their own; `whole`: weights as they were before they were quantized,
+    read when they are asked for."""
 
     model: nn.Module
     new: frozenset[str]
     given: Mapping[str, Tensor] = field(default_factory=dict)
+    whole: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def locate(model: Model) -> str:
@@ -348,7 +351,9 @@ def _read_quantized(
             quantization_config=how,
         )
     quantize.settle(loaded.model, dtype=dtype)
-    return loaded
+    with _hub_faults(model, "weights"):
+        whole = whole_weights(planned.model, locate(model), model.revision)
+    return replace(loaded, whole=whole)
 
 
 def _with_language(loaded: Loaded, model: Model, changes: dict[str, Any]) -> Loaded:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 import warnings
 from collections.abc import Iterable
@@ -269,14 +270,16 @@ def _is_4bit(layer: Any) -> bool:
 
 
 def dequantized(layer: Any) -> Tensor:
-    """The weight (out, in) that a widened layer multiplies with, in fp32."""
-    if not _is_4bit(layer):
-        import torch
+    """The weight (out, in) that a layer's levels stand for, in fp32."""
+    import torch
 
+    if not _is_4bit(layer):
         from dtl.models.int8 import of_levels, scale_of
 
         return of_levels(layer.weight.data, scale_of(layer), torch.float32)
     from bitsandbytes.functional import dequantize_4bit
 
-    whole: Tensor = dequantize_4bit(layer.weight.data, layer.weight.quant_state)
+    state = copy.copy(layer.weight.quant_state)
+    state.dtype = torch.float32
+    whole: Tensor = dequantize_4bit(layer.weight.data, state)
     return whole

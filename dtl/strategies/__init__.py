@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, final
 
@@ -15,6 +15,7 @@ from dtl.models import adapters, continued
 from dtl.models.adapters import REACH
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
 
 
@@ -34,6 +35,7 @@ class Strategy(ABC):
     virtual_tokens: int = 0  # how many positions of the model it takes
     continues: Path | None = None  # the folder of the adapter that it goes on with
     looks_at_data: bool = False  # whether `begin` is wanted
+    makes_good: bool = False  # whether `begin_over` is wanted, of a base in nf4
     caches_features: bool | None = False  # whether the base's output is kept; None: as planned
 
     def __init__(self, options: Any) -> None:
@@ -55,6 +57,19 @@ class Strategy(ABC):
     ) -> None:
         """Begin from what the base makes of training examples: `batches` without end, the same on
         every rank and layout, which `show` runs through the model. Only before the first step."""
+        return None
+
+    def begin_over(
+        self,
+        model: nn.Module,
+        *,
+        whole: Mapping[str, Tensor],
+        device: torch.device,
+        beat: Callable[[], None],
+    ) -> None:
+        """Begin from what a base was before it was quantized: `whole` reads each weight when asked,
+        by its name there. The work is done on `device`; `beat` is called before each part of it.
+        Only before the first step."""
         return None
 
     def fill(self, model: nn.Module, *, fill: Callable[..., None]) -> None:

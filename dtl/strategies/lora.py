@@ -1,19 +1,22 @@
-"""LoRA: low-rank adapters beside frozen weights, with DoRA, rsLoRA, LoRA+ and PiSSA."""
+"""LoRA: low-rank adapters beside frozen weights, with DoRA, rsLoRA, LoRA+, PiSSA, LoftQ."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from dtl.config.record import ConfigFault, refuse
-from dtl.models import adapters
+from dtl.models import adapters, loftq
 from dtl.models.adapters import TAKES_FROM_BASE
 from dtl.strategies import Adapter, Excluding, OfBlocks
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
+
+BEGUN_LATER = ("kaiming", "eva", "loftq")  # PEFT draws A, and B is zero
 
 
 class Options(OfBlocks, Excluding):
@@ -30,29 +33,28 @@ class Options(OfBlocks, Excluding):
         gt=0,
         description="LoRA+ (arXiv:2402.12354): how many times A's learning rate B has; 16 there.",
     )
-    init: Literal["kaiming", "gaussian", "orthogonal", "pissa", "olora", "eva"] = Field(
+    init: Literal["kaiming", "gaussian", "orthogonal", "pissa", "olora", "eva", "loftq"] = Field(
         "kaiming",
         description="How the factors begin. kaiming and gaussian: A at random, B zero; orthogonal: "
         "both at random, with product zero; pissa (arXiv:2404.02948): the largest singular values "
         "of each weight; olora (arXiv:2406.01775): its QR decomposition; eva (arXiv:2410.07170): A "
-        "along what varies most in what the layer reads of the training examples.",
+        "along what varies most in what the layer reads of the training examples; loftq "
+        "(arXiv:2310.08659): the best of its rank to make good what a weight loses in nf4.",
     )
 
-    @field_validator("init", mode="before")
-    @classmethod
-    def _no_quantised_start(cls, init: Any) -> Any:
-        if init == "loftq":
+    @model_validator(mode="after")
+    def _an_adapter_that_goes_on_has_begun(self) -> Self:
+        if self.continue_from is not None and self.init in ("eva", "loftq"):
             refuse(
                 [
                     ConfigFault(
-                        problem="loftq wants the whole weights beside those in 4 bits, and dtl "
-                        "quantizes a base as it reads it",
-                        mend="take kaiming over model.quantize nf4 (QLoRA), or pissa over a base "
-                        "that is whole",
+                        "init",
+                        problem=f"{self.init} would write over the adapter of continue_from",
+                        mend="leave init out: the adapter brings its own beginning",
                     )
                 ]
             )
-        return init
+        return self
 
     @model_validator(mode="after")
     def _orthogonal_factors_come_in_pairs(self) -> Self:
@@ -79,7 +81,9 @@ class Plugin(Adapter):
     def __init__(self, options: Options) -> None:
         super().__init__(options)
         whole_base = options.init not in TAKES_FROM_BASE
-        self.keeps_base = whole_base and options.bias == "none"  # biases learn in their place
+        self.makes_good = options.init == "loftq"
+        # Biases learn in the base's place; with LoftQ a run begins nearer to the base than it is.
+        self.keeps_base = whole_base and options.bias == "none" and not self.makes_good
         self.looks_at_data = options.init == "eva"
         # Whole weights are taken apart, or used before the engine has them.
         self.highest_zero = 3 if whole_base and not self.looks_at_data else 2
@@ -93,7 +97,7 @@ class Plugin(Adapter):
             "bias": options.bias,
             "use_rslora": options.rslora,
             "use_dora": options.dora,
-            "init_lora_weights": True if options.init in ("kaiming", "eva") else options.init,
+            "init_lora_weights": True if options.init in BEGUN_LATER else options.init,
         }
 
     def begin(
@@ -104,6 +108,16 @@ class Plugin(Adapter):
         show: Callable[[nn.Module, dict[str, Tensor]], Any],
     ) -> None:
         adapters.begin_along_inputs(model, batches=batches, show=show)
+
+    def begin_over(
+        self,
+        model: nn.Module,
+        *,
+        whole: Mapping[str, Tensor],
+        device: torch.device,
+        beat: Callable[[], None],
+    ) -> None:
+        loftq.make_good(model, whole=whole, device=device, beat=beat)
 
     def rate_factor(self, name: str) -> float:
         return self.options.loraplus if ".lora_B." in name or "_embedding_B" in name else 1.0

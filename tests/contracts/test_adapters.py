@@ -590,15 +590,6 @@ def test_eva_has_an_end() -> None:
         )
 
 
-def test_loftq_is_refused_with_what_works() -> None:
-    from pydantic import ValidationError
-
-    with pytest.raises(
-        (DtlError, ValidationError), match=r"loftq wants.*quantizes a base as it re"
-    ):
-        lora(init="loftq")
-
-
 # Going on with an earlier adapter ---------------------------------------------------------------
 
 CONTINUED = [

@@ -29,6 +29,7 @@ from tests.distributed.matrix import (
     JUMP,
     JUMP_BACK,
     KEPT,
+    LOFTQ_LAYOUTS,
     LORA,
     MOVES,
     OPTIMIZERS,
@@ -371,6 +372,10 @@ def _quantized(ranks: int) -> list[dict[str, Any]]:
         for many, zero in QUANTIZED_LAYOUTS
         if many == ranks
     ]
+    for many, zero in LOFTQ_LAYOUTS:
+        if many == ranks:
+            loftq = job("nf4", zero, "-loftq", bare=True)
+            jobs.append({**loftq, "overrides": [*loftq["overrides"], "strategy.init=loftq"]})
     if ranks == 1:
         return [*jobs, job("int8", 0, bare=True)]
     stopped = job("nf4", whole[1], "-stayed", stop_after=QUANTIZED_STEPS // 2)

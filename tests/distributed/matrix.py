@@ -116,3 +116,4 @@ FEATURES, FEATURE_STEPS = {"head": "labelled.yaml", "tags": "tags.yaml"}, 8
 # A base in nf4, on ranks and at a stage; the last one is also stopped and resumed. One in int8.
 QUANTIZED_LAYOUTS = ((1, 0), (2, 0), (2, 2), (2, 3))
 QUANTIZED_STEPS = 6
+LOFTQ_LAYOUTS = ((1, 0), (2, 3))

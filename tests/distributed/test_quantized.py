@@ -10,7 +10,14 @@ import pytest
 from dtl.audit import difference
 from dtl.run_folder import RunFolder
 from tests.distributed import launching, reference
-from tests.distributed.matrix import BATCH, CLIP, QUANTIZED_LAYOUTS, QUANTIZED_STEPS, RATE
+from tests.distributed.matrix import (
+    BATCH,
+    CLIP,
+    LOFTQ_LAYOUTS,
+    QUANTIZED_LAYOUTS,
+    QUANTIZED_STEPS,
+    RATE,
+)
 
 
 def test_the_loss_is_that_of_plain_peft_and_bitsandbytes_on_every_layout(bed: Path) -> None:
@@ -42,6 +49,14 @@ def test_eight_bits_give_one_loss_as_well(bed: Path) -> None:
         [line["loss"] for line in alone], rel=1e-5
     )
     assert alone[-1]["loss"] < alone[0]["loss"] - 0.02
+
+
+def test_loftq_begins_alike_on_every_layout(bed: Path) -> None:
+    names = [f"nf4-loftq-{ranks}-{zero}" for ranks, zero in LOFTQ_LAYOUTS]
+    alone, shared = ([x["loss"] for x in launching.train_lines(bed / "runs" / n)] for n in names)
+    assert shared == pytest.approx(alone, rel=1e-5)
+    plain = launching.train_lines(bed / "runs" / "nf4-1-0")
+    assert alone[0] != pytest.approx(plain[0]["loss"], rel=1e-5), "nothing was made good"
 
 
 def test_resumed_bitwise(bed: Path) -> None:

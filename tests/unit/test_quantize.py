@@ -5,12 +5,15 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
+from torch.overrides import TorchFunctionMode
 
 from dtl import api, registry
 from dtl.assemble import assemble
@@ -47,7 +50,7 @@ def load(model: Model, *, head: str = LM, dtype: str = "fp32", **changes: Any) -
 
 def lora(**options: Any) -> Any:
     module = registry.load("strategies", "lora")
-    return module.Plugin(module.Options(rank=4, alpha=8, **options))
+    return module.Plugin(module.Options(**{"rank": 4, "alpha": 8, **options}))
 
 
 def adapted(loaded: Loaded, **options: Any) -> Any:
@@ -329,6 +332,120 @@ def test_merging_into_the_original_weights_would_be_another_model(decoder):
     other = adapted(load(Model(path=str(decoder))))
     other.load_state_dict(learning(model), strict=False)
     assert (logits_of(other) - trained).abs().max() > 100 * 1e-5
+
+
+# LoftQ -----------------------------------------------------------------------------------------
+
+
+class OnCpu(TorchFunctionMode):
+    """PEFT takes weights apart on a GPU alone."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        named = kwargs or {}
+        return function(*args, **(named | {"device": "cpu"} if "device" in named else named))
+
+
+def made_good(loaded: Loaded, **options: Any) -> Any:
+    model = adapted(loaded, init="loftq", **options)
+    lora(init="loftq").begin_over(
+        model, whole=loaded.whole, device=torch.device("cpu"), beat=lambda: None
+    )
+    return model
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "double", "options"),
+    [
+        ("decoder", "fp32", True, {}),
+        ("decoder", "bf16", False, {"rslora": True}),
+        ("encoder", "fp32", True, {"dora": True}),
+        ("gpt2", "fp32", True, {}),
+    ],
+)
+def test_loftq_gives_back_as_much_as_its_rank_can(name, dtype, double, options, request):
+    """By Eckart and Young: what stays lost are the singular values after the first ones."""
+    folder = request.getfixturevalue(name)
+    head = CLASSIFIER if name == "encoder" else LM
+    loaded = load(base(folder, double=double), head=head, dtype=dtype)
+    plain = dict(load(Model(path=str(folder)), head=head).model.named_modules())
+    model = made_good(loaded, **options)
+    seen = 0
+    for path, layer in model.named_modules():
+        if not hasattr(layer, "lora_A") or not quantize.layers(layer):
+            continue
+        seen += 1
+        original = plain[path.removeprefix("base_model.model.")]
+        weight = original.weight.detach()
+        weight = weight if isinstance(original, torch.nn.Linear) else weight.t()
+        kept = quantize.dequantized(layer.get_base_layer())
+        lost = weight - kept
+        product = layer.get_delta_weight("default").detach().float()
+        if "default" in getattr(layer, "lora_magnitude_vector", {}):
+            magnitude = layer.lora_magnitude_vector["default"].weight
+            assert torch.allclose(magnitude, (kept + product).norm(dim=1))
+        still = (lost - product).norm()
+        best = torch.linalg.svdvals(lost)[4:].norm()
+        assert still.item() == pytest.approx(best.item(), rel=1e-3)
+        assert still < 0.95 * lost.norm()
+    assert seen == {"decoder": 14, "encoder": 13, "gpt2": 8}[name]
+
+
+def test_loftq_begins_as_pefts_own(decoder):
+    from peft import replace_lora_weights_loftq
+
+    loaded = load(base(decoder))
+    ours = made_good(loaded, alpha=4)  # PEFT leaves the scale out: it is 1
+    theirs = adapted(load(base(decoder)), alpha=4)
+    with OnCpu():
+        replace_lora_weights_loftq(theirs, str(decoder / "model.safetensors"))
+    expected = learning(theirs)
+    for name, value in learning(ours).items():
+        assert value.abs().max() > 0
+        assert torch.allclose(value, expected[name], atol=1e-6), name
+    assert loss_of(ours).item() == pytest.approx(loss_of(theirs).item(), rel=1e-6)
+
+
+def test_whole_weights_are_found_by_their_names_in_any_file(encoder, decoder, tmp_path):
+    """Of the encoder the classifier has the names with a prefix; the decoder lies in two files."""
+    from transformers import AutoModelForCausalLM
+
+    plain = AutoModelForCausalLM.from_pretrained(decoder)
+    plain.save_pretrained(tmp_path / "parts", max_shard_size="50KB")
+    assert len(list((tmp_path / "parts").glob("*.safetensors"))) > 1
+    shutil.copy(decoder / "tokenizer_config.json", tmp_path / "parts")
+    for folder, head in ((encoder, CLASSIFIER), (tmp_path / "parts", LM)):
+        whole = load(base(folder), head=head).whole
+        expected = load(Model(path=str(folder)), head=head)
+        named = dict(expected.model.named_parameters())
+        assert whole.keys() == named.keys() - expected.new
+        assert all(torch.equal(whole[name], named[name]) for name in whole)
+
+
+def test_loftq_wants_a_base_that_nf4_has_rounded(decoder):
+    strategy = {"name": "lora", "rank": 4, "init": "loftq"}
+    for kind, problem, instead in ((None, "whole", "pissa"), ("int8", "in 8 bits", "kaiming")):
+        made = config(decoder, strategy=strategy, model={"quantize": kind})
+        with pytest.raises(DtlError, match=rf"this one is {problem}.*nf4, or take init {instead}"):
+            assemble(made)
+    phases = [{"name": "lora", "length": 0.5}, strategy]
+    made = config(decoder).model_dump(mode="json") | {"strategy": phases}
+    with pytest.raises(DtlError, match=r"strategy\.1\.init.*changed the base"):
+        assemble(RunConfig.model_validate(made))
+    with pytest.raises(ValidationError, match="loftq would write over the adapter"):
+        lora(init="loftq", continue_from="somewhere")
+
+
+def test_loftq_refuses_weights_that_are_not_those_of_the_base(decoder):
+    loaded = load(base(decoder))
+    model = adapted(loaded, init="loftq")
+    for whole, problem in (
+        ({}, r"does not find model\.layers\.0\.self_attn\.q_proj\.weight.*exclude"),
+        ({name: -loaded.whole[name] for name in loaded.whole}, "far from its weight"),
+    ):
+        with pytest.raises(DtlError, match=problem):
+            lora(init="loftq").begin_over(
+                model, whole=whole, device=torch.device("cpu"), beat=lambda: None
+            )
 
 
 # A run -----------------------------------------------------------------------------------------
