@@ -10,7 +10,7 @@ TEST_PROCESSES ?= 2
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-TOGETHER := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadgroup
+TOGETHER := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES)
 
 .PHONY: quickstart demo test test-all lint format clean
 
@@ -20,6 +20,7 @@ quickstart: $(VENV)/.dtl-installed
 # Does transfer pay? Scanned digits, told by a network that has seen letters alone.
 demo: $(VENV)/.dtl-installed
 	$(BIN)/dtl compare configs/quickstart/vision.yaml
+	$(BIN)/dtl report comparisons/vision
 
 # Tests that measure seconds come last, alone.
 test: $(VENV)/.dtl-installed-dev

@@ -48,6 +48,10 @@ def page() -> str:
 def _sections(schema: dict[str, Any]) -> Iterator[str]:
     definitions = schema["$defs"]
     for key, given in schema["properties"].items():
+        if given.get("type") == "array":
+            yield f"## `{key}`\n"
+            yield _table("", {"properties": {key: given}})
+            continue
         name = _reference(given.get("oneOf", [given])[0])
         needed = " Required." if key in schema["required"] else ""
         about = _plain(definitions[name]["description"])

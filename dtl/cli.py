@@ -279,6 +279,13 @@ def compare(
     only_list: Annotated[
         bool, typer.Option("--list", help="show what would be run, and run nothing")
     ] = False,
+    cluster: Annotated[
+        str | None, typer.Option(metavar="SITE", help="put all runs into a cluster's queue")
+    ] = None,
+    time: Annotated[str | None, typer.Option(help="longest of a job there, as 45min")] = None,
+    account: Annotated[str | None, typer.Option(help="account that pays there")] = None,
+    partition: Annotated[str | None, typer.Option(help="queue there")] = None,
+    job: Annotated[Path | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Run strategies against scratch with few and many labels, and say which one to take."""
     from dtl.compare import show
@@ -292,13 +299,19 @@ def compare(
         "source": source,
     }
     asked = [f"compare.{key}={value}" for key, value in given.items() if value is not None]
-    found = show.finished(path) if not (asked or overrides or only_list or cell) else None
+    partly = asked or overrides or only_list or cell or job
+    found = show.finished(path) if not partly else None
     if found is None:
+        from dtl.compare.cluster import Queue
         from dtl.compare.start import start
+
+        queue = None if cluster is None else Queue(cluster, time, account, partition)
 
         changes = [*(overrides or ()), *asked]
         with _places_of(path, changes) if path.is_file() else nullcontext():
-            found = start(path, changes, out=out, cell=cell, only_list=only_list)
+            found = start(
+                path, changes, out=out, cell=cell, only_list=only_list, queue=queue, job=job
+            )
     if found is not None:
         print("\n".join(show.lines(found)))
 
@@ -420,6 +433,63 @@ def audit(
     if len(runs) == 2:
         print(differs or "both read the same examples in the same order")
     raise typer.Exit(1 if differs or any(result.fault for result in found) else 0)
+
+
+@app.command()
+def report(
+    path: Annotated[
+        Path, typer.Argument(metavar="RUN|COMPARISON", help="its folder, finished or not")
+    ],
+    png: Annotated[
+        bool | None,
+        typer.Option("--png/--no-png", help="charts as PNG too; left out: if matplotlib is here"),
+    ] = None,
+) -> None:
+    """Write report.html: scores, curves, worst examples; or what a comparison has found."""
+    from dtl.report import write
+
+    written = write(path, png=png)
+    print(f"{written.page}\ncharts: {written.charts}")
+    if png is None and not written.drawn:
+        print("no PNG: matplotlib is not installed; pip install 'dtl[report]'")
+
+
+@app.command()
+def diff(
+    first: Annotated[Path, typer.Argument(metavar="RUN_A", help="a run folder")],
+    second: Annotated[Path, typer.Argument(metavar="RUN_B", help="another one")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
+) -> None:
+    """Show what differs between two runs; as diff does, end with 0 if nothing does, else with 1."""
+    from dtl.api import load_run
+    from dtl.diff import differences, table, to_dict
+
+    found = differences(load_run(first), load_run(second))
+    if as_json:
+        _print_json(to_dict(found))
+    elif found:
+        print("\n".join(table(found, (str(first), str(second)))))
+    else:
+        print("nothing differs")
+    raise typer.Exit(1 if found else 0)
+
+
+@app.command()
+def track(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="a run folder, finished or not")],
+    to: Annotated[
+        Literal["tensorboard", "wandb", "mlflow", "trackio"] | None,
+        typer.Option(help="tracker; left out: those of the run's config, or tensorboard"),
+    ] = None,
+) -> None:
+    """Send what a run has written to metrics.jsonl to a tracker, as a new run there."""
+    from dtl.api import load_run
+    from dtl.track import track as send
+
+    folder = load_run(run)
+    names = [to] if to is not None else folder.config.tracking or ["tensorboard"]
+    for name in send(folder, names):
+        print(f"sent to {name}")
 
 
 @app.command()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import importlib.util
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,12 +13,14 @@ from dtl.config.load import load_config
 from dtl.config.schema import RunConfig
 from dtl.data import features
 from dtl.data.streamed import StreamedData
-from dtl.errors import DtlError
+from dtl.errors import DtlError, Fault
 from dtl.examples import Examples, prepare
 from dtl.plan import Hardware, OuterLaunch, Plan
 from dtl.plan.hardware import disk_free, this_machine
 from dtl.plan.make import make_plan
 from dtl.run_folder import RunFolder
+
+PACKAGES = {"tensorboard": "'dtl[tracking]'"}  # what pip is told, where it is not the name
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,7 @@ def prepare_run(
 ) -> Prepared:
     """Read and encode the data, then plan. Starts nothing. `hardware`: of a node, if not of this
     machine."""
+    refuse_absent_trackers(config.tracking)
     parts = assemble(config)
     examples = prepare(config, parts, writes=writes)
     plan = make_plan(
@@ -107,6 +111,17 @@ def refuse_other_data(folder: RunFolder, examples: Examples) -> None:
             "the data, or its tokenizer, has changed since the run began",
             "put back what was there, or start a new run under another run.name",
         )
+
+
+def refuse_absent_trackers(names: Iterable[str]) -> None:
+    """Raises DtlError for trackers that are not installed."""
+    faults = [
+        Fault("tracking", f"{name} is not installed", f"pip install {PACKAGES.get(name, name)}")
+        for name in names
+        if importlib.util.find_spec(name) is None
+    ]
+    if faults:
+        raise DtlError(*faults)
 
 
 def refuse_used(folder: RunFolder, config: RunConfig) -> None:

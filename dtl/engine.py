@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
+import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -27,6 +29,9 @@ from dtl.models.anatomy import batch_norms, unwrapped
 if TYPE_CHECKING:
     from torch.optim import Optimizer
 
+    from dtl.run_folder import RunFolder
+    from dtl.train.tracking import Start
+
 # What an outer launcher leaves for Accelerate; the plan has already taken it in.
 OUTER_SETTINGS = (
     "ACCELERATE_USE_DEEPSPEED",
@@ -43,6 +48,7 @@ MOMENTS = (
 KEPT = (*MOMENTS, "average", IMPORTANCE, UNCERTAINTY)  # the average of the weights
 COUNTING_IN_INTEGERS = ("bitsandbytes", "transformers")  # torch's count steps in tensors
 STATISTICS = ("running_mean", "running_var")  # of batch normalisation
+PROJECT = "dtl"  # at trackers
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -105,6 +111,58 @@ def start(settings: EngineSettings) -> Engine:
     return engine
 
 
+@dataclass(frozen=True)
+class OpenTracker:
+    """A run of one of Accelerate's trackers, begun. `identity`: its name there; None: its folder
+    says it."""
+
+    tracker: Any
+    identity: str | None
+
+    def configure(self, values: dict[str, Any]) -> None:
+        plain = {
+            key: value if isinstance(value, str | int | float) else json.dumps(value)
+            for key, value in values.items()
+        }
+        if self.tracker.name == "tensorboard":  # of a config it would make a run beside this one
+            text = "".join(f"    {key}: {value}\n" for key, value in plain.items())
+            self.tracker.log({"config": text}, step=0)
+        else:
+            self.tracker.store_init_configuration(plain)
+
+    def log(self, values: dict[str, float], step: int) -> None:
+        self.tracker.log(values, step=step)
+
+    def finish(self) -> None:
+        self.tracker.finish()
+
+
+def open_tracker(name: str, folder: RunFolder, start: Start) -> OpenTracker:
+    """Begin a run at a tracker, or go on with one, under the run's name in the project `dtl`,
+    unless the tracker's own environment names another. It is the first process's alone."""
+    from accelerate import PartialState, tracking
+
+    PartialState()  # Accelerate's log asks for it, also where no run is going on
+    title, identity = folder.path.name, start.identity
+    if name == "tensorboard":  # whose steps from `start.step` on are told anew
+        tracker = tracking.TensorBoardTracker(name, folder.path, purge_step=start.step)
+    elif name == "wandb":
+        identity = identity or uuid.uuid4().hex
+        project = os.environ.get("WANDB_PROJECT", PROJECT)
+        tracker = tracking.WandBTracker(
+            project, name=title, id=identity, resume="allow", dir=str(folder.path)
+        )
+    elif name == "mlflow":
+        tracker = tracking.MLflowTracker(PROJECT, run_id=identity, run_name=title)
+    else:
+        identity = identity or f"{title}-{uuid.uuid4().hex[:8]}"
+        tracker = tracking.TrackioTracker(PROJECT, name=identity, resume="allow")
+    tracker.start()
+    if name == "mlflow":
+        identity = tracker.tracker.info.run_id
+    return OpenTracker(tracker, identity)
+
+
 def _start_deepspeed(
     settings: EngineSettings, group: Any, counting: Any, *, on_cpu: bool
 ) -> ZeroEngine:
@@ -135,7 +193,6 @@ class Engine(ABC):
         self.accelerator = accelerator
         self.device: torch.device = accelerator.device
         self.rank: int = accelerator.process_index
-        self.local_rank: int = accelerator.local_process_index
         self.ranks: int = accelerator.num_processes
 
     @property

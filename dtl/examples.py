@@ -15,7 +15,7 @@ import numpy as np
 
 from dtl.assemble import Parts
 from dtl.config.batch_size import COUNTED, BatchSize
-from dtl.config.schema import Data, Draw, RunConfig, Train
+from dtl.config.schema import Data, Draw, RunConfig, Source, Train
 from dtl.data.batching import Batching
 from dtl.data.draw import drawn
 from dtl.data.encoded import EncodedData, await_file, cache_key, encode, wait_for
@@ -221,14 +221,7 @@ def _sources(
     named = {"data.train": data.train, "data.eval": data.eval}
     named |= {f"data.mix[{number}]": source for number, source in enumerate(data.mix)}
     opened = {
-        place: open_rows(
-            source,
-            data.columns,
-            place,
-            check=check or task.check,
-            skips=data.on_bad_row == "skip",
-            media=task.media,
-        )
+        place: _open(place, source, config, task, check)
         for place, source in named.items()
         if source is not None
     }
@@ -252,6 +245,29 @@ def _name_of_reading(rows: Rows, config: RunConfig) -> str:
     """One for the same content and task."""
     parts = [NOTE_FORMAT, rows.fingerprint, rows.files, config.task.learnt]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _open(place: str, source: Source, config: RunConfig, task: Task, check: Check | None) -> Rows:
+    return open_rows(
+        source,
+        config.data.columns,
+        place,
+        check=check or task.check,
+        skips=config.data.on_bad_row == "skip",
+        media=task.media,
+    )
+
+
+def held_out_rows(config: RunConfig, task: Task) -> tuple[ReadSource, Iterable[Row]] | None:
+    """The rows that a run of this config is scored on, with the source that they are of, not
+    encoded; None where nothing is scored. Raises DtlError where they cannot be read."""
+    data, place = config.data, _place_of_held_out(config.data)
+    if place == "data.eval" and data.eval is not None:
+        rows = _open(place, data.eval, config, task, None)
+        return _accepted(place, rows, _noted(rows, config), data), rows
+    sources, mixed = _sources(config, task, None, writes=True)
+    held_out = split(config, task, sources, mixed)[1]
+    return None if held_out is None else (sources[0], held_out)
 
 
 def _noted(rows: Rows, config: RunConfig) -> Reading:

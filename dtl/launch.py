@@ -6,7 +6,7 @@ import os
 import shlex
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -29,6 +29,7 @@ class Command:
         return " ".join([*settings, shlex.join(self.argv)])
 
 
+SLURM_TASKS = "DTL_SLURM_TASKS_PER_NODE"  # srun starts the ranks: so many on each node
 SAVING_SECONDS = 3600  # so long torchrun waits for the ranks to save
 
 
@@ -110,6 +111,27 @@ def surroundings(device: str) -> dict[str, str]:
     if device == "cpu":
         environment |= {"ACCELERATE_USE_CPU": "true", "DS_ACCELERATOR": "cpu"}
     return environment
+
+
+def take_slurm_rank(environment: MutableMapping[str, str]) -> None:
+    """What torchrun would have said of this process, from what srun says of its task.
+
+    Only where the job says that its tasks are ranks: in an interactive job they are not.
+    """
+    if SLURM_TASKS not in environment or "RANK" in environment:
+        return
+    alone = len(environment.get("CUDA_VISIBLE_DEVICES", "0,1").split(",")) == 1
+    environment["RANK"] = environment["SLURM_PROCID"]
+    environment["WORLD_SIZE"] = environment["SLURM_NTASKS"]
+    # A task that sees one GPU only finds its own at number 0.
+    environment["LOCAL_RANK"] = "0" if alone else environment["SLURM_LOCALID"]
+    environment["LOCAL_WORLD_SIZE"] = environment[SLURM_TASKS]
+
+
+def number_on_node(environment: Mapping[str, str]) -> int:
+    """Which of its node's processes this is, from 0."""
+    of_task = SLURM_TASKS in environment
+    return int(environment.get("SLURM_LOCALID" if of_task else "LOCAL_RANK", "0"))
 
 
 def threads(processes: int) -> int:

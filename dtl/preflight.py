@@ -15,7 +15,9 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dtl.backends import UNFIT, UNFIT_NODES
 from dtl.errors import DtlError, Fault, RankFailed
+from dtl.launch import number_on_node, take_slurm_rank
 from dtl.node import Blame, Seen, look
 from dtl.run_folder import RunFolder, write_json
 
@@ -23,7 +25,6 @@ if TYPE_CHECKING:
     from torch.distributed import Store  # type: ignore[attr-defined]
 
 USAGE = "python -m dtl.preflight RUN_FOLDER [--seconds N] [--floor GB/s] [--nodes HOST,HOST]"
-UNFIT = 3  # exit code: another node would do
 SECONDS = 60.0
 LATER = 5.0  # the others wait so much longer than the first, who says who has not come
 NUMBERS = {"cuda": 2**25, "cpu": 2**20}  # fp32 in one exchange
@@ -239,15 +240,16 @@ def _part(store: Store, meeting: Meeting) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code: 0 fit, 2 something that the user must mend, 3 a node is unfit.
 
-    The first process says what was found, and leaves it in preflight.json; of unfit nodes their
-    names, with commas, in unfit_nodes, to which each preflight adds.
+    The first process says what was found, and leaves it in preflight.json, beside the word of how
+    the launch ended; unfit nodes are added to unfit_nodes.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
         folder, options = _options(given)
+        take_slurm_rank(os.environ)
         meeting = Meeting(
             rank=int(os.environ.get("RANK", "0")),
-            local_rank=int(os.environ.get("LOCAL_RANK", "0")),
+            local_rank=number_on_node(os.environ),
             ranks=int(os.environ.get("WORLD_SIZE", "1")),
             address=os.environ.get("MASTER_ADDR", "127.0.0.1"),
             port=int(os.environ.get("MASTER_PORT", "0")),
@@ -272,8 +274,10 @@ def _tell(folder: RunFolder, verdict: Verdict, meeting: Meeting, *, seconds: flo
         moved = f", {verdict.bandwidth:.2f} GB/s" if verdict.bandwidth is not None else ""
         print(f"preflight: {meeting.ranks} processes in {seconds:.1f} s{moved}", flush=True)
     write_json(folder.path / "preflight.json", {**asdict(verdict), "seconds": seconds})
+    if verdict.faults:
+        folder.note_end(verdict.exit_code)
     if verdict.unfit:
-        unfit = folder.path / "unfit_nodes"
+        unfit = folder.path / UNFIT_NODES
         known = unfit.read_text(encoding="utf-8").strip().split(",") if unfit.is_file() else []
         unfit.write_text(",".join(sorted({*known, *verdict.unfit} - {""})), encoding="utf-8")
 

@@ -25,6 +25,7 @@ State = Literal["absent", "interrupted", "finished"]
 METRICS = "metrics.jsonl"
 SKIPPED = "skipped_rows.jsonl"
 LENGTHS = "lengths.npz"  # of the examples, where batches depend on them
+SKIPPED = "skipped_rows.jsonl"
 STACK = ("dtl", "torch", "deepspeed", "accelerate", "transformers", "peft", "bitsandbytes")
 
 
@@ -91,6 +92,12 @@ class RunFolder:
     @property
     def versions(self) -> dict[str, Any]:
         return dict(self._run["versions"])
+
+    @property
+    def commit(self) -> str | None:
+        """The git commit of the folder that the run was begun in."""
+        commit: str | None = self._run.get("commit")
+        return commit
 
     @property
     def result(self) -> dict[str, Any]:

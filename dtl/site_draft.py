@@ -121,7 +121,7 @@ def _of_a_node(nodes: list[Node]) -> Iterator[str]:
     yield f"gpus_per_node: {gpus}"
     yield f"gpu_request: {'gres' if gpus else 'none'}"
     if gpus:
-        yield "# gpu_memory: 80GB  # of one GPU, for the plan"
+        yield "# gpu_memory: 80  # GiB of one GPU, for the plan"
     yield f"cpus_per_task: {max(1, cpus // max(1, gpus))}"
     yield f"memory: {memory}M"
 

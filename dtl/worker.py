@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from dtl.errors import DtlError, RankFailed, RunFailed
+from dtl.launch import number_on_node, take_slurm_rank
 from dtl.lease import Lease, TakenOver
 from dtl.plan import OuterLaunch
 from dtl.run_folder import RunFolder
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from dtl import desk
     from dtl.train.watch import Watch
 
-SLURM_TASKS = "DTL_SLURM_TASKS_PER_NODE"  # srun starts the ranks: so many on each node
 NODE_LOCAL = "DTL_NODE_LOCAL"  # a folder on the node's own disk; may name variables
 COMPILERS = ("TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "TORCH_EXTENSIONS_DIR")
 LEASE_SECONDS = 90.0  # of waiting for what a lost node has held
@@ -238,21 +238,6 @@ def _end_with_launcher() -> None:
             os._exit(1)
 
 
-def take_slurm_rank(environment: MutableMapping[str, str]) -> None:
-    """What torchrun would have said of this process, from what srun says of its task.
-
-    Only where the job says that its tasks are ranks: in an interactive job they are not.
-    """
-    if SLURM_TASKS not in environment or "RANK" in environment:
-        return
-    alone = len(environment.get("CUDA_VISIBLE_DEVICES", "0,1").split(",")) == 1
-    environment["RANK"] = environment["SLURM_PROCID"]
-    environment["WORLD_SIZE"] = environment["SLURM_NTASKS"]
-    # A task that sees one GPU only finds its own at number 0.
-    environment["LOCAL_RANK"] = "0" if alone else environment["SLURM_LOCALID"]
-    environment["LOCAL_WORLD_SIZE"] = environment[SLURM_TASKS]
-
-
 def cache_on_node(environment: MutableMapping[str, str]) -> None:
     """Compilers keep what they make on the node's own disk, apart for each job: a lock that a
     killed one has left would stop the next. Removed at the end by the first rank of the node."""
@@ -262,7 +247,7 @@ def cache_on_node(environment: MutableMapping[str, str]) -> None:
     folder = Path(place) / f"dtl-{os.getuid()}-{environment.get('SLURM_JOB_ID', os.getpid())}"
     for name in COMPILERS:
         environment.setdefault(name, str(folder / name.lower()))
-    if environment.get("SLURM_LOCALID", "0") == environment.get("LOCAL_RANK", "0") == "0":
+    if number_on_node(environment) == 0:
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
 
 
@@ -312,5 +297,16 @@ def log_to(path: Path) -> None:
     os.close(file)
 
 
+def _exit(code: int) -> None:
+    """As sys.exit, but for a tracker that is still busy: nothing waits for it."""
+    from dtl.train.tracking import is_left_behind
+
+    if is_left_behind():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    _exit(main())

@@ -6,15 +6,21 @@ import pytest
 
 from tests import tiny, tiny_sound, tiny_speech, tiny_vision, tiny_whisper
 
-TESTS = Path(__file__).parent
 ONE_BED = ("distributed", "cluster")  # folders whose files share what is costly to set up
 
 
-def pytest_collection_modifyitems(items):
-    """Which tests share a process, where several run tests: those of a file, or of one bed."""
-    for item in items:
-        folder = item.path.relative_to(TESTS).parts[0]
-        item.add_marker(pytest.mark.xdist_group(folder if folder in ONE_BED else str(item.path)))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Where several processes run tests: those of a file, or of one bed, stay together."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Together(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            file = Path(nodeid.partition("::")[0])
+            folder = file.parts[1]
+            return folder if folder in ONE_BED else str(file)
+
+    return Together(config, log)
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+UNFIT = 3  # exit code of a pre-flight where another node would do
+UNFIT_NODES = "unfit_nodes"  # a file in a run folder: their names, with commas
 CANCELLED = "cancelled"  # a file in a run folder: its job is not to start again by itself
 
 
@@ -17,7 +19,8 @@ class Job:
 
     The rest is for backends that have a queue. `processes`: on each node; `seconds`: how long it
     may take; `lead_seconds`: how long before that it is asked to save; `links`: jobs that follow
-    one another until the run is done; `after`: the id of a job that must have succeeded before.
+    one another until the run is done; `after`: the id of a job that must have succeeded before, or,
+    with `after_any`, ended.
     `cells`: the run folders of a grid, in the folder `run`; each has its own for `run` in argv.
     """
 
@@ -32,6 +35,7 @@ class Job:
     lead_seconds: float = 0.0
     links: int = 1
     after: str | None = None
+    after_any: bool = False
     cells: tuple[Path, ...] = ()
 
 

@@ -13,7 +13,7 @@ from typing import Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from dtl.backends import CANCELLED, Backend, Job, JobState
+from dtl.backends import CANCELLED, UNFIT, UNFIT_NODES, Backend, Job, JobState
 from dtl.config.document import read_file
 from dtl.config.explain import explain
 from dtl.config.record import ConfigFault, Record, refuse
@@ -223,11 +223,15 @@ class Plugin(Backend):
                 '"$run"' if word == str(job.run) else shlex.quote(word)
                 for word in (self._python(job.argv[0]), *job.argv[1:])
             ],
+            python=shlex.quote(self._python(job.argv[0])),
+            preflight=job.nodes > 1 or site.gpus_per_node > 0,
             first_port=PORTS.start,
             ports=len(PORTS),
             signals=HANDED_ON,
             stopped=STOPPED,
             cancelled=CANCELLED,
+            unfit=UNFIT,
+            unfit_nodes=UNFIT_NODES,
         )
 
     def check(self, job: Job) -> None:
@@ -393,7 +397,8 @@ class Plugin(Backend):
         """What sbatch is told beside the script."""
         if job.after is None:
             return []
-        return [f"--dependency=afterok:{job.after}", "--kill-on-invalid-dep=yes"]
+        how = "afterany" if job.after_any else "afterok"
+        return [f"--dependency={how}:{job.after}", "--kill-on-invalid-dep=yes"]
 
 
 def slurm_time(seconds: float) -> str:

@@ -15,17 +15,16 @@ from dtl.compare import (
     Recommendation,
     Verdict,
 )
-from dtl.compare.measure import LEVEL, Measured
+from dtl.compare.grid import SCRATCH
+from dtl.compare.measure import LEVEL, Measured, interval_of
 from dtl.statistics import Sample, Spread, crossing, holm, joined, spread
-from dtl.units import format_seconds
-
-SCRATCH = "scratch"
+from dtl.tasks import Task
 
 
-def points(measured: Sequence[Measured], *, sign: int) -> list[Point]:
+def points(measured: Sequence[Measured], task: Task, *, sign: int) -> list[Point]:
     """One for each strategy and number of labels of which any seed was run. `sign`: -1 where less
     of the score is better."""
-    found = [_point(cells) for cells in _together(measured).values()]
+    found = [_point(cells, task) for cells in _together(measured).values()]
     curve = sorted((one for one in found if one.strategy == SCRATCH), key=lambda one: one.labels)
     if not curve:
         return found
@@ -106,20 +105,18 @@ def _recommend(
         if SCRATCH in rest[1:]:
             second = second[:-1] + f", and scratch to {here[SCRATCH].score:.3f}."
     else:
-        verdict, choice = "not distinguishable", quickest
-        first = f"{where}, {_listed(tied)} are not distinguishable: " + (
-            "nothing shows that transfer pays."
-            if SCRATCH in tied
-            else f"take {quickest}, the quickest to train."
-        )
+        verdict, choice = "not distinguishable", leader if SCRATCH in tied else quickest
+        if leader == SCRATCH:
+            first = f"{where}, train from scratch: no transfer is better."
+        elif SCRATCH in tied:
+            first = f"{where}, nothing shows that transfer pays: more seeds or examples might."
+        else:
+            first = f"{where}, take {quickest}, the quickest to train of those that do best."
         scores = ", ".join(f"{name} {here[name].score:.3f}" for name in tied)
-        second = f"They come to {scores}, closer than the seeds and examples can tell apart"
+        second = f"{_listed(tied)} are not distinguishable ({scores})"
         if SCRATCH in rest:
             second += f"; scratch comes to {here[SCRATCH].score:.3f}"
-        elif SCRATCH in tied:
-            took = format_seconds(here[quickest].seconds)
-            second += f"; {quickest} is the quickest to train ({took})"
-        second += "."
+        second = f"{second[0].upper()}{second[1:]}."
     return Recommendation(labels, choice, verdict, f"{first} {second}")
 
 
@@ -146,23 +143,23 @@ def _together(measured: Sequence[Measured]) -> dict[tuple[str, int], list[Measur
     return found
 
 
-def _point(group: Sequence[Measured]) -> Point:
+def _point(group: Sequence[Measured], task: Task) -> Point:
     cells = [one.cell for one in group]
-    whole = spread(joined([one.held_out for one in group]))
+    whole = joined([one.held_out for one in group])
     return Point(
         strategy=cells[0].strategy,
         labels=cells[0].labels,
         seeds=tuple(cell.seed for cell in cells),
-        score=whole.estimate,
-        interval=Interval(*whole.interval(LEVEL)),
+        score=float(whole.values_S.mean()),
+        interval=interval_of(whole, task),
         labels_saved=None,
         seconds=mean(cell.seconds for cell in cells),
         peak_memory_bytes=max(cell.peak_memory_bytes for cell in cells),
         stored_bytes=max(cell.stored_bytes for cell in cells),
         source_score=_mean([cell.source_score for cell in cells]),
-        source_interval=_interval([one.source for one in group]),
+        source_interval=_interval([one.source for one in group], task),
         ood_score=_mean([cell.ood_score for cell in cells]),
-        ood_interval=_interval([one.ood for one in group]),
+        ood_interval=_interval([one.ood for one in group], task),
         worst_group=_mean([cell.worst_group for cell in cells]),
     )
 
@@ -181,11 +178,11 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return mean(known) if len(known) == len(values) else None
 
 
-def _interval(samples: Sequence[Sample | None]) -> Interval | None:
+def _interval(samples: Sequence[Sample | None], task: Task) -> Interval | None:
     known = [one for one in samples if one is not None]
     if len(known) < len(samples):
         return None
-    return Interval(*spread(joined(known)).interval(LEVEL))
+    return interval_of(joined(known), task)
 
 
 def _paired(first: Sequence[Measured], second: Sequence[Measured], sign: int) -> Spread | None:

@@ -11,6 +11,7 @@ from dtl import registry
 from dtl.config.comparing import LP_FT
 from dtl.config.schema import RunConfig
 
+SCRATCH = "scratch"
 SCALED = ("full", "partial", LP_FT, "lora")  # whose rates go with one another
 AROUND = (0.1, 0.3, 1.0, 3.0, 10.0)  # times the usual rate
 SCORINGS = 5  # of a cell, for its score over time
@@ -117,6 +118,12 @@ class Grid:
             for labels in self.labels
             for strategy in self.strategies
         )
+
+    @property
+    def hint_config(self) -> RunConfig:
+        """With the fewest labels, scored on the rows kept apart."""
+        fewest = Planned("rate", "full", self.labels[0], self.seeds[0])
+        return self.config_of(fewest, self.usual_rate("full"), runs=".")
 
     def rounds(self, strategy: str) -> list[tuple[float, int]]:
         """Share of the steps and number of rates of each round of a strategy's search. Under a

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from dtl.tasks import Classification, Facts, Task
 from dtl.train.usage import read_usage
 
 LEVEL = 0.95  # of all intervals
+SHARES = ("accuracy", "macro_f1", "f1")  # scores that are at most 1
 EVALUATION = "evaluation"  # .json has the scores, .jsonl the outcomes
 
 
@@ -42,7 +44,6 @@ def measure(planned: Planned, run: RunFolder, task: Task, *, scores: Path) -> Me
         _sample(scores / kind / f"{EVALUATION}.jsonl", task, facts) for kind in ("source", "ood")
     )
     found = result["scores"]["adapted"]
-    low, high = spread(held_out).interval(LEVEL)
     usage = read_usage(run.usage)
     cell = Cell(
         strategy=planned.strategy,
@@ -51,13 +52,13 @@ def measure(planned: Planned, run: RunFolder, task: Task, *, scores: Path) -> Me
         seed=planned.seed,
         learning_rate=float(run.config.optim.learning_rate or 0.0),
         score=float(held_out.values_S[0]),
-        interval=Interval(low, high),
+        interval=interval_of(held_out, task),
         scores={key: value for key, value in found.items() if not key.startswith("confusion/")},
         steps=result["steps"],
         seconds=sum(line["seconds"] for line in trained),
         wall_seconds=usage.seconds if usage is not None else 0.0,
         peak_memory_bytes=max(line["memory_bytes"] for line in trained),
-        stored_bytes=sum(file.stat().st_size for file in run.export.rglob("*") if file.is_file()),
+        stored_bytes=_bytes(run.export),
         curve=tuple(_curve(lines, name)),
         source_score=_score(scores / "source", name),
         ood_score=_score(scores / "ood", name),
@@ -72,10 +73,23 @@ def best_score(task: Task) -> str:
     return task.best.removeprefix("-")
 
 
+def interval_of(sample: Sample, task: Task) -> Interval:
+    """Of a mean score, inside what such a score can be."""
+    low, high = spread(sample).interval(LEVEL)
+    most = 1.0 if best_score(task) in SHARES else inf
+    return Interval(max(low, 0.0), min(high, most))
+
+
 def worth(task: Task, run: RunFolder) -> float:
     """The score of a finished run, so that more is better."""
     value = float(run.result["scores"]["adapted"][best_score(task)])
     return -value if task.best.startswith("-") else value
+
+
+def _bytes(export: Path) -> int:
+    """Without the card, which tells how long a run took."""
+    files = (file for file in export.rglob("*") if file.is_file() and file.name != "README.md")
+    return sum(file.stat().st_size for file in files)
 
 
 def _curve(lines: list[dict[str, Any]], name: str) -> list[Reached]:

@@ -62,7 +62,7 @@ def _table(found: Comparison) -> list[str]:
     return [about, *before, "", *_aligned(rows)]
 
 
-def _saved(point: Point) -> str:
+def saved(point: Point) -> str:
     """What scratch needs for the same."""
     if point.labels_saved is None:
         return ""
@@ -75,7 +75,7 @@ def _number(value: float | None) -> str:
 
 
 _COLUMNS = {
-    "scratch needs": _saved,
+    "scratch needs": saved,
     "time": lambda point: format_seconds(point.seconds),
     "memory": lambda point: format_bytes(point.peak_memory_bytes),
     "stored": lambda point: format_bytes(point.stored_bytes),

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from dtl.compare import Comparison
-from dtl.compare.run import Running, open_folder
+from dtl.compare import Comparison, cluster
+from dtl.compare.cluster import Queue
+from dtl.compare.run import Running, begin
+from dtl.compare.state import State
 from dtl.config.load import load_config
 from dtl.errors import DtlError
 
@@ -20,38 +22,70 @@ def start(
     out: Path | None = None,
     cell: int | None = None,
     only_list: bool = False,
+    queue: Queue | None = None,
+    job: Path | None = None,
     say: Callable[[str], None] = print,
     fork: bool = True,
 ) -> Comparison | None:
     """`path`: a config, or the folder of a comparison. `cell`: the number of a run, from 1, that is
-    run alone. None where not all was to be run. Raises DtlError; StoppedEarly where it was asked to
+    run alone. `queue`: put all into it. `job`: the folder of a job from there, whose part is run.
+    None where not all was to be run. Raises DtlError; StoppedEarly where it was asked to
     end, and goes on when it is started again."""
-    running = _open(path, overrides, out, say)
-    running.fork = fork
-    planned = running.grid.planned
+    state = _open(path, overrides, out)
+    planned = state.grid.planned
     if only_list:
         for number, one in enumerate(planned, start=1):
             say(f"{number:>4}  {one.name}")
         return None
+    if queue is not None:
+        _put_into(queue, state, say)
+        return None
+    running = Running(state, say, fork)
+    if job is not None:
+        return _part(running, job)
+    cluster.refuse_live(state)
     if cell is None:
-        return running.run()
+        return running.all()
     if cell > len(planned):
         raise DtlError.of("--cell", f"there are {len(planned)} runs", f"name 1 to {len(planned)}")
-    running.run_one(planned[cell - 1])
+    running.one(planned[cell - 1])
     return None
 
 
-def _open(
-    path: Path, overrides: Sequence[str], out: Path | None, say: Callable[[str], None]
-) -> Running:
+def _put_into(queue: Queue, state: State, say: Callable[[str], None]) -> None:
+    ids = cluster.submit(state, queue)
+    for number in dict.fromkeys(one.partition("_")[0] for one in ids):
+        say(f"job {number}: {state.folder}")
+    say(f"`dtl compare {state.folder}` shows the table when job {ids[-1]} has ended")
+
+
+def _part(running: Running, job: Path) -> Comparison | None:
+    """What a job runs, and word of how it ended."""
+    planned = cluster.of_job(running.state, job)
+    try:
+        found = None
+        if planned is None:
+            found = running.all()
+        elif not running.state.finished(planned):
+            running.one(planned)
+    except DtlError as fault:
+        rate_failed = planned is not None and running.state.finished(planned)
+        if not rate_failed:
+            cluster.close(job, exit_code=fault.exit_code)
+            raise
+    cluster.close(job, exit_code=0)
+    return found
+
+
+def _open(path: Path, overrides: Sequence[str], out: Path | None) -> State:
     if not path.is_dir():
         config = load_config(path, overrides)
         assert config.run.name is not None
-        return open_folder(config, out or HOME / config.run.name, say=say)
+        return begin(config, out or HOME / config.run.name)
     if overrides or out is not None:
         raise DtlError.of(
             str(path),
             "is a comparison, whose grid stands",
             "name its config again to give it more seeds or time",
         )
-    return Running.at(path, say=say)
+    return State.at(path)

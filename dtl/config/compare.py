@@ -13,6 +13,7 @@ HARMLESS = (
     "layout.",
     "model.stage_to",
     "task.group_by",
+    "tracking",
     "data.on_bad_row",
     "data.max_bad_fraction",
     "train.keep",
@@ -36,15 +37,16 @@ def changes(before: RunConfig, after: RunConfig) -> list[str]:
 
 def decisive(config: RunConfig) -> dict[str, Any]:
     """The keys that decide what a run learns, and their values."""
-    flat = _flat(config.model_dump(mode="json"))
-    return {key: value for key, value in flat.items() if not key.startswith(HARMLESS)}
+    keys = flat(config.model_dump(mode="json"))
+    return {key: value for key, value in keys.items() if not key.startswith(HARMLESS)}
 
 
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+def flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Leaves by their keys, joined with dots."""
     if not isinstance(value, dict):
         return {prefix: value}
     return {
         name: leaf
         for key, part in value.items()
-        for name, leaf in _flat(part, f"{prefix}.{key}" if prefix else key).items()
+        for name, leaf in flat(part, f"{prefix}.{key}" if prefix else key).items()
     }

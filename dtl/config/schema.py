@@ -22,6 +22,8 @@ from dtl.config.optimizers import OPTIMIZERS
 from dtl.config.record import ConfigFault, Record, refuse
 from dtl.units import parse_seconds
 
+Tracking = Literal["tensorboard", "wandb", "mlflow", "trackio"]
+
 
 def no_address(path: str) -> str:
     """The path, unless it is a URL: dtl reads none, and one may carry a password."""
@@ -501,6 +503,10 @@ class RunConfig(Record):
     layout: Layout = Field(default_factory=Layout, description="how it lies on the hardware")
     compare: Compare = Field(
         default_factory=Compare, description="what `dtl compare` runs; of no effect on a run"
+    )
+
+    tracking: tuple[Tracking, ...] = Field(
+        default=(), description="trackers that are told what metrics.jsonl is told"
     )
 
     @model_validator(mode="after")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -16,6 +17,7 @@ from dtl.data.loader import Loader
 from dtl.engine import DTYPES, Engine, EngineSettings, start
 from dtl.errors import RunFailed
 from dtl.examples import Examples
+from dtl.launch import number_on_node
 from dtl.models.adapters import shared_matrices
 from dtl.models.anatomy import adapted_layers, convolutions
 from dtl.models.load import Loaded, fill_given, initialise, load_pretrained, locate, padding_token
@@ -147,7 +149,7 @@ def _on_this_node(model: Model, engine: Engine) -> Model:
     """With `model.stage_to`, the node's own copy, which its first process has made by now."""
     if model.stage_to is None:
         return model
-    if engine.local_rank == 0:
+    if number_on_node(os.environ) == 0:
         stage(model)
     engine.wait()
     return staged(model)

@@ -13,7 +13,7 @@ from typing import IO, TYPE_CHECKING
 from dtl.assemble import Parts, assemble
 from dtl.config.schema import RunConfig
 from dtl.data.loader import Collate, Loader
-from dtl.engine import Engine
+from dtl.engine import Engine, open_tracker
 from dtl.errors import RunFailed
 from dtl.examples import Examples
 from dtl.jobs.feature_cache import Source, learnt_from_features
@@ -41,6 +41,7 @@ from dtl.train.export import export, note_of
 from dtl.train.guards import Guard, SpikeFound
 from dtl.train.log import RunLog, told
 from dtl.train.loop import End, Hooks, Limits, Progress, StopAgreed, train
+from dtl.train.tracking import Trackers
 from dtl.train.usage import Meter
 from dtl.train.watch import Watch
 
@@ -444,13 +445,17 @@ class _Job:
 
     @cached_property
     def log(self) -> RunLog:
-        return RunLog(
+        log = RunLog(
             self.folder,
             self.process.terminal,
             self.plan.steps,
             head_learning_rate=self.config.optim.head_learning_rate,
             unit=self.parts.task.length_unit,
         )
+        if log.writes:
+            names = self.config.tracking
+            log.trackers = Trackers.of(names, self.folder, log.say, opener=open_tracker)
+        return log
 
     @cached_property
     def store(self) -> Store:

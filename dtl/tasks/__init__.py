@@ -42,6 +42,15 @@ class Lesson:
 
 
 @dataclass(frozen=True)
+class Answers:
+    """What was to come out of an example, and what the model said, in words; None: there are
+    none."""
+
+    expected: str | None
+    said: str | None
+
+
+@dataclass(frozen=True)
 class Part:
     """A run of an example's tokens, and whether they are learnt."""
 
@@ -177,6 +186,11 @@ class Task(ABC):
     def score(self, outcomes: list[Outcome], facts: Facts) -> dict[str, float]:
         """Scores over all examples; outcomes of several ranks are simply joined."""
 
+    def answers(self, outcome: Outcome, facts: Facts) -> Answers:
+        """An outcome as a person reads it."""
+        said = outcome.get("generated", outcome.get("hypothesis"))
+        return Answers(outcome.get("reference"), said)
+
     @abstractmethod
     def answered(self, fields: dict[str, Any], facts: Facts) -> dict[str, Any]:
         """Fields to predict for, with any answer that `check` and the encoder take put in."""
@@ -236,6 +250,10 @@ class Classification(Task):
     def score(self, outcomes: list[Outcome], facts: Facts) -> dict[str, float]:
         """Accuracy, macro-F1 over the labels that occur, top-5 and the confusion counts."""
         return labels.scores_of(outcomes, facts["labels"])
+
+    def answers(self, outcome: Outcome, facts: Facts) -> Answers:
+        named = facts["labels"]
+        return Answers(named[outcome["label"]], named[outcome["predicted"]])
 
     def answered(self, fields: dict[str, Any], facts: Facts) -> dict[str, Any]:
         return {**fields, "label": facts["labels"][0]}

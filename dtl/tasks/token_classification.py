@@ -15,7 +15,7 @@ from dtl.config.record import Record
 from dtl.data.encoded import Encoded, Skip
 from dtl.data.source import Row
 from dtl.errors import DtlError, Fault, near
-from dtl.tasks import IGNORED, Facts, Lesson, Outcome, Task, mask, pad, room
+from dtl.tasks import IGNORED, Answers, Facts, Lesson, Outcome, Task, mask, pad, room
 
 if TYPE_CHECKING:
     from numpy import ndarray
@@ -221,6 +221,11 @@ class Plugin(Task):
                 scores[f"{name}/{kind}"] = float(values[place])
             scores[f"support/{kind}"] = int(each[3][place])
         return scores
+
+    def answers(self, outcome: Outcome, facts: Facts) -> Answers:
+        """The tag of each word."""
+        (truth,), (guess,) = _tags([outcome], facts)
+        return Answers(" ".join(truth), " ".join(guess))
 
     def answered(self, fields: dict[str, Any], facts: Facts) -> dict[str, Any]:
         words = fields.get("tokens")

@@ -14,6 +14,7 @@ from dtl.run_folder import RunFolder
 from dtl.tasks import Facts, Task
 from dtl.train.difference import Difference
 from dtl.train.evidence import Evidence, evidence_of
+from dtl.train.groups import groups_in
 from dtl.train.usage import Usage
 from dtl.units import format_count, format_seconds
 
@@ -150,7 +151,7 @@ def model_card(
     lines += _intervals(known, best) if scores else []
     if config.task.group_by is not None and scores:
         lines += ["", f"## Held-out scores by {config.task.group_by}", ""]
-        lines += _group_table(list(scores.values())[-1], config.task.group_by)
+        lines += _group_table(list(scores.values())[-1], config.task.group_by, best)
     lines += ["", "## How to load it", ""]
     if kind == "gguf":
         lines += [
@@ -284,25 +285,15 @@ def _score_table(scores: dict[str, dict[str, float]]) -> list[str]:
     return lines
 
 
-def _group_table(scores: dict[str, float], column: str) -> list[str]:
+def _group_table(scores: dict[str, float], column: str, score: str) -> list[str]:
     """Of the last model that was scored: each group with its interval, the worst, and the mean."""
-    start = f"group/{column}/"
-    groups = [
-        name[len(start) : -2] for name in scores if name.startswith(start) and name[-2:] == "/n"
-    ]
+    groups = groups_in(scores, column)
     if not groups:
         return ["The scores are of a time when they were not broken down."]
-    first = f"{start}{groups[0]}/"
-    (score,) = {name.removeprefix(first) for name in scores if name.startswith(first)} - {
-        "n",
-        "low",
-        "high",
-    }
     lines = [f"| group | n | {score} | 95 % interval |", "|---|---|---|---|"]
-    for group in groups:
-        value, n, low, high = (
-            scores[f"{start}{group}/{name}"] for name in (score, "n", "low", "high")
-        )
-        lines.append(f"| {group} | {n} | {value:.6g} | {low:.6g} to {high:.6g} |")
-    worst, macro = scores[f"{start}worst"], scores[f"{start}macro"]
+    lines += [
+        f"| {one.group} | {one.examples} | {one.value:.6g} | {one.low:.6g} to {one.high:.6g} |"
+        for one in groups
+    ]
+    worst, macro = (scores[f"group/{column}/{which}"] for which in ("worst", "macro"))
     return [*lines, "", f"Worst group {worst:.6g}; mean over groups {macro:.6g}."]

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -39,6 +40,31 @@ def scores_by_group(
     scores[f"{start}/worst"] = max(values) if task.best.startswith("-") else min(values)
     scores[f"{start}/macro"] = float(np.mean(values))
     return scores
+
+
+@dataclass(frozen=True)
+class GroupScore:
+    """The best score of one group of `examples` held-out examples, and its 95 % interval."""
+
+    group: str
+    examples: int
+    value: float
+    low: float
+    high: float
+
+
+def groups_in(scores: dict[str, float], column: str) -> list[GroupScore]:
+    """What scores_by_group has put among the scores; none where it has not."""
+    start = f"group/{column}/"
+    names = [key[len(start) : -2] for key in scores if key.startswith(start) and key[-2:] == "/n"]
+    found = []
+    for name in names:
+        prefix = f"{start}{name}/"
+        values = {key[len(prefix) :]: scores[key] for key in scores if key.startswith(prefix)}
+        (score,) = (key for key in values if key not in ("n", "low", "high") and "/" not in key)
+        low, high = values["low"], values["high"]
+        found.append(GroupScore(name, int(values["n"]), values[score], low, high))
+    return found
 
 
 def interval(task: Task, counts_NK: np.ndarray) -> tuple[float, float]:

@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import IO, TYPE_CHECKING, Any
 
 from dtl.run_folder import SKIPPED
+from dtl.train.tracking import Trackers
 from dtl.units import format_bytes, format_seconds
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ class RunLog:
     peak_learning_rate: float = 0.0  # of the present phase
     head_learning_rate: float | None = None  # highest, where the head has its own
     unit: str = "tokens"
+    trackers: Trackers = field(default_factory=Trackers)
     _started: float = field(default_factory=time.monotonic)
     _last_step: float = field(default_factory=time.monotonic)
     _last_line: float = 0.0
@@ -65,7 +67,7 @@ class RunLog:
         rates = {"learning_rate": learning_rate}
         if self.head_learning_rate is not None:
             rates["head_learning_rate"] = rate * self.head_learning_rate
-        self.folder.append(
+        self._note(
             {
                 "kind": "train",
                 "step": progress.step,
@@ -113,15 +115,20 @@ class RunLog:
         if self.terminal is None:
             return
         line = {"kind": "skip", "step": step, "examples": examples, "reason": reason}
-        self.folder.append(line)
+        self._note(line)
         self.say(f"step {step:>5}  skipped: {reason}")
 
     def saved(self, step: int, *, seconds: float, size: int) -> None:
         """A checkpoint of so many bytes, and how long the run stood still for it."""
         if self.terminal is None:
             return
-        self.folder.append({"kind": "save", "step": step, "seconds": seconds, "bytes": size})
+        self._note({"kind": "save", "step": step, "seconds": seconds, "bytes": size})
         self._last_step = time.monotonic()
+
+    def _note(self, line: dict[str, Any]) -> None:
+        """Into metrics.jsonl, which is the truth, and to the trackers."""
+        self.folder.append(line)
+        self.trackers.take(line)
 
     def begin(self) -> None:
         """The first step is about to start."""
@@ -132,7 +139,7 @@ class RunLog:
         """Held-out scores; `model`: unadapted, adapted, or with the weights of ema or average."""
         if self.terminal is None:
             return
-        self.folder.append({"kind": "eval", "step": step, "model": model, **scores})
+        self._note({"kind": "eval", "step": step, "model": model, **scores})
         self.say(f"step {step:>5}  held-out ({model}): {told(scores)}")
         self._last_step = time.monotonic()
 
@@ -141,6 +148,7 @@ class RunLog:
         if self._live is not None:
             self._live.stop()
             self._live = None
+        self.trackers.close()
 
     def _show(self, step: int, words: str, now: float) -> None:
         assert self.terminal is not None

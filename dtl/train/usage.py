@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dtl.run_folder import write_json
 
@@ -64,9 +64,15 @@ class Meter:
         )
 
 
+def launches(folder: Path) -> list[dict[str, Any]]:
+    """What each launch has noted, the oldest first."""
+    notes = [json.loads(file.read_text(encoding="utf-8")) for file in folder.glob("*.json")]
+    return sorted(notes, key=lambda note: note["began"])
+
+
 def read_usage(folder: Path) -> Usage | None:
     """All launches together; None where nothing was noted."""
-    notes = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*.json"))]
+    notes = launches(folder)
     if not notes:
         return None
     energies = [note["energy_joules"] for note in notes]

@@ -25,6 +25,7 @@ from tests.distributed import launching
 HOUSE = Path(__file__).parents[2]
 LAB = Path(__file__).parent / "cluster.sh"
 NEEDED = ("slurmctld", "slurmd", "sbatch", "munged", "ip", "nsenter", "unshare")
+OWN = Path(tempfile.gettempdir()) / f"dtl-own-{os.getpid()}"  # of each node another folder
 STEPS = 150
 EARLY = 12  # the step at which a run is disturbed
 CONFIG = f"""
@@ -44,6 +45,7 @@ node_local: /dev/shm
 offline: true
 sbatch: ["--exclude=%s"]
 """
+SMALL = "64k"  # less than the base
 
 
 @pytest.fixture(scope="session")
@@ -65,7 +67,9 @@ def lab() -> Iterator[Callable[..., str]]:
         "SLURMLAB_CPUS": "16",
         "SLURMLAB_GPUS": "0",
         "SLURMLAB_EXTRA": "EnforcePartLimits=ALL",
+        "SLURMLAB_PRIVATE": str(OWN),
     }
+    OWN.mkdir()
 
     def call(*words: str) -> str:
         done = subprocess.run(
@@ -90,6 +94,7 @@ def lab() -> Iterator[Callable[..., str]]:
         del os.environ["SLURM_CONF"]
         call("stop")
         shutil.rmtree(settings["SLURMLAB_DIR"])
+        shutil.rmtree(OWN)
         Path(f"{settings['SLURMLAB_DIR']}.lock").unlink()
 
 
@@ -122,6 +127,10 @@ def bed(lab: Callable[..., str], tmp_path_factory: pytest.TempPathFactory) -> It
     (folder / "config.yaml").write_text(CONFIG, encoding="utf-8")
     (folder / "site.yaml").write_text(SITE % "node[2-3]", encoding="utf-8")
     (folder / "other.yaml").write_text(SITE % "node[0-1]", encoding="utf-8")
+    (folder / "third.yaml").write_text(SITE % "node0", encoding="utf-8")
+    shutil.copytree(folder / "base", OWN / "base")  # where the desk sees it, and node0, not node1
+    lab("exec", "node0", "cp", "-r", str(folder / "base"), str(OWN))
+    lab("exec", "node1", "mount", "-t", "tmpfs", "-o", f"size={SMALL}", "tmpfs", str(OWN))
     made, before = Bed(folder, lab), Path.cwd()
     os.environ["PYTHONPATH"] = str(HOUSE)
     os.chdir(folder)
@@ -146,6 +155,8 @@ def _submit_all(bed: Bed) -> None:
         _submit(name, nodes=2)
     _submit("lost", nodes=2, cluster="other.yaml")
     _submit("chain", nodes=2, chain=4)
+    _submit("blind", f"model.path={OWN / 'base'}", nodes=2)
+    _submit("staged", f"model.stage_to={OWN}", "train.steps=8", nodes=2, cluster="third.yaml")
     _submit("grid", "train.steps=8", grid=("train.seed=0,1", "strategy.rank=4"))
 
 
@@ -234,7 +245,7 @@ def _follow_all(bed: Bed) -> None:
 
     def ended() -> bool:
         seen[:] = [one.state for one in api.status("runs")]
-        return set(seen) == {"finished"}
+        return set(seen) == {"finished", "failed"}
 
     try:
         until(ended, "the end of all runs")

@@ -11,7 +11,7 @@ import pytest
 from dtl import api
 from dtl.errors import DtlError
 from dtl.submitted import Submitted, starts
-from tests.cluster.conftest import STEPS, Bed
+from tests.cluster.conftest import OWN, STEPS, Bed
 
 
 def test_a_run_on_two_nodes_has_the_losses_of_two_processes_here(bed: Bed) -> None:
@@ -55,6 +55,23 @@ def test_cancel_leaves_a_whole_checkpoint_and_the_run_goes_on_with_fewer_nodes(b
     assert bed.losses("cancelled") == pytest.approx(bed.losses("plain $x"), rel=1e-4)
 
 
+def test_before_a_model_is_loaded_the_node_that_lacks_it_is_named(bed: Bed) -> None:
+    run, told = bed.run("blind"), bed.told("blind")
+    assert run.ended == 2 and run.last_step == 0 and starts(run.path) == 1
+    assert "preflight: node1: there is no folder" in told and "preflight: node0" not in told
+
+
+def test_a_node_with_a_small_disk_is_left_out_and_the_weights_are_staged_on_others(
+    bed: Bed,
+) -> None:
+    run = bed.run("staged")
+    assert (run.path / "unfit_nodes").read_text() == "node1"
+    assert "preflight: node1: " in bed.told("staged")
+    beats = [json.loads(path.read_text()) for path in run.heartbeats.glob("*.json")]
+    assert {beat["host"] for beat in beats} == {"node2", "node3"}
+    assert "base-" in bed.lab("exec", "node2", "ls", str(OWN))
+
+
 def test_a_grid_is_one_array_and_a_run_for_each_cell(bed: Bed) -> None:
     names = [f"train.seed={seed},strategy.rank=4" for seed in (0, 1)]
     cells = [bed.run(f"grid/{name}") for name in names]
@@ -72,7 +89,7 @@ def test_a_grid_is_one_array_and_a_run_for_each_cell(bed: Bed) -> None:
     [
         ({"partition": "nowhere"}, "invalid partition specified: nowhere", "sinfo -s"),
         ({"nodes": 9}, "node count specification invalid", "--nodes"),
-        ({"gpus_per_node": 4}, "gres", "gpu_request"),
+        ({"gpus_per_node": 4}, "configuration is not available", "fewer nodes or GPUs"),
     ],
 )
 def test_slurm_refuses_in_its_own_words(

@@ -312,6 +312,8 @@ def test_outcomes_of_any_split_score_the_same(bench):
     whole = bench.outcomes(bench.all)
     assert len(whole) == len(bench.all)
     assert json.loads(json.dumps(whole)) == whole
+    read = [bench.task.answers(outcome, bench.facts) for outcome in whole]
+    assert all(isinstance(text, str | None) for one in read for text in (one.expected, one.said))
     scores = bench.task.score(whole, bench.facts)
     for size in (1, 2, 5):
         parts = [bench.all[start : start + size] for start in range(0, len(bench.all), size)]

@@ -143,9 +143,10 @@ def test_the_tables_of_adapters_are_those_of_the_strategies():
     assert page == _script("make_peft_tables").page(page), "run: python docs/make_peft_tables.py"
 
 
-def test_the_table_of_site_fields_is_that_of_the_backend():
-    page = (HOUSE / "docs" / "slurm.md").read_text(encoding="utf-8")
-    assert page == _script("make_site_table").page(page), "run: python docs/make_site_table.py"
+@pytest.mark.parametrize("name", ["slurm", "sites"])
+def test_the_tables_of_sites_are_those_of_the_record_and_the_files(name):
+    page = (HOUSE / "docs" / f"{name}.md").read_text(encoding="utf-8")
+    assert page == _script("make_site_tables").page(page), "run: python docs/make_site_tables.py"
 
 
 def test_floors_are_those_that_are_enforced() -> None:

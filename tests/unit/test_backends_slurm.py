@@ -13,12 +13,12 @@ from dtl import api, cli
 from dtl.backends import CANCELLED, Job
 from dtl.backends.slurm import PORTS, Options, Plugin, read_site, slurm_time
 from dtl.errors import DtlError
+from dtl.launch import take_slurm_rank
 from dtl.lease import Lease
 from dtl.submitted import Submitted, starts
-from dtl.worker import cache_on_node, take_slurm_rank
+from dtl.worker import cache_on_node
 from tests import tiny
 
-GOLDEN = Path(__file__).parent / "slurm_generic.sbatch"
 CONFIG = """
 model: {path: base, dtype: fp32}
 task: {name: causal_lm, max_length: 64}
@@ -77,11 +77,6 @@ def calls(fake):
 def submit(**asked):
     asked = {"cluster": "generic", "say": lambda _: None, **asked}
     return api.submit("config.yaml", asked.pop("overrides", ()), **asked)
-
-
-def test_the_script_of_the_generic_site_is_the_stored_one():
-    made = Plugin(read_site("generic")).render(job(seconds=3600.0))
-    assert made == GOLDEN.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("launcher", ["srun", "torchrun"])
@@ -147,6 +142,10 @@ def ran(tmp_path, fake, *, srun="", folder=None, nodes=1, links=1, **fields):
     return done.returncode, done.stdout + done.stderr, calls(fake)
 
 
+def ends_in(run, code):
+    return f'echo \'"exit_code": {code}\' > "{run}/ended.json"; exit {code}'
+
+
 def ends(code):
     return f'echo \'"exit_code": {code}\' > "${{@: -1}}/ended.json"; exit 1'
 
@@ -165,6 +164,27 @@ def test_how_it_ended_decides_whether_it_starts_again(tmp_path, fake, srun, code
     found, _, called = ran(tmp_path, fake, srun=srun)
     assert found == code
     assert ("scontrol requeue 20007" in called) is again
+
+
+def test_an_unfit_node_is_left_out_and_nothing_is_loaded(tmp_path, fake):
+    getent = fake / "bin" / "getent"
+    getent.write_text("#!/bin/bash\necho 10.0.0.1\n")
+    getent.chmod(0o755)
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "unfit_nodes").write_text("n2")
+    (fake / "scontrol").write_text(
+        'case "$*" in "show job"*) echo " ReqNodeList=(null) ExcNodeList=n[7-9]";;'
+        " show*) echo n1;; esac"
+    )
+    found, told, called = ran(tmp_path, fake, srun=ends_in(run, 3), nodes=2)
+    assert found == 3 and "left out from now on: n2" in told
+    assert "scontrol requeue 20007" in called
+    assert "scontrol update JobId=20007 ExcNodeList=n[7-9],n2" in called
+    started = [call for call in called if call.startswith("srun")]
+    assert len(started) == 1 and "-m dtl.preflight" in started[0]
+    found, _, called = ran(tmp_path, fake, srun=ends_in(run, 2), nodes=2)
+    assert found == 2 and called.count("scontrol requeue 20007") == 1, "the user has to mend it"
 
 
 def test_crashes_are_counted_and_a_new_submission_counts_anew(tmp_path, fake):

@@ -111,7 +111,8 @@ def test_all_of_it_is_in_the_table_and_comes_from_what_each_run_has_stored(whole
         rows = list(csv.DictReader(file))
     for cell, row in zip(found.cells, rows, strict=True):
         run = whole / cell.run
-        outcomes = [json.loads(line) for line in (run / "evaluations/step-00000012.jsonl").open()]
+        lines = (run / "evaluations" / "step-00000012.jsonl").read_text(encoding="utf-8")
+        outcomes = [json.loads(line) for line in lines.splitlines()]
         truth, guess = ([one[key] for one in outcomes] for key in ("label", "predicted"))
         assert len(truth) == 60
         assert cell.score == pytest.approx(f1_score(truth, guess, average="macro"))
@@ -139,10 +140,10 @@ def test_the_hint_is_scikit_learns_on_what_the_head_is_given(whole):
 
     from dtl import mini
     from dtl.assemble import assemble
-    from dtl.compare.run import Running
+    from dtl.compare.state import State
     from dtl.examples import prepare
 
-    config = Running.at(whole, say=print)._hint_config
+    config = State.at(whole).grid.hint_config
     examples, parts = prepare(config, assemble(config)), assemble(config)
     body = AutoModel.from_pretrained(mini.path("vision")).eval()
     known = []

@@ -1,5 +1,7 @@
 """What a comparison says of scores that were made up, so that the truth is known."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -8,6 +10,7 @@ from dtl.compare.advise import differences, points, recommendations
 from dtl.compare.measure import Measured
 from dtl.statistics import Sample
 
+TASK = SimpleNamespace(best="accuracy")
 EXAMPLES = 200
 SEEDS = 3
 
@@ -58,7 +61,7 @@ def guesses(draw, ease, *, of_seed=0.02):
 
 
 def advice(measured, *, sign=1):
-    found = points(measured, sign=sign)
+    found = points(measured, TASK, sign=sign)
     pairs = differences(measured, sign=sign)
     told = recommendations(found, pairs, sign=sign, unit=lambda labels: f"{labels} labels")
     return told
@@ -117,12 +120,31 @@ def test_less_of_an_error_is_better():
     assert pair.distinguishable and pair.difference < 0  # scratch minus full
 
 
-def test_of_equals_the_quickest_is_taken_and_nothing_is_claimed_of_transfer():
-    rights = guesses(np.random.default_rng(4), 0.6)
-    measured = [*cells("scratch", 5, rights, seconds=3.0), *cells("full", 5, rights)]
+def test_of_those_that_do_best_the_quickest_is_taken():
+    draw = np.random.default_rng(4)
+    rights = guesses(draw, 0.7)
+    measured = [
+        *cells("scratch", 5, guesses(draw, 0.3)),
+        *cells("full", 5, rights),
+        *cells("frozen", 5, rights, seconds=3.0),
+    ]
     (told,) = advice(measured)
-    assert (told.choice, told.verdict) == ("scratch", "not distinguishable")
-    assert "nothing shows that transfer pays" in told.text
+    assert (told.choice, told.verdict) == ("frozen", "not distinguishable")
+    assert "Full and frozen are not distinguishable (full 0." in told.text
+    assert "; scratch comes to 0." in told.text
+
+
+def test_nothing_is_claimed_of_transfer_that_does_as_well_as_scratch():
+    rights = guesses(np.random.default_rng(4), 0.6)
+    lower = [right * (np.arange(EXAMPLES) > 0) for right in rights]
+    for scratch, full, said in (
+        (rights, lower, "train from scratch: no transfer is better"),
+        (lower, rights, "nothing shows that transfer pays"),
+    ):
+        (told,) = advice([*cells("scratch", 5, scratch), *cells("full", 5, full)])
+        assert told.verdict == "not distinguishable"
+        assert told.choice == ("scratch" if scratch is rights else "full")
+        assert said in told.text
 
 
 def test_a_difference_is_of_the_seeds_that_both_have():
@@ -148,7 +170,7 @@ def test_labels_saved_are_read_from_scratchs_curve():
         for name, share in (("scratch", scratch), ("full", full))
         for cell in cells(name, labels, [right.astype(float) for right in exactly(share)])
     ]
-    found = {one.labels: one.labels_saved for one in points(measured, sign=1)[1::2]}
+    found = {one.labels: one.labels_saved for one in points(measured, TASK, sign=1)[1::2]}
     assert found[5].scratch_labels == pytest.approx((20 * 80) ** 0.5)
     assert found[5].bound is None
     assert (found[20].scratch_labels, found[20].bound) == (80, "more than")

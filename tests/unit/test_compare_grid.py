@@ -1,10 +1,13 @@
 """The runs of a comparison are a pure function of its config."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from dtl.compare.grid import Grid, Labels, Tried
+from dtl.compare.run import Running
+from dtl.compare.state import State
 from dtl.config.load import load_config
 from dtl.errors import DtlError
 
@@ -150,3 +153,49 @@ def test_under_a_budget_the_worse_half_is_dropped_after_each_round(grid):
 def test_a_wrong_grid_is_told(grid, override, told):
     with pytest.raises(DtlError, match=told):
         grid(override)
+
+
+class Counted(Running):
+    """Runs nothing: each takes ten seconds, and leaves what a finished run does."""
+
+    def _run(self, planned, rate):
+        folder = self.state.folder_of(planned)
+        config = self.state.grid.config_of(planned, rate, runs=str(self.state.cells))
+        folder.path.mkdir(parents=True)
+        record = {"config": config.model_dump(mode="json")}
+        (folder.path / "run.json").write_text(json.dumps(record), encoding="utf-8")
+        scores = {"adapted": {"perplexity": abs(rate - 0.3) + 1}}  # 0.3 is the best
+        folder.finish({"scores": scores})
+        self.clock.append(10)
+
+    def in_order(self, budget):
+        """Names of what is run, under so many seconds."""
+        grid = self.state.grid
+        compare = grid.config.compare.model_copy(update={"budget": f"{budget}s"})
+        config = grid.config.model_copy(update={"compare": compare})
+        self.state.grid = replace(grid, config=config)
+        for number, planned in enumerate(self.state.grid.planned, start=1):
+            self._in_turn(number, planned, lambda: sum(self.clock))
+        return {
+            path.parent.name: json.loads(path.read_text())["config"]["optim"]["learning_rate"]
+            for path in self.state.cells.glob("*/run.json")
+        }
+
+
+def test_a_longer_budget_goes_on_with_the_rates_that_cells_have_begun_with(
+    grid, tmp_path, monkeypatch
+):
+    one = grid("compare.budget=60s", "compare.rates={full: [0.1, 0.2, 0.3]}", strategies=("full",))
+    state = State(tmp_path / "few", one, (), ())
+    monkeypatch.setattr(State, "likely_seconds", lambda *_: 10.0)
+    running = Counted(state, lambda _: None, fork=False)
+    running.clock = []
+    first = running.in_order(60)  # a third of it holds two tries of three
+    assert set(first) == {
+        *("rate-full-1.1", "rate-full-1.2", "full-5-seed0", "full-20-seed0", "full-90-seed0"),
+        "full-5-seed1",
+    }
+    assert {rate for name, rate in first.items() if "seed" in name} == {0.2}
+    whole = running.in_order(600)
+    assert set(whole) == {*first, "full-20-seed1", "full-90-seed1"}
+    assert {rate for name, rate in whole.items() if "seed" in name} == {0.2}

@@ -1,11 +1,11 @@
 """A draft of a site file, from a Slurm that is two scripts."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 
+from dtl.backends.slurm import Options
 from dtl.cli import main
 
 SINFO = """gpu*|2-00:00:00|gpu:a100:4(S:0-1)
@@ -55,26 +55,26 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def _drafted(capsys: pytest.CaptureFixture[str], *options: str) -> tuple[str, dict[str, Any]]:
+def _drafted(capsys: pytest.CaptureFixture[str], *options: str) -> tuple[str, Options]:
     assert main(["doctor", "--cluster", *options]) == 0
     text = capsys.readouterr().out
-    return text, yaml.safe_load(text)
+    return text, Options.model_validate(yaml.safe_load(text))
 
 
 def test_it_is_what_every_node_of_the_default_partition_has(slurm, capsys):
     text, site = _drafted(capsys)
-    assert site["partition"] == "gpu"
-    assert (site["gpus_per_node"], site["gpu_request"]) == (4, "gres")
-    assert site["cpus_per_task"] == 62 // 4
-    assert site["memory"] == "500000M"
-    assert site["max_time"] == "2-00:00:00"
-    assert site["requeue"]
-    assert site["interface"] == "hsn0,hsn1"
-    assert "birch" in site["description"]
+    assert site.partition == "gpu"
+    assert (site.gpus_per_node, site.gpu_request) == (4, "gres")
+    assert site.cpus_per_task == 62 // 4
+    assert site.memory == "500000M"
+    assert site.max_time == "2-00:00:00"
+    assert site.requeue
+    assert site.interface == "hsn0,hsn1"
+    assert "birch" in site.description
     assert "nodes differ" in text
     assert "# or: cpu (0 GPUs a node, no time limit)" in text
     assert "# The partition takes account: physics,maths" in text
-    assert "account" not in site
+    assert site.account is None
 
 
 def test_a_partition_without_gpus_or_limit(slurm, capsys):
@@ -82,17 +82,17 @@ def test_a_partition_without_gpus_or_limit(slurm, capsys):
     (slurm / "config.txt").write_text(CONFIG.replace("= 1", "= 0"))
     (slurm / "ip").unlink()
     text, site = _drafted(capsys, "--partition", "cpu")
-    assert (site["gpus_per_node"], site["gpu_request"], site["cpus_per_task"]) == (0, "none", 8)
-    assert "max_time" not in site
-    assert "interface" not in site
-    assert not site["requeue"]
+    assert (site.gpus_per_node, site.gpu_request, site.cpus_per_task) == (0, "none", 8)
+    assert site.max_time is None
+    assert site.interface is None
+    assert not site.requeue
     assert "nodes differ" not in text
 
 
 def test_it_is_written_once(slurm, capsys):
     file = slurm / "birch.yaml"
     assert main(["doctor", "--cluster", "--out", str(file)]) == 0
-    assert yaml.safe_load(file.read_text())["partition"] == "gpu"
+    assert Options.model_validate(yaml.safe_load(file.read_text())).partition == "gpu"
     capsys.readouterr()
     assert main(["doctor", "--cluster", "--out", str(file)]) == 2
     assert capsys.readouterr().err == f"--out: {file} is there already; name another\n"

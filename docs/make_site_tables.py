@@ -1,0 +1,67 @@
+"""Write the tables of docs/slurm.md and docs/sites.md: `python docs/make_site_tables.py`."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pydantic.fields import FieldInfo
+
+from dtl.backends.slurm import Container, Options, read_site, site_names
+
+PAGES = tuple(Path(__file__).parent / name for name in ("slurm.md", "sites.md"))
+TABLE = re.compile(
+    r"(<!-- (fields|sites): made by [\w/.]+ -->\n).*?(<!-- end of \2 -->)", re.DOTALL
+)
+
+
+def page(text: str) -> str:
+    """The page with its table made anew."""
+    tables = {"fields": _fields, "sites": _sites}
+    made = {name: "\n".join(rows()) for name, rows in tables.items()}
+    return TABLE.sub(lambda found: f"{found[1]}\n{made[found[2]]}\n\n{found[3]}", text)
+
+
+def _sites() -> Iterator[str]:
+    yield "| site | what it is | GPUs a node | launcher | from |"
+    yield "|---|---|---|---|---|"
+    for name in site_names():
+        site = read_site(name)
+        pages = dict.fromkeys(page for page in site.sources.values() if page != site.documentation)
+        guide = [f"[guide]({site.documentation})"] if site.documentation else []
+        numbered = [f"[{number}]({page})" for number, page in enumerate(pages, start=1)]
+        launcher = site.launcher if site.container is None else site.container.kind
+        yield (
+            f"| [`{name}`](../slurm/clusters/{name}.yaml) | {site.description} | "
+            f"{site.gpus_per_node} | {launcher} | {', '.join([*guide, *numbered]) or '-'} |"
+        )
+
+
+def _fields() -> Iterator[str]:
+    yield "| field | default | |"
+    yield "|---|---|---|"
+    for prefix, record in (("", Options), ("container.", Container)):
+        for name, field in record.model_fields.items():
+            yield _row(prefix + name, field)
+
+
+def _row(name: str, field: FieldInfo) -> str:
+    words = getattr(field.annotation, "__args__", ())
+    choice = ", ".join(f"`{word}`" for word in words if isinstance(word, str))
+    about = f"{field.description}: {choice}" if choice else field.description
+    return f"| `{name}` | {_default(field)} | {about} |"
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "required"
+    value: Any = field.get_default(call_default_factory=True)
+    return "left out" if value is None else f"`{json.dumps(value)}`"
+
+
+if __name__ == "__main__":
+    for one in PAGES:
+        one.write_text(page(one.read_text(encoding="utf-8")), encoding="utf-8")

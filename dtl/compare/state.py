@@ -1,0 +1,153 @@
+"""A comparison in its folder: its grid, and what of it has been run."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from dtl.assemble import assemble
+from dtl.compare import NotRun
+from dtl.compare.grid import SCRATCH, Grid, Planned, Tried
+from dtl.compare.measure import EVALUATION, worth
+from dtl.errors import DtlError
+from dtl.run_folder import RunFolder, write_json
+from dtl.supervisor import TOLD
+from dtl.tasks import Task
+from dtl.units import parse_seconds
+
+GRID = "grid.json"
+SPENT = "spent.json"
+
+
+@dataclass
+class State:
+    """`left_out`: what of the grid cannot be run. `failed`: runs that have just failed, and how."""
+
+    folder: Path
+    grid: Grid
+    left_out: tuple[NotRun, ...]
+    notes: tuple[str, ...]
+    failed: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def at(cls, folder: Path) -> State:
+        """One that was begun. Raises DtlError where there is none."""
+        path = folder / GRID
+        try:
+            stored = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as fault:
+            raise DtlError.of(
+                str(folder),
+                f"there is no comparison in it that can be read ({fault})",
+                "begin with `dtl compare CONFIG`",
+            ) from fault
+        left_out = tuple(NotRun(**each) for each in stored["left_out"])
+        return cls(folder, Grid.from_dict(stored["grid"]), left_out, tuple(stored["notes"]))
+
+    def write_grid(self) -> None:
+        write_json(
+            self.folder / GRID,
+            {
+                "grid": self.grid.to_dict(),
+                "left_out": [asdict(each) for each in self.left_out],
+                "notes": self.notes,
+            },
+        )
+
+    @property
+    def cells(self) -> Path:
+        return self.folder / "cells"
+
+    def folder_of(self, planned: Planned) -> RunFolder:
+        return RunFolder(self.cells / planned.name)
+
+    def finished(self, planned: Planned) -> bool:
+        """Whether it is not to be run: done, with what is scored beside; or a rate that failed."""
+        run = self.folder_of(planned)
+        if planned.kind == "rate":
+            return run.state == "finished" or _has_failed(run)
+        return run.state == "finished" and not self.unscored(planned)
+
+    @property
+    def tried(self) -> list[Tried]:
+        """The rates whose runs have ended."""
+        found = []
+        for planned in self.grid.searches:
+            run = self.folder_of(planned)
+            done = run.state == "finished"
+            if done or _has_failed(run):
+                score = worth(self.task, run) if done else None
+                found.append(Tried(planned, float(run.config.optim.learning_rate or 0), score))
+        return found
+
+    def settled(self, strategy: str) -> float | None:
+        """The learning rate that cells of a strategy have begun with: all others take it too."""
+        for planned in self.grid.cells:
+            run = self.folder_of(planned)
+            if planned.strategy == strategy and run.state != "absent":
+                return run.config.optim.learning_rate
+        return None
+
+    def rate_of(self, planned: Planned) -> float | None:
+        """The learning rate of a run; None: others come first."""
+        settled = self.settled(planned.strategy) if planned.kind == "cell" else None
+        return settled or self.grid.rate_of(planned, self.tried)
+
+    @cached_property
+    def task(self) -> Task:
+        return assemble(self.grid.config).task
+
+    @property
+    def budget(self) -> float | None:
+        budget = self.grid.config.compare.budget
+        return None if budget is None else parse_seconds(budget)
+
+    @property
+    def spent(self) -> float:
+        path = self.folder / SPENT
+        if not path.is_file():
+            return 0.0
+        return float(json.loads(path.read_text(encoding="utf-8"))["seconds"])
+
+    def likely_seconds(self, planned: Planned) -> float:
+        """How long a run takes, from the slowest of the same strategy so far; of none, any."""
+        from dtl.train.usage import read_usage
+
+        seen: dict[bool, list[float]] = {True: [], False: []}
+        for other in self.grid.planned:
+            run = self.folder_of(other)
+            if run.state == "finished" and (usage := read_usage(run.usage)) is not None:
+                same = other.strategy == planned.strategy
+                seen[same].append(usage.seconds / other.share * planned.share)
+        return max(seen[True] or seen[False] or [0.0])
+
+    @property
+    def hint_file(self) -> Path:
+        return self.folder / "hint.json"
+
+    def scores_of(self, planned: Planned, kind: str) -> Path:
+        """The folder of what is scored beside a run: source, or ood."""
+        return self.folder / "scores" / planned.name / kind
+
+    def unscored(self, planned: Planned) -> list[str]:
+        """What is still to be scored beside a run."""
+        compare, kinds = self.grid.config.compare, []
+        if compare.ood is not None:
+            kinds.append("ood")
+        if compare.source is not None and planned.strategy != SCRATCH:
+            kinds.append("source")
+        return [
+            k for k in kinds if not (self.scores_of(planned, k) / f"{EVALUATION}.json").is_file()
+        ]
+
+
+def _has_failed(run: RunFolder) -> bool:
+    return run.state == "interrupted" and run.ended == 1
+
+
+def last_word(folder: RunFolder) -> str:
+    told = folder.logs / TOLD
+    lines = told.read_text(encoding="utf-8").strip().splitlines() if told.is_file() else []
+    return f"failed: {lines[-1] if lines else f'see {folder.logs}'}"

@@ -1,0 +1,164 @@
+"""The table of a comparison, computed anew from what its runs have stored."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from dtl.compare import TABLE, Comparison, Hint, NotRun, Rate, in_words
+from dtl.compare.advise import differences, points, recommendations
+from dtl.compare.grid import Planned
+from dtl.compare.measure import EVALUATION, LEVEL, Measured, best_score, measure
+from dtl.compare.state import State
+from dtl.run_folder import write_json
+from dtl.tasks import Task
+
+
+def write_table(state: State) -> Comparison:
+    """comparison.json, and comparison.csv beside it, of all that is finished."""
+    found = table(state)
+    write_json(state.folder / TABLE, found.to_dict())
+    _write_csv(found, state.folder / "comparison.csv")
+    return found
+
+
+def table(state: State) -> Comparison:
+    """All that the finished runs say, computed anew from the outcomes that they stored."""
+    grid, task = state.grid, state.task
+    sign = -1 if task.best.startswith("-") else 1
+    measured = [_measure(state, one) for one in grid.cells if state.finished(one)]
+    mean_points = points(measured, task, sign=sign)
+    pairs = differences(measured, sign=sign)
+    hint, no_hint = _hint(state)
+    compare = grid.config.compare
+    return Comparison(
+        name=state.folder.name,
+        task=grid.config.task.name,
+        score_name=best_score(task),
+        higher_is_better=sign > 0,
+        classes=grid.classes,
+        level=LEVEL,
+        strategies=grid.strategies,
+        labels=tuple(labels.number for labels in grid.labels),
+        all_labels=next((each.number for each in grid.labels if each.asked is None), None),
+        seeds=grid.seeds,
+        source=compare.source.path if compare.source else None,
+        source_before=_source_before(state, task),
+        ood=compare.ood.path if compare.ood else None,
+        cells=tuple(one.cell for one in measured),
+        points=tuple(mean_points),
+        differences=tuple(pairs),
+        recommendations=tuple(
+            recommendations(
+                mean_points, pairs, sign=sign, unit=partial(in_words, classes=grid.classes)
+            )
+        ),
+        rates=tuple(_rates(state, sign)),
+        hint=hint,
+        no_hint=no_hint,
+        notes=(*state.notes, *_edges(state)),
+        not_run=(*state.left_out, *_missing(state)),
+    )
+
+
+def _measure(state: State, planned: Planned) -> Measured:
+    scores = state.scores_of(planned, "")
+    return measure(planned, state.folder_of(planned), state.task, scores=scores)
+
+
+def _unit(state: State, labels: int) -> str:
+    return in_words(labels, classes=state.grid.classes)
+
+
+def _hint(state: State) -> tuple[Hint | None, str | None]:
+    if not state.hint_file.is_file():
+        return None, "not asked yet"
+    stored: dict[str, Any] = json.loads(state.hint_file.read_text(encoding="utf-8"))
+    if "why" in stored:
+        return None, str(stored["why"])
+    return Hint(labels=state.grid.labels[0].number, **stored), None
+
+
+def _source_before(state: State, task: Task) -> float | None:
+    path = state.folder / "scores" / "base" / f"{EVALUATION}.json"
+    if not path.is_file():
+        return None
+    return float(json.loads(path.read_text(encoding="utf-8"))["scores"][best_score(task)])
+
+
+def _rates(state: State, sign: int) -> list[Rate]:
+    return [
+        Rate(one.planned.strategy, one.learning_rate, one.planned.share, sign * one.score)
+        for one in state.tried
+        if one.score is not None
+    ]
+
+
+def _edges(state: State) -> list[str]:
+    """Strategies whose best rate has no neighbour on one side, so that a better one may lie
+    beyond."""
+    notes = []
+    for strategy in state.grid.strategies:
+        rates = state.grid.rates(strategy)
+        chosen = state.rate_of(next(one for one in state.grid.cells if one.strategy == strategy))
+        if len(rates) > 1 and chosen in (rates[0], rates[-1]):
+            end = "lowest" if chosen == rates[0] else "highest"
+            notes.append(
+                f"{strategy} did best at the {end} rate that was tried ({chosen:.3g}): give "
+                f"compare.rates.{strategy} others beyond"
+            )
+    return notes
+
+
+def _missing(state: State) -> list[NotRun]:
+    """What could be run and was not."""
+    tried = {one.planned.name for one in state.tried}
+    spent = state.budget is not None
+    missing = []
+    for strategy in state.grid.strategies:
+        searches = [one for one in state.grid.searches if one.strategy == strategy]
+        left = sum(one.name not in tried for one in searches)
+        if left and spent:
+            what = f"{strategy}: {left} of {len(searches)} tries of learning rates"
+            missing.append(NotRun(what, "budget: a third of it is spent"))
+    for strategy in state.grid.strategies:
+        for labels in state.grid.labels:
+            cells = [
+                one
+                for one in state.grid.cells
+                if (one.strategy, one.labels) == (strategy, labels) and not state.finished(one)
+            ]
+            failed = [one for one in cells if one.name in state.failed]
+            waiting = [one for one in cells if one.name not in state.failed]
+            for group, why in (
+                (failed, failed and state.failed[failed[0].name]),
+                (waiting, "budget spent" if spent else "not run yet"),
+            ):
+                if group:
+                    seeds = ", ".join(str(one.seed) for one in group)
+                    what = f"{strategy} with {_unit(state, labels.number)}, seeds {seeds}"
+                    missing.append(NotRun(what, str(why)))
+    return missing
+
+
+def _write_csv(found: Comparison, path: Path) -> None:
+    """A line a cell."""
+    rows = []
+    for cell in found.cells:
+        row = asdict(cell)
+        low_high = row.pop("interval")
+        scores = row.pop("scores")
+        row.pop("curve")
+        row |= {"low": low_high["low"], "high": low_high["high"]}
+        rows.append(row | {f"scores/{name}": value for name, value in scores.items()})
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    staged = path.with_name(f".{path.name}")
+    with staged.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, names)
+        writer.writeheader()
+        writer.writerows(rows)
+    staged.replace(path)

@@ -1,0 +1,141 @@
+"""What runs and comparisons leave, without running any."""
+
+import json
+
+import numpy as np
+
+from dtl import registry
+from dtl.compare import Cell, Comparison, Interval, Point, Reached, Recommendation
+from dtl.config.schema import RunConfig
+from dtl.data.source import open_rows
+from dtl.plan import Chosen, Layout, Parameters, PhasePlan, Plan
+from dtl.run_folder import RunFolder
+from dtl.train.groups import scores_by_group
+
+PLAN = Plan(
+    layout=Layout(1, 2, 2, "none", 4, 2, False, "fp32", "cpu"),
+    parameters=Parameters(learning=10, frozen=90),
+    model_state={"weights": 400, "gradients": 40, "optimizer": 80},
+    phases=(
+        PhasePlan("frozen", 0, 40, 1e-2, Parameters(10, 90)),
+        PhasePlan("full", 40, 120, 1e-3, Parameters(100, 0)),
+    ),
+    steps=120,
+    steps_per_epoch=7,
+    deepspeed=None,
+    choices=(Chosen("processes", "2", "layout.processes"),),
+)
+
+
+def line(step):
+    """One step of the log; the loss of step 7 is not finite."""
+    return {
+        "kind": "train",
+        "step": step,
+        "epoch": 0,
+        "loss": None if step == 7 else 3.0 / step,
+        "learning_rate": 0.01,
+        "gradient_norm": 1.0 + step % 3,
+        "seconds": 0.5,
+        "tokens_per_second": 900.0,
+        "memory_bytes": 3 * 2**30 + step,
+    }
+
+
+def stopped_run(tmp_path, fields, *, labels, name="text_classification", why="too long"):
+    """`fields`: of each row but its label; every fourth is held for another, row 3 is the worst."""
+    truth = np.random.default_rng(5).integers(len(labels), size=len(fields)).tolist()
+    held = tmp_path / "held.jsonl"
+    rows = [{**row, "label": labels[t]} for row, t in zip(fields, truth, strict=True)]
+    held.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = RunConfig.model_validate(
+        {
+            "run": {"name": "first", "dir": str(tmp_path / "runs")},
+            "model": {"path": "mini:text"},
+            "task": {"name": name, "group_by": "label"},
+            "strategy": ["frozen", "full"],
+            "data": {"train": str(held), "eval": str(held)},
+            "train": {"steps": PLAN.steps},
+        }
+    )
+    module = registry.load("tasks", name)
+    task, facts = module.Plugin(module.Options()), {"labels": labels}
+    source = open_rows(
+        config.data.eval, {}, "data.eval", check=task.check, skips=False, media=task.media
+    )
+    noted = {"sha256": source.fingerprint, "rows": len(rows)}
+    data = {"base": "f" * 8, "sources": {"data.eval": noted}}
+    skipped = [{"source": "data.train", "place": "held.jsonl:9", "reason": why}]
+    folder = RunFolder.of(config)
+    folder.create(config, PLAN, facts, data, skipped=skipped)
+    for step in range(1, 61):
+        folder.append(line(step))
+    folder.append({"kind": "skip", "step": 7, "examples": [1], "reason": "the gradient is inf"})
+    folder.append({"kind": "save", "step": 60, "seconds": 0.25, "bytes": 2048})
+    folder.note_spike({"step": 50, "loss": 9.5, "back_to": 40, "score": 12.0})
+    outcomes = [
+        {
+            "row": number,
+            "loss": 9.0 if number == 3 else 1.0 + number / 100,
+            "label": t,
+            "predicted": t if number % 4 else (t + 1) % len(labels),
+            "group": labels[t],
+        }
+        for number, t in enumerate(truth)
+    ]
+    file = folder.outcomes_file(60)
+    file.parent.mkdir()
+    file.write_text("".join(json.dumps(outcome) + "\n" for outcome in outcomes))
+    scores = {**task.score(outcomes, facts), **scores_by_group(task, outcomes, facts, "label")}
+    folder.append({"kind": "eval", "step": 60, "model": "adapted", **scores})
+    return folder
+
+
+def comparison(names):
+    """Two seeds, 5 and 20 labels a class; `names`: of three strategies, the first the worst, the
+    second the smallest and the third the best."""
+    points, cells = [], []
+    for labels, gain in ((5, 0.0), (20, 0.1)):
+        for place, (name, score) in enumerate(zip(names, (0.3, 0.6, 0.7), strict=True)):
+            value = round(score + gain, 3)
+            between = Interval(round(value - 0.05, 3), round(value + 0.05, 3))
+            memory = (3, 1, 2)[place] * 2**30
+            known = {"labels_saved": None, "seconds": 4.0, "peak_memory_bytes": memory}
+            unknown = dict.fromkeys(
+                ["source_score", "source_interval", "ood_score", "ood_interval", "worst_group"]
+            )
+            points.append(
+                Point(name, labels, (0, 1), value, between, stored_bytes=100, **known, **unknown)
+            )
+            for seed in (0, 1):
+                curve = (Reached(2.0 + seed, 10, (0.2, 0.4)[seed]), Reached(4.0 + seed, 20, value))
+                cells.append(
+                    Cell(
+                        *(name, labels, 5 * labels, seed, 1e-3, value, between, {}, 20, 4.0, 5.0),
+                        *(memory, 100, curve, None, None, None, f"cells/{place}-{labels}-{seed}"),
+                    )
+                )
+    return Comparison(
+        name="few",
+        task="image_classification",
+        score_name="f1",
+        higher_is_better=True,
+        classes=5,
+        level=0.95,
+        strategies=names,
+        labels=(5, 20),
+        all_labels=20,
+        seeds=(0, 1),
+        source=None,
+        source_before=None,
+        ood=None,
+        cells=tuple(cells),
+        points=tuple(points),
+        differences=(),
+        recommendations=(Recommendation(20, "full", "best", "Take full. It is the best."),),
+        rates=(),
+        hint=None,
+        no_hint="none was asked for",
+        notes=(),
+        not_run=(),
+    )
