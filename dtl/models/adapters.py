@@ -417,7 +417,10 @@ def put_back(base: nn.Module, folder: Path) -> nn.Module:
     from peft import PeftModel
 
     with without_false_alarms():
-        return _without_virtual_tokens(PeftModel.from_pretrained(base, str(folder)))
+        opened = PeftModel.from_pretrained(base, str(folder))
+    if opened.peft_config[NAME].peft_type == "ADALORA":  # PEFT forgets it where nothing learns, and
+        opened.base_model.trainable_adapter_name = NAME  # asks for it where there are labels
+    return _without_virtual_tokens(opened)
 
 
 def worked_in(network: nn.Module, folder: Path) -> tuple[nn.Module, frozenset[str]]:
