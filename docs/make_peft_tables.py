@@ -13,6 +13,7 @@ TABLE = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 COMPARISON = "PEFT's comparison of methods (Llama-3.2-3B, MetaMathQA)"
 SOURCES = {
     "lora": "as QLoRA for models to 13 B (arXiv:2305.14314)",
+    "adalora": "AdaLoRA on MNLI (arXiv:2303.10512)",
     "ia3": "T-Few (arXiv:2205.05638)",
     "vera": "VeRA's instruction tuning (arXiv:2310.11454)",
     "p_tuning": "PEFT's guide to p-tuning",

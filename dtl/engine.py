@@ -23,6 +23,7 @@ from accelerate.utils import (
 )
 from torch import Tensor, nn
 
+from dtl.models.adalora import IMPORTANCE, UNCERTAINTY
 from dtl.models.anatomy import batch_norms, unwrapped
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ MOMENTS = (
     *("exp_avg", "exp_avg_sq", "state1", "state2", "absmax1", "absmax2"),
     *("exp_avg_sq_row", "exp_avg_sq_col", "momentum_buffer"),
 )
-KEPT = (*MOMENTS, "average")  # of the weights
+KEPT = (*MOMENTS, "average", IMPORTANCE, UNCERTAINTY)  # the average of the weights
 COUNTING_IN_INTEGERS = ("bitsandbytes", "transformers")  # torch's count steps in tensors
 STATISTICS = ("running_mean", "running_var")  # of batch normalisation
 PROJECT = "dtl"  # at trackers

@@ -152,7 +152,7 @@ class _Job:
         )
         self.slowly("laying out the model")
         engine.prepare(model, optimizer)
-        self._look_at_every_step()
+        self._look_at_every_step(at.updates if saved is not None and not begins else 0)
         self.log.peak_learning_rate = rate
         if saved is not None and begins:
             at = replace(at, updates=0, best=None, best_step=None)
@@ -202,12 +202,18 @@ class _Job:
         )
         self.parts.training_mode(model)
 
-    def _look_at_every_step(self) -> None:
+    def _look_at_every_step(self, done: int) -> None:
         """Tie to the optimizer what works on the weights beside it, from where the base starts: a
-        checkpoint is read after this."""
+        checkpoint is read after this. `done`: steps of this phase that have been taken."""
         masters, optimizer = self.engine.masters(), self.engine.stepping
         if self.config.optim.l2_sp is not None:
             optimizer.register_step_pre_hook(optim.Pull(masters))
+        self.parts.strategy.tie(
+            self.engine.plain_model,
+            optimizer,
+            steps=self.phase.last - self.phase.before,
+            done=done,
+        )
         if (decay := self.config.train.ema) is not None:
             optimizer.register_step_post_hook(MovingAverage(masters, decay=decay))
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from dtl.errors import DtlError
 from dtl.models.anatomy import head_module_names
-from dtl.models.quantize import on_plain_base
+from dtl.models.quantize import on_plain_base, without_false_alarms
 from dtl.models.trust import ADAPTER
 
 if TYPE_CHECKING:
@@ -62,6 +62,7 @@ class Reach:
 
 REACH: dict[str, Reach] = {
     "lora": Reach((*WITH_LINEAR_LAYERS, "convolutions")),
+    "adalora": Reach((*WITH_LINEAR_LAYERS, "convolutions"), zero=0),
     "ia3": Reach((*WITH_LINEAR_LAYERS, "convolutions")),
     "loha": Reach((*WITH_LINEAR_LAYERS, "convolutions"), zero=2),
     "lokr": Reach((*WITH_LINEAR_LAYERS, "convolutions"), zero=2),
@@ -152,6 +153,9 @@ def put_on(
         **settings, task_type=task, modules_to_save=also
     )
     adapted = get_peft_model(model, config)
+    for name, parameter in adapted.named_parameters():
+        if ".ranknum." in name:  # AdaLoRA's scale, which PEFT forgets to freeze without weights
+            parameter.requires_grad_(False)
     if init in TAKES_FROM_BASE:
         start = _factors(adapted)
         _refuse_too_wide(start, init, settings["r"])
@@ -302,6 +306,10 @@ def written(adapted: Any, learnt: dict[str, Tensor]) -> Written:
     from peft import get_peft_model_state_dict
 
     learning = adapted.peft_config[NAME]
+    lets_go = learning.peft_type == "ADALORA"
+    if lets_go:
+        present, kept = learning.rank_pattern, ranks_kept(learnt)
+        learning.rank_pattern = None if all(map(all, kept.values())) else kept
     learning.inference_mode = True  # then PEFT does not run the model for its virtual tokens
     try:
         config = copy.deepcopy(learning)
@@ -313,13 +321,27 @@ def written(adapted: Any, learnt: dict[str, Tensor]) -> Written:
         tensors = get_peft_model_state_dict(
             adapted, state_dict=shared | learnt, save_embedding_layers=False
         )
+        if lets_go:
+            config.rank_pattern = learning.rank_pattern  # by the names in the file
     finally:
         learning.inference_mode = False
+        if lets_go:
+            learning.rank_pattern = present
     if config.is_prompt_learning:
         tensors["prompt_embeddings"] = _virtual_tokens(adapted, learnt)
     if hasattr(adapted, START):
         config, tensors = _over_the_whole_base(config, tensors, getattr(adapted, START))
     return Written(config, {name: value.contiguous() for name, value in tensors.items()})
+
+
+def ranks_kept(learnt: dict[str, Tensor]) -> dict[str, list[bool]]:
+    """Which ranks of each layer AdaLoRA has in use, by PEFT's names: a singular value that was let
+    go of is zero."""
+    return {
+        name.removeprefix("base_model.model."): (value != 0).view(-1).tolist()
+        for name, value in learnt.items()
+        if ".lora_E." in name
+    }
 
 
 def shared_matrices(model: nn.Module) -> dict[str, Tensor]:
@@ -394,7 +416,11 @@ def put_back(base: nn.Module, folder: Path) -> nn.Module:
     """A written adapter over its base."""
     from peft import PeftModel
 
-    return _without_virtual_tokens(PeftModel.from_pretrained(base, str(folder)))
+    with without_false_alarms():
+        opened = PeftModel.from_pretrained(base, str(folder))
+    if opened.peft_config[NAME].peft_type == "ADALORA":  # PEFT forgets it where nothing learns, and
+        opened.base_model.trainable_adapter_name = NAME  # asks for it where there are labels
+    return _without_virtual_tokens(opened)
 
 
 def worked_in(network: nn.Module, folder: Path) -> tuple[nn.Module, frozenset[str]]:
@@ -429,7 +455,8 @@ def worked_in(network: nn.Module, folder: Path) -> tuple[nn.Module, frozenset[st
         config.modules_to_save = config.task_type = None  # a plain wrapping, that adds no head
         config.inference_mode = True
         try:
-            adapted = get_peft_model(network, config)
+            with without_false_alarms():
+                adapted = get_peft_model(network, config)
             strange += set_peft_model_state_dict(adapted, tensors).unexpected_keys
         except (RuntimeError, ValueError) as fault:
             strange.append(str(fault).splitlines()[0])

@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import sys
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -258,11 +259,19 @@ def on_plain_base(model: Any) -> Any:
         for name, value in get_peft_model_state_dict(model, save_embedding_layers=False).items()
     }
     how = model.peft_config[model.active_adapter]
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="fan_in_fan_out")  # of GPT-2: PEFT sees to it
+    with without_false_alarms():
         again = get_peft_model(dequantize(model.unload()), how)
     set_peft_model_state_dict(again, learnt)
     return again.train(model.training)
+
+
+@contextmanager
+def without_false_alarms() -> Iterator[None]:
+    """Without what PEFT warns of, and then sees to itself."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="fan_in_fan_out")  # of GPT-2
+        warnings.filterwarnings("ignore", message="The following rank_pattern keys")  # of AdaLoRA
+        yield
 
 
 def _is_4bit(layer: Any) -> bool:

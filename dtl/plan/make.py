@@ -96,7 +96,7 @@ def what_learns(config: RunConfig, parts: Parts, facts: Facts) -> Learning:
         learning=count,
         frozen=sum(parameter.numel() for parameter in model.parameters()) - count,
         quantized=quantize.footprint(model, config.model),
-        kept=moments + MASTER * count * averaged,
+        kept=moments + count * (MASTER * averaged + parts.strategy.kept_bytes),
         starts=sum(learning[name].numel() for name in how if how[name].pull),
     )
     return Learning(frozenset(learning), parameters, why_inseparable(model))

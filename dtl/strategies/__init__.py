@@ -17,6 +17,7 @@ from dtl.models.adapters import REACH
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
+    from torch.optim import Optimizer
 
 
 class Strategy(ABC):
@@ -35,6 +36,7 @@ class Strategy(ABC):
     virtual_tokens: int = 0  # how many positions of the model it takes
     continues: Path | None = None  # the folder of the adapter that it goes on with
     looks_at_data: bool = False  # whether `begin` is wanted
+    kept_bytes: int = 0  # that `tie` adds to the moments of each number that learns
     makes_good: bool = False  # whether `begin_over` is wanted, of a base in nf4
     caches_features: bool | None = False  # whether the base's output is kept; None: as planned
 
@@ -75,6 +77,12 @@ class Strategy(ABC):
     def fill(self, model: nn.Module, *, fill: Callable[..., None]) -> None:
         """Write what the strategy begins with, where it brings values: `fill(parameter, value)`
         writes a whole tensor, also into a partitioned one."""
+        return None
+
+    def tie(self, model: nn.Module, optimizer: Optimizer, *, steps: int, done: int) -> None:
+        """Tie to the optimizer (`register_step_pre_hook`) what the strategy does in every step
+        beside it: `steps` in all, of which so many are done. What it must remember of a parameter
+        stands in the optimizer's state, under a name of `engine.KEPT`."""
         return None
 
     def training_mode(self, model: nn.Module) -> None:
@@ -169,6 +177,11 @@ class Targeted(Record):
     also_learn: tuple[str, ...] = Field(
         (), description="Whole modules that learn beside the adapters (PEFT's modules_to_save)."
     )
+
+
+class GoingOn(Record):
+    """What can begin with an earlier adapter."""
+
     continue_from: str | None = Field(
         None,
         description="Folder of an adapter of this kind, a run's export or PEFT's, that goes on "

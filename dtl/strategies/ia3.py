@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from dtl.strategies import Adapter, Excluding
+from dtl.strategies import Adapter, Excluding, GoingOn
 
 if TYPE_CHECKING:
     from torch import nn
 
 
-class Options(Excluding):
+class Options(Excluding, GoingOn):
     """Options of `strategy: ia3` (Liu et al. 2022, arXiv:2205.05638)."""
 
     target: str | tuple[str, ...] = Field(

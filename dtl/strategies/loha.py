@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from dtl.strategies import Adapter, Excluding, OfBlocks
+from dtl.strategies import Adapter, Excluding, GoingOn, OfBlocks
 
 if TYPE_CHECKING:
     from torch import nn
 
 
-class Options(OfBlocks, Excluding):
+class Options(OfBlocks, Excluding, GoingOn):
     """Options of `strategy: loha` (FedPara, arXiv:2108.06098; LyCORIS, arXiv:2309.14859)."""
 
     rank: int = Field(8, ge=1, description="Rank of each of the two; the update's is its square.")

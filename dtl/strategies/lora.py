@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from dtl.config.record import ConfigFault, refuse
 from dtl.models import adapters, loftq
 from dtl.models.adapters import TAKES_FROM_BASE
-from dtl.strategies import Adapter, Excluding, OfBlocks
+from dtl.strategies import Adapter, Excluding, GoingOn, OfBlocks
 
 if TYPE_CHECKING:
     import torch
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 BEGUN_LATER = ("kaiming", "eva", "loftq")  # PEFT draws A, and B is zero
 
 
-class Options(OfBlocks, Excluding):
+class Options(OfBlocks, Excluding, GoingOn):
     """Options of `strategy: lora` (Hu et al. 2021, arXiv:2106.09685)."""
 
     rank: int = Field(16, ge=1, description="Rank of the update.")

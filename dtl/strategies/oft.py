@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from dtl.strategies import Adapter, Excluding, OfBlocks
+from dtl.strategies import Adapter, Excluding, GoingOn, OfBlocks
 
 if TYPE_CHECKING:
     from torch import nn
 
 
-class Options(OfBlocks, Excluding):
+class Options(OfBlocks, Excluding, GoingOn):
     """Options of `strategy: oft` (Qiu et al. 2023, arXiv:2306.07280; OFTv2, arXiv:2506.19847)."""
 
     block: int = Field(

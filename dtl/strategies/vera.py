@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from dtl.strategies import Adapter, OfBlocks
+from dtl.strategies import Adapter, GoingOn, OfBlocks
 
 if TYPE_CHECKING:
     from torch import nn
 
 
-class Options(OfBlocks):
+class Options(OfBlocks, GoingOn):
     """Options of `strategy: vera` (Kopiczko et al. 2023, arXiv:2310.11454)."""
 
     rank: int = Field(256, ge=1, description="Rank of the random matrices.")

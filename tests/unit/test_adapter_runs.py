@@ -211,7 +211,7 @@ def losses(run):
     return [line["loss"] for line in lines if line["kind"] == "train"]
 
 
-@pytest.mark.parametrize("strategy", ["pissa", "eva", "vera", "p_tuning", "continued"])
+@pytest.mark.parametrize("strategy", ["pissa", "eva", "vera", "adalora", "p_tuning", "continued"])
 def test_a_resumed_run_is_the_same_to_the_last_digit(folder, decoder, texts, first, strategy):
     """Also where the adapter began from the base, from the data, or from an earlier adapter."""
     options = {"name": strategy, "tokens": 3} if strategy == "p_tuning" else strategy
