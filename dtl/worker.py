@@ -298,14 +298,15 @@ def log_to(path: Path) -> None:
 
 
 def _exit(code: int) -> None:
-    """As sys.exit, but for a tracker that is still busy: nothing waits for it."""
+    """As sys.exit, but without taking Python down: a library's thread that comes back meanwhile
+    would abort the process, and a tracker that is still busy would hold it up."""
     from dtl.train.tracking import is_left_behind
 
-    if is_left_behind():
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    sys.exit(code)
+    if not is_left_behind():
+        atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 if __name__ == "__main__":

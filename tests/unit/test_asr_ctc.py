@@ -58,7 +58,8 @@ def bench(folder: Path, fields: list[dict[str, Any]], **options: Any) -> Bench:
     initialise(loaded.model, loaded.new, seed=0, fill=fill)
     fill_given(loaded, fill=fill)
     encode = task.encoder(processor, facts, settings)
-    return Bench(task, loaded.model.eval(), facts, processor, [encode(row) for row in rows])
+    encoded, longest = [encode(row) for row in rows], task.longest(processor, facts, settings)
+    return Bench(task, loaded.model.eval(), facts, processor, encoded, longest)
 
 
 def text_of(tokenizer: Any, model: Any, extractor: Any, sound: np.ndarray) -> str:
