@@ -45,6 +45,7 @@ FASTER = "optim.learning_rate=0.1"  # what moves little by the rate of the other
 TOKENS = ("strategy.tokens=4",)
 OPTIONS = {
     **dict.fromkeys(("lora", "loha", "lokr"), ("strategy.rank=4",)),
+    "adalora": ("strategy.alpha=64", FASTER),
     "partial": ("strategy.top=1",),
     "norm": (FASTER,),
     "ia3": ("strategy.target=all-linear", FASTER),
