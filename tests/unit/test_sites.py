@@ -32,13 +32,13 @@ SITES = site_names()
 
 def script(name: str) -> str:
     """What a site makes of one and the same job: two whole nodes."""
-    found, run = read_site(name), Path("/work/runs/a run")
+    found, run = read_site(name), Path("/data/runs/a run")
     job = Job(
         run,
         (PYTHON, "-m", "dtl.worker", "run", str(run)),
         {"NOTE": "it's $5"},
         name="a run",
-        folder=Path("/work"),
+        folder=Path("/data"),
         nodes=2,
         processes=found.gpus_per_node or 1,
         seconds=7200.0,
@@ -133,7 +133,7 @@ def test_every_variable_is_set(name, tmp_path):
     python = commands / "python"
     python.write_text("#!/bin/sh\nexit 0\n")
     python.chmod(0o755)
-    text = script(name).replace(PYTHON, str(python)).replace("/work", str(tmp_path))
+    text = script(name).replace(PYTHON, str(python)).replace("/data", str(tmp_path))
     (tmp_path / "runs" / "a run" / "logs").mkdir(parents=True)
     ended = subprocess.run(
         ["bash", "-u"],
