@@ -5,13 +5,15 @@ from __future__ import annotations
 import io
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dtl.data.media import Undecodable, file_of
-from dtl.data.source import Row
 from dtl.errors import DtlError, Fault
+
+if TYPE_CHECKING:
+    from dtl.data.source import Row
 
 FULL_SCALE = 32768  # of a 16-bit sample
 PAUSE_SECONDS = 0.2  # the length of the quietest place, where a long sound is cut

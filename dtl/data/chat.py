@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from dtl.data.source import Row
 from dtl.errors import DtlError, Fault
+
+if TYPE_CHECKING:
+    from dtl.data.source import Row
 
 Turn = dict[str, Any]  # role, content, and what else a template knows
 

@@ -13,13 +13,15 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import numpy as np
 
-from dtl.data.source import Row
 from dtl.errors import DtlError, RunFailed
 from dtl.mini.cache import folder as cache_folder
+
+if TYPE_CHECKING:
+    from dtl.data.source import Row
 
 FORMAT = 4
 INDEX = "index.json"

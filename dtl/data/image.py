@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dtl.data.media import Undecodable, file_of
-from dtl.data.source import Row
 from dtl.errors import DtlError, Fault
+
+if TYPE_CHECKING:
+    from dtl.data.source import Row
 
 BEHIND = (255, 255, 255)  # what a transparent picture is laid on
 

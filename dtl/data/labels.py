@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dtl.data.source import Row
 from dtl.errors import DtlError, Fault, near
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from dtl.data.source import Row
 
 CELLS_SHOWN = 20  # classes of which every pair is counted; of more, the commonest confusions
 CONFUSIONS_SHOWN = 100

@@ -11,13 +11,14 @@ from dtl.config.batch_size import COUNTED, Unit
 from dtl.data import labels
 from dtl.data.encoded import Encoded, EncodedData, Skip
 from dtl.data.order import MULTIPLE, padded
-from dtl.data.source import Row
 from dtl.errors import Fault
 
 if TYPE_CHECKING:
     from numpy import ndarray
     from numpy.random import Generator
     from torch import Tensor, nn
+
+    from dtl.data.source import Row
 
 Facts = dict[str, Any]
 ReadsBy = Literal[

@@ -17,7 +17,6 @@ from dtl.config.record import Record
 from dtl.data.audio import pieces_of, sound_fault, sound_of
 from dtl.data.encoded import Encoded, EncodedData, Skip
 from dtl.data.hearing import HEARD, blank, heard, pad_sounds, why_beside
-from dtl.data.source import Row
 from dtl.data.spec_augment import spans
 from dtl.data.spelling import How, case_of, count_characters, speller
 from dtl.data.transcripts import counts_of, rate_of, speech_scores
@@ -39,6 +38,8 @@ if TYPE_CHECKING:
     from numpy import ndarray
     from numpy.random import Generator
     from torch import Tensor, nn
+
+    from dtl.data.source import Row
 
 MOST_UNKNOWN = 0.1  # of the characters of the training rows, in a vocabulary that nobody asked for
 ENGLISH = ("en", "eng", "english")

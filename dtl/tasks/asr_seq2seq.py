@@ -15,7 +15,6 @@ from pydantic import Field
 from dtl.config.record import Record
 from dtl.data.audio import as_heard, pieces_of, sound_fault, sound_of
 from dtl.data.encoded import Encoded, Skip
-from dtl.data.source import Row
 from dtl.data.spec_augment import SpecAugment
 from dtl.data.transcripts import counts_of, normaliser, rate_of, speech_scores
 from dtl.errors import DtlError, Fault
@@ -28,6 +27,8 @@ if TYPE_CHECKING:
     from numpy import ndarray
     from numpy.random import Generator
     from torch import Tensor, nn
+
+    from dtl.data.source import Row
 
 FAMILIES = ("whisper", "speech_to_text")
 MARGIN = 8  # frames of silence after each sound: as far as Speech2Text's convolutions look ahead

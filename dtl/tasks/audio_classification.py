@@ -17,7 +17,6 @@ from dtl.data.audio import sound_fault, sound_of
 from dtl.data.encoded import Encoded, EncodedData, Skip
 from dtl.data.hearing import blank, heard, pad_sounds, why_beside
 from dtl.data.labels import label_fault, labels_of, place_of
-from dtl.data.source import Row
 from dtl.errors import Fault
 from dtl.models.speech import (
     fixed_parameters,
@@ -31,6 +30,8 @@ from dtl.tasks import Classification, Facts
 if TYPE_CHECKING:
     from numpy.random import Generator
     from torch import Tensor, nn
+
+    from dtl.data.source import Row
 
 
 class Options(Record):

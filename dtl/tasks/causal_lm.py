@@ -14,7 +14,6 @@ from pydantic import Field
 from dtl.config.record import Record
 from dtl.data.chat import answering, chat_tokens, turns_fault
 from dtl.data.encoded import Encoded, Skip
-from dtl.data.source import Row
 from dtl.errors import Fault
 from dtl.models.anatomy import unwrapped
 from dtl.tasks import (
@@ -33,6 +32,8 @@ from dtl.tasks import (
 if TYPE_CHECKING:
     from numpy import ndarray
     from torch import Tensor, nn
+
+    from dtl.data.source import Row
 
 NEW_TOKENS = 128  # that are written, unless another number is asked for
 NOTHING_LEFT = "no target left after truncation"

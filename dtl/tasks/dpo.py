@@ -16,7 +16,6 @@ from pydantic import Field
 from dtl.config.record import Record
 from dtl.data.chat import Turn, chat_tokens, is_turns, turns_fault
 from dtl.data.encoded import Encoded, Skip
-from dtl.data.source import Row
 from dtl.errors import Fault
 from dtl.models.anatomy import unwrapped
 from dtl.tasks import (
@@ -36,6 +35,8 @@ from dtl.tasks import (
 if TYPE_CHECKING:
     from numpy import ndarray
     from torch import Tensor, nn
+
+    from dtl.data.source import Row
 
 COLUMNS = ("prompt", "chosen", "rejected")
 ANSWERS = COLUMNS[1:]

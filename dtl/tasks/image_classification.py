@@ -15,13 +15,14 @@ from dtl.config.record import Record
 from dtl.data.encoded import Encoded, EncodedData, Skip
 from dtl.data.image import picture_fault, picture_of
 from dtl.data.labels import label_fault, labels_of, place_of
-from dtl.data.source import Row
 from dtl.errors import DtlError, Fault
 from dtl.tasks import Classification, Facts
 
 if TYPE_CHECKING:
     from numpy.random import Generator
     from torch import Tensor
+
+    from dtl.data.source import Row
 
 PLACES_TRIED = 10  # for a part of a picture, before the whole is taken
 DUMMIES = ((64, 96, 3), (96, 64, 3))  # pictures that tell which sizes a processor makes

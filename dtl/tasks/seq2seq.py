@@ -14,7 +14,6 @@ from pydantic import Field
 
 from dtl.config.record import Record
 from dtl.data.encoded import Encoded, Skip
-from dtl.data.source import Row
 from dtl.errors import DtlError, Fault, near
 from dtl.models.anatomy import unwrapped
 from dtl.tasks import IGNORED, Facts, Lesson, Outcome, Part, Task, mask, not_text, pad, text_of
@@ -22,6 +21,8 @@ from dtl.tasks import IGNORED, Facts, Lesson, Outcome, Part, Task, mask, not_tex
 if TYPE_CHECKING:
     from numpy import ndarray
     from torch import Tensor, nn
+
+    from dtl.data.source import Row
 
 COLUMNS = ("source", "target")
 ROUGE = ("rouge1", "rouge2", "rougeL", "rougeLsum")

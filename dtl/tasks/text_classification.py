@@ -12,12 +12,13 @@ from pydantic import Field
 from dtl.config.record import Record
 from dtl.data.encoded import Encoded, Skip
 from dtl.data.labels import label_fault, label_of, labels_of, place_of
-from dtl.data.source import Row
 from dtl.errors import Fault
 from dtl.tasks import Classification, Facts, Lesson, mask, not_text, pad, room, text_of
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from dtl.data.source import Row
 
 TEXTS = ("text", "text_pair")
 

@@ -13,13 +13,14 @@ from pydantic import Field
 
 from dtl.config.record import Record
 from dtl.data.encoded import Encoded, Skip
-from dtl.data.source import Row
 from dtl.errors import DtlError, Fault, near
 from dtl.tasks import IGNORED, Answers, Facts, Lesson, Outcome, Task, mask, pad, room
 
 if TYPE_CHECKING:
     from numpy import ndarray
     from torch import Tensor, nn
+
+    from dtl.data.source import Row
 
 OUTSIDE = "O"
 IN_SCHEME = re.compile(r"O|[BI]-.+")
