@@ -1,5 +1,6 @@
 """Distributed transfer learning: adapt a pretrained model to a new task, on one machine or many."""
 
+import os
 import sys
 from importlib import import_module
 from types import ModuleType
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
         submit,
         train,
     )
+
+# Else pydantic looks through every installed package for plugins of its own, at each command.
+os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
 
 __version__ = "0.1.0"
 __all__ = [
