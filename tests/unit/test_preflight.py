@@ -24,7 +24,9 @@ from dtl.plan import hardware
 
 host, versions, free = sys.argv[1], sys.argv[2], sys.argv[3]
 socket.gethostname = lambda: host
-if versions != "-":
+if versions.startswith("code "):
+    node.code = lambda: versions.removeprefix("code ")
+elif versions != "-":
     node.stack_versions = lambda: {"torch": versions}
 if free != "-":
     node.disk_free = lambda place: int(free)
@@ -119,6 +121,14 @@ def test_other_versions_and_a_full_disk_are_named_with_their_node(nodes, run):
     assert "preflight: node1: torch is 2.12.0 here, and 2.13.0 on node0; install" in wrong
     assert "preflight: node1: 1000 B are free in" in wrong
     assert (run / "unfit_nodes").read_text() == "node1"
+
+
+def test_other_code_of_dtl_is_named_with_its_node(nodes):
+    nodes.start(0, versions="code abc")
+    nodes.start(1, versions="code def")
+    codes, _, wrong = nodes.ends()
+    assert codes == [2, 2]
+    assert "preflight: node1: code of dtl is def here, and abc on node0; install" in wrong
 
 
 def test_a_node_that_does_not_come_is_named_in_time(nodes, run):
