@@ -51,7 +51,7 @@ $(BIN)/python:
 
 $(VENV)/.dtl-installed: pyproject.toml | $(BIN)/python
 	@echo "Installing dtl and what it needs into $(VENV); the first time takes some minutes."
-	$(INSTALL) -e .
+	$(INSTALL) -e '.[all]'
 	@touch $@
 
 $(VENV)/.dtl-installed-dev: pyproject.toml | $(BIN)/python

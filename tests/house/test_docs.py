@@ -232,6 +232,20 @@ def test_shown_backend_does_what_it_says(tmp_path: Path) -> None:
     assert backend.logs(Job(run, (), {}))[0].read_text() == "two words\n"
 
 
+def test_the_first_command_installs_all_that_readme_shows():
+    """The tests bring their own tools, and nothing else that dtl could be lacking."""
+    project = tomllib.loads((HOUSE / "pyproject.toml").read_text(encoding="utf-8"))
+    extras = project["project"]["optional-dependencies"]
+    assert "dtl[all]" in extras["test"] and "dtl[test]" in extras["dev"]
+    own = [needed for needed in extras["test"] + extras["dev"] if not needed.startswith("dtl[")]
+    tools = {re.match(r"[\w-]+", needed)[0].replace("-", "_") for needed in own}
+    code = "\n".join(file.read_text("utf-8") for file in (HOUSE / "dtl").rglob("*.py"))
+    imported = set(re.findall(r"^ *(?:from|import) (\w+)", code, re.MULTILINE))
+    assert len(tools) > 5 and not tools & imported
+    makefile = (HOUSE / "Makefile").read_text(encoding="utf-8")
+    assert re.search(r"^\$\(VENV\)/.dtl-installed:.*\n.*\n\t.*'\.\[all\]'$", makefile, re.MULTILINE)
+
+
 def _targets() -> dict[str, str]:
     """The Makefile's targets and the first line of their recipes."""
     text = (HOUSE / "Makefile").read_text(encoding="utf-8")
