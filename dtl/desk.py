@@ -16,6 +16,7 @@ from dtl.data.streamed import StreamedData
 from dtl.errors import DtlError, Fault
 from dtl.examples import Examples, prepare
 from dtl.plan import Hardware, OuterLaunch, Plan
+from dtl.plan.features import Reading
 from dtl.plan.hardware import disk_free, this_machine
 from dtl.plan.make import make_plan
 from dtl.run_folder import RunFolder
@@ -55,17 +56,19 @@ def prepare_run(
         hardware=hardware or this_machine(),
         outer=outer,
         disk_free=disk_free(config.run.dir),
-        varied=_why_varied(parts, examples),
-        cache_free=disk_free(str(features.home())),
+        reading=_reading(parts, examples),
     )
     return Prepared(config, parts, examples, plan)
 
 
-def _why_varied(parts: Parts, examples: Examples) -> str | None:
-    """Why the same example is something else to the model each time; None: it is not."""
+def _reading(parts: Parts, examples: Examples) -> Reading:
+    """What the data say of features that are kept."""
+    free = disk_free(str(features.home()))
     if isinstance(examples.train, StreamedData):
-        return "rows that are streamed are encoded anew each time"
-    return parts.task.why_varied(examples.train, processor=examples.processor)
+        varied = "rows that are streamed are encoded anew each time"
+        return Reading(varied, examples.train.lengths, free)
+    data = examples.wider or examples.train
+    return Reading(parts.task.why_varied(data, processor=examples.processor), data.lengths, free)
 
 
 def prepare_file(

@@ -52,6 +52,7 @@ class Examples:
     rows: tuple[tuple[str, Iterable[Row], EncodedData], ...]  # with the key that names them
     base: str  # the fingerprint of the base model
     batching: Batching  # of what is learnt
+    wider: EncodedData | None = None  # what `train` is a part of, for which features are kept
 
     @property
     def data(self) -> dict[str, Any]:
@@ -154,6 +155,7 @@ def prepare(
 
     read: list[tuple[str, Iterable[Row], EncodedData]] = []
     learnt: EncodedData | StreamedData
+    wider = None
     if (index := sources[0].index) is not None:
         own = copy.deepcopy(processor)  # rows are encoded beside what else is done with it
         learnt = StreamedData(
@@ -167,6 +169,8 @@ def prepare(
         )
     else:
         learnt = encoded(train, "data.train")
+        if (around := _around(config, parts, sources)) is not None:
+            wider = encoded(around, "data.train")
         read.append(("data.train", train, learnt))
     scored = None
     if held_out is not None:
@@ -183,7 +187,20 @@ def prepare(
         rows=tuple(read),
         base=fingerprint(config.model),
         batching=_batching(config.train, parts.task, learnt, processor),
+        wider=wider,
     )
+
+
+def _around(config: RunConfig, parts: Parts, sources: tuple[ReadSource, ...]) -> Part | None:
+    """The rows of the wider draw, where features may be kept of them; rows of a mixture are
+    numbered anew, and theirs are kept alone."""
+    data = config.data
+    may_be_kept = parts.strategies[0].caches_features is not False
+    mixed = bool(data.mix) or data.train.weight != 1
+    if data.draw is None or data.draw.within is None or mixed or not may_be_kept:
+        return None
+    rows = _split(config, sources)[0]
+    return Part(rows, drawn(_classes(rows, parts.task), data.draw.widest).learnt, inside=True)
 
 
 def _numbers(rows: Rows | Part | Mixture, total: int) -> np.ndarray | None:

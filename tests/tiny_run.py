@@ -5,7 +5,7 @@ import json
 import numpy as np
 
 from dtl import registry
-from dtl.compare import Cell, Comparison, Interval, Point, Reached, Recommendation
+from dtl.compare import Base, Cell, Comparison, Interval, Point, Reached, Recommendation
 from dtl.config.schema import RunConfig
 from dtl.data.source import open_rows
 from dtl.plan import Chosen, Layout, Parameters, PhasePlan, Plan
@@ -127,7 +127,7 @@ def comparison(names):
         all_labels=20,
         seeds=(0, 1),
         source=None,
-        source_before=None,
+        base=Base(),
         ood=None,
         cells=tuple(cells),
         points=tuple(points),

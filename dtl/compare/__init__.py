@@ -12,8 +12,9 @@ from pydantic import TypeAdapter
 from dtl.errors import DtlError
 
 TABLE = "comparison.json"
+UNADAPTED = "unadapted"  # the base as it is, where it stands beside strategies
 
-Verdict = Literal["best", "not distinguishable", "scratch"]
+Verdict = Literal["best", "not distinguishable", "scratch", "unadapted"]
 
 
 @dataclass(frozen=True)
@@ -95,10 +96,21 @@ class Point:
 
 
 @dataclass(frozen=True)
+class Base:
+    """The base as it is, before any learning: on the held-out rows, and on the data of --source.
+    None: it has no head for the task, or was not asked."""
+
+    score: float | None = None
+    interval: Interval | None = None
+    source_score: float | None = None
+    source_interval: Interval | None = None
+
+
+@dataclass(frozen=True)
 class Difference:
     """`first` minus `second` with so many labels, paired by seeds and examples; above 0 the first
     is better, also where less of the score is better. `p`: two-sided; `corrected`: by Holm over
-    all pairs with these labels."""
+    all pairs of strategies with these labels, or over the pairs of each with the unadapted base."""
 
     labels: int
     first: str
@@ -154,7 +166,7 @@ class NotRun:
 class Comparison:
     """`name`: the folder's. `score_name`: the task's best score. `classes`: None where labels are
     rows. `all_labels`: which number of labels is all there are; None: not in the grid. `level`: of
-    the intervals. `source_before`: score of the base on the data of --source."""
+    the intervals."""
 
     name: str
     task: str
@@ -167,7 +179,7 @@ class Comparison:
     all_labels: int | None
     seeds: tuple[int, ...]
     source: str | None
-    source_before: float | None
+    base: Base
     ood: str | None
     cells: tuple[Cell, ...]
     points: tuple[Point, ...]

@@ -8,6 +8,8 @@ from itertools import combinations
 from statistics import mean
 
 from dtl.compare import (
+    UNADAPTED,
+    Base,
     Difference,
     Interval,
     LabelsSaved,
@@ -33,37 +35,56 @@ def points(measured: Sequence[Measured], task: Task, *, sign: int) -> list[Point
 
 
 def differences(measured: Sequence[Measured], *, sign: int) -> list[Difference]:
-    """Of all pairs of strategies with the same number of labels, over the seeds that both have;
-    corrected over the pairs of a number of labels."""
+    """Of all pairs of strategies with the same number of labels, over the seeds that both have, and
+    of the unadapted base and each strategy; each of the two corrected over the pairs of a number of
+    labels."""
     together = _together(measured)
+    base = next((one.unadapted for one in measured if one.unadapted is not None), None)
     found = []
     for labels in sorted({labels for _, labels in together}):
-        strategies = [strategy for strategy, number in together if number == labels]
-        pairs = list(combinations(strategies, 2))
-        spreads = [
-            _paired(together[first, labels], together[second, labels], sign)
-            for first, second in pairs
-        ]
-        known = [(pair, one) for pair, one in zip(pairs, spreads, strict=True) if one is not None]
-        corrected = holm([one.p for _, one in known])
-        for ((first, second), one), p in zip(known, corrected, strict=True):
-            found.append(
-                Difference(
-                    labels=labels,
-                    first=first,
-                    second=second,
-                    difference=one.estimate,
-                    interval=Interval(*one.interval(LEVEL)),
-                    p=one.p,
-                    corrected=p,
-                    distinguishable=p < 1 - LEVEL,
+        here = {name: cells for (name, number), cells in together.items() if number == labels}
+        pairs = {
+            (first, second): apart
+            for first, second in combinations(here, 2)
+            if (apart := _paired(here[first], here[second], sign)) is not None
+        }
+        found += _differences(labels, pairs)
+        if base is not None:
+            against = {
+                (UNADAPTED, name): _spread(
+                    joined([base] * len(cells)), joined([one.held_out for one in cells]), sign
                 )
-            )
+                for name, cells in here.items()
+            }
+            found += _differences(labels, against)
     return found
 
 
+def _differences(labels: int, family: dict[tuple[str, str], Spread]) -> list[Difference]:
+    """Corrected over this family of pairs."""
+    corrected = holm([one.p for one in family.values()])
+    return [
+        Difference(
+            labels=labels,
+            first=first,
+            second=second,
+            difference=one.estimate,
+            interval=Interval(*one.interval(LEVEL)),
+            p=one.p,
+            corrected=p,
+            distinguishable=p < 1 - LEVEL,
+        )
+        for ((first, second), one), p in zip(family.items(), corrected, strict=True)
+    ]
+
+
 def recommendations(
-    found: Sequence[Point], pairs: Sequence[Difference], *, sign: int, unit: Callable[[int], str]
+    found: Sequence[Point],
+    pairs: Sequence[Difference],
+    base: Base,
+    *,
+    sign: int,
+    unit: Callable[[int], str],
 ) -> list[Recommendation]:
     """One for each number of labels with which two strategies or more were run. `unit`: a number of
     labels in words."""
@@ -72,7 +93,8 @@ def recommendations(
         here = {one.strategy: one for one in found if one.labels == labels}
         if len(here) > 1:
             of_these = [pair for pair in pairs if pair.labels == labels]
-            advice.append(_recommend(labels, here, of_these, sign, unit))
+            learnt = _recommend(labels, here, of_these, sign, unit)
+            advice.append(_beside_base(learnt, here, of_these, base, sign, unit))
     return advice
 
 
@@ -118,6 +140,38 @@ def _recommend(
             second += f"; scratch comes to {here[SCRATCH].score:.3f}"
         second = f"{second[0].upper()}{second[1:]}."
     return Recommendation(labels, choice, verdict, f"{first} {second}")
+
+
+def _beside_base(
+    advice: Recommendation,
+    here: dict[str, Point],
+    pairs: Sequence[Difference],
+    base: Base,
+    sign: int,
+    unit: Callable[[int], str],
+) -> Recommendation:
+    """The same, where it is told apart from the base as it is, and better; else to keep that."""
+    if base.score is None:
+        return advice
+    leader = max(here, key=lambda name: sign * here[name].score)
+    pair = next(one for one in pairs if (one.first, one.second) == (UNADAPTED, leader))
+    where, scores = f"With {unit(advice.labels)}", f"{base.score:.3f}"
+    best = f"the best that learns, {leader}, to {here[leader].score:.3f}"
+    if pair.distinguishable and pair.difference < 0:
+        return replace(advice, text=f"{advice.text[:-1]}; the base as it is has {scores}.")
+    if pair.distinguishable:
+        low, high = pair.interval.low, pair.interval.high
+        text = (
+            f"{where}, keep the base as it is: learning does harm here. It comes to {scores}, "
+            f"{best}: better by {pair.difference:.3f} ({low:.3f} to {high:.3f}) on the same "
+            "examples."
+        )
+        return replace(advice, choice=UNADAPTED, verdict="unadapted", text=text)
+    text = (
+        f"{where}, nothing shows that learning pays: more seeds or examples might. The base as it "
+        f"is comes to {scores}, {best}, and the two are not distinguishable."
+    )
+    return replace(advice, choice=UNADAPTED, verdict="not distinguishable", text=text)
 
 
 def _margin(better: str, other: str, here: dict[str, Point], pairs: Sequence[Difference]) -> str:
@@ -194,7 +248,12 @@ def _paired(first: Sequence[Measured], second: Sequence[Measured], sign: int) ->
         joined([one.held_out for one in group if one.cell.seed in seeds])
         for group in (first, second)
     ]
-    difference = pair[0].minus(pair[1])
+    return _spread(pair[0], pair[1], sign)
+
+
+def _spread(first: Sample, second: Sample, sign: int) -> Spread:
+    """Of the difference of two on the same seeds and examples."""
+    difference = first.minus(second)
     return spread(
         Sample(sign * difference.values_S, sign * difference.values_RS, difference.examples)
     )

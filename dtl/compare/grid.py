@@ -202,6 +202,7 @@ class Grid:
         values["optim"]["learning_rate"] = rate
         values["data"]["draw"] = {
             "labels": planned.labels.asked,
+            "within": self._shared(planned.labels),
             "seed": planned.seed,
             "apart": compare.apart,
             "score_on": "apart" if searches else "eval",
@@ -211,6 +212,16 @@ class Grid:
         values["run"] = {"name": planned.name, "dir": runs}
         values.pop("compare")
         return RunConfig.model_validate(values)
+
+    def _shared(self, labels: Labels) -> int | str | None:
+        """The most labels of which every row is read more than once, if they are more: a frozen
+        base reads their rows for all cells of a seed."""
+        train = self.config.train
+        reads = (train.steps or 0) * train.global_batch.limit
+        if train.global_batch.unit != "examples":
+            return None
+        fit = [one for one in self.labels if labels.rows < one.rows < reads]
+        return ("all" if fit[-1].asked is None else fit[-1].asked) if fit else None
 
     def strategy(self, name: str, rate: float) -> Any:
         """As a config has it; with the config's own options where it names the same."""

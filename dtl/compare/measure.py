@@ -23,12 +23,13 @@ EVALUATION = "evaluation"  # .json has the scores, .jsonl the outcomes
 @dataclass(frozen=True)
 class Measured:
     """A cell, and its score on resamples of the held-out examples, of those of --source, and of
-    those of --ood."""
+    those of --ood; `unadapted`: that of the base as it is on the held-out examples."""
 
     cell: Cell
     held_out: Sample
     source: Sample | None
     ood: Sample | None
+    unadapted: Sample | None = None
 
 
 def measure(planned: Planned, run: RunFolder, task: Task, *, scores: Path) -> Measured:
@@ -38,12 +39,10 @@ def measure(planned: Planned, run: RunFolder, task: Task, *, scores: Path) -> Me
     result = run.result
     lines = list(run.metrics())
     trained = [line for line in lines if line["kind"] == "train"]
-    outcomes = run.outcomes(result["steps"])
-    held_out = Sample.of(task.value_of, task.counts(outcomes, facts))
-    source, ood = (
-        _sample(scores / kind / f"{EVALUATION}.jsonl", task, facts) for kind in ("source", "ood")
-    )
+    held_out = Sample.of(task.value_of, task.counts(run.outcomes(result["steps"]), facts))
+    source, ood = (sample_of(scores / kind, task, facts) for kind in ("source", "ood"))
     found = result["scores"]["adapted"]
+    before = run.outcomes(0) if "unadapted" in result["scores"] else []
     usage = read_usage(run.usage)
     cell = Cell(
         strategy=planned.strategy,
@@ -60,12 +59,13 @@ def measure(planned: Planned, run: RunFolder, task: Task, *, scores: Path) -> Me
         peak_memory_bytes=max(line["memory_bytes"] for line in trained),
         stored_bytes=_bytes(run.export),
         curve=tuple(_curve(lines, name)),
-        source_score=_score(scores / "source", name),
-        ood_score=_score(scores / "ood", name),
+        source_score=score_of(scores / "source", name),
+        ood_score=score_of(scores / "ood", name),
         worst_group=next((found[key] for key in found if _is_worst(key)), None),
         run=f"cells/{planned.name}",
     )
-    return Measured(cell, held_out, source, ood)
+    unadapted = Sample.of(task.value_of, task.counts(before, facts)) if before else None
+    return Measured(cell, held_out, source, ood, unadapted)
 
 
 def best_score(task: Task) -> str:
@@ -107,15 +107,17 @@ def _is_worst(key: str) -> bool:
     return key.startswith("group/") and key.endswith("/worst")
 
 
-def _score(folder: Path, name: str) -> float | None:
+def score_of(folder: Path, name: str) -> float | None:
+    """What was scored beside a run, or of the base; None where it was not."""
     path = folder / f"{EVALUATION}.json"
     if not path.is_file():
         return None
     return float(json.loads(path.read_text(encoding="utf-8"))["scores"][name])
 
 
-def _sample(path: Path, task: Task, facts: Facts) -> Sample | None:
+def sample_of(folder: Path, task: Task, facts: Facts) -> Sample | None:
     """None where nothing was scored, or what labels stand for there is not known here."""
+    path = folder / f"{EVALUATION}.jsonl"
     if not path.is_file():
         return None
     outcomes = _read(path)

@@ -57,8 +57,12 @@ def _table(found: Comparison) -> list[str]:
     seeds = f"{len(found.seeds)} seed{'s' if len(found.seeds) > 1 else ''}"
     about = f"{found.name}: {found.task}, {found.score_name} ({better} is better), {seeds}"
     before = []
-    if found.source_before is not None:
-        before = [f"source: {found.source}, on which the base had {found.source_before:.3f}"]
+    base = found.base
+    if base.score is not None and base.interval is not None:
+        between = f"{base.interval.low:.3f}-{base.interval.high:.3f}"
+        before.append(f"the base as it is: {found.score_name} {base.score:.3f} ({between})")
+    if base.source_score is not None:
+        before.append(f"source: {found.source}, on which the base had {base.source_score:.3f}")
     return [about, *before, "", *_aligned(rows)]
 
 

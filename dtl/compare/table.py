@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dtl.compare import TABLE, Comparison, Hint, NotRun, Rate, in_words
+from dtl.compare import TABLE, Base, Comparison, Hint, NotRun, Rate, in_words
 from dtl.compare.advise import differences, points, recommendations
 from dtl.compare.grid import Planned
-from dtl.compare.measure import EVALUATION, LEVEL, Measured, best_score, measure
+from dtl.compare.measure import (
+    LEVEL,
+    Measured,
+    best_score,
+    interval_of,
+    measure,
+    sample_of,
+    score_of,
+)
 from dtl.compare.state import State
 from dtl.run_folder import write_json
-from dtl.tasks import Task
 
 
 def write_table(state: State) -> Comparison:
@@ -34,6 +42,7 @@ def table(state: State) -> Comparison:
     mean_points = points(measured, task, sign=sign)
     pairs = differences(measured, sign=sign)
     hint, no_hint = _hint(state)
+    base = _base(state, measured)
     compare = grid.config.compare
     return Comparison(
         name=state.folder.name,
@@ -47,14 +56,14 @@ def table(state: State) -> Comparison:
         all_labels=next((each.number for each in grid.labels if each.asked is None), None),
         seeds=grid.seeds,
         source=compare.source.path if compare.source else None,
-        source_before=_source_before(state, task),
+        base=base,
         ood=compare.ood.path if compare.ood else None,
         cells=tuple(one.cell for one in measured),
         points=tuple(mean_points),
         differences=tuple(pairs),
         recommendations=tuple(
             recommendations(
-                mean_points, pairs, sign=sign, unit=partial(in_words, classes=grid.classes)
+                mean_points, pairs, base, sign=sign, unit=partial(in_words, classes=grid.classes)
             )
         ),
         rates=tuple(_rates(state, sign)),
@@ -83,11 +92,18 @@ def _hint(state: State) -> tuple[Hint | None, str | None]:
     return Hint(labels=state.grid.labels[0].number, **stored), None
 
 
-def _source_before(state: State, task: Task) -> float | None:
-    path = state.folder / "scores" / "base" / f"{EVALUATION}.json"
-    if not path.is_file():
-        return None
-    return float(json.loads(path.read_text(encoding="utf-8"))["scores"][best_score(task)])
+def _base(state: State, measured: Sequence[Measured]) -> Base:
+    task, folder = state.task, state.folder / "scores" / "base"
+    held_out = next((one.unadapted for one in measured if one.unadapted is not None), None)
+    runs = (state.folder_of(one) for one in state.grid.cells if state.finished(one))
+    facts = next((run.facts for run in runs), None)
+    source = None if facts is None else sample_of(folder, task, facts)
+    return Base(
+        score=None if held_out is None else float(held_out.values_S[0]),
+        interval=None if held_out is None else interval_of(held_out, task),
+        source_score=score_of(folder, best_score(task)),
+        source_interval=None if source is None else interval_of(source, task),
+    )
 
 
 def _rates(state: State, sign: int) -> list[Rate]:

@@ -188,6 +188,11 @@ class Draw(Record):
         description="rows of each class where the task has classes, else rows; left out: all that "
         "are not kept apart",
     )
+    within: int | Literal["all"] | None = Field(
+        default=None,
+        description="labels, or more, or all: what a frozen base makes of rows is kept for so "
+        "many, and runs with fewer of them share it; left out: for labels alone",
+    )
     seed: int = Field(default=0, ge=0, lt=2**32, description="seed of the draw")
     apart: float = Field(
         default=0.0,
@@ -201,18 +206,35 @@ class Draw(Record):
     )
 
     @model_validator(mode="after")
-    def _scored_on_something(self) -> Self:
+    def _fits_together(self) -> Self:
+        faults = []
         if self.score_on == "apart" and not self.apart:
-            refuse(
-                [
-                    ConfigFault(
-                        "score_on",
-                        problem="no rows are kept apart",
-                        mend="set data.draw.apart, such as 0.2, or data.draw.score_on to eval",
-                    )
-                ]
+            faults.append(
+                ConfigFault(
+                    "score_on",
+                    problem="no rows are kept apart",
+                    mend="set data.draw.apart, such as 0.2, or data.draw.score_on to eval",
+                )
             )
+        if isinstance(self.within, int) and (self.labels is None or self.within < self.labels):
+            labels = "all" if self.labels is None else self.labels
+            faults.append(
+                ConfigFault(
+                    "within",
+                    problem=f"{labels} labels do not lie within {self.within}",
+                    mend="set it to data.draw.labels or more, or to all",
+                )
+            )
+        refuse(faults)
         return self
+
+    @property
+    def widest(self) -> Draw:
+        """The draw for whose rows features are kept."""
+        if self.within is None:
+            return self
+        number = None if self.within == "all" else self.within
+        return self.model_copy(update={"labels": number, "within": None})
 
 
 class Data(Record):

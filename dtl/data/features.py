@@ -77,6 +77,16 @@ class Features:
         return found
 
 
+class Chosen:
+    """Those of some of the examples: `chosen[i]` are the features of example `places[i]`."""
+
+    def __init__(self, features: Features, places: np.ndarray) -> None:
+        self._features, self._places = features, places
+
+    def __getitem__(self, index: int) -> dict[str, Part]:
+        return self._features[int(self._places[index])]
+
+
 def _field(stored: dict[str, Any], folder: Path) -> Field:
     name, dtype = str(stored["name"]), str(stored["dtype"])
     if dtype not in DTYPES or Path(name).name != name:

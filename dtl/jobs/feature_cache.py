@@ -95,16 +95,15 @@ def learnt_from_features(source: Source) -> tuple[Parts, Examples]:
     engine.plain_model.eval()
     try:
         cut = _agreed_cut(source)
-        train, held_out = (
-            None if data is None else _with_features(source, cut, data)
-            for data in (source.train, examples.held_out)
-        )
+        train = _beside(source.train, _kept(source, cut, examples.wider or source.train))
+        held_out = examples.held_out
+        if held_out is not None:
+            held_out = _beside(held_out, _kept(source, cut, held_out))
     except Unfit as unfit:
         if parts.strategy.caches_features:
             raise DtlError.of(PLACE, str(unfit), "remove it: the run learns the same") from unfit
         source.say(f"no feature cache: {unfit}")
         return parts, examples
-    assert train is not None
     task = from_features(parts.task, cut)
     return replace(parts, task=task), replace(examples, train=train, held_out=held_out)
 
@@ -194,14 +193,33 @@ def _floats(values: np.ndarray) -> np.ndarray:
     return values.astype(np.float64)
 
 
-def _with_features(source: Source, cut: Cut, data: EncodedData) -> EncodedData:
-    """The examples and beside them their features: found, or computed by all ranks. Raises Unfit
-    where the disk is too small for them."""
+def _beside(data: EncodedData, kept: _Kept) -> EncodedData:
+    """The examples and beside them their features, which are kept for these or for more of the
+    same rows."""
+    if data.key == kept.data.key:
+        return EncodedData(data.folder, **{FEATURES: kept.features})
+    places = np.searchsorted(kept.data.rows, data.rows)
+    if not np.array_equal(kept.data.rows[places], data.rows):
+        raise RuntimeError("a row of a draw is not in the wider draw")
+    return EncodedData(data.folder, **{FEATURES: features.Chosen(kept.features, places)})
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """Features, and the examples that they are of."""
+
+    features: Features
+    data: EncodedData
+
+
+def _kept(source: Source, cut: Cut, data: EncodedData) -> _Kept:
+    """The features of these examples: found, or computed by all ranks. Raises Unfit where the disk
+    is too small for them."""
     engine, folder = source.engine, _folder(source, cut, data)
     if engine.agree(folder.exists()):
         _refuse_unseen(folder, engine)
         source.say(f"features of {len(data)} examples: kept in {folder}")
-        return EncodedData(data.folder, **{FEATURES: Features(folder)})
+        return _Kept(Features(folder), data)
     writer = str(RunFolder.of(source.config).path.absolute())
     staged = Path(
         engine.agree(str(features.stage(folder, writer=writer)) if engine.is_first else "")
@@ -218,7 +236,7 @@ def _with_features(source: Source, cut: Cut, data: EncodedData) -> EncodedData:
             features.discard(staged)
         raise
     source.say(f"features of {len(data)} examples: made, and kept in {folder}")
-    return EncodedData(data.folder, **{FEATURES: Features(folder)})
+    return _Kept(Features(folder), data)
 
 
 def _refuse_unseen(folder: Path, engine: Engine) -> None:

@@ -1,28 +1,21 @@
 """What the features of the untouched base tell of the labels, before anything is trained."""
 
-# B batch, F features
+# N rows, W width of the base
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING
+from itertools import islice
 
 import numpy as np
-import torch
 
-from dtl import desk
-from dtl.config.schema import Layout, RunConfig
-from dtl.data.encoded import EncodedData
-from dtl.data.loader import held_out
-from dtl.errors import DtlError
-from dtl.jobs.opening import open_model, start_engine
-from dtl.models.anatomy import head_modules
-from dtl.models.load import padding_token
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
+from dtl.assemble import assemble
+from dtl.config.schema import RunConfig
+from dtl.data.labels import label_of
+from dtl.data.source import Row
+from dtl.examples import prepare
+from dtl.jobs.features import pooled
 
 NEIGHBOURS = 5
 MOST_ROWS = 2000  # learnt from
@@ -40,78 +33,38 @@ class Told:
 
 
 def hint(config: RunConfig) -> Told:
-    """Logistic regression and nearest neighbours on what the head would be given, standardised.
-    `config`: of a task with classes. Raises DtlError where the model has no head apart."""
+    """Logistic regression and nearest neighbours on the base's vector of each row, standardised.
+    `config`: of a task with classes. Raises DtlError where the base cannot be told from its head.
+    """
     from sklearn.linear_model import LogisticRegression
     from sklearn.neighbors import KNeighborsClassifier
     from sklearn.preprocessing import StandardScaler
 
-    alone = config.model_copy(update={"layout": Layout(processes=1, zero=0)})
-    prepared = desk.prepare_run(alone)
-    train, apart = prepared.examples.train, prepared.examples.held_out
-    assert isinstance(train, EncodedData) and apart is not None
-    engine = start_engine(alone, prepared.plan)
-    try:
-        opened = open_model(alone, prepared.plan, prepared.parts, prepared.examples, engine)
-        model = opened.model.to(engine.device).eval()
-        learnt, truth = _features(model, prepared, train, engine.device)
-        scored, wanted = _features(model, prepared, apart, engine.device)
-    finally:
-        engine.close()
+    of_train, of_held_out = (rows for _, rows, _ in prepare(config, assemble(config)).rows)
+    learnt, truth = _vectors(config, of_train)
+    scored, wanted = _vectors(config, of_held_out)
     scale = StandardScaler().fit(learnt)
     learnt, scored = scale.transform(learnt), scale.transform(scored)
     probe = LogisticRegression(max_iter=1000).fit(learnt, truth)
     near = KNeighborsClassifier(min(NEIGHBOURS, len(truth))).fit(learnt, truth)
-    commonest = np.bincount(truth).argmax()
+    names, counts = np.unique(truth, return_counts=True)
     return Told(
         rows=len(truth),
         probe=float(probe.score(scored, wanted)),
         neighbours=float(near.score(scored, wanted)),
-        chance=float((wanted == commonest).mean()),
+        chance=float((wanted == names[counts.argmax()]).mean()),
     )
 
 
-@torch.no_grad()
-def _features(
-    model: nn.Module, prepared: desk.Prepared, data: EncodedData, device: torch.device
-) -> tuple[np.ndarray, np.ndarray]:
-    """What the head is given of each example, as one vector (F), and its label."""
-    heads = head_modules(model)
-    if not heads:
-        raise DtlError.of("model.path", f"{type(model).__name__} has no head apart", "")
-    given: list[Tensor] = []
-    hook = heads[0].register_forward_pre_hook(lambda _, args: given.append(args[0]))
-    examples, parts = prepared.examples, prepared.parts
-    padding = padding_token(examples.processor)
-    collate = partial(parts.task.collate, padding=0 if padding is None else padding)
-    labels = []
-    try:
-        for batch in _one_by_one(data, collate, prepared):
-            on_device = {name: value.to(device) for name, value in batch.items()}
-            parts.task.outcomes(model, on_device, processor=examples.processor)
-            labels.append(int(batch["labels"][0]))
-    finally:
-        hook.remove()
-    return np.stack([_pooled(one) for one in given]), np.array(labels)
+def _vectors(config: RunConfig, rows: Iterable[Row]) -> tuple[np.ndarray, np.ndarray]:
+    """Of each row that can be read, its vector (N, W) and its label (N,)."""
+    labels: list[str] = []
 
+    def seen() -> Iterator[Row]:
+        for row in islice(rows, MOST_ROWS):
+            labels.append(label_of(row))
+            yield row
 
-def _one_by_one(
-    data: EncodedData, collate: partial[dict[str, Tensor]], prepared: desk.Prepared
-) -> Iterator[dict[str, Tensor]]:
-    """Alone, so that no padding is averaged."""
-    present = partial(prepared.parts.task.present, processor=prepared.examples.processor)
-    batches = held_out(data, collate, batch=1, rank=0, ranks=1, present=present)
-    for number, batch in enumerate(batches):
-        if number == MOST_ROWS:
-            return
-        yield batch.tensors
-
-
-def _pooled(given_B: Tensor) -> np.ndarray:
-    """The mean over positions (1, T, F), or over places (1, F, H, W); or as it is (1, F)."""
-    given = given_B[0].float()
-    if given.ndim == 2:
-        given = given.mean(0)
-    elif given.ndim == 3:
-        given = given.mean((1, 2))
-    return np.asarray(given.cpu().numpy())
+    vectors_NW = pooled(config, seen())
+    read_N = ~np.isnan(vectors_NW).any(1)
+    return vectors_NW[read_N], np.array(labels)[read_N]

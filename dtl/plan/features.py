@@ -20,20 +20,26 @@ NUMBER = 4  # bytes; half precision keeps some in fp32 too
 
 @dataclass(frozen=True)
 class Reading:
-    """What the data and the model say. `varied`: why the base makes something else of an example
-    each time; `inseparable`: why the base's part cannot be kept; None: nothing is in the way."""
+    """What the data say. `varied`: why the base makes something else of an example each time; None:
+    it does not. `lengths`: of the examples whose features would be kept."""
 
     varied: str | None
-    inseparable: str | None
     lengths: np.ndarray
-    width: int  # of the base's output, or 0
     free: int | None  # bytes on the disk of the cache; None: not looked at
 
 
 def plan_features(
-    config: RunConfig, parts: Parts, reading: Reading, *, steps: int, per_epoch: int
+    config: RunConfig,
+    parts: Parts,
+    reading: Reading,
+    *,
+    inseparable: str | None,
+    width: int,
+    steps: int,
+    per_epoch: int,
 ) -> tuple[bool, Chosen | None]:
-    """Of the first phase; no other has the pretrained base. `steps`: of that phase.
+    """Of the first phase; no other has the pretrained base. `inseparable`: why the base's part
+    cannot be kept; None: it can. `width`: of the base's output, or 0. `steps`: of that phase.
 
     Raises DtlError where it is asked for and would not give the same.
     """
@@ -49,14 +55,14 @@ def plan_features(
     if asked is False:
         wanted = type(first).caches_features is not False
         return False, Chosen(KEY, "off", PLACE) if wanted else None
-    fault = _why_not(config, parts, reading)
+    fault = _why_not(config, parts, reading.varied or inseparable)
     if fault is not None:
         if asked:
             raise DtlError.of(PLACE, fault, "remove it: the run learns the same without it")
         return False, Chosen(KEY, "off", fault)
     if asked is None and steps <= per_epoch:
         return False, Chosen(KEY, "off", "no example is read twice")
-    most = int(padded(reading.lengths).sum()) * reading.width * NUMBER
+    most = int(padded(reading.lengths).sum()) * width * NUMBER
     size = f"about {format_bytes(most)} at most a layer that the head reads"
     size = size if most else "its size is seen in the run"
     if reading.free is not None:
@@ -65,10 +71,10 @@ def plan_features(
     return True, Chosen(KEY, "on", f"{why}; {size}")
 
 
-def _why_not(config: RunConfig, parts: Parts, reading: Reading) -> str | None:
+def _why_not(config: RunConfig, parts: Parts, fault: str | None) -> str | None:
     if not parts.task.runs_once:
         return (
             f"task {config.task.name} has no head that answers an example at once: a text is "
             "written token by token through the whole model"
         )
-    return reading.varied or reading.inseparable
+    return fault

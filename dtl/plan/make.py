@@ -127,13 +127,12 @@ def make_plan(
     hardware: Hardware,
     outer: OuterLaunch | None = None,
     disk_free: int | None = None,
-    varied: str | None = None,
-    cache_free: int | None = None,
+    reading: Reading | None = None,
 ) -> Plan:
     """Layout, ZeRO stage and estimate, with one reason for each choice.
 
-    `disk_free`, `cache_free`: bytes left where the run folder and the caches will be; None: not
-    looked at. `varied`: why a frozen base makes something else of an example each time.
+    `disk_free`: bytes left where the run folder will be; None: not looked at. `reading`: what the
+    data say of features that are kept; left out: nothing is in their way.
     """
     log = _Log()
     if config.model.quantize is not None:
@@ -172,13 +171,9 @@ def make_plan(
     kept, told = plan_features(
         config,
         parts,
-        Reading(
-            varied,
-            learning[0].inseparable,
-            lengths,
-            width=width if isinstance(width, int) else 0,
-            free=cache_free,
-        ),
+        reading or Reading(None, lengths, None),
+        inseparable=learning[0].inseparable,
+        width=width if isinstance(width, int) else 0,
         steps=phases[0].last,
         per_epoch=per_epoch,
     )

@@ -62,14 +62,13 @@ def _advice(found: Comparison) -> list[Block]:
 def _over_labels(found: Comparison) -> list[Chart]:
     """Of the held-out score, and of those on other data."""
     charts: list[Chart] = []
+    before = found.base
     asked: list[tuple[str, str, _Score, tuple[Level, ...]]] = [
-        ("score_over_labels", f"Held-out {found.score_name}", _held_out, ())
+        ("score_over_labels", f"Held-out {found.score_name}", _held_out, _level(before.score))
     ]
     if found.source is not None:
-        before = found.source_before
-        levels: tuple[Level, ...] = () if before is None else (Level(before, "base, before"),)
         title = f"{found.score_name} on {found.source}: what is not forgotten"
-        asked.append(("source_over_labels", title, _of_source, levels))
+        asked.append(("source_over_labels", title, _of_source, _level(before.source_score)))
     if found.ood is not None:
         title = f"{found.score_name} on {found.ood}: other data"
         asked.append(("other_over_labels", title, _of_ood, ()))
@@ -82,6 +81,10 @@ def _over_labels(found: Comparison) -> list[Chart]:
             y = Axis(found.score_name)
             charts.append(Plot(key, title, told, x, y, tuple(lines), levels=levels))
     return charts
+
+
+def _level(before: float | None) -> tuple[Level, ...]:
+    return () if before is None else (Level(before, "base, before"),)
 
 
 def _labels_axis(found: Comparison) -> str:

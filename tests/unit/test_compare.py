@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -38,7 +39,7 @@ def start(desk, *arguments):
         return subprocess.Popen(
             [sys.executable, "-m", "dtl", "compare", *arguments],
             cwd=desk,
-            env=environment(),
+            env=environment(DTL_CACHE=str(desk / "cache")),
             stdout=told,
             stderr=subprocess.STDOUT,
         )
@@ -131,6 +132,16 @@ def test_all_of_it_is_in_the_table_and_comes_from_what_each_run_has_stored(whole
     assert {(pair.first, pair.second) for pair in found.differences} == {("scratch", "frozen")}
 
 
+def test_a_frozen_base_reads_each_row_once_for_all_cells(whole):
+    """The four cells and two rates of two seeds: the rows of a seed, those kept apart and those
+    held out are each read in one of them."""
+    made = []
+    for run in sorted((whole / "cells").iterdir()):
+        told = (run / "logs" / "told.log").read_text(encoding="utf-8")
+        made += re.findall(r"features of (\d+) examples: made", told)
+    assert sorted(map(int, made)) == [20, 40, 40, 60]
+
+
 def test_the_hint_is_scikit_learns_on_what_the_head_is_given(whole):
     """Nearest neighbours by hand, on the pooled features of the network without its head."""
     import torch
@@ -172,7 +183,7 @@ def test_what_is_forgotten_is_that_of_the_body_under_the_old_head(whole):
 
     found = load(whole)
     frozen = [cell.source_score for cell in found.cells if cell.strategy == "frozen"]
-    assert frozen == [found.source_before] * 4
+    assert frozen == [found.base.source_score] * 4
     assert all(cell.source_score is None for cell in found.cells if cell.strategy == "scratch")
 
     base = mini.path("vision")

@@ -1,15 +1,17 @@
 """What a comparison says of scores that were made up, so that the truth is known."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from dtl.compare import Cell, Interval
+from dtl.compare import Base, Cell, Interval
 from dtl.compare.advise import differences, points, recommendations
 from dtl.compare.measure import Measured
 from dtl.statistics import Sample
 
+BASE = Base()  # it has no head for the task
 TASK = SimpleNamespace(best="accuracy")
 EXAMPLES = 200
 SEEDS = 3
@@ -60,11 +62,17 @@ def guesses(draw, ease, *, of_seed=0.02):
     ]
 
 
-def advice(measured, *, sign=1):
+def advice(measured, *, sign=1, base=BASE):
     found = points(measured, TASK, sign=sign)
     pairs = differences(measured, sign=sign)
-    told = recommendations(found, pairs, sign=sign, unit=lambda labels: f"{labels} labels")
+    told = recommendations(found, pairs, base, sign=sign, unit=lambda labels: f"{labels} labels")
     return told
+
+
+def beside(base, measured):
+    """The same cells, where the base as it is was right of these examples; and what it is then."""
+    sample = Sample.of(accuracy, np.stack([base, np.ones(len(base))], axis=1))
+    return [replace(one, unadapted=sample) for one in measured], Base(score=float(base.mean()))
 
 
 def test_two_identical_strategies_are_not_told_apart():
@@ -175,3 +183,45 @@ def test_labels_saved_are_read_from_scratchs_curve():
     assert found[5].bound is None
     assert (found[20].scratch_labels, found[20].bound) == (80, "more than")
     assert (found[80].scratch_labels, found[80].bound) == (5, "at most")
+
+
+def test_learning_is_advised_where_it_is_better_than_the_base_as_it_is():
+    draw = np.random.default_rng(6)
+    cases = (
+        (0.4, "lora", "best", "With 5 labels, take lora."),
+        (0.95, "unadapted", "unadapted", "keep the base as it is: learning does harm here"),
+    )
+    learnt = [*cells("scratch", 5, guesses(draw, 0.2)), *cells("lora", 5, guesses(draw, 0.7))]
+    for ease, choice, verdict, said in cases:
+        measured, base = beside(guesses(draw, ease)[0], learnt)
+        (told,) = advice(measured, base=base)
+        assert (told.choice, told.verdict) == (choice, verdict)
+        assert said in told.text and f"{base.score:.3f}" in told.text
+        assert told.text.count(". ") == 1  # two sentences
+        with_base = [one for one in differences(measured, sign=1) if one.first == "unadapted"]
+        assert [one.second for one in with_base] == ["scratch", "lora"]
+        lora = np.mean([one.cell.score for one in learnt if one.cell.strategy == "lora"])
+        assert with_base[1].difference == pytest.approx(base.score - lora)
+        assert all(one.corrected <= 2 * one.p for one in with_base)  # two pairs, not three
+
+
+def test_nothing_is_claimed_of_learning_that_does_as_well_as_the_base():
+    draw = np.random.default_rng(7)
+    rights = guesses(draw, 0.6)
+    learnt = [*cells("scratch", 5, guesses(draw, 0.2)), *cells("lora", 5, rights)]
+    lower = rights[0] * (np.arange(EXAMPLES) > 1)
+    measured, base = beside(lower, learnt)
+    (told,) = advice(measured, base=base)
+    assert (told.choice, told.verdict) == ("unadapted", "not distinguishable")
+    assert "nothing shows that learning pays" in told.text
+
+
+def test_an_error_of_the_base_that_is_less_is_better():
+    draw = np.random.default_rng(8)
+    learnt = [*cells("scratch", 5, guesses(draw, 0.9)), *cells("lora", 5, guesses(draw, 0.6))]
+    measured, base = beside(guesses(draw, 0.1)[0], learnt)
+    (told,) = advice(measured, sign=-1, base=base)
+    assert told.verdict == "unadapted"
+    measured, base = beside(guesses(draw, 0.9)[0], learnt)
+    (told,) = advice(measured, sign=-1, base=base)
+    assert told.choice == "lora" and told.text.endswith("; the base as it is has 0.925.")

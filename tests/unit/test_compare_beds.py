@@ -40,7 +40,7 @@ def test_letters_help_with_digits_and_two_phases_keep_more_of_them(tmp_path):
         assert frozen.labels_saved.scratch_labels >= 20
         assert both.score >= full.score
         assert both.source_score > full.source_score + 0.2
-        assert frozen.source_score == found.source_before
+        assert frozen.source_score == found.base.source_score
     assert found.hint.probe > 0.5
 
 

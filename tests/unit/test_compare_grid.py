@@ -69,6 +69,7 @@ def test_all_strategies_learn_from_the_same_rows_by_the_same_seed(grid):
             (draw,) = map(json.loads, draws)
             assert draw["draw"] == {
                 "labels": labels.asked,
+                "within": None if labels.asked is None else "all",
                 "seed": seed,
                 "apart": 0.2,
                 "score_on": "eval",
@@ -84,6 +85,22 @@ def test_rates_are_chosen_by_rows_that_no_cell_is_scored_on(grid):
     cell = one.config_of(one.cells[0], 0.1, runs="runs")
     assert cell.data.draw.score_on == "eval"
     assert (cell.train.export, cell.train.keep_best) == ("last", False)
+
+
+@pytest.mark.parametrize(
+    "change, shared",
+    [
+        ("train.global_batch=16", ["all", "all", None]),  # 40 steps read 640 rows
+        ("train.global_batch=2", [20, None, None]),  # 80 rows: not each of 90 is read twice
+        ("train.steps=1", [None, None, None]),
+        ("train.global_batch=512 tokens", [None, None, None]),
+    ],
+)
+def test_a_frozen_base_reads_the_rows_of_all_cells_that_read_them_often(grid, change, shared):
+    one = grid(change)
+    cells = [planned for planned in one.cells if (planned.strategy, planned.seed) == ("full", 0)]
+    configs = [one.config_of(planned, 0.1, runs="runs") for planned in cells]
+    assert [config.data.draw.within for config in configs] == shared
 
 
 def test_a_strategy_has_the_options_that_the_config_gives_it(grid):

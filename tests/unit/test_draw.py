@@ -98,3 +98,7 @@ def test_more_labels_than_there_are_is_refused(bed):
         prepared(bed, "data.draw.labels=11")
     with pytest.raises(DtlError, match="no rows are kept apart"):
         load_config(bed, ["data.draw.score_on=apart"])
+    with pytest.raises(DtlError, match="3 labels do not lie within 2"):
+        load_config(bed, ["data.draw={labels: 3, within: 2}"])
+    with pytest.raises(DtlError, match="all labels do not lie within 2"):
+        load_config(bed, ["data.draw.within=2"])

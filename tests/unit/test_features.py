@@ -203,6 +203,38 @@ def test_a_step_leaves_the_base_alone_and_a_second_run_makes_nothing(
     assert made == {file: file.stat().st_mtime_ns for file in cache.glob("features/*/*")}
 
 
+def test_runs_with_fewer_labels_share_what_was_made_for_more(
+    bert: Callable[..., Any], cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They learn what the same rows teach where features were made for these alone."""
+    losses = {}
+    for within in (4, None):
+        for labels in (1, 3):
+            draw = {"labels": labels, "seed": 7, "within": within}
+            run = run_here(bert(f"{labels}-of-{within}", data={"draw": draw}))
+            losses[within, labels] = [line["loss"] for line in lines(run, "train")]
+            rows = 2 * (within or labels)
+            how = "kept" if (within, labels) == (4, 3) else "made, and kept"
+            assert f"features of {rows} examples: {how} in" in capsys.readouterr().out
+    assert sorted(map(len, kept(cache))) == [2, HELD_OUT, 6, 8]
+    for labels in (1, 3):
+        assert losses[4, labels] == pytest.approx(losses[None, labels], rel=1e-6)
+    assert losses[4, 1] != losses[4, 3]
+
+
+def test_more_than_there_are_is_all(bert: Callable[..., Any], cache: Path) -> None:
+    run_here(bert(data={"draw": {"labels": 1, "within": 9}}))
+    assert sorted(map(len, kept(cache))) == [HELD_OUT, ROWS]
+
+
+def test_the_plan_tells_the_size_of_what_is_shared(bert: Callable[..., Any]) -> None:
+    alone, shared = (
+        told(bert(cached=None, data={"draw": {"labels": 1, "within": within}}))[1]
+        for within in (None, "all")
+    )
+    assert shared != alone and "at most a layer" in shared
+
+
 def test_what_changes_features_makes_others(bert: Callable[..., Any], cache: Path) -> None:
     found = {}
     for name, more in {
