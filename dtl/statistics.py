@@ -146,14 +146,18 @@ class Crossing:
     bound: Literal["more than", "at most"] | None
 
 
-def crossing(height: float, heights: Sequence[float], *, at: Sequence[float]) -> Crossing:
+def crossing(
+    height: float, heights: Sequence[float], *, at: Sequence[float], log: bool
+) -> Crossing:
     """The first place, among rising ones, where the curve is as high: straight lines between its
-    points over the logarithm of the place."""
+    points, over the place or its logarithm."""
     if heights[0] >= height:
         return Crossing(at[0], "at most")
     for place in range(1, len(heights)):
         low, high = heights[place - 1], heights[place]
         if high >= height:
             share = (height - low) / (high - low)
-            return Crossing(float(at[place - 1] * (at[place] / at[place - 1]) ** share), None)
+            before, after = at[place - 1], at[place]
+            found = before * (after / before) ** share if log else before + share * (after - before)
+            return Crossing(float(found), None)
     return Crossing(at[-1], "more than")

@@ -100,7 +100,12 @@ def comparison(names):
             value = round(score + gain, 3)
             between = Interval(round(value - 0.05, 3), round(value + 0.05, 3))
             memory = (3, 1, 2)[place] * 2**30
-            known = {"labels_saved": None, "seconds": 4.0, "peak_memory_bytes": memory}
+            known = {
+                "labels_saved": None,
+                "to_scratch": None,
+                "seconds": 4.0,
+                "peak_memory_bytes": memory,
+            }
             unknown = dict.fromkeys(
                 ["source_score", "source_interval", "ood_score", "ood_interval", "worst_group"]
             )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
+from math import fsum
 from pathlib import Path
 from typing import Any, Literal
 
@@ -75,6 +77,17 @@ class LabelsSaved:
 
 
 @dataclass(frozen=True)
+class ToScratch:
+    """After how many steps, and seconds of learning, the mean over seeds was at the score that
+    `scratch` ends with, with the same labels; straight lines between scorings. Exact where `bound`
+    is None; else it was there at the first scoring, or never."""
+
+    steps: float
+    seconds: float
+    bound: Literal["more than", "at most"] | None
+
+
+@dataclass(frozen=True)
 class Point:
     """All seeds of a strategy with so many labels: mean values over them, and an interval over
     seeds and examples."""
@@ -85,6 +98,7 @@ class Point:
     score: float
     interval: Interval
     labels_saved: LabelsSaved | None
+    to_scratch: ToScratch | None
     seconds: float
     peak_memory_bytes: int
     stored_bytes: int
@@ -204,6 +218,17 @@ class Comparison:
     def to_dict(self) -> dict[str, Any]:
         """As plain values, for JSON."""
         return dict(_ADAPTER.dump_python(self, mode="json"))
+
+
+def mean_curve(cells: Sequence[Cell]) -> list[Reached]:
+    """Over the steps at which every seed was scored."""
+    steps = set.intersection(*({one.step for one in cell.curve} for cell in cells))
+    curve = []
+    for step in sorted(steps):
+        here = [one for cell in cells for one in cell.curve if one.step == step]
+        seconds, scores = ([one.seconds for one in here], [one.score for one in here])
+        curve.append(Reached(fsum(seconds) / len(here), step, fsum(scores) / len(here)))
+    return curve
 
 
 def in_words(labels: int, *, classes: int | None) -> str:

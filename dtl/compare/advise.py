@@ -7,15 +7,20 @@ from dataclasses import replace
 from itertools import combinations
 from statistics import mean
 
+import numpy as np
+
 from dtl.compare import (
     UNADAPTED,
     Base,
+    Cell,
     Difference,
     Interval,
     LabelsSaved,
     Point,
     Recommendation,
+    ToScratch,
     Verdict,
+    mean_curve,
 )
 from dtl.compare.grid import SCRATCH
 from dtl.compare.measure import LEVEL, Measured, interval_of
@@ -31,7 +36,15 @@ def points(measured: Sequence[Measured], task: Task, *, sign: int) -> list[Point
     if not curve:
         return found
     heights, at = [sign * one.score for one in curve], [float(one.labels) for one in curve]
-    return [_with_labels_saved(one, sign * one.score, heights, at) for one in found]
+    found = [_with_labels_saved(one, sign * one.score, heights, at) for one in found]
+    ends = {one.labels: one.score for one in curve}
+    cells = {key: [one.cell for one in group] for key, group in _together(measured).items()}
+    return [
+        replace(one, to_scratch=_reached(cells[one.strategy, one.labels], ends[one.labels], sign))
+        if one.strategy != SCRATCH and one.labels in ends
+        else one
+        for one in found
+    ]
 
 
 def differences(measured: Sequence[Measured], *, sign: int) -> list[Difference]:
@@ -207,6 +220,7 @@ def _point(group: Sequence[Measured], task: Task) -> Point:
         score=float(whole.values_S.mean()),
         interval=interval_of(whole, task),
         labels_saved=None,
+        to_scratch=None,
         seconds=mean(cell.seconds for cell in cells),
         peak_memory_bytes=max(cell.peak_memory_bytes for cell in cells),
         stored_bytes=max(cell.stored_bytes for cell in cells),
@@ -223,8 +237,17 @@ def _with_labels_saved(
 ) -> Point:
     if point.strategy == SCRATCH:
         return point
-    found = crossing(height, heights, at=at)
+    found = crossing(height, heights, at=at, log=True)
     return replace(point, labels_saved=LabelsSaved(found.at, found.bound))
+
+
+def _reached(cells: Sequence[Cell], score: float, sign: int) -> ToScratch | None:
+    curve = mean_curve(cells)
+    if not curve:
+        return None
+    steps, seconds = [one.step for one in curve], [one.seconds for one in curve]
+    found = crossing(sign * score, [sign * one.score for one in curve], at=steps, log=False)
+    return ToScratch(found.at, float(np.interp(found.at, steps, seconds)), found.bound)
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

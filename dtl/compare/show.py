@@ -70,16 +70,24 @@ def saved(point: Point) -> str:
     """What scratch needs for the same."""
     if point.labels_saved is None:
         return ""
-    bound = {"more than": ">", "at most": "<=", None: ""}[point.labels_saved.bound]
-    return f"{bound}{point.labels_saved.scratch_labels:.3g}"
+    return f"{_BOUNDS[point.labels_saved.bound]}{point.labels_saved.scratch_labels:.3g}"
+
+
+def caught_up(point: Point) -> str:
+    """How soon it had what scratch ends with."""
+    if point.to_scratch is None:
+        return ""
+    return f"{_BOUNDS[point.to_scratch.bound]}{format_seconds(point.to_scratch.seconds)}"
 
 
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.3f}"
 
 
+_BOUNDS = {"more than": ">", "at most": "<=", None: ""}
 _COLUMNS = {
     "scratch needs": saved,
+    "to scratch's": caught_up,
     "time": lambda point: format_seconds(point.seconds),
     "memory": lambda point: format_bytes(point.peak_memory_bytes),
     "stored": lambda point: format_bytes(point.stored_bytes),

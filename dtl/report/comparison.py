@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from dtl.compare import Cell, Comparison, Interval, Point, in_words, load
-from dtl.compare.show import saved
+from dtl.compare import Cell, Comparison, Interval, Point, in_words, load, mean_curve
+from dtl.compare.show import caught_up, saved
 from dtl.report.charts import Axis, Chart, Level, Line, Plot
 from dtl.report.page import Block, Charts, Page, Section, Table, Text, Tile
 from dtl.units import format_bytes, format_seconds
@@ -148,15 +147,13 @@ def _mean_curve(strategy: str, cells: list[Cell]) -> Line | None:
     """Over the steps at which every seed was scored."""
     if not cells:
         return None
-    steps = set.intersection(*({one.step for one in cell.curve} for cell in cells))
-    x, y, low, high = [], [], [], []
-    for step in sorted(steps):
-        reached = [one for cell in cells for one in cell.curve if one.step == step]
-        scores = [one.score for one in reached]
-        x.append(math.fsum(one.seconds for one in reached) / len(reached))
-        y.append(math.fsum(scores) / len(scores))
+    curve = mean_curve(cells)
+    low, high = [], []
+    for mean in curve:
+        scores = [one.score for cell in cells for one in cell.curve if one.step == mean.step]
         low.append(min(scores))
         high.append(max(scores))
+    x, y = [one.seconds for one in curve], [one.score for one in curve]
     return Line(strategy, x, y, low, high, "linked points") if x else None
 
 
@@ -222,6 +219,7 @@ def _table(found: Comparison) -> Table:
     head = ["labels", "strategy", found.score_name, f"{found.level:.0%} interval"]
     head += [
         "scratch needs",
+        "time to scratch's",
         "time",
         "peak memory",
         "stored",
@@ -248,6 +246,7 @@ def _cells(point: Point) -> list[str]:
         f"{point.score:.4g}",
         _between(point.interval),
         saved(point),
+        caught_up(point),
         format_seconds(point.seconds),
         format_bytes(point.peak_memory_bytes),
         format_bytes(point.stored_bytes),

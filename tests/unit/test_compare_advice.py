@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from dtl.compare import Base, Cell, Interval
+from dtl.compare import Base, Cell, Interval, Reached, ToScratch
 from dtl.compare.advise import differences, points, recommendations
 from dtl.compare.measure import Measured
 from dtl.statistics import Sample
@@ -183,6 +183,30 @@ def test_labels_saved_are_read_from_scratchs_curve():
     assert found[5].bound is None
     assert (found[20].scratch_labels, found[20].bound) == (80, "more than")
     assert (found[80].scratch_labels, found[80].bound) == (5, "at most")
+
+
+def test_how_soon_it_had_what_scratch_ends_with():
+    """By hand: the means of two seeds are 0.3 after 2 s and 0.7 after 4 s; scratch ends at 0.4."""
+
+    def learnt(strategy, *curves):
+        rights = [np.arange(10) < 10 * curve[-1][2] for curve in curves]
+        made = cells(strategy, 5, [right.astype(float) for right in rights])
+        return [
+            replace(one, cell=replace(one.cell, curve=tuple(Reached(*at) for at in curve)))
+            for one, curve in zip(made, curves, strict=True)
+        ]
+
+    measured = [
+        *learnt("scratch", [(2.0, 10, 0.1), (4.0, 20, 0.4)], [(2.0, 10, 0.2), (4.0, 20, 0.4)]),
+        *learnt("full", [(1.0, 10, 0.2), (3.0, 20, 0.6)], [(3.0, 10, 0.4), (5.0, 20, 0.8)]),
+        *learnt("frozen", [(1.0, 10, 0.5), (2.0, 20, 0.6)]),
+        *learnt("bitfit", [(1.0, 10, 0.1), (2.0, 20, 0.2)]),
+    ]
+    found = {one.strategy: one.to_scratch for one in points(measured, TASK, sign=1)}
+    assert found["scratch"] is None
+    assert found["full"] == ToScratch(pytest.approx(12.5), pytest.approx(2.5), None)
+    assert found["frozen"] == ToScratch(10, 1.0, "at most")
+    assert found["bitfit"] == ToScratch(20, 2.0, "more than")
 
 
 def test_learning_is_advised_where_it_is_better_than_the_base_as_it_is():

@@ -155,5 +155,10 @@ def test_holm_is_that_worked_out_by_hand():
     ],
 )
 def test_a_curve_is_read_between_its_points(height, at, bound):
-    found = crossing(height, [0.2, 0.4, 0.6], at=[5, 20, 80])
+    found = crossing(height, [0.2, 0.4, 0.6], at=[5, 20, 80], log=True)
     assert (found.at, found.bound) == (pytest.approx(at), bound)
+
+
+def test_a_curve_over_time_is_straight_between_its_points():
+    """It may begin at 0."""
+    assert crossing(0.3, [0.2, 0.4], at=[0, 10], log=False).at == pytest.approx(5)
