@@ -6,8 +6,9 @@ import copy
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import astuple, dataclass, replace
+from functools import cached_property
 from itertools import chain
 from typing import Any
 
@@ -18,7 +19,7 @@ from dtl.config.batch_size import COUNTED, BatchSize
 from dtl.config.schema import Data, Draw, RunConfig, Source, Train
 from dtl.data.batching import Batching
 from dtl.data.draw import drawn
-from dtl.data.encoded import EncodedData, await_file, cache_key, encode, wait_for
+from dtl.data.encoded import Encoded, EncodedData, Skip, await_file, cache_key, encode, wait_for
 from dtl.data.labels import label_of
 from dtl.data.order import draws
 from dtl.data.source import FAULTS_SHOWN, Check, Reading, Row, Rows, open_rows
@@ -132,49 +133,20 @@ def prepare(
         to_survey = _mixed(config, _split(config, sources)[0], mixed)
     surveyed = _surveyed(to_survey, config, parts.task, settings, writes=writes)
     processor, facts = parts.task.fit(processor, surveyed)
-    encoder = parts.task.encoder(processor, facts, read_as)
-    tokenizing = _fingerprint(processor)  # once: a tokenizer keeps how it was last asked to cut
-
-    def key_of(rows: Rows | Part | Mixture, group_by: str | None = None) -> str:
-        return cache_key(
-            rows=rows.fingerprint + ("/checked" if check else ""),
-            processor=tokenizing,
-            base=[getattr(read_as, "max_position_embeddings", None)],
-            task=config.task.learnt,
-            facts=facts,
-            **({} if group_by is None else {"group_by": group_by}),
-        )
-
-    def encoded(
-        rows: Rows | Part | Mixture, place: str, group_by: str | None = None
-    ) -> EncodedData:
-        key = key_of(rows, group_by)
-        if not writes:
-            return wait_for(key)
-        return encode(rows, encoder, key=key, place=place, group_by=group_by)
-
+    encoding = _Encoding(config, parts.task, processor, facts, read_as, check, writes)
     read: list[tuple[str, Iterable[Row], EncodedData]] = []
     learnt: EncodedData | StreamedData
     wider = None
     if (index := sources[0].index) is not None:
-        own = copy.deepcopy(processor)  # rows are encoded beside what else is done with it
-        learnt = StreamedData(
-            sources[0].rows,
-            index,
-            sources[0].rows.seekers("data.train"),
-            parts.task.encoder(own, facts, read_as),
-            key=key_of(train),
-            longest=parts.task.longest(processor, facts, read_as),
-            chosen=_numbers(train, sources[0].good),
-        )
+        learnt = encoding.streamed(sources[0].rows, index, train, sources[0].good)
     else:
-        learnt = encoded(train, "data.train")
-        if (around := _around(config, parts, sources)) is not None:
-            wider = encoded(around, "data.train")
+        learnt = encoding.of(train, "data.train")
         read.append(("data.train", train, learnt))
+        if (around := _around(config, parts, sources)) is not None:
+            wider = encoding.of(around, "data.train")
     scored = None
     if held_out is not None:
-        scored = encoded(held_out, "data.eval", config.task.group_by)
+        scored = encoding.of(held_out, "data.eval", config.task.group_by)
         read.append((_place_of_held_out(config.data), held_out, scored))
     return Examples(
         train=learnt,
@@ -189,6 +161,64 @@ def prepare(
         batching=_batching(config.train, parts.task, learnt, processor),
         wider=wider,
     )
+
+
+@dataclass(frozen=True)
+class _Encoding:
+    """How rows become examples. `read_as`: the base's config; `check`, `writes`: as `prepare` was
+    told."""
+
+    config: RunConfig
+    task: Task
+    processor: Any
+    facts: Facts
+    read_as: Any
+    check: Check | None
+    writes: bool
+
+    @cached_property
+    def _processing(self) -> str:
+        """Found once: a tokenizer keeps how it was last asked to cut."""
+        return _fingerprint(self.processor)
+
+    @cached_property
+    def _encoder(self) -> Callable[[Row], Encoded | Skip]:
+        return self.task.encoder(self.processor, self.facts, self.read_as)
+
+    def key(self, rows: Rows | Part | Mixture, group_by: str | None = None) -> str:
+        """Names all that the examples depend on."""
+        return cache_key(
+            rows=rows.fingerprint + ("/checked" if self.check else ""),
+            processor=self._processing,
+            base=[getattr(self.read_as, "max_position_embeddings", None)],
+            task=self.config.task.learnt,
+            facts=self.facts,
+            **({} if group_by is None else {"group_by": group_by}),
+        )
+
+    def of(
+        self, rows: Rows | Part | Mixture, place: str, group_by: str | None = None
+    ) -> EncodedData:
+        """From the cache, or encoded into it; where another process does that, waited for."""
+        key = self.key(rows, group_by)
+        if not self.writes:
+            return wait_for(key)
+        return encode(rows, self._encoder, key=key, place=place, group_by=group_by)
+
+    def streamed(
+        self, rows: Rows, index: Index, learnt: Rows | Part | Mixture, total: int
+    ) -> StreamedData:
+        """Encoded in the step that learns from them. `total`: rows that there are."""
+        own = copy.deepcopy(self.processor)  # rows are encoded beside what else is done with it
+        return StreamedData(
+            rows,
+            index,
+            rows.seekers("data.train"),
+            self.task.encoder(own, self.facts, self.read_as),
+            key=self.key(learnt),
+            longest=self.task.longest(self.processor, self.facts, self.read_as),
+            chosen=_numbers(learnt, total),
+        )
 
 
 def _around(config: RunConfig, parts: Parts, sources: tuple[ReadSource, ...]) -> Part | None:
