@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -41,6 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     0 done, 1 the run failed, 2 the user's fault, 75 stopped early but resumable, 130 interrupted.
     """
+    # PEFT imports it; it then tells of kernels that nothing but 4 bits on a CPU would use.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     code = _run(arguments)
     if code == STOPPED:
         deafen()
