@@ -58,7 +58,11 @@ class Container(Record):
         description="folders seen inside, as /path or /path:/inside; the run folder and the one of "
         "the command are there anyway",
     )
-    options: tuple[str, ...] = Field(default=(), description="further flags of its starter")
+    options: tuple[str, ...] = Field(
+        default=(),
+        description="further flags of its starter; where there are GPUs, Apptainer has --nv "
+        "beside them, unless --rocm is among them",
+    )
 
 
 class Options(Record):
@@ -374,8 +378,9 @@ class Plugin(Backend):
             return ""
         mounts, image = self._mounts(job, container), container.image
         if container.kind == "apptainer":
-            nvidia = ["--nv"] if self.options.gpus_per_node else []
-            words = ["apptainer", "exec", *nvidia, "--pwd", str(job.folder)]
+            amd = "--rocm" in container.options
+            devices = ["--nv"] if self.options.gpus_per_node and not amd else []
+            words = ["apptainer", "exec", *devices, "--pwd", str(job.folder)]
             words += [word for mount in mounts for word in ("--bind", mount)]
         else:
             words = ["enroot", "start", *(f"--mount={mount}" for mount in mounts)]

@@ -408,6 +408,16 @@ def test_gpus_are_asked_for_as_the_site_wants_it(fields, flag):
     assert f"#SBATCH {flag}\n" in text
 
 
+@pytest.mark.parametrize(
+    "gpus, options, flags", [(4, [], "--nv"), (4, ["--rocm"], "--rocm"), (0, [], "")]
+)
+def test_apptainer_is_given_the_devices_that_there_are(gpus, options, flags):
+    container = {"kind": "apptainer", "image": "/i.sif", "options": options}
+    text = Plugin(site(gpus_per_node=gpus, container=container)).render(job())
+    line = next(line for line in text.splitlines() if "apptainer exec" in line)
+    assert " ".join(word for word in line.split() if word in ("--nv", "--rocm")) == flags
+
+
 def test_times_are_written_as_slurm_reads_them():
     assert [slurm_time(seconds) for seconds in (90, 5400, 129_600)] == [
         *("0-00:01:30", "0-01:30:00", "1-12:00:00")
