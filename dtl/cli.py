@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -42,12 +43,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     0 done, 1 the run failed, 2 the user's fault, 75 stopped early but resumable, 130 interrupted.
     """
-    # PEFT imports it; it then tells of kernels that nothing but 4 bits on a CPU would use.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    _leave_out_what_libraries_say_to_each_other()
     code = _run(arguments)
     if code == STOPPED:
         deafen()
     return code
+
+
+def _leave_out_what_libraries_say_to_each_other() -> None:
+    """PEFT asks transformers under old names, and imports bitsandbytes, which then tells of kernels
+    that nothing but 4 bits on a CPU would use."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|peft")
 
 
 def _run(arguments: Sequence[str] | None) -> int:

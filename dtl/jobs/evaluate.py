@@ -17,7 +17,7 @@ from dtl.errors import DtlError
 from dtl.jobs.exported import Exported, open_export
 from dtl.jobs.opening import open_model, start_engine
 from dtl.jobs.scoring import why_unscored
-from dtl.models.load import padding_token
+from dtl.models.load import padding_token, silent
 from dtl.run_folder import RunFolder, write_json
 from dtl.tasks import Facts, Task
 from dtl.train.evaluate import Evaluation, evaluate
@@ -86,7 +86,8 @@ def score_base(
         )
     assert examples.held_out is not None
     engine = start_engine(alone, prepared.plan)
-    model = open_model(alone, prepared.plan, parts, examples, engine).model
+    with silent():
+        model = open_model(alone, prepared.plan, parts, examples, engine).model
     if change is not None:
         change(model)
     found = _scored(

@@ -290,3 +290,5 @@ def _run(command: str, desk: Path) -> None:
     # The doctor ends with 1 where it finds something missing, as it should.
     fine = (0, 1) if command == "dtl doctor" else (0,)
     assert ended.returncode in fine, f"{command}\n{ended.stdout[-3000:]}\n{ended.stderr[-6000:]}"
+    # What libraries say is in the logs of runs, or of no use.
+    assert not (command.startswith("dtl ") and ended.stderr), f"{command}\n{ended.stderr[-3000:]}"
