@@ -206,6 +206,44 @@ def test_what_is_forgotten_is_that_of_the_body_under_the_old_head(whole):
     assert cell.source_score == pytest.approx(f1_score(truth, guess, average="macro"))
 
 
+WRITING = """\
+model: {path: "mini:text"}
+task: {name: causal_lm, max_length: 64}
+data:
+  train: {path: "mini:graphs/train", limit: 40}
+  eval: {path: "mini:graphs/heldout", limit: 20}
+train: {steps: 4, global_batch: 4}
+compare: {strategies: [scratch, lora], labels: [4], seeds: 2, rates: {scratch: 0.001, lora: 0.003}}
+"""
+
+
+def test_the_base_as_it_is_stands_beside_what_learns(desk):
+    """With the score that `dtl evaluate` finds, and an interval that holds it."""
+    (desk / "writing.yaml").write_text(WRITING, encoding="utf-8")
+    told = compare(desk, "writing.yaml", "layout.processes=1")
+    found = load(desk / "comparisons" / "writing")
+    evaluated = subprocess.run(
+        [sys.executable, "-m", "dtl", "evaluate", "writing.yaml"],
+        cwd=desk,
+        env=environment(DTL_CACHE=str(desk / "cache")),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    alone = float(re.search(r"perplexity +([0-9.]+)", evaluated.stdout)[1])
+    base = found.base
+    assert base.score == pytest.approx(alone, rel=1e-4)
+    assert base.interval.low < base.score < base.interval.high
+    assert f"the base as it is: perplexity {base.score:.3f}" in told
+    # Four steps on four rows teach nothing that the base does not know, and scratch far less.
+    pairs = {(pair.first, pair.second): pair for pair in found.differences}
+    assert pairs["unadapted", "scratch"].distinguishable
+    assert pairs["unadapted", "scratch"].difference == pytest.approx(
+        np.mean([cell.score for cell in found.cells if cell.strategy == "scratch"]) - base.score
+    )
+    assert found.recommendations[0].text.count("base as it is") == 1
+
+
 def test_a_finished_comparison_is_shown_at_once(desk, whole):
     """Nothing is loaded that could train."""
     code = (
