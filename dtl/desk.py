@@ -108,6 +108,12 @@ def refuse_other_data(folder: RunFolder, examples: Examples) -> None:
             f"the weights of {folder.config.model.path} have changed since the run began",
             "put back what was there, or start a new run under another run.name",
         )
+    if examples.data["continued"] != folder.data.get("continued"):
+        raise DtlError.of(
+            "strategy.continue_from",
+            "the adapter that learns further has changed since the run began",
+            "put back what was there, or start a new run under another run.name",
+        )
     if examples.train.key != folder.data["key"]:
         raise DtlError.of(
             folder.config.data.train.path,

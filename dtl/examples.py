@@ -28,7 +28,7 @@ from dtl.errors import DtlError, Fault, near
 from dtl.mini.cache import folder as cache_folder
 from dtl.mini.cache import write_note
 from dtl.models.adapters import with_room_for
-from dtl.models.fingerprint import fingerprint
+from dtl.models.fingerprint import fingerprint, of_adapter
 from dtl.models.load import load_processor, load_settings, locate
 from dtl.models.trust import refuse_pickled_weights
 from dtl.tasks import Classification, Facts, Task
@@ -52,6 +52,7 @@ class Examples:
     mixed: tuple[ReadSource, ...]  # what is learnt beside
     rows: tuple[tuple[str, Iterable[Row], EncodedData], ...]  # with the key that names them
     base: str  # the fingerprint of the base model
+    continued: str | None  # that of the adapter that learns further
     batching: Batching  # of what is learnt
     wider: EncodedData | None = None  # what `train` is a part of, for which features are kept
 
@@ -68,6 +69,7 @@ class Examples:
                 for source in every
             },
             "base": self.base,
+            "continued": self.continued,
         }
 
     def lines(self) -> list[str]:
@@ -144,7 +146,7 @@ def prepare(
         read.append(("data.train", train, learnt))
         if (around := _around(config, parts, sources)) is not None:
             wider = encoding.of(around, "data.train")
-    scored = None
+    scored, former = None, parts.strategies[0].continues
     if held_out is not None:
         scored = encoding.of(held_out, "data.eval", config.task.group_by)
         read.append((_place_of_held_out(config.data), held_out, scored))
@@ -158,6 +160,7 @@ def prepare(
         mixed=mixed,
         rows=tuple(read),
         base=fingerprint(config.model),
+        continued=None if former is None else of_adapter(former),
         batching=_batching(config.train, parts.task, learnt, processor),
         wider=wider,
     )

@@ -30,6 +30,11 @@ def fingerprint(model: Model) -> str:
     return "+".join([base, *(_of_folder(one, ADAPTER) for one in adapter_folders(model))])
 
 
+def of_adapter(folder: Path) -> str | None:
+    """Of an adapter's settings and weights; None where there is none."""
+    return _of_folder(folder, ADAPTER) if (folder / ADAPTER).is_file() else None
+
+
 def _of_folder(folder: Path, settings: str) -> str:
     digest = hashlib.sha256()
     for file in sorted([folder / settings, *folder.glob("*.safetensors")]):

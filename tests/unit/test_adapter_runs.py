@@ -234,6 +234,21 @@ def test_a_resumed_run_is_the_same_to_the_last_digit(folder, decoder, texts, fir
     ).read_bytes()
 
 
+def test_a_run_does_not_go_on_from_another_adapter(folder, decoder, texts, first, tmp_path):
+    """Also before its first checkpoint."""
+    earlier = shutil.copytree(first.export, tmp_path / "earlier")
+    options = {"name": "lora", "continue_from": str(earlier)}
+    run = train(folder, "moved", decoder, "causal_lm", texts, options, stop_after=1)
+    desk.reopen(run, writes=True)
+    settings = earlier / "adapter_config.json"
+    settings.write_text(settings.read_text().replace('"lora_alpha": 32.0', '"lora_alpha": 16.0'))
+    for gone in (False, True):
+        if gone:
+            shutil.rmtree(earlier)
+        with pytest.raises(DtlError, match=r"strategy.continue_from: the adapter .* has changed"):
+            desk.reopen(run, writes=True)
+
+
 def test_an_adapter_goes_on_over_what_it_was_learnt_over(folder, decoder, texts, first):
     """At once where it ended, scored as what it is, and opened as any other."""
     options = {"name": "lora", "rank": 4, "continue_from": str(first.export)}
