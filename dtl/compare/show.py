@@ -77,6 +77,8 @@ def caught_up(point: Point) -> str:
     """How soon it had what scratch ends with."""
     if point.to_scratch is None:
         return ""
+    if point.to_scratch.steps == 0:
+        return "at once"
     return f"{_BOUNDS[point.to_scratch.bound]}{format_seconds(point.to_scratch.seconds)}"
 
 
