@@ -148,9 +148,11 @@ class Recommendation:
 
 @dataclass(frozen=True)
 class Rate:
-    """A learning rate that was tried for a strategy: its score on the rows kept apart."""
+    """A learning rate that was tried for a strategy, with so many labels: its score on the rows
+    kept apart."""
 
     strategy: str
+    labels: int
     learning_rate: float
     share: float  # of the steps
     score: float

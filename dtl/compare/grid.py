@@ -45,7 +45,8 @@ class Planned:
     def name(self) -> str:
         """Of its folder."""
         if self.kind == "rate":
-            return f"rate-{self.strategy}-{self.round + 1}.{self.place + 1}"
+            which = f"{self.round + 1}.{self.place + 1}"
+            return f"rate-{self.strategy}-{self.labels.number}-{which}"
         return f"{self.strategy}-{self.labels.number}-seed{self.seed}"
 
 
@@ -98,17 +99,28 @@ class Grid:
 
     @property
     def searches(self) -> tuple[Planned, ...]:
-        """The runs that tell which learning rate a strategy takes: with the middle number of
-        labels, and the first seed."""
-        middle = self.labels[(len(self.labels) - 1) // 2]
+        """The runs that tell which learning rate a strategy takes, with the first seed."""
+        searched = dict.fromkeys(map(self.searched, self.labels))
         rounds = {strategy: self.rounds(strategy) for strategy in self.strategies}
         return tuple(
-            Planned("rate", strategy, middle, self.seeds[0], share, number, place)
+            Planned("rate", strategy, labels, self.seeds[0], share, number, place)
             for number in range(max(map(len, rounds.values())))
+            for labels in searched
             for strategy in self.strategies
             for share, rates in rounds[strategy][number : number + 1]
             for place in range(rates)
         )
+
+    def searched(self, labels: Labels) -> Labels:
+        """Those with which the learning rate of a cell is searched: its own, or the middle ones."""
+        if self.config.compare.search == "each":
+            return labels
+        return self.labels[(len(self.labels) - 1) // 2]
+
+    def same_rate(self, one: Planned, other: Planned) -> bool:
+        """Whether two runs wait for the same search."""
+        alike = self.searched(one.labels) == self.searched(other.labels)
+        return one.strategy == other.strategy and alike
 
     @property
     def cells(self) -> tuple[Planned, ...]:
@@ -159,28 +171,28 @@ class Grid:
     def rate_of(self, planned: Planned, tried: Sequence[Tried]) -> float | None:
         """The learning rate of a run, given what others came to; None: others come first."""
         rates = self.rates(planned.strategy)
-        of_strategy = [one for one in tried if one.planned.strategy == planned.strategy]
+        search = [one for one in tried if self.same_rate(one.planned, planned)]
         if planned.kind == "rate" and planned.round == 0:
             return rates[planned.place]
         if planned.kind == "rate":
-            ranked = _ranked(of_strategy, round=planned.round - 1)
+            ranked = _ranked(search, round=planned.round - 1)
             wanted = self.rounds(planned.strategy)[planned.round - 1][1]
             return ranked[planned.place] if len(ranked) == wanted else None
         if len(rates) == 1:
             return rates[0]
         last = len(self.rounds(planned.strategy)) - 1
         wanted = self.rounds(planned.strategy)[last][1]
-        ranked = _ranked(of_strategy, round=last)
+        ranked = _ranked(search, round=last)
         return ranked[0] if len(ranked) == wanted else None
 
-    def best_so_far(self, strategy: str, tried: Sequence[Tried]) -> float:
-        """Where a budget ends the search early: the best rate of the latest round with any; the
-        middle one where none was tried."""
-        of_strategy = [one for one in tried if one.planned.strategy == strategy]
-        for number in reversed(range(len(self.rounds(strategy)))):
-            if ranked := _ranked(of_strategy, round=number):
+    def best_so_far(self, planned: Planned, tried: Sequence[Tried]) -> float:
+        """Where a budget ends the search for a cell early: the best rate of the latest round with
+        any; the middle one where none was tried."""
+        search = [one for one in tried if self.same_rate(one.planned, planned)]
+        for number in reversed(range(len(self.rounds(planned.strategy)))):
+            if ranked := _ranked(search, round=number):
                 return ranked[0]
-        rates = self.rates(strategy)
+        rates = self.rates(planned.strategy)
         return rates[len(rates) // 2]
 
     def config_of(self, planned: Planned, rate: float, *, runs: str) -> RunConfig:

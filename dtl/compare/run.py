@@ -99,7 +99,7 @@ class Running:
         """Run it, unless it is finished, or there is no time left for it."""
         state, budget = self.state, self.state.budget
         searching = planned.kind == "rate"
-        if state.finished(planned) or (searching and state.settled(planned.strategy)):
+        if state.finished(planned) or (searching and state.settled(planned)):
             return
         rate = state.rate_of(planned)
         if budget is not None:
@@ -107,7 +107,7 @@ class Running:
             if seconds() + state.likely_seconds(planned) > limit:
                 return
             if rate is None and not searching:
-                rate = state.grid.best_so_far(planned.strategy, state.tried)
+                rate = state.grid.best_so_far(planned, state.tried)
         if rate is None:
             return
         before = seconds()

@@ -82,17 +82,18 @@ class State:
                 found.append(Tried(planned, float(run.config.optim.learning_rate or 0), score))
         return found
 
-    def settled(self, strategy: str) -> float | None:
-        """The learning rate that cells of a strategy have begun with: all others take it too."""
-        for planned in self.grid.cells:
-            run = self.folder_of(planned)
-            if planned.strategy == strategy and run.state != "absent":
+    def settled(self, planned: Planned) -> float | None:
+        """The learning rate that cells of the same search have begun with: all others take it
+        too."""
+        for cell in self.grid.cells:
+            run = self.folder_of(cell)
+            if self.grid.same_rate(cell, planned) and run.state != "absent":
                 return run.config.optim.learning_rate
         return None
 
     def rate_of(self, planned: Planned) -> float | None:
         """The learning rate of a run; None: others come first."""
-        settled = self.settled(planned.strategy) if planned.kind == "cell" else None
+        settled = self.settled(planned) if planned.kind == "cell" else None
         return settled or self.grid.rate_of(planned, self.tried)
 
     @cached_property

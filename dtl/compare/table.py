@@ -108,7 +108,13 @@ def _base(state: State, measured: Sequence[Measured]) -> Base:
 
 def _rates(state: State, sign: int) -> list[Rate]:
     return [
-        Rate(one.planned.strategy, one.learning_rate, one.planned.share, sign * one.score)
+        Rate(
+            one.planned.strategy,
+            one.planned.labels.number,
+            one.learning_rate,
+            one.planned.share,
+            sign * one.score,
+        )
         for one in state.tried
         if one.score is not None
     ]
@@ -117,15 +123,16 @@ def _rates(state: State, sign: int) -> list[Rate]:
 def _edges(state: State) -> list[str]:
     """Strategies whose best rate has no neighbour on one side, so that a better one may lie
     beyond."""
-    notes = []
-    for strategy in state.grid.strategies:
-        rates = state.grid.rates(strategy)
-        chosen = state.rate_of(next(one for one in state.grid.cells if one.strategy == strategy))
+    notes, grid = [], state.grid
+    searches = {(cell.strategy, grid.searched(cell.labels)): cell for cell in grid.cells}
+    for (strategy, labels), cell in searches.items():
+        rates, chosen = grid.rates(strategy), state.rate_of(cell)
         if len(rates) > 1 and chosen in (rates[0], rates[-1]):
             end = "lowest" if chosen == rates[0] else "highest"
             notes.append(
-                f"{strategy} did best at the {end} rate that was tried ({chosen:.3g}): give "
-                f"compare.rates.{strategy} others beyond"
+                f"{strategy} did best at the {end} rate that was tried with "
+                f"{_unit(state, labels.number)} ({chosen:.3g}): give compare.rates.{strategy} "
+                "others beyond"
             )
     return notes
 

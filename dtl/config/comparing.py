@@ -37,6 +37,10 @@ class Grid(Record):
         description="strategy -> the learning rates that are tried for it; left out: five around "
         "what is usual",
     )
+    search: Literal["once", "each"] = Field(
+        default="once",
+        description="learning rates are searched with the middle number of labels, or with each",
+    )
     apart: float = Field(
         default=0.2,
         gt=0,

@@ -293,10 +293,16 @@ def _method(found: Comparison) -> list[Block]:
             )
         )
     rates = tuple(
-        (one.strategy, f"{one.learning_rate:g}", f"{one.share:.0%}", f"{one.score:.4g}")
+        (
+            one.strategy,
+            str(one.labels),
+            f"{one.learning_rate:g}",
+            f"{one.share:.0%}",
+            f"{one.score:.4g}",
+        )
         for one in found.rates
     )
-    head = ("strategy", "learning rate", "of the steps", found.score_name)
+    head = ("strategy", "labels", "learning rate", "of the steps", found.score_name)
     blocks.append(Table("Learning rates that were tried", head, rates, folded=True))
     runs = tuple(
         (

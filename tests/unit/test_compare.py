@@ -213,12 +213,15 @@ data:
   train: {path: "mini:graphs/train", limit: 40}
   eval: {path: "mini:graphs/heldout", limit: 20}
 train: {steps: 4, global_batch: 4}
-compare: {strategies: [scratch, lora], labels: [4], seeds: 2, rates: {scratch: 0.001, lora: 0.003}}
+compare:
+  {strategies: [scratch, lora], labels: [2, 4], search: each, seeds: 2,
+   rates: {scratch: 0.001, lora: [0.001, 0.003]}}
 """
 
 
 def test_the_base_as_it_is_stands_beside_what_learns(desk):
-    """With the score that `dtl evaluate` finds, and an interval that holds it."""
+    """With the score that `dtl evaluate` finds, and an interval that holds it; each number of
+    labels has its own learning rate."""
     (desk / "writing.yaml").write_text(WRITING, encoding="utf-8")
     told = compare(desk, "writing.yaml", "layout.processes=1")
     found = load(desk / "comparisons" / "writing")
@@ -238,10 +241,16 @@ def test_the_base_as_it_is_stands_beside_what_learns(desk):
     # Four steps on four rows teach nothing that the base does not know, and scratch far less.
     pairs = {(pair.first, pair.second): pair for pair in found.differences}
     assert pairs["unadapted", "scratch"].distinguishable
+    four = [cell for cell in found.cells if cell.labels == 4]
     assert pairs["unadapted", "scratch"].difference == pytest.approx(
-        np.mean([cell.score for cell in found.cells if cell.strategy == "scratch"]) - base.score
+        np.mean([cell.score for cell in four if cell.strategy == "scratch"]) - base.score
     )
-    assert found.recommendations[0].text.count("base as it is") == 1
+    assert [one.text.count("base as it is") for one in found.recommendations] == [1, 1]
+    for labels in (2, 4):
+        rates = [one for one in found.rates if one.labels == labels]
+        best = min(rates, key=lambda one: one.score).learning_rate
+        lora = [one for one in found.cells if (one.strategy, one.labels) == ("lora", labels)]
+        assert len(rates) == 2 and {cell.learning_rate for cell in lora} == {best}
 
 
 def test_a_finished_comparison_is_shown_at_once(desk, whole):

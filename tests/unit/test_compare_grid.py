@@ -132,10 +132,26 @@ def test_the_best_rate_is_taken_once_all_were_tried(grid):
     found = tried(one, "full", [-3.0, -1.0, None])  # the third run failed
     assert one.rate_of(cell, found) == 0.2
     assert one.rate_of(cell, found[:2]) is None
-    assert one.best_so_far("full", found[:1]) == 0.1
-    assert one.best_so_far("full", []) == 0.2
+    assert one.best_so_far(cell, found[:1]) == 0.1
+    assert one.best_so_far(cell, []) == 0.2
     lora = next(planned for planned in one.cells if planned.strategy == "lora")
     assert one.rate_of(lora, []) == 0.5
+
+
+def test_rates_are_searched_with_each_number_of_labels_where_that_is_asked(grid):
+    one = grid("compare.search=each", "compare.rates={full: [0.1, 0.2]}", strategies=("full",))
+    names = [planned.name for planned in one.searches]
+    assert names == [f"rate-full-{labels}-1.{place}" for labels in (5, 20, 90) for place in (1, 2)]
+    drawn = [one.config_of(planned, 0.1, runs="r").data.draw.labels for planned in one.searches]
+    assert drawn == [5, 5, 20, 20, None, None]
+    found = [
+        Tried(planned, one.rate_of(planned, []), score)
+        for planned, score in zip(one.searches, (0.1, 0.2, 0.4, 0.3, 0.5, 0.6), strict=True)
+    ]
+    cells = [planned for planned in one.cells if planned.seed == 0]
+    assert [one.rate_of(cell, found) for cell in cells] == [0.2, 0.1, 0.2]
+    assert [one.rate_of(cell, found[:4]) for cell in cells] == [0.2, 0.1, None]
+    assert one.best_so_far(cells[1], found[:3]) == 0.1
 
 
 def test_under_a_budget_the_worse_half_is_dropped_after_each_round(grid):
@@ -152,7 +168,7 @@ def test_under_a_budget_the_worse_half_is_dropped_after_each_round(grid):
     ]
     cell = next(planned for planned in one.cells if planned.strategy == "full")
     assert one.rate_of(cell, [*first, *done]) == 4
-    assert one.best_so_far("full", [*first, *done[:1]]) == 3
+    assert one.best_so_far(cell, [*first, *done[:1]]) == 3
 
 
 @pytest.mark.parametrize(
@@ -209,7 +225,7 @@ def test_a_longer_budget_goes_on_with_the_rates_that_cells_have_begun_with(
     running.clock = []
     first = running.in_order(60)  # a third of it holds two tries of three
     assert set(first) == {
-        *("rate-full-1.1", "rate-full-1.2", "full-5-seed0", "full-20-seed0", "full-90-seed0"),
+        *("rate-full-20-1.1", "rate-full-20-1.2", "full-5-seed0", "full-20-seed0", "full-90-seed0"),
         "full-5-seed1",
     }
     assert {rate for name, rate in first.items() if "seed" in name} == {0.2}
