@@ -77,6 +77,7 @@ def facts(found: Comparison):
     for one in [*plain["cells"], *plain["points"]]:
         for key in ("seconds", "wall_seconds", "peak_memory_bytes"):
             one.pop(key, None)
+            (one.get("to_scratch") or {}).pop(key, None)
         one["curve"] = [[at["step"], at["score"]] for at in one.get("curve", ())]
     return plain | {"recommendations": [one["verdict"] for one in plain["recommendations"]]}
 
@@ -212,6 +213,7 @@ task: {name: causal_lm, max_length: 64}
 data:
   train: {path: "mini:graphs/train", limit: 40}
   eval: {path: "mini:graphs/heldout", limit: 20}
+strategy: lora
 train: {steps: 4, global_batch: 4}
 compare:
   {strategies: [scratch, lora], labels: [2, 4], search: each, seeds: 2,
