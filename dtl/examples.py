@@ -146,10 +146,11 @@ def prepare(
         read.append(("data.train", train, learnt))
         if (around := _around(config, parts, sources)) is not None:
             wider = encoding.of(around, "data.train")
-    scored, former = None, parts.strategies[0].continues
+    scored = None
     if held_out is not None:
         scored = encoding.of(held_out, "data.eval", config.task.group_by)
         read.append((_place_of_held_out(config.data), held_out, scored))
+    former = parts.strategies[0].continues
     return Examples(
         train=learnt,
         held_out=scored,

@@ -230,9 +230,7 @@ class Draw(Record):
 
     @property
     def widest(self) -> Draw:
-        """The draw for whose rows features are kept."""
-        if self.within is None:
-            return self
+        """The draw for whose rows features are kept; `within` is set."""
         number = None if self.within == "all" else self.within
         return self.model_copy(update={"labels": number, "within": None})
 
