@@ -19,7 +19,8 @@ from dtl.config.batch_size import COUNTED, BatchSize
 from dtl.config.schema import Data, Draw, RunConfig, Source, Train
 from dtl.data.batching import Batching
 from dtl.data.draw import drawn
-from dtl.data.encoded import Encoded, EncodedData, Skip, await_file, cache_key, encode, wait_for
+from dtl.data.encoded import EncodedData, await_file, cache_key, encode, wait_for
+from dtl.data.example import Encoded, Skip
 from dtl.data.labels import label_of
 from dtl.data.order import draws
 from dtl.data.source import FAULTS_SHOWN, Check, Reading, Row, Rows, open_rows

@@ -7,12 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from dtl.data.media import Undecodable, file_of
 from dtl.errors import DtlError, Fault
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from dtl.data.source import Row
 
 FULL_SCALE = 32768  # of a 16-bit sample
@@ -46,6 +46,8 @@ def sound_of(row: Row, *, rate: int) -> np.ndarray:
 
     Raises Undecodable where the sound cannot be decoded to its end.
     """
+    import numpy as np
+
     samples_TC, own_rate = _decoded(row)
     mono = samples_TC.mean(axis=1) if samples_TC.shape[1] > 1 else samples_TC[:, 0]
     if own_rate != rate:
@@ -76,6 +78,8 @@ def pieces_of(row: Row, *, rate: int, longest: float, shortest: float) -> list[R
 
 def _quietest(samples_T: np.ndarray, *, rate: int) -> int:
     """The middle of the pause with the least energy."""
+    import numpy as np
+
     width = min(len(samples_T), max(1, int(PAUSE_SECONDS * rate)))
     energy = np.concatenate([[0], np.cumsum(samples_T.astype(np.int64) ** 2)])
     return int((energy[width:] - energy[:-width]).argmin()) + width // 2
@@ -92,10 +96,14 @@ def rate_of(row: Row) -> int:
 
 def as_heard(samples_T: np.ndarray) -> np.ndarray:
     """16-bit samples as fractions of full scale, float32."""
+    import numpy as np
+
     return samples_T.astype(np.float32) / FULL_SCALE
 
 
 def _decoded(row: Row) -> tuple[np.ndarray, int]:
+    import numpy as np
+
     value: Any = row.fields["audio"]
     if isinstance(value, dict) and value.get("array") is not None:
         array = np.asarray(value["array"], dtype=np.float32)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import numpy as np
 
+from dtl.data.example import Encoded, Skip
 from dtl.errors import DtlError, RunFailed
 from dtl.mini.cache import folder as cache_folder
 
@@ -31,27 +32,6 @@ NO_GROUP = "(none)"  # of a row that has no value in the column
 DTYPES = ("<i4", "<f4", "<i2", "|u1")
 NARROW = {np.dtype(np.int16): "<i2", np.dtype(np.uint8): "|u1"}  # samples and pixels
 PER_EXAMPLE = ("length", "targets", "row")
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """One example as the model reads it.
-
-    `values`: whole numbers or fractions, one or many; arrays of int16 or uint8 are kept as such.
-    `length`: what padding costs, in tokens or frames. `targets`: how many predictions the loss
-    counts.
-    """
-
-    values: dict[str, Any]
-    length: int
-    targets: int
-
-
-@dataclass(frozen=True)
-class Skip:
-    """Why a row is left out. Rows are counted by reason and reported, never dropped in silence."""
-
-    reason: str
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from dtl.data.audio import as_heard
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
 
 HEARD, MASKED = "heard", "masked"
@@ -20,6 +19,8 @@ def heard(samples_T: np.ndarray, extractor: Any) -> dict[str, Any]:
     """What the extractor makes of one sound: `heard`, (T,) or of its own shape, and whether padding
     beside it is to be told to the model (`masked`): models that were pretrained without a mask are
     used without one."""
+    import numpy as np
+
     name = extractor.model_input_names[0]
     made = extractor(
         as_heard(samples_T), sampling_rate=extractor.sampling_rate, return_tensors="np"
@@ -29,6 +30,8 @@ def heard(samples_T: np.ndarray, extractor: Any) -> dict[str, Any]:
 
 def blank(samples_T: np.ndarray, extractor: Any) -> dict[str, Any] | None:
     """Silence in the place of what `heard` makes; None where it would not tell how long that is."""
+    import numpy as np
+
     if not _gives_samples(extractor):
         return None
     return {HEARD: np.zeros(len(samples_T), dtype=np.float32), MASKED: _is_told(extractor)}
@@ -58,6 +61,7 @@ def _is_told(extractor: Any) -> bool:
 def pad_sounds(examples: list[dict[str, Any]], *, name: str) -> dict[str, Tensor]:
     """One tensor (B, T) or (B, T, F) under the model's name for it, padded with silence on the
     right; and the attention mask (B, T) where the model is told of padding."""
+    import numpy as np
     import torch
 
     sounds = [example[HEARD] for example in examples]

@@ -6,12 +6,12 @@ import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from dtl.data.media import Undecodable, file_of
 from dtl.errors import DtlError, Fault
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from dtl.data.source import Row
 
 BEHIND = (255, 255, 255)  # what a transparent picture is laid on
@@ -42,6 +42,8 @@ def picture_of(row: Row, *, longest_short_side: int | None = None) -> np.ndarray
 
     Raises Undecodable where the picture cannot be decoded to its end.
     """
+    import numpy as np
+
     image, unreadable = _pillow()
     try:
         with image.open(_opened(row)) as opened:
@@ -57,6 +59,7 @@ def picture_of(row: Row, *, longest_short_side: int | None = None) -> np.ndarray
 
 
 def _rgb(opened: Any) -> Any:
+    import numpy as np
     from PIL import Image, ImageOps
 
     picture = ImageOps.exif_transpose(opened)

@@ -8,11 +8,10 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from dtl.errors import DtlError, Fault, near
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
 
     from dtl.data.source import Row
@@ -117,6 +116,8 @@ def likely(logits_BC: Tensor, labels: Sequence[str]) -> list[dict[str, Any]]:
 
 def counts_of(outcomes: list[dict[str, Any]], labels: Sequence[str]) -> np.ndarray:
     """Of each example (N, 3C), for each class: guessed right, guessed, true."""
+    import numpy as np
+
     ones = np.eye(len(labels))
     true_NC = ones[[outcome["label"] for outcome in outcomes]]
     guessed_NC = ones[[outcome["predicted"] for outcome in outcomes]]
@@ -125,6 +126,8 @@ def counts_of(outcomes: list[dict[str, Any]], labels: Sequence[str]) -> np.ndarr
 
 def macro_f1_of(sums: np.ndarray) -> np.ndarray:
     """Macro-F1 over the labels that occur, of sums of such counts (..., 3C)."""
+    import numpy as np
+
     right, guessed, true = np.split(sums, 3, axis=-1)
     occurs = guessed + true > 0
     f1 = 2 * right / np.where(occurs, guessed + true, 1)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-MULTIPLE = 8  # to which tasks pad
+from dtl.data.example import MULTIPLE
 
 
 def draws(*, seed: int, epoch: int) -> np.random.Generator:

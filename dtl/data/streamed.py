@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from dtl.data.encoded import Encoded, Skip, await_file, evenly, mapped, publish, unwritten
+from dtl.data.encoded import await_file, evenly, mapped, publish, unwritten
+from dtl.data.example import Encoded, Skip
 from dtl.data.formats import Spot
 from dtl.data.seeking import Seeker
 from dtl.data.source import Reading, Row, Rows

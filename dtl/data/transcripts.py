@@ -6,8 +6,10 @@ import re
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
 
 APOSTROPHES = "'\u2019"
 PAUSES = ("P", "S")  # Unicode categories: punctuation, symbols
@@ -86,6 +88,8 @@ def speech_scores(
 
 def counts_of(references: Sequence[str], hypotheses: Sequence[str]) -> np.ndarray:
     """Of each text (N, 2): errors by words, and words in the reference."""
+    import numpy as np
+
     found = [
         word_errors([said], [written]) for said, written in zip(references, hypotheses, strict=True)
     ]
@@ -95,6 +99,8 @@ def counts_of(references: Sequence[str], hypotheses: Sequence[str]) -> np.ndarra
 
 def rate_of(sums: np.ndarray) -> np.ndarray:
     """The word error rate of sums of such counts (..., 2)."""
+    import numpy as np
+
     wrong, total = sums[..., 0], sums[..., 1]
     return np.where(total > 0, wrong / np.where(total > 0, total, 1), wrong > 0)
 

@@ -13,7 +13,7 @@ import torch
 
 from dtl.assemble import assemble
 from dtl.config.schema import RunConfig
-from dtl.data.encoded import Skip
+from dtl.data.example import Skip
 from dtl.data.source import Row
 from dtl.errors import DtlError
 from dtl.examples import Examples, prepare

@@ -11,7 +11,7 @@ import torch
 
 from dtl import mini
 from dtl.config.schema import Source
-from dtl.data.encoded import Skip
+from dtl.data.example import Skip
 from dtl.data.media import SUFFIXES
 from dtl.data.source import Row, open_rows
 from dtl.errors import DtlError, Fault

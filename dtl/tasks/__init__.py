@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from dtl.config.batch_size import COUNTED, Unit
 from dtl.data import labels
-from dtl.data.encoded import Encoded, EncodedData, Skip
-from dtl.data.order import MULTIPLE, padded
+from dtl.data.example import MULTIPLE, Encoded, Skip
 from dtl.errors import Fault
 
 if TYPE_CHECKING:
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
     from numpy.random import Generator
     from torch import Tensor, nn
 
+    from dtl.data.encoded import EncodedData
     from dtl.data.source import Row
 
 Facts = dict[str, Any]
@@ -162,6 +162,8 @@ class Task(ABC):
     def extents(self, data: EncodedData) -> ndarray:
         """Of each example (N,), a number: those of the same have no padding beside one another but
         their own."""
+        from dtl.data.order import padded
+
         return data.counts("samples") if self.media == "audio" else padded(data.lengths)
 
     @abstractmethod

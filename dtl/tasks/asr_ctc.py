@@ -10,12 +10,11 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 from pydantic import Field
 
 from dtl.config.record import Record
 from dtl.data.audio import pieces_of, sound_fault, sound_of
-from dtl.data.encoded import Encoded, EncodedData, Skip
+from dtl.data.example import Encoded, Skip
 from dtl.data.hearing import HEARD, blank, heard, pad_sounds, why_beside
 from dtl.data.spec_augment import spans
 from dtl.data.spelling import How, case_of, count_characters, speller
@@ -39,6 +38,7 @@ if TYPE_CHECKING:
     from numpy.random import Generator
     from torch import Tensor, nn
 
+    from dtl.data.encoded import EncodedData
     from dtl.data.source import Row
 
 MOST_UNKNOWN = 0.1  # of the characters of the training rows, in a vocabulary that nobody asked for
@@ -187,6 +187,8 @@ class Plugin(Task):
         return frames_read(samples, base, extractor)
 
     def encoder(self, processor: Any, facts: Facts, base: Any) -> Callable[[Row], Encoded | Skip]:
+        import numpy as np
+
         extractor, tokenizer = processor.feature_extractor, processor.tokenizer
         spell = speller(self.options.normalise, case=facts["case"])
         rate, longest = extractor.sampling_rate, self.options.longest_seconds
@@ -220,6 +222,8 @@ class Plugin(Task):
     def present(
         self, values: dict[str, Any], *, processor: Any, draw: Generator | None
     ) -> dict[str, Any]:
+        import numpy as np
+
         extractor, mask, read = processor.feature_extractor, processor.mask, values["read"]
         shown = heard(values["samples"], extractor)
         name = extractor.model_input_names[0]
@@ -232,6 +236,8 @@ class Plugin(Task):
         return {**values, **shown, "name": name, "hidden": hidden_F}
 
     def unseen(self, values: dict[str, Any], *, processor: Any) -> dict[str, Any]:
+        import numpy as np
+
         extractor = processor.feature_extractor
         silence = blank(values["samples"], extractor)
         if silence is None:

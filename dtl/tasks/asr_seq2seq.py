@@ -9,12 +9,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 from pydantic import Field
 
 from dtl.config.record import Record
 from dtl.data.audio import as_heard, pieces_of, sound_fault, sound_of
-from dtl.data.encoded import Encoded, Skip
+from dtl.data.example import Encoded, Skip
 from dtl.data.spec_augment import SpecAugment
 from dtl.data.transcripts import counts_of, normaliser, rate_of, speech_scores
 from dtl.errors import DtlError, Fault
@@ -24,6 +23,7 @@ from dtl.models.speech_prompt import generate_texts, says_multilingual, set_gene
 from dtl.tasks import IGNORED, Facts, Outcome, Task, not_text, pad, text_of
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy import ndarray
     from numpy.random import Generator
     from torch import Tensor, nn
@@ -157,6 +157,8 @@ class Plugin(Task):
         return int(heard + facts["positions"])
 
     def encoder(self, processor: Any, facts: Facts, base: Any) -> Callable[[Row], Encoded | Skip]:
+        import numpy as np
+
         extractor, tokenizer = processor.feature_extractor, processor.tokenizer
         rate, shortest = extractor.sampling_rate, self.options.shortest_seconds
         longest = self._longest(_hears_seconds(extractor, facts["frames"]))
@@ -356,6 +358,8 @@ class _Heard:
 
 
 def _features(extractor: Any, samples_T: np.ndarray) -> _Heard:
+    import numpy as np
+
     with np.errstate(divide="ignore", invalid="ignore"):  # of silence, which has no variance
         found = extractor(
             as_heard(samples_T),
@@ -372,6 +376,7 @@ def _features(extractor: Any, samples_T: np.ndarray) -> _Heard:
 
 def _padded(heard: list[_Heard]) -> dict[str, Tensor]:
     """Features and which of their frames hold sound."""
+    import numpy as np
     import torch
 
     features = [one.features for one in heard]

@@ -8,13 +8,12 @@ import math
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from pydantic import Field
 
 from dtl.config.batch_size import COUNTED
 from dtl.config.record import Record
 from dtl.data.audio import sound_fault, sound_of
-from dtl.data.encoded import Encoded, EncodedData, Skip
+from dtl.data.example import Encoded, Skip
 from dtl.data.hearing import blank, heard, pad_sounds, why_beside
 from dtl.data.labels import label_fault, labels_of, place_of
 from dtl.errors import Fault
@@ -28,9 +27,11 @@ from dtl.models.speech import (
 from dtl.tasks import Classification, Facts
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.random import Generator
     from torch import Tensor, nn
 
+    from dtl.data.encoded import EncodedData
     from dtl.data.source import Row
 
 
@@ -91,6 +92,8 @@ class Plugin(Classification):
 
     def sizes(self, data: EncodedData, *, processor: Any) -> np.ndarray:
         """Of a longer sound, only a part is heard each time."""
+        import numpy as np
+
         longest = math.ceil(self.options.longest_seconds * COUNTED["seconds"])
         return np.minimum(super().sizes(data, processor=processor), longest)
 

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from dtl.config.record import Record
 from dtl.data.chat import answering, chat_tokens, turns_fault
-from dtl.data.encoded import Encoded, Skip
+from dtl.data.example import Encoded, Skip
 from dtl.errors import Fault
 from dtl.models.anatomy import unwrapped
 from dtl.tasks import (

@@ -15,7 +15,7 @@ from pydantic import Field
 
 from dtl.config.record import Record
 from dtl.data.chat import Turn, chat_tokens, is_turns, turns_fault
-from dtl.data.encoded import Encoded, Skip
+from dtl.data.example import Encoded, Skip
 from dtl.errors import Fault
 from dtl.models.anatomy import unwrapped
 from dtl.tasks import (

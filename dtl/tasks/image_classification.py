@@ -8,20 +8,21 @@ import math
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from pydantic import Field
 
 from dtl.config.record import Record
-from dtl.data.encoded import Encoded, EncodedData, Skip
+from dtl.data.example import Encoded, Skip
 from dtl.data.image import picture_fault, picture_of
 from dtl.data.labels import label_fault, labels_of, place_of
 from dtl.errors import DtlError, Fault
 from dtl.tasks import Classification, Facts
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.random import Generator
     from torch import Tensor
 
+    from dtl.data.encoded import EncodedData
     from dtl.data.source import Row
 
 PLACES_TRIED = 10  # for a part of a picture, before the whole is taken
@@ -74,6 +75,8 @@ class Plugin(Classification):
 
     def fit(self, processor: Any, facts: Facts) -> tuple[Any, Facts]:
         """Also the size (height, width) of what the model is shown."""
+        import numpy as np
+
         wide, high = (
             _seen(np.zeros(shape, dtype=np.uint8), processor).shape[1:] for shape in DUMMIES
         )
@@ -109,12 +112,16 @@ class Plugin(Classification):
     def present(
         self, values: dict[str, Any], *, processor: Any, draw: Generator | None
     ) -> dict[str, Any]:
+        import numpy as np
+
         picture_HW3 = np.reshape(values["pixels"], (*values["shape"], 3))
         if draw is not None:
             picture_HW3 = self._varied(picture_HW3, draw)
         return {"pixel_values": _seen(picture_HW3, processor), "labels": values["labels"]}
 
     def unseen(self, values: dict[str, Any], *, processor: Any) -> dict[str, Any]:
+        import numpy as np
+
         return {"pixel_values": np.zeros(BLANK, dtype=np.float32), "labels": values["labels"]}
 
     def why_varied(self, data: EncodedData, *, processor: Any) -> str | None:
@@ -132,6 +139,7 @@ class Plugin(Classification):
         return picture_HW3[:, ::-1] if mirrored else picture_HW3
 
     def collate(self, examples: list[dict[str, Any]], *, padding: int) -> dict[str, Tensor]:
+        import numpy as np
         import torch
 
         pixels = np.stack([example["pixel_values"] for example in examples])
@@ -145,6 +153,8 @@ def _by(size: tuple[int, ...]) -> str:
 
 def _seen(picture_HW3: np.ndarray, processor: Any) -> np.ndarray:
     """What the model is shown (3, H, W), float32."""
+    import numpy as np
+
     pixels: np.ndarray = processor(
         np.ascontiguousarray(picture_HW3), input_data_format="channels_last", return_tensors="np"
     )["pixel_values"][0]

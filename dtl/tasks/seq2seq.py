@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from dtl.config.record import Record
-from dtl.data.encoded import Encoded, Skip
+from dtl.data.example import Encoded, Skip
 from dtl.errors import DtlError, Fault, near
 from dtl.models.anatomy import unwrapped
 from dtl.tasks import IGNORED, Facts, Lesson, Outcome, Part, Task, mask, not_text, pad, text_of

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 
 from dtl.config.record import Record
-from dtl.data.encoded import Encoded, Skip
+from dtl.data.example import Encoded, Skip
 from dtl.data.labels import label_fault, label_of, labels_of, place_of
 from dtl.errors import Fault
 from dtl.tasks import Classification, Facts, Lesson, mask, not_text, pad, room, text_of

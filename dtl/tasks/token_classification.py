@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 
 from dtl.config.record import Record
-from dtl.data.encoded import Encoded, Skip
+from dtl.data.example import Encoded, Skip
 from dtl.errors import DtlError, Fault, near
 from dtl.tasks import IGNORED, Answers, Facts, Lesson, Outcome, Task, mask, pad, room
 

@@ -9,7 +9,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from dtl.data.encoded import Encoded, EncodedData
+from dtl.data.encoded import EncodedData
+from dtl.data.example import Encoded
 from dtl.data.source import Row
 from dtl.errors import Fault
 from dtl.examples import Examples

@@ -16,7 +16,8 @@ import torch
 
 from dtl import registry
 from dtl.config.schema import Model
-from dtl.data.encoded import Encoded, encode, unwritten
+from dtl.data.encoded import encode, unwritten
+from dtl.data.example import Encoded
 from dtl.data.source import Row
 from dtl.models.anatomy import batch_norms, head_modules
 from dtl.models.load import (

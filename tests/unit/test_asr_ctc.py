@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from dtl.config.schema import Model
-from dtl.data.encoded import Skip
+from dtl.data.example import Skip
 from dtl.data.spelling import speller
 from dtl.errors import DtlError
 from dtl.models import letters

@@ -16,7 +16,7 @@ import torch
 
 from dtl.config.schema import Model
 from dtl.data.audio import pieces_of
-from dtl.data.encoded import Encoded, Skip
+from dtl.data.example import Encoded, Skip
 from dtl.data.source import Row
 from dtl.data.spec_augment import SpecAugment
 from dtl.errors import DtlError

@@ -14,7 +14,7 @@ from dtl.assemble import Parts
 from dtl.config.load import load_config
 from dtl.config.schema import Model
 from dtl.data.audio import as_heard, sound_of
-from dtl.data.encoded import Encoded, Skip
+from dtl.data.example import Encoded, Skip
 from dtl.data.source import Row
 from dtl.models.load import initialise, load_pretrained, load_processor, load_settings
 from dtl.strategies import full, lora, scratch

@@ -10,7 +10,8 @@ from dtl.config.batch_size import BatchSize
 from dtl.config.load import load_config
 from dtl.config.schema import RunConfig
 from dtl.data.batching import Batching
-from dtl.data.encoded import Encoded, encode
+from dtl.data.encoded import encode
+from dtl.data.example import Encoded
 from dtl.data.order import micro_batches, padding
 from dtl.data.source import Row
 from dtl.errors import DtlError

@@ -11,7 +11,7 @@ import torch
 
 from dtl.assemble import assemble
 from dtl.config.schema import RunConfig
-from dtl.data.encoded import Encoded, Skip
+from dtl.data.example import Encoded, Skip
 from dtl.data.source import Row
 from dtl.errors import DtlError
 from dtl.tasks.dpo import Options, Plugin, _as_base, _log_likelihoods

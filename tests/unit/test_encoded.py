@@ -10,13 +10,15 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from dtl.data.encoded import Encoded, EncodedData, Skip, cache_folder, cache_key, encode, wait_for
+from dtl.data.encoded import EncodedData, cache_folder, cache_key, encode, wait_for
+from dtl.data.example import Encoded, Skip
 from dtl.data.source import Row
 from dtl.errors import DtlError, RunFailed
 
 WRITER = """
 import os, signal, sys
-from dtl.data.encoded import Encoded, Skip, encode
+from dtl.data.encoded import encode
+from dtl.data.example import Encoded, Skip
 from dtl.data.source import Row
 
 rows, dies_at = int(sys.argv[1]), int(sys.argv[2])
@@ -229,7 +231,8 @@ def test_a_folder_without_a_census_is_not_taken_for_data(cache):
 
 CROWD = """
 import fcntl, multiprocessing, os, zlib
-from dtl.data.encoded import Encoded, encode
+from dtl.data.encoded import encode
+from dtl.data.example import Encoded
 from dtl.data.source import Row
 
 PROCESSES, ROUNDS, ROWS = 16, 50, 40

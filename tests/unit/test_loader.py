@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from dtl.data.batching import Batching
-from dtl.data.encoded import Encoded, encode
+from dtl.data.encoded import encode
+from dtl.data.example import Encoded
 from dtl.data.loader import Loader, held_out, make_batch
 from dtl.data.source import Row
 from dtl.tasks import causal_lm

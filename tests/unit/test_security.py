@@ -365,7 +365,8 @@ def test_an_override_that_only_looks_like_a_tag_is_text(desk):
 
 def test_cached_numbers_are_numbers(desk, canaries):
     """Python objects in a memory map would be addresses that anyone could write."""
-    from dtl.data.encoded import Encoded, EncodedData, encode
+    from dtl.data.encoded import EncodedData, encode
+    from dtl.data.example import Encoded
     from dtl.data.source import Row
     from dtl.errors import RunFailed
 

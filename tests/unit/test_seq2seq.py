@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from dtl.config.schema import Model
-from dtl.data.encoded import Encoded, Skip
+from dtl.data.example import Encoded, Skip
 from dtl.data.source import Row
 from dtl.errors import DtlError
 from dtl.models.load import load_settings, load_tokenizer

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from dtl.data.encoded import Encoded
+from dtl.data.example import Encoded
 from dtl.data.source import Row
 from dtl.errors import DtlError
 from dtl.tasks.token_classification import Options, Plugin
