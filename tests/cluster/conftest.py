@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from dtl import api
+from dtl.follow import Status
 from dtl.run_folder import RunFolder
 from dtl.submitted import Submitted
 from tests import tiny
@@ -237,21 +238,19 @@ def _by_cancel(bed: Bed) -> None:
 def _follow_all(bed: Bed) -> None:
     """A local run of two processes meanwhile; then the end of all."""
     process = launching.start(bed.folder, "local", "layout.processes=2")
-    seen: list[str] = []
     argv = [sys.executable, "-m", "dtl", "logs", "runs/plain $x", "--follow"]
     following = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=240)
     bed.seen["logs"] = following.stdout
     assert process.wait(timeout=240) == 0
 
-    def ended() -> bool:
-        seen[:] = [one.state for one in api.status("runs")]
-        return set(seen) == {"finished", "failed"}
+    def going() -> list[Status]:
+        return [one for one in api.status("runs") if one.state not in ("finished", "failed")]
 
     try:
-        until(ended, "the end of all runs")
-    except AssertionError:
-        logs = {path: path.read_text()[-1500:] for path in bed.folder.glob("runs/*/logs/job.log")}
-        raise AssertionError(f"{api.status('runs')}\n{logs}") from None
+        until(lambda: not going(), "the end of all runs")
+    except AssertionError as late:
+        told = [f"{one}\n{(one.run / 'logs' / 'job.log').read_text()[-1500:]}" for one in going()]
+        raise AssertionError("\n".join(told)) from late
 
 
 def _state(number: str) -> str:

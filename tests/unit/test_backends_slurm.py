@@ -138,6 +138,7 @@ def ran(tmp_path, fake, *, srun="", folder=None, nodes=1, links=1, **fields):
         text=True,
         timeout=30,
         check=False,
+        start_new_session=True,
     )
     return done.returncode, done.stdout + done.stderr, calls(fake)
 
@@ -166,6 +167,12 @@ def test_how_it_ended_decides_whether_it_starts_again(tmp_path, fake, srun, code
     assert ("scontrol requeue 20007" in called) is again
 
 
+# What Slurm does on a requeue: all processes of the job get it, now and later.
+TERM_TO_ALL = (
+    "(trap '' TERM; for _ in {1..15}; do kill -TERM -- -$PPID; sleep 0.05; done) >/dev/null 2>&1 &"
+)
+
+
 def test_an_unfit_node_is_left_out_and_nothing_is_loaded(tmp_path, fake):
     getent = fake / "bin" / "getent"
     getent.write_text("#!/bin/bash\necho 10.0.0.1\n")
@@ -174,11 +181,13 @@ def test_an_unfit_node_is_left_out_and_nothing_is_loaded(tmp_path, fake):
     run.mkdir()
     (run / "unfit_nodes").write_text("n2")
     (fake / "scontrol").write_text(
-        'case "$*" in "show job"*) echo " ReqNodeList=(null) ExcNodeList=n[7-9]";;'
-        " show*) echo n1;; esac"
+        'case "$*" in "show job"*) sleep 0.2; echo " ReqNodeList=(null) ExcNodeList=n[7-9]";;'
+        " show*) echo n1;; update*) sleep 0.2; echo updated;;"
+        f" requeue*) {TERM_TO_ALL};; esac"
     )
     found, told, called = ran(tmp_path, fake, srun=ends_in(run, 3), nodes=2)
     assert found == 3 and "left out from now on: n2" in told
+    assert "updated" in told, "what a requeue sends to the job has ended it"
     assert "scontrol requeue 20007" in called
     assert "scontrol update JobId=20007 ExcNodeList=n[7-9],n2" in called
     started = [call for call in called if call.startswith("srun")]
