@@ -137,6 +137,7 @@ def comparison(names):
         cells=tuple(cells),
         points=tuple(points),
         differences=(),
+        source_differences=(),
         recommendations=(Recommendation(20, "full", "best", "Take full. It is the best."),),
         rates=(),
         hint=None,

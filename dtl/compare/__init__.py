@@ -182,7 +182,8 @@ class NotRun:
 class Comparison:
     """`name`: the folder's. `score_name`: the task's best score. `classes`: None where labels are
     rows. `all_labels`: which number of labels is all there are; None: not in the grid. `level`: of
-    the intervals."""
+    the intervals. `differences`: on the held-out rows; `source_differences`: on the data of
+    --source."""
 
     name: str
     task: str
@@ -200,6 +201,7 @@ class Comparison:
     cells: tuple[Cell, ...]
     points: tuple[Point, ...]
     differences: tuple[Difference, ...]
+    source_differences: tuple[Difference, ...]
     recommendations: tuple[Recommendation, ...]
     rates: tuple[Rate, ...]
     hint: Hint | None
@@ -215,6 +217,16 @@ class Comparison:
     def point(self, strategy: str, labels: int) -> Point | None:
         """The mean over seeds; None where it is missing."""
         found = (one for one in self.points if (one.strategy, one.labels) == (strategy, labels))
+        return next(found, None)
+
+    def forgotten(self, strategy: str, labels: int) -> Difference | None:
+        """How much better the base as it is does on the data of --source than what has learnt;
+        None where either is not scored there."""
+        found = (
+            one
+            for one in self.source_differences
+            if (one.first, one.second, one.labels) == (UNADAPTED, strategy, labels)
+        )
         return next(found, None)
 
     def to_dict(self) -> dict[str, Any]:

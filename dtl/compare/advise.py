@@ -48,14 +48,37 @@ def points(measured: Sequence[Measured], task: Task, *, sign: int) -> list[Point
 
 
 def differences(measured: Sequence[Measured], *, sign: int) -> list[Difference]:
-    """Of all pairs of strategies with the same number of labels, over the seeds that both have, and
-    of the unadapted base and each strategy; each of the two corrected over the pairs of a number of
-    labels."""
-    together = _together(measured)
+    """On the held-out examples: of all pairs of strategies with the same number of labels, over the
+    seeds that both have, and of the unadapted base and each strategy; each of the two corrected
+    over the pairs of a number of labels."""
     base = next((one.unadapted for one in measured if one.unadapted is not None), None)
+    return _all_pairs(measured, lambda one: one.held_out, base, sign)
+
+
+def source_differences(
+    measured: Sequence[Measured], base: Sample | None, *, sign: int
+) -> list[Difference]:
+    """The same on the examples of --source, of all that are scored there. `base`: the unadapted
+    one on these."""
+    return _all_pairs(measured, lambda one: one.source, base, sign)
+
+
+_Seeds = dict[int, Sample]  # of one strategy with one number of labels
+
+
+def _all_pairs(
+    measured: Sequence[Measured],
+    sample_of: Callable[[Measured], Sample | None],
+    base: Sample | None,
+    sign: int,
+) -> list[Difference]:
+    scored: dict[int, dict[str, _Seeds]] = {}
+    for (name, labels), group in _together(measured).items():
+        samples = ((one.cell.seed, sample_of(one)) for one in group)
+        if known := {seed: sample for seed, sample in samples if sample is not None}:
+            scored.setdefault(labels, {})[name] = known
     found = []
-    for labels in sorted({labels for _, labels in together}):
-        here = {name: cells for (name, number), cells in together.items() if number == labels}
+    for labels, here in sorted(scored.items()):
         pairs = {
             (first, second): apart
             for first, second in combinations(here, 2)
@@ -64,10 +87,9 @@ def differences(measured: Sequence[Measured], *, sign: int) -> list[Difference]:
         found += _differences(labels, pairs)
         if base is not None:
             against = {
-                (UNADAPTED, name): _spread(
-                    joined([base] * len(cells)), joined([one.held_out for one in cells]), sign
-                )
-                for name, cells in here.items()
+                (UNADAPTED, name): apart
+                for name, seeds in here.items()
+                if (apart := _paired(dict.fromkeys(seeds, base), seeds, sign)) is not None
             }
             found += _differences(labels, against)
     return found
@@ -262,21 +284,14 @@ def _interval(samples: Sequence[Sample | None], task: Task) -> Interval | None:
     return interval_of(joined(known), task)
 
 
-def _paired(first: Sequence[Measured], second: Sequence[Measured], sign: int) -> Spread | None:
-    """Over the seeds of both."""
-    seeds = {one.cell.seed for one in first} & {one.cell.seed for one in second}
+def _paired(first: _Seeds, second: _Seeds, sign: int) -> Spread | None:
+    """Of the difference over the seeds of both, on the same examples."""
+    seeds = sorted(first.keys() & second.keys())
     if not seeds:
         return None
-    pair = [
-        joined([one.held_out for one in group if one.cell.seed in seeds])
-        for group in (first, second)
-    ]
-    return _spread(pair[0], pair[1], sign)
-
-
-def _spread(first: Sample, second: Sample, sign: int) -> Spread:
-    """Of the difference of two on the same seeds and examples."""
-    difference = first.minus(second)
+    difference = joined([first[seed] for seed in seeds]).minus(
+        joined([second[seed] for seed in seeds])
+    )
     return spread(
         Sample(sign * difference.values_S, sign * difference.values_RS, difference.examples)
     )

@@ -160,7 +160,7 @@ class Running:
     def _before(self) -> None:
         """What is found out before any training: the base on the data of --source, and the hint."""
         state = self.state
-        out = state.folder / "scores" / "base"
+        out = state.scores_of_base
         if state.grid.config.compare.source and not (out / f"{EVALUATION}.json").is_file():
             try:
                 self._aside(lambda: self._score_source(None, out), "base")

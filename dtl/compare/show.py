@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 
 from dtl.compare import TABLE, Comparison, Point, in_words, load
@@ -42,7 +43,9 @@ def _table(found: Comparison) -> list[str]:
         f"{found.level:.0%}",
         f"{low:.3g}".ljust(PLOT - 6) + f"{high:>6.3g}",
     ]
-    columns = [column for column in _COLUMNS if any(_COLUMNS[column](one) for one in found.points)]
+    columns = [
+        column for column, tell in _COLUMNS.items() if any(tell(found, one) for one in found.points)
+    ]
     rows = [[*heads, *columns]]
     for labels in found.labels:
         here = [point for name in found.strategies if (point := found.point(name, labels))]
@@ -52,7 +55,7 @@ def _table(found: Comparison) -> list[str]:
         for one in here:
             interval = f"{one.interval.low:.3f}-{one.interval.high:.3f}"
             plot = _plot(one, low, high)
-            rest = [_COLUMNS[column](one) for column in columns]
+            rest = [_COLUMNS[column](found, one) for column in columns]
             rows.append([f"  {one.strategy}", f"{one.score:.3f}", interval, plot, *rest])
     seeds = f"{len(found.seeds)} seed{'s' if len(found.seeds) > 1 else ''}"
     about = f"{found.name}: {found.task}, {found.score_name} ({better} is better), {seeds}"
@@ -82,20 +85,31 @@ def caught_up(point: Point) -> str:
     return f"{_BOUNDS[point.to_scratch.bound]}{format_seconds(point.to_scratch.seconds)}"
 
 
+def forgets(found: Comparison, point: Point) -> str:
+    """How much less it has on the source than the base; with a question mark where it is less or
+    more, and the two are not told apart."""
+    lost = found.forgotten(point.strategy, point.labels)
+    if lost is None:
+        return ""
+    sure = lost.distinguishable or lost.difference == 0
+    return f"{lost.difference:.3f}{'' if sure else '?'}"
+
+
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.3f}"
 
 
 _BOUNDS = {"more than": ">", "at most": "<=", None: ""}
-_COLUMNS = {
-    "scratch needs": saved,
-    "to scratch's": caught_up,
-    "time": lambda point: format_seconds(point.seconds),
-    "memory": lambda point: format_bytes(point.peak_memory_bytes),
-    "stored": lambda point: format_bytes(point.stored_bytes),
-    "source": lambda point: _number(point.source_score),
-    "ood": lambda point: _number(point.ood_score),
-    "worst group": lambda point: _number(point.worst_group),
+_COLUMNS: dict[str, Callable[[Comparison, Point], str]] = {
+    "scratch needs": lambda _, point: saved(point),
+    "to scratch's": lambda _, point: caught_up(point),
+    "time": lambda _, point: format_seconds(point.seconds),
+    "memory": lambda _, point: format_bytes(point.peak_memory_bytes),
+    "stored": lambda _, point: format_bytes(point.stored_bytes),
+    "source": lambda _, point: _number(point.source_score),
+    "forgets": forgets,
+    "ood": lambda _, point: _number(point.ood_score),
+    "worst group": lambda _, point: _number(point.worst_group),
 }
 
 

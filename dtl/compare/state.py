@@ -132,6 +132,11 @@ class State:
         """The folder of what is scored beside a run: source, or ood."""
         return self.folder / "scores" / planned.name / kind
 
+    @property
+    def scores_of_base(self) -> Path:
+        """The folder of what the base as it is scores on the data of --source."""
+        return self.folder / "scores" / "base"
+
     def unscored(self, planned: Planned) -> list[str]:
         """What is still to be scored beside a run."""
         compare, kinds = self.grid.config.compare, []

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dtl.compare import TABLE, Base, Comparison, Hint, NotRun, Rate, in_words
-from dtl.compare.advise import differences, points, recommendations
+from dtl.compare.advise import differences, points, recommendations, source_differences
 from dtl.compare.grid import Planned
 from dtl.compare.measure import (
     LEVEL,
@@ -24,6 +24,7 @@ from dtl.compare.measure import (
 )
 from dtl.compare.state import State
 from dtl.run_folder import write_json
+from dtl.statistics import Sample
 
 
 def write_table(state: State) -> Comparison:
@@ -42,7 +43,8 @@ def table(state: State) -> Comparison:
     mean_points = points(measured, task, sign=sign)
     pairs = differences(measured, sign=sign)
     hint, no_hint = _hint(state)
-    base = _base(state, measured)
+    base_on_source = _base_on_source(state)
+    base = _base(state, measured, base_on_source)
     compare = grid.config.compare
     return Comparison(
         name=state.folder.name,
@@ -61,6 +63,7 @@ def table(state: State) -> Comparison:
         cells=tuple(one.cell for one in measured),
         points=tuple(mean_points),
         differences=tuple(pairs),
+        source_differences=tuple(source_differences(measured, base_on_source, sign=sign)),
         recommendations=tuple(
             recommendations(
                 mean_points, pairs, base, sign=sign, unit=partial(in_words, classes=grid.classes)
@@ -92,18 +95,21 @@ def _hint(state: State) -> tuple[Hint | None, str | None]:
     return Hint(labels=state.grid.labels[0].number, **stored), None
 
 
-def _base(state: State, measured: Sequence[Measured]) -> Base:
-    task, folder = state.task, state.folder / "scores" / "base"
+def _base(state: State, measured: Sequence[Measured], on_source: Sample | None) -> Base:
+    task = state.task
     held_out = next((one.unadapted for one in measured if one.unadapted is not None), None)
-    runs = (state.folder_of(one) for one in state.grid.cells if state.finished(one))
-    facts = next((run.facts for run in runs), None)
-    source = None if facts is None else sample_of(folder, task, facts)
     return Base(
         score=None if held_out is None else float(held_out.values_S[0]),
         interval=None if held_out is None else interval_of(held_out, task),
-        source_score=score_of(folder, best_score(task)),
-        source_interval=None if source is None else interval_of(source, task),
+        source_score=score_of(state.scores_of_base, best_score(task)),
+        source_interval=None if on_source is None else interval_of(on_source, task),
     )
+
+
+def _base_on_source(state: State) -> Sample | None:
+    runs = (state.folder_of(one) for one in state.grid.cells if state.finished(one))
+    facts = next((run.facts for run in runs), None)
+    return None if facts is None else sample_of(state.scores_of_base, state.task, facts)
 
 
 def _rates(state: State, sign: int) -> list[Rate]:

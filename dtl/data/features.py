@@ -7,17 +7,18 @@ import json
 import os
 import shutil
 import socket
-from collections.abc import Iterable
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 
 from dtl.data.encoded import INDEX, cache_key, publish
-from dtl.errors import RunFailed
+from dtl.errors import DtlError, RunFailed
+from dtl.lease import Lease
 from dtl.mini.cache import folder as cache_folder
 
 # A bfloat16 is kept as its 16 bits, which numpy has no name for.
@@ -115,6 +116,32 @@ def features_folder(**made_of: Any) -> Path:
 def home() -> Path:
     """Where all features lie."""
     return cache_folder() / "features"
+
+
+Turn = Literal["made", "ours", "another's"]
+
+
+def take_turn(folder: Path, held: ExitStack) -> Turn:
+    """Whether these features are there already, are to be made here, or are being made by another
+    run. Where they are ours, no other run makes them until `held` is closed."""
+    if folder.exists():
+        return "made"
+    try:
+        held.enter_context(_making(cache_folder() / "making" / folder.name))
+    except (DtlError, FileNotFoundError):  # held, or just removed by who held it
+        return "another's"
+    return "made" if folder.exists() else "ours"
+
+
+@contextmanager
+def _making(place: Path) -> Iterator[None]:
+    place.mkdir(parents=True, exist_ok=True)
+    try:
+        with Lease(place):
+            yield
+    finally:
+        with suppress(OSError):
+            place.rmdir()
 
 
 def stage(folder: Path, *, writer: str) -> Path:

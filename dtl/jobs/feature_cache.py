@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
 LOOKED_AT = 4  # examples of different lengths, that tell what the head reads
 NEAR = {"fp32": 1e-4, "bf16": 5e-2, "fp16": 1e-2}  # what batches of other sizes may differ by
 ROOM = 0.9  # share of the disk that may be taken
+LOOK_AGAIN = 1.0  # seconds, while another run makes the features
 
 
 @dataclass(frozen=True)
@@ -213,14 +216,36 @@ class _Kept:
 
 
 def _kept(source: Source, cut: Cut, data: EncodedData) -> _Kept:
-    """The features of these examples: found, or computed by all ranks. Raises Unfit where the disk
-    is too small for them."""
+    """The features of these examples: found, or made by all ranks, unless another run makes the
+    same, which is waited for. Raises Unfit where the disk is too small for them."""
     engine, folder = source.engine, _folder(source, cut, data)
-    if engine.agree(folder.exists()):
-        _refuse_unseen(folder, engine)
-        source.say(f"features of {len(data)} examples: kept in {folder}")
-        return _Kept(Features(folder), data)
-    writer = str(RunFolder.of(source.config).path.absolute())
+    with ExitStack() as turn:
+        there = _await_turn(source, folder, turn)
+        if not there:
+            _make(source, cut, data, folder)
+    _refuse_unseen(folder, engine)
+    how = "kept" if there else "made, and kept"
+    source.say(f"features of {len(data)} examples: {how} in {folder}")
+    return _Kept(Features(folder), data)
+
+
+def _await_turn(source: Source, folder: Path, held: ExitStack) -> bool:
+    """Whether they are there. Where they are not, no other run makes them until `held` is
+    closed."""
+    engine, waited = source.engine, False
+    while True:
+        turn = engine.agree(features.take_turn(folder, held) if engine.is_first else "")
+        if turn != "another's":
+            return turn == "made"
+        if not waited:
+            source.say(f"features: another run makes them now, which is waited for ({folder})")
+        waited = True
+        source.pause("features, waiting for another run that makes them")
+        time.sleep(LOOK_AGAIN)
+
+
+def _make(source: Source, cut: Cut, data: EncodedData, folder: Path) -> None:
+    engine, writer = source.engine, str(RunFolder.of(source.config).path.absolute())
     staged = Path(
         engine.agree(str(features.stage(folder, writer=writer)) if engine.is_first else "")
     )
@@ -235,8 +260,6 @@ def _kept(source: Source, cut: Cut, data: EncodedData) -> _Kept:
         if engine.is_first:
             features.discard(staged)
         raise
-    source.say(f"features of {len(data)} examples: made, and kept in {folder}")
-    return _Kept(Features(folder), data)
 
 
 def _refuse_unseen(folder: Path, engine: Engine) -> None:

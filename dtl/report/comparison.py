@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from dtl.compare import Cell, Comparison, Interval, Point, in_words, load, mean_curve
-from dtl.compare.show import caught_up, saved
+from dtl.compare import Cell, Comparison, Difference, Interval, Point, in_words, load, mean_curve
+from dtl.compare.show import caught_up, forgets, saved
 from dtl.report.charts import Axis, Chart, Level, Line, Plot
 from dtl.report.page import Block, Charts, Page, Section, Table, Text, Tile
 from dtl.units import format_bytes, format_seconds
@@ -25,7 +25,7 @@ def page_of(folder: Path) -> Page:
         Section("What to take", tuple(_advice(found))),
         Section("Score and labels", (Charts(tuple(_over_labels(found))), _table(found))),
         Section(f"Cost, with {in_words(most, classes=found.classes)}", _cost(found, most)),
-        Section("Differences", (_differences(found),)),
+        Section("Differences", _differences(found)),
         Section("How it was found", tuple(_method(found))),
     ]
     return Page(
@@ -224,6 +224,7 @@ def _table(found: Comparison) -> Table:
         "peak memory",
         "stored",
         "source",
+        "forgets",
         "other data",
         "worst group",
     ]
@@ -232,7 +233,7 @@ def _table(found: Comparison) -> Table:
         for name in found.strategies:
             if point := found.point(name, labels):
                 few = in_words(labels, classes=found.classes)
-                rows.append([few, name, *_cells(point)])
+                rows.append([few, name, *_cells(found, point)])
     kept = [at for at in range(len(head)) if any(row[at] for row in rows)]
     return Table(
         "Every strategy with every number of labels; seconds of learning, mean over seeds",
@@ -241,7 +242,7 @@ def _table(found: Comparison) -> Table:
     )
 
 
-def _cells(point: Point) -> list[str]:
+def _cells(found: Comparison, point: Point) -> list[str]:
     return [
         f"{point.score:.4g}",
         _between(point.interval),
@@ -250,18 +251,31 @@ def _cells(point: Point) -> list[str]:
         format_seconds(point.seconds),
         format_bytes(point.peak_memory_bytes),
         format_bytes(point.stored_bytes),
-        *(
-            "" if value is None else f"{value:.4g}"
-            for value in (point.source_score, point.ood_score, point.worst_group)
-        ),
+        _number(point.source_score),
+        forgets(found, point),
+        _number(point.ood_score),
+        _number(point.worst_group),
     ]
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"
 
 
 def _between(interval: Interval) -> str:
     return f"{interval.low:.4g} to {interval.high:.4g}"
 
 
-def _differences(found: Comparison) -> Table:
+def _differences(found: Comparison) -> tuple[Block, ...]:
+    """On the held-out rows and, where it was asked, on the source."""
+    told = "paired by seeds and examples, above 0 the first is better; p after Holm's correction"
+    tables = [_pairs(found, found.differences, f"Held-out rows, {told}")]
+    if found.source_differences:
+        tables.append(_pairs(found, found.source_differences, f"{found.source}, {told}"))
+    return tuple(tables)
+
+
+def _pairs(found: Comparison, differences: Sequence[Difference], caption: str) -> Table:
     rows = tuple(
         (
             in_words(one.labels, classes=found.classes),
@@ -271,10 +285,9 @@ def _differences(found: Comparison) -> Table:
             f"{one.corrected:.3g}",
             "yes" if one.distinguishable else "no",
         )
-        for one in found.differences
+        for one in differences
     )
     head = ("labels", "pair", "difference", f"{found.level:.0%} interval", "p", "told apart")
-    caption = "Paired by seeds and examples, above 0 the first is better; p after Holm's correction"
     return Table(caption, head, rows)
 
 

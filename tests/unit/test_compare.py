@@ -11,7 +11,7 @@ import time
 import numpy as np
 import pytest
 
-from dtl.compare import Comparison, load, show
+from dtl.compare import Comparison, Interval, load, show
 from dtl.run_folder import RunFolder
 from tests.distributed.launching import environment
 
@@ -185,6 +185,10 @@ def test_what_is_forgotten_is_that_of_the_body_under_the_old_head(whole):
     found = load(whole)
     frozen = [cell.source_score for cell in found.cells if cell.strategy == "frozen"]
     assert frozen == [found.base.source_score] * 4
+    nothing = Interval(0.0, 0.0)
+    assert [found.forgotten("frozen", labels).interval for labels in (1, 4)] == [nothing] * 2
+    assert found.forgotten("scratch", 1) is None
+    assert show.forgets(found, found.point("frozen", 1)) == "0.000"
     assert all(cell.source_score is None for cell in found.cells if cell.strategy == "scratch")
 
     base = mini.path("vision")

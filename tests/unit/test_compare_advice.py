@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from dtl.compare import Base, Cell, Interval, Reached, ToScratch
-from dtl.compare.advise import differences, points, recommendations
+from dtl.compare.advise import differences, points, recommendations, source_differences
 from dtl.compare.measure import Measured
 from dtl.statistics import Sample
 
@@ -249,3 +249,32 @@ def test_an_error_of_the_base_that_is_less_is_better():
     measured, base = beside(guesses(draw, 0.9)[0], learnt)
     (told,) = advice(measured, sign=-1, base=base)
     assert told.choice == "lora" and told.text.endswith("; the base as it is has 0.925.")
+
+
+def test_what_is_forgotten_is_paired_with_the_base_on_the_same_examples():
+    """Of the 100 examples the base is right of 80, full of those but 20, lp-ft of those but one and
+    but none. Scratch had no source to forget."""
+
+    def sample(right):
+        return Sample.of(accuracy, np.stack([right, np.ones(100)], axis=1))
+
+    places = np.arange(100)
+    base = sample(places < 80)
+    of_source = {"scratch": [None] * 2, "full": [60, 60], "lp-ft": [80, 79]}
+    measured = [
+        replace(one, source=None if right is None else sample(places < right))
+        for name, rights in of_source.items()
+        for one, right in zip(cells(name, 5, [np.ones(9)] * 2), rights, strict=True)
+    ]
+    for sign in (1, -1):
+        found = source_differences(measured, base, sign=sign)
+        pairs = {(one.first, one.second): one for one in found}
+        assert list(pairs) == [("full", "lp-ft"), ("unadapted", "full"), ("unadapted", "lp-ft")]
+        full, lp_ft = pairs["unadapted", "full"], pairs["unadapted", "lp-ft"]
+        assert sign * full.difference == pytest.approx(0.2) and full.distinguishable
+        assert sign * lp_ft.difference == pytest.approx(0.005) and not lp_ft.distinguishable
+        assert full.corrected == 2 * full.p and lp_ft.corrected == lp_ft.p
+        low, high = sorted((sign * full.interval.low, sign * full.interval.high))
+        assert 0.1 < low < 0.2 < high < 0.3  # an example's part: (0.2 * 0.8 / 100)**0.5 is 0.04
+    pairs = source_differences(measured, None, sign=1)
+    assert [(one.first, one.second) for one in pairs] == [("full", "lp-ft")]

@@ -6,6 +6,7 @@ import json
 import random
 import re
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -271,6 +272,38 @@ def test_a_write_that_is_cut_off_leaves_nothing_that_is_used(
     assert len(kept(cache)) == 2 and not list(cache.glob("features/*.staged"))
     found, expected = ([line["loss"] for line in lines(run, "train")] for run in (again, whole))
     assert found == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("end", ["made", "killed"])
+def test_another_run_that_makes_the_same_is_waited_for(
+    bert: Callable[..., Any],
+    cache: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    end: str,
+) -> None:
+    """Until it has made them; or has not, and then this one does."""
+    first = run_here(bert("first"))
+    (folder,) = (each.folder for each in kept(cache) if len(each) == ROWS)
+    made = folder.rename(tmp_path / "made").stat().st_ino
+    held, looks = ExitStack(), []
+    assert features.take_turn(folder, held) == "ours"
+
+    def look_again(seconds: float) -> None:
+        looks.append(seconds)
+        if len(looks) == 3:
+            if end == "made":
+                (tmp_path / "made").rename(folder)
+            held.close()
+
+    monkeypatch.setattr(feature_cache, "time", SimpleNamespace(sleep=look_again))
+    second = run_here(bert("second"))
+    assert len(looks) == 3 and (folder.stat().st_ino == made) is (end == "made")
+    assert capsys.readouterr().out.count("another run makes them now") == 1
+    assert not list(cache.glob("making/*")) and len(kept(cache)) == 2
+    found, expected = ([line["loss"] for line in lines(run, "train")] for run in (second, first))
+    assert found == expected
 
 
 def test_a_phase_that_moves_the_base_comes_after(bert: Callable[..., Any], cache: Path) -> None:

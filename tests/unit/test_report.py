@@ -3,6 +3,7 @@
 import csv
 import re
 from collections import Counter
+from dataclasses import replace
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from dtl.cli import main
+from dtl.compare import Difference, Interval, show
 from dtl.errors import DtlError
 from dtl.lease import Lease
 from dtl.report import pictures, write
@@ -166,6 +168,27 @@ def test_a_comparison_is_drawn_as_it_is_stored(tmp_path):
     over_time = rows_of(charts / "score_over_time.csv")
     told = [float(cell) for cell in over_time[1][1:]]
     assert told == pytest.approx([2.5, 0.3, 0.2, 0.4]), "the mean of two seeds"
+
+
+def test_what_is_forgotten_is_told_with_a_doubt_where_there_is_one(tmp_path):
+    lost = [
+        Difference(labels, "unadapted", "full", value, Interval(low, 0.2), p, 2 * p, p < 0.025)
+        for labels, value, low, p in ((5, 0.1, 0.05, 0.01), (20, 0.08, -0.01, 0.04))
+    ]
+    made = comparison(("scratch", "frozen", "full"))
+    made = replace(made, source="mini:glyphs", source_differences=tuple(lost))
+    write_json(tmp_path / "comparison.json", made.to_dict())
+    page = write(tmp_path, png=False).page.read_text(encoding="utf-8")
+    words = "|".join(word.strip() for word in Elements(page).words if word.strip())
+    assert "mini:glyphs, paired by seeds and examples" in words
+    assert "5 labels a class|unadapted - full|+0.1|0.05 to 0.2|0.02|yes" in words
+    assert "20 labels a class|unadapted - full|+0.08|-0.01 to 0.2|0.08|no" in words
+    told = [show.forgets(made, point) for point in made.points]
+    assert told == ["", "", "0.100", "", "", "0.080?"]
+    assert "|forgets|" in words and "|0.080?|" in words
+    table = [line.split() for line in show.lines(made)]
+    assert ["memory", "stored", "forgets"] in [line[-3:] for line in table]
+    assert [line[-1] for line in table if line[:1] == ["full"]] == ["0.100", "0.080?"]
 
 
 def test_what_is_no_run_is_refused(tmp_path, capsys):
