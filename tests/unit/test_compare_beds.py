@@ -40,6 +40,12 @@ def test_letters_help_with_digits_and_two_phases_keep_more_of_them(tmp_path):
         assert frozen.labels_saved.scratch_labels >= 20
         assert both.score >= full.score
         assert both.source_score > full.source_score + 0.2
+        lost = next(
+            pair
+            for pair in found.source_differences
+            if (pair.first, pair.second, pair.labels) == ("full", "lp-ft", labels)
+        )
+        assert lost.interval.high < 0, "full forgets no more than lp-ft"
         assert frozen.source_score == found.base.source_score
     assert found.hint.probe > 0.5
 
