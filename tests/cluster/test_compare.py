@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -40,10 +41,11 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def compare(desk: Path, *arguments: str, code: int = 0) -> str:
+    house, cache = os.environ.get("PYTHONPATH", str(HOUSE)), str(desk / "cache")
     done = subprocess.run(
         [sys.executable, "-m", "dtl", "compare", *arguments],
         cwd=desk,
-        env=environment(PYTHONPATH=os.environ.get("PYTHONPATH", str(HOUSE))),
+        env=environment(PYTHONPATH=house, DTL_CACHE=cache),
         capture_output=True,
         text=True,
         timeout=300,
@@ -68,3 +70,6 @@ def test_its_table_is_that_of_this_machine(lab: Callable[..., str], desk: Path) 
         "node1",
     }
     assert "take" in compare(desk, "comparisons/few")
+    told = [path.read_text() for path in desk.glob("comparisons/*/cells/*/logs/told.log")]
+    made = re.findall(r"examples: made, and kept in (.+)", "\n".join(told))
+    assert len(made) == len(set(made)) == 3, "more than one run has made the same features"
