@@ -116,6 +116,7 @@ def _differences(labels: int, family: dict[tuple[str, str], Spread]) -> list[Dif
 def recommendations(
     found: Sequence[Point],
     pairs: Sequence[Difference],
+    source_pairs: Sequence[Difference],
     base: Base,
     *,
     sign: int,
@@ -129,7 +130,8 @@ def recommendations(
         if len(here) > 1:
             of_these = [pair for pair in pairs if pair.labels == labels]
             learnt = _recommend(labels, here, of_these, sign, unit)
-            advice.append(_beside_base(learnt, here, of_these, base, sign, unit))
+            beside = _beside_base(learnt, here, of_these, base, sign, unit)
+            advice.append(_with_what_is_forgotten(beside, source_pairs))
     return advice
 
 
@@ -207,6 +209,25 @@ def _beside_base(
         f"is comes to {scores}, {best}, and the two are not distinguishable."
     )
     return replace(advice, choice=UNADAPTED, verdict="not distinguishable", text=text)
+
+
+def _with_what_is_forgotten(
+    advice: Recommendation, source_pairs: Sequence[Difference]
+) -> Recommendation:
+    """The same, and what the choice does to the score on the source, where that is known."""
+    asked = (UNADAPTED, advice.choice, advice.labels)
+    pair = next((one for one in source_pairs if (one.first, one.second, one.labels) == asked), None)
+    if pair is None:
+        return advice
+    if pair.difference == 0:
+        told = f"{advice.choice} forgets nothing of the source"
+    elif not pair.distinguishable:
+        told = f"nothing shows that {advice.choice} forgets any of the source"
+    elif pair.difference < 0:
+        told = f"on the source {advice.choice} gains {-pair.difference:.3f}"
+    else:
+        told = f"on the source {advice.choice} loses {pair.difference:.3f}"
+    return replace(advice, text=f"{advice.text[:-1]}; {told}.")
 
 
 def _margin(better: str, other: str, here: dict[str, Point], pairs: Sequence[Difference]) -> str:

@@ -45,6 +45,7 @@ def table(state: State) -> Comparison:
     hint, no_hint = _hint(state)
     base_on_source = _base_on_source(state)
     base = _base(state, measured, base_on_source)
+    source_pairs = source_differences(measured, base_on_source, sign=sign)
     compare = grid.config.compare
     return Comparison(
         name=state.folder.name,
@@ -63,10 +64,15 @@ def table(state: State) -> Comparison:
         cells=tuple(one.cell for one in measured),
         points=tuple(mean_points),
         differences=tuple(pairs),
-        source_differences=tuple(source_differences(measured, base_on_source, sign=sign)),
+        source_differences=tuple(source_pairs),
         recommendations=tuple(
             recommendations(
-                mean_points, pairs, base, sign=sign, unit=partial(in_words, classes=grid.classes)
+                mean_points,
+                pairs,
+                source_pairs,
+                base,
+                sign=sign,
+                unit=partial(in_words, classes=grid.classes),
             )
         ),
         rates=tuple(_rates(state, sign)),

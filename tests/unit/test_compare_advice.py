@@ -62,11 +62,12 @@ def guesses(draw, ease, *, of_seed=0.02):
     ]
 
 
-def advice(measured, *, sign=1, base=BASE):
+def advice(measured, *, sign=1, base=BASE, before=None):
     found = points(measured, TASK, sign=sign)
     pairs = differences(measured, sign=sign)
-    told = recommendations(found, pairs, base, sign=sign, unit=lambda labels: f"{labels} labels")
-    return told
+    lost = source_differences(measured, before, sign=sign)
+    unit = "{} labels".format
+    return recommendations(found, pairs, lost, base, sign=sign, unit=unit)
 
 
 def beside(base, measured):
@@ -278,3 +279,28 @@ def test_what_is_forgotten_is_paired_with_the_base_on_the_same_examples():
         assert 0.1 < low < 0.2 < high < 0.3  # an example's part: (0.2 * 0.8 / 100)**0.5 is 0.04
     pairs = source_differences(measured, None, sign=1)
     assert [(one.first, one.second) for one in pairs] == [("full", "lp-ft")]
+
+
+@pytest.mark.parametrize(
+    ("right", "said"),
+    [
+        ([60, 60], "; on the source full loses 0.200."),
+        ([79, 80], "; nothing shows that full forgets any of the source."),
+        ([80, 80], "; full forgets nothing of the source."),
+        ([99, 99], "; on the source full gains 0.190."),
+    ],
+)
+def test_what_the_choice_forgets_is_told_with_it(right, said):
+    places, draw = np.arange(100), np.random.default_rng(9)
+
+    def sample(right):
+        return Sample.of(accuracy, np.stack([places < right, np.ones(100)], axis=1))
+
+    full = cells("full", 5, guesses(draw, 0.8)[:2])
+    full = [replace(one, source=sample(n)) for one, n in zip(full, right, strict=True)]
+    measured = [*cells("scratch", 5, guesses(draw, 0.3)[:2]), *full]
+    (told,) = advice(measured, before=sample(80))
+    assert told.choice == "full" and told.text.endswith(said)
+    assert told.text.count(". ") == 1  # two sentences
+    (turned,) = advice(measured, sign=-1, before=sample(80))
+    assert turned.choice == "scratch" and "source" not in turned.text
