@@ -222,16 +222,17 @@ class Comparison:
     def forgotten(self, strategy: str, labels: int) -> Difference | None:
         """How much better the base as it is does on the data of --source than what has learnt;
         None where either is not scored there."""
-        found = (
-            one
-            for one in self.source_differences
-            if (one.first, one.second, one.labels) == (UNADAPTED, strategy, labels)
-        )
-        return next(found, None)
+        return from_base(self.source_differences, strategy, labels)
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values, for JSON."""
         return dict(_ADAPTER.dump_python(self, mode="json"))
+
+
+def from_base(pairs: Sequence[Difference], strategy: str, labels: int) -> Difference | None:
+    """The unadapted base minus a strategy with so many labels; None where it is missing."""
+    asked = (UNADAPTED, strategy, labels)
+    return next((one for one in pairs if (one.first, one.second, one.labels) == asked), None)
 
 
 def mean_curve(cells: Sequence[Cell]) -> list[Reached]:

@@ -20,6 +20,7 @@ from dtl.compare import (
     Recommendation,
     ToScratch,
     Verdict,
+    from_base,
     mean_curve,
 )
 from dtl.compare.grid import SCRATCH
@@ -188,10 +189,10 @@ def _beside_base(
     unit: Callable[[int], str],
 ) -> Recommendation:
     """The same, where it is told apart from the base as it is, and better; else to keep that."""
-    if base.score is None:
-        return advice
     leader = max(here, key=lambda name: sign * here[name].score)
-    pair = next(one for one in pairs if (one.first, one.second) == (UNADAPTED, leader))
+    pair = from_base(pairs, leader, advice.labels)
+    if base.score is None or pair is None:
+        return advice
     where, scores = f"With {unit(advice.labels)}", f"{base.score:.3f}"
     best = f"the best that learns, {leader}, to {here[leader].score:.3f}"
     if pair.distinguishable and pair.difference < 0:
@@ -215,8 +216,7 @@ def _with_what_is_forgotten(
     advice: Recommendation, source_pairs: Sequence[Difference]
 ) -> Recommendation:
     """The same, and what the choice does to the score on the source, where that is known."""
-    asked = (UNADAPTED, advice.choice, advice.labels)
-    pair = next((one for one in source_pairs if (one.first, one.second, one.labels) == asked), None)
+    pair = from_base(source_pairs, advice.choice, advice.labels)
     if pair is None:
         return advice
     if pair.difference == 0:
