@@ -20,7 +20,7 @@ from importlib import metadata
 from pathlib import Path
 
 import dtl
-from dtl.run_folder import RunFolder
+from dtl.run.folder import RunFolder
 
 HERE = Path(__file__).parent
 CONFIGS = HERE.parent / "configs" / "quickstart"

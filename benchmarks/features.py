@@ -20,17 +20,17 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from dtl import desk
-from dtl.assemble import Parts
+from dtl.assembly.parts import Parts
 from dtl.config.load import load_config
 from dtl.config.schema import Model
 from dtl.data.loader import Loader
-from dtl.engine import Engine
-from dtl.examples import Examples
-from dtl.jobs.feature_cache import Source, learnt_from_features
-from dtl.jobs.opening import open_model, start_engine
+from dtl.engine.base import Engine
+from dtl.examples.prepare import Examples
 from dtl.models.load import locate, padding_token
+from dtl.run import prepare as desk
 from dtl.train import optim
+from dtl.train.feature_cache import Source, learnt_from_features
+from dtl.train.setup import open_model, start_engine
 
 HERE = Path(__file__).parent
 TURNS, LEFT_OUT = 40, 5  # steps of each kind; the first ones build things

@@ -87,7 +87,7 @@ def main() -> int:
 
 def _make_bed(folder: Path, model: str | None) -> Bed:
     """The quickstart's rows as a plain file, so that neither side has to make them."""
-    from dtl import mini
+    from dtl.mini import files as mini
 
     bed = Bed(folder, str(Path(model or mini.path("text")).absolute()))
     texts = mini.rows("graphs", "train")[:ROWS]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from dtl import registry
-from dtl.models.adapters import EXAMPLES, REACH
+from dtl.config import registry
+from dtl.models.peft.adapters import EXAMPLES, REACH
 
 PAGE = Path(__file__).parent / "peft.md"
 TABLE = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)

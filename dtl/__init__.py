@@ -55,8 +55,8 @@ def __getattr__(name: str) -> Any:
 class _Package(ModuleType):
     """Keeps dtl.plan and dtl.train the functions, although packages carry the same names.
 
-    The import system binds every imported submodule in its parent; `from dtl.plan.make import ...`
-    does not need that binding.
+    The import system binds every imported submodule in its parent; `from dtl.plan.planner import
+    ...` does not need that binding.
     """
 
     def __setattr__(self, name: str, value: object) -> None:

@@ -2,7 +2,7 @@
 
 import sys
 
-from dtl.cli import main
+from dtl.cli.app import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from dtl.config.load import load_config
 from dtl.config.schema import RunConfig
-from dtl.errors import DtlError
-from dtl.plan import Plan
-from dtl.run_folder import RunFolder
-from dtl.submitted import Submitted
-from dtl.supervisor import Supervisor
+from dtl.core.errors import DtlError
+from dtl.launch.supervisor import Supervisor
+from dtl.plan.records import Plan
+from dtl.run.folder import RunFolder
+from dtl.run.submission import Submitted
 
 if TYPE_CHECKING:
-    from dtl.follow import Status
-    from dtl.launch import Machine
-    from dtl.xray.report import Report
+    from dtl.cluster.status import Status
+    from dtl.inspect.check.report import Report
+    from dtl.launch.torchrun import Machine
 
 __all__ = [
     "Outcome",
@@ -49,15 +49,15 @@ class Outcome:
 
 def plan(config: RunConfig) -> Plan:
     """What `train` would launch, and why. Reads the data; starts nothing."""
-    from dtl.desk import prepare_run
+    from dtl.run.prepare import prepare_run
 
     return prepare_run(config).plan
 
 
 def check(config: RunConfig) -> Report:
     """What the data looks like, and what in it would waste a run. Reads no weights."""
-    from dtl.assemble import assemble
-    from dtl.xray.report import look
+    from dtl.assembly.parts import assemble
+    from dtl.inspect.check.report import look
 
     return look(config, assemble(config))
 
@@ -86,7 +86,7 @@ def train(
 
 
 def _train(config: RunConfig, supervisor: Supervisor) -> Outcome:
-    from dtl import desk
+    from dtl.run import prepare as desk
 
     folder, say = RunFolder.of(config), supervisor.say
     if desk.holds(folder, config):
@@ -128,8 +128,8 @@ def resume(
     """
     folder, allowed = RunFolder.open(path), frozenset(allow_change)
     if (job := Submitted.of(folder.path)) is not None and folder.state != "finished":
-        from dtl import desk
-        from dtl.submit import refuse_live, resubmit
+        from dtl.cluster.submit import refuse_live, resubmit
+        from dtl.run import prepare as desk
 
         config = desk.reconfigure(folder, overrides, allow_change=allowed)
         if not here:
@@ -157,8 +157,8 @@ def submit(
     each cell. `cluster`: a site's name or file; `asked`: fields of dtl.submit.Asked. `dry_run`:
     only say the script. Raises DtlError.
     """
-    from dtl.submit import Asked, script
-    from dtl.submit import submit as put_into_queue
+    from dtl.cluster.submit import Asked, script
+    from dtl.cluster.submit import submit as put_into_queue
 
     wanted = Asked(cluster, **asked)
     if dry_run:
@@ -169,14 +169,14 @@ def submit(
 
 def status(path: str | Path = "runs") -> list[Status]:
     """Where a run is, or each run below a folder."""
-    from dtl.follow import status as look
+    from dtl.cluster.status import status as look
 
     return look(Path(path))
 
 
 def cancel(path: str | Path, *, say: Callable[[str], None] = print) -> None:
     """Ask a run, or each run below a folder, to save and end; return when it has."""
-    from dtl.follow import cancel as ask
+    from dtl.cluster.status import cancel as ask
 
     ask(Path(path), say=say)
 
@@ -190,7 +190,7 @@ def _resume(
     anew: bool = False,
 ) -> Outcome:
     """`anew`: it was laid out for another machine."""
-    from dtl import desk
+    from dtl.run import prepare as desk
 
     say = supervisor.say
     if folder.state == "finished":
@@ -220,7 +220,7 @@ def launch(
 
     Each starts `layout.processes`, or one a device. Raises DtlError.
     """
-    from dtl.launch import command_on
+    from dtl.launch.torchrun import command_on
     from dtl.plan.hardware import this_machine
 
     config = load_config(path, overrides)
@@ -324,7 +324,7 @@ def predict(
 
     Raises DtlError for an input at fault.
     """
-    from dtl.jobs.exported import open_export
+    from dtl.export.opened import open_export
     from dtl.jobs.predict import predictions, read_inputs, refuse_absent
 
     given = [str(one) for one in inputs]

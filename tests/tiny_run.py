@@ -4,13 +4,13 @@ import json
 
 import numpy as np
 
-from dtl import registry
-from dtl.compare import Base, Cell, Comparison, Interval, Point, Reached, Recommendation
+from dtl.compare.records import Base, Cell, Comparison, Interval, Point, Reached, Recommendation
+from dtl.config import registry
 from dtl.config.schema import RunConfig
-from dtl.data.source import open_rows
-from dtl.plan import Chosen, Layout, Parameters, PhasePlan, Plan
-from dtl.run_folder import RunFolder
-from dtl.train.groups import scores_by_group
+from dtl.data.sources.rows import open_rows
+from dtl.evaluation.groups import scores_by_group
+from dtl.plan.records import Chosen, Layout, Parameters, PhasePlan, Plan
+from dtl.run.folder import RunFolder
 
 PLAN = Plan(
     layout=Layout(1, 2, 2, "none", 4, 2, False, "fp32", "cpu"),

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from benchmarks.chaos.bed import HOUSE, Bed, Scene
 from benchmarks.chaos.runs import Run
-from dtl.launch import free_port
+from dtl.core.process_env import free_port
 
 SCENE = Scene("plain Trainer", 60)
 LAST = ("model.safetensors", "optimizer.pt")  # files of the last checkpoint that are compared

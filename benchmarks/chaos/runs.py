@@ -18,7 +18,7 @@ from typing import Any
 import psutil
 
 from benchmarks.chaos.bed import EVALUATE_EVERY, Bed, Scene
-from dtl.worker import end_with_parent
+from dtl.launch.worker import end_with_parent
 
 LIMIT_SECONDS = 240.0  # nothing here takes so long unless it hangs
 GONE_SECONDS = 45.0  # a launcher gives its ranks 30 s

@@ -10,9 +10,9 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from dtl.backends import Backend, Job, JobState
+from dtl.backends.base import Backend, Job, JobState
 from dtl.config.record import Record
-from dtl.errors import DtlError
+from dtl.core.errors import DtlError
 
 
 class Options(Record):

@@ -13,14 +13,14 @@ from typing import Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from dtl.backends import CANCELLED, UNFIT, UNFIT_NODES, Backend, Job, JobState
+from dtl.backends.base import CANCELLED, UNFIT, UNFIT_NODES, Backend, Job, JobState
 from dtl.config.document import read_file
 from dtl.config.explain import explain
 from dtl.config.record import ConfigFault, Record, refuse
-from dtl.errors import DtlError, RunFailed, near
-from dtl.shipped import shipped
-from dtl.stop import HANDED_ON, STOPPED
-from dtl.units import parse_seconds
+from dtl.core.errors import DtlError, RunFailed, near
+from dtl.core.package_files import shipped
+from dtl.core.signals import HANDED_ON, STOPPED
+from dtl.core.units import parse_seconds
 
 SCRIPT = "job.sbatch"
 PORTS = range(12_000, 32_000)  # below those that systems give away by themselves

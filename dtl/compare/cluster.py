@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dtl.backends import Job
+from dtl.backends.base import Job
 from dtl.backends.slurm import Options, Plugin, read_site
 from dtl.compare.state import State
-from dtl.errors import DtlError
-from dtl.launch import surroundings
+from dtl.core.errors import DtlError
+from dtl.core.process_env import surroundings
+from dtl.core.units import parse_seconds
 from dtl.plan.hardware import this_machine
-from dtl.run_folder import RunFolder, write_json
-from dtl.units import parse_seconds
+from dtl.run.folder import RunFolder, write_json
 
 if TYPE_CHECKING:
     from dtl.compare.grid import Planned

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from math import ceil
 from typing import Any, Literal
 
-from dtl import registry
+from dtl.config import registry
 from dtl.config.comparing import LP_FT
 from dtl.config.schema import RunConfig
 

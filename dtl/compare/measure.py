@@ -8,11 +8,11 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
-from dtl.compare import Cell, Interval, Reached
 from dtl.compare.grid import Planned
-from dtl.run_folder import RunFolder
-from dtl.statistics import Sample, spread
-from dtl.tasks import Classification, Facts, Task
+from dtl.compare.records import Cell, Interval, Reached
+from dtl.core.statistics import Sample, spread
+from dtl.run.folder import RunFolder
+from dtl.tasks.base import Classification, Facts, Task
 from dtl.train.usage import read_usage
 
 LEVEL = 0.95  # of all intervals

@@ -5,17 +5,17 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from dtl import desk
-from dtl.assemble import assemble
-from dtl.compare import NotRun
+from dtl.assembly.parts import assemble
 from dtl.compare.grid import Grid, Labels, Planned, own_strategy
-from dtl.config.compare import changes
+from dtl.compare.records import NotRun
 from dtl.config.comparing import STRATEGIES
+from dtl.config.diff import changes
 from dtl.config.schema import Draw, RunConfig
-from dtl.data.draw import drawn
-from dtl.errors import DtlError, Fault
-from dtl.examples import labelled
-from dtl.tasks import Classification, Task
+from dtl.core.errors import DtlError, Fault
+from dtl.data.subsample import drawn
+from dtl.examples.prepare import labelled
+from dtl.run import prepare as desk
+from dtl.tasks.base import Classification, Task
 
 
 def plan(config: RunConfig) -> tuple[Grid, tuple[NotRun, ...], tuple[str, ...]]:

@@ -11,22 +11,22 @@ from importlib import import_module
 from pathlib import Path
 
 from dtl import api
-from dtl.compare import Comparison
 from dtl.compare.grid import Planned
 from dtl.compare.measure import EVALUATION, best_score
 from dtl.compare.plan import on_this_machine, plan, refuse_other
+from dtl.compare.records import Comparison
 from dtl.compare.state import GRID, SPENT, State, last_word
 from dtl.compare.table import write_table
 from dtl.config.schema import RunConfig
-from dtl.errors import DtlError, Fault, RunFailed, StoppedEarly
-from dtl.lease import Lease
-from dtl.run_folder import RunFolder, write_json
-from dtl.stop import STOPPED, Stop
-from dtl.supervisor import start_copy
-from dtl.units import format_seconds
+from dtl.core.errors import DtlError, Fault, RunFailed, StoppedEarly
+from dtl.core.lock import Lease
+from dtl.core.signals import STOPPED, Stop
+from dtl.core.units import format_seconds
+from dtl.launch.supervisor import start_copy
+from dtl.run.folder import RunFolder, write_json
 
 SEARCH_SHARE = 1 / 3  # of a budget, at most, for learning rates
-WARM = ("dtl.jobs.train", "dtl.jobs.forgetting", "sklearn.metrics")
+WARM = ("dtl.jobs.train", "dtl.compare.forgetting", "sklearn.metrics")
 
 Say = Callable[[str], None]
 
@@ -150,7 +150,7 @@ class Running:
             self._score_source(run, self.state.scores_of(planned, "source"))
 
     def _score_source(self, run: RunFolder | None, out: Path) -> None:
-        from dtl.jobs.forgetting import score_source
+        from dtl.compare.forgetting import score_source
 
         config = self.state.grid.config
         assert config.compare.source is not None
@@ -181,7 +181,7 @@ class Running:
             write_json(state.hint_file, {"why": fault.faults[0].problem})
 
     def _ask_for_hint(self) -> None:
-        from dtl.jobs.hint import hint
+        from dtl.compare.hint import hint
 
         write_json(self.state.hint_file, asdict(hint(self.state.grid.hint_config)))
 

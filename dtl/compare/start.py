@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from dtl.compare import Comparison, cluster
+from dtl.compare import cluster
 from dtl.compare.cluster import Queue
+from dtl.compare.records import Comparison
 from dtl.compare.run import Running, begin
 from dtl.compare.state import State
 from dtl.config.load import load_config
-from dtl.errors import DtlError
+from dtl.core.errors import DtlError
 
 HOME = Path("comparisons")
 

@@ -7,15 +7,15 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from dtl.assemble import assemble
-from dtl.compare import NotRun
+from dtl.assembly.parts import assemble
 from dtl.compare.grid import SCRATCH, Grid, Planned, Tried
 from dtl.compare.measure import EVALUATION, worth
-from dtl.errors import DtlError
-from dtl.run_folder import RunFolder, write_json
-from dtl.supervisor import TOLD
-from dtl.tasks import Task
-from dtl.units import parse_seconds
+from dtl.compare.records import NotRun
+from dtl.core.errors import DtlError
+from dtl.core.units import parse_seconds
+from dtl.launch.supervisor import TOLD
+from dtl.run.folder import RunFolder, write_json
+from dtl.tasks.base import Task
 
 GRID = "grid.json"
 SPENT = "spent.json"

@@ -10,8 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dtl.compare import TABLE, Base, Comparison, Hint, NotRun, Rate, in_words
-from dtl.compare.advise import differences, points, recommendations, source_differences
+from dtl.compare.advice import differences, points, recommendations, source_differences
 from dtl.compare.grid import Planned
 from dtl.compare.measure import (
     LEVEL,
@@ -22,9 +21,10 @@ from dtl.compare.measure import (
     sample_of,
     score_of,
 )
+from dtl.compare.records import TABLE, Base, Comparison, Hint, NotRun, Rate, in_words
 from dtl.compare.state import State
-from dtl.run_folder import write_json
-from dtl.statistics import Sample
+from dtl.core.statistics import Sample
+from dtl.run.folder import write_json
 
 
 def write_table(state: State) -> Comparison:

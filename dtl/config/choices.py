@@ -16,7 +16,7 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 
-from dtl import registry
+from dtl.config import registry
 from dtl.config.record import ConfigFault, Record, refuse, share_or_steps
 
 

@@ -6,9 +6,9 @@ from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from dtl import registry
+from dtl.config import registry
 from dtl.config.record import ConfigFault, Record, refuse
-from dtl.units import parse_seconds
+from dtl.core.units import parse_seconds
 
 LP_FT = "lp-ft"
 STRATEGIES = ("scratch", "frozen", "lora", "partial", "full", LP_FT)

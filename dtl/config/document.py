@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from dtl.errors import DtlError, Fault
+from dtl.core.errors import DtlError, Fault
 
 Keys = tuple[str | int, ...]
 

@@ -9,12 +9,12 @@ from typing import Any, get_args, get_origin
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from dtl import registry
+from dtl.config import registry
 from dtl.config.choices import Choice
 from dtl.config.document import Document, Keys
 from dtl.config.record import Record
 from dtl.config.schema import RunConfig
-from dtl.errors import Fault, near
+from dtl.core.errors import Fault, near
 
 # What other trainers call it -> what it is called here.
 _ELSEWHERE = {

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from dtl.config.document import Document, Keys, Origin, read_file, read_value
 from dtl.config.explain import explain, written_keys
 from dtl.config.schema import RunConfig
-from dtl.errors import DtlError, Fault, near
+from dtl.core.errors import DtlError, Fault, near
 
 _SHORT_FORMS: dict[Keys, str] = {
     ("task",): "name",
@@ -164,6 +164,6 @@ def _numbers_to_text(document: Document, error: ValidationError) -> bool:
 
 def json_schema() -> dict[str, Any]:
     """The JSON schema of a config file, plugins and their options included."""
-    from dtl.config.editor import editor_schema
+    from dtl.config.json_schema import editor_schema
 
     return editor_schema()

@@ -20,7 +20,7 @@ from dtl.config.comparing import Grid
 from dtl.config.optim import Optim
 from dtl.config.optimizers import OPTIMIZERS
 from dtl.config.record import ConfigFault, Record, refuse
-from dtl.units import parse_seconds
+from dtl.core.units import parse_seconds
 
 Tracking = Literal["tensorboard", "wandb", "mlflow", "trackio"]
 

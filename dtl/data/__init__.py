@@ -1,1 +1,1 @@
-"""From a file of examples to the micro-batches of one optimizer step."""
+"""From a file of rows to the micro-batches of one optimizer step."""

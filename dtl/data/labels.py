@@ -8,13 +8,13 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from dtl.errors import DtlError, Fault, near
+from dtl.core.errors import DtlError, Fault, near
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-    from dtl.data.source import Row
+    from dtl.data.sources.rows import Row
 
 CELLS_SHOWN = 20  # classes of which every pair is counted; of more, the commonest confusions
 CONFUSIONS_SHOWN = 100

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from dtl.data.batching import Batching, GlobalBatch
-from dtl.data.encoded import EncodedData
+from dtl.data.cache.encoded import EncodedData
+from dtl.data.cache.streamed import LeftOut, Share, StreamedData
 from dtl.data.order import accumulation, evaluation_batches, micro_batches, room_for
-from dtl.data.streamed import LeftOut, Share, StreamedData
 
 if TYPE_CHECKING:
     from torch import Tensor

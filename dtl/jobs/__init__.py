@@ -1,1 +1,1 @@
-"""What a process can do, each told in order."""
+"""What a process can do, each job as numbered steps."""

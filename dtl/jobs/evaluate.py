@@ -7,20 +7,20 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dtl import desk
 from dtl.config.load import load_config
 from dtl.config.schema import Layout, RunConfig, Source
-from dtl.data.encoded import EncodedData, cache_key, encode
-from dtl.data.source import open_rows
-from dtl.engine import Engine, EngineSettings, start
-from dtl.errors import DtlError
-from dtl.jobs.exported import Exported, open_export
-from dtl.jobs.opening import open_model, start_engine
-from dtl.jobs.scoring import why_unscored
+from dtl.core.errors import DtlError
+from dtl.data.cache.encoded import EncodedData, cache_key, encode
+from dtl.data.sources.rows import open_rows
+from dtl.engine.base import Engine, EngineSettings, start
+from dtl.evaluation.evaluate import Evaluation, evaluate
+from dtl.evaluation.scoring import why_unscored
+from dtl.export.opened import Exported, open_export
 from dtl.models.load import padding_token, silent
-from dtl.run_folder import RunFolder, write_json
-from dtl.tasks import Facts, Task
-from dtl.train.evaluate import Evaluation, evaluate
+from dtl.run import prepare as desk
+from dtl.run.folder import RunFolder, write_json
+from dtl.tasks.base import Facts, Task
+from dtl.train.setup import open_model, start_engine
 
 if TYPE_CHECKING:
     from torch import nn

@@ -9,21 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from dtl.assemble import assemble
-from dtl.errors import DtlError, RunFailed
-from dtl.jobs import gguf, graph, quantised
-from dtl.jobs.proof import Question, answers, answers_in_fresh_process, ask
-from dtl.jobs.trained import Trained, open_trained
-from dtl.models import quantize
-from dtl.models.anatomy import head_module_names
-from dtl.models.load import load_settings, silent
-from dtl.plan.hardware import disk_free
-from dtl.plan.memory import MASTER, WIDTH
-from dtl.plan.relief import wants_disk
-from dtl.run_folder import RunFolder
-from dtl.train.card import Saved, run_card
-from dtl.train.difference import TOLERANCE, Difference, difference
-from dtl.train.export import (
+from dtl.assembly.parts import assemble
+from dtl.core.errors import DtlError, RunFailed
+from dtl.core.units import format_bytes
+from dtl.export import gguf
+from dtl.export import onnx as graph
+from dtl.export import quantized as quantised
+from dtl.export.difference import TOLERANCE, Difference, difference
+from dtl.export.model_card import Saved, run_card
+from dtl.export.trained_model import Trained, open_trained
+from dtl.export.verify import Question, answers, answers_in_fresh_process, ask
+from dtl.export.write import (
     DTYPES,
     SHARD_SIZE,
     note_of,
@@ -34,7 +30,13 @@ from dtl.train.export import (
     write_model,
     write_papers,
 )
-from dtl.units import format_bytes
+from dtl.models.anatomy import head_module_names
+from dtl.models.load import load_settings, silent
+from dtl.models.quantization import quantize
+from dtl.plan.hardware import disk_free
+from dtl.plan.memory import MASTER, WIDTH
+from dtl.plan.memory_advice import wants_disk
+from dtl.run.folder import RunFolder
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

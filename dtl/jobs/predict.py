@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
-from dtl import mini
 from dtl.config.schema import Source
+from dtl.core.errors import DtlError, Fault
 from dtl.data.example import Skip
-from dtl.data.media import SUFFIXES
-from dtl.data.source import Row, open_rows
-from dtl.errors import DtlError, Fault
-from dtl.jobs.exported import Exported
+from dtl.data.modalities.media_files import SUFFIXES
+from dtl.data.sources.rows import Row, open_rows
+from dtl.export.opened import Exported
+from dtl.mini import files as mini
 from dtl.models.load import padding_token
 
 if TYPE_CHECKING:

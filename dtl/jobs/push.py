@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from dtl.errors import DtlError, RunFailed
-from dtl.run_folder import RunFolder
+from dtl.core.errors import DtlError, RunFailed
+from dtl.run.folder import RunFolder
 
 CARD = "README.md"
 LOGIN = "`hf auth login`, or set HF_TOKEN to a token that may write"

@@ -10,40 +10,33 @@ from itertools import count
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from dtl.assemble import Parts, assemble
+from dtl.assembly.parts import Parts, assemble
 from dtl.config.schema import RunConfig
+from dtl.core.errors import RunFailed
 from dtl.data.loader import Collate, Loader
-from dtl.engine import Engine, open_tracker
-from dtl.errors import RunFailed
-from dtl.examples import Examples
-from dtl.jobs.feature_cache import Source, learnt_from_features
-from dtl.jobs.opening import (
-    find_checkpoint,
-    goes_over,
-    open_model,
-    restore,
-    show,
-    start_moments,
-)
-from dtl.jobs.scoring import Scoring
-from dtl.jobs.spikes import go_back, left_out, losses_before
-from dtl.models import quantize
+from dtl.engine.base import Engine, open_tracker
+from dtl.evaluation.scoring import Scoring
+from dtl.examples.prepare import Examples
+from dtl.export.model_card import run_card
+from dtl.export.write import export, note_of
 from dtl.models.load import padding_token
-from dtl.plan import PhasePlan, Plan
+from dtl.models.quantization import quantize
 from dtl.plan.memory import checkpoint_bytes
-from dtl.run_folder import RunFolder
+from dtl.plan.records import PhasePlan, Plan
+from dtl.run.folder import RunFolder
 from dtl.train import checkpoint, optim
-from dtl.train.average import Averaged, Mean, MovingAverage
-from dtl.train.card import run_card
 from dtl.train.checkpoint import Learnt, Store, Stored
 from dtl.train.deadline import Deadline
-from dtl.train.export import export, note_of
+from dtl.train.feature_cache import Source, learnt_from_features
 from dtl.train.guards import Guard, SpikeFound
+from dtl.train.heartbeat import Watch
 from dtl.train.log import RunLog, told
 from dtl.train.loop import End, Hooks, Limits, Progress, StopAgreed, train
-from dtl.train.tracking import Trackers
+from dtl.train.setup import find_checkpoint, goes_over, open_model, restore, show, start_moments
+from dtl.train.spikes import go_back, left_out, losses_before
+from dtl.train.trackers import Trackers
 from dtl.train.usage import Meter
-from dtl.train.watch import Watch
+from dtl.train.weight_averages import Averaged, Mean, MovingAverage
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -5,7 +5,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from dtl import mini
+from dtl.mini import files as mini
 from dtl.mini.make_speech import SAMPLE_RATE, WORDS
 from dtl.mini.nuisance import SIDE
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from importlib import util
 from pathlib import Path
 
-from dtl.errors import DtlError
+from dtl.core.errors import DtlError
 
 DOCUMENTING_CALL = re.compile(r"doc", re.IGNORECASE)  # add_docstr(...), add_newdoc(...)
 PROMPT = re.compile(r"^\s*(>>>|\.\.\. |In \[\d+\]:)")

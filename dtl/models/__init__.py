@@ -1,1 +1,1 @@
-"""Pretrained models: where their parts are, and how they are loaded."""
+"""Pretrained models: load them, find their parts, adapt them."""

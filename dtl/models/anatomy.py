@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from dtl.errors import DtlError
+from dtl.core.errors import DtlError
 from dtl.models.forward_order import in_forward_order
 
 if TYPE_CHECKING:

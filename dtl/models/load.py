@@ -9,13 +9,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dtl import mini
 from dtl.config.schema import Model
-from dtl.errors import DtlError, near
-from dtl.models import adapters, quantize
+from dtl.core.errors import DtlError, near
+from dtl.mini import files as mini
 from dtl.models.dtypes import torch_dtype
+from dtl.models.peft import adapters
+from dtl.models.quantization import quantize
+from dtl.models.quantization.original_weights import whole_weights
 from dtl.models.trust import PLACE, refuse_code, refuse_pickled_weights
-from dtl.models.whole import whole_weights
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -12,11 +12,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from dtl.config.schema import Model
-from dtl.errors import DtlError, RankFailed
+from dtl.core.errors import DtlError, RankFailed
+from dtl.core.units import format_bytes
 from dtl.models.fingerprint import fingerprint, in_hub_cache
 from dtl.models.load import locate
 from dtl.models.trust import PICKLED
-from dtl.units import format_bytes
 
 PLACE = "model.stage_to"
 SUMS = "staged.json"  # written last: of each file the size and SHA-256

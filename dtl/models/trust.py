@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from dtl.config.schema import Model
-from dtl.errors import DtlError
+from dtl.core.errors import DtlError
 
 PLACE = "model.path"
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")

@@ -6,7 +6,7 @@ import os
 import shutil
 from pathlib import Path
 
-from dtl.plan import Hardware
+from dtl.plan.records import Hardware
 
 
 def this_machine() -> Hardware:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from math import ceil
 
-from dtl.plan import Parameters
+from dtl.plan.records import Parameters
 
 WIDTH = {"fp32": 4, "bf16": 2, "fp16": 2}
 MASTER = 4  # an fp32 number

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dtl.config.choices import Phase
-from dtl.errors import DtlError
-from dtl.plan import Parameters
-from dtl.strategies import Strategy
+from dtl.core.errors import DtlError
+from dtl.plan.records import Parameters
+from dtl.strategies.base import Strategy
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from dtl.units import format_bytes, format_seconds
+from dtl.core.units import format_bytes, format_seconds
 
 Unit = Literal["number", "bytes", "seconds"]
 Style = Literal["line", "faint", "points", "linked points"]

@@ -10,7 +10,7 @@ from typing import ClassVar, TypeVar
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from dtl.report.charts import Chart
-from dtl.report.svg import draw
+from dtl.report.svg_charts import draw
 
 Item = TypeVar("Item")
 ROWS_SHOWN = 20  # of the table under a chart

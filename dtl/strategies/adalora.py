@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, Self
 from pydantic import Field, model_validator
 
 from dtl.config.record import ConfigFault, refuse
-from dtl.models.adalora import Budget
-from dtl.strategies import Adapter, Excluding, OfBlocks
+from dtl.models.peft.adalora import Budget
+from dtl.strategies.base import Adapter, Excluding, OfBlocks
 
 if TYPE_CHECKING:
     from torch import nn

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from dtl.config.record import Record
-from dtl.errors import DtlError
+from dtl.core.errors import DtlError
 from dtl.models.anatomy import head_modules, head_parameters
-from dtl.strategies import Strategy, let_learn
+from dtl.strategies.base import Strategy, let_learn
 
 if TYPE_CHECKING:
     from torch import nn

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from dtl.config.record import ConfigFault, refuse
-from dtl.models import adapters, loftq
-from dtl.models.adapters import TAKES_FROM_BASE
-from dtl.strategies import Adapter, Excluding, GoingOn, OfBlocks
+from dtl.models.peft import adapters, loftq
+from dtl.models.peft.adapters import TAKES_FROM_BASE
+from dtl.strategies.base import Adapter, Excluding, GoingOn, OfBlocks
 
 if TYPE_CHECKING:
     import torch

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from dtl.strategies import Adapter, Excluding, GoingOn, OfBlocks
+from dtl.strategies.base import Adapter, Excluding, GoingOn, OfBlocks
 
 if TYPE_CHECKING:
     from torch import nn

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Self
 from pydantic import Field, model_validator
 
 from dtl.config.record import ConfigFault, Record, refuse
-from dtl.errors import DtlError, Fault, near
+from dtl.core.errors import DtlError, Fault, near
 from dtl.models.anatomy import anatomy, depths, norm_parameters, train_above
-from dtl.strategies import Strategy, let_learn
+from dtl.strategies.base import Strategy, let_learn
 
 if TYPE_CHECKING:
     from torch import nn

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from dtl.config.record import Record
-from dtl.strategies import Adapter
+from dtl.strategies.base import Adapter
 
 if TYPE_CHECKING:
     from torch import nn

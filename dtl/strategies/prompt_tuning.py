@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from dtl.config.record import Record
-from dtl.models.adapters import weightless
-from dtl.strategies import Adapter
+from dtl.models.peft.adapters import weightless
+from dtl.strategies.base import Adapter
 
 if TYPE_CHECKING:
     from torch import nn

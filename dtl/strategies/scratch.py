@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from dtl.config.record import Record
-from dtl.strategies import Strategy
+from dtl.strategies.base import Strategy
 
 if TYPE_CHECKING:
     from torch import nn

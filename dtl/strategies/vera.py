@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from dtl.strategies import Adapter, GoingOn, OfBlocks
+from dtl.strategies.base import Adapter, GoingOn, OfBlocks
 
 if TYPE_CHECKING:
     from torch import nn

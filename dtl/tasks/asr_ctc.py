@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from dtl.config.record import Record
-from dtl.data.audio import pieces_of, sound_fault, sound_of
+from dtl.core.errors import DtlError, Fault
 from dtl.data.example import Encoded, Skip
-from dtl.data.hearing import HEARD, blank, heard, pad_sounds, why_beside
-from dtl.data.spec_augment import spans
-from dtl.data.spelling import How, case_of, count_characters, speller
-from dtl.data.transcripts import counts_of, rate_of, speech_scores
-from dtl.errors import DtlError, Fault
-from dtl.models import letters
+from dtl.data.modalities.audio import pieces_of, sound_fault, sound_of
+from dtl.data.modalities.audio_features import HEARD, blank, heard, pad_sounds, why_beside
+from dtl.data.modalities.spec_augment import spans
+from dtl.data.modalities.spelling import How, case_of, count_characters, speller
+from dtl.metrics.transcripts import counts_of, rate_of, speech_scores
 from dtl.models.anatomy import unwrapped
 from dtl.models.load import SpeechProcessor
-from dtl.models.speech import (
+from dtl.models.speech import ctc_vocabulary as letters
+from dtl.models.speech.encoder import (
     ctc_frames,
     fixed_parameters,
     frames_of,
@@ -31,15 +31,15 @@ from dtl.models.speech import (
     samples_for,
     without_layerdrop,
 )
-from dtl.tasks import IGNORED, LONGEST_TEXT, Facts, Outcome, Task, not_text, pad
+from dtl.tasks.base import IGNORED, LONGEST_TEXT, Facts, Outcome, Task, not_text, pad
 
 if TYPE_CHECKING:
     from numpy import ndarray
     from numpy.random import Generator
     from torch import Tensor, nn
 
-    from dtl.data.encoded import EncodedData
-    from dtl.data.source import Row
+    from dtl.data.cache.encoded import EncodedData
+    from dtl.data.sources.rows import Row
 
 MOST_UNKNOWN = 0.1  # of the characters of the training rows, in a vocabulary that nobody asked for
 ENGLISH = ("en", "eng", "english")

@@ -12,15 +12,20 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from dtl.config.record import Record
-from dtl.data.audio import as_heard, pieces_of, sound_fault, sound_of
+from dtl.core.errors import DtlError, Fault
 from dtl.data.example import Encoded, Skip
-from dtl.data.spec_augment import SpecAugment
-from dtl.data.transcripts import counts_of, normaliser, rate_of, speech_scores
-from dtl.errors import DtlError, Fault
+from dtl.data.modalities.audio import as_heard, pieces_of, sound_fault, sound_of
+from dtl.data.modalities.spec_augment import SpecAugment
+from dtl.metrics.transcripts import counts_of, normaliser, rate_of, speech_scores
 from dtl.models.anatomy import unwrapped
 from dtl.models.load import SpeechProcessor
-from dtl.models.speech_prompt import generate_texts, says_multilingual, set_generation, set_prompt
-from dtl.tasks import IGNORED, Facts, Outcome, Task, not_text, pad, text_of
+from dtl.models.speech.decoder_prompt import (
+    generate_texts,
+    says_multilingual,
+    set_generation,
+    set_prompt,
+)
+from dtl.tasks.base import IGNORED, Facts, Outcome, Task, not_text, pad, text_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,7 +33,7 @@ if TYPE_CHECKING:
     from numpy.random import Generator
     from torch import Tensor, nn
 
-    from dtl.data.source import Row
+    from dtl.data.sources.rows import Row
 
 FAMILIES = ("whisper", "speech_to_text")
 MARGIN = 8  # frames of silence after each sound: as far as Speech2Text's convolutions look ahead

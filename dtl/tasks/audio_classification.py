@@ -12,27 +12,27 @@ from pydantic import Field
 
 from dtl.config.batch_size import COUNTED
 from dtl.config.record import Record
-from dtl.data.audio import sound_fault, sound_of
+from dtl.core.errors import Fault
 from dtl.data.example import Encoded, Skip
-from dtl.data.hearing import blank, heard, pad_sounds, why_beside
 from dtl.data.labels import label_fault, labels_of, place_of
-from dtl.errors import Fault
-from dtl.models.speech import (
+from dtl.data.modalities.audio import sound_fault, sound_of
+from dtl.data.modalities.audio_features import blank, heard, pad_sounds, why_beside
+from dtl.models.speech.encoder import (
     fixed_parameters,
     frames_of,
     samples_for,
     without_layerdrop,
     without_masks,
 )
-from dtl.tasks import Classification, Facts
+from dtl.tasks.base import Classification, Facts
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.random import Generator
     from torch import Tensor, nn
 
-    from dtl.data.encoded import EncodedData
-    from dtl.data.source import Row
+    from dtl.data.cache.encoded import EncodedData
+    from dtl.data.sources.rows import Row
 
 
 class Options(Record):

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from dtl.config.record import Record
-from dtl.data.chat import answering, chat_tokens, turns_fault
+from dtl.core.errors import Fault
+from dtl.data.chat.render import answering, chat_tokens, turns_fault
 from dtl.data.example import Encoded, Skip
-from dtl.errors import Fault
 from dtl.models.anatomy import unwrapped
-from dtl.tasks import (
+from dtl.tasks.base import (
     IGNORED,
     Facts,
     Lesson,
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from numpy import ndarray
     from torch import Tensor, nn
 
-    from dtl.data.source import Row
+    from dtl.data.sources.rows import Row
 
 NEW_TOKENS = 128  # that are written, unless another number is asked for
 NOTHING_LEFT = "no target left after truncation"

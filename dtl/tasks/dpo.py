@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 
 from dtl.config.record import Record
-from dtl.data.chat import Turn, chat_tokens, is_turns, turns_fault
+from dtl.core.errors import Fault
+from dtl.data.chat.render import Turn, chat_tokens, is_turns, turns_fault
 from dtl.data.example import Encoded, Skip
-from dtl.errors import Fault
 from dtl.models.anatomy import unwrapped
-from dtl.tasks import (
+from dtl.tasks.base import (
     IGNORED,
     Facts,
     Lesson,
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from numpy import ndarray
     from torch import Tensor, nn
 
-    from dtl.data.source import Row
+    from dtl.data.sources.rows import Row
 
 COLUMNS = ("prompt", "chosen", "rejected")
 ANSWERS = COLUMNS[1:]

@@ -11,19 +11,19 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from dtl.config.record import Record
+from dtl.core.errors import DtlError, Fault
 from dtl.data.example import Encoded, Skip
-from dtl.data.image import picture_fault, picture_of
 from dtl.data.labels import label_fault, labels_of, place_of
-from dtl.errors import DtlError, Fault
-from dtl.tasks import Classification, Facts
+from dtl.data.modalities.image import picture_fault, picture_of
+from dtl.tasks.base import Classification, Facts
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.random import Generator
     from torch import Tensor
 
-    from dtl.data.encoded import EncodedData
-    from dtl.data.source import Row
+    from dtl.data.cache.encoded import EncodedData
+    from dtl.data.sources.rows import Row
 
 PLACES_TRIED = 10  # for a part of a picture, before the whole is taken
 DUMMIES = ((64, 96, 3), (96, 64, 3))  # pictures that tell which sizes a processor makes

@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from dtl.config.record import Record
+from dtl.core.errors import DtlError, Fault, near
 from dtl.data.example import Encoded, Skip
-from dtl.errors import DtlError, Fault, near
 from dtl.models.anatomy import unwrapped
-from dtl.tasks import IGNORED, Facts, Lesson, Outcome, Part, Task, mask, not_text, pad, text_of
+from dtl.tasks.base import IGNORED, Facts, Lesson, Outcome, Part, Task, mask, not_text, pad, text_of
 
 if TYPE_CHECKING:
     from numpy import ndarray
     from torch import Tensor, nn
 
-    from dtl.data.source import Row
+    from dtl.data.sources.rows import Row
 
 COLUMNS = ("source", "target")
 ROUGE = ("rouge1", "rouge2", "rougeL", "rougeLsum")

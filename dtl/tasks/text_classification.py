@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 
 from dtl.config.record import Record
+from dtl.core.errors import Fault
 from dtl.data.example import Encoded, Skip
 from dtl.data.labels import label_fault, label_of, labels_of, place_of
-from dtl.errors import Fault
-from dtl.tasks import Classification, Facts, Lesson, mask, not_text, pad, room, text_of
+from dtl.tasks.base import Classification, Facts, Lesson, mask, not_text, pad, room, text_of
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from dtl.data.source import Row
+    from dtl.data.sources.rows import Row
 
 TEXTS = ("text", "text_pair")
 

@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 
 from dtl.config.record import Record
+from dtl.core.errors import DtlError, Fault, near
 from dtl.data.example import Encoded, Skip
-from dtl.errors import DtlError, Fault, near
-from dtl.tasks import IGNORED, Answers, Facts, Lesson, Outcome, Task, mask, pad, room
+from dtl.tasks.base import IGNORED, Answers, Facts, Lesson, Outcome, Task, mask, pad, room
 
 if TYPE_CHECKING:
     from numpy import ndarray
     from torch import Tensor, nn
 
-    from dtl.data.source import Row
+    from dtl.data.sources.rows import Row
 
 OUTSIDE = "O"
 IN_SCHEME = re.compile(r"O|[BI]-.+")

@@ -1,1 +1,1 @@
-"""The loop, and what it needs: optimizer, evaluation, checkpoints, log, export."""
+"""The training loop and what it needs: setup, optimizer, checkpoints, guards, log."""

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from dtl.errors import RunFailed
-from dtl.run_folder import write_json
+from dtl.core.errors import RunFailed
+from dtl.run.folder import write_json
 from dtl.train.loop import Progress
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from dtl.engine import Engine
+    from dtl.engine.base import Engine
 
 MANIFEST = "manifest.json"
 PROGRESS = "progress.json"

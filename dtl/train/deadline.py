@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 
 from dtl.config.schema import Train
-from dtl.units import parse_seconds
+from dtl.core.units import parse_seconds
 
 STARTED = "DTL_STARTED"  # when the command began, in seconds since 1970; set by the desk
 SLOW_DISK = 200e6  # bytes a second: what a first save is taken to cost, before one was measured

@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import torch
 
-from dtl.data.features import DTYPES, Field, Part
+from dtl.data.cache.features import DTYPES, Field, Part
 from dtl.models.anatomy import unwrapped
-from dtl.models.base_output import Form, giving, places
+from dtl.models.head_input import Form, giving, places
 
 if TYPE_CHECKING:
     from numpy.random import Generator
     from torch import Tensor, nn
 
-    from dtl.tasks import Outcome, Task
+    from dtl.tasks.base import Outcome, Task
 
 FEATURES = "features"  # of an example; in a batch with the name of each field
 

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dtl.config.schema import Spike, Train
-from dtl.errors import RunFailed
+from dtl.core.errors import RunFailed
 
 if TYPE_CHECKING:
     from dtl.data.loader import Window
-    from dtl.engine import Engine, Step
+    from dtl.engine.base import Engine, Step
     from dtl.train.log import RunLog
     from dtl.train.loop import Progress
 

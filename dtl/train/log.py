@@ -9,14 +9,14 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import IO, TYPE_CHECKING, Any
 
-from dtl.run_folder import SKIPPED
-from dtl.train.tracking import Trackers
-from dtl.units import format_bytes, format_seconds
+from dtl.core.units import format_bytes, format_seconds
+from dtl.run.folder import SKIPPED
+from dtl.train.trackers import Trackers
 
 if TYPE_CHECKING:
+    from dtl.data.cache.streamed import LeftOut
     from dtl.data.loader import Window
-    from dtl.data.streamed import LeftOut
-    from dtl.run_folder import RunFolder
+    from dtl.run.folder import RunFolder
     from dtl.train.loop import Progress
 
 PLAIN_LINE_SECONDS = 5.0

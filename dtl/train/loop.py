@@ -14,15 +14,15 @@ import torch
 from dtl.config.optim import Optim
 from dtl.data.loader import Loader, Window
 from dtl.data.order import chain
-from dtl.engine import Step
+from dtl.engine.base import Step
 from dtl.train.optim import schedule
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from dtl.assemble import Parts
-    from dtl.engine import Engine
-    from dtl.tasks import Task
+    from dtl.assembly.parts import Parts
+    from dtl.engine.base import Engine
+    from dtl.tasks.base import Task
     from dtl.train.log import RunLog
 
 

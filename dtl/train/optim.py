@@ -12,7 +12,7 @@ from torch.optim import AdamW, Muon, Optimizer
 
 from dtl.config.optim import Optim
 from dtl.config.optimizers import OPTIMIZERS
-from dtl.plan.updates import Update, alike, updates
+from dtl.plan.parameter_groups import Update, alike, updates
 
 if TYPE_CHECKING:
     from torch import nn

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dtl.run_folder import write_json
+from dtl.run.folder import write_json
 
 if TYPE_CHECKING:
     import torch
 
-    from dtl.engine import Engine
+    from dtl.engine.base import Engine
 
 NVML = "libnvidia-ml.so.1"
 

@@ -17,9 +17,9 @@ from pathlib import Path
 import pytest
 
 from dtl import api
-from dtl.follow import Status
-from dtl.run_folder import RunFolder
-from dtl.submitted import Submitted
+from dtl.cluster.status import Status
+from dtl.run.folder import RunFolder
+from dtl.run.submission import Submitted
 from tests import tiny
 from tests.distributed import launching
 

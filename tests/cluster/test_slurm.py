@@ -9,8 +9,8 @@ import sys
 import pytest
 
 from dtl import api
-from dtl.errors import DtlError
-from dtl.submitted import Submitted, starts
+from dtl.core.errors import DtlError
+from dtl.run.submission import Submitted, starts
 from tests.cluster.conftest import OWN, STEPS, Bed
 
 

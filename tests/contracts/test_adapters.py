@@ -16,12 +16,12 @@ import pytest
 import torch
 from torch import nn
 
-from dtl import registry
-from dtl.errors import DtlError
-from dtl.models import adapters
-from dtl.models.adapters import EXAMPLES, REACH
+from dtl.config import registry
+from dtl.core.errors import DtlError
 from dtl.models.anatomy import head_parameters
-from dtl.strategies import Adapter
+from dtl.models.peft import adapters
+from dtl.models.peft.adapters import EXAMPLES, REACH
+from dtl.strategies.base import Adapter
 from tests import tiny_sound
 
 WORDS, LABELS = 120, 3

@@ -14,12 +14,11 @@ from typing import Any
 import pytest
 import torch
 
-from dtl import registry
-from dtl.assemble import Parts
+from dtl.assembly.parts import Parts
+from dtl.config import registry
 from dtl.config.schema import Model
-from dtl.data.source import Row
-from dtl.errors import DtlError
-from dtl.models.adapters import REACH
+from dtl.core.errors import DtlError
+from dtl.data.sources.rows import Row
 from dtl.models.anatomy import batch_norms, head_modules
 from dtl.models.load import (
     Loaded,
@@ -30,7 +29,8 @@ from dtl.models.load import (
     padding_token,
     weightless,
 )
-from dtl.strategies import Adapter
+from dtl.models.peft.adapters import REACH
+from dtl.strategies.base import Adapter
 from tests import tiny, tiny_speech, tiny_vision, tiny_whisper
 
 TEXTS = ("the old river turns", "a letter", "one small ship carries light", "never again")
@@ -523,7 +523,7 @@ def test_lora_on_layers_that_are_not_there_is_the_users_fault(decoder, options):
 
 def test_blocks_without_named_layers_are_a_fault_of_the_config(tmp_path):
     from dtl.config.load import load_config
-    from dtl.errors import DtlError
+    from dtl.core.errors import DtlError
 
     file = tmp_path / "run.yaml"
     file.write_text(

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 import torch
 
-from dtl import registry
+from dtl.config import registry
 from dtl.config.schema import Model
-from dtl.data.encoded import encode, unwritten
+from dtl.data.cache.encoded import encode, unwritten
 from dtl.data.example import Encoded
-from dtl.data.source import Row
+from dtl.data.sources.rows import Row
 from dtl.models.anatomy import batch_norms, head_modules
 from dtl.models.load import (
     initialise,
@@ -601,14 +601,14 @@ def test_a_row_at_fault_is_named(fields, told):
 
 
 def test_a_chat_needs_a_template():
-    from dtl.errors import DtlError
+    from dtl.core.errors import DtlError
 
     with pytest.raises(DtlError, match=r"^rows\.jsonl:1: .* has no chat template"):
         encode_with(tiny.tokenizer(), {"messages": TALK})
 
 
 def test_a_template_that_rewrites_earlier_turns_is_not_guessed_at():
-    from dtl.errors import DtlError
+    from dtl.core.errors import DtlError
 
     tokenizer = tiny.tokenizer(chat=True)
     tokenizer.chat_template = REWRITING
@@ -618,7 +618,7 @@ def test_a_template_that_rewrites_earlier_turns_is_not_guessed_at():
 
 
 def test_a_template_that_refuses_a_row_says_why():
-    from dtl.errors import DtlError
+    from dtl.core.errors import DtlError
 
     tokenizer = tiny.tokenizer(chat=True)
     tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
@@ -724,7 +724,7 @@ def test_a_labelled_row_at_fault_is_named(fields, told):
 
 
 def test_a_label_that_no_training_row_has_is_named():
-    from dtl.errors import DtlError
+    from dtl.core.errors import DtlError
 
     task = make_task("text_classification")
     encode = task.encoder(tiny.tokenizer(), {"labels": ["early", "late"]}, None)
@@ -770,7 +770,7 @@ def test_a_text_is_cut_to_what_the_tokenizer_says_its_model_can_read():
 
 @pytest.mark.parametrize("labels", [["only"], []])
 def test_one_label_is_not_a_choice(labels):
-    from dtl.errors import DtlError
+    from dtl.core.errors import DtlError
 
     rows = numbered([{"text": "x", "label": label} for label in labels])
     with pytest.raises(DtlError, match="at least two labels"):

@@ -13,7 +13,7 @@ from typing import Any
 
 import psutil
 
-from dtl.run_folder import RunFolder
+from dtl.run.folder import RunFolder
 
 HERE = Path(__file__).parent
 

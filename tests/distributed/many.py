@@ -31,14 +31,14 @@ from unittest import mock
 import torch
 from accelerate.state import AcceleratorState, GradientState
 
-from dtl import desk
 from dtl.config.load import load_config
 from dtl.jobs import train
-from dtl.jobs.opening import start_engine
-from dtl.run_folder import RunFolder
+from dtl.run import prepare as desk
+from dtl.run.folder import RunFolder
 from dtl.tasks import causal_lm
 from dtl.train import loop
-from dtl.train.watch import Watch
+from dtl.train.heartbeat import Watch
+from dtl.train.setup import start_engine
 
 
 def main(jobs_file: str) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from dtl.run_folder import RunFolder
+from dtl.run.folder import RunFolder
 from tests import tiny
 from tests.distributed import launching
 

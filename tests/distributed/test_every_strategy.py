@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from dtl import registry
-from dtl.models.adapters import REACH, READING
+from dtl.config import registry
+from dtl.models.peft.adapters import REACH, READING
 from tests import tiny, tiny_speech, tiny_vision, tiny_whisper
 from tests.distributed import launching
 from tests.distributed.bases import Case, lay_out, layer_normed_hubert, spoken

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dtl.run_folder import RunFolder
+from dtl.run.folder import RunFolder
 from dtl.train.checkpoint import Stored
 from tests.distributed import launching
 from tests.distributed.matrix import FEATURE_STEPS, FEATURES, TEXT_LAYOUTS

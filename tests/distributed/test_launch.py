@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from dtl.run_folder import RunFolder
+from dtl.run.folder import RunFolder
 from tests import tiny
 from tests.distributed import launching, reference
 
@@ -109,7 +109,7 @@ def test_multi_node(desk: Path, expected: list[float]) -> None:
 def test_deepspeeds_launcher_with_a_hostfile(desk: Path, expected: list[float]) -> None:
     argv = ["-m", "deepspeed.launcher.runner", "--hostfile", str(FILES / "hostfile"), "--no_ssh"]
     argv += ["--node_rank", "0", "--master_addr", "127.0.0.1", "--no_local_rank", "--module"]
-    argv += ["--master_port", str(launching.port()), "dtl.worker", "train", "config.yaml"]
+    argv += ["--master_port", str(launching.port()), "dtl.launch.worker", "train", "config.yaml"]
     ended = _end(_start(desk, *argv, "run.name=by-deepspeed"))
     _assert_layout(desk / "runs" / "by-deepspeed", ended, "the outer launcher", 2, 1, "none")
     _assert_losses(desk / "runs" / "by-deepspeed", expected)
@@ -150,7 +150,7 @@ def test_a_launch_at_fault(desk: Path, arguments: list[str], told: str) -> None:
 
 def test_torchrun_fixes_the_ranks_and_leaves_the_stage(desk: Path, expected: list[float]) -> None:
     told = launching.torchrun(
-        2, "-m", "dtl.worker", "train", "config.yaml", "run.name=torchrun", cwd=desk
+        2, "-m", "dtl.launch.worker", "train", "config.yaml", "run.name=torchrun", cwd=desk
     )
     ended = Ended(0, told, "")
     _assert_layout(desk / "runs" / "torchrun", ended, "the outer launcher", 2, 1, "none")
@@ -227,7 +227,7 @@ def _accelerate(
     """The command that the launch file names, with a port of its own unless one is given."""
     argv = ["-m", "accelerate.commands.launch", "--config_file", str(FILES / f"{name}.yaml")]
     argv += options or ("--main_process_port", str(launching.port()))
-    return _start(desk, *argv, "-m", "dtl.worker", "train", "config.yaml", *overrides)
+    return _start(desk, *argv, "-m", "dtl.launch.worker", "train", "config.yaml", *overrides)
 
 
 def _dtl(desk: Path, *arguments: str) -> subprocess.Popen[str]:

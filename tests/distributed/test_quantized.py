@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from dtl.audit import difference
-from dtl.run_folder import RunFolder
+from dtl.inspect.audit import difference
+from dtl.run.folder import RunFolder
 from tests.distributed import launching, reference
 from tests.distributed.matrix import (
     BATCH,

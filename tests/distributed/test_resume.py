@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from dtl.audit import audit, difference
-from dtl.run_folder import RunFolder
+from dtl.inspect.audit import audit, difference
+from dtl.run.folder import RunFolder
 from tests.distributed import launching
 from tests.distributed.matrix import (
     JUMP,

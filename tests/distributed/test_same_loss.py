@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from dtl.audit import audit
-from dtl.run_folder import RunFolder
+from dtl.inspect.audit import audit
+from dtl.run.folder import RunFolder
 from tests.distributed import launching, reference
 from tests.distributed.matrix import (
     ACCUMULATION,

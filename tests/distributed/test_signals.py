@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from dtl.run_folder import RunFolder
+from dtl.run.folder import RunFolder
 from tests import tiny
 from tests.distributed import launching
 from tests.distributed.launching import losses, ranks_of, start, wait_for_step

@@ -12,8 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from dtl.audit import audit
-from dtl.run_folder import RunFolder
+from dtl.inspect.audit import audit
+from dtl.run.folder import RunFolder
 from tests import tiny
 from tests.distributed.launching import losses, ranks_of, start, wait_for_step
 

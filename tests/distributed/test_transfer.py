@@ -8,7 +8,7 @@ from types import ModuleType
 
 import pytest
 
-from dtl.run_folder import RunFolder
+from dtl.run.folder import RunFolder
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "quickstart.py"
 

@@ -18,9 +18,9 @@ from xml.etree import ElementTree
 import pytest
 import yaml
 
-from dtl import registry
+from dtl.config import registry
 from dtl.config.load import load_config
-from dtl.data.source import Row
+from dtl.data.sources.rows import Row
 from tests.distributed import launching
 
 HOUSE = Path(__file__).parents[2]
@@ -220,7 +220,7 @@ def test_shown_task_does_what_it_says(encoder: Path) -> None:
 
 
 def test_shown_backend_does_what_it_says(tmp_path: Path) -> None:
-    from dtl.backends import Job
+    from dtl.backends.base import Job
 
     module = _plugin("add-a-backend.md")
     backend = module.Plugin(module.Options(host="node7"))

@@ -38,7 +38,7 @@ def test_imports_only_point_down():
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
 def test_desk_commands_import_nothing_heavy(command):
     code = (
-        "import sys; from dtl.cli import main; code = main(sys.argv[1:]); "
+        "import sys; from dtl.cli.app import main; code = main(sys.argv[1:]); "
         f"print(code, *[name for name in {HEAVY} if name in sys.modules], file=sys.stderr)"
     )
     ran = subprocess.run(

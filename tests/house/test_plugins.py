@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from dtl import registry
+from dtl.config import registry
 from dtl.config.load import load_config
+from dtl.config.recipes import recipes
 from dtl.config.record import Record
-from dtl.recipes import recipes
 
-PACKAGE = Path(registry.__file__).parent
+PACKAGE = Path(registry.__file__).parents[1]
 PLUGINS = [(folder, name) for folder in registry.FOLDERS for name in registry.names(folder)]
 RECIPES = recipes()
 

@@ -5,6 +5,7 @@ import dtl
 
 def test_public_functions_stay_functions():
     import dtl.plan.make
+
     import dtl.train.loop
     from dtl import api
 

@@ -16,8 +16,8 @@ import psutil
 import pytest
 import torch
 
-from dtl import cli
-from dtl.errors import Fault, without_secrets
+from dtl.cli import app as cli
+from dtl.core.errors import Fault, without_secrets
 from dtl.train.checkpoint import Store
 from tests import tiny
 from tests.distributed import launching
@@ -365,10 +365,10 @@ def test_an_override_that_only_looks_like_a_tag_is_text(desk):
 
 def test_cached_numbers_are_numbers(desk, canaries):
     """Python objects in a memory map would be addresses that anyone could write."""
-    from dtl.data.encoded import EncodedData, encode
+    from dtl.core.errors import RunFailed
+    from dtl.data.cache.encoded import EncodedData, encode
     from dtl.data.example import Encoded
-    from dtl.data.source import Row
-    from dtl.errors import RunFailed
+    from dtl.data.sources.rows import Row
 
     data = encode(
         [Row(0, "", {})], lambda row: Encoded({"input_ids": [1, 2]}, 2, 1), key="k", place=""
@@ -421,7 +421,7 @@ def test_secrets_of_the_environment_are_told_nowhere(desk):
         seen |= command_lines(process.pid)
         time.sleep(0.25)
     assert process.returncode == 0, (desk / "told.txt").read_text()
-    assert sum("dtl.worker" in line for line in seen) >= 2, "the processes were looked at"
+    assert sum("dtl.launch.worker" in line for line in seen) >= 2, "the processes were looked at"
     written = {path: path.read_bytes() for path in desk.rglob("*") if path.is_file()}
     assert {desk / "told.txt", desk / "runs" / "run" / "logs" / "rank-1.log"} <= written.keys()
     assert not [path for path, content in written.items() if MARKER.encode() in content]

@@ -9,7 +9,7 @@ class AfterImport:
     """Wraps dtl's engine when it has been imported."""
 
     def find_spec(self, name, path=None, target=None):
-        if name != "dtl.engine":
+        if name != "dtl.engine.base":
             return None
         sys.meta_path.remove(self)
         spec = importlib.util.find_spec(name)

@@ -1,0 +1,1 @@
+"""The `dtl` command: one file per command group."""

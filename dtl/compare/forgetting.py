@@ -1,0 +1,78 @@
+"""What a run has kept of what its base had learnt: the score on rows of that, before and after."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dtl.assembly.parts import assemble
+from dtl.config.schema import Data, RunConfig, Source
+from dtl.evaluation.evaluate import Evaluation
+from dtl.evaluation.scoring import why_unscored
+from dtl.examples.prepare import prepare
+from dtl.export.opened import open_export
+from dtl.jobs.evaluate import score_base, score_run
+from dtl.models.anatomy import adapted_layers, head_parameters
+from dtl.models.peft.adapters import merged
+from dtl.run.folder import RunFolder
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def score_source(
+    config: RunConfig,
+    source: Source,
+    run: RunFolder | None,
+    *,
+    out: Path | None,
+    say: Callable[[str], None],
+) -> Evaluation:
+    """Of the base, or of what a run has made of it; `config`: any strategy of that base.
+
+    Where the task has a head of its own, what is scored is the body that the run has left, under
+    the head that the base had. Raises DtlError where the base has no head for these rows.
+    """
+    whole = config.data.model_copy(update={"draw": None})
+    config = config.model_copy(update={"data": whole})
+    if _keeps_head(config):
+        if run is not None:
+            return score_run(run, source, ["task.group_by=null"], out=out, say=say)
+        data = whole.model_copy(update={"eval": source, "holdout": None})
+        return score_base(_plain(config, data), out=out, say=say)
+    data = Data(train=source, eval=source, columns=config.data.columns)
+    change = None if run is None else _puts_in(run.path)
+    return score_base(_plain(config, data), out=out, say=say, change=change)
+
+
+def _plain(config: RunConfig, data: Data) -> RunConfig:
+    """Scored on other rows, which may have no groups."""
+    task = config.task.model_copy(update={"group_by": None})
+    return config.model_copy(update={"data": data, "task": task})
+
+
+def _keeps_head(config: RunConfig) -> bool:
+    """Whether the base is scored on the task with the head that it has."""
+    parts = assemble(config)
+    return why_unscored(parts, prepare(config, parts)) is None
+
+
+def _puts_in(run: Path) -> Callable[[nn.Module], None]:
+    def put_in(base: nn.Module) -> None:
+        """Give the base the body that the run has left."""
+        import torch
+
+        learnt = open_export(run).model
+        if adapted_layers(learnt):
+            learnt = merged(learnt)
+        heads = head_parameters(base)
+        body = {name: value for name, value in learnt.state_dict().items() if name not in heads}
+        own = base.state_dict()
+        missing = own.keys() - body.keys() - heads
+        assert not missing, f"the run has no {sorted(missing)}"
+        with torch.no_grad():
+            for name in own.keys() - heads:
+                own[name].copy_(body[name])
+
+    return put_in

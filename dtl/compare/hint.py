@@ -1,0 +1,70 @@
+"""What the features of the untouched base tell of the labels, before anything is trained."""
+
+# N rows, W width of the base
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+
+from dtl.assembly.parts import assemble
+from dtl.config.schema import RunConfig
+from dtl.data.labels import label_of
+from dtl.data.sources.rows import Row
+from dtl.evaluation.pooled_features import pooled
+from dtl.examples.prepare import prepare
+
+NEIGHBOURS = 5
+MOST_ROWS = 2000  # learnt from
+
+
+@dataclass(frozen=True)
+class Told:
+    """Accuracies on the scored rows of the config: of a linear probe, of the nearest neighbours,
+    and of always the commonest label; `rows`: learnt from."""
+
+    rows: int
+    probe: float
+    neighbours: float
+    chance: float
+
+
+def hint(config: RunConfig) -> Told:
+    """Logistic regression and nearest neighbours on the base's vector of each row, standardised.
+    `config`: of a task with classes. Raises DtlError where the base cannot be told from its head.
+    """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.neighbors import KNeighborsClassifier
+    from sklearn.preprocessing import StandardScaler
+
+    of_train, of_held_out = (rows for _, rows, _ in prepare(config, assemble(config)).rows)
+    learnt, truth = _vectors(config, of_train)
+    scored, wanted = _vectors(config, of_held_out)
+    scale = StandardScaler().fit(learnt)
+    learnt, scored = scale.transform(learnt), scale.transform(scored)
+    probe = LogisticRegression(max_iter=1000).fit(learnt, truth)
+    near = KNeighborsClassifier(min(NEIGHBOURS, len(truth))).fit(learnt, truth)
+    names, counts = np.unique(truth, return_counts=True)
+    return Told(
+        rows=len(truth),
+        probe=float(probe.score(scored, wanted)),
+        neighbours=float(near.score(scored, wanted)),
+        chance=float((wanted == names[counts.argmax()]).mean()),
+    )
+
+
+def _vectors(config: RunConfig, rows: Iterable[Row]) -> tuple[np.ndarray, np.ndarray]:
+    """Of each row that can be read, its vector (N, W) and its label (N,)."""
+    labels: list[str] = []
+
+    def seen() -> Iterator[Row]:
+        for row in islice(rows, MOST_ROWS):
+            labels.append(label_of(row))
+            yield row
+
+    vectors_NW = pooled(config, seen())
+    read_N = ~np.isnan(vectors_NW).any(1)
+    return vectors_NW[read_N], np.array(labels)[read_N]

@@ -1,0 +1,64 @@
+"""Recipes: configs that run as they stand, shipped with dtl."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import takewhile
+from pathlib import Path
+
+from dtl.core.errors import DtlError, near
+from dtl.core.package_files import shipped
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A shipped config: its name, such as quickstart/text, and its first comment as summary."""
+
+    name: str
+    path: Path
+    summary: str
+
+
+def recipes() -> tuple[Recipe, ...]:
+    """Every shipped config, by name."""
+    return tuple(_found(shipped("configs")))
+
+
+def copy_recipe(name: str, *, to: Path) -> Path:
+    """Copy a recipe to a file or into a folder, and return the new file.
+
+    Raises DtlError when there is no such recipe, or when the file is there already.
+    """
+    by_name = {recipe.name: recipe for recipe in recipes()}
+    if name not in by_name:
+        mend = near(name, by_name) or "`dtl recipes list` shows all of them"
+        raise DtlError.of("recipes", f"there is no recipe '{name}'", mend)
+    source = by_name[name].path
+    copy = to / source.name if to.is_dir() else to
+    if not copy.parent.is_dir():
+        raise DtlError.of(str(copy), f"there is no folder {copy.parent}", "make the folder first")
+    try:
+        with copy.open("x", encoding="utf-8") as file:
+            file.write(source.read_text(encoding="utf-8"))
+    except FileExistsError:
+        mend = "name another file, or remove this one"
+        raise DtlError.of(str(copy), "the file is there already", mend) from None
+    except OSError as error:
+        problem = f"the file cannot be written ({error.strerror})"
+        raise DtlError.of(str(copy), problem, "choose a folder that you may write to") from None
+    return copy
+
+
+def _found(folder: Path) -> Iterator[Recipe]:
+    for path in sorted(folder.rglob("*.yaml")):
+        name = path.relative_to(folder).with_suffix("").as_posix()
+        yield Recipe(name, path, _summary(path.read_text(encoding="utf-8")))
+
+
+def _summary(text: str) -> str:
+    """The first sentence of the comment that the file begins with."""
+    lines = takewhile(lambda line: line.startswith("# "), text.splitlines())
+    words = " ".join(line.removeprefix("# ").strip() for line in lines)
+    sentence, stop, _ = words.partition(". ")
+    return sentence + stop.strip()

@@ -1,0 +1,1 @@
+"""Chat messages: rendering through the tokenizer's template, and the loss mask."""

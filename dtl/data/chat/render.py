@@ -1,0 +1,103 @@
+"""Turns of a chat as the tokenizer's own template writes them, and which tokens answer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from dtl.core.errors import DtlError, Fault
+
+if TYPE_CHECKING:
+    from dtl.data.sources.rows import Row
+
+Turn = dict[str, Any]  # role, content, and what else a template knows
+
+
+def is_turns(value: Any) -> bool:
+    """Whether a template can read it: a list of turns, one at least."""
+    return isinstance(value, list) and bool(value) and all(map(_is_turn, value))
+
+
+def turns_fault(row: Row, column: str) -> Fault | None:
+    """The fault of a column that holds something else than turns."""
+    if is_turns(row.fields[column]):
+        return None
+    return Fault(
+        row.place,
+        f"`{column}` is not a list of turns",
+        'write [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]',
+    )
+
+
+def answering(turns: Sequence[Turn]) -> list[int]:
+    """Places of the assistant's turns."""
+    return [place for place, turn in enumerate(turns) if turn["role"] == "assistant"]
+
+
+def chat_tokens(
+    tokenizer: Any,
+    turns: list[Turn],
+    row: Row,
+    *,
+    answers: Sequence[int] | None,
+    limit: int,
+    characters: int,
+    plain: str,
+    otherwise: str,
+) -> tuple[list[int], list[bool]]:
+    """Token ids of a chat, and whether each belongs to an answer, its end-of-turn mark included.
+
+    `answers`: places of the turns that count; None: all tokens do. Tokens beyond `limit`, and
+    those of text beyond so many characters, may be missing. `plain`: what the data could be without
+    turns; `otherwise`: what else the user could do where the template does not serve. Raises
+    DtlError with the place of the row.
+    """
+    if not getattr(tokenizer, "chat_template", None):
+        raise DtlError.of(
+            row.place,
+            "the row holds chat messages, but the model's tokenizer has no chat template",
+            f"take an instruction-tuned model, or give {plain}",
+        )
+    whole = _render(tokenizer, turns, row)
+    start = whole[:characters]
+    if answers is None:
+        tokens = list(tokenizer(start, add_special_tokens=False)["input_ids"])
+        return tokens, [True] * len(tokens)
+    encoded = tokenizer(start, add_special_tokens=False, return_offsets_mapping=True)
+    offsets = encoded["offset_mapping"][:limit]
+    reach = offsets[-1][1] if offsets else 0
+    spans: list[tuple[int, int]] = []
+    for place in answers:
+        asked = _render(tokenizer, turns[:place], row, ask=True) if place else ""
+        if len(asked) > reach:
+            break
+        answered = _render(tokenizer, turns[: place + 1], row)
+        if not whole.startswith(answered.rstrip()) or not answered.startswith(asked):
+            raise DtlError.of(
+                row.place,
+                "the model's chat template rewrites earlier turns: the answers cannot be located",
+                otherwise,
+            )
+        spans.append((len(asked), len(answered.rstrip("\n"))))
+    counted = [
+        any(opens < end and closes > begin for begin, end in spans) for opens, closes in offsets
+    ]
+    return list(encoded["input_ids"][:limit]), counted
+
+
+def _is_turn(turn: Any) -> bool:
+    """`content` may be parts, or null beside a tool call."""
+    if not isinstance(turn, dict) or not isinstance(turn.get("role"), str):
+        return False
+    return "content" in turn and isinstance(turn["content"], (str, list, type(None)))
+
+
+def _render(tokenizer: Any, turns: list[Turn], row: Row, *, ask: bool = False) -> str:
+    from jinja2 import TemplateError
+
+    try:
+        return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=ask))
+    except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as fault:
+        raise DtlError.of(
+            row.place, f"the model's chat template refuses the row: {fault}", "mend the turns"
+        ) from fault

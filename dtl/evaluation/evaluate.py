@@ -1,0 +1,82 @@
+"""Scores over every held-out example, each exactly once, whatever the number of ranks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from dtl.data.cache.encoded import EncodedData
+from dtl.data.loader import Collate, held_out
+from dtl.evaluation.groups import scores_by_group
+
+if TYPE_CHECKING:
+    from dtl.engine.base import Engine
+    from dtl.tasks.base import Facts, Outcome, Task
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores, and the outcome of each example in the order of the rows."""
+
+    scores: dict[str, float]
+    outcomes: list[Outcome]
+
+    def write(self, path: Path) -> None:
+        """One outcome a line, with the number of its row."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lines = "".join(json.dumps(outcome) + "\n" for outcome in self.outcomes)
+        staged = path.with_name(f".{path.name}")  # a report may read while the run writes
+        staged.write_text(lines, encoding="utf-8")
+        staged.replace(path)
+
+
+@torch.no_grad()
+def evaluate(
+    engine: Engine,
+    task: Task,
+    data: EncodedData,
+    collate: Collate,
+    facts: Facts,
+    *,
+    batch: int,
+    processor: Any,
+    group_by: str | None = None,
+    pause: Callable[[str], None],
+) -> Evaluation:
+    """Batches are formed before they are dealt out, so the same sums are added on any layout.
+
+    `group_by`: the column by whose values, which the data has, the best score is broken down.
+    `pause` is called on all ranks before each batch, where the run may be stopped.
+    """
+    engine.plain_model.eval()
+    mine: list[tuple[int, dict[str, Any]]] = []
+    batches = held_out(
+        data,
+        collate,
+        batch=batch,
+        rank=engine.rank,
+        ranks=engine.ranks,
+        present=partial(task.present, processor=processor),
+    )
+    for number, held in enumerate(batches, start=1):
+        pause(f"evaluation, batch {number}")
+        with engine.forward():
+            found = task.outcomes(engine.model, engine.to_device(held.tensors), processor=processor)
+        mine.extend(zip(held.ids, found, strict=False))  # an empty batch has outcomes but no ids
+    everyone = sorted(engine.gather(mine), key=lambda pair: pair[0])
+    if [number for number, _ in everyone] != list(range(len(data))):
+        raise RuntimeError("evaluation did not see every example exactly once")
+    outcomes = [{"row": int(data.rows[number]), **outcome} for number, outcome in everyone]
+    scores = task.score(outcomes, facts)
+    if group_by is None or data.groups is None:
+        return Evaluation(scores, outcomes)
+    grouped = [
+        {**outcome, "group": group} for outcome, group in zip(outcomes, data.groups, strict=True)
+    ]
+    return Evaluation({**scores, **scores_by_group(task, grouped, facts, group_by)}, grouped)

@@ -1,0 +1,105 @@
+"""What a base makes of rows, as one vector each."""
+
+# N rows, B batch, T positions, W width
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from dtl.assembly.parts import assemble
+from dtl.config.schema import RunConfig
+from dtl.core.errors import DtlError
+from dtl.data.example import Skip
+from dtl.data.sources.rows import Row
+from dtl.examples.prepare import Examples, prepare
+from dtl.models.head_input import base_name, leaves_of, watched
+from dtl.models.load import load_pretrained, padding_token
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from dtl.tasks.base import Task
+
+
+ROWS_AT_ONCE = 256  # that are held, and sorted by their size
+
+
+@torch.no_grad()
+def pooled(config: RunConfig, rows: Iterable[Row]) -> np.ndarray:
+    """The unadapted base's vector of each row (N, W), float32: the mean of what it makes of the
+    real tokens, frames or patches; of a convolutional network, what it has pooled itself. A row of
+    which nothing can be read is NaN.
+
+    `rows` are as the task reads them, such as those of `Examples.rows`. Raises DtlError for a base
+    that cannot be told from its head.
+    """
+    parts = assemble(config)
+    examples = prepare(config, parts)
+    task, processor = parts.task, examples.processor
+    model = _opened(config, task, examples)
+    padding, size = padding_token(processor) or 0, config.train.evaluation_batch
+    encode = task.encoder(processor, examples.facts, examples.settings)
+    found: dict[int, np.ndarray] = {}
+    read, left = 0, iter(rows)
+    while together := [encode(row) for row in islice(left, ROWS_AT_ONCE)]:
+        batches: dict[Any, list[tuple[int, dict[str, Any]]]] = {}
+        for number, one in enumerate(together, start=read):
+            if not isinstance(one, Skip):
+                shown = task.present(dict(one.values), processor=processor, draw=None)
+                alone = task.collate([shown], padding=padding)
+                shapes = tuple((name, tensor.shape) for name, tensor in alone.items())
+                batches.setdefault(shapes, []).append((number, shown))
+        for of_one_shape in batches.values():  # nothing is padded beside a longer one
+            for start in range(0, len(of_one_shape), size):
+                numbers, shown_rows = zip(*of_one_shape[start : start + size], strict=True)
+                batch = task.collate(list(shown_rows), padding=padding)
+                found |= dict(zip(numbers, _vectors(model, task, batch), strict=True))
+        read += len(together)
+    width = len(next(iter(found.values()))) if found else 0
+    nothing = np.full(width, np.nan, dtype=np.float32)
+    return np.array([found.get(number, nothing) for number in range(read)], dtype=np.float32)
+
+
+def _opened(config: RunConfig, task: Task, examples: Examples) -> nn.Module:
+    """The unadapted model of a config, in evaluation mode."""
+    model = load_pretrained(
+        config.model,
+        head=task.head,
+        changes=task.head_settings(examples.facts),
+        random=False,
+        seed=config.train.seed,
+        dtype="fp32",
+    ).model
+    if base_name(model) is None:
+        raise DtlError.of(
+            "model.path",
+            f"{type(model).__name__} keeps its base in several modules",
+            "take a model of one encoder or one decoder",
+        )
+    if (padding := padding_token(examples.processor)) is not None:
+        model.config.pad_token_id = padding  # type: ignore[union-attr]
+    return model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _vectors(model: nn.Module, task: Task, batch: dict[str, Tensor]) -> list[np.ndarray]:
+    """One of each example of a batch."""
+    device = next(model.parameters()).device
+    base = base_name(model)
+    assert base is not None, "the model was looked at when it was opened"
+    with watched(model.get_submodule(base)) as seen:
+        task.loss(model, {name: tensor.to(device) for name, tensor in batch.items()})
+    leaves = leaves_of(seen[0])
+    states_BTW = leaves.get("last_hidden_state")
+    if states_BTW is None or states_BTW.ndim != 3:
+        return list(leaves["pooler_output"].flatten(1).float().cpu().numpy())
+    mask_BT = batch.get("attention_mask")
+    if mask_BT is None or mask_BT.shape != states_BTW.shape[:2]:
+        return list(states_BTW.mean(1).float().cpu().numpy())
+    real_BT1 = mask_BT.to(device)[..., None] > 0
+    means_BW = (states_BTW * real_BT1).sum(1) / real_BT1.sum(1)
+    return list(means_BW.float().cpu().numpy())

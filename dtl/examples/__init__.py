@@ -1,0 +1,1 @@
+"""The rows of a config, encoded once for its model."""

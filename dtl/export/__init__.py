@@ -1,0 +1,1 @@
+"""What a run leaves: adapters, models, other formats, and their model card."""

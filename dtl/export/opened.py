@@ -1,0 +1,106 @@
+"""An export, opened to be used: its model, what reads its input, and its task."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dtl.config import registry
+from dtl.config.choices import TaskChoice
+from dtl.config.schema import Model
+from dtl.core.errors import DtlError
+from dtl.models.load import (
+    NOTE,
+    load_pretrained,
+    load_processor_of,
+    load_settings,
+    padding_token,
+    silent,
+)
+from dtl.models.peft import adapters
+from dtl.models.quantization import quantize
+from dtl.run.folder import RunFolder
+from dtl.tasks.base import Facts, Task
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class Exported:
+    """`columns`: dtl's name of a column -> its name in the data that it was trained on."""
+
+    task: Task
+    facts: Facts
+    columns: dict[str, str]
+    model: nn.Module
+    processor: Any
+    settings: Any
+
+
+def folder_of(path: Path) -> Path:
+    """The export that a path names: itself, or that of a finished run. Raises DtlError."""
+    if (path / NOTE).is_file():
+        return path
+    run = RunFolder(path)
+    if run.state == "interrupted":
+        raise DtlError.of(str(path), "the run is not finished", f"`dtl resume {path}` finishes it")
+    if run.state == "finished" and (run.export / NOTE).is_file():
+        return run.export
+    raise DtlError.of(
+        str(path), f"there is no export with a {NOTE} in it", "name a run folder, or its export"
+    )
+
+
+def open_export(path: Path, *, asks: bool = True) -> Exported:
+    """Load it on the CPU, in fp32, on a base that is quantized as it was for the run. Code that a
+    model brings is never run. `asks`: whether its task will be asked to predict or to score. Raises
+    DtlError."""
+    folder = folder_of(path)
+    note = _read(folder)
+    choice = TaskChoice.model_validate(note["task"])
+    task: Task = registry.load("tasks", choice.name).Plugin(choice.options)
+    if task.needs_base and note["kind"] != "adapter" and asks:
+        raise DtlError.of(
+            str(folder),
+            f"task {choice.name} compares with the base, which a merged model no longer has",
+            "name the export of the adapter",
+        )
+    facts = note["facts"]
+    adapter = note["kind"] == "adapter"
+    source = Model(**note["base"]) if adapter else Model(path=str(folder))
+    settings = load_settings(source)
+    processor, facts = task.fit(load_processor_of(folder, task.reads_by), facts)
+    with silent():  # the head that the base lacks is in the adapter
+        loaded = load_pretrained(
+            source,
+            head=task.head,
+            changes=task.head_settings(facts) if adapter else {},
+            random=False,
+            seed=0,
+            dtype=source.dtype or "fp32",
+        )
+        quantize.to_fp32(loaded.model)
+        model = _with_adapter(loaded.model, folder) if adapter else loaded.model
+    if (padding := padding_token(processor)) is not None:
+        loaded.model.config.pad_token_id = padding  # type: ignore[union-attr]
+    task.settle(loaded.model, processor=processor)
+    settings = adapters.with_room_for(settings, adapters.virtual_tokens(model))
+    return Exported(task, facts, dict(note["columns"]), model.eval(), processor, settings)
+
+
+def _with_adapter(base: nn.Module, folder: Path) -> nn.Module:
+    if not (folder / adapters.FILE).is_file():
+        raise DtlError.of(str(folder), f"there is no {adapters.FILE}", "export the run again")
+    return adapters.put_back(base, folder)
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads((folder / NOTE).read_text(encoding="utf-8")))
+    except ValueError as fault:
+        raise DtlError.of(
+            str(folder / NOTE), f"cannot be read ({fault})", "export the run again"
+        ) from fault

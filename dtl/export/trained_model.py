@@ -1,0 +1,128 @@
+"""The model that a run has trained, opened whole in this process: in fp32, on the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dtl.assembly.parts import Parts
+from dtl.config.schema import RunConfig
+from dtl.core.errors import DtlError
+from dtl.engine.base import EngineSettings, start
+from dtl.examples.prepare import Examples
+from dtl.export.opened import open_export
+from dtl.plan.records import Plan
+from dtl.run import prepare as desk
+from dtl.run.folder import RunFolder
+from dtl.train import checkpoint
+from dtl.train.checkpoint import Store
+from dtl.train.setup import open_model
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class Trained:
+    """`step`: after which the weights are those; `scores`: as the run has stored them."""
+
+    model: nn.Module
+    parts: Parts
+    examples: Examples
+    step: int
+    scores: dict[str, dict[str, float]]
+    weights: str = "adapted"  # or which average of the weights
+
+
+def open_trained(folder: RunFolder, *, say: Callable[[str], None]) -> Trained:
+    """From the checkpoint that the run exports, or else its newest; where a finished run has lost
+    it, or exports what is in none, from its export. Raises DtlError."""
+    step, saved = _checkpoint_of(folder)
+    prepared = desk.reopen(folder, writes=True)
+    finished = folder.state == "finished"
+    weights = folder.result["weights"] if finished else "adapted"
+    parts = prepared.parts.in_phase(prepared.plan.phase_after(max(0, step - 1)))
+    if saved is None or weights != "adapted" or (finished and _rounds(folder.config)):
+        if saved is None:
+            say(f"there is no checkpoint of step {step}: the weights are those of {folder.export}")
+        model = open_export(folder.path).model
+    else:
+        model = _restored(prepared, parts, saved)
+    scores = folder.result["scores"] if finished else _scores_at(folder, step)
+    return Trained(model.eval(), parts, prepared.examples, step, scores, weights)
+
+
+def _rounds(config: RunConfig) -> bool:
+    """Whether the base is made of rounded weights, as only its export is told."""
+    return config.model.quantize is not None
+
+
+def _checkpoint_of(folder: RunFolder) -> tuple[int, Path | None]:
+    """The step whose weights count, and its checkpoint."""
+    store = Store(folder.checkpoints, folder.identity, folder.formerly)
+    if folder.state == "finished":
+        result = folder.result
+        best = result["best"]["step"] if folder.config.train.export == "best" else None
+        step = int(result["steps"] if best is None else best)
+        path = store.path_of(step)
+        if path.is_dir() and (fault := store.fault(path)) is not None:
+            raise DtlError.of(str(path), fault, "remove it to export from the run's own export")
+        return step, path if path.is_dir() else None
+    newest, damaged = store.newest_whole()
+    if newest is None:
+        why = f" ({damaged[0].path.name}: {damaged[0].reason})" if damaged else ""
+        raise DtlError.of(
+            str(folder.path),
+            f"the run has not ended and has no whole checkpoint yet{why}",
+            f"`dtl resume {folder.path}` goes on with it",
+        )
+    return checkpoint.read_progress(newest).step, newest
+
+
+def _restored(prepared: desk.Prepared, parts: Parts, saved: Path) -> nn.Module:
+    """As the run makes its model, then the learnt weights; every number in fp32."""
+    engine = start(
+        EngineSettings(
+            device="cpu",
+            ranks=1,
+            dtype="fp32",
+            accumulation=1,
+            gradient_clip=None,
+            deepspeed=None,
+        )
+    )
+    try:
+        model = open_model(
+            prepared.config, _alone(prepared.plan), parts, prepared.examples, engine, saved=saved
+        ).model
+        checkpoint.fill_weights(saved, engine, model)
+    finally:
+        engine.close()
+    return model
+
+
+def _alone(plan: Plan) -> Plan:
+    """The same plan on one process that holds everything in fp32."""
+    layout = replace(
+        plan.layout,
+        nodes=1,
+        processes=1,
+        zero=0,
+        dtype="fp32",
+        device="cpu",
+        activation_checkpointing=False,
+    )
+    return replace(plan, layout=layout)
+
+
+def _scores_at(folder: RunFolder, step: int) -> dict[str, dict[str, float]]:
+    """What the log of an unfinished run has: of the base, and of the model at this step."""
+    found: dict[str, dict[str, float]] = {}
+    for line in folder.metrics():
+        at: dict[str, Any] = {"unadapted": 0, "adapted": step}
+        if line["kind"] == "eval" and line["step"] == at[line["model"]]:
+            kept = {key: line[key] for key in line if key not in ("kind", "step", "model")}
+            found[line["model"]] = kept
+    return found

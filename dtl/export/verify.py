@@ -1,0 +1,112 @@
+"""The proof of an export: in a fresh process it answers as the trained model does."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from dtl.core.errors import RunFailed
+from dtl.export.trained_model import Trained
+from dtl.models.load import padding_token
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from dtl.tasks.base import Task
+
+ROWS = 16
+Question = dict[str, Any]  # what a model's forward is called with
+
+
+class _Seen(Exception):
+    """The forward has been called."""
+
+
+def ask(trained: Trained) -> tuple[list[Question], str]:
+    """What the model is asked about a few held-out rows, each alone, and which rows these are;
+    where nothing is held out, training rows."""
+    examples, task = trained.examples, trained.parts.task
+    held_out = examples.held_out is not None
+    data = examples.held_out if examples.held_out is not None else examples.train
+    padding = padding_token(examples.processor)
+    collate = partial(task.collate, padding=0 if padding is None else padding)
+    chosen = data.some(ROWS)
+    shown = (task.present(values, processor=examples.processor, draw=None) for values in chosen)
+    asked = [_call(task, trained.model, collate([one])) for one in shown]
+    return asked, f"{len(chosen)} {'held-out' if held_out else 'training'} rows"
+
+
+def _call(task: Task, model: nn.Module, batch: dict[str, Tensor]) -> Question:
+    """How the task calls the model, which it does in its own way; the first time in its loss."""
+    seen: Question = {}
+
+    def look(module: nn.Module, given: tuple[Any, ...], named: Question) -> None:
+        seen.update({name: value for name, value in named.items() if value is not None})
+        raise _Seen
+
+    hook = model.register_forward_pre_hook(look, with_kwargs=True)
+    try:
+        with torch.no_grad():
+            task.loss(model, batch)
+    except _Seen:
+        pass
+    finally:
+        hook.remove()
+    if "labels" in seen and hasattr(model, "prepare_decoder_input_ids_from_labels"):
+        labels = seen.pop("labels")
+        seen["decoder_input_ids"] = model.prepare_decoder_input_ids_from_labels(labels=labels)  # type: ignore[operator]
+    return seen
+
+
+@torch.no_grad()
+def answers(model: nn.Module, asked: list[Question]) -> list[Tensor]:
+    """The logits of each question, in fp32."""
+    return [model(**question).logits.float().contiguous() for question in asked]
+
+
+def answers_in_fresh_process(export: Path, asked: list[Question], folder: Path) -> list[Tensor]:
+    """Those of an export, which another process opens. `folder`: for the files between the two.
+    Raises RunFailed."""
+    questions, replies = folder / "questions.safetensors", folder / "answers.safetensors"
+    write_questions(asked, questions)
+    argv = [sys.executable, "-m", "dtl.export.reopen", *map(str, (export, questions, replies))]
+    ended = subprocess.run(argv, capture_output=True, text=True, errors="replace", check=False)
+    if ended.returncode != 0:
+        said = ended.stderr.strip().splitlines() or [f"exit code {ended.returncode}"]
+        raise RunFailed.of(
+            str(export), f"what was written cannot be opened ({said[-1][:300]})", "nothing is kept"
+        )
+    found = load_file(replies)
+    return [found[str(number)] for number in range(len(asked))]
+
+
+def write_questions(asked: list[Question], file: Path) -> None:
+    """Tensors by number and name; what is no tensor goes into the notes of the file."""
+    tensors, plain = {}, {}
+    for number, question in enumerate(asked):
+        for name, value in question.items():
+            if isinstance(value, torch.Tensor):
+                tensors[f"{number}/{name}"] = value.contiguous()
+            else:
+                plain[f"{number}/{name}"] = value
+    save_file(tensors, file, metadata={"plain": json.dumps(plain)})
+
+
+def read_questions(file: Path) -> list[Question]:
+    """The same questions again."""
+    with safe_open(file, framework="pt") as opened:
+        values: dict[str, Any] = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+        values |= json.loads(opened.metadata()["plain"])
+    asked: dict[int, Question] = {}
+    for place, value in values.items():
+        number, _, name = place.partition("/")
+        asked.setdefault(int(number), {})[name] = value
+    return [asked[number] for number in sorted(asked)]

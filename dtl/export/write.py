@@ -1,0 +1,207 @@
+"""What a run leaves to others: an adapter or a model that PEFT and transformers open."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from dtl.config.schema import Model
+from dtl.core.errors import RunFailed
+from dtl.models.load import NOTE
+from dtl.models.peft import adapters
+from dtl.train.checkpoint import Learnt, sync
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from dtl.config.schema import RunConfig
+    from dtl.engine.base import Engine
+    from dtl.tasks.base import Facts
+
+SHARD_SIZE = "5GB"  # of one weight file, at most
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def base_of(model: Model, *, dtype: str) -> dict[str, Any]:
+    """What to load the base from, as it was loaded for the run: a quantized one is made of weights
+    in `dtype`."""
+    base = model.model_dump(mode="json", include={"path", "revision", "adapters"})
+    if model.quantize is not None:
+        base |= {
+            "dtype": dtype,
+            "quantize": model.quantize,
+            "double_quantize": model.double_quantize,
+        }
+    return base
+
+
+def export(
+    engine: Engine,
+    folder: Path,
+    *,
+    processor: Any,
+    kind: str,
+    dtype: str,
+    card: str,
+    note: dict[str, Any],
+    learnt: Learnt | None,
+    pause: Callable[[str], None],
+) -> None:
+    """Write, reopen, compare, rename. Every rank must call; rank 0 writes.
+
+    `kind`: adapter (fp32) or model (in `dtype`). `note`: what dtl itself must know to open it
+    again. `learnt`: a checkpoint, or an average, whose learning weights are taken instead of the
+    present ones. `pause` is called on all ranks where the run may be stopped.
+    Raises RunFailed when the reopened files are not what was trained.
+    """
+    pause("export, gathering the weights")
+    state = _gather(engine, learnt, learning_only=kind == "adapter")
+    pause("export, writing")
+    staged = staged_beside(folder)
+    if engine.is_first:
+        shutil.rmtree(staged, ignore_errors=True)
+        with engine.loading(False):
+            if kind == "adapter":
+                write_adapter(engine.plain_model, state, staged, dtype=torch.float32)
+            else:
+                write_model(engine.plain_model, state, staged, dtype=DTYPES[dtype])
+        processor.save_pretrained(staged)
+        write_papers(staged, card=card, note=note)
+        to_disk(staged)
+    pause("export, giving it its name")
+    if engine.is_first:
+        shutil.rmtree(folder, ignore_errors=True)
+        staged.rename(folder)
+    engine.wait()
+
+
+def note_of(config: RunConfig, facts: Facts, *, kind: str, dtype: str) -> dict[str, Any]:
+    """What dtl must know to open an export of this run again; `dtype`: of the run's weights."""
+    return {
+        "kind": kind,
+        "task": config.task.learnt,
+        "facts": facts,
+        "columns": config.data.columns,
+        "base": base_of(config.model, dtype=dtype),
+    }
+
+
+def staged_beside(folder: Path) -> Path:
+    """Where an export is written before it takes its name."""
+    return folder.with_name(f".{folder.name}-staged")
+
+
+def write_papers(folder: Path, *, card: str, note: dict[str, Any] | None) -> None:
+    """The model card, and what dtl itself must know; `note` None: dtl does not open it again."""
+    (folder / "README.md").write_text(card, encoding="utf-8")
+    if note is not None:
+        (folder / NOTE).write_text(json.dumps(note, indent=1) + "\n", encoding="utf-8")
+
+
+def to_disk(folder: Path) -> None:
+    """Every file open to all who may read the folder, and written out."""
+    _open_to_readers(folder)
+    for file in folder.iterdir():
+        sync(file)
+    sync(folder)
+
+
+def _open_to_readers(folder: Path) -> None:
+    """safetensors keeps its files to their owner; an export is for all who may read the folder."""
+    mask = os.umask(0)
+    os.umask(mask)
+    for file in folder.iterdir():
+        file.chmod(0o666 & ~mask)
+
+
+def _gather(engine: Engine, learnt: Learnt | None, *, learning_only: bool) -> dict[str, Tensor]:
+    """Whole tensors on rank 0; the others take part and keep nothing."""
+    state: dict[str, Tensor] = {}
+    for name, parameter in engine.plain_model.named_parameters():
+        if parameter.requires_grad and learnt is not None:
+            if engine.is_first:
+                state[name] = learnt.read(f"weight/{name}")
+        elif parameter.requires_grad or not learning_only:
+            value = engine.whole(parameter)
+            if engine.is_first:
+                state[name] = value
+    if engine.is_first and not learning_only:
+        persistent = set(engine.plain_model.state_dict())
+        for name, buffer in engine.plain_model.named_buffers():
+            if name in persistent:
+                state[name] = buffer.detach().to("cpu", copy=True)
+            if name in persistent and learnt is not None and f"buffer/{name}" in learnt:
+                state[name] = learnt.read(f"buffer/{name}")
+    return state
+
+
+def state_of(model: nn.Module, *, learning_only: bool) -> dict[str, Tensor]:
+    """The same of a model that is whole in this process; nothing is copied."""
+    state = {
+        name: parameter.detach()
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad or not learning_only
+    }
+    persistent = set() if learning_only else set(model.state_dict())
+    state |= {name: buffer for name, buffer in model.named_buffers() if name in persistent}
+    return state
+
+
+def write_adapter(
+    model: nn.Module, state: dict[str, Tensor], folder: Path, *, dtype: torch.dtype
+) -> None:
+    """As PEFT opens it; read back and compared bit by bit."""
+    adapter = adapters.written(model, _cast(state, dtype))
+    adapter.save(folder, base=model.get_base_model())  # type: ignore[operator]
+    _compare(adapter.tensors, adapters.read_back(folder).get, folder)
+
+
+def write_model(
+    model: nn.Module,
+    state: dict[str, Tensor],
+    folder: Path,
+    *,
+    dtype: torch.dtype,
+    shard_size: str = SHARD_SIZE,
+) -> None:
+    """As transformers opens it; read back and compared bit by bit."""
+    whole = _cast(state, dtype)
+    model.config.dtype = dtype
+    model.save_pretrained(folder, state_dict=dict(whole), max_shard_size=shard_size)  # type: ignore[operator]
+    reopened = type(model).from_pretrained(folder, dtype=dtype, use_safetensors=True)  # type: ignore[attr-defined]
+    stored = {
+        **dict(reopened.named_parameters(remove_duplicate=False)),
+        **dict(reopened.named_buffers()),
+    }
+    _compare(whole, stored.get, folder)
+
+
+def _cast(state: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    return {
+        name: value.to(dtype) if value.is_floating_point() else value
+        for name, value in state.items()
+    }
+
+
+def _compare(
+    expected: dict[str, Tensor], reopened: Callable[[str], Tensor | None], folder: Path
+) -> None:
+    """Bitwise: a saved file is not called saved before it has been read back."""
+    wrong = [
+        name
+        for name, value in expected.items()
+        if (found := reopened(name)) is None or not torch.equal(found.detach(), value)
+    ]
+    if wrong or not expected:
+        raise RunFailed.of(
+            str(folder),
+            f"{len(wrong)} of {len(expected)} tensors read back differ from the trained ones"
+            + (f" (the first is {wrong[0]})" if wrong else ""),
+            "the trained weights are in the run's newest checkpoint; check the disk",
+        )

@@ -1,0 +1,1 @@
+"""Look before, during and after a run: data report, audit, diff, doctor."""

@@ -1,0 +1,1 @@
+"""The data report of `dtl check`."""

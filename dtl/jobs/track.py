@@ -1,0 +1,30 @@
+"""A run that has been told to metrics.jsonl, told to a tracker as well."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from dtl.core.errors import RunFailed
+from dtl.run.folder import RunFolder
+from dtl.run.prepare import refuse_absent_trackers
+
+
+def track(folder: RunFolder, names: Iterable[str]) -> list[str]:
+    """Send every line of metrics.jsonl, as a new run there; the names of the trackers. Raises
+    DtlError where one is not installed, or does not take it."""
+    chosen = list(dict.fromkeys(names))
+    refuse_absent_trackers(chosen)
+    from dtl.engine.base import open_tracker
+    from dtl.train.trackers import send
+
+    for name in chosen:
+        try:
+            send(name, folder, folder.metrics(), opener=open_tracker, anew=True)
+        except Exception as fault:
+            reason = " ".join(str(fault).split())[:300]
+            raise RunFailed.of(
+                f"tracker {name}",
+                f"failed ({type(fault).__name__}: {reason})",
+                "metrics.jsonl has all: mend it and send again",
+            ) from fault
+    return chosen

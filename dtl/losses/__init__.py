@@ -1,0 +1,1 @@
+"""Losses over tokens and pairs, as sums over targets."""

@@ -1,0 +1,1 @@
+"""Metrics: each has a name and a direction."""

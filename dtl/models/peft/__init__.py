@@ -1,0 +1,1 @@
+"""PEFT adapters: attach, save, load, merge."""

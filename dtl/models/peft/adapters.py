@@ -1,0 +1,517 @@
+"""What PEFT puts beside a model: what goes with which model, put on, written, read back."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from dtl.core.errors import DtlError
+from dtl.models.anatomy import head_module_names
+from dtl.models.quantization.quantize import on_plain_base, without_false_alarms
+from dtl.models.trust import ADAPTER
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
+    from torch import Tensor, nn
+
+FILE = "adapter_model.safetensors"
+NAME = "default"  # PEFT's name for a model's only adapter; it stands in no file
+START = "_start_of_adapter"  # where a model keeps what was taken out of its base
+MOST_BATCHES = 100  # that EVA looks at
+TAKES_FROM_BASE = ("pissa", "olora")  # what such an adapter begins with is no longer in the base
+
+Kind = Literal[
+    "decoder",
+    "classifier on a decoder",
+    "encoder",
+    "encoder-decoder",
+    "classifier on an encoder-decoder",
+    "sound",
+    "pictures",
+    "convolutions",
+]
+EXAMPLES: dict[Kind, str] = {
+    "decoder": "Llama, Qwen, GPT, going on with a text",
+    "classifier on a decoder": "the same, with a label for a text",
+    "encoder": "BERT, RoBERTa; labels for tokens on any model",
+    "encoder-decoder": "T5, BART, turning a text into another",
+    "classifier on an encoder-decoder": "the same, with a label for a text",
+    "sound": "wav2vec2, HuBERT, Whisper",
+    "pictures": "ViT, Swin, ConvNeXt",
+    "convolutions": "ResNet, with `target` naming its convolutions",
+}
+WITH_LINEAR_LAYERS: tuple[Kind, ...] = tuple(kind for kind in EXAMPLES if kind != "convolutions")
+READING: tuple[Kind, ...] = ("decoder", "encoder", "encoder-decoder")
+
+
+@dataclass(frozen=True)
+class Reach:
+    """What a method goes with. `zero`: the highest ZeRO stage. `merges`: whether it can become part
+    of the weights. `recomputes`: whether activations may be recomputed. `instead`: the nearest
+    method for the other kinds of model."""
+
+    kinds: tuple[Kind, ...]
+    zero: int = 3
+    merges: bool = True
+    recomputes: bool = True
+    instead: str = "lora"
+
+
+REACH: dict[str, Reach] = {
+    "lora": Reach((*WITH_LINEAR_LAYERS, "convolutions")),
+    "adalora": Reach((*WITH_LINEAR_LAYERS, "convolutions"), zero=0),
+    "ia3": Reach((*WITH_LINEAR_LAYERS, "convolutions")),
+    "loha": Reach((*WITH_LINEAR_LAYERS, "convolutions"), zero=2),
+    "lokr": Reach((*WITH_LINEAR_LAYERS, "convolutions"), zero=2),
+    "oft": Reach(WITH_LINEAR_LAYERS),
+    "vera": Reach(WITH_LINEAR_LAYERS),
+    "prompt_tuning": Reach(READING, merges=False),
+    "p_tuning": Reach(READING, merges=False),
+    "prefix_tuning": Reach((*READING, "classifier on a decoder"), merges=False, recomputes=False),
+}
+
+
+def kind_of(model: nn.Module) -> Kind:
+    """What a method must know of a model: how it reads, and what it makes of it."""
+    reads = getattr(model, "main_input_name", "input_ids")
+    if reads in ("input_values", "input_features"):
+        return "sound"
+    if reads == "pixel_values":
+        return "pictures" if _has_linear_layers(model) else "convolutions"
+    task, both = task_type(model), getattr(model.config, "is_encoder_decoder", False)
+    if task == "SEQ_CLS" and both:
+        return "classifier on an encoder-decoder"
+    if task == "SEQ_CLS" and hasattr(model, "score"):  # it reads the label at the last token
+        return "classifier on a decoder"
+    if task == "CAUSAL_LM":
+        return "decoder"
+    return "encoder-decoder" if task == "SEQ_2_SEQ_LM" else "encoder"
+
+
+def _has_linear_layers(model: nn.Module) -> bool:
+    from torch import nn
+
+    heads = head_module_names(model)
+    return any(
+        isinstance(module, nn.Linear) and name.partition(".")[0] not in heads
+        for name, module in model.named_modules()
+    )
+
+
+def task_type(model: nn.Module) -> str | None:
+    """PEFT wants to know which forward it wraps; None serves any model."""
+    name = type(model).__name__
+    if name.endswith("ForSequenceClassification"):
+        return "SEQ_CLS"
+    if name.endswith("ForTokenClassification"):
+        return "TOKEN_CLS"
+    if name.endswith("ForCausalLM") or name.endswith("LMHeadModel"):
+        return "CAUSAL_LM"
+    # Whisper too has a decoder beside an encoder, but reads sounds: PEFT would give it input_ids.
+    reads_text = getattr(model, "main_input_name", None) == "input_ids"
+    generates = name.endswith(("ForConditionalGeneration", "MTModel"))
+    if reads_text and generates and getattr(model.config, "is_encoder_decoder", False):
+        return "SEQ_2_SEQ_LM"
+    return None
+
+
+def weightless(model: nn.Module) -> bool:
+    """Whether there are only shapes, as where the planner counts."""
+    return any(parameter.is_meta for parameter in model.parameters())
+
+
+def refuse_out_of_reach(method: str, model: nn.Module) -> None:
+    """Raise DtlError where the method does nothing right with this kind of model."""
+    reach, kind = REACH[method], kind_of(model)
+    if kind not in reach.kinds:
+        raise DtlError.of(
+            "strategy",
+            f"{method} does not go with {type(model).__name__} ({kind})",
+            f"take strategy {reach.instead}"
+            + (", with target naming its convolutions" if kind == "convolutions" else ""),
+        )
+
+
+def put_on(
+    model: nn.Module, method: str, settings: dict[str, Any], *, new: frozenset[str]
+) -> nn.Module:
+    """The model with what PEFT adds. `new`: parameters that the base did not bring; they learn.
+
+    Raises ValueError as PEFT does, where the settings find no place in the model.
+    """
+    from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PeftType, get_peft_model
+
+    task = task_type(model)
+    also = whole_modules(model, task, new, settings.pop("modules_to_save", None))
+    init = settings.get("init_lora_weights")
+    if init is not None and weightless(model):
+        settings["init_lora_weights"] = True  # there are no values to begin from
+    config = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType[method.upper()]](
+        **settings, task_type=task, modules_to_save=also
+    )
+    adapted = get_peft_model(model, config)
+    for name, parameter in adapted.named_parameters():
+        if ".ranknum." in name:  # AdaLoRA's scale, which PEFT forgets to freeze without weights
+            parameter.requires_grad_(False)
+    if init in TAKES_FROM_BASE:
+        start = _factors(adapted)
+        _refuse_too_wide(start, init, settings["r"])
+        setattr(adapted, START, start)
+    return _without_virtual_tokens(adapted)
+
+
+def whole_modules(
+    model: nn.Module, task: str | None, new: frozenset[str], asked: Iterable[str] | None
+) -> list[str] | None:
+    """Modules that learn whole: those asked for, the head, and whatever holds new parameters."""
+    # PEFT makes the head of a tagger learn whole, and would give it an adapter as well.
+    heads = head_module_names(model) if new or task == "TOKEN_CLS" else ()
+    return sorted({*(asked or ()), *heads, *_owners(new, heads)}) or None
+
+
+def _refuse_too_wide(start: dict[str, Tensor], init: str, rank: int) -> None:
+    """A weight cannot be taken apart into more than its rank. Raises DtlError."""
+    for name, value in start.items():
+        narrowest = value.shape[1] if ".lora_A." in name else value.shape[0]
+        if rank > narrowest:
+            layer = name.removeprefix("base_model.model.").partition(".lora_")[0]
+            raise DtlError.of(
+                "strategy.rank",
+                f"init {init} takes a rank of {rank} out of {layer}, whose rank is {narrowest}",
+                f"set strategy.rank to {narrowest} or less, or leave it out by strategy.exclude",
+            )
+
+
+def _owners(new: frozenset[str], heads: tuple[str, ...]) -> set[str]:
+    """Modules inside the base that hold new parameters, such as a pooler the base did not bring."""
+    return {name.rpartition(".")[0] for name in new if name.partition(".")[0] not in heads}
+
+
+def _without_virtual_tokens(adapted: Any) -> nn.Module:
+    """PEFT leaves the scores of virtual tokens before those of the real ones: cut them off."""
+    config = adapted.peft_config[NAME]
+    if config.is_prompt_learning and config.task_type in ("CAUSAL_LM", "TOKEN_CLS"):
+        adapted.register_forward_hook(_cut_scores, with_kwargs=True)
+    return adapted
+
+
+def _cut_scores(_: nn.Module, given: Any, named: dict[str, Any], output: Any) -> Any:
+    output.logits = output.logits[:, -named["input_ids"].shape[1] :]
+    return output
+
+
+def _factors(adapted: nn.Module) -> dict[str, Tensor]:
+    """LoRA's factors as they are, in fp32, by their names in a file."""
+    from peft import get_peft_model_state_dict
+
+    return {
+        name: value.detach().float().clone()
+        for name, value in get_peft_model_state_dict(adapted, save_embedding_layers=False).items()
+        if ".lora_A." in name or ".lora_B." in name
+    }
+
+
+def begin_along_inputs(
+    adapted: Any,
+    *,
+    batches: Iterable[dict[str, Tensor]],
+    show: Callable[[nn.Module, dict[str, Tensor]], Any],
+) -> None:
+    """Point LoRA's A along the directions in which its layer's inputs vary most (EVA), until these
+    stay; B is zero. Raises DtlError where they do not within so many batches, or A stays as it is.
+    """
+    import torch
+    from peft import EvaConfig
+    from peft.tuners.lora.eva import get_eva_state_dict
+
+    config = copy.deepcopy(adapted.peft_config[NAME])
+    config.eva_config = EvaConfig(rho=1.0)  # the same rank everywhere, as it was planned
+    with torch.no_grad():
+        found = get_eva_state_dict(
+            adapted,
+            _Few(iter(batches)),
+            config,
+            forward_fn=show,
+            prepare_model_inputs_fn=lambda batch, _: batch.get("attention_mask"),
+            prepare_layer_inputs_fn=_read_positions,
+            gather_distributed_inputs=False,  # each rank has seen them all
+            show_progress_bar=False,
+        )
+        for name, module in adapted.named_modules():
+            if hasattr(module, "lora_A") and name not in found:
+                raise DtlError.of(
+                    "strategy.init",
+                    f"eva knows nothing of {name}, a {type(module.get_base_layer()).__name__}",
+                    "name linear layers in strategy.target, or take another init",
+                )
+            if name in found:
+                module.lora_A[NAME].weight.copy_(found[name])
+
+
+@dataclass(frozen=True)
+class _Few:
+    """PEFT reads the first batch twice, and goes on until the directions stay; here it ends."""
+
+    source: Iterator[dict[str, Tensor]]
+    read: list[dict[str, Tensor]] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return MOST_BATCHES
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        for place in range(MOST_BATCHES):
+            if place == len(self.read):
+                self.read.append(next(self.source))
+            yield self.read[place]
+        raise DtlError.of(
+            "strategy.init",
+            f"eva has found no steady directions in {MOST_BATCHES} batches of training examples",
+            "take a lower strategy.rank, more examples, or init kaiming",
+        )
+
+
+def _read_positions(given: Any, mask: Tensor | None, _: str) -> Tensor:
+    """What a layer reads (N, D), in fp32, without padding."""
+    read: Tensor = given[0] if isinstance(given, tuple) else given
+    if mask is not None and read.ndim == 3 and read.shape[:2] == mask.shape:
+        return read[mask.to(read.device).bool()].float()
+    return read.flatten(0, -2).float()
+
+
+@dataclass(frozen=True)
+class Written:
+    """An adapter as plain PEFT opens it over the plain base."""
+
+    config: PeftConfig
+    tensors: dict[str, Tensor]
+
+    def save(self, folder: Path, *, base: nn.Module) -> None:
+        from safetensors.torch import save_file
+
+        folder.mkdir(parents=True)
+        save_file(self.tensors, folder / FILE, metadata={"format": "pt"})
+        kind = type(base)  # PEFT asks for it where the task does not tell
+        mapping = {"base_model_class": kind.__name__, "parent_library": kind.__module__}
+        self.config.save_pretrained(
+            str(folder), auto_mapping_dict=None if self.config.task_type else mapping
+        )
+
+
+def written(adapted: Any, learnt: dict[str, Tensor]) -> Written:
+    """What a file must hold, from the whole learning parameters on the CPU: the model's own may be
+    partitioned, or be those of another step."""
+    from peft import get_peft_model_state_dict
+
+    learning = adapted.peft_config[NAME]
+    lets_go = learning.peft_type == "ADALORA"
+    if lets_go:
+        present, kept = learning.rank_pattern, ranks_kept(learnt)
+        learning.rank_pattern = None if all(map(all, kept.values())) else kept
+    learning.inference_mode = True  # then PEFT does not run the model for its virtual tokens
+    try:
+        config = copy.deepcopy(learning)
+        # Drawn anew, what is shared could differ elsewhere: it is in the file.
+        shared = {
+            name: value.detach().to("cpu", copy=True).float()
+            for name, value in shared_matrices(adapted).items()
+        }
+        tensors = get_peft_model_state_dict(
+            adapted, state_dict=shared | learnt, save_embedding_layers=False
+        )
+        if lets_go:
+            config.rank_pattern = learning.rank_pattern  # by the names in the file
+    finally:
+        learning.inference_mode = False
+        if lets_go:
+            learning.rank_pattern = present
+    if config.is_prompt_learning:
+        tensors["prompt_embeddings"] = _virtual_tokens(adapted, learnt)
+    if hasattr(adapted, START):
+        config, tensors = _over_the_whole_base(config, tensors, getattr(adapted, START))
+    return Written(config, {name: value.contiguous() for name, value in tensors.items()})
+
+
+def ranks_kept(learnt: dict[str, Tensor]) -> dict[str, list[bool]]:
+    """Which ranks of each layer AdaLoRA has in use, by PEFT's names: a singular value that was let
+    go of is zero."""
+    return {
+        name.removeprefix("base_model.model."): (value != 0).view(-1).tolist()
+        for name, value in learnt.items()
+        if ".lora_E." in name
+    }
+
+
+def shared_matrices(model: nn.Module) -> dict[str, Tensor]:
+    """What the layers of VeRA share and do not learn; nothing with other methods."""
+    return {
+        name: value
+        for name, value in model.named_buffers(remove_duplicate=False)
+        if name.startswith("base_model.vera_")
+    }
+
+
+def _virtual_tokens(adapted: Any, learnt: dict[str, Tensor]) -> Tensor:
+    """What the base is given, without the network that it was learnt through."""
+    import torch
+
+    prefix = f"prompt_encoder.{NAME}."
+    inner = {
+        name.removeprefix(prefix): value
+        for name, value in learnt.items()
+        if name.startswith(prefix)
+    }
+    if set(inner) == {"embedding.weight"}:
+        return inner["embedding.weight"]
+    config = adapted.peft_config[NAME]
+    encoder = type(adapted.prompt_encoder[NAME])(config).eval()
+    encoder.load_state_dict(inner)
+    tokens = adapted.prompt_tokens[NAME][None]
+    if config.peft_type == "PREFIX_TUNING":
+        tokens = tokens[:, : config.num_virtual_tokens]
+    with torch.no_grad():
+        made: Tensor = encoder(tokens)[0]
+    return made
+
+
+def _over_the_whole_base(
+    config: Any, tensors: dict[str, Tensor], start: dict[str, Tensor]
+) -> tuple[PeftConfig, dict[str, Tensor]]:
+    """LoRA that began from a part of the base, which the base in use then lacked: the difference to
+    that beginning, of twice the rank, is LoRA over the base as its files have it."""
+    import torch
+
+    config.init_lora_weights = True
+    config.r *= 2
+    config.lora_alpha *= 2**0.5 if config.use_rslora else 2
+    joined = dict(tensors)
+    for name, value in start.items():
+        if ".lora_A." in name:
+            joined[name] = torch.cat([tensors[name], value])
+        else:
+            joined[name] = torch.cat([tensors[name], -value], dim=1)
+    return config, joined
+
+
+def refuse_no_adapter(folder: Path, place: str) -> None:
+    """Raise DtlError where a folder that a config names at `place` is not one of an adapter."""
+    if not (folder / FILE).is_file() or not (folder / ADAPTER).is_file():
+        raise DtlError.of(
+            place,
+            f"{folder} holds no adapter ({ADAPTER} and {FILE})",
+            "name the export of a run, or a folder that PEFT has saved",
+        )
+
+
+def read_back(folder: Path) -> dict[str, Tensor]:
+    """The tensors of a written adapter."""
+    from peft.utils import load_peft_weights
+
+    return dict(load_peft_weights(str(folder), device="cpu"))
+
+
+def put_back(base: nn.Module, folder: Path) -> nn.Module:
+    """A written adapter over its base."""
+    from peft import PeftModel
+
+    with without_false_alarms():
+        opened = PeftModel.from_pretrained(base, str(folder))
+    if opened.peft_config[NAME].peft_type == "ADALORA":  # PEFT forgets it where nothing learns, and
+        opened.base_model.trainable_adapter_name = NAME  # asks for it where there are labels
+    return _without_virtual_tokens(opened)
+
+
+def worked_in(network: nn.Module, folder: Path) -> tuple[nn.Module, frozenset[str]]:
+    """A model with a written adapter in its weights, and the names of what it brought whole, such
+    as a head; a head for something else is left out. A weightless model stays as it is.
+
+    Raises DtlError where the adapter is none that merges, or belongs to another base.
+    """
+    import torch
+    from peft import PeftConfig, get_peft_model, set_peft_model_state_dict
+
+    config, tensors = PeftConfig.from_pretrained(str(folder)), read_back(folder)
+    if config.is_prompt_learning:
+        raise DtlError.of(
+            "model.adapters",
+            f"{folder} holds virtual tokens, which no weight of the model can take in",
+            "take an adapter that has been learnt by lora",
+        )
+    own = dict(network.named_parameters())
+    inner = {name.removeprefix("base_model.model."): name for name in tensors}
+    whole = {name: tensors.pop(inner[name]) for name in set(inner) & set(own)}
+    heads = tuple(f"{name}." for name in config.modules_to_save or ())
+    for name in [name for name in inner if name.startswith(heads) and name not in whole]:
+        del tensors[inner[name]]  # of another head
+    brought = {name for name, value in whole.items() if value.shape == own[name].shape}
+    strange = [name for name in set(whole) - brought if not name.startswith(heads)]
+    strange += [name for name in inner if inner[name] in tensors and not _has_place(network, name)]
+    if not weightless(network) and not strange:
+        with torch.no_grad():
+            for name in brought:
+                own[name].copy_(whole[name])
+        config.modules_to_save = config.task_type = None  # a plain wrapping, that adds no head
+        config.inference_mode = True
+        try:
+            with without_false_alarms():
+                adapted = get_peft_model(network, config)
+            strange += set_peft_model_state_dict(adapted, tensors).unexpected_keys
+        except (RuntimeError, ValueError) as fault:
+            strange.append(str(fault).splitlines()[0])
+        else:
+            network = merged(adapted).requires_grad_(True)
+    if strange:
+        raise DtlError.of(
+            "model.adapters",
+            f"{folder} does not belong to this base ({strange[0]})",
+            f"name the base that it was learnt over: {config.base_model_name_or_path}",
+        )
+    return network, frozenset(brought)
+
+
+def _has_place(network: nn.Module, name: str) -> bool:
+    """Whether the layer is there that a tensor of an adapter goes beside."""
+    layer, beside, _ = name.rsplit(".", 2) if name.count(".") > 1 else ("", name, "")
+    modules = dict(network.named_modules())
+    shared = name.startswith("base_model.vera_")
+    return shared or layer in modules or f"{layer}.{beside}" in modules
+
+
+def merged(adapted: Any) -> nn.Module:
+    """The plain model, with the adapter in its weights."""
+    from peft.utils import ModulesToSaveWrapper
+
+    adapted = on_plain_base(adapted)
+    for name, module in list(adapted.named_modules()):
+        if isinstance(module, ModulesToSaveWrapper):  # PEFT 0.21 fails on a head of several layers
+            adapted.set_submodule(name, module.modules_to_save[NAME])
+    model: nn.Module = adapted.merge_and_unload(safe_merge=True)
+    return model
+
+
+def virtual_tokens(model: nn.Module) -> int:
+    """How many positions an opened adapter takes; none where there is no adapter."""
+    config = getattr(model, "peft_config", {}).get(NAME)
+    return getattr(config, "num_virtual_tokens", None) or 0
+
+
+def with_room_for(settings: Any, virtual_tokens: int) -> Any:
+    """A model's config with as many positions as virtual tokens leave to a text.
+
+    Batches are padded to a multiple of 8, and RoBERTa counts its positions from 2.
+    """
+    positions = getattr(settings, "max_position_embeddings", None)
+    if not positions or not virtual_tokens:
+        return settings
+    left = (positions - virtual_tokens - 2) // 8 * 8
+    if left < 8:
+        raise DtlError.of(
+            "strategy.tokens",
+            f"{virtual_tokens} virtual tokens leave no room in the model's {positions} positions",
+            f"set strategy.tokens to {max(positions - 10, 1)} or less",
+        )
+    narrowed = copy.copy(settings)
+    narrowed.max_position_embeddings = left
+    return narrowed

@@ -1,0 +1,1 @@
+"""What the speech models of transformers share."""

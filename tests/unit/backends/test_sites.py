@@ -1,0 +1,178 @@
+"""The sites that dtl brings: each file is valid, names its pages, and leads to a sound script.
+
+`python -m tests.unit.test_sites` writes the stored scripts anew.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dtl.backends.base import Job
+from dtl.backends.slurm import Plugin, read_site, site_names
+from dtl.core.package_files import shipped
+
+STORED = Path(__file__).parent / "golden"
+PYTHON = "/opt/dtl/bin/python"  # instead of the interpreter of this machine
+GENERIC = {"generic", "apptainer", "pyxis"}  # any cluster: there is no page to name
+NO_CLAIM = {"description", "documentation", "sources"}
+SECRET = re.compile(
+    r"(?i)\b(hf_[a-z0-9]{20,}|gh[pousr]_\w{20,}|sk-\w{20,}|AKIA[0-9A-Z]{16})\b"
+    r"|-----BEGIN|(password|passwd|secret|token|api_?key)\s*[=:]\s*['\"]?\w"
+)
+SITES = site_names()
+
+
+def script(name: str) -> str:
+    """What a site makes of one and the same job: two whole nodes."""
+    found, run = read_site(name), Path("/data/runs/a run")
+    job = Job(
+        run,
+        (PYTHON, "-m", "dtl.launch.worker", "run", str(run)),
+        {"NOTE": "it's $5"},
+        name="a run",
+        folder=Path("/data"),
+        nodes=2,
+        processes=found.gpus_per_node or 1,
+        seconds=7200.0,
+    )
+    if found.account_needed:
+        found = found.model_copy(update={"account": "project_1"})
+    return Plugin(found).render(job)
+
+
+def file_of(name: str) -> str:
+    return (shipped("slurm") / "clusters" / f"{name}.yaml").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", SITES)
+def test_the_file_is_valid(name):
+    assert read_site(name).description
+
+
+@pytest.mark.parametrize("name", sorted(set(SITES) - GENERIC))
+def test_every_field_names_the_page_it_came_from(name):
+    """Of exactly the fields that it sets, and the pages are addresses."""
+    values = yaml.safe_load(file_of(name))
+    assert set(values["sources"]) == set(values) - NO_CLAIM
+    for address in [values["documentation"], *values["sources"].values()]:
+        assert re.fullmatch(r"https://[\w.-]+/\S*", address)
+    assert "account" not in values, "accounts are the user's"
+
+
+@pytest.mark.parametrize("name", SITES)
+def test_the_script_is_the_stored_one(name):
+    stored = STORED / f"{name}.sbatch"
+    mend = "run: python -m tests.unit.test_sites"
+    assert stored.is_file(), mend
+    assert script(name) == stored.read_text(encoding="utf-8"), mend
+
+
+def test_no_script_is_stored_of_a_site_that_is_gone():
+    assert sorted(file.stem for file in STORED.glob("*.sbatch")) == list(SITES)
+
+
+@pytest.mark.parametrize("name", SITES)
+def test_the_shell_reads_it(name):
+    read = subprocess.run(["bash", "-n"], input=script(name), capture_output=True, text=True)
+    assert (read.returncode, read.stderr) == (0, "")
+
+
+def test_shellcheck_finds_no_fault(tmp_path):
+    """All at once: it takes longer to start than to read them."""
+    beside = str(Path(sys.executable).parent)
+    checker = shutil.which("shellcheck", path=os.pathsep.join([beside, os.environ["PATH"]]))
+    if checker is None:
+        pytest.skip("ShellCheck is not installed: pip install 'dtl[test]'")
+    files = []
+    for name in SITES:
+        files.append(tmp_path / f"{name}.sbatch")
+        files[-1].write_text(script(name), encoding="utf-8")
+    told = subprocess.run(
+        # 1090, 1091: a script in `setup` lies on the cluster only; 2016: a $ is meant as it is.
+        [checker, "--shell=bash", "--exclude=SC1090,SC1091,SC2016", "--format=gcc", *files],
+        capture_output=True,
+        text=True,
+    )
+    assert told.stdout == ""
+
+
+@pytest.mark.parametrize("name", SITES)
+def test_options_are_read_by_sbatch(name):
+    """They stand before the first command, hold no variable, and none is given twice."""
+    lines = script(name).splitlines()
+    options = [line.removeprefix("#SBATCH ") for line in lines if line.startswith("#SBATCH ")]
+    first = next(n for n, line in enumerate(lines) if line and not line.startswith("#"))
+    assert not [line for line in lines[first:] if line.startswith("#SBATCH")]
+    assert not [option for option in options if "$" in option]
+    names = [option.partition("=")[0] for option in options]
+    assert len(set(names)) == len(names)
+    assert "--nodes=2" in options
+
+
+@pytest.mark.parametrize("name", SITES)
+def test_every_variable_is_set(name, tmp_path):
+    """It runs to its end under `set -u`, over commands that do nothing."""
+    commands = tmp_path / "bin"
+    commands.mkdir()
+    done = tmp_path / "runs" / "a run" / "result.json"
+    (commands / "srun").write_text(f"#!/bin/sh\ntouch '{done}'\n")
+    (commands / "getent").write_text("#!/bin/sh\necho 10.0.0.1 STREAM node0\n")
+    for command in ("module", "scancel", "apptainer", "enroot", "ping"):
+        (commands / command).write_text("#!/bin/sh\nexit 0\n")
+    (commands / "scontrol").write_text("#!/bin/sh\necho node0\necho node1\n")
+    for command in commands.iterdir():
+        command.chmod(0o755)
+    python = commands / "python"
+    python.write_text("#!/bin/sh\nexit 0\n")
+    python.chmod(0o755)
+    text = script(name).replace(PYTHON, str(python)).replace("/data", str(tmp_path))
+    (tmp_path / "runs" / "a run" / "logs").mkdir(parents=True)
+    ended = subprocess.run(
+        ["bash", "-u"],
+        input=text,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=tmp_path,
+        env={
+            "PATH": f"{commands}:/usr/bin:/bin",
+            "HOME": str(tmp_path),
+            "USER": "you",
+            "TMPDIR": str(tmp_path),
+            "SLURM_JOB_ID": "4711",
+            "SLURM_JOB_NODELIST": "node[0-1]",
+            "SLURM_JOB_NUM_NODES": "2",
+            "SLURM_NNODES": "2",
+            "SLURM_CPUS_PER_TASK": "2",
+            "SLURM_SUBMIT_DIR": str(tmp_path),
+        },
+    )
+    assert "unbound variable" not in ended.stderr
+    assert ended.returncode == 0, ended.stderr
+
+
+@pytest.mark.parametrize("name", SITES)
+def test_it_holds_no_secret(name):
+    text = file_of(name) + script(name)
+    assert not SECRET.search(text)
+
+
+def test_a_secret_would_be_seen():
+    for planted in ("HF_TOKEN=abc", "password: x", "hf_" + "a" * 34, "-----BEGIN KEY"):
+        assert SECRET.search(planted)
+
+
+if __name__ == "__main__":
+    STORED.mkdir(exist_ok=True)
+    for old in STORED.glob("*.sbatch"):
+        old.unlink()
+    for name in SITES:
+        (STORED / f"{name}.sbatch").write_text(script(name), encoding="utf-8")

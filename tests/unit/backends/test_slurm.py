@@ -1,0 +1,445 @@
+"""Job scripts for Slurm, and what becomes of its answers; with commands of our own in its place."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from dtl import api
+from dtl.backends.base import CANCELLED, Job
+from dtl.backends.slurm import PORTS, Options, Plugin, read_site, slurm_time
+from dtl.cli import app as cli
+from dtl.core.errors import DtlError
+from dtl.core.lock import Lease
+from dtl.core.process_env import take_slurm_rank
+from dtl.launch.worker import cache_on_node
+from dtl.run.submission import Submitted, starts
+from tests import tiny
+
+CONFIG = """
+model: {path: base, dtype: fp32}
+task: {name: causal_lm, max_length: 64}
+data: {train: train.jsonl}
+strategy: lora
+optim: {learning_rate: 0.003}
+train: {steps: 4, global_batch: 8}
+"""
+# Notes how it was called, what the script was, and answers as a file of its name tells it.
+FAKE = """
+echo "$(basename "$0") $*" >> "$FAKE/calls"
+answer="$FAKE/$(basename "$0")"
+[ -e "$answer" ] && . "$answer"
+exit 0
+"""
+
+
+def site(**fields):
+    return Options.model_validate({"description": "a site", **fields})
+
+
+def job(run=Path("/data/a run"), **fields):
+    argv = ("/usr/bin/python3", "-m", "dtl.launch.worker", "run", str(run))
+    given = {"name": "dtl-x", "folder": Path("/data"), "nodes": 2, "processes": 4, **fields}
+    return Job(run, argv, {"PYTHONUNBUFFERED": "1"}, **given)
+
+
+@pytest.fixture
+def fake(tmp_path, monkeypatch):
+    """A folder in which a file sbatch, squeue ... holds what that command does."""
+    folder = tmp_path / "fake"
+    (folder / "bin").mkdir(parents=True)
+    for name in ("sbatch", "squeue", "scancel", "scontrol", "srun"):
+        command = folder / "bin" / name
+        command.write_text("#!/bin/bash\n" + FAKE)
+        command.chmod(0o755)
+    (folder / "sbatch").write_text('case "$*" in *--test-only*) ;; *) echo 41;; esac')
+    monkeypatch.setenv("FAKE", str(folder))
+    monkeypatch.setenv("PATH", f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    return folder
+
+
+@pytest.fixture
+def desk(tmp_path, monkeypatch):
+    tiny.decoder(tmp_path / "base")
+    tiny.write_texts(tmp_path / "train.jsonl", 20)
+    (tmp_path / "config.yaml").write_text(CONFIG)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def calls(fake):
+    return (fake / "calls").read_text().splitlines() if (fake / "calls").exists() else []
+
+
+def submit(**asked):
+    asked = {"cluster": "generic", "say": lambda _: None, **asked}
+    return api.submit("config.yaml", asked.pop("overrides", ()), **asked)
+
+
+@pytest.mark.parametrize("launcher", ["srun", "torchrun"])
+@pytest.mark.parametrize("kind", [None, "apptainer", "pyxis", "enroot"])
+def test_every_kind_of_site_gives_a_script_that_a_shell_reads(launcher, kind):
+    container = {"kind": kind, "image": "an image", "mounts": ["/d"]} if kind else None
+    made = Plugin(
+        site(
+            launcher=launcher,
+            container=container,
+            gpus_per_node=4,
+            modules=["a/1.0", "it's"],
+            setup=["source 'a b'"],
+            environment={"DATA": "$HOME/x"},
+            interface="hsn0",
+            node_local="$TMPDIR",
+        )
+    ).render(job(cells=(Path("/data/a run/x"), Path("/data/a run/y'z")), processes=4))
+    subprocess.run(["bash", "-n"], input=made, text=True, check=True)
+
+
+def test_what_goes_to_a_shell_is_what_was_meant(tmp_path, fake):
+    """A run and values with all that shells take apart, through the script itself."""
+    run = tmp_path / 'it\'s a "run" `x` $(touch hurt) $HOME'
+    run.mkdir()
+    (fake / "srun").write_text(
+        'shift 4; printf "%s|" "$@" "$SAID" "$KEPT"; touch "${@: -1}/result.json"'
+    )
+    environment = {"KEPT": 'a `b` $(touch hurt) \\ $PLACE ${PLACE} $ "q"'}
+    made = Plugin(site(environment=environment)).render(
+        Job(run, ("py thon", "run", str(run)), {"SAID": "it's $x"}, folder=tmp_path)
+    )
+    told = subprocess.run(
+        ["bash", "-c", made],
+        cwd=tmp_path,
+        env={**os.environ, "SLURM_JOB_ID": "7", "PLACE": "here"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    kept = 'a `b` $(touch hurt) \\ here here $ "q"'
+    assert told.stdout == f"py thon|run|{run}|it's $x|{kept}|"
+    assert told.stderr == "" and not (tmp_path / "hurt").exists()
+
+
+def ran(tmp_path, fake, *, srun="", folder=None, nodes=1, links=1, **fields):
+    """The job script, run here; its exit code, what it said, and what it called."""
+    run = folder or tmp_path / "run"
+    run.mkdir(exist_ok=True)
+    (fake / "srun").write_text(srun)
+    (fake / "squeue").write_text("echo RUNNING")
+    made = Plugin(site(**fields)).render(
+        Job(run, ("python", "run", str(run)), {}, folder=tmp_path, nodes=nodes, links=links)
+    )
+    done = subprocess.run(
+        ["bash", "-c", made],
+        env={**os.environ, "SLURM_JOB_ID": "20007", "SLURM_JOB_NODELIST": "n[1-2]"},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+        start_new_session=True,
+    )
+    return done.returncode, done.stdout + done.stderr, calls(fake)
+
+
+def ends_in(run, code):
+    return f'echo \'"exit_code": {code}\' > "{run}/ended.json"; exit {code}'
+
+
+def ends(code):
+    return f'echo \'"exit_code": {code}\' > "${{@: -1}}/ended.json"; exit 1'
+
+
+@pytest.mark.parametrize(
+    ("srun", "code", "again"),
+    [
+        ('touch "${@: -1}/result.json"; exit 1', 0, False),
+        (ends(75), 75, True),
+        (ends(2), 2, False),
+        (ends(1), 1, False),
+        ("kill -KILL $$", 1, True),
+    ],
+)
+def test_how_it_ended_decides_whether_it_starts_again(tmp_path, fake, srun, code, again):
+    found, _, called = ran(tmp_path, fake, srun=srun)
+    assert found == code
+    assert ("scontrol requeue 20007" in called) is again
+
+
+# What Slurm does on a requeue: all processes of the job get it, now and later.
+TERM_TO_ALL = (
+    "(trap '' TERM; for _ in {1..15}; do kill -TERM -- -$PPID; sleep 0.05; done) >/dev/null 2>&1 &"
+)
+
+
+def test_an_unfit_node_is_left_out_and_nothing_is_loaded(tmp_path, fake):
+    getent = fake / "bin" / "getent"
+    getent.write_text("#!/bin/bash\necho 10.0.0.1\n")
+    getent.chmod(0o755)
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "unfit_nodes").write_text("n2")
+    (fake / "scontrol").write_text(
+        'case "$*" in "show job"*) sleep 0.2; echo " ReqNodeList=(null) ExcNodeList=n[7-9]";;'
+        " show*) echo n1;; update*) sleep 0.2; echo updated;;"
+        f" requeue*) {TERM_TO_ALL};; esac"
+    )
+    found, told, called = ran(tmp_path, fake, srun=ends_in(run, 3), nodes=2)
+    assert found == 3 and "left out from now on: n2" in told
+    assert "updated" in told, "what a requeue sends to the job has ended it"
+    assert "scontrol requeue 20007" in called
+    assert "scontrol update JobId=20007 ExcNodeList=n[7-9],n2" in called
+    started = [call for call in called if call.startswith("srun")]
+    assert len(started) == 1 and "-m dtl.cluster.preflight" in started[0]
+    found, _, called = ran(tmp_path, fake, srun=ends_in(run, 2), nodes=2)
+    assert found == 2 and called.count("scontrol requeue 20007") == 1, "the user has to mend it"
+
+
+def test_crashes_are_counted_and_a_new_submission_counts_anew(tmp_path, fake):
+    run = tmp_path / "run"
+    for expected in (1, 2, 2):
+        ran(tmp_path, fake, srun="exit 9", crashes=2)
+        assert calls(fake).count("scontrol requeue 20007") == expected
+    with (run / "launches").open("a") as file:
+        file.write("submitted 0\n")
+    ran(tmp_path, fake, srun="exit 9", crashes=2)
+    assert calls(fake).count("scontrol requeue 20007") == 3
+    assert starts(run) == 1
+
+
+def test_starts_are_capped(tmp_path, fake):
+    for _ in range(3):
+        _, told, _ = ran(tmp_path, fake, srun=ends(75), restarts=2)
+    assert calls(fake).count("scontrol requeue 20007") == 2
+    assert "which is enough" in told
+
+
+def test_a_link_hands_on_and_the_last_one_to_finish_ends_the_chain(tmp_path, fake):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "followers").write_text("20006 20007 20008 20009\n")
+    code, told, called = ran(tmp_path, fake, srun=ends(75), links=3)
+    assert code == 75 and "next link" in told and "scontrol requeue 20007" not in called
+    ran(tmp_path, fake, srun='touch "${@: -1}/result.json"', links=3)
+    ended = [call for call in calls(fake) if call.startswith("scancel")]
+    assert ended == [f"scancel --state=PENDING {number}" for number in (20008, 20009)]
+    before = len(calls(fake))
+    assert ran(tmp_path, fake, links=3)[0] == 0
+    assert len(calls(fake)) == before, "a link after the end starts nothing"
+
+
+def test_a_cancelled_run_does_not_come_back(tmp_path, fake):
+    srun = f'touch "${{@: -1}}/{CANCELLED}"; {ends(75)}'
+    code, told, called = ran(tmp_path, fake, srun=srun)
+    assert code == 75 and "dtl resume" in told
+    assert "scontrol requeue 20007" not in called
+
+
+def test_a_site_without_requeue_says_what_goes_on(tmp_path, fake):
+    _, told, called = ran(tmp_path, fake, srun=ends(75), requeue=False)
+    assert "dtl resume" in told and "scontrol requeue 20007" not in called
+
+
+@pytest.mark.parametrize("hosts", ["", "127.0.1.1 n1"])
+def test_a_first_node_without_an_address_is_told_and_never_is_localhost(tmp_path, fake, hosts):
+    (fake / "scontrol").write_text(
+        'case "$*" in "show hostnames"*) echo n1; echo n2;; *) echo "NodeAddr=n1";; esac'
+    )
+    getent = fake / "bin" / "getent"
+    getent.write_text(f"#!/bin/bash\necho '{hosts}'\n")
+    getent.chmod(0o755)
+    code, told, called = ran(tmp_path, fake, srun="echo started", nodes=2)
+    assert code == 1 and "the first node n1 has no address" in told
+    assert not [call for call in called if call.startswith("srun")]
+
+
+def test_a_signal_is_handed_to_the_steps_and_not_to_srun(tmp_path, fake):
+    """The batch shell gets it; the steps are asked; srun is waited for."""
+    batch = "batch=$(ps -o ppid= -p $PPID)"
+    srun = f"{batch}; kill -USR1 $batch; sleep 0.5; kill -TERM $batch; sleep 0.5; {ends(75)}"
+    code, told, called = ran(tmp_path, fake, srun=srun)
+    assert code == 75, told
+    assert called.count("scancel --signal=USR1 20007") == 2
+    assert called[-1] == "scontrol requeue 20007"
+
+
+@pytest.mark.parametrize(
+    ("words", "mend"),
+    [
+        ("sbatch: error: invalid partition specified: nowhere", "sinfo -s"),
+        ("sbatch: error: Invalid account or account/partition combination", "--account"),
+        ("allocation failure: Requested node configuration is not available", "fewer nodes"),
+        ("sbatch: error: Unable to contact slurm controller (connect failure)", "scontrol ping"),
+    ],
+)
+def test_a_refusal_is_told_in_slurms_words_with_the_mend(desk, fake, words, mend):
+    (fake / "sbatch").write_text(f'echo "{words}" >&2; exit 1')
+    with pytest.raises(DtlError) as caught:
+        submit()
+    assert words.rpartition("error: ")[2] in str(caught.value) and mend in str(caught.value)
+    assert caught.value.exit_code == 2
+    assert not (desk / "runs").exists(), "what is refused leaves nothing"
+
+
+def test_an_account_that_is_needed_is_asked_for(desk, fake):
+    (desk / "mine.yaml").write_text("description: mine\naccount_needed: true\n")
+    with pytest.raises(DtlError, match="--account: this site wants an account"):
+        submit(cluster="mine.yaml")
+    submit(cluster="mine.yaml", account="p1")
+    assert "--account=p1" in (desk / "runs/config/job.sbatch").read_text()
+
+
+def test_where_there_is_no_slurm_it_says_so(desk, monkeypatch):
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    monkeypatch.setattr("shutil.which", lambda _: None)
+    run = subprocess.run
+
+    def absent(argv, **more):
+        if argv[0] == "sbatch":
+            raise FileNotFoundError
+        return run(argv, **more)
+
+    monkeypatch.setattr(subprocess, "run", absent)
+    with pytest.raises(DtlError, match="sbatch: there is no such command here; use a login node"):
+        submit()
+
+
+def test_all_faults_of_a_site_file_are_told_with_line_and_mend(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("description: mine\npartiton: x\ngpus_per_node: four\nmax_time: soon\n")
+    with pytest.raises(DtlError) as caught:
+        read_site(str(file))
+    told = str(caught.value)
+    assert f"{file}:2: partiton: no such key; did you mean 'partition'?" in told
+    assert f"{file}:3: gpus_per_node: 'four' is not a whole number" in told
+    with pytest.raises(DtlError, match="did you mean 'generic'"):
+        read_site("genric")
+
+
+def test_a_submitted_run_is_followed_resumed_and_not_submitted_twice(desk, fake):
+    (folder,) = submit(chain=3, time="4h")
+    assert folder.plan.layout.ranks == 1
+    assert "--dependency=afterany:41" in "\n".join(calls(fake))
+    (fake / "squeue").write_text('echo "41|PENDING|Priority"')
+    (state,) = api.status("runs")
+    assert (state.state, state.reason, state.job) == ("queued", "Priority", "41")
+    with pytest.raises(DtlError, match="is queued as job 41; wait for it, or end it: dtl cancel"):
+        submit()
+    with pytest.raises(DtlError, match="is queued as job 41"):
+        api.resume(folder.path)
+    (fake / "scancel").write_text(f"echo > {fake}/squeue")
+    told = []
+    api.cancel(folder.path, say=told.append)
+    assert "scancel 41" in calls(fake) and "stopped after step 0" in told[0]
+    api.resume(folder.path, ["layout.micro_batch=2"], nodes=2, say=told.append)
+    assert not (folder.path / CANCELLED).exists()
+    assert folder.plan.layout.ranks == 2 and folder.config.layout.micro_batch == 2
+    again = Submitted.of(folder.path)
+    assert again is not None and (again.nodes, again.seconds, again.links) == (2, 4 * 3600, 3)
+
+
+def test_dry_run_prints_the_script_alone_and_changes_nothing(desk, fake):
+    argv = ["submit", "config.yaml", "--cluster", "generic", "--nodes", "2", "--dry-run"]
+    ran = CliRunner().invoke(cli.app, argv)
+    assert ran.exit_code == 0, ran.output
+    assert ran.stdout.startswith("#!/bin/bash\n") and ran.stdout.endswith("esac\n")
+    assert not (desk / "runs").exists() and not calls(fake)
+
+
+def test_a_grid_is_one_array_with_a_folder_for_each_cell(desk, fake):
+    folders = submit(grid=("train.seed=0,1,2", "strategy.rank=4"))
+    assert [folder.path.name for folder in folders] == [
+        f"train.seed={seed},strategy.rank=4" for seed in range(3)
+    ]
+    script = (folders[0].path / "job.sbatch").read_text()
+    assert "#SBATCH --array=0-2\n" in script
+    assert [folder.config.train.seed for folder in folders] == [0, 1, 2]
+    jobs = [Submitted.of(folder.path) for folder in folders]
+    assert [job.ids for job in jobs if job] == [("41_0",), ("41_1",), ("41_2",)]
+    with pytest.raises(DtlError, match="write key=VALUE,VALUE"):
+        submit(grid=("train.seed",))
+
+
+def test_twenty_jobs_at_once_meet_nowhere(tmp_path):
+    """No port, no log, no cache of one is another's."""
+    ports = {PORTS.start + number % len(PORTS) for number in range(49_990, 50_010)}
+    assert len(ports) == 20 and max(ports) < 32_768
+    rendered = [Plugin(site()).render(job(tmp_path / f"run{n}")) for n in range(20)]
+    logs = {line for text in rendered for line in text.splitlines() if "--output=" in line}
+    assert len(logs) == 20
+    caches = set()
+    for number in range(20):
+        environment = {"DTL_NODE_LOCAL": str(tmp_path), "SLURM_JOB_ID": str(number)}
+        cache_on_node(environment | {"LOCAL_RANK": "1"})
+        environment["LOCAL_RANK"] = "1"
+        cache_on_node(environment)
+        caches.add(environment["TRITON_CACHE_DIR"])
+        assert Path(environment["TORCH_EXTENSIONS_DIR"]).is_relative_to(tmp_path)
+    assert len(caches) == 20
+
+
+def test_a_task_of_srun_is_a_rank_where_the_job_says_so():
+    task = {"SLURM_PROCID": "5", "SLURM_LOCALID": "1", "SLURM_NTASKS": "8"}
+    plain = dict(task)
+    take_slurm_rank(plain)
+    assert plain == task, "a task of an interactive job is none"
+    told = task | {"DTL_SLURM_TASKS_PER_NODE": "4"}
+    take_slurm_rank(told)
+    assert [told[name] for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")] == [
+        *("5", "8", "1", "4")
+    ]
+    alone = task | {"DTL_SLURM_TASKS_PER_NODE": "4", "CUDA_VISIBLE_DEVICES": "2"}
+    take_slurm_rank(alone)
+    assert alone["LOCAL_RANK"] == "0", "the one GPU that it sees has number 0"
+
+
+def test_the_lead_is_what_saves_take_and_no_more_than_half_the_time():
+    def lead(**fields):
+        text = Plugin(site(lead_seconds=100)).render(job(**fields))
+        return text.partition("USR1@")[2].partition("\n")[0]
+
+    assert lead() == "100"
+    assert lead(lead_seconds=700.4, seconds=7200.0) == "700"
+    assert lead(lead_seconds=700.0, seconds=600.0) == "300"
+
+
+@pytest.mark.parametrize(
+    ("fields", "flag"),
+    [
+        ({"gpu_request": "gpus-per-node", "gres": "gpu:a100"}, "--gpus-per-node=a100:4"),
+        ({"gpu_request": "gres", "gres": "gpu:a100"}, "--gres=gpu:a100:4"),
+        ({"gpu_request": "gpus-per-task"}, "--gpus-per-task=1"),
+    ],
+)
+def test_gpus_are_asked_for_as_the_site_wants_it(fields, flag):
+    text = Plugin(site(gpus_per_node=4, **fields)).render(job())
+    assert f"#SBATCH {flag}\n" in text
+
+
+@pytest.mark.parametrize(
+    "gpus, options, flags", [(4, [], "--nv"), (4, ["--rocm"], "--rocm"), (0, [], "")]
+)
+def test_apptainer_is_given_the_devices_that_there_are(gpus, options, flags):
+    container = {"kind": "apptainer", "image": "/i.sif", "options": options}
+    text = Plugin(site(gpus_per_node=gpus, container=container)).render(job())
+    line = next(line for line in text.splitlines() if "apptainer exec" in line)
+    assert " ".join(word for word in line.split() if word in ("--nv", "--rocm")) == flags
+
+
+def test_times_are_written_as_slurm_reads_them():
+    assert [slurm_time(seconds) for seconds in (90, 5400, 129_600)] == [
+        *("0-00:01:30", "0-01:30:00", "1-12:00:00")
+    ]
+
+
+def test_a_run_that_was_not_submitted_has_a_status_too(desk, fake):
+    (folder,) = submit()
+    (folder.path / "job.json").unlink()
+    with Lease(folder.path):
+        assert api.status("runs")[0].state == "running"
+    folder.append({"kind": "train", "step": 1, "loss": 2.5, "seconds": 60.0})
+    told = CliRunner().invoke(cli.app, ["status"]).stdout.splitlines()
+    assert told[1].split() == ["runs/config", "interrupted", "1/4", "2.5000"]
+    assert calls(fake)[-1].startswith("sbatch"), "nobody asks Slurm about it"

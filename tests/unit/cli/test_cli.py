@@ -1,0 +1,151 @@
+"""The command: what it prints where, and how it ends."""
+
+import json
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import pytest
+
+from dtl import __version__, api
+from dtl.cli.app import main
+from dtl.config.recipes import recipes
+from dtl.core.errors import DtlError, RunFailed
+
+CONFIG = """\
+model: {path: "mini:text"}
+task: causal_lm
+data: {train: rows.jsonl}
+strategy: lora
+train: {steps: 5}
+"""
+
+
+@pytest.fixture
+def config(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text(CONFIG)
+    return str(path)
+
+
+@dataclass
+class Seen:
+    """What the command handed to the Python API."""
+
+    config: object = None
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """Replaces training by a note of its config; `code` is how it ends."""
+
+    def ends_with(code):
+        seen = Seen()
+
+        def train(config, *, fork):
+            seen.config = config
+            if isinstance(code, Exception):
+                raise code
+            return SimpleNamespace(exit_code=code)
+
+        monkeypatch.setattr(api, "train", train)
+        return seen
+
+    return ends_with
+
+
+def test_version(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"dtl {__version__}\n"
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["-h"], ["train", "--help"]])
+def test_help(capsys, arguments):
+    assert main(arguments) == 0
+    assert "Usage: dtl" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("code", [0, 1, 2, 75])
+def test_training_decides_the_exit_code(config, trained, code):
+    seen = trained(code)
+    assert main(["train", config, "train.steps=7", "strategy.rank=4"]) == code
+    assert seen.config.train.steps == 7
+    assert seen.config.strategy.options.rank == 4
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (DtlError.of("here", "is wrong", "mend it"), 2),
+        (RunFailed.of("here", "is wrong", "mend it"), 1),
+    ],
+)
+def test_a_known_fault_is_told_without_a_traceback(config, trained, capsys, error, code):
+    trained(error)
+    assert main(["train", config]) == code
+    printed = capsys.readouterr()
+    assert printed.err == "here: is wrong; mend it\n"
+    assert printed.out == ""
+
+
+def test_a_bug_is_not_hidden(config, trained):
+    trained(ZeroDivisionError())
+    with pytest.raises(ZeroDivisionError):
+        main(["train", config])
+
+
+def test_an_interrupt_is_told_by_the_exit_code(config, monkeypatch):
+    def interrupt(config, *, fork):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(api, "train", interrupt)
+    assert main(["train", config]) == 130
+
+
+def test_a_wrong_command_is_the_users_fault(capsys):
+    assert main(["trian"]) == 2
+    assert "trian" in capsys.readouterr().err
+
+
+def test_plan_as_text_and_as_json(config, monkeypatch, capsys):
+    planned = SimpleNamespace(lines=lambda: ["one", "two"], to_dict=lambda: {"layout": {"zero": 2}})
+    monkeypatch.setattr(api, "plan", lambda config: planned)
+    assert main(["plan", config]) == 0
+    assert capsys.readouterr().out == "one\ntwo\n"
+    assert main(["plan", config, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"layout": {"zero": 2}}
+
+
+def test_list(capsys):
+    assert main(["list", "strategies"]) == 0
+    names = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    assert names == sorted(names)
+    assert "lora" in names
+    assert main(["list"]) == 0
+    assert "tasks:" in capsys.readouterr().out
+
+
+def test_list_of_something_else(capsys):
+    assert main(["list", "task"]) == 2
+    assert "did you mean 'tasks'?" in capsys.readouterr().err
+
+
+def test_recipes(capsys, tmp_path):
+    assert main(["recipes", "list"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == len(recipes())
+    assert main(["recipes", "copy", "quickstart/text", str(tmp_path)]) == 0
+    assert (tmp_path / "text.yaml").is_file()
+
+
+def test_schema_is_json(capsys):
+    assert main(["schema"]) == 0
+    assert json.loads(capsys.readouterr().out)["type"] == "object"
+
+
+def test_doctor_ends_well_only_if_nothing_is_missing(monkeypatch, capsys):
+    from dtl.inspect import doctor
+
+    monkeypatch.setattr(doctor, "examine", lambda: [doctor.Finding("ok", "all")])
+    assert main(["doctor"]) == 0
+    monkeypatch.setattr(doctor, "examine", lambda: [doctor.Finding("missing", "it", "get it")])
+    assert main(["doctor"]) == 1
+    assert "missing  it; get it\n\n1 missing\n" in capsys.readouterr().out

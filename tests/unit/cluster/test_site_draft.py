@@ -1,0 +1,127 @@
+"""A draft of a site file, from a Slurm that is two scripts."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dtl.backends.slurm import Options
+from dtl.cli.app import main
+
+SINFO = """gpu*|2-00:00:00|gpu:a100:4(S:0-1)
+gpu*|2-00:00:00|gpu:a100:8(S:0-3)
+cpu|infinite|(null)
+"""
+CONFIG = """Configuration data as of 2026-01-01T00:00:00
+ClusterName             = birch
+JobRequeue              = 1
+RequeueExit             = (null)
+"""
+PARTITION = "PartitionName=gpu AllowAccounts=physics,maths AllowQos=ALL MaxTime=2-00:00:00"
+NODES = """NodeName=g0 CPUEfctv=62 CPUTot=64 Gres=gpu:a100:4(S:0-1) RealMemory=512000 \
+MemSpecLimit=12000 OS=Linux 6.1 Partitions=gpu,all
+NodeName=g1 CPUTot=128 Gres=gpu:a100:8(S:0-3) RealMemory=1024000 Partitions=gpu
+NodeName=c0 CPUTot=8 Gres=(null) RealMemory=8000 Partitions=cpu
+"""
+LINKS = """1: lo: <LOOPBACK,UP,LOWER_UP> mtu 65536
+2: eth0: <BROADCAST,UP,LOWER_UP> mtu 1500
+3: hsn0: <BROADCAST,UP,LOWER_UP> mtu 9000
+4: hsn1: <BROADCAST,UP,LOWER_UP> mtu 9000
+5: hsn2: <BROADCAST> mtu 9000
+6: ib0: <BROADCAST,UP,LOWER_UP> mtu 2044
+"""
+
+
+@pytest.fixture
+def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of commands that is the whole PATH; the answers lie beside them."""
+    for name, text in {
+        "sinfo.txt": SINFO,
+        "config.txt": CONFIG,
+        "partition.txt": PARTITION,
+        "node.txt": NODES,
+        "links.txt": LINKS,
+    }.items():
+        (tmp_path / name).write_text(text)
+    for name, answer in {
+        "sinfo": "sinfo.txt",
+        # show config, or --oneliner show partition NAME
+        "scontrol": '$([ "$1" = show ] && echo "$2" || echo "$3").txt',
+        "ip": "links.txt",
+    }.items():
+        (tmp_path / name).write_text(f'#!/bin/sh\n/bin/cat "{tmp_path}/"{answer}\n')
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    return tmp_path
+
+
+def _drafted(capsys: pytest.CaptureFixture[str], *options: str) -> tuple[str, Options]:
+    assert main(["doctor", "--cluster", *options]) == 0
+    text = capsys.readouterr().out
+    return text, Options.model_validate(yaml.safe_load(text))
+
+
+def test_it_is_what_every_node_of_the_default_partition_has(slurm, capsys):
+    text, site = _drafted(capsys)
+    assert site.partition == "gpu"
+    assert (site.gpus_per_node, site.gpu_request) == (4, "gres")
+    assert site.cpus_per_task == 62 // 4
+    assert site.memory == "500000M"
+    assert site.max_time == "2-00:00:00"
+    assert site.requeue
+    assert site.interface == "hsn0,hsn1"
+    assert "birch" in site.description
+    assert "nodes differ" in text
+    assert "# or: cpu (0 GPUs a node, no time limit)" in text
+    assert "# The partition takes account: physics,maths" in text
+    assert site.account is None
+
+
+def test_a_partition_without_gpus_or_limit(slurm, capsys):
+    (slurm / "partition.txt").write_text("PartitionName=cpu MaxTime=UNLIMITED")
+    (slurm / "config.txt").write_text(CONFIG.replace("= 1", "= 0"))
+    (slurm / "ip").unlink()
+    text, site = _drafted(capsys, "--partition", "cpu")
+    assert (site.gpus_per_node, site.gpu_request, site.cpus_per_task) == (0, "none", 8)
+    assert site.max_time is None
+    assert site.interface is None
+    assert not site.requeue
+    assert "nodes differ" not in text
+
+
+def test_it_is_written_once(slurm, capsys):
+    file = slurm / "birch.yaml"
+    assert main(["doctor", "--cluster", "--out", str(file)]) == 0
+    assert Options.model_validate(yaml.safe_load(file.read_text())).partition == "gpu"
+    capsys.readouterr()
+    assert main(["doctor", "--cluster", "--out", str(file)]) == 2
+    assert capsys.readouterr().err == f"--out: {file} is there already; name another\n"
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--cluster", "--partition", "gpus"], "--partition: Slurm shows no partition 'gpus'; did"),
+        (["--cluster", "--out", "/no/such/x.yaml"], "--out: /no/such/x.yaml cannot be written"),
+        (["--out", "x.yaml"], "--out: it goes with --cluster only; add --cluster"),
+    ],
+)
+def test_faults_are_one_sentence(slurm, capsys, options, said):
+    assert main(["doctor", *options]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(said) and err.count("\n") == 1
+
+
+def test_without_slurm(slurm, capsys):
+    (slurm / "sinfo").unlink()
+    assert main(["doctor", "--cluster"]) == 2
+    assert capsys.readouterr().err == (
+        "sinfo is not on PATH, so this machine has no Slurm; "
+        "run it on a login node of the cluster\n"
+    )
+
+
+def test_a_slurm_that_does_not_answer(slurm, capsys):
+    (slurm / "sinfo").write_text("#!/bin/sh\necho 'first\nUnable to contact slurm' >&2\nexit 1\n")
+    assert main(["doctor", "--cluster"]) == 2
+    assert "Unable to contact slurm; try it by hand" in capsys.readouterr().err

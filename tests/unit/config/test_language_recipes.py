@@ -1,0 +1,103 @@
+"""The language recipes plan, with a small model of the same kind and a few rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dtl.config.load import load_config
+from dtl.config.recipes import recipes
+from dtl.run import prepare as desk
+from tests import tiny
+
+RECIPES = {recipe.name: recipe.path for recipe in recipes()}
+
+
+def modernbert(folder: Path) -> Path:
+    from transformers import ModernBertConfig, ModernBertModel
+
+    made = tiny.closing_tokenizer()
+    special = dict.fromkeys(("bos_token_id", "cls_token_id"), made.bos_token_id)
+    config = ModernBertConfig(
+        vocab_size=len(made),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        pad_token_id=made.pad_token_id,
+        eos_token_id=made.eos_token_id,
+        sep_token_id=made.eos_token_id,
+        **special,
+    )
+    ModernBertModel(config).save_pretrained(folder)
+    made.save_pretrained(folder)
+    return folder
+
+
+def chatty(folder: Path) -> Path:
+    return tiny.decoder(folder, chat=True)
+
+
+def talks(file: Path) -> Path:
+    """As SmolTalk has them."""
+    question, answer = (
+        {"role": "user", "content": "a river"},
+        {"role": "assistant", "content": "yes"},
+    )
+    return tiny.write_rows(file, [{"messages": [question, answer]} for _ in range(2)])
+
+
+def reviews(file: Path) -> Path:
+    """As IMDb has them."""
+    rows = [{"text": "a new ship", "label": "pos"}, {"text": "an old ship", "label": "neg"}]
+    return tiny.write_rows(file, rows)
+
+
+def opinions(file: Path) -> Path:
+    """As Orca's pairs are."""
+    row = {"system": "", "question": "a river?", "chosen": "yes", "rejected": "a stone"}
+    return tiny.write_rows(file, [row] * 100)
+
+
+def tagged(file: Path) -> Path:
+    """As CoNLL-2003 has them on the hub: class numbers under `ner_tags`."""
+    rows = [
+        {"tokens": ["Ada", "Lovelace", "wrote"], "ner_tags": [1, 2, 0]},
+        {"tokens": ["in", "London", "."], "ner_tags": [0, 5, 0]},
+    ]
+    return tiny.write_rows(file, rows)
+
+
+def news(file: Path) -> Path:
+    """As CNN/DailyMail has them."""
+    return tiny.write_rows(file, [{"article": "A ship. A river.", "highlights": "Ship, river."}])
+
+
+@pytest.mark.parametrize(
+    ("name", "base", "data", "learns"),
+    [
+        ("language/names", modernbert, tagged, "all"),
+        ("language/summary", tiny.t5, news, "adapters"),
+        ("language/llama-8b-lora", chatty, talks, "adapters"),
+        ("language/llama-70b-lora", chatty, talks, "adapters"),
+        ("language/llama-70b-qlora", chatty, talks, "adapters"),
+        ("language/qwen3-full", chatty, talks, "all"),
+        ("language/mistral-preferences", chatty, opinions, "adapters"),
+        ("language/sentiment", modernbert, reviews, "all"),
+    ],
+)
+def test_a_language_recipe_plans(
+    name: str, base: object, data: object, learns: str, tmp_path: Path, cache: Path
+) -> None:
+    model, rows = base(tmp_path / "model"), data(tmp_path / "rows.jsonl")  # type: ignore[operator]
+    given = [f"model.path={model}", f"data.train={rows}"]
+    if load_config(RECIPES[name]).data.eval is not None:
+        given.append(f"data.eval={rows}")
+    config = load_config(RECIPES[name], given)
+    prepared = desk.prepare_run(config)
+    counts = prepared.plan.parameters
+    assert (counts.frozen == 0) == (learns == "all") and counts.learning > 0
+    assert (counts.quantized.numbers > 0) == (config.model.quantize is not None)
+    held_out = 0 if config.data.eval else len(prepared.examples.held_out)  # type: ignore[arg-type]
+    assert len(prepared.examples.train) == len(rows.read_text().splitlines()) - held_out

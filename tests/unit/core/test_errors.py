@@ -1,0 +1,43 @@
+"""How faults are told."""
+
+import pickle
+
+import pytest
+
+from dtl.core.errors import DtlError, Fault, RunFailed, StoppedEarly, near
+
+
+def test_a_fault_is_one_line_of_place_problem_and_mend():
+    fault = Fault("configs/x.yaml:14: train.stpes", "no such key", "did you mean 'steps'?")
+    assert str(fault) == "configs/x.yaml:14: train.stpes: no such key; did you mean 'steps'?"
+
+
+def test_an_error_tells_all_faults_one_a_line():
+    error = DtlError(Fault("a", "b", "c"), Fault("d", "e", ""))
+    assert str(error) == "a: b; c\nd: e"
+
+
+@pytest.mark.parametrize(("kind", "code"), [(DtlError, 2), (RunFailed, 1), (StoppedEarly, 75)])
+def test_exit_codes(kind, code):
+    error = kind.of("place", "problem", "mend")
+    assert isinstance(error, kind)
+    assert error.exit_code == code
+
+
+def test_an_error_crosses_process_borders():
+    error = pickle.loads(pickle.dumps(DtlError.of("place", "problem", "mend")))
+    assert error.faults == (Fault("place", "problem", "mend"),)
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("stpes", "did you mean 'steps'?"),
+        ("STEPS", "did you mean 'steps'?"),
+        ("learning-rate", "did you mean 'learning_rate'?"),
+        ("colour", ""),
+        ("", ""),
+    ],
+)
+def test_near_misses(name, hint):
+    assert near(name, ["steps", "epochs", "learning_rate"]) == hint

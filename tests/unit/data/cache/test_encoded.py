@@ -1,0 +1,274 @@
+"""The cache of encoded examples: whole or absent, whoever writes it, whatever ends the writer."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from dtl.core.errors import DtlError, RunFailed
+from dtl.data.cache.encoded import EncodedData, cache_folder, cache_key, encode, wait_for
+from dtl.data.example import Encoded, Skip
+from dtl.data.sources.rows import Row
+
+WRITER = """
+import os, signal, sys
+from dtl.data.cache.encoded import encode
+from dtl.data.example import Encoded, Skip
+from dtl.data.sources.rows import Row
+
+rows, dies_at = int(sys.argv[1]), int(sys.argv[2])
+print("ready", flush=True)
+sys.stdin.readline()
+
+def encoder(row):
+    if row.index == dies_at:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return Encoded({"input_ids": [row.index, row.index + 1]}, 2, 1)
+
+data = encode((Row(n, "", {}) for n in range(rows)), encoder, key="shared", place="data.train")
+print(len(data), data[rows - 1]["input_ids"][1], flush=True)
+"""
+
+
+def plain(values):
+    """Arrays as lists, to compare them."""
+    return {n: v.tolist() if isinstance(v, np.ndarray) else v for n, v in values.items()}
+
+
+def rows(count):
+    return [Row(number, f"rows.jsonl:{number + 1}", {}) for number in range(count)]
+
+
+def encoder(row):
+    """Row n becomes n % 3 + 1 tokens; every fifth is too long, every seventh is empty."""
+    if row.index % 5 == 4:
+        return Skip("too long")
+    if row.index % 7 == 6:
+        return Skip("empty text")
+    tokens = [row.index * 10 + place for place in range(row.index % 3 + 1)]
+    return Encoded({"input_ids": tokens, "labels": row.index}, len(tokens), row.index % 2 + 1)
+
+
+def writer(count, *, dies_at=-1):
+    return subprocess.Popen(
+        [sys.executable, "-c", WRITER, str(count), str(dies_at)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def go(process):
+    assert process.stdout.readline() == "ready\n"
+    process.stdin.write("\n")
+    process.stdin.flush()
+
+
+@pytest.mark.parametrize("count", [1, 1023, 1024, 1025, 2500])
+def test_what_is_read_back_is_what_was_encoded(cache, count):
+    """1024 rows are one group of the file: numbers around it, and three groups."""
+    data = encode(rows(count), encoder, key="k", place="data.train")
+    kept = [row for row in rows(count) if row.index % 5 != 4 and row.index % 7 != 6]
+    assert len(data) == len(kept)
+    for place, row in enumerate(kept):
+        number = row.index
+        assert plain(data[place]) == {
+            "input_ids": [number * 10 + step for step in range(number % 3 + 1)],
+            "labels": number,
+        }
+    assert data.rows.tolist() == [row.index for row in kept]
+    assert data.lengths.tolist() == [row.index % 3 + 1 for row in kept]
+    assert data.targets.tolist() == [row.index % 2 + 1 for row in kept]
+
+
+def test_rows_left_out_are_counted_by_reason(cache):
+    """Of 35 rows, 7 end in 4 or 9, and 5 leave 6 when divided by 7, of which one (34) does both."""
+    census = encode(rows(35), encoder, key="k", place="data.train").census
+    assert (census.rows, census.kept) == (35, 24)
+    assert census.skipped == {"too long": 7, "empty text": 4}
+    line = census.line("train")
+    assert line == "train: 24 of 35 examples, 7 left out (too long), 4 left out (empty text)"
+
+
+def test_no_example_left_is_the_users_fault_each_time(cache):
+    def nothing(row):
+        return Skip("no target left after truncation")
+
+    for _ in range(2):  # the second time from the cache
+        with pytest.raises(DtlError) as caught:
+            encode(rows(3), nothing, key="k", place="data.eval")
+        (fault,) = caught.value.faults
+        assert fault.place == "data.eval"
+        assert "none of 3 examples" in fault.problem
+        assert "3 x no target left after truncation" in fault.problem
+        assert "task.max_length" in fault.mend
+        assert caught.value.exit_code == 2
+
+
+def test_what_is_in_the_cache_is_not_encoded_again(cache):
+    def never(row):
+        raise AssertionError("encoded again")
+
+    first = encode(rows(10), encoder, key="k", place="data.train")
+    again = encode(rows(10), never, key="k", place="data.train")
+    assert [plain(again[place]) for place in range(len(again))] == [
+        plain(first[place]) for place in range(len(first))
+    ]
+
+
+def test_a_fault_in_a_row_leaves_nothing_that_is_read(cache):
+    def fails_late(row):
+        if row.index == 1500:
+            raise DtlError.of(row.place, "the row is bad", "mend it")
+        return encoder(row)
+
+    with pytest.raises(DtlError, match=r"rows\.jsonl:1501"):
+        encode(rows(2000), fails_late, key="k", place="data.train")
+    assert list((cache / "encoded").iterdir()) == []
+    assert len(encode(rows(10), encoder, key="k", place="data.train")) == 7
+
+
+def test_a_killed_writer_leaves_nothing_that_is_read(cache):
+    """It dies after it has written one group of rows."""
+    process = writer(3000, dies_at=2000)
+    go(process)
+    process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGKILL
+    with pytest.raises(RunFailed):
+        wait_for("shared", timeout_seconds=0)
+    assert not (cache / "encoded" / "shared").exists()
+    data = encode(rows(10), encoder, key="shared", place="data.train")
+    assert plain(data[0]) == {"input_ids": [0], "labels": 0}
+
+
+def test_processes_that_write_at_once_all_read_one_whole_cache(cache):
+    processes = [writer(3000) for _ in range(3)]
+    for process in processes:
+        go(process)
+    told = [process.communicate(timeout=60) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0, 0], told
+    assert {out for out, _ in told} == {"3000 3000\n"}
+    assert [entry.name for entry in (cache / "encoded").iterdir()] == ["shared"]
+
+
+def test_writers_with_one_process_id_do_not_share_a_file(cache):
+    """Machines that share a file system can give two processes the same id; so do threads."""
+    together = threading.Barrier(2, timeout=30)
+
+    def slow(row):
+        if row.index % 700 == 0:
+            together.wait()
+        return Encoded({"input_ids": [row.index]}, 1, 1)
+
+    with ThreadPoolExecutor(2) as pool:
+        made = [pool.submit(encode, rows(2500), slow, key="k", place="p") for _ in range(2)]
+        found = [one.result() for one in made]
+    for data in found:
+        found = [list(data[place]["input_ids"]) for place in range(2500)]
+        assert found == [[n] for n in range(2500)]
+    assert [entry.name for entry in (cache / "encoded").iterdir()] == ["k"]
+
+
+def test_the_others_wait_for_the_one_that_writes(cache):
+    release = threading.Event()
+
+    def slow(row):
+        if row.index == 5:
+            assert release.wait(30)
+        return encoder(row)
+
+    with ThreadPoolExecutor(2) as pool:
+        waiting = pool.submit(wait_for, "k", timeout_seconds=30)
+        writing = pool.submit(encode, rows(10), slow, key="k", place="data.train")
+        assert not waiting.done()
+        release.set()
+        assert len(waiting.result()) == len(writing.result()) == 7
+
+
+def test_waiting_in_vain_is_a_failed_run(cache):
+    with pytest.raises(RunFailed, match="no encoded data after 0 s") as caught:
+        wait_for("never", timeout_seconds=0.01)
+    assert caught.value.exit_code == 1
+
+
+def test_the_key_changes_with_everything_it_is_made_of():
+    parts = {"rows": "abc", "task": {"name": "causal_lm", "max_length": 8}, "facts": {}}
+    changed = [
+        {**parts, "rows": "abd"},
+        {**parts, "task": {"name": "causal_lm", "max_length": 9}},
+        {**parts, "facts": {"labels": ["a", "b"]}},
+        {**parts, "facts": {"labels": ["b", "a"]}},
+        {**parts, "more": None},
+    ]
+    assert len({cache_key(**parts), *(cache_key(**other) for other in changed)}) == 6
+    backwards = {name: parts[name] for name in reversed(parts)}
+    assert cache_key(**backwards) == cache_key(**parts)
+
+
+def test_the_cache_lies_where_the_user_says(monkeypatch, tmp_path):
+    monkeypatch.setenv("DTL_CACHE", str(tmp_path / "mine"))
+    assert cache_folder() == tmp_path / "mine"
+    monkeypatch.delenv("DTL_CACHE")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert cache_folder() == tmp_path / "home" / ".cache" / "dtl"
+    assert not os.path.exists(tmp_path / "home")
+
+
+def test_a_folder_without_a_census_is_not_taken_for_data(cache):
+    folder = cache / "encoded" / "k"
+    folder.mkdir(parents=True)
+    with pytest.raises(RunFailed):
+        wait_for("k", timeout_seconds=0)
+    with pytest.raises(OSError):
+        EncodedData(folder)
+
+
+CROWD = """
+import fcntl, multiprocessing, os, zlib
+from dtl.data.cache.encoded import encode
+from dtl.data.example import Encoded
+from dtl.data.sources.rows import Row
+
+PROCESSES, ROUNDS, ROWS = 16, 50, 40
+
+def no_lock(*_):
+    raise OSError("this disk keeps no locks")
+
+fcntl.flock = fcntl.lockf = no_lock
+
+def encoder(row):
+    return Encoded({"input_ids": [row.index * 31 + n for n in range(row.index % 7 + 1)]}, 2, 1)
+
+def work(start, told):
+    for number in range(ROUNDS):
+        start.wait()
+        rows = (Row(n + number, "", {}) for n in range(ROWS))
+        data = encode(rows, encoder, key=f"round-{number}", place="data.train")
+        read = repr([data[n]["input_ids"].tolist() for n in range(ROWS)])
+        told.put((number, zlib.crc32(read.encode())))
+
+fork = multiprocessing.get_context("fork")
+start, told = fork.Barrier(PROCESSES), fork.Queue()
+crowd = [fork.Process(target=work, args=(start, told)) for _ in range(PROCESSES)]
+for one in crowd:
+    one.start()
+found = {told.get(timeout=120) for _ in range(PROCESSES * ROUNDS)}
+for one in crowd:
+    one.join()
+print(len(found), sum(one.exitcode for one in crowd))
+"""
+
+
+def test_sixteen_processes_fill_one_cache_where_the_disk_keeps_no_locks(cache):
+    ran = subprocess.run(
+        [sys.executable, "-c", CROWD], capture_output=True, text=True, timeout=240, check=True
+    )
+    assert ran.stdout == "50 0\n", "every process read the same in each of the rounds"
+    left = sorted(path.name for path in (cache / "encoded").iterdir())
+    assert left == sorted(f"round-{number}" for number in range(50)), "nothing else was left"

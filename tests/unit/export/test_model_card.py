@@ -1,0 +1,228 @@
+"""The model card: what it says is so, and the code in it runs."""
+
+import re
+
+import pytest
+import torch
+import yaml
+
+from dtl.config.schema import RunConfig
+from dtl.export.model_card import model_card
+from dtl.mini import files as mini
+from dtl.plan.records import Layout, Parameters, PhasePlan, Plan
+from tests import tiny
+
+PLAN = Plan(
+    layout=Layout(1, 2, 2, "none", 4, 2, False, "bf16", "cpu"),
+    parameters=Parameters(learning=123_456, frozen=2_000_000),
+    model_state={},
+    phases=(PhasePlan("lora", 0, 40, 3e-4, Parameters(123_456, 2_000_000)),),
+    steps=40,
+    steps_per_epoch=7,
+    deepspeed=None,
+)
+SCORES = {
+    "unadapted": {"loss": 3.25, "perplexity": 25.790340, "confusion/a/b": 3},
+    "adapted": {"loss": 2.5, "perplexity": 12.182494, "confusion/a/b": 1},
+}
+
+
+def card(
+    base,
+    *,
+    kind="adapter",
+    head="AutoModelForCausalLM",
+    labels=None,
+    scores=SCORES,
+    told=None,
+    **data,
+):
+    config = RunConfig.model_validate(
+        {
+            "run": {"name": "first"},
+            "model": {"path": str(base)},
+            "task": "causal_lm",
+            "strategy": {"name": "lora", "rank": 4},
+            "data": {"train": "rows.jsonl", "eval": "held.jsonl"} | data,
+            "train": {"steps": 40, "global_batch": 24},
+        }
+    )
+    versions = {"dtl": "0.1", "torch": "2.13"}
+    return model_card(
+        config,
+        PLAN,
+        kind=kind,
+        head=head,
+        labels=labels,
+        scores=scores,
+        versions=versions,
+        **(told or {}),
+    )
+
+
+def code_of(text):
+    (found,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    return found
+
+
+def run_code(text, folder):
+    scope = {}
+    exec(code_of(text).replace("path/of/this/folder", str(folder)), scope)
+    return scope
+
+
+def save_adapter(base, folder, auto, **settings):
+    """What plain PEFT saves, with weights that change the output; returns the model."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoTokenizer
+
+    kinds = {
+        "AutoModelForCausalLM": "CAUSAL_LM",
+        "AutoModelForSeq2SeqLM": "SEQ_2_SEQ_LM",
+        "AutoModelForTokenClassification": "TOKEN_CLS",
+        "AutoModelForSequenceClassification": "SEQ_CLS",
+    }
+    heads = ["classifier"] if "Classification" in auto.__name__ else None
+    config = LoraConfig(
+        r=2, target_modules="all-linear", task_type=kinds[auto.__name__], modules_to_save=heads
+    )
+    model = get_peft_model(auto.from_pretrained(base, **settings), config)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.constant_(parameter, 0.02)
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(base).save_pretrained(folder)
+    return model.eval()
+
+
+def test_the_front_is_yaml_that_the_hub_reads(decoder):
+    """It takes no base that is none of its own."""
+    assert "base_model" not in yaml.safe_load(card(decoder).split("---")[1])
+    front = yaml.safe_load(card("owner/base").split("---")[1])
+    assert front == {
+        "base_model": "owner/base",
+        "library_name": "peft",
+        "tags": ["dtl", "causal_lm", "lora"],
+    }
+    assert yaml.safe_load(card(decoder, kind="model").split("---")[1])["library_name"] == (
+        "transformers"
+    )
+
+
+def test_base_data_strategy_and_versions_are_told(decoder):
+    text = card(decoder)
+    for told in (
+        "| trained on | rows.jsonl |",
+        "| scored on | held.jsonl |",
+        "| steps | 40 of 24 examples |",
+        "| learning rate | 0.0003, cosine |",
+        "| layout | 2 ranks, ZeRO 2, bf16 |",
+        "| learning parameters | 123 k |",
+        '"rank": 4',
+        "- torch 2.13",
+    ):
+        assert told in text
+
+
+def test_scores_stand_beside_those_of_the_unadapted_base(decoder):
+    text = card(decoder)
+    assert "| model | loss | perplexity |" in text
+    assert "| unadapted | 3.25 | 25.7903 |" in text
+    assert "| adapted | 2.5 | 12.1825 |" in text
+    assert "confusion" not in text
+
+
+def test_no_scores_are_no_table(decoder):
+    assert "No held-out data was given." in card(decoder, scores={}, eval=None)
+
+
+def test_a_share_of_the_rows_is_named(decoder):
+    assert "| scored on | 0.1 of the rows |" in card(decoder, eval=None, holdout=0.1)
+
+
+@pytest.mark.parametrize("by_name", [False, True])
+def test_the_code_of_an_adapter_loads_it(decoder, tmp_path, monkeypatch, by_name):
+    """Also for a base that dtl ships, which only dtl finds."""
+    from transformers import AutoModelForCausalLM
+
+    trained = save_adapter(decoder, tmp_path, AutoModelForCausalLM)
+    monkeypatch.setattr(mini, "path", lambda name: {"text": decoder}[name])
+    loaded = run_code(card("mini:text" if by_name else decoder), tmp_path)
+    tokens = loaded["tokenizer"]("the river", return_tensors="pt").input_ids
+    with torch.no_grad():
+        assert torch.equal(loaded["model"](tokens).logits, trained(tokens).logits)
+
+
+def test_the_code_of_a_classifying_adapter_loads_its_head_too(encoder, tmp_path):
+    from transformers import AutoModelForSequenceClassification
+
+    auto = AutoModelForSequenceClassification
+    trained = save_adapter(encoder, tmp_path, auto, num_labels=3)
+    loaded = run_code(card(encoder, head=auto.__name__, labels=["a", "b", "c"]), tmp_path)
+    tokens = loaded["tokenizer"]("the river", return_tensors="pt").input_ids
+    with torch.no_grad():
+        assert torch.equal(loaded["model"](tokens).logits, trained(tokens).logits)
+
+
+def test_the_code_of_a_tagging_adapter_loads_it_over_a_base_with_another_head(encoder, tmp_path):
+    from transformers import AutoModelForTokenClassification
+
+    auto, base, adapter = AutoModelForTokenClassification, tmp_path / "base", tmp_path / "adapter"
+    auto.from_pretrained(encoder, num_labels=5).save_pretrained(base)
+    tiny.tokenizer().save_pretrained(base)
+    trained = save_adapter(base, adapter, auto, num_labels=3, ignore_mismatched_sizes=True)
+    loaded = run_code(card(base, head=auto.__name__, labels=["O", "B-x", "I-x"]), adapter)
+    tokens = loaded["tokenizer"]("the river", return_tensors="pt").input_ids
+    with torch.no_grad():
+        assert torch.equal(loaded["model"](tokens).logits, trained(tokens).logits)
+    assert loaded["model"].config.id2label == {0: "O", 1: "B-x", 2: "I-x"}
+
+
+@pytest.mark.parametrize("family", ["t5", "bart"])
+def test_the_code_of_a_writing_adapter_loads_it(family, request, tmp_path):
+    from transformers import AutoModelForSeq2SeqLM
+
+    base, auto = request.getfixturevalue(family), AutoModelForSeq2SeqLM
+    trained = save_adapter(base, tmp_path, auto)
+    loaded = run_code(card(base, head=auto.__name__), tmp_path)
+    tokens = loaded["tokenizer"]("the river", return_tensors="pt").input_ids
+    with torch.no_grad():
+        expected = trained(input_ids=tokens, labels=tokens).logits
+        assert torch.equal(loaded["model"](input_ids=tokens, labels=tokens).logits, expected)
+        generated = trained.generate(input_ids=tokens, max_new_tokens=8)
+        assert torch.equal(loaded["model"].generate(input_ids=tokens, max_new_tokens=8), generated)
+
+
+@pytest.mark.parametrize("base", ["decoder", "mini:text"])
+def test_the_code_of_a_model_loads_it(decoder, base):
+    text = card(base, kind="model", head="AutoModelForCausalLM")
+    loaded = run_code(text, decoder)
+    assert type(loaded["model"]).__name__ == "LlamaForCausalLM"
+    assert "import mini" not in code_of(text)
+
+
+def test_the_code_of_a_listening_adapter_loads_its_new_head_and_its_letters(wav2vec2, tmp_path):
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoFeatureExtractor, AutoModelForCTC
+
+    from dtl.models.speech.ctc_vocabulary import of_rows
+
+    of_rows("aeimn", base=None, language=None).save_pretrained(tmp_path)
+    AutoFeatureExtractor.from_pretrained(wav2vec2).save_pretrained(tmp_path)
+    needs = {"vocab_size": 8, "ignore_mismatched_sizes": True}
+    config = LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["lm_head"])
+    trained = get_peft_model(AutoModelForCTC.from_pretrained(wav2vec2, **needs), config).eval()
+    trained.save_pretrained(tmp_path, save_embedding_layers=False)
+    told = {"reads_by": "speech", "base_needs": needs}
+    loaded = run_code(card(wav2vec2, head="AutoModelForCTC", told=told), tmp_path)
+    sound = torch.randn(4000, generator=torch.Generator().manual_seed(1)).numpy()
+    heard = loaded["feature_extractor"](sound, sampling_rate=16_000, return_tensors="pt")
+    with torch.no_grad():
+        logits = loaded["model"](**heard).logits
+        assert torch.equal(logits, trained(**heard).logits)
+    assert loaded["tokenizer"].batch_decode(torch.tensor([[3, 3, 0, 3, 1, 4]])) == ["aa e"]
+
+
+def test_a_path_with_quotes_is_still_code(tmp_path):
+    folder = tmp_path / 'the "big" one'
+    assert compile(code_of(card(folder)), "card", "exec")

@@ -1,0 +1,90 @@
+"""The log proves what was read: a line too many, too few or from another order is found."""
+
+import json
+
+import numpy as np
+import pytest
+
+from dtl.data.batching import Batching
+from dtl.data.order import chain
+from dtl.inspect.audit import audit, difference
+from dtl.run.folder import RunFolder
+
+EXAMPLES, BATCH, SEED, KEY = 10, 4, 3, "k" * 32
+
+
+@pytest.fixture
+def log(tmp_path):
+    """Write a run folder whose log follows the order, changed by the test."""
+
+    def write(name="run", *, steps=7, seed=SEED, change=lambda lines: lines):
+        folder = tmp_path / name
+        folder.mkdir()
+        config = {
+            "model": {"path": "mini:text"},
+            "task": "causal_lm",
+            "data": {"train": "rows.jsonl"},
+            "strategy": "full",
+            "train": {"steps": steps, "global_batch": BATCH, "seed": SEED},
+        }
+        record = {"config": config, "data": {"key": KEY, "examples": EXAMPLES}}
+        (folder / "run.json").write_text(json.dumps(record))
+        digest, lines = KEY, []
+        for step in range(1, steps + 1):
+            epoch, place = divmod(step - 1, 3)
+            batches = Batching(EXAMPLES, BATCH, seed).epoch(epoch)
+            digest = chain(digest, batches[place])
+            lines.append({"kind": "train", "step": step, "digest": digest})
+        text = "".join(json.dumps(line) + "\n" for line in change(lines))
+        (folder / "metrics.jsonl").write_text(text)
+        return RunFolder(folder)
+
+    return write
+
+
+def test_a_clean_log_is_proven(log):
+    found = audit(log())
+    assert (found.steps, found.epochs, found.fault) == (7, 2, None)
+    assert "every example exactly once" in found.line("run")
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda lines: lines[:3] + lines[4:], "step 5 follows step 3"),
+        (lambda lines: lines[:4] + lines[3:], "step 4 follows step 4"),
+        (lambda lines: [*lines[:2], {**lines[2], "digest": "0" * 32}, *lines[3:]], "step 3 read"),
+    ],
+)
+def test_what_is_wrong_is_named(log, change, told):
+    assert told in (audit(log(change=change)).fault or "")
+
+
+def test_another_seed_reads_other_examples(log):
+    mine, other = log("mine"), log("other", seed=SEED + 1)
+    assert audit(other).fault == "step 1 read other examples than its order says"
+    assert difference(mine, other) == "from step 1 on they read different examples"
+    assert difference(mine, log("same")) is None
+
+
+@pytest.mark.parametrize("kept", ["sizes", "lengths", "sizes lengths"])
+def test_batches_that_depend_on_lengths_are_proven_from_those_in_the_folder(log, kept):
+    numbers = {name: np.arange(1, EXAMPLES + 1) for name in kept.split()}
+    batching = Batching(EXAMPLES, 12 if "sizes" in numbers else BATCH, SEED, **numbers)
+    run = log(steps=0)
+    record = json.loads((run.path / "run.json").read_text())
+    train = {"global_batch": "12 tokens" if "sizes" in numbers else BATCH}
+    record["config"]["train"] |= {"steps": 12, "group_by_length": "lengths" in numbers} | train
+    (run.path / "run.json").write_text(json.dumps(record))
+    digest, lines = KEY, []
+    for epoch in range(2):
+        for batch in batching.epoch(epoch):
+            digest = chain(digest, batch)
+            lines.append({"kind": "train", "step": len(lines) + 1, "digest": digest})
+    (run.path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert audit(run).fault == "there is no lengths.npz to form its batches from"
+    np.savez(run.path / "lengths.npz", **numbers)
+    assert (audit(run).steps, audit(run).epochs, audit(run).fault) == (len(lines), 2, None)
+    other = {name: found[::-1] for name, found in numbers.items()}
+    np.savez(run.path / "lengths.npz", **other)
+    assert audit(run).fault == "step 1 read other examples than its order says"

@@ -1,0 +1,306 @@
+"""Whole runs of adapters: over earlier ones, stopped and resumed, with virtual tokens."""
+
+import itertools
+import json
+import shutil
+import sys
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState, GradientState
+
+from dtl import api
+from dtl.config.load import load_config
+from dtl.config.schema import Model
+from dtl.core.errors import DtlError
+from dtl.jobs import train as jobs
+from dtl.models.fingerprint import fingerprint
+from dtl.models.load import load_pretrained, weightless
+from dtl.models.peft import adapters
+from dtl.run import prepare as desk
+from dtl.run.folder import RunFolder
+from dtl.train.heartbeat import Watch
+from dtl.train.setup import start_engine
+from tests import tiny
+
+HEAD = "AutoModelForSequenceClassification"
+
+
+def train(folder, name, base, task, rows, strategy, below=(), **more):
+    """A few quick steps. `more`: of run_here."""
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = {
+        "run": {"dir": str(folder / "runs"), "name": name},
+        "model": {"path": str(base), "dtype": "fp32", "adapters": list(map(str, below))},
+        "task": task,
+        "data": {"train": str(folder / "rows.jsonl"), "eval": str(folder / "rows.jsonl")},
+        "strategy": strategy,
+        "optim": {"learning_rate": 0.03},
+        "train": {"steps": 3, "global_batch": 8},
+        "layout": {"processes": 1, "zero": 0},
+    }
+    (folder / f"{name}.yaml").write_text(json.dumps(config))
+    return run_here(load_config(folder / f"{name}.yaml"), **more)
+
+
+def run_here(config, *, stop_after=sys.maxsize):
+    """A run in this very process, which saves the seconds of another one's imports. `stop_after`:
+    how often it may ask whether to stop; the next time it is told to."""
+    prepared = desk.prepare_run(config)
+    run = RunFolder.of(config)
+    if run.state == "absent":
+        run.create(config, prepared.plan, prepared.examples.facts, prepared.examples.data)
+    engine = start_engine(config, prepared.plan)
+    watch = Watch(run.heartbeats, rank=0, ranks=1, tell=print)
+    asked = itertools.count()
+    process = jobs.Process(
+        sys.stdout, watch, asked_to_stop=lambda: next(asked) >= stop_after, held=lambda: None
+    )
+    with watch:
+        end = jobs.run(run, engine, prepared.examples, process).end
+    assert end == ("done" if stop_after == sys.maxsize else "stopped")
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    return run
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """With an empty cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DTL_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield tmp_path_factory.mktemp("stacked")
+
+
+@pytest.fixture(scope="module")
+def texts():
+    return [{"text": " ".join(tiny.WORDS[place : place + 3 + place % 4])} for place in range(16)]
+
+
+@pytest.fixture(scope="module")
+def first(folder, decoder, texts):
+    return train(folder, "first", decoder, "causal_lm", texts, {"name": "lora", "rank": 4})
+
+
+@pytest.fixture(scope="module")
+def tagged(folder, encoder):
+    rows = [
+        {"text": f"{label} {' '.join(tiny.WORDS[:n])}", "label": label}
+        for label in ("early", "late")
+        for n in range(1, 6)
+    ]
+    return train(folder, "tagged", encoder, "text_classification", rows, "lora")
+
+
+def loss_of(model, tokenizer, texts):
+    total = targets = 0
+    for row in texts:
+        ids = torch.tensor([[*tokenizer(row["text"])["input_ids"], tokenizer.eos_token_id]])
+        with torch.no_grad():
+            total += float(model(input_ids=ids, labels=ids).loss) * (ids.shape[1] - 1)
+        targets += ids.shape[1] - 1
+    return total / targets
+
+
+@pytest.mark.parametrize("strategy", ["ia3", "full"])
+def test_a_second_run_goes_on_where_the_first_ended(folder, decoder, texts, first, strategy):
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    second = train(folder, f"on-{strategy}", decoder, "causal_lm", texts, strategy, [first.export])
+    scores = second.result["scores"]
+    before = first.result["scores"]["adapted"]["loss"]
+    assert scores["unadapted"]["loss"] == pytest.approx(before, rel=1e-5)
+    assert scores["adapted"]["loss"] < before - 1e-3
+
+    tokenizer = AutoTokenizer.from_pretrained(second.export)
+    if strategy == "full":
+        model = AutoModelForCausalLM.from_pretrained(second.export)
+    else:  # as the card says
+        card = (second.export / "README.md").read_text()
+        assert (
+            f'base = PeftModel.from_pretrained(base, "{first.export}").merge_and_unload()' in card
+        )
+        assert f"| worked into it | {first.export} |" in card
+        base = AutoModelForCausalLM.from_pretrained(decoder)
+        base = PeftModel.from_pretrained(base, first.export).merge_and_unload()
+        model = PeftModel.from_pretrained(base, second.export)
+        note = json.loads((second.export / "dtl.json").read_text())
+        assert note["base"]["adapters"] == [str(first.export)]
+    found = loss_of(model.eval(), tokenizer, texts)
+    assert found == pytest.approx(scores["adapted"]["loss"], rel=1e-5)
+    again = api.evaluate(second.path, str(folder / "rows.jsonl"))
+    assert again["loss"] == pytest.approx(scores["adapted"]["loss"], rel=1e-5)
+
+
+def test_a_head_that_an_adapter_brought_is_not_new(encoder, tagged):
+    for labels, new in ((2, frozenset()), (5, {"classifier.weight", "classifier.bias"})):
+        model = Model(path=str(encoder), adapters=(str(tagged.export),))
+        changes = {"num_labels": labels}
+        loaded = load_pretrained(
+            model, head=HEAD, changes=changes, random=False, seed=0, dtype="fp32"
+        )
+        assert loaded.new == new
+        assert weightless(model, head=HEAD, changes=changes).new == new
+        assert all(parameter.requires_grad for parameter in loaded.model.parameters())
+        if not new:
+            from safetensors.torch import load_file
+
+            head = load_file(tagged.export / "adapter_model.safetensors")
+            expected = head["base_model.model.classifier.weight"]
+            assert torch.equal(loaded.model.classifier.weight, expected)
+
+
+def test_the_base_is_known_by_its_adapters_too(decoder, first, tmp_path):
+    plain = fingerprint(Model(path=str(decoder)))
+    with_it = fingerprint(Model(path=str(decoder), adapters=(str(first.export),)))
+    copy = shutil.copytree(first.export, tmp_path / "copy")
+    assert with_it.startswith(f"{plain}+")
+    assert fingerprint(Model(path=str(decoder), adapters=(str(copy),))) == with_it
+    settings = copy / "adapter_config.json"
+    settings.write_text(settings.read_text().replace('"lora_alpha": 32.0', '"lora_alpha": 16.0'))
+    assert fingerprint(Model(path=str(decoder), adapters=(str(copy),))) != with_it
+
+
+def refusal(base, *folders):
+    """What the desk says, before any weight is read."""
+    model = Model(path=str(base), adapters=tuple(map(str, folders)))
+    with pytest.raises(DtlError) as caught:
+        weightless(model, head="AutoModelForCausalLM", changes={})
+    (fault,) = caught.value.faults
+    assert fault.place == "model.adapters"
+    return f"{fault.problem}; {fault.mend}"
+
+
+def test_what_is_no_adapter_of_this_base_is_refused_at_the_desk(
+    folder, decoder, encoder, texts, first, tagged
+):
+    assert "holds no adapter" in refusal(decoder, folder)
+    assert "does not belong to this base (" in refusal(decoder, tagged.export)
+    assert "was learnt over: " in refusal(decoder, tagged.export)
+    strategy = {"name": "prompt_tuning", "tokens": 2}
+    tokens = train(folder, "tokens", decoder, "causal_lm", texts, strategy)
+    assert "virtual tokens" in refusal(decoder, tokens.export)
+    second = train(folder, "over", decoder, "causal_lm", texts, "ia3", [first.export])
+    told = refusal(decoder, second.export)
+    assert "over other adapters" in told
+    assert f"[{first.export.resolve()}, {second.export}]" in told
+    weightless(
+        Model(path=str(decoder), adapters=(str(first.export), str(second.export))),
+        head="AutoModelForCausalLM",
+        changes={},
+    )
+
+
+def test_a_model_path_that_is_an_adapter_is_told_where_it_belongs(first):
+    with pytest.raises(DtlError, match=r"holds no config.json|model.adapters: \["):
+        load_pretrained(
+            Model(path=str(first.export)),
+            head="AutoModelForCausalLM",
+            changes={},
+            random=False,
+            seed=0,
+            dtype="fp32",
+        )
+
+
+# Stopped and resumed -----------------------------------------------------------------------------
+
+
+def losses(run):
+    lines = map(json.loads, (run.path / "metrics.jsonl").read_text().splitlines())
+    return [line["loss"] for line in lines if line["kind"] == "train"]
+
+
+@pytest.mark.parametrize("strategy", ["pissa", "eva", "vera", "adalora", "p_tuning", "continued"])
+def test_a_resumed_run_is_the_same_to_the_last_digit(folder, decoder, texts, first, strategy):
+    """Also where the adapter began from the base, from the data, or from an earlier adapter."""
+    options = {"name": strategy, "tokens": 3} if strategy == "p_tuning" else strategy
+    if strategy in ("pissa", "eva"):
+        options = {"name": "lora", "rank": 4, "init": strategy}
+    if strategy == "continued":
+        options = {"name": "lora", "continue_from": str(first.export)}
+    whole = train(folder, f"whole-{strategy}", decoder, "causal_lm", texts, options)
+    name = f"stopped-{strategy}"
+    scored = strategy not in ("p_tuning", "continued")  # the unadapted base, at the first ask
+    asks = 2 if scored else 1
+    stopped = train(folder, name, decoder, "causal_lm", texts, options, stop_after=asks)
+    assert 0 < len(losses(stopped)) < 3
+    resumed = train(folder, name, decoder, "causal_lm", texts, options)
+    assert losses(resumed) == losses(whole)
+    assert len(losses(whole)) == 3
+    assert resumed.result["scores"] == whole.result["scores"]
+    assert (resumed.export / adapters.FILE).read_bytes() == (
+        whole.export / adapters.FILE
+    ).read_bytes()
+
+
+def test_a_run_does_not_go_on_from_another_adapter(folder, decoder, texts, first, tmp_path):
+    """Also before its first checkpoint."""
+    earlier = shutil.copytree(first.export, tmp_path / "earlier")
+    options = {"name": "lora", "continue_from": str(earlier)}
+    run = train(folder, "moved", decoder, "causal_lm", texts, options, stop_after=1)
+    desk.reopen(run, writes=True)
+    settings = earlier / "adapter_config.json"
+    settings.write_text(settings.read_text().replace('"lora_alpha": 32.0', '"lora_alpha": 16.0'))
+    for gone in (False, True):
+        if gone:
+            shutil.rmtree(earlier)
+        with pytest.raises(DtlError, match=r"strategy.continue_from: the adapter .* has changed"):
+            desk.reopen(run, writes=True)
+
+
+def test_an_adapter_goes_on_over_what_it_was_learnt_over(folder, decoder, texts, first):
+    """At once where it ended, scored as what it is, and opened as any other."""
+    options = {"name": "lora", "rank": 4, "continue_from": str(first.export)}
+    run = train(folder, "further", decoder, "causal_lm", texts, options)
+    started, ended = losses(first), losses(run)
+    assert ended[0] < started[-1] < started[0] and ended[-1] < ended[0]
+    scores = run.result["scores"]
+    assert "unadapted" not in scores
+    assert scores["adapted"]["loss"] < first.result["scores"]["adapted"]["loss"]
+    again = api.evaluate(run.path, str(folder / "rows.jsonl"))
+    assert again["loss"] == pytest.approx(scores["adapted"]["loss"], rel=1e-5)
+    told = [line for line in run.plan.lines() if str(first.export) in line]
+    assert len(told) == 1 and "goes on learning" in told[0]
+
+    over = train(folder, "upper", decoder, "causal_lm", texts, "lora", [first.export])
+    further = {"name": "lora", "continue_from": str(over.export)}
+    with pytest.raises(DtlError, match=rf"set model.adapters to \[{first.export.resolve()}\]"):
+        train(folder, "nowhere", decoder, "causal_lm", texts, further)
+    train(folder, "on-top", decoder, "causal_lm", texts, further, [first.export])
+    phases = [{"name": "full", "length": 1}, options]
+    with pytest.raises(DtlError, match=r"strategy.1.continue_from: the phases before"):
+        train(folder, "later", decoder, "causal_lm", texts, phases)
+
+
+# Virtual tokens ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("strategy", ["prompt_tuning", "p_tuning", "prefix_tuning"])
+def test_texts_leave_room_for_virtual_tokens(folder, encoder, strategy):
+    """Of 128 positions 20 are taken: a text of hundreds of words is cut before that."""
+    from transformers import AutoConfig
+
+    assert AutoConfig.from_pretrained(encoder).max_position_embeddings == 128
+    rows = [
+        {"text": f"{label} {' '.join(tiny.WORDS * n)}", "label": label}
+        for label in ("early", "late")
+        for n in range(1, 6)
+    ]
+    run = train(folder, f"room-{strategy}", encoder, "text_classification", rows, strategy)
+    again = api.evaluate(run.path, str(folder / "rows.jsonl"))
+    assert again == pytest.approx(run.result["scores"]["adapted"], rel=1e-5)
+
+
+def test_more_virtual_tokens_than_positions_are_refused_at_the_desk(folder, encoder):
+    rows = [{"text": "early", "label": "early"}, {"text": "late", "label": "late"}]
+    with pytest.raises(DtlError, match=r"strategy.tokens: 120 .* set strategy.tokens to 118"):
+        train(
+            folder,
+            "full",
+            encoder,
+            "text_classification",
+            rows * 2,
+            {"name": "prompt_tuning", "tokens": 120},
+        )

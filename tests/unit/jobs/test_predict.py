@@ -1,0 +1,175 @@
+"""What `dtl predict` and `dtl evaluate` say is what plain transformers and PEFT say."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from dtl import api
+from dtl.cli.app import main
+from dtl.config.load import load_config
+from dtl.run.folder import RunFolder
+from tests import tiny
+
+LABELS = ["early", "late"]
+
+
+def train(folder, base, task, rows, strategy, dtype="fp32"):
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = {
+        "run": {"dir": str(folder / "runs"), "name": "done"},
+        "model": {"path": str(base), "dtype": dtype},
+        "task": task,
+        "data": {"train": str(folder / "rows.jsonl"), "eval": str(folder / "rows.jsonl")},
+        "strategy": strategy,
+        "train": {"steps": 3, "global_batch": 4},
+        "layout": {"processes": 1, "zero": 0},
+    }
+    (folder / "done.yaml").write_text(json.dumps(config))
+    outcome = api.train(load_config(folder / "done.yaml"), say=lambda line: None)
+    assert outcome.exit_code == 0
+    return outcome.run
+
+
+@pytest.fixture(scope="module")
+def taught(tmp_path_factory, encoder):
+    """A folder with a run, its data and its cache."""
+    folder = tmp_path_factory.mktemp("taught")
+    rows = [
+        {"text": f"{label} {' '.join(tiny.WORDS[:length])}", "label": label, "half": length % 2}
+        for label in LABELS
+        for length in range(1, 6)
+    ]
+    task = {"name": "text_classification"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DTL_CACHE", str(folder / "cache"))
+        train(folder, encoder, task, rows, {"name": "lora", "rank": 2})
+    return folder
+
+
+@pytest.fixture
+def labelled(cache, tmp_path, taught):
+    """A run of this test's own."""
+    shutil.copytree(taught, tmp_path, dirs_exist_ok=True)
+    return RunFolder.open(tmp_path / "runs" / "done")
+
+
+def test_a_thousand_rows_get_what_plain_peft_says(labelled, tmp_path, encoder):
+    from peft import PeftModel
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    texts = [" ".join(tiny.WORDS[: 1 + place % 20]) for place in range(1000)]
+    inputs, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    inputs.write_text(
+        "".join(json.dumps({"id": place, "text": text}) + "\n" for place, text in enumerate(texts))
+    )
+    code = main(["predict", str(labelled.path), str(inputs), "--out", str(out), "--batch", "64"])
+    assert code == 0
+    found = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [row["id"] for row in found] == list(range(1000))
+    base = AutoModelForSequenceClassification.from_pretrained(encoder, num_labels=2)
+    model = PeftModel.from_pretrained(base, labelled.export).eval()
+    tokenizer = AutoTokenizer.from_pretrained(labelled.export)
+    for row in found[:20]:
+        with torch.no_grad():
+            shares = model(**tokenizer(row["text"], return_tensors="pt")).logits[0].softmax(-1)
+        assert list(row["probabilities"].values()) == pytest.approx(shares.tolist(), rel=1e-4)
+        assert row["predicted"] == LABELS[int(shares.argmax())]
+
+
+def test_evaluate_repeats_the_final_scores_of_the_run(labelled, tmp_path):
+    data = str(tmp_path / "rows.jsonl")
+    expected = labelled.result["scores"]["adapted"]
+    assert api.evaluate(labelled.path, data) == pytest.approx(expected, rel=1e-6)
+    written = json.loads((labelled.path / "evaluation.json").read_text())
+    assert written["scores"] == pytest.approx(expected, rel=1e-6)
+    lines = (labelled.path / "evaluation.jsonl").read_text().splitlines()
+    assert [json.loads(line)["row"] for line in lines] == list(range(10))
+    scores = api.evaluate(labelled.path, data, ["task.group_by=half"], out=tmp_path / "other")
+    assert scores["group/half/1/n"] == 6
+    assert (tmp_path / "other" / "evaluation.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("task", "strategy", "dtype"),
+    [
+        ("causal_lm", {"name": "lora", "rank": 2}, "bf16"),
+        ("causal_lm", "full", "bf16"),
+        ("dpo", {"name": "lora", "rank": 2}, "fp32"),
+    ],
+)
+def test_a_configs_base_has_the_scores_that_its_run_takes_before_the_first_step(
+    cache, tmp_path, decoder, task, strategy, dtype, capsys
+):
+    """Bit by bit, loss by loss; on rows of another file they are other ones."""
+    rows = [
+        {"text": f"{word} {other}", "prompt": word, "chosen": other, "rejected": f"no {other}"}
+        for word, other in zip(tiny.WORDS[:9], tiny.WORDS[9:18], strict=True)
+    ]
+    run = train(tmp_path, decoder, task, rows, strategy, dtype)
+    config, out = tmp_path / "done.yaml", tmp_path / "told"
+    scores = api.evaluate(config, out=out)
+    assert scores == run.result["scores"]["unadapted"]
+    found = (out / "evaluation.jsonl").read_text()
+    assert found == (run.path / "evaluations" / "step-00000000.jsonl").read_text()
+    assert json.loads((out / "evaluation.json").read_text())["scores"] == scores
+    tiny.write_rows(tmp_path / "fewer.jsonl", rows[:4])
+    capsys.readouterr()
+    assert main(["evaluate", str(config), "--data", str(tmp_path / "fewer.jsonl")]) == 0
+    told = dict(line.split() for line in capsys.readouterr().out.splitlines())
+    assert told.keys() == scores.keys()
+    losses = [json.loads(line)["loss"] for line in found.splitlines()]
+    if task == "dpo":
+        assert float(told["loss"]) == pytest.approx(sum(losses[:4]) / 4, rel=1e-5)
+    else:
+        assert float(told["loss"]) != pytest.approx(scores["loss"], rel=1e-5)
+
+
+def test_a_base_that_has_not_learnt_the_task_is_not_scored(labelled, tmp_path, capsys):
+    config = str(tmp_path / "done.yaml")
+    assert main(["evaluate", config]) == 2
+    told = capsys.readouterr().err
+    assert "done.yaml" in told and "model.path: the base has no head for these labels" in told
+    assert main(["evaluate", config, "strategy=scratch"]) == 2
+    assert "the strategy starts from random weights" in capsys.readouterr().err
+    assert main(["evaluate", config, "data.eval=null"]) == 2
+    assert "no held-out rows to score on" in capsys.readouterr().err
+    assert main(["evaluate", str(labelled.path)]) == 2
+    assert "give --data ROWS" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [('{"txt": "x"}', "there is no `text`"), ("{", "no valid JSON"), ('{"text": 5}', "is int")],
+)
+def test_a_bad_input_is_one_sentence(labelled, tmp_path, capsys, row, told):
+    (tmp_path / "in.jsonl").write_text(row + "\n")
+    assert main(["predict", str(labelled.path), str(tmp_path / "in.jsonl")]) == 2
+    said = capsys.readouterr()
+    assert said.out == "" and told in said.err and len(said.err.splitlines()) == 1
+
+
+def test_what_is_not_there_is_one_sentence(labelled, tmp_path, capsys):
+    assert main(["predict", str(labelled.path), str(tmp_path / "none.jsonl")]) == 2
+    assert main(["predict", str(tmp_path), str(tmp_path / "rows.jsonl")]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 2
+
+
+def test_lines_of_a_text_are_prompts_that_plain_transformers_goes_on_with(cache, tmp_path, decoder):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    rows = [{"text": " ".join(tiny.WORDS[:length])} for length in range(3, 12)]
+    run = train(tmp_path, decoder, "causal_lm", rows, "full")
+    prompts = ["the old river", "a ship", "large stone reads the letter"]
+    (tmp_path / "in.txt").write_text("\n".join(prompts) + "\n")
+    found = list(api.predict(run.path, [tmp_path / "in.txt"], max_new_tokens=5))
+    model = AutoModelForCausalLM.from_pretrained(run.export).eval()
+    tokenizer = AutoTokenizer.from_pretrained(run.export)
+    for row, prompt in zip(found, prompts, strict=True):
+        tokens = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)
+        more = model.generate(**tokens, max_new_tokens=5, do_sample=False)
+        expected = tokenizer.decode(
+            more[0, tokens["input_ids"].shape[1] :], skip_special_tokens=True
+        )
+        assert row == {"text": prompt, "predicted": expected}

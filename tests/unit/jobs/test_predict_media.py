@@ -1,0 +1,104 @@
+"""`dtl predict` on sounds and pictures as people have them."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+from PIL import Image
+
+from dtl import api
+from dtl.cli.app import main
+from dtl.config.load import load_config
+from dtl.data.modalities.audio import pieces_of, sound_of
+from dtl.data.sources.rows import Row
+from dtl.run.folder import RunFolder
+from tests import tiny_sound, tiny_speech, tiny_vision
+
+QUIET = np.zeros(8_000)
+PIECES = ("piece-0", "piece-1")  # of a recording of 24 s, which asr_ctc reads in 20 s at most
+
+
+def trained(
+    folder: Path, base: Path, task: str, rows: list[dict[str, Any]], **more: str
+) -> RunFolder:
+    """A few steps on rows as bytes."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    parquet.write_table(pa.Table.from_pylist(rows), folder / "rows.parquet")
+    (folder / "config.yaml").write_text(
+        f"run: {{dir: {folder}, name: run}}\nmodel: {{path: {base}, dtype: fp32}}\n"
+        f"task: {task}\nstrategy: {more.get('strategy', 'full')}\n"
+        f"data: {{train: {folder / 'rows.parquet'}}}\noptim: {{learning_rate: 0.01}}\n"
+        f"train: {{steps: {more.get('steps', '12')}, global_batch: 12}}\n"
+        "layout: {processes: 1, zero: 0}\n"
+    )
+    outcome = api.train(load_config(folder / "config.yaml"), say=lambda _: None)
+    assert outcome.exit_code == 0
+    return outcome.run
+
+
+def test_a_png_with_alpha_and_rows_beside_it(resnet, tmp_path, cache, capsys):
+    run = trained(tmp_path, resnet, "image_classification", tiny_vision.pictures(24))
+    picture = np.concatenate(
+        [
+            tiny_vision.pixels("green", seed=5),
+            np.full((*tiny_vision.pixels("green", seed=5).shape[:2], 1), 255, np.uint8),
+        ],
+        axis=2,
+    )
+    file = io.BytesIO()
+    Image.fromarray(picture, "RGBA").save(file, format="PNG")
+    (tmp_path / "green.png").write_bytes(file.getvalue())
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"image": "green.png", "id": 7}\n' * 3)
+    found = list(api.predict(run.path, [tmp_path / "green.png", rows], batch=2))
+    assert [row["predicted"] for row in found] == ["green"] * 4
+    assert sum(found[0]["probabilities"].values()) == pytest.approx(1.0)
+    assert [row.get("id") for row in found] == [None, 7, 7, 7]
+    assert main(["predict", str(run.path), str(tmp_path / "gone.png")]) == 2
+    assert "gone.png: no such file" in capsys.readouterr().err
+
+
+def test_a_wav_at_44100_hertz_in_stereo(wav2vec2, tmp_path, cache):
+    run = trained(tmp_path, wav2vec2, "audio_classification", tiny_sound.tones(24), steps="30")
+    sound = tiny_sound.tone("high", seed=77, rate=44_100, channels=2)
+    (tmp_path / "high.wav").write_bytes(tiny_sound.wav(sound, rate=44_100))
+    (only,) = api.predict(run.export, [tmp_path / "high.wav"])
+    assert only["predicted"] == "high" and only["audio"] == "high.wav"
+
+
+@pytest.mark.parametrize("strategy", ["full", "{name: lora, rank: 4}"])
+def test_an_exported_listener_writes_as_the_run_scored(wav2vec2, tmp_path, cache, strategy):
+    """A full export, and an adapter beside its base; 44.1 kHz in stereo is heard as 16 kHz is."""
+    rows = tiny_speech.transcribed(8)
+    run = trained(tmp_path, wav2vec2, "asr_ctc", rows, strategy=strategy, steps="3")
+    names = []
+    for number, row in enumerate(rows[:3]):
+        (tmp_path / f"{number}.wav").write_bytes(row["audio"])
+        names.append(tmp_path / f"{number}.wav")
+    found = list(api.predict(run.path, [*names, tmp_path / "rows.parquet"]))
+    assert len(found) == 11
+    assert [row["predicted"] for row in found[:3]] == [row["predicted"] for row in found[3:6]]
+    assert all(isinstance(row["predicted"], str) for row in found)
+    assert json.loads(json.dumps(found)) == found
+    wide = tiny_sound.wav(tiny_speech.spoken("tea", rate=44_100).repeat(2, axis=1), rate=44_100)
+    (tmp_path / "wide.wav").write_bytes(wide)
+    (only,) = api.predict(run.path, [tmp_path / "wide.wav"])
+    assert isinstance(only["predicted"], str)
+    pauses = [part for row in rows for part in (tiny_speech.spoken(row["text"])[:, 0], QUIET)]
+    sound = np.resize(np.concatenate(pauses), 24 * 16_000)
+    (tmp_path / "long.wav").write_bytes(tiny_sound.wav(sound, rate=16_000))
+    long = Row(0, "long", {"audio": "long.wav"}, tmp_path)
+    for number, piece in enumerate(pieces_of(long, rate=16_000, longest=20, shortest=0.1)):
+        file = tmp_path / f"piece-{number}.wav"
+        soundfile.write(file, sound_of(piece, rate=16_000), 16_000)
+    told = api.predict(run.path, [tmp_path / f"{name}.wav" for name in ("long", *PIECES)])
+    whole, *pieces = (row["predicted"] for row in told)
+    assert whole == " ".join(filter(None, pieces))

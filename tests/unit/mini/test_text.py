@@ -1,0 +1,400 @@
+"""The data that dtl makes: the same everywhere, and nothing of the target in the source."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from dtl.core.errors import DtlError
+from dtl.mini import docstrings, lexicon, prose
+from dtl.mini import files as mini
+from dtl.mini import generated as cache
+
+MADE_QUICKLY = ("graphs", "sentiment")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """The rows of the two quick data sets, made afresh: {(name, split): rows}."""
+    before = os.environ.get("DTL_CACHE")
+    os.environ["DTL_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    try:
+        yield {
+            (name, split): mini.rows(name, split)
+            for name in MADE_QUICKLY
+            for split in mini.DATA[name]
+        }
+    finally:
+        os.environ.pop("DTL_CACHE")
+        if before is not None:
+            os.environ["DTL_CACHE"] = before
+
+
+def texts(rows):
+    return [row["text"] for row in rows]
+
+
+def runs_of_eight_words(text):
+    words = re.findall("[a-z]+", text.lower())
+    return {tuple(words[i : i + 8]) for i in range(len(words) - 7)}
+
+
+def every_run(rows):
+    return set().union(*(runs_of_eight_words(text) for text in texts(rows)))
+
+
+# --- rows
+
+
+def test_sizes_of_the_beds(made):
+    sizes = {place: len(rows) for place, rows in made.items()}
+    assert sizes["graphs", "heldout"] == 101
+    assert sizes["graphs", "train"] >= 1000
+    assert sizes["sentiment", "train"] == 200
+    assert sizes["sentiment", "heldout"] == 101
+
+
+def test_rows_are_plain_text_of_the_promised_length(made):
+    for (name, split), rows in made.items():
+        labelled = name == "sentiment" and split != "unlabelled"
+        for row in rows:
+            assert set(row) == ({"text", "label"} if labelled else {"text"})
+            assert row["text"] == row["text"].strip() and row["text"].isascii()
+            assert len(row["text"]) <= 700
+            assert not re.search(r"^\s*>>>", row["text"], re.MULTILINE)
+
+
+def test_another_process_makes_the_same_bytes_and_imports_no_package(made, tmp_path):
+    program = (
+        "import sys; from dtl import mini\n"
+        "for name in ('graphs', 'sentiment'):\n"
+        "    for split in mini.DATA[name]: mini.file(name, split)\n"
+        "assert not {'networkx', 'torch', 'transformers'} & set(sys.modules), sys.modules\n"
+    )
+    environment = {**os.environ, "DTL_CACHE": str(tmp_path), "PYTHONHASHSEED": "7"}
+    subprocess.run([sys.executable, "-c", program], env=environment, check=True)
+    for (name, split), rows in made.items():
+        (again,) = tmp_path.glob(f"mini/{name}-*/{split}.jsonl")
+        assert [json.loads(line) for line in again.read_text().splitlines()] == rows
+
+
+def test_held_out_graph_texts_are_not_in_the_training_rows(made):
+    train, heldout = made["graphs", "train"], made["graphs", "heldout"]
+    assert len({text.lower() for text in texts(train)}) == len(train)
+    assert not set(texts(train)) & set(texts(heldout))
+    seen = every_run(train)
+    shares = [
+        len(runs & seen) / len(runs) for runs in map(runs_of_eight_words, texts(heldout)) if runs
+    ]
+    assert max(shares) < 0.3
+    assert sum(shares) / len(shares) < 0.05
+
+
+def test_the_first_two_hundred_rows_are_a_fair_sample(made):
+    """`limit: 200` must not mean one file: the rows come from all over the package."""
+    folder = docstrings.package_folder("networkx")
+    areas = {"algorithms", "generators", "classes", "readwrite"}
+    by_area = {
+        area: "".join(p.read_text() for p in (folder / area).rglob("*.py")) for area in areas
+    }
+    first_lines = [text.splitlines()[0] for text in texts(made["graphs", "train"][:200])]
+    found = {area for area in areas if any(line in by_area[area] for line in first_lines)}
+    assert found == areas
+
+
+# --- sentiment
+
+
+def words_of(rows):
+    return set().union(*(re.findall("[a-z]+", text.lower()) for text in texts(rows)))
+
+
+def test_the_lexicon_is_two_disjoint_lists():
+    assert len(set(lexicon.POSITIVE)) == len(lexicon.POSITIVE) >= 60
+    assert len(set(lexicon.NEGATIVE)) == len(lexicon.NEGATIVE) >= 60
+    assert not set(lexicon.POSITIVE) & set(lexicon.NEGATIVE)
+
+
+def test_held_out_words_are_unseen_in_labelled_rows_and_seen_in_the_source(made):
+    tellers = set(lexicon.POSITIVE + lexicon.NEGATIVE)
+    labelled = words_of(made["sentiment", "train"]) & tellers
+    heldout = words_of(made["sentiment", "heldout"]) & tellers
+    assert len(heldout) >= 50
+    assert not labelled & heldout
+    source = " ".join(texts(made["sentiment", "unlabelled"])).lower()
+    counts = {word: len(re.findall(rf"\b{word}\b", source)) for word in heldout}
+    assert min(counts.values()) >= 50
+
+
+def test_labels_follow_from_the_lexicon_and_are_balanced(made):
+    for split in ("train", "heldout"):
+        rows = made["sentiment", split]
+        for row in rows:
+            words = set(re.findall("[a-z]+", row["text"].lower()))
+            praise, blame = words & set(lexicon.POSITIVE), words & set(lexicon.NEGATIVE)
+            assert (bool(praise), bool(blame)) == (
+                (True, False) if row["label"] == "positive" else (False, True)
+            )
+        positive = sum(row["label"] == "positive" for row in rows)
+        assert abs(2 * positive - len(rows)) <= 1
+
+
+def test_no_labelled_sentence_stands_in_the_source(made):
+    source = "\n".join(texts(made["sentiment", "unlabelled"]))
+    labelled = texts(made["sentiment", "train"] + made["sentiment", "heldout"])
+    assert len(set(labelled)) == len(labelled)
+    assert not [text for text in labelled if text in source]
+
+
+def test_a_review_turns_its_polarity_only_with_but(made):
+    for text in texts(made["sentiment", "unlabelled"]):
+        without_turns = [s for s in re.split(r"(?<=[.!]) ", text) if ", but " not in s]
+        words = set(re.findall("[a-z]+", " ".join(without_turns).lower()))
+        assert not (words & set(lexicon.POSITIVE) and words & set(lexicon.NEGATIVE)), text
+
+
+# --- the source
+
+
+@pytest.fixture
+def small_source(monkeypatch):
+    """The source from one package and the topics: quick, and by the same code."""
+    monkeypatch.setattr(prose, "PACKAGES", ("accelerate",))
+    everything = docstrings.docstrings
+
+    def without_the_standard_library(folder, *, name, leave_out=()):
+        return iter(()) if name == "python" else everything(folder, name=name, leave_out=leave_out)
+
+    monkeypatch.setattr(docstrings, "docstrings", without_the_standard_library)
+    return prose.make()
+
+
+def test_the_source_holds_the_reviews_and_nothing_of_the_target(small_source, made):
+    train, heldout = small_source["train"], small_source["heldout"]
+    assert not set(texts(train)) & set(texts(heldout))
+    assert not any("networkx" in text.lower() for text in texts(train))
+    reviews = set(texts(made["sentiment", "unlabelled"]))
+    assert reviews <= set(texts(train + heldout))
+    labelled = texts(made["sentiment", "train"] + made["sentiment", "heldout"])
+    whole = "\n".join(texts(train + heldout))
+    assert not [text for text in labelled if text in whole]
+    assert len(every_run(made["graphs", "heldout"]) & every_run(train)) <= 3
+
+
+def test_no_paragraph_comes_twice_in_the_source(small_source):
+    blocks = [
+        block
+        for text in texts(small_source["train"])
+        for block in text.split("\n\n")
+        if len(block) > 200
+    ]
+    assert len(blocks) - len(set(blocks)) <= 0.002 * len(blocks)  # equal tails of cut paragraphs
+
+
+@pytest.mark.slow
+def test_the_whole_source(made, monkeypatch, tmp_path):
+    monkeypatch.setenv("DTL_CACHE", str(tmp_path))
+    train, heldout = mini.rows("prose", "train"), mini.rows("prose", "heldout")
+    characters = sum(map(len, texts(train)))
+    assert 12_000_000 < characters < 24_000_000  # about 3 to 6 M tokens
+    assert len(heldout) >= 400
+    assert not set(texts(train)) & set(texts(heldout))
+    seen, target = every_run(train), every_run(made["graphs", "heldout"])
+    assert len(target & seen) / len(target) < 0.001
+
+
+# --- reading docstrings
+
+
+def test_paragraphs_keep_prose_and_drop_the_rest():
+    raw = """Return the shortest way between two places.
+
+        The way is found by looking at all the roads.
+
+        >>> way("a", "b")
+        ['a', 'b']
+
+        References
+        ----------
+        .. [1] A paper that nobody has read to its end.
+
+        +-----+-----+
+        | 1   | 2   |
+        +-----+-----+
+
+        ```python
+        x = take_the_first_road(and_then=the_second)
+        ```
+
+        Parameters
+        ----------
+        start : place
+            Where the way begins, as “the map” names it.
+        """
+    assert docstrings.paragraphs(raw) == [
+        "Return the shortest way between two places.",
+        "The way is found by looking at all the roads.",
+        'Parameters\n----------\nstart : place\n    Where the way begins, as "the map" names it.',
+    ]
+
+
+def test_pieces_stay_short_and_lose_no_word_of_a_paragraph():
+    blocks = [
+        "one two three. " * 7,
+        "a : int\n    first entry\nb : int\n    second entry",
+        "\n".join(["a line of a paragraph"] * 9),
+    ]
+    pieces = list(docstrings.pieces(blocks, longest=60))
+    assert max(map(len, pieces)) <= 60
+    assert " ".join(pieces).split() == " ".join(blocks).split()
+
+
+def test_an_endless_sentence_is_cut_off():
+    assert list(docstrings.pieces(["x " * 90], longest=60)) == [("x " * 30).strip()]
+
+
+def test_docstrings_are_read_without_running_the_code(tmp_path):
+    (tmp_path / "module.py").write_text(
+        '"""About the module."""\nraise SystemExit("imported!")\n'
+        'class A:\n    """About A."""\n    def run(self):\n        """About run."""\n'
+    )
+    (tmp_path / "broken.py").write_text('"""Never closed.\n')
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests" / "test_a.py").write_text('"""A test."""\n')
+    found = [(one.file, one.text) for one in docstrings.docstrings(tmp_path, name="package")]
+    assert found == [
+        ("package/module.py", "About the module."),
+        ("package/module.py", "About A."),
+        ("package/module.py", "About run."),
+    ]
+
+
+# --- the cache
+
+
+def test_made_data_is_whole_or_absent(monkeypatch, tmp_path):
+    monkeypatch.setenv("DTL_CACHE", str(tmp_path))
+
+    def fails_half_way():
+        return {"train": [{"text": "a"}], "heldout": [{"text": object()}]}
+
+    with pytest.raises(TypeError):
+        cache.kept("bed", splits=("train", "heldout"), make=fails_half_way)
+    assert list((tmp_path / "mini").iterdir()) == []
+
+
+def test_many_makers_at_once_leave_one_result(monkeypatch, tmp_path):
+    monkeypatch.setenv("DTL_CACHE", str(tmp_path))
+
+    def ask(_):
+        return cache.kept("bed", splits=("train",), make=lambda: {"train": [{"text": "a"}]})
+
+    with ThreadPoolExecutor(8) as together:
+        homes = set(together.map(ask, range(8)))
+    assert len(homes) == 1
+    assert [path.name for path in (tmp_path / "mini").iterdir()] == [homes.pop().name]
+
+
+def test_a_second_asker_makes_nothing(monkeypatch, tmp_path):
+    monkeypatch.setenv("DTL_CACHE", str(tmp_path))
+    first = cache.kept("bed", splits=("train",), make=lambda: {"train": [{"text": "a"}]})
+    second = cache.kept("bed", splits=("train",), make=lambda: pytest.fail("made again"))
+    assert first == second
+
+
+@pytest.mark.parametrize(
+    ("ask", "said"),
+    [
+        (lambda: mini.rows("graph", "train"), "did you mean 'graphs'?"),
+        (lambda: mini.rows("graphs", "helduot"), "did you mean 'heldout'?"),
+        (lambda: mini.path("txt"), "did you mean 'text'?"),
+        (lambda: cache.makings(["no-such-package-here"]), "pip install no-such-package-here"),
+        (lambda: docstrings.package_folder("no_such_package_here"), "is not installed"),
+    ],
+)
+def test_faults_say_the_mend(ask, said):
+    with pytest.raises(DtlError, match=re.escape(said)):
+        ask()
+
+
+# --- the shipped base
+
+
+def test_the_shipped_tokenizer_reads_back_what_it_writes():
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(mini.path("text"))
+    marks = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
+    assert len(marks) == 3 and None not in marks
+    assert len(tokenizer) == 4096
+    assert tokenizer.chat_template is None
+    for text in ("The room was lovely.", "    indented\n\tcode_like(x) ", "naïve 北京 🙂", ""):
+        ids = tokenizer(text, add_special_tokens=False).input_ids
+        assert tokenizer.decode(ids) == text
+        assert tokenizer(text).input_ids == [tokenizer.bos_token_id, *ids]
+
+
+def test_the_sentiment_words_are_single_tokens():
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(mini.path("text"))
+    words = lexicon.POSITIVE + lexicon.NEGATIVE
+    lengths = [len(tokenizer(f" {word}", add_special_tokens=False).input_ids) for word in words]
+    assert sum(lengths) / len(lengths) < 1.1
+
+
+def test_the_command_writes_a_folder_to_start_from(small_source, monkeypatch, tmp_path):
+    """`python -m dtl.mini text FOLDER` on a small source: the architecture of the shipped one."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    from dtl.mini.__main__ import main
+
+    monkeypatch.setattr(mini, "rows", lambda name, split: small_source[split])
+    assert main(["text", str(tmp_path / "base")]) == 0
+    written, shipped = (
+        AutoConfig.from_pretrained(folder).to_diff_dict()
+        for folder in (tmp_path / "base", mini.path("text"))
+    )
+    assert written == shipped
+    assert len(AutoTokenizer.from_pretrained(tmp_path / "base")) == 4096
+    names = {path.name for path in Path(tmp_path / "base").iterdir()}
+    assert names == {"config.json", "tokenizer.json", "tokenizer_config.json"}
+
+
+def test_the_command_says_how_it_is_used(capsys):
+    from dtl.mini.__main__ import main
+
+    with pytest.raises(SystemExit, match="2"):
+        main([])
+    assert "usage" in capsys.readouterr().err
+
+
+def test_the_base_can_be_made_anew(small_source, cache, monkeypatch, tmp_path):
+    """configs/mini/text.yaml at a small scale, then its weights packed as the shipped ones are."""
+    from safetensors.torch import load_file
+
+    from dtl import api
+    from dtl.config.load import load_config
+    from dtl.mini.__main__ import main
+
+    monkeypatch.chdir(tmp_path)
+    for split in ("train", "heldout"):
+        lines = "".join(json.dumps(row) + "\n" for row in small_source[split][:24])
+        (tmp_path / f"{split}.jsonl").write_text(lines)
+    recipe = Path(__file__).parents[3] / "configs" / "mini" / "text.yaml"
+    overrides = ["data.train=train.jsonl", "data.eval=heldout.jsonl", "task.max_length=16"]
+    overrides += ["train.epochs=null", "train.steps=2", "train.global_batch=4"]
+    outcome = api.train(load_config(recipe, overrides), say=lambda line: None)
+    assert outcome.exit_code == 0
+    assert main(["text", str(tmp_path / "base"), "--weights", str(outcome.run.export)]) == 0
+    made = load_file(tmp_path / "base" / "model.safetensors")
+    shipped = load_file(mini.path("text") / "model.safetensors")
+    assert {name: (v.shape, v.dtype) for name, v in made.items()} == {
+        name: (v.shape, v.dtype) for name, v in shipped.items()
+    }
+    assert sum(value.numel() for value in made.values()) == 2_557_632

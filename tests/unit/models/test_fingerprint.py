@@ -1,0 +1,68 @@
+"""A base is known by its content."""
+
+import shutil
+
+import pytest
+
+from dtl.config.load import load_config
+from dtl.config.schema import Model
+from dtl.core.errors import DtlError
+from dtl.models import fingerprint as module
+from dtl.models.fingerprint import fingerprint
+from dtl.run import prepare as desk
+from dtl.run.folder import RunFolder
+from tests import tiny
+
+
+@pytest.fixture
+def base(decoder, tmp_path):
+    return shutil.copytree(decoder, tmp_path / "base")
+
+
+def test_it_follows_the_content_and_not_the_place(base, tmp_path):
+    first = fingerprint(Model(path=str(base)))
+    moved = shutil.copytree(base, tmp_path / "elsewhere")
+    assert fingerprint(Model(path=str(moved))) == first
+    weights = moved / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    assert fingerprint(Model(path=str(moved))) != first
+
+
+@pytest.mark.parametrize("place", [0, 500, -1])
+def test_of_a_large_file_the_beginning_the_end_and_pieces_in_between_are_read(
+    base, monkeypatch, place
+):
+    monkeypatch.setattr(module, "WHOLE", 1000)
+    monkeypatch.setattr(module, "PIECE", 64)
+    weights = base / "model.safetensors"
+    first = fingerprint(Model(path=str(base)))
+    data = bytearray(weights.read_bytes())
+    step = (len(data) - 64) // 255
+    at = place if place <= 0 else place // step * step + 3
+    data[at] ^= 1
+    weights.write_bytes(data)
+    assert fingerprint(Model(path=str(base))) != first
+
+
+def test_a_hub_model_is_known_by_its_commit_where_the_cache_has_it():
+    assert fingerprint(Model(path="someone/model")) == "hub:someone/model@main"
+    assert fingerprint(Model(path="someone/model", revision="a1")) == "hub:someone/model@a1"
+
+
+def test_a_run_does_not_go_on_with_another_base(base, tmp_path, cache):
+    tiny.write_texts(tmp_path / "rows.jsonl", 20)
+    (tmp_path / "run.yaml").write_text(
+        f"run: {{dir: {tmp_path}}}\nmodel: {{path: {base}}}\ntask: causal_lm\nstrategy: lora\n"
+        f"data: {{train: {tmp_path / 'rows.jsonl'}}}\ntrain: {{steps: 2}}\n"
+    )
+    config = load_config(tmp_path / "run.yaml")
+    prepared = desk.prepare_run(config)
+    folder, examples = RunFolder.of(config), prepared.examples
+    folder.create(config, prepared.plan, examples.facts, examples.data)
+    desk.reopen(folder, writes=True)
+    shutil.rmtree(base)
+    tiny.decoder(base, chat=True, seed=8)
+    with pytest.raises(DtlError, match="have changed since the run began"):
+        desk.reopen(folder, writes=True)

@@ -1,0 +1,138 @@
+"""A list of strategies: which steps each one takes, what is counted, and what is refused."""
+
+import pytest
+
+from dtl.config.choices import Phase
+from dtl.config.load import load_config
+from dtl.config.schema import RunConfig
+from dtl.core.errors import DtlError
+from dtl.models.load import load_settings
+from dtl.plan.phases import last_steps
+from tests import tiny
+from tests.unit.plan.test_planner import configure, plan
+
+WHOLE = """
+model: {path: mini:text}
+task: causal_lm
+data: {train: rows.jsonl}
+train: {steps: 10}
+strategy:
+  - {name: frozen, length: 0.3, learning_rate: 1e-3}
+  - {name: full}
+"""
+
+
+@pytest.fixture(scope="module")
+def decoder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("phases") / "base"
+    tiny.decoder(folder)
+    return folder
+
+
+def phases(*lengths):
+    return [Phase.model_validate({"name": "full", "length": length}) for length in lengths]
+
+
+@pytest.mark.parametrize(
+    ("lengths", "steps", "ends"),
+    [
+        ((None,), 7, [7]),
+        ((None, None), 7, [3, 7]),
+        ((0.3, None), 10, [3, 10]),
+        ((4, None, None), 10, [4, 7, 10]),
+        ((None, 6), 10, [4, 10]),
+        ((0.5, 0.25, 0.25), 9, [4, 6, 9]),
+        ((0.34, 0.33, 0.33), 10, [3, 6, 10]),
+        ((3, 7), 10, [3, 10]),
+    ],
+)
+def test_the_steps_of_each_phase(lengths, steps, ends):
+    assert last_steps(phases(*lengths), steps=steps) == ends
+
+
+@pytest.mark.parametrize(
+    ("lengths", "steps"),
+    [((8, None), 8), ((3, 4), 10), ((8, 4), 10), ((0.01, None), 10), ((0.2, 0.3), 100)],
+)
+def test_lengths_that_do_not_make_the_run_are_refused(lengths, steps):
+    with pytest.raises(DtlError, match="the lengths of its phases") as told:
+        last_steps(phases(*lengths), steps=steps)
+    assert "train.steps" in str(told.value)
+
+
+def test_each_phase_has_its_own_rate_and_count(decoder):
+    listed = [{"name": "frozen", "length": 4}, {"name": "full", "learning_rate": 0.5}]
+    config = configure(decoder, strategy=listed)
+    made, base = plan(config), load_settings(config.model)
+    probe, whole = made.phases
+    assert (probe.strategy, probe.before, probe.last) == ("frozen", 0, 4)
+    assert (whole.strategy, whole.before, whole.last) == ("full", 4, 10)
+    assert (probe.learning_rate, whole.learning_rate) == (1e-3, 0.5)
+    assert probe.parameters.learning == base.vocab_size * base.hidden_size, "the head"
+    assert made.parameters == whole.parameters, "memory is planned for the larger one"
+    assert whole.parameters.frozen == 0
+    assert [made.phase_after(step) for step in (0, 3, 4, 9, 10)] == [0, 0, 1, 1, 1]
+
+
+def test_a_rate_for_all_phases(decoder):
+    config = configure(decoder, strategy=["frozen", "full"], optim={"learning_rate": 0.25})
+    assert [phase.learning_rate for phase in plan(config).phases] == [0.25, 0.25]
+
+
+@pytest.mark.parametrize(
+    ("listed", "problem"),
+    [
+        (["frozen", "scratch"], "strategy.1: scratch begins with random weights"),
+        (["full", "lora"], "strategy.1: the run would leave an adapter"),
+        (["lora", "lora"], "strategy.1: the run would leave an adapter"),
+    ],
+)
+def test_what_cannot_follow_is_refused(decoder, listed, problem):
+    with pytest.raises(DtlError, match=problem):
+        plan(configure(decoder, strategy=listed))
+
+
+def test_preferences_are_measured_against_one_base(decoder):
+    config = configure(decoder, task="dpo", strategy=["lora", "lora"])
+    with pytest.raises(DtlError, match="each phase would have another one"):
+        plan(config)
+
+
+@pytest.fixture
+def written(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text(WHOLE)
+    return path
+
+
+def test_a_list_is_read_and_written_back(written):
+    config = load_config(written)
+    assert [(phase.name, phase.length, phase.learning_rate) for phase in config.phases] == [
+        ("frozen", 0.3, 1e-3),
+        ("full", None, None),
+    ]
+    assert RunConfig.model_validate(config.model_dump(mode="json")) == config
+
+
+def test_an_override_reaches_into_a_list(written):
+    config = load_config(written, ["strategy.0.length=4", "strategy.1=lora", "strategy.1.rank=2"])
+    assert (config.phases[0].length, config.phases[1].options.rank) == (4, 2)
+    assert len(load_config(written, ["strategy=full"]).phases) == 1
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("strategy.2=full", "strategy is a list of 2, without a place '2'; count from 0"),
+        ("strategy.length=3", "strategy is a list of 2, without a place 'length'; count from 0"),
+        ("strategy.1.lenght=3", "strategy.1.lenght: no such key; did you mean 'length'?"),
+        ("strategy.0.length=2.5", "2.5 is neither a share nor a number of steps"),
+        ("strategy=[frozen, ful]", "strategy.1: no strategy is named 'ful'"),
+        ("strategy=[]", "strategy: the list is empty"),
+        ("strategy.1.length=0.8", "the lengths of the phases make 1.1 of the run"),
+    ],
+)
+def test_a_fault_in_a_list_has_its_place(written, override, told):
+    with pytest.raises(DtlError) as found:
+        load_config(written, [override])
+    assert told in str(found.value)

@@ -1,0 +1,633 @@
+"""The plan: bytes and counts against numbers from elsewhere, choices that say why, refusals."""
+
+import json
+import shutil
+from typing import get_args
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from dtl.assembly.parts import assemble
+from dtl.config.optim import Optim
+from dtl.config.optimizers import OPTIMIZERS
+from dtl.config.schema import RunConfig
+from dtl.core.errors import DtlError
+from dtl.core.units import format_bytes
+from dtl.data.batching import Batching
+from dtl.models.load import initialise, load_pretrained, load_settings
+from dtl.plan import planner as make
+from dtl.plan.hardware import disk_free
+from dtl.plan.memory import checkpoint_bytes, model_state
+from dtl.plan.planner import make_plan
+from dtl.plan.records import Hardware, OuterLaunch, Parameters, Plan
+
+GB = 10**9
+SCORED = {"train": "rows.jsonl", "holdout": 0.1}
+LAPTOP = Hardware("cpu", 8, 16 * GB, "8 CPU cores", bf16=True, compiler=True)
+NO_COMPILER = Hardware("cpu", 8, 16 * GB, "8 CPU cores", bf16=True, compiler=False)
+EIGHT_GPUS = Hardware("cuda", 8, 80 * GB, "80 GB GPU", bf16=True, compiler=True)
+OLD_GPU = Hardware("cuda", 1, 16 * GB, "old GPU", bf16=False, compiler=True)
+FACTS = {"causal_lm": {}, "text_classification": {"labels": ["early", "late", "never"]}}
+
+
+def configure(base, *, task="causal_lm", strategy="lora", **sections):
+    """A config; `sections` are laid over a small default."""
+    given = {
+        "run": {"name": "test"},
+        "model": {"path": str(base)} | sections.pop("model", {}),
+        "task": task,
+        "strategy": strategy,
+        "data": {"train": "rows.jsonl"},
+        "train": {"steps": 10} | sections.pop("train", {}),
+        **sections,
+    }
+    return RunConfig.model_validate(given)
+
+
+def plan(config, hardware=LAPTOP, *, outer=None, examples=100, longest=24, disk_free=None):
+    """On examples that are all of one length."""
+    return plan_of(config, hardware, np.full(examples, longest), outer=outer, disk_free=disk_free)
+
+
+def plan_of(config, hardware, lengths, *, outer=None, disk_free=None):
+    options = config.train
+    size = options.global_batch
+    return make_plan(
+        config,
+        assemble(config),
+        facts=FACTS[config.task.name],
+        settings=load_settings(config.model),
+        batching=Batching(
+            len(lengths),
+            size.limit,
+            options.seed,
+            sizes=None if size.unit == "examples" else lengths,
+            lengths=lengths if options.group_by_length else None,
+        ),
+        lengths=lengths,
+        hardware=hardware,
+        outer=outer,
+        disk_free=disk_free,
+    )
+
+
+def choices(made):
+    return {chosen.key: chosen.value for chosen in made.choices}
+
+
+def reason(made, key):
+    return next(chosen.reason for chosen in made.choices if chosen.key == key)
+
+
+# Bytes ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("zero", "gigabytes"), [(0, 120), (1, 31.4), (2, 16.6), (3, 1.9)])
+def test_model_state_is_that_of_the_zero_paper(zero, gigabytes):
+    """arXiv:1910.02054, figure 1: 7.5 B parameters, Adam, mixed precision, 64 devices."""
+    counts = Parameters(learning=7_500_000_000, frozen=0)
+    state = model_state(counts, zero=zero, ranks=64, dtype="bf16", offload="none")
+    assert sum(state.values()) / GB == pytest.approx(gigabytes, abs=0.05)
+
+
+@pytest.mark.parametrize(
+    ("zero", "dtype", "offload", "expected"),
+    [
+        # 1000 learning and 9000 frozen, 4 ranks. Stage 0: frozen in 2 bytes, learning in 4.
+        (0, "bf16", "none", {"weights": 22_000, "gradients": 4_000, "optimizer": 8_000}),
+        (0, "fp32", "none", {"weights": 40_000, "gradients": 4_000, "optimizer": 8_000}),
+        # Stages 1 to 3: the optimizer holds fp32 masters and two moments, 12 bytes, a quarter here.
+        (1, "bf16", "none", {"weights": 20_000, "gradients": 2_000, "optimizer": 3_000}),
+        (2, "bf16", "none", {"weights": 20_000, "gradients": 500, "optimizer": 3_000}),
+        (3, "bf16", "none", {"weights": 5_000, "gradients": 500, "optimizer": 3_000}),
+        (3, "fp32", "none", {"weights": 10_000, "gradients": 1_000, "optimizer": 3_000}),
+        (2, "bf16", "optimizer", {"weights": 20_000, "gradients": 500, "optimizer": 0}),
+    ],
+)
+def test_model_state_with_a_frozen_part_by_hand(zero, dtype, offload, expected):
+    counts = Parameters(learning=1_000, frozen=9_000)
+    assert model_state(counts, zero=zero, ranks=4, dtype=dtype, offload=offload) == expected
+
+
+def test_shares_that_do_not_divide_are_rounded_up():
+    state = model_state(Parameters(10, 0), zero=3, ranks=4, dtype="fp32", offload="none")
+    assert state == {"weights": 12, "gradients": 12, "optimizer": 36}
+
+
+# Counts -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("base", "task", "strategies"),
+    [
+        ("decoder", "causal_lm", "full lora frozen scratch"),
+        ("decoder", "text_classification", "full lora frozen scratch"),
+        ("tied_decoder", "causal_lm", "full lora scratch"),  # no head of its own to learn
+        ("tied_decoder", "text_classification", "full lora frozen scratch"),
+        ("encoder", "text_classification", "full lora frozen scratch"),
+    ],
+)
+def test_the_counts_are_those_of_the_model_that_is_trained(base, task, strategies, request):
+    for strategy in strategies.split():
+        config = configure(request.getfixturevalue(base), task=task, strategy=strategy)
+        parts = assemble(config)
+        loaded = load_pretrained(
+            config.model,
+            head=parts.task.head,
+            changes=parts.task.head_settings(FACTS[task]),
+            random=parts.strategy.starts_from == "random",
+            seed=0,
+            dtype="fp32",
+        )
+        model = parts.strategy.apply(loaded.model, new=loaded.new)
+        learning = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
+        made = plan(config)
+        found = (strategy, made.parameters.learning, made.parameters.frozen)
+        assert found == (strategy, learning, frozen)
+        assert made.parameters.total == learning + frozen
+
+
+def test_lora_counts_by_hand(decoder):
+    """Rank 4 beside the 7 linear layers of each of 2 blocks (32 wide, 64 inner, 16 for keys and
+    values): 4 x (in + out) each."""
+    block = 2 * (32 + 32) + 2 * (32 + 16) + 3 * (32 + 64)
+    made = plan(configure(decoder, strategy={"name": "lora", "rank": 4}))
+    assert made.parameters.learning == 4 * 2 * block
+
+
+# Choices ----------------------------------------------------------------------------------------
+
+
+def test_a_laptop_runs_one_process_in_fp32_without_zero(decoder):
+    made = plan(configure(decoder))
+    layout = made.layout
+    assert (layout.nodes, layout.processes, layout.zero, layout.offload) == (1, 1, 0, "none")
+    assert (layout.dtype, layout.device, layout.activation_checkpointing) == ("fp32", "cpu", False)
+    assert made.deepspeed is None
+    assert choices(made)["dtype"] == "fp32"
+    assert "no GPU" in reason(made, "processes")
+
+
+def test_eight_gpus_are_all_used_in_bf16(decoder):
+    made = plan(configure(decoder), EIGHT_GPUS)
+    layout = made.layout
+    assert (layout.processes, layout.dtype, layout.device, layout.zero) == (8, "bf16", "cuda", 0)
+    assert "80 GB GPU" in reason(made, "processes")
+    assert (layout.micro_batch, layout.accumulation) == (2, 1)
+
+
+def test_a_gpu_without_bf16_gets_fp16(decoder):
+    assert plan(configure(decoder), OLD_GPU).layout.dtype == "fp16"
+
+
+def test_no_more_gpus_than_examples_in_a_step(decoder):
+    made = plan(configure(decoder, train={"global_batch": 3}), EIGHT_GPUS)
+    assert (made.layout.processes, made.layout.micro_batch) == (3, 1)
+
+
+@pytest.mark.parametrize(
+    ("memory", "stage", "offload"),
+    [(16.1, 0, "none"), (15.9, 2, "none"), (5.4, 3, "none"), (3.9, 3, "optimizer")],
+)
+def test_zero_is_the_least_sharding_that_fits(decoder, memory, stage, offload):
+    """Full tuning on 4 GPUs takes 16, 2 + 14/4, 16/4 and 4/4 bytes a parameter (ZeRO paper), and
+    0.63 of a device is planned for them."""
+    config = configure(decoder, strategy="full")
+    held = memory * plan(config).parameters.total / (0.9 * 0.7)
+    hardware = Hardware("cuda", 4, int(held), "small GPU", bf16=True, compiler=True)
+    layout = plan(config, hardware).layout
+    assert (layout.zero, layout.offload) == (stage, offload)
+
+
+def test_without_a_compiler_zero_is_not_used_on_a_cpu_and_the_plan_says_so(decoder):
+    config = configure(decoder, layout={"zero": 2, "offload": "optimizer", "processes": 2})
+    assert plan(config).layout.zero == 2
+    made = plan(config, NO_COMPILER)
+    assert (made.layout.zero, made.layout.offload, made.deepspeed) == (0, "none", None)
+    assert "ZeRO 2 was asked for" in reason(made, "ZeRO stage")
+    assert "compiler" in reason(made, "ZeRO stage")
+    assert any("compiler" in line for line in made.lines())
+
+
+def test_what_is_asked_for_is_taken(decoder):
+    config = configure(
+        decoder,
+        model={"dtype": "bf16"},
+        optim={"learning_rate": 0.5},
+        train={"global_batch": 24},
+        layout={
+            "nodes": 2,
+            "processes": 3,
+            "zero": 3,
+            "offload": "optimizer",
+            "micro_batch": 2,
+            "activation_checkpointing": True,
+        },
+    )
+    made = plan(config)
+    layout = made.layout
+    assert (layout.nodes, layout.processes, layout.ranks) == (2, 3, 6)
+    assert (layout.zero, layout.offload, layout.dtype) == (3, "optimizer", "bf16")
+    assert (layout.micro_batch, layout.accumulation) == (2, 2)
+    assert layout.activation_checkpointing
+    assert made.phases[0].learning_rate == 0.5
+
+
+def test_an_outer_launcher_wins(decoder):
+    outer = OuterLaunch("torchrun", ranks=4, ranks_a_node=2, zero=3, offload="none")
+    made = plan(configure(decoder, layout={"processes": 1, "zero": 1}), outer=outer)
+    assert (made.layout.nodes, made.layout.processes, made.layout.zero) == (2, 2, 3)
+    assert reason(made, "processes") == reason(made, "ZeRO stage") == "fixed by torchrun"
+
+
+@pytest.mark.parametrize(
+    ("hardware", "layout"),
+    [
+        (LAPTOP, {}),
+        (LAPTOP, {"nodes": 2}),
+        (EIGHT_GPUS, {}),
+        (EIGHT_GPUS, {"offload": "optimizer"}),
+    ],
+)
+def test_every_key_that_is_left_out_is_explained(decoder, hardware, layout):
+    made = plan(configure(decoder, layout=layout), hardware)
+    explained = {
+        "processes",
+        "dtype",
+        "ZeRO stage",
+        "activation checkpointing",
+        "micro batch",
+        "accumulation",
+        "steps",
+        "learning rate",
+    }
+    assert explained <= set(choices(made))
+    assert all(chosen.reason for chosen in made.choices)
+    text = "\n".join(made.lines())
+    assert all(chosen.reason in text for chosen in made.choices)
+
+
+@pytest.mark.parametrize(
+    ("hardware", "ranks"), [(LAPTOP, 1), (LAPTOP, 2), (LAPTOP, 3), (EIGHT_GPUS, 5), (EIGHT_GPUS, 8)]
+)
+@pytest.mark.parametrize("global_batch", [8, 16, 33, 1000])
+def test_micro_batch_and_accumulation_hold_the_global_batch(decoder, hardware, ranks, global_batch):
+    config = configure(decoder, train={"global_batch": global_batch}, layout={"processes": ranks})
+    layout = plan(config, hardware).layout
+    held = layout.micro_batch * layout.accumulation * ranks
+    assert held >= global_batch
+    assert layout.micro_batch * (layout.accumulation - 1) * ranks < global_batch
+
+
+def test_long_examples_get_small_micro_batches(decoder):
+    """24 tokens or 100 000: what does not fit at once is taken one after the other."""
+    config = configure(decoder, train={"global_batch": 64})
+    small = Hardware("cuda", 1, GB, "small GPU", bf16=True, compiler=True)
+    assert plan(config, small, longest=24).layout.micro_batch == 64
+    layout = plan(config, small, longest=100_000).layout
+    assert layout.micro_batch < 8
+    assert layout.micro_batch * layout.accumulation >= 64
+
+
+UNEVEN = np.array([(7 * number) % 97 + 4 for number in range(300)])  # 4 to 100 tokens
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+@pytest.mark.parametrize("grouped", [False, True])
+def test_batches_of_tokens_are_laid_out_by_what_the_longest_examples_take(decoder, ranks, grouped):
+    train = {"steps": None, "epochs": 3, "global_batch": "900 tokens", "group_by_length": grouped}
+    made = plan_of(configure(decoder, train=train, layout={"processes": ranks}), LAPTOP, UNEVEN)
+    batching = Batching(300, 900, 0, UNEVEN, UNEVEN if grouped else None)
+    assert made.steps_per_epoch == len(batching.epoch(0))
+    assert made.steps == sum(len(batching.epoch(epoch)) for epoch in range(3))
+    assert made.layout.micro_batch == 8
+    assert "900 tokens a step" in reason(made, "accumulation")
+    assert "at most 832 tokens, padded" in reason(
+        made, "accumulation"
+    )  # 8 of 100, which pad to 104
+    asked = configure(decoder, train=train, layout={"processes": ranks, "micro_batch": 1})
+    small = plan_of(asked, LAPTOP, UNEVEN).layout
+    assert small.micro_batch == 1
+    assert small.accumulation >= 900 / 104 / ranks
+    assert small.accumulation > made.layout.accumulation
+
+
+def test_padding_is_told_with_what_makes_it_less(decoder):
+    plain = plan_of(configure(decoder), LAPTOP, UNEVEN)
+    # in one process, two micro-batches of 8 halve the lengths of a step, which are spread evenly
+    assert 0.15 < float(choices(plain)["padding"].rstrip("%")) / 100 < 0.4
+    assert "train.group_by_length=true" in reason(plain, "padding")
+    grouped = plan_of(configure(decoder, train={"group_by_length": True}), LAPTOP, UNEVEN)
+    assert "padding" not in choices(grouped)
+    assert "padding" not in choices(plan(configure(decoder)))
+
+
+def test_no_more_gpus_than_examples_in_a_step_of_tokens(decoder):
+    config = configure(decoder, train={"global_batch": "500 tokens"})
+    assert plan(config, EIGHT_GPUS, longest=100).layout.processes == 5
+    asked = configure(decoder, train={"global_batch": "500 tokens"}, layout={"processes": 6})
+    with pytest.raises(DtlError, match="500 tokens are 5 examples on average, and cannot feed 6"):
+        plan(asked, EIGHT_GPUS, longest=100)
+
+
+def test_an_example_that_does_not_fit_is_checkpointed(decoder):
+    small = Hardware("cuda", 1, 3 * GB, "small GPU", bf16=True, compiler=True)
+    config = configure(decoder, strategy="lora")
+    assert not plan(config, small, longest=24).layout.activation_checkpointing
+    assert plan(config, small, longest=700_000).layout.activation_checkpointing
+
+
+@pytest.mark.parametrize(
+    ("train", "examples", "steps", "an_epoch"),
+    [
+        ({"steps": 7}, 100, 7, 7),
+        ({"steps": None, "epochs": 3}, 100, 21, 7),
+        ({"steps": None, "epochs": 0.5}, 96, 3, 6),
+        ({"steps": None, "epochs": 0.01}, 16, 1, 1),
+    ],
+)
+def test_steps_count_batches_of_16(decoder, train, examples, steps, an_epoch):
+    made = plan(configure(decoder, train=train), examples=examples)
+    assert (made.steps, made.steps_per_epoch) == (steps, an_epoch)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "rate"), [("lora", 2e-4), ("full", 2e-5), ("frozen", 1e-3), ("scratch", 1e-3)]
+)
+def test_the_learning_rate_is_the_usual_one_of_the_strategy(decoder, strategy, rate):
+    made = plan(configure(decoder, strategy=strategy))
+    assert made.phases[0].learning_rate == rate
+    assert strategy in reason(made, "learning rate")
+
+
+# DeepSpeed --------------------------------------------------------------------------------------
+
+
+def numbers_in(value):
+    if isinstance(value, dict):
+        return [leaf for part in value.values() for leaf in numbers_in(part)]
+    return [value]
+
+
+@pytest.mark.parametrize("zero", [1, 2, 3])
+@pytest.mark.parametrize(("clip", "written"), [(0.7, 0.7), (None, 0.0)])
+def test_deepspeeds_config_is_written_out(decoder, zero, clip, written):
+    """Left out, DeepSpeed would fill in its own numbers; it checks that the batch is a product."""
+    config = configure(
+        decoder,
+        optim={"gradient_clip": clip},
+        layout={"zero": zero, "processes": 2, "micro_batch": 4},
+    )
+    made = plan(config)
+    found = made.deepspeed
+    assert "auto" not in numbers_in(found)
+    assert found["zero_optimization"]["stage"] == zero
+    assert found["gradient_clipping"] == written
+    assert found["train_batch_size"] == (
+        found["train_micro_batch_size_per_gpu"] * found["gradient_accumulation_steps"] * 2
+    )
+    assert found["gradient_accumulation_steps"] == 2
+    assert not found["bf16"]["enabled"] and not found["fp16"]["enabled"]
+
+
+def test_deepspeed_itself_reads_the_config(decoder):
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
+    for zero in (1, 2, 3):
+        layout = {"zero": zero, "offload": "optimizer"}
+        found = plan(configure(decoder, layout=layout)).deepspeed["zero_optimization"]
+        read = DeepSpeedZeroConfig(**found)
+        assert read.stage == zero
+        assert read.offload_optimizer.device == "cpu"
+
+
+# Refusals ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("hardware", "sections", "outer", "place"),
+    [
+        (EIGHT_GPUS, {"layout": {"processes": 9}}, None, "layout.processes"),
+        (LAPTOP, {"model": {"dtype": "fp16"}}, None, "model.dtype"),
+        (OLD_GPU, {"model": {"dtype": "bf16"}}, None, "model.dtype"),
+        (
+            LAPTOP,
+            {"train": {"global_batch": 3}},
+            OuterLaunch("torchrun", ranks=4, ranks_a_node=4, zero=None, offload=None),
+            "train.global_batch",
+        ),
+        (Hardware("cuda", 2, 10_000, "toy", bf16=True, compiler=True), {}, None, "layout"),
+    ],
+)
+def test_what_cannot_be_laid_out_is_refused(decoder, hardware, sections, outer, place):
+    with pytest.raises(DtlError) as caught:
+        plan(configure(decoder, **sections), hardware, outer=outer)
+    (fault,) = caught.value.faults
+    assert fault.place == place
+    assert fault.mend
+    assert caught.value.exit_code == 2
+
+
+def test_a_model_without_a_head_of_its_own_cannot_be_frozen(tied_decoder):
+    with pytest.raises(DtlError, match="has no head of its own to learn"):
+        plan(configure(tied_decoder, strategy="frozen"))
+
+
+# On disk ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("zero", [0, 2])
+def test_a_plan_survives_json(decoder, zero):
+    made = plan(configure(decoder, layout={"zero": zero, "processes": 2}))
+    assert Plan.from_dict(json.loads(json.dumps(made.to_dict()))) == made
+
+
+def test_initialise_is_not_needed_for_a_head_that_is_there(decoder):
+    """A causal LM brings its head: nothing is new."""
+    config = configure(decoder)
+    loaded = load_pretrained(
+        config.model, head="AutoModelForCausalLM", changes={}, random=False, seed=0, dtype="fp32"
+    )
+    assert loaded.new == frozenset()
+    initialise(loaded.model, loaded.new, seed=0, fill=pytest.fail)
+
+
+# Disk -------------------------------------------------------------------------------------------
+
+
+def test_a_disk_that_cannot_hold_the_checkpoints_is_told_before_the_start(decoder):
+    config = configure(decoder, strategy="full", train={"keep": 3}, data=SCORED)
+    made = plan(config, disk_free=10**12)
+    learning = made.parameters.learning
+    # three kept and one being written, at 12 bytes a parameter, and the fp32 export twice
+    written = learning * 12 * 4 + learning * 4 * 2
+    assert choices(made)["disk"] == format_bytes(written)
+    assert "warning" not in reason(made, "disk")
+    assert "warning" not in reason(plan(config, disk_free=written), "disk")
+    assert reason(plan(config, disk_free=written - 1), "disk").startswith("warning: more than the")
+
+
+def test_the_best_checkpoint_and_those_to_go_back_to_count_as_well(decoder):
+    train = {"keep": 1, "evaluate_every": 5, "save_every": 4, "spike": {"back": 10}}
+    config = configure(decoder, strategy="full", train=train, data=SCORED)
+    made = plan(config, disk_free=10**12)
+    # one kept, the best, four that reach ten steps back, one being written
+    learning = made.parameters.learning
+    assert choices(made)["disk"] == format_bytes(learning * 12 * 7 + learning * 4 * 2)
+
+
+def test_free_space_is_that_of_the_disk_on_which_the_folder_will_be(tmp_path):
+    free = disk_free(str(tmp_path / "not" / "yet"))
+    assert free == pytest.approx(shutil.disk_usage(tmp_path).free, rel=0.05)
+
+
+# 8-bit moments ----------------------------------------------------------------------------------
+
+
+def test_8_bit_moments_take_a_quarter_and_keep_zero_out(decoder):
+    config = configure(decoder, strategy="full", optim={"name": "adamw_8bit"})
+    made = plan(config, EIGHT_GPUS)
+    # The embeddings and the head, 320 x 32, have 40 blocks of 256 each: two bytes a number, and two
+    # scales a block. All other tensors, 2 blocks of layers, are too small: two fp32 numbers.
+    large = 2 * (320 * 32 * 2 + 40 * 8)
+    assert made.model_state["optimizer"] == large + 8 * (made.parameters.learning - 2 * 320 * 32)
+    assert (made.layout.zero, made.deepspeed) == (0, None)
+    assert "blocks" in reason(made, "ZeRO stage")
+    outer = OuterLaunch("accelerate launch", ranks=2, ranks_a_node=2, zero=2, offload=None)
+    with pytest.raises(DtlError, match="does not go with ZeRO 2, which accelerate launch fixes"):
+        plan(config, outer=outer)
+
+
+@pytest.mark.parametrize("layout", [{"zero": 2}, {"offload": "optimizer"}])
+def test_8_bit_moments_with_zero_are_a_fault_of_the_config(decoder, layout):
+    with pytest.raises(ValidationError, match="adamw_8bit and ZeRO do not go together: 8-bit"):
+        configure(decoder, optim={"name": "adamw_8bit"}, layout=layout)
+
+
+@pytest.mark.parametrize("name", [n for n, each in OPTIMIZERS.items() if each.cut is not None])
+def test_what_zero_would_cut_goes_without_it(decoder, name):
+    with pytest.raises(ValidationError, match=f"{name} and ZeRO do not go together: .* cut"):
+        configure(decoder, optim={"name": name}, layout={"zero": 1})
+    assert plan(configure(decoder, optim={"name": name}), EIGHT_GPUS).layout.zero == 0
+    assert get_args(Optim.model_fields["name"].annotation) == tuple(OPTIMIZERS)
+
+
+def test_pages_want_a_gpu(decoder):
+    config = configure(decoder, optim={"name": "paged_adamw_8bit"})
+    with pytest.raises(DtlError, match="there is no GPU; take adamw_8bit"):
+        plan(config)
+    assert plan(config, EIGHT_GPUS).layout.zero == 0
+
+
+@pytest.mark.parametrize(
+    ("sections", "kept"),
+    [
+        ({"optim": {"name": "lion"}}, "lion"),
+        ({"strategy": "full", "optim": {"l2_sp": 0.1}}, "optim.l2_sp"),
+        ({"train": {"ema": 0.9, "export": "ema"}}, "train.ema"),
+    ],
+)
+def test_what_works_on_the_device_is_not_offloaded(decoder, sections, kept):
+    with pytest.raises(ValidationError, match=f"{kept} does not work in main memory"):
+        configure(decoder, **sections, layout={"offload": "optimizer"})
+    outer = OuterLaunch("accelerate launch", 2, 2, zero=2, offload="optimizer")
+    with pytest.raises(DtlError, match=f"{kept} does not work in main memory"):
+        plan(configure(decoder, **sections), outer=outer)
+    small = Hardware("cuda", 1, 10_000, "tiny GPU", bf16=True, compiler=True)
+    with pytest.raises(DtlError, match="at ZeRO 0, of"):
+        plan(configure(decoder, **sections), small)
+
+
+def test_starts_and_averages_are_counted_by_hand(decoder):
+    """All of the base has a start; both are fp32 numbers, and shared out as the moments are."""
+    extras = {"optim": {"l2_sp": 0.1}, "train": {"ema": 0.9, "export": "ema"}}
+    config = configure(decoder, strategy="full", layout={"zero": 2, "processes": 2}, **extras)
+    made = plan(config)
+    learning = made.parameters.learning
+    assert made.model_state["optimizer"] == learning // 2 * (4 + 8 + 4 + 4)
+    assert checkpoint_bytes(made.parameters) == learning * (4 + 8 + 4)  # starts are the base's
+
+
+def test_lions_usual_rate_is_a_tenth(decoder):
+    made = plan(configure(decoder, strategy="lora", optim={"name": "lion"}))
+    assert made.phases[0].learning_rate == pytest.approx(2e-5)
+    assert "times 0.1 for lion" in reason(made, "learning rate")
+
+
+def test_a_pull_wants_a_base_that_learns(decoder):
+    for strategy, problem in (("lora", "leaves the base as it is"), ("scratch", "random weights")):
+        with pytest.raises(DtlError, match=problem):
+            assemble(configure(decoder, strategy=strategy, optim={"l2_sp": 0.1}))
+
+
+def test_a_head_that_does_not_learn_is_found_at_the_desk(decoder):
+    with pytest.raises(DtlError, match=r"optim\.head_learning_rate: the head does not learn"):
+        plan(configure(decoder, optim={"head_learning_rate": 0.1}))
+
+
+@pytest.mark.parametrize(
+    ("train", "problem"),
+    [
+        ({"ema": 0.9}, "no held-out examples to tell whether the average is better"),
+        ({"export": "ema"}, r"train\.ema is not set"),
+        ({"average": 3, "save_every": 2, "export": "average"}, "of 3 checkpoints only 2 are kept"),
+        ({"average": 2, "export": "average"}, "there is one checkpoint only"),
+    ],
+)
+def test_an_average_without_what_it_is_made_of(decoder, train, problem):
+    with pytest.raises(ValidationError, match=problem):
+        configure(decoder, train=train)
+
+
+def test_without_bitsandbytes_it_is_said_how_to_get_it(decoder, monkeypatch):
+    monkeypatch.setattr(make, "find_spec", lambda name: None)
+    with pytest.raises(DtlError, match=r"pip install 'dtl\[quantize\]'"):
+        plan(configure(decoder, optim={"name": "adamw_8bit"}))
+
+
+# What a strategy does not go with ----------------------------------------------------------------
+
+
+PISSA = {"name": "lora", "rank": 4, "init": "pissa"}
+
+
+def test_a_stage_at_which_a_strategy_is_not_right_is_refused(decoder):
+    for strategy in (PISSA, {**PISSA, "init": "olora"}, {**PISSA, "init": "eva"}, "loha", "lokr"):
+        config = configure(decoder, strategy=strategy, layout={"zero": 3})
+        with pytest.raises(DtlError, match=r"^layout.zero: .*up to ZeRO 2.*set layout.zero to 2"):
+            plan(config)
+    assert plan(configure(decoder, strategy=PISSA, layout={"zero": 2})).layout.zero == 2
+    outer = OuterLaunch("torchrun", ranks=2, ranks_a_node=2, zero=3, offload=None)
+    with pytest.raises(DtlError, match=r"^torchrun: .*up to ZeRO 2"):
+        plan(configure(decoder, strategy=PISSA), outer=outer)
+
+
+def test_no_stage_is_planned_at_which_a_strategy_is_not_right(decoder):
+    """A GPU that holds a fifth of the frozen weights is enough for ZeRO 3 alone."""
+    counts = plan(configure(decoder)).parameters
+    room = 0.9 * 0.7
+    small = Hardware("cuda", 8, int(counts.frozen * 4 / 2 / room), "tiny GPU", True, True)
+    layout = {"micro_batch": 1}
+    made = plan(configure(decoder, model={"dtype": "fp32"}, layout=layout), small)
+    assert made.layout.zero == 3
+    with pytest.raises(DtlError, match="at ZeRO 2 with offload"):
+        plan(configure(decoder, model={"dtype": "fp32"}, layout=layout, strategy=PISSA), small)
+
+
+def test_recomputed_activations_are_refused_or_left_off_where_a_strategy_needs_them(decoder):
+    strategy = {"name": "prefix_tuning", "tokens": 4}
+    config = configure(decoder, strategy=strategy, layout={"activation_checkpointing": True})
+    with pytest.raises(DtlError, match=r"^layout.activation_checkpointing: .*prefix_tuning"):
+        plan(config)
+    small = Hardware("cuda", 1, 3 * GB, "small GPU", bf16=True, compiler=True)
+    made = plan(configure(decoder, strategy=strategy), small, longest=700_000)
+    assert not made.layout.activation_checkpointing
+    assert "prefix_tuning" in reason(made, "activation checkpointing")
+
+
+def test_what_a_method_does_not_go_with_is_refused_by_the_plan(decoder):
+    config = configure(decoder, task="text_classification", strategy="prompt_tuning")
+    with pytest.raises(DtlError, match=r"classifier on a decoder\); take strategy lora"):
+        plan(config)

@@ -1,0 +1,256 @@
+"""One run on disk: its states, what it remembers, and what it never overwrites."""
+
+import json
+import subprocess
+
+import pytest
+
+from dtl.config.schema import RunConfig
+from dtl.core.errors import DtlError
+from dtl.plan.records import Chosen, Layout, Parameters, PhasePlan, Plan
+from dtl.run import prepare as desk
+from dtl.run.folder import RunFolder, Scored, write_json
+
+PLAN = Plan(
+    layout=Layout(1, 2, 2, "none", 4, 2, False, "fp32", "cpu"),
+    parameters=Parameters(learning=10, frozen=90),
+    model_state={"weights": 400, "gradients": 40, "optimizer": 80},
+    phases=(PhasePlan("lora", 0, 30, 2e-4, Parameters(10, 90)),),
+    steps=30,
+    steps_per_epoch=7,
+    deepspeed={"zero_optimization": {"stage": 2}},
+    choices=(Chosen("processes", "2", "layout.processes"),),
+)
+DATA = {"key": "k" * 32, "examples": 7}
+
+
+def configure(folder, **train):
+    return RunConfig.model_validate(
+        {
+            "run": {"name": "first", "dir": str(folder)},
+            "model": {"path": "mini:text"},
+            "task": {"name": "causal_lm", "max_length": 64},
+            "strategy": {"name": "lora", "rank": 4, "target": ["q_proj", "v_proj"]},
+            "data": {"train": "rows.jsonl"},
+            "train": {"steps": 30, **train},
+        }
+    )
+
+
+@pytest.fixture
+def config(tmp_path):
+    return configure(tmp_path / "runs")
+
+
+@pytest.fixture
+def run(config):
+    folder = RunFolder.of(config)
+    folder.create(config, PLAN, {"labels": ["a", "b"]}, DATA)
+    return folder
+
+
+def test_a_run_lies_where_the_config_says(config, tmp_path):
+    assert RunFolder.of(config).path == tmp_path / "runs" / "first"
+    assert RunFolder.of(config).state == "absent"
+
+
+def test_a_new_run_is_interrupted_until_it_is_finished(run):
+    assert run.state == "interrupted"
+    run.finish({"steps": 30, "scores": {"adapted": {"loss": 0.5}}})
+    assert run.state == "finished"
+    assert run.result == {"steps": 30, "scores": {"adapted": {"loss": 0.5}}}
+
+
+def test_config_plan_and_facts_come_back_from_the_file_alone(run, config):
+    again = RunFolder.open(str(run.path))
+    assert again.config == config
+    assert again.config.strategy.options.target == ("q_proj", "v_proj")
+    assert again.plan == PLAN
+    assert again.facts == {"labels": ["a", "b"]}
+
+
+def test_run_json_is_plain_and_names_the_stack(run):
+    from importlib import metadata
+
+    record = json.loads((run.path / "run.json").read_text(encoding="utf-8"))
+    assert record["config"]["strategy"] == {
+        **record["config"]["strategy"],
+        "name": "lora",
+        "rank": 4,
+        "target": ["q_proj", "v_proj"],
+    }
+    for name in ("torch", "transformers", "peft", "accelerate", "deepspeed"):
+        assert record["versions"][name] == metadata.version(name)
+
+
+def test_run_json_names_the_commit_that_was_checked_out(config, tmp_path, monkeypatch):
+    checkout = tmp_path / "checkout"
+    checkout.mkdir()
+    monkeypatch.chdir(checkout)
+    git = ["git", "-c", "user.name=n", "-c", "user.email=e@example.org"]
+    subprocess.run(["git", "init", "-q"], check=True)
+    subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "first"], check=True)
+    (checkout / "runs").mkdir()
+    RunFolder.of(config).create(config, PLAN, {}, DATA)
+    record = json.loads((RunFolder.of(config).path / "run.json").read_text(encoding="utf-8"))
+    head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+    assert record["commit"] == head.stdout.strip()
+
+
+def test_outside_a_checkout_there_is_no_commit(config, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    RunFolder.of(config).create(config, PLAN, {}, DATA)
+    record = json.loads((RunFolder.of(config).path / "run.json").read_text(encoding="utf-8"))
+    assert record["commit"] is None
+
+
+def test_metrics_are_read_in_the_order_they_were_written(run):
+    lines = [{"kind": "train", "step": 1, "loss": 2.5}, {"kind": "eval", "step": 1, "model": "x"}]
+    for line in lines:
+        run.append(line)
+    assert list(run.metrics()) == lines
+    text = (run.path / "metrics.jsonl").read_text(encoding="utf-8")
+    assert [json.loads(line) for line in text.splitlines()] == lines
+
+
+def test_a_run_that_has_not_told_anything_has_no_metrics(run):
+    assert list(run.metrics()) == []
+
+
+def test_a_line_that_a_killed_run_left_half_written_is_no_line(run):
+    run.append({"kind": "train", "step": 1})
+    with (run.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        file.write('{"kind": "train", "st')
+    assert list(run.metrics()) == [{"kind": "train", "step": 1}]
+    run.append({"kind": "train", "step": 2})
+    assert list(run.metrics()) == [{"kind": "train", "step": 1}, {"kind": "train", "step": 2}]
+
+
+def test_how_a_launch_ended_is_noted_and_taken_back(run):
+    assert run.ended is None
+    run.note_end(75)
+    assert run.ended == RunFolder(run.path).ended == 75
+    assert run.state == "interrupted"
+    run.note_end(None)
+    run.note_end(None)
+    assert run.ended is None
+
+
+def test_a_ranks_word_counts_when_every_rank_has_left_it(run):
+    """One that was killed leaves none, and then the others were asked to stop by the launcher."""
+    ranks = run.plan.layout.ranks
+    assert ranks > 1
+    for rank in range(ranks):
+        assert run.ended is None
+        run.note_end(75, rank=rank)
+    assert run.ended == 75
+    run.note_end(1, rank=0)
+    assert run.ended is None
+    run.note_end(None)
+    assert list(run.path.glob("ended*")) == []
+
+
+def test_a_resumed_run_takes_its_steps_back_from_the_log(run):
+    """Steps 4 and 5 were learnt after the checkpoint of step 3: they come again."""
+    assert run.last_step == 0
+    lines = [{"kind": "train", "step": step, "loss": 1 / step} for step in range(1, 6)]
+    for line in (*lines[:3], {"kind": "eval", "step": 3, "loss": 0.5}, *lines[3:]):
+        run.append(line)
+    assert run.last_step == 5
+    run.forget_after(3)
+    assert list(run.metrics()) == [*lines[:3], {"kind": "eval", "step": 3, "loss": 0.5}]
+    assert run.last_step == 3
+    run.append(lines[3])
+    assert run.last_step == 4
+
+
+def test_a_folder_that_holds_something_else_is_left_alone(config):
+    folder = RunFolder.of(config)
+    folder.path.mkdir(parents=True)
+    (folder.path / "thesis.txt").write_text("ten years of work", encoding="utf-8")
+    with pytest.raises(DtlError, match="the folder is not empty, and it is not a run") as caught:
+        folder.create(config, PLAN, {}, DATA)
+    assert caught.value.exit_code == 2
+    assert [entry.name for entry in folder.path.iterdir()] == ["thesis.txt"]
+
+
+def test_a_run_is_not_created_over_another(run, config):
+    before = (run.path / "run.json").read_bytes()
+    with pytest.raises(DtlError):
+        run.create(config, PLAN, {}, DATA)
+    assert (run.path / "run.json").read_bytes() == before
+
+
+def test_an_empty_folder_can_become_a_run(config):
+    folder = RunFolder.of(config)
+    folder.path.mkdir(parents=True)
+    folder.create(config, PLAN, {}, DATA)
+    assert folder.state == "interrupted"
+
+
+def test_there_is_no_run_where_there_is_none(tmp_path):
+    with pytest.raises(DtlError, match="there is no run in this folder"):
+        RunFolder.open(tmp_path / "nothing")
+    with pytest.raises(DtlError, match="there is no run in this folder"):
+        RunFolder.open(tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[1, 2", "\x00\x00"])
+def test_a_damaged_run_json_is_told_in_one_sentence(run, damage):
+    (run.path / "run.json").write_text(damage, encoding="utf-8")
+    with pytest.raises(DtlError, match="the run folder is damaged") as caught:
+        _ = RunFolder.open(run.path).config
+    assert "run.json" in str(caught.value)
+
+
+def test_a_file_is_whole_or_as_it_was(tmp_path):
+    file = tmp_path / "result.json"
+    write_json(file, {"steps": 1})
+    with pytest.raises(TypeError):
+        write_json(file, {"steps": 2, "then": {1, 2, 3}})  # fails in the middle of the writing
+    assert json.loads(file.read_text(encoding="utf-8")) == {"steps": 1}
+
+
+def test_the_desk_refuses_a_used_folder_and_says_what_it_holds(run, config, tmp_path):
+    other = configure(tmp_path / "runs", seed=1)
+    with pytest.raises(DtlError, match="an interrupted run of another config"):
+        desk.refuse_used(run, other)
+    assert desk.holds(run, config)
+    run.finish({})
+    assert desk.holds(run, config)
+    assert not desk.holds(run, other)
+    with pytest.raises(DtlError, match="a finished run"):
+        desk.refuse_used(run, other)
+
+
+def test_the_desk_lets_a_new_run_begin(config):
+    desk.refuse_used(RunFolder.of(config), config)
+
+
+def test_the_scores_of_a_run_are_those_of_the_weights_that_it_exports(tmp_path):
+    asked = configure(tmp_path).model_dump(mode="json")
+    asked["data"]["eval"] = "held.jsonl"
+    asked["train"] |= {"export": "best", "evaluate_every": 10}
+    config = RunConfig.model_validate(asked)
+    run = RunFolder.of(config)
+    run.create(config, PLAN, {}, DATA)
+    assert run.scored is None and run.outcomes(10) == []
+    run.append({"kind": "eval", "step": 10, "model": "adapted", "loss": 1.0})
+    assert run.scored == Scored(10, "adapted")
+    result = {
+        "steps": 30,
+        "scores": {"adapted": {"loss": 0.5}},
+        "best": {"step": 20, "score": -0.5},
+        "weights": "adapted",
+    }
+    run.finish(result)
+    assert run.scored == Scored(20, "adapted")
+    run.finish({**result, "weights": "ema"})
+    assert run.scored == Scored(30, "ema")
+    run.outcomes_file(30, of="ema").parent.mkdir()
+    run.outcomes_file(30, of="ema").write_text('{"row": 4, "loss": 2.0}\n')
+    assert run.outcomes(30, of="ema") == [{"row": 4, "loss": 2.0}]
+    assert run.outcomes_file(30, of="unadapted") == run.outcomes_file(30, of="adapted")
+    run.finish({**result, "scores": {}})
+    assert run.scored is None

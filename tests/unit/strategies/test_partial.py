@@ -1,0 +1,393 @@
+"""Which parameters learn in partial, BitFit and norm tuning, in which mode, and what that saves."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from dtl.assembly.parts import Parts
+from dtl.config import registry
+from dtl.core.errors import DtlError
+from dtl.models.anatomy import depths
+from dtl.train.setup import recompute_activations
+from tests import architectures
+from tests.architectures import ARCHITECTURES
+
+NAMED = {architecture.name: architecture for architecture in ARCHITECTURES}
+NOTHING = frozenset[str]()
+RENAMED = pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable. is deprecated")
+
+
+def strategy(name: str, **options: Any) -> Any:
+    module = registry.load("strategies", name)
+    return module.Plugin(module.Options(**options))
+
+
+def build(name: str, **settings: Any) -> Any:
+    torch.manual_seed(0)
+    return architectures.changed(NAMED[name], **settings).build()
+
+
+def learning(model: Any) -> set[str]:
+    return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def partial(model: Any, *, new: frozenset[str] = NOTHING, **options: Any) -> set[str]:
+    return learning(strategy("partial", **options).apply(model, new=new))
+
+
+def of_blocks(model: Any, start: str, *numbers: int) -> set[str]:
+    return {
+        name
+        for name, _ in model.named_parameters()
+        if name.startswith(tuple(f"{start}.{number}." for number in numbers))
+    }
+
+
+# What learns ------------------------------------------------------------------------------------
+
+TOP = {"model.norm.weight", "lm_head.weight"}
+
+
+@pytest.mark.parametrize(
+    ("options", "blocks"),
+    [
+        ({}, (2,)),  # a quarter of 3, rounded up
+        ({"top": 1}, (2,)),
+        ({"top": 2}, (1, 2)),
+        ({"top": 3}, (0, 1, 2)),
+        ({"top": 0.5}, (1, 2)),
+        ({"top": 0.01}, (2,)),
+        ({"blocks": (0, 0)}, (0,)),
+        ({"blocks": (0, 1)}, (0, 1)),
+        ({"blocks": (1, 1)}, (1,)),
+    ],
+    ids=str,
+)
+def test_blocks_are_those_asked_for(options: dict[str, Any], blocks: tuple[int, ...]) -> None:
+    model = build("LlamaForCausalLM")
+    assert partial(model, **options) == of_blocks(model, "model.layers", *blocks) | TOP
+
+
+def test_the_rest_is_chosen_beside_the_blocks() -> None:
+    model = build("LlamaForCausalLM")
+    last = of_blocks(model, "model.layers", 2)
+    norms = {name for name, _ in model.named_parameters() if "norm" in name}
+    assert partial(model, head=False) == last
+    assert partial(model, head=False, new=frozenset({"lm_head.weight"})) == last | {
+        "lm_head.weight"
+    }
+    assert partial(model, embeddings=True) == last | TOP | {"model.embed_tokens.weight"}
+    assert len(norms) == 7
+    assert partial(model, norms=True) == last | TOP | norms
+    queries = {f"model.layers.{n}.self_attn.q_proj.weight" for n in range(3)}
+    assert partial(model, names=("*.q_proj.*",), head=False) == queries
+    assert partial(model, names=("*.q_proj.*",), top=1, head=False) == last | queries
+
+
+def test_blocks_of_a_decoder_come_after_those_of_its_encoder() -> None:
+    model = build("WhisperForConditionalGeneration")  # 2 and 3 blocks, its output tied
+    last = of_blocks(model, "model.decoder.layers", 2)
+    norm = {"model.decoder.layer_norm.weight", "model.decoder.layer_norm.bias"}
+    assert partial(model, top=1) == last | norm
+    first = of_blocks(model, "model.encoder.layers", 0)
+    assert partial(model, blocks=(0, 0), head=False) == first
+    both = of_blocks(model, "model.encoder.layers", 1) | of_blocks(model, "model.decoder.layers", 0)
+    between = {"model.encoder.layer_norm.weight", "model.encoder.layer_norm.bias"}
+    assert partial(model, blocks=(1, 2), head=False) == both | between
+
+
+def test_a_tied_head_is_embeddings() -> None:
+    model = build("LlamaForCausalLM", tie_word_embeddings=True)
+    last = of_blocks(model, "model.layers", 2)
+    assert partial(model) == last | {"model.norm.weight"}
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    assert partial(model, embeddings=True) == last | TOP - {"lm_head.weight"} | {
+        "model.embed_tokens.weight"
+    }
+    with pytest.raises(DtlError) as caught:
+        partial(model, names=("lm_head.*",))
+    (fault,) = caught.value.faults
+    assert "lm_head.weight is tied to model.embed_tokens.weight" in fault.problem
+    assert fault.mend == "name model.embed_tokens.weight"
+
+
+def test_bitfit_moves_every_bias_and_the_head() -> None:
+    model = build("BertForSequenceClassification")
+    biases = {name for name, _ in model.named_parameters() if name.endswith(".bias")}
+    assert learning(strategy("bitfit").apply(model, new=NOTHING)) == biases | {"classifier.weight"}
+    assert learning(strategy("bitfit", head=False).apply(model, new=NOTHING)) == biases
+    assert "bert.encoder.layer.0.attention.self.query.bias" in biases
+    relative = build("T5ForConditionalGeneration")  # its relative_attention_bias is a table
+    with pytest.raises(DtlError, match="the base of T5ForConditionalGeneration has no biases"):
+        strategy("bitfit").apply(relative, new=NOTHING)
+    phi = build("PhiForCausalLM")  # its head, which is not tied, has one as well
+    assert "lm_head.weight" in learning(strategy("bitfit").apply(phi, new=NOTHING))
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [
+        ("LlamaForCausalLM", 7),  # 2 a block and the last one
+        ("Qwen3ForCausalLM", 13),  # and those of queries and keys
+        ("BertForSequenceClassification", 2 * 7),  # and of the embeddings, scale and shift each
+        ("T5ForConditionalGeneration", 2 * 2 + 3 * 3 + 2),
+        ("ResNetForImageClassification", None),
+        ("Wav2Vec2ForCTC", 2 * (1 + 1 + 1 + 3 * 2)),  # group norm, projection, encoder, blocks
+    ],
+)
+def test_norm_tuning_moves_every_norm_and_the_head(name: str, count: int | None) -> None:
+    from torch.nn import BatchNorm2d
+
+    model = build(name)
+    if count is None:
+        count = 2 * sum(isinstance(module, BatchNorm2d) for module in model.modules())
+    found = learning(strategy("norm", head=False).apply(model, new=NOTHING))
+    assert len(found) == count
+    assert all(value.ndim == 1 for value in model.parameters() if value.requires_grad)
+    head = learning(strategy("norm").apply(model, new=NOTHING)) - found
+    assert {name.partition(".")[0] for name in head} <= {"lm_head", "classifier"}
+
+
+# Faults -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"top": 4}, "strategy.top: the model has 3 blocks, numbered 0 to 2"),
+        ({"blocks": (1, 3)}, "strategy.blocks: the model has 3 blocks, numbered 0 to 2"),
+        ({"names": ("*.bias",)}, "strategy.names: '*.bias' names no parameter of LlamaForCausalLM"),
+        (
+            {"names": ("model.layers.0.self_attn.q_proj",)},
+            "did you mean 'model.layers.0.self_attn.q_proj.weight'",
+        ),
+    ],
+)
+def test_what_the_model_has_not_is_the_users_fault(options: dict[str, Any], problem: str) -> None:
+    with pytest.raises(DtlError) as caught:
+        partial(build("LlamaForCausalLM"), **options)
+    assert problem in str(caught.value)
+    assert all(fault.mend for fault in caught.value.faults)
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"top": 2, "blocks": (0, 1)}, "blocks says already which learn"),
+        ({"top": 2.5}, "there are no 2.5 blocks"),
+        ({"top": 0}, "greater than 0"),
+        ({"blocks": (2, 1)}, "there are none from 2 to 1"),
+        ({"blocks": (-1, 1)}, "there are none from -1 to 1"),
+    ],
+)
+def test_options_that_contradict_are_refused(options: dict[str, Any], problem: str) -> None:
+    with pytest.raises(ValidationError, match=problem):
+        strategy("partial", **options)
+
+
+def test_a_model_whose_blocks_are_shared_is_refused() -> None:
+    from transformers import AlbertConfig, AlbertForSequenceClassification
+
+    settings = {**architectures.TEXT, "embedding_size": 8}
+    model = AlbertForSequenceClassification(AlbertConfig(**settings))
+    with pytest.raises(DtlError, match="runs 3 layers over the weights of 1"):
+        partial(model)
+    assert learning(strategy("bitfit").apply(model, new=NOTHING)), "it needs no blocks"
+
+
+def test_what_the_task_keeps_fixed_cannot_be_all() -> None:
+    from dtl.models.load import Loaded
+
+    task = registry.load("tasks", "asr_ctc")
+    options = {"names": ("wav2vec2.feature_extractor.*",), "head": False}
+    parts = Parts(task.Plugin(task.Options()), (strategy("partial", **options),))
+    with pytest.raises(DtlError, match="nothing learns: the task keeps fixed"):
+        parts.adapt(Loaded(build("Wav2Vec2ForCTC"), NOTHING))
+
+
+# Modes ------------------------------------------------------------------------------------------
+
+
+def modes(model: Any) -> tuple[set[str], set[str]]:
+    """Modules that train, and those that do not."""
+    named = dict(model.named_modules())
+    training = {name for name, module in named.items() if module.training}
+    return training, set(named) - training
+
+
+def test_below_the_lowest_part_that_learns_nothing_is_left_out_at_random() -> None:
+    model = build("BertForSequenceClassification", hidden_dropout_prob=0.5)
+    made = strategy("partial", top=1)
+    made.apply(model, new=NOTHING)
+    made.training_mode(model)
+    training, still = modes(model)
+    assert {"bert.encoder.layer.2.output.dropout", "dropout", "classifier"} <= training
+    assert {"bert.embeddings.dropout", "bert.encoder.layer.1.output.dropout", "bert"} <= still
+    seen: dict[int, list[torch.Tensor]] = {0: [], 1: [], 2: []}
+    for number, block in enumerate(model.bert.encoder.layer):
+        block.register_forward_hook(lambda *given, n=number: seen[n].append(given[2].detach()))
+    for _ in range(2):
+        model(**NAMED["BertForSequenceClassification"].batch())
+    assert [torch.equal(*seen[number]) for number in range(3)] == [True, True, False]
+
+
+def test_where_the_embeddings_learn_all_is_as_in_full_tuning() -> None:
+    model = build("BertForSequenceClassification").eval()
+    made = strategy("partial", embeddings=True)
+    made.apply(model, new=NOTHING)
+    made.training_mode(model)
+    assert modes(model)[1] == set()
+
+
+def test_a_frozen_lower_part_hears_no_masked_sound() -> None:
+    model = build("Wav2Vec2ForCTC", mask_time_prob=0.9, mask_time_length=2)
+    model.requires_grad_(True).train()
+    batch = NAMED["Wav2Vec2ForCTC"].batch()
+    torch.manual_seed(0)
+    assert not torch.equal(model(**batch).logits, model(**batch).logits), "nothing is masked"
+    quiet = {"hidden_dropout": 0.0, "attention_dropout": 0.0, "activation_dropout": 0.0}
+    model = build("Wav2Vec2ForCTC", mask_time_prob=0.9, mask_time_length=2, **quiet)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    made = strategy("partial", top=1)
+    made.apply(model, new=NOTHING)
+    made.training_mode(model)
+    assert model.wav2vec2.encoder.layers[2].training
+    assert torch.equal(model(**batch).logits, model(**batch).logits)
+
+
+# What it saves ----------------------------------------------------------------------------------
+
+
+def deep(blocks: int = 12, **settings: Any) -> Any:
+    wide = {
+        "num_hidden_layers": blocks,
+        "hidden_size": 96,
+        "intermediate_size": 384,
+        "max_position_embeddings": 64,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+    }
+    return build("BertForSequenceClassification", **{**wide, **settings})
+
+
+def long_batch() -> dict[str, Any]:
+    draw = torch.Generator().manual_seed(1)
+    ids = torch.randint(3, 48, (8, 64), generator=draw)
+    return {"input_ids": ids, "labels": torch.arange(8) % 2}
+
+
+def ready(model: Any, **options: Any) -> Any:
+    made = strategy("partial", **options) if options else strategy("full")
+    made.apply(model, new=NOTHING)
+    made.training_mode(model)
+    return model
+
+
+@RENAMED
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_gradients_are_those_of_the_whole_computation(checkpointing: bool) -> None:
+    """Bitwise, in fp32: all gradients are computed, and those of the frozen part thrown away."""
+    gradients = []
+    for options in ({}, {"top": 0.25}):
+        model = ready(deep(), **options)
+        if checkpointing:
+            model.gradient_checkpointing_enable(
+                gradient_checkpointing_kwargs={"use_reentrant": False}
+            )
+        model(**long_batch()).loss.backward()
+        gradients.append(
+            {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+        )
+    naive, found = gradients
+    assert len(found) < len(naive) / 3
+    assert found.keys() == learning(model)
+    for name, gradient in found.items():
+        assert torch.equal(gradient, naive[name]), name
+        assert gradient.any(), name
+
+
+@RENAMED
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_nothing_is_kept_below_the_lowest_block_that_learns(checkpointing: bool) -> None:
+    model = ready(deep(), top=3)
+    if checkpointing:
+        recompute_activations(model)
+    kept: dict[str, int] = {}
+    block = [""]
+    for name, module in model.named_modules():
+        if name in {f"bert.encoder.layer.{number}" for number in range(12)} | {"bert.embeddings"}:
+            module.register_forward_pre_hook(lambda *_, name=name: block.__setitem__(0, name))
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept[block[0]] = kept.get(block[0], 0) + tensor.numel()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        model(**long_batch())
+    assert set(kept) == {f"bert.encoder.layer.{number}" for number in (9, 10, 11)}
+
+
+def test_the_top_quarter_takes_little_more_than_half_the_time() -> None:
+    """Of a step of full tuning: forward 1, backward 2, of which 0.5 remain. Medians of processor
+    time, in turns, so that a busy machine slows both."""
+    batch, models = long_batch(), {"full": ready(deep()), "top": ready(deep(), top=0.25)}
+    optimizers = {
+        name: torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
+        for name, model in models.items()
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in models}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for _ in range(7):
+            for name, model in models.items():
+                start = time.process_time()
+                model(**batch).loss.backward()
+                optimizers[name].step()
+                optimizers[name].zero_grad()
+                seconds[name].append(time.process_time() - start)
+    finally:
+        torch.set_num_threads(threads)
+    full, top = (statistics.median(times[1:]) for times in seconds.values())
+    assert top <= 0.6 * full, seconds
+
+
+def test_the_plan_counts_no_gradient_and_no_moment_of_what_is_frozen(decoder: Any) -> None:
+    from tests.unit.plan.test_planner import configure, plan
+
+    made = plan(configure(decoder, strategy="partial", layout={"zero": 0}))
+    width, inner, words, keys = 32, 64, 320, 16
+    block = 2 * width * width + 2 * width * keys + 3 * width * inner + 2 * width
+    learns = block + width + words * width
+    total = 2 * block + width + 2 * words * width
+    assert (made.parameters.learning, made.parameters.frozen) == (learns, total - learns)
+    assert made.model_state == {
+        "weights": 4 * total,
+        "gradients": 4 * learns,
+        "optimizer": 8 * learns,
+    }
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "SwinForImageClassification",
+        "ConvNextForImageClassification",
+        "ResNetForImageClassification",
+        "BartForConditionalGeneration",
+        "Wav2Vec2ForSequenceClassification",
+    ],
+)
+def test_the_last_block_is_all_from_its_depth_on(name: str) -> None:
+    with torch.device("meta"):
+        model = NAMED[name].build()
+    depth, last = depths(model), NAMED[name].blocks
+    assert partial(model, top=1) == {name for name, place in depth.items() if place >= last}

@@ -1,0 +1,332 @@
+"""Pictures as the model is shown them, and what is learnt of them."""
+
+from __future__ import annotations
+
+import io
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dtl import api
+from dtl.assembly.parts import Parts
+from dtl.config.load import load_config
+from dtl.config.schema import Model, Source
+from dtl.core.errors import DtlError
+from dtl.data.batching import Batching
+from dtl.data.cache.encoded import EncodedData, encode
+from dtl.data.labels import guesses, scores_of
+from dtl.data.loader import Loader
+from dtl.data.modalities.image import picture_fault, picture_of
+from dtl.data.sources.rows import Row, open_rows
+from dtl.models.anatomy import batch_norms
+from dtl.models.load import load_pretrained, load_processor, load_settings
+from dtl.strategies import frozen, full, scratch
+from dtl.tasks.image_classification import Options, Plugin
+from tests import tiny_vision
+
+FACTS = {"labels": ["blue", "green", "red"], "size": [32, 32]}
+
+
+def row(value: Any, *, label: str = "red", folder: Path = Path()) -> Row:
+    return Row(0, "rows:1", {"image": value, "label": label}, folder)
+
+
+def task(**options: Any) -> Plugin:
+    return Plugin(Options(**options))
+
+
+def processor_of(folder: Path) -> Any:
+    return load_processor(Model(path=str(folder)), "images")
+
+
+# Reading ----------------------------------------------------------------------------------------
+
+
+def saved(picture: Image.Image, kind: str, **how: Any) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, format=kind, **how)
+    return file.getvalue()
+
+
+def test_pixels_of_a_plain_picture_are_its_own():
+    pixels = tiny_vision.pixels("red", seed=3)
+    assert np.array_equal(picture_of(row(tiny_vision.png(pixels))), pixels)
+    assert np.array_equal(picture_of(row({"bytes": tiny_vision.png(pixels)})), pixels)
+
+
+def test_what_is_transparent_is_white():
+    picture = Image.new("RGBA", (4, 3), (255, 0, 0, 0))
+    picture.putpixel((1, 2), (10, 20, 30, 255))
+    found = picture_of(row(saved(picture, "PNG")))
+    assert found.shape == (3, 4, 3)
+    assert tuple(found[2, 1]) == (10, 20, 30) and tuple(found[0, 0]) == (255, 255, 255)
+    palette = Image.new("P", (2, 1))
+    palette.putpalette([0, 0, 0, 9, 8, 7])
+    palette.putpixel((1, 0), 1)
+    found = picture_of(row(saved(palette, "PNG", transparency=0)))
+    assert found[0].tolist() == [[255, 255, 255], [9, 8, 7]]
+
+
+def test_a_picture_lies_as_the_camera_says():
+    picture = Image.fromarray(tiny_vision.pixels("blue", seed=1))
+    how = Image.Exif()
+    how[0x0112] = 6  # the camera was turned to the right
+    turned = picture_of(row(saved(picture, "PNG", exif=how)))
+    assert np.array_equal(turned, np.rot90(np.asarray(picture), k=-1))
+
+
+def test_sixteen_bits_and_grey_become_eight_bits_and_three_channels():
+    deep = np.array([[0, 257, 65535]], dtype=np.uint16)
+    assert picture_of(row(saved(Image.fromarray(deep), "PNG")))[0].tolist() == [
+        [0, 0, 0],
+        [1, 1, 1],
+        [255, 255, 255],
+    ]
+    grey = Image.fromarray(np.array([[7, 200]], dtype=np.uint8))
+    assert picture_of(row(saved(grey, "PNG")))[0].tolist() == [[7, 7, 7], [200, 200, 200]]
+
+
+def test_a_large_picture_is_kept_small():
+    found = picture_of(
+        row(tiny_vision.png(np.zeros((400, 300, 3), np.uint8))), longest_short_side=64
+    )
+    assert found.shape == (85, 64, 3)
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (None, "there is no `image`"),
+        (3, "`image` is int"),
+        ("nowhere.png", "there is no file"),
+        (b"no picture", "cannot be decoded"),
+    ],
+)
+def test_a_row_at_fault_is_told_at_the_desk(value, said, tmp_path):
+    fault = picture_fault(row(value, folder=tmp_path))
+    assert fault is not None and fault.place == "rows:1" and said in fault.problem
+
+
+def test_a_torn_picture_is_told_with_its_row():
+    torn = tiny_vision.png(tiny_vision.pixels("red", seed=3))[:900]
+    assert picture_fault(row(torn)) is None, "its header is whole"
+    with pytest.raises(DtlError, match=r"rows:1: `image` cannot be decoded"):
+        picture_of(row(torn))
+
+
+# Folders ----------------------------------------------------------------------------------------
+
+
+def opened(folder: Path, split: str | None = None) -> list[Row]:
+    source = Source(path=str(folder), split=split)
+    return list(open_rows(source, {}, check=task().check, media="image"))
+
+
+def test_a_folder_a_class(tmp_path):
+    tiny_vision.write_folder(tmp_path / "all", 9)
+    rows = opened(tmp_path / "all")
+    assert [one.fields["label"] for one in rows] == ["blue"] * 3 + ["green"] * 3 + ["red"] * 3
+    assert picture_of(rows[0]).shape[2] == 3
+    tiny_vision.write_folder(tmp_path / "split" / "train", 6)
+    tiny_vision.write_folder(tmp_path / "split" / "test", 3, seed=2)
+    assert [len(opened(tmp_path / "split", part)) for part in ("train", "test")] == [6, 3]
+
+
+def test_a_folder_with_a_metadata_file(tmp_path):
+    (tmp_path / "a.png").write_bytes(tiny_vision.png(tiny_vision.pixels("red", seed=3)))
+    (tmp_path / "metadata.csv").write_text("file_name,label\na.png,red\n")
+    (only,) = opened(tmp_path)
+    assert only.fields == {"image": "a.png", "label": "red"}
+    assert np.array_equal(picture_of(only), tiny_vision.pixels("red", seed=3))
+
+
+def test_another_picture_under_the_same_name_is_other_data(tmp_path):
+    tiny_vision.write_folder(tmp_path, 3)
+
+    def fingerprint() -> str:
+        return open_rows(Source(path=str(tmp_path)), {}, media="image").fingerprint
+
+    before = fingerprint()
+    assert fingerprint() == before
+    picture = next(tmp_path.rglob("*.png"))
+    picture.write_bytes(tiny_vision.png(tiny_vision.pixels("red", seed=99)))
+    assert fingerprint() != before
+
+
+# What is shown ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("base", ["vit", "resnet"])
+def test_evaluation_shows_what_the_models_own_processor_makes(base, request):
+    processor = processor_of(request.getfixturevalue(base))
+    pixels = tiny_vision.pixels("green", seed=5)
+    plugin = task()
+    fitted, facts = plugin.fit(processor, {"labels": FACTS["labels"]})
+    assert facts == FACTS
+    encoded = plugin.encoder(fitted, facts, None)(row(tiny_vision.png(pixels)))
+    shown = plugin.present(encoded.values, processor=fitted, draw=None)
+    theirs = processor(Image.fromarray(pixels), return_tensors="pt")["pixel_values"]
+    batch = plugin.collate([shown], padding=0)
+    assert torch.equal(batch["pixel_values"], theirs)
+    assert batch["labels"].tolist() == [2]
+
+
+def test_a_processor_that_makes_many_sizes_is_refused(vit):
+    processor = processor_of(vit)
+    processor.size = type(processor.size)(shortest_edge=32)
+    with pytest.raises(DtlError, match="pictures of many sizes"):
+        task().fit(processor, {})
+
+
+def test_a_model_of_one_channel_is_refused(vit):
+    base = load_settings(Model(path=str(vit)))
+    base.num_channels = 1
+    with pytest.raises(DtlError, match="reads 1 channels"):
+        task().survey([], base)
+
+
+def data_of(folder: Path, plugin: Plugin, cache: Path) -> EncodedData:
+    encoder = plugin.encoder(processor_of(folder), FACTS, None)
+    rows = [Row(n, f"rows:{n}", fields) for n, fields in enumerate(tiny_vision.pictures(9))]
+    return encode(rows, encoder, key="pictures", place="data.train")
+
+
+def views(folder: Path, data: EncodedData, plugin: Plugin, *, ranks: int, micro: int, step: int):
+    """Example -> what was shown of it."""
+    found = {}
+    for rank in range(ranks):
+        loader = Loader(
+            data,
+            partial(plugin.collate, padding=0),
+            batching=Batching(len(data), 4, 5),
+            micro_batch=micro,
+            rank=rank,
+            ranks=ranks,
+            present=partial(plugin.present, processor=processor_of(folder)),
+        )
+        for batch in loader.window(step).batches:
+            found |= dict(zip(batch.ids, batch.tensors["pixel_values"], strict=False))
+    return found
+
+
+def test_training_varies_pictures_the_same_on_every_layout(vit, cache):
+    plugin = task()
+    data = data_of(vit, plugin, cache)
+    one = views(vit, data, plugin, ranks=1, micro=4, step=2)
+    other = views(vit, data, plugin, ranks=2, micro=1, step=2)
+    assert one.keys() == other.keys() and len(one) == 4
+    assert all(torch.equal(view, other[number]) for number, view in one.items())
+    again = [views(vit, data, plugin, ranks=1, micro=4, step=step) for step in range(1, 7)]
+    first, second = ({n: v for part in again[i : i + 3] for n, v in part.items()} for i in (0, 3))
+    assert first.keys() == second.keys() and len(first) == 9
+    assert not any(torch.equal(first[number], second[number]) for number in first), (
+        "each epoch anew"
+    )
+
+
+def test_pictures_may_be_shown_as_they_are(vit, cache):
+    plugin = task(smallest_crop=1.0, flip=False)
+    data = data_of(vit, plugin, cache)
+    processor = processor_of(vit)
+    for number, view in views(vit, data, plugin, ranks=1, micro=4, step=1).items():
+        plain = plugin.present(data[number], processor=processor, draw=None)["pixel_values"]
+        assert np.array_equal(view.numpy(), plain)
+
+
+def test_a_part_is_as_large_as_asked_and_half_are_mirrored(vit):
+    plugin, whole = task(smallest_crop=0.5), np.arange(40 * 60 * 3).reshape(40, 60, 3)
+    draws = [np.random.default_rng(seed) for seed in range(400)]
+    parts = [plugin._varied(whole, draw) for draw in draws]
+    shares = [part.shape[0] * part.shape[1] / (40 * 60) for part in parts]
+    assert 0.45 < min(shares) < 0.55 and max(shares) > 0.9
+    mirrored = [part[0, 0, 0] > part[0, -1, 0] for part in parts]
+    assert 150 < sum(mirrored) < 250
+
+
+# Batch normalisation ----------------------------------------------------------------------------
+
+
+def statistics(model: Any) -> list[torch.Tensor]:
+    return [module.running_mean.clone() for module in batch_norms(model)]
+
+
+@pytest.mark.parametrize(("strategy", "moves"), [(frozen, False), (full, False), (scratch, True)])
+def test_statistics_of_a_pretrained_base_stay(resnet, strategy, moves):
+    plugin = task()
+    parts = Parts(plugin, (strategy.Plugin(strategy.Options()),))
+    loaded = load_pretrained(
+        Model(path=str(resnet)),
+        head=plugin.head,
+        changes=plugin.head_settings(FACTS),
+        random=strategy is scratch,
+        seed=0,
+        dtype="fp32",
+    )
+    model = parts.adapt(loaded)
+    parts.training_mode(model)
+    before = statistics(model)
+    assert len(before) > 3
+    batch = {"pixel_values": torch.randn(4, 3, 32, 32), "labels": torch.tensor([0, 1, 2, 0])}
+    plugin.loss(model, batch).backward()
+    assert all(
+        torch.equal(old, new) != moves for old, new in zip(before, statistics(model), strict=True)
+    )
+
+
+# Scores -----------------------------------------------------------------------------------------
+
+
+def test_scores_are_scikit_learns():
+    from sklearn.metrics import accuracy_score, f1_score, top_k_accuracy_score
+
+    torch.manual_seed(0)
+    logits, labels = torch.randn(200, 9), torch.randint(9, (200,))
+    names = [f"class {number}" for number in range(9)]
+    found = scores_of(guesses(logits, labels), names)
+    guess = logits.argmax(-1)
+    assert found["accuracy"] == accuracy_score(labels, guess)
+    assert found["macro_f1"] == f1_score(labels, guess, average="macro")
+    assert found["top_5"] == top_k_accuracy_score(labels, logits, k=5)
+    assert sum(value for name, value in found.items() if name.startswith("confusion/")) == 200
+
+
+def test_of_many_classes_only_the_commonest_confusions_are_told():
+    torch.manual_seed(0)
+    logits, labels = torch.randn(500, 40), torch.randint(40, (500,))
+    found = scores_of(guesses(logits, labels), [str(number) for number in range(40)])
+    cells = {name: value for name, value in found.items() if name.startswith("confusion/")}
+    assert len(cells) == 100 and min(cells.values()) >= 1
+    assert all(name.split("/")[1] != name.split("/")[2] for name in cells)
+
+
+# The whole way ----------------------------------------------------------------------------------
+
+
+def test_a_run_learns_and_its_export_is_opened_by_transformers(resnet, tmp_path, cache):
+    from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+    tiny_vision.write_folder(tmp_path / "train", 30)
+    tiny_vision.write_folder(tmp_path / "heldout", 9, seed=2)
+    config = tmp_path / "config.yaml"
+    config.write_text(
+        f"run: {{dir: {tmp_path / 'runs'}, name: colours}}\nmodel: {{path: {resnet}}}\n"
+        f"task: image_classification\nstrategy: full\noptim: {{learning_rate: 0.01}}\n"
+        f"data: {{train: {tmp_path / 'train'}, eval: {tmp_path / 'heldout'}}}\n"
+        "train: {steps: 15, global_batch: 10}\nlayout: {processes: 1, zero: 0}\n"
+    )
+    outcome = api.train(load_config(config), say=lambda _: None)
+    assert outcome.exit_code == 0
+    scores = outcome.run.result["scores"]["adapted"]
+    assert scores["accuracy"] == 1.0
+    model = AutoModelForImageClassification.from_pretrained(outcome.run.export)
+    processor = AutoImageProcessor.from_pretrained(outcome.run.export)
+    for one in opened(tmp_path / "heldout"):
+        shown = processor(Image.fromarray(picture_of(one)), return_tensors="pt")
+        with torch.no_grad():
+            guess = model(**shown).logits.argmax(-1).item()
+        assert model.config.id2label[guess] == one.fields["label"]

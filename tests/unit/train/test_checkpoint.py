@@ -1,0 +1,234 @@
+"""A checkpoint is whole or not there, and what is damaged is found before a weight is touched."""
+
+import json
+import os
+import shutil
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+
+from dtl.core.errors import RunFailed
+from dtl.train import checkpoint
+from dtl.train.checkpoint import Store, Stored
+from dtl.train.loop import Progress
+
+NAMES = ("block.weight", "head.weight", "head.bias")
+
+
+@dataclass
+class OneRank:
+    """As much of an engine as the store needs."""
+
+    rank: int = 0
+    ranks: int = 1
+    is_first: bool = True
+    values: dict = field(
+        default_factory=lambda: {n: torch.nn.Parameter(torch.randn(3, 2)) for n in NAMES}
+    )
+
+    def moved(self):
+        return list(self.values.items())
+
+    def whole(self, value):
+        return value.detach().clone()
+
+    def changed_buffers(self):
+        return {}
+
+    def moments(self, value):
+        whole = self.whole(value)
+        return {"exp_avg": whole * 2, "exp_avg_sq": whole**2}
+
+    def gather(self, values):
+        return values
+
+    def wait(self):
+        return None
+
+
+@pytest.fixture
+def store(tmp_path):
+    made = Store(tmp_path / "checkpoints", "mine")
+    for step in (4, 8):
+        made.save(OneRank(), Progress(step=step, digest="d"))
+    return made
+
+
+def damage_truncate(path):
+    os.truncate(path, path.stat().st_size - 3)
+
+
+def damage_flip(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def damage_zero(path):
+    path.write_bytes(bytes(path.stat().st_size))
+
+
+def damage_empty(path):
+    path.write_bytes(b"")
+
+
+def damage_delete(path):
+    path.unlink()
+
+
+def damage_link(path):
+    aside = path.parent.parent / "aside"
+    path.rename(aside)
+    path.symlink_to(aside)
+
+
+def damage_other_step(path):
+    shutil.copy(path.parent.parent / "step-00000004" / path.name, path)
+
+
+DAMAGES = [value for name, value in sorted(globals().items()) if name.startswith("damage_")]
+FILES = ("part-00001.safetensors", "progress.json", "manifest.json")
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("name", FILES)
+def test_damage_is_found_and_the_older_one_taken(store, damage, name):
+    newest = store.folder / "step-00000008"
+    damage(newest / name)
+    found, damaged = store.newest_whole()
+    assert found == store.folder / "step-00000004"
+    assert [entry.path for entry in damaged] == [newest]
+    assert damaged[0].reason
+
+
+@pytest.mark.parametrize(
+    "key", [b"sha256", b"bytes", b"files", b"step", b"run", b"part-00001.safetensors"]
+)
+def test_one_flipped_bit_in_a_key_of_the_manifest_is_damage(store, key):
+    manifest = store.path_of(8) / "manifest.json"
+    data = bytearray(manifest.read_bytes())
+    data[data.index(b'"' + key) + 1] ^= 1
+    manifest.write_bytes(data)
+    found, damaged = store.newest_whole()
+    assert found == store.path_of(4)
+    assert [entry.path.name for entry in damaged] == ["step-00000008"]
+
+
+def test_files_too_many_and_folders_under_another_name_are_damage(store):
+    (store.folder / "step-00000008" / "rng_state.pth").write_bytes(b"\x80\x04N.")
+    (store.folder / "step-00000004").rename(store.folder / "step-00000005")
+    found, damaged = store.newest_whole()
+    assert found is None
+    assert "rng_state.pth" in damaged[0].reason
+    assert "holds step 4" in damaged[1].reason
+
+
+def test_the_newest_are_kept_and_hold_what_was_saved(tmp_path):
+    engine, store = OneRank(), Store(tmp_path, "mine")
+    for step in range(1, 6):
+        store.save(engine, Progress(step=step, updates=step))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000004", "step-00000005"]
+    from safetensors.torch import load_file
+
+    stored = load_file(tmp_path / "step-00000005" / "part-00001.safetensors")
+    for name, value in engine.values.items():
+        assert torch.equal(stored[f"weight/{name}"], value)
+        assert torch.equal(stored[f"exp_avg/{name}"], value * 2)
+        assert torch.equal(stored[f"exp_avg_sq/{name}"], value**2)
+    assert checkpoint.read_progress(tmp_path / "step-00000005") == Progress(step=5, updates=5)
+
+
+STEPS_OF_A_SAVE = ("os.fsync", "os.open", "pathlib.Path.rename", "pathlib.Path.replace")
+
+
+@pytest.mark.parametrize("call", STEPS_OF_A_SAVE)
+@pytest.mark.parametrize("at", range(1, 7))
+def test_death_at_any_call_of_a_save_leaves_a_whole_checkpoint(tmp_path, monkeypatch, call, at):
+    """`Exception` stands for the kill: nothing of ours catches it."""
+
+    class Killed(BaseException):
+        pass
+
+    engine, store = OneRank(), Store(tmp_path, "mine", keep=1)
+    store.save(engine, Progress(step=1))
+    owner, _, name = call.rpartition(".")
+    home = os if owner == "os" else checkpoint.Path
+    real, counted = getattr(home, name), [0]
+
+    def dying(*arguments, **named):
+        counted[0] += 1
+        if counted[0] == at:
+            raise Killed
+        return real(*arguments, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(home, name, dying)
+        with suppress(Killed):
+            store.save(engine, Progress(step=2))
+    found, damaged = store.newest_whole()
+    assert found is not None and damaged == []
+    store.save(engine, Progress(step=3))
+    assert [p.name for p in tmp_path.iterdir()] == ["step-00000003"]
+    assert store.fault(tmp_path / "step-00000003") is None
+    json.loads((tmp_path / "step-00000003" / "manifest.json").read_text())
+
+
+def test_another_runs_checkpoint_is_damage_but_not_one_of_before_a_change(store):
+    other = Store(store.folder, "another")
+    found, damaged = other.newest_whole()
+    assert found is None
+    assert [entry.reason for entry in damaged] == ["it belongs to another run"] * 2
+    changed = Store(store.folder, "another", ("mine",))
+    assert changed.newest_whole() == (store.path_of(8), [])
+
+
+def test_the_best_and_one_far_enough_back_are_kept(tmp_path):
+    store = Store(tmp_path, "mine", keep=1, reach=4)
+    for step in range(12):
+        store.save(OneRank(), Progress(step=step, best=0.5, best_step=3 if step >= 3 else None))
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        f"step-{step:08d}" for step in (3, 8, 9, 10, 11)
+    ]
+    assert store.newest_whole(at_most=7)[0] == store.path_of(3)
+    store.remove_after(3)
+    assert [p.name for p in tmp_path.iterdir()] == ["step-00000003"]
+
+
+def test_what_is_read_back_otherwise_is_not_called_saved(tmp_path, monkeypatch):
+    store = Store(tmp_path, "mine")
+    store.save(OneRank(), Progress(step=1))
+    real = checkpoint.save_file
+
+    def rotten(tensors, path):
+        spoilt = {name: value.clone() for name, value in tensors.items()}
+        next(iter(spoilt.values()))[0, 0] += 1
+        real(spoilt, path)
+
+    monkeypatch.setattr(checkpoint, "save_file", rotten)
+    with pytest.raises(RunFailed, match="1 of 9 tensors read back differ"):
+        store.save(OneRank(), Progress(step=2))
+    assert store.newest_whole() == (store.path_of(1), [])
+
+
+def test_nothing_is_written_into_a_folder_that_is_no_longer_ours(tmp_path):
+    def lost():
+        raise RunFailed.of("runs/x", "was taken over", "end one of the two")
+
+    with pytest.raises(RunFailed, match="taken over"):
+        Store(tmp_path / "checkpoints", "mine", held=lost).save(OneRank(), Progress(step=1))
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_buffers_that_training_has_changed_are_saved_and_come_back(tmp_path):
+    class WithNorm(OneRank):
+        def changed_buffers(self):
+            return {"norm.running_mean": torch.tensor([1.0, 2.0])}
+
+    model = torch.nn.Sequential()
+    model.norm = torch.nn.BatchNorm1d(2).requires_grad_(False)
+    path = Store(tmp_path, "mine").save(WithNorm(), Progress(step=1))
+    checkpoint.restore_buffers(Stored(path), model)
+    assert model.norm.running_mean.tolist() == [1.0, 2.0]
+    assert model.norm.num_batches_tracked.item() == 0

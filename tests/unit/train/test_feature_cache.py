@@ -1,0 +1,420 @@
+"""A head learnt from what its frozen base was seen to make: the same run, without the base."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from accelerate.state import AcceleratorState, GradientState
+from safetensors.torch import load_file
+
+from dtl.config.load import load_config
+from dtl.core.errors import DtlError, RunFailed
+from dtl.data.cache import features
+from dtl.data.cache.features import Features, same_extent
+from dtl.run import prepare as desk
+from dtl.run.folder import RunFolder
+from dtl.train import feature_cache
+from tests import tiny, tiny_sound, tiny_speech, tiny_vision
+from tests.unit.jobs.test_adapter_runs import run_here
+
+STILL = {"flip": False, "smallest_crop": 1.0}  # pictures as they are
+ROWS, HELD_OUT, STEPS = 11, 5, 6  # two epochs
+
+
+@dataclass(frozen=True)
+class Case:
+    """A base for a task, and what of the base's output its head reads."""
+
+    base: Callable[[Path], Path]
+    task: str
+    rows: Callable[..., list[dict[str, Any]]]
+    reads: dict[str, str]
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+def labelled(count: int, *, seed: int) -> list[dict[str, Any]]:
+    draw = random.Random(seed)
+    texts = [tiny.sentence(draw, 16) for _ in range(count)]
+    return [{"text": text, "label": f"l{number % 2}"} for number, text in enumerate(texts)]
+
+
+def roberta(folder: Path) -> Path:
+    from transformers import RobertaConfig, RobertaModel
+
+    torch.manual_seed(7)
+    made = tiny.tokenizer()
+    config = RobertaConfig(
+        vocab_size=len(made),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=130,
+        pad_token_id=made.pad_token_id,
+    )
+    RobertaModel(config, add_pooling_layer=False).save_pretrained(folder)
+    made.save_pretrained(folder)
+    return folder
+
+
+def weighted(folder: Path) -> Path:
+    """A wav2vec2 whose head mixes all layers."""
+    tiny_sound.wav2vec2(folder)
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**settings, "use_weighted_layer_sum": True}))
+    return folder
+
+
+LAST = {"last_hidden_state": "all"}
+SPOKEN = {"longest_seconds": 5.0}
+CASES = {
+    "bert": Case(tiny.encoder, "text_classification", labelled, {"pooler_output": "whole"}),
+    "roberta": Case(roberta, "text_classification", labelled, {"last_hidden_state": "first"}),
+    "llama": Case(tiny.decoder, "text_classification", labelled, {"last_hidden_state": "last"}),
+    "tags": Case(tiny.encoder, "token_classification", tiny.tagged, LAST),
+    "vit": Case(
+        tiny_vision.vit,
+        "image_classification",
+        tiny_vision.pictures,
+        {"last_hidden_state": "first"},
+        STILL,
+    ),
+    "resnet": Case(
+        tiny_vision.resnet,
+        "image_classification",
+        tiny_vision.pictures,
+        {"pooler_output": "all"},
+        STILL,
+    ),
+    "wav2vec2": Case(tiny_sound.wav2vec2, "audio_classification", tiny_sound.tones, LAST),
+    "weighted": Case(
+        weighted,
+        "audio_classification",
+        tiny_sound.tones,
+        {f"hidden_states.{layer}": "all" for layer in range(3)},
+    ),
+    "spectrogram": Case(
+        tiny_sound.spectrogram, "audio_classification", tiny_sound.tones, {"pooler_output": "whole"}
+    ),
+    "writing": Case(tiny_sound.wav2vec2, "asr_ctc", tiny_speech.transcribed, LAST),
+    "wav2vec2-bert": Case(tiny_speech.wav2vec2_bert, "asr_ctc", tiny_speech.transcribed, LAST),
+}
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> str:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    parquet.write_table(pa.Table.from_pylist(rows), path)
+    return str(path)
+
+
+def configure(folder: Path, case: Case, name: str, cached: bool | None, **more: Any) -> Any:
+    """A run of a few steps over rows that are made once in a folder."""
+    if not (folder / "base").exists():
+        case.base(folder / "base")
+        write(folder / "train.parquet", case.rows(ROWS, seed=1))
+        write(folder / "eval.parquet", case.rows(HELD_OUT, seed=2))
+    config = {
+        "run": {"dir": str(folder / "runs"), "name": name},
+        "model": {"path": str(folder / "base"), "dtype": "fp32"},
+        "task": {"name": case.task, **case.options},
+        "data": {"train": str(folder / "train.parquet"), "eval": str(folder / "eval.parquet")},
+        "strategy": {"name": "frozen", "cache_features": cached},
+        "optim": {"learning_rate": 0.01},
+        "train": {"steps": STEPS, "global_batch": 4, "evaluation_batch": 3},
+        "layout": {"processes": 1, "zero": 0},
+    }
+    for key, value in more.items():
+        config[key] = {**config[key], **value} if isinstance(value, dict) else value
+    (folder / f"{name}.yaml").write_text(json.dumps(config))
+    return load_config(folder / f"{name}.yaml")
+
+
+def lines(run: RunFolder, kind: str) -> list[dict[str, Any]]:
+    return [line for line in run.metrics() if line["kind"] == kind]
+
+
+def kept(cache: Path) -> list[Features]:
+    return [Features(folder.parent) for folder in sorted(cache.glob("features/*/index.json"))]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_run_from_features_is_the_run_without(tmp_path: Path, cache: Path, name: str) -> None:
+    case = CASES[name]
+    with_base, from_cache = (
+        run_here(configure(tmp_path, case, f"cached-{cached}", cached)) for cached in (False, True)
+    )
+    train, scores = (
+        [[line["loss"] for line in lines(run, kind)] for run in (with_base, from_cache)]
+        for kind in ("train", "eval")
+    )
+    assert train[1] == pytest.approx(train[0], rel=1e-5)
+    assert len(train[0]) == STEPS and train[0][-1] != train[0][0]
+    assert scores[1] == pytest.approx(scores[0], rel=1e-5)
+    weights = [load_file(run.export / "model.safetensors") for run in (with_base, from_cache)]
+    for place, value in weights[0].items():
+        torch.testing.assert_close(weights[1][place], value, rtol=1e-4, atol=1e-5)
+    found = {field.name: field.positions for each in kept(cache) for field in each.fields}
+    assert found == case.reads
+    assert sorted(map(len, kept(cache))) == [HELD_OUT, ROWS]
+
+
+@pytest.fixture
+def bert(tmp_path: Path, cache: Path) -> Callable[..., Any]:
+    """A config over the rows of one case, by the name of the run and more."""
+
+    def made(name: str = "run", cached: bool | None = True, **more: Any) -> Any:
+        return configure(tmp_path, CASES["bert"], name, cached, **more)
+
+    return made
+
+
+def test_a_step_leaves_the_base_alone_and_a_second_run_makes_nothing(
+    bert: Callable[..., Any], cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers.models.bert.modeling_bert import BertLayer
+
+    seen: list[int] = []
+    forward = BertLayer.forward
+
+    def counted(self: Any, states: Any, *given: Any, **named: Any) -> Any:
+        seen.append(len(states))
+        return forward(self, states, *given, **named)
+
+    monkeypatch.setattr(BertLayer, "forward", counted)
+    run_here(bert("first"))
+    looked_at = 4 + 4  # together and each alone, to see what the head reads
+    assert sum(seen) == 2 * (looked_at + ROWS + HELD_OUT)
+    made = {file: file.stat().st_mtime_ns for file in cache.glob("features/*/*")}
+    seen.clear()
+    run_here(bert("second", optim={"learning_rate": 0.1}, train={"seed": 5, "steps": 9}))
+    assert sum(seen) == 2 * looked_at
+    assert made == {file: file.stat().st_mtime_ns for file in cache.glob("features/*/*")}
+
+
+def test_runs_with_fewer_labels_share_what_was_made_for_more(
+    bert: Callable[..., Any], cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They learn what the same rows teach where features were made for these alone."""
+    losses = {}
+    for within in (4, None):
+        for labels in (1, 3):
+            draw = {"labels": labels, "seed": 7, "within": within}
+            run = run_here(bert(f"{labels}-of-{within}", data={"draw": draw}))
+            losses[within, labels] = [line["loss"] for line in lines(run, "train")]
+            rows = 2 * (within or labels)
+            how = "kept" if (within, labels) == (4, 3) else "made, and kept"
+            assert f"features of {rows} examples: {how} in" in capsys.readouterr().out
+    assert sorted(map(len, kept(cache))) == [2, HELD_OUT, 6, 8]
+    for labels in (1, 3):
+        assert losses[4, labels] == pytest.approx(losses[None, labels], rel=1e-6)
+    assert losses[4, 1] != losses[4, 3]
+
+
+def test_more_than_there_are_is_all(bert: Callable[..., Any], cache: Path) -> None:
+    run_here(bert(data={"draw": {"labels": 1, "within": 9}}))
+    assert sorted(map(len, kept(cache))) == [HELD_OUT, ROWS]
+
+
+def test_the_plan_tells_the_size_of_what_is_shared(bert: Callable[..., Any]) -> None:
+    alone, shared = (
+        told(bert(cached=None, data={"draw": {"labels": 1, "within": within}}))[1]
+        for within in (None, "all")
+    )
+    assert shared != alone and "at most a layer" in shared
+
+
+def test_what_changes_features_makes_others(bert: Callable[..., Any], cache: Path) -> None:
+    found = {}
+    for name, more in {
+        "plain": {},
+        "half": {"model": {"dtype": "bf16"}},
+        "attention": {"model": {"attention": "eager"}},
+        "shorter": {"task": {"max_length": 4}},
+    }.items():
+        before = set(cache.glob("features/*"))
+        run_here(bert(name, **more))
+        found[name] = set(cache.glob("features/*")) - before
+    assert {name: len(made) for name, made in found.items()} == dict.fromkeys(found, 2)
+    dtypes = {each.dtype for folder in found["half"] for each in Features(folder).fields}
+    assert dtypes <= {"bfloat16", "float32"} and all(
+        each.dtype == "float32" for folder in found["plain"] for each in Features(folder).fields
+    )
+
+
+def test_a_write_that_is_cut_off_leaves_nothing_that_is_used(
+    bert: Callable[..., Any], cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed, so that nobody cleans up: what is there is not taken for features."""
+    with monkeypatch.context() as patch:
+        patch.setattr(features, "discard", lambda staged: None)
+        patch.setattr(features, "finish", lambda *given, **named: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run_here(bert("killed"))
+    assert list(cache.glob("features/*.staged/*.values")) and not kept(cache)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    again, whole = (
+        run_here(bert(name, cached)) for name, cached in (("killed", True), ("w", False))
+    )
+    assert len(kept(cache)) == 2 and not list(cache.glob("features/*.staged"))
+    found, expected = ([line["loss"] for line in lines(run, "train")] for run in (again, whole))
+    assert found == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("end", ["made", "killed"])
+def test_another_run_that_makes_the_same_is_waited_for(
+    bert: Callable[..., Any],
+    cache: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    end: str,
+) -> None:
+    """Until it has made them; or has not, and then this one does."""
+    first = run_here(bert("first"))
+    (folder,) = (each.folder for each in kept(cache) if len(each) == ROWS)
+    made = folder.rename(tmp_path / "made").stat().st_ino
+    held, looks = ExitStack(), []
+    assert features.take_turn(folder, held) == "ours"
+
+    def look_again(seconds: float) -> None:
+        looks.append(seconds)
+        if len(looks) == 3:
+            if end == "made":
+                (tmp_path / "made").rename(folder)
+            held.close()
+
+    monkeypatch.setattr(feature_cache, "time", SimpleNamespace(sleep=look_again))
+    second = run_here(bert("second"))
+    assert len(looks) == 3 and (folder.stat().st_ino == made) is (end == "made")
+    assert capsys.readouterr().out.count("another run makes them now") == 1
+    assert not list(cache.glob("making/*")) and len(kept(cache)) == 2
+    found, expected = ([line["loss"] for line in lines(run, "train")] for run in (second, first))
+    assert found == expected
+
+
+def test_a_phase_that_moves_the_base_comes_after(bert: Callable[..., Any], cache: Path) -> None:
+    def phased(name: str, cached: bool) -> Any:
+        phases = [{"name": "frozen", "cache_features": cached, "length": 4}, {"name": "full"}]
+        return run_here(bert(name, strategy=phases))
+
+    without, cached = phased("without", False), phased("with", True)
+    found, expected = ([line["loss"] for line in lines(run, "train")] for run in (cached, without))
+    assert found == pytest.approx(expected, rel=1e-5) and len(found) == STEPS
+    assert len(kept(cache)) == 2
+    later = [{"name": "full", "length": 4}, {"name": "frozen", "cache_features": True}]
+    with pytest.raises(DtlError, match=r"strategy\.1\.cache_features: only the first phase"):
+        desk.prepare_run(bert("later", strategy=later))
+
+
+# What the plan says ------------------------------------------------------------------------------
+
+
+def told(config: Any) -> tuple[str, str]:
+    """Whether features are kept, and why."""
+    chosen = desk.prepare_run(config).plan.choices
+    return next((one.value, one.reason) for one in chosen if one.key == "feature cache")
+
+
+def test_the_plan_keeps_features_where_an_example_is_read_twice(bert: Callable[..., Any]) -> None:
+    value, why = told(bert(cached=None))
+    assert value == "on" and why.startswith("the base makes the same of an example in every epoch")
+    assert told(bert(cached=None, train={"steps": 3})) == ("off", "no example is read twice")
+    assert told(bert(cached=True, train={"steps": 3}))[0] == "on"
+    assert told(bert(cached=False)) == ("off", "strategy.cache_features")
+
+
+def group_norm(folder: Path) -> Path:
+    return tiny_sound.wav2vec2(folder, norm="group")
+
+
+def without_pooler(folder: Path) -> Path:
+    """A BERT whose pooler is new, as in one that was pretrained without."""
+    from transformers import BertModel
+
+    tiny.encoder(folder)
+    BertModel.from_pretrained(folder, add_pooling_layer=False).save_pretrained(folder)
+    return folder
+
+
+NOT_THE_SAME = {
+    "task.flip=false": Case(
+        tiny_vision.vit, "image_classification", tiny_vision.pictures, {}, {"flip": True}
+    ),
+    "task.longest_seconds": Case(
+        tiny_sound.wav2vec2, "audio_classification", tiny_sound.tones, {}, {"longest_seconds": 0.4}
+    ),
+    "without a mask for padding": Case(group_norm, "asr_ctc", tiny_speech.transcribed, {}),
+    "bert.pooler.dense.weight is inside": Case(without_pooler, "text_classification", labelled, {}),
+    "token by token": Case(tiny.decoder, "causal_lm", labelled, {}),
+}
+
+
+@pytest.mark.parametrize("why", NOT_THE_SAME)
+def test_where_it_would_not_be_the_same_it_is_refused(
+    tmp_path: Path, cache: Path, why: str
+) -> None:
+    value, reason = told(configure(tmp_path, NOT_THE_SAME[why], "planned", None))
+    assert value == "off" and why in reason
+    with pytest.raises(DtlError, match=re.escape(why)) as refused:
+        desk.prepare_run(configure(tmp_path, NOT_THE_SAME[why], "asked", True))
+    assert refused.value.exit_code == 2 and "strategy.cache_features" in str(refused.value)
+
+
+def test_what_only_the_run_can_see_is_told(
+    tmp_path: Path, cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A base that is told of padding, and hears it all the same."""
+    case = Case(group_norm, "audio_classification", tiny_sound.tones, {})
+    made = configure(tmp_path, case, "planned", None)
+    settings = tmp_path / "base" / "preprocessor_config.json"
+    settings.write_text(
+        json.dumps({**json.loads(settings.read_text()), "return_attention_mask": True})
+    )
+    run_here(made)
+    assert (
+        "no feature cache: what the base makes of an example depends on" in capsys.readouterr().out
+    )
+    assert not kept(cache)
+    with pytest.raises(DtlError, match="depends on those beside it") as refused:
+        run_here(configure(tmp_path, case, "asked", True))
+    assert refused.value.exit_code == 2
+
+
+def test_a_disk_that_is_too_small_is_told(
+    bert: Callable[..., Any],
+    cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """11 vectors of 32 numbers of 4 bytes, and one byte less than may be taken: nine tenths."""
+    monkeypatch.setattr(feature_cache, "disk_free", lambda place: (ROWS * 32 * 4) * 10 // 9 - 1)
+    run_here(bert(cached=None))
+    assert "no feature cache: features would take 1.38 KiB, of 1.53" in capsys.readouterr().out
+    assert not list(cache.glob("features/*"))
+    with pytest.raises(DtlError, match="features would take"):
+        run_here(bert("asked"))
+
+
+def test_a_cache_that_a_node_does_not_see_is_told(tmp_path: Path) -> None:
+    engine: Any = SimpleNamespace(gather=lambda mine: [*mine, False])
+    with pytest.raises(RunFailed, match="do not all see the cache"):
+        feature_cache._refuse_unseen(tmp_path, engine)
+
+
+def test_batches_hold_examples_of_one_extent() -> None:
+    found = [ids.tolist() for ids in same_extent(np.array([3, 5, 3, 5, 5, 1]), batch=2)]
+    assert found == [[1, 3], [4], [0, 2], [5]]

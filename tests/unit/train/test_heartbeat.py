@@ -1,0 +1,115 @@
+"""A process that stands still is ended, with its stack in the log and the late rank named."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from dtl.train import heartbeat as watch
+from dtl.train.heartbeat import HUNG, Beat, Watch, late, read_beats
+
+# One of two ranks: when both are there it beats some times, then stands still.
+PROCESS = """
+import sys, time
+from pathlib import Path
+from dtl.train.heartbeat import Watch, read_beats
+
+rank, limit, beats = int(sys.argv[2]), float(sys.argv[3]), int(sys.argv[4])
+with Watch(Path(sys.argv[1]), rank=rank, ranks=2, tell=lambda text: print(text, flush=True)) as it:
+    while len(read_beats(Path(sys.argv[1]))) < int(sys.argv[5]):
+        time.sleep(0.02)
+    for number in range(beats):
+        it.beat(f"step {number + 1}", within=limit)
+        time.sleep(0.3)
+    def waits_for_the_others():
+        time.sleep(60)
+    waits_for_the_others()
+"""
+
+
+def start(folder, rank, *, limit, beats, together=2):
+    numbers = [str(number) for number in (rank, limit, beats, together)]
+    argv = [sys.executable, "-c", PROCESS, str(folder), *numbers]
+    return subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_two_ranks_that_stand_still_end_and_one_of_them_says_who_was_late(tmp_path):
+    ranks = [start(tmp_path, 0, limit=5, beats=4), start(tmp_path, 1, limit=5, beats=2)]
+    told = [process.communicate(timeout=60) for process in ranks]
+    assert [process.returncode for process in ranks] == [HUNG, HUNG]
+    assert all("waits_for_the_others" in errors for _, errors in told), "the stack of each"
+    assert told[0][0].startswith("rank 0 has stood still for")
+    late = ("behind the others is rank 1 on", "no sign of life from rank 1 on")
+    assert any(name in told[0][0] for name in late), "the second may have ended by then"
+    assert told[1][0] == "", "one of them tells the user"
+
+
+def test_a_stopped_rank_0_is_named_by_the_other(tmp_path):
+    first = start(tmp_path, 0, limit=5, beats=2)
+    second = start(tmp_path, 1, limit=5, beats=2)
+    while [beat.number for beat in read_beats(tmp_path)] != [2, 2]:
+        time.sleep(0.02)
+    first.send_signal(signal.SIGSTOP)
+    told, _ = second.communicate(timeout=60)
+    assert second.returncode == HUNG
+    assert "no sign of life from rank 0 on" in told
+    first.kill()
+    first.communicate()
+
+
+def test_time_in_which_a_process_was_suspended_does_not_count(tmp_path):
+    process = start(tmp_path, 0, limit=3, beats=1, together=1)
+    while not read_beats(tmp_path):
+        time.sleep(0.02)
+    process.send_signal(signal.SIGSTOP)
+    time.sleep(4)
+    process.send_signal(signal.SIGCONT)
+    time.sleep(1)
+    assert process.poll() is None
+    process.kill()
+    process.communicate()
+
+
+def test_who_comes_further_lives_on(tmp_path):
+    with Watch(tmp_path, rank=0, ranks=1, tell=pytest.fail) as mine:
+        for number in range(8):
+            mine.beat(f"step {number}", within=0.6)
+            time.sleep(0.15)
+        assert mine.doing == "step 7"
+    (beat,) = read_beats(tmp_path)
+    assert (beat.rank, beat.process) == (0, os.getpid())
+
+
+def test_a_beat_that_cannot_be_read_is_left_out(tmp_path):
+    (tmp_path / "rank-0.json").write_text('{"rank": 0')
+    assert read_beats(tmp_path) == []
+    (tmp_path / "rank-0.json").write_text(json.dumps({"rank": 0, "unknown": 1}))
+    assert read_beats(tmp_path) == []
+
+
+def test_a_disk_that_is_full_does_not_end_the_watch(tmp_path, monkeypatch, capsys):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(watch.Path, "write_text", full)
+    watch._write(tmp_path / "rank-0.json", {})
+    assert "No space left" in capsys.readouterr().err
+
+
+def test_who_is_late():
+    now = time.time()
+
+    def beat(rank, number, alive=now):
+        return Beat(rank, "host", 1, number, f"step {number}", now, alive)
+
+    assert late([beat(0, 5), beat(1, 5)], after=10) == "all ranks are at the same point"
+    assert (
+        late([beat(0, 5), beat(1, 4)], after=10) == "behind the others is rank 1 on host (step 4)"
+    )
+    assert late([beat(0, 5, now - 20), beat(1, 4)], after=10) == (
+        "no sign of life from rank 0 on host (step 5)"
+    )

@@ -1,0 +1,194 @@
+"""A tracker is told what metrics.jsonl is told, and whatever it does, the run does not feel it."""
+
+import importlib.util
+import io
+import json
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from dtl.cli.app import main
+from dtl.config.diff import changes
+from dtl.config.load import load_config
+from dtl.core.errors import DtlError
+from dtl.run import prepare as desk
+from dtl.train import trackers as tracking
+from dtl.train.log import RunLog
+from dtl.train.trackers import Start, Trackers, measures
+from tests.tiny_run import line, stopped_run
+
+HERE = importlib.util.find_spec("tensorboard") is not None
+needs_tensorboard = pytest.mark.skipif(
+    not HERE, reason="no tensorboard: pip install 'dtl[tracking]' brings it"
+)
+
+
+@pytest.fixture
+def run(tmp_path):
+    return stopped_run(tmp_path, [{"text": f"text {n}"} for n in range(8)], labels=["a", "b"])
+
+
+class Fake:
+    """A tracker; `hold` is waited for before each line, `fault` is raised at that step."""
+
+    def __init__(self, *, hold=None, fault=None, identity=None):
+        self.identity, self.hold, self.fault = identity, hold, fault
+        self.starts, self.lines, self.config, self.finished = [], [], None, False
+
+    def open(self, name, folder, start):
+        self.starts.append(start)
+        self.identity = self.identity and (start.identity or self.identity)
+        return self
+
+    def configure(self, values):
+        self.config = values
+
+    def log(self, values, step):
+        if self.hold is not None:
+            self.hold.wait(30)
+        if step == self.fault:
+            raise ConnectionError("the server is down")
+        self.lines.append((step, values))
+
+    def finish(self):
+        self.finished = True
+
+
+def follow(run, fake, said):
+    return Trackers.of(["fake"], run, said.append, opener=fake.open)
+
+
+def test_it_is_told_numbers_by_kind_and_model():
+    assert measures({**line(7), "digest": "abc"}) == {
+        "train/epoch": 0.0,
+        "train/learning_rate": 0.01,
+        "train/gradient_norm": 2.0,
+        "train/seconds": 0.5,
+        "train/tokens_per_second": 900.0,
+        "train/memory_bytes": 3 * 2**30 + 7,
+    }, "the loss of that step is not finite"
+    scores = {"wer": 0.5, "confusion/a/b": 3, "group/who/d'Arc é/wer": 0.25}
+    assert measures({"kind": "eval", "step": 9, "model": "adapted", **scores}) == {
+        "held-out adapted/wer": 0.5,
+        "held-out adapted/group/who/d_Arc _/wer": 0.25,
+    }
+    assert measures({"kind": "skip", "step": 3, "examples": [1], "reason": "inf"}) == {"skip": 1.0}
+
+
+def test_what_the_log_writes_the_tracker_hears(run):
+    fake, said = Fake(identity="one"), []
+    log = RunLog(run, io.StringIO(), 120, trackers=follow(run, fake, said))
+    log.skip(1, [4], reason="inf")
+    log.scores(20, {"accuracy": 0.5}, model="adapted")
+    log.close()
+    assert [step for step, _ in fake.lines] == [1, 20] and fake.finished and said == []
+    assert [one["step"] for one in list(run.metrics())[-2:]] == [1, 20]
+    assert fake.config["train.steps"] == 120 and fake.config["model.path"] == "mini:text"
+    again = Fake(identity="another")
+    trackers = follow(run, again, said)
+    trackers.take(line(21))
+    trackers.close()
+    assert again.starts == [Start("one", 21)] and again.config is None, "it goes on with its run"
+    assert json.loads((run.path / "trackers.json").read_text()) == {"fake": "one"}
+
+
+def test_a_slow_tracker_never_holds_up_the_run(run, monkeypatch):
+    monkeypatch.setattr(tracking, "CLOSING_SECONDS", 0.2)
+    hold, said = threading.Event(), []
+    slow = Fake(hold=hold)
+    trackers = follow(run, slow, said)
+    start = time.monotonic()
+    for step in range(1, 2 * tracking.LINES_HELD):
+        trackers.take(line(step))
+    assert time.monotonic() - start < 5 and slow.lines == []
+    trackers.close()
+    assert time.monotonic() - start < 6
+    (told,) = said
+    assert "does not keep up" in told and f"`dtl track {run.path} --to fake` sends all" in told
+    assert tracking.is_left_behind()
+    hold.set()
+    for thread in threading.enumerate():
+        if thread.name == tracking.THREAD:
+            thread.join(20)
+    assert not tracking.is_left_behind() and slow.finished, "it ends when it can"
+
+
+def test_a_process_does_not_wait_for_what_a_tracker_does_at_its_end():
+    code = """
+import atexit, threading, time
+from dtl.train import trackers as tracking
+from dtl.launch.worker import _exit
+threading.Thread(target=time.sleep, args=(60,), name=tracking.THREAD, daemon=True).start()
+atexit.register(time.sleep, 60)
+_exit(7)
+"""
+    assert subprocess.run([sys.executable, "-c", code], timeout=40).returncode == 7
+
+
+def test_a_tracker_that_fails_is_told_of_once(run):
+    said = []
+    broken = Fake(fault=3)
+
+    def unreachable(name, folder, start):
+        raise OSError("no route to host")
+
+    trackers = follow(run, broken, said)
+    dead = Trackers.of(["dead"], run, said.append, opener=unreachable)
+    for step in range(1, 50):
+        trackers.take(line(step))
+        dead.take(line(step))
+    trackers.close()
+    dead.close()
+    assert [step for step, _ in broken.lines] == [1, 2] and broken.finished
+    assert len(said) == 2
+    assert any("tracker fake failed (ConnectionError: the server is down)" in one for one in said)
+    assert any("tracker dead failed (OSError: no route to host)" in one for one in said)
+
+
+def test_a_tracker_that_is_not_installed_is_refused_at_the_desk(tmp_path, monkeypatch, run, capsys):
+    monkeypatch.setattr(desk.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(DtlError) as caught:
+        desk.refuse_absent_trackers(["tensorboard", "wandb"])
+    assert str(caught.value).splitlines() == [
+        "tracking: tensorboard is not installed; pip install 'dtl[tracking]'",
+        "tracking: wandb is not installed; pip install wandb",
+    ]
+    config = tmp_path / "c.yaml"
+    config.write_text((run.path / "config.yaml").read_text())
+    assert main(["plan", str(config), "tracking=[mlflow]"]) == 2
+    assert "mlflow is not installed; pip install mlflow" in capsys.readouterr().err
+    assert main(["track", str(run.path), "--to", "trackio"]) == 2
+
+
+def test_tracking_does_not_change_what_a_run_learns(run, tmp_path):
+    config = tmp_path / "c.yaml"
+    config.write_text((run.path / "config.yaml").read_text())
+    assert changes(load_config(config), load_config(config, ["tracking=[tensorboard]"])) == []
+
+
+@needs_tensorboard
+def test_tensorboard_has_every_step_once(run):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    from dtl.engine.base import open_tracker
+
+    said = []
+    for steps in (range(1, 31), range(21, 41)):  # killed at 30, saved at 20
+        trackers = Trackers.of(["tensorboard"], run, said.append, opener=open_tracker)
+        for step in steps:
+            trackers.take(line(step))
+        trackers.close()
+        time.sleep(1.1)  # the name of its file has the second, and its order counts
+    assert said == []
+    found = EventAccumulator(str(run.path / "tensorboard")).Reload()
+    assert [one.step for one in found.Scalars("train/loss")] == [n for n in range(1, 41) if n != 7]
+    assert found.Scalars("train/loss")[-1].value == pytest.approx(3.0 / 40)
+    assert main(["track", str(run.path)]) == 0
+    replayed = EventAccumulator(str(run.path / "tensorboard")).Reload()
+    assert [one.step for one in replayed.Scalars("train/seconds")] == list(range(1, 61))
+    (scored,) = replayed.Scalars("held-out adapted/accuracy")
+    logged = next(one["accuracy"] for one in run.metrics() if one["kind"] == "eval")
+    assert (scored.step, scored.value) == (60, pytest.approx(logged))

@@ -1,0 +1,74 @@
+"""What a run takes is added up over its launches; energy is said where it is counted."""
+
+import ctypes
+import types
+
+import pytest
+import torch
+
+from dtl.export.model_card import _usage
+from dtl.run.folder import write_json
+from dtl.train import usage
+
+
+class OneRank:
+    device, is_first, ranks = torch.device("cpu"), True, 1
+
+    def gather(self, values):
+        return values
+
+    def reduce(self, *values):
+        return [float(value) for value in values]
+
+
+def library(*, counts):
+    """As libnvidia-ml: each function returns 0 where all went well."""
+
+    def energy(handle, found):
+        assert handle.value == 77
+        found._obj.value = next(counts)
+        return 0
+
+    def handle(uuid, found):
+        assert uuid == b"GPU-aa-bb"
+        found._obj.value = 77
+        return 0
+
+    return types.SimpleNamespace(
+        nvmlInit_v2=lambda: 0,
+        nvmlDeviceGetHandleByUUID=handle,
+        nvmlDeviceGetTotalEnergyConsumption=energy,
+    )
+
+
+def test_a_launch_is_noted_anew_at_each_save(tmp_path):
+    meter = usage.Meter(tmp_path / "usage", OneRank())
+    meter.note()
+    first = usage.read_usage(tmp_path / "usage")
+    meter.note()
+    found = usage.read_usage(tmp_path / "usage")
+    assert found.seconds > first.seconds > 0 and found.energy is None
+    assert len(list((tmp_path / "usage").iterdir())) == 1 and "CPU cores" in found.hardware[0]
+    assert usage.read_usage(tmp_path / "none") is None
+
+
+def test_energy_is_what_nvml_counts_in_between(tmp_path, monkeypatch):
+    monkeypatch.setattr(usage, "_uuid", lambda device: "GPU-aa-bb")
+    told = library(counts=iter([5_000, 12_500, 20_000]))
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: told)
+    meter = usage.Meter(tmp_path, OneRank())
+    meter.note()
+    assert usage.read_usage(tmp_path).energy == 7.5
+    meter.note()
+    assert usage.read_usage(tmp_path).energy == 15.0
+
+
+@pytest.mark.parametrize(("energies", "told"), [((1.8e6, 5.4e6), "2 kWh"), ((1.8e6, None), None)])
+def test_launches_are_added_up_and_a_gap_in_energy_is_not_filled(tmp_path, energies, told):
+    for number, joules in enumerate(energies):
+        devices = {"H100": 4}
+        note = {"began": 0, "seconds": 60, "devices": devices, "energy_joules": joules}
+        write_json(tmp_path / f"launch-{number}.json", note)
+    rows = dict(_usage(usage.read_usage(tmp_path)))
+    assert rows["hardware"] == "4 x H100" and rows["wall time"] == "2 min 00 s"
+    assert rows.get("energy", "none").startswith(told or "none")
