@@ -25,9 +25,9 @@ from dtl.config.load import load_config
 from dtl.config.schema import Model
 from dtl.data.loader import Loader
 from dtl.engine.base import Engine
-from dtl.examples.prepare import Examples
 from dtl.models.load import locate, padding_token
-from dtl.run import prepare as desk
+from dtl.prepare import preparation
+from dtl.prepare.dataset import Examples
 from dtl.train import optim
 from dtl.train.feature_cache import Source, learnt_from_features
 from dtl.train.setup import open_model, start_engine
@@ -82,7 +82,7 @@ def measure(case: str, folder: Path) -> Measured:
         case = case.replace("path: large", f"path: {folder / 'large'}")
     path = folder / "config.yaml"
     path.write_text(case + SETTINGS.format(folder=folder), encoding="utf-8")
-    prepared = desk.prepare_run(load_config(path))
+    prepared = preparation.prepare_run(load_config(path))
     config, plan, parts, examples = (
         prepared.config,
         prepared.plan,

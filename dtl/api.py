@@ -49,7 +49,7 @@ class Outcome:
 
 def plan(config: RunConfig) -> Plan:
     """What `train` would launch, and why. Reads the data; starts nothing."""
-    from dtl.run.prepare import prepare_run
+    from dtl.prepare.preparation import prepare_run
 
     return prepare_run(config).plan
 
@@ -86,24 +86,24 @@ def train(
 
 
 def _train(config: RunConfig, supervisor: Supervisor) -> Outcome:
-    from dtl.run import prepare as desk
+    from dtl.prepare import preparation
 
     folder, say = RunFolder.of(config), supervisor.say
-    if desk.holds(folder, config):
+    if preparation.holds(folder, config):
         return _resume(folder, _layout_of(config, folder), frozenset(), supervisor)
-    desk.refuse_used(folder, config)
+    preparation.refuse_used(folder, config)
     if config.layout.nodes > 1:
         raise DtlError.of(
             "layout.nodes",
             f"`dtl train` starts this machine alone, not {config.layout.nodes}",
             "give `dtl launch CONFIG --node-rank R --master HOST` on each of them, R from 0",
         )
-    prepared = desk.prepare_run(config)
+    prepared = preparation.prepare_run(config)
     for line in prepared.plan.lines():
         say(line)
     for line in prepared.examples.lines():
         say(line)
-    desk.create(folder, prepared)
+    preparation.create(folder, prepared)
     return Outcome(supervisor.launch(folder, prepared), folder)
 
 
@@ -129,9 +129,9 @@ def resume(
     folder, allowed = RunFolder.open(path), frozenset(allow_change)
     if (job := Submitted.of(folder.path)) is not None and folder.state != "finished":
         from dtl.cluster.submit import refuse_live, resubmit
-        from dtl.run import prepare as desk
+        from dtl.prepare import preparation
 
-        config = desk.reconfigure(folder, overrides, allow_change=allowed)
+        config = preparation.reconfigure(folder, overrides, allow_change=allowed)
         if not here:
             resubmit(folder, job, config, nodes=nodes, time=time, say=say)
             return Outcome(0, folder)
@@ -190,7 +190,7 @@ def _resume(
     anew: bool = False,
 ) -> Outcome:
     """`anew`: it was laid out for another machine."""
-    from dtl.run import prepare as desk
+    from dtl.prepare import preparation
 
     say = supervisor.say
     if folder.state == "finished":
@@ -199,9 +199,9 @@ def _resume(
     say(f"{folder.path} was interrupted; it goes on")
     prepared = None
     if overrides or anew:
-        config = desk.reconfigure(folder, overrides, allow_change=allow_change)
-        prepared = desk.prepare_run(config)
-        desk.refuse_other_data(folder, prepared.examples)
+        config = preparation.reconfigure(folder, overrides, allow_change=allow_change)
+        prepared = preparation.prepare_run(config)
+        preparation.refuse_other_data(folder, prepared.examples)
         folder.lay_out_anew(config, prepared.plan)
         for line in prepared.plan.lines():
             say(line)

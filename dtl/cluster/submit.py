@@ -18,7 +18,7 @@ from dtl.core.process_env import surroundings
 from dtl.core.units import parse_seconds
 from dtl.plan.hardware import node
 from dtl.plan.records import OuterLaunch
-from dtl.run import prepare as desk
+from dtl.prepare import preparation
 from dtl.run.folder import RunFolder
 from dtl.run.submission import Submitted
 
@@ -46,7 +46,7 @@ class Begun:
     """A run that is about to be submitted, with its folder made or found."""
 
     folder: RunFolder
-    prepared: desk.Prepared
+    prepared: preparation.Prepared
     new: bool
 
 
@@ -68,7 +68,7 @@ def submit(
     begun = []
     for config in configs:
         folder = RunFolder.of(config)
-        if desk.holds(folder, config) and folder.state == "finished":
+        if preparation.holds(folder, config) and folder.state == "finished":
             say(f"{folder.path} is finished; nothing to do")
             continue
         refuse_live(folder)
@@ -105,7 +105,7 @@ def resubmit(
         grid=False,
     )
     prepared = _plan(config, placed)
-    desk.refuse_other_data(folder, prepared.examples)
+    preparation.refuse_other_data(folder, prepared.examples)
     _send([Begun(folder, prepared, new=False)], placed, say)
 
 
@@ -210,20 +210,20 @@ def _values(axis: str) -> list[str]:
 
 def _prepare(config: RunConfig, placed: _Placed) -> Begun:
     folder = RunFolder.of(config)
-    begun = desk.holds(folder, config)
+    begun = preparation.holds(folder, config)
     if not begun:
-        desk.refuse_used(folder, config)
+        preparation.refuse_used(folder, config)
     prepared = _plan(config, placed)
     if begun and folder.state != "finished":
-        desk.refuse_other_data(folder, prepared.examples)
+        preparation.refuse_other_data(folder, prepared.examples)
     return Begun(folder, prepared, new=not begun)
 
 
-def _plan(config: RunConfig, placed: _Placed) -> desk.Prepared:
+def _plan(config: RunConfig, placed: _Placed) -> preparation.Prepared:
     site, ranks = placed.site, placed.nodes * placed.processes
     outer = OuterLaunch("dtl submit", ranks, placed.processes, zero=None, offload=None)
     hardware = node(gpus=site.gpus_per_node, gpu_gib=site.gpu_memory, bf16=site.bf16)
-    return desk.prepare_run(config, outer=outer, hardware=hardware)
+    return preparation.prepare_run(config, outer=outer, hardware=hardware)
 
 
 def _send(begun: list[Begun], placed: _Placed, say: Callable[[str], None]) -> None:
@@ -233,7 +233,7 @@ def _send(begun: list[Begun], placed: _Placed, say: Callable[[str], None]) -> No
     told = []
     for run, log in zip(begun, logs, strict=True):
         if run.new:
-            desk.create(run.folder, run.prepared)
+            preparation.create(run.folder, run.prepared)
         else:
             run.folder.lay_out_anew(run.prepared.config, run.prepared.plan)
         told.append(_submitted(placed, log))

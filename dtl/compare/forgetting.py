@@ -10,11 +10,11 @@ from dtl.assembly.parts import assemble
 from dtl.config.schema import Data, RunConfig, Source
 from dtl.evaluation.evaluate import Evaluation
 from dtl.evaluation.scoring import why_unscored
-from dtl.examples.prepare import prepare
 from dtl.export.opened import open_export
 from dtl.jobs.evaluate import score_base, score_run
 from dtl.models.anatomy import adapted_layers, head_parameters
 from dtl.models.peft.adapters import merged
+from dtl.prepare.dataset import prepare
 from dtl.run.folder import RunFolder
 
 if TYPE_CHECKING:

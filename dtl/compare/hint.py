@@ -15,7 +15,7 @@ from dtl.config.schema import RunConfig
 from dtl.data.labels import label_of
 from dtl.data.sources.rows import Row
 from dtl.evaluation.pooled_features import pooled
-from dtl.examples.prepare import prepare
+from dtl.prepare.dataset import prepare
 
 NEIGHBOURS = 5
 MOST_ROWS = 2000  # learnt from

@@ -13,8 +13,8 @@ from dtl.config.diff import changes
 from dtl.config.schema import Draw, RunConfig
 from dtl.core.errors import DtlError, Fault
 from dtl.data.subsample import drawn
-from dtl.examples.prepare import labelled
-from dtl.run import prepare as desk
+from dtl.prepare import preparation
+from dtl.prepare.dataset import labelled
 from dtl.tasks.base import Classification, Task
 
 
@@ -120,7 +120,7 @@ def _strategies(grid: Grid) -> tuple[tuple[str, ...], list[NotRun]]:
     for strategy in asked or STRATEGIES:
         first = Planned("cell", strategy, grid.labels[0], grid.seeds[0])
         try:
-            desk.prepare_run(grid.config_of(first, grid.usual_rate(strategy), runs="."))
+            preparation.prepare_run(grid.config_of(first, grid.usual_rate(strategy), runs="."))
             fit.append(strategy)
         except DtlError as fault:
             faults[strategy] = fault

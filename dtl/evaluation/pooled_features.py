@@ -16,9 +16,9 @@ from dtl.config.schema import RunConfig
 from dtl.core.errors import DtlError
 from dtl.data.example import Skip
 from dtl.data.sources.rows import Row
-from dtl.examples.prepare import Examples, prepare
 from dtl.models.head_input import base_name, leaves_of, watched
 from dtl.models.load import load_pretrained, padding_token
+from dtl.prepare.dataset import Examples, prepare
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -9,7 +9,7 @@ from dtl.assembly.parts import Parts
 from dtl.data.loader import Collate
 from dtl.engine.base import Engine
 from dtl.evaluation.evaluate import evaluate
-from dtl.examples.prepare import Examples
+from dtl.prepare.dataset import Examples
 from dtl.run.folder import RunFolder
 from dtl.train.log import RunLog
 from dtl.train.loop import Progress

@@ -11,10 +11,10 @@ from dtl.assembly.parts import Parts
 from dtl.config.schema import RunConfig
 from dtl.core.errors import DtlError
 from dtl.engine.base import EngineSettings, start
-from dtl.examples.prepare import Examples
 from dtl.export.opened import open_export
 from dtl.plan.records import Plan
-from dtl.run import prepare as desk
+from dtl.prepare import preparation
+from dtl.prepare.dataset import Examples
 from dtl.run.folder import RunFolder
 from dtl.train import checkpoint
 from dtl.train.checkpoint import Store
@@ -40,7 +40,7 @@ def open_trained(folder: RunFolder, *, say: Callable[[str], None]) -> Trained:
     """From the checkpoint that the run exports, or else its newest; where a finished run has lost
     it, or exports what is in none, from its export. Raises DtlError."""
     step, saved = _checkpoint_of(folder)
-    prepared = desk.reopen(folder, writes=True)
+    prepared = preparation.reopen(folder, writes=True)
     finished = folder.state == "finished"
     weights = folder.result["weights"] if finished else "adapted"
     parts = prepared.parts.in_phase(prepared.plan.phase_after(max(0, step - 1)))
@@ -81,7 +81,7 @@ def _checkpoint_of(folder: RunFolder) -> tuple[int, Path | None]:
     return checkpoint.read_progress(newest).step, newest
 
 
-def _restored(prepared: desk.Prepared, parts: Parts, saved: Path) -> nn.Module:
+def _restored(prepared: preparation.Prepared, parts: Parts, saved: Path) -> nn.Module:
     """As the run makes its model, then the learnt weights; every number in fp32."""
     engine = start(
         EngineSettings(

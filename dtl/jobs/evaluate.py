@@ -17,7 +17,7 @@ from dtl.evaluation.evaluate import Evaluation, evaluate
 from dtl.evaluation.scoring import why_unscored
 from dtl.export.opened import Exported, open_export
 from dtl.models.load import padding_token, silent
-from dtl.run import prepare as desk
+from dtl.prepare import preparation
 from dtl.run.folder import RunFolder, write_json
 from dtl.tasks.base import Facts, Task
 from dtl.train.setup import open_model, start_engine
@@ -76,7 +76,7 @@ def score_base(
             "data.eval", "there are no held-out rows to score on", "set it, or add --data"
         )
     alone = config.model_copy(update={"layout": Layout(processes=1, zero=0)})
-    prepared = desk.prepare_run(alone)
+    prepared = preparation.prepare_run(alone)
     parts, examples = prepared.parts, prepared.examples
     if reason := why_unscored(parts, examples):
         raise DtlError.of(

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from dtl.core.errors import RunFailed
+from dtl.prepare.preparation import refuse_absent_trackers
 from dtl.run.folder import RunFolder
-from dtl.run.prepare import refuse_absent_trackers
 
 
 def track(folder: RunFolder, names: Iterable[str]) -> list[str]:

@@ -16,13 +16,13 @@ from dtl.core.errors import RunFailed
 from dtl.data.loader import Collate, Loader
 from dtl.engine.base import Engine, open_tracker
 from dtl.evaluation.scoring import Scoring
-from dtl.examples.prepare import Examples
 from dtl.export.model_card import run_card
 from dtl.export.write import export, note_of
 from dtl.models.load import padding_token
 from dtl.models.quantization import quantize
 from dtl.plan.memory import checkpoint_bytes
 from dtl.plan.records import PhasePlan, Plan
+from dtl.prepare.dataset import Examples
 from dtl.run.folder import RunFolder
 from dtl.train import checkpoint, optim
 from dtl.train.checkpoint import Learnt, Store, Stored

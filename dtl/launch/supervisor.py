@@ -24,7 +24,7 @@ from dtl.train.deadline import STARTED
 from dtl.train.heartbeat import read_beats
 
 if TYPE_CHECKING:
-    from dtl.run.prepare import Prepared
+    from dtl.prepare.preparation import Prepared
 
 RESTARTS = 3  # after a crash
 SAME_STEP = 3  # crashes after one and the same step: it would crash again

@@ -23,7 +23,7 @@ from dtl.plan.records import OuterLaunch
 from dtl.run.folder import RunFolder
 
 if TYPE_CHECKING:
-    from dtl.run import prepare as desk
+    from dtl.prepare import preparation
     from dtl.train.heartbeat import Watch
 
 NODE_LOCAL = "DTL_NODE_LOCAL"  # a folder on the node's own disk; may name variables
@@ -36,7 +36,9 @@ USAGE = (
 )
 
 
-def main(arguments: list[str] | None = None, *, prepared: desk.Prepared | None = None) -> int:
+def main(
+    arguments: list[str] | None = None, *, prepared: preparation.Prepared | None = None
+) -> int:
     """Exit code: 0 done, 2 the user's fault, 1 a failure, 75 stopped and resumable.
 
     `prepared`: what a copy of the desk's process has at hand already.
@@ -67,15 +69,15 @@ def _work(
     terminal: IO[str],
     rank: int,
     stop: Stop,
-    prepared: desk.Prepared | None,
+    prepared: preparation.Prepared | None,
 ) -> int:
-    from dtl.run import prepare as desk
+    from dtl.prepare import preparation
 
     if len(given) == 2 and given[0] == "run":
         folder = RunFolder.open(given[1])
         log_to(folder.logs / f"rank-{rank}.log")
         try:
-            prepared = prepared or desk.reopen(folder, writes=rank == 0)
+            prepared = prepared or preparation.reopen(folder, writes=rank == 0)
         except DtlError as fault:
             # A launcher asks the others to stop when one has died: that is a crash.
             folder.note_end(fault.exit_code, rank=rank)
@@ -84,23 +86,23 @@ def _work(
     if len(given) < 2 or given[0] != "train":
         raise DtlError.of("command line", f"dtl.launch.worker cannot do {given}", USAGE)
     outer = outer_launch()
-    prepared = desk.prepare_file(given[1], given[2:], outer=outer, writes=rank == 0)
+    prepared = preparation.prepare_file(given[1], given[2:], outer=outer, writes=rank == 0)
     folder = RunFolder.of(prepared.config)
-    begun = desk.holds(folder, prepared.config)
+    begun = preparation.holds(folder, prepared.config)
     if begun and folder.state == "finished":
         if rank == 0:
             print(f"{folder.path} is finished; nothing to do", file=terminal, flush=True)
         return 0
     if begun:
-        desk.refuse_other_data(folder, prepared.examples)
+        preparation.refuse_other_data(folder, prepared.examples)
     else:
-        desk.refuse_used(folder, prepared.config)
+        preparation.refuse_used(folder, prepared.config)
     return _train(folder, prepared, outer, stop, terminal)
 
 
 def _train(
     folder: RunFolder,
-    prepared: desk.Prepared,
+    prepared: preparation.Prepared,
     outer: OuterLaunch | None,
     stop: Stop,
     terminal: IO[str],
@@ -152,7 +154,7 @@ def _train(
 
 
 @contextmanager
-def _local_faults(prepared: desk.Prepared, watch: Watch) -> Iterator[None]:
+def _local_faults(prepared: preparation.Prepared, watch: Watch) -> Iterator[None]:
     """What one rank meets alone and starting again would not mend: no memory, a full disk."""
     from dtl.plan.memory_advice import relief, wants_disk, wants_memory
     from dtl.train.log import memory_line
@@ -173,13 +175,13 @@ def _local_faults(prepared: desk.Prepared, watch: Watch) -> Iterator[None]:
         raise RankFailed.of(place, found, mend) from fault
 
 
-def _place_of(fault: Exception, prepared: desk.Prepared) -> str:
+def _place_of(fault: Exception, prepared: preparation.Prepared) -> str:
     return str(getattr(fault, "filename", None) or prepared.config.run.dir)
 
 
 def _begin(
     folder: RunFolder,
-    prepared: desk.Prepared,
+    prepared: preparation.Prepared,
     outer: OuterLaunch,
     is_first: bool,
     tell: Callable[[str], None],

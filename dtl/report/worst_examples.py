@@ -14,7 +14,7 @@ from dtl.core.units import format_bytes
 from dtl.data.modalities.audio import rate_of, sound_of
 from dtl.data.modalities.image import picture_of
 from dtl.data.sources.rows import Row
-from dtl.examples.prepare import held_out_rows
+from dtl.prepare.dataset import held_out_rows
 from dtl.report.page import Shown
 from dtl.run.folder import RunFolder
 from dtl.tasks.base import Outcome, Task

@@ -22,7 +22,6 @@ from dtl.data.cache.encoded import EncodedData
 from dtl.data.cache.features import Features, Part, PartWriter, same_extent
 from dtl.data.loader import Collate
 from dtl.engine.base import Engine
-from dtl.examples.prepare import Examples
 from dtl.models.anatomy import unwrapped
 from dtl.models.head_input import (
     base_name,
@@ -36,6 +35,7 @@ from dtl.models.head_input import (
 from dtl.models.load import padding_token
 from dtl.plan.feature_cache import PLACE
 from dtl.plan.hardware import disk_free
+from dtl.prepare.dataset import Examples
 from dtl.run.folder import RunFolder
 from dtl.train.from_features import FEATURES, Cut, field_of, from_features, parts_of
 

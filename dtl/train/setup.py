@@ -17,12 +17,12 @@ from dtl.core.errors import RunFailed
 from dtl.core.process_env import number_on_node
 from dtl.data.loader import Loader
 from dtl.engine.base import DTYPES, Engine, EngineSettings, start
-from dtl.examples.prepare import Examples
 from dtl.models.anatomy import adapted_layers, convolutions
 from dtl.models.load import Loaded, fill_given, initialise, load_pretrained, locate, padding_token
 from dtl.models.peft.adapters import shared_matrices
 from dtl.models.staging import stage, staged
 from dtl.plan.records import Layout, Plan
+from dtl.prepare.dataset import Examples
 from dtl.run.folder import RunFolder
 from dtl.train import checkpoint
 from dtl.train.checkpoint import Learnt, Store, Stored

@@ -10,11 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.unit.compare.test_compare import facts
 
 from dtl.compare.records import load
 from tests.cluster.conftest import HOUSE, SITE, slurm, until
 from tests.distributed.launching import environment
+from tests.unit.compare.test_compare import facts
 
 CONFIG = """\
 model: {path: "mini:vision"}

@@ -33,7 +33,7 @@ from accelerate.state import AcceleratorState, GradientState
 
 from dtl.config.load import load_config
 from dtl.jobs import train
-from dtl.run import prepare as desk
+from dtl.prepare import preparation
 from dtl.run.folder import RunFolder
 from dtl.tasks import causal_lm
 from dtl.train import loop
@@ -49,7 +49,7 @@ def main(jobs_file: str) -> int:
         gc.collect()
         gc.freeze()
         config = load_config(job["config"], [*job["overrides"], f"layout.processes={processes}"])
-        prepared = desk.prepare_run(config, writes=os.environ["RANK"] == "0")
+        prepared = preparation.prepare_run(config, writes=os.environ["RANK"] == "0")
         engine = start_engine(config, prepared.plan)
         folder = RunFolder.of(config)
         if engine.is_first and folder.state == "absent":

@@ -10,7 +10,7 @@ import numpy as np
 
 from dtl.data.cache.encoded import EncodedData
 from dtl.data.sources.rows import Row
-from dtl.examples.prepare import Examples
+from dtl.prepare.dataset import Examples
 from dtl.tasks.base import Task
 
 SHOWN = 5  # examples

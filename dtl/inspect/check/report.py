@@ -11,12 +11,12 @@ from dtl.core.errors import DtlError, Fault
 from dtl.data.cache.encoded import EncodedData
 from dtl.data.modalities.media_files import Undecodable
 from dtl.data.sources.rows import Row
-from dtl.examples.prepare import Examples, ReadSource, prepare, split
 from dtl.inspect.check.findings import Finding, findings
 from dtl.inspect.check.media import decoding_fault
 from dtl.inspect.check.preview import Shown, choose
 from dtl.inspect.check.render import example_line, finding_line, source_lines, source_summary
 from dtl.inspect.check.stats import SourceFacts, gather
+from dtl.prepare.dataset import Examples, ReadSource, prepare, split
 from dtl.tasks.base import Task
 
 

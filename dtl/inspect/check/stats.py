@@ -13,8 +13,8 @@ from dtl.core.errors import Fault
 from dtl.data.cache.encoded import EncodedData
 from dtl.data.example import Encoded
 from dtl.data.sources.rows import Row
-from dtl.examples.prepare import Examples
 from dtl.inspect.check.media import Picture, Sound, digest_of_medium, medium_of
+from dtl.prepare.dataset import Examples
 from dtl.tasks.base import Part, Task
 
 LOOKED_AT = 20_000  # examples whose tokens are looked at, evenly spaced

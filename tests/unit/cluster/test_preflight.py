@@ -14,7 +14,7 @@ from dtl import api
 from dtl.cluster.node_probe import Seen
 from dtl.cluster.preflight import Found, Meeting, Verdict, judged
 from dtl.core.process_env import free_port
-from dtl.run import prepare as desk
+from dtl.prepare import preparation
 from dtl.run.folder import RunFolder
 from tests import tiny
 
@@ -48,7 +48,7 @@ def run(decoder, tmp_path_factory) -> Path:
     )
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("DTL_CACHE", str(folder / "cache"))
-        prepared = desk.prepare_run(api.load_config(folder / "run.yaml"))
+        prepared = preparation.prepare_run(api.load_config(folder / "run.yaml"))
         examples = prepared.examples
         RunFolder(folder / "run").create(
             prepared.config, prepared.plan, examples.facts, examples.data

@@ -153,8 +153,8 @@ def test_the_hint_is_scikit_learns_on_what_the_head_is_given(whole):
 
     from dtl.assembly.parts import assemble
     from dtl.compare.state import State
-    from dtl.examples.prepare import prepare
     from dtl.mini import files as mini
+    from dtl.prepare.dataset import prepare
 
     config = State.at(whole).grid.hint_config
     examples, parts = prepare(config, assemble(config)), assemble(config)

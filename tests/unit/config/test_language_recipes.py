@@ -8,7 +8,7 @@ import pytest
 
 from dtl.config.load import load_config
 from dtl.config.recipes import recipes
-from dtl.run import prepare as desk
+from dtl.prepare import preparation
 from tests import tiny
 
 RECIPES = {recipe.name: recipe.path for recipe in recipes()}
@@ -95,7 +95,7 @@ def test_a_language_recipe_plans(
     if load_config(RECIPES[name]).data.eval is not None:
         given.append(f"data.eval={rows}")
     config = load_config(RECIPES[name], given)
-    prepared = desk.prepare_run(config)
+    prepared = preparation.prepare_run(config)
     counts = prepared.plan.parameters
     assert (counts.frozen == 0) == (learns == "all") and counts.learning > 0
     assert (counts.quantized.numbers > 0) == (config.model.quantize is not None)

@@ -8,7 +8,7 @@ import pytest
 
 from dtl.config.load import load_config
 from dtl.config.recipes import recipes
-from dtl.run import prepare as desk
+from dtl.prepare import preparation
 from tests import tiny, tiny_sound, tiny_speech
 
 RECIPES = {recipe.name: recipe.path for recipe in recipes()}
@@ -40,7 +40,7 @@ def test_a_ctc_recipe_plans(
     config = load_config(
         RECIPES[name], [f"model.path={model}", f"data.train={file}", f"data.eval={file}"]
     )
-    prepared = desk.prepare_run(config)
+    prepared = preparation.prepare_run(config)
     counts, facts = prepared.plan.parameters, prepared.examples.facts
     assert len(prepared.examples.train) == 20
     if learns == "all":

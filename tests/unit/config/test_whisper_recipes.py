@@ -8,7 +8,7 @@ import pytest
 
 from dtl.config.load import load_config
 from dtl.config.recipes import recipes
-from dtl.run import prepare as desk
+from dtl.prepare import preparation
 from tests import tiny, tiny_whisper
 
 RECIPES = {recipe.name: recipe.path for recipe in recipes()}
@@ -35,7 +35,7 @@ def test_a_whisper_recipe_plans(
     if learns == "all":
         given.append("task.longest_seconds=2")
     config = load_config(RECIPES[name], given)
-    prepared = desk.prepare_run(config)
+    prepared = preparation.prepare_run(config)
     counts = prepared.plan.parameters
     positions = 100 * 32
     if learns == "all":

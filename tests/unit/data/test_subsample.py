@@ -8,7 +8,7 @@ from dtl.config.load import load_config
 from dtl.config.schema import Draw
 from dtl.core.errors import DtlError
 from dtl.data.subsample import MOST_APART, drawn
-from dtl.examples.prepare import prepare
+from dtl.prepare.dataset import prepare
 from tests import tiny_vision
 
 CLASSES = {"a": list(range(0, 300, 3)), "b": list(range(1, 90, 3)), "c": [2, 5]}

@@ -17,7 +17,7 @@ from dtl.jobs import train as jobs
 from dtl.models.fingerprint import fingerprint
 from dtl.models.load import load_pretrained, weightless
 from dtl.models.peft import adapters
-from dtl.run import prepare as desk
+from dtl.prepare import preparation
 from dtl.run.folder import RunFolder
 from dtl.train.heartbeat import Watch
 from dtl.train.setup import start_engine
@@ -46,7 +46,7 @@ def train(folder, name, base, task, rows, strategy, below=(), **more):
 def run_here(config, *, stop_after=sys.maxsize):
     """A run in this very process, which saves the seconds of another one's imports. `stop_after`:
     how often it may ask whether to stop; the next time it is told to."""
-    prepared = desk.prepare_run(config)
+    prepared = preparation.prepare_run(config)
     run = RunFolder.of(config)
     if run.state == "absent":
         run.create(config, prepared.plan, prepared.examples.facts, prepared.examples.data)
@@ -240,14 +240,14 @@ def test_a_run_does_not_go_on_from_another_adapter(folder, decoder, texts, first
     earlier = shutil.copytree(first.export, tmp_path / "earlier")
     options = {"name": "lora", "continue_from": str(earlier)}
     run = train(folder, "moved", decoder, "causal_lm", texts, options, stop_after=1)
-    desk.reopen(run, writes=True)
+    preparation.reopen(run, writes=True)
     settings = earlier / "adapter_config.json"
     settings.write_text(settings.read_text().replace('"lora_alpha": 32.0', '"lora_alpha": 16.0'))
     for gone in (False, True):
         if gone:
             shutil.rmtree(earlier)
         with pytest.raises(DtlError, match=r"strategy.continue_from: the adapter .* has changed"):
-            desk.reopen(run, writes=True)
+            preparation.reopen(run, writes=True)
 
 
 def test_an_adapter_goes_on_over_what_it_was_learnt_over(folder, decoder, texts, first):

@@ -9,7 +9,7 @@ from dtl.config.schema import Model
 from dtl.core.errors import DtlError
 from dtl.models import fingerprint as module
 from dtl.models.fingerprint import fingerprint
-from dtl.run import prepare as desk
+from dtl.prepare import preparation
 from dtl.run.folder import RunFolder
 from tests import tiny
 
@@ -58,11 +58,11 @@ def test_a_run_does_not_go_on_with_another_base(base, tmp_path, cache):
         f"data: {{train: {tmp_path / 'rows.jsonl'}}}\ntrain: {{steps: 2}}\n"
     )
     config = load_config(tmp_path / "run.yaml")
-    prepared = desk.prepare_run(config)
+    prepared = preparation.prepare_run(config)
     folder, examples = RunFolder.of(config), prepared.examples
     folder.create(config, prepared.plan, examples.facts, examples.data)
-    desk.reopen(folder, writes=True)
+    preparation.reopen(folder, writes=True)
     shutil.rmtree(base)
     tiny.decoder(base, chat=True, seed=8)
     with pytest.raises(DtlError, match="have changed since the run began"):
-        desk.reopen(folder, writes=True)
+        preparation.reopen(folder, writes=True)

@@ -8,7 +8,7 @@ import pytest
 from dtl.config.schema import RunConfig
 from dtl.core.errors import DtlError
 from dtl.plan.records import Chosen, Layout, Parameters, PhasePlan, Plan
-from dtl.run import prepare as desk
+from dtl.prepare import preparation
 from dtl.run.folder import RunFolder, Scored, write_json
 
 PLAN = Plan(
@@ -215,17 +215,17 @@ def test_a_file_is_whole_or_as_it_was(tmp_path):
 def test_the_desk_refuses_a_used_folder_and_says_what_it_holds(run, config, tmp_path):
     other = configure(tmp_path / "runs", seed=1)
     with pytest.raises(DtlError, match="an interrupted run of another config"):
-        desk.refuse_used(run, other)
-    assert desk.holds(run, config)
+        preparation.refuse_used(run, other)
+    assert preparation.holds(run, config)
     run.finish({})
-    assert desk.holds(run, config)
-    assert not desk.holds(run, other)
+    assert preparation.holds(run, config)
+    assert not preparation.holds(run, other)
     with pytest.raises(DtlError, match="a finished run"):
-        desk.refuse_used(run, other)
+        preparation.refuse_used(run, other)
 
 
 def test_the_desk_lets_a_new_run_begin(config):
-    desk.refuse_used(RunFolder.of(config), config)
+    preparation.refuse_used(RunFolder.of(config), config)
 
 
 def test_the_scores_of_a_run_are_those_of_the_weights_that_it_exports(tmp_path):

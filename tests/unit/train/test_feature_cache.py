@@ -22,7 +22,7 @@ from dtl.config.load import load_config
 from dtl.core.errors import DtlError, RunFailed
 from dtl.data.cache import features
 from dtl.data.cache.features import Features, same_extent
-from dtl.run import prepare as desk
+from dtl.prepare import preparation
 from dtl.run.folder import RunFolder
 from dtl.train import feature_cache
 from tests import tiny, tiny_sound, tiny_speech, tiny_vision
@@ -317,7 +317,7 @@ def test_a_phase_that_moves_the_base_comes_after(bert: Callable[..., Any], cache
     assert len(kept(cache)) == 2
     later = [{"name": "full", "length": 4}, {"name": "frozen", "cache_features": True}]
     with pytest.raises(DtlError, match=r"strategy\.1\.cache_features: only the first phase"):
-        desk.prepare_run(bert("later", strategy=later))
+        preparation.prepare_run(bert("later", strategy=later))
 
 
 # What the plan says ------------------------------------------------------------------------------
@@ -325,7 +325,7 @@ def test_a_phase_that_moves_the_base_comes_after(bert: Callable[..., Any], cache
 
 def told(config: Any) -> tuple[str, str]:
     """Whether features are kept, and why."""
-    chosen = desk.prepare_run(config).plan.choices
+    chosen = preparation.prepare_run(config).plan.choices
     return next((one.value, one.reason) for one in chosen if one.key == "feature cache")
 
 
@@ -370,7 +370,7 @@ def test_where_it_would_not_be_the_same_it_is_refused(
     value, reason = told(configure(tmp_path, NOT_THE_SAME[why], "planned", None))
     assert value == "off" and why in reason
     with pytest.raises(DtlError, match=re.escape(why)) as refused:
-        desk.prepare_run(configure(tmp_path, NOT_THE_SAME[why], "asked", True))
+        preparation.prepare_run(configure(tmp_path, NOT_THE_SAME[why], "asked", True))
     assert refused.value.exit_code == 2 and "strategy.cache_features" in str(refused.value)
 
 

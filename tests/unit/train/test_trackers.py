@@ -14,7 +14,7 @@ from dtl.cli.app import main
 from dtl.config.diff import changes
 from dtl.config.load import load_config
 from dtl.core.errors import DtlError
-from dtl.run import prepare as desk
+from dtl.prepare import preparation
 from dtl.train import trackers as tracking
 from dtl.train.log import RunLog
 from dtl.train.trackers import Start, Trackers, measures
@@ -149,9 +149,9 @@ def test_a_tracker_that_fails_is_told_of_once(run):
 
 
 def test_a_tracker_that_is_not_installed_is_refused_at_the_desk(tmp_path, monkeypatch, run, capsys):
-    monkeypatch.setattr(desk.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(preparation.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(DtlError) as caught:
-        desk.refuse_absent_trackers(["tensorboard", "wandb"])
+        preparation.refuse_absent_trackers(["tensorboard", "wandb"])
     assert str(caught.value).splitlines() == [
         "tracking: tensorboard is not installed; pip install 'dtl[tracking]'",
         "tracking: wandb is not installed; pip install wandb",

@@ -20,9 +20,9 @@ from dtl.config.schema import Source
 from dtl.core.errors import DtlError, RankFailed
 from dtl.data.loader import Loader
 from dtl.data.sources import rows as source
-from dtl.examples.prepare import prepare
 from dtl.inspect.audit import audit
-from dtl.run import prepare as desk
+from dtl.prepare import preparation
+from dtl.prepare.dataset import prepare
 from tests import tiny, tiny_sound, tiny_speech
 from tests.unit.jobs.test_adapter_runs import run_here
 
@@ -133,10 +133,10 @@ def test_a_row_is_encoded_in_its_step_and_not_before(folder, decoder, monkeypatc
     judge = source.Rows.judge
     monkeypatch.setattr(source.Rows, "judge", lambda self, *at: seen.append(at) or judge(self, *at))
     config = configure(folder, decoder, "many", "data.eval=null", rows="many.jsonl")
-    prepared = desk.prepare_run(config)
+    prepared = preparation.prepare_run(config)
     assert len(seen) == 401  # the first row is also looked at when the file is opened
     seen.clear()
-    again = desk.prepare_run(config)  # from the index
+    again = preparation.prepare_run(config)  # from the index
     assert (len(seen), again.examples.train.key) == (1, prepared.examples.train.key)
     seen.clear()
     share = again.examples.train.take(np.array([399, 7, 120]))
@@ -145,7 +145,7 @@ def test_a_row_is_encoded_in_its_step_and_not_before(folder, decoder, monkeypatc
 
 def test_the_planner_counts_the_longest_row_there_may_be(folder, decoder):
     config = configure(folder, decoder, "planned", "task.max_length=40")
-    prepared = desk.prepare_run(config)
+    prepared = preparation.prepare_run(config)
     assert set(prepared.examples.train.lengths.tolist()) == {40}
 
 
@@ -267,7 +267,7 @@ def test_a_run_does_not_go_on_with_other_rows(folder, decoder):
     run = run_here(config, stop_after=1)
     tiny.write_texts(folder / "moved.jsonl", 9, seed=4)
     with pytest.raises(DtlError, match="the data, or its tokenizer, has changed"):
-        desk.reopen(run, writes=True)
+        preparation.reopen(run, writes=True)
 
 
 REFUSED = [

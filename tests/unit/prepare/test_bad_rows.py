@@ -12,7 +12,7 @@ from dtl.config.load import load_config
 from dtl.config.schema import Source
 from dtl.core.errors import DtlError, Fault
 from dtl.data.sources.rows import open_rows
-from dtl.examples.prepare import prepare
+from dtl.prepare.dataset import prepare
 from tests import tiny
 
 CONFIG = """

@@ -14,11 +14,11 @@ from dtl.config.schema import RunConfig
 from dtl.core.errors import DtlError, Fault
 from dtl.data.cache import features
 from dtl.data.cache.streamed import StreamedData
-from dtl.examples.prepare import Examples, prepare
 from dtl.plan.feature_cache import Reading
 from dtl.plan.hardware import disk_free, this_machine
 from dtl.plan.planner import make_plan
 from dtl.plan.records import Hardware, OuterLaunch, Plan
+from dtl.prepare.dataset import Examples, prepare
 from dtl.run.folder import RunFolder
 
 PACKAGES = {"tensorboard": "'dtl[tracking]'"}  # what pip is told, where it is not the name
