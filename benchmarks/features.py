@@ -151,7 +151,7 @@ def _loader(plan: Any, engine: Engine, parts: Parts, examples: Examples) -> Load
     return Loader(
         data=examples.train,
         collate=partial(parts.task.collate, padding=padding_token(examples.processor) or 0),
-        present=partial(parts.task.present, processor=examples.processor),
+        present=partial(parts.task.transform, processor=examples.processor),
         batching=examples.batching,
         micro_batch=plan.layout.micro_batch,
         rank=0,

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from dtl.config import registry
-from dtl.models.peft.adapters import EXAMPLES, REACH
+from dtl.models.peft.adapters import COMPATIBILITY, EXAMPLES
 
 PAGE = Path(__file__).parent / "peft.md"
 TABLE = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -31,14 +31,18 @@ def _reach() -> str:
     rows = [
         (
             f"{kind} ({example})",
-            *("yes" if kind in REACH[method].kinds else "-" for method in REACH),
+            *("yes" if kind in COMPATIBILITY[method].kinds else "-" for method in COMPATIBILITY),
         )
         for kind, example in EXAMPLES.items()
     ]
-    rows.append(("highest ZeRO stage", *(str(reach.zero) for reach in REACH.values())))
-    rows.append(("merges into the weights", *(_yes(reach.merges) for reach in REACH.values())))
-    rows.append(("recomputed activations", *(_yes(reach.recomputes) for reach in REACH.values())))
-    return _table(("", *(f"`{method}`" for method in REACH)), rows)
+    rows.append(("highest ZeRO stage", *(str(reach.zero) for reach in COMPATIBILITY.values())))
+    rows.append(
+        ("merges into the weights", *(_yes(reach.merges) for reach in COMPATIBILITY.values()))
+    )
+    rows.append(
+        ("recomputed activations", *(_yes(reach.recomputes) for reach in COMPATIBILITY.values()))
+    )
+    return _table(("", *(f"`{method}`" for method in COMPATIBILITY)), rows)
 
 
 def _rates() -> str:
@@ -49,7 +53,7 @@ def _rates() -> str:
             f"{registry.load('strategies', method).Plugin.learning_rate:g}",
             SOURCES[method],
         )
-        for method in REACH
+        for method in COMPATIBILITY
     ]
     return _table(("strategy", "what it does", "learning rate", "from"), rows)
 

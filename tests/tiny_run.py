@@ -9,7 +9,7 @@ from dtl.config import registry
 from dtl.config.schema import RunConfig
 from dtl.data.sources.rows import open_rows
 from dtl.evaluation.groups import scores_by_group
-from dtl.plan.records import Chosen, Layout, Parameters, PhasePlan, Plan
+from dtl.plan.records import Decision, Layout, Parameters, PhasePlan, Plan
 from dtl.run.folder import RunFolder
 
 PLAN = Plan(
@@ -23,7 +23,7 @@ PLAN = Plan(
     steps=120,
     steps_per_epoch=7,
     deepspeed=None,
-    choices=(Chosen("processes", "2", "layout.processes"),),
+    choices=(Decision("processes", "2", "layout.processes"),),
 )
 
 

@@ -32,8 +32,8 @@ OFFLINE = {
     "TRANSFORMERS_OFFLINE": "1",
     "WANDB_MODE": "offline",
 }
-# A word in Slurm's refusal, and what mends it.
-MENDS = {
+# A word in Slurm's refusal, and what fixes it.
+FIXES = {
     "account": "name yours by --account; `sacctmgr show associations user=$USER` lists them",
     "partition": "name another by --partition; `sinfo -s` lists them",
     "qos": "set qos in the site file to one that is yours",
@@ -45,7 +45,7 @@ MENDS = {
     "contact": "try again where Slurm answers: `scontrol ping`",
     "gres": "set gpu_request and gres in the site file; `sinfo -o '%P %G'` lists them",
 }
-OTHERWISE = "mend the request or the site file"
+OTHERWISE = "fix the request or the site file"
 
 
 class Container(Record):
@@ -149,14 +149,14 @@ class Options(Record):
                 yield ConfigFault(
                     "environment",
                     problem=f"'{name}' is not a variable's name",
-                    mend="use letters, digits and _",
+                    fix="use letters, digits and _",
                 )
 
     def _line_faults(self) -> Iterator[ConfigFault]:
         for field in ("sbatch", "srun", "setup"):
             if any("\n" in line for line in getattr(self, field)):
                 yield ConfigFault(
-                    field, problem="an entry has several lines", mend="write one entry a line"
+                    field, problem="an entry has several lines", fix="write one entry a line"
                 )
 
     def _time_faults(self) -> Iterator[ConfigFault]:
@@ -164,7 +164,7 @@ class Options(Record):
             if self.max_time is not None:
                 parse_seconds(self.max_time)
         except ValueError as fault:
-            yield ConfigFault("max_time", problem=str(fault), mend="write it as 24:00:00")
+            yield ConfigFault("max_time", problem=str(fault), fix="write it as 24:00:00")
 
 
 def site_names() -> tuple[str, ...]:
@@ -177,8 +177,8 @@ def read_site(site: str) -> Options:
     path = Path(site)
     if path.suffix not in (".yaml", ".yml"):
         if site not in site_names():
-            mend = near(site, site_names()) or f"choose one of: {', '.join(site_names())}"
-            raise DtlError.of("--cluster", f"no site is named '{site}'", f"{mend}; or name a file")
+            fix = near(site, site_names()) or f"choose one of: {', '.join(site_names())}"
+            raise DtlError.of("--cluster", f"no site is named '{site}'", f"{fix}; or name a file")
         path = shipped("slurm") / "clusters" / f"{site}.yaml"
     if not path.is_file():
         raise DtlError.of("--cluster", f"there is no file {path}", "name a site, or its YAML file")
@@ -241,12 +241,12 @@ class Plugin(Backend):
     def check(self, job: Job) -> None:
         site, script = self.options, self.render(job)
         if site.account_needed and site.account is None:
-            raise DtlError.of("--account", "this site wants an account", MENDS["account"])
+            raise DtlError.of("--account", "this site wants an account", FIXES["account"])
         _refuse_odd_paths([job.run, job.folder, *job.cells])
         shell = _run(["bash", "-n"], script)
         if shell.returncode:
             words = _words(shell.stderr)
-            raise DtlError.of(SCRIPT, f"no shell script ({words})", "mend setup in the site file")
+            raise DtlError.of(SCRIPT, f"no shell script ({words})", "fix setup in the site file")
         asked = _run(["sbatch", "--test-only", *self._arguments(job)], script)
         if asked.returncode:
             raise _refusal(asked.stderr)
@@ -274,7 +274,7 @@ class Plugin(Backend):
         who = ["--user", getpass.getuser(), "--states=all", "--array", "--noheader"]
         asked = _run(["squeue", *who, f"--format={form}"])
         if asked.returncode:
-            raise RunFailed.of("squeue", _words(asked.stderr), MENDS["contact"])
+            raise RunFailed.of("squeue", _words(asked.stderr), FIXES["contact"])
         found = dict.fromkeys(job_ids, JobState("ended"))
         for line in asked.stdout.splitlines():
             number, state, reason = line.strip().split("|", 2)
@@ -291,7 +291,7 @@ class Plugin(Backend):
         else:
             return
         if asked.returncode:
-            raise RunFailed.of("scancel", _words(asked.stderr), MENDS["contact"])
+            raise RunFailed.of("scancel", _words(asked.stderr), FIXES["contact"])
 
     def logs(self, job: Job) -> list[Path]:
         cells = [job.run / "logs" / f"cell-{number}.log" for number in range(len(job.cells))]
@@ -453,7 +453,7 @@ def _run(argv: list[str], text: str | None = None) -> subprocess.CompletedProces
             argv[0], "there is no such command here", "use a login node of the cluster"
         ) from None
     except subprocess.TimeoutExpired:
-        raise RunFailed.of(argv[0], "does not answer", MENDS["contact"]) from None
+        raise RunFailed.of(argv[0], "does not answer", FIXES["contact"]) from None
     return done
 
 
@@ -464,10 +464,10 @@ def _words(printed: str) -> str:
 
 
 def _refusal(printed: str) -> DtlError:
-    """Slurm's own words, and what mends it."""
+    """Slurm's own words, and what fixes it."""
     words = _words(printed)
-    mend = next((mend for word, mend in MENDS.items() if word in words.lower()), OTHERWISE)
-    return DtlError.of("sbatch", words, mend)
+    fix = next((fix for word, fix in FIXES.items() if word in words.lower()), OTHERWISE)
+    return DtlError.of("sbatch", words, fix)
 
 
 def _state(state: str, reason: str) -> JobState:

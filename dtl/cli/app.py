@@ -15,7 +15,7 @@ import typer
 
 from dtl import __version__
 from dtl.core.errors import DtlError, near
-from dtl.core.signals import STOPPED, deafen
+from dtl.core.signals import STOPPED, ignore_signals
 
 app = typer.Typer(
     help="Adapt a pretrained model to a new task, on this machine or on many.",
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _leave_out_what_libraries_say_to_each_other()
     code = _run(arguments)
     if code == STOPPED:
-        deafen()
+        ignore_signals()
     return code
 
 
@@ -526,7 +526,7 @@ def check(
     overrides: Overrides = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
-    """Look through the data: what would waste a run, where it stands and how to mend it."""
+    """Look through the data: what would waste a run, where it stands and how to fix it."""
     from dtl import api
 
     loaded = api.load_config(config, overrides or ())
@@ -550,8 +550,8 @@ def list_plugins(
 
     if kind is not None and kind not in registry.FOLDERS:
         choose = f"choose one of: {', '.join(registry.FOLDERS)}"
-        mend = near(kind, registry.FOLDERS) or choose
-        raise DtlError.of("command line", f"there is nothing called '{kind}' to list", mend)
+        fix = near(kind, registry.FOLDERS) or choose
+        raise DtlError.of("command line", f"there is nothing called '{kind}' to list", fix)
     for folder in registry.FOLDERS if kind is None else (kind,):
         if kind is None:
             print(f"{folder}:")

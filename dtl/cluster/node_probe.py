@@ -23,7 +23,7 @@ from dtl.plan.memory import checkpoint_bytes
 from dtl.plan.records import Layout
 from dtl.run.folder import RunFolder, stack_versions
 
-Blame = Literal["node", "user"]  # whether another node would do, or the user must mend it
+Blame = Literal["node", "user"]  # whether another node would do, or the user must fix it
 SMALL = 64 * 2**20  # bytes that logs and notes may take
 FILES = 1000  # that a run may make
 HELD = 0.2  # share of a device's memory that nobody else may hold
@@ -37,7 +37,7 @@ class Seen:
     rank: int
     host: str
     same: dict[str, str]
-    faults: tuple[tuple[Blame, str, str], ...]  # blame, problem, mend
+    faults: tuple[tuple[Blame, str, str], ...]  # blame, problem, fix
 
 
 def look(folder: RunFolder, *, rank: int, local_rank: int) -> Seen:
@@ -64,7 +64,7 @@ def code() -> str:
     return digest.hexdigest()[:12]
 
 
-Told = tuple[str, str]  # problem and mend
+Told = tuple[str, str]  # problem and fix
 
 
 def _disks(folder: RunFolder) -> Iterator[Told]:
@@ -78,20 +78,20 @@ def _disks(folder: RunFolder) -> Iterator[Told]:
         yield from _disk(place, size, "the weights", "leave model.stage_to out")
 
 
-def _disk(place: Path, wanted: int, what: str, mend: str) -> Iterator[Told]:
+def _disk(place: Path, wanted: int, what: str, fix: str) -> Iterator[Told]:
     try:
         free = disk_free(str(place))
         if free < wanted:
             has = f"{format_bytes(free)} are free in {place}"
-            yield f"{has}, and {what} takes {format_bytes(wanted)}", mend
+            yield f"{has}, and {what} takes {format_bytes(wanted)}", fix
         there = next(one for one in (place.absolute(), *place.absolute().parents) if one.exists())
         system = os.statvfs(there)
         if system.f_files and system.f_favail < FILES:
-            yield f"only {system.f_favail} files can be made in {place}", mend
+            yield f"only {system.f_favail} files can be made in {place}", fix
         if not os.access(there, os.W_OK):
-            yield f"{there} cannot be written", mend
+            yield f"{there} cannot be written", fix
     except OSError as fault:
-        yield f"{place} cannot be looked at ({fault.strerror})", mend
+        yield f"{place} cannot be looked at ({fault.strerror})", fix
 
 
 def _files(folder: RunFolder) -> Iterator[Told]:
@@ -159,20 +159,20 @@ def _device(layout: Layout, local_rank: int) -> Iterator[Told]:
     """That the device is there, is nobody else's, and multiplies alike twice."""
     import torch
 
-    mend = "take another node"
+    fix = "take another node"
     count = torch.cuda.device_count()
     if count == 0 or (count > 1 and count < layout.processes):
-        yield f"{count} of {layout.processes} GPUs are seen", mend
+        yield f"{count} of {layout.processes} GPUs are seen", fix
         return
     try:
         device = torch.device("cuda", local_rank % count)
         free, total = torch.cuda.mem_get_info(device)
         if free < (1 - HELD) * total:
             held = f"{format_bytes(total - free)} of {format_bytes(total)}"
-            yield f"GPU {device.index} has {held} held by another process", mend
+            yield f"GPU {device.index} has {held} held by another process", fix
         matrix = torch.randn(SIDE, SIDE, device=device)
         products = [matrix @ matrix for _ in range(2)]
         if not (torch.equal(*products) and products[0].isfinite().all()):
-            yield f"GPU {device.index} multiplies wrongly", mend
+            yield f"GPU {device.index} multiplies wrongly", fix
     except RuntimeError as fault:
-        yield f"GPU {local_rank} fails ({str(fault).splitlines()[0]})", mend
+        yield f"GPU {local_rank} fails ({str(fault).splitlines()[0]})", fix

@@ -40,10 +40,10 @@ class Found:
     host: str
     blame: Blame
     problem: str
-    mend: str
+    fix: str
 
     def __str__(self) -> str:
-        return str(Fault(self.host, self.problem, self.mend))
+        return str(Fault(self.host, self.problem, self.fix))
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Verdict:
 
     @property
     def exit_code(self) -> int:
-        """0 fit, 2 something that the user must mend, 3 a node that another should stand in for."""
+        """0 fit, 2 something that the user must fix, 3 a node that another should stand in for."""
         if not self.faults:
             return 0
         return UNFIT if all(found.blame == "node" for found in self.faults) else DtlError.exit_code
@@ -240,7 +240,7 @@ def _part(store: Store, meeting: Meeting) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code: 0 fit, 2 something that the user must mend, 3 a node is unfit.
+    """Exit code: 0 fit, 2 something that the user must fix, 3 a node is unfit.
 
     The first process says what was found, and leaves it in preflight.json, beside the word of how
     the launch ended; unfit nodes are added to unfit_nodes.

@@ -74,8 +74,8 @@ def _choose(partitions: list[Partition], name: str | None) -> Partition:
     names = [partition.name for partition in partitions]
     if name is not None and name not in names:
         choose = f"choose one of: {', '.join(names)}"
-        mend = near(name, names) or choose
-        raise DtlError.of("--partition", f"Slurm shows no partition '{name}'", mend)
+        fix = near(name, names) or choose
+        raise DtlError.of("--partition", f"Slurm shows no partition '{name}'", fix)
     if name is None:
         return next((found for found in partitions if found.is_default), partitions[0])
     return partitions[names.index(name)]
@@ -91,8 +91,8 @@ def _partitions() -> list[Partition]:
         gpus = min(_gpus(gres), seen.gpus) if seen else _gpus(gres)
         found[name] = Partition(name, is_default, longest, gpus)
     if not found:
-        mend = "ask who runs the cluster which partitions you may use"
-        raise DtlError.of("sinfo", "Slurm shows you no partition", mend)
+        fix = "ask who runs the cluster which partitions you may use"
+        raise DtlError.of("sinfo", "Slurm shows you no partition", fix)
     return list(found.values())
 
 
@@ -106,8 +106,8 @@ def _nodes(partition: str) -> list[Node]:
             memory = int(fields["RealMemory"]) - int(fields.get("MemSpecLimit", 0))
             nodes.append(Node(_gpus(fields["Gres"]), cpus, memory))
     if not nodes:
-        mend = "name another with --partition"
-        raise DtlError.of("scontrol", f"Slurm shows no node of partition '{partition}'", mend)
+        fix = "name another with --partition"
+        raise DtlError.of("scontrol", f"Slurm shows no node of partition '{partition}'", fix)
     return nodes
 
 

@@ -12,7 +12,7 @@ from dtl.compare.grid import Planned
 from dtl.compare.records import Cell, Interval, Reached
 from dtl.core.statistics import Sample, spread
 from dtl.run.folder import RunFolder
-from dtl.tasks.base import Classification, Facts, Task
+from dtl.tasks.base import Classification, DatasetStats, Task
 from dtl.train.usage import read_usage
 
 LEVEL = 0.95  # of all intervals
@@ -115,7 +115,7 @@ def score_of(folder: Path, name: str) -> float | None:
     return float(json.loads(path.read_text(encoding="utf-8"))["scores"][name])
 
 
-def sample_of(folder: Path, task: Task, facts: Facts) -> Sample | None:
+def sample_of(folder: Path, task: Task, facts: DatasetStats) -> Sample | None:
     """None where nothing was scored, or what labels stand for there is not known here."""
     path = folder / f"{EVALUATION}.jsonl"
     if not path.is_file():

@@ -55,14 +55,14 @@ def _faults(value: Any, found: re.Match[str] | None) -> Iterator[ConfigFault]:
         shown = f"'{value}'" if isinstance(value, str) else json.dumps(value, default=str)
         yield ConfigFault(
             problem=f"{shown} is no size of a batch",
-            mend="write a number of examples, such as 16, or '8192 tokens' or '120 seconds'",
+            fix="write a number of examples, such as 16, or '8192 tokens' or '120 seconds'",
         )
         return
     number, unit = float(found[1]), found[2]
     if unit != "seconds" and not number.is_integer():
-        yield ConfigFault(problem=f"{value} is not whole", mend=f"write whole {unit}")
+        yield ConfigFault(problem=f"{value} is not whole", fix=f"write whole {unit}")
     if number * COUNTED[unit] < 1:
-        yield ConfigFault(problem=f"{value} is too small", mend=f"write 1 or more {unit}")
+        yield ConfigFault(problem=f"{value} is too small", fix=f"write 1 or more {unit}")
 
 
 def _write(size: BatchSize) -> int | str:

@@ -39,8 +39,8 @@ class Choice(Record):
         if not isinstance(name, str):
             return {"name": name, "options": Record()} if "name" in value else {"options": Record()}
         if name not in registry.names(cls.folder):
-            problem, mend = registry.unknown(cls.folder, name)
-            refuse([ConfigFault("name", problem=problem, mend=mend)])
+            problem, fix = registry.unknown(cls.folder, name)
+            refuse([ConfigFault("name", problem=problem, fix=fix)])
         given = {key: option for key, option in value.items() if key not in cls.of_all()}
         options = registry.options(cls.folder, name).model_validate(given)
         of_all = {key: value[key] for key in cls.of_all() if key in value}

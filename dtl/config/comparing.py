@@ -69,9 +69,9 @@ class Grid(Record):
     ) -> tuple[int | Literal["all"], ...]:
         numbers = [label for label in labels if label != "all"]
         if any(number < 1 for number in numbers) or numbers != sorted(set(numbers)):
-            refuse([ConfigFault(problem=f"{list(labels)} does not rise from 1", mend=_RISING)])
+            refuse([ConfigFault(problem=f"{list(labels)} does not rise from 1", fix=_RISING)])
         if "all" in labels[:-1]:
-            refuse([ConfigFault(problem="'all' is not the last one", mend=_RISING)])
+            refuse([ConfigFault(problem="'all' is not the last one", fix=_RISING)])
         return labels
 
     @field_validator("budget")
@@ -81,7 +81,7 @@ class Grid(Record):
             if budget is not None:
                 parse_seconds(budget)
         except ValueError as fault:
-            refuse([ConfigFault(problem=str(fault), mend="write it as 45min or 2h")])
+            refuse([ConfigFault(problem=str(fault), fix="write it as 45min or 2h")])
         return budget
 
     @model_validator(mode="after")
@@ -92,11 +92,11 @@ class Grid(Record):
         faults = []
         for key, name in named:
             if name not in known:
-                problem, mend = registry.unknown("strategies", name)
-                faults.append(ConfigFault(key, problem=problem, mend=mend))
+                problem, fix = registry.unknown("strategies", name)
+                faults.append(ConfigFault(key, problem=problem, fix=fix))
         if len(set(self.strategies or ())) < len(self.strategies or ()):
             faults.append(
-                ConfigFault("strategies", problem="one is named twice", mend="name each once")
+                ConfigFault("strategies", problem="one is named twice", fix="name each once")
             )
         for name, rates in self.rates.items():
             if not rates or min(rates) <= 0 or len(set(rates)) < len(rates):
@@ -104,7 +104,7 @@ class Grid(Record):
                     ConfigFault(
                         "rates",
                         problem=f"{list(rates)} of {name} are not different rates above 0",
-                        mend="write them as [0.001, 0.003]",
+                        fix="write them as [0.001, 0.003]",
                     )
                 )
         refuse(faults)

@@ -25,7 +25,7 @@ _NULL = re.compile(r"(?:~|null|)$", re.IGNORECASE)
 _MENDS = {
     "tab": "indent with spaces, not tabs",
     "colon": "put a value that contains ': ' in quotes",
-    "other": "mend the line, or compare it with a recipe of `dtl recipes list`",
+    "other": "fix the line, or compare it with a recipe of `dtl recipes list`",
 }
 
 
@@ -228,13 +228,13 @@ class _Reader:
     def line(self, node: yaml.Node) -> str:
         return self.place if self.one_line else f"{self.place}:{node.start_mark.line + 1}"
 
-    def unreadable(self, node: yaml.Node, keys: Keys, problem: str, mend: str) -> None:
+    def unreadable(self, node: yaml.Node, keys: Keys, problem: str, fix: str) -> None:
         """A fault of a value; null stands in for it, and no more is told about its key."""
         self.document.unread.add(keys)
-        self.fault(node, problem, mend)
+        self.fault(node, problem, fix)
 
-    def fault(self, node: yaml.Node, problem: str, mend: str) -> None:
-        self.document.faults.append(Fault(self.line(node), problem, mend))
+    def fault(self, node: yaml.Node, problem: str, fix: str) -> None:
+        self.document.faults.append(Fault(self.line(node), problem, fix))
 
 
 def _short(tag: str) -> str:

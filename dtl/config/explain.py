@@ -1,4 +1,4 @@
-"""Faults of validation as plain sentences: where, what, and how to mend it."""
+"""Faults of validation as plain sentences: where, what, and how to fix it."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def _place(keys: Keys, document: Document, place: str) -> str:
 
 
 def _sentence(keys: Keys, details: list[Mapping[str, Any]], document: Document) -> tuple[str, str]:
-    """Problem and mend. Several details of one key are the arms of a union: the value fits none."""
+    """Problem and fix. Several details of one key are the arms of a union: the value fits none."""
     beside = _fields(keys[:-1], document)
     wrong = _Wrong(keys, details[0], beside, of_run=document.record is None)
     if len(details) > 1 and {detail["type"] for detail in details} <= _WANTED.keys():
@@ -164,13 +164,13 @@ def _missing(wrong: _Wrong) -> tuple[str, str]:
 
 
 def _own_fault(wrong: _Wrong) -> tuple[str, str]:
-    return wrong.detail["ctx"]["problem"], wrong.detail["ctx"]["mend"]
+    return wrong.detail["ctx"]["problem"], wrong.detail["ctx"]["fix"]
 
 
 def _value_error(wrong: _Wrong) -> tuple[str, str]:
-    """A plugin's own check: ValueError("problem; mend")."""
-    problem, _, mend = str(wrong.detail["ctx"]["error"]).partition("; ")
-    return problem, mend or f"change it{wrong.meaning}"
+    """A plugin's own check: ValueError("problem; fix")."""
+    problem, _, fix = str(wrong.detail["ctx"]["error"]).partition("; ")
+    return problem, fix or f"change it{wrong.meaning}"
 
 
 def _wrong_type(wrong: _Wrong) -> tuple[str, str]:
@@ -188,8 +188,8 @@ def _wrong_word(wrong: _Wrong) -> tuple[str, str]:
 
 def _out_of_bounds(wrong: _Wrong) -> tuple[str, str]:
     bound, problem, wanted = _BOUNDS[wrong.detail["type"]]
-    mend = f"write {wanted.format(wrong.detail['ctx'][bound])}{wrong.meaning}"
-    return f"{wrong.value} is {problem}", mend
+    fix = f"write {wanted.format(wrong.detail['ctx'][bound])}{wrong.meaning}"
+    return f"{wrong.value} is {problem}", fix
 
 
 def _not_finite(wrong: _Wrong) -> tuple[str, str]:

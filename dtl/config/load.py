@@ -28,7 +28,7 @@ _SHORT_FORMS: dict[Keys, str] = {
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """The config in a YAML file, changed by overrides of the form key=value.
 
-    Raises DtlError with every fault found: its place, the problem and the mend.
+    Raises DtlError with every fault found: its place, the problem and the fix.
     """
     path = Path(path)
     document = _read(path, overrides)
@@ -49,9 +49,9 @@ def placed(error: DtlError, path: str | Path, overrides: Sequence[str] = ()) -> 
 
 
 def _placed(fault: Fault, document: Document) -> Fault:
-    keys = tuple(fault.place.split("."))
+    keys = tuple(fault.location.split("."))
     origin = document.origin(keys) if keys[0] in RunConfig.model_fields else None
-    return replace(fault, place=f"{origin.place}: {fault.place}") if origin else fault
+    return replace(fault, location=f"{origin.place}: {fault.location}") if origin else fault
 
 
 def _read(path: Path, overrides: Sequence[str]) -> Document:
@@ -65,8 +65,8 @@ def _read(path: Path, overrides: Sequence[str]) -> Document:
 def _check_file(path: Path) -> None:
     if path.is_dir():
         files = sorted(file.name for file in path.glob("*.yaml"))
-        mend = f"name one of its files: {', '.join(files)}" if files else "name a YAML file"
-        raise DtlError.of(str(path), "this is a folder, not a config", mend)
+        fix = f"name one of its files: {', '.join(files)}" if files else "name a YAML file"
+        raise DtlError.of(str(path), "this is a folder, not a config", fix)
     if path.is_file():
         return
     folder = path.parent
@@ -75,8 +75,8 @@ def _check_file(path: Path) -> None:
         problem = "there is no such file"
     else:
         neighbours, problem = [], f"there is no such file, nor the folder {folder}"
-    mend = near(str(path), neighbours) or "`dtl recipes list` shows configs to start from"
-    raise DtlError.of(str(path), problem, mend)
+    fix = near(str(path), neighbours) or "`dtl recipes list` shows configs to start from"
+    raise DtlError.of(str(path), problem, fix)
 
 
 def _apply(override: str, document: Document) -> None:
@@ -85,8 +85,8 @@ def _apply(override: str, document: Document) -> None:
     key, equals, text = override.partition("=")
     keys = _numbered(key.strip().split("."), document)
     if not equals or not all(map(str, keys)):
-        mend = "write key=value, such as train.steps=100"
-        document.faults.append(Fault(place, "this is not of the form key=value", mend))
+        fix = "write key=value, such as train.steps=100"
+        document.faults.append(Fault(place, "this is not of the form key=value", fix))
         return
     section = _open_section(keys, document, place)
     if section is None:
@@ -128,7 +128,7 @@ def _open_section(keys: Keys, document: Document, place: str) -> Any:
 
 
 def _no_section(keys: Keys, value: Any, below: str | int) -> tuple[str, str]:
-    """Problem and mend, where the key `below` cannot stand in a value."""
+    """Problem and fix, where the key `below` cannot stand in a value."""
     dotted = ".".join(map(str, keys))
     if isinstance(value, list):
         return f"{dotted} is a list of {len(value)}, without a place '{below}'", "count from 0"

@@ -85,7 +85,7 @@ class Optim(Record):
                 [
                     ConfigFault(
                         problem=f"{list(betas)} has a number outside 0 to 1",
-                        mend="write two numbers from 0 to below 1, such as [0.9, 0.999]",
+                        fix="write two numbers from 0 to below 1, such as [0.9, 0.999]",
                     )
                 ]
             )
@@ -104,7 +104,7 @@ class Optim(Record):
                     ConfigFault(
                         "betas",
                         problem=f"{self.name} has no betas: its second moment decays by the step",
-                        mend="remove optim.betas",
+                        fix="remove optim.betas",
                     )
                 ]
             )

@@ -32,8 +32,8 @@ def copy_recipe(name: str, *, to: Path) -> Path:
     """
     by_name = {recipe.name: recipe for recipe in recipes()}
     if name not in by_name:
-        mend = near(name, by_name) or "`dtl recipes list` shows all of them"
-        raise DtlError.of("recipes", f"there is no recipe '{name}'", mend)
+        fix = near(name, by_name) or "`dtl recipes list` shows all of them"
+        raise DtlError.of("recipes", f"there is no recipe '{name}'", fix)
     source = by_name[name].path
     copy = to / source.name if to.is_dir() else to
     if not copy.parent.is_dir():
@@ -42,8 +42,8 @@ def copy_recipe(name: str, *, to: Path) -> Path:
         with copy.open("x", encoding="utf-8") as file:
             file.write(source.read_text(encoding="utf-8"))
     except FileExistsError:
-        mend = "name another file, or remove this one"
-        raise DtlError.of(str(copy), "the file is there already", mend) from None
+        fix = "name another file, or remove this one"
+        raise DtlError.of(str(copy), "the file is there already", fix) from None
     except OSError as error:
         problem = f"the file cannot be written ({error.strerror})"
         raise DtlError.of(str(copy), problem, "choose a folder that you may write to") from None

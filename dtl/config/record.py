@@ -49,8 +49,8 @@ def _kinds(annotation: Any) -> set[Any]:
 class ConfigFault:
     """A fault found by a record's own checks; `keys` is the path below that record."""
 
-    def __init__(self, *keys: str, problem: str, mend: str) -> None:
-        self.keys, self.problem, self.mend = keys, problem, mend
+    def __init__(self, *keys: str, problem: str, fix: str) -> None:
+        self.keys, self.problem, self.fix = keys, problem, fix
 
 
 def refuse(faults: Iterable[ConfigFault]) -> None:
@@ -59,8 +59,8 @@ def refuse(faults: Iterable[ConfigFault]) -> None:
         InitErrorDetails(
             type=PydanticCustomError(
                 "dtl_fault",
-                "{problem}; {mend}",
-                {"problem": fault.problem, "mend": fault.mend},
+                "{problem}; {fix}",
+                {"problem": fault.problem, "fix": fault.fix},
             ),
             loc=fault.keys,
             input=None,
@@ -78,7 +78,7 @@ def share_or_steps(value: float) -> float:
             [
                 ConfigFault(
                     problem=f"{value} is neither a share nor a number of steps",
-                    mend="write a share below 1, such as 0.03, or whole steps, such as 100",
+                    fix="write a share below 1, such as 0.03, or whole steps, such as 100",
                 )
             ]
         )

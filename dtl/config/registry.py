@@ -32,8 +32,8 @@ def names(folder: str) -> tuple[str, ...]:
 def load(folder: str, name: str) -> ModuleType:
     """The plugin's module. Raises DtlError when the folder has no such plugin."""
     if name not in names(folder):
-        problem, mend = unknown(folder, name)
-        raise DtlError.of(_ONE[folder], problem, mend)
+        problem, fix = unknown(folder, name)
+        raise DtlError.of(_ONE[folder], problem, fix)
     return import_module(f"dtl.{folder}.{name}")
 
 
@@ -50,7 +50,7 @@ def summary(folder: str, name: str) -> str:
 
 
 def unknown(folder: str, name: str) -> tuple[str, str]:
-    """Problem and mend for a name that the folder does not have."""
+    """Problem and fix for a name that the folder does not have."""
     known = names(folder)
     choose = f"choose one of: {', '.join(known)}" if known else "none is installed"
     hint = near(name, known)

@@ -33,7 +33,7 @@ def no_address(path: str) -> str:
             [
                 ConfigFault(
                     problem=f"dtl reads no {scheme}:// addresses",
-                    mend="fetch it and name the file or folder, or write a hub id as owner/name",
+                    fix="fetch it and name the file or folder, or write a hub id as owner/name",
                 )
             ]
         )
@@ -60,7 +60,7 @@ class Run(Record):
                 [
                     ConfigFault(
                         problem=f"'{name}' is not a plain folder name",
-                        mend="use a name without slashes, and set run.dir to choose the folder",
+                        fix="use a name without slashes, and set run.dir to choose the folder",
                     )
                 ]
             )
@@ -115,7 +115,7 @@ class Model(Record):
                     ConfigFault(
                         "double_quantize",
                         problem=f"there are no scales of nf4 with model.quantize {self.quantize}",
-                        mend="set model.quantize to nf4, or remove model.double_quantize",
+                        fix="set model.quantize to nf4, or remove model.double_quantize",
                     )
                 ]
             )
@@ -129,7 +129,7 @@ class Model(Record):
                     ConfigFault(
                         "adapters",
                         problem="they are worked into whole weights, and these are quantized",
-                        mend="export the adapters merged, and name that as model.path",
+                        fix="export the adapters merged, and name that as model.path",
                     )
                 ]
             )
@@ -144,7 +144,7 @@ class Model(Record):
                     ConfigFault(
                         "trust_remote_code",
                         problem=f"code of '{self.path}' would run in whatever version the hub has",
-                        mend="set model.revision to a commit that you have read, all 40 digits",
+                        fix="set model.revision to a commit that you have read, all 40 digits",
                     )
                 ]
             )
@@ -213,7 +213,7 @@ class Draw(Record):
                 ConfigFault(
                     "score_on",
                     problem="no rows are kept apart",
-                    mend="set data.draw.apart, such as 0.2, or data.draw.score_on to eval",
+                    fix="set data.draw.apart, such as 0.2, or data.draw.score_on to eval",
                 )
             )
         if isinstance(self.within, int) and (self.labels is None or self.within < self.labels):
@@ -222,7 +222,7 @@ class Draw(Record):
                 ConfigFault(
                     "within",
                     problem=f"{labels} labels do not lie within {self.within}",
-                    mend="set it to data.draw.labels or more, or to all",
+                    fix="set it to data.draw.labels or more, or to all",
                 )
             )
         refuse(faults)
@@ -276,7 +276,7 @@ class Data(Record):
                         "eval",
                         "weight",
                         problem="every held-out row is scored once",
-                        mend="remove data.eval.weight",
+                        fix="remove data.eval.weight",
                     )
                 ]
             )
@@ -290,7 +290,7 @@ class Data(Record):
                 key,
                 "streaming",
                 problem="only what data.train names is streamed",
-                mend="remove it here",
+                fix="remove it here",
             )
             for key, source in encoded
             if source is not None and source.streaming
@@ -301,7 +301,7 @@ class Data(Record):
                     "train",
                     "streaming",
                     problem="rows that are streamed are read once an epoch, and none are mixed in",
-                    mend="remove data.mix and data.train.weight, and put all files into one "
+                    fix="remove data.mix and data.train.weight, and put all files into one "
                     "folder, or remove streaming",
                 )
             )
@@ -310,7 +310,7 @@ class Data(Record):
                 ConfigFault(
                     "draw",
                     problem="few rows are drawn of rows that are not streamed",
-                    mend="remove data.draw, or data.train.streaming",
+                    fix="remove data.draw, or data.train.streaming",
                 )
             )
         refuse(faults)
@@ -324,7 +324,7 @@ class Data(Record):
                     ConfigFault(
                         "holdout",
                         problem="data.eval is given as well",
-                        mend="keep one of the two: remove data.holdout or data.eval",
+                        fix="keep one of the two: remove data.holdout or data.eval",
                     )
                 ]
             )
@@ -428,7 +428,7 @@ class Train(Record):
             if wall_time is not None:
                 parse_seconds(wall_time)
         except ValueError as fault:
-            refuse([ConfigFault(problem=str(fault), mend="write it as 45min, 4h or 1-12:00:00")])
+            refuse([ConfigFault(problem=str(fault), fix="write it as 45min, 4h or 1-12:00:00")])
         return wall_time
 
     @model_validator(mode="after")
@@ -438,7 +438,7 @@ class Train(Record):
                 [
                     ConfigFault(
                         problem="the length of the training is missing",
-                        mend="set train.steps or train.epochs",
+                        fix="set train.steps or train.epochs",
                     )
                 ]
             )
@@ -448,7 +448,7 @@ class Train(Record):
                     ConfigFault(
                         "epochs",
                         problem="train.steps is given as well",
-                        mend="keep one of the two: set the other to null or remove it",
+                        fix="keep one of the two: set the other to null or remove it",
                     )
                 ]
             )
@@ -486,7 +486,7 @@ class Layout(Record):
                     ConfigFault(
                         "offload",
                         problem="ZeRO 0 cannot offload the optimizer",
-                        mend="set layout.zero to 1, 2 or 3, or layout.offload to none",
+                        fix="set layout.zero to 1, 2 or 3, or layout.offload to none",
                     )
                 ]
             )
@@ -553,14 +553,14 @@ class RunConfig(Record):
     def _phase_faults(self) -> Iterable[ConfigFault]:
         if not self.phases:
             yield ConfigFault(
-                "strategy", problem="the list is empty", mend="name the strategy of each phase"
+                "strategy", problem="the list is empty", fix="name the strategy of each phase"
             )
         shares = sum(phase.length for phase in self.phases if phase.length and phase.length < 1)
         if shares > 1:
             yield ConfigFault(
                 "strategy",
                 problem=f"the lengths of the phases make {shares:g} of the run",
-                mend="give shares whose sum is 1, or leave lengths out",
+                fix="give shares whose sum is 1, or leave lengths out",
             )
 
     def _batch_faults(self) -> Iterable[ConfigFault]:
@@ -576,7 +576,7 @@ class RunConfig(Record):
                 "train",
                 "global_batch",
                 problem=f"{examples} examples a step cannot feed {processes} processes",
-                mend=f"set train.global_batch to {processes} or more, or use fewer processes",
+                fix=f"set train.global_batch to {processes} or more, or use fewer processes",
             )
         elif layout.micro_batch is not None and layout.micro_batch > ceil(examples / processes):
             most = ceil(examples / processes)
@@ -585,7 +585,7 @@ class RunConfig(Record):
                 "micro_batch",
                 problem=f"{layout.micro_batch} is more than the {most} examples that a process "
                 f"gets of a global batch of {examples}",
-                mend=f"set layout.micro_batch to {most} or less, or raise train.global_batch",
+                fix=f"set layout.micro_batch to {most} or less, or raise train.global_batch",
             )
 
     def _streaming_faults(self) -> Iterable[ConfigFault]:
@@ -595,14 +595,14 @@ class RunConfig(Record):
                 "train",
                 "global_batch",
                 problem=f"how many {unit} a row has is not known where data.train is streamed",
-                mend="write it as a number of examples, such as 16, or remove streaming",
+                fix="write it as a number of examples, such as 16, or remove streaming",
             )
         if self.train.group_by_length:
             yield ConfigFault(
                 "train",
                 "group_by_length",
                 problem="how long a row is, is not known where data.train is streamed",
-                mend="remove it, or remove streaming",
+                fix="remove it, or remove streaming",
             )
 
     def _optimizer_faults(self) -> Iterable[ConfigFault]:
@@ -613,7 +613,7 @@ class RunConfig(Record):
                 "optim",
                 "name",
                 problem=f"{name} and ZeRO do not go together: {optimizer.cut}",
-                mend="set layout.zero to 0 and layout.offload to none, or optim.name to "
+                fix="set layout.zero to 0 and layout.offload to none, or optim.name to "
                 f"{optimizer.nearest}",
             )
         elif offloads and (kept := self.keeps_on_device) is not None:
@@ -621,7 +621,7 @@ class RunConfig(Record):
                 "layout",
                 "offload",
                 problem=f"{kept} does not work in main memory",
-                mend="set layout.offload to none and layout.zero to 3",
+                fix="set layout.offload to none and layout.zero to 3",
             )
 
     def _average_faults(self) -> Iterable[ConfigFault]:
@@ -633,7 +633,7 @@ class RunConfig(Record):
                 "train",
                 "export",
                 problem=f"train.{train.export} is not set",
-                mend=f"set train.{train.export}, or train.export to last",
+                fix=f"set train.{train.export}, or train.export to last",
             )
         several = len(self.phases) > 1
         for where, key, set_to in (
@@ -646,7 +646,7 @@ class RunConfig(Record):
                     where,
                     key,
                     problem="it is of one strategy, and each phase has another start",
-                    mend=f"remove {where}.{key}, or take one strategy",
+                    fix=f"remove {where}.{key}, or take one strategy",
                 )
         for key, value in asked.items():
             if value is not None and not scored and train.export != key:
@@ -654,21 +654,21 @@ class RunConfig(Record):
                     "train",
                     key,
                     problem="there are no held-out examples to tell whether the average is better",
-                    mend=f"add data.eval or data.holdout, or set train.export to {key}",
+                    fix=f"add data.eval or data.holdout, or set train.export to {key}",
                 )
         if train.average is not None and train.average > train.keep:
             yield ConfigFault(
                 "train",
                 "average",
                 problem=f"of {train.average} checkpoints only {train.keep} are kept",
-                mend=f"set train.keep to {train.average}",
+                fix=f"set train.keep to {train.average}",
             )
         if train.average is not None and train.save_every is None:
             yield ConfigFault(
                 "train",
                 "average",
                 problem="there is one checkpoint only, at the end",
-                mend="set train.save_every",
+                fix="set train.save_every",
             )
 
     @property
@@ -687,7 +687,7 @@ class RunConfig(Record):
                 "model",
                 "quantize",
                 problem="weights of 8 bits cannot be shared out by ZeRO 3",
-                mend="set layout.zero to 2, or model.quantize to nf4",
+                fix="set layout.zero to 2, or model.quantize to nf4",
             )
 
     def _evaluation_faults(self) -> Iterable[ConfigFault]:
@@ -696,21 +696,21 @@ class RunConfig(Record):
                 "task",
                 "group_by",
                 problem="there are no held-out examples whose score could be broken down",
-                mend="add data.eval or data.holdout, or remove task.group_by",
+                fix="add data.eval or data.holdout, or remove task.group_by",
             )
         if self.train.export == "best" and self.train.evaluate_every is None:
             yield ConfigFault(
                 "train",
                 "export",
                 problem="nothing tells which step is the best: only the end is scored",
-                mend="set train.evaluate_every, or train.export to last",
+                fix="set train.evaluate_every, or train.export to last",
             )
         if self.train.export == "best" and not self.train.keep_best:
             yield ConfigFault(
                 "train",
                 "keep_best",
                 problem="the best checkpoint is not kept, but it is to be exported",
-                mend="set train.keep_best to true, or train.export to last",
+                fix="set train.keep_best to true, or train.export to last",
             )
         if (
             self.train.evaluate_every is not None
@@ -721,5 +721,5 @@ class RunConfig(Record):
                 "train",
                 "evaluate_every",
                 problem="there are no held-out examples to evaluate on",
-                mend="add data.eval or data.holdout, or remove train.evaluate_every",
+                fix="add data.eval or data.holdout, or remove train.evaluate_every",
             )

@@ -1,4 +1,4 @@
-"""Faults that the user can mend, and how they are told."""
+"""Faults that the user can fix, and the one form of their messages."""
 
 from __future__ import annotations
 
@@ -11,15 +11,20 @@ from typing import Self
 
 @dataclass(frozen=True)
 class Fault:
-    """One thing that is wrong: where, what, and how to mend it."""
+    """One thing that is wrong: `location` (a config key, a file and line, an option), `problem` and `fix`."""
 
-    place: str
+    location: str
     problem: str
-    mend: str
+    fix: str
 
     def __str__(self) -> str:
-        what = f"{self.problem}; {self.mend}" if self.mend else self.problem
-        return without_secrets(f"{self.place}: {what}" if self.place else what)
+        return without_secrets(sentence(self.location, self.problem, self.fix))
+
+
+def sentence(location: str, problem: str, fix: str) -> str:
+    """Return *location: problem. Fix: fix.*; an empty part is left out."""
+    text = f"{location}: {problem}" if location else problem
+    return f"{text}. Fix: {fix}" if fix else text
 
 
 class DtlError(Exception):
@@ -32,9 +37,9 @@ class DtlError(Exception):
         self.faults = faults
 
     @classmethod
-    def of(cls, place: str, problem: str, mend: str) -> Self:
+    def of(cls, place: str, problem: str, fix: str) -> Self:
         """An error of one fault."""
-        return cls(Fault(place, problem, mend))
+        return cls(Fault(place, problem, fix))
 
     def __str__(self) -> str:
         return "\n".join(str(fault) for fault in self.faults)

@@ -53,7 +53,7 @@ class Stop:
             )
 
 
-def deafen() -> None:
+def ignore_signals() -> None:
     """This process is ending because it was asked to: asking again must not change its exit code,
     while Python takes down what it has loaded."""
     if threading.current_thread() is threading.main_thread():

@@ -46,7 +46,7 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Window:
+class StepBatches:
     """What one rank does for one optimizer step. `all_...`: counted over the global batch, which
     every rank knows without asking the others.
 
@@ -91,16 +91,16 @@ class Loader:
             return None
         return room_for(self.micro_batch, self.data.lengths)
 
-    def windows(self, *, after_step: int, last_step: int) -> Iterator[Window]:
+    def windows(self, *, after_step: int, last_step: int) -> Iterator[StepBatches]:
         """Windows after_step + 1 ... last_step; the next one is collated while this one trains."""
         with ThreadPoolExecutor(max_workers=1) as reader:
-            ahead: Future[Window] | None = None
+            ahead: Future[StepBatches] | None = None
             for step in range(after_step + 1, last_step + 1):
                 window = ahead.result() if ahead else self.window(step)
                 ahead = reader.submit(self.window, step + 1) if step < last_step else None
                 yield window
 
-    def window(self, step: int) -> Window:
+    def window(self, step: int) -> StepBatches:
         """The window of optimizer step `step`, which counts from 1."""
         found = self.batching.of_step(step)
         if isinstance(self.data, StreamedData):
@@ -113,7 +113,7 @@ class Loader:
             micro_batch=self.micro_batch,
             room=self.room,
         )
-        return Window(
+        return StepBatches(
             step,
             found.epoch,
             tuple(make_batch(self.data, turn[self.rank], show) for turn in turns),
@@ -122,13 +122,13 @@ class Loader:
             all_length=int(self.data.lengths[batch].sum()),
         )
 
-    def _streamed(self, step: int, found: GlobalBatch, data: StreamedData) -> Window:
+    def _streamed(self, step: int, found: GlobalBatch, data: StreamedData) -> StepBatches:
         """As above, of the rows that this rank reads; it makes as many calls as the others, however
         many rows are left out. A rank that is alone runs the very same micro-batches."""
         share = data.take(found.examples[self.rank :: self.ranks])
         show = self._shown(found.epoch, share)
         turns = accumulation(len(found.examples), ranks=self.ranks, micro_batch=self.micro_batch)
-        return Window(
+        return StepBatches(
             step,
             found.epoch,
             tuple(make_batch(share, ids, show) for ids in np.array_split(share.ids, turns)),

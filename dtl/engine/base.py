@@ -45,7 +45,7 @@ MOMENTS = (
     *("exp_avg", "exp_avg_sq", "state1", "state2", "absmax1", "absmax2"),
     *("exp_avg_sq_row", "exp_avg_sq_col", "momentum_buffer"),
 )
-KEPT = (*MOMENTS, "average", IMPORTANCE, UNCERTAINTY)  # the average of the weights
+OPTIMIZER_STATE_NAMES = (*MOMENTS, "average", IMPORTANCE, UNCERTAINTY)  # the average of the weights
 COUNTING_IN_INTEGERS = ("bitsandbytes", "transformers")  # torch's count steps in tensors
 STATISTICS = ("running_mean", "running_var")  # of batch normalisation
 PROJECT = "dtl"  # at trackers
@@ -106,7 +106,7 @@ def start(settings: EngineSettings) -> Engine:
     alive = engine.accelerator.num_processes
     if alive != settings.ranks:
         raise RuntimeError(f"{settings.ranks} ranks were planned, {alive} are alive")
-    if len({int(rank) for rank in engine.gather([engine.rank])}) != settings.ranks:
+    if len({int(rank) for rank in engine.all_gather_object([engine.rank])}) != settings.ranks:
         raise RuntimeError("two processes believe that they are the same rank")
     return engine
 
@@ -186,7 +186,9 @@ class Engine(ABC):
 
     model: nn.Module  # as prepared: call this one
     optimizer: Optimizer
-    kept: frozenset[str] = frozenset()  # parameters that learn no more, and differ from the base
+    previously_trained: frozenset[str] = (
+        frozenset()
+    )  # parameters that learn no more, and differ from the base
 
     def __init__(self, settings: EngineSettings, accelerator: Accelerator) -> None:
         self.settings = settings
@@ -212,7 +214,7 @@ class Engine(ABC):
             for name, tensor in tensors.items()
         }
 
-    def reduce(self, *values: float | Tensor) -> list[float]:
+    def all_reduce_sum(self, *values: float | Tensor) -> list[float]:
         """Sums over all ranks, in float64."""
         total = torch.stack(
             [torch.as_tensor(value, dtype=torch.float64, device=self.device) for value in values]
@@ -221,15 +223,15 @@ class Engine(ABC):
             torch.distributed.all_reduce(total)
         return [float(value) for value in total.tolist()]
 
-    def gather(self, values: list[Any]) -> list[Any]:
+    def all_gather_object(self, values: list[Any]) -> list[Any]:
         """The lists of all ranks, joined in the order of the ranks, on every rank."""
         return list(gather_object(values)) if self.ranks > 1 else values
 
-    def agree(self, value: Any) -> Any:
+    def broadcast_object(self, value: Any) -> Any:
         """Rank 0's value, on every rank."""
-        return self.gather([value])[0] if self.ranks > 1 else value
+        return self.all_gather_object([value])[0] if self.ranks > 1 else value
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         """Until all ranks are here."""
         self.accelerator.wait_for_everyone()
 
@@ -258,7 +260,7 @@ class Engine(ABC):
             if name not in before or not torch.equal(value, before[name].to(value.dtype))
         }
 
-    def share_statistics(self) -> None:
+    def sync_batch_norm_statistics(self) -> None:
         """Give all ranks the mean of the running statistics that they have gathered."""
         gathering = [module for module in batch_norms(self.plain_model) if module.training]
         if self.ranks == 1 or not gathering:
@@ -270,16 +272,16 @@ class Engine(ABC):
         for statistic, mean in zip(kept, (flat / self.ranks).split(sizes), strict=True):
             statistic.copy_(mean.view_as(statistic))
 
-    def learning(self) -> list[tuple[str, nn.Parameter]]:
+    def trainable_parameters(self) -> list[tuple[str, nn.Parameter]]:
         """Names and learning parameters, in the model's order."""
         return [pair for pair in self.plain_model.named_parameters() if pair[1].requires_grad]
 
-    def moved(self) -> list[tuple[str, nn.Parameter]]:
+    def parameters_to_save(self) -> list[tuple[str, nn.Parameter]]:
         """The learning parameters, and those that have learnt before."""
         return [
             (name, parameter)
             for name, parameter in self.plain_model.named_parameters()
-            if parameter.requires_grad or name in self.kept
+            if parameter.requires_grad or name in self.previously_trained
         ]
 
     def release(self) -> None:
@@ -300,15 +302,15 @@ class Engine(ABC):
         """The context in which weights are made; `sharded`: a rank keeps only its part (ZeRO-3)."""
 
     @abstractmethod
-    def fill(self, parameter: nn.Parameter, value: Tensor) -> None:
+    def write_full_tensor(self, parameter: nn.Parameter, value: Tensor) -> None:
         """Write a whole tensor into a parameter, partitioned or not."""
 
     @abstractmethod
-    def gathered(self, parameters: list[nn.Parameter]) -> AbstractContextManager[Any]:
+    def gather_for_read(self, parameters: list[nn.Parameter]) -> AbstractContextManager[Any]:
         """The context in which these are whole on every rank, to be looked at."""
 
     @abstractmethod
-    def changing(self, parameters: list[nn.Parameter]) -> AbstractContextManager[Any]:
+    def gather_for_update(self, parameters: list[nn.Parameter]) -> AbstractContextManager[Any]:
         """The context in which these are whole on every rank, and what rank 0 writes stays."""
 
     @abstractmethod
@@ -332,24 +334,24 @@ class Engine(ABC):
         """Clip, step, clear."""
 
     @abstractmethod
-    def masters(self) -> list[tuple[dict[str, Any], Tensor]]:
+    def fp32_master_weights(self) -> list[tuple[dict[str, Any], Tensor]]:
         """The fp32 tensors that this rank's optimizer updates, each with its group."""
 
     @property
-    def stepping(self) -> Optimizer:
+    def inner_optimizer(self) -> Optimizer:
         """What takes the step on the masters, and keeps the state of each."""
         inner: Optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
         return inner
 
     @abstractmethod
-    def without_gradient(self) -> list[str]:
+    def parameters_without_gradient(self) -> list[str]:
         """Learning tensors that no step has ever had a gradient for: their moments are zero.
 
         Every rank must call.
         """
 
     @abstractmethod
-    def whole(self, parameter: nn.Parameter) -> Tensor:
+    def full_tensor(self, parameter: nn.Parameter) -> Tensor:
         """The whole value on the CPU, of learning parameters in fp32. Every rank must call."""
 
     @abstractmethod
@@ -395,23 +397,23 @@ class PlainEngine(Engine):
     def loading(self, sharded: bool) -> AbstractContextManager[None]:
         return nullcontext()
 
-    def fill(self, parameter: nn.Parameter, value: Tensor) -> None:
+    def write_full_tensor(self, parameter: nn.Parameter, value: Tensor) -> None:
         with torch.no_grad():
             parameter.copy_(value)
 
-    def gathered(self, parameters: list[nn.Parameter]) -> AbstractContextManager[Any]:
+    def gather_for_read(self, parameters: list[nn.Parameter]) -> AbstractContextManager[Any]:
         return nullcontext()
 
-    def changing(self, parameters: list[nn.Parameter]) -> AbstractContextManager[Any]:
+    def gather_for_update(self, parameters: list[nn.Parameter]) -> AbstractContextManager[Any]:
         return nullcontext()
 
     def prepare(self, model: nn.Module, optimizer: Optimizer) -> None:
         model.to(self.device)
         self.model = self.accelerator.prepare_model(model)
         self.optimizer = optimizer
-        self._parameters = [parameter for _, parameter in self.learning()]
+        self._parameters = [parameter for _, parameter in self.trainable_parameters()]
 
-    def masters(self) -> list[tuple[dict[str, Any], Tensor]]:
+    def fp32_master_weights(self) -> list[tuple[dict[str, Any], Tensor]]:
         return [(group, each) for group in self.optimizer.param_groups for each in group["params"]]
 
     def forward(self) -> AbstractContextManager[Any]:
@@ -439,8 +441,10 @@ class PlainEngine(Engine):
         self.optimizer.zero_grad(set_to_none=True)
         return Step(norm, taken=math.isfinite(norm))
 
-    def without_gradient(self) -> list[str]:
-        return [name for name, parameter in self.learning() if not self._moved(parameter)]
+    def parameters_without_gradient(self) -> list[str]:
+        return [
+            name for name, parameter in self.trainable_parameters() if not self._moved(parameter)
+        ]
 
     def _moved(self, parameter: nn.Parameter) -> bool:
         state = self.optimizer.state[parameter]
@@ -448,15 +452,19 @@ class PlainEngine(Engine):
         # In 8 bits, zero is not the number 0: there the blocks' scales tell.
         return any(bool(each.any()) for each in moments if each.is_floating_point())
 
-    def whole(self, parameter: nn.Parameter) -> Tensor:
+    def full_tensor(self, parameter: nn.Parameter) -> Tensor:
         return parameter.detach().to("cpu", copy=True)
 
     def set_weight(self, parameter: nn.Parameter, value: Tensor) -> None:
-        self.fill(parameter, value)
+        self.write_full_tensor(parameter, value)
 
     def moments(self, parameter: nn.Parameter) -> dict[str, Tensor]:
         state = self.optimizer.state[parameter]
-        return {name: state[name].detach().to("cpu", copy=True) for name in KEPT if name in state}
+        return {
+            name: state[name].detach().to("cpu", copy=True)
+            for name in OPTIMIZER_STATE_NAMES
+            if name in state
+        }
 
     def set_moments(
         self, parameter: nn.Parameter, moments: dict[str, Tensor], *, step: int
@@ -508,10 +516,10 @@ class ZeroEngine(Engine):
         finally:
             bridge.set_hf_deepspeed_config(self.accelerator.state.deepspeed_plugin.dschf)
 
-    def gathered(self, parameters: list[nn.Parameter]) -> AbstractContextManager[Any]:
+    def gather_for_read(self, parameters: list[nn.Parameter]) -> AbstractContextManager[Any]:
         return self._whole(parameters, modifier_rank=None)
 
-    def changing(self, parameters: list[nn.Parameter]) -> AbstractContextManager[Any]:
+    def gather_for_update(self, parameters: list[nn.Parameter]) -> AbstractContextManager[Any]:
         return self._whole(parameters, modifier_rank=0)
 
     def _whole(
@@ -522,7 +530,7 @@ class ZeroEngine(Engine):
         parted = [parameter for parameter in parameters if hasattr(parameter, "ds_id")]
         return GatheredParameters(parted, modifier_rank) if parted else nullcontext()
 
-    def fill(self, parameter: nn.Parameter, value: Tensor) -> None:
+    def write_full_tensor(self, parameter: nn.Parameter, value: Tensor) -> None:
         from deepspeed.runtime.zero import GatheredParameters
 
         with torch.no_grad(), GatheredParameters([parameter], modifier_rank=0):
@@ -534,8 +542,8 @@ class ZeroEngine(Engine):
         self.optimizer = self.model.optimizer  # type: ignore[assignment]
         assert wrapped is not None
 
-    def masters(self) -> list[tuple[dict[str, Any], Tensor]]:
-        groups = self.stepping.param_groups
+    def fp32_master_weights(self) -> list[tuple[dict[str, Any], Tensor]]:
+        groups = self.inner_optimizer.param_groups
         if self.stage < 3:
             return [(group, each) for group in groups for each in group["params"]]
         whose = self.optimizer.sub_group_to_group_id  # type: ignore[attr-defined]
@@ -559,12 +567,14 @@ class ZeroEngine(Engine):
         # DeepSpeed itself leaves out a step whose norm is not finite, at every stage.
         return Step(norm, taken=not self.optimizer.overflow)  # type: ignore[attr-defined]
 
-    def without_gradient(self) -> list[str]:
+    def parameters_without_gradient(self) -> list[str]:
         self._link_all_moments()
-        learning = self.learning()
+        learning = self.trainable_parameters()
         mine = [float(self._my_part_moved(parameter)) for _, parameter in learning]
         return [
-            name for (name, _), moved in zip(learning, self.reduce(*mine), strict=True) if not moved
+            name
+            for (name, _), moved in zip(learning, self.all_reduce_sum(*mine), strict=True)
+            if not moved
         ]
 
     def _my_part_moved(self, parameter: nn.Parameter) -> bool:
@@ -580,10 +590,10 @@ class ZeroEngine(Engine):
 
     def _kept(self) -> list[str]:
         """What the optimizer keeps of every parameter; the same on every rank."""
-        states = self.stepping.state.values()
-        return [name for name in KEPT if any(name in state for state in states)]
+        states = self.inner_optimizer.state.values()
+        return [name for name in OPTIMIZER_STATE_NAMES if any(name in state for state in states)]
 
-    def whole(self, parameter: nn.Parameter) -> Tensor:
+    def full_tensor(self, parameter: nn.Parameter) -> Tensor:
         from deepspeed.runtime.zero import GatheredParameters
         from deepspeed.utils import safe_get_full_fp32_param
 
@@ -621,7 +631,7 @@ class ZeroEngine(Engine):
                 safe_set_local_optimizer_state(parameter, self._my_part_of(value), name)
             else:
                 safe_set_full_optimizer_state(parameter, value.to(self.device), name)
-        for state in self.stepping.state.values():
+        for state in self.inner_optimizer.state.values():
             if isinstance(state.get("step"), Tensor):
                 state["step"].fill_(float(step))
             else:

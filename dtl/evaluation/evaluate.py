@@ -17,7 +17,7 @@ from dtl.evaluation.groups import scores_by_group
 
 if TYPE_CHECKING:
     from dtl.engine.base import Engine
-    from dtl.tasks.base import Facts, Outcome, Task
+    from dtl.tasks.base import DatasetStats, Outcome, Task
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def evaluate(
     task: Task,
     data: EncodedData,
     collate: Collate,
-    facts: Facts,
+    facts: DatasetStats,
     *,
     batch: int,
     processor: Any,
@@ -62,14 +62,14 @@ def evaluate(
         batch=batch,
         rank=engine.rank,
         ranks=engine.ranks,
-        present=partial(task.present, processor=processor),
+        present=partial(task.transform, processor=processor),
     )
     for number, held in enumerate(batches, start=1):
         pause(f"evaluation, batch {number}")
         with engine.forward():
             found = task.outcomes(engine.model, engine.to_device(held.tensors), processor=processor)
         mine.extend(zip(held.ids, found, strict=False))  # an empty batch has outcomes but no ids
-    everyone = sorted(engine.gather(mine), key=lambda pair: pair[0])
+    everyone = sorted(engine.all_gather_object(mine), key=lambda pair: pair[0])
     if [number for number, _ in everyone] != list(range(len(data))):
         raise RuntimeError("evaluation did not see every example exactly once")
     outcomes = [{"row": int(data.rows[number]), **outcome} for number, outcome in everyone]

@@ -12,14 +12,14 @@ import numpy as np
 from dtl.core.statistics import resampled
 
 if TYPE_CHECKING:
-    from dtl.tasks.base import Facts, Outcome, Task
+    from dtl.tasks.base import DatasetStats, Outcome, Task
 
 RESAMPLES = 1000
 LEVEL = (2.5, 97.5)  # percentiles: an interval of 95 %
 
 
 def scores_by_group(
-    task: Task, outcomes: list[Outcome], facts: Facts, column: str
+    task: Task, outcomes: list[Outcome], facts: DatasetStats, column: str
 ) -> dict[str, float]:
     """For each value of the column: the score, the number of examples, and its 95 % interval; then
     the worst group and the mean over groups. An outcome has its value as `group`."""

@@ -50,7 +50,7 @@ def pooled(config: RunConfig, rows: Iterable[Row]) -> np.ndarray:
         batches: dict[Any, list[tuple[int, dict[str, Any]]]] = {}
         for number, one in enumerate(together, start=read):
             if not isinstance(one, Skip):
-                shown = task.present(dict(one.values), processor=processor, draw=None)
+                shown = task.transform(dict(one.values), processor=processor, draw=None)
                 alone = task.collate([shown], padding=padding)
                 shapes = tuple((name, tensor.shape) for name, tensor in alone.items())
                 batches.setdefault(shapes, []).append((number, shown))

@@ -40,7 +40,7 @@ class Scoring:
         """The untouched base: before the first step, or as the log has it."""
         found = self.logged("unadapted", 0)
         untouched = why_unscored(self.parts, self.examples) is None
-        untouched &= not self.parts.strategies[0].makes_good
+        untouched &= not self.parts.strategies[0].needs_base_weights
         if found is None and at.step == 0 and untouched:
             found = self.score(at, "unadapted")
         if found is not None:
@@ -66,7 +66,7 @@ class Scoring:
                 value = self._value(line)
                 if best is None or value > best[0]:
                     best = value, line["step"]
-        best = self.engine.agree(best)
+        best = self.engine.broadcast_object(best)
         return progress if best is None else replace(progress, best=best[0], best_step=best[1])
 
     def logged(self, model: str, step: int) -> dict[str, float] | None:
@@ -77,7 +77,7 @@ class Scoring:
             for line in lines
             if (line["kind"], line["step"]) == ("eval", step) and line["model"] == model
         ]
-        scores: dict[str, float] | None = self.engine.agree(found[-1] if found else None)
+        scores: dict[str, float] | None = self.engine.broadcast_object(found[-1] if found else None)
         return scores
 
     def score(self, at: Progress, model: str) -> dict[str, float]:

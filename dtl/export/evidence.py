@@ -13,7 +13,7 @@ from dtl.run.folder import RunFolder
 from dtl.train.usage import Usage, read_usage
 
 if TYPE_CHECKING:
-    from dtl.tasks.base import Facts, Task
+    from dtl.tasks.base import DatasetStats, Task
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Evidence:
 
 
 def evidence_of(
-    folder: RunFolder, task: Task, facts: Facts, *, step: int, weights: str
+    folder: RunFolder, task: Task, facts: DatasetStats, *, step: int, weights: str
 ) -> Evidence:
     """From run.json, the stored outcomes of the scorings, and what its launches noted. `step`:
     after which the weights are those that are exported. `weights`: adapted, or an average."""

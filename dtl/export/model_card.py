@@ -15,7 +15,7 @@ from dtl.export.difference import Difference
 from dtl.export.evidence import Evidence, evidence_of
 from dtl.plan.records import Plan
 from dtl.run.folder import RunFolder
-from dtl.tasks.base import Facts, Task
+from dtl.tasks.base import DatasetStats, Task
 from dtl.train.usage import Usage
 
 LOADING = {
@@ -55,7 +55,7 @@ READERS = {  # what a task reads by -> the names in the code, and the classes th
 def run_card(
     folder: RunFolder,
     task: Task,
-    facts: Facts,
+    facts: DatasetStats,
     *,
     kind: str,
     scores: dict[str, dict[str, float]],
@@ -75,7 +75,7 @@ def run_card(
         labels=facts.get("labels"),
         scores=scores,
         versions=folder.versions,
-        reads_by=task.reads_by,
+        reads_by=task.processor_kind,
         base_needs=facts.get("loading"),
         quantized=quantized,
         step=step,

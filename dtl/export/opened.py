@@ -22,7 +22,7 @@ from dtl.models.load import (
 from dtl.models.peft import adapters
 from dtl.models.quantization import quantize
 from dtl.run.folder import RunFolder
-from dtl.tasks.base import Facts, Task
+from dtl.tasks.base import DatasetStats, Task
 
 if TYPE_CHECKING:
     from torch import nn
@@ -33,7 +33,7 @@ class Exported:
     """`columns`: dtl's name of a column -> its name in the data that it was trained on."""
 
     task: Task
-    facts: Facts
+    facts: DatasetStats
     columns: dict[str, str]
     model: nn.Module
     processor: Any
@@ -72,7 +72,7 @@ def open_export(path: Path, *, asks: bool = True) -> Exported:
     adapter = note["kind"] == "adapter"
     source = Model(**note["base"]) if adapter else Model(path=str(folder))
     settings = load_settings(source)
-    processor, facts = task.fit(load_processor_of(folder, task.reads_by), facts)
+    processor, facts = task.adapt_processor(load_processor_of(folder, task.processor_kind), facts)
     with silent():  # the head that the base lacks is in the adapter
         loaded = load_pretrained(
             source,
@@ -86,7 +86,7 @@ def open_export(path: Path, *, asks: bool = True) -> Exported:
         model = _with_adapter(loaded.model, folder) if adapter else loaded.model
     if (padding := padding_token(processor)) is not None:
         loaded.model.config.pad_token_id = padding  # type: ignore[union-attr]
-    task.settle(loaded.model, processor=processor)
+    task.configure_model(loaded.model, processor=processor)
     settings = adapters.with_room_for(settings, adapters.virtual_tokens(model))
     return Exported(task, facts, dict(note["columns"]), model.eval(), processor, settings)
 
@@ -94,7 +94,7 @@ def open_export(path: Path, *, asks: bool = True) -> Exported:
 def _with_adapter(base: nn.Module, folder: Path) -> nn.Module:
     if not (folder / adapters.FILE).is_file():
         raise DtlError.of(str(folder), f"there is no {adapters.FILE}", "export the run again")
-    return adapters.put_back(base, folder)
+    return adapters.load_adapter(base, folder)
 
 
 def _read(folder: Path) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from dtl.prepare import preparation
 from dtl.prepare.dataset import Examples
 from dtl.run.folder import RunFolder
 from dtl.train import checkpoint
-from dtl.train.checkpoint import Store
+from dtl.train.checkpoint import CheckpointStore
 from dtl.train.setup import open_model
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def _rounds(config: RunConfig) -> bool:
 
 def _checkpoint_of(folder: RunFolder) -> tuple[int, Path | None]:
     """The step whose weights count, and its checkpoint."""
-    store = Store(folder.checkpoints, folder.identity, folder.formerly)
+    store = CheckpointStore(folder.checkpoints, folder.identity, folder.formerly)
     if folder.state == "finished":
         result = folder.result
         best = result["best"]["step"] if folder.config.train.export == "best" else None

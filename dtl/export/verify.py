@@ -39,7 +39,7 @@ def ask(trained: Trained) -> tuple[list[Question], str]:
     padding = padding_token(examples.processor)
     collate = partial(task.collate, padding=0 if padding is None else padding)
     chosen = data.some(ROWS)
-    shown = (task.present(values, processor=examples.processor, draw=None) for values in chosen)
+    shown = (task.transform(values, processor=examples.processor, draw=None) for values in chosen)
     asked = [_call(task, trained.model, collate([one])) for one in shown]
     return asked, f"{len(chosen)} {'held-out' if held_out else 'training'} rows"
 

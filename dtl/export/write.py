@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from dtl.config.schema import RunConfig
     from dtl.engine.base import Engine
-    from dtl.tasks.base import Facts
+    from dtl.tasks.base import DatasetStats
 
 SHARD_SIZE = "5GB"  # of one weight file, at most
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -78,10 +78,10 @@ def export(
     if engine.is_first:
         shutil.rmtree(folder, ignore_errors=True)
         staged.rename(folder)
-    engine.wait()
+    engine.barrier()
 
 
-def note_of(config: RunConfig, facts: Facts, *, kind: str, dtype: str) -> dict[str, Any]:
+def note_of(config: RunConfig, facts: DatasetStats, *, kind: str, dtype: str) -> dict[str, Any]:
     """What dtl must know to open an export of this run again; `dtype`: of the run's weights."""
     return {
         "kind": kind,
@@ -128,7 +128,7 @@ def _gather(engine: Engine, learnt: Learnt | None, *, learning_only: bool) -> di
             if engine.is_first:
                 state[name] = learnt.read(f"weight/{name}")
         elif parameter.requires_grad or not learning_only:
-            value = engine.whole(parameter)
+            value = engine.full_tensor(parameter)
             if engine.is_first:
                 state[name] = value
     if engine.is_first and not learning_only:

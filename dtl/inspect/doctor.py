@@ -36,11 +36,11 @@ class Finding:
 
     state: Literal["ok", "note", "missing"]
     what: str
-    mend: str = ""
+    fix: str = ""
 
     def __str__(self) -> str:
         line = f"{self.state:<8} {self.what}"
-        return f"{line}; {self.mend}" if self.mend else line
+        return f"{line}; {self.fix}" if self.fix else line
 
 
 def examine() -> Iterator[Finding]:
@@ -75,14 +75,14 @@ def _requirements() -> list[Any]:
 
 
 def _package(requirement: Any) -> Finding:
-    mend = f"pip install '{requirement.name}{requirement.specifier}'"
+    fix = f"pip install '{requirement.name}{requirement.specifier}'"
     try:
         version = metadata.version(requirement.name)
     except metadata.PackageNotFoundError:
-        return Finding("missing", f"{requirement.name} is not installed", mend)
+        return Finding("missing", f"{requirement.name} is not installed", fix)
     if not requirement.specifier.contains(version, prereleases=True):
         wanted = f"dtl needs {requirement.specifier}"
-        return Finding("missing", f"{requirement.name} {version}, but {wanted}", mend)
+        return Finding("missing", f"{requirement.name} {version}, but {wanted}", fix)
     return Finding("ok", f"{requirement.name} {version}")
 
 
@@ -124,19 +124,19 @@ def _devices() -> Iterator[Finding]:
         memory = format_bytes(device["memory"])
         yield Finding("ok", f"GPU {number}: {device['name']}, {memory}, {bf16}")
     if seen["devices"] and not seen["cuda_home"]:
-        mend = "install the CUDA toolkit and set CUDA_HOME"
-        yield Finding("note", "no CUDA toolkit, so DeepSpeed cannot build its GPU operators", mend)
+        fix = "install the CUDA toolkit and set CUDA_HOME"
+        yield Finding("note", "no CUDA toolkit, so DeepSpeed cannot build its GPU operators", fix)
     if not seen["devices"]:
         yield _no_gpu(seen["cuda"])
 
 
 def _no_gpu(cuda: str | None) -> Finding:
     if shutil.which("nvidia-smi") and cuda is None:
-        mend = "install the CUDA build of torch (see pytorch.org)"
-        return Finding("missing", "there is an NVIDIA driver, but this torch is for CPU only", mend)
+        fix = "install the CUDA build of torch (see pytorch.org)"
+        return Finding("missing", "there is an NVIDIA driver, but this torch is for CPU only", fix)
     if shutil.which("nvidia-smi"):
-        mend = f"update the driver for CUDA {cuda}, or check CUDA_VISIBLE_DEVICES"
-        return Finding("missing", "there is an NVIDIA driver, but torch sees no GPU", mend)
+        fix = f"update the driver for CUDA {cuda}, or check CUDA_VISIBLE_DEVICES"
+        return Finding("missing", "there is an NVIDIA driver, but torch sees no GPU", fix)
     return Finding("note", "no GPU: dtl trains on the CPU")
 
 
@@ -195,7 +195,7 @@ def _folder(what: str, folder: Path, *, variable: str) -> Finding:
     """Whether the folder, or the nearest one above it that exists, can be written to."""
     there = next(at for at in (folder, *folder.parents) if at.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        mend = f"set {variable} to a folder that you may write to"
-        return Finding("missing", f"{what} {folder} cannot be written to", mend)
+        fix = f"set {variable} to a folder that you may write to"
+        return Finding("missing", f"{what} {folder} cannot be written to", fix)
     free = format_bytes(shutil.disk_usage(there).free)
     return Finding("ok", f"{what} {folder}, {free} free on its disk")

@@ -19,7 +19,7 @@ from dtl.export.opened import Exported, open_export
 from dtl.models.load import padding_token, silent
 from dtl.prepare import preparation
 from dtl.run.folder import RunFolder, write_json
-from dtl.tasks.base import Facts, Task
+from dtl.tasks.base import DatasetStats, Task
 from dtl.train.setup import open_model, start_engine
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def _scored(
     data: EncodedData,
     config: RunConfig,
     *,
-    facts: Facts,
+    facts: DatasetStats,
     processor: Any,
     say: Callable[[str], None],
 ) -> Evaluation:

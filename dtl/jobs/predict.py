@@ -51,9 +51,9 @@ def exists(given: str) -> bool:
 
 def refuse_absent(inputs: Iterable[str]) -> None:
     """Raise DtlError for every input that is not there and can be no text either."""
-    mend = "name a file of rows, of text lines, or a sound or picture"
+    fix = "name a file of rows, of text lines, or a sound or picture"
     lost = [given for given in inputs if not exists(given) and not any(map(str.isspace, given))]
-    faults = [Fault(given, "no such file", mend) for given in lost]
+    faults = [Fault(given, "no such file", fix) for given in lost]
     if faults:
         raise DtlError(*faults)
 
@@ -86,7 +86,7 @@ def predictions(
     `predicted` null and the reason. Raises DtlError for a row at fault, with its place."""
     task = exported.task
     model = exported.model.to("cuda" if torch.cuda.is_available() else "cpu")
-    encode = task.question(exported.processor, exported.facts, exported.settings)
+    encode = task.prompt_encoder(exported.processor, exported.facts, exported.settings)
     for together in _batched(rows, batch):
         asked = [_asked(row, exported) for row in together]
         pieces = [
@@ -94,7 +94,7 @@ def predictions(
         ]
         found = [encode(piece) for of_row in pieces for piece in of_row]
         shown = (
-            task.present(dict(one.values), processor=exported.processor, draw=None)
+            task.transform(dict(one.values), processor=exported.processor, draw=None)
             for one in found
             if not isinstance(one, Skip)
         )
@@ -152,7 +152,12 @@ def _asked(row: Row, exported: Exported) -> Row:
     fields = {ours.get(name, name): value for name, value in row.fields.items()}
     if set(row.fields) == {"text"} and "source" in exported.task.reads:
         fields = {"source": row.fields["text"]}
-    asked = Row(row.index, row.place, exported.task.answered(fields, exported.facts), row.folder)
+    asked = Row(
+        row.index,
+        row.place,
+        exported.task.with_placeholder_target(fields, exported.facts),
+        row.folder,
+    )
     if fault := exported.task.check(asked):
         raise DtlError(fault)
     return asked

@@ -84,7 +84,7 @@ def _faults_of_the_hub(repository: str) -> Iterator[None]:
         ) from None
     except ValueError as fault:  # such as a card that the hub does not take
         reason = " ".join(str(fault).split())[:300]
-        raise DtlError.of(repository, f"the hub does not take it ({reason})", "mend it") from None
+        raise DtlError.of(repository, f"the hub does not take it ({reason})", "fix it") from None
     except Exception as fault:
         if not _lost_on_the_way(fault):
             raise

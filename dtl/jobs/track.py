@@ -25,6 +25,6 @@ def track(folder: RunFolder, names: Iterable[str]) -> list[str]:
             raise RunFailed.of(
                 f"tracker {name}",
                 f"failed ({type(fault).__name__}: {reason})",
-                "metrics.jsonl has all: mend it and send again",
+                "metrics.jsonl has all: fix it and send again",
             ) from fault
     return chosen

@@ -25,14 +25,21 @@ from dtl.plan.records import PhasePlan, Plan
 from dtl.prepare.dataset import Examples
 from dtl.run.folder import RunFolder
 from dtl.train import checkpoint, optim
-from dtl.train.checkpoint import Learnt, Store, Stored
+from dtl.train.checkpoint import CheckpointStore, Learnt, Stored
 from dtl.train.deadline import Deadline
 from dtl.train.feature_cache import Source, learnt_from_features
 from dtl.train.guards import Guard, SpikeFound
 from dtl.train.heartbeat import Watch
-from dtl.train.log import RunLog, told
+from dtl.train.log import RunLog, format_scores
 from dtl.train.loop import End, Hooks, Limits, Progress, StopAgreed, train
-from dtl.train.setup import find_checkpoint, goes_over, open_model, restore, show, start_moments
+from dtl.train.setup import (
+    find_checkpoint,
+    is_phase_transition,
+    open_model,
+    restore,
+    show,
+    start_moments,
+)
 from dtl.train.spikes import go_back, left_out, losses_before
 from dtl.train.trackers import Trackers
 from dtl.train.usage import Meter
@@ -125,11 +132,11 @@ class _Job:
         model, options = adapted.model, self.config.optim
         parts.training_mode(model)
         rate, device = self.phase.learning_rate, plan.layout.device
-        begins = saved is None or goes_over(plan, parts, saved)
-        if begins and parts.strategy.looks_at_data:
+        begins = saved is None or is_phase_transition(plan, parts, saved)
+        if begins and parts.strategy.needs_calibration:
             self._begin_from_data(model)
-        if begins and parts.strategy.makes_good:
-            parts.strategy.begin_over(
+        if begins and parts.strategy.needs_base_weights:
+            parts.strategy.init_from_base_weights(
                 model,
                 whole=adapted.whole,
                 device=engine.device,
@@ -183,7 +190,7 @@ class _Job:
             with self.engine.forward():
                 self.parts.task.loss(model, self.engine.to_device(batch))
 
-        self.parts.strategy.begin(
+        self.parts.strategy.init_from_data(
             model.to(self.engine.device),
             batches=(
                 batch.tensors
@@ -198,10 +205,10 @@ class _Job:
     def _look_at_every_step(self, done: int) -> None:
         """Tie to the optimizer what works on the weights beside it, from where the base starts: a
         checkpoint is read after this. `done`: steps of this phase that have been taken."""
-        masters, optimizer = self.engine.masters(), self.engine.stepping
+        masters, optimizer = self.engine.fp32_master_weights(), self.engine.inner_optimizer
         if self.config.optim.l2_sp is not None:
             optimizer.register_step_pre_hook(optim.Pull(masters))
-        self.parts.strategy.tie(
+        self.parts.strategy.register_optimizer_hooks(
             self.engine.plain_model,
             optimizer,
             steps=self.phase.last - self.phase.before,
@@ -249,11 +256,11 @@ class _Job:
                     "export": str(self.folder.export),
                 }
             )
-        self.engine.wait()
+        self.engine.barrier()
         if self.config.data.train.streaming and self.engine.is_first and self.log.listed:
             self.log.say(f"  left out: {len(self.log.listed)} rows, in skipped_rows.jsonl")
         for name, found in scores.items():
-            self.log.say(f"{name:>10}: {told(found)}")
+            self.log.say(f"{name:>10}: {format_scores(found)}")
         self.log.say(f"    export: {self.folder.export}")
 
     def limits(self, leave_out: frozenset[int] = frozenset()) -> Limits:
@@ -321,7 +328,7 @@ class _Job:
         if options.ema is not None:
             averages["ema"] = Averaged(Stored(self._whole(self.progress.step)))
         if options.average is not None:
-            steps = self.engine.agree(self.store.steps)[-options.average :]
+            steps = self.engine.broadcast_object(self.store.steps)[-options.average :]
             self.log.say(f"the weights of steps {', '.join(map(str, steps))} are averaged")
             averages["average"] = Mean([Stored(self._whole(step)) for step in steps])
         return averages
@@ -338,7 +345,9 @@ class _Job:
     def _whole(self, step: int) -> Path:
         """The checkpoint of a step, looked at again before it is used."""
         path = self.store.path_of(step)
-        fault = self.engine.agree(self.store.fault(path) if self.engine.is_first else None)
+        fault = self.engine.broadcast_object(
+            self.store.fault(path) if self.engine.is_first else None
+        )
         if fault is not None:
             raise RunFailed.of(str(path), fault, "resume with train.export=last")
         return path
@@ -419,7 +428,7 @@ class _Job:
     def pause(self, doing: str) -> None:
         """A safe point outside the loop. Raises StopAgreed, on all ranks or on none."""
         (self.slowly if doing.startswith("export") else self.quickly)(doing)
-        if self.engine.reduce(float(self._asks()))[0] > 0:
+        if self.engine.all_reduce_sum(float(self._asks()))[0] > 0:
             raise StopAgreed
 
     # What it is made of.
@@ -451,9 +460,9 @@ class _Job:
         return log
 
     @cached_property
-    def store(self) -> Store:
+    def store(self) -> CheckpointStore:
         options = self.config.train
-        return Store(
+        return CheckpointStore(
             self.folder.checkpoints,
             self.folder.identity,
             self.folder.formerly,
@@ -492,7 +501,7 @@ class _Job:
         return Loader(
             data=self.examples.train,
             collate=self.collate,
-            present=partial(self.parts.task.present, processor=self.examples.processor),
+            present=partial(self.parts.task.transform, processor=self.examples.processor),
             batching=self.examples.batching,
             micro_batch=self.plan.layout.micro_batch,
             rank=self.engine.rank,

@@ -121,12 +121,12 @@ def _train(
     try:
         if outer is not None:
             _begin(folder, prepared, outer, engine.is_first, tell_once)
-            engine.wait()
+            engine.barrier()
             log_to(folder.logs / f"rank-{engine.rank}.log")
         wait = LEASE_SECONDS if "SLURM_JOB_ID" in os.environ else 0.0
         mine = Lease(folder.path, wait=wait) if engine.is_first else nullcontext()
         with mine as lease, watch:
-            engine.wait()  # no rank goes on before the folder is ours
+            engine.barrier()  # no rank goes on before the folder is ours
             process = Process(
                 terminal if engine.is_first else None,
                 watch,
@@ -155,7 +155,7 @@ def _train(
 
 @contextmanager
 def _local_faults(prepared: preparation.Prepared, watch: Watch) -> Iterator[None]:
-    """What one rank meets alone and starting again would not mend: no memory, a full disk."""
+    """What one rank meets alone and starting again would not fix: no memory, a full disk."""
     from dtl.plan.memory_advice import relief, wants_disk, wants_memory
     from dtl.train.log import memory_line
 
@@ -164,15 +164,15 @@ def _local_faults(prepared: preparation.Prepared, watch: Watch) -> Iterator[None
     except Exception as fault:
         if wants_disk(fault):
             place, found = _place_of(fault, prepared), f"the disk is full, in {watch.doing}"
-            mend = "make room, then resume: the newest checkpoint is whole"
+            fix = "make room, then resume: the newest checkpoint is whole"
         elif wants_memory(fault):
             place = f"rank {os.environ.get('RANK', '0')}"
             found = f"out of memory in {watch.doing}; {memory_line()}"
-            mend = relief(prepared.plan, doing=watch.doing)
+            fix = relief(prepared.plan, doing=watch.doing)
         else:
             raise
         traceback.print_exc()
-        raise RankFailed.of(place, found, mend) from fault
+        raise RankFailed.of(place, found, fix) from fault
 
 
 def _place_of(fault: Exception, prepared: preparation.Prepared) -> str:

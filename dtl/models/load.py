@@ -299,7 +299,7 @@ def load_pretrained(
 def _with_adapters(loaded: Loaded, model: Model) -> Loaded:
     """The base with earlier adapters in its weights; what these bring is not new."""
     for folder in adapter_folders(model):
-        network, brought = adapters.worked_in(loaded.model, folder)
+        network, brought = adapters.merge_into_base(loaded.model, folder)
         loaded = replace(loaded, model=network, new=loaded.new - brought)
     return loaded
 
@@ -478,11 +478,11 @@ class _hub_faults:
         if not isinstance(fault, (OSError, ValueError, SafetensorError, json.JSONDecodeError)):
             return
         reason = " ".join(str(fault).split())[:200]
-        mend = (
+        fix = (
             "check the name and the network, or fetch it once with `hf download`"
             if not Path(locate(self.model)).exists()
             else "check the files in the folder"
         )
         raise DtlError.of(
-            PLACE, f"cannot read the {self.part} of {self.model.path} ({reason})", mend
+            PLACE, f"cannot read the {self.part} of {self.model.path} ({reason})", fix
         ) from fault

@@ -143,5 +143,5 @@ def _sum(file: Path) -> list[int | str]:
         return [file.stat().st_size, hashlib.file_digest(read, "sha256").hexdigest()]
 
 
-def _failed(problem: str, mend: str) -> RankFailed:
-    return RankFailed.of(f"{PLACE} on {socket.gethostname()}", problem, mend)
+def _failed(problem: str, fix: str) -> RankFailed:
+    return RankFailed.of(f"{PLACE} on {socket.gethostname()}", problem, fix)

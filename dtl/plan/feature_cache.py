@@ -11,7 +11,7 @@ from dtl.config.schema import RunConfig
 from dtl.core.errors import DtlError
 from dtl.core.units import format_bytes
 from dtl.data.order import padded
-from dtl.plan.records import Chosen
+from dtl.plan.records import Decision
 
 KEY = "feature cache"
 PLACE = "strategy.cache_features"
@@ -37,7 +37,7 @@ def plan_features(
     width: int,
     steps: int,
     per_epoch: int,
-) -> tuple[bool, Chosen | None]:
+) -> tuple[bool, Decision | None]:
     """Of the first phase; no other has the pretrained base. `inseparable`: why the base's part
     cannot be kept; None: it can. `width`: of the base's output, or 0. `steps`: of that phase.
 
@@ -54,25 +54,25 @@ def plan_features(
     asked = first.caches_features
     if asked is False:
         wanted = type(first).caches_features is not False
-        return False, Chosen(KEY, "off", PLACE) if wanted else None
+        return False, Decision(KEY, "off", PLACE) if wanted else None
     fault = _why_not(config, parts, reading.varied or inseparable)
     if fault is not None:
         if asked:
             raise DtlError.of(PLACE, fault, "remove it: the run learns the same without it")
-        return False, Chosen(KEY, "off", fault)
+        return False, Decision(KEY, "off", fault)
     if asked is None and steps <= per_epoch:
-        return False, Chosen(KEY, "off", "no example is read twice")
+        return False, Decision(KEY, "off", "no example is read twice")
     most = int(padded(reading.lengths).sum()) * width * NUMBER
     size = f"about {format_bytes(most)} at most a layer that the head reads"
     size = size if most else "its size is seen in the run"
     if reading.free is not None:
         size += f"; {format_bytes(reading.free)} are free"
     why = PLACE if asked else "the base makes the same of an example in every epoch"
-    return True, Chosen(KEY, "on", f"{why}; {size}")
+    return True, Decision(KEY, "on", f"{why}; {size}")
 
 
 def _why_not(config: RunConfig, parts: Parts, fault: str | None) -> str | None:
-    if not parts.task.runs_once:
+    if not parts.task.single_forward:
         return (
             f"task {config.task.name} has no head that answers an example at once: a text is "
             "written token by token through the whole model"

@@ -25,8 +25,8 @@ from dtl.plan.feature_cache import Reading, plan_features
 from dtl.plan.memory import MASTER, WIDTH, disk_bytes, model_state
 from dtl.plan.parameter_groups import moment_bytes, updates
 from dtl.plan.phases import Learning, last_steps, refuse_lost
-from dtl.plan.records import Chosen, Hardware, Layout, OuterLaunch, Parameters, PhasePlan, Plan
-from dtl.tasks.base import Facts
+from dtl.plan.records import Decision, Hardware, Layout, OuterLaunch, Parameters, PhasePlan, Plan
+from dtl.tasks.base import DatasetStats
 
 ROOM = 0.9  # share of a device's memory that may be planned for
 MICRO_BATCH_CPU = 8
@@ -37,10 +37,10 @@ PADDING_TOLD = 0.1  # share of what is read, above which it is told
 
 @dataclass
 class _Log:
-    chosen: list[Chosen] = field(default_factory=list)
+    chosen: list[Decision] = field(default_factory=list)
 
     def note(self, key: str, value: object, reason: str) -> None:
-        self.chosen.append(Chosen(key, str(value), reason))
+        self.chosen.append(Decision(key, str(value), reason))
 
 
 @dataclass(frozen=True)
@@ -70,15 +70,15 @@ class _Reach:
 
 def _reach(config: RunConfig, parts: Parts) -> _Reach:
     named = list(zip(parts.strategies, (phase.name for phase in config.phases), strict=True))
-    lowest, name = min(named, key=lambda pair: pair[0].highest_zero)
-    keeping = [name for strategy, name in named if not strategy.recomputes]
+    lowest, name = min(named, key=lambda pair: pair[0].max_zero_stage)
+    keeping = [name for strategy, name in named if not strategy.supports_checkpointing]
     highest = (
-        min(lowest.highest_zero, 2) if config.model.quantize == "int8" else lowest.highest_zero
+        min(lowest.max_zero_stage, 2) if config.model.quantize == "int8" else lowest.max_zero_stage
     )
     return _Reach(highest, name, next(iter(keeping), None))
 
 
-def what_learns(config: RunConfig, parts: Parts, facts: Facts) -> Learning:
+def what_learns(config: RunConfig, parts: Parts, facts: DatasetStats) -> Learning:
     """Apply the strategy to the weightless model, and look."""
     import torch
 
@@ -96,7 +96,7 @@ def what_learns(config: RunConfig, parts: Parts, facts: Facts) -> Learning:
         learning=count,
         frozen=sum(parameter.numel() for parameter in model.parameters()) - count,
         quantized=quantize.footprint(model, config.model),
-        kept=moments + count * (MASTER * averaged + parts.strategy.kept_bytes),
+        kept=moments + count * (MASTER * averaged + parts.strategy.extra_state_bytes),
         starts=sum(learning[name].numel() for name in how if how[name].pull),
     )
     return Learning(frozenset(learning), parameters, why_inseparable(model))
@@ -120,7 +120,7 @@ def make_plan(
     config: RunConfig,
     parts: Parts,
     *,
-    facts: Facts,
+    facts: DatasetStats,
     settings: Any,
     batching: Batching,
     lengths: np.ndarray,
@@ -158,7 +158,7 @@ def make_plan(
     room = int(hardware.memory * ROOM) - sum(state.values())
     checkpointing = _checkpointing(config, work, room, dtype, reach, log)
     micro = _micro_batch(config, work, room, hardware, nodes * processes, checkpointing, dtype, log)
-    turns = _turns(config, work, nodes * processes, micro, log)
+    turns = accumulation_steps(config, work, nodes * processes, micro, log)
     layout = Layout(
         nodes, processes, zero, offload, micro, turns, checkpointing, dtype, hardware.device
     )
@@ -249,7 +249,7 @@ def _processes(
                 "start the same number on each node",
             )
         log.note("processes", outer.ranks, f"fixed by {outer.launcher}")
-        _refuse_hungry(config, examples, outer.ranks)
+        _check_batch_size(config, examples, outer.ranks)
         return nodes, outer.ranks_a_node
     if asked.processes is not None:
         if hardware.device == "cuda" and asked.nodes == 1 and asked.processes > hardware.devices:
@@ -258,7 +258,7 @@ def _processes(
                 f"{asked.processes} processes want a GPU each; this machine has {hardware.devices}",
                 f"set layout.processes to {hardware.devices} or less",
             )
-        _refuse_hungry(config, examples, asked.nodes * asked.processes)
+        _check_batch_size(config, examples, asked.nodes * asked.processes)
         log.note("processes", asked.nodes * asked.processes, "layout.processes")
         return asked.nodes, asked.processes
     found = hardware.devices if hardware.device == "cuda" else 1
@@ -268,17 +268,17 @@ def _processes(
     return asked.nodes, processes
 
 
-def _refuse_hungry(config: RunConfig, examples: int, ranks: int) -> None:
+def _check_batch_size(config: RunConfig, examples: int, ranks: int) -> None:
     """A process without examples in most steps is a mistake, not a layout."""
     if ranks <= examples:
         return
     size = config.train.global_batch
     if size.unit == "examples":
-        problem, mend = f"{size} cannot feed {ranks} processes", f"to {ranks} or more"
+        problem, fix = f"{size} cannot feed {ranks} processes", f"to {ranks} or more"
     else:
         problem = f"{size} are {examples} examples on average, and cannot feed {ranks} processes"
-        mend = "higher, or use fewer processes"
-    raise DtlError.of("train.global_batch", problem, f"set train.global_batch {mend}")
+        fix = "higher, or use fewer processes"
+    raise DtlError.of("train.global_batch", problem, f"set train.global_batch {fix}")
 
 
 def _dtype(config: RunConfig, hardware: Hardware, log: _Log) -> str:
@@ -491,7 +491,7 @@ def _share(batching: Batching, ranks: int) -> int:
     return math.ceil(batching.most / ranks) if batching.sizes is None else batching.examples
 
 
-def _turns(config: RunConfig, work: _Work, ranks: int, micro: int, log: _Log) -> int:
+def accumulation_steps(config: RunConfig, work: _Work, ranks: int, micro: int, log: _Log) -> int:
     """Micro-batches that a rank runs in a step, and what they pad, seen in the first batches."""
     batching, size = work.batching, config.train.global_batch
     room = None if batching.sizes is None else room_for(micro, work.lengths)

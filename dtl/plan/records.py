@@ -75,7 +75,7 @@ class Parameters:
 
 
 @dataclass(frozen=True)
-class Chosen:
+class Decision:
     """One decision, its value and the reason for it."""
 
     key: str
@@ -106,7 +106,7 @@ class Plan:
     steps: int
     steps_per_epoch: int
     deepspeed: dict[str, Any] | None
-    choices: tuple[Chosen, ...] = field(default=())
+    choices: tuple[Decision, ...] = field(default=())
 
     @property
     def model_state_bytes(self) -> int:
@@ -164,7 +164,7 @@ class Plan:
                     PhasePlan(**{**phase, "parameters": _parameters(phase["parameters"])})
                     for phase in stored["phases"]
                 ),
-                "choices": tuple(Chosen(**chosen) for chosen in stored["choices"]),
+                "choices": tuple(Decision(**chosen) for chosen in stored["choices"]),
             }
         )
 

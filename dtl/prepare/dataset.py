@@ -32,7 +32,7 @@ from dtl.models.fingerprint import fingerprint, of_adapter
 from dtl.models.load import load_processor, load_settings, locate
 from dtl.models.peft.adapters import with_room_for
 from dtl.models.trust import refuse_pickled_weights
-from dtl.tasks.base import Classification, Facts, Task
+from dtl.tasks.base import Classification, DatasetStats, Task
 
 MIX_SEED = 20_000_017  # of which rows of a source are read once more, or at all
 HELD_OUT_SEED = 20_000_003  # of the split, so that train.seed does not change who is held out
@@ -46,7 +46,7 @@ class Examples:
 
     train: EncodedData | StreamedData
     held_out: EncodedData | None
-    facts: Facts
+    facts: DatasetStats
     processor: Any
     settings: Any  # the base model's config
     sources: tuple[ReadSource, ...]  # data.train, and data.eval
@@ -85,7 +85,7 @@ class Examples:
         """Every row that was read and is no example: where it stands, and why."""
         for source in (*self.sources, *self.mixed):
             for fault in source.bad:
-                yield _skipped(source.place, fault.place, fault.problem)
+                yield _skipped(source.place, fault.location, fault.problem)
         for place, rows, data in self.rows:
             reasons = data.left_out
             for row in rows if reasons else ():
@@ -130,12 +130,12 @@ def prepare(
         _refuse_absent(held_out, config.task.group_by)
     settings = load_settings(config.model)
     read_as = with_room_for(settings, max(strategy.virtual_tokens for strategy in parts.strategies))
-    processor = load_processor(config.model, parts.task.reads_by)
+    processor = load_processor(config.model, parts.task.processor_kind)
     to_survey = train  # few rows are drawn of data whose labels are known
     if config.data.draw is not None:
         to_survey = _mixed(config, _split(config, sources)[0], mixed)
     surveyed = _surveyed(to_survey, config, parts.task, settings, writes=writes)
-    processor, facts = parts.task.fit(processor, surveyed)
+    processor, facts = parts.task.adapt_processor(processor, surveyed)
     encoding = _Encoding(config, parts.task, processor, facts, read_as, check, writes)
     read: list[tuple[str, Iterable[Row], EncodedData]] = []
     learnt: EncodedData | StreamedData
@@ -176,7 +176,7 @@ class _Encoding:
     config: RunConfig
     task: Task
     processor: Any
-    facts: Facts
+    facts: DatasetStats
     read_as: Any
     check: Check | None
     writes: bool
@@ -335,18 +335,18 @@ def _noted(rows: Rows, config: RunConfig) -> Reading:
 
 def _surveyed(
     rows: Rows | Part | Mixture, config: RunConfig, task: Task, settings: Any, *, writes: bool
-) -> Facts:
+) -> DatasetStats:
     """What the rows say; of rows that are streamed it is found once, and noted."""
     if not config.data.train.streaming:
-        return task.survey(rows, settings)
+        return task.collect_dataset_stats(rows, settings)
     parts = [NOTE_FORMAT, rows.fingerprint, config.task.learnt, settings.to_dict()]
     text = json.dumps(parts, sort_keys=True, default=str)
     note = cache_folder() / "surveyed" / f"{hashlib.sha256(text.encode()).hexdigest()}.json"
     if not writes:
         await_file(note)
     elif not note.exists():
-        write_note(note, json.dumps(task.survey(rows, settings)))
-    facts: Facts = json.loads(note.read_text(encoding="utf-8"))
+        write_note(note, json.dumps(task.collect_dataset_stats(rows, settings)))
+    facts: DatasetStats = json.loads(note.read_text(encoding="utf-8"))
     return facts
 
 
@@ -365,7 +365,7 @@ def _refuse_bad(reading: Reading, name: str, data: Data) -> None:
             "data.max_bad_fraction",
             f"{len(bad)} of {total} rows of {name} are at fault, and no more than the share "
             f"{data.max_bad_fraction:g} may be skipped: {_first(bad)}",
-            "mend the rows" if reading.good == 0 else "mend the rows, or raise the share",
+            "fix the rows" if reading.good == 0 else "fix the rows, or raise the share",
         )
 
 
@@ -390,7 +390,7 @@ def _refuse_absent(rows: Iterable[Row], column: str) -> None:
 
 
 def _first(bad: tuple[Fault, ...]) -> str:
-    told = [f"{fault.place} ({fault.problem})" for fault in bad[:SKIPPED_SHOWN]]
+    told = [f"{fault.location} ({fault.problem})" for fault in bad[:SKIPPED_SHOWN]]
     return ", ".join([*told, "..."] if len(bad) > len(told) else told)
 
 

@@ -75,7 +75,7 @@ def _picked(rows: Iterable[Row], wanted: set[int]) -> dict[int, Row]:
 
 
 def _shown(outcome: Outcome, row: Row | None, task: Task, facts: dict[str, Any]) -> Shown:
-    answers = task.answers(outcome, facts)
+    answers = task.describe_prediction(outcome, facts)
     numbers = tuple(
         (name.replace("_", " "), f"{value:.4g}")
         for name, value in outcome.items()

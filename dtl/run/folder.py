@@ -19,7 +19,7 @@ from dtl.config.schema import RunConfig
 from dtl.core.errors import DtlError
 from dtl.data.batching import Batching
 from dtl.plan.records import Plan
-from dtl.tasks.base import Facts
+from dtl.tasks.base import DatasetStats
 
 State = Literal["absent", "interrupted", "finished"]
 METRICS = "metrics.jsonl"
@@ -86,7 +86,7 @@ class RunFolder:
         return Plan.from_dict(self._run["plan"])
 
     @property
-    def facts(self) -> Facts:
+    def facts(self) -> DatasetStats:
         return dict(self._run["facts"])
 
     @property
@@ -148,7 +148,7 @@ class RunFolder:
         self,
         config: RunConfig,
         plan: Plan,
-        facts: Facts,
+        facts: DatasetStats,
         data: dict[str, Any],
         *,
         skipped: Iterable[dict[str, str]] = (),

@@ -46,7 +46,7 @@ class Options(OfBlocks, Excluding):
                     ConfigFault(
                         "rank",
                         problem=f"the budget falls from first_rank, {self.first_rank}, to less",
-                        mend=f"set rank below it, or first_rank to {self.rank * 3 // 2 + 1}",
+                        fix=f"set rank below it, or first_rank to {self.rank * 3 // 2 + 1}",
                     )
                 ]
             )
@@ -56,7 +56,7 @@ class Options(OfBlocks, Excluding):
                     ConfigFault(
                         "settling",
                         problem="with warmup it leaves no steps in which ranks are let go of",
-                        mend="set both so that they make less than 1",
+                        fix="set both so that they make less than 1",
                     )
                 ]
             )
@@ -68,7 +68,7 @@ class Plugin(Adapter):
 
     learning_rate = 5e-4
     method = "adalora"
-    kept_bytes = 8  # importance and uncertainty of each number, in fp32
+    extra_state_bytes = 8  # importance and uncertainty of each number, in fp32
     options: Options
 
     def settings(self, model: nn.Module) -> dict[str, Any]:
@@ -83,7 +83,9 @@ class Plugin(Adapter):
             "total_step": 1,  # a run tells, when it has its plan
         }
 
-    def tie(self, model: nn.Module, optimizer: Optimizer, *, steps: int, done: int) -> None:
+    def register_optimizer_hooks(
+        self, model: nn.Module, optimizer: Optimizer, *, steps: int, done: int
+    ) -> None:
         options = self.options
         Budget(
             model,

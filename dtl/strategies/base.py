@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from dtl.config.record import ConfigFault, Record, refuse
 from dtl.core.errors import DtlError
 from dtl.models.peft import adapters, continued
-from dtl.models.peft.adapters import REACH
+from dtl.models.peft.adapters import COMPATIBILITY
 
 if TYPE_CHECKING:
     import torch
@@ -31,13 +31,13 @@ class Strategy(ABC):
     starts_from: ClassVar[Literal["pretrained", "random"]] = "pretrained"
     exports: ClassVar[Literal["model", "adapter"]] = "model"
     keeps_base: bool = False  # whether what it adds can be set aside, which leaves the base
-    highest_zero: int = 3  # ZeRO stage
-    recomputes: bool = True  # whether its activations may be recomputed
+    max_zero_stage: int = 3  # ZeRO stage
+    supports_checkpointing: bool = True  # whether its activations may be recomputed
     virtual_tokens: int = 0  # how many positions of the model it takes
     continues: Path | None = None  # the folder of the adapter that it goes on with
-    looks_at_data: bool = False  # whether `begin` is wanted
-    kept_bytes: int = 0  # that `tie` adds to the moments of each number that learns
-    makes_good: bool = False  # whether `begin_over` is wanted, of a base in nf4
+    needs_calibration: bool = False  # whether `begin` is wanted
+    extra_state_bytes: int = 0  # that `tie` adds to the moments of each number that learns
+    needs_base_weights: bool = False  # whether `begin_over` is wanted, of a base in nf4
     caches_features: bool | None = False  # whether the base's output is kept; None: as planned
 
     def __init__(self, options: Any) -> None:
@@ -50,7 +50,7 @@ class Strategy(ABC):
         Raises DtlError when nothing would learn, or the model has no place for what is asked.
         """
 
-    def begin(
+    def init_from_data(
         self,
         model: nn.Module,
         *,
@@ -61,7 +61,7 @@ class Strategy(ABC):
         every rank and layout, which `show` runs through the model. Only before the first step."""
         return None
 
-    def begin_over(
+    def init_from_base_weights(
         self,
         model: nn.Module,
         *,
@@ -74,12 +74,14 @@ class Strategy(ABC):
         Only before the first step."""
         return None
 
-    def fill(self, model: nn.Module, *, fill: Callable[..., None]) -> None:
+    def load_initial_values(self, model: nn.Module, *, fill: Callable[..., None]) -> None:
         """Write what the strategy begins with, where it brings values: `fill(parameter, value)`
         writes a whole tensor, also into a partitioned one."""
         return None
 
-    def tie(self, model: nn.Module, optimizer: Optimizer, *, steps: int, done: int) -> None:
+    def register_optimizer_hooks(
+        self, model: nn.Module, optimizer: Optimizer, *, steps: int, done: int
+    ) -> None:
         """Tie to the optimizer (`register_step_pre_hook`) what the strategy does in every step
         beside it: `steps` in all, of which so many are done. What it must remember of a parameter
         stands in the optimizer's state, under a name of `engine.KEPT`."""
@@ -99,7 +101,7 @@ class Strategy(ABC):
         return model
 
 
-def let_learn(model: nn.Module, names: Collection[str]) -> nn.Module:
+def set_trainable(model: nn.Module, names: Collection[str]) -> nn.Module:
     """The parameters of these names learn, and no others. A tied weight has one name, its first."""
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in names)
@@ -115,8 +117,8 @@ class Adapter(Strategy):
 
     def __init__(self, options: Any) -> None:
         super().__init__(options)
-        self.highest_zero = REACH[self.method].zero
-        self.recomputes = REACH[self.method].recomputes
+        self.max_zero_stage = COMPATIBILITY[self.method].zero
+        self.supports_checkpointing = COMPATIBILITY[self.method].recomputes
         former = getattr(options, "continue_from", None)
         self.continues = None if former is None else Path(former).expanduser()
 
@@ -136,7 +138,7 @@ class Adapter(Strategy):
                 model, self.continues, method=self.method, asked=asked, new=new
             )
         try:
-            return adapters.put_on(model, self.method, settings, new=new)
+            return adapters.attach_adapter(model, self.method, settings, new=new)
         except ValueError as fault:
             problem = str(fault).splitlines()[0].rstrip(".")
             target = getattr(self.options, "target", None)
@@ -151,13 +153,13 @@ class Adapter(Strategy):
         return {**_placed(self.options), **self.settings(model)}
 
     @final
-    def fill(self, model: nn.Module, *, fill: Callable[..., None]) -> None:
+    def load_initial_values(self, model: nn.Module, *, fill: Callable[..., None]) -> None:
         if self.continues is not None:
             continued.fill_from(model, self.continues, fill=fill)
 
     @final
     def merge(self, model: nn.Module) -> nn.Module:
-        if not REACH[self.method].merges:
+        if not COMPATIBILITY[self.method].merges:
             raise DtlError.of(
                 "strategy",
                 f"{self.method} learns tokens, which no weight of the model can take in",
@@ -212,7 +214,7 @@ class OfBlocks(Targeted):
                     ConfigFault(
                         "layers",
                         problem=f"PEFT picks blocks of a list of names, not of '{self.target}'",
-                        mend="list the layers, such as target: [q_proj, v_proj]",
+                        fix="list the layers, such as target: [q_proj, v_proj]",
                     )
                 ]
             )

@@ -9,7 +9,7 @@ from pydantic import Field
 from dtl.config.record import Record
 from dtl.core.errors import DtlError
 from dtl.models.anatomy import head_parameters
-from dtl.strategies.base import Strategy, let_learn
+from dtl.strategies.base import Strategy, set_trainable
 
 if TYPE_CHECKING:
     from torch import nn
@@ -41,4 +41,4 @@ class Plugin(Strategy):
                 f"the base of {type(model).__name__} has no biases",
                 "take strategy norm or lora, or a model with biases",
             )
-        return let_learn(model, biases | new | (heads if self.options.head else frozenset()))
+        return set_trainable(model, biases | new | (heads if self.options.head else frozenset()))

@@ -9,7 +9,7 @@ from pydantic import Field
 from dtl.config.record import Record
 from dtl.core.errors import DtlError
 from dtl.models.anatomy import head_modules, head_parameters
-from dtl.strategies.base import Strategy, let_learn
+from dtl.strategies.base import Strategy, set_trainable
 
 if TYPE_CHECKING:
     from torch import nn
@@ -44,7 +44,7 @@ class Plugin(Strategy):
                 "the input embeddings)",
                 "take strategy lora or full, or a model whose head is not tied",
             )
-        return let_learn(model, learning)
+        return set_trainable(model, learning)
 
     def training_mode(self, model: nn.Module) -> None:
         """No dropout in the frozen part: its features are the same in every epoch."""

@@ -50,7 +50,7 @@ class Options(OfBlocks, Excluding, GoingOn):
                     ConfigFault(
                         "init",
                         problem=f"{self.init} would write over the adapter of continue_from",
-                        mend="leave init out: the adapter brings its own beginning",
+                        fix="leave init out: the adapter brings its own beginning",
                     )
                 ]
             )
@@ -64,7 +64,7 @@ class Options(OfBlocks, Excluding, GoingOn):
                     ConfigFault(
                         "rank",
                         problem=f"init orthogonal halves the rank, and {self.rank} is odd",
-                        mend=f"set rank to {self.rank + 1}",
+                        fix=f"set rank to {self.rank + 1}",
                     )
                 ]
             )
@@ -81,12 +81,12 @@ class Plugin(Adapter):
     def __init__(self, options: Options) -> None:
         super().__init__(options)
         whole_base = options.init not in TAKES_FROM_BASE
-        self.makes_good = options.init == "loftq"
+        self.needs_base_weights = options.init == "loftq"
         # Biases learn in the base's place; with LoftQ a run begins nearer to the base than it is.
-        self.keeps_base = whole_base and options.bias == "none" and not self.makes_good
-        self.looks_at_data = options.init == "eva"
+        self.keeps_base = whole_base and options.bias == "none" and not self.needs_base_weights
+        self.needs_calibration = options.init == "eva"
         # Whole weights are taken apart, or used before the engine has them.
-        self.highest_zero = 3 if whole_base and not self.looks_at_data else 2
+        self.max_zero_stage = 3 if whole_base and not self.needs_calibration else 2
 
     def settings(self, model: nn.Module) -> dict[str, Any]:
         options = self.options
@@ -100,7 +100,7 @@ class Plugin(Adapter):
             "init_lora_weights": True if options.init in BEGUN_LATER else options.init,
         }
 
-    def begin(
+    def init_from_data(
         self,
         model: nn.Module,
         *,
@@ -109,7 +109,7 @@ class Plugin(Adapter):
     ) -> None:
         adapters.begin_along_inputs(model, batches=batches, show=show)
 
-    def begin_over(
+    def init_from_base_weights(
         self,
         model: nn.Module,
         *,

@@ -9,7 +9,7 @@ from pydantic import Field
 from dtl.config.record import Record
 from dtl.core.errors import DtlError
 from dtl.models.anatomy import head_parameters, norm_parameters
-from dtl.strategies.base import Strategy, let_learn
+from dtl.strategies.base import Strategy, set_trainable
 
 if TYPE_CHECKING:
     from torch import nn
@@ -40,4 +40,4 @@ class Plugin(Strategy):
                 f"the base of {type(model).__name__} has no normalisation layers that learn",
                 "take strategy bitfit or lora, or a model with such layers",
             )
-        return let_learn(model, norms | new | (heads if self.options.head else frozenset()))
+        return set_trainable(model, norms | new | (heads if self.options.head else frozenset()))

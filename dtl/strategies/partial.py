@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from dtl.config.record import ConfigFault, Record, refuse
 from dtl.core.errors import DtlError, Fault, near
 from dtl.models.anatomy import anatomy, depths, norm_parameters, train_above
-from dtl.strategies.base import Strategy, let_learn
+from dtl.strategies.base import Strategy, set_trainable
 
 if TYPE_CHECKING:
     from torch import nn
@@ -56,14 +56,14 @@ class Options(Record):
         faults = []
         if self.top is not None and self.blocks is not None:
             faults.append(
-                ConfigFault("top", problem="blocks says already which learn", mend="leave out one")
+                ConfigFault("top", problem="blocks says already which learn", fix="leave out one")
             )
         if self.top is not None and self.top > 1 and self.top != int(self.top):
             faults.append(
                 ConfigFault(
                     "top",
                     problem=f"there are no {self.top:g} blocks",
-                    mend="write a whole number, or a share below 1",
+                    fix="write a whole number, or a share below 1",
                 )
             )
         if self.blocks is not None and not 0 <= self.blocks[0] <= self.blocks[1]:
@@ -72,7 +72,7 @@ class Options(Record):
                 ConfigFault(
                     "blocks",
                     problem=f"there are none from {first} to {last}",
-                    mend="write the first number, from 0, and then the last",
+                    fix="write the first number, from 0, and then the last",
                 )
             )
         refuse(faults)
@@ -96,7 +96,7 @@ class Plugin(Strategy):
         names = {name for name, place in depth.items() if place in learn}
         if options.norms:
             names |= norm_parameters(model)
-        return let_learn(model, names | self._named(model) | new)
+        return set_trainable(model, names | self._named(model) | new)
 
     def training_mode(self, model: nn.Module) -> None:
         """What is below the lowest part that learns stands still: no dropout, no SpecAugment in
@@ -138,8 +138,8 @@ class Plugin(Strategy):
             found.update(name for name in named if every[name] == name)
             if not named:
                 problem = f"'{pattern}' names no parameter of {type(model).__name__}"
-                mend = near(pattern, every) or f"write whole names, such as {next(iter(every))}"
-                faults.append(Fault("strategy.names", problem, f"{mend}, or * for a part of them"))
+                fix = near(pattern, every) or f"write whole names, such as {next(iter(every))}"
+                faults.append(Fault("strategy.names", problem, f"{fix}, or * for a part of them"))
             elif not found.intersection(named):
                 tied = every[named[0]]
                 problem = f"{named[0]} is tied to {tied}: they are one parameter"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from dtl.config.record import Record
-from dtl.models.peft.adapters import weightless
+from dtl.models.peft.adapters import on_meta_device
 from dtl.strategies.base import Adapter
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class Plugin(Adapter):
         self.virtual_tokens = options.tokens
 
     def settings(self, model: nn.Module) -> dict[str, Any]:
-        drawn = self.options.init == "random" or weightless(model)
+        drawn = self.options.init == "random" or on_meta_device(model)
         return {
             "num_virtual_tokens": self.options.tokens,
             "prompt_tuning_init": "RANDOM" if drawn else "SAMPLE_VOCAB",

@@ -31,7 +31,7 @@ from dtl.models.speech.encoder import (
     samples_for,
     without_layerdrop,
 )
-from dtl.tasks.base import IGNORED, LONGEST_TEXT, Facts, Outcome, Task, not_text, pad
+from dtl.tasks.base import IGNORED, LONGEST_TEXT, DatasetStats, Outcome, Task, not_text, pad
 
 if TYPE_CHECKING:
     from numpy import ndarray
@@ -100,15 +100,15 @@ class Plugin(Task):
     head = "AutoModelForCTC"
     reads = "`audio` and `text`"
     best = "-wer"
-    runs_once = True
-    reads_by = "speech"
+    single_forward = True
+    processor_kind = "speech"
     media = "audio"
     options: Options
 
     def check(self, row: Row) -> Fault | None:
         return not_text(row, "text") or sound_fault(row)
 
-    def survey(self, rows: Iterable[Row], base: Any) -> Facts:
+    def collect_dataset_stats(self, rows: Iterable[Row], base: Any) -> DatasetStats:
         """The characters of the training rows, in lower case; and what the base has."""
         spell = speller(self.options.normalise)
         architectures = getattr(base, "architectures", None) or []
@@ -132,7 +132,7 @@ class Plugin(Task):
             "least": getattr(base, "mask_time_min_masks", 0),
         }
 
-    def fit(self, processor: Any, facts: Facts) -> tuple[Any, Facts]:
+    def adapt_processor(self, processor: Any, facts: DatasetStats) -> tuple[Any, DatasetStats]:
         """The tokenizer that the letters ask for, and the size of the head for it. What was fitted
         once, as an export is, stays."""
         if "blank" in facts:
@@ -167,7 +167,7 @@ class Plugin(Task):
         del found["characters"]  # the tokenizer has them
         return fitted, {**found, "loading": _loading(found)}
 
-    def head_settings(self, facts: Facts) -> dict[str, Any]:
+    def head_settings(self, facts: DatasetStats) -> dict[str, Any]:
         mask = facts["mask"]
         return {
             **facts["settings"],
@@ -181,12 +181,14 @@ class Plugin(Task):
             **({"target_lang": facts["target_lang"]} if facts["target_lang"] else {}),
         }
 
-    def longest(self, processor: Any, facts: Facts, base: Any) -> int:
+    def longest(self, processor: Any, facts: DatasetStats, base: Any) -> int:
         extractor = processor.feature_extractor
         samples = int(self.options.longest_seconds * extractor.sampling_rate)
         return frames_read(samples, base, extractor)
 
-    def encoder(self, processor: Any, facts: Facts, base: Any) -> Callable[[Row], Encoded | Skip]:
+    def encoder(
+        self, processor: Any, facts: DatasetStats, base: Any
+    ) -> Callable[[Row], Encoded | Skip]:
         import numpy as np
 
         extractor, tokenizer = processor.feature_extractor, processor.tokenizer
@@ -219,7 +221,7 @@ class Plugin(Task):
 
         return encode
 
-    def present(
+    def transform(
         self, values: dict[str, Any], *, processor: Any, draw: Generator | None
     ) -> dict[str, Any]:
         import numpy as np
@@ -235,13 +237,13 @@ class Plugin(Task):
                 hidden_F[start : start + mask["length"]] = True
         return {**values, **shown, "name": name, "hidden": hidden_F}
 
-    def unseen(self, values: dict[str, Any], *, processor: Any) -> dict[str, Any]:
+    def transform_without_input(self, values: dict[str, Any], *, processor: Any) -> dict[str, Any]:
         import numpy as np
 
         extractor = processor.feature_extractor
         silence = blank(values["samples"], extractor)
         if silence is None:
-            return self.present(values, processor=processor, draw=None)
+            return self.transform(values, processor=processor, draw=None)
         hidden_F = np.zeros(values["read"], dtype=bool)
         return {**values, **silence, "name": extractor.model_input_names[0], "hidden": hidden_F}
 
@@ -263,7 +265,7 @@ class Plugin(Task):
             "hidden": pad([example["hidden"] for example in examples], value=0, multiple=1) > 0,
         }
 
-    def fixed(self, model: nn.Module, *, random: bool) -> Iterable[nn.Parameter]:
+    def always_frozen(self, model: nn.Module, *, random: bool) -> Iterable[nn.Parameter]:
         return fixed_parameters(model, random=random or self.options.train_features)
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
@@ -289,7 +291,7 @@ class Plugin(Task):
             )
         ]
 
-    def score(self, outcomes: list[Outcome], facts: Facts) -> dict[str, float]:
+    def score(self, outcomes: list[Outcome], facts: DatasetStats) -> dict[str, float]:
         """Loss a letter (nats), and the errors of what is written."""
         targets = sum(outcome["targets"] for outcome in outcomes)
         return {
@@ -301,10 +303,12 @@ class Plugin(Task):
             ),
         }
 
-    def answered(self, fields: dict[str, Any], facts: Facts) -> dict[str, Any]:
+    def with_placeholder_target(
+        self, fields: dict[str, Any], facts: DatasetStats
+    ) -> dict[str, Any]:
         return {**fields, "text": facts["letter"]}
 
-    def pieces(self, row: Row, *, processor: Any, facts: Facts) -> list[Row]:
+    def pieces(self, row: Row, *, processor: Any, facts: DatasetStats) -> list[Row]:
         """A recording longer than a clip of training, cut in pauses."""
         rate, options = processor.feature_extractor.sampling_rate, self.options
         longest, shortest = options.longest_seconds, options.shortest_seconds
@@ -316,7 +320,7 @@ class Plugin(Task):
         batch: dict[str, Tensor],
         *,
         processor: Any,
-        facts: Facts,
+        facts: DatasetStats,
         longest: int | None,
     ) -> list[dict[str, Any]]:
         """What is heard."""
@@ -325,7 +329,7 @@ class Plugin(Task):
             for text in _heard(_logits(model, batch), batch, processor.tokenizer)
         ]
 
-    def counts(self, outcomes: list[Outcome], facts: Facts) -> ndarray:
+    def counts(self, outcomes: list[Outcome], facts: DatasetStats) -> ndarray:
         """Errors by words, and words that were said."""
         return counts_of(
             [outcome["reference"] for outcome in outcomes],
@@ -358,7 +362,7 @@ def _text(row: Row) -> str:
     return str(row.fields["text"])[:LONGEST_TEXT]
 
 
-def _has_letters(processor: Any, facts: Facts, language: str | None) -> bool:
+def _has_letters(processor: Any, facts: DatasetStats, language: str | None) -> bool:
     """Whether the model can write by itself; of many languages, whether it knows this one."""
     tokenizer = processor.tokenizer
     if tokenizer is None or not facts["has_head"]:
@@ -388,7 +392,7 @@ def _refuse_foreign(characters: dict[str, int], tokenizer: Any, case: str) -> No
     )
 
 
-def _loading(facts: Facts) -> dict[str, Any]:
+def _loading(facts: DatasetStats) -> dict[str, Any]:
     """What from_pretrained must be told for the base to have the head that was learnt."""
     if facts["target_lang"]:
         return {"target_lang": facts["target_lang"], "ignore_mismatched_sizes": True}

@@ -25,7 +25,7 @@ from dtl.models.speech.decoder_prompt import (
     set_generation,
     set_prompt,
 )
-from dtl.tasks.base import IGNORED, Facts, Outcome, Task, not_text, pad, text_of
+from dtl.tasks.base import IGNORED, DatasetStats, Outcome, Task, not_text, pad, text_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -85,15 +85,15 @@ class Plugin(Task):
     head = "AutoModelForSpeechSeq2Seq"
     reads = "`audio` and `text`"
     best = "-wer"
-    reads_by = "speech"
+    processor_kind = "speech"
     media = "audio"
-    learns_to_stop = True
+    supervises_eos = True
     options: Options
 
     def check(self, row: Row) -> Fault | None:
         return not_text(row, "text") or sound_fault(row)
 
-    def survey(self, rows: Iterable[Row], base: Any) -> Facts:
+    def collect_dataset_stats(self, rows: Iterable[Row], base: Any) -> DatasetStats:
         """Nothing of the rows; of the base, what its tokenizer and extractor do not know."""
         if base.model_type not in FAMILIES:
             raise DtlError.of(
@@ -122,7 +122,7 @@ class Plugin(Task):
             )
         return found.as_json()
 
-    def fit(self, processor: Any, facts: Facts) -> tuple[Any, Facts]:
+    def adapt_processor(self, processor: Any, facts: DatasetStats) -> tuple[Any, DatasetStats]:
         """The tokenizer begins its texts as asked; the processor knows what to hide."""
         if processor.tokenizer is None:
             raise DtlError.of(
@@ -146,22 +146,24 @@ class Plugin(Task):
         )
         return fitted, {**facts, "language": language}
 
-    def head_settings(self, facts: Facts) -> dict[str, Any]:
+    def head_settings(self, facts: DatasetStats) -> dict[str, Any]:
         """Whisper's LayerDrop is no match for ZeRO-3, and masks of its own differ by layout."""
         drops = {"encoder_layerdrop": 0.0, "decoder_layerdrop": 0.0}
         return {**drops, "apply_spec_augment": False} if facts["spec_augment"] else drops
 
-    def settle(self, model: nn.Module, *, processor: Any) -> None:
+    def configure_model(self, model: nn.Module, *, processor: Any) -> None:
         set_generation(model, processor.tokenizer)
 
-    def longest(self, processor: Any, facts: Facts, base: Any) -> int:
+    def longest(self, processor: Any, facts: DatasetStats, base: Any) -> int:
         """What is heard and what is written, each at its most."""
         heard = base.max_source_positions
         if base.model_type != "whisper":
             heard = -(-facts["frames"] // 2**base.num_conv_layers)
         return int(heard + facts["positions"])
 
-    def encoder(self, processor: Any, facts: Facts, base: Any) -> Callable[[Row], Encoded | Skip]:
+    def encoder(
+        self, processor: Any, facts: DatasetStats, base: Any
+    ) -> Callable[[Row], Encoded | Skip]:
         import numpy as np
 
         extractor, tokenizer = processor.feature_extractor, processor.tokenizer
@@ -209,7 +211,7 @@ class Plugin(Task):
             )
         return asked
 
-    def present(
+    def transform(
         self, values: dict[str, Any], *, processor: Any, draw: Generator | None
     ) -> dict[str, Any]:
         heard = _features(processor.feature_extractor, values["samples"])
@@ -227,7 +229,7 @@ class Plugin(Task):
             "reference": pad([example["reference"] for example in examples], value=IGNORED),
         }
 
-    def fixed(self, model: nn.Module, *, random: bool) -> Iterable[nn.Parameter]:
+    def always_frozen(self, model: nn.Module, *, random: bool) -> Iterable[nn.Parameter]:
         """Whisper's encoder has positions that were computed and not learnt."""
         return [
             parameter
@@ -273,7 +275,7 @@ class Plugin(Task):
             beams=self.options.beams,
         )
 
-    def score(self, outcomes: list[Outcome], facts: Facts) -> dict[str, float]:
+    def score(self, outcomes: list[Outcome], facts: DatasetStats) -> dict[str, float]:
         """Loss a token (nats), share of tokens guessed right after the right ones, and the errors
         of the generated texts."""
         targets = sum(outcome["targets"] for outcome in outcomes)
@@ -287,10 +289,12 @@ class Plugin(Task):
             ),
         }
 
-    def answered(self, fields: dict[str, Any], facts: Facts) -> dict[str, Any]:
+    def with_placeholder_target(
+        self, fields: dict[str, Any], facts: DatasetStats
+    ) -> dict[str, Any]:
         return {**fields, "text": "a"}
 
-    def pieces(self, row: Row, *, processor: Any, facts: Facts) -> list[Row]:
+    def pieces(self, row: Row, *, processor: Any, facts: DatasetStats) -> list[Row]:
         """A long recording, cut in pauses into what the model hears at once."""
         extractor, shortest = processor.feature_extractor, self.options.shortest_seconds
         longest = self._longest(_hears_seconds(extractor, facts["frames"]))
@@ -302,13 +306,13 @@ class Plugin(Task):
         batch: dict[str, Tensor],
         *,
         processor: Any,
-        facts: Facts,
+        facts: DatasetStats,
         longest: int | None,
     ) -> list[dict[str, Any]]:
         """What is heard."""
         return [{"predicted": text} for text in self._generate(model, batch, processor, longest)]
 
-    def counts(self, outcomes: list[Outcome], facts: Facts) -> ndarray:
+    def counts(self, outcomes: list[Outcome], facts: DatasetStats) -> ndarray:
         """Errors by words, and words that were said."""
         return counts_of(
             [outcome["reference"] for outcome in outcomes],

@@ -24,7 +24,7 @@ from dtl.models.speech.encoder import (
     without_layerdrop,
     without_masks,
 )
-from dtl.tasks.base import Classification, Facts
+from dtl.tasks.base import Classification, DatasetStats
 
 if TYPE_CHECKING:
     import numpy as np
@@ -57,24 +57,26 @@ class Plugin(Classification):
 
     head = "AutoModelForAudioClassification"
     reads = "`audio` and `label`"
-    reads_by = "features"
+    processor_kind = "features"
     media = "audio"
     options: Options
 
     def check(self, row: Row) -> Fault | None:
         return sound_fault(row) or label_fault(row, self.options.labels)
 
-    def survey(self, rows: Iterable[Row], base: Any) -> Facts:
+    def collect_dataset_stats(self, rows: Iterable[Row], base: Any) -> DatasetStats:
         """The labels, and what of the base is to be set otherwise."""
         return {
             "labels": labels_of(rows, base, self.options.labels),
             "settings": without_layerdrop(base) | without_masks(base),
         }
 
-    def longest(self, processor: Any, facts: Facts, base: Any) -> int:
+    def longest(self, processor: Any, facts: DatasetStats, base: Any) -> int:
         return frames_of(round(self.options.longest_seconds * processor.sampling_rate), base)
 
-    def encoder(self, processor: Any, facts: Facts, base: Any) -> Callable[[Row], Encoded | Skip]:
+    def encoder(
+        self, processor: Any, facts: DatasetStats, base: Any
+    ) -> Callable[[Row], Encoded | Skip]:
         places = {label: place for place, label in enumerate(facts["labels"])}
         rate = processor.sampling_rate
         longest = round(self.options.longest_seconds * rate)
@@ -97,7 +99,7 @@ class Plugin(Classification):
         longest = math.ceil(self.options.longest_seconds * COUNTED["seconds"])
         return np.minimum(super().sizes(data, processor=processor), longest)
 
-    def present(
+    def transform(
         self, values: dict[str, Any], *, processor: Any, draw: Generator | None
     ) -> dict[str, Any]:
         samples_T = values["samples"]
@@ -107,11 +109,11 @@ class Plugin(Classification):
         shown = heard(samples_T[start : start + longest], processor)
         return {**values, **shown, "name": processor.model_input_names[0]}
 
-    def unseen(self, values: dict[str, Any], *, processor: Any) -> dict[str, Any]:
+    def transform_without_input(self, values: dict[str, Any], *, processor: Any) -> dict[str, Any]:
         longest = round(self.options.longest_seconds * processor.sampling_rate)
         silence = blank(values["samples"][:longest], processor)
         if silence is None:
-            return self.present(values, processor=processor, draw=None)
+            return self.transform(values, processor=processor, draw=None)
         return {**values, **silence, "name": processor.model_input_names[0]}
 
     def why_varied(self, data: EncodedData, *, processor: Any) -> str | None:
@@ -131,5 +133,5 @@ class Plugin(Classification):
         first = examples[0]
         return {**pad_sounds(examples, name=first["name"]), "labels": labels}
 
-    def fixed(self, model: nn.Module, *, random: bool) -> Iterable[nn.Parameter]:
+    def always_frozen(self, model: nn.Module, *, random: bool) -> Iterable[nn.Parameter]:
         return fixed_parameters(model, random=random)

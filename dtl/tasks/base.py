@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from dtl.data.cache.encoded import EncodedData
     from dtl.data.sources.rows import Row
 
-Facts = dict[str, Any]
-ReadsBy = Literal[
+DatasetStats = dict[str, Any]
+ProcessorKind = Literal[
     "tokenizer", "features", "images", "speech"
 ]  # of transformers; see load_processor
 Outcome = dict[str, Any]
@@ -33,7 +33,7 @@ LONGEST_TOKEN = 64  # characters; more than a token has on average in any text
 
 
 @dataclass(frozen=True)
-class Lesson:
+class ExamplePreview:
     """A row as a person reads it. `given`: what the model sees; None: the bytes of its media.
     `answer`: the text to come out, where there is one. `labels`: its classes, where it has some."""
 
@@ -43,7 +43,7 @@ class Lesson:
 
 
 @dataclass(frozen=True)
-class Answers:
+class Prediction:
     """What was to come out of an example, and what the model said, in words; None: there are
     none."""
 
@@ -52,7 +52,7 @@ class Answers:
 
 
 @dataclass(frozen=True)
-class Part:
+class TokenSpan:
     """A run of an example's tokens, and whether they are learnt."""
 
     tokens: list[int]
@@ -70,11 +70,15 @@ class Task(ABC):
     reads: ClassVar[str]  # the columns it needs, in words
     best: ClassVar[str]  # the score that tells which model is best; "-name" where less is better
     needs_base: ClassVar[bool] = False  # whether it compares with the base, which must then be kept
-    reads_by: ClassVar[ReadsBy] = "tokenizer"  # the part of the model that reads its input
+    processor_kind: ClassVar[ProcessorKind] = (
+        "tokenizer"  # the part of the model that reads its input
+    )
     media: ClassVar[str | None] = None  # the column that may name a file, whose bytes count as data
     limits: ClassVar[dict[str, tuple[str, ...]]] = {}  # option in tokens -> the values that it cuts
-    learns_to_stop: ClassVar[bool] = False  # whether an answer should close with a special token
-    runs_once: ClassVar[bool] = False  # whether loss and outcomes run the model once for a batch
+    supervises_eos: ClassVar[bool] = False  # whether an answer should close with a special token
+    single_forward: ClassVar[bool] = (
+        False  # whether loss and outcomes run the model once for a batch
+    )
 
     def __init__(self, options: Any) -> None:
         self.options = options
@@ -103,43 +107,49 @@ class Task(ABC):
         `survey` and `encoder` see only rows that pass.
         """
 
-    def lesson(self, row: Row) -> Lesson:
+    def preview(self, row: Row) -> ExamplePreview:
         """What `dtl check` looks for twins in, and counts: a text or media, and its label."""
         text, label = row.fields.get("text"), row.fields.get("label")
         labels = () if label is None else (str(label),)
         written = None if text is None else str(text)
-        return Lesson(None, written, labels) if self.media else Lesson(written, None, labels)
+        return (
+            ExamplePreview(None, written, labels)
+            if self.media
+            else ExamplePreview(written, None, labels)
+        )
 
-    def parts(self, values: dict[str, Any]) -> list[Part]:
+    def token_spans(self, values: dict[str, Any]) -> list[TokenSpan]:
         """The tokens of an encoded example; those without a label of their own are not learnt."""
         return labelled_parts(values.get("input_ids"), values.get("labels"))
 
     @abstractmethod
-    def survey(self, rows: Iterable[Row], base: Any) -> Facts:
+    def collect_dataset_stats(self, rows: Iterable[Row], base: Any) -> DatasetStats:
         """What the training rows say that the model must know, as JSON. `base`: its config."""
 
-    def fit(self, processor: Any, facts: Facts) -> tuple[Any, Facts]:
+    def adapt_processor(self, processor: Any, facts: DatasetStats) -> tuple[Any, DatasetStats]:
         """The processor, and the facts, that the training rows ask for; most take it as it is."""
         return processor, facts
 
     @abstractmethod
-    def head_settings(self, facts: Facts) -> dict[str, Any]:
+    def head_settings(self, facts: DatasetStats) -> dict[str, Any]:
         """Changes to the model's config that give it the right head."""
 
-    def settle(self, model: nn.Module, *, processor: Any) -> None:
+    def configure_model(self, model: nn.Module, *, processor: Any) -> None:
         """Set what the model must know beside its config, such as how it generates by itself."""
         return None
 
     @abstractmethod
-    def longest(self, processor: Any, facts: Facts, base: Any) -> int:
+    def longest(self, processor: Any, facts: DatasetStats, base: Any) -> int:
         """What the length of an example may be at most, of all that the encoder makes."""
 
     @abstractmethod
-    def encoder(self, processor: Any, facts: Facts, base: Any) -> Callable[[Row], Encoded | Skip]:
+    def encoder(
+        self, processor: Any, facts: DatasetStats, base: Any
+    ) -> Callable[[Row], Encoded | Skip]:
         """The function that turns a row into numbers. It raises DtlError for what only the model's
         files or the other rows show to be wrong."""
 
-    def present(
+    def transform(
         self, values: dict[str, Any], *, processor: Any, draw: Generator | None
     ) -> dict[str, Any]:
         """An example as the model is to see it this time, from what was encoded once.
@@ -149,10 +159,10 @@ class Task(ABC):
         """
         return values
 
-    def unseen(self, values: dict[str, Any], *, processor: Any) -> dict[str, Any]:
+    def transform_without_input(self, values: dict[str, Any], *, processor: Any) -> dict[str, Any]:
         """An example for a model whose base does not look at it; what only the base reads, such as
         pixels, may be left blank, which saves the time that they take."""
-        return self.present(values, processor=processor, draw=None)
+        return self.transform(values, processor=processor, draw=None)
 
     def why_varied(self, data: EncodedData, *, processor: Any) -> str | None:
         """Why a frozen base makes something else of an example each time that it is learnt from;
@@ -170,7 +180,7 @@ class Task(ABC):
     def collate(self, examples: list[dict[str, Any]], *, padding: int) -> dict[str, Tensor]:
         """Pad examples into one batch on the CPU. `padding`: the tokenizer's padding token."""
 
-    def fixed(self, model: nn.Module, *, random: bool) -> Iterable[nn.Parameter]:
+    def always_frozen(self, model: nn.Module, *, random: bool) -> Iterable[nn.Parameter]:
         """Parameters that no strategy moves. `random`: the weights are no pretrained ones."""
         return ()
 
@@ -186,23 +196,27 @@ class Task(ABC):
         model's tokenizer, which turns what was generated into text."""
 
     @abstractmethod
-    def score(self, outcomes: list[Outcome], facts: Facts) -> dict[str, float]:
+    def score(self, outcomes: list[Outcome], facts: DatasetStats) -> dict[str, float]:
         """Scores over all examples; outcomes of several ranks are simply joined."""
 
-    def answers(self, outcome: Outcome, facts: Facts) -> Answers:
+    def describe_prediction(self, outcome: Outcome, facts: DatasetStats) -> Prediction:
         """An outcome as a person reads it."""
         said = outcome.get("generated", outcome.get("hypothesis"))
-        return Answers(outcome.get("reference"), said)
+        return Prediction(outcome.get("reference"), said)
 
     @abstractmethod
-    def answered(self, fields: dict[str, Any], facts: Facts) -> dict[str, Any]:
+    def with_placeholder_target(
+        self, fields: dict[str, Any], facts: DatasetStats
+    ) -> dict[str, Any]:
         """Fields to predict for, with any answer that `check` and the encoder take put in."""
 
-    def question(self, processor: Any, facts: Facts, base: Any) -> Callable[[Row], Encoded | Skip]:
+    def prompt_encoder(
+        self, processor: Any, facts: DatasetStats, base: Any
+    ) -> Callable[[Row], Encoded | Skip]:
         """The encoder of rows that `answered` has made."""
         return self.encoder(processor, facts, base)
 
-    def pieces(self, row: Row, *, processor: Any, facts: Facts) -> list[Row]:
+    def pieces(self, row: Row, *, processor: Any, facts: DatasetStats) -> list[Row]:
         """A row to predict for as those that the model reads one by one, whose predicted texts are
         joined; most tasks read it at once."""
         return [row]
@@ -214,7 +228,7 @@ class Task(ABC):
         batch: dict[str, Tensor],
         *,
         processor: Any,
-        facts: Facts,
+        facts: DatasetStats,
         longest: int | None,
     ) -> list[dict[str, Any]]:
         """What the model says of each example, as JSON; the answers in the batch are not looked at.
@@ -223,7 +237,7 @@ class Task(ABC):
         """
 
     @abstractmethod
-    def counts(self, outcomes: list[Outcome], facts: Facts) -> ndarray:
+    def counts(self, outcomes: list[Outcome], facts: DatasetStats) -> ndarray:
         """What each example adds to the sums (N, K) that its `best` score is made of, in fp64."""
 
     @abstractmethod
@@ -235,9 +249,9 @@ class Classification(Task):
     """One label for each example, whatever it is; `facts["labels"]` are all there are."""
 
     best = "macro_f1"
-    runs_once = True
+    single_forward = True
 
-    def head_settings(self, facts: Facts) -> dict[str, Any]:
+    def head_settings(self, facts: DatasetStats) -> dict[str, Any]:
         return {**labels.head_for(facts["labels"]), **facts.get("settings", {})}
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
@@ -250,15 +264,17 @@ class Classification(Task):
     ) -> list[Outcome]:
         return labels.guesses(_class_scores(model, batch), batch["labels"])
 
-    def score(self, outcomes: list[Outcome], facts: Facts) -> dict[str, float]:
+    def score(self, outcomes: list[Outcome], facts: DatasetStats) -> dict[str, float]:
         """Accuracy, macro-F1 over the labels that occur, top-5 and the confusion counts."""
         return labels.scores_of(outcomes, facts["labels"])
 
-    def answers(self, outcome: Outcome, facts: Facts) -> Answers:
+    def describe_prediction(self, outcome: Outcome, facts: DatasetStats) -> Prediction:
         named = facts["labels"]
-        return Answers(named[outcome["label"]], named[outcome["predicted"]])
+        return Prediction(named[outcome["label"]], named[outcome["predicted"]])
 
-    def answered(self, fields: dict[str, Any], facts: Facts) -> dict[str, Any]:
+    def with_placeholder_target(
+        self, fields: dict[str, Any], facts: DatasetStats
+    ) -> dict[str, Any]:
         return {**fields, "label": facts["labels"][0]}
 
     def predict(
@@ -267,13 +283,13 @@ class Classification(Task):
         batch: dict[str, Tensor],
         *,
         processor: Any,
-        facts: Facts,
+        facts: DatasetStats,
         longest: int | None,
     ) -> list[dict[str, Any]]:
         """The likeliest label, and the probability of each."""
         return labels.likely(_class_scores(model, batch), facts["labels"])
 
-    def counts(self, outcomes: list[Outcome], facts: Facts) -> ndarray:
+    def counts(self, outcomes: list[Outcome], facts: DatasetStats) -> ndarray:
         """For each class: guessed right, guessed, true."""
         return labels.counts_of(outcomes, facts["labels"])
 
@@ -288,22 +304,22 @@ def _class_scores(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     return logits.float()
 
 
-def labelled_parts(tokens: Any, labels: Any) -> list[Part]:
+def labelled_parts(tokens: Any, labels: Any) -> list[TokenSpan]:
     """Runs of tokens that are learnt or not, by a label each; labels without tokens are learnt; one
     label for all is no token."""
     import numpy as np
 
     labels = None if labels is None or np.ndim(labels) == 0 else np.asarray(labels)
     if tokens is None:
-        return [] if labels is None else [Part(labels[labels != IGNORED].tolist(), True)]
+        return [] if labels is None else [TokenSpan(labels[labels != IGNORED].tolist(), True)]
     tokens = np.asarray(tokens)
     if labels is None or len(labels) != len(tokens):
-        return [Part(tokens.tolist(), False)]
+        return [TokenSpan(tokens.tolist(), False)]
     learnt = labels != IGNORED
     ends = [*(np.flatnonzero(np.diff(learnt)) + 1).tolist(), len(tokens)]
     starts = [0, *ends[:-1]]
     return [
-        Part(tokens[start:end].tolist(), bool(learnt[start]))
+        TokenSpan(tokens[start:end].tolist(), bool(learnt[start]))
         for start, end in zip(starts, ends, strict=True)
         if end > start
     ]

@@ -18,8 +18,8 @@ from dtl.data.example import Encoded, Skip
 from dtl.models.anatomy import unwrapped
 from dtl.tasks.base import (
     IGNORED,
-    Facts,
-    Lesson,
+    DatasetStats,
+    ExamplePreview,
     Outcome,
     Task,
     mask,
@@ -63,7 +63,7 @@ class Plugin(Task):
     reads = "`messages` (role, content), or `prompt` and `completion`, or `text`"
     best = "-perplexity"
     limits: ClassVar = {"max_length": ("input_ids",)}
-    learns_to_stop = True
+    supervises_eos = True
     options: Options
 
     def check(self, row: Row) -> Fault | None:
@@ -79,30 +79,32 @@ class Plugin(Task):
             return turns_fault(row, "messages")
         return next(filter(None, (not_text(row, column) for column in columns)), None)
 
-    def lesson(self, row: Row) -> Lesson:
+    def preview(self, row: Row) -> ExamplePreview:
         """Prompts may repeat; a row is known by all that it says."""
         columns = _columns(row)
         if columns != ("messages",):
             texts = [str(row.fields[column]) for column in columns]
-            return Lesson("\n".join(texts), texts[1] if len(texts) > 1 else None)
+            return ExamplePreview("\n".join(texts), texts[1] if len(texts) > 1 else None)
         messages: Any = row.fields["messages"]
         answers = [turn["content"] for turn in messages if turn["role"] == "assistant"]
         calls = any(turn.get("tool_calls") for turn in messages)
         said = None if calls else "".join(str(answer or "") for answer in answers)
-        return Lesson(json.dumps(messages, sort_keys=True, default=str), said)
+        return ExamplePreview(json.dumps(messages, sort_keys=True, default=str), said)
 
-    def survey(self, rows: Iterable[Row], base: Any) -> Facts:
+    def collect_dataset_stats(self, rows: Iterable[Row], base: Any) -> DatasetStats:
         return {}
 
-    def head_settings(self, facts: Facts) -> dict[str, Any]:
+    def head_settings(self, facts: DatasetStats) -> dict[str, Any]:
         return {}
 
-    def longest(self, processor: Any, facts: Facts, base: Any) -> int:
+    def longest(self, processor: Any, facts: DatasetStats, base: Any) -> int:
         return int(
             min(self.options.max_length, getattr(base, "max_position_embeddings", None) or 2**31)
         )
 
-    def encoder(self, processor: Any, facts: Facts, base: Any) -> Callable[[Row], Encoded | Skip]:
+    def encoder(
+        self, processor: Any, facts: DatasetStats, base: Any
+    ) -> Callable[[Row], Encoded | Skip]:
         limit = self.longest(processor, facts, base)
 
         def encode(row: Row) -> Encoded | Skip:
@@ -180,7 +182,7 @@ class Plugin(Task):
             )
         ]
 
-    def score(self, outcomes: list[Outcome], facts: Facts) -> dict[str, float]:
+    def score(self, outcomes: list[Outcome], facts: DatasetStats) -> dict[str, float]:
         """Loss a token (nats), perplexity = exp(loss), share of tokens guessed right."""
         targets = sum(outcome["targets"] for outcome in outcomes)
         loss = math.fsum(outcome["loss"] for outcome in outcomes) / targets
@@ -190,7 +192,9 @@ class Plugin(Task):
             "accuracy": sum(outcome["hits"] for outcome in outcomes) / targets,
         }
 
-    def answered(self, fields: dict[str, Any], facts: Facts) -> dict[str, Any]:
+    def with_placeholder_target(
+        self, fields: dict[str, Any], facts: DatasetStats
+    ) -> dict[str, Any]:
         """A prompt, a text that goes on, or turns of which the last asks."""
         turns = fields.get("messages")
         if isinstance(turns, list):
@@ -198,7 +202,9 @@ class Plugin(Task):
         prompt = {"prompt": fields["text"]} if "prompt" not in fields and "text" in fields else {}
         return {**fields, **prompt, "completion": "-"}
 
-    def question(self, processor: Any, facts: Facts, base: Any) -> Callable[[Row], Encoded | Skip]:
+    def prompt_encoder(
+        self, processor: Any, facts: DatasetStats, base: Any
+    ) -> Callable[[Row], Encoded | Skip]:
         """The answer alone counts as learnt, so that `predict` finds where the prompt ends."""
         asking = Plugin(self.options.model_copy(update={"learn": "completion"}))
         return asking.encoder(processor, facts, base)
@@ -209,7 +215,7 @@ class Plugin(Task):
         batch: dict[str, Tensor],
         *,
         processor: Any,
-        facts: Facts,
+        facts: DatasetStats,
         longest: int | None,
     ) -> list[dict[str, Any]]:
         """What the model writes after each prompt, greedily."""
@@ -236,7 +242,7 @@ class Plugin(Task):
         texts = processor.batch_decode(tokens_BT[:, widest:], skip_special_tokens=True)
         return [{"predicted": text} for text in texts]
 
-    def counts(self, outcomes: list[Outcome], facts: Facts) -> ndarray:
+    def counts(self, outcomes: list[Outcome], facts: DatasetStats) -> ndarray:
         import numpy as np
 
         return np.array(

@@ -20,11 +20,11 @@ from dtl.data.example import Encoded, Skip
 from dtl.models.anatomy import unwrapped
 from dtl.tasks.base import (
     IGNORED,
-    Facts,
-    Lesson,
+    DatasetStats,
+    ExamplePreview,
     Outcome,
-    Part,
     Task,
+    TokenSpan,
     mask,
     not_text,
     pad,
@@ -70,7 +70,7 @@ class Plugin(Task):
     best = "accuracy"
     needs_base = True
     limits: ClassVar = {"max_length": ANSWERS}
-    learns_to_stop = True
+    supervises_eos = True
     options: Options
 
     def check(self, row: Row) -> Fault | None:
@@ -82,27 +82,27 @@ class Plugin(Task):
                 return fault
         return _answers_fault(row)
 
-    def lesson(self, row: Row) -> Lesson:
+    def preview(self, row: Row) -> ExamplePreview:
         if talk := _talk(row):
             every = [talk.prompt, talk.chosen, talk.rejected]
             told = "".join(str(turn["content"] or "") for turn in talk.chosen)
-            return Lesson(json.dumps(every, sort_keys=True, default=str), told)
+            return ExamplePreview(json.dumps(every, sort_keys=True, default=str), told)
         texts = [str(row.fields[column]) for column in COLUMNS]
-        return Lesson("\n".join(texts), texts[1])
+        return ExamplePreview("\n".join(texts), texts[1])
 
-    def parts(self, values: dict[str, Any]) -> list[Part]:
+    def token_spans(self, values: dict[str, Any]) -> list[TokenSpan]:
         """The prompt, the chosen answer, the rejected answer."""
         starts = dict(zip(ANSWERS, map(int, values["prompt"]), strict=True))
-        answers = [Part(list(values[name][start:]), True) for name, start in starts.items()]
-        return [Part(list(values["chosen"][: starts["chosen"]]), False), *answers]
+        answers = [TokenSpan(list(values[name][start:]), True) for name, start in starts.items()]
+        return [TokenSpan(list(values["chosen"][: starts["chosen"]]), False), *answers]
 
-    def survey(self, rows: Iterable[Row], base: Any) -> Facts:
+    def collect_dataset_stats(self, rows: Iterable[Row], base: Any) -> DatasetStats:
         return {}
 
-    def head_settings(self, facts: Facts) -> dict[str, Any]:
+    def head_settings(self, facts: DatasetStats) -> dict[str, Any]:
         return {}
 
-    def longest(self, processor: Any, facts: Facts, base: Any) -> int:
+    def longest(self, processor: Any, facts: DatasetStats, base: Any) -> int:
         """Both answers, each with the prompt."""
         return 2 * self._limit(base)
 
@@ -110,7 +110,9 @@ class Plugin(Task):
         positions = getattr(base, "max_position_embeddings", None) or 2**31
         return int(min(self.options.max_length, positions))
 
-    def encoder(self, processor: Any, facts: Facts, base: Any) -> Callable[[Row], Encoded | Skip]:
+    def encoder(
+        self, processor: Any, facts: DatasetStats, base: Any
+    ) -> Callable[[Row], Encoded | Skip]:
         limit = self._limit(base)
 
         def encode(row: Row) -> Encoded | Skip:
@@ -159,7 +161,7 @@ class Plugin(Task):
             )
         ]
 
-    def score(self, outcomes: list[Outcome], facts: Facts) -> dict[str, float]:
+    def score(self, outcomes: list[Outcome], facts: DatasetStats) -> dict[str, float]:
         """Share of pairs whose chosen answer has the higher reward, and by how much on average."""
         pairs = [(outcome["chosen_reward"], outcome["rejected_reward"]) for outcome in outcomes]
         return {
@@ -170,7 +172,9 @@ class Plugin(Task):
             "rejected_reward": math.fsum(rejected for _, rejected in pairs) / len(pairs),
         }
 
-    def answered(self, fields: dict[str, Any], facts: Facts) -> dict[str, Any]:
+    def with_placeholder_target(
+        self, fields: dict[str, Any], facts: DatasetStats
+    ) -> dict[str, Any]:
         return fields
 
     def predict(
@@ -179,7 +183,7 @@ class Plugin(Task):
         batch: dict[str, Tensor],
         *,
         processor: Any,
-        facts: Facts,
+        facts: DatasetStats,
         longest: int | None,
     ) -> list[dict[str, Any]]:
         """Which of the two answers the model prefers, as training counts it."""
@@ -191,7 +195,7 @@ class Plugin(Task):
             for chosen, rejected in self._rewards(model, batch).tolist()
         ]
 
-    def counts(self, outcomes: list[Outcome], facts: Facts) -> ndarray:
+    def counts(self, outcomes: list[Outcome], facts: DatasetStats) -> ndarray:
         import numpy as np
 
         right = [outcome["chosen_reward"] > outcome["rejected_reward"] for outcome in outcomes]
@@ -286,9 +290,9 @@ def _answers_fault(row: Row) -> Fault | None:
     talk = _talk(row)
     if talk is None:
         mixed = [name for name in ANSWERS if isinstance(row.fields[name], list)]
-        mend = "give turns in both, or in `prompt`"
+        fix = "give turns in both, or in `prompt`"
         what = "of the two answers, only `{}` holds turns"
-        return Fault(row.place, what.format(mixed[0]), mend) if mixed else None
+        return Fault(row.place, what.format(mixed[0]), fix) if mixed else None
     for name, turns in zip(ANSWERS, (talk.chosen, talk.rejected), strict=True):
         roles = [turn["role"] for turn in turns]
         if roles != ["assistant"]:

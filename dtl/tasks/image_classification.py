@@ -15,7 +15,7 @@ from dtl.core.errors import DtlError, Fault
 from dtl.data.example import Encoded, Skip
 from dtl.data.labels import label_fault, labels_of, place_of
 from dtl.data.modalities.image import picture_fault, picture_of
-from dtl.tasks.base import Classification, Facts
+from dtl.tasks.base import Classification, DatasetStats
 
 if TYPE_CHECKING:
     import numpy as np
@@ -55,14 +55,14 @@ class Plugin(Classification):
 
     head = "AutoModelForImageClassification"
     reads = "`image` and `label`"
-    reads_by = "images"
+    processor_kind = "images"
     media = "image"
     options: Options
 
     def check(self, row: Row) -> Fault | None:
         return picture_fault(row) or label_fault(row, self.options.labels)
 
-    def survey(self, rows: Iterable[Row], base: Any) -> Facts:
+    def collect_dataset_stats(self, rows: Iterable[Row], base: Any) -> DatasetStats:
         """The labels, and whether the base already has a head for exactly these."""
         channels = getattr(base, "num_channels", 3)
         if channels != 3:
@@ -73,7 +73,7 @@ class Plugin(Classification):
             )
         return {"labels": labels_of(rows, base, self.options.labels)}
 
-    def fit(self, processor: Any, facts: Facts) -> tuple[Any, Facts]:
+    def adapt_processor(self, processor: Any, facts: DatasetStats) -> tuple[Any, DatasetStats]:
         """Also the size (height, width) of what the model is shown."""
         import numpy as np
 
@@ -89,14 +89,16 @@ class Plugin(Classification):
             )
         return processor, {**facts, "size": [int(side) for side in wide]}
 
-    def longest(self, processor: Any, facts: Facts, base: Any) -> int:
+    def longest(self, processor: Any, facts: DatasetStats, base: Any) -> int:
         """Of every picture: the patches of what the model is shown."""
         height, width = facts["size"]
         patch = getattr(base, "patch_size", None)
         patch = patch if isinstance(patch, int) else 32
         return max(1, math.ceil(height / patch) * math.ceil(width / patch))
 
-    def encoder(self, processor: Any, facts: Facts, base: Any) -> Callable[[Row], Encoded | Skip]:
+    def encoder(
+        self, processor: Any, facts: DatasetStats, base: Any
+    ) -> Callable[[Row], Encoded | Skip]:
         places = {label: place for place, label in enumerate(facts["labels"])}
         height, width = facts["size"]
         length = self.longest(processor, facts, base)
@@ -109,7 +111,7 @@ class Plugin(Classification):
 
         return encode
 
-    def present(
+    def transform(
         self, values: dict[str, Any], *, processor: Any, draw: Generator | None
     ) -> dict[str, Any]:
         import numpy as np
@@ -119,7 +121,7 @@ class Plugin(Classification):
             picture_HW3 = self._varied(picture_HW3, draw)
         return {"pixel_values": _seen(picture_HW3, processor), "labels": values["labels"]}
 
-    def unseen(self, values: dict[str, Any], *, processor: Any) -> dict[str, Any]:
+    def transform_without_input(self, values: dict[str, Any], *, processor: Any) -> dict[str, Any]:
         import numpy as np
 
         return {"pixel_values": np.zeros(BLANK, dtype=np.float32), "labels": values["labels"]}

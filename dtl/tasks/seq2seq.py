@@ -16,7 +16,18 @@ from dtl.config.record import Record
 from dtl.core.errors import DtlError, Fault, near
 from dtl.data.example import Encoded, Skip
 from dtl.models.anatomy import unwrapped
-from dtl.tasks.base import IGNORED, Facts, Lesson, Outcome, Part, Task, mask, not_text, pad, text_of
+from dtl.tasks.base import (
+    IGNORED,
+    DatasetStats,
+    ExamplePreview,
+    Outcome,
+    Task,
+    TokenSpan,
+    mask,
+    not_text,
+    pad,
+    text_of,
+)
 
 if TYPE_CHECKING:
     from numpy import ndarray
@@ -69,7 +80,7 @@ class Plugin(Task):
     head = "AutoModelForSeq2SeqLM"
     reads = "`source` and `target`"
     limits: ClassVar = {"max_source_length": ("input_ids",), "max_target_length": ("labels",)}
-    learns_to_stop = True
+    supervises_eos = True
     options: Options
 
     @property
@@ -79,19 +90,22 @@ class Plugin(Task):
     def check(self, row: Row) -> Fault | None:
         return next((fault for name in COLUMNS if (fault := not_text(row, name))), None)
 
-    def lesson(self, row: Row) -> Lesson:
-        return Lesson(str(row.fields["source"]), str(row.fields["target"]))
+    def preview(self, row: Row) -> ExamplePreview:
+        return ExamplePreview(str(row.fields["source"]), str(row.fields["target"]))
 
-    def parts(self, values: dict[str, Any]) -> list[Part]:
-        return [Part(list(values["input_ids"]), False), Part(list(values["labels"]), True)]
+    def token_spans(self, values: dict[str, Any]) -> list[TokenSpan]:
+        return [
+            TokenSpan(list(values["input_ids"]), False),
+            TokenSpan(list(values["labels"]), True),
+        ]
 
-    def survey(self, rows: Iterable[Row], base: Any) -> Facts:
+    def collect_dataset_stats(self, rows: Iterable[Row], base: Any) -> DatasetStats:
         return {}
 
-    def head_settings(self, facts: Facts) -> dict[str, Any]:
+    def head_settings(self, facts: DatasetStats) -> dict[str, Any]:
         return {}
 
-    def longest(self, processor: Any, facts: Facts, base: Any) -> int:
+    def longest(self, processor: Any, facts: DatasetStats, base: Any) -> int:
         """Source and target."""
         return sum(self._limits(base))
 
@@ -100,7 +114,9 @@ class Plugin(Task):
         source, target = self.options.max_source_length, self.options.max_target_length
         return min(source, positions), min(target, positions)
 
-    def encoder(self, processor: Any, facts: Facts, base: Any) -> Callable[[Row], Encoded | Skip]:
+    def encoder(
+        self, processor: Any, facts: DatasetStats, base: Any
+    ) -> Callable[[Row], Encoded | Skip]:
         options = self.options
         _set_languages(processor, options)
         longest_source, longest_target = self._limits(base)
@@ -179,7 +195,7 @@ class Plugin(Task):
         texts: list[str] = tokenizer.batch_decode(tokens_BT, skip_special_tokens=True)
         return [text.strip() for text in texts]
 
-    def score(self, outcomes: list[Outcome], facts: Facts) -> dict[str, float]:
+    def score(self, outcomes: list[Outcome], facts: DatasetStats) -> dict[str, float]:
         """Loss a token (nats), perplexity = exp(loss), share of tokens guessed right after the
         right ones; and how near the generated texts are."""
         targets = sum(outcome["targets"] for outcome in outcomes)
@@ -191,7 +207,9 @@ class Plugin(Task):
             **_nearness(outcomes, self.options.metric),
         }
 
-    def answered(self, fields: dict[str, Any], facts: Facts) -> dict[str, Any]:
+    def with_placeholder_target(
+        self, fields: dict[str, Any], facts: DatasetStats
+    ) -> dict[str, Any]:
         return {**fields, "target": "-"}
 
     def predict(
@@ -200,13 +218,13 @@ class Plugin(Task):
         batch: dict[str, Tensor],
         *,
         processor: Any,
-        facts: Facts,
+        facts: DatasetStats,
         longest: int | None,
     ) -> list[dict[str, Any]]:
         texts = self._generate(unwrapped(model), batch, processor, longest)
         return [{"predicted": text} for text in texts]
 
-    def counts(self, outcomes: list[Outcome], facts: Facts) -> ndarray:
+    def counts(self, outcomes: list[Outcome], facts: DatasetStats) -> ndarray:
         """Loss and targets; or ROUGE-Lsum and 1; or what sacreBLEU counts of a text: n-grams that
         match, all n-grams, and both lengths."""
         import numpy as np

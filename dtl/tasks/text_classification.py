@@ -13,7 +13,16 @@ from dtl.config.record import Record
 from dtl.core.errors import Fault
 from dtl.data.example import Encoded, Skip
 from dtl.data.labels import label_fault, label_of, labels_of, place_of
-from dtl.tasks.base import Classification, Facts, Lesson, mask, not_text, pad, room, text_of
+from dtl.tasks.base import (
+    Classification,
+    DatasetStats,
+    ExamplePreview,
+    mask,
+    not_text,
+    pad,
+    room,
+    text_of,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,18 +52,20 @@ class Plugin(Classification):
     def check(self, row: Row) -> Fault | None:
         return _text_fault(row) or label_fault(row, self.options.labels)
 
-    def lesson(self, row: Row) -> Lesson:
+    def preview(self, row: Row) -> ExamplePreview:
         texts = [str(row.fields[name]) for name in TEXTS if row.fields.get(name)]
-        return Lesson("\n".join(texts), labels=(label_of(row),))
+        return ExamplePreview("\n".join(texts), labels=(label_of(row),))
 
-    def survey(self, rows: Iterable[Row], base: Any) -> Facts:
+    def collect_dataset_stats(self, rows: Iterable[Row], base: Any) -> DatasetStats:
         """The labels, and whether the base already has a head for exactly these."""
         return {"labels": labels_of(rows, base, self.options.labels)}
 
-    def longest(self, processor: Any, facts: Facts, base: Any) -> int:
+    def longest(self, processor: Any, facts: DatasetStats, base: Any) -> int:
         return room(self.options.max_length, processor, base)
 
-    def encoder(self, processor: Any, facts: Facts, base: Any) -> Callable[[Row], Encoded | Skip]:
+    def encoder(
+        self, processor: Any, facts: DatasetStats, base: Any
+    ) -> Callable[[Row], Encoded | Skip]:
         places = {label: place for place, label in enumerate(facts["labels"])}
         limit = self.longest(processor, facts, base)
 

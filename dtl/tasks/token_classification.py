@@ -14,7 +14,17 @@ from pydantic import Field
 from dtl.config.record import Record
 from dtl.core.errors import DtlError, Fault, near
 from dtl.data.example import Encoded, Skip
-from dtl.tasks.base import IGNORED, Answers, Facts, Lesson, Outcome, Task, mask, pad, room
+from dtl.tasks.base import (
+    IGNORED,
+    DatasetStats,
+    ExamplePreview,
+    Outcome,
+    Prediction,
+    Task,
+    mask,
+    pad,
+    room,
+)
 
 if TYPE_CHECKING:
     from numpy import ndarray
@@ -54,7 +64,7 @@ class Plugin(Task):
     head = "AutoModelForTokenClassification"
     reads = "`tokens` (a list of words) and `tags` (a tag for each: O, B-name, I-name)"
     best = "f1"
-    runs_once = True
+    single_forward = True
     limits: ClassVar = {"max_length": ("input_ids",)}
     options: Options
 
@@ -89,11 +99,11 @@ class Plugin(Task):
             "list the names in their order in task.labels, such as [O, B-PER, I-PER]",
         )
 
-    def lesson(self, row: Row) -> Lesson:
+    def preview(self, row: Row) -> ExamplePreview:
         words, tags = self._words(row)
-        return Lesson(" ".join(words), labels=tuple(tags))
+        return ExamplePreview(" ".join(words), labels=tuple(tags))
 
-    def survey(self, rows: Iterable[Row], base: Any) -> Facts:
+    def collect_dataset_stats(self, rows: Iterable[Row], base: Any) -> DatasetStats:
         """The tags, and whether the base already has a head for exactly these."""
         first_seen: dict[str, str] = {}
         for row in rows:
@@ -115,7 +125,7 @@ class Plugin(Task):
         listed = list(self.options.labels or ())
         return {"labels": listed + sorted(tags - set(listed), key=_by_type)}
 
-    def head_settings(self, facts: Facts) -> dict[str, Any]:
+    def head_settings(self, facts: DatasetStats) -> dict[str, Any]:
         labels = facts["labels"]
         return {
             "num_labels": len(labels),
@@ -123,10 +133,12 @@ class Plugin(Task):
             "label2id": {label: place for place, label in enumerate(labels)},
         }
 
-    def longest(self, processor: Any, facts: Facts, base: Any) -> int:
+    def longest(self, processor: Any, facts: DatasetStats, base: Any) -> int:
         return room(self.options.max_length, processor, base)
 
-    def encoder(self, processor: Any, facts: Facts, base: Any) -> Callable[[Row], Encoded | Skip]:
+    def encoder(
+        self, processor: Any, facts: DatasetStats, base: Any
+    ) -> Callable[[Row], Encoded | Skip]:
         _refuse_slow(processor)
         places = {label: place for place, label in enumerate(facts["labels"])}
         limit = self.longest(processor, facts, base)
@@ -200,7 +212,7 @@ class Plugin(Task):
             )
         return outcomes
 
-    def score(self, outcomes: list[Outcome], facts: Facts) -> dict[str, float]:
+    def score(self, outcomes: list[Outcome], facts: DatasetStats) -> dict[str, float]:
         """Entities found whole and of the right type, over the full rows, as seqeval counts them.
 
         Where no tag is O, B-name or I-name, each word is an entity of its own.
@@ -223,12 +235,14 @@ class Plugin(Task):
             scores[f"support/{kind}"] = int(each[3][place])
         return scores
 
-    def answers(self, outcome: Outcome, facts: Facts) -> Answers:
+    def describe_prediction(self, outcome: Outcome, facts: DatasetStats) -> Prediction:
         """The tag of each word."""
         (truth,), (guess,) = _tags([outcome], facts)
-        return Answers(" ".join(truth), " ".join(guess))
+        return Prediction(" ".join(truth), " ".join(guess))
 
-    def answered(self, fields: dict[str, Any], facts: Facts) -> dict[str, Any]:
+    def with_placeholder_target(
+        self, fields: dict[str, Any], facts: DatasetStats
+    ) -> dict[str, Any]:
         words = fields.get("tokens")
         tags = [facts["labels"][0]] * len(words) if isinstance(words, list) else []
         return {**fields, "tags": tags}
@@ -239,7 +253,7 @@ class Plugin(Task):
         batch: dict[str, Tensor],
         *,
         processor: Any,
-        facts: Facts,
+        facts: DatasetStats,
         longest: int | None,
     ) -> list[dict[str, Any]]:
         """A tag for each word; null for one that was cut off."""
@@ -250,7 +264,7 @@ class Plugin(Task):
             for outcome in found
         ]
 
-    def counts(self, outcomes: list[Outcome], facts: Facts) -> ndarray:
+    def counts(self, outcomes: list[Outcome], facts: DatasetStats) -> ndarray:
         """Entities found, guessed and true."""
         import numpy as np
         from seqeval.metrics.sequence_labeling import get_entities
@@ -267,7 +281,7 @@ class Plugin(Task):
         return 2 * sums[..., 0] / np.maximum(sums[..., 1] + sums[..., 2], 1)
 
 
-def _tags(outcomes: list[Outcome], facts: Facts) -> tuple[list[list[str]], list[list[str]]]:
+def _tags(outcomes: list[Outcome], facts: DatasetStats) -> tuple[list[list[str]], list[list[str]]]:
     """The true and the guessed tags of each example, by names that seqeval reads."""
     names = facts["labels"]
     if not any(IN_SCHEME.fullmatch(name) for name in names):

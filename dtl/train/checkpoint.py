@@ -36,7 +36,7 @@ class Damage:
 
 
 @dataclass(frozen=True)
-class Store:
+class CheckpointStore:
     """The checkpoints of one run, in `folder`.
 
     `identity`: of the run they belong to; another run's are damage. `formerly`: identities that
@@ -66,10 +66,10 @@ class Store:
             for old in self.folder.glob(".staged-*"):
                 shutil.rmtree(old)
             staged.mkdir()
-        engine.wait()
+        engine.barrier()
         part = staged / f"part-{engine.rank + 1:05d}.safetensors"
         _write_tensors(part, _my_tensors(engine))
-        files = dict(engine.gather([(part.name, _seal(part))]))
+        files = dict(engine.all_gather_object([(part.name, _seal(part))]))
         if engine.is_first:
             write_json(staged / PROGRESS, asdict(progress))
             files[PROGRESS] = _seal(staged / PROGRESS)
@@ -80,7 +80,7 @@ class Store:
             staged.rename(final)
             sync(self.folder)
             self._prune(progress)
-        engine.wait()
+        engine.barrier()
         return final
 
     def remove_after(self, step: int) -> None:
@@ -181,7 +181,7 @@ def fill_weights(path: Path, engine: Engine, model: Any) -> None:
     stored = Stored(path)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad or f"weight/{name}" in stored:
-            engine.fill(parameter, stored.read(f"weight/{name}"))
+            engine.write_full_tensor(parameter, stored.read(f"weight/{name}"))
     restore_buffers(stored, model)
 
 
@@ -189,7 +189,7 @@ def restore_weights(learnt: Learnt, engine: Engine, *, partly: bool = False) -> 
     """Write learning weights into a prepared engine. Under ZeRO the model itself sees them after
     the next step only: take one that changes nothing, before the buffers and the moments. `partly`:
     those that are there."""
-    for name, parameter in engine.learning():
+    for name, parameter in engine.trainable_parameters():
         if partly and f"weight/{name}" not in learnt:
             continue
         engine.set_weight(parameter, learnt.read(f"weight/{name}"))
@@ -206,7 +206,7 @@ def restore_moments(path: Path, engine: Engine) -> None:
     """Write moments and step count into a prepared engine whose optimizer has its states."""
     stored = Stored(path)
     updates = read_progress(path).updates
-    for name, parameter in engine.learning():
+    for name, parameter in engine.trainable_parameters():
         engine.set_moments(parameter, stored.moments(name), step=updates)
 
 
@@ -242,8 +242,8 @@ def _my_tensors(engine: Engine) -> dict[str, Tensor]:
     """This rank's share; gathering is a collective, so every rank asks for every tensor."""
     mine: dict[str, Tensor] = {}
     loads = [0] * engine.ranks
-    for name, parameter in engine.moved():
-        value = engine.whole(parameter)
+    for name, parameter in engine.parameters_to_save():
+        value = engine.full_tensor(parameter)
         moments = engine.moments(parameter) if parameter.requires_grad else {}
         lightest = loads.index(min(loads))
         loads[lightest] += value.numel()

@@ -72,7 +72,7 @@ class Source:
     def shown(self, data: EncodedData, ids: Sequence[int]) -> dict[str, Tensor]:
         """These examples as a batch on the device."""
         task, processor = self.parts.task, self.examples.processor
-        batch = self.collate([task.present(data[i], processor=processor, draw=None) for i in ids])
+        batch = self.collate([task.transform(data[i], processor=processor, draw=None) for i in ids])
         return self.engine.to_device(batch)
 
     def loss(self, batch: dict[str, Tensor]) -> Tensor:
@@ -122,10 +122,10 @@ def _agreed_cut(source: Source) -> Cut:
         cut = find_cut(source)
     except Unfit as unfit:
         fault = str(unfit)
-    faults = [found for found in source.engine.gather([fault]) if found]
+    faults = [found for found in source.engine.all_gather_object([fault]) if found]
     if cut is None or faults:
         raise Unfit(faults[0])
-    return replace(cut, fields=source.engine.agree(cut.fields))
+    return replace(cut, fields=source.engine.broadcast_object(cut.fields))
 
 
 def find_cut(source: Source) -> Cut:
@@ -165,7 +165,7 @@ def find_cut(source: Source) -> Cut:
     task, processor = from_features(source.parts.task, cut), source.examples.processor
     padding = padding_token(processor) or 0
     examples = [
-        task.present({**data[number], FEATURES: parts}, processor=processor, draw=None)
+        task.transform({**data[number], FEATURES: parts}, processor=processor, draw=None)
         for number, parts in zip(ids, alone, strict=True)
     ]
     with engine.forward():
@@ -234,7 +234,7 @@ def _await_turn(source: Source, folder: Path, held: ExitStack) -> bool:
     closed."""
     engine, waited = source.engine, False
     while True:
-        turn = engine.agree(features.take_turn(folder, held) if engine.is_first else "")
+        turn = engine.broadcast_object(features.take_turn(folder, held) if engine.is_first else "")
         if turn != "another's":
             return turn == "made"
         if not waited:
@@ -247,15 +247,17 @@ def _await_turn(source: Source, folder: Path, held: ExitStack) -> bool:
 def _make(source: Source, cut: Cut, data: EncodedData, folder: Path) -> None:
     engine, writer = source.engine, str(RunFolder.of(source.config).path.absolute())
     staged = Path(
-        engine.agree(str(features.stage(folder, writer=writer)) if engine.is_first else "")
+        engine.broadcast_object(
+            str(features.stage(folder, writer=writer)) if engine.is_first else ""
+        )
     )
     try:
         _refuse_unseen(staged, engine)
         places = _write(source, cut, data, staged)
-        every = engine.gather([places])
+        every = engine.all_gather_object([places])
         if engine.is_first:
             features.finish(staged, folder, cut.fields, every, examples=len(data))
-        engine.wait()
+        engine.barrier()
     except BaseException:
         if engine.is_first:
             features.discard(staged)
@@ -264,7 +266,7 @@ def _make(source: Source, cut: Cut, data: EncodedData, folder: Path) -> None:
 
 def _refuse_unseen(folder: Path, engine: Engine) -> None:
     """Raise RunFailed on all ranks where one of them does not see what rank 0 has made."""
-    if not all(engine.gather([folder.exists()])):
+    if not all(engine.all_gather_object([folder.exists()])):
         raise RunFailed.of(
             str(folder),
             "the processes of this run do not all see the cache of the first one",
@@ -298,7 +300,7 @@ def _refuse_too_large(
     held = sum(part.values.nbytes for parts in found.values() for part in parts)
     grows = any(len(part.values) > 1 for parts in found.values() for part in parts)
     ratio = data.lengths.sum() / data.lengths[ids].sum() if grows else len(data) / len(ids)
-    wanted, free = source.engine.agree((held * ratio, disk_free(str(features.home()))))
+    wanted, free = source.engine.broadcast_object((held * ratio, disk_free(str(features.home()))))
     if wanted > ROOM * free:
         raise Unfit(
             f"features would take {format_bytes(int(wanted))}, of {format_bytes(free)} that are "

@@ -58,7 +58,10 @@ class _FromFeatures:
     def present(
         self, values: dict[str, Any], *, processor: Any, draw: Generator | None
     ) -> dict[str, Any]:
-        return {**self.task.unseen(values, processor=processor), FEATURES: values[FEATURES]}
+        return {
+            **self.task.transform_without_input(values, processor=processor),
+            FEATURES: values[FEATURES],
+        }
 
     def collate(self, examples: list[dict[str, Any]], *, padding: int) -> dict[str, Tensor]:
         batch = self.task.collate(examples, padding=padding)

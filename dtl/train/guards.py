@@ -13,7 +13,7 @@ from dtl.config.schema import Spike, Train
 from dtl.core.errors import RunFailed
 
 if TYPE_CHECKING:
-    from dtl.data.loader import Window
+    from dtl.data.loader import StepBatches
     from dtl.engine.base import Engine, Step
     from dtl.train.log import RunLog
     from dtl.train.loop import Progress
@@ -50,7 +50,7 @@ class Guard:
     losses: list[float] = field(default_factory=list)
     skipped_in_a_row: int = 0
 
-    def __call__(self, progress: Progress, step: Step, window: Window, loss: float) -> None:
+    def __call__(self, progress: Progress, step: Step, window: StepBatches, loss: float) -> None:
         """Raises RunFailed where going on would only burn time, and SpikeFound."""
         if progress.step in self.leave_out:
             self.log.skip(progress.step, _examples(window), reason="its loss jumped before")
@@ -68,7 +68,7 @@ class Guard:
         if self.options.spike is not None and math.isfinite(loss):
             self._look_for_spike(self.options.spike, progress, window, loss)
 
-    def _count_skip(self, progress: Progress, window: Window, loss: float) -> None:
+    def _count_skip(self, progress: Progress, window: StepBatches, loss: float) -> None:
         self.skipped_in_a_row += 1
         self.log.skip(progress.step, _examples(window), reason="its gradient is not finite")
         searching = self.finds_loss_scale and math.isfinite(loss)
@@ -83,10 +83,10 @@ class Guard:
     def _check_learning(self) -> None:
         """Of a whole model a few tensors without gradient may be meant so (a pooler that the head
         does not use); most of them are a model that only seems to train."""
-        names = self.engine.without_gradient()
+        names = self.engine.parameters_without_gradient()
         if not names:
             return
-        total = len(self.engine.learning())
+        total = len(self.engine.trainable_parameters())
         shown = ", ".join(names[:NAMES_SHOWN]) + (", ..." if len(names) > NAMES_SHOWN else "")
         found = f"{len(names)} of {total} learning tensors have had no gradient ({shown})"
         if self.options.no_gradient == "fail" and (
@@ -101,7 +101,7 @@ class Guard:
         self.log.say(f"warning: {found}")
 
     def _look_for_spike(
-        self, options: Spike, progress: Progress, window: Window, loss: float
+        self, options: Spike, progress: Progress, window: StepBatches, loss: float
     ) -> None:
         score = spike_score(self.losses[-options.window :], loss)
         if score > options.score:
@@ -119,5 +119,5 @@ def spike_score(before: Sequence[float], loss: float) -> float:
     return (loss - middle) / max(spread, 1e-3 * abs(middle), 1e-12)
 
 
-def _examples(window: Window) -> list[int]:
+def _examples(window: StepBatches) -> list[int]:
     return [int(number) for number in window.all_ids]

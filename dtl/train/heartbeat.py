@@ -19,7 +19,7 @@ HUNG = 70  # exit code of a process that a watch has ended
 
 
 @dataclass(frozen=True)
-class Beat:
+class Heartbeat:
     """Where a rank was last seen. `number`: calls that all ranks make alike; `doing`: in words;
     `since`, `alive`: when it came there, and when it last wrote, in seconds since 1970."""
 
@@ -43,7 +43,9 @@ class Watch:
     def __init__(self, folder: Path, *, rank: int, ranks: int, tell: Callable[[str], None]) -> None:
         self.folder, self.rank, self.ranks, self.tell = folder, rank, ranks, tell
         self._place = threading.Lock()
-        self._beat = Beat(rank, socket.gethostname(), os.getpid(), 0, "start", time.time(), 0.0)
+        self._beat = Heartbeat(
+            rank, socket.gethostname(), os.getpid(), 0, "start", time.time(), 0.0
+        )
         self._limit, self._stood_still, self._came = float("inf"), 0.0, time.monotonic()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -85,7 +87,7 @@ class Watch:
                 self._end(beat)
             ended = self._ended.wait(pause)
 
-    def _end(self, mine: Beat) -> None:
+    def _end(self, mine: Heartbeat) -> None:
         beats = [beat for beat in read_beats(self.folder) if beat.rank < self.ranks] or [mine]
         still = self._stood_still
         verdict = (
@@ -104,18 +106,18 @@ class Watch:
         os._exit(HUNG)
 
 
-def read_beats(folder: Path) -> list[Beat]:
+def read_beats(folder: Path) -> list[Heartbeat]:
     """The last beat of each rank, in the order of the ranks."""
     found = []
     for file in folder.glob("rank-*.json"):
         try:
-            found.append(Beat(**json.loads(file.read_text(encoding="utf-8"))))
+            found.append(Heartbeat(**json.loads(file.read_text(encoding="utf-8"))))
         except (OSError, ValueError, TypeError):  # being replaced, or of another version
             continue
     return sorted(found, key=lambda beat: beat.rank)
 
 
-def late(beats: list[Beat], *, after: float) -> str:
+def late(beats: list[Heartbeat], *, after: float) -> str:
     """Who holds up the others: a rank that does not run at all, or else the one that is behind.
 
     `after`: seconds without a sign of life that mean it does not run.
@@ -130,11 +132,11 @@ def late(beats: list[Beat], *, after: float) -> str:
     return f"behind the others is {_named(last)}"
 
 
-def _silent(beat: Beat, *, after: float) -> bool:
+def _silent(beat: Heartbeat, *, after: float) -> bool:
     return time.time() - beat.alive > after
 
 
-def _is_sibling(beat: Beat) -> bool:
+def _is_sibling(beat: Heartbeat) -> bool:
     """Whether it is still that process, started by the launcher that started this one."""
     import psutil
 
@@ -145,7 +147,7 @@ def _is_sibling(beat: Beat) -> bool:
         return False
 
 
-def _named(beats: list[Beat]) -> str:
+def _named(beats: list[Heartbeat]) -> str:
     return ", ".join(f"rank {beat.rank} on {beat.host} ({beat.doing})" for beat in beats)
 
 

@@ -15,7 +15,7 @@ from dtl.train.trackers import Trackers
 
 if TYPE_CHECKING:
     from dtl.data.cache.streamed import LeftOut
-    from dtl.data.loader import Window
+    from dtl.data.loader import StepBatches
     from dtl.run.folder import RunFolder
     from dtl.train.loop import Progress
 
@@ -55,7 +55,7 @@ class RunLog:
             print(text, file=self.terminal, flush=True)
 
     def step(
-        self, progress: Progress, window: Window, *, loss: float, norm: float, rate: float
+        self, progress: Progress, window: StepBatches, *, loss: float, norm: float, rate: float
     ) -> None:
         """One optimizer step."""
         if self.terminal is None:
@@ -140,7 +140,7 @@ class RunLog:
         if self.terminal is None:
             return
         self._note({"kind": "eval", "step": step, "model": model, **scores})
-        self.say(f"step {step:>5}  held-out ({model}): {told(scores)}")
+        self.say(f"step {step:>5}  held-out ({model}): {format_scores(scores)}")
         self._last_step = time.monotonic()
 
     def close(self) -> None:
@@ -175,7 +175,7 @@ class RunLog:
         return self._live
 
 
-def told(scores: dict[str, float]) -> str:
+def format_scores(scores: dict[str, float]) -> str:
     """The scores in one line, without the table of confusions; of groups the worst and the mean."""
     shown = {name: value for name, value in scores.items() if "/" not in name}
     for name, value in scores.items():

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from dtl.config.optim import Optim
-from dtl.data.loader import Loader, Window
+from dtl.data.loader import Loader, StepBatches
 from dtl.data.order import chain
 from dtl.engine.base import Step
 from dtl.train.optim import schedule
@@ -39,7 +39,7 @@ class Progress:
     best: float | None = None
     best_step: int | None = None
 
-    def after(self, window: Window, *, taken: bool) -> Progress:
+    def after(self, window: StepBatches, *, taken: bool) -> Progress:
         return replace(
             self,
             step=window.step,
@@ -87,7 +87,7 @@ class Hooks:
     save: Callable[[Progress], None]
     beat: Callable[[str], None]
     asked_to_stop: Callable[[], bool]
-    guard: Callable[[Progress, Step, Window, float], None]
+    guard: Callable[[Progress, Step, StepBatches, float], None]
 
 
 End = Literal["done", "stopped"]
@@ -118,7 +118,7 @@ def train(
         else:
             step, total = _learn_from(window, engine, parts.task, loader.seed, hooks)
         progress = progress.after(window, taken=step.taken)
-        loss_sum, stops = engine.reduce(total, float(hooks.asked_to_stop()))
+        loss_sum, stops = engine.all_reduce_sum(total, float(hooks.asked_to_stop()))
         loss = loss_sum / (window.all_targets or 1)
         log.step(progress, window, loss=loss, norm=step.norm, rate=rate)
         hooks.guard(progress, step, window, loss)
@@ -136,24 +136,24 @@ def train(
     return progress, "done"
 
 
-def _added_up(window: Window, engine: Engine) -> Window:
+def _added_up(window: StepBatches, engine: Engine) -> StepBatches:
     """The window with what all ranks have read, where none knows what the others have."""
     if not window.shared:
         return window
-    targets, length, left_out = engine.reduce(
+    targets, length, left_out = engine.all_reduce_sum(
         window.all_targets, window.all_length, len(window.left_out)
     )
     return replace(
         window,
         all_targets=int(targets),
         all_length=int(length),
-        left_out=tuple(engine.gather(list(window.left_out))) if left_out else (),
+        left_out=tuple(engine.all_gather_object(list(window.left_out))) if left_out else (),
         shared=False,
     )
 
 
 def _learn_from(
-    window: Window, engine: Engine, task: Task, seed: int, hooks: Hooks
+    window: StepBatches, engine: Engine, task: Task, seed: int, hooks: Hooks
 ) -> tuple[Step, Tensor]:
     """One optimizer step; also the sum of this rank's losses, shape (), in float64."""
     total = torch.zeros((), dtype=torch.float64, device=engine.device)
@@ -165,7 +165,7 @@ def _learn_from(
                 loss = task.loss(engine.model, engine.to_device(batch.tensors)) * batch.weight
             engine.backward(loss, targets=window.all_targets)
         total += loss.detach().double()
-    engine.share_statistics()
+    engine.sync_batch_norm_statistics()
     return engine.step(), total
 
 

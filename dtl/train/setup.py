@@ -25,7 +25,7 @@ from dtl.plan.records import Layout, Plan
 from dtl.prepare.dataset import Examples
 from dtl.run.folder import RunFolder
 from dtl.train import checkpoint
-from dtl.train.checkpoint import Learnt, Store, Stored
+from dtl.train.checkpoint import CheckpointStore, Learnt, Stored
 from dtl.train.log import RunLog
 
 if TYPE_CHECKING:
@@ -47,7 +47,9 @@ def start_engine(config: RunConfig, plan: Plan) -> Engine:
     )
 
 
-def find_checkpoint(folder: RunFolder, store: Store, engine: Engine, log: RunLog) -> Path | None:
+def find_checkpoint(
+    folder: RunFolder, store: CheckpointStore, engine: Engine, log: RunLog
+) -> Path | None:
     """The newest whole checkpoint, the same on every rank; damaged ones are named and set aside.
 
     The log forgets what was done after it. Raises RunFailed when there are only damaged ones.
@@ -59,7 +61,7 @@ def find_checkpoint(folder: RunFolder, store: Store, engine: Engine, log: RunLog
             log.say(f"set aside {damage.path}: {damage.reason}")
             damage.path.rename(_free(damage.path.with_name(f"damaged-{damage.path.name}")))
         lost = found is None and any(store.folder.glob("damaged-*"))
-    found, lost = engine.agree((found, lost))
+    found, lost = engine.broadcast_object((found, lost))
     if lost:
         raise RunFailed.of(
             str(store.folder),
@@ -118,12 +120,12 @@ def open_model(
         loading=engine.loading,
     )
     loaded.model.name_or_path = loaded.model.config._name_or_path = locate(config.model)  # type: ignore[assignment, union-attr]
-    initialise(loaded.model, loaded.new, seed=config.train.seed, fill=engine.fill)
-    fill_given(loaded, fill=engine.fill)
+    initialise(loaded.model, loaded.new, seed=config.train.seed, fill=engine.write_full_tensor)
+    fill_given(loaded, fill=engine.write_full_tensor)
     if (padding := padding_token(examples.processor)) is not None:
         loaded.model.config.pad_token_id = padding  # type: ignore[union-attr]
-    parts.task.settle(loaded.model, processor=examples.processor)
-    if saved is not None and goes_over(plan, parts, saved):
+    parts.task.configure_model(loaded.model, processor=examples.processor)
+    if saved is not None and is_phase_transition(plan, parts, saved):
         former = _go_over(loaded, config, layout, parts.in_phase(parts.phase - 1), engine, saved)
         model = _adapt(replace(loaded, model=former.model), config, layout, parts, engine)
         engine.watch_buffers(None)
@@ -136,8 +138,8 @@ def open_model(
             checkpoint.fill_weights(saved, engine, model)
             kept = frozenset(checkpoint.Stored(saved).weights)
     by_name = dict(model.named_parameters())
-    engine.kept = frozenset(name for name in kept if not by_name[name].requires_grad)
-    for name in engine.kept:
+    engine.previously_trained = frozenset(name for name in kept if not by_name[name].requires_grad)
+    for name in engine.previously_trained:
         if not hasattr(by_name[name], "ds_id"):
             by_name[name].data = by_name[name].data.to(DTYPES[layout.dtype])
     if layout.activation_checkpointing:
@@ -151,7 +153,7 @@ def _on_this_node(model: Model, engine: Engine) -> Model:
         return model
     if number_on_node(os.environ) == 0:
         stage(model)
-    engine.wait()
+    engine.barrier()
     return staged(model)
 
 
@@ -167,7 +169,7 @@ def recompute_activations(model: nn.Module) -> None:
     model.disable_input_require_grads()  # type: ignore[operator]
 
 
-def goes_over(plan: Plan, parts: Parts, saved: Path) -> bool:
+def is_phase_transition(plan: Plan, parts: Parts, saved: Path) -> bool:
     """Whether a checkpoint is the last one of the phase before that of `parts`."""
     before = plan.phases[parts.phase].before
     return parts.phase > 0 and checkpoint.read_progress(saved).step == before
@@ -177,7 +179,9 @@ def _adapt(
     loaded: Loaded, config: RunConfig, layout: Layout, parts: Parts, engine: Engine
 ) -> nn.Module:
     torch.manual_seed(config.train.seed)
-    with engine.gathered(convolutions(loaded.model)):  # an adapter looks at a kernel's dimensions
+    with engine.gather_for_read(
+        convolutions(loaded.model)
+    ):  # an adapter looks at a kernel's dimensions
         model = parts.adapt(loaded)
     # At stage 0 the optimizer works on the weights themselves: they are fp32. ZeRO keeps fp32
     # copies and wants one dtype, also where PEFT puts an fp32 adapter beside a head in bf16.
@@ -187,7 +191,7 @@ def _adapt(
             parameter.data = parameter.data.to(dtype)
     for matrix in shared_matrices(model).values():
         matrix.data = matrix.data.to(dtype)
-    parts.strategy.fill(model, fill=engine.fill)
+    parts.strategy.load_initial_values(model, fill=engine.write_full_tensor)
     return model
 
 
@@ -211,7 +215,7 @@ def _go_over(
     moved = {id(by_name[name]) for name in checkpoint.Stored(saved).weights}
     for layer in adapted_layers(model):
         moved |= {id(parameter) for parameter in layer.base_layer.parameters()}
-        with engine.changing(list(layer.parameters())):
+        with engine.gather_for_update(list(layer.parameters())):
             layer.merge(safe_merge=True)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="All adapters are already merged")
@@ -239,7 +243,7 @@ def show(learnt: Learnt, engine: Engine, parts: Parts, loader: Loader) -> None:
 def start_moments(engine: Engine, parts: Parts, loader: Loader) -> None:
     """Moments as before the first step, so that a run can be saved there."""
     _prime(engine, parts, loader)
-    for _, parameter in engine.learning():
+    for _, parameter in engine.trainable_parameters():
         engine.set_moments(parameter, engine.moments(parameter), step=0)
 
 

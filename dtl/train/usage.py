@@ -40,7 +40,7 @@ class Meter:
         self._engine = engine
         self._began, self._clock = time.time(), time.monotonic()
         self._file = folder / f"launch-{time.strftime('%Y%m%dT%H%M%S')}-{os.getpid()}.json"
-        self._devices = Counter(_counted_once(engine.gather([_device(engine.device)])))
+        self._devices = Counter(_counted_once(engine.all_gather_object([_device(engine.device)])))
         self._uuid = _uuid(engine.device)
         self._energy = _energy(self._uuid)
 
@@ -49,7 +49,7 @@ class Meter:
         now = _energy(self._uuid)
         known = now is not None and self._energy is not None
         spent = now - self._energy if now is not None and self._energy is not None else 0.0
-        joules, counted = self._engine.reduce(spent, float(known))
+        joules, counted = self._engine.all_reduce_sum(spent, float(known))
         if not self._engine.is_first:
             return
         self._file.parent.mkdir(exist_ok=True)

@@ -85,7 +85,7 @@ def test_a_grid_is_one_array_and_a_run_for_each_cell(bed: Bed) -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "words", "mend"),
+    ("asked", "words", "fix"),
     [
         ({"partition": "nowhere"}, "invalid partition specified: nowhere", "sinfo -s"),
         ({"nodes": 9}, "node count specification invalid", "--nodes"),
@@ -93,11 +93,11 @@ def test_a_grid_is_one_array_and_a_run_for_each_cell(bed: Bed) -> None:
     ],
 )
 def test_slurm_refuses_in_its_own_words(
-    bed: Bed, asked: dict[str, object], words: str, mend: str
+    bed: Bed, asked: dict[str, object], words: str, fix: str
 ) -> None:
     with pytest.raises(DtlError) as caught:
         _refused(**asked)
-    assert words in str(caught.value).lower() and mend in str(caught.value)
+    assert words in str(caught.value).lower() and fix in str(caught.value)
     assert caught.value.exit_code == 2
     assert bed.run("refused").state == "absent"
 

@@ -20,7 +20,7 @@ from dtl.config import registry
 from dtl.core.errors import DtlError
 from dtl.models.anatomy import head_parameters
 from dtl.models.peft import adapters
-from dtl.models.peft.adapters import EXAMPLES, REACH
+from dtl.models.peft.adapters import COMPATIBILITY, EXAMPLES
 from dtl.strategies.base import Adapter
 from tests import tiny_sound
 
@@ -186,10 +186,10 @@ def beds() -> dict[str, dict[str, Bed]]:
 
 CELLS = [
     (method, kind, bed)
-    for method, kind in itertools.product(REACH, EXAMPLES)
+    for method, kind in itertools.product(COMPATIBILITY, EXAMPLES)
     for bed in beds()[kind]
 ]
-ALLOWED = [cell for cell in CELLS if cell[1] in REACH[cell[0]].kinds]
+ALLOWED = [cell for cell in CELLS if cell[1] in COMPATIBILITY[cell[0]].kinds]
 REFUSED = [cell for cell in CELLS if cell not in ALLOWED]
 
 
@@ -296,11 +296,11 @@ def test_what_is_allowed_learns_and_is_what_plain_peft_reads(
     if opened.shape != trained.shape:  # plain PEFT scores its virtual tokens as well
         opened = opened[:, -trained.shape[1] :]
     assert near(opened, trained)
-    ours = adapters.put_back(fresh(given), tmp_path / "adapter").eval()
+    ours = adapters.load_adapter(fresh(given), tmp_path / "adapter").eval()
     assert near(scores(ours, given.shown), trained)
     assert adapters.virtual_tokens(ours) == strategy.virtual_tokens
 
-    if not REACH[method].merges:
+    if not COMPATIBILITY[method].merges:
         with pytest.raises(DtlError, match="take strategy lora"):
             strategy.merge(model)
         return
@@ -337,7 +337,7 @@ def test_what_is_refused_fails_or_is_wrong(
 
 
 @pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is deprecated")
-@pytest.mark.parametrize("method", REACH)
+@pytest.mark.parametrize("method", COMPATIBILITY)
 def test_recomputed_activations_give_the_same_gradients_or_are_refused(method: str) -> None:
     given, gradients = beds()["decoder"]["llama"], []
     strategy = make_strategy(method, given)
@@ -347,7 +347,7 @@ def test_recomputed_activations_give_the_same_gradients_or_are_refused(method: s
             model.gradient_checkpointing_enable(
                 gradient_checkpointing_kwargs={"use_reentrant": False}
             )
-        if recomputed and not strategy.recomputes:
+        if recomputed and not strategy.supports_checkpointing:
             with pytest.raises(RuntimeError, match="size of tensor"):  # the prefix is gone
                 scores(model, given.shown)
             return
@@ -359,15 +359,15 @@ def test_recomputed_activations_give_the_same_gradients_or_are_refused(method: s
 
 def test_each_refusal_names_a_method_that_goes_with_the_model() -> None:
     for method, kind, _ in REFUSED:
-        assert kind in REACH[REACH[method].instead].kinds
+        assert kind in COMPATIBILITY[COMPATIBILITY[method].instead].kinds
 
 
 def test_every_method_has_its_strategy_and_every_adapter_its_row() -> None:
     plugins = {
         name: registry.load("strategies", name).Plugin for name in registry.names("strategies")
     }
-    assert {p.method for p in plugins.values() if issubclass(p, Adapter)} == set(REACH)
-    assert all(plugins[method].method == method for method in REACH)
+    assert {p.method for p in plugins.values() if issubclass(p, Adapter)} == set(COMPATIBILITY)
+    assert all(plugins[method].method == method for method in COMPATIBILITY)
 
 
 # LoRA's ways to begin and to learn ---------------------------------------------------------------
@@ -574,7 +574,7 @@ def test_what_goes_up_to_zero_2_wants_weights_that_zero_3_has_emptied(strategy: 
         if name.endswith("_proj.weight"):
             parameter.ds_shape = parameter.shape  # type: ignore[attr-defined]
             parameter.data = torch.empty(0)
-    right = nullcontext() if made.highest_zero == 3 else pytest.raises((IndexError, RuntimeError))
+    right = nullcontext() if made.max_zero_stage == 3 else pytest.raises((IndexError, RuntimeError))
     with right:
         model = put_on(made, given, base)
         for layer in model.modules():
@@ -596,7 +596,7 @@ def test_eva_has_an_end() -> None:
 
 CONTINUED = [
     (method, kind, bed)
-    for method in REACH
+    for method in COMPATIBILITY
     if hasattr(registry.load("strategies", method).Options(), "continue_from")
     for kind, bed in (("decoder", "llama"), ("encoder", "bert"), ("sound", "whisper"))
 ]
@@ -625,7 +625,7 @@ def gone_on(method: str, given: Bed, folder: Path, **options: Any) -> nn.Module:
         if given.new and name in head_parameters(base):
             value.data.zero_()
     model = put_on(strategy, given, base)
-    strategy.fill(model, fill=lambda parameter, value: parameter.data.copy_(value))
+    strategy.load_initial_values(model, fill=lambda parameter, value: parameter.data.copy_(value))
     return model
 
 
@@ -666,7 +666,7 @@ def test_a_head_for_other_labels_is_left_out(tmp_path: Path) -> None:
     model = put_on(strategy := continuing("lora", folder), given, base)
     head = base.classifier.modules_to_save["default"].weight
     before = head.detach().clone()
-    strategy.fill(model, fill=lambda parameter, value: parameter.data.copy_(value))
+    strategy.load_initial_values(model, fill=lambda parameter, value: parameter.data.copy_(value))
     assert torch.equal(head, before)
     assert any(value.any() for name, value in model.named_parameters() if "lora_B" in name)
 

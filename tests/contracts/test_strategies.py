@@ -29,7 +29,7 @@ from dtl.models.load import (
     padding_token,
     weightless,
 )
-from dtl.models.peft.adapters import REACH
+from dtl.models.peft.adapters import COMPATIBILITY
 from dtl.strategies.base import Adapter
 from tests import tiny, tiny_speech, tiny_vision, tiny_whisper
 
@@ -60,7 +60,9 @@ REFUSED = {
     ("frozen", "whisper"): "has no head of its own",
     ("lora", "resnet"): "does not fit ResNetForImageClassification",
 }
-SMALL = frozenset(REACH) - {"lora"}  # tests/contracts/test_adapters.py tries them on more models
+SMALL = frozenset(COMPATIBILITY) - {
+    "lora"
+}  # tests/contracts/test_adapters.py tries them on more models
 TRIALS = tuple(
     (strategy, bed)
     for strategy, bed in itertools.product(registry.names("strategies"), BEDS)
@@ -194,7 +196,7 @@ def test_what_would_do_nothing_is_refused(request, strategy, base):
         bench = make_bench(request.getfixturevalue(base), task, strategy)
         with pytest.raises(DtlError, match=REFUSED[strategy, base]) as caught:
             bench.apply(bench.load())
-        assert caught.value.faults[0].mend
+        assert caught.value.faults[0].fix
 
 
 # What every strategy owes -----------------------------------------------------------------------
@@ -518,7 +520,7 @@ def test_lora_on_layers_that_are_not_there_is_the_users_fault(decoder, options):
     bench = make_bench(decoder, "causal_lm", "lora", **options)
     with pytest.raises(DtlError, match="does not fit LlamaForCausalLM") as caught:
         bench.apply(bench.load())
-    assert caught.value.faults[0].mend
+    assert caught.value.faults[0].fix
 
 
 def test_blocks_without_named_layers_are_a_fault_of_the_config(tmp_path):
@@ -533,6 +535,6 @@ def test_blocks_without_named_layers_are_a_fault_of_the_config(tmp_path):
     with pytest.raises(DtlError) as caught:
         load_config(file)
     (fault,) = caught.value.faults
-    assert fault.place == f"{file}:7: strategy.layers"
+    assert fault.location == f"{file}:7: strategy.layers"
     assert "'all-linear'" in fault.problem
-    assert fault.mend == "list the layers, such as target: [q_proj, v_proj]"
+    assert fault.fix == "list the layers, such as target: [q_proj, v_proj]"

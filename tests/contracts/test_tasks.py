@@ -595,9 +595,9 @@ def test_a_row_is_cut_to_what_the_model_can_read(decoder):
 )
 def test_a_row_at_fault_is_named(fields, told):
     fault = make_task("causal_lm").check(Row(0, "rows.jsonl:1", fields))
-    assert fault.place == "rows.jsonl:1"
+    assert fault.location == "rows.jsonl:1"
     assert told in fault.problem
-    assert fault.mend
+    assert fault.fix
 
 
 def test_a_chat_needs_a_template():
@@ -719,7 +719,7 @@ def test_a_pair_of_texts_is_read_as_the_tokenizer_reads_pairs(encoder):
 def test_a_labelled_row_at_fault_is_named(fields, told):
     task = make_task("text_classification", labels=("early", "late"))
     fault = task.check(Row(4, "rows.jsonl:5", fields))
-    assert fault.place == "rows.jsonl:5"
+    assert fault.location == "rows.jsonl:5"
     assert told in str(fault)
 
 

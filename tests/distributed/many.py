@@ -65,7 +65,7 @@ def main(jobs_file: str) -> int:
             folder.lay_out_anew(config, prepared.plan)
         if engine.is_first and "left_out" in job:
             folder.note_spike({"step": job["left_out"][-1], "left_out": job["left_out"]})
-        engine.wait()
+        engine.barrier()
         with bare() if job.get("bare") else nullcontext(), watched(job) as at:
             watch = Watch(folder.heartbeats, rank=engine.rank, ranks=engine.ranks, tell=print)
             asked = partial(asks_to_stop, job, at, watch)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from dtl.config import registry
-from dtl.models.peft.adapters import REACH, READING
+from dtl.models.peft.adapters import COMPATIBILITY, READING
 from tests import tiny, tiny_speech, tiny_vision, tiny_whisper
 from tests.distributed import launching
 from tests.distributed.bases import Case, lay_out, layer_normed_hubert, spoken
@@ -61,8 +61,8 @@ ABSENT = {
     *((way, "resnet") for way in ("oft", "vera")),
     *(
         (way, name)
-        for way in REACH
-        if REACH[way].kinds[: len(READING)] == READING
+        for way in COMPATIBILITY
+        if COMPATIBILITY[way].kinds[: len(READING)] == READING
         for name in ("hubert", "whisper", "resnet")
     ),
 }
@@ -75,11 +75,15 @@ RUNS = [
 
 
 def stages(way: str) -> tuple[int, ...]:
-    return tuple(zero for zero in STAGES if way not in REACH or zero <= REACH[way].zero)
+    return tuple(
+        zero for zero in STAGES if way not in COMPATIBILITY or zero <= COMPATIBILITY[way].zero
+    )
 
 
 def job(way: str, name: str, zero: int) -> dict[str, Any]:
-    of_kernels = ["strategy.target=[convolution]"] if name == "resnet" and way in REACH else []
+    of_kernels = (
+        ["strategy.target=[convolution]"] if name == "resnet" and way in COMPATIBILITY else []
+    )
     return {
         "config": f"{name}.yaml",
         "overrides": [

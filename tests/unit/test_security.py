@@ -18,7 +18,7 @@ import torch
 
 from dtl.cli import app as cli
 from dtl.core.errors import Fault, without_secrets
-from dtl.train.checkpoint import Store
+from dtl.train.checkpoint import CheckpointStore
 from tests import tiny
 from tests.distributed import launching
 
@@ -389,7 +389,7 @@ def test_a_manifest_that_leads_out_of_its_checkpoint_is_refused(tmp_path, name):
     (tmp_path / "x.pt").write_bytes(b"x")
     seal = {"bytes": 1, "sha256": sha256(b"x").hexdigest()}
     change(folder / "manifest.json", step=1, run="mine", files={name: seal})
-    assert name in str(Store(tmp_path, "mine").fault(folder))
+    assert name in str(CheckpointStore(tmp_path, "mine").fault(folder))
 
 
 @pytest.mark.parametrize("linked", ["step-00000001", "manifest.json", "part-00001.safetensors"])
@@ -399,11 +399,11 @@ def test_a_link_in_a_checkpoint_is_refused(tmp_path, linked):
     (folder / "part-00001.safetensors").write_bytes(b"x")
     seal = {"bytes": 1, "sha256": sha256(b"x").hexdigest()}
     change(folder / "manifest.json", step=1, run="mine", files={"part-00001.safetensors": seal})
-    assert Store(tmp_path, "mine").fault(folder) is None
+    assert CheckpointStore(tmp_path, "mine").fault(folder) is None
     path = folder if linked == folder.name else folder / linked
     path.rename(tmp_path / "elsewhere")
     path.symlink_to(tmp_path / "elsewhere")
-    assert Store(tmp_path, "mine").fault(folder) is not None
+    assert CheckpointStore(tmp_path, "mine").fault(folder) is not None
 
 
 # --- secrets

@@ -99,5 +99,5 @@ def _render(tokenizer: Any, turns: list[Turn], row: Row, *, ask: bool = False) -
         return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=ask))
     except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as fault:
         raise DtlError.of(
-            row.place, f"the model's chat template refuses the row: {fault}", "mend the turns"
+            row.place, f"the model's chat template refuses the row: {fault}", "fix the turns"
         ) from fault

@@ -82,7 +82,7 @@ def read_json(path: Path, shown: str) -> Iterator[Item]:
         yield FileFault(shown, _not_utf8(fault), SAVE_AS_UTF8)
     except (ValueError, RecursionError) as fault:
         line = f":{fault.lineno}" if isinstance(fault, json.JSONDecodeError) else ""
-        yield FileFault(f"{shown}{line}", _json_problem(fault), "mend the file")
+        yield FileFault(f"{shown}{line}", _json_problem(fault), "fix the file")
     else:
         may_be_half = HALF_A_CHARACTER in text.lower()
         for number, item in enumerate(items, start=1):
@@ -150,7 +150,7 @@ def _json_row(line: bytes, place: str) -> Item:
     except UnicodeDecodeError as fault:
         return Fault(place, _not_utf8(fault), SAVE_AS_UTF8)
     except (ValueError, RecursionError) as fault:
-        return Fault(place, _json_problem(fault), "mend or remove the line")
+        return Fault(place, _json_problem(fault), "fix or remove the line")
 
 
 def _object(value: Any, place: str, *, may_be_half: bool) -> Item:
@@ -159,7 +159,7 @@ def _object(value: Any, place: str, *, may_be_half: bool) -> Item:
         return Fault(place, f"the row is {kind}", 'write a JSON object, such as {"text": "..."}')
     if may_be_half and not _is_text(json.dumps(value, ensure_ascii=False)):
         return Fault(
-            place, "holds half a character (a surrogate without its other half)", "mend the text"
+            place, "holds half a character (a surrogate without its other half)", "fix the text"
         )
     return place, value
 

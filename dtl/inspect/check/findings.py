@@ -1,4 +1,4 @@
-"""What the facts mean: each finding with its rows and its mend."""
+"""What the facts mean: each finding with its rows and its fix."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ def findings(train: SourceFacts, held_out: SourceFacts | None) -> tuple[Finding,
 
 
 def _finding(
-    kind: str, places: Sequence[str], of: int, what: str, mend: str, *, wastes: bool = False
+    kind: str, places: Sequence[str], of: int, what: str, fix: str, *, wastes: bool = False
 ) -> Finding:
     """Told at its first row, with the next ones and the share."""
     others = "".join(f", {place}" for place in places[1:PLACES_SHOWN])
     also = f" (also {others[2:]}{' ...' * (len(places) > PLACES_SHOWN)})" if others else ""
     share = f"{len(places)} of {of} {what}{also}"
-    return Finding(kind, Fault(places[0], share, mend), len(places), wastes)
+    return Finding(kind, Fault(places[0], share, fix), len(places), wastes)
 
 
 def _twins(train: SourceFacts) -> Iterator[Finding]:
@@ -83,8 +83,8 @@ def _leaks(train: SourceFacts, held_out: SourceFacts) -> Iterator[Finding]:
     if leaks:
         total = len(held_out.notes)
         what = "held-out rows are also in data.train"
-        mend = "remove them from one of the two: a score on them says nothing"
-        yield _finding("leak", leaks, total, what, mend, wastes=len(leaks) == total)
+        fix = "remove them from one of the two: a score on them says nothing"
+        yield _finding("leak", leaks, total, what, fix, wastes=len(leaks) == total)
 
 
 def _classes(train: SourceFacts) -> Iterator[Finding]:
@@ -96,7 +96,7 @@ def _classes(train: SourceFacts) -> Iterator[Finding]:
             first.setdefault(label, note.place)
     total = counts.total()
     one_each = all(len(note.labels) == 1 for note in train.notes)
-    mend = "add rows of it, or merge it with another class"
+    fix = "add rows of it, or merge it with another class"
     for label, count in counts.items():
         share = f"the class {label!r} has {count} of {total}"
         if len(counts) == 1:
@@ -106,7 +106,7 @@ def _classes(train: SourceFacts) -> Iterator[Finding]:
             more = "add rows of the others; always saying this one would be right as often"
             yield Finding("imbalance", Fault(first[label], share, more), count)
         elif count < 2 or (one_each and count / total < RARE):
-            yield Finding("rare class", Fault(first[label], share, mend), count)
+            yield Finding("rare class", Fault(first[label], share, fix), count)
 
 
 def _unseen(train: SourceFacts, held_out: SourceFacts) -> Iterator[Finding]:
@@ -123,26 +123,26 @@ def _at_fault(source: SourceFacts) -> Iterator[Finding]:
     bad, total = source.at_fault, source.rows
     if bad:
         fate = "are at fault, and stop a run" if source.stops else "are at fault, and skipped"
-        what, places = f"rows {fate}: {bad[0].problem}", [fault.place for fault in bad]
-        yield _finding("at fault", places, total, what, bad[0].mend, wastes=source.stops)
+        what, places = f"rows {fate}: {bad[0].problem}", [fault.location for fault in bad]
+        yield _finding("at fault", places, total, what, bad[0].fix, wastes=source.stops)
     if bad := source.undecodable:
-        what, places = f"rows stop a run: {bad[0].problem}", [fault.place for fault in bad]
-        yield _finding("undecodable", places, total, what, bad[0].mend, wastes=True)
+        what, places = f"rows stop a run: {bad[0].problem}", [fault.location for fault in bad]
+        yield _finding("undecodable", places, total, what, bad[0].fix, wastes=True)
 
 
 def _left_out(source: SourceFacts) -> Iterator[Finding]:
     for reason, places in source.left_out.items():
         what = f"rows are left out: {reason}"
-        yield _finding("left out", places, len(source.notes), what, "mend or remove them")
+        yield _finding("left out", places, len(source.notes), what, "fix or remove them")
 
 
 def _answers(source: SourceFacts) -> Iterator[Finding]:
     given = [note for note in source.notes if note.answer is not None]
     empty = [note.place for note in given if not (note.answer or "").strip()]
     if empty:
-        what, mend = "rows have an empty answer", "fill them in, or remove the rows"
+        what, fix = "rows have an empty answer", "fill them in, or remove the rows"
         wastes = len(empty) == len(given)
-        yield _finding("empty answers", empty, len(source.notes), what, mend, wastes=wastes)
+        yield _finding("empty answers", empty, len(source.notes), what, fix, wastes=wastes)
 
 
 def _cut(sums: Tokens) -> Iterator[Finding]:
@@ -151,18 +151,18 @@ def _cut(sums: Tokens) -> Iterator[Finding]:
         if len(places) > FEW * of:
             reads, asked = sums.reads[option], sums.limits[option]
             end = f"task.{option}" if asked <= reads else f"the {reads} tokens that the model reads"
-            what, mend = f"rows are cut off at {end}", _longer(sums, option, "shorten them")
-            yield _finding("cut", places, of, what, mend)
+            what, fix = f"rows are cut off at {end}", _longer(sums, option, "shorten them")
+            yield _finding("cut", places, of, what, fix)
     if not sums.lengths:
         return
     option = list(sums.lengths)[-1]  # what comes out stands last
     if sums.answers_gone:
         what, wastes = "answers lie wholly beyond the limit", len(sums.answers_gone) > GONE * of
-        mend = _longer(sums, option, "shorten the prompts")
-        yield _finding("answers gone", sums.answers_gone, of, what, mend, wastes=wastes)
+        fix = _longer(sums, option, "shorten the prompts")
+        yield _finding("answers gone", sums.answers_gone, of, what, fix, wastes=wastes)
     if len(sums.answers_cut) > FEW * of:
-        what, mend = "rows lose tokens to learn", _longer(sums, option, "shorten the rows")
-        yield _finding("answers cut", sums.answers_cut, of, what, mend)
+        what, fix = "rows lose tokens to learn", _longer(sums, option, "shorten the rows")
+        yield _finding("answers cut", sums.answers_cut, of, what, fix)
 
 
 def _longer(sums: Tokens, option: str, instead: str) -> str:
@@ -178,12 +178,12 @@ def _tokens(sums: Tokens) -> Iterator[Finding]:
     if len(sums.unended) > FEW * sums.answers:
         what = "answers have no end token that is learnt, so the model would not learn to stop"
         other = "take a tokenizer or chat template that closes them with one"
-        mend = f"set task.end_token=true, or {other}" if sums.end_token is False else other
-        yield _finding("no end", sums.unended, sums.answers, what, mend)
+        fix = f"set task.end_token=true, or {other}" if sums.end_token is False else other
+        yield _finding("no end", sums.unended, sums.answers, what, fix)
     if sums.unknown > FEW * sums.all:
         what = f"rows have unknown tokens, {sums.unknown / sums.all:.1%} of all tokens"
-        mend = "take a model whose tokenizer knows this language and script"
-        yield _finding("unknown tokens", sums.unknown_in, sums.looked_at, what, mend)
+        fix = "take a model whose tokenizer knows this language and script"
+        yield _finding("unknown tokens", sums.unknown_in, sums.looked_at, what, fix)
 
 
 def _media(source: SourceFacts) -> Iterator[Finding]:

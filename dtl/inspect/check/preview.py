@@ -40,9 +40,9 @@ def choose(rows: Iterable[Row], examples: Examples, task: Task) -> Iterator[Show
 def _as_text(row: Row, values: dict[str, Any], task: Task, tokenizer: Any) -> Shown:
     runs = [
         (_printable(tokenizer.decode(part.tokens)), part.learnt)
-        for part in (task.parts(values) if hasattr(tokenizer, "decode") else [])
+        for part in (task.token_spans(values) if hasattr(tokenizer, "decode") else [])
     ]
-    labels = task.lesson(row).labels
+    labels = task.preview(row).labels
     if labels:
         runs.append((_printable(" ".join(labels)), True))
     return Shown(row.place, tuple(runs))

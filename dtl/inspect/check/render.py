@@ -44,7 +44,7 @@ def source_summary(source: SourceFacts) -> dict[str, Any]:
 
 
 def _fault(fault: Fault) -> dict[str, str]:
-    return {"place": fault.place, "reason": fault.problem}
+    return {"place": fault.location, "reason": fault.problem}
 
 
 def _sounds(source: SourceFacts) -> dict[str, Any] | None:

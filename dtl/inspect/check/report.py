@@ -110,11 +110,11 @@ def _with_faults(
     facts: SourceFacts, source: ReadSource, data: Data, undecodable: dict[str, Fault]
 ) -> SourceFacts:
     """Add the rows at fault of a source; where it is split, the training part has them all."""
-    bad = tuple(fault for fault in source.bad if fault.place not in undecodable)
+    bad = tuple(fault for fault in source.bad if fault.location not in undecodable)
     share = len(bad) / (source.good + len(source.bad))
     return replace(
         facts,
         at_fault=bad,
-        undecodable=tuple(fault for fault in source.bad if fault.place in undecodable),
+        undecodable=tuple(fault for fault in source.bad if fault.location in undecodable),
         stops=bool(bad) and (data.on_bad_row == "fail" or share > data.max_bad_fraction),
     )

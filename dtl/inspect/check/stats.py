@@ -15,7 +15,7 @@ from dtl.data.example import Encoded
 from dtl.data.sources.rows import Row
 from dtl.inspect.check.media import Picture, Sound, digest_of_medium, medium_of
 from dtl.prepare.dataset import Examples
-from dtl.tasks.base import Part, Task
+from dtl.tasks.base import Task, TokenSpan
 
 LOOKED_AT = 20_000  # examples whose tokens are looked at, evenly spaced
 MEDIA_LOOKED_AT = 200  # sounds or pictures that are decoded, evenly spaced
@@ -128,7 +128,7 @@ def gather(
 
 
 def _note(row: Row, task: Task) -> Note:
-    lesson = task.lesson(row)
+    lesson = task.preview(row)
     given = lesson.given
     given = digest_of_medium(row, str(task.media)) if given is None else _normal(given)
     digest = hashlib.sha256(given.encode("utf-8", "replace")).hexdigest()[:32]
@@ -228,25 +228,25 @@ def _add(
         if reach < length:
             sums.cut.setdefault(option, []).append(note.place)
             was_cut = True
-    parts = [] if values is None else task.parts(values)
+    parts = [] if values is None else task.token_spans(values)
     kept_learnt = _learnt(parts)
-    if kept_learnt < _learnt(task.parts(full)) and (note.labels or note.answer is not None):
+    if kept_learnt < _learnt(task.token_spans(full)) and (note.labels or note.answer is not None):
         (sums.answers_cut if values is not None else sums.answers_gone).append(note.place)
     sums.all += sum(len(part.tokens) for part in parts)
     sums.learnt += kept_learnt
     if special is None or not parts:
         return
     _add_unknown(sums, note.place, parts, special)
-    if task.learns_to_stop and note.answer is not None and parts[-1].learnt and not was_cut:
+    if task.supervises_eos and note.answer is not None and parts[-1].learnt and not was_cut:
         sums.answers += 1
         sums.unended += [note.place] * special.all.isdisjoint(parts[-1].tokens[-CLOSING:])
 
 
-def _add_unknown(sums: Tokens, place: str, parts: list[Part], special: _Special) -> None:
+def _add_unknown(sums: Tokens, place: str, parts: list[TokenSpan], special: _Special) -> None:
     count = sum(part.tokens.count(special.unknown) for part in parts if special.unknown is not None)
     sums.unknown += count
     sums.unknown_in += [place] * bool(count)
 
 
-def _learnt(parts: list[Part]) -> int:
+def _learnt(parts: list[TokenSpan]) -> int:
     return sum(len(part.tokens) for part in parts if part.learnt)

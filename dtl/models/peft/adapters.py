@@ -48,7 +48,7 @@ READING: tuple[Kind, ...] = ("decoder", "encoder", "encoder-decoder")
 
 
 @dataclass(frozen=True)
-class Reach:
+class Compatibility:
     """What a method goes with. `zero`: the highest ZeRO stage. `merges`: whether it can become part
     of the weights. `recomputes`: whether activations may be recomputed. `instead`: the nearest
     method for the other kinds of model."""
@@ -60,17 +60,19 @@ class Reach:
     instead: str = "lora"
 
 
-REACH: dict[str, Reach] = {
-    "lora": Reach((*WITH_LINEAR_LAYERS, "convolutions")),
-    "adalora": Reach((*WITH_LINEAR_LAYERS, "convolutions"), zero=0),
-    "ia3": Reach((*WITH_LINEAR_LAYERS, "convolutions")),
-    "loha": Reach((*WITH_LINEAR_LAYERS, "convolutions"), zero=2),
-    "lokr": Reach((*WITH_LINEAR_LAYERS, "convolutions"), zero=2),
-    "oft": Reach(WITH_LINEAR_LAYERS),
-    "vera": Reach(WITH_LINEAR_LAYERS),
-    "prompt_tuning": Reach(READING, merges=False),
-    "p_tuning": Reach(READING, merges=False),
-    "prefix_tuning": Reach((*READING, "classifier on a decoder"), merges=False, recomputes=False),
+COMPATIBILITY: dict[str, Compatibility] = {
+    "lora": Compatibility((*WITH_LINEAR_LAYERS, "convolutions")),
+    "adalora": Compatibility((*WITH_LINEAR_LAYERS, "convolutions"), zero=0),
+    "ia3": Compatibility((*WITH_LINEAR_LAYERS, "convolutions")),
+    "loha": Compatibility((*WITH_LINEAR_LAYERS, "convolutions"), zero=2),
+    "lokr": Compatibility((*WITH_LINEAR_LAYERS, "convolutions"), zero=2),
+    "oft": Compatibility(WITH_LINEAR_LAYERS),
+    "vera": Compatibility(WITH_LINEAR_LAYERS),
+    "prompt_tuning": Compatibility(READING, merges=False),
+    "p_tuning": Compatibility(READING, merges=False),
+    "prefix_tuning": Compatibility(
+        (*READING, "classifier on a decoder"), merges=False, recomputes=False
+    ),
 }
 
 
@@ -118,14 +120,14 @@ def task_type(model: nn.Module) -> str | None:
     return None
 
 
-def weightless(model: nn.Module) -> bool:
+def on_meta_device(model: nn.Module) -> bool:
     """Whether there are only shapes, as where the planner counts."""
     return any(parameter.is_meta for parameter in model.parameters())
 
 
 def refuse_out_of_reach(method: str, model: nn.Module) -> None:
     """Raise DtlError where the method does nothing right with this kind of model."""
-    reach, kind = REACH[method], kind_of(model)
+    reach, kind = COMPATIBILITY[method], kind_of(model)
     if kind not in reach.kinds:
         raise DtlError.of(
             "strategy",
@@ -135,7 +137,7 @@ def refuse_out_of_reach(method: str, model: nn.Module) -> None:
         )
 
 
-def put_on(
+def attach_adapter(
     model: nn.Module, method: str, settings: dict[str, Any], *, new: frozenset[str]
 ) -> nn.Module:
     """The model with what PEFT adds. `new`: parameters that the base did not bring; they learn.
@@ -147,7 +149,7 @@ def put_on(
     task = task_type(model)
     also = whole_modules(model, task, new, settings.pop("modules_to_save", None))
     init = settings.get("init_lora_weights")
-    if init is not None and weightless(model):
+    if init is not None and on_meta_device(model):
         settings["init_lora_weights"] = True  # there are no values to begin from
     config = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType[method.upper()]](
         **settings, task_type=task, modules_to_save=also
@@ -412,7 +414,7 @@ def read_back(folder: Path) -> dict[str, Tensor]:
     return dict(load_peft_weights(str(folder), device="cpu"))
 
 
-def put_back(base: nn.Module, folder: Path) -> nn.Module:
+def load_adapter(base: nn.Module, folder: Path) -> nn.Module:
     """A written adapter over its base."""
     from peft import PeftModel
 
@@ -423,7 +425,7 @@ def put_back(base: nn.Module, folder: Path) -> nn.Module:
     return _without_virtual_tokens(opened)
 
 
-def worked_in(network: nn.Module, folder: Path) -> tuple[nn.Module, frozenset[str]]:
+def merge_into_base(network: nn.Module, folder: Path) -> tuple[nn.Module, frozenset[str]]:
     """A model with a written adapter in its weights, and the names of what it brought whole, such
     as a head; a head for something else is left out. A weightless model stays as it is.
 
@@ -448,7 +450,7 @@ def worked_in(network: nn.Module, folder: Path) -> tuple[nn.Module, frozenset[st
     brought = {name for name, value in whole.items() if value.shape == own[name].shape}
     strange = [name for name in set(whole) - brought if not name.startswith(heads)]
     strange += [name for name in inner if inner[name] in tensors and not _has_place(network, name)]
-    if not weightless(network) and not strange:
+    if not on_meta_device(network) and not strange:
         with torch.no_grad():
             for name in brought:
                 own[name].copy_(whole[name])

@@ -70,9 +70,9 @@ def test_every_field_names_the_page_it_came_from(name):
 @pytest.mark.parametrize("name", SITES)
 def test_the_script_is_the_stored_one(name):
     stored = STORED / f"{name}.sbatch"
-    mend = "run: python -m tests.unit.test_sites"
-    assert stored.is_file(), mend
-    assert script(name) == stored.read_text(encoding="utf-8"), mend
+    fix = "run: python -m tests.unit.test_sites"
+    assert stored.is_file(), fix
+    assert script(name) == stored.read_text(encoding="utf-8"), fix
 
 
 def test_no_script_is_stored_of_a_site_that_is_gone():

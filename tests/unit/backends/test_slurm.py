@@ -194,7 +194,7 @@ def test_an_unfit_node_is_left_out_and_nothing_is_loaded(tmp_path, fake):
     started = [call for call in called if call.startswith("srun")]
     assert len(started) == 1 and "-m dtl.cluster.preflight" in started[0]
     found, _, called = ran(tmp_path, fake, srun=ends_in(run, 2), nodes=2)
-    assert found == 2 and called.count("scontrol requeue 20007") == 1, "the user has to mend it"
+    assert found == 2 and called.count("scontrol requeue 20007") == 1, "the user has to fix it"
 
 
 def test_crashes_are_counted_and_a_new_submission_counts_anew(tmp_path, fake):
@@ -266,7 +266,7 @@ def test_a_signal_is_handed_to_the_steps_and_not_to_srun(tmp_path, fake):
 
 
 @pytest.mark.parametrize(
-    ("words", "mend"),
+    ("words", "fix"),
     [
         ("sbatch: error: invalid partition specified: nowhere", "sinfo -s"),
         ("sbatch: error: Invalid account or account/partition combination", "--account"),
@@ -274,11 +274,11 @@ def test_a_signal_is_handed_to_the_steps_and_not_to_srun(tmp_path, fake):
         ("sbatch: error: Unable to contact slurm controller (connect failure)", "scontrol ping"),
     ],
 )
-def test_a_refusal_is_told_in_slurms_words_with_the_mend(desk, fake, words, mend):
+def test_a_refusal_is_told_in_slurms_words_with_the_fix(desk, fake, words, fix):
     (fake / "sbatch").write_text(f'echo "{words}" >&2; exit 1')
     with pytest.raises(DtlError) as caught:
         submit()
-    assert words.rpartition("error: ")[2] in str(caught.value) and mend in str(caught.value)
+    assert words.rpartition("error: ")[2] in str(caught.value) and fix in str(caught.value)
     assert caught.value.exit_code == 2
     assert not (desk / "runs").exists(), "what is refused leaves nothing"
 
@@ -306,7 +306,7 @@ def test_where_there_is_no_slurm_it_says_so(desk, monkeypatch):
         submit()
 
 
-def test_all_faults_of_a_site_file_are_told_with_line_and_mend(tmp_path):
+def test_all_faults_of_a_site_file_are_told_with_line_and_fix(tmp_path):
     file = tmp_path / "mine.yaml"
     file.write_text("description: mine\npartiton: x\ngpus_per_node: four\nmax_time: soon\n")
     with pytest.raises(DtlError) as caught:

@@ -75,15 +75,15 @@ def test_training_decides_the_exit_code(config, trained, code):
 @pytest.mark.parametrize(
     ("error", "code"),
     [
-        (DtlError.of("here", "is wrong", "mend it"), 2),
-        (RunFailed.of("here", "is wrong", "mend it"), 1),
+        (DtlError.of("here", "is wrong", "fix it"), 2),
+        (RunFailed.of("here", "is wrong", "fix it"), 1),
     ],
 )
 def test_a_known_fault_is_told_without_a_traceback(config, trained, capsys, error, code):
     trained(error)
     assert main(["train", config]) == code
     printed = capsys.readouterr()
-    assert printed.err == "here: is wrong; mend it\n"
+    assert printed.err == "here: is wrong; fix it\n"
     assert printed.out == ""
 
 

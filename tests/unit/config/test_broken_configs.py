@@ -1,4 +1,4 @@
-"""Broken configs and data: exit code 2, one sentence with place and mend, soon, and no launch."""
+"""Broken configs and data: exit code 2, one sentence with place and fix, soon, and no launch."""
 
 import os
 import subprocess
@@ -32,7 +32,7 @@ class Broken:
 
     name: str
     place: str
-    mend: str
+    fix: str
     change: tuple[str, str] = ("", "")
     whole: str | None = None
     overrides: tuple[str, ...] = ()
@@ -41,12 +41,12 @@ class Broken:
     seconds: float = WITHOUT_MODEL
 
 
-def data(name: str, place: str, mend: str, files: dict[str, str | bytes], *, more=(), **kwargs):
+def data(name: str, place: str, fix: str, files: dict[str, str | bytes], *, more=(), **kwargs):
     """Broken data: the first file is trained on."""
     return Broken(
         name,
         place,
-        mend,
+        fix,
         overrides=(f"data.train={next(iter(files))}", *more),
         files=files,
         **kwargs,
@@ -219,7 +219,7 @@ CONFIGS = [
     Broken(
         "override that is a broken list",
         "command line: optim.betas=[0.9: this is not YAML",
-        "mend the line",
+        "fix the line",
         overrides=("optim.betas=[0.9",),
     ),
     Broken(
@@ -283,7 +283,7 @@ DATA = [
     data(
         "unreadable row",
         "bad.jsonl:3: no valid JSON",
-        "mend or remove the line",
+        "fix or remove the line",
         {"bad.jsonl": GOOD + '{"text": "seven\n'},
     ),
     data(
@@ -413,7 +413,7 @@ def test_a_fault_is_told_in_one_sentence(broken, tmp_path, cache):
     assert ended.returncode == 2, ended.stderr
     (told,) = ended.stderr.splitlines()
     assert told.startswith(broken.place)
-    assert broken.mend in told.removeprefix(broken.place)
+    assert broken.fix in told.removeprefix(broken.place)
     assert ended.stdout == ""
     assert not (tmp_path / "runs").exists(), "processes are only started for a run folder"
     assert seconds < broken.seconds

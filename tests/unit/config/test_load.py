@@ -243,12 +243,12 @@ def test_later_faults_are_placed_in_the_file(write):
     error = DtlError(
         Fault("data.train", "is empty", "fill it"),
         Fault("data.columns.text", "is absent", "name another"),
-        Fault("rows.jsonl:3", "is no JSON", "mend it"),
+        Fault("rows.jsonl:3", "is no JSON", "fix it"),
         Fault("layout.zero", "is planned", "set it"),
     )
     assert str(placed(error, path, overrides)).splitlines() == [
         "run.yaml:5: data.train: is empty; fill it",
         "command line: data.columns={text: body}: data.columns.text: is absent; name another",
-        "rows.jsonl:3: is no JSON; mend it",
+        "rows.jsonl:3: is no JSON; fix it",
         "layout.zero: is planned; set it",
     ]

@@ -7,7 +7,7 @@ import pytest
 from dtl.core.errors import DtlError, Fault, RunFailed, StoppedEarly, near
 
 
-def test_a_fault_is_one_line_of_place_problem_and_mend():
+def test_a_fault_is_one_line_of_place_problem_and_fix():
     fault = Fault("configs/x.yaml:14: train.stpes", "no such key", "did you mean 'steps'?")
     assert str(fault) == "configs/x.yaml:14: train.stpes: no such key; did you mean 'steps'?"
 
@@ -19,14 +19,14 @@ def test_an_error_tells_all_faults_one_a_line():
 
 @pytest.mark.parametrize(("kind", "code"), [(DtlError, 2), (RunFailed, 1), (StoppedEarly, 75)])
 def test_exit_codes(kind, code):
-    error = kind.of("place", "problem", "mend")
+    error = kind.of("place", "problem", "fix")
     assert isinstance(error, kind)
     assert error.exit_code == code
 
 
 def test_an_error_crosses_process_borders():
-    error = pickle.loads(pickle.dumps(DtlError.of("place", "problem", "mend")))
-    assert error.faults == (Fault("place", "problem", "mend"),)
+    error = pickle.loads(pickle.dumps(DtlError.of("place", "problem", "fix")))
+    assert error.faults == (Fault("place", "problem", "fix"),)
 
 
 @pytest.mark.parametrize(

@@ -187,7 +187,7 @@ def test_a_size_is_read_and_comes_back_from_json(written, number, unit, limit):
 
 
 @pytest.mark.parametrize(
-    ("written", "problem", "mend"),
+    ("written", "problem", "fix"),
     [
         ("0", "0 is too small", "write 1 or more examples"),
         ("-3 tokens", "-3 tokens is too small", "write 1 or more tokens"),
@@ -200,7 +200,7 @@ def test_a_size_is_read_and_comes_back_from_json(written, number, unit, limit):
         ("[8]", "[8] is no size of a batch", "write a number of examples"),
     ],
 )
-def test_what_is_no_size_is_refused_in_one_sentence(tmp_path, written, problem, mend):
+def test_what_is_no_size_is_refused_in_one_sentence(tmp_path, written, problem, fix):
     file = tmp_path / "run.yaml"
     file.write_text(
         "model: {path: mini:text}\ntask: causal_lm\ndata: {train: rows.jsonl}\nstrategy: full\n"
@@ -209,13 +209,13 @@ def test_what_is_no_size_is_refused_in_one_sentence(tmp_path, written, problem, 
     with pytest.raises(DtlError) as caught:
         load_config(file)
     (fault,) = caught.value.faults
-    assert fault.place == f"{file}:7: train.global_batch"
+    assert fault.location == f"{file}:7: train.global_batch"
     assert fault.problem == problem
-    assert mend in fault.mend
+    assert fix in fault.fix
 
 
 @pytest.mark.parametrize(
-    ("task", "train", "problem", "mend"),
+    ("task", "train", "problem", "fix"),
     [
         ("causal_lm", {"global_batch": "9 seconds"}, "have no seconds", "write it in tokens, or"),
         ("asr_ctc", {"global_batch": "99 tokens"}, "have no tokens", "write it in seconds, or"),
@@ -223,12 +223,12 @@ def test_what_is_no_size_is_refused_in_one_sentence(tmp_path, written, problem, 
         ("image_classification", {"group_by_length": True}, "are all of one length", "remove it"),
     ],
 )
-def test_a_unit_that_the_task_does_not_have_is_refused(task, train, problem, mend):
+def test_a_unit_that_the_task_does_not_have_is_refused(task, train, problem, fix):
     with pytest.raises(DtlError) as caught:
         assemble(config(task=task, **train))
     (fault,) = caught.value.faults
-    assert fault.place == f"train.{next(iter(train))}"
-    assert problem in fault.problem and fault.mend.startswith(mend)
+    assert fault.location == f"train.{next(iter(train))}"
+    assert problem in fault.problem and fault.fix.startswith(fix)
 
 
 class Hears:

@@ -22,7 +22,7 @@ def test_a_package_of_another_version_is_missing():
     finding = doctor._package(Requirement("pytest>=1000"))
     assert finding.state == "missing"
     assert "but dtl needs >=1000" in finding.what
-    assert finding.mend == "pip install 'pytest>=1000'"
+    assert finding.fix == "pip install 'pytest>=1000'"
 
 
 def test_a_missing_compiler_is_told(monkeypatch, tmp_path):
@@ -47,7 +47,7 @@ def test_a_cache_that_cannot_be_written_is_missing(monkeypatch, tmp_path):
     monkeypatch.setenv("HF_HOME", str(file))
     finding = next(doctor._folders())
     assert finding.state == "missing"
-    assert finding.mend == "set HF_HOME to a folder that you may write to"
+    assert finding.fix == "set HF_HOME to a folder that you may write to"
 
 
 @pytest.mark.parametrize(

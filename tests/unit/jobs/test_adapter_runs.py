@@ -168,8 +168,8 @@ def refusal(base, *folders):
     with pytest.raises(DtlError) as caught:
         weightless(model, head="AutoModelForCausalLM", changes={})
     (fault,) = caught.value.faults
-    assert fault.place == "model.adapters"
-    return f"{fault.problem}; {fault.mend}"
+    assert fault.location == "model.adapters"
+    return f"{fault.problem}; {fault.fix}"
 
 
 def test_what_is_no_adapter_of_this_base_is_refused_at_the_desk(

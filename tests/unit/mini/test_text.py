@@ -317,7 +317,7 @@ def test_a_second_asker_makes_nothing(monkeypatch, tmp_path):
         (lambda: docstrings.package_folder("no_such_package_here"), "is not installed"),
     ],
 )
-def test_faults_say_the_mend(ask, said):
+def test_faults_say_the_fix(ask, said):
     with pytest.raises(DtlError, match=re.escape(said)):
         ask()
 

@@ -278,4 +278,4 @@ def test_what_has_no_blocks_in_a_row_is_refused(make: Any, problem: str, ask: An
     with pytest.raises(DtlError, match=problem) as caught:
         ask(make())
     (fault,) = caught.value.faults
-    assert fault.place == "model.path" and "full or lora" in fault.mend
+    assert fault.location == "model.path" and "full or lora" in fault.fix

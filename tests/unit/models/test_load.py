@@ -56,9 +56,9 @@ def test_a_folder_that_is_not_there_gets_a_near_name(decoder, tmp_path, monkeypa
     with pytest.raises(DtlError) as caught:
         locate(Model(path=written.format(tmp=tmp_path)))
     (fault,) = caught.value.faults
-    assert fault.place == "model.path"
+    assert fault.location == "model.path"
     assert "there is no folder" in fault.problem and "decodr" in fault.problem
-    assert fault.mend == "did you mean 'decoder'?"
+    assert fault.fix == "did you mean 'decoder'?"
 
 
 def test_a_folder_in_a_folder_that_is_not_there(tmp_path):
@@ -100,7 +100,7 @@ def test_weights_in_a_pickle_are_not_opened(decoder, tmp_path):
     with pytest.raises(DtlError, match="pickle") as caught:
         load(folder)
     assert "pytorch_model.bin" in str(caught.value)
-    assert "safetensors" in caught.value.faults[0].mend
+    assert "safetensors" in caught.value.faults[0].fix
     assert not trap.exists()
 
 

@@ -425,8 +425,8 @@ def test_what_cannot_be_laid_out_is_refused(decoder, hardware, sections, outer, 
     with pytest.raises(DtlError) as caught:
         plan(configure(decoder, **sections), hardware, outer=outer)
     (fault,) = caught.value.faults
-    assert fault.place == place
-    assert fault.mend
+    assert fault.location == place
+    assert fault.fix
     assert caught.value.exit_code == 2
 
 

@@ -38,7 +38,7 @@ def only_text(row):
     """As a task says it."""
     if isinstance(row.fields.get("text"), str):
         return None
-    return Fault(row.place, "`text` is no text", "mend it")
+    return Fault(row.place, "`text` is no text", "fix it")
 
 
 def opened(path, *, skips, columns=None, **keys):
@@ -95,8 +95,8 @@ def test_a_row_at_fault_stops_or_is_skipped(name, content, place, said):
     with pytest.raises(DtlError) as caught:
         list(opened(name, skips=False))
     (fault,) = caught.value.faults
-    assert fault.place == place
-    assert said in fault.problem and fault.mend
+    assert fault.location == place
+    assert said in fault.problem and fault.fix
     rows = opened(name, skips=True)
     assert [(row.index, row.fields["text"]) for row in rows] == [(0, "a"), (1, "c")]
     reading = rows.read_through()
@@ -107,7 +107,7 @@ def test_a_column_missing_in_one_row_is_a_fault_of_that_row():
     write('{"body": "a"}', '{"text": "b"}', '{"body": "c"}')
     rows = opened("rows.jsonl", skips=True, columns={"text": "body"})
     assert [row.fields["text"] for row in rows] == ["a", "c"]
-    assert [fault.place for fault in rows.read_through().bad] == ["rows.jsonl:2"]
+    assert [fault.location for fault in rows.read_through().bad] == ["rows.jsonl:2"]
 
 
 def test_places_of_good_rows_stay_those_of_the_file():
@@ -120,7 +120,7 @@ def test_the_limit_counts_good_rows():
     write(GOOD[0], "bad", GOOD[1], "bad", GOOD[2])
     rows = opened("rows.jsonl", skips=True, limit=2)
     assert [row.place for row in rows] == ["rows.jsonl:1", "rows.jsonl:3"]
-    assert [fault.place for fault in rows.read_through().bad] == ["rows.jsonl:2"]
+    assert [fault.location for fault in rows.read_through().bad] == ["rows.jsonl:2"]
 
 
 # --- a fault of a whole file
@@ -190,7 +190,7 @@ def test_a_file_at_fault_behind_skipped_rows_is_all_that_is_told():
     write('[{"text": "b"}, ', name="shards/b.json")
     with pytest.raises(DtlError) as caught:
         list(opened("shards", skips=True))
-    assert [fault.place for fault in caught.value.faults] == ["shards/b.json:2"]
+    assert [fault.location for fault in caught.value.faults] == ["shards/b.json:2"]
 
 
 # --- how many may be skipped, and where they are listed
@@ -200,7 +200,7 @@ def test_fail_is_the_default_and_tells_of_several():
     write(GOOD[0], *["bad"] * 9)
     with pytest.raises(DtlError) as caught:
         prepared("data.on_bad_row=null", "data.max_bad_fraction=1")
-    assert [fault.place for fault in caught.value.faults] == [
+    assert [fault.location for fault in caught.value.faults] == [
         f"rows.jsonl:{line}" for line in (2, 3, 4, 5, 6)
     ]
 
@@ -216,7 +216,7 @@ def test_more_than_the_share_that_may_be_skipped_stops_the_run(share, fits):
         with pytest.raises(DtlError) as caught:
             prepared(f"data.max_bad_fraction={share}")
         (fault,) = caught.value.faults
-        assert fault.place == "data.max_bad_fraction"
+        assert fault.location == "data.max_bad_fraction"
         assert (
             f"29 of 100 rows of rows.jsonl are at fault, and no more than the share {share} "
             in (fault.problem)
@@ -226,7 +226,7 @@ def test_more_than_the_share_that_may_be_skipped_stops_the_run(share, fits):
 
 def test_one_in_a_hundred_is_the_default():
     write(*(GOOD * 13)[:99], "bad")
-    assert prepared("data.max_bad_fraction=null").sources[0].bad[0].place == "rows.jsonl:100"
+    assert prepared("data.max_bad_fraction=null").sources[0].bad[0].location == "rows.jsonl:100"
     write(*(GOOD * 13)[:98], "bad")
     with pytest.raises(DtlError, match=r"^data\.max_bad_fraction: 1 of 99 rows"):
         prepared("data.max_bad_fraction=null")
@@ -318,7 +318,7 @@ def test_labels_at_fault_are_found_before_the_split(encoder):
     examples = prepared("model.path=encoder", "task=text_classification", "data.holdout=0.25")
     assert examples.facts == {"labels": ["early", "late"]}
     assert len(examples.train) + len(examples.held_out) == 8
-    assert [fault.place for fault in examples.sources[0].bad] == [
+    assert [fault.location for fault in examples.sources[0].bad] == [
         f"rows.jsonl:{line}" for line in (3, 4, 5)
     ]
 

@@ -13,6 +13,7 @@ from dtl.config.load import load_config
 from dtl.config.schema import RunConfig
 from dtl.core.errors import DtlError
 from dtl.data.cache.encoded import wait_for
+from dtl.prepare import dataset
 from dtl.prepare.dataset import prepare
 from tests import tiny
 

@@ -7,7 +7,7 @@ import pytest
 
 from dtl.config.schema import RunConfig
 from dtl.core.errors import DtlError
-from dtl.plan.records import Chosen, Layout, Parameters, PhasePlan, Plan
+from dtl.plan.records import Decision, Layout, Parameters, PhasePlan, Plan
 from dtl.prepare import preparation
 from dtl.run.folder import RunFolder, Scored, write_json
 
@@ -19,7 +19,7 @@ PLAN = Plan(
     steps=30,
     steps_per_epoch=7,
     deepspeed={"zero_optimization": {"stage": 2}},
-    choices=(Chosen("processes", "2", "layout.processes"),),
+    choices=(Decision("processes", "2", "layout.processes"),),
 )
 DATA = {"key": "k" * 32, "examples": 7}
 

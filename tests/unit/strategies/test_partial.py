@@ -114,7 +114,7 @@ def test_a_tied_head_is_embeddings() -> None:
         partial(model, names=("lm_head.*",))
     (fault,) = caught.value.faults
     assert "lm_head.weight is tied to model.embed_tokens.weight" in fault.problem
-    assert fault.mend == "name model.embed_tokens.weight"
+    assert fault.fix == "name model.embed_tokens.weight"
 
 
 def test_bitfit_moves_every_bias_and_the_head() -> None:
@@ -173,7 +173,7 @@ def test_what_the_model_has_not_is_the_users_fault(options: dict[str, Any], prob
     with pytest.raises(DtlError) as caught:
         partial(build("LlamaForCausalLM"), **options)
     assert problem in str(caught.value)
-    assert all(fault.mend for fault in caught.value.faults)
+    assert all(fault.fix for fault in caught.value.faults)
 
 
 @pytest.mark.parametrize(

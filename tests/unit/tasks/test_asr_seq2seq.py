@@ -55,7 +55,7 @@ class Bench:
 
     def batch(self, encoded: list[Any], draw: Any = None) -> dict[str, torch.Tensor]:
         shown = [
-            self.task.present(one.values, processor=self.processor, draw=draw) for one in encoded
+            self.task.transform(one.values, processor=self.processor, draw=draw) for one in encoded
         ]
         return self.task.collate(shown, padding=padding_token(self.processor) or 0)
 
@@ -67,7 +67,9 @@ class Bench:
 def bench(folder: Path, **options: Any) -> Bench:
     task, source = Plugin(Options(**options)), Model(path=str(folder))
     settings = load_settings(source)
-    processor, facts = task.fit(load_processor(source, "speech"), task.survey([], settings))
+    processor, facts = task.adapt_processor(
+        load_processor(source, "speech"), task.collect_dataset_stats([], settings)
+    )
     loaded = load_pretrained(
         source,
         head=task.head,
@@ -77,7 +79,7 @@ def bench(folder: Path, **options: Any) -> Bench:
         dtype="fp32",
     )
     loaded.model.config.pad_token_id = padding_token(processor)  # type: ignore[union-attr]
-    task.settle(loaded.model, processor=processor)
+    task.configure_model(loaded.model, processor=processor)
     return Bench(task, processor, facts, settings, loaded.model.eval())
 
 
@@ -339,11 +341,11 @@ def test_positions_that_were_computed_stay(whisper: Path, speech_to_text: Path) 
     from transformers.models.whisper.modeling_whisper import sinusoids
 
     made = bench(whisper, language="de")
-    (fixed,) = made.task.fixed(made.model, random=False)
+    (fixed,) = made.task.always_frozen(made.model, random=False)
     assert fixed is made.model.model.encoder.embed_positions.weight
     assert torch.equal(fixed, sinusoids(*fixed.shape))
     other = bench(speech_to_text)
-    assert list(other.task.fixed(other.model, random=False)) == []
+    assert list(other.task.always_frozen(other.model, random=False)) == []
 
 
 def test_no_layer_is_dropped(tmp_path: Path) -> None:

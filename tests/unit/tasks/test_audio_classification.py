@@ -29,8 +29,8 @@ def ready(folder: Path, rows: list[dict[str, Any]], **options: Any) -> tuple[Any
     plugin, source = Plugin(Options(**options)), Model(path=str(folder))
     settings = load_settings(source)
     numbered = [Row(n, f"rows:{n}", fields) for n, fields in enumerate(rows)]
-    processor, facts = plugin.fit(
-        load_processor(source, "features"), plugin.survey(numbered, settings)
+    processor, facts = plugin.adapt_processor(
+        load_processor(source, "features"), plugin.collect_dataset_stats(numbered, settings)
     )
     encode = plugin.encoder(processor, facts, settings)
     return plugin, processor, [encode(one) for one in numbered]
@@ -43,7 +43,7 @@ def batch_of(plugin: Any, processor: Any, examples: list[Any]) -> dict[str, torc
 
 def model_of(folder: Path, strategy: Any = full, *, random: bool = False) -> Any:
     plugin, source = Plugin(Options()), Model(path=str(folder))
-    facts = plugin.survey(
+    facts = plugin.collect_dataset_stats(
         [Row(n, "", {"label": label}) for n, label in enumerate(LABELS)], load_settings(source)
     )
     changes = plugin.head_settings(facts)

@@ -170,13 +170,13 @@ def test_answers_to_a_chat_have_the_likelihood_that_plain_transformers_gives(
         )
     task, row = Plugin(Options()), Row(4, "rows.jsonl:5", fields)
     assert task.check(row) is None
-    assert YES["content"] == task.lesson(row).answer
+    assert YES["content"] == task.preview(row).answer
     encoded = encode(fields, tokenizer)
     batch = task.collate([encoded.values], padding=0)
     with torch.no_grad():
         found = _log_likelihoods(model, batch)[0].tolist()
     assert found == pytest.approx(expected, rel=1e-5)
-    parts = [tokenizer.decode(part.tokens) for part in task.parts(encoded.values)]
+    parts = [tokenizer.decode(part.tokens) for part in task.token_spans(encoded.values)]
     assert parts[1:] == [" keeps light</s>", " sends</s>"] and "again" in parts[0]
 
 
@@ -230,8 +230,8 @@ def test_a_pair_that_teaches_nothing_is_left_out(
 )
 def test_a_row_at_fault_is_named(change: dict[str, Any], told: str) -> None:
     fault = Plugin(Options()).check(Row(4, "rows.jsonl:5", ROWS[0] | change))
-    assert fault is not None and fault.place == "rows.jsonl:5"
-    assert told in fault.problem and fault.mend
+    assert fault is not None and fault.location == "rows.jsonl:5"
+    assert told in fault.problem and fault.fix
     assert Plugin(Options()).check(Row(4, "", dict(ROWS[0]))) is None
 
 

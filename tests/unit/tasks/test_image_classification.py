@@ -109,7 +109,7 @@ def test_a_large_picture_is_kept_small():
 )
 def test_a_row_at_fault_is_told_at_the_desk(value, said, tmp_path):
     fault = picture_fault(row(value, folder=tmp_path))
-    assert fault is not None and fault.place == "rows:1" and said in fault.problem
+    assert fault is not None and fault.location == "rows:1" and said in fault.problem
 
 
 def test_a_torn_picture_is_told_with_its_row():
@@ -166,10 +166,10 @@ def test_evaluation_shows_what_the_models_own_processor_makes(base, request):
     processor = processor_of(request.getfixturevalue(base))
     pixels = tiny_vision.pixels("green", seed=5)
     plugin = task()
-    fitted, facts = plugin.fit(processor, {"labels": FACTS["labels"]})
+    fitted, facts = plugin.adapt_processor(processor, {"labels": FACTS["labels"]})
     assert facts == FACTS
     encoded = plugin.encoder(fitted, facts, None)(row(tiny_vision.png(pixels)))
-    shown = plugin.present(encoded.values, processor=fitted, draw=None)
+    shown = plugin.transform(encoded.values, processor=fitted, draw=None)
     theirs = processor(Image.fromarray(pixels), return_tensors="pt")["pixel_values"]
     batch = plugin.collate([shown], padding=0)
     assert torch.equal(batch["pixel_values"], theirs)
@@ -180,14 +180,14 @@ def test_a_processor_that_makes_many_sizes_is_refused(vit):
     processor = processor_of(vit)
     processor.size = type(processor.size)(shortest_edge=32)
     with pytest.raises(DtlError, match="pictures of many sizes"):
-        task().fit(processor, {})
+        task().adapt_processor(processor, {})
 
 
 def test_a_model_of_one_channel_is_refused(vit):
     base = load_settings(Model(path=str(vit)))
     base.num_channels = 1
     with pytest.raises(DtlError, match="reads 1 channels"):
-        task().survey([], base)
+        task().collect_dataset_stats([], base)
 
 
 def data_of(folder: Path, plugin: Plugin, cache: Path) -> EncodedData:
@@ -207,7 +207,7 @@ def views(folder: Path, data: EncodedData, plugin: Plugin, *, ranks: int, micro:
             micro_batch=micro,
             rank=rank,
             ranks=ranks,
-            present=partial(plugin.present, processor=processor_of(folder)),
+            present=partial(plugin.transform, processor=processor_of(folder)),
         )
         for batch in loader.window(step).batches:
             found |= dict(zip(batch.ids, batch.tensors["pixel_values"], strict=False))
@@ -234,7 +234,7 @@ def test_pictures_may_be_shown_as_they_are(vit, cache):
     data = data_of(vit, plugin, cache)
     processor = processor_of(vit)
     for number, view in views(vit, data, plugin, ranks=1, micro=4, step=1).items():
-        plain = plugin.present(data[number], processor=processor, draw=None)["pixel_values"]
+        plain = plugin.transform(data[number], processor=processor, draw=None)["pixel_values"]
         assert np.array_equal(view.numpy(), plain)
 
 

@@ -207,8 +207,8 @@ def test_an_empty_text_is_left_out(source: str, target: str) -> None:
 )
 def test_a_row_at_fault_is_named(source: Any, target: Any, told: str) -> None:
     fault = task().check(row(source, target))
-    assert fault is not None and fault.place == "rows.jsonl:5"
-    assert told in fault.problem and fault.mend
+    assert fault is not None and fault.location == "rows.jsonl:5"
+    assert told in fault.problem and fault.fix
     assert task().check(row("x", "y")) is None
 
 

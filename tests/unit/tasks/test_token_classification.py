@@ -206,12 +206,12 @@ def test_loss_is_that_of_transformers(base: str, request: pytest.FixtureRequest)
 
 def test_tags_are_those_of_the_rows_the_outside_first() -> None:
     rows = [row(["a", "b"], ["O", "B-PER"]), row(["c", "d"], ["I-PER", "B-LOC"])]
-    assert task().survey(rows, None) == {"labels": ["O", "B-LOC", "B-PER", "I-PER"]}
-    all_pieces = task(label_all=True).survey(rows, None)
+    assert task().collect_dataset_stats(rows, None) == {"labels": ["O", "B-LOC", "B-PER", "I-PER"]}
+    all_pieces = task(label_all=True).collect_dataset_stats(rows, None)
     assert all_pieces == {"labels": ["O", "B-LOC", "I-LOC", "B-PER", "I-PER"]}
-    assert task(labels=("B-PER", "O", "I-PER", "B-LOC", "B-X")).survey(rows, None) == {
-        "labels": ["B-PER", "O", "I-PER", "B-LOC", "B-X"]
-    }
+    assert task(labels=("B-PER", "O", "I-PER", "B-LOC", "B-X")).collect_dataset_stats(
+        rows, None
+    ) == {"labels": ["B-PER", "O", "I-PER", "B-LOC", "B-X"]}
     head = task().head_settings(FACTS)
     assert head["id2label"] == {0: "O", 1: "B-PER", 2: "I-PER"}
     assert (head["num_labels"], head["label2id"]["I-PER"]) == (3, 2)
@@ -231,13 +231,13 @@ def test_the_bases_own_order_is_kept_only_where_its_tags_are_the_same(
     from types import SimpleNamespace
 
     base = SimpleNamespace(id2label=dict(enumerate(known)))
-    assert task().survey([row(["a", "b", "c"], NAMES)], base) == {"labels": expected}
+    assert task().collect_dataset_stats([row(["a", "b", "c"], NAMES)], base) == {"labels": expected}
 
 
 def test_class_numbers_have_the_names_that_are_given() -> None:
     plugin = task(labels=tuple(NAMES))
     rows = [row(["a", "b", "c"], [0, 1, 2])]
-    assert plugin.survey(rows, None) == FACTS
+    assert plugin.collect_dataset_stats(rows, None) == FACTS
     assert encode(tiny.tokenizer(), ["a", "b", "c"], [0, 1, 2], labels=NAMES).values["tags"] == [
         0,
         1,
@@ -258,8 +258,8 @@ def test_class_numbers_have_the_names_that_are_given() -> None:
 )
 def test_a_row_at_fault_is_named(tokens: Any, tags: Any, told: str) -> None:
     fault = task().check(row(tokens, tags))
-    assert fault is not None and fault.place == "rows.jsonl:5"
-    assert told in fault.problem and fault.mend
+    assert fault is not None and fault.location == "rows.jsonl:5"
+    assert told in fault.problem and fault.fix
 
 
 @pytest.mark.parametrize(
@@ -271,7 +271,7 @@ def test_a_tag_that_is_not_known_is_named(tag: str, told: str) -> None:
     assert fault is not None and told in fault.problem
     with pytest.raises(DtlError) as caught:
         encode(tiny.tokenizer(), ["a"], [tag])
-    assert caught.value.faults[0].place == "rows.jsonl:5"
+    assert caught.value.faults[0].location == "rows.jsonl:5"
     assert told in str(caught.value)
 
 
@@ -290,16 +290,16 @@ def test_a_class_number_beyond_the_names_is_told() -> None:
 def test_a_tag_outside_of_the_scheme_is_told_where_others_are_in_it() -> None:
     rows = [row(["a"], ["O"]), Row(5, "rows.jsonl:6", {"tokens": ["b"], "tags": ["PER"]})]
     with pytest.raises(DtlError, match="'PER' is none of O, B-name and I-name") as caught:
-        task().survey(rows, None)
-    assert caught.value.faults[0].place == "rows.jsonl:6"
+        task().collect_dataset_stats(rows, None)
+    assert caught.value.faults[0].location == "rows.jsonl:6"
     parts_of_speech = [row(["a", "b"], ["DET", "NOUN"])]
-    assert task().survey(parts_of_speech, None) == {"labels": ["DET", "NOUN"]}
+    assert task().collect_dataset_stats(parts_of_speech, None) == {"labels": ["DET", "NOUN"]}
 
 
 @pytest.mark.parametrize("tags", [["O"], []])
 def test_one_tag_is_not_a_choice(tags: list[str]) -> None:
     with pytest.raises(DtlError, match="at least two tags"):
-        task().survey([row(["a"] * len(tags), tags)], None)
+        task().collect_dataset_stats([row(["a"] * len(tags), tags)], None)
 
 
 def test_a_slow_tokenizer_is_refused() -> None:

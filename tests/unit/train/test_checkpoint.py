@@ -11,7 +11,7 @@ import torch
 
 from dtl.core.errors import RunFailed
 from dtl.train import checkpoint
-from dtl.train.checkpoint import Store, Stored
+from dtl.train.checkpoint import CheckpointStore, Stored
 from dtl.train.loop import Progress
 
 NAMES = ("block.weight", "head.weight", "head.bias")
@@ -50,7 +50,7 @@ class OneRank:
 
 @pytest.fixture
 def store(tmp_path):
-    made = Store(tmp_path / "checkpoints", "mine")
+    made = CheckpointStore(tmp_path / "checkpoints", "mine")
     for step in (4, 8):
         made.save(OneRank(), Progress(step=step, digest="d"))
     return made
@@ -126,7 +126,7 @@ def test_files_too_many_and_folders_under_another_name_are_damage(store):
 
 
 def test_the_newest_are_kept_and_hold_what_was_saved(tmp_path):
-    engine, store = OneRank(), Store(tmp_path, "mine")
+    engine, store = OneRank(), CheckpointStore(tmp_path, "mine")
     for step in range(1, 6):
         store.save(engine, Progress(step=step, updates=step))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000004", "step-00000005"]
@@ -151,7 +151,7 @@ def test_death_at_any_call_of_a_save_leaves_a_whole_checkpoint(tmp_path, monkeyp
     class Killed(BaseException):
         pass
 
-    engine, store = OneRank(), Store(tmp_path, "mine", keep=1)
+    engine, store = OneRank(), CheckpointStore(tmp_path, "mine", keep=1)
     store.save(engine, Progress(step=1))
     owner, _, name = call.rpartition(".")
     home = os if owner == "os" else checkpoint.Path
@@ -176,16 +176,16 @@ def test_death_at_any_call_of_a_save_leaves_a_whole_checkpoint(tmp_path, monkeyp
 
 
 def test_another_runs_checkpoint_is_damage_but_not_one_of_before_a_change(store):
-    other = Store(store.folder, "another")
+    other = CheckpointStore(store.folder, "another")
     found, damaged = other.newest_whole()
     assert found is None
     assert [entry.reason for entry in damaged] == ["it belongs to another run"] * 2
-    changed = Store(store.folder, "another", ("mine",))
+    changed = CheckpointStore(store.folder, "another", ("mine",))
     assert changed.newest_whole() == (store.path_of(8), [])
 
 
 def test_the_best_and_one_far_enough_back_are_kept(tmp_path):
-    store = Store(tmp_path, "mine", keep=1, reach=4)
+    store = CheckpointStore(tmp_path, "mine", keep=1, reach=4)
     for step in range(12):
         store.save(OneRank(), Progress(step=step, best=0.5, best_step=3 if step >= 3 else None))
     assert sorted(p.name for p in tmp_path.iterdir()) == [
@@ -197,7 +197,7 @@ def test_the_best_and_one_far_enough_back_are_kept(tmp_path):
 
 
 def test_what_is_read_back_otherwise_is_not_called_saved(tmp_path, monkeypatch):
-    store = Store(tmp_path, "mine")
+    store = CheckpointStore(tmp_path, "mine")
     store.save(OneRank(), Progress(step=1))
     real = checkpoint.save_file
 
@@ -217,7 +217,9 @@ def test_nothing_is_written_into_a_folder_that_is_no_longer_ours(tmp_path):
         raise RunFailed.of("runs/x", "was taken over", "end one of the two")
 
     with pytest.raises(RunFailed, match="taken over"):
-        Store(tmp_path / "checkpoints", "mine", held=lost).save(OneRank(), Progress(step=1))
+        CheckpointStore(tmp_path / "checkpoints", "mine", held=lost).save(
+            OneRank(), Progress(step=1)
+        )
     assert not (tmp_path / "checkpoints").exists()
 
 
@@ -228,7 +230,7 @@ def test_buffers_that_training_has_changed_are_saved_and_come_back(tmp_path):
 
     model = torch.nn.Sequential()
     model.norm = torch.nn.BatchNorm1d(2).requires_grad_(False)
-    path = Store(tmp_path, "mine").save(WithNorm(), Progress(step=1))
+    path = CheckpointStore(tmp_path, "mine").save(WithNorm(), Progress(step=1))
     checkpoint.restore_buffers(Stored(path), model)
     assert model.norm.running_mean.tolist() == [1.0, 2.0]
     assert model.norm.num_batches_tracked.item() == 0

@@ -7,12 +7,12 @@ import pytest
 
 from dtl.config.schema import Train
 from dtl.core.errors import RunFailed
-from dtl.data.loader import Window
+from dtl.data.loader import StepBatches
 from dtl.engine.base import Step
 from dtl.train.guards import LEARNING_CHECKED_AT, Guard, SpikeFound, spike_score
 from dtl.train.loop import Progress
 
-WINDOW = Window(1, 0, (), all_ids=np.array([3, 1]), all_targets=2, all_length=2)
+WINDOW = StepBatches(1, 0, (), all_ids=np.array([3, 1]), all_targets=2, all_length=2)
 NAN = float("nan")
 
 

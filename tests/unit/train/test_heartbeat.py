@@ -10,7 +10,7 @@ import time
 import pytest
 
 from dtl.train import heartbeat as watch
-from dtl.train.heartbeat import HUNG, Beat, Watch, late, read_beats
+from dtl.train.heartbeat import HUNG, Heartbeat, Watch, late, read_beats
 
 # One of two ranks: when both are there it beats some times, then stands still.
 PROCESS = """
@@ -104,7 +104,7 @@ def test_who_is_late():
     now = time.time()
 
     def beat(rank, number, alive=now):
-        return Beat(rank, "host", 1, number, f"step {number}", now, alive)
+        return Heartbeat(rank, "host", 1, number, f"step {number}", now, alive)
 
     assert late([beat(0, 5), beat(1, 5)], after=10) == "all ranks are at the same point"
     assert (

@@ -104,10 +104,10 @@ def test_no_example_left_is_the_users_fault_each_time(cache):
         with pytest.raises(DtlError) as caught:
             encode(rows(3), nothing, key="k", place="data.eval")
         (fault,) = caught.value.faults
-        assert fault.place == "data.eval"
+        assert fault.location == "data.eval"
         assert "none of 3 examples" in fault.problem
         assert "3 x no target left after truncation" in fault.problem
-        assert "task.max_length" in fault.mend
+        assert "task.max_length" in fault.fix
         assert caught.value.exit_code == 2
 
 
@@ -125,7 +125,7 @@ def test_what_is_in_the_cache_is_not_encoded_again(cache):
 def test_a_fault_in_a_row_leaves_nothing_that_is_read(cache):
     def fails_late(row):
         if row.index == 1500:
-            raise DtlError.of(row.place, "the row is bad", "mend it")
+            raise DtlError.of(row.place, "the row is bad", "fix it")
         return encoder(row)
 
     with pytest.raises(DtlError, match=r"rows\.jsonl:1501"):

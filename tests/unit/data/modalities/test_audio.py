@@ -111,7 +111,7 @@ def test_a_part_of_a_file(tmp_path):
 )
 def test_a_row_at_fault_is_told_at_the_desk(value, said, tmp_path):
     fault = sound_fault(row(value, folder=tmp_path))
-    assert fault is not None and fault.place == "rows:1" and said in fault.problem
+    assert fault is not None and fault.location == "rows:1" and said in fault.problem
 
 
 def test_a_torn_file_is_told_with_its_row():

@@ -122,7 +122,9 @@ def test_an_index_holds_good_rows_of_all_files_within_the_limit(tmp_path):
     seekers = rows.seekers("data.train")
     index = index_of(rows, seekers, key="k", writes=True)
     assert (index.offsets.tolist(), index.numbers.tolist()) == ([0, 19, 1], [1, 3, 2])
-    assert index.reading == rows.read_through() and index.reading.bad[0].place == "data/a.jsonl:2"
+    assert (
+        index.reading == rows.read_through() and index.reading.bad[0].location == "data/a.jsonl:2"
+    )
     found = [
         rows.judge(n, seekers[file].at(spot)) for n in range(3) for file, spot in [index.spot(n)]
     ]

@@ -1,4 +1,4 @@
-"""Data sources: every format gives the same rows, and every fault names its place and its mend."""
+"""Data sources: every format gives the same rows, and every fault names its place and its fix."""
 
 import csv
 import hashlib
@@ -381,13 +381,13 @@ def test_a_fault_in_a_file(name, content, said):
     error = refusal(name)
     assert str(error).startswith(said)
     assert len(error.faults) == 1
-    assert error.faults[0].mend
+    assert error.faults[0].fix
     assert error.exit_code == 2
 
 
 def test_several_bad_rows_are_told_at_once_but_not_hundreds():
     Path("a.jsonl").write_text('{"text": "x"}\n' + "bad\n" * 100 + '{"text": "y"}\n')
-    assert [fault.place for fault in refusal("a.jsonl").faults] == [
+    assert [fault.location for fault in refusal("a.jsonl").faults] == [
         f"a.jsonl:{line}" for line in (2, 3, 4, 5, 6)
     ]
 

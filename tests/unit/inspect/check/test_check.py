@@ -1,4 +1,4 @@
-"""`dtl check` finds planted faults, each at its row with its mend, and nothing in clean data."""
+"""`dtl check` finds planted faults, each at its row with its fix, and nothing in clean data."""
 
 import json
 import random
@@ -93,7 +93,7 @@ def one(report, kind):
 
 
 def at(finding, name, line):
-    return finding.fault.place.split(" ")[0].endswith(f"{name}:{line}")
+    return finding.fault.location.split(" ")[0].endswith(f"{name}:{line}")
 
 
 def texts(count, *, seed=1, longest=12):
@@ -185,15 +185,15 @@ def test_duplicate_rows(desk):
     rows[6] = {**rows[2], "text": rows[2]["text"].upper() + "  "}
     found = only(desk.check("text_classification", rows), "duplicates")
     assert at(found, "train.jsonl", 7) and found.count == 1
-    assert "remove them" in found.fault.mend
+    assert "remove them" in found.fault.fix
 
 
 def test_held_out_row_that_is_learnt(desk):
     rows = prompted(10)
     held_out = [*prompted(3, seed=5), rows[4]]
     found = only(desk.check("causal_lm", rows, held_out=held_out), "leak")
-    assert at(found, "held_out.jsonl", 4) and "train.jsonl:5" in found.fault.place
-    assert "remove them from one of the two" in found.fault.mend
+    assert at(found, "held_out.jsonl", 4) and "train.jsonl:5" in found.fault.location
+    assert "remove them from one of the two" in found.fault.fix
     assert not found.wastes
     all_of_them = desk.check("causal_lm", rows, held_out=rows[:4])
     assert only(all_of_them, "leak").wastes and all_of_them.exit_code == 2
@@ -213,7 +213,7 @@ def test_conflicting_labels(desk):
     rows[7] = {"text": rows[2]["text"], "label": "late"}
     found = only(desk.check("text_classification", rows), "conflicts")
     assert at(found, "train.jsonl", 3) and "train.jsonl:8" in found.fault.problem
-    assert "keep the right one" in found.fault.mend and found.count == 2
+    assert "keep the right one" in found.fault.fix and found.count == 2
 
 
 # Classes
@@ -222,7 +222,7 @@ def test_conflicting_labels(desk):
 def test_single_class(desk):
     rows = [{**row, "label": "early"} for row in labelled(6)]
     found = only(desk.check("text_classification", rows, labels=["early", "late"]), "single class")
-    assert at(found, "train.jsonl", 1) and found.wastes and "add other classes" in found.fault.mend
+    assert at(found, "train.jsonl", 1) and found.wastes and "add other classes" in found.fault.fix
     with pytest.raises(DtlError, match="all rows have the label 'early'") as told:
         desk.check("text_classification", rows)
     assert told.value.exit_code == 2
@@ -232,7 +232,7 @@ def test_rare_class(desk):
     rows = [*labelled(10), {"text": "a new ship", "label": "never"}]
     found = only(desk.check("text_classification", rows), "rare class")
     assert at(found, "train.jsonl", 11) and "'never' has 1 of 11" in found.fault.problem
-    assert "add rows of it" in found.fault.mend
+    assert "add rows of it" in found.fault.fix
 
 
 def test_rare_tag(desk):
@@ -247,7 +247,7 @@ def test_dominant_class(desk):
     ]
     found = only(desk.check("text_classification", rows), "imbalance")
     assert at(found, "train.jsonl", 1) and "'early' has 58 of 60" in found.fault.problem
-    assert "add rows of the others" in found.fault.mend
+    assert "add rows of the others" in found.fault.fix
 
 
 def test_label_that_only_held_out_rows_have(desk):
@@ -256,7 +256,7 @@ def test_label_that_only_held_out_rows_have(desk):
         "text_classification", labelled(8), held_out=held_out, labels=["early", "late", "soon"]
     )
     found = only(report, "unseen label")
-    assert at(found, "held_out.jsonl", 3) and found.wastes and "add such rows" in found.fault.mend
+    assert at(found, "held_out.jsonl", 3) and found.wastes and "add such rows" in found.fault.fix
     with pytest.raises(DtlError, match=r"held_out.jsonl:3: label 'soon' does not occur"):
         desk.check("text_classification", labelled(8), held_out=held_out)
 
@@ -268,7 +268,7 @@ def test_empty_answers(desk):
     rows = prompted(10)
     rows[3] = {**rows[3], "completion": "  "}
     found = only(desk.check("causal_lm", rows), "empty answers")
-    assert at(found, "train.jsonl", 4) and "fill them in" in found.fault.mend
+    assert at(found, "train.jsonl", 4) and "fill them in" in found.fault.fix
     assert not found.wastes
 
 
@@ -284,16 +284,16 @@ def test_answers_that_are_cut(desk):
     needed = report.sources[0].tokens.lengths["max_length"][8]
     found = one(report, "answers cut")
     assert at(found, "train.jsonl", 9)
-    assert f"set task.max_length={-(-needed // 8) * 8}" in found.fault.mend
+    assert f"set task.max_length={-(-needed // 8) * 8}" in found.fault.fix
     enough = desk.check("causal_lm", rows, max_length=-(-needed // 8) * 8)
-    assert enough.findings == (), "the mend mends it"
+    assert enough.findings == (), "the fix fixes it"
 
 
 def test_targets_that_are_cut_name_their_own_limit(desk):
     rows = translated(10)
     rows[1]["target"] = "old stone " * 20
     found = one(desk.check("seq2seq", rows, max_target_length=32), "answers cut")
-    assert at(found, "train.jsonl", 2) and "set task.max_target_length=" in found.fault.mend
+    assert at(found, "train.jsonl", 2) and "set task.max_target_length=" in found.fault.fix
 
 
 def test_answers_that_are_gone(desk):
@@ -303,7 +303,7 @@ def test_answers_that_are_gone(desk):
     report = desk.check("causal_lm", rows, max_length=32)
     found = one(report, "answers gone")
     assert at(found, "train.jsonl", 3) and found.count == 3 and found.wastes
-    assert "set task.max_length=" in found.fault.mend and "shorten the prompts" in found.fault.mend
+    assert "set task.max_length=" in found.fault.fix and "shorten the prompts" in found.fault.fix
     assert report.exit_code == 2
 
 
@@ -322,7 +322,7 @@ def test_rows_that_are_cut(desk):
     found = only(report, "cut")
     assert at(found, "train.jsonl", 3) and "cut off at task.max_length" in found.fault.problem
     words = len(tiny.tokenizer()(rows[2]["text"])["input_ids"])
-    assert f"set task.max_length={-(-words // 8) * 8}, or shorten" in found.fault.mend
+    assert f"set task.max_length={-(-words // 8) * 8}, or shorten" in found.fault.fix
 
 
 def test_words_that_are_cut(desk):
@@ -333,15 +333,13 @@ def test_words_that_are_cut(desk):
     assert at(one(report, "answers cut"), "train.jsonl", 3)
 
 
-@pytest.mark.parametrize(
-    ("asked", "mend"), [(256, "shorten"), (64, "set task.max_length=128, and")]
-)
-def test_what_the_model_cannot_read_is_no_matter_of_the_limit(desk, asked, mend):
+@pytest.mark.parametrize(("asked", "fix"), [(256, "shorten"), (64, "set task.max_length=128, and")])
+def test_what_the_model_cannot_read_is_no_matter_of_the_limit(desk, asked, fix):
     rows = prompted(10)
     rows[2]["completion"] = " river" * 150
     found = one(desk.check("causal_lm", rows, max_length=asked), "cut")
-    assert found.fault.mend.startswith(mend)
-    assert "take a model that reads" in found.fault.mend
+    assert found.fault.fix.startswith(fix)
+    assert "take a model that reads" in found.fault.fix
     assert ("128 tokens that the model reads" in found.fault.problem) == (asked == 256)
 
 
@@ -360,7 +358,7 @@ def test_a_limit_of_the_tokenizer_counts_only_where_the_task_keeps_it(desk, tmp_
     pairs[2]["source"] = "river " * 36
     assert desk.check("seq2seq", pairs, base=bases[t5]).findings == ()
     found = only(desk.check("seq2seq", pairs, base=bases[t5], max_source_length=64), "cut")
-    assert found.fault.mend.startswith("set task.max_source_length=1")
+    assert found.fault.fix.startswith("set task.max_source_length=1")
 
 
 def test_plain_texts_that_are_cut_are_told_once(desk):
@@ -372,7 +370,7 @@ def test_plain_texts_that_are_cut_are_told_once(desk):
 def test_no_end_is_learnt(desk):
     found = only(desk.check("causal_lm", prompted(10), end_token=False), "no end")
     assert at(found, "train.jsonl", 1) and found.count == 10
-    assert "set task.end_token=true" in found.fault.mend
+    assert "set task.end_token=true" in found.fault.fix
 
 
 def test_no_end_is_learnt_of_a_template_that_has_none(desk, tmp_path, decoder):
@@ -390,7 +388,7 @@ def test_no_end_is_learnt_of_a_template_that_has_none(desk, tmp_path, decoder):
     for task, rows in {"causal_lm": chats(10), "dpo": preferred}.items():
         found = only(desk.check(task, rows, base=base), "no end")
         assert at(found, "train.jsonl", 1) and found.count == 10
-        assert "end_token" not in found.fault.mend and "chat template" in found.fault.mend
+        assert "end_token" not in found.fault.fix and "chat template" in found.fault.fix
     assert "no end" not in {finding.kind for finding in desk.check("dpo", preferred).findings}
 
 
@@ -409,7 +407,7 @@ def test_unknown_tokens(desk, tmp_path, encoder):
     assert desk.check("text_classification", rows, base=base).findings == ()
     rows[5]["text"] = "der alte Fluss the river"
     found = only(desk.check("text_classification", rows, base=base), "unknown tokens")
-    assert at(found, "train.jsonl", 6) and "whose tokenizer knows" in found.fault.mend
+    assert at(found, "train.jsonl", 6) and "whose tokenizer knows" in found.fault.fix
     total = sum(len(row["text"].split()) for row in rows)
     assert f"{3 / total:.1%} of all tokens" in found.fault.problem
 
@@ -419,7 +417,7 @@ def test_rows_that_are_left_out(desk):
     rows[9]["text"] = ""
     found = only(desk.check("text_classification", rows), "left out")
     assert at(found, "train.jsonl", 10) and "empty text" in found.fault.problem
-    assert "mend or remove" in found.fault.mend
+    assert "fix or remove" in found.fault.fix
 
 
 # Rows at fault
@@ -431,7 +429,7 @@ def test_rows_at_fault_are_all_told_and_stop_a_run(desk):
     report = desk.check("causal_lm", rows)
     found = one(report, "at fault")
     assert at(found, "train.jsonl", 11) and "train.jsonl:12" in found.fault.problem
-    assert found.wastes and "give a string" in found.fault.mend
+    assert found.wastes and "give a string" in found.fault.fix
     assert one(report, "duplicates"), "the others are looked at all the same"
 
 
@@ -466,20 +464,20 @@ def sounds(change=None, *, place=4, count=9):
 def test_silence(desk):
     rows = sounds(tiny_sound.wav(np.zeros((8000, 1))))
     found = only(desk.check("audio_classification", rows), "silence")
-    assert at(found, "train.jsonl", 5) and "remove" in found.fault.mend and not found.wastes
+    assert at(found, "train.jsonl", 5) and "remove" in found.fault.fix and not found.wastes
 
 
 def test_clipping(desk):
     loud = np.clip(5 * tiny_sound.tone("deep", seed=9), -1, 1)
     found = only(desk.check("audio_classification", sounds(tiny_sound.wav(loud))), "clipping")
-    assert at(found, "train.jsonl", 5) and "lower level" in found.fault.mend
+    assert at(found, "train.jsonl", 5) and "lower level" in found.fault.fix
 
 
 def test_sample_rates(desk):
     slow = tiny_sound.wav(tiny_sound.tone("deep", seed=9, rate=8000), rate=8000)
     found = only(desk.check("audio_classification", sounds(slow)), "sample rates")
     assert at(found, "train.jsonl", 5) and "[8000, 16000]" in found.fault.problem
-    assert "check their source" in found.fault.mend
+    assert "check their source" in found.fault.fix
 
 
 def test_short_and_empty_clips_are_left_out_and_not_silent(desk):
@@ -502,7 +500,7 @@ def test_picture_of_one_colour(desk):
     rows = tiny_vision.pictures(9)
     rows[3]["image"] = tiny_vision.png(np.full((40, 40, 3), 7, dtype=np.uint8))
     found = only(desk.check("image_classification", rows), "blank pictures")
-    assert at(found, "train.jsonl", 4) and "remove" in found.fault.mend
+    assert at(found, "train.jsonl", 4) and "remove" in found.fault.fix
 
 
 @pytest.mark.parametrize("skip", [False, True])
@@ -527,7 +525,7 @@ def test_media_that_cannot_be_decoded_do_not_end_the_check(desk, kind, skip):
     assert at(bad, "train.jsonl", 4) and bad.wastes == (not skip)
     assert at(broken, "train.jsonl", 7) and broken.wastes
     assert "cannot be decoded" in bad.fault.problem and "cannot be decoded" in broken.fault.problem
-    assert "give " in bad.fault.mend and "give " in broken.fault.mend
+    assert "give " in bad.fault.fix and "give " in broken.fault.fix
     assert at(one(report, other), "train.jsonl", 10), "the others are looked at all the same"
     config = dtl.load_config(desk.folder / "run.yaml")
     with pytest.raises(DtlError, match="cannot be decoded"):
@@ -539,7 +537,7 @@ def test_media_of_which_none_can_be_decoded_are_one_fault(desk):
     rows = [{"audio": whole[: len(whole) // 2], "label": label} for label in ("deep", "high")]
     with pytest.raises(DtlError, match=r"train.jsonl:1.*cannot be decoded") as told:
         desk.check("audio_classification", rows)
-    assert told.value.exit_code == 2 and "mend the rows" in str(told.value)
+    assert told.value.exit_code == 2 and "fix the rows" in str(told.value)
 
 
 # The command
@@ -556,7 +554,7 @@ def test_codes_and_json(desk, capsys):
     found = json.loads(capsys.readouterr().out)
     assert [finding["kind"] for finding in found["findings"]] == ["duplicates"]
     fault = found["findings"][0]["fault"]
-    assert f"warning: {fault['place']}: {fault['problem']}; {fault['mend']}" in told.splitlines()
+    assert f"warning: {fault['place']}: {fault['problem']}; {fault['fix']}" in told.splitlines()
     assert found["sources"][0]["labels"] == {"early": 5, "late": 5}
     assert len(found["examples"]) == 5
 

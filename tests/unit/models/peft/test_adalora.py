@@ -127,10 +127,15 @@ def test_what_was_let_go_of_is_not_in_the_file(decoder: Path, tmp_path: Path) ->
     left = load_file(tmp_path / "adapter" / adapters.FILE)
     assert sum(len(value) for name, value in left.items() if "lora_E" in name) == 14 * 2
     trained = model(input_ids=IDS[0]).logits
-    worked_in, _ = adapters.worked_in(base(decoder), tmp_path / "adapter")
+    worked_in, _ = adapters.merge_into_base(base(decoder), tmp_path / "adapter")
     merged = adalora().merge(copy.deepcopy(model))
     plain = PeftModel.from_pretrained(base(decoder), tmp_path / "adapter")
-    for other in (plain, adapters.put_back(base(decoder), tmp_path / "adapter"), worked_in, merged):
+    for other in (
+        plain,
+        adapters.load_adapter(base(decoder), tmp_path / "adapter"),
+        worked_in,
+        merged,
+    ):
         assert torch.allclose(other.eval()(input_ids=IDS[0]).logits, trained, atol=1e-5)
 
 
