@@ -106,7 +106,7 @@ def measure(case: str, folder: Path) -> Measured:
         parts,
         examples,
         engine,
-        partial(parts.task.collate, padding=padding_token(examples.processor) or 0),
+        partial(parts.task.collate, pad_token_id=padding_token(examples.processor) or 0),
         pause=_say_nothing,
         say=_say_nothing,
     )
@@ -150,7 +150,7 @@ def make_large(folder: Path) -> None:
 def _loader(plan: Any, engine: Engine, parts: Parts, examples: Examples) -> Loader:
     return Loader(
         data=examples.train,
-        collate=partial(parts.task.collate, padding=padding_token(examples.processor) or 0),
+        collate=partial(parts.task.collate, pad_token_id=padding_token(examples.processor) or 0),
         present=partial(parts.task.transform, processor=examples.processor),
         batching=examples.batching,
         micro_batch=plan.layout.micro_batch,

@@ -42,7 +42,7 @@ class Parts:
 
     def adapt(self, loaded: Loaded) -> nn.Module:
         """The model with the strategy applied; what the task keeps fixed does not learn."""
-        fixed = list(self.task.always_frozen(loaded.model, random=self.from_random))
+        fixed = list(self.task.always_frozen(loaded.model, random_init=self.from_random))
         kept = {id(parameter) for parameter in fixed}
         names = {name for name, value in loaded.model.named_parameters() if id(value) in kept}
         model = self.strategy.apply(loaded.model, new=loaded.new - names)

@@ -39,7 +39,9 @@ def measure(planned: Planned, run: RunFolder, task: Task, *, scores: Path) -> Me
     result = run.result
     lines = list(run.metrics())
     trained = [line for line in lines if line["kind"] == "train"]
-    held_out = Sample.of(task.value_of, task.counts(run.outcomes(result["steps"]), facts))
+    held_out = Sample.of(
+        task.metric_from_counts, task.metric_counts(run.outcomes(result["steps"]), facts)
+    )
     source, ood = (sample_of(scores / kind, task, facts) for kind in ("source", "ood"))
     found = result["scores"]["adapted"]
     before = run.outcomes(0) if "unadapted" in result["scores"] else []
@@ -64,7 +66,9 @@ def measure(planned: Planned, run: RunFolder, task: Task, *, scores: Path) -> Me
         worst_group=next((found[key] for key in found if _is_worst(key)), None),
         run=f"cells/{planned.name}",
     )
-    unadapted = Sample.of(task.value_of, task.counts(before, facts)) if before else None
+    unadapted = (
+        Sample.of(task.metric_from_counts, task.metric_counts(before, facts)) if before else None
+    )
     return Measured(cell, held_out, source, ood, unadapted)
 
 
@@ -126,7 +130,7 @@ def sample_of(folder: Path, task: Task, facts: DatasetStats) -> Sample | None:
         facts = {**facts, "labels": list(range(max(classes, len(facts["labels"]))))}
     elif "labels" in facts:
         return None
-    return Sample.of(task.value_of, task.counts(outcomes, facts))
+    return Sample.of(task.metric_from_counts, task.metric_counts(outcomes, facts))
 
 
 def _read(path: Path) -> list[dict[str, Any]]:

@@ -31,7 +31,7 @@ def label_fault(row: Row, listed: Sequence[str] | None) -> Fault | None:
     if value is None or isinstance(value, (list, dict, bytes)):
         named = ", ".join(map(repr, row.fields)) or "nothing"
         return Fault(
-            row.place,
+            row.location,
             f"there is no `label` (the row has {named})"
             if value is None
             else f"`label` is a {type(value).__name__}",
@@ -41,7 +41,7 @@ def label_fault(row: Row, listed: Sequence[str] | None) -> Fault | None:
     if listed is None or label in listed:
         return None
     return Fault(
-        row.place,
+        row.location,
         f"label {label!r} is not in task.labels ({_hint(label, listed)})",
         "correct the row, or add the label",
     )
@@ -67,7 +67,7 @@ def place_of(row: Row, places: dict[str, int]) -> int:
     label = label_of(row)
     if label not in places:
         raise DtlError.of(
-            row.place,
+            row.location,
             f"label {label!r} does not occur in the training rows ({_hint(label, places)})",
             "correct the row, or list every label in task.labels",
         )

@@ -17,7 +17,7 @@ from dtl.evaluation.groups import scores_by_group
 
 if TYPE_CHECKING:
     from dtl.engine.base import Engine
-    from dtl.tasks.base import DatasetStats, Outcome, Task
+    from dtl.tasks.base import DatasetStats, EvalRecord, Task
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Evaluation:
     """Scores, and the outcome of each example in the order of the rows."""
 
     scores: dict[str, float]
-    outcomes: list[Outcome]
+    outcomes: list[EvalRecord]
 
     def write(self, path: Path) -> None:
         """One outcome a line, with the number of its row."""
@@ -67,7 +67,9 @@ def evaluate(
     for number, held in enumerate(batches, start=1):
         pause(f"evaluation, batch {number}")
         with engine.forward():
-            found = task.outcomes(engine.model, engine.to_device(held.tensors), processor=processor)
+            found = task.eval_records(
+                engine.model, engine.to_device(held.tensors), processor=processor
+            )
         mine.extend(zip(held.ids, found, strict=False))  # an empty batch has outcomes but no ids
     everyone = sorted(engine.all_gather_object(mine), key=lambda pair: pair[0])
     if [number for number, _ in everyone] != list(range(len(data))):

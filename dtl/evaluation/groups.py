@@ -12,18 +12,18 @@ import numpy as np
 from dtl.core.statistics import resampled
 
 if TYPE_CHECKING:
-    from dtl.tasks.base import DatasetStats, Outcome, Task
+    from dtl.tasks.base import DatasetStats, EvalRecord, Task
 
 RESAMPLES = 1000
 LEVEL = (2.5, 97.5)  # percentiles: an interval of 95 %
 
 
 def scores_by_group(
-    task: Task, outcomes: list[Outcome], facts: DatasetStats, column: str
+    task: Task, outcomes: list[EvalRecord], facts: DatasetStats, column: str
 ) -> dict[str, float]:
     """For each value of the column: the score, the number of examples, and its 95 % interval; then
     the worst group and the mean over groups. An outcome has its value as `group`."""
-    counts_NK = task.counts(outcomes, facts)
+    counts_NK = task.metric_counts(outcomes, facts)
     members: dict[str, list[int]] = {}
     for place, outcome in enumerate(outcomes):
         members.setdefault(outcome["group"], []).append(place)
@@ -32,7 +32,7 @@ def scores_by_group(
     values = []
     for group in sorted(members):
         of_group_NK = counts_NK[members[group]]
-        values.append(float(task.value_of(of_group_NK.sum(0))))
+        values.append(float(task.metric_from_counts(of_group_NK.sum(0))))
         low, high = interval(task, of_group_NK)
         scores[f"{start}/{group}/{name}"] = values[-1]
         scores[f"{start}/{group}/n"] = len(members[group])
@@ -69,6 +69,6 @@ def groups_in(scores: dict[str, float], column: str) -> list[GroupScore]:
 
 def interval(task: Task, counts_NK: np.ndarray) -> tuple[float, float]:
     """The percentile bootstrap (Efron 1979) over examples, the same at every call."""
-    values_R = resampled(task.value_of, counts_NK, resamples=RESAMPLES)
+    values_R = resampled(task.metric_from_counts, counts_NK, resamples=RESAMPLES)
     low, high = np.percentile(values_R, LEVEL)
     return float(low), float(high)

@@ -50,14 +50,14 @@ def pooled(config: RunConfig, rows: Iterable[Row]) -> np.ndarray:
         batches: dict[Any, list[tuple[int, dict[str, Any]]]] = {}
         for number, one in enumerate(together, start=read):
             if not isinstance(one, Skip):
-                shown = task.transform(dict(one.values), processor=processor, draw=None)
-                alone = task.collate([shown], padding=padding)
+                shown = task.transform(dict(one.values), processor=processor, rng=None)
+                alone = task.collate([shown], pad_token_id=padding)
                 shapes = tuple((name, tensor.shape) for name, tensor in alone.items())
                 batches.setdefault(shapes, []).append((number, shown))
         for of_one_shape in batches.values():  # nothing is padded beside a longer one
             for start in range(0, len(of_one_shape), size):
                 numbers, shown_rows = zip(*of_one_shape[start : start + size], strict=True)
-                batch = task.collate(list(shown_rows), padding=padding)
+                batch = task.collate(list(shown_rows), pad_token_id=padding)
                 found |= dict(zip(numbers, _vectors(model, task, batch), strict=True))
         read += len(together)
     width = len(next(iter(found.values()))) if found else 0
@@ -69,8 +69,8 @@ def _opened(config: RunConfig, task: Task, examples: Examples) -> nn.Module:
     """The unadapted model of a config, in evaluation mode."""
     model = load_pretrained(
         config.model,
-        head=task.head,
-        changes=task.head_settings(examples.facts),
+        head=task.auto_class,
+        changes=task.head_config(examples.facts),
         random=False,
         seed=config.train.seed,
         dtype="fp32",

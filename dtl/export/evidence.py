@@ -43,7 +43,7 @@ def evidence_of(
         base=folder.data["base"],
         sources=folder.data.get("sources", {}),
         intervals={
-            model: interval(task, np.asarray(task.counts(stored, facts)))
+            model: interval(task, np.asarray(task.metric_counts(stored, facts)))
             for model, stored in outcomes.items()
         },
         scored=len(outcomes["adapted"]) if "adapted" in outcomes else None,

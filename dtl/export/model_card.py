@@ -71,7 +71,7 @@ def run_card(
         folder.config,
         folder.plan,
         kind=kind,
-        head=task.head,
+        head=task.auto_class,
         labels=facts.get("labels"),
         scores=scores,
         versions=folder.versions,

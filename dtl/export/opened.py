@@ -62,7 +62,7 @@ def open_export(path: Path, *, asks: bool = True) -> Exported:
     note = _read(folder)
     choice = TaskChoice.model_validate(note["task"])
     task: Task = registry.load("tasks", choice.name).Plugin(choice.options)
-    if task.needs_base and note["kind"] != "adapter" and asks:
+    if task.compares_with_base and note["kind"] != "adapter" and asks:
         raise DtlError.of(
             str(folder),
             f"task {choice.name} compares with the base, which a merged model no longer has",
@@ -76,8 +76,8 @@ def open_export(path: Path, *, asks: bool = True) -> Exported:
     with silent():  # the head that the base lacks is in the adapter
         loaded = load_pretrained(
             source,
-            head=task.head,
-            changes=task.head_settings(facts) if adapter else {},
+            head=task.auto_class,
+            changes=task.head_config(facts) if adapter else {},
             random=False,
             seed=0,
             dtype=source.dtype or "fp32",

@@ -37,9 +37,9 @@ def ask(trained: Trained) -> tuple[list[Question], str]:
     held_out = examples.held_out is not None
     data = examples.held_out if examples.held_out is not None else examples.train
     padding = padding_token(examples.processor)
-    collate = partial(task.collate, padding=0 if padding is None else padding)
+    collate = partial(task.collate, pad_token_id=0 if padding is None else padding)
     chosen = data.some(ROWS)
-    shown = (task.transform(values, processor=examples.processor, draw=None) for values in chosen)
+    shown = (task.transform(values, processor=examples.processor, rng=None) for values in chosen)
     asked = [_call(task, trained.model, collate([one])) for one in shown]
     return asked, f"{len(chosen)} {'held-out' if held_out else 'training'} rows"
 

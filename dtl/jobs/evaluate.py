@@ -129,7 +129,7 @@ def _scored(
             engine,
             task,
             data,
-            partial(task.collate, padding=0 if padding is None else padding),
+            partial(task.collate, pad_token_id=0 if padding is None else padding),
             facts,
             batch=config.train.evaluation_batch,
             processor=processor,
@@ -151,9 +151,9 @@ def _encoded(source: Source, config: RunConfig, exported: Exported) -> EncodedDa
         source,
         config.data.columns,
         PLACE,
-        check=task.check,
+        check=task.find_row_fault,
         skips=config.data.on_bad_row == "skip",
-        media=task.media,
+        media=task.media_column,
     )
     if group_by is not None and all(group_by not in row.fields for row in rows):
         raise DtlError.of("task.group_by", f"no row has a column '{group_by}'", "name another")

@@ -31,14 +31,14 @@ def read_inputs(inputs: Iterable[str], exported: Exported) -> Iterator[Row]:
         if _is_text(given, exported):
             yield Row(0, f"{given[:40]!r}", {"text": given})
         elif given.startswith(mini.PREFIX):
-            yield from open_rows(Source(path=given), {}, given, media=exported.task.media)
+            yield from open_rows(Source(path=given), {}, given, media=exported.task.media_column)
         else:
             yield from _rows_of(Path(given), exported)
 
 
 def _is_text(given: str, exported: Exported) -> bool:
     """A name that is no file is not taken for a text."""
-    return exported.task.media is None and any(map(str.isspace, given)) and not exists(given)
+    return exported.task.media_column is None and any(map(str.isspace, given)) and not exists(given)
 
 
 def exists(given: str) -> bool:
@@ -59,7 +59,7 @@ def refuse_absent(inputs: Iterable[str]) -> None:
 
 
 def _rows_of(path: Path, exported: Exported) -> Iterator[Row]:
-    media = exported.task.media
+    media = exported.task.media_column
     if path.suffix.lower() == ".txt":
         yield from _lines(path)
     elif media is not None and path.suffix.lower() in SUFFIXES[media]:
@@ -90,11 +90,12 @@ def predictions(
     for together in _batched(rows, batch):
         asked = [_asked(row, exported) for row in together]
         pieces = [
-            task.pieces(row, processor=exported.processor, facts=exported.facts) for row in asked
+            task.chunk_row(row, processor=exported.processor, dataset_stats=exported.facts)
+            for row in asked
         ]
         found = [encode(piece) for of_row in pieces for piece in of_row]
         shown = (
-            task.transform(dict(one.values), processor=exported.processor, draw=None)
+            task.transform(dict(one.values), processor=exported.processor, rng=None)
             for one in found
             if not isinstance(one, Skip)
         )
@@ -119,13 +120,13 @@ def _told(
     device = next(model.parameters()).device
     padding = padding_token(exported.processor) or 0
     for together in _batched(shown, batch):
-        tensors = exported.task.collate(together, padding=padding)
+        tensors = exported.task.collate(together, pad_token_id=padding)
         yield from exported.task.predict(
             model,
             {name: tensor.to(device) for name, tensor in tensors.items()},
             processor=exported.processor,
-            facts=exported.facts,
-            longest=longest,
+            dataset_stats=exported.facts,
+            max_new_tokens=longest,
         )
 
 
@@ -150,15 +151,15 @@ def _asked(row: Row, exported: Exported) -> Row:
     """The row with its columns named as the task reads them, and an answer that nobody reads."""
     ours = {theirs: name for name, theirs in exported.columns.items()}
     fields = {ours.get(name, name): value for name, value in row.fields.items()}
-    if set(row.fields) == {"text"} and "source" in exported.task.reads:
+    if set(row.fields) == {"text"} and "source" in exported.task.required_columns:
         fields = {"source": row.fields["text"]}
     asked = Row(
         row.index,
-        row.place,
+        row.location,
         exported.task.with_placeholder_target(fields, exported.facts),
         row.folder,
     )
-    if fault := exported.task.check(asked):
+    if fault := exported.task.find_row_fault(asked):
         raise DtlError(fault)
     return asked
 

@@ -480,7 +480,7 @@ class _Job:
     @property
     def collate(self) -> Collate:
         padding = padding_token(self.examples.processor)
-        return partial(self.parts.task.collate, padding=0 if padding is None else padding)
+        return partial(self.parts.task.collate, pad_token_id=0 if padding is None else padding)
 
     @cached_property
     def scoring(self) -> Scoring:

@@ -82,7 +82,9 @@ def what_learns(config: RunConfig, parts: Parts, facts: DatasetStats) -> Learnin
     """Apply the strategy to the weightless model, and look."""
     import torch
 
-    loaded = weightless(config.model, head=parts.task.head, changes=parts.task.head_settings(facts))
+    loaded = weightless(
+        config.model, head=parts.task.auto_class, changes=parts.task.head_config(facts)
+    )
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the run gives them again, into its log
         model = parts.adapt(loaded)

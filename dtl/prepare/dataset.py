@@ -90,7 +90,7 @@ class Examples:
             reasons = data.left_out
             for row in rows if reasons else ():
                 if row.index in reasons:
-                    yield _skipped(place, row.place, reasons[row.index])
+                    yield _skipped(place, row.location, reasons[row.index])
 
 
 @dataclass(frozen=True)
@@ -221,7 +221,7 @@ class _Encoding:
             rows.seekers("data.train"),
             self.task.encoder(own, self.facts, self.read_as),
             key=self.key(learnt),
-            longest=self.task.longest(self.processor, self.facts, self.read_as),
+            longest=self.task.max_length(self.processor, self.facts, self.read_as),
             chosen=_numbers(learnt, total),
         )
 
@@ -252,7 +252,7 @@ def _batching(
     size = options.global_batch
     if isinstance(data, StreamedData):
         return Batching(len(data), size.limit, options.seed)
-    sizes = None if size.unit == "examples" else task.sizes(data, processor=processor)
+    sizes = None if size.unit == "examples" else task.example_sizes(data, processor=processor)
     if sizes is not None and sizes.max() > size.limit:
         longest = BatchSize(math.ceil(sizes.max() / COUNTED[size.unit]), size.unit)
         raise DtlError.of(
@@ -304,9 +304,9 @@ def _open(place: str, source: Source, config: RunConfig, task: Task, check: Chec
         source,
         config.data.columns,
         place,
-        check=check or task.check,
+        check=check or task.find_row_fault,
         skips=config.data.on_bad_row == "skip",
-        media=task.media,
+        media=task.media_column,
     )
 
 

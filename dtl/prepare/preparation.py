@@ -68,7 +68,9 @@ def _reading(parts: Parts, examples: Examples) -> Reading:
         varied = "rows that are streamed are encoded anew each time"
         return Reading(varied, examples.train.lengths, free)
     data = examples.wider or examples.train
-    return Reading(parts.task.why_varied(data, processor=examples.processor), data.lengths, free)
+    return Reading(
+        parts.task.uncacheable_reason(data, processor=examples.processor), data.lengths, free
+    )
 
 
 def prepare_file(

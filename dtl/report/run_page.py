@@ -21,7 +21,7 @@ from dtl.report.charts import Axis, Bars, Groups, Level, Line, Mark, Matrix, Plo
 from dtl.report.page import Block, Charts, Code, Examples, Page, Section, Table, Text, Tile
 from dtl.report.worst_examples import LARGEST_MEDIA, worst_of
 from dtl.run.folder import RunFolder, Scored
-from dtl.tasks.base import Classification, Outcome, Task
+from dtl.tasks.base import Classification, EvalRecord, Task
 from dtl.train.usage import launches
 
 LABELS_SHOWN = 20  # of a confusion matrix
@@ -62,7 +62,7 @@ class Story:
         return self.folder.scored
 
     @cached_property
-    def outcomes(self) -> list[Outcome]:
+    def outcomes(self) -> list[EvalRecord]:
         """Under the weights whose scores are the run's."""
         at = self.scored
         return [] if at is None else self.folder.outcomes(at.step, of=at.of)
@@ -253,7 +253,7 @@ def _curves(story: Story) -> list[Block]:
     if not story.steps:
         return [Text("No step has been taken yet.")]
     x = [line["step"] for line in story.steps]
-    unit = "frames" if story.task.media == "audio" else story.task.length_unit
+    unit = "frames" if story.task.media_column == "audio" else story.task.length_unit
     charts = [
         _curve(story, "loss", "Training loss", "loss", Axis("loss")),
         _over_time(story),
@@ -434,7 +434,7 @@ def _worst(story: Story) -> list[Block]:
     found = worst_of(story.folder, story.task, story.outcomes)
     limit = format_bytes(LARGEST_MEDIA)
     words = "The held-out examples with the highest loss a target (nats)."
-    if story.task.media is not None:
+    if story.task.media_column is not None:
         words += f" Sounds and pictures are in the page where they take no more than {limit}."
     blocks: list[Block] = [Text(words)]
     if found.unread is not None:

@@ -17,7 +17,7 @@ from dtl.data.sources.rows import Row
 from dtl.prepare.dataset import held_out_rows
 from dtl.report.page import Shown
 from dtl.run.folder import RunFolder
-from dtl.tasks.base import Outcome, Task
+from dtl.tasks.base import EvalRecord, Task
 
 SHOWN = 12
 LONGEST_TEXT = 600  # characters
@@ -35,12 +35,12 @@ class Worst:
     unread: str | None
 
 
-def loss_of(outcome: Outcome) -> float:
+def loss_of(outcome: EvalRecord) -> float:
     """Of one target, so that long examples are not the worst for being long."""
     return float(outcome["loss"]) / max(1, outcome.get("targets", 1))
 
 
-def worst_of(folder: RunFolder, task: Task, outcomes: list[Outcome]) -> Worst:
+def worst_of(folder: RunFolder, task: Task, outcomes: list[EvalRecord]) -> Worst:
     """Those with the highest loss a target. Their rows are read anew, if they are still those that
     were scored."""
     chosen = sorted(outcomes, key=loss_of, reverse=True)[:SHOWN]
@@ -74,7 +74,7 @@ def _picked(rows: Iterable[Row], wanted: set[int]) -> dict[int, Row]:
     return found
 
 
-def _shown(outcome: Outcome, row: Row | None, task: Task, facts: dict[str, Any]) -> Shown:
+def _shown(outcome: EvalRecord, row: Row | None, task: Task, facts: dict[str, Any]) -> Shown:
     answers = task.describe_prediction(outcome, facts)
     numbers = tuple(
         (name.replace("_", " "), f"{value:.4g}")
@@ -85,15 +85,17 @@ def _shown(outcome: Outcome, row: Row | None, task: Task, facts: dict[str, Any])
         row=outcome["row"],
         loss=f"{loss_of(outcome):.4g}",
         expected=_cut(answers.expected),
-        said=_cut(answers.said),
+        said=_cut(answers.predicted),
         numbers=numbers,
         fields=(),
     )
     if row is None:
         return shown
-    fields = ((name, _words(value)) for name, value in row.fields.items() if name != task.media)
+    fields = (
+        (name, _words(value)) for name, value in row.fields.items() if name != task.media_column
+    )
     told = tuple((name, text) for name, text in fields if text not in ("", answers.expected))
-    return _with_media(replace(shown, fields=told), row, task.media)
+    return _with_media(replace(shown, fields=told), row, task.media_column)
 
 
 def _words(value: object) -> str:
@@ -121,7 +123,7 @@ def _with_media(shown: Shown, row: Row, media: str | None) -> Shown:
         return replace(shown, note=str(fault))
     if len(data) > LARGEST_MEDIA:
         limit = format_bytes(LARGEST_MEDIA)
-        return replace(shown, note=f"{row.place}: {format_bytes(len(data))}, above {limit}")
+        return replace(shown, note=f"{row.location}: {format_bytes(len(data))}, above {limit}")
     uri = f"data:{kind};base64,{base64.b64encode(data).decode()}"
     return replace(shown, sound=uri) if media == "audio" else replace(shown, picture=uri)
 

@@ -31,7 +31,15 @@ from dtl.models.speech.encoder import (
     samples_for,
     without_layerdrop,
 )
-from dtl.tasks.base import IGNORED, LONGEST_TEXT, DatasetStats, Outcome, Task, not_text, pad
+from dtl.tasks.base import (
+    IGNORE_INDEX,
+    MAX_TEXT_CHARACTERS,
+    DatasetStats,
+    EvalRecord,
+    Task,
+    find_text_fault,
+    pad_sequences,
+)
 
 if TYPE_CHECKING:
     from numpy import ndarray
@@ -97,29 +105,29 @@ class Plugin(Task):
     """Connectionist temporal classification (Graves et al. 2006); each label is one target, so that
     the mean loss is in nats a letter."""
 
-    head = "AutoModelForCTC"
-    reads = "`audio` and `text`"
+    auto_class = "AutoModelForCTC"
+    required_columns = "`audio` and `text`"
     best = "-wer"
     single_forward = True
     processor_kind = "speech"
-    media = "audio"
+    media_column = "audio"
     options: Options
 
-    def check(self, row: Row) -> Fault | None:
-        return not_text(row, "text") or sound_fault(row)
+    def find_row_fault(self, row: Row) -> Fault | None:
+        return find_text_fault(row, "text") or sound_fault(row)
 
-    def collect_dataset_stats(self, rows: Iterable[Row], base: Any) -> DatasetStats:
+    def collect_dataset_stats(self, rows: Iterable[Row], base_config: Any) -> DatasetStats:
         """The characters of the training rows, in lower case; and what the base has."""
         spell = speller(self.options.normalise)
-        architectures = getattr(base, "architectures", None) or []
+        architectures = getattr(base_config, "architectures", None) or []
         return {
             "characters": count_characters(spell(_text(row)) for row in rows),
             "has_head": any(name.endswith("ForCTC") for name in architectures),
-            "head_size": getattr(base, "vocab_size", None),
-            "mask": self._mask(base),
-            "settings": without_layerdrop(base),
-            "geometry": [ctc_frames(frames_of(n, base), base) for n in GEOMETRY],
-            "adapters": getattr(base, "adapter_attn_dim", None) is not None,
+            "head_size": getattr(base_config, "vocab_size", None),
+            "mask": self._mask(base_config),
+            "settings": without_layerdrop(base_config),
+            "geometry": [ctc_frames(frames_of(n, base_config), base_config) for n in GEOMETRY],
+            "adapters": getattr(base_config, "adapter_attn_dim", None) is not None,
         }
 
     def _mask(self, base: Any) -> dict[str, Any]:
@@ -132,69 +140,79 @@ class Plugin(Task):
             "least": getattr(base, "mask_time_min_masks", 0),
         }
 
-    def adapt_processor(self, processor: Any, facts: DatasetStats) -> tuple[Any, DatasetStats]:
+    def adapt_processor(
+        self, processor: Any, dataset_stats: DatasetStats
+    ) -> tuple[Any, DatasetStats]:
         """The tokenizer that the letters ask for, and the size of the head for it. What was fitted
         once, as an export is, stays."""
-        if "blank" in facts:
-            return _Listener(processor.feature_extractor, processor.tokenizer, facts["mask"]), facts
+        if "blank" in dataset_stats:
+            return _Listener(
+                processor.feature_extractor, processor.tokenizer, dataset_stats["mask"]
+            ), dataset_stats
         asked, language = self.options.vocabulary, self.options.language
-        takes_own = asked == "model" or (asked is None and _has_letters(processor, facts, language))
+        takes_own = asked == "model" or (
+            asked is None and _has_letters(processor, dataset_stats, language)
+        )
         if takes_own:
             tokenizer = letters.own(processor.tokenizer, language)
         else:
             tokenizer = letters.of_rows(
-                facts["characters"], base=processor.tokenizer, language=language
+                dataset_stats["characters"], base=processor.tokenizer, language=language
             )
         size, case = tokenizer.vocab_size, case_of(tokenizer.get_vocab())
         if takes_own and asked is None:
-            _refuse_foreign(facts["characters"], tokenizer, case)
-        knows = takes_own and facts["has_head"]
+            _refuse_foreign(dataset_stats["characters"], tokenizer, case)
+        knows = takes_own and dataset_stats["has_head"]
         nested = letters.is_nested(tokenizer)
         if knows and not nested:
-            size = max(size, facts["head_size"])
-        if not takes_own and size == facts["head_size"]:
+            size = max(size, dataset_stats["head_size"])
+        if not takes_own and size == dataset_stats["head_size"]:
             size += 1  # a head of the same size would be taken for that of these letters
-        fitted = _Listener(processor.feature_extractor, tokenizer, facts["mask"])
+        fitted = _Listener(processor.feature_extractor, tokenizer, dataset_stats["mask"])
         found = {
-            **facts,
+            **dataset_stats,
             "case": case,
             "vocabulary_size": size,
             "blank": tokenizer.pad_token_id,
             "letter": _any_letter(tokenizer),
             "new_head": not knows,
-            "target_lang": language if knows and nested and facts["adapters"] else None,
+            "target_lang": language if knows and nested and dataset_stats["adapters"] else None,
         }
         del found["characters"]  # the tokenizer has them
         return fitted, {**found, "loading": _loading(found)}
 
-    def head_settings(self, facts: DatasetStats) -> dict[str, Any]:
-        mask = facts["mask"]
+    def head_config(self, dataset_stats: DatasetStats) -> dict[str, Any]:
+        mask = dataset_stats["mask"]
         return {
-            **facts["settings"],
-            "vocab_size": facts["vocabulary_size"],
-            "pad_token_id": facts["blank"],
+            **dataset_stats["settings"],
+            "vocab_size": dataset_stats["vocabulary_size"],
+            "pad_token_id": dataset_stats["blank"],
             "ctc_zero_infinity": True,
             "apply_spec_augment": mask["share"] > 0,
             "mask_time_prob": mask["share"],
             "mask_time_length": mask["length"],
             "mask_feature_prob": 0.0,  # the model would draw other bands on each layout
-            **({"target_lang": facts["target_lang"]} if facts["target_lang"] else {}),
+            **(
+                {"target_lang": dataset_stats["target_lang"]}
+                if dataset_stats["target_lang"]
+                else {}
+            ),
         }
 
-    def longest(self, processor: Any, facts: DatasetStats, base: Any) -> int:
+    def max_length(self, processor: Any, dataset_stats: DatasetStats, base_config: Any) -> int:
         extractor = processor.feature_extractor
         samples = int(self.options.longest_seconds * extractor.sampling_rate)
-        return frames_read(samples, base, extractor)
+        return frames_read(samples, base_config, extractor)
 
     def encoder(
-        self, processor: Any, facts: DatasetStats, base: Any
+        self, processor: Any, dataset_stats: DatasetStats, base_config: Any
     ) -> Callable[[Row], Encoded | Skip]:
         import numpy as np
 
         extractor, tokenizer = processor.feature_extractor, processor.tokenizer
-        spell = speller(self.options.normalise, case=facts["case"])
+        spell = speller(self.options.normalise, case=dataset_stats["case"])
         rate, longest = extractor.sampling_rate, self.options.longest_seconds
-        shortest = max(self.options.shortest_seconds, samples_for(1, base) / rate)
+        shortest = max(self.options.shortest_seconds, samples_for(1, base_config) / rate)
 
         def encode(row: Row) -> Encoded | Skip:
             text = _text(row)
@@ -204,8 +222,8 @@ class Plugin(Task):
             samples_T = sound_of(row, rate=rate)
             if len(samples_T) > longest * rate:
                 return Skip(f"longer than {longest:g} s")
-            read = frames_read(len(samples_T), base, extractor)
-            frames = ctc_frames(read, base)
+            read = frames_read(len(samples_T), base_config, extractor)
+            frames = ctc_frames(read, base_config)
             if len(samples_T) < shortest * rate or frames < 1:
                 return Skip(f"shorter than {shortest:g} s")
             if frames < needed_frames(labels):
@@ -222,7 +240,7 @@ class Plugin(Task):
         return encode
 
     def transform(
-        self, values: dict[str, Any], *, processor: Any, draw: Generator | None
+        self, values: dict[str, Any], *, processor: Any, rng: Generator | None
     ) -> dict[str, Any]:
         import numpy as np
 
@@ -232,8 +250,8 @@ class Plugin(Task):
         if name != "input_values":  # a last frame that is half padding is none
             shown[HEARD] = shown[HEARD][:read]
         hidden_F = np.zeros(read, dtype=bool)
-        if draw is not None:
-            for start in spans(**mask, size=read, draw=draw):
+        if rng is not None:
+            for start in spans(**mask, size=read, draw=rng):
                 hidden_F[start : start + mask["length"]] = True
         return {**values, **shown, "name": name, "hidden": hidden_F}
 
@@ -243,72 +261,75 @@ class Plugin(Task):
         extractor = processor.feature_extractor
         silence = blank(values["samples"], extractor)
         if silence is None:
-            return self.transform(values, processor=processor, draw=None)
+            return self.transform(values, processor=processor, rng=None)
         hidden_F = np.zeros(values["read"], dtype=bool)
         return {**values, **silence, "name": extractor.model_input_names[0], "hidden": hidden_F}
 
-    def why_varied(self, data: EncodedData, *, processor: Any) -> str | None:
+    def uncacheable_reason(self, data: EncodedData, *, processor: Any) -> str | None:
         """Nothing is hidden of a sound while the base is in evaluation mode."""
         return why_beside(data.counts("samples"), processor.feature_extractor)
 
-    def collate(self, examples: list[dict[str, Any]], *, padding: int) -> dict[str, Tensor]:
+    def collate(self, examples: list[dict[str, Any]], *, pad_token_id: int) -> dict[str, Tensor]:
         import torch
 
         def padded(name: str) -> Tensor:
-            return pad([example[name] for example in examples], value=IGNORED)
+            return pad_sequences([example[name] for example in examples], value=IGNORE_INDEX)
 
         return {
             **pad_sounds(examples, name=examples[0]["name"]),
             "labels": padded("labels"),
             "reference": padded("reference"),
             "frames": torch.tensor([int(example["frames"]) for example in examples]),
-            "hidden": pad([example["hidden"] for example in examples], value=0, multiple=1) > 0,
+            "hidden": pad_sequences(
+                [example["hidden"] for example in examples], value=0, multiple=1
+            )
+            > 0,
         }
 
-    def always_frozen(self, model: nn.Module, *, random: bool) -> Iterable[nn.Parameter]:
-        return fixed_parameters(model, random=random or self.options.train_features)
+    def always_frozen(self, model: nn.Module, *, random_init: bool) -> Iterable[nn.Parameter]:
+        return fixed_parameters(model, random=random_init or self.options.train_features)
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         return _losses(model, _logits(model, batch), batch).sum()
 
-    def outcomes(
+    def eval_records(
         self, model: nn.Module, batch: dict[str, Tensor], *, processor: Any
-    ) -> list[Outcome]:
+    ) -> list[EvalRecord]:
         logits_BFV = _logits(model, batch)
         return [
             {
                 "loss": loss,
                 "targets": targets,
-                "reference": bytes(byte for byte in reference if byte != IGNORED).decode(),
+                "reference": bytes(byte for byte in reference if byte != IGNORE_INDEX).decode(),
                 "hypothesis": text,
             }
             for loss, targets, reference, text in zip(
                 _losses(model, logits_BFV, batch).tolist(),
-                (batch["labels"] != IGNORED).sum(1).tolist(),
+                (batch["labels"] != IGNORE_INDEX).sum(1).tolist(),
                 batch["reference"].tolist(),
                 _heard(logits_BFV, batch, processor.tokenizer),
                 strict=True,
             )
         ]
 
-    def score(self, outcomes: list[Outcome], facts: DatasetStats) -> dict[str, float]:
+    def score(self, records: list[EvalRecord], dataset_stats: DatasetStats) -> dict[str, float]:
         """Loss a letter (nats), and the errors of what is written."""
-        targets = sum(outcome["targets"] for outcome in outcomes)
+        targets = sum(outcome["targets"] for outcome in records)
         return {
-            "loss": math.fsum(outcome["loss"] for outcome in outcomes) / targets,
+            "loss": math.fsum(outcome["loss"] for outcome in records) / targets,
             **speech_scores(
-                [outcome["reference"] for outcome in outcomes],
-                [outcome["hypothesis"] for outcome in outcomes],
+                [outcome["reference"] for outcome in records],
+                [outcome["hypothesis"] for outcome in records],
                 language="en" if self.options.language in ENGLISH else None,
             ),
         }
 
     def with_placeholder_target(
-        self, fields: dict[str, Any], facts: DatasetStats
+        self, fields: dict[str, Any], dataset_stats: DatasetStats
     ) -> dict[str, Any]:
-        return {**fields, "text": facts["letter"]}
+        return {**fields, "text": dataset_stats["letter"]}
 
-    def pieces(self, row: Row, *, processor: Any, facts: DatasetStats) -> list[Row]:
+    def chunk_row(self, row: Row, *, processor: Any, dataset_stats: DatasetStats) -> list[Row]:
         """A recording longer than a clip of training, cut in pauses."""
         rate, options = processor.feature_extractor.sampling_rate, self.options
         longest, shortest = options.longest_seconds, options.shortest_seconds
@@ -320,8 +341,8 @@ class Plugin(Task):
         batch: dict[str, Tensor],
         *,
         processor: Any,
-        facts: DatasetStats,
-        longest: int | None,
+        dataset_stats: DatasetStats,
+        max_new_tokens: int | None,
     ) -> list[dict[str, Any]]:
         """What is heard."""
         return [
@@ -329,15 +350,15 @@ class Plugin(Task):
             for text in _heard(_logits(model, batch), batch, processor.tokenizer)
         ]
 
-    def counts(self, outcomes: list[Outcome], facts: DatasetStats) -> ndarray:
+    def metric_counts(self, records: list[EvalRecord], dataset_stats: DatasetStats) -> ndarray:
         """Errors by words, and words that were said."""
         return counts_of(
-            [outcome["reference"] for outcome in outcomes],
-            [outcome["hypothesis"] for outcome in outcomes],
+            [outcome["reference"] for outcome in records],
+            [outcome["hypothesis"] for outcome in records],
         )
 
-    def value_of(self, sums: ndarray) -> ndarray:
-        return rate_of(sums)
+    def metric_from_counts(self, counts: ndarray) -> ndarray:
+        return rate_of(counts)
 
 
 def _heard(logits_BFV: Tensor, batch: dict[str, Tensor], tokenizer: Any) -> list[str]:
@@ -359,7 +380,7 @@ def _any_letter(tokenizer: Any) -> str:
 
 
 def _text(row: Row) -> str:
-    return str(row.fields["text"])[:LONGEST_TEXT]
+    return str(row.fields["text"])[:MAX_TEXT_CHARACTERS]
 
 
 def _has_letters(processor: Any, facts: DatasetStats, language: str | None) -> bool:
@@ -432,7 +453,7 @@ def _losses(model: nn.Module, logits_BFV: Tensor, batch: dict[str, Tensor]) -> T
             logits_BFV.log_softmax(-1).transpose(0, 1),
             labels_BL.clamp(min=0),
             batch["frames"],
-            (labels_BL != IGNORED).sum(1),
+            (labels_BL != IGNORE_INDEX).sum(1),
             blank=settings.pad_token_id,
             reduction="none",
             zero_infinity=True,

@@ -25,7 +25,15 @@ from dtl.models.speech.decoder_prompt import (
     set_generation,
     set_prompt,
 )
-from dtl.tasks.base import IGNORED, DatasetStats, Outcome, Task, not_text, pad, text_of
+from dtl.tasks.base import (
+    IGNORE_INDEX,
+    DatasetStats,
+    EvalRecord,
+    Task,
+    find_text_fault,
+    get_text,
+    pad_sequences,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -82,31 +90,31 @@ class Options(Record):
 class Plugin(Task):
     """Teacher forcing; each label token, the language's and the end included, is one target."""
 
-    head = "AutoModelForSpeechSeq2Seq"
-    reads = "`audio` and `text`"
+    auto_class = "AutoModelForSpeechSeq2Seq"
+    required_columns = "`audio` and `text`"
     best = "-wer"
     processor_kind = "speech"
-    media = "audio"
+    media_column = "audio"
     supervises_eos = True
     options: Options
 
-    def check(self, row: Row) -> Fault | None:
-        return not_text(row, "text") or sound_fault(row)
+    def find_row_fault(self, row: Row) -> Fault | None:
+        return find_text_fault(row, "text") or sound_fault(row)
 
-    def collect_dataset_stats(self, rows: Iterable[Row], base: Any) -> DatasetStats:
+    def collect_dataset_stats(self, rows: Iterable[Row], base_config: Any) -> DatasetStats:
         """Nothing of the rows; of the base, what its tokenizer and extractor do not know."""
-        if base.model_type not in FAMILIES:
+        if base_config.model_type not in FAMILIES:
             raise DtlError.of(
                 "model.path",
-                f"a {base.model_type} model is not one that this task knows",
+                f"a {base_config.model_type} model is not one that this task knows",
                 f"take a model of {' or '.join(FAMILIES)}, or task asr_ctc",
             )
         return {
-            "start": base.decoder_start_token_id,
-            "positions": base.max_target_positions,
-            "frames": _frames(base),
-            "multilingual": says_multilingual(base),
-            "spec_augment": self._spec_augment(base),
+            "start": base_config.decoder_start_token_id,
+            "positions": base_config.max_target_positions,
+            "frames": _frames(base_config),
+            "multilingual": says_multilingual(base_config),
+            "spec_augment": self._spec_augment(base_config),
         }
 
     def _spec_augment(self, base: Any) -> dict[str, float] | None:
@@ -122,7 +130,9 @@ class Plugin(Task):
             )
         return found.as_json()
 
-    def adapt_processor(self, processor: Any, facts: DatasetStats) -> tuple[Any, DatasetStats]:
+    def adapt_processor(
+        self, processor: Any, dataset_stats: DatasetStats
+    ) -> tuple[Any, DatasetStats]:
         """The tokenizer begins its texts as asked; the processor knows what to hide."""
         if processor.tokenizer is None:
             raise DtlError.of(
@@ -130,12 +140,12 @@ class Plugin(Task):
                 "the model has no tokenizer",
                 "put the files of its tokenizer beside its weights",
             )
-        options, augment = self.options, facts["spec_augment"]
+        options, augment = self.options, dataset_stats["spec_augment"]
         written = set_prompt(
             processor.tokenizer,
             language=options.language,
             action=options.action,
-            multilingual=facts["multilingual"],
+            multilingual=dataset_stats["multilingual"],
         )
         language = options.normalise or written
         normaliser(language)  # so that a language it does not know is told now
@@ -144,35 +154,35 @@ class Plugin(Task):
             processor.tokenizer,
             SpecAugment(**augment) if augment else None,
         )
-        return fitted, {**facts, "language": language}
+        return fitted, {**dataset_stats, "language": language}
 
-    def head_settings(self, facts: DatasetStats) -> dict[str, Any]:
+    def head_config(self, dataset_stats: DatasetStats) -> dict[str, Any]:
         """Whisper's LayerDrop is no match for ZeRO-3, and masks of its own differ by layout."""
         drops = {"encoder_layerdrop": 0.0, "decoder_layerdrop": 0.0}
-        return {**drops, "apply_spec_augment": False} if facts["spec_augment"] else drops
+        return {**drops, "apply_spec_augment": False} if dataset_stats["spec_augment"] else drops
 
     def configure_model(self, model: nn.Module, *, processor: Any) -> None:
         set_generation(model, processor.tokenizer)
 
-    def longest(self, processor: Any, facts: DatasetStats, base: Any) -> int:
+    def max_length(self, processor: Any, dataset_stats: DatasetStats, base_config: Any) -> int:
         """What is heard and what is written, each at its most."""
-        heard = base.max_source_positions
-        if base.model_type != "whisper":
-            heard = -(-facts["frames"] // 2**base.num_conv_layers)
-        return int(heard + facts["positions"])
+        heard = base_config.max_source_positions
+        if base_config.model_type != "whisper":
+            heard = -(-dataset_stats["frames"] // 2**base_config.num_conv_layers)
+        return int(heard + dataset_stats["positions"])
 
     def encoder(
-        self, processor: Any, facts: DatasetStats, base: Any
+        self, processor: Any, dataset_stats: DatasetStats, base_config: Any
     ) -> Callable[[Row], Encoded | Skip]:
         import numpy as np
 
         extractor, tokenizer = processor.feature_extractor, processor.tokenizer
         rate, shortest = extractor.sampling_rate, self.options.shortest_seconds
-        longest = self._longest(_hears_seconds(extractor, facts["frames"]))
-        most = facts["positions"]
+        longest = self._longest(_hears_seconds(extractor, dataset_stats["frames"]))
+        most = dataset_stats["positions"]
 
         def encode(row: Row) -> Encoded | Skip:
-            text = text_of(row, "text", tokens=most).strip()
+            text = get_text(row, "text", max_tokens=most).strip()
             if not text:
                 return Skip("empty text")
             samples_T = sound_of(row, rate=rate)
@@ -180,15 +190,15 @@ class Plugin(Task):
                 return Skip(f"longer than {longest:g} s")
             if len(samples_T) < shortest * rate:
                 return Skip(f"shorter than {shortest:g} s")
-            labels = labels_of(text, tokenizer, start=facts["start"])
+            labels = labels_of(text, tokenizer, start=dataset_stats["start"])
             if len(labels) > most:
                 return Skip(f"text of more than {most} tokens")
-            positions = base.max_source_positions
-            if base.model_type != "whisper":
+            positions = base_config.max_source_positions
+            if base_config.model_type != "whisper":
                 found = _features(extractor, samples_T)
                 if not np.isfinite(found.features).all():
                     return Skip("nothing to hear")
-                positions = -(-found.frames // 2**base.num_conv_layers)
+                positions = -(-found.frames // 2**base_config.num_conv_layers)
             values = {
                 "samples": samples_T,
                 "labels": labels,
@@ -212,24 +222,26 @@ class Plugin(Task):
         return asked
 
     def transform(
-        self, values: dict[str, Any], *, processor: Any, draw: Generator | None
+        self, values: dict[str, Any], *, processor: Any, rng: Generator | None
     ) -> dict[str, Any]:
         heard = _features(processor.feature_extractor, values["samples"])
-        if draw is not None and processor.augment is not None:
-            shown = processor.augment.masked(heard.features, frames=heard.frames, draw=draw)
+        if rng is not None and processor.augment is not None:
+            shown = processor.augment.masked(heard.features, frames=heard.frames, draw=rng)
             heard = replace(heard, features=shown)
         return {**values, "heard": heard}
 
-    def collate(self, examples: list[dict[str, Any]], *, padding: int) -> dict[str, Tensor]:
+    def collate(self, examples: list[dict[str, Any]], *, pad_token_id: int) -> dict[str, Tensor]:
         # By 1 and not by 8: the decoder has no positions beyond those of the longest labels.
         labels = [example["labels"] for example in examples]
         return {
             **_padded([example["heard"] for example in examples]),
-            "labels": pad(labels, value=IGNORED, multiple=1),
-            "reference": pad([example["reference"] for example in examples], value=IGNORED),
+            "labels": pad_sequences(labels, value=IGNORE_INDEX, multiple=1),
+            "reference": pad_sequences(
+                [example["reference"] for example in examples], value=IGNORE_INDEX
+            ),
         }
 
-    def always_frozen(self, model: nn.Module, *, random: bool) -> Iterable[nn.Parameter]:
+    def always_frozen(self, model: nn.Module, *, random_init: bool) -> Iterable[nn.Parameter]:
         """Whisper's encoder has positions that were computed and not learnt."""
         return [
             parameter
@@ -240,9 +252,9 @@ class Plugin(Task):
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         return _losses(model, batch)[0].sum()
 
-    def outcomes(
+    def eval_records(
         self, model: nn.Module, batch: dict[str, Tensor], *, processor: Any
-    ) -> list[Outcome]:
+    ) -> list[EvalRecord]:
         losses_BT, logits_BTV = _losses(model, batch)
         labels_BT = batch["labels"]
         texts = self._generate(model, batch, processor, None)
@@ -251,12 +263,12 @@ class Plugin(Task):
                 "loss": loss,
                 "targets": targets,
                 "hits": hits,
-                "reference": bytes(byte for byte in reference if byte != IGNORED).decode(),
+                "reference": bytes(byte for byte in reference if byte != IGNORE_INDEX).decode(),
                 "generated": text,
             }
             for loss, targets, hits, reference, text in zip(
                 losses_BT.double().sum(1).tolist(),
-                (labels_BT != IGNORED).sum(1).tolist(),
+                (labels_BT != IGNORE_INDEX).sum(1).tolist(),
                 (logits_BTV.argmax(-1) == labels_BT).sum(1).tolist(),
                 batch["reference"].tolist(),
                 texts,
@@ -275,29 +287,29 @@ class Plugin(Task):
             beams=self.options.beams,
         )
 
-    def score(self, outcomes: list[Outcome], facts: DatasetStats) -> dict[str, float]:
+    def score(self, records: list[EvalRecord], dataset_stats: DatasetStats) -> dict[str, float]:
         """Loss a token (nats), share of tokens guessed right after the right ones, and the errors
         of the generated texts."""
-        targets = sum(outcome["targets"] for outcome in outcomes)
+        targets = sum(outcome["targets"] for outcome in records)
         return {
-            "loss": math.fsum(outcome["loss"] for outcome in outcomes) / targets,
-            "accuracy": sum(outcome["hits"] for outcome in outcomes) / targets,
+            "loss": math.fsum(outcome["loss"] for outcome in records) / targets,
+            "accuracy": sum(outcome["hits"] for outcome in records) / targets,
             **speech_scores(
-                [outcome["reference"] for outcome in outcomes],
-                [outcome["generated"] for outcome in outcomes],
-                language=facts["language"],
+                [outcome["reference"] for outcome in records],
+                [outcome["generated"] for outcome in records],
+                language=dataset_stats["language"],
             ),
         }
 
     def with_placeholder_target(
-        self, fields: dict[str, Any], facts: DatasetStats
+        self, fields: dict[str, Any], dataset_stats: DatasetStats
     ) -> dict[str, Any]:
         return {**fields, "text": "a"}
 
-    def pieces(self, row: Row, *, processor: Any, facts: DatasetStats) -> list[Row]:
+    def chunk_row(self, row: Row, *, processor: Any, dataset_stats: DatasetStats) -> list[Row]:
         """A long recording, cut in pauses into what the model hears at once."""
         extractor, shortest = processor.feature_extractor, self.options.shortest_seconds
-        longest = self._longest(_hears_seconds(extractor, facts["frames"]))
+        longest = self._longest(_hears_seconds(extractor, dataset_stats["frames"]))
         return pieces_of(row, rate=extractor.sampling_rate, longest=longest, shortest=shortest)
 
     def predict(
@@ -306,21 +318,23 @@ class Plugin(Task):
         batch: dict[str, Tensor],
         *,
         processor: Any,
-        facts: DatasetStats,
-        longest: int | None,
+        dataset_stats: DatasetStats,
+        max_new_tokens: int | None,
     ) -> list[dict[str, Any]]:
         """What is heard."""
-        return [{"predicted": text} for text in self._generate(model, batch, processor, longest)]
+        return [
+            {"predicted": text} for text in self._generate(model, batch, processor, max_new_tokens)
+        ]
 
-    def counts(self, outcomes: list[Outcome], facts: DatasetStats) -> ndarray:
+    def metric_counts(self, records: list[EvalRecord], dataset_stats: DatasetStats) -> ndarray:
         """Errors by words, and words that were said."""
         return counts_of(
-            [outcome["reference"] for outcome in outcomes],
-            [outcome["generated"] for outcome in outcomes],
+            [outcome["reference"] for outcome in records],
+            [outcome["generated"] for outcome in records],
         )
 
-    def value_of(self, sums: ndarray) -> ndarray:
-        return rate_of(sums)
+    def metric_from_counts(self, counts: ndarray) -> ndarray:
+        return rate_of(counts)
 
 
 @dataclass
@@ -415,13 +429,13 @@ def _losses(model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]
     logits_BTV = model(
         input_features=batch["input_features"],
         attention_mask=batch["attention_mask"],
-        decoder_input_ids=read_BT.masked_fill(read_BT == IGNORED, settings.pad_token_id),
+        decoder_input_ids=read_BT.masked_fill(read_BT == IGNORE_INDEX, settings.pad_token_id),
         use_cache=False,
     ).logits
     losses_BT = cross_entropy(
         logits_BTV.flatten(0, 1).float(),
         labels_BT.flatten(),
-        ignore_index=IGNORED,
+        ignore_index=IGNORE_INDEX,
         reduction="none",
     ).view(labels_BT.shape)
     return losses_BT, logits_BTV

@@ -55,32 +55,32 @@ class Options(Record):
 class Plugin(Classification):
     """Single-label classification; each sound is one target."""
 
-    head = "AutoModelForAudioClassification"
-    reads = "`audio` and `label`"
+    auto_class = "AutoModelForAudioClassification"
+    required_columns = "`audio` and `label`"
     processor_kind = "features"
-    media = "audio"
+    media_column = "audio"
     options: Options
 
-    def check(self, row: Row) -> Fault | None:
+    def find_row_fault(self, row: Row) -> Fault | None:
         return sound_fault(row) or label_fault(row, self.options.labels)
 
-    def collect_dataset_stats(self, rows: Iterable[Row], base: Any) -> DatasetStats:
+    def collect_dataset_stats(self, rows: Iterable[Row], base_config: Any) -> DatasetStats:
         """The labels, and what of the base is to be set otherwise."""
         return {
-            "labels": labels_of(rows, base, self.options.labels),
-            "settings": without_layerdrop(base) | without_masks(base),
+            "labels": labels_of(rows, base_config, self.options.labels),
+            "settings": without_layerdrop(base_config) | without_masks(base_config),
         }
 
-    def longest(self, processor: Any, facts: DatasetStats, base: Any) -> int:
-        return frames_of(round(self.options.longest_seconds * processor.sampling_rate), base)
+    def max_length(self, processor: Any, dataset_stats: DatasetStats, base_config: Any) -> int:
+        return frames_of(round(self.options.longest_seconds * processor.sampling_rate), base_config)
 
     def encoder(
-        self, processor: Any, facts: DatasetStats, base: Any
+        self, processor: Any, dataset_stats: DatasetStats, base_config: Any
     ) -> Callable[[Row], Encoded | Skip]:
-        places = {label: place for place, label in enumerate(facts["labels"])}
+        places = {label: place for place, label in enumerate(dataset_stats["labels"])}
         rate = processor.sampling_rate
         longest = round(self.options.longest_seconds * rate)
-        shortest = max(samples_for(1, base), round(self.options.shortest_seconds * rate))
+        shortest = max(samples_for(1, base_config), round(self.options.shortest_seconds * rate))
 
         def encode(row: Row) -> Encoded | Skip:
             place = place_of(row, places)
@@ -88,24 +88,24 @@ class Plugin(Classification):
             if len(samples_T) < shortest:
                 return Skip(f"shorter than {shortest / rate:g} s")
             values = {"samples": samples_T, "labels": place}
-            return Encoded(values, frames_of(min(len(samples_T), longest), base), 1)
+            return Encoded(values, frames_of(min(len(samples_T), longest), base_config), 1)
 
         return encode
 
-    def sizes(self, data: EncodedData, *, processor: Any) -> np.ndarray:
+    def example_sizes(self, data: EncodedData, *, processor: Any) -> np.ndarray:
         """Of a longer sound, only a part is heard each time."""
         import numpy as np
 
         longest = math.ceil(self.options.longest_seconds * COUNTED["seconds"])
-        return np.minimum(super().sizes(data, processor=processor), longest)
+        return np.minimum(super().example_sizes(data, processor=processor), longest)
 
     def transform(
-        self, values: dict[str, Any], *, processor: Any, draw: Generator | None
+        self, values: dict[str, Any], *, processor: Any, rng: Generator | None
     ) -> dict[str, Any]:
         samples_T = values["samples"]
         longest = round(self.options.longest_seconds * processor.sampling_rate)
         spare = len(samples_T) - longest
-        start = int(draw.integers(spare + 1)) if draw is not None and spare > 0 else 0
+        start = int(rng.integers(spare + 1)) if rng is not None and spare > 0 else 0
         shown = heard(samples_T[start : start + longest], processor)
         return {**values, **shown, "name": processor.model_input_names[0]}
 
@@ -113,10 +113,10 @@ class Plugin(Classification):
         longest = round(self.options.longest_seconds * processor.sampling_rate)
         silence = blank(values["samples"][:longest], processor)
         if silence is None:
-            return self.transform(values, processor=processor, draw=None)
+            return self.transform(values, processor=processor, rng=None)
         return {**values, **silence, "name": processor.model_input_names[0]}
 
-    def why_varied(self, data: EncodedData, *, processor: Any) -> str | None:
+    def uncacheable_reason(self, data: EncodedData, *, processor: Any) -> str | None:
         samples = data.counts("samples")
         longest = round(self.options.longest_seconds * processor.sampling_rate)
         if samples.max() > longest:
@@ -126,12 +126,12 @@ class Plugin(Classification):
             )
         return why_beside(samples, processor)
 
-    def collate(self, examples: list[dict[str, Any]], *, padding: int) -> dict[str, Tensor]:
+    def collate(self, examples: list[dict[str, Any]], *, pad_token_id: int) -> dict[str, Tensor]:
         import torch
 
         labels = torch.tensor([int(example["labels"]) for example in examples])
         first = examples[0]
         return {**pad_sounds(examples, name=first["name"]), "labels": labels}
 
-    def always_frozen(self, model: nn.Module, *, random: bool) -> Iterable[nn.Parameter]:
-        return fixed_parameters(model, random=random)
+    def always_frozen(self, model: nn.Module, *, random_init: bool) -> Iterable[nn.Parameter]:
+        return fixed_parameters(model, random=random_init)

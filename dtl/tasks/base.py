@@ -24,12 +24,12 @@ DatasetStats = dict[str, Any]
 ProcessorKind = Literal[
     "tokenizer", "features", "images", "speech"
 ]  # of transformers; see load_processor
-Outcome = dict[str, Any]
-IGNORED = -100  # the label of a position that the loss does not count
+EvalRecord = dict[str, Any]
+IGNORE_INDEX = -100  # the label of a position that the loss does not count
 LENGTH_UNITS = {None: "tokens", "audio": "frames", "image": "patches"}  # by a task's media
 BATCH_UNITS: dict[str | None, Unit | None] = {None: "tokens", "audio": "seconds", "image": None}
-LONGEST_TEXT = 1_000_000  # characters; a second's work for a tokenizer
-LONGEST_TOKEN = 64  # characters; more than a token has on average in any text
+MAX_TEXT_CHARACTERS = 1_000_000  # characters; a second's work for a tokenizer
+MAX_TOKEN_CHARACTERS = 64  # characters; more than a token has on average in any text
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,8 @@ class ExamplePreview:
     """A row as a person reads it. `given`: what the model sees; None: the bytes of its media.
     `answer`: the text to come out, where there is one. `labels`: its classes, where it has some."""
 
-    given: str | None
-    answer: str | None = None
+    input: str | None
+    target: str | None = None
     labels: tuple[str, ...] = ()
 
 
@@ -48,7 +48,7 @@ class Prediction:
     none."""
 
     expected: str | None
-    said: str | None
+    predicted: str | None
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class TokenSpan:
     """A run of an example's tokens, and whether they are learnt."""
 
     tokens: list[int]
-    learnt: bool
+    supervised: bool
 
 
 class Task(ABC):
@@ -66,15 +66,21 @@ class Task(ABC):
     the loop divides by the number of targets of the whole global batch.
     """
 
-    head: ClassVar[str]  # the transformers auto class that carries the right head
-    reads: ClassVar[str]  # the columns it needs, in words
+    auto_class: ClassVar[str]  # the transformers auto class that carries the right head
+    required_columns: ClassVar[str]  # the columns it needs, in words
     best: ClassVar[str]  # the score that tells which model is best; "-name" where less is better
-    needs_base: ClassVar[bool] = False  # whether it compares with the base, which must then be kept
+    compares_with_base: ClassVar[bool] = (
+        False  # whether it compares with the base, which must then be kept
+    )
     processor_kind: ClassVar[ProcessorKind] = (
         "tokenizer"  # the part of the model that reads its input
     )
-    media: ClassVar[str | None] = None  # the column that may name a file, whose bytes count as data
-    limits: ClassVar[dict[str, tuple[str, ...]]] = {}  # option in tokens -> the values that it cuts
+    media_column: ClassVar[str | None] = (
+        None  # the column that may name a file, whose bytes count as data
+    )
+    truncation_options: ClassVar[
+        dict[str, tuple[str, ...]]
+    ] = {}  # option in tokens -> the values that it cuts
     supervises_eos: ClassVar[bool] = False  # whether an answer should close with a special token
     single_forward: ClassVar[bool] = (
         False  # whether loss and outcomes run the model once for a batch
@@ -86,14 +92,14 @@ class Task(ABC):
     @property
     def length_unit(self) -> str:
         """What the length of an example counts."""
-        return LENGTH_UNITS[self.media]
+        return LENGTH_UNITS[self.media_column]
 
     @property
     def batch_unit(self) -> Unit | None:
         """What a global batch may count beside examples; None where all are equally large."""
-        return BATCH_UNITS[self.media]
+        return BATCH_UNITS[self.media_column]
 
-    def sizes(self, data: EncodedData, *, processor: Any) -> ndarray:
+    def example_sizes(self, data: EncodedData, *, processor: Any) -> ndarray:
         """What each example adds to a global batch: tokens, or milliseconds that are heard."""
         if self.batch_unit == "tokens":
             return data.lengths
@@ -101,7 +107,7 @@ class Task(ABC):
         return -(-data.counts("samples") * COUNTED["seconds"] // rate)
 
     @abstractmethod
-    def check(self, row: Row) -> Fault | None:
+    def find_row_fault(self, row: Row) -> Fault | None:
         """What is wrong with a row's fields, told without a model; None: nothing.
 
         `survey` and `encoder` see only rows that pass.
@@ -114,24 +120,26 @@ class Task(ABC):
         written = None if text is None else str(text)
         return (
             ExamplePreview(None, written, labels)
-            if self.media
+            if self.media_column
             else ExamplePreview(written, None, labels)
         )
 
     def token_spans(self, values: dict[str, Any]) -> list[TokenSpan]:
         """The tokens of an encoded example; those without a label of their own are not learnt."""
-        return labelled_parts(values.get("input_ids"), values.get("labels"))
+        return spans_from_labels(values.get("input_ids"), values.get("labels"))
 
     @abstractmethod
-    def collect_dataset_stats(self, rows: Iterable[Row], base: Any) -> DatasetStats:
+    def collect_dataset_stats(self, rows: Iterable[Row], base_config: Any) -> DatasetStats:
         """What the training rows say that the model must know, as JSON. `base`: its config."""
 
-    def adapt_processor(self, processor: Any, facts: DatasetStats) -> tuple[Any, DatasetStats]:
+    def adapt_processor(
+        self, processor: Any, dataset_stats: DatasetStats
+    ) -> tuple[Any, DatasetStats]:
         """The processor, and the facts, that the training rows ask for; most take it as it is."""
-        return processor, facts
+        return processor, dataset_stats
 
     @abstractmethod
-    def head_settings(self, facts: DatasetStats) -> dict[str, Any]:
+    def head_config(self, dataset_stats: DatasetStats) -> dict[str, Any]:
         """Changes to the model's config that give it the right head."""
 
     def configure_model(self, model: nn.Module, *, processor: Any) -> None:
@@ -139,18 +147,18 @@ class Task(ABC):
         return None
 
     @abstractmethod
-    def longest(self, processor: Any, facts: DatasetStats, base: Any) -> int:
+    def max_length(self, processor: Any, dataset_stats: DatasetStats, base_config: Any) -> int:
         """What the length of an example may be at most, of all that the encoder makes."""
 
     @abstractmethod
     def encoder(
-        self, processor: Any, facts: DatasetStats, base: Any
+        self, processor: Any, dataset_stats: DatasetStats, base_config: Any
     ) -> Callable[[Row], Encoded | Skip]:
         """The function that turns a row into numbers. It raises DtlError for what only the model's
         files or the other rows show to be wrong."""
 
     def transform(
-        self, values: dict[str, Any], *, processor: Any, draw: Generator | None
+        self, values: dict[str, Any], *, processor: Any, rng: Generator | None
     ) -> dict[str, Any]:
         """An example as the model is to see it this time, from what was encoded once.
 
@@ -162,25 +170,25 @@ class Task(ABC):
     def transform_without_input(self, values: dict[str, Any], *, processor: Any) -> dict[str, Any]:
         """An example for a model whose base does not look at it; what only the base reads, such as
         pixels, may be left blank, which saves the time that they take."""
-        return self.transform(values, processor=processor, draw=None)
+        return self.transform(values, processor=processor, rng=None)
 
-    def why_varied(self, data: EncodedData, *, processor: Any) -> str | None:
+    def uncacheable_reason(self, data: EncodedData, *, processor: Any) -> str | None:
         """Why a frozen base makes something else of an example each time that it is learnt from;
         None: it makes the same."""
         return None
 
-    def extents(self, data: EncodedData) -> ndarray:
+    def padded_lengths(self, data: EncodedData) -> ndarray:
         """Of each example (N,), a number: those of the same have no padding beside one another but
         their own."""
         from dtl.data.order import padded
 
-        return data.counts("samples") if self.media == "audio" else padded(data.lengths)
+        return data.counts("samples") if self.media_column == "audio" else padded(data.lengths)
 
     @abstractmethod
-    def collate(self, examples: list[dict[str, Any]], *, padding: int) -> dict[str, Tensor]:
+    def collate(self, examples: list[dict[str, Any]], *, pad_token_id: int) -> dict[str, Tensor]:
         """Pad examples into one batch on the CPU. `padding`: the tokenizer's padding token."""
 
-    def always_frozen(self, model: nn.Module, *, random: bool) -> Iterable[nn.Parameter]:
+    def always_frozen(self, model: nn.Module, *, random_init: bool) -> Iterable[nn.Parameter]:
         """Parameters that no strategy moves. `random`: the weights are no pretrained ones."""
         return ()
 
@@ -189,34 +197,34 @@ class Task(ABC):
         """The sum of the losses of all targets, shape (), in fp32."""
 
     @abstractmethod
-    def outcomes(
+    def eval_records(
         self, model: nn.Module, batch: dict[str, Tensor], *, processor: Any
-    ) -> list[Outcome]:
+    ) -> list[EvalRecord]:
         """What scoring needs of each example, as JSON, in the order of the batch. `processor`: the
         model's tokenizer, which turns what was generated into text."""
 
     @abstractmethod
-    def score(self, outcomes: list[Outcome], facts: DatasetStats) -> dict[str, float]:
+    def score(self, records: list[EvalRecord], dataset_stats: DatasetStats) -> dict[str, float]:
         """Scores over all examples; outcomes of several ranks are simply joined."""
 
-    def describe_prediction(self, outcome: Outcome, facts: DatasetStats) -> Prediction:
+    def describe_prediction(self, record: EvalRecord, dataset_stats: DatasetStats) -> Prediction:
         """An outcome as a person reads it."""
-        said = outcome.get("generated", outcome.get("hypothesis"))
-        return Prediction(outcome.get("reference"), said)
+        said = record.get("generated", record.get("hypothesis"))
+        return Prediction(record.get("reference"), said)
 
     @abstractmethod
     def with_placeholder_target(
-        self, fields: dict[str, Any], facts: DatasetStats
+        self, fields: dict[str, Any], dataset_stats: DatasetStats
     ) -> dict[str, Any]:
         """Fields to predict for, with any answer that `check` and the encoder take put in."""
 
     def prompt_encoder(
-        self, processor: Any, facts: DatasetStats, base: Any
+        self, processor: Any, dataset_stats: DatasetStats, base_config: Any
     ) -> Callable[[Row], Encoded | Skip]:
         """The encoder of rows that `answered` has made."""
-        return self.encoder(processor, facts, base)
+        return self.encoder(processor, dataset_stats, base_config)
 
-    def pieces(self, row: Row, *, processor: Any, facts: DatasetStats) -> list[Row]:
+    def chunk_row(self, row: Row, *, processor: Any, dataset_stats: DatasetStats) -> list[Row]:
         """A row to predict for as those that the model reads one by one, whose predicted texts are
         joined; most tasks read it at once."""
         return [row]
@@ -228,8 +236,8 @@ class Task(ABC):
         batch: dict[str, Tensor],
         *,
         processor: Any,
-        facts: DatasetStats,
-        longest: int | None,
+        dataset_stats: DatasetStats,
+        max_new_tokens: int | None,
     ) -> list[dict[str, Any]]:
         """What the model says of each example, as JSON; the answers in the batch are not looked at.
 
@@ -237,11 +245,11 @@ class Task(ABC):
         """
 
     @abstractmethod
-    def counts(self, outcomes: list[Outcome], facts: DatasetStats) -> ndarray:
+    def metric_counts(self, records: list[EvalRecord], dataset_stats: DatasetStats) -> ndarray:
         """What each example adds to the sums (N, K) that its `best` score is made of, in fp64."""
 
     @abstractmethod
-    def value_of(self, sums: ndarray) -> ndarray:
+    def metric_from_counts(self, counts: ndarray) -> ndarray:
         """The `best` score, as `score` has it, of each row of sums: (..., K) to (...)."""
 
 
@@ -251,31 +259,31 @@ class Classification(Task):
     best = "macro_f1"
     single_forward = True
 
-    def head_settings(self, facts: DatasetStats) -> dict[str, Any]:
-        return {**labels.head_for(facts["labels"]), **facts.get("settings", {})}
+    def head_config(self, dataset_stats: DatasetStats) -> dict[str, Any]:
+        return {**labels.head_for(dataset_stats["labels"]), **dataset_stats.get("settings", {})}
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         from torch.nn.functional import cross_entropy
 
         return cross_entropy(_class_scores(model, batch), batch["labels"], reduction="sum")
 
-    def outcomes(
+    def eval_records(
         self, model: nn.Module, batch: dict[str, Tensor], *, processor: Any
-    ) -> list[Outcome]:
+    ) -> list[EvalRecord]:
         return labels.guesses(_class_scores(model, batch), batch["labels"])
 
-    def score(self, outcomes: list[Outcome], facts: DatasetStats) -> dict[str, float]:
+    def score(self, records: list[EvalRecord], dataset_stats: DatasetStats) -> dict[str, float]:
         """Accuracy, macro-F1 over the labels that occur, top-5 and the confusion counts."""
-        return labels.scores_of(outcomes, facts["labels"])
+        return labels.scores_of(records, dataset_stats["labels"])
 
-    def describe_prediction(self, outcome: Outcome, facts: DatasetStats) -> Prediction:
-        named = facts["labels"]
-        return Prediction(named[outcome["label"]], named[outcome["predicted"]])
+    def describe_prediction(self, record: EvalRecord, dataset_stats: DatasetStats) -> Prediction:
+        named = dataset_stats["labels"]
+        return Prediction(named[record["label"]], named[record["predicted"]])
 
     def with_placeholder_target(
-        self, fields: dict[str, Any], facts: DatasetStats
+        self, fields: dict[str, Any], dataset_stats: DatasetStats
     ) -> dict[str, Any]:
-        return {**fields, "label": facts["labels"][0]}
+        return {**fields, "label": dataset_stats["labels"][0]}
 
     def predict(
         self,
@@ -283,18 +291,18 @@ class Classification(Task):
         batch: dict[str, Tensor],
         *,
         processor: Any,
-        facts: DatasetStats,
-        longest: int | None,
+        dataset_stats: DatasetStats,
+        max_new_tokens: int | None,
     ) -> list[dict[str, Any]]:
         """The likeliest label, and the probability of each."""
-        return labels.likely(_class_scores(model, batch), facts["labels"])
+        return labels.likely(_class_scores(model, batch), dataset_stats["labels"])
 
-    def counts(self, outcomes: list[Outcome], facts: DatasetStats) -> ndarray:
+    def metric_counts(self, records: list[EvalRecord], dataset_stats: DatasetStats) -> ndarray:
         """For each class: guessed right, guessed, true."""
-        return labels.counts_of(outcomes, facts["labels"])
+        return labels.counts_of(records, dataset_stats["labels"])
 
-    def value_of(self, sums: ndarray) -> ndarray:
-        return labels.macro_f1_of(sums)
+    def metric_from_counts(self, counts: ndarray) -> ndarray:
+        return labels.macro_f1_of(counts)
 
 
 def _class_scores(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
@@ -304,18 +312,18 @@ def _class_scores(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     return logits.float()
 
 
-def labelled_parts(tokens: Any, labels: Any) -> list[TokenSpan]:
+def spans_from_labels(tokens: Any, labels: Any) -> list[TokenSpan]:
     """Runs of tokens that are learnt or not, by a label each; labels without tokens are learnt; one
     label for all is no token."""
     import numpy as np
 
     labels = None if labels is None or np.ndim(labels) == 0 else np.asarray(labels)
     if tokens is None:
-        return [] if labels is None else [TokenSpan(labels[labels != IGNORED].tolist(), True)]
+        return [] if labels is None else [TokenSpan(labels[labels != IGNORE_INDEX].tolist(), True)]
     tokens = np.asarray(tokens)
     if labels is None or len(labels) != len(tokens):
         return [TokenSpan(tokens.tolist(), False)]
-    learnt = labels != IGNORED
+    learnt = labels != IGNORE_INDEX
     ends = [*(np.flatnonzero(np.diff(learnt)) + 1).tolist(), len(tokens)]
     starts = [0, *ends[:-1]]
     return [
@@ -325,13 +333,13 @@ def labelled_parts(tokens: Any, labels: Any) -> list[TokenSpan]:
     ]
 
 
-def not_text(row: Row, column: str) -> Fault | None:
+def find_text_fault(row: Row, column: str) -> Fault | None:
     """The fault of a column that is missing or holds something else than text."""
     value = row.fields.get(column)
     if isinstance(value, str):
         return None
     return Fault(
-        row.place,
+        row.location,
         f"there is no `{column}` (the row has {', '.join(map(repr, row.fields))})"
         if value is None
         else f"`{column}` is {type(value).__name__} ({str(value)[:40]!r}), not text",
@@ -339,28 +347,28 @@ def not_text(row: Row, column: str) -> Fault | None:
     )
 
 
-def text_of(row: Row, column: str, *, tokens: int) -> str:
+def get_text(row: Row, column: str, *, max_tokens: int) -> str:
     """The text in a column, which the task's check has seen to be one.
 
     What lies far beyond the first `tokens` tokens is cut off: a row of megabytes is not worth the
     minutes that its tokens would take.
     """
-    return str(row.fields[column])[: reach_of(tokens)]
+    return str(row.fields[column])[: max_characters(max_tokens)]
 
 
-def reach_of(tokens: int) -> int:
+def max_characters(max_tokens: int) -> int:
     """Characters that hold so many tokens of any tokenizer."""
-    return max(LONGEST_TEXT, tokens * LONGEST_TOKEN)
+    return max(MAX_TEXT_CHARACTERS, max_tokens * MAX_TOKEN_CHARACTERS)
 
 
-def room(asked: int, processor: Any, base: Any) -> int:
+def max_text_tokens(requested: int, processor: Any, base_config: Any) -> int:
     """Tokens that a text may have: what is asked for, but no more than the model can read."""
-    positions = getattr(base, "max_position_embeddings", None) or 2**31
+    positions = getattr(base_config, "max_position_embeddings", None) or 2**31
     # RoBERTa numbers its positions from 2: only its tokenizer knows the true limit.
-    return int(min(asked, positions, processor.model_max_length))
+    return int(min(requested, positions, processor.model_max_length))
 
 
-def pad(rows: list[Any], *, value: int, multiple: int = MULTIPLE) -> Tensor:
+def pad_sequences(rows: list[Any], *, value: int, multiple: int = MULTIPLE) -> Tensor:
     """Whole numbers of uneven length as one tensor (B, T), padded on the right."""
     import numpy as np
     import torch
@@ -372,7 +380,7 @@ def pad(rows: list[Any], *, value: int, multiple: int = MULTIPLE) -> Tensor:
     return torch.from_numpy(filled)
 
 
-def mask(rows: list[Any], *, multiple: int = MULTIPLE) -> Tensor:
+def attention_mask(rows: list[Any], *, multiple: int = MULTIPLE) -> Tensor:
     """1 where a row has a value, 0 where it is padded; by length, so that a real token that equals
     the padding token still counts."""
-    return pad([[1] * len(row) for row in rows], value=0, multiple=multiple)
+    return pad_sequences([[1] * len(row) for row in rows], value=0, multiple=multiple)

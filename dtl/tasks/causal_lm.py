@@ -17,16 +17,16 @@ from dtl.data.chat.render import answering, chat_tokens, turns_fault
 from dtl.data.example import Encoded, Skip
 from dtl.models.anatomy import unwrapped
 from dtl.tasks.base import (
-    IGNORED,
+    IGNORE_INDEX,
     DatasetStats,
+    EvalRecord,
     ExamplePreview,
-    Outcome,
     Task,
-    mask,
-    not_text,
-    pad,
-    reach_of,
-    text_of,
+    attention_mask,
+    find_text_fault,
+    get_text,
+    max_characters,
+    pad_sequences,
 )
 
 if TYPE_CHECKING:
@@ -59,25 +59,25 @@ class Options(Record):
 class Plugin(Task):
     """Next-token prediction; the loss counts each learnt token once."""
 
-    head = "AutoModelForCausalLM"
-    reads = "`messages` (role, content), or `prompt` and `completion`, or `text`"
+    auto_class = "AutoModelForCausalLM"
+    required_columns = "`messages` (role, content), or `prompt` and `completion`, or `text`"
     best = "-perplexity"
-    limits: ClassVar = {"max_length": ("input_ids",)}
+    truncation_options: ClassVar = {"max_length": ("input_ids",)}
     supervises_eos = True
     options: Options
 
-    def check(self, row: Row) -> Fault | None:
+    def find_row_fault(self, row: Row) -> Fault | None:
         columns = _columns(row)
         if not columns:
             has = ", ".join(map(repr, row.fields)) or "nothing"
             return Fault(
-                row.place,
-                f"the row has {has}; the task reads {self.reads}",
+                row.location,
+                f"the row has {has}; the task reads {self.required_columns}",
                 "name them in data.columns, for example `columns: {text: body}`",
             )
         if columns == ("messages",):
             return turns_fault(row, "messages")
-        return next(filter(None, (not_text(row, column) for column in columns)), None)
+        return next(filter(None, (find_text_fault(row, column) for column in columns)), None)
 
     def preview(self, row: Row) -> ExamplePreview:
         """Prompts may repeat; a row is known by all that it says."""
@@ -91,31 +91,35 @@ class Plugin(Task):
         said = None if calls else "".join(str(answer or "") for answer in answers)
         return ExamplePreview(json.dumps(messages, sort_keys=True, default=str), said)
 
-    def collect_dataset_stats(self, rows: Iterable[Row], base: Any) -> DatasetStats:
+    def collect_dataset_stats(self, rows: Iterable[Row], base_config: Any) -> DatasetStats:
         return {}
 
-    def head_settings(self, facts: DatasetStats) -> dict[str, Any]:
+    def head_config(self, dataset_stats: DatasetStats) -> dict[str, Any]:
         return {}
 
-    def longest(self, processor: Any, facts: DatasetStats, base: Any) -> int:
+    def max_length(self, processor: Any, dataset_stats: DatasetStats, base_config: Any) -> int:
         return int(
-            min(self.options.max_length, getattr(base, "max_position_embeddings", None) or 2**31)
+            min(
+                self.options.max_length,
+                getattr(base_config, "max_position_embeddings", None) or 2**31,
+            )
         )
 
     def encoder(
-        self, processor: Any, facts: DatasetStats, base: Any
+        self, processor: Any, dataset_stats: DatasetStats, base_config: Any
     ) -> Callable[[Row], Encoded | Skip]:
-        limit = self.longest(processor, facts, base)
+        limit = self.max_length(processor, dataset_stats, base_config)
 
         def encode(row: Row) -> Encoded | Skip:
             tokens, learnt = self._tokens(row, processor, limit)
             if not tokens:
                 return Skip("empty text")
             labels = [
-                token if counts else IGNORED for token, counts in zip(tokens, learnt, strict=True)
+                token if counts else IGNORE_INDEX
+                for token, counts in zip(tokens, learnt, strict=True)
             ]
             tokens, labels = tokens[:limit], labels[:limit]
-            targets = sum(label != IGNORED for label in labels[1:])
+            targets = sum(label != IGNORE_INDEX for label in labels[1:])
             if targets == 0:
                 return Skip(NOTHING_LEFT)
             return Encoded({"input_ids": tokens, "labels": labels}, len(tokens), targets)
@@ -129,7 +133,7 @@ class Plugin(Task):
             return self._chat(row, tokenizer, limit)
         start = [tokenizer.bos_token_id] if _opens_with_start(tokenizer) else []
         end = [tokenizer.eos_token_id] if self._closes(tokenizer) else []
-        texts = [_ids(tokenizer, text_of(row, column, tokens=limit)) for column in columns]
+        texts = [_ids(tokenizer, get_text(row, column, max_tokens=limit)) for column in columns]
         if columns == ("text",):
             tokens = start + texts[0] + end if texts[0] else []
             return tokens, [True] * len(tokens)
@@ -149,29 +153,31 @@ class Plugin(Task):
             row,
             answers=None if self.options.learn == "all" else answering(turns),
             limit=limit,
-            characters=reach_of(limit),
+            characters=max_characters(limit),
             plain="`prompt` and `completion`",
             otherwise="set task.learn=all, or give the data as `prompt` and `completion`",
         )
 
-    def collate(self, examples: list[dict[str, Any]], *, padding: int) -> dict[str, Tensor]:
+    def collate(self, examples: list[dict[str, Any]], *, pad_token_id: int) -> dict[str, Tensor]:
         inputs = [example["input_ids"] for example in examples]
         return {
-            "input_ids": pad(inputs, value=padding),
-            "attention_mask": mask(inputs),
-            "labels": pad([example["labels"] for example in examples], value=IGNORED),
+            "input_ids": pad_sequences(inputs, value=pad_token_id),
+            "attention_mask": attention_mask(inputs),
+            "labels": pad_sequences(
+                [example["labels"] for example in examples], value=IGNORE_INDEX
+            ),
         }
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         return _losses(model, batch)[0].sum()
 
-    def outcomes(
+    def eval_records(
         self, model: nn.Module, batch: dict[str, Tensor], *, processor: Any
-    ) -> list[Outcome]:
+    ) -> list[EvalRecord]:
         losses_BT, logits_BTV = _losses(model, batch)
         labels_BT = batch["labels"][:, 1:]
         hits_BT = logits_BTV.argmax(-1) == labels_BT
-        targets_B = (labels_BT != IGNORED).sum(1)
+        targets_B = (labels_BT != IGNORE_INDEX).sum(1)
         return [
             {"loss": loss, "targets": targets, "hits": hits}
             for loss, targets, hits in zip(
@@ -182,18 +188,18 @@ class Plugin(Task):
             )
         ]
 
-    def score(self, outcomes: list[Outcome], facts: DatasetStats) -> dict[str, float]:
+    def score(self, records: list[EvalRecord], dataset_stats: DatasetStats) -> dict[str, float]:
         """Loss a token (nats), perplexity = exp(loss), share of tokens guessed right."""
-        targets = sum(outcome["targets"] for outcome in outcomes)
-        loss = math.fsum(outcome["loss"] for outcome in outcomes) / targets
+        targets = sum(outcome["targets"] for outcome in records)
+        loss = math.fsum(outcome["loss"] for outcome in records) / targets
         return {
             "loss": loss,
             "perplexity": math.exp(min(loss, LARGEST_EXPONENT)),
-            "accuracy": sum(outcome["hits"] for outcome in outcomes) / targets,
+            "accuracy": sum(outcome["hits"] for outcome in records) / targets,
         }
 
     def with_placeholder_target(
-        self, fields: dict[str, Any], facts: DatasetStats
+        self, fields: dict[str, Any], dataset_stats: DatasetStats
     ) -> dict[str, Any]:
         """A prompt, a text that goes on, or turns of which the last asks."""
         turns = fields.get("messages")
@@ -203,11 +209,11 @@ class Plugin(Task):
         return {**fields, **prompt, "completion": "-"}
 
     def prompt_encoder(
-        self, processor: Any, facts: DatasetStats, base: Any
+        self, processor: Any, dataset_stats: DatasetStats, base_config: Any
     ) -> Callable[[Row], Encoded | Skip]:
         """The answer alone counts as learnt, so that `predict` finds where the prompt ends."""
         asking = Plugin(self.options.model_copy(update={"learn": "completion"}))
-        return asking.encoder(processor, facts, base)
+        return asking.encoder(processor, dataset_stats, base_config)
 
     def predict(
         self,
@@ -215,8 +221,8 @@ class Plugin(Task):
         batch: dict[str, Tensor],
         *,
         processor: Any,
-        facts: DatasetStats,
-        longest: int | None,
+        dataset_stats: DatasetStats,
+        max_new_tokens: int | None,
     ) -> list[dict[str, Any]]:
         """What the model writes after each prompt, greedily."""
         import torch
@@ -235,24 +241,24 @@ class Plugin(Task):
         tokens_BT = unwrapped(model).generate(  # type: ignore[operator]
             input_ids=torch.tensor(left, device=device),
             attention_mask=torch.tensor(seen, device=device),
-            max_new_tokens=longest or NEW_TOKENS,
+            max_new_tokens=max_new_tokens or NEW_TOKENS,
             do_sample=False,
             pad_token_id=padding,
         )
         texts = processor.batch_decode(tokens_BT[:, widest:], skip_special_tokens=True)
         return [{"predicted": text} for text in texts]
 
-    def counts(self, outcomes: list[Outcome], facts: DatasetStats) -> ndarray:
+    def metric_counts(self, records: list[EvalRecord], dataset_stats: DatasetStats) -> ndarray:
         import numpy as np
 
         return np.array(
-            [(outcome["loss"], outcome["targets"]) for outcome in outcomes], dtype=np.float64
+            [(outcome["loss"], outcome["targets"]) for outcome in records], dtype=np.float64
         )
 
-    def value_of(self, sums: ndarray) -> ndarray:
+    def metric_from_counts(self, counts: ndarray) -> ndarray:
         import numpy as np
 
-        return np.exp(np.minimum(sums[..., 0] / sums[..., 1], LARGEST_EXPONENT))
+        return np.exp(np.minimum(counts[..., 0] / counts[..., 1], LARGEST_EXPONENT))
 
 
 def _losses(model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -266,7 +272,7 @@ def _losses(model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]
     losses_BT = cross_entropy(
         logits_BTV.flatten(0, 1).float(),
         labels_BT.flatten(),
-        ignore_index=IGNORED,
+        ignore_index=IGNORE_INDEX,
         reduction="none",
     ).view(labels_BT.shape)
     return losses_BT, logits_BTV
@@ -274,8 +280,8 @@ def _losses(model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]
 
 def _start_of_answer(labels: list[int]) -> int:
     """Where the last run of learnt tokens begins."""
-    end = max(place for place, label in enumerate(labels) if label != IGNORED)
-    while end > 0 and labels[end - 1] != IGNORED:
+    end = max(place for place, label in enumerate(labels) if label != IGNORE_INDEX)
+    while end > 0 and labels[end - 1] != IGNORE_INDEX:
         end -= 1
     return end
 

@@ -19,17 +19,17 @@ from dtl.data.chat.render import Turn, chat_tokens, is_turns, turns_fault
 from dtl.data.example import Encoded, Skip
 from dtl.models.anatomy import unwrapped
 from dtl.tasks.base import (
-    IGNORED,
+    IGNORE_INDEX,
     DatasetStats,
+    EvalRecord,
     ExamplePreview,
-    Outcome,
     Task,
     TokenSpan,
-    mask,
-    not_text,
-    pad,
-    reach_of,
-    text_of,
+    attention_mask,
+    find_text_fault,
+    get_text,
+    max_characters,
+    pad_sequences,
 )
 
 if TYPE_CHECKING:
@@ -65,20 +65,22 @@ class Plugin(Task):
     The log-ratio is that of the model to the base, which is the model with its adapter set aside.
     """
 
-    head = "AutoModelForCausalLM"
-    reads = "`prompt`, `chosen` and `rejected`, each a text or chat turns (role, content)"
+    auto_class = "AutoModelForCausalLM"
+    required_columns = (
+        "`prompt`, `chosen` and `rejected`, each a text or chat turns (role, content)"
+    )
     best = "accuracy"
-    needs_base = True
-    limits: ClassVar = {"max_length": ANSWERS}
+    compares_with_base = True
+    truncation_options: ClassVar = {"max_length": ANSWERS}
     supervises_eos = True
     options: Options
 
-    def check(self, row: Row) -> Fault | None:
+    def find_row_fault(self, row: Row) -> Fault | None:
         fields = row.fields
         implicit = fields.get("prompt") is None and all(is_turns(fields.get(n)) for n in ANSWERS)
         for name in ANSWERS if implicit else COLUMNS:
             holds_turns = isinstance(fields.get(name), list)
-            if fault := turns_fault(row, name) if holds_turns else not_text(row, name):
+            if fault := turns_fault(row, name) if holds_turns else find_text_fault(row, name):
                 return fault
         return _answers_fault(row)
 
@@ -96,24 +98,24 @@ class Plugin(Task):
         answers = [TokenSpan(list(values[name][start:]), True) for name, start in starts.items()]
         return [TokenSpan(list(values["chosen"][: starts["chosen"]]), False), *answers]
 
-    def collect_dataset_stats(self, rows: Iterable[Row], base: Any) -> DatasetStats:
+    def collect_dataset_stats(self, rows: Iterable[Row], base_config: Any) -> DatasetStats:
         return {}
 
-    def head_settings(self, facts: DatasetStats) -> dict[str, Any]:
+    def head_config(self, dataset_stats: DatasetStats) -> dict[str, Any]:
         return {}
 
-    def longest(self, processor: Any, facts: DatasetStats, base: Any) -> int:
+    def max_length(self, processor: Any, dataset_stats: DatasetStats, base_config: Any) -> int:
         """Both answers, each with the prompt."""
-        return 2 * self._limit(base)
+        return 2 * self._limit(base_config)
 
     def _limit(self, base: Any) -> int:
         positions = getattr(base, "max_position_embeddings", None) or 2**31
         return int(min(self.options.max_length, positions))
 
     def encoder(
-        self, processor: Any, facts: DatasetStats, base: Any
+        self, processor: Any, dataset_stats: DatasetStats, base_config: Any
     ) -> Callable[[Row], Encoded | Skip]:
-        limit = self._limit(base)
+        limit = self._limit(base_config)
 
         def encode(row: Row) -> Encoded | Skip:
             talk = _talk(row)
@@ -134,25 +136,26 @@ class Plugin(Task):
 
         return encode
 
-    def collate(self, examples: list[dict[str, Any]], *, padding: int) -> dict[str, Tensor]:
+    def collate(self, examples: list[dict[str, Any]], *, pad_token_id: int) -> dict[str, Tensor]:
         both = [example[name] for example in examples for name in ANSWERS]
         starts = [int(start) for example in examples for start in example["prompt"]]
         labels = [
-            [IGNORED] * start + list(row[start:]) for start, row in zip(starts, both, strict=True)
+            [IGNORE_INDEX] * start + list(row[start:])
+            for start, row in zip(starts, both, strict=True)
         ]
         flat = {
-            "input_ids": pad(both, value=padding),
-            "attention_mask": mask(both),
-            "labels": pad(labels, value=IGNORED),
+            "input_ids": pad_sequences(both, value=pad_token_id),
+            "attention_mask": attention_mask(both),
+            "labels": pad_sequences(labels, value=IGNORE_INDEX),
         }
         return {name: tensor.view(len(examples), 2, -1) for name, tensor in flat.items()}
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         return self._losses(self._rewards(model, batch)).sum()
 
-    def outcomes(
+    def eval_records(
         self, model: nn.Module, batch: dict[str, Tensor], *, processor: Any
-    ) -> list[Outcome]:
+    ) -> list[EvalRecord]:
         rewards_BP = self._rewards(model, batch)
         return [
             {"loss": loss, "chosen_reward": chosen, "rejected_reward": rejected}
@@ -161,11 +164,11 @@ class Plugin(Task):
             )
         ]
 
-    def score(self, outcomes: list[Outcome], facts: DatasetStats) -> dict[str, float]:
+    def score(self, records: list[EvalRecord], dataset_stats: DatasetStats) -> dict[str, float]:
         """Share of pairs whose chosen answer has the higher reward, and by how much on average."""
-        pairs = [(outcome["chosen_reward"], outcome["rejected_reward"]) for outcome in outcomes]
+        pairs = [(outcome["chosen_reward"], outcome["rejected_reward"]) for outcome in records]
         return {
-            "loss": math.fsum(outcome["loss"] for outcome in outcomes) / len(outcomes),
+            "loss": math.fsum(outcome["loss"] for outcome in records) / len(records),
             "accuracy": sum(chosen > rejected for chosen, rejected in pairs) / len(pairs),
             "margin": math.fsum(chosen - rejected for chosen, rejected in pairs) / len(pairs),
             "chosen_reward": math.fsum(chosen for chosen, _ in pairs) / len(pairs),
@@ -173,7 +176,7 @@ class Plugin(Task):
         }
 
     def with_placeholder_target(
-        self, fields: dict[str, Any], facts: DatasetStats
+        self, fields: dict[str, Any], dataset_stats: DatasetStats
     ) -> dict[str, Any]:
         return fields
 
@@ -183,8 +186,8 @@ class Plugin(Task):
         batch: dict[str, Tensor],
         *,
         processor: Any,
-        facts: DatasetStats,
-        longest: int | None,
+        dataset_stats: DatasetStats,
+        max_new_tokens: int | None,
     ) -> list[dict[str, Any]]:
         """Which of the two answers the model prefers, as training counts it."""
         return [
@@ -195,14 +198,14 @@ class Plugin(Task):
             for chosen, rejected in self._rewards(model, batch).tolist()
         ]
 
-    def counts(self, outcomes: list[Outcome], facts: DatasetStats) -> ndarray:
+    def metric_counts(self, records: list[EvalRecord], dataset_stats: DatasetStats) -> ndarray:
         import numpy as np
 
-        right = [outcome["chosen_reward"] > outcome["rejected_reward"] for outcome in outcomes]
+        right = [outcome["chosen_reward"] > outcome["rejected_reward"] for outcome in records]
         return np.array([(hit, 1) for hit in right], dtype=np.float64)
 
-    def value_of(self, sums: ndarray) -> ndarray:
-        return sums[..., 0] / sums[..., 1]
+    def metric_from_counts(self, counts: ndarray) -> ndarray:
+        return counts[..., 0] / counts[..., 1]
 
     def _rewards(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         """beta times the log-ratio of each answer (B, P), in fp32."""
@@ -232,7 +235,7 @@ def _log_likelihoods(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     losses = cross_entropy(
         logits.flatten(0, 1).float(),
         labels_BPT[..., 1:].flatten(),
-        ignore_index=IGNORED,
+        ignore_index=IGNORE_INDEX,
         reduction="none",
     )
     return -losses.view(*labels_BPT.shape[:2], -1).sum(-1)
@@ -292,12 +295,12 @@ def _answers_fault(row: Row) -> Fault | None:
         mixed = [name for name in ANSWERS if isinstance(row.fields[name], list)]
         fix = "give turns in both, or in `prompt`"
         what = "of the two answers, only `{}` holds turns"
-        return Fault(row.place, what.format(mixed[0]), fix) if mixed else None
+        return Fault(row.location, what.format(mixed[0]), fix) if mixed else None
     for name, turns in zip(ANSWERS, (talk.chosen, talk.rejected), strict=True):
         roles = [turn["role"] for turn in turns]
         if roles != ["assistant"]:
             return Fault(
-                row.place,
+                row.location,
                 f"after the prompt, `{name}` is not one turn of the assistant's (it has "
                 f"{', '.join(roles) or 'none'})",
                 "let the two differ in their last turn alone, the assistant's",
@@ -314,7 +317,7 @@ class _Answered:
 
 
 def _pair_of_texts(row: Row, tokenizer: Any, *, limit: int) -> list[_Answered] | Skip:
-    prompt, chosen, rejected = (text_of(row, name, tokens=limit) for name in COLUMNS)
+    prompt, chosen, rejected = (get_text(row, name, max_tokens=limit) for name in COLUMNS)
     if chosen == rejected:
         return Skip("both answers are the same")
     start = _tokens(tokenizer, prompt, opens=True)
@@ -338,7 +341,7 @@ def _pair_of_turns(talk: _Talk, row: Row, tokenizer: Any, *, limit: int) -> list
             row,
             answers=[len(talk.prompt)],
             limit=limit,
-            characters=reach_of(limit),
+            characters=max_characters(limit),
             plain="the prompt and its answers as plain texts",
             otherwise="give the prompt and its answers as plain texts",
         )

@@ -53,27 +53,29 @@ class Options(Record):
 class Plugin(Classification):
     """Single-label classification; each picture is one target. Only training varies pictures."""
 
-    head = "AutoModelForImageClassification"
-    reads = "`image` and `label`"
+    auto_class = "AutoModelForImageClassification"
+    required_columns = "`image` and `label`"
     processor_kind = "images"
-    media = "image"
+    media_column = "image"
     options: Options
 
-    def check(self, row: Row) -> Fault | None:
+    def find_row_fault(self, row: Row) -> Fault | None:
         return picture_fault(row) or label_fault(row, self.options.labels)
 
-    def collect_dataset_stats(self, rows: Iterable[Row], base: Any) -> DatasetStats:
+    def collect_dataset_stats(self, rows: Iterable[Row], base_config: Any) -> DatasetStats:
         """The labels, and whether the base already has a head for exactly these."""
-        channels = getattr(base, "num_channels", 3)
+        channels = getattr(base_config, "num_channels", 3)
         if channels != 3:
             raise DtlError.of(
                 "model.path",
                 f"the model reads {channels} channels, and pictures are read as red, green, blue",
                 "take a model of 3 channels",
             )
-        return {"labels": labels_of(rows, base, self.options.labels)}
+        return {"labels": labels_of(rows, base_config, self.options.labels)}
 
-    def adapt_processor(self, processor: Any, facts: DatasetStats) -> tuple[Any, DatasetStats]:
+    def adapt_processor(
+        self, processor: Any, dataset_stats: DatasetStats
+    ) -> tuple[Any, DatasetStats]:
         """Also the size (height, width) of what the model is shown."""
         import numpy as np
 
@@ -87,21 +89,21 @@ class Plugin(Classification):
                 "set do_center_crop and crop_size, or size: {height, width}, in its "
                 "preprocessor_config.json",
             )
-        return processor, {**facts, "size": [int(side) for side in wide]}
+        return processor, {**dataset_stats, "size": [int(side) for side in wide]}
 
-    def longest(self, processor: Any, facts: DatasetStats, base: Any) -> int:
+    def max_length(self, processor: Any, dataset_stats: DatasetStats, base_config: Any) -> int:
         """Of every picture: the patches of what the model is shown."""
-        height, width = facts["size"]
-        patch = getattr(base, "patch_size", None)
+        height, width = dataset_stats["size"]
+        patch = getattr(base_config, "patch_size", None)
         patch = patch if isinstance(patch, int) else 32
         return max(1, math.ceil(height / patch) * math.ceil(width / patch))
 
     def encoder(
-        self, processor: Any, facts: DatasetStats, base: Any
+        self, processor: Any, dataset_stats: DatasetStats, base_config: Any
     ) -> Callable[[Row], Encoded | Skip]:
-        places = {label: place for place, label in enumerate(facts["labels"])}
-        height, width = facts["size"]
-        length = self.longest(processor, facts, base)
+        places = {label: place for place, label in enumerate(dataset_stats["labels"])}
+        height, width = dataset_stats["size"]
+        length = self.max_length(processor, dataset_stats, base_config)
 
         def encode(row: Row) -> Encoded | Skip:
             place = place_of(row, places)
@@ -112,13 +114,13 @@ class Plugin(Classification):
         return encode
 
     def transform(
-        self, values: dict[str, Any], *, processor: Any, draw: Generator | None
+        self, values: dict[str, Any], *, processor: Any, rng: Generator | None
     ) -> dict[str, Any]:
         import numpy as np
 
         picture_HW3 = np.reshape(values["pixels"], (*values["shape"], 3))
-        if draw is not None:
-            picture_HW3 = self._varied(picture_HW3, draw)
+        if rng is not None:
+            picture_HW3 = self._varied(picture_HW3, rng)
         return {"pixel_values": _seen(picture_HW3, processor), "labels": values["labels"]}
 
     def transform_without_input(self, values: dict[str, Any], *, processor: Any) -> dict[str, Any]:
@@ -126,7 +128,7 @@ class Plugin(Classification):
 
         return {"pixel_values": np.zeros(BLANK, dtype=np.float32), "labels": values["labels"]}
 
-    def why_varied(self, data: EncodedData, *, processor: Any) -> str | None:
+    def uncacheable_reason(self, data: EncodedData, *, processor: Any) -> str | None:
         if not self.options.flip and self.options.smallest_crop == 1:
             return None
         return (
@@ -140,7 +142,7 @@ class Plugin(Classification):
         mirrored = self.options.flip and draw.random() < 0.5
         return picture_HW3[:, ::-1] if mirrored else picture_HW3
 
-    def collate(self, examples: list[dict[str, Any]], *, padding: int) -> dict[str, Tensor]:
+    def collate(self, examples: list[dict[str, Any]], *, pad_token_id: int) -> dict[str, Tensor]:
         import numpy as np
         import torch
 

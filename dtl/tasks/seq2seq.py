@@ -17,16 +17,16 @@ from dtl.core.errors import DtlError, Fault, near
 from dtl.data.example import Encoded, Skip
 from dtl.models.anatomy import unwrapped
 from dtl.tasks.base import (
-    IGNORED,
+    IGNORE_INDEX,
     DatasetStats,
+    EvalRecord,
     ExamplePreview,
-    Outcome,
     Task,
     TokenSpan,
-    mask,
-    not_text,
-    pad,
-    text_of,
+    attention_mask,
+    find_text_fault,
+    get_text,
+    pad_sequences,
 )
 
 if TYPE_CHECKING:
@@ -77,9 +77,12 @@ class Options(Record):
 class Plugin(Task):
     """Teacher forcing; each token of the target, its end included, is one target."""
 
-    head = "AutoModelForSeq2SeqLM"
-    reads = "`source` and `target`"
-    limits: ClassVar = {"max_source_length": ("input_ids",), "max_target_length": ("labels",)}
+    auto_class = "AutoModelForSeq2SeqLM"
+    required_columns = "`source` and `target`"
+    truncation_options: ClassVar = {
+        "max_source_length": ("input_ids",),
+        "max_target_length": ("labels",),
+    }
     supervises_eos = True
     options: Options
 
@@ -87,8 +90,8 @@ class Plugin(Task):
     def best(self) -> str:  # type: ignore[override]
         return BEST[self.options.metric]
 
-    def check(self, row: Row) -> Fault | None:
-        return next((fault for name in COLUMNS if (fault := not_text(row, name))), None)
+    def find_row_fault(self, row: Row) -> Fault | None:
+        return next((fault for name in COLUMNS if (fault := find_text_fault(row, name))), None)
 
     def preview(self, row: Row) -> ExamplePreview:
         return ExamplePreview(str(row.fields["source"]), str(row.fields["target"]))
@@ -99,15 +102,15 @@ class Plugin(Task):
             TokenSpan(list(values["labels"]), True),
         ]
 
-    def collect_dataset_stats(self, rows: Iterable[Row], base: Any) -> DatasetStats:
+    def collect_dataset_stats(self, rows: Iterable[Row], base_config: Any) -> DatasetStats:
         return {}
 
-    def head_settings(self, facts: DatasetStats) -> dict[str, Any]:
+    def head_config(self, dataset_stats: DatasetStats) -> dict[str, Any]:
         return {}
 
-    def longest(self, processor: Any, facts: DatasetStats, base: Any) -> int:
+    def max_length(self, processor: Any, dataset_stats: DatasetStats, base_config: Any) -> int:
         """Source and target."""
-        return sum(self._limits(base))
+        return sum(self._limits(base_config))
 
     def _limits(self, base: Any) -> tuple[int, int]:
         positions = getattr(base, "max_position_embeddings", None) or 2**31
@@ -115,15 +118,15 @@ class Plugin(Task):
         return min(source, positions), min(target, positions)
 
     def encoder(
-        self, processor: Any, facts: DatasetStats, base: Any
+        self, processor: Any, dataset_stats: DatasetStats, base_config: Any
     ) -> Callable[[Row], Encoded | Skip]:
         options = self.options
         _set_languages(processor, options)
-        longest_source, longest_target = self._limits(base)
+        longest_source, longest_target = self._limits(base_config)
 
         def encode(row: Row) -> Encoded | Skip:
             longest = max(longest_source, longest_target)
-            source, target = (text_of(row, name, tokens=longest) for name in COLUMNS)
+            source, target = (get_text(row, name, max_tokens=longest) for name in COLUMNS)
             if not source.strip() or not target.strip():
                 return Skip("empty text")
             tokens = processor(options.prefix + source, truncation=True, max_length=longest_source)[
@@ -139,28 +142,32 @@ class Plugin(Task):
 
         return encode
 
-    def collate(self, examples: list[dict[str, Any]], *, padding: int) -> dict[str, Tensor]:
+    def collate(self, examples: list[dict[str, Any]], *, pad_token_id: int) -> dict[str, Tensor]:
         inputs = [example["input_ids"] for example in examples]
         return {
-            "input_ids": pad(inputs, value=padding),
-            "attention_mask": mask(inputs),
-            "labels": pad([example["labels"] for example in examples], value=IGNORED),
-            "reference": pad([example["reference"] for example in examples], value=IGNORED),
+            "input_ids": pad_sequences(inputs, value=pad_token_id),
+            "attention_mask": attention_mask(inputs),
+            "labels": pad_sequences(
+                [example["labels"] for example in examples], value=IGNORE_INDEX
+            ),
+            "reference": pad_sequences(
+                [example["reference"] for example in examples], value=IGNORE_INDEX
+            ),
         }
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         return _losses(model, batch)[0].sum()
 
-    def outcomes(
+    def eval_records(
         self, model: nn.Module, batch: dict[str, Tensor], *, processor: Any
-    ) -> list[Outcome]:
+    ) -> list[EvalRecord]:
         losses_BT, logits_BTV = _losses(model, batch)
         labels_BT = batch["labels"]
-        outcomes: list[Outcome] = [
+        outcomes: list[EvalRecord] = [
             {"loss": loss, "targets": targets, "hits": hits, "reference": reference}
             for loss, targets, hits, reference in zip(
                 losses_BT.double().sum(1).tolist(),
-                (labels_BT != IGNORED).sum(1).tolist(),
+                (labels_BT != IGNORE_INDEX).sum(1).tolist(),
                 (logits_BTV.argmax(-1) == labels_BT).sum(1).tolist(),
                 [_from_bytes(row) for row in batch["reference"].tolist()],
                 strict=True,
@@ -195,20 +202,20 @@ class Plugin(Task):
         texts: list[str] = tokenizer.batch_decode(tokens_BT, skip_special_tokens=True)
         return [text.strip() for text in texts]
 
-    def score(self, outcomes: list[Outcome], facts: DatasetStats) -> dict[str, float]:
+    def score(self, records: list[EvalRecord], dataset_stats: DatasetStats) -> dict[str, float]:
         """Loss a token (nats), perplexity = exp(loss), share of tokens guessed right after the
         right ones; and how near the generated texts are."""
-        targets = sum(outcome["targets"] for outcome in outcomes)
-        loss = math.fsum(outcome["loss"] for outcome in outcomes) / targets
+        targets = sum(outcome["targets"] for outcome in records)
+        loss = math.fsum(outcome["loss"] for outcome in records) / targets
         return {
             "loss": loss,
             "perplexity": math.exp(min(loss, 700.0)),
-            "accuracy": sum(outcome["hits"] for outcome in outcomes) / targets,
-            **_nearness(outcomes, self.options.metric),
+            "accuracy": sum(outcome["hits"] for outcome in records) / targets,
+            **_nearness(records, self.options.metric),
         }
 
     def with_placeholder_target(
-        self, fields: dict[str, Any], facts: DatasetStats
+        self, fields: dict[str, Any], dataset_stats: DatasetStats
     ) -> dict[str, Any]:
         return {**fields, "target": "-"}
 
@@ -218,26 +225,26 @@ class Plugin(Task):
         batch: dict[str, Tensor],
         *,
         processor: Any,
-        facts: DatasetStats,
-        longest: int | None,
+        dataset_stats: DatasetStats,
+        max_new_tokens: int | None,
     ) -> list[dict[str, Any]]:
-        texts = self._generate(unwrapped(model), batch, processor, longest)
+        texts = self._generate(unwrapped(model), batch, processor, max_new_tokens)
         return [{"predicted": text} for text in texts]
 
-    def counts(self, outcomes: list[Outcome], facts: DatasetStats) -> ndarray:
+    def metric_counts(self, records: list[EvalRecord], dataset_stats: DatasetStats) -> ndarray:
         """Loss and targets; or ROUGE-Lsum and 1; or what sacreBLEU counts of a text: n-grams that
         match, all n-grams, and both lengths."""
         import numpy as np
 
         count = {"none": _loss_counts, "rouge": _rouge_counts, "bleu": _bleu_counts}
-        return np.array(count[self.options.metric](outcomes), dtype=np.float64)
+        return np.array(count[self.options.metric](records), dtype=np.float64)
 
-    def value_of(self, sums: ndarray) -> ndarray:
+    def metric_from_counts(self, counts: ndarray) -> ndarray:
         if self.options.metric != "bleu":
-            return sums[..., 0] / sums[..., 1]
+            return counts[..., 0] / counts[..., 1]
         import numpy as np
 
-        return np.apply_along_axis(_bleu, -1, sums)
+        return np.apply_along_axis(_bleu, -1, counts)
 
 
 def _losses(model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -257,7 +264,7 @@ def _losses(model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]
     losses_BT = cross_entropy(
         logits_BTV.flatten(0, 1).float(),
         labels_BT.flatten(),
-        ignore_index=IGNORED,
+        ignore_index=IGNORE_INDEX,
         reduction="none",
     ).view(labels_BT.shape)
     return losses_BT, logits_BTV
@@ -271,7 +278,7 @@ def _labels(target: str, tokenizer: Any, limit: int) -> list[int]:
 
 
 def _from_bytes(numbers: list[int]) -> str:
-    return bytes(number for number in numbers if number != IGNORED).decode()
+    return bytes(number for number in numbers if number != IGNORE_INDEX).decode()
 
 
 def _set_languages(tokenizer: Any, options: Options) -> None:
@@ -322,7 +329,7 @@ def _first_token(tokenizer: Any) -> dict[str, int]:
     return {"decoder_start_token_id" if ends else "forced_bos_token_id": token}
 
 
-def _nearness(outcomes: list[Outcome], metric: str) -> dict[str, float]:
+def _nearness(outcomes: list[EvalRecord], metric: str) -> dict[str, float]:
     if metric == "none":
         return {}
     generated = [outcome["generated"] for outcome in outcomes]
@@ -346,11 +353,11 @@ def _nearness(outcomes: list[Outcome], metric: str) -> dict[str, float]:
     }
 
 
-def _loss_counts(outcomes: list[Outcome]) -> list[list[float]]:
+def _loss_counts(outcomes: list[EvalRecord]) -> list[list[float]]:
     return [[outcome["loss"], outcome["targets"]] for outcome in outcomes]
 
 
-def _rouge_counts(outcomes: list[Outcome]) -> list[list[float]]:
+def _rouge_counts(outcomes: list[EvalRecord]) -> list[list[float]]:
     from rouge_score.rouge_scorer import RougeScorer
 
     scorer = RougeScorer(["rougeLsum"], use_stemmer=True)
@@ -361,7 +368,7 @@ def _rouge_counts(outcomes: list[Outcome]) -> list[list[float]]:
     return [[scores["rougeLsum"].fmeasure, 1] for scores in found]
 
 
-def _bleu_counts(outcomes: list[Outcome]) -> list[list[float]]:
+def _bleu_counts(outcomes: list[EvalRecord]) -> list[list[float]]:
     from sacrebleu.metrics.bleu import BLEU
 
     metric = BLEU()

@@ -17,11 +17,11 @@ from dtl.tasks.base import (
     Classification,
     DatasetStats,
     ExamplePreview,
-    mask,
-    not_text,
-    pad,
-    room,
-    text_of,
+    attention_mask,
+    find_text_fault,
+    get_text,
+    max_text_tokens,
+    pad_sequences,
 )
 
 if TYPE_CHECKING:
@@ -44,34 +44,36 @@ class Options(Record):
 class Plugin(Classification):
     """Single-label classification; each example is one target."""
 
-    head = "AutoModelForSequenceClassification"
-    reads = "`text` (and `text_pair`) and `label`"
-    limits: ClassVar = {"max_length": ("input_ids",)}
+    auto_class = "AutoModelForSequenceClassification"
+    required_columns = "`text` (and `text_pair`) and `label`"
+    truncation_options: ClassVar = {"max_length": ("input_ids",)}
     options: Options
 
-    def check(self, row: Row) -> Fault | None:
+    def find_row_fault(self, row: Row) -> Fault | None:
         return _text_fault(row) or label_fault(row, self.options.labels)
 
     def preview(self, row: Row) -> ExamplePreview:
         texts = [str(row.fields[name]) for name in TEXTS if row.fields.get(name)]
         return ExamplePreview("\n".join(texts), labels=(label_of(row),))
 
-    def collect_dataset_stats(self, rows: Iterable[Row], base: Any) -> DatasetStats:
+    def collect_dataset_stats(self, rows: Iterable[Row], base_config: Any) -> DatasetStats:
         """The labels, and whether the base already has a head for exactly these."""
-        return {"labels": labels_of(rows, base, self.options.labels)}
+        return {"labels": labels_of(rows, base_config, self.options.labels)}
 
-    def longest(self, processor: Any, facts: DatasetStats, base: Any) -> int:
-        return room(self.options.max_length, processor, base)
+    def max_length(self, processor: Any, dataset_stats: DatasetStats, base_config: Any) -> int:
+        return max_text_tokens(self.options.max_length, processor, base_config)
 
     def encoder(
-        self, processor: Any, facts: DatasetStats, base: Any
+        self, processor: Any, dataset_stats: DatasetStats, base_config: Any
     ) -> Callable[[Row], Encoded | Skip]:
-        places = {label: place for place, label in enumerate(facts["labels"])}
-        limit = self.longest(processor, facts, base)
+        places = {label: place for place, label in enumerate(dataset_stats["labels"])}
+        limit = self.max_length(processor, dataset_stats, base_config)
 
         def encode(row: Row) -> Encoded | Skip:
             place = place_of(row, places)
-            texts = [text_of(row, name, tokens=limit) for name in TEXTS if row.fields.get(name)]
+            texts = [
+                get_text(row, name, max_tokens=limit) for name in TEXTS if row.fields.get(name)
+            ]
             if not texts:
                 return Skip("empty text")
             tokens = processor(*texts, truncation=True, max_length=limit)
@@ -86,13 +88,18 @@ class Plugin(Classification):
 
         return encode
 
-    def collate(self, examples: list[dict[str, Any]], *, padding: int) -> dict[str, Tensor]:
+    def collate(self, examples: list[dict[str, Any]], *, pad_token_id: int) -> dict[str, Tensor]:
         import torch
 
         inputs = [example["input_ids"] for example in examples]
-        batch = {"input_ids": pad(inputs, value=padding), "attention_mask": mask(inputs)}
+        batch = {
+            "input_ids": pad_sequences(inputs, value=pad_token_id),
+            "attention_mask": attention_mask(inputs),
+        }
         if "token_type_ids" in examples[0]:
-            batch["token_type_ids"] = pad([row["token_type_ids"] for row in examples], value=0)
+            batch["token_type_ids"] = pad_sequences(
+                [row["token_type_ids"] for row in examples], value=0
+            )
         return {**batch, "labels": torch.tensor([int(row["labels"]) for row in examples])}
 
 
@@ -100,12 +107,12 @@ def _text_fault(row: Row) -> Fault | None:
     """A text may be null, which is empty; it may not be missing."""
     if "text" not in row.fields:
         return Fault(
-            row.place,
+            row.location,
             f"there is no `text` (the row has {_named(row)})",
             "map its column in data.columns: {text: ...}",
         )
     given = (name for name in TEXTS if row.fields.get(name) is not None)
-    return next(filter(None, (not_text(row, name) for name in given)), None)
+    return next(filter(None, (find_text_fault(row, name) for name in given)), None)
 
 
 def _named(row: Row) -> str:

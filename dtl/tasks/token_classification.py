@@ -15,15 +15,15 @@ from dtl.config.record import Record
 from dtl.core.errors import DtlError, Fault, near
 from dtl.data.example import Encoded, Skip
 from dtl.tasks.base import (
-    IGNORED,
+    IGNORE_INDEX,
     DatasetStats,
+    EvalRecord,
     ExamplePreview,
-    Outcome,
     Prediction,
     Task,
-    mask,
-    pad,
-    room,
+    attention_mask,
+    max_text_tokens,
+    pad_sequences,
 )
 
 if TYPE_CHECKING:
@@ -61,14 +61,14 @@ class Options(Record):
 class Plugin(Task):
     """Tagging; each labelled piece of a word is one target, each entity one thing to find."""
 
-    head = "AutoModelForTokenClassification"
-    reads = "`tokens` (a list of words) and `tags` (a tag for each: O, B-name, I-name)"
+    auto_class = "AutoModelForTokenClassification"
+    required_columns = "`tokens` (a list of words) and `tags` (a tag for each: O, B-name, I-name)"
     best = "f1"
     single_forward = True
-    limits: ClassVar = {"max_length": ("input_ids",)}
+    truncation_options: ClassVar = {"max_length": ("input_ids",)}
     options: Options
 
-    def check(self, row: Row) -> Fault | None:
+    def find_row_fault(self, row: Row) -> Fault | None:
         words, tags = row.fields.get("tokens"), row.fields.get("tags")
         for column, value in {"tokens": words, "tags": tags}.items():
             if not isinstance(value, list):
@@ -76,11 +76,11 @@ class Plugin(Task):
         assert isinstance(words, list) and isinstance(tags, list)
         if len(words) != len(tags):
             return Fault(
-                row.place, f"{len(words)} tokens have {len(tags)} tags", "give each word one tag"
+                row.location, f"{len(words)} tokens have {len(tags)} tags", "give each word one tag"
             )
         for word in words:
             if not isinstance(word, str):
-                return Fault(row.place, f"the word {word!r} is not text", "give strings")
+                return Fault(row.location, f"the word {word!r} is not text", "give strings")
         return next((fault for tag in tags if (fault := self._wrong(tag, row))), None)
 
     def _wrong(self, tag: Any, row: Row) -> Fault | None:
@@ -89,12 +89,12 @@ class Plugin(Task):
             inside = {_inside(name) for name in names or ()} if self.options.label_all else set()
             return _unknown(tag, [*names, *inside], row) if names else None
         if not isinstance(tag, int) or isinstance(tag, bool):
-            return Fault(row.place, f"the tag {tag!r} is no name", "give strings")
+            return Fault(row.location, f"the tag {tag!r} is no name", "give strings")
         if names is not None and 0 <= tag < len(names):
             return None
         problem = "has no name" if names is None else f"is beyond the {len(names)} task.labels"
         return Fault(
-            row.place,
+            row.location,
             f"the class number {tag} {problem}",
             "list the names in their order in task.labels, such as [O, B-PER, I-PER]",
         )
@@ -103,12 +103,12 @@ class Plugin(Task):
         words, tags = self._words(row)
         return ExamplePreview(" ".join(words), labels=tuple(tags))
 
-    def collect_dataset_stats(self, rows: Iterable[Row], base: Any) -> DatasetStats:
+    def collect_dataset_stats(self, rows: Iterable[Row], base_config: Any) -> DatasetStats:
         """The tags, and whether the base already has a head for exactly these."""
         first_seen: dict[str, str] = {}
         for row in rows:
             for tag in self._words(row)[1]:
-                first_seen.setdefault(tag, row.place)
+                first_seen.setdefault(tag, row.location)
         _refuse_mixed_schemes(first_seen)
         tags = set(self.options.labels or first_seen)
         if self.options.label_all:
@@ -119,29 +119,31 @@ class Plugin(Task):
                 f"all words have the tag {min(tags)!r}" if tags else "there are no words",
                 "tagging needs at least two tags",
             )
-        known = [str(name) for _, name in sorted((getattr(base, "id2label", None) or {}).items())]
+        known = [
+            str(name) for _, name in sorted((getattr(base_config, "id2label", None) or {}).items())
+        ]
         if set(known) == tags:
             return {"labels": known}
         listed = list(self.options.labels or ())
         return {"labels": listed + sorted(tags - set(listed), key=_by_type)}
 
-    def head_settings(self, facts: DatasetStats) -> dict[str, Any]:
-        labels = facts["labels"]
+    def head_config(self, dataset_stats: DatasetStats) -> dict[str, Any]:
+        labels = dataset_stats["labels"]
         return {
             "num_labels": len(labels),
             "id2label": dict(enumerate(labels)),
             "label2id": {label: place for place, label in enumerate(labels)},
         }
 
-    def longest(self, processor: Any, facts: DatasetStats, base: Any) -> int:
-        return room(self.options.max_length, processor, base)
+    def max_length(self, processor: Any, dataset_stats: DatasetStats, base_config: Any) -> int:
+        return max_text_tokens(self.options.max_length, processor, base_config)
 
     def encoder(
-        self, processor: Any, facts: DatasetStats, base: Any
+        self, processor: Any, dataset_stats: DatasetStats, base_config: Any
     ) -> Callable[[Row], Encoded | Skip]:
         _refuse_slow(processor)
-        places = {label: place for place, label in enumerate(facts["labels"])}
-        limit = self.longest(processor, facts, base)
+        places = {label: place for place, label in enumerate(dataset_stats["labels"])}
+        limit = self.max_length(processor, dataset_stats, base_config)
 
         def encode(row: Row) -> Encoded | Skip:
             words, tags = self._words(row)
@@ -150,13 +152,13 @@ class Plugin(Task):
                     raise DtlError(fault)
             tokens, owners = _read(words, processor, limit)
             first = _first_token_of_each(owners, len(words))
-            labels = [IGNORED] * len(owners)
+            labels = [IGNORE_INDEX] * len(owners)
             for place, owner in enumerate(owners):
                 if owner is not None and place == first[owner]:
                     labels[place] = places[tags[owner]]
                 elif owner is not None and self.options.label_all:
                     labels[place] = places[_inside(tags[owner])]
-            targets = sum(label != IGNORED for label in labels)
+            targets = sum(label != IGNORE_INDEX for label in labels)
             if targets == 0:
                 return Skip("no words")
             numbers = [places[tag] for tag in tags]
@@ -173,13 +175,18 @@ class Plugin(Task):
         names = self.options.labels or ()
         return words, [tag if isinstance(tag, str) else names[tag] for tag in tags]
 
-    def collate(self, examples: list[dict[str, Any]], *, padding: int) -> dict[str, Tensor]:
+    def collate(self, examples: list[dict[str, Any]], *, pad_token_id: int) -> dict[str, Tensor]:
         inputs = [example["input_ids"] for example in examples]
-        batch = {"input_ids": pad(inputs, value=padding), "attention_mask": mask(inputs)}
+        batch = {
+            "input_ids": pad_sequences(inputs, value=pad_token_id),
+            "attention_mask": attention_mask(inputs),
+        }
         if "token_type_ids" in examples[0]:
-            batch["token_type_ids"] = pad([row["token_type_ids"] for row in examples], value=0)
+            batch["token_type_ids"] = pad_sequences(
+                [row["token_type_ids"] for row in examples], value=0
+            )
         words = {
-            name: pad([row[name] for row in examples], value=IGNORED)
+            name: pad_sequences([row[name] for row in examples], value=IGNORE_INDEX)
             for name in ("labels", "tags", "first")
         }
         return {**batch, **words}
@@ -187,32 +194,32 @@ class Plugin(Task):
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         return _losses(_logits(model, batch), batch["labels"]).sum()
 
-    def outcomes(
+    def eval_records(
         self, model: nn.Module, batch: dict[str, Tensor], *, processor: Any
-    ) -> list[Outcome]:
+    ) -> list[EvalRecord]:
         """A word that was cut off, or of which the tokenizer leaves nothing, has no prediction."""
         logits_BTC = _logits(model, batch)
         losses_B = _losses(logits_BTC, batch["labels"]).double().sum(1)
         first_BW = batch["first"]
         guesses_BW = logits_BTC.argmax(-1).gather(1, first_BW.clamp(min=0))
-        guesses_BW = guesses_BW.masked_fill(first_BW < 0, IGNORED)
+        guesses_BW = guesses_BW.masked_fill(first_BW < 0, IGNORE_INDEX)
         found = zip(
             losses_B.tolist(),
-            (batch["labels"] != IGNORED).sum(1).tolist(),
+            (batch["labels"] != IGNORE_INDEX).sum(1).tolist(),
             batch["tags"].tolist(),
             guesses_BW.tolist(),
             strict=True,
         )
         outcomes = []
         for loss, targets, tags, guesses in found:
-            words = sum(tag != IGNORED for tag in tags)
-            predicted = [None if guess == IGNORED else guess for guess in guesses[:words]]
+            words = sum(tag != IGNORE_INDEX for tag in tags)
+            predicted = [None if guess == IGNORE_INDEX else guess for guess in guesses[:words]]
             outcomes.append(
                 {"loss": loss, "targets": targets, "tags": tags[:words], "predicted": predicted}
             )
         return outcomes
 
-    def score(self, outcomes: list[Outcome], facts: DatasetStats) -> dict[str, float]:
+    def score(self, records: list[EvalRecord], dataset_stats: DatasetStats) -> dict[str, float]:
         """Entities found whole and of the right type, over the full rows, as seqeval counts them.
 
         Where no tag is O, B-name or I-name, each word is an entity of its own.
@@ -220,12 +227,12 @@ class Plugin(Task):
         from seqeval.metrics import accuracy_score
         from seqeval.metrics.sequence_labeling import precision_recall_fscore_support
 
-        truth, guess = _tags(outcomes, facts)
+        truth, guess = _tags(records, dataset_stats)
         overall = precision_recall_fscore_support(truth, guess, average="micro", zero_division=0)
         each = precision_recall_fscore_support(truth, guess, average=None, zero_division=0)
         scores = {
-            "loss": math.fsum(outcome["loss"] for outcome in outcomes)
-            / sum(outcome["targets"] for outcome in outcomes),
+            "loss": math.fsum(outcome["loss"] for outcome in records)
+            / sum(outcome["targets"] for outcome in records),
             "accuracy": float(accuracy_score(truth, guess)),
             **dict(zip(("precision", "recall", "f1"), map(float, overall), strict=False)),
         }
@@ -235,16 +242,16 @@ class Plugin(Task):
             scores[f"support/{kind}"] = int(each[3][place])
         return scores
 
-    def describe_prediction(self, outcome: Outcome, facts: DatasetStats) -> Prediction:
+    def describe_prediction(self, record: EvalRecord, dataset_stats: DatasetStats) -> Prediction:
         """The tag of each word."""
-        (truth,), (guess,) = _tags([outcome], facts)
+        (truth,), (guess,) = _tags([record], dataset_stats)
         return Prediction(" ".join(truth), " ".join(guess))
 
     def with_placeholder_target(
-        self, fields: dict[str, Any], facts: DatasetStats
+        self, fields: dict[str, Any], dataset_stats: DatasetStats
     ) -> dict[str, Any]:
         words = fields.get("tokens")
-        tags = [facts["labels"][0]] * len(words) if isinstance(words, list) else []
+        tags = [dataset_stats["labels"][0]] * len(words) if isinstance(words, list) else []
         return {**fields, "tags": tags}
 
     def predict(
@@ -253,35 +260,37 @@ class Plugin(Task):
         batch: dict[str, Tensor],
         *,
         processor: Any,
-        facts: DatasetStats,
-        longest: int | None,
+        dataset_stats: DatasetStats,
+        max_new_tokens: int | None,
     ) -> list[dict[str, Any]]:
         """A tag for each word; null for one that was cut off."""
-        found = self.outcomes(model, batch, processor=processor)
-        names = facts["labels"]
+        found = self.eval_records(model, batch, processor=processor)
+        names = dataset_stats["labels"]
         return [
             {"predicted": [None if tag is None else names[tag] for tag in outcome["predicted"]]}
             for outcome in found
         ]
 
-    def counts(self, outcomes: list[Outcome], facts: DatasetStats) -> ndarray:
+    def metric_counts(self, records: list[EvalRecord], dataset_stats: DatasetStats) -> ndarray:
         """Entities found, guessed and true."""
         import numpy as np
         from seqeval.metrics.sequence_labeling import get_entities
 
         found = []
-        for truth, guess in zip(*_tags(outcomes, facts), strict=True):
+        for truth, guess in zip(*_tags(records, dataset_stats), strict=True):
             true, guessed = set(get_entities(truth)), set(get_entities(guess))
             found.append((len(true & guessed), len(guessed), len(true)))
         return np.array(found, dtype=np.float64)
 
-    def value_of(self, sums: ndarray) -> ndarray:
+    def metric_from_counts(self, counts: ndarray) -> ndarray:
         import numpy as np
 
-        return 2 * sums[..., 0] / np.maximum(sums[..., 1] + sums[..., 2], 1)
+        return 2 * counts[..., 0] / np.maximum(counts[..., 1] + counts[..., 2], 1)
 
 
-def _tags(outcomes: list[Outcome], facts: DatasetStats) -> tuple[list[list[str]], list[list[str]]]:
+def _tags(
+    outcomes: list[EvalRecord], facts: DatasetStats
+) -> tuple[list[list[str]], list[list[str]]]:
     """The true and the guessed tags of each example, by names that seqeval reads."""
     names = facts["labels"]
     if not any(IN_SCHEME.fullmatch(name) for name in names):
@@ -297,7 +306,7 @@ def _tags(outcomes: list[Outcome], facts: DatasetStats) -> tuple[list[list[str]]
 def _no_list(row: Row, column: str) -> Fault:
     value = row.fields.get(column)
     return Fault(
-        row.place,
+        row.location,
         f"there is no `{column}` (the row has {', '.join(map(repr, row.fields))})"
         if value is None
         else f"`{column}` is {type(value).__name__} ({str(value)[:40]!r}), not a list",
@@ -331,7 +340,7 @@ def _unknown(tag: str, known: Collection[str], row: Row) -> Fault | None:
         return None
     hint = near(tag, known) or "the tags are " + ", ".join(known)
     return Fault(
-        row.place,
+        row.location,
         f"the tag {tag!r} is not among those of the training rows or of task.labels ({hint})",
         "correct the row, or list every tag in task.labels",
     )
@@ -386,7 +395,7 @@ def _losses(logits_BTC: Tensor, labels_BT: Tensor) -> Tensor:
     from torch.nn.functional import cross_entropy
 
     return cross_entropy(
-        logits_BTC.flatten(0, 1), labels_BT.flatten(), ignore_index=IGNORED, reduction="none"
+        logits_BTC.flatten(0, 1), labels_BT.flatten(), ignore_index=IGNORE_INDEX, reduction="none"
     ).view(labels_BT.shape)
 
 

@@ -72,7 +72,7 @@ class Source:
     def shown(self, data: EncodedData, ids: Sequence[int]) -> dict[str, Tensor]:
         """These examples as a batch on the device."""
         task, processor = self.parts.task, self.examples.processor
-        batch = self.collate([task.transform(data[i], processor=processor, draw=None) for i in ids])
+        batch = self.collate([task.transform(data[i], processor=processor, rng=None) for i in ids])
         return self.engine.to_device(batch)
 
     def loss(self, batch: dict[str, Tensor]) -> Tensor:
@@ -165,11 +165,13 @@ def find_cut(source: Source) -> Cut:
     task, processor = from_features(source.parts.task, cut), source.examples.processor
     padding = padding_token(processor) or 0
     examples = [
-        task.transform({**data[number], FEATURES: parts}, processor=processor, draw=None)
+        task.transform({**data[number], FEATURES: parts}, processor=processor, rng=None)
         for number, parts in zip(ids, alone, strict=True)
     ]
     with engine.forward():
-        found = task.loss(engine.model, engine.to_device(task.collate(examples, padding=padding)))
+        found = task.loss(
+            engine.model, engine.to_device(task.collate(examples, pad_token_id=padding))
+        )
     if not torch.allclose(found, expected, rtol=NEAR[dtype], atol=NEAR[dtype]):
         raise Unfit(f"from features the loss is {found:.6g}, and {expected:.6g} from the examples")
     return cut
@@ -278,7 +280,7 @@ def _write(source: Source, cut: Cut, data: EncodedData, staged: Path) -> feature
     """This rank's part. Batches are formed before they are dealt out, so that what is written is
     the same on any layout."""
     engine, batch = source.engine, source.config.train.evaluation_batch
-    batches = same_extent(source.parts.task.extents(data), batch=batch)
+    batches = same_extent(source.parts.task.padded_lengths(data), batch=batch)
     turns = -(-len(batches) // engine.ranks)
     with PartWriter(staged, cut.fields, part=engine.rank) as writer:
         for turn in range(turns):
@@ -314,8 +316,8 @@ def _folder(source: Source, cut: Cut, data: EncodedData) -> Path:
     return features.features_folder(
         base=source.examples.base,
         data=data.key,
-        head=[source.parts.task.head, cut.base, repr(cut.fields)],
-        settings=source.parts.task.head_settings(source.examples.facts),
+        head=[source.parts.task.auto_class, cut.base, repr(cut.fields)],
+        settings=source.parts.task.head_config(source.examples.facts),
         attention=settings._attn_implementation,  # type: ignore[union-attr]
         dtype=[layout.dtype, layout.dtype != "fp32" and layout.zero > 0, layout.device],
         batch=source.config.train.evaluation_batch,

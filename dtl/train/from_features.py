@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from numpy.random import Generator
     from torch import Tensor, nn
 
-    from dtl.tasks.base import Outcome, Task
+    from dtl.tasks.base import EvalRecord, Task
 
 FEATURES = "features"  # of an example; in a batch with the name of each field
 
@@ -64,7 +64,7 @@ class _FromFeatures:
         }
 
     def collate(self, examples: list[dict[str, Any]], *, padding: int) -> dict[str, Tensor]:
-        batch = self.task.collate(examples, padding=padding)
+        batch = self.task.collate(examples, pad_token_id=padding)
         mask_BT = batch.get("attention_mask")
         for field in self.cut.fields:
             parts = [example[FEATURES][field.name] for example in examples]
@@ -77,9 +77,9 @@ class _FromFeatures:
 
     def outcomes(
         self, model: nn.Module, batch: dict[str, Tensor], *, processor: Any
-    ) -> list[Outcome]:
+    ) -> list[EvalRecord]:
         with self._given(model, batch) as inputs:
-            return self.task.outcomes(model, inputs, processor=processor)
+            return self.task.eval_records(model, inputs, processor=processor)
 
     @contextmanager
     def _given(self, model: nn.Module, batch: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:

@@ -112,8 +112,8 @@ def open_model(
     whole_in_fp32 = layout.zero == 0 and phase.parameters.frozen == 0
     loaded = load_pretrained(
         config.model if parts.from_random else _on_this_node(config.model, engine),
-        head=parts.task.head,
-        changes=parts.task.head_settings(examples.facts),
+        head=parts.task.auto_class,
+        changes=parts.task.head_config(examples.facts),
         random=parts.from_random,
         seed=config.train.seed,
         dtype="fp32" if whole_in_fp32 else layout.dtype,

@@ -173,7 +173,7 @@ class StreamedData:
         for number in np.sort(ids).tolist():  # neighbours may stand in one group of a table
             row, found = self._read(number)
             if isinstance(found, Skip):
-                left_out.append(LeftOut(row.index, row.place, found.reason))
+                left_out.append(LeftOut(row.index, row.location, found.reason))
             else:
                 examples[number] = found
         kept = np.array([number for number in ids.tolist() if number in examples], dtype=np.int64)

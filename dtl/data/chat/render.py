@@ -23,7 +23,7 @@ def turns_fault(row: Row, column: str) -> Fault | None:
     if is_turns(row.fields[column]):
         return None
     return Fault(
-        row.place,
+        row.location,
         f"`{column}` is not a list of turns",
         'write [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]',
     )
@@ -54,7 +54,7 @@ def chat_tokens(
     """
     if not getattr(tokenizer, "chat_template", None):
         raise DtlError.of(
-            row.place,
+            row.location,
             "the row holds chat messages, but the model's tokenizer has no chat template",
             f"take an instruction-tuned model, or give {plain}",
         )
@@ -74,7 +74,7 @@ def chat_tokens(
         answered = _render(tokenizer, turns[: place + 1], row)
         if not whole.startswith(answered.rstrip()) or not answered.startswith(asked):
             raise DtlError.of(
-                row.place,
+                row.location,
                 "the model's chat template rewrites earlier turns: the answers cannot be located",
                 otherwise,
             )
@@ -99,5 +99,5 @@ def _render(tokenizer: Any, turns: list[Turn], row: Row, *, ask: bool = False) -
         return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=ask))
     except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as fault:
         raise DtlError.of(
-            row.place, f"the model's chat template refuses the row: {fault}", "fix the turns"
+            row.location, f"the model's chat template refuses the row: {fault}", "fix the turns"
         ) from fault

@@ -27,7 +27,7 @@ def sound_fault(row: Row) -> Fault | None:
     file = file_of(value, row.folder)
     if file is not None and not file.is_file():
         return Fault(
-            row.place, f"there is no file {file}", "correct `audio`, or put the file there"
+            row.location, f"there is no file {file}", "correct `audio`, or put the file there"
         )
     opened = file or _bytes_of(value)
     if opened is None:
@@ -37,7 +37,7 @@ def sound_fault(row: Row) -> Fault | None:
         length = found.info(opened if isinstance(opened, Path) else io.BytesIO(opened)).frames
     except found.LibsndfileError as fault:
         return _undecodable(row, fault)
-    return None if length else Fault(row.place, "`audio` has no samples", "remove the row")
+    return None if length else Fault(row.location, "`audio` has no samples", "remove the row")
 
 
 def sound_of(row: Row, *, rate: int) -> np.ndarray:
@@ -137,14 +137,16 @@ def _bytes_of(value: Any) -> bytes | None:
 
 def _array_fault(row: Row, value: dict[str, Any]) -> Fault | None:
     if not isinstance(value.get("sampling_rate"), int):
-        return Fault(row.place, "`audio` has an array, but no sampling_rate", "add it, in hertz")
-    return None if len(value["array"]) else Fault(row.place, "`audio` is empty", "remove the row")
+        return Fault(row.location, "`audio` has an array, but no sampling_rate", "add it, in hertz")
+    return (
+        None if len(value["array"]) else Fault(row.location, "`audio` is empty", "remove the row")
+    )
 
 
 def _no_sound(row: Row, value: Any) -> Fault:
     named = ", ".join(map(repr, row.fields)) or "nothing"
     return Fault(
-        row.place,
+        row.location,
         f"there is no `audio` (the row has {named})"
         if value is None
         else f"`audio` is {type(value).__name__}, neither a file name nor sound",
@@ -155,7 +157,7 @@ def _no_sound(row: Row, value: Any) -> Fault:
 def _undecodable(row: Row, fault: Exception) -> Fault:
     reason = str(fault).rpartition(": ")[2].rstrip(".")
     return Fault(
-        row.place,
+        row.location,
         f"`audio` cannot be decoded ({reason})",
         "give WAV, FLAC, OGG or MP3: `ffmpeg -i IN OUT.flac` makes one of what it reads",
     )

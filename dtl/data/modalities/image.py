@@ -23,7 +23,7 @@ def picture_fault(row: Row) -> Fault | None:
     file = file_of(value, row.folder)
     if file is not None and not file.is_file():
         return Fault(
-            row.place, f"there is no file {file}", "correct `image`, or put the file there"
+            row.location, f"there is no file {file}", "correct `image`, or put the file there"
         )
     opened = _opened(row)
     if opened is None:
@@ -85,7 +85,7 @@ def _opened(row: Row) -> Path | io.BytesIO | None:
 def _no_picture(row: Row, value: Any) -> Fault:
     named = ", ".join(map(repr, row.fields)) or "nothing"
     return Fault(
-        row.place,
+        row.location,
         f"there is no `image` (the row has {named})"
         if value is None
         else f"`image` is {type(value).__name__}, neither a file name nor a picture",
@@ -96,7 +96,7 @@ def _no_picture(row: Row, value: Any) -> Fault:
 def _undecodable(row: Row, fault: Exception) -> Fault:
     reason = " ".join(str(fault).split())[:120].rstrip(".")
     return Fault(
-        row.place,
+        row.location,
         f"`image` cannot be decoded ({reason})",
         "give PNG, JPEG, WebP, BMP, GIF or TIFF",
     )

@@ -33,7 +33,7 @@ class Row:
     """One raw example. `index` counts from 0; `place` tells a reader where it stands."""
 
     index: int
-    place: str
+    location: str
     fields: dict[str, object]
     folder: Path = Path()  # what the names of files in it are relative to
 

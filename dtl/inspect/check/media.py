@@ -71,13 +71,13 @@ def _sound(row: Row) -> Sound:
     rate = rate_of(row)
     samples_T = sound_of(row, rate=rate).astype(np.float64)
     if not len(samples_T):
-        return Sound(row.place, rate, 0.0, 0.0, 0.0)
+        return Sound(row.location, rate, 0.0, 0.0, 0.0)
     level = float(np.sqrt(np.mean(samples_T**2))) / FULL_SCALE
     clipped = float(np.mean(np.abs(samples_T) >= FULL_SCALE - 1))
-    return Sound(row.place, rate, len(samples_T) / rate, level, clipped)
+    return Sound(row.location, rate, len(samples_T) / rate, level, clipped)
 
 
 def _picture(row: Row) -> Picture:
     pixels = picture_of(row)
     height, width = pixels.shape[:2]
-    return Picture(row.place, width, height, bool((pixels == pixels[:1, :1]).all()))
+    return Picture(row.location, width, height, bool((pixels == pixels[:1, :1]).all()))

@@ -39,13 +39,13 @@ def choose(rows: Iterable[Row], examples: Examples, task: Task) -> Iterator[Show
 
 def _as_text(row: Row, values: dict[str, Any], task: Task, tokenizer: Any) -> Shown:
     runs = [
-        (_printable(tokenizer.decode(part.tokens)), part.learnt)
+        (_printable(tokenizer.decode(part.tokens)), part.supervised)
         for part in (task.token_spans(values) if hasattr(tokenizer, "decode") else [])
     ]
     labels = task.preview(row).labels
     if labels:
         runs.append((_printable(" ".join(labels)), True))
-    return Shown(row.place, tuple(runs))
+    return Shown(row.location, tuple(runs))
 
 
 def _printable(text: str) -> str:

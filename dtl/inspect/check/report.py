@@ -80,13 +80,13 @@ class _Decoding:
         self._decoded: set[str] = set()
 
     def __call__(self, row: Row) -> Fault | None:
-        if fault := self.task.check(row):
+        if fault := self.task.find_row_fault(row):
             return fault
-        if row.place not in self._decoded:
-            self._decoded.add(row.place)
-            if fault := decoding_fault(row, str(self.task.media)):
-                self.found[row.place] = fault
-        return self.found.get(row.place)
+        if row.location not in self._decoded:
+            self._decoded.add(row.location)
+            if fault := decoding_fault(row, str(self.task.media_column)):
+                self.found[row.location] = fault
+        return self.found.get(row.location)
 
 
 def _look(

@@ -95,17 +95,17 @@ def gather(
     left_out: dict[str, list[str]] = {}
     longest: dict[str, tuple[int, Row]] = {}
     tokens = Tokens(
-        limits={option: getattr(task.options, option) for option in task.limits},
+        limits={option: getattr(task.options, option) for option in task.truncation_options},
         end_token=getattr(task.options, "end_token", None),
     )
     positions = _positions(examples)
     shortest = min([positions, _own_limit(examples), *tokens.limits.values()])
     for count, row in enumerate(rows):
         notes.append(note := _note(row, task))
-        if task.media and count % every == 0:
-            media.append(medium_of(row, task.media))
+        if task.media_column and count % every == 0:
+            media.append(medium_of(row, task.media_column))
         if row.index in reasons:
-            left_out.setdefault(reasons[row.index], []).append(row.place)
+            left_out.setdefault(reasons[row.index], []).append(row.location)
         if row.index in reasons or row.index in at:
             values = data[at[row.index]] if row.index in at else None
             near = values is None or int(data.lengths[at[row.index]]) >= shortest
@@ -129,10 +129,10 @@ def gather(
 
 def _note(row: Row, task: Task) -> Note:
     lesson = task.preview(row)
-    given = lesson.given
-    given = digest_of_medium(row, str(task.media)) if given is None else _normal(given)
+    given = lesson.input
+    given = digest_of_medium(row, str(task.media_column)) if given is None else _normal(given)
     digest = hashlib.sha256(given.encode("utf-8", "replace")).hexdigest()[:32]
-    return Note(row.place, digest, lesson.answer, lesson.labels)
+    return Note(row.location, digest, lesson.target, lesson.labels)
 
 
 def _normal(text: str) -> str:
@@ -143,9 +143,9 @@ def _normal(text: str) -> str:
 def _encoder(task: Task, examples: Examples, *, endless: bool) -> Any:
     """The same encoder with the options out of reach; None where the task has no limit. `endless`:
     so are the limits of the model and its tokenizer."""
-    if not task.limits:
+    if not task.truncation_options:
         return None
-    raised = {name: max(WHOLE, getattr(task.options, name)) for name in task.limits}
+    raised = {name: max(WHOLE, getattr(task.options, name)) for name in task.truncation_options}
     processor, settings = copy.deepcopy(examples.processor), copy.copy(examples.settings)
     if endless:
         settings.max_position_embeddings = ENDLESS
@@ -172,7 +172,10 @@ def _lengths(values: dict[str, Any] | None, task: Task) -> dict[str, int]:
     """Tokens of an example, for each limit."""
     if values is None:
         return {}
-    return {option: max(len(values[n]) for n in names) for option, names in task.limits.items()}
+    return {
+        option: max(len(values[n]) for n in names)
+        for option, names in task.truncation_options.items()
+    }
 
 
 def _length(found: tuple[int, Row]) -> int:
@@ -237,7 +240,7 @@ def _add(
     if special is None or not parts:
         return
     _add_unknown(sums, note.place, parts, special)
-    if task.supervises_eos and note.answer is not None and parts[-1].learnt and not was_cut:
+    if task.supervises_eos and note.answer is not None and parts[-1].supervised and not was_cut:
         sums.answers += 1
         sums.unended += [note.place] * special.all.isdisjoint(parts[-1].tokens[-CLOSING:])
 
@@ -249,4 +252,4 @@ def _add_unknown(sums: Tokens, place: str, parts: list[TokenSpan], special: _Spe
 
 
 def _learnt(parts: list[TokenSpan]) -> int:
-    return sum(len(part.tokens) for part in parts if part.learnt)
+    return sum(len(part.tokens) for part in parts if part.supervised)

@@ -162,7 +162,7 @@ def test_the_hint_is_scikit_learns_on_what_the_head_is_given(whole):
     known = []
     for data in (examples.train, examples.held_out):
         shown = [
-            parts.task.transform(data[n], processor=examples.processor, draw=None)
+            parts.task.transform(data[n], processor=examples.processor, rng=None)
             for n in range(len(data))
         ]
         pixels = torch.tensor(np.stack([one["pixel_values"] for one in shown]))

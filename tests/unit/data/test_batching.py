@@ -259,5 +259,5 @@ def test_sound_is_counted_in_milliseconds_that_are_heard(cache, task, processor,
         key="sounds",
         place="data.train",
     )
-    found = assemble(config(task=task)).task.sizes(data, processor=processor)
+    found = assemble(config(task=task)).task.example_sizes(data, processor=processor)
     assert found.tolist() == seconds

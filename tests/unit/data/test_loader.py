@@ -15,7 +15,7 @@ from dtl.tasks import causal_lm
 EXAMPLES = 23
 IGNORED = -100
 PAD = 9
-collate = partial(causal_lm.Plugin(causal_lm.Options()).collate, padding=PAD)
+collate = partial(causal_lm.Plugin(causal_lm.Options()).collate, pad_token_id=PAD)
 
 
 def length_of(number):

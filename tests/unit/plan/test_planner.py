@@ -134,8 +134,8 @@ def test_the_counts_are_those_of_the_model_that_is_trained(base, task, strategie
         parts = assemble(config)
         loaded = load_pretrained(
             config.model,
-            head=parts.task.head,
-            changes=parts.task.head_settings(FACTS[task]),
+            head=parts.task.auto_class,
+            changes=parts.task.head_config(FACTS[task]),
             random=parts.strategy.starts_from == "random",
             seed=0,
             dtype="fp32",

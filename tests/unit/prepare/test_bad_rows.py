@@ -113,13 +113,13 @@ def test_a_column_missing_in_one_row_is_a_fault_of_that_row():
 def test_places_of_good_rows_stay_those_of_the_file():
     write("bad", GOOD[0], "bad", GOOD[1])
     rows = list(opened("rows.jsonl", skips=True))
-    assert [(row.index, row.place) for row in rows] == [(0, "rows.jsonl:2"), (1, "rows.jsonl:4")]
+    assert [(row.index, row.location) for row in rows] == [(0, "rows.jsonl:2"), (1, "rows.jsonl:4")]
 
 
 def test_the_limit_counts_good_rows():
     write(GOOD[0], "bad", GOOD[1], "bad", GOOD[2])
     rows = opened("rows.jsonl", skips=True, limit=2)
-    assert [row.place for row in rows] == ["rows.jsonl:1", "rows.jsonl:3"]
+    assert [row.location for row in rows] == ["rows.jsonl:1", "rows.jsonl:3"]
     assert [fault.location for fault in rows.read_through().bad] == ["rows.jsonl:2"]
 
 

@@ -55,13 +55,13 @@ class Bench:
 
     def batch(self, encoded: list[Any], draw: Any = None) -> dict[str, torch.Tensor]:
         shown = [
-            self.task.transform(one.values, processor=self.processor, draw=draw) for one in encoded
+            self.task.transform(one.values, processor=self.processor, rng=draw) for one in encoded
         ]
-        return self.task.collate(shown, padding=padding_token(self.processor) or 0)
+        return self.task.collate(shown, pad_token_id=padding_token(self.processor) or 0)
 
     def outcomes(self, encoded: list[Any]) -> list[dict[str, Any]]:
         with torch.no_grad():
-            return self.task.outcomes(self.model, self.batch(encoded), processor=self.processor)
+            return self.task.eval_records(self.model, self.batch(encoded), processor=self.processor)
 
 
 def bench(folder: Path, **options: Any) -> Bench:
@@ -72,8 +72,8 @@ def bench(folder: Path, **options: Any) -> Bench:
     )
     loaded = load_pretrained(
         source,
-        head=task.head,
-        changes=task.head_settings(facts),
+        head=task.auto_class,
+        changes=task.head_config(facts),
         random=False,
         seed=0,
         dtype="fp32",
@@ -304,7 +304,7 @@ def test_the_models_own_generation_settings_stay(whisper: Path) -> None:
     made, encoded = taught(whisper, "de")
     before = copy.deepcopy(made.model.generation_config).to_dict()
     plugin = Plugin(Options(language="de", generate_length=4, beams=2))
-    outcomes = plugin.outcomes(made.model, made.batch(encoded), processor=made.processor)
+    outcomes = plugin.eval_records(made.model, made.batch(encoded), processor=made.processor)
     assert made.model.generation_config.to_dict() == before
     tokenizer = made.processor.tokenizer
     lengths = [
@@ -341,11 +341,11 @@ def test_positions_that_were_computed_stay(whisper: Path, speech_to_text: Path) 
     from transformers.models.whisper.modeling_whisper import sinusoids
 
     made = bench(whisper, language="de")
-    (fixed,) = made.task.always_frozen(made.model, random=False)
+    (fixed,) = made.task.always_frozen(made.model, random_init=False)
     assert fixed is made.model.model.encoder.embed_positions.weight
     assert torch.equal(fixed, sinusoids(*fixed.shape))
     other = bench(speech_to_text)
-    assert list(other.task.always_frozen(other.model, random=False)) == []
+    assert list(other.task.always_frozen(other.model, random_init=False)) == []
 
 
 def test_no_layer_is_dropped(tmp_path: Path) -> None:

@@ -46,9 +46,9 @@ def model_of(folder: Path, strategy: Any = full, *, random: bool = False) -> Any
     facts = plugin.collect_dataset_stats(
         [Row(n, "", {"label": label}) for n, label in enumerate(LABELS)], load_settings(source)
     )
-    changes = plugin.head_settings(facts)
+    changes = plugin.head_config(facts)
     loaded = load_pretrained(
-        source, head=plugin.head, changes=changes, random=random, seed=0, dtype="fp32"
+        source, head=plugin.auto_class, changes=changes, random=random, seed=0, dtype="fp32"
     )
     initialise(loaded.model, loaded.new, seed=0, fill=lambda p, value: p.data.copy_(value))
     return Parts(plugin, (strategy.Plugin(strategy.Options()),)).adapt(loaded)

@@ -79,7 +79,7 @@ def test_loss_and_gradient_are_those_of_the_formula(decoder: Path, smoothing: fl
     encoder = task.encoder(tokenizer, {}, None)
     examples = [encoder(Row(place, "", dict(row))) for place, row in enumerate(ROWS)]
     assert [example.targets for example in examples] == [1, 1, 1]  # type: ignore[union-attr]
-    batch = task.collate([example.values for example in examples], padding=0)  # type: ignore[union-attr]
+    batch = task.collate([example.values for example in examples], pad_token_id=0)  # type: ignore[union-attr]
     loss = task.loss(model, batch)
     loss.backward()
     assert float(loss.detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
@@ -89,7 +89,7 @@ def test_loss_and_gradient_are_those_of_the_formula(decoder: Path, smoothing: fl
             assert torch.allclose(parameter.grad, gradients[name], rtol=1e-4, atol=1e-6), name
 
     with torch.no_grad():
-        scores = task.score(task.outcomes(model, batch, processor=tokenizer), {})
+        scores = task.score(task.eval_records(model, batch, processor=tokenizer), {})
     assert scores["margin"] == pytest.approx(sum(margins) / 3, rel=1e-4)
     assert scores["accuracy"] == sum(margin > 0 for margin in margins) / 3
     assert scores["loss"] == pytest.approx(float(expected.detach()) / 3, rel=1e-5)
@@ -100,7 +100,7 @@ def test_loss_and_gradient_are_those_of_the_formula(decoder: Path, smoothing: fl
 def test_the_base_is_read_without_dropout_and_the_model_learns_on(decoder: Path) -> None:
     model = adapted(decoder, dropout=0.5, attention_dropout=0.5).train()
     task = Plugin(Options())
-    batch = task.collate([encode(dict(row)).values for row in ROWS], padding=0)
+    batch = task.collate([encode(dict(row)).values for row in ROWS], pad_token_id=0)
     with _as_base(model):
         first, second = _log_likelihoods(model, batch), _log_likelihoods(model, batch)
     assert torch.equal(first, second) and not first.requires_grad
@@ -131,7 +131,7 @@ def test_only_answers_count_and_they_end() -> None:
     assert tokenizer.decode(encoded.values["chosen"]) == "the old ship carries a letter</s>"
     assert tokenizer.decode(encoded.values["rejected"]) == "the old ship sends</s>"
     assert encoded.values["prompt"] == [len(tokenizer("the old ship")["input_ids"])] * 2
-    batch = Plugin(Options()).collate([encoded.values], padding=0)
+    batch = Plugin(Options()).collate([encoded.values], pad_token_id=0)
     labels = batch["labels"][0, 1]
     assert tokenizer.decode(labels[labels >= 0]) == " sends</s>"
 
@@ -169,10 +169,10 @@ def test_answers_to_a_chat_have_the_likelihood_that_plain_transformers_gives(
             sum(float(logs[at - 1, tokens[at]]) for at in range(len(start), len(tokens)))
         )
     task, row = Plugin(Options()), Row(4, "rows.jsonl:5", fields)
-    assert task.check(row) is None
-    assert YES["content"] == task.preview(row).answer
+    assert task.find_row_fault(row) is None
+    assert YES["content"] == task.preview(row).target
     encoded = encode(fields, tokenizer)
-    batch = task.collate([encoded.values], padding=0)
+    batch = task.collate([encoded.values], pad_token_id=0)
     with torch.no_grad():
         found = _log_likelihoods(model, batch)[0].tolist()
     assert found == pytest.approx(expected, rel=1e-5)
@@ -196,7 +196,7 @@ def test_a_chat_that_teaches_nothing_is_left_out(
     fields: dict[str, Any], options: dict[str, int], reason: str
 ) -> None:
     tokenizer = tiny.tokenizer(chat=True)
-    assert Plugin(Options()).check(Row(4, "", fields)) is None
+    assert Plugin(Options()).find_row_fault(Row(4, "", fields)) is None
     assert encode(fields, tokenizer, **options) == Skip(reason)
     with pytest.raises(DtlError, match=r"^rows\.jsonl:5: .* has no chat template"):
         encode({"prompt": [HELLO], "chosen": [YES], "rejected": [NO]})
@@ -229,17 +229,17 @@ def test_a_pair_that_teaches_nothing_is_left_out(
     ],
 )
 def test_a_row_at_fault_is_named(change: dict[str, Any], told: str) -> None:
-    fault = Plugin(Options()).check(Row(4, "rows.jsonl:5", ROWS[0] | change))
+    fault = Plugin(Options()).find_row_fault(Row(4, "rows.jsonl:5", ROWS[0] | change))
     assert fault is not None and fault.location == "rows.jsonl:5"
     assert told in fault.problem and fault.fix
-    assert Plugin(Options()).check(Row(4, "", dict(ROWS[0]))) is None
+    assert Plugin(Options()).find_row_fault(Row(4, "", dict(ROWS[0]))) is None
 
 
 @pytest.mark.parametrize("strategy", ["full", "frozen", "scratch", {"name": "lora", "bias": "all"}])
 def test_a_strategy_that_changes_the_base_is_refused(strategy: Any) -> None:
     with pytest.raises(DtlError, match="take strategy lora with bias none"):
         assemble(_config(strategy))
-    assert assemble(_config("lora")).task.needs_base
+    assert assemble(_config("lora")).task.compares_with_base
 
 
 def _config(strategy: Any) -> RunConfig:

@@ -124,7 +124,7 @@ def test_a_torn_picture_is_told_with_its_row():
 
 def opened(folder: Path, split: str | None = None) -> list[Row]:
     source = Source(path=str(folder), split=split)
-    return list(open_rows(source, {}, check=task().check, media="image"))
+    return list(open_rows(source, {}, check=task().find_row_fault, media="image"))
 
 
 def test_a_folder_a_class(tmp_path):
@@ -169,9 +169,9 @@ def test_evaluation_shows_what_the_models_own_processor_makes(base, request):
     fitted, facts = plugin.adapt_processor(processor, {"labels": FACTS["labels"]})
     assert facts == FACTS
     encoded = plugin.encoder(fitted, facts, None)(row(tiny_vision.png(pixels)))
-    shown = plugin.transform(encoded.values, processor=fitted, draw=None)
+    shown = plugin.transform(encoded.values, processor=fitted, rng=None)
     theirs = processor(Image.fromarray(pixels), return_tensors="pt")["pixel_values"]
-    batch = plugin.collate([shown], padding=0)
+    batch = plugin.collate([shown], pad_token_id=0)
     assert torch.equal(batch["pixel_values"], theirs)
     assert batch["labels"].tolist() == [2]
 
@@ -202,7 +202,7 @@ def views(folder: Path, data: EncodedData, plugin: Plugin, *, ranks: int, micro:
     for rank in range(ranks):
         loader = Loader(
             data,
-            partial(plugin.collate, padding=0),
+            partial(plugin.collate, pad_token_id=0),
             batching=Batching(len(data), 4, 5),
             micro_batch=micro,
             rank=rank,
@@ -234,7 +234,7 @@ def test_pictures_may_be_shown_as_they_are(vit, cache):
     data = data_of(vit, plugin, cache)
     processor = processor_of(vit)
     for number, view in views(vit, data, plugin, ranks=1, micro=4, step=1).items():
-        plain = plugin.transform(data[number], processor=processor, draw=None)["pixel_values"]
+        plain = plugin.transform(data[number], processor=processor, rng=None)["pixel_values"]
         assert np.array_equal(view.numpy(), plain)
 
 
@@ -261,8 +261,8 @@ def test_statistics_of_a_pretrained_base_stay(resnet, strategy, moves):
     parts = Parts(plugin, (strategy.Plugin(strategy.Options()),))
     loaded = load_pretrained(
         Model(path=str(resnet)),
-        head=plugin.head,
-        changes=plugin.head_settings(FACTS),
+        head=plugin.auto_class,
+        changes=plugin.head_config(FACTS),
         random=strategy is scratch,
         seed=0,
         dtype="fp32",

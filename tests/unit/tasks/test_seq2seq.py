@@ -45,7 +45,7 @@ def collate(plugin: Plugin, tokenizer: Any, base: Any = None) -> tuple[dict[str,
     examples = [encoder(row(*pair)) for pair in PAIRS]
     targets = sum(example.targets for example in examples)  # type: ignore[union-attr]
     values = [example.values for example in examples]  # type: ignore[union-attr]
-    return plugin.collate(values, padding=tokenizer.pad_token_id), targets
+    return plugin.collate(values, pad_token_id=tokenizer.pad_token_id), targets
 
 
 @cache
@@ -88,7 +88,7 @@ def test_a_batch_generates_what_transformers_generates_row_by_row(
     plugin = task(beams=beams, generate_length=20)
     batch, _ = collate(plugin, tokenizer)
     with torch.no_grad():
-        outcomes = plugin.outcomes(model, batch, processor=tokenizer)
+        outcomes = plugin.eval_records(model, batch, processor=tokenizer)
     for outcome, (source, target) in zip(outcomes, PAIRS, strict=True):
         alone = model.generate(
             **tokenizer(source, return_tensors="pt", return_token_type_ids=False),
@@ -143,7 +143,7 @@ def test_bleu_and_chrf_are_those_of_sacrebleu() -> None:
 def test_without_a_metric_nothing_is_generated(t5: Path) -> None:
     plugin, tokenizer = task(metric="none"), load_tokenizer(Model(path=str(t5)))
     batch, _ = collate(plugin, tokenizer)
-    outcomes = plugin.outcomes(taught(t5), batch, processor=tokenizer)
+    outcomes = plugin.eval_records(taught(t5), batch, processor=tokenizer)
     assert "generated" not in outcomes[0]
     assert set(plugin.score(outcomes, {})) == {"loss", "perplexity", "accuracy"}
     assert [task(metric=name).best for name in ("rouge", "bleu", "none")] == [
@@ -159,7 +159,7 @@ def test_a_model_that_is_set_to_long_answers_may_give_short_ones(t5: Path) -> No
     model.generation_config.update(min_length=56, max_length=142, num_beams=2)
     plugin = task(generate_length=20)
     batch, _ = collate(plugin, tokenizer)
-    outcomes = plugin.outcomes(model, batch, processor=tokenizer)
+    outcomes = plugin.eval_records(model, batch, processor=tokenizer)
     assert [outcome["generated"] for outcome in outcomes] == [target for _, target in PAIRS]
     assert model.generation_config.min_length == 56, "the model's own settings stay"
 
@@ -191,8 +191,8 @@ def test_what_is_cut_off_the_target_stays_in_the_reference(bart: Path) -> None:
     assert len(encoded.values["input_ids"]) == 128, "as many as the model has positions"
     assert encoded.targets == 128
     plugin = task(metric="none")
-    batch = plugin.collate([encoded.values], padding=0)
-    outcomes = plugin.outcomes(taught(bart), batch, processor=None)
+    batch = plugin.collate([encoded.values], pad_token_id=0)
+    outcomes = plugin.eval_records(taught(bart), batch, processor=None)
     assert outcomes[0]["reference"] == target
 
 
@@ -206,10 +206,10 @@ def test_an_empty_text_is_left_out(source: str, target: str) -> None:
     [(None, "x", "there is no `source`"), ("x", 5, "`target` is int")],
 )
 def test_a_row_at_fault_is_named(source: Any, target: Any, told: str) -> None:
-    fault = task().check(row(source, target))
+    fault = task().find_row_fault(row(source, target))
     assert fault is not None and fault.location == "rows.jsonl:5"
     assert told in fault.problem and fault.fix
-    assert task().check(row("x", "y")) is None
+    assert task().find_row_fault(row("x", "y")) is None
 
 
 # Languages --------------------------------------------------------------------------------------
@@ -269,8 +269,8 @@ def test_a_translation_is_of_the_named_languages(
     model.get_decoder().register_forward_pre_hook(
         lambda _, given, named: seen.append(named["input_ids"][0].tolist()), with_kwargs=True
     )
-    batch = plugin.collate([encoded.values], padding=tokenizer.pad_token_id)
-    plugin.outcomes(model, batch, processor=tokenizer)
+    batch = plugin.collate([encoded.values], pad_token_id=tokenizer.pad_token_id)
+    plugin.eval_records(model, batch, processor=tokenizer)
     taught_with = tokenizer.convert_ids_to_tokens(seen[0])
     generated = [tokenizer.convert_ids_to_tokens(tokens)[-1] for tokens in seen[1:]]
     assert taught_with[: len(starts)] == generated[: len(starts)] == starts

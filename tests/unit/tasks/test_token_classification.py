@@ -124,9 +124,9 @@ def test_entities_that_were_cut_off_count_as_missed() -> None:
     plugin = task(max_length=8)  # six words, with [CLS] and [SEP]
     encoder = plugin.encoder(tokenizer, FACTS, None)
     examples = [encoder(row(*pair)) for pair in zip(words, tags, strict=True)]
-    batch = plugin.collate([example.values for example in examples], padding=0)  # type: ignore[union-attr]
+    batch = plugin.collate([example.values for example in examples], pad_token_id=0)  # type: ignore[union-attr]
     model = Oracle({tokenizer.convert_tokens_to_ids("ship"): NAMES.index("B-PER")})
-    scores = plugin.score(plugin.outcomes(model, batch, processor=tokenizer), FACTS)
+    scores = plugin.score(plugin.eval_records(model, batch, processor=tokenizer), FACTS)
     seen = [text[:6] + ["O"] * (len(text) - 6) for text in tags]
     assert scores["recall"] == recall_score(tags, seen) == 1 / 4
     assert scores["precision"] == precision_score(tags, seen) == 1.0
@@ -197,7 +197,7 @@ def test_loss_is_that_of_transformers(base: str, request: pytest.FixtureRequest)
     encoder = task().encoder(tiny.tokenizer(), FACTS, model.config)
     rows = [row(["the", "ship", "turns"], ["O", "B-PER", "O"]), row(["night"], ["I-PER"])]
     examples = [encoder(one) for one in rows]
-    batch = task().collate([example.values for example in examples], padding=0)  # type: ignore[union-attr]
+    batch = task().collate([example.values for example in examples], pad_token_id=0)  # type: ignore[union-attr]
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "labels")}
     with torch.no_grad():
         mean = float(model(**inputs).loss)
@@ -212,7 +212,7 @@ def test_tags_are_those_of_the_rows_the_outside_first() -> None:
     assert task(labels=("B-PER", "O", "I-PER", "B-LOC", "B-X")).collect_dataset_stats(
         rows, None
     ) == {"labels": ["B-PER", "O", "I-PER", "B-LOC", "B-X"]}
-    head = task().head_settings(FACTS)
+    head = task().head_config(FACTS)
     assert head["id2label"] == {0: "O", 1: "B-PER", 2: "I-PER"}
     assert (head["num_labels"], head["label2id"]["I-PER"]) == (3, 2)
 
@@ -257,7 +257,7 @@ def test_class_numbers_have_the_names_that_are_given() -> None:
     ],
 )
 def test_a_row_at_fault_is_named(tokens: Any, tags: Any, told: str) -> None:
-    fault = task().check(row(tokens, tags))
+    fault = task().find_row_fault(row(tokens, tags))
     assert fault is not None and fault.location == "rows.jsonl:5"
     assert told in fault.problem and fault.fix
 
@@ -267,7 +267,7 @@ def test_a_row_at_fault_is_named(tokens: Any, tags: Any, told: str) -> None:
     [("B-PRE", "did you mean 'B-PER'?"), ("X", "the tags are O, B-PER, I-PER")],
 )
 def test_a_tag_that_is_not_known_is_named(tag: str, told: str) -> None:
-    fault = task(labels=tuple(NAMES)).check(row(["a"], [tag]))
+    fault = task(labels=tuple(NAMES)).find_row_fault(row(["a"], [tag]))
     assert fault is not None and told in fault.problem
     with pytest.raises(DtlError) as caught:
         encode(tiny.tokenizer(), ["a"], [tag])
@@ -276,14 +276,14 @@ def test_a_tag_that_is_not_known_is_named(tag: str, told: str) -> None:
 
 
 def test_a_row_in_order_has_no_fault() -> None:
-    assert task().check(row(SENTENCE, TAGS)) is None
-    assert task(labels=tuple(NAMES)).check(row(["a", "b"], [2, "O"])) is None
+    assert task().find_row_fault(row(SENTENCE, TAGS)) is None
+    assert task(labels=tuple(NAMES)).find_row_fault(row(["a", "b"], [2, "O"])) is None
     inside = task(labels=("O", "B-PER"), label_all=True)
-    assert inside.check(row(["a", "b"], ["B-PER", "I-PER"])) is None
+    assert inside.find_row_fault(row(["a", "b"], ["B-PER", "I-PER"])) is None
 
 
 def test_a_class_number_beyond_the_names_is_told() -> None:
-    fault = task(labels=tuple(NAMES)).check(row(["a"], [3]))
+    fault = task(labels=tuple(NAMES)).find_row_fault(row(["a"], [3]))
     assert fault is not None and "the class number 3 is beyond the 3 task.labels" in fault.problem
 
 

@@ -149,7 +149,7 @@ def test_a_tree_as_librispeech_has_it(tmp_path):
     (tmp_path / "dev" / "84" / "121123" / "84-121123.trans.txt").write_text(text)
     first, second = opened(tmp_path, "dev")
     assert first.fields["text"] == "GO DO YOU HEAR" and first.fields["speaker"] == "84"
-    assert second.place.endswith("84-121123.trans.txt:2")
+    assert second.location.endswith("84-121123.trans.txt:2")
     assert len(sound_of(second, rate=RATE)) > 4000
 
 

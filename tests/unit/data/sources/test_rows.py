@@ -116,11 +116,11 @@ def test_limit_and_columns_mean_the_same_in_each_format(name):
 
 def test_places_are_those_of_the_file():
     Path("a.jsonl").write_text('{"text": "x"}\n\n  \n{"text": "y"}\r\n{"text": "z"}')
-    assert [row.place for row in rows_of("a.jsonl")] == ["a.jsonl:1", "a.jsonl:4", "a.jsonl:5"]
+    assert [row.location for row in rows_of("a.jsonl")] == ["a.jsonl:1", "a.jsonl:4", "a.jsonl:5"]
     Path("a.csv").write_text('text,label\n"one\ntwo\nthree",a\n\nfour,b\n')
-    assert [row.place for row in rows_of("a.csv")] == ["a.csv:2", "a.csv:6"]
+    assert [row.location for row in rows_of("a.csv")] == ["a.csv:2", "a.csv:6"]
     as_parquet(Path("a.parquet"), ROWS)
-    assert [row.place for row in rows_of("a.parquet", limit=2)] == [
+    assert [row.location for row in rows_of("a.parquet", limit=2)] == [
         "a.parquet: row 1",
         "a.parquet: row 2",
     ]
@@ -237,7 +237,7 @@ def test_a_folder_is_read_in_the_order_of_names():
     rows = rows_of("shards")
     assert [row.fields for row in rows] == ROWS
     assert [row.index for row in rows] == [0, 1, 2, 3]
-    assert rows[2].place == "shards/b.jsonl:1"
+    assert rows[2].location == "shards/b.jsonl:1"
 
 
 def test_a_split_of_a_folder_is_a_folder_or_a_file_name():
@@ -269,7 +269,7 @@ def test_what_datasets_saved_is_read():
 
 def test_mini_rows_come_with_places():
     rows = rows_of("mini:sentiment/train", {"body": "text"}, limit=3)
-    assert [row.place for row in rows] == [f"mini:sentiment/train:{line}" for line in (1, 2, 3)]
+    assert [row.location for row in rows] == [f"mini:sentiment/train:{line}" for line in (1, 2, 3)]
     assert set(rows[0].fields) == {"label", "body"}
     assert fields_of("mini:sentiment", split="heldout") == fields_of("mini:sentiment/heldout")
 
@@ -288,7 +288,7 @@ def test_a_hub_data_set_is_asked_for_by_its_name(monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     rows = rows_of("owner/name", name="en", split="train", limit=3)
     assert [row.fields for row in rows] == ROWS[:3]
-    assert rows[0].place == "owner/name (train): row 1"
+    assert rows[0].location == "owner/name (train): row 1"
 
 
 def test_a_hub_data_set_gives_names_of_classes_and_bytes_of_pictures(monkeypatch):
