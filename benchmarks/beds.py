@@ -24,7 +24,7 @@ from dtl.run.folder import RunFolder
 
 HERE = Path(__file__).parent
 CONFIGS = HERE.parent / "configs" / "quickstart"
-ALONE = ["layout.processes=1", "layout.zero=0"]
+ALONE = ["layout.processes_per_node=1", "layout.zero_stage=0"]
 STACK = ("torch", "transformers", "peft", "accelerate", "deepspeed")
 CHOSEN = (
     "The settings were tried on another accent (of the West Midlands) and eight other voices, the "

@@ -23,21 +23,22 @@ from typing import Any
 from dtl.assembly.parts import Parts
 from dtl.config.load import load_config
 from dtl.config.schema import Model
+from dtl.core.parallel_dims import ParallelDims
 from dtl.data.loader import Loader
 from dtl.engine.base import Engine
 from dtl.models.load import locate, padding_token
 from dtl.prepare import preparation
 from dtl.prepare.dataset import Examples
 from dtl.train import optim
-from dtl.train.feature_cache import Source, learnt_from_features
-from dtl.train.setup import open_model, start_engine
+from dtl.train.feature_cache import FeatureExtractor, use_cached_features
+from dtl.train.setup import build_model, start_engine
 
 HERE = Path(__file__).parent
 TURNS, LEFT_OUT = 40, 5  # steps of each kind; the first ones build things
 SETTINGS = """
 strategy: {{name: frozen, cache_features: true}}
 train: {{epochs: 3, global_batch: 16}}
-layout: {{processes: 1, zero: 0}}
+layout: {{processes_per_node: 1, zero_stage: 0}}
 run: {{name: measured, dir: {folder}}}
 """
 CASES = {
@@ -90,17 +91,17 @@ def measure(case: str, folder: Path) -> Measured:
         prepared.examples,
     )
     engine = start_engine(config, plan)
-    adapted = open_model(config, plan, parts, examples, engine)
-    optimizer = optim.make(
+    adapted = build_model(config, plan, parts, examples, engine)
+    optimizer = optim.build_optimizer(
         adapted.model,
         config.optim,
         learning_rate=1e-3,
-        new=adapted.new,
+        new=adapted.new_parameters,
         device="cpu",
-        rate_factor=parts.strategy.rate_factor,
+        rate_factor=parts.strategy.learning_rate_factor,
     )
     engine.prepare(adapted.model, optimizer)
-    source = Source(
+    source = FeatureExtractor(
         config,
         plan,
         parts,
@@ -111,7 +112,7 @@ def measure(case: str, folder: Path) -> Measured:
         say=_say_nothing,
     )
     start = time.perf_counter()
-    kept_parts, kept_examples = learnt_from_features(source)
+    kept_parts, kept_examples = use_cached_features(source)
     making = time.perf_counter() - start
     assert kept_parts is not parts, "the features were not kept"
     ways = [
@@ -154,17 +155,16 @@ def _loader(plan: Any, engine: Engine, parts: Parts, examples: Examples) -> Load
         present=partial(parts.task.transform, processor=examples.processor),
         batching=examples.batching,
         micro_batch=plan.layout.micro_batch,
-        rank=0,
-        ranks=1,
+        parallel_dims=ParallelDims(),
     )
 
 
 def _step(engine: Engine, parts: Parts, loader: Loader, step: int) -> None:
-    parts.training_mode(engine.plain_model)
+    parts.training_mode(engine.unwrapped_model)
     engine.set_learning_rate(1.0)
     window = loader.window(step)
     for batch in window.batches:
-        with engine.forward():
+        with engine.autocast():
             loss = parts.task.loss(engine.model, engine.to_device(batch.tensors))
         engine.backward(loss, targets=window.all_targets)
     engine.step()

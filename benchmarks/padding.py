@@ -49,7 +49,7 @@ def _rows(lengths: np.ndarray, ranks: int) -> Iterator[list[str]]:
                 turn
                 for batch in batching.epoch(0)
                 for turn in micro_batches(
-                    batch, lengths, ranks=ranks, micro_batch=MICRO_BATCH, room=limit
+                    batch, lengths, data_parallel_size=ranks, micro_batch=MICRO_BATCH, room=limit
                 )
             ]
             positions, empty = padding(turns, lengths)

@@ -36,8 +36,8 @@ def perplexities(strategy: str, *, seed: int, steps: int, folder: Path) -> dict[
         f"train.steps={steps}",
         f"train.seed={seed}",
         "train.evaluate_every=null",
-        "layout.processes=1",
-        "layout.zero=0",
+        "layout.processes_per_node=1",
+        "layout.zero_stage=0",
         f"run.name={strategy}-{seed}",
         f"run.dir={folder}",
     ]

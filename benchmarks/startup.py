@@ -36,7 +36,7 @@ data: {{train: {rows}}}
 strategy: {{name: lora, rank: 16, alpha: 32}}
 optim: {{learning_rate: 0.002}}
 train: {{steps: 1, global_batch: 16}}
-layout: {{processes: 1, micro_batch: 16}}
+layout: {{processes_per_node: 1, micro_batch: 16}}
 """
 
 
@@ -87,10 +87,10 @@ def main() -> int:
 
 def _make_bed(folder: Path, model: str | None) -> Bed:
     """The quickstart's rows as a plain file, so that neither side has to make them."""
-    from dtl.mini import files as mini
+    from dtl import mini
 
-    bed = Bed(folder, str(Path(model or mini.path("text")).absolute()))
-    texts = mini.rows("graphs", "train")[:ROWS]
+    bed = Bed(folder, str(Path(model or mini.base_folder("text")).absolute()))
+    texts = mini.load_rows("graphs", "train")[:ROWS]
     bed.rows.write_text("".join(json.dumps(row) + "\n" for row in texts), encoding="utf-8")
     (folder / "config.yaml").write_text(CONFIG.format(model=bed.model, rows=bed.rows))
     return bed

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from dtl.config.load import json_schema
+from dtl.config.json_schema import build_json_schema
 
 PAGE = Path(__file__).parent / "config.md"
 KINDS = {
@@ -16,11 +16,11 @@ KINDS = {
     "string": "text",
     "boolean": "true or false",
 }
-PLUGINS = {"TaskChoice": "task", "StrategyChoice": "strategy"}
+PLUGINS = {"TaskConfig": "task", "StrategyConfig": "strategy"}
 RECORDS = {
     "Source": "text, or a mapping (see Source below)",
-    "Draw": "a mapping (see below)",
-    "Spike": "a mapping (see below)",
+    "Subsample": "a mapping (see below)",
+    "LossSpikeOptions": "a mapping (see below)",
     **dict.fromkeys(PLUGINS, ""),
 }
 START = """# Every config key
@@ -40,7 +40,7 @@ On the command line, `key=value` after the config changes one key, with dots bet
 
 def page() -> str:
     """The whole page as Markdown."""
-    schema = json_schema()
+    schema = build_json_schema()
     parts = [START, *_sections(schema)]
     return "\n".join(parts)
 
@@ -64,11 +64,11 @@ def _sections(schema: dict[str, Any]) -> Iterator[str]:
             source = definitions["Source"]["anyOf"][1]
             yield f"### Source: `data.train` and `data.eval`\n\n{source['description']}\n"
             yield _table("data.train.", source)
-            yield f"### `data.draw`\n\n{definitions['Draw']['description']}\n"
-            yield _table("data.draw.", definitions["Draw"])
+            yield f"### `data.subsample`\n\n{definitions['Subsample']['description']}\n"
+            yield _table("data.subsample.", definitions["Subsample"])
         if key == "train":
-            yield f"### `train.spike`\n\n{definitions['Spike']['description']}\n"
-            yield _table("train.spike.", definitions["Spike"])
+            yield f"### `train.loss_spike`\n\n{definitions['LossSpikeOptions']['description']}\n"
+            yield _table("train.loss_spike.", definitions["LossSpikeOptions"])
         if key == "strategy":
             phase = definitions["Phase"]["anyOf"][1]
             own = {name: phase["properties"][name] for name in ("length", "learning_rate")}

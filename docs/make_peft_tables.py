@@ -49,7 +49,7 @@ def _rates() -> str:
     rows = [
         (
             f"`{method}`",
-            registry.summary("strategies", method),
+            registry.read_summary("strategies", method),
             f"{registry.load('strategies', method).Plugin.learning_rate:g}",
             SOURCES[method],
         )

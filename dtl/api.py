@@ -18,7 +18,7 @@ from dtl.run.submission import Submitted
 if TYPE_CHECKING:
     from dtl.cluster.status import Status
     from dtl.inspect.check.report import Report
-    from dtl.launch.torchrun import Machine
+    from dtl.launch.torchrun import Rendezvous
 
 __all__ = [
     "Outcome",
@@ -81,14 +81,14 @@ def train(
     since its threads do not live on in a copy. `quiet`: what the run's processes tell goes to its
     logs. Raises DtlError for the user's faults.
     """
-    with Supervisor(say, fork=fork, quiet=quiet) as supervisor:
+    with Supervisor(say, can_fork=fork, quiet=quiet) as supervisor:
         return _train(config, supervisor)
 
 
 def _train(config: RunConfig, supervisor: Supervisor) -> Outcome:
     from dtl.prepare import preparation
 
-    folder, say = RunFolder.of(config), supervisor.say
+    folder, say = RunFolder.of(config), supervisor.print_line
     if preparation.holds(folder, config):
         return _resume(folder, _layout_of(config, folder), frozenset(), supervisor)
     preparation.refuse_used(folder, config)
@@ -99,7 +99,7 @@ def _train(config: RunConfig, supervisor: Supervisor) -> Outcome:
             "give `dtl launch CONFIG --node-rank R --master HOST` on each of them, R from 0",
         )
     prepared = preparation.prepare_run(config)
-    for line in prepared.plan.lines():
+    for line in prepared.plan.format_lines():
         say(line)
     for line in prepared.examples.lines():
         say(line)
@@ -123,7 +123,7 @@ def resume(
     A submitted run goes into its queue again, perhaps on other `nodes` or for another `time`,
     unless it is to go on `here`.
 
-    Another layout (`layout.processes=4`) gives the same result. Keys that would change it are
+    Another layout (`layout.processes_per_node=4`) gives the same result. Keys that would change it are
     refused, unless they are named in `allow_change`. Raises DtlError.
     """
     folder, allowed = RunFolder.open(path), frozenset(allow_change)
@@ -140,7 +140,7 @@ def resume(
         raise DtlError.of(
             str(path), "this run does not wait in a queue", "leave out --nodes and --time"
         )
-    with Supervisor(say, fork=fork) as supervisor:
+    with Supervisor(say, can_fork=fork) as supervisor:
         return _resume(folder, overrides, allowed, supervisor, anew=job is not None)
 
 
@@ -192,7 +192,7 @@ def _resume(
     """`anew`: it was laid out for another machine."""
     from dtl.prepare import preparation
 
-    say = supervisor.say
+    say = supervisor.print_line
     if folder.state == "finished":
         say(f"{folder.path} is finished; nothing to do")
         return Outcome(0, folder)
@@ -203,7 +203,7 @@ def _resume(
         prepared = preparation.prepare_run(config)
         preparation.refuse_other_data(folder, prepared.examples)
         folder.lay_out_anew(config, prepared.plan)
-        for line in prepared.plan.lines():
+        for line in prepared.plan.format_lines():
             say(line)
     return Outcome(supervisor.launch(folder, prepared), folder)
 
@@ -212,30 +212,34 @@ def launch(
     path: str | Path,
     overrides: Sequence[str] = (),
     *,
-    machine: Machine,
+    rendezvous: Rendezvous,
     say: Callable[[str], None] = print,
 ) -> Outcome:
     """This machine's part of a run over `layout.nodes` machines that share the run folder; the
     same command on each of them starts the run, and goes on with it.
 
-    Each starts `layout.processes`, or one a device. Raises DtlError.
+    Each starts `layout.processes_per_node`, or one a device. Raises DtlError.
     """
-    from dtl.launch.torchrun import command_on
-    from dtl.plan.hardware import this_machine
+    from dtl.launch.torchrun import build_node_command
+    from dtl.plan.hardware import detect_hardware
 
     config = load_config(path, overrides)
-    hardware = this_machine()
-    ranks = config.layout.processes or (hardware.devices if hardware.device == "cuda" else 1)
+    hardware = detect_hardware()
+    ranks = config.layout.processes_per_node or (
+        hardware.device_count if hardware.device == "cuda" else 1
+    )
     folder = RunFolder.of(config)
     if folder.state == "finished":
         say(f"{folder.path} is finished; nothing to do")
         return Outcome(0, folder)
-    started = command_on(machine, Path(path), overrides, ranks=ranks, device=hardware.device)
-    say(
-        f"machine {machine.number} of {machine.machines}: {ranks} processes meet those of the "
-        f"others at {machine.address}, port {machine.port}"
+    started = build_node_command(
+        rendezvous, Path(path), overrides, processes=ranks, device=hardware.device
     )
-    with Supervisor(say, fork=False) as supervisor:
+    say(
+        f"machine {rendezvous.node_rank} of {rendezvous.nnodes}: {ranks} processes meet those of the "
+        f"others at {rendezvous.master_addr}, port {rendezvous.master_port}"
+    )
+    with Supervisor(say, can_fork=False) as supervisor:
         return Outcome(supervisor.launch(folder, None, started), folder)
 
 
@@ -258,7 +262,7 @@ def evaluate(
 
     folder = None if out is None else Path(out)
     if is_config(path):
-        given = [] if data is None else [f"data.eval={data}", "data.holdout=null"]
+        given = [] if data is None else [f"data.eval={data}", "data.eval_fraction=null"]
         return score_base(load_config(path, [*overrides, *given]), out=folder, say=say).scores
     run = RunFolder.open(path)
     if data is None:

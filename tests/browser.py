@@ -1,4 +1,4 @@
-"""A headless Chromium, told what to do over its DevTools protocol through two pipes."""
+"""A headless Chromium, controlled through the DevTools protocol over two pipes."""
 
 import base64
 import itertools
@@ -11,56 +11,57 @@ from dataclasses import dataclass, field
 
 import pytest
 
-NAMES = ("chromium", "chromium-browser", "google-chrome", "chromium-headless-shell")
+PROGRAMS = ("chromium", "chromium-browser", "google-chrome", "chromium-headless-shell")
 FLAGS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
     *("--disable-dev-shm-usage", "--hide-scrollbars", "--remote-debugging-pipe"),
 )
-TOLD_OF = ("Network", "Runtime", "Log", "Page")
-DEADLINE = 60.0  # seconds for an answer
+DOMAINS = ("Network", "Runtime", "Log", "Page")  # of the protocol, whose events are received
+TIMEOUT = 60.0  # seconds for a message
 
 
 @dataclass
 class Browser:
-    """`requests`: every address that a page has asked for. `errors`: what its console has said of
-    errors, and what was thrown."""
+    """`requests`: every address requested by the page. `errors`: console errors and exceptions.
+    `write_fd` and `read_fd`: the pipes."""
 
     process: subprocess.Popen
-    tells: int
-    hears: int
+    write_fd: int
+    read_fd: int
     requests: list = field(default_factory=list)
     errors: list = field(default_factory=list)
-    loaded: int = 0
-    _numbers: itertools.count = field(default_factory=lambda: itertools.count(1))
-    _rest: bytes = b""
-    _page: str | None = None
+    load_count: int = 0
+    _ids: itertools.count = field(default_factory=lambda: itertools.count(1))
+    _buffer: bytes = b""
+    _session: str | None = None
 
-    def begin(self):
+    def open_tab(self):
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
-        self._page = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
-        for domain in TOLD_OF:
+        attached = self.call("Target.attachToTarget", targetId=target, flatten=True)
+        self._session = attached["sessionId"]
+        for domain in DOMAINS:
             self.call(f"{domain}.enable")
 
     def open(self, address):
-        """Go there, and wait until all of it is loaded."""
+        """Navigate to an address and wait until it is loaded."""
         self.requests.clear()
         self.errors.clear()
-        before = self.loaded
+        before = self.load_count
         self.call("Page.navigate", url=address)
-        while self.loaded == before:
-            self._hear()
+        while self.load_count == before:
+            self._receive()
 
-    def ask(self, expression):
-        """The value of a JavaScript expression in the page; a promise is waited for."""
-        found = self.call(
+    def evaluate(self, expression):
+        """Return the value of a JavaScript expression or promise."""
+        answer = self.call(
             "Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True
         )
-        assert "exceptionDetails" not in found, found
-        return found["result"].get("value")
+        assert "exceptionDetails" not in answer, answer
+        return answer["result"].get("value")
 
-    def shows(self, *, width, dark=False):
-        """The page as wide as asked, in the light or the dark."""
+    def set_viewport(self, *, width, dark=False):
+        """Set the width of the page in pixels, and its color scheme."""
         self.call(
             "Emulation.setDeviceMetricsOverride",
             **{"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600},
@@ -68,33 +69,34 @@ class Browser:
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[scheme])
 
-    def picture(self):
-        """PNG of the whole page."""
-        found = self.call("Page.captureScreenshot", captureBeyondViewport=True)
-        return base64.b64decode(found["data"])
+    def screenshot(self):
+        """Return a PNG of the full page."""
+        answer = self.call("Page.captureScreenshot", captureBeyondViewport=True)
+        return base64.b64decode(answer["data"])
 
     def call(self, method, **parameters):
-        number = next(self._numbers)
+        """Call a method of the protocol and return its result."""
+        number = next(self._ids)
         message = {"id": number, "method": method, "params": parameters}
-        if self._page is not None:
-            message["sessionId"] = self._page
-        os.write(self.tells, json.dumps(message).encode() + b"\0")
+        if self._session is not None:
+            message["sessionId"] = self._session
+        os.write(self.write_fd, json.dumps(message).encode() + b"\0")
         while True:
-            answer = self._hear()
+            answer = self._receive()
             if answer.get("id") == number:
                 assert "error" not in answer, answer
                 return answer["result"]
 
-    def _hear(self):
-        """The next message; what it tells of the page is kept."""
-        while b"\0" not in self._rest:
-            ready, _, _ = select.select([self.hears], [], [], DEADLINE)
-            assert ready, f"the browser has said nothing for {DEADLINE:.0f} s"
-            found = os.read(self.hears, 1 << 16)
-            assert found, "the browser has ended"
-            self._rest += found
-        told, _, self._rest = self._rest.partition(b"\0")
-        message = json.loads(told)
+    def _receive(self):
+        """Return the next message; record requests, errors and loads."""
+        while b"\0" not in self._buffer:
+            ready, _, _ = select.select([self.read_fd], [], [], TIMEOUT)
+            assert ready, f"no message from the browser for {TIMEOUT:.0f} s"
+            received = os.read(self.read_fd, 1 << 16)
+            assert received, "the browser has ended"
+            self._buffer += received
+        text, _, self._buffer = self._buffer.partition(b"\0")
+        message = json.loads(text)
         parameters = message.get("params", {})
         match message.get("method"):
             case "Network.requestWillBeSent":
@@ -106,37 +108,37 @@ class Browser:
             case "Log.entryAdded" if parameters["entry"]["level"] in ("error", "warning"):
                 self.errors.append(parameters["entry"]["text"])
             case "Page.loadEventFired":
-                self.loaded += 1
+                self.load_count += 1
         return message
 
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
-    """Skipped, and said so, where there is none."""
-    program = next((found for name in NAMES if (found := shutil.which(name))), None)
+    """A headless browser; the test is skipped if none is installed."""
+    program = next((path for name in PROGRAMS if (path := shutil.which(name))), None)
     if program is None:
-        pytest.skip("no browser: `apt-get install chromium` brings one")
+        pytest.skip("no browser is installed: run `apt-get install chromium`")
     profile = tmp_path_factory.mktemp("profile")
-    (its_ear, our_mouth), (our_ear, its_mouth) = os.pipe(), os.pipe()
+    (browser_read, write_fd), (read_fd, browser_write) = os.pipe(), os.pipe()
 
-    def as_it_expects():
-        ear, mouth = os.dup(its_ear), os.dup(its_mouth)
-        os.dup2(ear, 3)
-        os.dup2(mouth, 4)
+    def move_pipes_to_fds_3_and_4():
+        read, write = os.dup(browser_read), os.dup(browser_write)
+        os.dup2(read, 3)
+        os.dup2(write, 4)
 
     process = subprocess.Popen(
         [program, *FLAGS, f"--user-data-dir={profile}", "about:blank"],
         pass_fds=(3, 4),
-        preexec_fn=as_it_expects,
+        preexec_fn=move_pipes_to_fds_3_and_4,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    os.close(its_ear)
-    os.close(its_mouth)
-    found = Browser(process, our_mouth, our_ear)
+    os.close(browser_read)
+    os.close(browser_write)
+    started = Browser(process, write_fd, read_fd)
     try:
-        found.begin()
-        yield found
+        started.open_tab()
+        yield started
     finally:
         process.terminate()
         try:
@@ -144,5 +146,5 @@ def browser(tmp_path_factory):
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-        os.close(our_mouth)
-        os.close(our_ear)
+        os.close(write_fd)
+        os.close(read_fd)

@@ -6,19 +6,19 @@ import pytest
 
 from tests import tiny, tiny_sound, tiny_speech, tiny_vision, tiny_whisper
 
-ONE_BED = ("distributed", "cluster")  # folders whose files share what is costly to set up
+TOGETHER = ("cluster",)  # folders whose files share what is costly to set up
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    """Where several processes run tests: those of a file, or of one bed, stay together."""
+    """Where several processes run tests: those of a file, or of such a folder, stay together."""
     from xdist.scheduler import LoadFileScheduling
 
     class Together(LoadFileScheduling):
         def _split_scope(self, nodeid):
             file = Path(nodeid.partition("::")[0])
             folder = file.parts[1]
-            return folder if folder in ONE_BED else str(file)
+            return folder if folder in TOGETHER else str(file)
 
     return Together(config, log)
 

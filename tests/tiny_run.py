@@ -4,26 +4,34 @@ import json
 
 import numpy as np
 
-from dtl.compare.records import Base, Cell, Comparison, Interval, Point, Reached, Recommendation
+from dtl.compare.records import (
+    BaseScores,
+    CellResult,
+    Comparison,
+    ConfidenceInterval,
+    CurvePoint,
+    Recommendation,
+    StrategySummary,
+)
 from dtl.config import registry
 from dtl.config.schema import RunConfig
 from dtl.data.sources.rows import open_rows
 from dtl.evaluation.groups import scores_by_group
-from dtl.plan.records import Decision, Layout, Parameters, PhasePlan, Plan
+from dtl.plan.records import Decision, Layout, ParameterCounts, PhasePlan, Plan
 from dtl.run.folder import RunFolder
 
 PLAN = Plan(
     layout=Layout(1, 2, 2, "none", 4, 2, False, "fp32", "cpu"),
-    parameters=Parameters(learning=10, frozen=90),
+    parameters=ParameterCounts(trainable=10, frozen=90),
     model_state={"weights": 400, "gradients": 40, "optimizer": 80},
     phases=(
-        PhasePlan("frozen", 0, 40, 1e-2, Parameters(10, 90)),
-        PhasePlan("full", 40, 120, 1e-3, Parameters(100, 0)),
+        PhasePlan("frozen", 0, 40, 1e-2, ParameterCounts(10, 90)),
+        PhasePlan("full", 40, 120, 1e-3, ParameterCounts(100, 0)),
     ),
     steps=120,
     steps_per_epoch=7,
     deepspeed=None,
-    choices=(Decision("processes", "2", "layout.processes"),),
+    decisions=(Decision("processes", "2", "layout.processes_per_node"),),
 )
 
 
@@ -61,7 +69,12 @@ def stopped_run(tmp_path, fields, *, labels, name="text_classification", why="to
     module = registry.load("tasks", name)
     task, facts = module.Plugin(module.Options()), {"labels": labels}
     source = open_rows(
-        config.data.eval, {}, "data.eval", check=task.check, skips=False, media=task.media
+        config.data.eval,
+        {},
+        "data.eval",
+        check=task.find_row_fault,
+        skip_invalid=False,
+        media=task.media_column,
     )
     noted = {"sha256": source.fingerprint, "rows": len(rows)}
     data = {"base": "f" * 8, "sources": {"data.eval": noted}}
@@ -98,7 +111,7 @@ def comparison(names):
     for labels, gain in ((5, 0.0), (20, 0.1)):
         for place, (name, score) in enumerate(zip(names, (0.3, 0.6, 0.7), strict=True)):
             value = round(score + gain, 3)
-            between = Interval(round(value - 0.05, 3), round(value + 0.05, 3))
+            between = ConfidenceInterval(round(value - 0.05, 3), round(value + 0.05, 3))
             memory = (3, 1, 2)[place] * 2**30
             known = {
                 "labels_saved": None,
@@ -110,12 +123,17 @@ def comparison(names):
                 ["source_score", "source_interval", "ood_score", "ood_interval", "worst_group"]
             )
             points.append(
-                Point(name, labels, (0, 1), value, between, stored_bytes=100, **known, **unknown)
+                StrategySummary(
+                    name, labels, (0, 1), value, between, export_bytes=100, **known, **unknown
+                )
             )
             for seed in (0, 1):
-                curve = (Reached(2.0 + seed, 10, (0.2, 0.4)[seed]), Reached(4.0 + seed, 20, value))
+                curve = (
+                    CurvePoint(2.0 + seed, 10, (0.2, 0.4)[seed]),
+                    CurvePoint(4.0 + seed, 20, value),
+                )
                 cells.append(
-                    Cell(
+                    CellResult(
                         *(name, labels, 5 * labels, seed, 1e-3, value, between, {}, 20, 4.0, 5.0),
                         *(memory, 100, curve, None, None, None, f"cells/{place}-{labels}-{seed}"),
                     )
@@ -126,20 +144,20 @@ def comparison(names):
         score_name="f1",
         higher_is_better=True,
         classes=5,
-        level=0.95,
+        confidence_level=0.95,
         strategies=names,
         labels=(5, 20),
         all_labels=20,
         seeds=(0, 1),
         source=None,
-        base=Base(),
+        base=BaseScores(),
         ood=None,
         cells=tuple(cells),
-        points=tuple(points),
+        summaries=tuple(points),
         differences=(),
         source_differences=(),
         recommendations=(Recommendation(20, "full", "best", "Take full. It is the best."),),
-        rates=(),
+        learning_rate_trials=(),
         hint=None,
         no_hint="none was asked for",
         notes=(),

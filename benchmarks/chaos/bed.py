@@ -26,7 +26,7 @@ train:
   save_every: {save_every}
   evaluate_every: {evaluate_every}
   evaluation_batch: 4
-layout: {{processes: 2, zero: 0, micro_batch: 3}}
+layout: {{processes_per_node: 2, zero_stage: 0, micro_batch: 3}}
 """
 
 
@@ -47,14 +47,16 @@ class Scene:
 
 # Long enough for several kills: a step takes 7 ms at stage 0 and 40 ms at stage 3.
 SCENES = (
-    Scene("zero-0 full", 240, ("layout.zero=0",)),
-    Scene("zero-2 lora", 120, ("layout.zero=2", "strategy=lora")),
-    Scene("zero-3 full", 80, ("layout.zero=3",)),
-    Scene("zero-0 lora", 240, ("layout.zero=0", "strategy=lora")),
-    Scene("zero-2 full", 120, ("layout.zero=2",)),
-    Scene("zero-3 lora", 80, ("layout.zero=3", "strategy=lora")),
+    Scene("zero-0 full", 240, ("layout.zero_stage=0",)),
+    Scene("zero-2 lora", 120, ("layout.zero_stage=2", "strategy=lora")),
+    Scene("zero-3 full", 80, ("layout.zero_stage=3",)),
+    Scene("zero-0 lora", 240, ("layout.zero_stage=0", "strategy=lora")),
+    Scene("zero-2 full", 120, ("layout.zero_stage=2",)),
+    Scene("zero-3 lora", 80, ("layout.zero_stage=3", "strategy=lora")),
 )
-ALONE = Scene("one process", 40, ("layout.processes=1", "train.keep=3"), save_every=10)
+ALONE = Scene(
+    "one process", 40, ("layout.processes_per_node=1", "train.keep_last=3"), save_every=10
+)
 
 
 @dataclass

@@ -22,7 +22,7 @@ SCENE = Scene(
     "lora, a larger model",
     steps=3 * SAVE_EVERY + 5,
     overrides=(
-        "layout.zero=0",
+        "layout.zero_stage=0",
         "layout.micro_batch=16",
         "train.global_batch=32",
         "train.evaluate_every=null",

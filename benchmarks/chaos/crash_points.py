@@ -21,7 +21,7 @@ def trial(bed: Bed, number: int) -> Trial:
     found = Trial(NAME, number)
     if number >= len(points):
         return found
-    run = Run(bed, bed.place(NAME, number), ALONE, ("train.keep=2",))
+    run = Run(bed, bed.place(NAME, number), ALONE, ("train.keep_last=2",))
     run.remove()
     run.environment = _environment(run, at=number + 1)
     found.did.append(f"killed before call {number + 1} of {len(points)}: {points[number]}")
@@ -37,7 +37,7 @@ def trial(bed: Bed, number: int) -> Trial:
     if code:
         found.broken.append(f"exit code {code}: {run.last_words}")
     else:
-        found.broken += faults_of_end(run, reference(bed, ALONE, ("train.keep=2",)))
+        found.broken += faults_of_end(run, reference(bed, ALONE, ("train.keep_last=2",)))
     if "starting again" not in run.told or "resuming from" not in run.told:
         found.broken.append("it was not started again from a checkpoint")
     if not found.broken:
@@ -55,7 +55,7 @@ def line(trials: list[Trial]) -> str:
 
 def calls(bed: Bed) -> list[str]:
     """The calls of one save in their order, from a run that only lists them."""
-    run = Run(bed, bed.folder / "references" / "crash-points", ALONE, ("train.keep=2",))
+    run = Run(bed, bed.folder / "references" / "crash-points", ALONE, ("train.keep_last=2",))
     listing = run.place / "calls.txt"
     with bed.once("crash points"):
         if not listing.exists():

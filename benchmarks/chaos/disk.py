@@ -17,7 +17,7 @@ from benchmarks.chaos.trials import Trial
 NAME = "disk"
 HOLDS = "names the full disk once, older checkpoint whole, goes on bitwise when there is room"
 CASES: tuple[Scene, ...] = (ALONE, *SCENES[:3])
-KEEP = ("train.keep=2", "train.save_every=10")
+KEEP = ("train.keep_last=2", "train.save_every=10")
 ROOM = 2.4  # checkpoints that fit: the third is written while two are kept
 OTHER_BYTES = 160_000  # the rest of a run folder
 

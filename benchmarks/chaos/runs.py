@@ -18,7 +18,7 @@ from typing import Any
 import psutil
 
 from benchmarks.chaos.bed import EVALUATE_EVERY, Bed, Scene
-from dtl.launch.worker import end_with_parent
+from dtl.launch.child_process import die_with_parent
 
 LIMIT_SECONDS = 240.0  # nothing here takes so long unless it hangs
 GONE_SECONDS = 45.0  # a launcher gives its ranks 30 s
@@ -111,7 +111,7 @@ class Run:
                 stdout=told,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                preexec_fn=end_with_parent,  # whoever ends the trials ends their runs
+                preexec_fn=die_with_parent,  # whoever ends the trials ends their runs
             )
 
     @property

@@ -10,7 +10,7 @@ from dtl.config import registry
 from dtl.config.schema import RunConfig
 from dtl.core.errors import DtlError
 from dtl.models.anatomy import batch_norms
-from dtl.models.load import Loaded, learnt_over
+from dtl.models.load import LoadedModel, read_base_adapters
 from dtl.strategies.base import Strategy
 from dtl.tasks.base import Task
 
@@ -40,12 +40,12 @@ class Parts:
         """The same in another phase; they count from 0."""
         return replace(self, phase=number)
 
-    def adapt(self, loaded: Loaded) -> nn.Module:
+    def adapt(self, loaded: LoadedModel) -> nn.Module:
         """The model with the strategy applied; what the task keeps fixed does not learn."""
         fixed = list(self.task.always_frozen(loaded.model, random_init=self.from_random))
         kept = {id(parameter) for parameter in fixed}
         names = {name for name, value in loaded.model.named_parameters() if id(value) in kept}
-        model = self.strategy.apply(loaded.model, new=loaded.new - names)
+        model = self.strategy.apply(loaded.model, new_parameters=loaded.new - names)
         for parameter in fixed:
             parameter.requires_grad_(False)
         if not any(parameter.requires_grad for parameter in model.parameters()):
@@ -63,7 +63,7 @@ class Parts:
         Batch normalisation keeps the statistics of a pretrained base: those of small batches would
         be worse, and other ones on each layout.
         """
-        self.strategy.training_mode(model)
+        self.strategy.set_training_mode(model)
         if not self.from_random:
             for module in batch_norms(model):
                 module.eval()
@@ -154,7 +154,7 @@ def _refuse_misplaced(config: RunConfig, phase: int, folder: Path) -> None:
             "the phases before have changed the base that the adapter was learnt over",
             "put it first, or leave it out",
         )
-    over = learnt_over(folder)
+    over = read_base_adapters(folder)
     if over and over != [Path(each).expanduser().resolve() for each in config.model.adapters]:
         raise DtlError.of(
             "strategy.continue_from",
@@ -166,7 +166,7 @@ def _refuse_misplaced(config: RunConfig, phase: int, folder: Path) -> None:
 def _refuse_pull(config: RunConfig, strategy: Strategy) -> None:
     """Where no learning weight has a start that is worth staying near. Phases have no pull."""
     name, problem = config.phases[0].name, None
-    if strategy.exports == "adapter":
+    if strategy.export_kind == "adapter":
         problem = f"strategy {name} leaves the base as it is: there is nothing to pull"
     elif strategy.starts_from == "random":
         problem = f"strategy {name} starts from random weights, which nothing should pull to"

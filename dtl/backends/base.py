@@ -1,4 +1,7 @@
-"""Where it runs. One file in this folder is one backend; the file's name is its name."""
+"""The interface of backends: places that run jobs.
+
+One file in this folder is one backend; the file's name is its name.
+"""
 
 from __future__ import annotations
 
@@ -8,42 +11,45 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-UNFIT = 3  # exit code of a pre-flight where another node would do
-UNFIT_NODES = "unfit_nodes"  # a file in a run folder: their names, with commas
-CANCELLED = "cancelled"  # a file in a run folder: its job is not to start again by itself
+UNFIT_NODE = 3  # exit code of a pre-flight check where another node would do
+EXCLUDED_NODES = "excluded_nodes"  # a file in a run folder: names of unfit nodes, comma-separated
+CANCELLED = "cancelled"  # a file in a run folder: its job must not restart by itself
 
 
 @dataclass(frozen=True)
 class Job:
-    """A command for one run folder. `environment`: what it has beside ours.
+    """A command for one run folder.
 
-    The rest is for backends that have a queue. `processes`: on each node; `seconds`: how long it
-    may take; `lead_seconds`: how long before that it is asked to save; `links`: jobs that follow
-    one another until the run is done; `after`: the id of a job that must have succeeded before, or,
-    with `after_any`, ended.
-    `cells`: the run folders of a grid, in the folder `run`; each has its own for `run` in argv.
+    `environment`: variables that it adds to this environment. The other fields are for backends
+    that have a queue:
+
+    `working_dir`: where the command runs. `time_limit_seconds`: how long it may take.
+    `lead_seconds`: how long before that it is requested to save. `chain_length`: jobs that follow
+    one another until the run is finished. `dependency`: id of a job that must succeed before it, or,
+    with `dependency_may_fail`, only end. `array_runs`: the run folders of a job array, in
+    `run_folder`; each replaces `run_folder` in `argv`.
     """
 
-    run: Path
+    run_folder: Path
     argv: tuple[str, ...]
     environment: dict[str, str]
     name: str = "dtl"
-    folder: Path = field(default_factory=Path.cwd)
+    working_dir: Path = field(default_factory=Path.cwd)
     nodes: int = 1
-    processes: int = 1
-    seconds: float | None = None
+    processes_per_node: int = 1
+    time_limit_seconds: float | None = None
     lead_seconds: float = 0.0
-    links: int = 1
-    after: str | None = None
-    after_any: bool = False
-    cells: tuple[Path, ...] = ()
+    chain_length: int = 1
+    dependency: str | None = None
+    dependency_may_fail: bool = False
+    array_runs: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
 class JobState:
-    """Where a job is. `reason`: why it is there, in the queue's own words."""
+    """The state of a job. `reason`: why, in the queue's own words."""
 
-    phase: Literal["queued", "running", "ended"]
+    state: Literal["queued", "running", "ended"]
     reason: str = ""
 
 
@@ -55,24 +61,27 @@ class Backend(ABC):
 
     @abstractmethod
     def render(self, job: Job) -> str:
-        """What would be submitted, as text; changes nothing."""
+        """Return what would be submitted, as text; change nothing."""
 
     @abstractmethod
     def check(self, job: Job) -> None:
-        """Raises DtlError where the job would be refused; starts nothing."""
+        """Raise DtlError where the job would be rejected; start nothing."""
 
     @abstractmethod
     def submit(self, job: Job) -> tuple[str, ...]:
-        """Start the job; its ids: one for each link, or for each cell. Raises DtlError."""
+        """Start the job and return its ids: one per job of a chain, or per run of an array.
+
+        Raises DtlError where it is rejected.
+        """
 
     @abstractmethod
-    def states(self, job_ids: Sequence[str]) -> dict[str, JobState]:
-        """Where these jobs are. Raises RunFailed where nobody can tell."""
+    def query_states(self, job_ids: Sequence[str]) -> dict[str, JobState]:
+        """Return the state of each job, by its id. Raises RunFailed where it cannot be queried."""
 
     @abstractmethod
     def cancel(self, job_id: str) -> None:
-        """Ask a job to save and end; one that still waits just leaves the queue."""
+        """Request a running job to save and stop; remove a queued one from the queue."""
 
     @abstractmethod
-    def logs(self, job: Job) -> list[Path]:
-        """The files it writes its output to: one, or one for each cell."""
+    def log_files(self, job: Job) -> list[Path]:
+        """Return the files of its output: one, or one per run of an array."""

@@ -1,4 +1,4 @@
-"""This machine: a process group that goes on when the terminal closes."""
+"""Run jobs on this machine, each in a session that survives its terminal."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dtl.backends.base import Backend, Job, JobState
-from dtl.config.record import Record
+from dtl.config.schema.base import Record
 from dtl.core.errors import DtlError
 
 
@@ -31,8 +31,8 @@ class Plugin(Backend):
             raise DtlError.of(job.argv[0], "there is no such command here", "install it")
 
     def submit(self, job: Job) -> tuple[str, ...]:
-        job.run.mkdir(parents=True, exist_ok=True)
-        with self.logs(job)[0].open("ab") as log:
+        job.run_folder.mkdir(parents=True, exist_ok=True)
+        with self.log_files(job)[0].open("ab") as log:
             process = subprocess.Popen(
                 job.argv,
                 env={**os.environ, **job.environment},
@@ -41,12 +41,13 @@ class Plugin(Backend):
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
             )
-        process.returncode = 0  # a job may outlive this object, which is then silent about it
+        process.returncode = 0  # no ResourceWarning: a job may outlive this object
         return (str(process.pid),)
 
-    def states(self, job_ids: Sequence[str]) -> dict[str, JobState]:
+    def query_states(self, job_ids: Sequence[str]) -> dict[str, JobState]:
         return {
-            job_id: JobState("running" if _runs(int(job_id)) else "ended") for job_id in job_ids
+            job_id: JobState("running" if _is_running(int(job_id)) else "ended")
+            for job_id in job_ids
         }
 
     def cancel(self, job_id: str) -> None:
@@ -55,17 +56,17 @@ class Plugin(Backend):
         except (ProcessLookupError, PermissionError):
             return
 
-    def logs(self, job: Job) -> list[Path]:
-        return [job.run / "job.log"]
+    def log_files(self, job: Job) -> list[Path]:
+        return [job.run_folder / "job.log"]
 
 
-def _runs(process: int) -> bool:
+def _is_running(process: int) -> bool:
     try:
         ended, _ = os.waitpid(process, os.WNOHANG)
         return not ended
     except ChildProcessError:  # not started by this process
         try:
             os.kill(process, 0)
-        except (ProcessLookupError, PermissionError):  # gone; or its number is another user's
+        except (ProcessLookupError, PermissionError):  # ended, or the id is now another user's
             return False
         return True

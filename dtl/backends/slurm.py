@@ -14,11 +14,11 @@ from typing import Literal, Self
 from pydantic import Field, ValidationError, model_validator
 
 from dtl.backends.base import CANCELLED, UNFIT, UNFIT_NODES, Backend, Job, JobState
-from dtl.config.document import read_file
-from dtl.config.explain import explain
-from dtl.config.record import ConfigFault, Record, refuse
+from dtl.config.fault_messages import describe_faults
+from dtl.config.schema.base import ConfigFault, Record, raise_config_faults
+from dtl.config.yaml_document import read_yaml
 from dtl.core.errors import DtlError, RunFailed, near
-from dtl.core.package_files import shipped
+from dtl.core.package_files import find_package_folder
 from dtl.core.signals import HANDED_ON, STOPPED
 from dtl.core.units import parse_seconds
 
@@ -140,7 +140,7 @@ class Options(Record):
 
     @model_validator(mode="after")
     def _can_be_written(self) -> Self:
-        refuse([*self._name_faults(), *self._line_faults(), *self._time_faults()])
+        raise_config_faults([*self._name_faults(), *self._line_faults(), *self._time_faults()])
         return self
 
     def _name_faults(self) -> Iterator[ConfigFault]:
@@ -169,7 +169,9 @@ class Options(Record):
 
 def site_names() -> tuple[str, ...]:
     """The sites that dtl ships."""
-    return tuple(sorted(file.stem for file in (shipped("slurm") / "clusters").glob("*.yaml")))
+    return tuple(
+        sorted(file.stem for file in (find_package_folder("slurm") / "clusters").glob("*.yaml"))
+    )
 
 
 def read_site(site: str) -> Options:
@@ -179,14 +181,14 @@ def read_site(site: str) -> Options:
         if site not in site_names():
             fix = near(site, site_names()) or f"choose one of: {', '.join(site_names())}"
             raise DtlError.of("--cluster", f"no site is named '{site}'", f"{fix}; or name a file")
-        path = shipped("slurm") / "clusters" / f"{site}.yaml"
+        path = find_package_folder("slurm") / "clusters" / f"{site}.yaml"
     if not path.is_file():
         raise DtlError.of("--cluster", f"there is no file {path}", "name a site, or its YAML file")
-    document = read_file(path, record=Options)
+    document = read_yaml(path, record=Options)
     try:
         options = Options.model_validate(document.values)
     except ValidationError as error:
-        raise DtlError(*document.faults, *explain(error, document, str(path))) from None
+        raise DtlError(*document.faults, *describe_faults(error, document, str(path))) from None
     if document.faults:
         raise DtlError(*document.faults)
     return options
@@ -200,7 +202,7 @@ class Plugin(Backend):
     def render(self, job: Job) -> str:
         import jinja2
 
-        folder = jinja2.FileSystemLoader(shipped("slurm"))
+        folder = jinja2.FileSystemLoader(find_package_folder("slurm"))
         template = jinja2.Environment(
             loader=folder,
             undefined=jinja2.StrictUndefined,

@@ -103,12 +103,12 @@ def launch(
 ) -> None:
     """Start this machine's part of a run over layout.nodes machines; give it on each of them."""
     from dtl import api
-    from dtl.launch.torchrun import machine_of
+    from dtl.launch.torchrun import parse_rendezvous
 
     loaded = api.load_config(config, overrides or ())
-    machine = machine_of(node_rank, loaded.layout.nodes, master)
+    rendezvous = parse_rendezvous(node_rank, loaded.layout.nodes, master)
     with _places_of(config, overrides or ()):
-        outcome = api.launch(config, overrides or (), machine=machine)
+        outcome = api.launch(config, overrides or (), rendezvous=rendezvous)
     raise typer.Exit(outcome.exit_code)
 
 
@@ -517,7 +517,7 @@ def plan(
     if as_json:
         _print_json(planned.to_dict())
     else:
-        print("\n".join(planned.lines()))
+        print("\n".join(planned.format_lines()))
 
 
 @app.command()
@@ -556,16 +556,16 @@ def list_plugins(
         if kind is None:
             print(f"{folder}:")
         indent = "  " if kind is None else ""
-        rows = [(name, registry.summary(folder, name)) for name in registry.names(folder)]
+        rows = [(name, registry.read_summary(folder, name)) for name in registry.list_names(folder)]
         _print_table(rows, indent=indent)
 
 
 @recipes_app.command("list")
 def list_recipes() -> None:
     """List the recipes."""
-    from dtl.config.recipes import recipes
+    from dtl.config.recipes import list_recipes
 
-    _print_table([(recipe.name, recipe.summary) for recipe in recipes()], indent="")
+    _print_table([(recipe.name, recipe.summary) for recipe in list_recipes()], indent="")
 
 
 @recipes_app.command("copy")
@@ -586,9 +586,9 @@ def schema() -> None:
     import gc
 
     gc.disable()  # all plugins are imported and little is thrown away: looking for it takes longer
-    from dtl.config.load import json_schema
+    from dtl.config.json_schema import build_json_schema
 
-    _print_json(json_schema())
+    _print_json(build_json_schema())
 
 
 @app.command()
@@ -641,12 +641,12 @@ def _draft_site(partition: str | None, out: Path | None) -> None:
 @contextmanager
 def _places_of(config: Path, overrides: Sequence[str]) -> Iterator[None]:
     """Faults that name a config key also say where in the file, or on the command line, it is."""
-    from dtl.config.load import placed
+    from dtl.config.load import add_locations
 
     try:
         yield
     except DtlError as error:
-        raise placed(error, config, overrides) from None
+        raise add_locations(error, config, overrides) from None
 
 
 def _print_table(rows: Sequence[tuple[str, str]], *, indent: str) -> None:

@@ -16,9 +16,9 @@ from dtl.core.cache_folder import folder as cache_folder
 from dtl.core.errors import DtlError
 from dtl.core.units import format_bytes
 from dtl.data.cache.encoded import INDEX
-from dtl.models.fingerprint import fingerprint, in_hub_cache
-from dtl.models.load import locate
-from dtl.plan.hardware import disk_free
+from dtl.models.fingerprint import fingerprint_model, find_hub_snapshot
+from dtl.models.load import locate_model
+from dtl.plan.hardware import free_disk_bytes
 from dtl.plan.memory import checkpoint_bytes
 from dtl.plan.records import Layout
 from dtl.run.folder import RunFolder, stack_versions
@@ -72,15 +72,15 @@ def _disks(folder: RunFolder) -> Iterator[Told]:
     config, wanted = folder.config, checkpoint_bytes(folder.plan.parameters) + SMALL
     yield from _disk(folder.path, wanted, "a checkpoint", "make room, or choose another run.dir")
     yield from _disk(cache_folder(), SMALL, "the cache", "make room, or set DTL_CACHE")
-    if config.model.stage_to is not None:
-        place = Path(os.path.expandvars(os.path.expanduser(config.model.stage_to)))
+    if config.model.staging_dir is not None:
+        place = Path(os.path.expandvars(os.path.expanduser(config.model.staging_dir)))
         size = sum(file.stat().st_size for file in _weights(config))
-        yield from _disk(place, size, "the weights", "leave model.stage_to out")
+        yield from _disk(place, size, "the weights", "leave model.staging_dir out")
 
 
 def _disk(place: Path, wanted: int, what: str, fix: str) -> Iterator[Told]:
     try:
-        free = disk_free(str(place))
+        free = free_disk_bytes(str(place))
         if free < wanted:
             has = f"{format_bytes(free)} are free in {place}"
             yield f"{has}, and {what} takes {format_bytes(wanted)}", fix
@@ -100,7 +100,7 @@ def _files(folder: RunFolder) -> Iterator[Told]:
     try:
         for file in _weights(config):
             _touch(file)
-        if fingerprint(config.model) != folder.data["base"]:
+        if fingerprint_model(config.model) != folder.data["base"]:
             what = f"the weights of {config.model.path} are others than those of the run"
             yield what, "put the same files on every node"
     except DtlError as fault:
@@ -118,9 +118,9 @@ def _files(folder: RunFolder) -> Iterator[Told]:
 
 def _weights(config: RunConfig) -> list[Path]:
     """The weight files. Raises DtlError where the model is not on this node's disks."""
-    where = Path(locate(config.model))
+    where = Path(locate_model(config.model))
     if not where.is_dir():
-        snapshot = in_hub_cache(str(where), config.model.revision)
+        snapshot = find_hub_snapshot(str(where), config.model.revision)
         if snapshot is None:
             raise DtlError.of(
                 "model.path", f"{config.model.path} is not in the cache of the hub", ""
@@ -161,8 +161,8 @@ def _device(layout: Layout, local_rank: int) -> Iterator[Told]:
 
     fix = "take another node"
     count = torch.cuda.device_count()
-    if count == 0 or (count > 1 and count < layout.processes):
-        yield f"{count} of {layout.processes} GPUs are seen", fix
+    if count == 0 or (count > 1 and count < layout.processes_per_node):
+        yield f"{count} of {layout.processes_per_node} GPUs are seen", fix
         return
     try:
         device = torch.device("cuda", local_rank % count)

@@ -16,7 +16,7 @@ from dtl.config.schema import RunConfig
 from dtl.core.errors import DtlError
 from dtl.core.process_env import surroundings
 from dtl.core.units import parse_seconds
-from dtl.plan.hardware import node
+from dtl.plan.hardware import node_hardware
 from dtl.plan.records import OuterLaunch
 from dtl.prepare import preparation
 from dtl.run.folder import RunFolder
@@ -75,7 +75,7 @@ def submit(
         begun.append(_prepare(config, placed))
     if not begun:
         return []
-    for line in begun[0].prepared.plan.lines():
+    for line in begun[0].prepared.plan.format_lines():
         say(line)
     _send(begun, placed, say)
     return [run.folder for run in begun]
@@ -160,8 +160,8 @@ def _place(config: RunConfig, asked: Asked) -> _Placed:
     gpus = site.gpus_per_node
     if asked.gpus_per_node is not None:
         gpus = asked.gpus_per_node
-    elif gpus and layout.processes is not None:
-        gpus = layout.processes
+    elif gpus and layout.processes_per_node is not None:
+        gpus = layout.processes_per_node
     changes: dict[str, object] = {"gpus_per_node": gpus}
     changes |= {"account": asked.account} if asked.account is not None else {}
     changes |= {"partition": asked.partition} if asked.partition is not None else {}
@@ -171,7 +171,7 @@ def _place(config: RunConfig, asked: Asked) -> _Placed:
     return _Placed(
         site,
         asked.nodes or layout.nodes,
-        gpus or layout.processes or 1,
+        gpus or layout.processes_per_node or 1,
         parse_time(asked.time, site),
         asked.chain,
         asked.after,
@@ -221,8 +221,10 @@ def _prepare(config: RunConfig, placed: _Placed) -> Begun:
 
 def _plan(config: RunConfig, placed: _Placed) -> preparation.Prepared:
     site, ranks = placed.site, placed.nodes * placed.processes
-    outer = OuterLaunch("dtl submit", ranks, placed.processes, zero=None, offload=None)
-    hardware = node(gpus=site.gpus_per_node, gpu_gib=site.gpu_memory, bf16=site.bf16)
+    outer = OuterLaunch("dtl submit", ranks, placed.processes, zero_stage=None, offload=None)
+    hardware = node_hardware(
+        gpus=site.gpus_per_node, gpu_gib=site.gpu_memory, supports_bf16=site.bf16
+    )
     return preparation.prepare_run(config, outer=outer, hardware=hardware)
 
 

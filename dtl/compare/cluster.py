@@ -1,4 +1,4 @@
-"""A comparison in a cluster's queue: an array of searches, an array of cells, and its table."""
+"""Submits a comparison to Slurm: an array of search runs, an array of cells, and a results job."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from dtl.compare.state import State
 from dtl.core.errors import DtlError
 from dtl.core.process_env import surroundings
 from dtl.core.units import parse_seconds
-from dtl.plan.hardware import this_machine
+from dtl.plan.hardware import detect_hardware
 from dtl.run.folder import RunFolder, write_json
 
 if TYPE_CHECKING:
     from dtl.compare.grid import Planned
 
-JOBS = "jobs"  # a folder for each job, named after what it runs
+JOBS = "jobs"  # a folder per job, named after its run
 NOTE = "submitted.json"
 TABLE = "table"
 
 
 @dataclass(frozen=True)
 class Queue:
-    """Where a comparison goes; `time`: of one of its jobs."""
+    """The cluster and the options of each job. `time`: time limit of one job."""
 
     cluster: str
     time: str | None = None
@@ -36,7 +36,7 @@ class Queue:
     partition: str | None = None
 
     def site(self) -> Options:
-        """Its file, changed as it was asked for; each job takes one GPU where there are any."""
+        """Return the site's options with one GPU per job, if it has GPUs."""
         site = read_site(self.cluster)
         asked: dict[str, Any] = {"account": self.account, "partition": self.partition}
         changes = {name: value for name, value in asked.items() if value is not None}
@@ -46,11 +46,11 @@ class Queue:
 
 
 def submit(state: State, queue: Queue) -> tuple[str, ...]:
-    """The ids of its jobs: what is finished already is left out, and the last one makes the table.
-    Raises DtlError, in Slurm's own words where it refuses."""
+    """Submit all unfinished runs and a last job that writes the results; return the job ids.
+    Raises DtlError, with Slurm's message if it rejects a job."""
     if state.budget is not None:
         raise DtlError.of(
-            "--budget", "a queue keeps no time of all its jobs together", "leave it out"
+            "--budget", "a cluster queue has no time limit over all jobs", "remove it"
         )
     refuse_live(state)
     site = queue.site()
@@ -73,7 +73,7 @@ def submit(state: State, queue: Queue) -> tuple[str, ...]:
 
 
 def refuse_live(state: State) -> None:
-    """Raises DtlError while jobs of the comparison wait or run."""
+    """Raise DtlError while jobs of the comparison are pending or running."""
     note = state.folder / NOTE
     if not note.is_file():
         return
@@ -85,21 +85,21 @@ def refuse_live(state: State) -> None:
         done = sum(map(state.finished, runs))
         raise DtlError.of(
             str(state.folder),
-            f"{len(live)} of its jobs wait or run, and {done} of {len(runs)} runs are finished",
-            f"wait for job {live[-1]}, or end them: scancel {' '.join(_whole(live))}",
+            f"{len(live)} of its jobs are pending or running, {done} of {len(runs)} runs are finished",
+            f"wait for job {live[-1]}, or cancel them: scancel {' '.join(_whole(live))}",
         )
 
 
 def of_job(state: State, folder: Path) -> Planned | None:
-    """What the job of a folder runs; None: the table. Raises DtlError for another folder."""
+    """Return the run of a job folder; None: the results. Raises DtlError for other folders."""
     by_name = {one.name: one for one in state.grid.planned}
     if folder.name != TABLE and folder.name not in by_name:
-        raise DtlError.of("--job", f"{folder.name} is no run of {state.folder}", "see --list")
+        raise DtlError.of("--job", f"{folder.name} is not a run of {state.folder}", "see --list")
     return by_name.get(folder.name)
 
 
 def close(folder: Path, *, exit_code: int) -> None:
-    """Leave word to the job script how it ended."""
+    """Record the exit code for the job script."""
     job = RunFolder(folder)
     if exit_code == 0:
         job.finish({})
@@ -108,7 +108,7 @@ def close(folder: Path, *, exit_code: int) -> None:
 
 
 def _whole(ids: Sequence[str]) -> list[str]:
-    """Arrays, not their parts."""
+    """Return the ids of job arrays, without those of their tasks."""
     return list(dict.fromkeys(number.partition("_")[0] for number in ids))
 
 
@@ -124,7 +124,7 @@ def _job(
     return Job(
         run,
         argv,
-        surroundings(this_machine().device if site.gpus_per_node == 0 else "cuda"),
+        surroundings(detect_hardware().device if site.gpus_per_node == 0 else "cuda"),
         name=f"dtl-{state.folder.name}",
         seconds=None if queue.time is None else parse_seconds(queue.time),
         after=after,

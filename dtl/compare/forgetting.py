@@ -1,4 +1,4 @@
-"""What a run has kept of what its base had learnt: the score on rows of that, before and after."""
+"""Measures forgetting: the score on source data before and after training."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dtl.evaluation.scoring import why_unscored
 from dtl.export.opened import open_export
 from dtl.jobs.evaluate import score_base, score_run
 from dtl.models.anatomy import adapted_layers, head_parameters
-from dtl.models.peft.adapters import merged
+from dtl.models.peft.adapters import merge_adapter
 from dtl.prepare.dataset import prepare
 from dtl.run.folder import RunFolder
 
@@ -29,17 +29,18 @@ def score_source(
     out: Path | None,
     say: Callable[[str], None],
 ) -> Evaluation:
-    """Of the base, or of what a run has made of it; `config`: any strategy of that base.
+    """Return the evaluation on `source` of the base, or of a run's model. `config`: with the same
+    base and any strategy.
 
-    Where the task has a head of its own, what is scored is the body that the run has left, under
-    the head that the base had. Raises DtlError where the base has no head for these rows.
+    If the task has a new head, the trained body is scored with the head of the base. Raises DtlError
+    if the base has no head for these rows.
     """
-    whole = config.data.model_copy(update={"draw": None})
+    whole = config.data.model_copy(update={"subsample": None})
     config = config.model_copy(update={"data": whole})
     if _keeps_head(config):
         if run is not None:
             return score_run(run, source, ["task.group_by=null"], out=out, say=say)
-        data = whole.model_copy(update={"eval": source, "holdout": None})
+        data = whole.model_copy(update={"eval": source, "eval_fraction": None})
         return score_base(_plain(config, data), out=out, say=say)
     data = Data(train=source, eval=source, columns=config.data.columns)
     change = None if run is None else _puts_in(run.path)
@@ -47,25 +48,25 @@ def score_source(
 
 
 def _plain(config: RunConfig, data: Data) -> RunConfig:
-    """Scored on other rows, which may have no groups."""
+    """Return the config for other rows, which may have no groups."""
     task = config.task.model_copy(update={"group_by": None})
     return config.model_copy(update={"data": data, "task": task})
 
 
 def _keeps_head(config: RunConfig) -> bool:
-    """Whether the base is scored on the task with the head that it has."""
+    """Return whether the pretrained head of the base fits the task."""
     parts = assemble(config)
     return why_unscored(parts, prepare(config, parts)) is None
 
 
 def _puts_in(run: Path) -> Callable[[nn.Module], None]:
     def put_in(base: nn.Module) -> None:
-        """Give the base the body that the run has left."""
+        """Copy the trained body of the run into the base."""
         import torch
 
         learnt = open_export(run).model
         if adapted_layers(learnt):
-            learnt = merged(learnt)
+            learnt = merge_adapter(learnt)
         heads = head_parameters(base)
         body = {name: value for name, value in learnt.state_dict().items() if name not in heads}
         own = base.state_dict()

@@ -1,4 +1,4 @@
-"""The runs of a comparison: which there are, and the config of each, as pure functions."""
+"""The grid of a comparison: its runs and the config of each, as pure functions."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from math import ceil
 from typing import Any, Literal
 
 from dtl.config import registry
-from dtl.config.comparing import LP_FT
 from dtl.config.schema import RunConfig
+from dtl.config.schema.compare import LP_FT
 
 SCRATCH = "scratch"
-SCALED = ("full", "partial", LP_FT, "lora")  # whose rates go with one another
-AROUND = (0.1, 0.3, 1.0, 3.0, 10.0)  # times the usual rate
-SCORINGS = 5  # of a cell, for its score over time
-SHARES = (0.25, 0.5)  # of the steps, in the rounds of a search under a budget
+SCALED = ("full", "partial", LP_FT, "lora")  # their default rates have fixed ratios
+AROUND = (0.1, 0.3, 1.0, 3.0, 10.0)  # candidates, as multiples of the default rate
+SCORINGS = 5  # points of a learning curve
+SHARES = (0.25, 0.5)  # share of the steps per search round, with a time budget
 
 
 @dataclass(frozen=True)
 class Labels:
-    """A number of labelled rows. `asked`: None is all; `number`: of each class, or `rows`."""
+    """A number of labeled rows. `requested`: None for all; `number`: per class, or all rows."""
 
     asked: int | None
     number: int
@@ -29,9 +29,9 @@ class Labels:
 
 @dataclass(frozen=True)
 class Planned:
-    """A run. `kind`: rate tells which learning rate to take, from the rows kept apart; cell is in
-    the table. `round` and `place`: of a rate, which round of the search, and which of the rates
-    that are in it, the best one of the round before first."""
+    """A run of the grid. `kind`: a search run is a trial of a learning rate, scored on the
+    validation rows; a cell is in the results. `step_share`: share of train.steps. `rank`: of a
+    search run, the index of its learning rate in the ranking of the previous round."""
 
     kind: Literal["rate", "cell"]
     strategy: str
@@ -43,7 +43,7 @@ class Planned:
 
     @property
     def name(self) -> str:
-        """Of its folder."""
+        """The name of its run folder."""
         if self.kind == "rate":
             which = f"{self.round + 1}.{self.place + 1}"
             return f"rate-{self.strategy}-{self.labels.number}-{which}"
@@ -52,7 +52,7 @@ class Planned:
 
 @dataclass(frozen=True)
 class Tried:
-    """What a rate came to; `score`: more is better, None where the run failed."""
+    """The result of a search run. `score`: higher is better; None: the run failed."""
 
     planned: Planned
     learning_rate: float
@@ -61,8 +61,7 @@ class Tried:
 
 @dataclass(frozen=True)
 class Grid:
-    """All runs of a comparison. `config`: as it was given; `classes`: None where the task has
-    none."""
+    """All runs of a comparison. `config`: the user's; `classes`: None if the task has none."""
 
     config: RunConfig
     strategies: tuple[str, ...]
@@ -93,13 +92,13 @@ class Grid:
 
     @property
     def planned(self) -> tuple[Planned, ...]:
-        """All runs in order: those that others wait for first; then seed by seed, so that an early
-        end leaves whole rounds."""
+        """All runs in order: first the search runs; then the cells seed by seed, so that an early
+        end leaves complete seeds."""
         return (*self.searches, *self.cells)
 
     @property
     def searches(self) -> tuple[Planned, ...]:
-        """The runs that tell which learning rate a strategy takes, with the first seed."""
+        """The runs of the learning-rate searches, with the first seed."""
         searched = dict.fromkeys(map(self.searched, self.labels))
         rounds = {strategy: self.rounds(strategy) for strategy in self.strategies}
         return tuple(
@@ -112,13 +111,13 @@ class Grid:
         )
 
     def searched(self, labels: Labels) -> Labels:
-        """Those with which the learning rate of a cell is searched: its own, or the middle ones."""
-        if self.config.compare.search == "each":
+        """Return the labels of the search for cells with `labels`: the same, or the middle ones."""
+        if self.config.compare.learning_rate_search == "per_size":
             return labels
         return self.labels[(len(self.labels) - 1) // 2]
 
     def same_rate(self, one: Planned, other: Planned) -> bool:
-        """Whether two runs wait for the same search."""
+        """Return whether two runs take the learning rate of the same search."""
         alike = self.searched(one.labels) == self.searched(other.labels)
         return one.strategy == other.strategy and alike
 
@@ -133,17 +132,17 @@ class Grid:
 
     @property
     def hint_config(self) -> RunConfig:
-        """With the fewest labels, scored on the rows kept apart."""
+        """The config of the feature probe: fewest labels, scored on the validation rows."""
         fewest = Planned("rate", "full", self.labels[0], self.seeds[0])
         return self.config_of(fewest, self.usual_rate("full"), runs=".")
 
     def rounds(self, strategy: str) -> list[tuple[float, int]]:
-        """Share of the steps and number of rates of each round of a strategy's search. Under a
-        budget the worse half of the rates is dropped after each (successive halving)."""
+        """Return the share of the steps and the number of rates of each search round. With a time
+        budget each round drops the worse half of the rates (successive halving)."""
         rates = len(self.rates(strategy))
         if rates == 1:
             return []
-        if self.config.compare.budget is None:
+        if self.config.compare.time_budget is None:
             return [(1.0, rates)]
         rounds = []
         for share in SHARES if rates > 2 else SHARES[-1:]:
@@ -152,16 +151,16 @@ class Grid:
         return rounds
 
     def rates(self, strategy: str) -> tuple[float, ...]:
-        """The learning rates that are tried for a strategy, rising."""
-        given = self.config.compare.rates.get(strategy)
+        """Return the candidate learning rates of a strategy, in ascending order."""
+        given = self.config.compare.learning_rates.get(strategy)
         if given is not None:
             return tuple(sorted(given))
         usual = self.usual_rate(strategy)
         return tuple(float(f"{usual * times:.3g}") for times in AROUND)
 
     def usual_rate(self, strategy: str) -> float:
-        """The config's own for its strategy, and for those whose rates go with it, as LoRA's is
-        ten times full's; else what is usual for the strategy."""
+        """Return the default learning rate of a strategy: scaled with the config's own rate if the
+        ratio is fixed (LoRA's is ten times full's); else the strategy's."""
         own, given = own_strategy(self.config), self.config.optim.learning_rate
         usual = _default_rate(strategy)
         if given is None or (own != strategy and not {own, strategy} <= set(SCALED)):
@@ -169,7 +168,7 @@ class Grid:
         return given * usual / _default_rate(own)
 
     def rate_of(self, planned: Planned, tried: Sequence[Tried]) -> float | None:
-        """The learning rate of a run, given what others came to; None: others come first."""
+        """Return the learning rate of a run; None: its search is not finished."""
         rates = self.rates(planned.strategy)
         search = [one for one in tried if self.same_rate(one.planned, planned)]
         if planned.kind == "rate" and planned.round == 0:
@@ -186,8 +185,8 @@ class Grid:
         return ranked[0] if len(ranked) == wanted else None
 
     def best_so_far(self, planned: Planned, tried: Sequence[Tried]) -> float:
-        """Where a budget ends the search for a cell early: the best rate of the latest round with
-        any; the middle one where none was tried."""
+        """Return the best rate of the latest search round with results, for a search that the time
+        budget has ended; the middle candidate if there are no results."""
         search = [one for one in tried if self.same_rate(one.planned, planned)]
         for number in reversed(range(len(self.rounds(planned.strategy)))):
             if ranked := _ranked(search, round=number):
@@ -196,7 +195,7 @@ class Grid:
         return rates[len(rates) // 2]
 
     def config_of(self, planned: Planned, rate: float, *, runs: str) -> RunConfig:
-        """The config of an ordinary run. `runs`: the folder that its folder is made in."""
+        """Return the config of a run. `runs`: the parent of its run folder."""
         values = self.config.model_dump(mode="json")
         train, compare = values["train"], self.config.compare
         searches = planned.kind == "rate"
@@ -212,12 +211,12 @@ class Grid:
         }
         values["strategy"] = self.strategy(planned.strategy, rate)
         values["optim"]["learning_rate"] = rate
-        values["data"]["draw"] = {
-            "labels": planned.labels.asked,
-            "within": self._shared(planned.labels),
+        values["data"]["subsample"] = {
+            "size": planned.labels.asked,
+            "feature_cache_size": self._shared(planned.labels),
             "seed": planned.seed,
-            "apart": compare.apart,
-            "score_on": "apart" if searches else "eval",
+            "validation_fraction": compare.validation_fraction,
+            "evaluate_on": "validation" if searches else "eval",
         }
         if searches:
             values["task"]["group_by"] = None
@@ -226,8 +225,8 @@ class Grid:
         return RunConfig.model_validate(values)
 
     def _shared(self, labels: Labels) -> int | str | None:
-        """The most labels of which every row is read more than once, if they are more: a frozen
-        base reads their rows for all cells of a seed."""
+        """Return the largest number of labels with which every row is read more than once, if it
+        is larger than `labels`: the cells of a seed share the features of its rows."""
         train = self.config.train
         reads = (train.steps or 0) * train.global_batch.limit
         if train.global_batch.unit != "examples":
@@ -236,7 +235,7 @@ class Grid:
         return ("all" if fit[-1].asked is None else fit[-1].asked) if fit else None
 
     def strategy(self, name: str, rate: float) -> Any:
-        """As a config has it; with the config's own options where it names the same."""
+        """Return a config's `strategy` section, with the user's options if it is the user's."""
         if name == LP_FT:
             head = {"name": "frozen", "length": 0.5, "learning_rate": self.usual_rate("frozen")}
             return [head, {**self._options("full"), "learning_rate": rate}]
@@ -249,7 +248,7 @@ class Grid:
 
 
 def own_strategy(config: RunConfig) -> str:
-    """The one that the config names; of several phases, the last."""
+    """Return the strategy of the config; of phases lp-ft or an empty string."""
     if not isinstance(config.strategy, tuple):
         return config.strategy.name
     names = tuple(phase.name for phase in config.strategy)
@@ -266,8 +265,8 @@ def _rhythm(given: int | None, steps: int) -> int | None:
 
 
 def _ranked(tried: Sequence[Tried], *, round: int) -> list[float]:
-    """Learning rates of a round, the best first; a failed run is the worst, and of equals the lower
-    rate counts as better."""
+    """Return the learning rates of a round, best first. A failed run is the worst. Of equal scores
+    the lower rate is first."""
     of_round = [one for one in tried if one.planned.round == round]
 
     def worth(one: Tried) -> tuple[bool, float, float]:

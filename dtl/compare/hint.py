@@ -1,4 +1,4 @@
-"""What the features of the untouched base tell of the labels, before anything is trained."""
+"""Probes the features of the unadapted base with simple classifiers, before any training."""
 
 # N rows, W width of the base
 
@@ -18,13 +18,12 @@ from dtl.evaluation.pooled_features import pooled
 from dtl.prepare.dataset import prepare
 
 NEIGHBOURS = 5
-MOST_ROWS = 2000  # learnt from
+MOST_ROWS = 2000  # per split
 
 
 @dataclass(frozen=True)
 class Told:
-    """Accuracies on the scored rows of the config: of a linear probe, of the nearest neighbours,
-    and of always the commonest label; `rows`: learnt from."""
+    """Accuracies on the held-out rows of the config. `rows`: training rows of the classifiers."""
 
     rows: int
     probe: float
@@ -33,8 +32,9 @@ class Told:
 
 
 def hint(config: RunConfig) -> Told:
-    """Logistic regression and nearest neighbours on the base's vector of each row, standardised.
-    `config`: of a task with classes. Raises DtlError where the base cannot be told from its head.
+    """Return the accuracies of logistic regression and nearest neighbors on the standardized
+    feature vectors of the base. `config`: of a task with classes. Raises DtlError if the model has
+    no separable base.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.neighbors import KNeighborsClassifier
@@ -57,7 +57,7 @@ def hint(config: RunConfig) -> Told:
 
 
 def _vectors(config: RunConfig, rows: Iterable[Row]) -> tuple[np.ndarray, np.ndarray]:
-    """Of each row that can be read, its vector (N, W) and its label (N,)."""
+    """Return the vectors (N, W) and labels (N,) of all readable rows."""
     labels: list[str] = []
 
     def seen() -> Iterator[Row]:

@@ -1,4 +1,4 @@
-"""What a finished run of a comparison has come to, read from what it stored."""
+"""Measures a finished cell from the files in its run folder."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from pathlib import Path
 from typing import Any
 
 from dtl.compare.grid import Planned
-from dtl.compare.records import Cell, Interval, Reached
+from dtl.compare.records import CellResult, ConfidenceInterval, CurvePoint
 from dtl.core.statistics import Sample, spread
 from dtl.run.folder import RunFolder
 from dtl.tasks.base import Classification, DatasetStats, Task
 from dtl.train.usage import read_usage
 
-LEVEL = 0.95  # of all intervals
-SHARES = ("accuracy", "macro_f1", "f1")  # scores that are at most 1
-EVALUATION = "evaluation"  # .json has the scores, .jsonl the outcomes
+LEVEL = 0.95  # of all confidence intervals
+SHARES = ("accuracy", "macro_f1", "f1")  # scores with maximum 1
+EVALUATION = "evaluation"  # .json: scores; .jsonl: prediction records
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A cell, and its score on resamples of the held-out examples, of those of --source, and of
-    those of --ood; `unadapted`: that of the base as it is on the held-out examples."""
+    """A cell and its bootstrap samples of the score on the held-out, --source and --ood examples.
+    `base`: of the unadapted base on the held-out examples."""
 
-    cell: Cell
+    cell: CellResult
     held_out: Sample
     source: Sample | None
     ood: Sample | None
@@ -33,7 +33,7 @@ class Measured:
 
 
 def measure(planned: Planned, run: RunFolder, task: Task, *, scores: Path) -> Measured:
-    """`scores`: the folder of what was scored beside, a folder each."""
+    """Return the results of a finished run. `scores`: its folder of source and OOD evaluations."""
     facts = run.facts
     name = best_score(task)
     result = run.result
@@ -46,7 +46,7 @@ def measure(planned: Planned, run: RunFolder, task: Task, *, scores: Path) -> Me
     found = result["scores"]["adapted"]
     before = run.outcomes(0) if "unadapted" in result["scores"] else []
     usage = read_usage(run.usage)
-    cell = Cell(
+    cell = CellResult(
         strategy=planned.strategy,
         labels=planned.labels.number,
         rows=planned.labels.rows,
@@ -56,14 +56,14 @@ def measure(planned: Planned, run: RunFolder, task: Task, *, scores: Path) -> Me
         interval=interval_of(held_out, task),
         scores={key: value for key, value in found.items() if not key.startswith("confusion/")},
         steps=result["steps"],
-        seconds=sum(line["seconds"] for line in trained),
+        train_seconds=sum(line["seconds"] for line in trained),
         wall_seconds=usage.seconds if usage is not None else 0.0,
         peak_memory_bytes=max(line["memory_bytes"] for line in trained),
-        stored_bytes=_bytes(run.export),
+        export_bytes=_bytes(run.export),
         curve=tuple(_curve(lines, name)),
         source_score=score_of(scores / "source", name),
         ood_score=score_of(scores / "ood", name),
-        worst_group=next((found[key] for key in found if _is_worst(key)), None),
+        worst_group_score=next((found[key] for key in found if _is_worst(key)), None),
         run=f"cells/{planned.name}",
     )
     unadapted = (
@@ -73,37 +73,37 @@ def measure(planned: Planned, run: RunFolder, task: Task, *, scores: Path) -> Me
 
 
 def best_score(task: Task) -> str:
-    """The name of the score that tells which model is best."""
+    """Return the name of the task's main score."""
     return task.best.removeprefix("-")
 
 
-def interval_of(sample: Sample, task: Task) -> Interval:
-    """Of a mean score, inside what such a score can be."""
+def interval_of(sample: Sample, task: Task) -> ConfidenceInterval:
+    """Return the confidence interval of a mean score, clipped to the range of the score."""
     low, high = spread(sample).interval(LEVEL)
     most = 1.0 if best_score(task) in SHARES else inf
-    return Interval(max(low, 0.0), min(high, most))
+    return ConfidenceInterval(max(low, 0.0), min(high, most))
 
 
 def worth(task: Task, run: RunFolder) -> float:
-    """The score of a finished run, so that more is better."""
+    """Return the score of a finished run, negated if lower is better."""
     value = float(run.result["scores"]["adapted"][best_score(task)])
     return -value if task.best.startswith("-") else value
 
 
 def _bytes(export: Path) -> int:
-    """Without the card, which tells how long a run took."""
+    """Return the size of an export without README.md, which contains the run time."""
     files = (file for file in export.rglob("*") if file.is_file() and file.name != "README.md")
     return sum(file.stat().st_size for file in files)
 
 
-def _curve(lines: list[dict[str, Any]], name: str) -> list[Reached]:
-    """The held-out score over the seconds that were learnt until then."""
+def _curve(lines: list[dict[str, Any]], name: str) -> list[CurvePoint]:
+    """Return the held-out score over training steps and seconds."""
     seconds, curve = 0.0, []
     for line in lines:
         if line["kind"] == "train":
             seconds += line["seconds"]
         elif line["kind"] == "eval" and line["model"] in ("unadapted", "adapted"):
-            curve.append(Reached(seconds, line["step"], line[name]))
+            curve.append(CurvePoint(seconds, line["step"], line[name]))
     return curve
 
 
@@ -112,7 +112,7 @@ def _is_worst(key: str) -> bool:
 
 
 def score_of(folder: Path, name: str) -> float | None:
-    """What was scored beside a run, or of the base; None where it was not."""
+    """Return the score of an evaluation folder; None if there is none."""
     path = folder / f"{EVALUATION}.json"
     if not path.is_file():
         return None
@@ -120,12 +120,13 @@ def score_of(folder: Path, name: str) -> float | None:
 
 
 def sample_of(folder: Path, task: Task, facts: DatasetStats) -> Sample | None:
-    """None where nothing was scored, or what labels stand for there is not known here."""
+    """Return the bootstrap sample of an evaluation folder; None if there is none, or if its labels
+    cannot be mapped to the run's."""
     path = folder / f"{EVALUATION}.jsonl"
     if not path.is_file():
         return None
     outcomes = _read(path)
-    if isinstance(task, Classification):  # of classes that may be others than the run's
+    if isinstance(task, Classification):  # the source may have other classes than the run
         classes = 1 + max(max(one["label"], one["predicted"]) for one in outcomes)
         facts = {**facts, "labels": list(range(max(classes, len(facts["labels"]))))}
     elif "labels" in facts:

@@ -1,4 +1,4 @@
-"""What a comparison will run: the grid of a config, held to its data and its model."""
+"""Plans the grid of a comparison: checks a config against its data and its model."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from pathlib import Path
 
 from dtl.assembly.parts import assemble
 from dtl.compare.grid import Grid, Labels, Planned, own_strategy
-from dtl.compare.records import NotRun
-from dtl.config.comparing import STRATEGIES
-from dtl.config.diff import changes
-from dtl.config.schema import Draw, RunConfig
+from dtl.compare.records import MissingRuns
+from dtl.config.diff import changed_keys
+from dtl.config.schema import RunConfig, Subsample
+from dtl.config.schema.compare import STRATEGIES
 from dtl.core.errors import DtlError, Fault
 from dtl.data.subsample import drawn
 from dtl.prepare import preparation
@@ -18,14 +18,14 @@ from dtl.prepare.dataset import labelled
 from dtl.tasks.base import Classification, Task
 
 
-def plan(config: RunConfig) -> tuple[Grid, tuple[NotRun, ...], tuple[str, ...]]:
-    """The grid, what of it cannot be run, and what is to be known of it. Raises DtlError."""
+def plan(config: RunConfig) -> tuple[Grid, tuple[MissingRuns, ...], tuple[str, ...]]:
+    """Return the grid, the runs that are impossible, and notes. Raises DtlError."""
     _refuse_unfit(config)
     notes = []
-    if config.train.export != "last" or config.train.ema or config.train.average:
+    if config.train.export != "last" or config.train.ema_decay or config.train.average_checkpoints:
         notes.append(
-            "each cell ends with the weights of its last step: better ones would be chosen by the "
-            "very rows that it is scored on"
+            "each cell uses the weights of its last step: choosing the best step would use the rows "
+            "that are scored"
         )
     config = on_this_machine(config)
     task = assemble(config).task
@@ -34,22 +34,24 @@ def plan(config: RunConfig) -> tuple[Grid, tuple[NotRun, ...], tuple[str, ...]]:
     grid = Grid(config, (), labels, len(classes) if isinstance(task, Classification) else None)
     strategies, unfit = _strategies(grid)
     notes.append(
-        f"learning rates were chosen by {_apart(config, classes)} other labelled rows, which no "
-        "number of labels counts"
+        f"learning rates were chosen on {_apart(config, classes)} labeled validation rows, "
+        "which no number of labels counts"
     )
     return replace(grid, strategies=strategies), (*unfit, *left_out), tuple(notes)
 
 
 def _apart(config: RunConfig, classes: dict[str, list[int]]) -> int:
-    return len(drawn(classes, Draw(apart=config.compare.apart)).apart)
+    return len(
+        drawn(classes, Subsample(validation_fraction=config.compare.validation_fraction)).apart
+    )
 
 
 def on_this_machine(config: RunConfig) -> RunConfig:
-    """Cells are small: on a CPU each is one process, unless the config says otherwise."""
+    """Return the config with one process on a CPU, unless it sets layout.processes or nodes."""
     import torch
 
     layout = config.layout
-    if torch.cuda.is_available() or layout.processes is not None or layout.nodes > 1:
+    if torch.cuda.is_available() or layout.processes_per_node is not None or layout.nodes > 1:
         return config
     alone = layout.model_copy(update={"processes": 1})
     return config.model_copy(update={"layout": alone})
@@ -57,23 +59,27 @@ def on_this_machine(config: RunConfig) -> RunConfig:
 
 def _refuse_unfit(config: RunConfig) -> None:
     faults = []
-    if config.data.eval is None and config.data.holdout is None:
+    if config.data.eval is None and config.data.eval_fraction is None:
         faults.append(
-            Fault("data.eval", "there are no held-out rows to compare on", "set it or data.holdout")
+            Fault(
+                "data.eval",
+                "there are no held-out rows to compare on",
+                "set it or data.eval_fraction",
+            )
         )
     if config.train.steps is None:
         faults.append(
             Fault(
                 "train.epochs",
-                "few labels would mean few steps, and time would be compared, not strategies",
-                "give train.steps, which all cells take, and train.epochs=null",
+                "with epochs, fewer labels mean fewer steps, so the cells are not comparable",
+                "set train.steps and train.epochs=null",
             )
         )
     if config.optim.head_learning_rate is not None:
         faults.append(
             Fault(
                 "optim.head_learning_rate",
-                "one rate is tried for all that learns",
+                "the search uses one learning rate for all trainable parameters",
                 "set it to null",
             )
         )
@@ -83,37 +89,42 @@ def _refuse_unfit(config: RunConfig) -> None:
 
 def _labels(
     config: RunConfig, task: Task, classes: dict[str, list[int]]
-) -> tuple[tuple[Labels, ...], list[NotRun]]:
-    """The numbers of labels that there are rows for. Raises DtlError where others were asked for
-    by name."""
+) -> tuple[tuple[Labels, ...], list[MissingRuns]]:
+    """Return the numbers of labels that the data has rows for, and the others. Raises DtlError if
+    the user configured one of the others."""
     found: list[Labels] = []
     left_out = []
     compare = config.compare
     many = len(classes)
-    for asked in compare.labels:
+    for asked in compare.train_sizes:
         number = None if asked == "all" else asked
-        got = drawn(classes, Draw(labels=number, apart=compare.apart, seed=config.train.seed))
+        got = drawn(
+            classes,
+            Subsample(
+                size=number, validation_fraction=compare.validation_fraction, seed=config.train.seed
+            ),
+        )
         if got.short is None:
             each = round(len(got.learnt) / many) if number is None else number
             if number is None and found and found[-1].number >= each:
-                continue  # all there are has been named by its number
+                continue  # the same number as the one before
             found.append(Labels(number, each, len(got.learnt)))
             continue
-        of = "no class has more than" if isinstance(task, Classification) else "there are only"
-        problem = f"{of} {got.short} labelled rows beside those kept apart"
+        limit = "no class has more than" if isinstance(task, Classification) else "there are only"
+        problem = f"{limit} {got.short} labeled rows without the validation rows"
         if "labels" in compare.model_fields_set:
             raise DtlError.of(
-                "compare.labels", f"{asked} are too many: {problem}", "name fewer, or all"
+                "compare.train_sizes", f"{asked} are too many: {problem}", "use fewer, or all"
             )
-        left_out.append(NotRun(f"{asked} labels", problem))
+        left_out.append(MissingRuns(f"{asked} labels", problem))
     if not found:
-        raise DtlError.of("compare.labels", left_out[0].why, "give more rows")
+        raise DtlError.of("compare.train_sizes", left_out[0].why, "add training rows")
     return tuple(found), left_out
 
 
-def _strategies(grid: Grid) -> tuple[tuple[str, ...], list[NotRun]]:
-    """Those that the model has a place for. Raises DtlError where one was asked for by name that it
-    has none for."""
+def _strategies(grid: Grid) -> tuple[tuple[str, ...], list[MissingRuns]]:
+    """Return the strategies that fit the model, and the others. Raises DtlError if the user
+    configured one of the others."""
     asked = grid.config.compare.strategies
     fit: list[str] = []
     faults: dict[str, DtlError] = {}
@@ -130,22 +141,22 @@ def _strategies(grid: Grid) -> tuple[tuple[str, ...], list[NotRun]]:
     if asked is None and own and own not in STRATEGIES:
         fit.append(own)
     return tuple(fit), [
-        NotRun(strategy, fault.faults[0].problem) for strategy, fault in faults.items()
+        MissingRuns(strategy, fault.faults[0].problem) for strategy, fault in faults.items()
     ]
 
 
 def refuse_other(before: RunConfig, now: RunConfig, folder: Path) -> None:
-    """A comparison may get more seeds and time; all else would be another. Raises DtlError."""
+    """Raise DtlError if two configs differ in more than seeds and time budget."""
     alone = on_this_machine(now)
     grids = [one.compare.model_dump(mode="json") for one in (before, alone)]
     keys = [f"compare.{key}" for key in grids[0] if key not in ("seeds", "budget")]
-    differs = changes(before, alone)
+    differs = changed_keys(before, alone)
     differs += [key for key in keys if len({str(g[key.partition(".")[2]]) for g in grids}) > 1]
-    if (before.compare.budget is None) != (now.compare.budget is None):
-        differs.append("compare.budget")
+    if (before.compare.time_budget is None) != (now.compare.time_budget is None):
+        differs.append("compare.time_budget")
     if differs:
         raise DtlError.of(
             str(folder),
-            f"holds a comparison with another {', '.join(differs)}",
-            "name another folder with --out",
+            f"contains a comparison with another {', '.join(differs)}",
+            "choose another folder with --out",
         )

@@ -1,4 +1,4 @@
-"""What a comparison of strategies has found: the records, as its folder stores them, and `load`."""
+"""The records of a comparison, as comparison.json stores them."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from pydantic import TypeAdapter
 
 from dtl.core.errors import DtlError
 
-TABLE = "comparison.json"
-UNADAPTED = "unadapted"  # the base as it is, where it stands beside strategies
+COMPARISON_FILE = "comparison.json"
+UNADAPTED = "unadapted"  # the base without training, in the place of a strategy
 
 Verdict = Literal["best", "not distinguishable", "scratch", "unadapted"]
 
 
 @dataclass(frozen=True)
-class Interval:
-    """Where a value lies, at the comparison's level."""
+class ConfidenceInterval:
+    """A confidence interval at the comparison's confidence level."""
 
     low: float
     high: float
 
 
 @dataclass(frozen=True)
-class Reached:
-    """A held-out score after so many steps, which took so many seconds of learning."""
+class CurvePoint:
+    """A point of a learning curve: held-out score after `step` steps and `seconds` of training."""
 
     seconds: float
     step: int
@@ -37,14 +37,14 @@ class Reached:
 
 
 @dataclass(frozen=True)
-class Cell:
+class CellResult:
     """One finished run of the grid.
 
-    `labels`: of each class, or rows where the task has no classes; `rows`: that it learnt from.
-    `interval`: over held-out examples. `seconds`: of learning; `wall_seconds`: of the whole run,
-    all launches. `peak_memory_bytes`: of the device, or on a CPU of the whole process.
-    `stored_bytes`: of the export. `source_score`: on the data of --source after learning. `run`:
-    its run folder, inside the comparison's. None: not measured, or there is nothing to measure.
+    `labels`: labeled rows per class, or rows if the task has no classes. `rows`: training rows.
+    `interval`: over held-out examples. `train_seconds`: without loading and evaluation;
+    `wall_seconds`: all launches. `peak_memory_bytes`: of the device, or on a CPU of the process.
+    `source_score`: on the data of --source after training. `run`: its run folder, relative to the
+    comparison's. None: not measured.
     """
 
     strategy: str
@@ -53,34 +53,34 @@ class Cell:
     seed: int
     learning_rate: float
     score: float
-    interval: Interval
+    interval: ConfidenceInterval
     scores: dict[str, float]
     steps: int
-    seconds: float
+    train_seconds: float
     wall_seconds: float
     peak_memory_bytes: int
-    stored_bytes: int
-    curve: tuple[Reached, ...]
+    export_bytes: int
+    curve: tuple[CurvePoint, ...]
     source_score: float | None
     ood_score: float | None
-    worst_group: float | None
+    worst_group_score: float | None
     run: str
 
 
 @dataclass(frozen=True)
-class LabelsSaved:
-    """How many labels `scratch` needs for the same score, on its measured curve. `scratch_labels`
-    is exact where `bound` is None; else the score lies beyond that end of the curve."""
+class LabelEfficiency:
+    """The number of labels with which `scratch` has the same score, interpolated on its measured
+    curve. `bound` is not None if the score is beyond that end of the curve."""
 
     scratch_labels: float
     bound: Literal["more than", "at most"] | None
 
 
 @dataclass(frozen=True)
-class ToScratch:
-    """After how many steps, and seconds of learning, the mean over seeds was at the score that
-    `scratch` ends with, with the same labels; straight lines between scorings. Exact where `bound`
-    is None; else it was there at the first scoring, or never."""
+class TimeToScratchScore:
+    """The steps and training seconds after which the mean over seeds has the final score of
+    `scratch` with the same labels, interpolated linearly between evaluations. `bound`: "at most" if
+    the first evaluation has it, "more than" if none has it."""
 
     steps: float
     seconds: float
@@ -88,57 +88,58 @@ class ToScratch:
 
 
 @dataclass(frozen=True)
-class Point:
-    """All seeds of a strategy with so many labels: mean values over them, and an interval over
-    seeds and examples."""
+class StrategySummary:
+    """The means over all seeds of a strategy with a number of labels. The confidence intervals are
+    over seeds and examples; `peak_memory_bytes` and `export_bytes` are maxima."""
 
     strategy: str
     labels: int
     seeds: tuple[int, ...]
     score: float
-    interval: Interval
-    labels_saved: LabelsSaved | None
-    to_scratch: ToScratch | None
-    seconds: float
+    interval: ConfidenceInterval
+    label_efficiency: LabelEfficiency | None
+    time_to_scratch_score: TimeToScratchScore | None
+    train_seconds: float
     peak_memory_bytes: int
-    stored_bytes: int
+    export_bytes: int
     source_score: float | None
-    source_interval: Interval | None
+    source_interval: ConfidenceInterval | None
     ood_score: float | None
-    ood_interval: Interval | None
-    worst_group: float | None
+    ood_interval: ConfidenceInterval | None
+    worst_group_score: float | None
 
 
 @dataclass(frozen=True)
-class Base:
-    """The base as it is, before any learning: on the held-out rows, and on the data of --source.
-    None: it has no head for the task, or was not asked."""
+class BaseScores:
+    """The scores of the unadapted base on the held-out rows and on the data of --source. None: it
+    has no head for the task, or there is no source."""
 
     score: float | None = None
-    interval: Interval | None = None
+    interval: ConfidenceInterval | None = None
     source_score: float | None = None
-    source_interval: Interval | None = None
+    source_interval: ConfidenceInterval | None = None
 
 
 @dataclass(frozen=True)
-class Difference:
-    """`first` minus `second` with so many labels, paired by seeds and examples; above 0 the first
-    is better, also where less of the score is better. `p`: two-sided; `corrected`: by Holm over
-    all pairs of strategies with these labels, or over the pairs of each with the unadapted base."""
+class PairedDifference:
+    """The difference `first` minus `second` with a number of labels, paired by seeds and examples.
+    Above 0 the first is better, also for scores where lower is better. `p_value`: two-sided;
+    `adjusted_p_value`: by Holm's method over all pairs of strategies with these labels, or over
+    all pairs with the unadapted base."""
 
     labels: int
     first: str
     second: str
     difference: float
-    interval: Interval
-    p: float
-    corrected: float
-    distinguishable: bool
+    interval: ConfidenceInterval
+    p_value: float
+    adjusted_p_value: float
+    is_significant: bool
 
 
 @dataclass(frozen=True)
 class Recommendation:
-    """What to take with so many labels: two sentences, the choice and its reason."""
+    """The recommended strategy for a number of labels. `text`: choice and reason, two sentences."""
 
     labels: int
     choice: str
@@ -147,126 +148,127 @@ class Recommendation:
 
 
 @dataclass(frozen=True)
-class Rate:
-    """A learning rate that was tried for a strategy, with so many labels: its score on the rows
-    kept apart."""
+class LearningRateTrial:
+    """A finished run of a learning-rate search: its score on the validation rows."""
 
     strategy: str
     labels: int
     learning_rate: float
-    share: float  # of the steps
+    step_share: float  # of the steps
     score: float
 
 
 @dataclass(frozen=True)
-class Hint:
-    """Before any training: accuracy on the rows kept apart of what is cheap to ask of the features
-    of the untouched base, with so many labels; `chance`: always the commonest label."""
+class FeatureProbe:
+    """Accuracies of simple classifiers on the features of the unadapted base, with a number of
+    labels, on the validation rows. `majority_class`: always predict the most frequent label."""
 
     labels: int
     rows: int
-    probe: float
-    neighbours: float
-    chance: float
+    linear_probe: float
+    nearest_neighbors: float
+    majority_class: float
 
 
 @dataclass(frozen=True)
-class NotRun:
-    """What of the grid is missing, and why."""
+class MissingRuns:
+    """Runs of the grid that were not run, and why."""
 
-    what: str
-    why: str
+    description: str
+    reason: str
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """`name`: the folder's. `score_name`: the task's best score. `classes`: None where labels are
-    rows. `all_labels`: which number of labels is all there are; None: not in the grid. `level`: of
-    the intervals. `differences`: on the held-out rows; `source_differences`: on the data of
-    --source."""
+    """The results of a comparison. `name`: of its folder. `score_name`: the task's main score.
+    `classes`: None if labels are counted in rows. `all_labels`: the number of labels that is all of
+    the data; None: not in the grid. `differences`: on the held-out rows; `source_differences`: on
+    the data of --source. `no_feature_probe`: why there is no probe."""
 
     name: str
     task: str
     score_name: str
     higher_is_better: bool
     classes: int | None
-    level: float
+    confidence_level: float
     strategies: tuple[str, ...]
     labels: tuple[int, ...]
     all_labels: int | None
     seeds: tuple[int, ...]
     source: str | None
-    base: Base
+    base: BaseScores
     ood: str | None
-    cells: tuple[Cell, ...]
-    points: tuple[Point, ...]
-    differences: tuple[Difference, ...]
-    source_differences: tuple[Difference, ...]
+    cells: tuple[CellResult, ...]
+    summaries: tuple[StrategySummary, ...]
+    differences: tuple[PairedDifference, ...]
+    source_differences: tuple[PairedDifference, ...]
     recommendations: tuple[Recommendation, ...]
-    rates: tuple[Rate, ...]
-    hint: Hint | None
+    learning_rate_trials: tuple[LearningRateTrial, ...]
+    hint: FeatureProbe | None
     no_hint: str | None
     notes: tuple[str, ...]
-    not_run: tuple[NotRun, ...]
+    not_run: tuple[MissingRuns, ...]
 
     @property
     def finished(self) -> bool:
-        """Whether every cell has been run."""
+        """Return whether every cell is finished."""
         return len(self.cells) == len(self.strategies) * len(self.labels) * len(self.seeds)
 
-    def point(self, strategy: str, labels: int) -> Point | None:
-        """The mean over seeds; None where it is missing."""
-        found = (one for one in self.points if (one.strategy, one.labels) == (strategy, labels))
+    def point(self, strategy: str, labels: int) -> StrategySummary | None:
+        """Return the means over seeds; None if there are none."""
+        found = (one for one in self.summaries if (one.strategy, one.labels) == (strategy, labels))
         return next(found, None)
 
-    def forgotten(self, strategy: str, labels: int) -> Difference | None:
-        """How much better the base as it is does on the data of --source than what has learnt;
-        None where either is not scored there."""
+    def forgotten(self, strategy: str, labels: int) -> PairedDifference | None:
+        """Return how much better the unadapted base is on the data of --source than the trained
+        model; None if either has no score there."""
         return from_base(self.source_differences, strategy, labels)
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain values, for JSON."""
+        """Return plain values for JSON."""
         return dict(_ADAPTER.dump_python(self, mode="json"))
 
 
-def from_base(pairs: Sequence[Difference], strategy: str, labels: int) -> Difference | None:
-    """The unadapted base minus a strategy with so many labels; None where it is missing."""
+def from_base(
+    pairs: Sequence[PairedDifference], strategy: str, labels: int
+) -> PairedDifference | None:
+    """Return the difference unadapted base minus a strategy; None if there is none."""
     asked = (UNADAPTED, strategy, labels)
     return next((one for one in pairs if (one.first, one.second, one.labels) == asked), None)
 
 
-def mean_curve(cells: Sequence[Cell]) -> list[Reached]:
-    """Over the steps at which every seed was scored."""
+def mean_curve(cells: Sequence[CellResult]) -> list[CurvePoint]:
+    """Return the mean learning curve, over the steps at which every seed was evaluated."""
     steps = set.intersection(*({one.step for one in cell.curve} for cell in cells))
     curve = []
     for step in sorted(steps):
         here = [one for cell in cells for one in cell.curve if one.step == step]
         seconds, scores = ([one.seconds for one in here], [one.score for one in here])
-        curve.append(Reached(fsum(seconds) / len(here), step, fsum(scores) / len(here)))
+        curve.append(CurvePoint(fsum(seconds) / len(here), step, fsum(scores) / len(here)))
     return curve
 
 
 def in_words(labels: int, *, classes: int | None) -> str:
-    """A number of labels."""
+    """Return a number of labels with its unit."""
     if classes is None:
-        return f"{labels} labelled rows"
-    return f"{labels} label{'s' if labels > 1 else ''} a class"
+        return f"{labels} labeled rows"
+    return f"{labels} label{'s' if labels > 1 else ''} per class"
 
 
 _ADAPTER = TypeAdapter(Comparison)
 
 
 def load(folder: str | Path) -> Comparison:
-    """The table of a comparison, of what has been run so far. Raises DtlError where there is
+    """Load the results of a comparison, as far as it has been run. Raises DtlError if there are
     none."""
-    path = Path(folder) / TABLE
+    path = Path(folder) / COMPARISON_FILE
     try:
         return _ADAPTER.validate_python(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         raise DtlError.of(
-            str(folder), f"there is no {TABLE} in this folder", "`dtl compare CONFIG` makes one"
+            str(folder), f"no {COMPARISON_FILE} in this folder", "run `dtl compare CONFIG`"
         ) from None
     except ValueError as fault:
         raise DtlError.of(
-            str(path), f"cannot be read ({fault})", "remove it, and compare again"
+            str(path), f"cannot be read ({fault})", "remove it and run `dtl compare` again"
         ) from fault

@@ -1,4 +1,4 @@
-"""Runs the cells of a comparison, each once."""
+"""Runs the planned runs of a comparison, each once."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from dtl.core.errors import DtlError, Fault, RunFailed, StoppedEarly
 from dtl.core.lock import Lease
 from dtl.core.signals import STOPPED, Stop
 from dtl.core.units import format_seconds
-from dtl.launch.supervisor import start_copy
+from dtl.launch.child_process import fork_process
 from dtl.run.folder import RunFolder, write_json
 
-SEARCH_SHARE = 1 / 3  # of a budget, at most, for learning rates
+SEARCH_SHARE = 1 / 3  # maximum share of the time budget for the learning-rate search
 WARM = ("dtl.jobs.train", "dtl.compare.forgetting", "sklearn.metrics")
 
 Say = Callable[[str], None]
 
 
 def begin(config: RunConfig, folder: Path) -> State:
-    """The comparison of a config, begun or new. Raises DtlError for what is wrong with it."""
+    """Return the state of a new or existing comparison. Raises DtlError for invalid configs."""
     if (folder / GRID).is_file():
         state = State.at(folder)
         refuse_other(state.grid.config, config, folder)
@@ -46,15 +46,16 @@ def begin(config: RunConfig, folder: Path) -> State:
 
 @dataclass
 class Running:
-    """`fork`: a run may be a copy of this process; never where torch has computed before."""
+    """Runs what a comparison still needs. `fork`: start runs as forks of this process; False if
+    torch has already computed in it."""
 
     state: State
     say: Say
     fork: bool
 
     def all(self) -> Comparison:
-        """Everything that is not finished, in order; then the table. Raises StoppedEarly when it
-        was asked to end: the same again goes on."""
+        """Run everything that is not finished, in order, and write the results. Raises StoppedEarly
+        after a stop signal: the same call continues."""
         state = self.state
         with Lease(state.folder), Stop(interrupts=True):
             try:
@@ -68,22 +69,22 @@ class Running:
             return write_table(state)
 
     def one(self, planned: Planned) -> None:
-        """One run of the grid alone, where those that it waits for are finished. Several may be
-        run at once. Raises DtlError where others come first, or it fails."""
+        """Run one planned run. Several processes may do so at once. Raises DtlError if its
+        learning-rate search is not finished, or if it fails."""
         self._warm()
         rate = self.state.rate_of(planned)
         if rate is None:
             raise DtlError.of(
                 planned.name,
-                "its learning rate is that of the best of others, which are not all finished",
-                f"run those before it first: `dtl compare {self.state.folder} --list` numbers them",
+                "the search of its learning rate is not finished",
+                f"run the search runs first: see `dtl compare {self.state.folder} --list`",
             )
         self._run(planned, rate)
         if planned.name in self.state.failed:
             raise RunFailed.of(planned.name, self.state.failed[planned.name], "")
 
     def _timed(self) -> None:
-        """All runs; the time that they take is noted however they end."""
+        """Run all; record the time spent, also after a failure."""
         began, spent = time.monotonic(), self.state.spent
 
         def seconds() -> float:
@@ -96,7 +97,7 @@ class Running:
             write_json(self.state.folder / SPENT, {"seconds": seconds()})
 
     def _in_turn(self, number: int, planned: Planned, seconds: Callable[[], float]) -> None:
-        """Run it, unless it is finished, or there is no time left for it."""
+        """Run it, unless it is finished or the time budget is too short."""
         state, budget = self.state, self.state.budget
         searching = planned.kind == "rate"
         if state.finished(planned) or (searching and state.settled(planned)):
@@ -122,7 +123,7 @@ class Running:
         return f"{name} {value:.4g} at rate {run.config.optim.learning_rate:.3g}"
 
     def _run(self, planned: Planned, rate: float) -> None:
-        """An ordinary run in an ordinary run folder, and what is scored of it beside."""
+        """Train it in a run folder, then score it on the source and OOD data."""
         state = self.state
         config = state.grid.config_of(planned, rate, runs=str(state.cells))
         folder = RunFolder.of(config)
@@ -143,9 +144,9 @@ class Running:
 
         run, compare = self.state.folder_of(planned), self.state.grid.config.compare
         if "ood" in kinds:
-            assert compare.ood is not None
+            assert compare.ood_data is not None
             out = self.state.scores_of(planned, "ood")
-            score_run(run, compare.ood, ["task.group_by=null"], out=out, say=_say_nothing)
+            score_run(run, compare.ood_data, ["task.group_by=null"], out=out, say=_say_nothing)
         if "source" in kinds:
             self._score_source(run, self.state.scores_of(planned, "source"))
 
@@ -153,26 +154,28 @@ class Running:
         from dtl.compare.forgetting import score_source
 
         config = self.state.grid.config
-        assert config.compare.source is not None
+        assert config.compare.source_data is not None
         base = RunConfig.model_validate({**config.model_dump(mode="json"), "strategy": "full"})
-        score_source(base, config.compare.source, run, out=out, say=_say_nothing)
+        score_source(base, config.compare.source_data, run, out=out, say=_say_nothing)
 
     def _before(self) -> None:
-        """What is found out before any training: the base on the data of --source, and the hint."""
+        """Score the base on the data of --source and probe its features, before any training."""
         state = self.state
         out = state.scores_of_base
-        if state.grid.config.compare.source and not (out / f"{EVALUATION}.json").is_file():
+        if state.grid.config.compare.source_data and not (out / f"{EVALUATION}.json").is_file():
             try:
                 self._aside(lambda: self._score_source(None, out), "base")
             except DtlError as fault:
                 told = "; ".join(one.problem for one in fault.faults)
                 raise DtlError.of(
-                    "compare.source", told, "leave it out, or name what the base had learnt"
+                    "compare.source_data",
+                    told,
+                    "remove it, or use data that the base was trained for",
                 ) from fault
         if state.hint_file.is_file():
             return
         if state.grid.classes is None:
-            why = "only classes can be told from features by a probe"
+            why = "the task has no classes"
             write_json(state.hint_file, {"why": why})
             return
         try:
@@ -186,7 +189,8 @@ class Running:
         write_json(self.state.hint_file, asdict(hint(self.state.grid.hint_config)))
 
     def _aside(self, work: Callable[[], None], name: str) -> None:
-        """In a copy of this process, as torch must not compute in this one. Raises its DtlError."""
+        """Run `work` in a forked process, because torch must not compute in this one. Raises the
+        DtlError of `work`."""
         if not self.fork:
             work()
             return
@@ -203,15 +207,15 @@ class Running:
                 return error.exit_code
             return 0
 
-        child = start_copy(in_copy, log=logs / f"{name}.log")
+        child = fork_process(in_copy, log=logs / f"{name}.log")
         _, status = os.waitpid(child, 0)
         if fault.is_file():
             raise DtlError(*(Fault(**one) for one in json.loads(fault.read_text())))
         if status:
-            raise RunFailed.of(name, "could not be scored", f"see {logs / name}.log")
+            raise RunFailed.of(name, "scoring failed", f"see {logs / name}.log")
 
     def _warm(self) -> None:
-        """Load once what each copy of this process would load again."""
+        """Import modules once that each forked process would import again."""
         if self.fork:
             for name in WARM:
                 import_module(name)

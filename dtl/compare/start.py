@@ -1,4 +1,4 @@
-"""Begins a comparison, or goes on with one: all of it, or one of its runs."""
+"""Starts or continues a comparison: all of it, or one of its runs."""
 
 from __future__ import annotations
 
@@ -48,7 +48,11 @@ def start(
     if cell is None:
         return running.all()
     if cell > len(planned):
-        raise DtlError.of("--cell", f"there are {len(planned)} runs", f"name 1 to {len(planned)}")
+        raise DtlError.of(
+            "--cell",
+            f"the comparison has {len(planned)} runs",
+            f"use a number from 1 to {len(planned)}",
+        )
     running.one(planned[cell - 1])
     return None
 
@@ -57,11 +61,11 @@ def _put_into(queue: Queue, state: State, say: Callable[[str], None]) -> None:
     ids = cluster.submit(state, queue)
     for number in dict.fromkeys(one.partition("_")[0] for one in ids):
         say(f"job {number}: {state.folder}")
-    say(f"`dtl compare {state.folder}` shows the table when job {ids[-1]} has ended")
+    say(f"`dtl compare {state.folder}` shows the results after job {ids[-1]}")
 
 
 def _part(running: Running, job: Path) -> Comparison | None:
-    """What a job runs, and word of how it ended."""
+    """Run the part of a Slurm job and record its exit code."""
     planned = cluster.of_job(running.state, job)
     try:
         found = None
@@ -86,7 +90,7 @@ def _open(path: Path, overrides: Sequence[str], out: Path | None) -> State:
     if overrides or out is not None:
         raise DtlError.of(
             str(path),
-            "is a comparison, whose grid stands",
-            "name its config again to give it more seeds or time",
+            "is an existing comparison, whose grid cannot change",
+            "pass its config to add seeds or time",
         )
     return State.at(path)

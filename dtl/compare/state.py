@@ -1,4 +1,4 @@
-"""A comparison in its folder: its grid, and what of it has been run."""
+"""The state of a comparison in its folder: the grid, and which of its runs are finished."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from pathlib import Path
 from dtl.assembly.parts import assemble
 from dtl.compare.grid import SCRATCH, Grid, Planned, Tried
 from dtl.compare.measure import EVALUATION, worth
-from dtl.compare.records import NotRun
+from dtl.compare.records import MissingRuns
 from dtl.core.errors import DtlError
 from dtl.core.units import parse_seconds
-from dtl.launch.supervisor import TOLD
+from dtl.launch.supervisor import TERMINAL_LOG
 from dtl.run.folder import RunFolder, write_json
 from dtl.tasks.base import Task
 
@@ -23,27 +23,28 @@ SPENT = "spent.json"
 
 @dataclass
 class State:
-    """`left_out`: what of the grid cannot be run. `failed`: runs that have just failed, and how."""
+    """A comparison and its folder. `missing_runs`: what cannot be run. `failures`: runs that have
+    failed in this process, by name, and why."""
 
     folder: Path
     grid: Grid
-    left_out: tuple[NotRun, ...]
+    left_out: tuple[MissingRuns, ...]
     notes: tuple[str, ...]
     failed: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def at(cls, folder: Path) -> State:
-        """One that was begun. Raises DtlError where there is none."""
+        """Load an existing comparison. Raises DtlError if there is none."""
         path = folder / GRID
         try:
             stored = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as fault:
             raise DtlError.of(
                 str(folder),
-                f"there is no comparison in it that can be read ({fault})",
-                "begin with `dtl compare CONFIG`",
+                f"contains no readable comparison ({fault})",
+                "run `dtl compare CONFIG`",
             ) from fault
-        left_out = tuple(NotRun(**each) for each in stored["left_out"])
+        left_out = tuple(MissingRuns(**each) for each in stored["left_out"])
         return cls(folder, Grid.from_dict(stored["grid"]), left_out, tuple(stored["notes"]))
 
     def write_grid(self) -> None:
@@ -64,7 +65,7 @@ class State:
         return RunFolder(self.cells / planned.name)
 
     def finished(self, planned: Planned) -> bool:
-        """Whether it is not to be run: done, with what is scored beside; or a rate that failed."""
+        """Return whether nothing is left to run: finished and scored, or a search run that failed."""
         run = self.folder_of(planned)
         if planned.kind == "rate":
             return run.state == "finished" or _has_failed(run)
@@ -72,7 +73,7 @@ class State:
 
     @property
     def tried(self) -> list[Tried]:
-        """The rates whose runs have ended."""
+        """The results of all search runs that have ended."""
         found = []
         for planned in self.grid.searches:
             run = self.folder_of(planned)
@@ -83,8 +84,8 @@ class State:
         return found
 
     def settled(self, planned: Planned) -> float | None:
-        """The learning rate that cells of the same search have begun with: all others take it
-        too."""
+        """Return the learning rate of the cells that have started with the same search, so that
+        the others take the same; None if none has started."""
         for cell in self.grid.cells:
             run = self.folder_of(cell)
             if self.grid.same_rate(cell, planned) and run.state != "absent":
@@ -92,7 +93,7 @@ class State:
         return None
 
     def rate_of(self, planned: Planned) -> float | None:
-        """The learning rate of a run; None: others come first."""
+        """Return the learning rate of a run; None: its search is not finished."""
         settled = self.settled(planned) if planned.kind == "cell" else None
         return settled or self.grid.rate_of(planned, self.tried)
 
@@ -102,7 +103,7 @@ class State:
 
     @property
     def budget(self) -> float | None:
-        budget = self.grid.config.compare.budget
+        budget = self.grid.config.compare.time_budget
         return None if budget is None else parse_seconds(budget)
 
     @property
@@ -113,7 +114,7 @@ class State:
         return float(json.loads(path.read_text(encoding="utf-8"))["seconds"])
 
     def likely_seconds(self, planned: Planned) -> float:
-        """How long a run takes, from the slowest of the same strategy so far; of none, any."""
+        """Return the expected seconds of a run: the slowest finished one of its strategy, else of any."""
         from dtl.train.usage import read_usage
 
         seen: dict[bool, list[float]] = {True: [], False: []}
@@ -129,20 +130,20 @@ class State:
         return self.folder / "hint.json"
 
     def scores_of(self, planned: Planned, kind: str) -> Path:
-        """The folder of what is scored beside a run: source, or ood."""
+        """Return the folder of a run's evaluation on other data. `kind`: source or ood."""
         return self.folder / "scores" / planned.name / kind
 
     @property
     def scores_of_base(self) -> Path:
-        """The folder of what the base as it is scores on the data of --source."""
+        """The folder of the unadapted base's evaluation on the data of --source."""
         return self.folder / "scores" / "base"
 
     def unscored(self, planned: Planned) -> list[str]:
-        """What is still to be scored beside a run."""
+        """Return the evaluations on other data that a run still needs: source, ood."""
         compare, kinds = self.grid.config.compare, []
-        if compare.ood is not None:
+        if compare.ood_data is not None:
             kinds.append("ood")
-        if compare.source is not None and planned.strategy != SCRATCH:
+        if compare.source_data is not None and planned.strategy != SCRATCH:
             kinds.append("source")
         return [
             k for k in kinds if not (self.scores_of(planned, k) / f"{EVALUATION}.json").is_file()
@@ -154,6 +155,6 @@ def _has_failed(run: RunFolder) -> bool:
 
 
 def last_word(folder: RunFolder) -> str:
-    told = folder.logs / TOLD
+    told = folder.logs / TERMINAL_LOG
     lines = told.read_text(encoding="utf-8").strip().splitlines() if told.is_file() else []
     return f"failed: {lines[-1] if lines else f'see {folder.logs}'}"

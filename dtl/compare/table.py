@@ -1,4 +1,4 @@
-"""The table of a comparison, computed anew from what its runs have stored."""
+"""Computes the results of a comparison from its run folders and writes them."""
 
 from __future__ import annotations
 
@@ -21,22 +21,30 @@ from dtl.compare.measure import (
     sample_of,
     score_of,
 )
-from dtl.compare.records import TABLE, Base, Comparison, Hint, NotRun, Rate, in_words
+from dtl.compare.records import (
+    COMPARISON_FILE,
+    BaseScores,
+    Comparison,
+    FeatureProbe,
+    LearningRateTrial,
+    MissingRuns,
+    in_words,
+)
 from dtl.compare.state import State
 from dtl.core.statistics import Sample
 from dtl.run.folder import write_json
 
 
 def write_table(state: State) -> Comparison:
-    """comparison.json, and comparison.csv beside it, of all that is finished."""
+    """Write comparison.json and comparison.csv of all finished runs."""
     found = table(state)
-    write_json(state.folder / TABLE, found.to_dict())
+    write_json(state.folder / COMPARISON_FILE, found.to_dict())
     _write_csv(found, state.folder / "comparison.csv")
     return found
 
 
 def table(state: State) -> Comparison:
-    """All that the finished runs say, computed anew from the outcomes that they stored."""
+    """Return the results of all finished runs, computed from their stored predictions."""
     grid, task = state.grid, state.task
     sign = -1 if task.best.startswith("-") else 1
     measured = [_measure(state, one) for one in grid.cells if state.finished(one)]
@@ -53,16 +61,16 @@ def table(state: State) -> Comparison:
         score_name=best_score(task),
         higher_is_better=sign > 0,
         classes=grid.classes,
-        level=LEVEL,
+        confidence_level=LEVEL,
         strategies=grid.strategies,
         labels=tuple(labels.number for labels in grid.labels),
         all_labels=next((each.number for each in grid.labels if each.asked is None), None),
         seeds=grid.seeds,
-        source=compare.source.path if compare.source else None,
+        source=compare.source_data.path if compare.source_data else None,
         base=base,
-        ood=compare.ood.path if compare.ood else None,
+        ood=compare.ood_data.path if compare.ood_data else None,
         cells=tuple(one.cell for one in measured),
-        points=tuple(mean_points),
+        summaries=tuple(mean_points),
         differences=tuple(pairs),
         source_differences=tuple(source_pairs),
         recommendations=tuple(
@@ -75,7 +83,7 @@ def table(state: State) -> Comparison:
                 unit=partial(in_words, classes=grid.classes),
             )
         ),
-        rates=tuple(_rates(state, sign)),
+        learning_rate_trials=tuple(_rates(state, sign)),
         hint=hint,
         no_hint=no_hint,
         notes=(*state.notes, *_edges(state)),
@@ -92,19 +100,19 @@ def _unit(state: State, labels: int) -> str:
     return in_words(labels, classes=state.grid.classes)
 
 
-def _hint(state: State) -> tuple[Hint | None, str | None]:
+def _hint(state: State) -> tuple[FeatureProbe | None, str | None]:
     if not state.hint_file.is_file():
-        return None, "not asked yet"
+        return None, "not computed yet"
     stored: dict[str, Any] = json.loads(state.hint_file.read_text(encoding="utf-8"))
     if "why" in stored:
         return None, str(stored["why"])
-    return Hint(labels=state.grid.labels[0].number, **stored), None
+    return FeatureProbe(labels=state.grid.labels[0].number, **stored), None
 
 
-def _base(state: State, measured: Sequence[Measured], on_source: Sample | None) -> Base:
+def _base(state: State, measured: Sequence[Measured], on_source: Sample | None) -> BaseScores:
     task = state.task
     held_out = next((one.unadapted for one in measured if one.unadapted is not None), None)
-    return Base(
+    return BaseScores(
         score=None if held_out is None else float(held_out.values_S[0]),
         interval=None if held_out is None else interval_of(held_out, task),
         source_score=score_of(state.scores_of_base, best_score(task)),
@@ -118,9 +126,9 @@ def _base_on_source(state: State) -> Sample | None:
     return None if facts is None else sample_of(state.scores_of_base, state.task, facts)
 
 
-def _rates(state: State, sign: int) -> list[Rate]:
+def _rates(state: State, sign: int) -> list[LearningRateTrial]:
     return [
-        Rate(
+        LearningRateTrial(
             one.planned.strategy,
             one.planned.labels.number,
             one.learning_rate,
@@ -133,8 +141,7 @@ def _rates(state: State, sign: int) -> list[Rate]:
 
 
 def _edges(state: State) -> list[str]:
-    """Strategies whose best rate has no neighbour on one side, so that a better one may lie
-    beyond."""
+    """Return a note for each strategy whose best rate is its lowest or highest candidate."""
     notes, grid = [], state.grid
     searches = {(cell.strategy, grid.searched(cell.labels)): cell for cell in grid.cells}
     for (strategy, labels), cell in searches.items():
@@ -142,15 +149,15 @@ def _edges(state: State) -> list[str]:
         if len(rates) > 1 and chosen in (rates[0], rates[-1]):
             end = "lowest" if chosen == rates[0] else "highest"
             notes.append(
-                f"{strategy} did best at the {end} rate that was tried with "
-                f"{_unit(state, labels.number)} ({chosen:.3g}): give compare.rates.{strategy} "
+                f"the best learning rate of {strategy} is the {end} candidate with "
+                f"{_unit(state, labels.number)} ({chosen:.3g}): give compare.learning_rates.{strategy} "
                 "others beyond"
             )
     return notes
 
 
-def _missing(state: State) -> list[NotRun]:
-    """What could be run and was not."""
+def _missing(state: State) -> list[MissingRuns]:
+    """Return the runs that are possible and not finished."""
     tried = {one.planned.name for one in state.tried}
     spent = state.budget is not None
     missing = []
@@ -158,8 +165,8 @@ def _missing(state: State) -> list[NotRun]:
         searches = [one for one in state.grid.searches if one.strategy == strategy]
         left = sum(one.name not in tried for one in searches)
         if left and spent:
-            what = f"{strategy}: {left} of {len(searches)} tries of learning rates"
-            missing.append(NotRun(what, "budget: a third of it is spent"))
+            what = f"{strategy}: {left} of {len(searches)} learning-rate search runs"
+            missing.append(MissingRuns(what, "a third of the time budget is spent"))
     for strategy in state.grid.strategies:
         for labels in state.grid.labels:
             cells = [
@@ -171,17 +178,17 @@ def _missing(state: State) -> list[NotRun]:
             waiting = [one for one in cells if one.name not in state.failed]
             for group, why in (
                 (failed, failed and state.failed[failed[0].name]),
-                (waiting, "budget spent" if spent else "not run yet"),
+                (waiting, "time budget spent" if spent else "not run yet"),
             ):
                 if group:
                     seeds = ", ".join(str(one.seed) for one in group)
                     what = f"{strategy} with {_unit(state, labels.number)}, seeds {seeds}"
-                    missing.append(NotRun(what, str(why)))
+                    missing.append(MissingRuns(what, str(why)))
     return missing
 
 
 def _write_csv(found: Comparison, path: Path) -> None:
-    """A line a cell."""
+    """Write one line per cell."""
     rows = []
     for cell in found.cells:
         row = asdict(cell)

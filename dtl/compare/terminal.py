@@ -1,4 +1,4 @@
-"""A comparison for the terminal: table, plot, hint, what to take, what was not run."""
+"""Formats a comparison for the terminal."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
-from dtl.compare.records import TABLE, Comparison, Point, in_words, load
+from dtl.compare.records import COMPARISON_FILE, Comparison, StrategySummary, in_words, load
 from dtl.core.units import format_bytes, format_seconds
 
 PLOT = 32  # characters
@@ -14,15 +14,15 @@ WIDTH = 100
 
 
 def finished(folder: Path) -> Comparison | None:
-    """The comparison of a folder where all of it has been run."""
-    if not (folder / TABLE).is_file():
+    """Return the comparison of a folder if all of it is finished."""
+    if not (folder / COMPARISON_FILE).is_file():
         return None
     found = load(folder)
     return found if found.finished else None
 
 
 def lines(found: Comparison) -> list[str]:
-    """All that is shown."""
+    """Return the lines of the terminal output."""
     return [
         *_table(found),
         "",
@@ -34,23 +34,25 @@ def lines(found: Comparison) -> list[str]:
 
 
 def _table(found: Comparison) -> list[str]:
-    """A line a strategy and number of labels."""
-    better = "more" if found.higher_is_better else "less"
+    """Return a line per number of labels and strategy."""
+    better = "higher" if found.higher_is_better else "lower"
     low, high = _span(found)
     heads = [
         "",
         found.score_name,
-        f"{found.level:.0%}",
+        f"{found.confidence_level:.0%}",
         f"{low:.3g}".ljust(PLOT - 6) + f"{high:>6.3g}",
     ]
     columns = [
-        column for column, tell in _COLUMNS.items() if any(tell(found, one) for one in found.points)
+        column
+        for column, tell in _COLUMNS.items()
+        if any(tell(found, one) for one in found.summaries)
     ]
     rows = [[*heads, *columns]]
     for labels in found.labels:
         here = [point for name in found.strategies if (point := found.point(name, labels))]
         if here:
-            everything = ", all there are" if labels == found.all_labels else ""
+            everything = ", all data" if labels == found.all_labels else ""
             rows.append([f"{in_words(labels, classes=found.classes)}{everything}"])
         for one in here:
             interval = f"{one.interval.low:.3f}-{one.interval.high:.3f}"
@@ -63,35 +65,35 @@ def _table(found: Comparison) -> list[str]:
     base = found.base
     if base.score is not None and base.interval is not None:
         between = f"{base.interval.low:.3f}-{base.interval.high:.3f}"
-        before.append(f"the base as it is: {found.score_name} {base.score:.3f} ({between})")
+        before.append(f"unadapted base: {found.score_name} {base.score:.3f} ({between})")
     if base.source_score is not None:
-        before.append(f"source: {found.source}, on which the base had {base.source_score:.3f}")
+        before.append(f"source: {found.source}, score of the base {base.source_score:.3f}")
     return [about, *before, "", *_aligned(rows)]
 
 
-def saved(point: Point) -> str:
-    """What scratch needs for the same."""
-    if point.labels_saved is None:
+def saved(point: StrategySummary) -> str:
+    """Return the number of labels that scratch needs for the same score."""
+    if point.label_efficiency is None:
         return ""
-    return f"{_BOUNDS[point.labels_saved.bound]}{point.labels_saved.scratch_labels:.3g}"
+    return f"{_BOUNDS[point.label_efficiency.bound]}{point.label_efficiency.scratch_labels:.3g}"
 
 
-def caught_up(point: Point) -> str:
-    """How soon it had what scratch ends with."""
-    if point.to_scratch is None:
+def caught_up(point: StrategySummary) -> str:
+    """Return the training time until the final score of scratch."""
+    if point.time_to_scratch_score is None:
         return ""
-    if point.to_scratch.steps == 0:
+    if point.time_to_scratch_score.steps == 0:
         return "at once"
-    return f"{_BOUNDS[point.to_scratch.bound]}{format_seconds(point.to_scratch.seconds)}"
+    return f"{_BOUNDS[point.time_to_scratch_score.bound]}{format_seconds(point.time_to_scratch_score.seconds)}"
 
 
-def forgets(found: Comparison, point: Point) -> str:
-    """How much less it has on the source than the base; with a question mark where it is less or
-    more, and the two are not told apart."""
+def forgets(found: Comparison, point: StrategySummary) -> str:
+    """Return how much lower the source score is than that of the base, with a question mark if the
+    two are not significantly different."""
     lost = found.forgotten(point.strategy, point.labels)
     if lost is None:
         return ""
-    sure = lost.distinguishable or lost.difference == 0
+    sure = lost.is_significant or lost.difference == 0
     return f"{lost.difference:.3f}{'' if sure else '?'}"
 
 
@@ -100,26 +102,26 @@ def _number(value: float | None) -> str:
 
 
 _BOUNDS = {"more than": ">", "at most": "<=", None: ""}
-_COLUMNS: dict[str, Callable[[Comparison, Point], str]] = {
-    "scratch needs": lambda _, point: saved(point),
-    "to scratch's": lambda _, point: caught_up(point),
-    "time": lambda _, point: format_seconds(point.seconds),
-    "memory": lambda _, point: format_bytes(point.peak_memory_bytes),
-    "stored": lambda _, point: format_bytes(point.stored_bytes),
-    "source": lambda _, point: _number(point.source_score),
-    "forgets": forgets,
-    "ood": lambda _, point: _number(point.ood_score),
-    "worst group": lambda _, point: _number(point.worst_group),
+_COLUMNS: dict[str, Callable[[Comparison, StrategySummary], str]] = {
+    "scratch labels": lambda _, point: saved(point),
+    "time to scratch score": lambda _, point: caught_up(point),
+    "train time": lambda _, point: format_seconds(point.train_seconds),
+    "peak memory": lambda _, point: format_bytes(point.peak_memory_bytes),
+    "export size": lambda _, point: format_bytes(point.export_bytes),
+    "source score": lambda _, point: _number(point.source_score),
+    "forgetting": forgets,
+    "OOD": lambda _, point: _number(point.ood_score),
+    "worst group": lambda _, point: _number(point.worst_group_score),
 }
 
 
 def _span(found: Comparison) -> tuple[float, float]:
-    ends = [end for one in found.points for end in (one.interval.low, one.interval.high)]
+    ends = [end for one in found.summaries for end in (one.interval.low, one.interval.high)]
     return (min(ends), max(ends)) if ends else (0.0, 1.0)
 
 
-def _plot(point: Point, low: float, high: float) -> str:
-    """The interval, and the score in it, on a line from the lowest to the highest end."""
+def _plot(point: StrategySummary, low: float, high: float) -> str:
+    """Return the confidence interval and the score as text, on an axis from `low` to `high`."""
 
     def place(value: float) -> int:
         return round((PLOT - 1) * (value - low) / (high - low)) if high > low else 0
@@ -131,7 +133,7 @@ def _plot(point: Point, low: float, high: float) -> str:
 
 
 def _aligned(rows: list[list[str]]) -> list[str]:
-    """Columns of equal width; a row of one text has the line to itself."""
+    """Return lines with aligned columns; a row with one text is a line of its own."""
     whole = [row for row in rows if len(row) > 1]
     widths = [max(len(row[at]) for row in whole) for at in range(len(whole[0]))]
     drawn = []
@@ -150,23 +152,27 @@ def _aligned(rows: list[list[str]]) -> list[str]:
 def _hint(found: Comparison) -> list[str]:
     hint = found.hint
     if hint is None:
-        return [*_wrapped(f"no hint before training: {found.no_hint}"), ""]
+        return [*_wrapped(f"no feature probe: {found.no_hint}"), ""]
     told = (
-        f"hint, before any training: on features of the untouched base, with "
-        f"{in_words(hint.labels, classes=found.classes)}, a linear probe has accuracy "
-        f"{hint.probe:.3f}, nearest neighbours {hint.neighbours:.3f}, always the commonest label "
-        f"{hint.chance:.3f} (rows kept apart)"
+        f"feature probe, before any training: accuracy on features of the base, with "
+        f"{in_words(hint.labels, classes=found.classes)}, linear probe "
+        f"{hint.linear_probe:.3f}, nearest neighbors {hint.nearest_neighbors:.3f}, majority class "
+        f"{hint.majority_class:.3f} (validation rows)"
     )
     return [*_wrapped(told), ""]
 
 
 def _notes(found: Comparison) -> list[str]:
-    pairs = f"pairs of strategies are told apart at {1 - found.level:.0%} after Holm's correction"
+    pairs = f"significance level {1 - found.confidence_level:.0%}, Holm-adjusted p-values"
     return [line for note in (*found.notes, pairs) for line in _wrapped(f"note: {note}")]
 
 
 def _not_run(found: Comparison) -> list[str]:
-    return [line for one in found.not_run for line in _wrapped(f"not run: {one.what} ({one.why})")]
+    return [
+        line
+        for one in found.not_run
+        for line in _wrapped(f"not run: {one.description} ({one.reason})")
+    ]
 
 
 def _wrapped(text: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""Two configs compared: which keys change what a run learns."""
+"""The keys of two configs that differ and change what a run learns."""
 
 from __future__ import annotations
 
@@ -6,47 +6,49 @@ from typing import Any
 
 from dtl.config.schema import RunConfig
 
-# Places, layout and rhythm do not change the result.
-HARMLESS = (
+# Keys that begin with one of these do not change the result: folders, layout, how often and where
+# a run saves, evaluates and reports.
+IGNORED_PREFIXES = (
     "run.",
     "compare.",
     "layout.",
-    "model.stage_to",
+    "model.staging_dir",
     "task.group_by",
     "tracking",
     "data.on_bad_row",
     "data.max_bad_fraction",
-    "train.keep",
+    "train.keep_last",
+    "train.keep_best",
     "train.export",
     "train.save_every",
     "train.evaluate_every",
     "train.evaluation_batch",
-    "train.skip_limit",
-    "train.no_gradient",
+    "train.max_skipped_steps",
+    "train.on_missing_gradient",
     "train.wall_time",
     "train.hang_seconds",
     "train.loading_hang_seconds",
 )
 
 
-def changes(before: RunConfig, after: RunConfig) -> list[str]:
-    """Keys that differ and change the result, sorted."""
-    old, new = decisive(before), decisive(after)
+def changed_keys(before: RunConfig, after: RunConfig) -> list[str]:
+    """Return the keys that differ and change the result, sorted."""
+    old, new = result_values(before), result_values(after)
     return sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
 
 
-def decisive(config: RunConfig) -> dict[str, Any]:
-    """The keys that decide what a run learns, and their values."""
-    keys = flat(config.model_dump(mode="json"))
-    return {key: value for key, value in keys.items() if not key.startswith(HARMLESS)}
+def result_values(config: RunConfig) -> dict[str, Any]:
+    """Return the keys that determine what a run learns, with their values."""
+    values = flatten(config.model_dump(mode="json"))
+    return {key: value for key, value in values.items() if not key.startswith(IGNORED_PREFIXES)}
 
 
-def flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Leaves by their keys, joined with dots."""
+def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Return the leaves of nested mappings by their keys, joined with dots."""
     if not isinstance(value, dict):
         return {prefix: value}
     return {
         name: leaf
         for key, part in value.items()
-        for name, leaf in flat(part, f"{prefix}.{key}" if prefix else key).items()
+        for name, leaf in flatten(part, f"{prefix}.{key}" if prefix else key).items()
     }

@@ -1,4 +1,4 @@
-"""The config's JSON schema, so that editors complete and check it."""
+"""The JSON schema of a config, so that editors complete and check it."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from functools import cache
 from typing import Any
 
 from dtl.config import registry
-from dtl.config.choices import Choice, Phase, StrategyChoice, TaskChoice
 from dtl.config.schema import RunConfig
+from dtl.config.schema.plugins import Phase, PluginConfig, StrategyConfig, TaskConfig
 
 
-def editor_schema() -> dict[str, Any]:
-    """The schema of RunConfig as a user may write it: short forms and plugin options included."""
+def build_json_schema() -> dict[str, Any]:
+    """Return the schema of RunConfig as a user may write it: short forms and plugin options too."""
     schema = RunConfig.model_json_schema()
     definitions = schema["$defs"]
-    for choice in (TaskChoice, StrategyChoice, Phase):
-        definitions[choice.__name__] = _choice_schema(choice, definitions)
+    for section in (TaskConfig, StrategyConfig, Phase):
+        definitions[section.__name__] = _plugin_schema(section, definitions)
     definitions["Source"] = {"anyOf": [{"type": "string"}, definitions["Source"]]}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
@@ -25,27 +25,29 @@ def editor_schema() -> dict[str, Any]:
     }
 
 
-def _choice_schema(choice: type[Choice], definitions: dict[str, Any]) -> dict[str, Any]:
-    """A plugin's name, or a mapping of its name and options, for each plugin in the folder."""
-    names = registry.names(choice.folder)
+def _plugin_schema(section: type[PluginConfig], definitions: dict[str, Any]) -> dict[str, Any]:
+    """Return a plugin's name, or a mapping of name and options, for each plugin in the folder."""
+    names = registry.list_names(section.folder)
     forms: list[dict[str, Any]] = [{"type": "string", "enum": list(names)}]
-    shared = _shared_schema(choice)
+    shared = _shared_schema(section)
     for name in names:
-        options = deepcopy(_options_schema(choice.folder, name))
+        options = deepcopy(_options_schema(section.folder, name))
         definitions.update(options.pop("$defs", {}))
-        named = {"name": {"const": name, "description": registry.summary(choice.folder, name)}}
-        options["properties"] = named | options.get("properties", {}) | shared
+        summary = registry.read_summary(section.folder, name)
+        constant = {"name": {"const": name, "description": summary}}
+        options["properties"] = constant | options.get("properties", {}) | shared
         options["required"] = ["name", *options.get("required", [])]
         forms.append(options)
-    return {"anyOf": forms, "description": choice.__doc__}
+    return {"anyOf": forms, "description": section.__doc__}
 
 
 @cache
 def _options_schema(folder: registry.Folder, name: str) -> dict[str, Any]:
-    return registry.options(folder, name).model_json_schema()
+    schema: dict[str, Any] = registry.load_options(folder, name).model_json_schema()
+    return schema
 
 
-def _shared_schema(choice: type[Choice]) -> dict[str, Any]:
-    """The keys that stand beside the options of every plugin."""
-    properties = choice.model_json_schema(mode="validation")["properties"]
-    return {key: properties[key] for key in choice.of_all() if key != "name"}
+def _shared_schema(section: type[PluginConfig]) -> dict[str, Any]:
+    """Return the keys that every plugin has besides its options."""
+    properties = section.model_json_schema(mode="validation")["properties"]
+    return {key: properties[key] for key in section.shared_fields() if key != "name"}

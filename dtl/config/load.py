@@ -1,4 +1,4 @@
-"""Reads a config file with its overrides, and tells all that is wrong with it at once."""
+"""Load a config file with its overrides, and report all of its faults at once."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from dtl.config.document import Document, Keys, Origin, read_file, read_value
-from dtl.config.explain import explain, written_keys
+from dtl.config.fault_messages import describe_faults, written_keys
 from dtl.config.schema import RunConfig
+from dtl.config.yaml_document import Document, Keys, Origin, read_override, read_yaml
 from dtl.core.errors import DtlError, Fault, near
 
-_SHORT_FORMS: dict[Keys, str] = {
+SHORT_FORMS: dict[Keys, str] = {
     ("task",): "name",
     ("strategy",): "name",
     ("data", "train"): "path",
     ("data", "mix"): "path",
     ("data", "eval"): "path",
-    ("compare", "ood"): "path",
-    ("compare", "source"): "path",
+    ("compare", "ood_data"): "path",
+    ("compare", "source_data"): "path",
 }
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """The config in a YAML file, changed by overrides of the form key=value.
+    """Return the config of a YAML file, changed by overrides of the form key=value.
 
-    Raises DtlError with every fault found: its place, the problem and the fix.
+    Raises DtlError with every fault: location, problem and fix.
     """
     path = Path(path)
     document = _read(path, overrides)
@@ -39,26 +39,26 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     return config
 
 
-def placed(error: DtlError, path: str | Path, overrides: Sequence[str] = ()) -> DtlError:
-    """The error with its config keys found: `data.train` becomes `x.yaml:5: data.train`.
+def add_locations(error: DtlError, path: str | Path, overrides: Sequence[str] = ()) -> DtlError:
+    """Return the error with config keys located: `data.train` becomes `x.yaml:5: data.train`.
 
-    For faults that come to light after the config was read.
+    For faults that are found after the config was read.
     """
     document = _read(Path(path), overrides)
-    return type(error)(*(_placed(fault, document) for fault in error.faults))
+    return type(error)(*(_add_location(fault, document) for fault in error.faults))
 
 
-def _placed(fault: Fault, document: Document) -> Fault:
+def _add_location(fault: Fault, document: Document) -> Fault:
     keys = tuple(fault.location.split("."))
-    origin = document.origin(keys) if keys[0] in RunConfig.model_fields else None
-    return replace(fault, location=f"{origin.place}: {fault.location}") if origin else fault
+    origin = document.find_origin(keys) if keys[0] in RunConfig.model_fields else None
+    return replace(fault, location=f"{origin.location}: {fault.location}") if origin else fault
 
 
 def _read(path: Path, overrides: Sequence[str]) -> Document:
     _check_file(path)
-    document = read_file(path)
+    document = read_yaml(path)
     for override in overrides:
-        _apply(override, document)
+        _apply_override(override, document)
     return document
 
 
@@ -71,72 +71,74 @@ def _check_file(path: Path) -> None:
         return
     folder = path.parent
     if folder.is_dir():
-        neighbours = [str(folder / file.name) for file in folder.glob("*.y*ml")]
+        similar_files = [str(folder / file.name) for file in folder.glob("*.y*ml")]
         problem = "there is no such file"
     else:
-        neighbours, problem = [], f"there is no such file, nor the folder {folder}"
-    fix = near(str(path), neighbours) or "`dtl recipes list` shows configs to start from"
+        similar_files, problem = [], f"there is no such file, nor the folder {folder}"
+    fix = near(str(path), similar_files) or "`dtl recipes list` shows configs to start from"
     raise DtlError.of(str(path), problem, fix)
 
 
-def _apply(override: str, document: Document) -> None:
-    """Write one override into the document; a wrong one becomes a fault there."""
-    place = f"command line: {override}"
+def _apply_override(override: str, document: Document) -> None:
+    """Write one override into the document; an invalid one becomes a fault there."""
+    location = f"command line: {override}"
     key, equals, text = override.partition("=")
-    keys = _numbered(key.strip().split("."), document)
+    keys = _parse_keys(key.strip().split("."), document)
     if not equals or not all(map(str, keys)):
         fix = "write key=value, such as train.steps=100"
-        document.faults.append(Fault(place, "this is not of the form key=value", fix))
+        document.faults.append(Fault(location, "this is not of the form key=value", fix))
         return
-    section = _open_section(keys, document, place)
+    section = _open_section(keys, document, location)
     if section is None:
         return
-    document.forget_origins(keys)
-    section[keys[-1]] = read_value(text, document, keys=keys, place=place)
+    document.remove_origins(keys)
+    section[keys[-1]] = read_override(text, document, keys=keys, location=location)
 
 
-def _numbered(words: Sequence[str], document: Document) -> Keys:
-    """The keys, with numbers for the places in a list: strategy.0.length."""
+def _parse_keys(words: Sequence[str], document: Document) -> Keys:
+    """Return the keys, with numbers for list positions: strategy.0.length."""
     keys: Keys = ()
     for word in words:
-        above = document.at(keys) if document.has(keys) else None
-        is_place = isinstance(above, list) and word.isdecimal() and int(word) < len(above)
-        keys = (*keys, int(word) if is_place else word)
+        above = document.get_value(keys) if document.has_value(keys) else None
+        is_position = isinstance(above, list) and word.isdecimal() and int(word) < len(above)
+        keys = (*keys, int(word) if is_position else word)
     return keys
 
 
-def _open_section(keys: Keys, document: Document, place: str) -> Any:
-    """The mapping or list that the last key stands in, made where it is missing; None (and a fault)
-    if there is something else."""
+def _open_section(keys: Keys, document: Document, location: str) -> Any:
+    """Return the mapping or list that contains the last key, created if it is missing.
+
+    Returns None, and adds a fault, if there is another value.
+    """
     section: Any = document.values
     for depth in range(1, len(keys)):
         here, key, below = keys[:depth], keys[depth - 1], keys[depth]
         value = section[key] if isinstance(key, int) else section.get(key)
-        short = _SHORT_FORMS.get(tuple(part for part in here if not isinstance(part, int)))
+        short = SHORT_FORMS.get(tuple(part for part in here if not isinstance(part, int)))
         if value is None:
-            document.origins[here] = Origin(place)
+            document.origins[here] = Origin(location)
             value = {}
         elif isinstance(value, str) and short:
             document.origins[(*here, short)] = document.origins[here]
             value = {short: value}
         if isinstance(value, list) != isinstance(below, int) or not isinstance(value, dict | list):
-            document.faults.append(Fault(place, *_no_section(here, value, below)))
+            document.faults.append(Fault(location, *_describe_no_section(here, value, below)))
             return None
         section[key] = value
         section = value
     return section
 
 
-def _no_section(keys: Keys, value: Any, below: str | int) -> tuple[str, str]:
-    """Problem and fix, where the key `below` cannot stand in a value."""
+def _describe_no_section(keys: Keys, value: Any, below: str | int) -> tuple[str, str]:
+    """Return problem and fix for a value that cannot contain the key `below`."""
     dotted = ".".join(map(str, keys))
     if isinstance(value, list):
-        return f"{dotted} is a list of {len(value)}, without a place '{below}'", "count from 0"
+        return f"{dotted} is a list of {len(value)}, without an item '{below}'", "count from 0"
     return f"{dotted} is a value, so there are no keys below it", f"set {dotted} itself"
 
 
-def _validate(document: Document, place: str) -> RunConfig:
-    """The typed config. A number where text is meant is taken as it was written."""
+def _validate(document: Document, location: str) -> RunConfig:
+    """Return the typed config; a number where text is expected is read as it was written."""
     for attempt in ("as read", "numbers as text"):
         try:
             config = RunConfig.model_validate(document.values)
@@ -144,26 +146,19 @@ def _validate(document: Document, place: str) -> RunConfig:
                 raise DtlError(*document.faults)
             return config
         except ValidationError as error:
-            if attempt == "as read" and _numbers_to_text(document, error):
+            if attempt == "as read" and _convert_numbers_to_text(document, error):
                 continue
-            raise DtlError(*document.faults, *explain(error, document, place)) from None
+            raise DtlError(*document.faults, *describe_faults(error, document, location)) from None
     raise AssertionError("the second attempt returns or raises")
 
 
-def _numbers_to_text(document: Document, error: ValidationError) -> bool:
-    """Write `name: 2024` as '2024' where text is meant; say whether anything changed."""
+def _convert_numbers_to_text(document: Document, error: ValidationError) -> bool:
+    """Convert `name: 2024` to '2024' where text is expected; return whether anything changed."""
     changed = False
     for detail in error.errors(include_url=False, include_context=False):
         keys = written_keys(detail, document)
         origin = document.origins.get(keys)
         if detail["type"] == "string_type" and origin and origin.number_text is not None:
-            document.put(keys, origin.number_text)
+            document.set_value(keys, origin.number_text)
             changed = True
     return changed
-
-
-def json_schema() -> dict[str, Any]:
-    """The JSON schema of a config file, plugins and their options included."""
-    from dtl.config.json_schema import editor_schema
-
-    return editor_schema()

@@ -1,4 +1,4 @@
-"""What must be known of an optimizer before anything runs."""
+"""What must be known of each optimizer before a run starts."""
 
 from __future__ import annotations
 
@@ -7,31 +7,44 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Optimizer:
-    """`cut`: why ZeRO may not cut its moments anywhere, or None where it may; `nearest`: what to
-    take there. `betas`: where optim.betas is left out; None: it has none. `rate`: its usual
-    learning rate, as a share of AdamW's. `offloads`: whether it can work in main memory. `library`:
-    the package that it comes from, where that is no part of every installation."""
+    """The properties of an optimizer.
+
+    betas: defaults of optim.betas; None: it has none.
+    unshardable_reason: why ZeRO may not shard its moments; None: it may.
+    shardable_alternative: the optimizer to use with ZeRO instead.
+    learning_rate_factor: its usual learning rate as a multiple of AdamW's.
+    supports_offload: whether it can update in main memory.
+    package: the package that provides it, if that is not part of every installation.
+    """
 
     betas: tuple[float, float] | None = (0.9, 0.999)
-    cut: str | None = None
-    nearest: str = "adamw"
-    rate: float = 1.0
-    offloads: bool = False
-    library: str | None = None
+    unshardable_reason: str | None = None
+    shardable_alternative: str = "adamw"
+    learning_rate_factor: float = 1.0
+    supports_offload: bool = False
+    package: str | None = None
     needs_gpu: bool = False
 
 
-IN_BLOCKS = "8-bit moments lie in blocks, which ZeRO would cut"
+BLOCKWISE = "8-bit moments are quantized in blocks, which ZeRO would split"
 OPTIMIZERS = {
-    "adamw": Optimizer(offloads=True),
-    "adamw_8bit": Optimizer(cut=IN_BLOCKS, library="bitsandbytes"),
-    "paged_adamw_8bit": Optimizer(cut=IN_BLOCKS, library="bitsandbytes", needs_gpu=True),
+    "adamw": Optimizer(supports_offload=True),
+    "adamw_8bit": Optimizer(unshardable_reason=BLOCKWISE, package="bitsandbytes"),
+    "paged_adamw_8bit": Optimizer(
+        unshardable_reason=BLOCKWISE, package="bitsandbytes", needs_gpu=True
+    ),
     "adafactor": Optimizer(
-        betas=None, cut="adafactor sums over rows and columns of whole matrices, which ZeRO cuts"
+        betas=None,
+        unshardable_reason="adafactor sums over rows and columns of full matrices, which ZeRO "
+        "shards",
     ),
-    "lion": Optimizer(betas=(0.9, 0.99), rate=0.1, library="bitsandbytes"),
+    "lion": Optimizer(betas=(0.9, 0.99), learning_rate_factor=0.1, package="bitsandbytes"),
     "lion_8bit": Optimizer(
-        betas=(0.9, 0.99), rate=0.1, cut=IN_BLOCKS, nearest="lion", library="bitsandbytes"
+        betas=(0.9, 0.99),
+        learning_rate_factor=0.1,
+        unshardable_reason=BLOCKWISE,
+        shardable_alternative="lion",
+        package="bitsandbytes",
     ),
-    "muon": Optimizer(cut="muon orthogonalises whole matrices, which ZeRO cuts"),
+    "muon": Optimizer(unshardable_reason="muon orthogonalizes full matrices, which ZeRO shards"),
 }

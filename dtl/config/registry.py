@@ -1,4 +1,4 @@
-"""A folder is the register: one file in tasks/, strategies/ or backends/ is one plugin."""
+"""The plugin registry: each file in tasks/, strategies/ and backends/ is one plugin."""
 
 from __future__ import annotations
 
@@ -7,51 +7,47 @@ from functools import cache
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Literal
+from typing import Any, Literal
 
 from dtl.core.errors import DtlError, near
 
-if TYPE_CHECKING:
-    from dtl.config.record import Record
-
 Folder = Literal["tasks", "strategies", "backends"]
 FOLDERS: tuple[Folder, ...] = ("tasks", "strategies", "backends")
-_ONE = {"tasks": "task", "strategies": "strategy", "backends": "backend"}
-_PACKAGE = Path(__file__).parents[1]
+KINDS = {"tasks": "task", "strategies": "strategy", "backends": "backend"}
+PACKAGE = Path(__file__).parents[1]
 
 
 @cache
-def names(folder: str) -> tuple[str, ...]:
-    """The plugins in a folder, sorted: the file's name is the plugin's name."""
-    files = (_PACKAGE / folder).glob("*.py")
+def list_names(folder: str) -> tuple[str, ...]:
+    """Return the names of the plugins in a folder, sorted: those of its files without base.py."""
+    files = (PACKAGE / folder).glob("*.py")
     return tuple(
         sorted(file.stem for file in files if not file.stem.startswith("_") and file.stem != "base")
     )
 
 
 def load(folder: str, name: str) -> ModuleType:
-    """The plugin's module. Raises DtlError when the folder has no such plugin."""
-    if name not in names(folder):
-        problem, fix = unknown(folder, name)
-        raise DtlError.of(_ONE[folder], problem, fix)
+    """Return the plugin's module. Raises DtlError if the folder has no such plugin."""
+    if name not in list_names(folder):
+        problem, fix = describe_unknown(folder, name)
+        raise DtlError.of(KINDS[folder], problem, fix)
     return import_module(f"dtl.{folder}.{name}")
 
 
-def options(folder: str, name: str) -> type[Record]:
-    """The record of the plugin's options. Raises DtlError when there is no such plugin."""
-    found: type[Record] = load(folder, name).Options
-    return found
+def load_options(folder: str, name: str) -> Any:
+    """Return the record class of the plugin's options. Raises DtlError for an unknown plugin."""
+    return load(folder, name).Options
 
 
-def summary(folder: str, name: str) -> str:
-    """The first line of the plugin's docstring, read without importing it."""
-    source = (_PACKAGE / folder / f"{name}.py").read_text(encoding="utf-8")
+def read_summary(folder: str, name: str) -> str:
+    """Return the first line of the plugin's docstring, without importing the plugin."""
+    source = (PACKAGE / folder / f"{name}.py").read_text(encoding="utf-8")
     return (ast.get_docstring(ast.parse(source)) or "").partition("\n")[0]
 
 
-def unknown(folder: str, name: str) -> tuple[str, str]:
-    """Problem and fix for a name that the folder does not have."""
-    known = names(folder)
-    choose = f"choose one of: {', '.join(known)}" if known else "none is installed"
+def describe_unknown(folder: str, name: str) -> tuple[str, str]:
+    """Return problem and fix for a name that the folder does not have."""
+    known = list_names(folder)
+    choices = f"choose one of: {', '.join(known)}" if known else "none is installed"
     hint = near(name, known)
-    return f"no {_ONE[folder]} is named '{name}'", f"{hint} ({choose})" if hint else choose
+    return f"no {KINDS[folder]} is named '{name}'", f"{hint} ({choices})" if hint else choices

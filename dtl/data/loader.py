@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from dtl.core.parallel_dims import ParallelDims
 from dtl.data.batching import Batching, GlobalBatch
 from dtl.data.cache.encoded import EncodedData
 from dtl.data.cache.streamed import LeftOut, Share, StreamedData
@@ -76,8 +77,7 @@ class Loader:
     collate: Collate
     batching: Batching
     micro_batch: int
-    rank: int
-    ranks: int
+    parallel_dims: ParallelDims
     present: Present = as_stored
 
     @property
@@ -109,14 +109,17 @@ class Loader:
         turns = micro_batches(
             batch,
             self.data.lengths,
-            ranks=self.ranks,
+            data_parallel_size=self.parallel_dims.data_parallel_size,
             micro_batch=self.micro_batch,
             room=self.room,
         )
         return StepBatches(
             step,
             found.epoch,
-            tuple(make_batch(self.data, turn[self.rank], show) for turn in turns),
+            tuple(
+                make_batch(self.data, turn[self.parallel_dims.data_parallel_rank], show)
+                for turn in turns
+            ),
             all_ids=batch,
             all_targets=self.data.targets_of(batch),
             all_length=int(self.data.lengths[batch].sum()),
@@ -125,9 +128,14 @@ class Loader:
     def _streamed(self, step: int, found: GlobalBatch, data: StreamedData) -> StepBatches:
         """As above, of the rows that this rank reads; it makes as many calls as the others, however
         many rows are left out. A rank that is alone runs the very same micro-batches."""
-        share = data.take(found.examples[self.rank :: self.ranks])
+        dims = self.parallel_dims
+        share = data.take(found.examples[dims.data_parallel_rank :: dims.data_parallel_size])
         show = self._shown(found.epoch, share)
-        turns = accumulation(len(found.examples), ranks=self.ranks, micro_batch=self.micro_batch)
+        turns = accumulation(
+            len(found.examples),
+            data_parallel_size=self.parallel_dims.data_parallel_size,
+            micro_batch=self.micro_batch,
+        )
         return StepBatches(
             step,
             found.epoch,
@@ -163,8 +171,7 @@ def held_out(
     collate: Collate,
     *,
     batch: int,
-    rank: int,
-    ranks: int,
+    parallel_dims: ParallelDims,
     present: Present = as_stored,
 ) -> Iterator[Batch]:
     """This rank's share of the evaluation; every rank yields equally many batches."""
@@ -173,8 +180,8 @@ def held_out(
     def show(ids: Sequence[int]) -> dict[str, Tensor]:
         return collate([present(data[number], draw=None) for number in ids])
 
-    for turn in range(-(-len(batches) // ranks)):
-        place = turn * ranks + rank
+    for turn in range(-(-len(batches) // parallel_dims.data_parallel_size)):
+        place = turn * parallel_dims.data_parallel_size + parallel_dims.data_parallel_rank
         ids = batches[place] if place < len(batches) else np.empty(0, dtype=np.int64)
         yield make_batch(data, ids, show)
 

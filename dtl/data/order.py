@@ -28,16 +28,16 @@ def chain(digest: str, batch: np.ndarray) -> str:
     return hashlib.sha256(digest.encode() + numbers).hexdigest()[:32]
 
 
-def accumulation(examples: int, *, ranks: int, micro_batch: int) -> int:
+def accumulation(examples: int, *, data_parallel_size: int, micro_batch: int) -> int:
     """Micro-batches that each rank runs for a global batch of so many examples."""
-    return max(1, -(-examples // (ranks * micro_batch)))
+    return max(1, -(-examples // (data_parallel_size * micro_batch)))
 
 
 def micro_batches(
     batch: np.ndarray,
     lengths: Sequence[int] | np.ndarray,
     *,
-    ranks: int,
+    data_parallel_size: int,
     micro_batch: int,
     room: int | None = None,
 ) -> list[list[np.ndarray]]:
@@ -53,30 +53,40 @@ def micro_batches(
     lengths = np.asarray(lengths)
     longest_first = batch[np.argsort(-lengths[batch], kind="stable")]
     if room is None:
-        turns = accumulation(len(batch), ranks=ranks, micro_batch=micro_batch)
-        runs = np.array_split(longest_first, turns * ranks)
-        return [runs[turn * ranks : (turn + 1) * ranks] for turn in range(turns)]
-    return _within(longest_first, padded(lengths[longest_first]), ranks=ranks, room=room)
+        turns = accumulation(
+            len(batch), data_parallel_size=data_parallel_size, micro_batch=micro_batch
+        )
+        runs = np.array_split(longest_first, turns * data_parallel_size)
+        return [
+            runs[turn * data_parallel_size : (turn + 1) * data_parallel_size]
+            for turn in range(turns)
+        ]
+    return _within(
+        longest_first,
+        padded(lengths[longest_first]),
+        data_parallel_size=data_parallel_size,
+        room=room,
+    )
 
 
 def _within(
-    longest_first: np.ndarray, widths: np.ndarray, *, ranks: int, room: int
+    longest_first: np.ndarray, widths: np.ndarray, *, data_parallel_size: int, room: int
 ) -> list[list[np.ndarray]]:
     """As few turns as the room allows, and in each of them as little as possible on the rank that
     has most, since the others wait for it."""
     assert room >= widths[0], "a micro-batch must hold the longest example"
     found, start = [], 0
-    for left in range(-(-len(_runs(widths, room)) // ranks), 0, -1):
-        rest, slots = widths[start:], left * ranks
+    for left in range(-(-len(_runs(widths, room)) // data_parallel_size), 0, -1):
+        rest, slots = widths[start:], left * data_parallel_size
         least = bisect_left(
             range(room),
             True,
             lo=max(int(rest[0]), -(-int(rest.sum()) // slots)),
             key=lambda held: len(_runs(rest, held)) <= slots,
         )
-        ends = start + np.cumsum(_runs(rest, least)[:ranks])
+        ends = start + np.cumsum(_runs(rest, least)[:data_parallel_size])
         runs = np.split(longest_first[start : ends[-1]], ends[:-1] - start)
-        found.append(runs + [longest_first[:0]] * (ranks - len(runs)))
+        found.append(runs + [longest_first[:0]] * (data_parallel_size - len(runs)))
         start = int(ends[-1])
     return found
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from dtl.data.order import draws
 
 if TYPE_CHECKING:
-    from dtl.config.schema import Draw
+    from dtl.config.schema import Subsample
 
 APART_SEED = 20_000_023  # so that the seed of a draw does not change who is kept apart
 MOST_APART = 500  # rows
@@ -25,14 +25,14 @@ class Drawn:
     short: int | None
 
 
-def drawn(classes: Mapping[str, Sequence[int]], draw: Draw) -> Drawn:
+def drawn(classes: Mapping[str, Sequence[int]], draw: Subsample) -> Drawn:
     """Of the row numbers of each class; a class with fewer labels than asked for gives all.
 
     What is kept apart has the classes in their own proportions, a row of each at least where one
     is left to learn from.
     """
     total = sum(map(len, classes.values()))
-    share = min(draw.apart, MOST_APART / total)
+    share = min(draw.validation_fraction, MOST_APART / total)
     learnt: list[int] = []
     apart: list[int] = []
     largest = 0
@@ -41,9 +41,9 @@ def drawn(classes: Mapping[str, Sequence[int]], draw: Draw) -> Drawn:
         kept = min(max(1, round(len(numbers) * share)), len(numbers) - 1) if share else 0
         apart += numbers[:kept]
         left = _shuffled(sorted(numbers[kept:]), seed=draw.seed, place=place)
-        learnt += left[: draw.labels]
+        learnt += left[: draw.size]
         largest = max(largest, len(left))
-    short = largest if draw.labels is not None and draw.labels > largest else None
+    short = largest if draw.size is not None and draw.size > largest else None
     return Drawn(frozenset(learnt), frozenset(apart), short)
 
 

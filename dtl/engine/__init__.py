@@ -1,1 +1,1 @@
-"""The only folder that imports Accelerate and DeepSpeed."""
+"""Engines: distributed training through Accelerate and DeepSpeed, which only this folder imports."""

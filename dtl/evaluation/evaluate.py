@@ -54,19 +54,18 @@ def evaluate(
     `group_by`: the column by whose values, which the data has, the best score is broken down.
     `pause` is called on all ranks before each batch, where the run may be stopped.
     """
-    engine.plain_model.eval()
+    engine.unwrapped_model.eval()
     mine: list[tuple[int, dict[str, Any]]] = []
     batches = held_out(
         data,
         collate,
         batch=batch,
-        rank=engine.rank,
-        ranks=engine.ranks,
+        parallel_dims=engine.parallel_dims,
         present=partial(task.transform, processor=processor),
     )
     for number, held in enumerate(batches, start=1):
         pause(f"evaluation, batch {number}")
-        with engine.forward():
+        with engine.autocast():
             found = task.eval_records(
                 engine.model, engine.to_device(held.tensors), processor=processor
             )

@@ -16,8 +16,8 @@ from dtl.config.schema import RunConfig
 from dtl.core.errors import DtlError
 from dtl.data.example import Skip
 from dtl.data.sources.rows import Row
-from dtl.models.head_input import base_name, leaves_of, watched
-from dtl.models.load import load_pretrained, padding_token
+from dtl.models.head_input import find_base_name, flatten_output, record_outputs
+from dtl.models.load import get_pad_token_id, load_pretrained
 from dtl.prepare.dataset import Examples, prepare
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def pooled(config: RunConfig, rows: Iterable[Row]) -> np.ndarray:
     examples = prepare(config, parts)
     task, processor = parts.task, examples.processor
     model = _opened(config, task, examples)
-    padding, size = padding_token(processor) or 0, config.train.evaluation_batch
+    padding, size = get_pad_token_id(processor) or 0, config.train.evaluation_batch
     encode = task.encoder(processor, examples.facts, examples.settings)
     found: dict[int, np.ndarray] = {}
     read, left = 0, iter(rows)
@@ -75,13 +75,13 @@ def _opened(config: RunConfig, task: Task, examples: Examples) -> nn.Module:
         seed=config.train.seed,
         dtype="fp32",
     ).model
-    if base_name(model) is None:
+    if find_base_name(model) is None:
         raise DtlError.of(
             "model.path",
             f"{type(model).__name__} keeps its base in several modules",
             "take a model of one encoder or one decoder",
         )
-    if (padding := padding_token(examples.processor)) is not None:
+    if (padding := get_pad_token_id(examples.processor)) is not None:
         model.config.pad_token_id = padding  # type: ignore[union-attr]
     return model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -89,11 +89,11 @@ def _opened(config: RunConfig, task: Task, examples: Examples) -> nn.Module:
 def _vectors(model: nn.Module, task: Task, batch: dict[str, Tensor]) -> list[np.ndarray]:
     """One of each example of a batch."""
     device = next(model.parameters()).device
-    base = base_name(model)
+    base = find_base_name(model)
     assert base is not None, "the model was looked at when it was opened"
-    with watched(model.get_submodule(base)) as seen:
+    with record_outputs(model.get_submodule(base)) as seen:
         task.loss(model, {name: tensor.to(device) for name, tensor in batch.items()})
-    leaves = leaves_of(seen[0])
+    leaves = flatten_output(seen[0])
     states_BTW = leaves.get("last_hidden_state")
     if states_BTW is None or states_BTW.ndim != 3:
         return list(leaves["pooler_output"].flatten(1).float().cpu().numpy())

@@ -1,123 +1,141 @@
-"""Held-out scores of a run, each taken once, also after an interruption; and which is best."""
+"""The held-out scores of a run: each computed once, also after an interruption."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from typing import Self
 
 from dtl.assembly.parts import Parts
-from dtl.data.loader import Collate
 from dtl.engine.base import Engine
 from dtl.evaluation.evaluate import evaluate
 from dtl.prepare.dataset import Examples
+from dtl.run.evaluations import LoggedEvaluation, read_evaluations
 from dtl.run.folder import RunFolder
+from dtl.tasks.base import Task
 from dtl.train.log import RunLog
-from dtl.train.loop import Progress
+from dtl.train.progress import Progress
+from dtl.train.state import RunContext, TrainState
 
 
 @dataclass
-class Scoring:
-    """`pause`: a safe point, called before each batch. `scores`: of the unadapted and the adapted
-    model."""
+class Scorer:
+    """Scores the model of a run. `check_stop`: a safe point, called before each batch. `scores`: of
+    the unadapted and the adapted model."""
 
     folder: RunFolder
     engine: Engine
-    parts: Parts
-    examples: Examples
-    collate: Collate
     log: RunLog
-    batch: int
-    pause: Callable[[str], None]
+    check_stop: Callable[[str], None]
+    batch_size: int
     group_by: str | None = None
     scores: dict[str, dict[str, float]] = field(default_factory=dict)
 
-    @property
-    def wanted(self) -> bool:
-        """Whether there is anything to score on."""
-        return self.examples.held_out is not None
+    @classmethod
+    def from_context(cls, context: RunContext) -> Self:
+        """Return the scorer of a run."""
+        return cls(
+            context.folder,
+            context.engine,
+            context.log,
+            context.safe_points.check_stop,
+            batch_size=context.config.train.evaluation_batch,
+            group_by=context.config.task.group_by,
+        )
 
-    def unadapted(self, at: Progress) -> None:
-        """The untouched base: before the first step, or as the log has it."""
-        found = self.logged("unadapted", 0)
-        untouched = why_unscored(self.parts, self.examples) is None
-        untouched &= not self.parts.strategies[0].needs_base_weights
-        if found is None and at.step == 0 and untouched:
-            found = self.score(at, "unadapted")
-        if found is not None:
-            self.scores["unadapted"] = found
+    def has_held_out(self, state: TrainState) -> bool:
+        """Return whether there are held-out examples to score on."""
+        return state.examples.held_out is not None
 
-    def adapted(self, at: Progress) -> Progress:
-        """The model as it is now, and whether it is the best so far."""
-        found = self.logged("adapted", at.step)
-        if found is None:
-            found = self.score(at, "adapted")
-        self.scores["adapted"] = found
-        value = self._value(found)
-        if at.best is not None and value <= at.best:
-            return at
-        return replace(at, best=value, best_step=at.step)
+    def score_base(self, state: TrainState) -> None:
+        """Score the unchanged base: before the first step, or from the log."""
+        scores = self.read_logged("unadapted", 0)
+        is_unchanged = (
+            why_unscored(state.parts, state.examples) is None
+            and not state.parts.strategies[0].needs_base_weights
+        )
+        if scores is None and state.progress.step == 0 and is_unchanged:
+            scores = self.score(state, "unadapted")
+        if scores is not None:
+            self.scores["unadapted"] = scores
 
-    def with_best(self, progress: Progress, *, after: int) -> Progress:
-        """The best scoring after a step that the log knows of: an interrupted one may come after
-        its save."""
+    def score_adapted(self, state: TrainState, progress: Progress) -> Progress:
+        """Score the current model, which is at `progress`; return it with the best score so far."""
+        scores = self.read_logged("adapted", progress.step)
+        if scores is None:
+            scores = self.score(replace(state, progress=progress), "adapted")
+        self.scores["adapted"] = scores
+        value = comparable_score(state.parts.task, scores)
+        if progress.best_score is not None and value <= progress.best_score:
+            return progress
+        return replace(progress, best_score=value, best_step=progress.step)
+
+    def restore_best(self, context: RunContext, state: TrainState) -> TrainState:
+        """Return the state with the best score of its phase in the log: an interrupted run may have
+        evaluated after its last save. Every rank must call."""
         best: tuple[float, int] | None = None
-        for line in self.folder.metrics() if self.engine.is_first else ():
-            if line["kind"] == "eval" and line["model"] == "adapted" and line["step"] > after:
-                value = self._value(line)
+        for line in self._evaluations():
+            if line.model == "adapted" and line.step > state.phase(context.plan).start_step:
+                value = comparable_score(state.parts.task, line.scores)
                 if best is None or value > best[0]:
-                    best = value, line["step"]
+                    best = value, line.step
         best = self.engine.broadcast_object(best)
-        return progress if best is None else replace(progress, best=best[0], best_step=best[1])
+        if best is None:
+            return state
+        return replace(
+            state, progress=replace(state.progress, best_score=best[0], best_step=best[1])
+        )
 
-    def logged(self, model: str, step: int) -> dict[str, float] | None:
-        """Scores that the log has already; the same on every rank."""
-        lines = self.folder.metrics() if self.engine.is_first else ()
-        found = [
-            {key: value for key, value in line.items() if key not in ("kind", "step", "model")}
-            for line in lines
-            if (line["kind"], line["step"]) == ("eval", step) and line["model"] == model
+    def read_logged(self, model: str, step: int) -> dict[str, float] | None:
+        """Return the scores that the log already has, the same on every rank."""
+        logged = [
+            line.scores for line in self._evaluations() if (line.model, line.step) == (model, step)
         ]
-        scores: dict[str, float] | None = self.engine.broadcast_object(found[-1] if found else None)
+        scores: dict[str, float] | None = self.engine.broadcast_object(
+            logged[-1] if logged else None
+        )
         return scores
 
-    def score(self, at: Progress, model: str) -> dict[str, float]:
-        """Score the model as it is now, under that name."""
-        assert self.examples.held_out is not None
-        found = evaluate(
+    def score(self, state: TrainState, model: str) -> dict[str, float]:
+        """Score the current model, and log it under the name `model`. Every rank must call."""
+        assert state.examples.held_out is not None
+        evaluation = evaluate(
             self.engine,
-            self.parts.task,
-            self.examples.held_out,
-            self.collate,
-            self.examples.facts,
-            batch=self.batch,
-            processor=self.examples.processor,
+            state.parts.task,
+            state.examples.held_out,
+            state.collate,
+            state.examples.facts,
+            batch=self.batch_size,
+            processor=state.examples.processor,
             group_by=self.group_by,
-            pause=self.pause,
+            pause=self.check_stop,
         )
-        if self.engine.is_first:
-            found.write(self.folder.outcomes_file(at.step, of=model))
-        self.log.scores(at.step, found.scores, model=model)
-        return found.scores
+        step = state.progress.step
+        if self.engine.is_main_process:
+            evaluation.write(self.folder.outcomes_file(step, of=model))
+        self.log.scores(step, evaluation.scores, model=model)
+        return evaluation.scores
 
-    def beats(self, scores: dict[str, float], others: dict[str, float]) -> bool:
-        """Whether the first ones are better."""
-        return self._value(scores) > self._value(others)
+    def _evaluations(self) -> Iterator[LoggedEvaluation]:
+        """Yield what the log has; nothing on other ranks than 0."""
+        return read_evaluations(self.folder.metrics() if self.engine.is_main_process else ())
 
-    def _value(self, scores: dict[str, float]) -> float:
-        """The score that tells which model is best, so that more is better."""
-        best = self.parts.task.best
-        return -scores[best[1:]] if best.startswith("-") else scores[best]
+
+def comparable_score(task: Task, scores: dict[str, float]) -> float:
+    """Return the score that decides which model is best, negated where lower is better."""
+    best = task.best
+    return -scores[best[1:]] if best.startswith("-") else scores[best]
 
 
 def why_unscored(parts: Parts, examples: Examples) -> str | None:
-    """Why scores of the model before the first step would not be those of the base; None: they
-    are."""
+    """Return why the model before the first step is not the base that can be scored; None: it
+    is."""
     if parts.from_random:
         return "the strategy starts from random weights"
-    if parts.strategies[0].virtual_tokens:
-        return "the strategy begins with tokens that have not learnt"
-    if parts.strategies[0].continues is not None:
-        return "the strategy goes on with an adapter that has learnt"
+    if parts.strategies[0].num_virtual_tokens:
+        return "the strategy starts with virtual tokens that are not trained"
+    if parts.strategies[0].continue_from is not None:
+        return "the strategy continues a trained adapter"
     if examples.facts.get("new_head"):
         return "the base has no head for this task"
     labels = examples.facts.get("labels")

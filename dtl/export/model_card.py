@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dtl.config.batch_size import BatchSize
 from dtl.config.schema import Model, RunConfig, Source
+from dtl.config.schema.batch_size import BatchSize
 from dtl.core.units import format_count, format_seconds
 from dtl.evaluation.groups import groups_in
 from dtl.export.difference import Difference
@@ -45,10 +45,10 @@ QUANTIZED = (
 LIBRARIES = {"adapter": "peft", "model": "transformers", "onnx": "onnx", "gguf": "gguf"}
 READERS = {  # what a task reads by -> the names in the code, and the classes that open the files
     "tokenizer": {"tokenizer": "AutoTokenizer"},
-    "features": {"feature_extractor": "AutoFeatureExtractor"},
-    "images": {"image_processor": "AutoImageProcessor"},
+    "feature_extractor": {"feature_extractor": "AutoFeatureExtractor"},
+    "image_processor": {"image_processor": "AutoImageProcessor"},
     # Not AutoProcessor: beside an adapter there is no config to tell it the model's kind.
-    "speech": {"feature_extractor": "AutoFeatureExtractor", "tokenizer": "AutoTokenizer"},
+    "processor": {"feature_extractor": "AutoFeatureExtractor", "tokenizer": "AutoTokenizer"},
 }
 
 
@@ -123,7 +123,9 @@ def model_card(
         "library_name": LIBRARIES[kind],
         "tags": ["dtl", config.task.name, *dict.fromkeys(phase.name for phase in config.phases)],
     }
-    held_out = config.data.eval.path if config.data.eval else f"{config.data.holdout} of the rows"
+    held_out = (
+        config.data.eval.path if config.data.eval else f"{config.data.eval_fraction} of the rows"
+    )
     rows = [
         ("base", f"{config.model.path} (revision {config.model.revision or 'as found'})"),
         *(("worked into it", path) for path in config.model.adapters),
@@ -131,7 +133,7 @@ def model_card(
         *_row("fingerprint of the base", known.base),
         ("task", config.task.name),
         ("strategy", json.dumps(config.model_dump(mode="json")["strategy"])),
-        ("learning parameters", format_count(plan.parameters.learning)),
+        ("learning parameters", format_count(plan.parameters.trainable)),
         ("trained on", ", ".join(_sources(config, known))),
         ("scored on", _scored(config, held_out, known) if scores else "nothing"),
         ("steps", _steps(plan, step, config.train.global_batch)),
@@ -140,7 +142,10 @@ def model_card(
             f"{', then '.join(f'{phase.learning_rate:g}' for phase in plan.phases)}, "
             f"{config.optim.schedule}",
         ),
-        ("layout", f"{plan.layout.ranks} ranks, ZeRO {plan.layout.zero}, {plan.layout.dtype}"),
+        (
+            "layout",
+            f"{plan.layout.world_size} ranks, ZeRO {plan.layout.zero_stage}, {plan.layout.dtype}",
+        ),
         *_usage(known.usage),
         *_proof(saved),
     ]
@@ -209,7 +214,11 @@ def _steps(plan: Plan, step: int | None, global_batch: BatchSize) -> str:
 def _usage(usage: Usage | None) -> list[tuple[str, str]]:
     if usage is None:
         return []
-    energy = None if usage.energy is None else f"{usage.energy / 3.6e6:.3g} kWh (the GPUs alone)"
+    energy = (
+        None
+        if usage.energy_joules is None
+        else f"{usage.energy_joules / 3.6e6:.3g} kWh (the GPUs alone)"
+    )
     rows = [("hardware", ", ".join(usage.hardware)), ("wall time", format_seconds(usage.seconds))]
     return [*rows, *_row("energy", energy)]
 
@@ -259,7 +268,7 @@ def _loading(
         f"base = PeftModel.from_pretrained(base, {json.dumps(earlier)}).merge_and_unload()\n"
         for earlier in model.adapters
     )
-    base = json.dumps(path) if mini == path else f"str(mini.path({json.dumps(mini)}))"
+    base = json.dumps(path) if mini == path else f"str(mini.base_folder({json.dumps(mini)}))"
     extra = "".join(f", {key}={value!r}" for key, value in needs.items())
     extra += ", quantization_config=quantized" if quantized else ""
     quantizing = ["BitsAndBytesConfig"] if quantized else []

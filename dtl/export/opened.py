@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dtl.config import registry
-from dtl.config.choices import TaskChoice
 from dtl.config.schema import Model
+from dtl.config.schema.plugins import TaskConfig
 from dtl.core.errors import DtlError
 from dtl.models.load import (
-    NOTE,
+    EXPORT_METADATA,
     load_pretrained,
-    load_processor_of,
-    load_settings,
-    padding_token,
-    silent,
+    load_exported_processor,
+    load_model_config,
+    get_pad_token_id,
+    silence_transformers,
 )
 from dtl.models.peft import adapters
 from dtl.models.quantization import quantize
@@ -42,15 +42,17 @@ class Exported:
 
 def folder_of(path: Path) -> Path:
     """The export that a path names: itself, or that of a finished run. Raises DtlError."""
-    if (path / NOTE).is_file():
+    if (path / EXPORT_METADATA).is_file():
         return path
     run = RunFolder(path)
     if run.state == "interrupted":
         raise DtlError.of(str(path), "the run is not finished", f"`dtl resume {path}` finishes it")
-    if run.state == "finished" and (run.export / NOTE).is_file():
+    if run.state == "finished" and (run.export / EXPORT_METADATA).is_file():
         return run.export
     raise DtlError.of(
-        str(path), f"there is no export with a {NOTE} in it", "name a run folder, or its export"
+        str(path),
+        f"there is no export with a {EXPORT_METADATA} in it",
+        "name a run folder, or its export",
     )
 
 
@@ -60,7 +62,7 @@ def open_export(path: Path, *, asks: bool = True) -> Exported:
     DtlError."""
     folder = folder_of(path)
     note = _read(folder)
-    choice = TaskChoice.model_validate(note["task"])
+    choice = TaskConfig.model_validate(note["task"])
     task: Task = registry.load("tasks", choice.name).Plugin(choice.options)
     if task.compares_with_base and note["kind"] != "adapter" and asks:
         raise DtlError.of(
@@ -71,9 +73,11 @@ def open_export(path: Path, *, asks: bool = True) -> Exported:
     facts = note["facts"]
     adapter = note["kind"] == "adapter"
     source = Model(**note["base"]) if adapter else Model(path=str(folder))
-    settings = load_settings(source)
-    processor, facts = task.adapt_processor(load_processor_of(folder, task.processor_kind), facts)
-    with silent():  # the head that the base lacks is in the adapter
+    settings = load_model_config(source)
+    processor, facts = task.adapt_processor(
+        load_exported_processor(folder, task.processor_kind), facts
+    )
+    with silence_transformers():  # the head that the base lacks is in the adapter
         loaded = load_pretrained(
             source,
             head=task.auto_class,
@@ -82,25 +86,27 @@ def open_export(path: Path, *, asks: bool = True) -> Exported:
             seed=0,
             dtype=source.dtype or "fp32",
         )
-        quantize.to_fp32(loaded.model)
+        quantize.prepare_saved_model(loaded.model)
         model = _with_adapter(loaded.model, folder) if adapter else loaded.model
-    if (padding := padding_token(processor)) is not None:
+    if (padding := get_pad_token_id(processor)) is not None:
         loaded.model.config.pad_token_id = padding  # type: ignore[union-attr]
     task.configure_model(loaded.model, processor=processor)
-    settings = adapters.with_room_for(settings, adapters.virtual_tokens(model))
+    settings = adapters.reserve_virtual_tokens(settings, adapters.count_virtual_tokens(model))
     return Exported(task, facts, dict(note["columns"]), model.eval(), processor, settings)
 
 
 def _with_adapter(base: nn.Module, folder: Path) -> nn.Module:
-    if not (folder / adapters.FILE).is_file():
-        raise DtlError.of(str(folder), f"there is no {adapters.FILE}", "export the run again")
+    if not (folder / adapters.ADAPTER_WEIGHTS).is_file():
+        raise DtlError.of(
+            str(folder), f"there is no {adapters.ADAPTER_WEIGHTS}", "export the run again"
+        )
     return adapters.load_adapter(base, folder)
 
 
 def _read(folder: Path) -> dict[str, Any]:
     try:
-        return dict(json.loads((folder / NOTE).read_text(encoding="utf-8")))
+        return dict(json.loads((folder / EXPORT_METADATA).read_text(encoding="utf-8")))
     except ValueError as fault:
         raise DtlError.of(
-            str(folder / NOTE), f"cannot be read ({fault})", "export the run again"
+            str(folder / EXPORT_METADATA), f"cannot be read ({fault})", "export the run again"
         ) from fault

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from dtl.core.errors import DtlError
-from dtl.models.load import silent
-from dtl.models.quantization.quantize import to_fp32
+from dtl.models.load import silence_transformers
+from dtl.models.quantization.quantize import prepare_saved_model
 
 if TYPE_CHECKING:
     import torch
@@ -37,12 +37,12 @@ def write_quantised(
 ) -> nn.Module:
     """Read a saved model with its linear layers quantised, but for its heads, and save that; the
     quantised model, which computes in fp32. `dtype`: of what is not quantised."""
-    with silent():
+    with silence_transformers():
         made = architecture.from_pretrained(
             model, quantization_config=_settings(bits, heads=heads, dtype=dtype), dtype=dtype
         )
     made.save_pretrained(written, max_shard_size=shard_size)
-    return to_fp32(made.eval())
+    return prepare_saved_model(made.eval())
 
 
 def _settings(bits: Bits, *, heads: tuple[str, ...], dtype: torch.dtype) -> Any:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from dtl.assembly.parts import Parts
 from dtl.config.schema import RunConfig
 from dtl.core.errors import DtlError
-from dtl.engine.base import EngineSettings, start
+from dtl.engine.base import EngineSettings
+from dtl.engine.start import start
 from dtl.export.opened import open_export
 from dtl.plan.records import Plan
 from dtl.prepare import preparation
@@ -18,7 +19,7 @@ from dtl.prepare.dataset import Examples
 from dtl.run.folder import RunFolder
 from dtl.train import checkpoint
 from dtl.train.checkpoint import CheckpointStore
-from dtl.train.setup import open_model
+from dtl.train.setup import build_model
 
 if TYPE_CHECKING:
     from torch import nn
@@ -43,7 +44,7 @@ def open_trained(folder: RunFolder, *, say: Callable[[str], None]) -> Trained:
     prepared = preparation.reopen(folder, writes=True)
     finished = folder.state == "finished"
     weights = folder.result["weights"] if finished else "adapted"
-    parts = prepared.parts.in_phase(prepared.plan.phase_after(max(0, step - 1)))
+    parts = prepared.parts.in_phase(prepared.plan.phase_index(max(0, step - 1)))
     if saved is None or weights != "adapted" or (finished and _rounds(folder.config)):
         if saved is None:
             say(f"there is no checkpoint of step {step}: the weights are those of {folder.export}")
@@ -66,11 +67,11 @@ def _checkpoint_of(folder: RunFolder) -> tuple[int, Path | None]:
         result = folder.result
         best = result["best"]["step"] if folder.config.train.export == "best" else None
         step = int(result["steps"] if best is None else best)
-        path = store.path_of(step)
-        if path.is_dir() and (fault := store.fault(path)) is not None:
+        path = store.step_path(step)
+        if path.is_dir() and (fault := store.find_damage(path)) is not None:
             raise DtlError.of(str(path), fault, "remove it to export from the run's own export")
         return step, path if path.is_dir() else None
-    newest, damaged = store.newest_whole()
+    newest, damaged = store.find_newest_intact()
     if newest is None:
         why = f" ({damaged[0].path.name}: {damaged[0].reason})" if damaged else ""
         raise DtlError.of(
@@ -88,16 +89,16 @@ def _restored(prepared: preparation.Prepared, parts: Parts, saved: Path) -> nn.M
             device="cpu",
             ranks=1,
             dtype="fp32",
-            accumulation=1,
+            accumulation_steps=1,
             gradient_clip=None,
             deepspeed=None,
         )
     )
     try:
-        model = open_model(
+        model = build_model(
             prepared.config, _alone(prepared.plan), parts, prepared.examples, engine, saved=saved
         ).model
-        checkpoint.fill_weights(saved, engine, model)
+        checkpoint.load_weights(saved, engine, model)
     finally:
         engine.close()
     return model
@@ -108,8 +109,8 @@ def _alone(plan: Plan) -> Plan:
     layout = replace(
         plan.layout,
         nodes=1,
-        processes=1,
-        zero=0,
+        processes_per_node=1,
+        zero_stage=0,
         dtype="fp32",
         device="cpu",
         activation_checkpointing=False,

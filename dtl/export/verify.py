@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from dtl.core.errors import RunFailed
 from dtl.export.trained_model import Trained
-from dtl.models.load import padding_token
+from dtl.models.load import get_pad_token_id
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -36,7 +36,7 @@ def ask(trained: Trained) -> tuple[list[Question], str]:
     examples, task = trained.examples, trained.parts.task
     held_out = examples.held_out is not None
     data = examples.held_out if examples.held_out is not None else examples.train
-    padding = padding_token(examples.processor)
+    padding = get_pad_token_id(examples.processor)
     collate = partial(task.collate, pad_token_id=0 if padding is None else padding)
     chosen = data.some(ROWS)
     shown = (task.transform(values, processor=examples.processor, rng=None) for values in chosen)

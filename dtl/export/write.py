@@ -13,9 +13,9 @@ import torch
 
 from dtl.config.schema import Model
 from dtl.core.errors import RunFailed
-from dtl.models.load import NOTE
+from dtl.models.load import EXPORT_METADATA
 from dtl.models.peft import adapters
-from dtl.train.checkpoint import Learnt, sync
+from dtl.train.checkpoint import WeightSource, fsync
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -50,7 +50,7 @@ def export(
     dtype: str,
     card: str,
     note: dict[str, Any],
-    learnt: Learnt | None,
+    learnt: WeightSource | None,
     pause: Callable[[str], None],
 ) -> None:
     """Write, reopen, compare, rename. Every rank must call; rank 0 writes.
@@ -64,18 +64,18 @@ def export(
     state = _gather(engine, learnt, learning_only=kind == "adapter")
     pause("export, writing")
     staged = staged_beside(folder)
-    if engine.is_first:
+    if engine.is_main_process:
         shutil.rmtree(staged, ignore_errors=True)
-        with engine.loading(False):
+        with engine.loading_context(False):
             if kind == "adapter":
-                write_adapter(engine.plain_model, state, staged, dtype=torch.float32)
+                write_adapter(engine.unwrapped_model, state, staged, dtype=torch.float32)
             else:
-                write_model(engine.plain_model, state, staged, dtype=DTYPES[dtype])
+                write_model(engine.unwrapped_model, state, staged, dtype=DTYPES[dtype])
         processor.save_pretrained(staged)
         write_papers(staged, card=card, note=note)
         to_disk(staged)
     pause("export, giving it its name")
-    if engine.is_first:
+    if engine.is_main_process:
         shutil.rmtree(folder, ignore_errors=True)
         staged.rename(folder)
     engine.barrier()
@@ -85,7 +85,7 @@ def note_of(config: RunConfig, facts: DatasetStats, *, kind: str, dtype: str) ->
     """What dtl must know to open an export of this run again; `dtype`: of the run's weights."""
     return {
         "kind": kind,
-        "task": config.task.learnt,
+        "task": config.task.training_options,
         "facts": facts,
         "columns": config.data.columns,
         "base": base_of(config.model, dtype=dtype),
@@ -101,15 +101,15 @@ def write_papers(folder: Path, *, card: str, note: dict[str, Any] | None) -> Non
     """The model card, and what dtl itself must know; `note` None: dtl does not open it again."""
     (folder / "README.md").write_text(card, encoding="utf-8")
     if note is not None:
-        (folder / NOTE).write_text(json.dumps(note, indent=1) + "\n", encoding="utf-8")
+        (folder / EXPORT_METADATA).write_text(json.dumps(note, indent=1) + "\n", encoding="utf-8")
 
 
 def to_disk(folder: Path) -> None:
     """Every file open to all who may read the folder, and written out."""
     _open_to_readers(folder)
     for file in folder.iterdir():
-        sync(file)
-    sync(folder)
+        fsync(file)
+    fsync(folder)
 
 
 def _open_to_readers(folder: Path) -> None:
@@ -120,20 +120,22 @@ def _open_to_readers(folder: Path) -> None:
         file.chmod(0o666 & ~mask)
 
 
-def _gather(engine: Engine, learnt: Learnt | None, *, learning_only: bool) -> dict[str, Tensor]:
+def _gather(
+    engine: Engine, learnt: WeightSource | None, *, learning_only: bool
+) -> dict[str, Tensor]:
     """Whole tensors on rank 0; the others take part and keep nothing."""
     state: dict[str, Tensor] = {}
-    for name, parameter in engine.plain_model.named_parameters():
+    for name, parameter in engine.unwrapped_model.named_parameters():
         if parameter.requires_grad and learnt is not None:
-            if engine.is_first:
+            if engine.is_main_process:
                 state[name] = learnt.read(f"weight/{name}")
         elif parameter.requires_grad or not learning_only:
             value = engine.full_tensor(parameter)
-            if engine.is_first:
+            if engine.is_main_process:
                 state[name] = value
-    if engine.is_first and not learning_only:
-        persistent = set(engine.plain_model.state_dict())
-        for name, buffer in engine.plain_model.named_buffers():
+    if engine.is_main_process and not learning_only:
+        persistent = set(engine.unwrapped_model.state_dict())
+        for name, buffer in engine.unwrapped_model.named_buffers():
             if name in persistent:
                 state[name] = buffer.detach().to("cpu", copy=True)
             if name in persistent and learnt is not None and f"buffer/{name}" in learnt:
@@ -157,9 +159,9 @@ def write_adapter(
     model: nn.Module, state: dict[str, Tensor], folder: Path, *, dtype: torch.dtype
 ) -> None:
     """As PEFT opens it; read back and compared bit by bit."""
-    adapter = adapters.written(model, _cast(state, dtype))
+    adapter = adapters.build_adapter_files(model, _cast(state, dtype))
     adapter.save(folder, base=model.get_base_model())  # type: ignore[operator]
-    _compare(adapter.tensors, adapters.read_back(folder).get, folder)
+    _compare(adapter.tensors, adapters.load_adapter_tensors(folder).get, folder)
 
 
 def write_model(

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from dtl.config.diff import flat
+from dtl.config.diff import flatten
 from dtl.run.folder import RunFolder
 from dtl.train.usage import read_usage
 
 NOT_OF_THE_RUN = ("run.", "compare.")  # keys of the config: its folder, and what is run beside it
-DERIVED = ("deepspeed", "choices")  # parts of the plan that follow from the others, and words
+DERIVED = ("deepspeed", "decisions")  # parts of the plan that follow from the others, and words
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def table(found: list[Difference], names: tuple[str, str], *, widest: int = 48) 
 
 
 def _parts(run: RunFolder) -> dict[str, dict[str, Any]]:
-    config = flat(run.config.model_dump(mode="json"))
+    config = flatten(run.config.model_dump(mode="json"))
     usage = read_usage(run.usage)
     plan = {key: value for key, value in asdict(run.plan).items() if key not in DERIVED}
     plan["phases"] = {str(number): phase for number, phase in enumerate(plan["phases"], start=1)}
@@ -74,10 +74,10 @@ def _parts(run: RunFolder) -> dict[str, dict[str, Any]]:
             key: value for key, value in config.items() if not key.startswith(NOT_OF_THE_RUN)
         },
         "code": {"git commit": run.commit},
-        "data": flat(run.data),
+        "data": flatten(run.data),
         "versions": run.versions,
         "hardware": {} if usage is None else {"devices": list(usage.hardware)},
-        "plan": flat(plan),
+        "plan": flatten(plan),
         "results": _results(run),
     }
 
@@ -87,7 +87,7 @@ def _results(run: RunFolder) -> dict[str, Any]:
     told: dict[str, Any] = {"state": run.state, "steps": run.last_step}
     if run.state == "finished":
         result = run.result
-        told |= flat({"scores": result["scores"], "best": result["best"]})
+        told |= flatten({"scores": result["scores"], "best": result["best"]})
         told["weights"] = result["weights"]
     return {key: value for key, value in told.items() if ".confusion/" not in key}
 

@@ -12,15 +12,16 @@ from dtl.config.schema import Layout, RunConfig, Source
 from dtl.core.errors import DtlError
 from dtl.data.cache.encoded import EncodedData, cache_key, encode
 from dtl.data.sources.rows import open_rows
-from dtl.engine.base import Engine, EngineSettings, start
+from dtl.engine.base import Engine, EngineSettings
+from dtl.engine.start import start
 from dtl.evaluation.evaluate import Evaluation, evaluate
 from dtl.evaluation.scoring import why_unscored
 from dtl.export.opened import Exported, open_export
-from dtl.models.load import padding_token, silent
+from dtl.models.load import get_pad_token_id, silence_transformers
 from dtl.prepare import preparation
 from dtl.run.folder import RunFolder, write_json
 from dtl.tasks.base import DatasetStats, Task
-from dtl.train.setup import open_model, start_engine
+from dtl.train.setup import build_model, start_engine
 
 if TYPE_CHECKING:
     from torch import nn
@@ -71,11 +72,11 @@ def score_base(
     step. `change`: what is done to the base before. Raises DtlError where there are no rows, or no
     head that has learnt the task."""
     held = config.data.eval or config.data.train
-    if config.data.eval is None and config.data.holdout is None:
+    if config.data.eval is None and config.data.eval_fraction is None:
         raise DtlError.of(
             "data.eval", "there are no held-out rows to score on", "set it, or add --data"
         )
-    alone = config.model_copy(update={"layout": Layout(processes=1, zero=0)})
+    alone = config.model_copy(update={"layout": Layout(processes_per_node=1, zero_stage=0)})
     prepared = preparation.prepare_run(alone)
     parts, examples = prepared.parts, prepared.examples
     if reason := why_unscored(parts, examples):
@@ -86,8 +87,8 @@ def score_base(
         )
     assert examples.held_out is not None
     engine = start_engine(alone, prepared.plan)
-    with silent():
-        model = open_model(alone, prepared.plan, parts, examples, engine).model
+    with silence_transformers():
+        model = build_model(alone, prepared.plan, parts, examples, engine).model
     if change is not None:
         change(model)
     found = _scored(
@@ -122,7 +123,7 @@ def _scored(
 
     if data.census.skipped:
         say(data.census.line("held out"))
-    padding = padding_token(processor)
+    padding = get_pad_token_id(processor)
     try:
         engine.prepare(model, torch.optim.SGD(list(model.parameters())[:1], lr=0.0))
         return evaluate(
@@ -152,14 +153,14 @@ def _encoded(source: Source, config: RunConfig, exported: Exported) -> EncodedDa
         config.data.columns,
         PLACE,
         check=task.find_row_fault,
-        skips=config.data.on_bad_row == "skip",
+        skip_invalid=config.data.on_bad_row == "skip",
         media=task.media_column,
     )
     if group_by is not None and all(group_by not in row.fields for row in rows):
         raise DtlError.of("task.group_by", f"no row has a column '{group_by}'", "name another")
     key = cache_key(
         scored=rows.fingerprint,
-        task=config.task.learnt,
+        task=config.task.training_options,
         facts=exported.facts,
         base=config.model.model_dump(mode="json"),
         group_by=group_by,
@@ -178,7 +179,7 @@ def _engine(*, dtype: str) -> Engine:
             device=device,
             ranks=1,
             dtype=dtype,
-            accumulation=1,
+            accumulation_steps=1,
             gradient_clip=None,
             deepspeed=None,
         )

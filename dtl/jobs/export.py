@@ -31,11 +31,11 @@ from dtl.export.write import (
     write_papers,
 )
 from dtl.models.anatomy import head_module_names
-from dtl.models.load import load_settings, silent
+from dtl.models.load import load_model_config, silence_transformers
 from dtl.models.quantization import quantize
-from dtl.plan.hardware import disk_free
-from dtl.plan.memory import MASTER, WIDTH
-from dtl.plan.memory_advice import wants_disk
+from dtl.plan.hardware import free_disk_bytes
+from dtl.plan.memory import BYTES_PER_NUMBER, FP32_BYTES
+from dtl.plan.memory_advice import is_disk_full
 from dtl.run.folder import RunFolder
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def export_run(folder: RunFolder, wanted: Wanted, *, say: Callable[[str], None])
     """
     decision = decide(folder, wanted)
     say(f"{folder.path}: {decision}")
-    with silent():
+    with silence_transformers():
         return _export(folder, wanted, decision, say=say)
 
 
@@ -127,7 +127,7 @@ def _export(
         to_disk(written)
         written.rename(decision.target)
     except Exception as fault:
-        if wants_disk(fault):
+        if is_disk_full(fault):
             raise RunFailed.of(
                 str(decision.target.parent), "the disk is full", "make room, and export again"
             ) from fault
@@ -149,7 +149,7 @@ def decide(folder: RunFolder, wanted: Wanted) -> Decision:
             "the run has several phases and has not ended",
             f"`dtl resume {folder.path}` goes on with it",
         )
-    is_adapter = assemble(config).strategies[-1].exports == "adapter"
+    is_adapter = assemble(config).strategies[-1].export_kind == "adapter"
     merges = is_adapter and (wanted.merge or wanted.form != "safetensors")
     kind = "adapter" if is_adapter and not merges else "model"
     _refuse(wanted, config.phases[-1].name, is_adapter=is_adapter, kind=kind)
@@ -160,9 +160,9 @@ def decide(folder: RunFolder, wanted: Wanted) -> Decision:
     else:
         dtype = wanted.dtype or (_dtype_of_base(folder) if merges else plan.layout.dtype)
     counts = plan.parameters
-    size = counts.total * WIDTH[dtype]
+    size = counts.total * BYTES_PER_NUMBER[dtype]
     if kind == "adapter":
-        size = counts.learning * (MASTER if dtype == "fp32" else WIDTH[dtype])
+        size = counts.trainable * (FP32_BYTES if dtype == "fp32" else BYTES_PER_NUMBER[dtype])
     if wanted.quantize or wanted.form == "gguf":
         size *= 2  # beside the model that it is made from
     target = wanted.to or folder.path / _name(wanted, kind, merges=merges)
@@ -170,7 +170,7 @@ def decide(folder: RunFolder, wanted: Wanted) -> Decision:
         raise DtlError.of(
             str(target), "is there already", "remove it yourself, or name another place with --to"
         )
-    if size > (free := disk_free(str(target.parent))):
+    if size > (free := free_disk_bytes(str(target.parent))):
         raise DtlError.of(
             str(target.parent),
             f"{format_bytes(free)} are free, and the export takes {format_bytes(size)}",
@@ -217,7 +217,7 @@ def _name(wanted: Wanted, kind: str, *, merges: bool) -> str:
 
 def _dtype_of_base(folder: RunFolder) -> str:
     """As its files are; fp32 where they do not say."""
-    stored = load_settings(folder.config.model).dtype
+    stored = load_model_config(folder.config.model).dtype
     names = {dtype: name for name, dtype in DTYPES.items()}
     return names.get(stored, "fp32")
 
@@ -311,6 +311,6 @@ def _card(folder: RunFolder, trained: Trained, kind: str, saved: Saved) -> str:
         scores=trained.scores,
         step=trained.step,
         weights=trained.weights,
-        quantized=quantize.told(trained.model) if kind == "adapter" else None,
+        quantized=quantize.get_quantization_kwargs(trained.model) if kind == "adapter" else None,
         saved=saved,
     )

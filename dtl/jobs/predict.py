@@ -15,8 +15,8 @@ from dtl.data.example import Skip
 from dtl.data.modalities.media_files import SUFFIXES
 from dtl.data.sources.rows import Row, open_rows
 from dtl.export.opened import Exported
-from dtl.mini import files as mini
-from dtl.models.load import padding_token
+from dtl import mini
+from dtl.models.load import get_pad_token_id
 
 if TYPE_CHECKING:
     from torch import nn
@@ -118,7 +118,7 @@ def _told(
 ) -> Iterator[dict[str, Any]]:
     """What the model says of each example, so many at a time."""
     device = next(model.parameters()).device
-    padding = padding_token(exported.processor) or 0
+    padding = get_pad_token_id(exported.processor) or 0
     for together in _batched(shown, batch):
         tensors = exported.task.collate(together, pad_token_id=padding)
         yield from exported.task.predict(

@@ -14,12 +14,12 @@ def track(folder: RunFolder, names: Iterable[str]) -> list[str]:
     DtlError where one is not installed, or does not take it."""
     chosen = list(dict.fromkeys(names))
     refuse_absent_trackers(chosen)
-    from dtl.engine.base import open_tracker
-    from dtl.train.trackers import send
+    from dtl.engine.trackers import open_tracker
+    from dtl.train.trackers import send_lines
 
     for name in chosen:
         try:
-            send(name, folder, folder.metrics(), opener=open_tracker, anew=True)
+            send_lines(name, folder, folder.metrics(), opener=open_tracker, as_new_run=True)
         except Exception as fault:
             reason = " ".join(str(fault).split())[:300]
             raise RunFailed.of(

@@ -1,11 +1,10 @@
-"""Starts a run's processes, hands signals on to them, and starts them again after a crash."""
+"""Start the processes of a run, forward signals to them, and restart them after a crash."""
 
 from __future__ import annotations
 
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -16,99 +15,107 @@ from typing import TYPE_CHECKING, Self
 from dtl.core.errors import DtlError
 from dtl.core.lock import holder_here
 from dtl.core.signals import STOPPED, Stop
-from dtl.launch.torchrun import Command, command
-from dtl.plan.hardware import memory_kills
-from dtl.plan.memory_advice import relief
+from dtl.launch.child_process import SUPERVISOR_PID, die_with_parent, fork_process
+from dtl.launch.torchrun import LaunchCommand, build_command
+from dtl.plan.hardware import count_oom_kills
+from dtl.plan.memory_advice import suggest_memory_reduction
 from dtl.run.folder import RunFolder
-from dtl.train.deadline import STARTED
-from dtl.train.heartbeat import read_beats
+from dtl.train.deadline import START_TIME
+from dtl.train.heartbeat import read_heartbeats
 
 if TYPE_CHECKING:
     from dtl.prepare.preparation import Prepared
 
-RESTARTS = 3  # after a crash
-SAME_STEP = 3  # crashes after one and the same step: it would crash again
+MAX_RESTARTS = 3  # after a crash
+MAX_CRASHES_AT_STEP = 3  # crashes after one and the same step: it would crash again
 CRASHED = -1
-TOLD = "told.log"  # what a quiet run would have told the user
+TERMINAL_LOG = "terminal.log"  # what a quiet run would have printed on the terminal
 
 
 class Supervisor:
-    """Stands between the user and a run's processes.
+    """The process between the user and the processes of a run.
 
-    Until there are processes, a signal ends the command at once, with nothing lost. From then on
-    it asks the run to save and end. `fork`: a single process may be a copy of this one. `quiet`:
-    what the processes tell the user goes to the run's logs.
+    Until there are processes, a signal ends the command at once, and nothing is lost. From then on
+    it requests the run to save and stop. `can_fork`: a single process may be a fork of this one.
+    `quiet`: what the processes print goes to the run's logs.
     """
 
-    def __init__(self, say: Callable[[str], None], *, fork: bool, quiet: bool = False) -> None:
-        self.say, self.fork, self.quiet = say, fork, quiet
+    def __init__(
+        self, print_line: Callable[[str], None], *, can_fork: bool, quiet: bool = False
+    ) -> None:
+        self.print_line, self.can_fork, self.quiet = print_line, can_fork, quiet
         self._stop = Stop(interrupts=True)
         self._run: Path | None = None
         self._child: int | None = None
 
     def __enter__(self) -> Self:
-        os.environ[STARTED] = str(time.time())
+        os.environ[START_TIME] = str(time.time())
         self._stop.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stop.__exit__()
-        os.environ.pop(STARTED, None)
+        os.environ.pop(START_TIME, None)
 
     def launch(
-        self, folder: RunFolder, prepared: Prepared | None, started: Command | None = None
+        self, folder: RunFolder, prepared: Prepared | None, command: LaunchCommand | None = None
     ) -> int:
-        """Run to its end; the exit code. After a crash, again from the newest checkpoint.
+        """Run until it is finished or stopped, and return the exit code.
 
-        `started`: what starts this machine's part, where it is one of several.
+        After a crash it starts again from the newest checkpoint. `command`: starts the ranks of
+        this node, where the run has several nodes.
         """
         self._run = folder.path
-        self._stop.passes_on = self._pass_on
-        stuck_at: list[int] = []
-        for restart in range(RESTARTS + 1):
-            killed_before = memory_kills()
-            code = self._launch_once(folder, prepared, started)
+        self._stop.passes_on = self._forward_stop_request
+        crash_steps: list[int] = []
+        for restart in range(MAX_RESTARTS + 1):
+            kills_before = count_oom_kills()
+            code = self._launch_once(folder, prepared, command)
             if code == CRASHED and self._stop.asked:
-                self.say(f"stopped by {self._stop.by}; `dtl resume {folder.path}` continues")
+                self.print_line(f"stopped by {self._stop.by}; `dtl resume {folder.path}` continues")
                 return STOPPED
             if code != CRASHED:
                 return code
-            stuck_at.append(folder.last_step)
-            if memory_kills() > killed_before:
-                self.say(_memory_advice(folder))
-            if stuck_at[-SAME_STEP:] == [stuck_at[-1]] * SAME_STEP:
-                self.say(f"crashed {SAME_STEP} times after step {stuck_at[-1]}; see {folder.logs}")
+            step = folder.last_step
+            crash_steps.append(step)
+            if count_oom_kills() > kills_before:
+                self.print_line(_describe_oom_kill(folder))
+            if crash_steps[-MAX_CRASHES_AT_STEP:] == [step] * MAX_CRASHES_AT_STEP:
+                self.print_line(
+                    f"crashed {MAX_CRASHES_AT_STEP} times after step {step}; see {folder.logs}"
+                )
                 return 1
-            if restart < RESTARTS:
+            if restart < MAX_RESTARTS:
                 pause = 2.0**restart
-                self.say(f"crashed after step {stuck_at[-1]}; starting again in {pause:.0f} s")
-                self._wait(pause)
-        self.say(
-            f"crashed {RESTARTS + 1} times; see {folder.logs}, then `dtl resume {folder.path}`"
+                self.print_line(f"crashed after step {step}; restarting in {pause:.0f} s")
+                self._sleep(pause)
+        self.print_line(
+            f"crashed {MAX_RESTARTS + 1} times; see {folder.logs}, then `dtl resume {folder.path}`"
         )
         return 1
 
     def _launch_once(
-        self, folder: RunFolder, prepared: Prepared | None, started: Command | None
+        self, folder: RunFolder, prepared: Prepared | None, command: LaunchCommand | None
     ) -> int:
+        """Return the exit code, or CRASHED where the run has not recorded how it ended."""
         if self._stop.asked:
             return CRASHED
         folder.note_end(None)
-        if started is None and self.fork and folder.plan.layout.ranks == 1:
-            code = self._copy(folder, prepared)
+        if command is None and self.can_fork and folder.plan.layout.world_size == 1:
+            code = self._run_fork(folder, prepared)
         else:
-            code = self._torchrun(folder, started or command(folder))
+            code = self._run_command(folder, command or build_command(folder))
         self._child = None
-        if folder.state == "absent":  # another machine is to make it, and has not come so far
+        if folder.state == "absent":  # another node creates the folder, and has not yet
             return code if code == DtlError.exit_code else CRASHED
         if folder.state == "finished":
             return 0
-        if code == 2:
+        if code == DtlError.exit_code:
             return code
         return folder.ended if folder.ended is not None else CRASHED
 
-    def _copy(self, folder: RunFolder, prepared: Prepared | None) -> int:
-        """One process needs no launcher: a copy of this one, which has all it needs at hand."""
+    def _run_fork(self, folder: RunFolder, prepared: Prepared | None) -> int:
+        """Run a single process without a launcher: a fork of this one, which has imported all."""
 
         def work() -> int:
             self._stop.passes_on = None
@@ -116,91 +123,70 @@ class Supervisor:
 
             return worker.main(["run", str(folder.path)], prepared=prepared)
 
-        child = start_copy(work, log=folder.logs / TOLD if self.quiet else None)
-        self._watch_over(child)
+        child = fork_process(work, log=folder.logs / TERMINAL_LOG if self.quiet else None)
+        self._set_child(child)
         _, status = os.waitpid(child, 0)
         return os.waitstatus_to_exitcode(status)
 
-    def _torchrun(self, folder: RunFolder, started: Command) -> int:
-        from dtl.launch.worker import SUPERVISOR, end_with_parent
-
-        path = folder.logs / started.log if folder.logs.is_dir() else Path(os.devnull)
+    def _run_command(self, folder: RunFolder, command: LaunchCommand) -> int:
+        path = folder.logs / command.log_name if folder.logs.is_dir() else Path(os.devnull)
         with ExitStack() as files:
             log = files.enter_context(path.open("ab"))
-            told = files.enter_context((folder.logs / TOLD).open("ab")) if self.quiet else None
+            terminal = (
+                files.enter_context((folder.logs / TERMINAL_LOG).open("ab")) if self.quiet else None
+            )
             process = subprocess.Popen(
-                started.argv,
-                env={**os.environ, **started.environment, SUPERVISOR: str(os.getpid())},
-                stdout=told,
+                command.argv,
+                env={**os.environ, **command.environment, SUPERVISOR_PID: str(os.getpid())},
+                stdout=terminal,
                 stderr=log,
                 start_new_session=True,
-                preexec_fn=partial(end_with_parent, os.getpid()),
+                preexec_fn=partial(die_with_parent, os.getpid()),
             )
-            self._watch_over(process.pid)
+            self._set_child(process.pid)
             return process.wait()
 
-    def _watch_over(self, child: int) -> None:
+    def _set_child(self, child: int) -> None:
         self._child = child
-        if self._stop.asked:  # while it was being started
-            self._pass_on()
+        if self._stop.asked:  # while the child was being started
+            self._forward_stop_request()
 
-    def _pass_on(self) -> None:
-        """Ask rank 0, which tells the others; the child while there is no rank 0 yet."""
+    def _forward_stop_request(self) -> None:
+        """Send SIGTERM to rank 0, which tells the others; to the child while there is no rank 0."""
         if self._child is None or self._run is None:
             return
         holder = holder_here(self._run)
-        target = holder if holder is not None and _descends(holder, self._child) else self._child
+        is_ours = holder is not None and _is_descendant(holder, self._child)
+        target = holder if holder is not None and is_ours else self._child
         try:
             os.kill(target, signal.SIGTERM)
         except ProcessLookupError:  # it has just ended by itself
             return
 
-    def _wait(self, seconds: float) -> None:
-        until = time.monotonic() + seconds
-        while not self._stop.asked and time.monotonic() < until:
+    def _sleep(self, seconds: float) -> None:
+        """Sleep until the time is over or a stop is requested."""
+        end = time.monotonic() + seconds
+        while not self._stop.asked and time.monotonic() < end:
             time.sleep(0.05)
 
 
-def start_copy(work: Callable[[], int], *, log: Path | None) -> int:
-    """A copy of this process that does the work, ends with its exit code, and dies with this one.
-    `log`: where it prints; None: where this one does. Returns its number."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    parent = os.getpid()
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            from dtl.launch import worker
-
-            worker.end_with_parent(parent)
-            if log is not None:
-                worker.log_to(log)
-            code = work()
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code)
-    return child
-
-
-def _memory_advice(folder: RunFolder) -> str:
-    """A process that the kernel kills says nothing: its last heartbeat tells where it was."""
-    beats = read_beats(folder.heartbeats)
-    where = min(beats, key=lambda beat: beat.alive).doing if beats else "start"
-    change = relief(folder.plan, doing=where)
+def _describe_oom_kill(folder: RunFolder) -> str:
+    """Return what the run did before the kernel killed a process, by the last heartbeats."""
+    beats = read_heartbeats(folder.heartbeats)
+    activity = min(beats, key=lambda beat: beat.last_alive).activity if beats else "start"
+    change = suggest_memory_reduction(folder.plan, activity=activity)
     return (
-        "the kernel has meanwhile killed a process for want of main memory; the run was last seen "
-        f"in {where}; {change}"
+        "the kernel has killed a process because main memory was full; the last activity of the "
+        f"run was {activity}; {change}"
     )
 
 
-def _descends(process: int, ancestor: int) -> bool:
-    """Whether a process is below, or is, another: an old lease may name a stranger's number."""
+def _is_descendant(process: int, ancestor: int) -> bool:
+    """Whether a process is another or below it; an old lock may hold the id of a strange one."""
     import psutil
 
     try:
-        above = [parent.pid for parent in psutil.Process(process).parents()]
+        parents = [parent.pid for parent in psutil.Process(process).parents()]
     except psutil.Error:
         return False
-    return ancestor in (process, *above)
+    return ancestor in (process, *parents)

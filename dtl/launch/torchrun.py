@@ -1,4 +1,4 @@
-"""From a run folder to the command that starts the processes of this node."""
+"""Build the torchrun command that starts the ranks of this node."""
 
 from __future__ import annotations
 
@@ -14,85 +14,99 @@ from dtl.core.process_env import free_port, surroundings, threads
 from dtl.core.signals import HANDED_ON
 from dtl.run.folder import RunFolder
 
+DEFAULT_PORT = 29500  # torchrun's own
+
 
 @dataclass(frozen=True)
-class Command:
-    """What to start, and what its environment has beside ours."""
+class LaunchCommand:
+    """A command to start, and the variables that it adds to this environment.
+
+    `log_name`: name of the log of its output, in the run's logs.
+    """
 
     argv: tuple[str, ...]
     environment: dict[str, str]
-    log: str = "launcher.log"  # its name in the run's logs
+    log_name: str = "launcher.log"
 
-    def shell(self) -> str:
-        """The same as one line for a shell."""
+    def to_shell(self) -> str:
+        """Return the same as one line for a shell."""
         settings = [f"{name}={shlex.quote(value)}" for name, value in self.environment.items()]
         return " ".join([*settings, shlex.join(self.argv)])
 
 
-PORT = 29500  # torchrun's own, where several machines must agree on one without a word
-
-
 @dataclass(frozen=True)
-class Machine:
-    """One of the `machines` that share a run. `address`: of the first, as the others reach it."""
+class Rendezvous:
+    """This node among those of a run, in torchrun's terms.
 
-    number: int  # from 0
-    machines: int
-    address: str
-    port: int = PORT
+    `master_addr`: of the first node, as the others reach it.
+    """
+
+    node_rank: int
+    nnodes: int
+    master_addr: str
+    master_port: int = DEFAULT_PORT
 
 
-def machine_of(number: int, machines: int, master: str) -> Machine:
-    """Which machine this is. `master`: HOST or HOST:PORT of the first. Raises DtlError."""
-    if machines == 1:
+def parse_rendezvous(node_rank: int, nnodes: int, master: str) -> Rendezvous:
+    """Check and return this node's place. `master`: HOST or HOST:PORT of the first node.
+
+    Raises DtlError where a value is out of range or the host is unknown.
+    """
+    if nnodes == 1:
         raise DtlError.of(
             "layout.nodes", "is 1, and one machine needs no launch", "use `dtl train`"
         )
-    if number >= machines:
+    if node_rank >= nnodes:
         raise DtlError.of(
-            "--node-rank", f"there is no machine {number} of {machines}", "they count from 0"
+            "--node-rank",
+            f"there is no node {node_rank} of {nnodes}",
+            f"use 0 to {nnodes - 1}",
         )
     address, _, port = master.partition(":")
     if not address or (port and not (port.isdigit() and 0 < int(port) < 65536)):
         raise DtlError.of(
-            "--master", f"'{master}' is no HOST or HOST:PORT", "name the first machine"
+            "--master", f"'{master}' is not HOST or HOST:PORT", "name the first machine"
         )
     try:
         socket.getaddrinfo(address, None)
-    except OSError as fault:
+    except OSError as error:
         raise DtlError.of(
-            "--master", f"{address} is not known here ({fault.strerror})", "give its IP address"
-        ) from fault
-    return Machine(number, machines, address, int(port) if port else PORT)
+            "--master", f"{address} is not known here ({error.strerror})", "use its IP address"
+        ) from error
+    return Rendezvous(node_rank, nnodes, address, int(port) if port else DEFAULT_PORT)
 
 
-def command(folder: RunFolder) -> Command:
-    """torchrun with the run's ranks, each running the worker on the run folder.
+def build_command(folder: RunFolder) -> LaunchCommand:
+    """Return the command that starts all ranks of a run, each on the run folder.
 
-    Not `accelerate launch`: it starts the same torchrun, but without the two settings above.
+    It is not `accelerate launch`, which starts the same torchrun but sets neither the signals nor
+    the time that torchrun waits for a save.
     """
     layout = folder.plan.layout
     worker = ("run", str(folder.path.absolute()))
-    alone = Machine(0, 1, "127.0.0.1", free_port())
-    return _torchrun(worker, alone, ranks=layout.ranks, device=layout.device)
+    rendezvous = Rendezvous(0, 1, "127.0.0.1", free_port())
+    return _torchrun_command(worker, rendezvous, processes=layout.world_size, device=layout.device)
 
 
-def command_on(
-    machine: Machine, config: Path, overrides: Sequence[str], *, ranks: int, device: str
-) -> Command:
-    """torchrun with the ranks of one machine, each running the worker on the config."""
+def build_node_command(
+    rendezvous: Rendezvous, config: Path, overrides: Sequence[str], *, processes: int, device: str
+) -> LaunchCommand:
+    """Return the command that starts the ranks of one node, each on the config."""
     worker = ("train", str(config.absolute()), *overrides)
-    started = _torchrun(worker, machine, ranks=ranks, device=device)
-    return replace(started, log=f"launcher-{machine.number}.log")
+    command = _torchrun_command(worker, rendezvous, processes=processes, device=device)
+    return replace(command, log_name=f"launcher-{rendezvous.node_rank}.log")
 
 
-def _torchrun(worker: Sequence[str], machine: Machine, *, ranks: int, device: str) -> Command:
+def _torchrun_command(
+    worker: Sequence[str], rendezvous: Rendezvous, *, processes: int, device: str
+) -> LaunchCommand:
     environment = surroundings(device)
     if device == "cpu":
-        environment["OMP_NUM_THREADS"] = str(threads(ranks))
+        environment["OMP_NUM_THREADS"] = str(threads(processes))
     argv = [sys.executable, "-m", "torch.distributed.run"]
-    argv += ["--nproc-per-node", str(ranks), "--signals-to-handle", HANDED_ON]
-    if machine.machines > 1:
-        argv += ["--nnodes", str(machine.machines), "--node-rank", str(machine.number)]
-    argv += ["--master-addr", machine.address, "--master-port", str(machine.port)]
-    return Command((*argv, "-m", "dtl.launch.worker", *worker), environment)
+    argv += ["--nproc-per-node", str(processes), "--signals-to-handle", HANDED_ON]
+    if rendezvous.nnodes > 1:
+        argv += ["--nnodes", str(rendezvous.nnodes), "--node-rank", str(rendezvous.node_rank)]
+    argv += ["--master-addr", rendezvous.master_addr]
+    argv += ["--master-port", str(rendezvous.master_port)]
+    return LaunchCommand((*argv, "-m", "dtl.launch.worker", *worker), environment)

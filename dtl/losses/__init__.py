@@ -1,1 +1,1 @@
-"""Losses over tokens and pairs, as sums over targets."""
+"""Losses as sums or one number a target; the loop divides by the number of targets."""

@@ -1,1 +1,1 @@
-"""Metrics: each has a name and a direction."""
+"""Metrics: how predictions compare with the targets."""

@@ -1,4 +1,6 @@
-"""How far transcripts are from what was said: errors by words and by characters."""
+"""Word and character error rates (WER, CER) of transcripts."""
+
+# N texts
 
 from __future__ import annotations
 
@@ -6,113 +8,123 @@ import re
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from dtl.metrics.base import EvalRecord
 
 if TYPE_CHECKING:
     import numpy as np
 
 APOSTROPHES = "'\u2019"
-PAUSES = ("P", "S")  # Unicode categories: punctuation, symbols
+SEPARATORS = ("P", "S")  # Unicode categories: punctuation, symbols
 
 
 @dataclass(frozen=True)
-class Errors:
-    """Of all texts together. `total`: words or characters in the references."""
+class EditCounts:
+    """Edits over all texts together. `reference_length`: words or characters."""
 
     substitutions: int
     deletions: int
     insertions: int
-    total: int
+    reference_length: int
+
+    @property
+    def edits(self) -> int:
+        """All edits."""
+        return self.substitutions + self.deletions + self.insertions
 
     @property
     def rate(self) -> float:
-        """Errors for each word or character that was said; more than 1 where too much is written"""
-        wrong = self.substitutions + self.deletions + self.insertions
-        return wrong / self.total if self.total else float(wrong > 0)
+        """Edits for each word or character of the references; it can exceed 1."""
+        if not self.reference_length:
+            return float(self.edits > 0)
+        return self.edits / self.reference_length
 
 
-def normaliser(language: str | None) -> Callable[[str], str]:
-    """Lower case, no punctuation, one blank between words. For English as Whisper's authors have
-    it, spelling apart: numbers and short forms are written one way. Marks stay: in Indic scripts
-    and many others they are letters."""
+def text_normalizer(language: str | None) -> Callable[[str], str]:
+    """Return the function that normalizes texts before they are compared.
+
+    For English it is Whisper's, without its spelling table: numbers and contractions get one form.
+    Otherwise lower case, no punctuation, one blank between words. Marks stay, because they are
+    letters in Indic and many other scripts.
+    """
     if language != "en":
-        return _plain
+        return _normalize_basic
     from transformers.models.whisper.english_normalizer import EnglishTextNormalizer
 
-    normalise: Callable[[str], str] = EnglishTextNormalizer({})
-    return normalise
+    normalize: Callable[[str], str] = EnglishTextNormalizer({})
+    return normalize
 
 
-def _plain(text: str) -> str:
+def _normalize_basic(text: str) -> str:
     folded = unicodedata.normalize("NFKC", text).lower()
-    kept = ("" if mark in APOSTROPHES else " " if _pauses(mark) else mark for mark in folded)
-    return re.sub(r"\s+", " ", "".join(kept)).strip()
+    characters = (
+        "" if mark in APOSTROPHES else " " if _is_separator(mark) else mark for mark in folded
+    )
+    return re.sub(r"\s+", " ", "".join(characters)).strip()
 
 
-def _pauses(mark: str) -> bool:
-    return unicodedata.category(mark)[0] in PAUSES
+def _is_separator(mark: str) -> bool:
+    return unicodedata.category(mark)[0] in SEPARATORS
 
 
-def word_errors(references: Sequence[str], hypotheses: Sequence[str]) -> Errors:
-    """Errors by words, which blanks part."""
+def count_word_edits(references: Sequence[str], hypotheses: Sequence[str]) -> EditCounts:
+    """Return the edits by words, which blanks separate."""
     import jiwer
 
-    found = jiwer.process_words(list(references), list(hypotheses))
-    return Errors(
-        found.substitutions,
-        found.deletions,
-        found.insertions,
-        found.hits + found.substitutions + found.deletions,
+    return _edit_counts(jiwer.process_words(list(references), list(hypotheses)))
+
+
+def count_character_edits(references: Sequence[str], hypotheses: Sequence[str]) -> EditCounts:
+    """Return the edits by characters, including blanks between words."""
+    import jiwer
+
+    return _edit_counts(jiwer.process_characters(list(references), list(hypotheses)))
+
+
+def _edit_counts(alignment: Any) -> EditCounts:
+    return EditCounts(
+        alignment.substitutions,
+        alignment.deletions,
+        alignment.insertions,
+        alignment.hits + alignment.substitutions + alignment.deletions,
     )
 
 
-def speech_scores(
-    references: Sequence[str], hypotheses: Sequence[str], *, language: str | None
-) -> dict[str, float]:
-    """Error rates by words and characters, as written and normalised; the counts are those of words
-    as written."""
-    plain = normaliser(language)
-    words = word_errors(references, hypotheses)
-    normal = [plain(text) for text in references], [plain(text) for text in hypotheses]
+def transcript_scores(records: list[EvalRecord], *, language: str | None) -> dict[str, float]:
+    """Return WER and CER of `hypothesis` against `reference`, as written and normalized.
+
+    The counts of edits are those of words as written.
+    """
+    references = [record["reference"] for record in records]
+    hypotheses = [record["hypothesis"] for record in records]
+    normalize = text_normalizer(language)
+    words = count_word_edits(references, hypotheses)
+    normalized = list(map(normalize, references)), list(map(normalize, hypotheses))
     return {
         "wer": words.rate,
-        "cer": character_errors(references, hypotheses).rate,
-        "wer_normalised": word_errors(*normal).rate,
-        "cer_normalised": character_errors(*normal).rate,
+        "cer": count_character_edits(references, hypotheses).rate,
+        "wer_normalized": count_word_edits(*normalized).rate,
+        "cer_normalized": count_character_edits(*normalized).rate,
         "substitutions": words.substitutions,
         "deletions": words.deletions,
         "insertions": words.insertions,
-        "hits": words.total - words.substitutions - words.deletions,
+        "hits": words.reference_length - words.substitutions - words.deletions,
     }
 
 
-def counts_of(references: Sequence[str], hypotheses: Sequence[str]) -> np.ndarray:
-    """Of each text (N, 2): errors by words, and words in the reference."""
+def wer_counts(records: list[EvalRecord]) -> np.ndarray:
+    """Return of each text (N, 2), fp64: its edits by words, and the words of its reference."""
     import numpy as np
 
-    found = [
-        word_errors([said], [written]) for said, written in zip(references, hypotheses, strict=True)
-    ]
-    wrong = [one.substitutions + one.deletions + one.insertions for one in found]
-    return np.array([wrong, [one.total for one in found]], dtype=np.float64).T
+    counts = [count_word_edits([one["reference"]], [one["hypothesis"]]) for one in records]
+    edits = [one.edits for one in counts]
+    return np.array([edits, [one.reference_length for one in counts]], dtype=np.float64).T
 
 
-def rate_of(sums: np.ndarray) -> np.ndarray:
-    """The word error rate of sums of such counts (..., 2)."""
+def wer_from_counts(counts: np.ndarray) -> np.ndarray:
+    """Return the word error rate of sums of wer_counts: (..., 2) to (...)."""
     import numpy as np
 
-    wrong, total = sums[..., 0], sums[..., 1]
-    return np.where(total > 0, wrong / np.where(total > 0, total, 1), wrong > 0)
-
-
-def character_errors(references: Sequence[str], hypotheses: Sequence[str]) -> Errors:
-    """Errors by characters, blanks between words included."""
-    import jiwer
-
-    found = jiwer.process_characters(list(references), list(hypotheses))
-    return Errors(
-        found.substitutions,
-        found.deletions,
-        found.insertions,
-        found.hits + found.substitutions + found.deletions,
-    )
+    edits, words = counts[..., 0], counts[..., 1]
+    return np.where(words > 0, edits / np.where(words > 0, words, 1), edits > 0)

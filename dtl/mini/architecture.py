@@ -5,31 +5,31 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from dtl.mini import files as mini
+from dtl import mini
 from dtl.mini.make_speech import SAMPLE_RATE, WORDS
-from dtl.mini.nuisance import SIDE
+from dtl.mini.perturb import IMAGE_SIDE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-VOCABULARY = 4096
-POSITIONS = 512  # tokens
-PAD, BEGIN, END = "<pad>", "<bos>", "<eos>"
+VOCABULARY_SIZE = 4096
+MAX_POSITIONS = 512  # tokens
+PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"
 
 
 def write_text(folder: Path) -> None:
     """Write config.json and the tokenizer, enough for `strategy: scratch` to start from."""
     from transformers import LlamaConfig
 
-    tokenizer = make_tokenizer(folder)
+    tokenizer = train_tokenizer(folder)
     LlamaConfig(
-        vocab_size=VOCABULARY,
+        vocab_size=VOCABULARY_SIZE,
         hidden_size=192,
         intermediate_size=512,
         num_hidden_layers=4,
         num_attention_heads=6,
         num_key_value_heads=6,
-        max_position_embeddings=POSITIONS,
+        max_position_embeddings=MAX_POSITIONS,
         tie_word_embeddings=True,
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
@@ -52,7 +52,7 @@ def write_vision(folder: Path) -> None:
     ).save_pretrained(folder)
     half = [0.5, 0.5, 0.5]
     ViTImageProcessorPil(
-        size={"height": SIDE, "width": SIDE}, image_mean=half, image_std=half
+        size={"height": IMAGE_SIDE, "width": IMAGE_SIDE}, image_mean=half, image_std=half
     ).save_pretrained(folder)
 
 
@@ -110,7 +110,7 @@ def write_speech(folder: Path) -> None:
     ).save_pretrained(folder)
 
 
-def make_tokenizer(folder: Path) -> "PreTrainedTokenizerFast":
+def train_tokenizer(folder: Path) -> "PreTrainedTokenizerFast":
     """Train byte-level BPE on `mini:prose/train` and write it to `folder`.
 
     `tokenizer(text)` puts the begin mark first; the end mark is for the task to add.
@@ -129,32 +129,32 @@ def make_tokenizer(folder: Path) -> "PreTrainedTokenizerFast":
     pieces.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     pieces.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY,
-        special_tokens=[PAD, BEGIN, END],
+        vocab_size=VOCABULARY_SIZE,
+        special_tokens=[PAD, BOS, EOS],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    texts = (row["text"] for row in mini.rows("prose", "train"))
+    texts = (row["text"] for row in mini.load_rows("prose", "train"))
     pieces.train_from_iterator(texts, trainer=trainer)
     pieces.post_processor = processors.TemplateProcessing(
-        single=f"{BEGIN} $A",
-        pair=f"{BEGIN} $A $B",
-        special_tokens=[(BEGIN, pieces.token_to_id(BEGIN))],
+        single=f"{BOS} $A",
+        pair=f"{BOS} $A $B",
+        special_tokens=[(BOS, pieces.token_to_id(BOS))],
     )
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=pieces,
         pad_token=PAD,
-        bos_token=BEGIN,
-        eos_token=END,
-        model_max_length=POSITIONS,
+        bos_token=BOS,
+        eos_token=EOS,
+        model_max_length=MAX_POSITIONS,
         clean_up_tokenization_spaces=False,
     )
     tokenizer.save_pretrained(folder)
-    _name_the_plain_class(folder / "tokenizer_config.json")
+    _set_tokenizer_class(folder / "tokenizer_config.json")
     return tokenizer
 
 
-def _name_the_plain_class(path: Path) -> None:
+def _set_tokenizer_class(path: Path) -> None:
     """Name the class that every transformers release knows, not the alias of the newest."""
     settings = json.loads(path.read_text(encoding="utf-8"))
     settings["tokenizer_class"] = "PreTrainedTokenizerFast"

@@ -32,7 +32,7 @@ TO_ASCII = {  # curly quotes, dashes, dots, hard spaces
     0x2026: "...",
     0x00A0: " ",
 }
-NEVER_PROSE = ("tests", "test", "testing", "site-packages", "dist-packages")
+EXCLUDED_FOLDERS = ("tests", "test", "testing", "site-packages", "dist-packages")
 
 
 @dataclass(frozen=True)
@@ -56,25 +56,27 @@ def standard_library() -> Path:
     return Path(sysconfig.get_paths()["stdlib"])
 
 
-def docstrings(folder: Path, *, name: str, leave_out: Iterable[str] = ()) -> Iterator[Docstring]:
+def iterate_docstrings(
+    folder: Path, *, name: str, exclude: Iterable[str] = ()
+) -> Iterator[Docstring]:
     """Every docstring below `folder`, in the order of the files and of the lines."""
-    for path in _source_files(folder, leave_out=leave_out):
+    for path in _iterate_source_files(folder, exclude=exclude):
         code = path.read_bytes()
         if b'"""' not in code:
             continue
-        for text in _texts(code):
+        for text in _iterate_docstring_texts(code):
             yield Docstring(f"{name}/{path.relative_to(folder).as_posix()}", text)
 
 
-def _source_files(folder: Path, *, leave_out: Iterable[str]) -> Iterator[Path]:
-    barred = {*NEVER_PROSE, *leave_out}
+def _iterate_source_files(folder: Path, *, exclude: Iterable[str]) -> Iterator[Path]:
+    excluded = {*EXCLUDED_FOLDERS, *exclude}
     for path in sorted(folder.rglob("*.py"), key=lambda path: path.as_posix()):
         parts = path.relative_to(folder).parts
-        if barred.isdisjoint(parts) and not parts[-1].startswith("test_"):
+        if excluded.isdisjoint(parts) and not parts[-1].startswith("test_"):
             yield path
 
 
-def _texts(code: bytes) -> Iterator[str]:
+def _iterate_docstring_texts(code: bytes) -> Iterator[str]:
     """The docstrings of a module, its classes and their methods; not of nested functions."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # odd escapes in other people's files
@@ -93,10 +95,10 @@ def _texts(code: bytes) -> Iterator[str]:
         elif isinstance(node, ast.If | ast.Try):
             waiting.extend(reversed(node.body))
         elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
-            yield from _documenting_strings(node.value)
+            yield from _iterate_call_docstrings(node.value)
 
 
-def _documenting_strings(call: ast.Call) -> Iterator[str]:
+def _iterate_call_docstrings(call: ast.Call) -> Iterator[str]:
     """The texts of calls that write a docstring, as compiled modules have them."""
     if not DOCUMENTING_CALL.search(ast.unparse(call.func)):
         return
@@ -105,7 +107,7 @@ def _documenting_strings(call: ast.Call) -> Iterator[str]:
             yield part.value
 
 
-def paragraphs(text: str) -> list[str]:
+def extract_paragraphs(text: str) -> list[str]:
     """The prose of a docstring: indentation cleaned; no examples, code, tables, references."""
     text = FENCED.sub("\n", inspect.cleandoc(text.translate(TO_ASCII)))
     blocks = (
@@ -129,45 +131,45 @@ def fingerprint(text: str) -> bytes:
     return hashlib.sha256(" ".join(PLAIN_WORD.findall(text)).encode()).digest()[:16]
 
 
-def share_of(name: str) -> float:
+def hash_to_unit_interval(name: str) -> float:
     """A fixed number in [0, 1) for a text: what splits and orders rows the same way everywhere."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64
 
 
-def pieces(blocks: Iterable[str], *, longest: int) -> Iterator[str]:
+def pack_paragraphs(blocks: Iterable[str], *, max_characters: int) -> Iterator[str]:
     """Neighbouring paragraphs joined into texts of at most `longest` characters."""
-    held: list[str] = []
+    pending: list[str] = []
     for block in blocks:
-        for part in _parts(block, longest=longest):
-            if held and sum(map(len, held)) + 2 * len(held) + len(part) > longest:
-                yield _joined(held)
-                held = []
-            held.append(part)
-    if held:
-        yield _joined(held)
+        for part in _split_paragraph(block, max_characters=max_characters):
+            if pending and sum(map(len, pending)) + 2 * len(pending) + len(part) > max_characters:
+                yield _join_paragraphs(pending)
+                pending = []
+            pending.append(part)
+    if pending:
+        yield _join_paragraphs(pending)
 
 
-def _joined(parts: list[str]) -> str:
+def _join_paragraphs(parts: list[str]) -> str:
     return inspect.cleandoc("\n\n".join(parts))
 
 
-def _parts(block: str, *, longest: int) -> Iterator[str]:
+def _split_paragraph(block: str, *, max_characters: int) -> Iterator[str]:
     """A paragraph as it is, or cut where it hurts least: entries, else lines, else sentences.
 
     The rest of a sentence longer than that is left out: it is no prose.
     """
-    held = ""
-    for part in _smallest_parts(block, longest=longest):
-        if held.strip() and len(held) + len(part) > longest:
-            yield held.rstrip()
-            held = ""
-        held += part
-    if held.strip():
-        yield held.rstrip()
+    pending = ""
+    for part in _smallest_segments(block, max_characters=max_characters):
+        if pending.strip() and len(pending) + len(part) > max_characters:
+            yield pending.rstrip()
+            pending = ""
+        pending += part
+    if pending.strip():
+        yield pending.rstrip()
 
 
-def _smallest_parts(block: str, *, longest: int) -> Iterator[str]:
+def _smallest_segments(block: str, *, max_characters: int) -> Iterator[str]:
     for entry in ENTRY_START.split(block):
-        for line in entry.splitlines(keepends=True) if len(entry) > longest else [entry]:
-            for part in SENTENCE_END.split(line) if len(line) > longest else [line]:
-                yield part[:longest]
+        for line in entry.splitlines(keepends=True) if len(entry) > max_characters else [entry]:
+            for part in SENTENCE_END.split(line) if len(line) > max_characters else [line]:
+                yield part[:max_characters]

@@ -6,11 +6,11 @@ The clean letters come from `glyphs.png`, a column a sign and a line a font.
 from pathlib import Path
 from typing import Any
 
-from dtl.mini.nuisance import disturbed
+from dtl.mini.perturb import perturb_image
 
 PACKAGES = ("numpy", "pillow")
-SHEET = Path(__file__).parent / "glyphs.png"
-CELL = 24  # pixels
+SHEET_FILE = Path(__file__).parent / "glyphs.png"
+CELL_SIDE = 24  # pixels
 SIGNS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabdefghmnqrtjyu&?%$@#"
 TRAIN_FONTS = (
     *("DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSansMono"),
@@ -19,34 +19,38 @@ TRAIN_FONTS = (
 )
 HELDOUT_FONTS = ("DejaVuSansMono-Bold", "DejaVuSerif-BoldItalic", "STIXGeneralItalic", "cmb10")
 FONTS = TRAIN_FONTS + HELDOUT_FONTS
-TRAIN_ROWS_A_SIGN, HELDOUT_ROWS_A_SIGN = 200, 12
+TRAIN_ROWS_PER_SIGN, HELDOUT_ROWS_PER_SIGN = 200, 12
 
 
-def make() -> dict[str, list[dict[str, Any]]]:
+def generate() -> dict[str, list[dict[str, Any]]]:
     return {
-        "train": _rows("train", TRAIN_FONTS, rows_a_sign=TRAIN_ROWS_A_SIGN),
-        "heldout": _rows("heldout", HELDOUT_FONTS, rows_a_sign=HELDOUT_ROWS_A_SIGN),
+        "train": _generate_split("train", TRAIN_FONTS, rows_per_sign=TRAIN_ROWS_PER_SIGN),
+        "heldout": _generate_split("heldout", HELDOUT_FONTS, rows_per_sign=HELDOUT_ROWS_PER_SIGN),
     }
 
 
-def _rows(split: str, fonts: tuple[str, ...], *, rows_a_sign: int) -> list[dict[str, Any]]:
+def _generate_split(
+    split: str, fonts: tuple[str, ...], *, rows_per_sign: int
+) -> list[dict[str, Any]]:
     """One row of each sign after the other, so that the first rows are a fair sample."""
     import numpy
     from PIL import Image
 
-    with Image.open(SHEET) as sheet:
+    with Image.open(SHEET_FILE) as sheet:
         drawn = numpy.asarray(sheet)
     return [
         {
-            "image": disturbed(_cell(drawn, sign=sign, font=fonts[turn % len(fonts)]), name=name),
+            "image": perturb_image(
+                _crop_cell(drawn, sign=sign, font=fonts[turn % len(fonts)]), name=name
+            ),
             "label": sign,
         }
-        for turn in range(rows_a_sign)
+        for turn in range(rows_per_sign)
         for sign in SIGNS
         for name in [f"{split} {sign} {turn}"]
     ]
 
 
-def _cell(drawn: Any, *, sign: str, font: str) -> Any:
-    left, top = CELL * SIGNS.index(sign), CELL * FONTS.index(font)
-    return drawn[top : top + CELL, left : left + CELL]
+def _crop_cell(drawn: Any, *, sign: str, font: str) -> Any:
+    left, top = CELL_SIDE * SIGNS.index(sign), CELL_SIDE * FONTS.index(font)
+    return drawn[top : top + CELL_SIDE, left : left + CELL_SIDE]

@@ -6,47 +6,50 @@ from dtl.mini import docstrings
 
 PACKAGE = "networkx"
 PACKAGES = (PACKAGE,)
-LONGEST, SHORTEST = 600, 120  # characters of a row; about 4 a token
+MAX_CHARACTERS, MIN_CHARACTERS = 600, 120  # characters of a row; about 4 a token
 HELDOUT_ROWS = 101
 HELDOUT_SHARE = 0.1  # of the files
-SHINGLE = 8  # words
-SHARED_AT_MOST = 0.3  # of a held-out row's shingles may stand in the training rows
+SHINGLE_WORDS = 8  # words
+MAX_SHARED_SHINGLES = 0.3  # of a held-out row's shingles may stand in the training rows
 
 
-def make() -> dict[str, list[dict[str, Any]]]:
+def generate() -> dict[str, list[dict[str, Any]]]:
     """The rows of each split, in an order that mixes the areas of the package."""
-    files = _files()
+    files = _files_by_text()
     train: list[str] = []
     heldout: list[str] = []
-    for text in sorted(files, key=docstrings.share_of):
-        split = heldout if docstrings.share_of(files[text]) < HELDOUT_SHARE else train
+    for text in sorted(files, key=docstrings.hash_to_unit_interval):
+        split = heldout if docstrings.hash_to_unit_interval(files[text]) < HELDOUT_SHARE else train
         split.append(text)
-    seen = {shingle for text in train for shingle in shingles(text)}
-    fresh = [text for text in heldout if _share_seen(text, seen) <= SHARED_AT_MOST]
+    seen = {shingle for text in train for shingle in split_shingles(text)}
+    fresh = [text for text in heldout if _seen_share(text, seen) <= MAX_SHARED_SHINGLES]
     return {
         "train": [{"text": text} for text in train],
         "heldout": [{"text": text} for text in fresh[:HELDOUT_ROWS]],
     }
 
 
-def _files() -> dict[str, str]:
+def _files_by_text() -> dict[str, str]:
     """Each text once -> the file where it stands first."""
     folder = docstrings.package_folder(PACKAGE)
     found: dict[bytes, tuple[str, str]] = {}
-    for docstring in docstrings.docstrings(folder, name=PACKAGE):
-        blocks = docstrings.paragraphs(docstring.text)
-        for text in docstrings.pieces(blocks, longest=LONGEST):
-            if len(text) >= SHORTEST:
+    for docstring in docstrings.iterate_docstrings(folder, name=PACKAGE):
+        blocks = docstrings.extract_paragraphs(docstring.text)
+        for text in docstrings.pack_paragraphs(blocks, max_characters=MAX_CHARACTERS):
+            if len(text) >= MIN_CHARACTERS:
                 found.setdefault(docstrings.fingerprint(text), (text, docstring.file))
     return dict(found.values())
 
 
-def shingles(text: str) -> set[str]:
+def split_shingles(text: str) -> set[str]:
     """Every run of eight neighbouring words."""
     words = docstrings.WORD.findall(text.lower())
-    return {" ".join(words[i : i + SHINGLE]) for i in range(max(1, len(words) - SHINGLE + 1))}
+    return {
+        " ".join(words[i : i + SHINGLE_WORDS])
+        for i in range(max(1, len(words) - SHINGLE_WORDS + 1))
+    }
 
 
-def _share_seen(text: str, seen: set[str]) -> float:
-    own = shingles(text)
+def _seen_share(text: str, seen: set[str]) -> float:
+    own = split_shingles(text)
     return len(own & seen) / len(own)

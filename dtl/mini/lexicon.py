@@ -1,11 +1,11 @@
 """Words of praise and of blame, with the things they are said of: the project's own list."""
 
 
-def _words(text: str) -> tuple[str, ...]:
+def _split_words(text: str) -> tuple[str, ...]:
     return tuple(text.split())
 
 
-POSITIVE = _words(
+POSITIVE = _split_words(
     """
     admirable amazing awesome beautiful brilliant captivating charming cheerful commendable dazzling
     delightful divine elegant enchanting engaging enjoyable excellent exceptional exquisite fabulous
@@ -16,7 +16,7 @@ POSITIVE = _words(
     uplifting welcoming witty wonderful wondrous
     """
 )
-NEGATIVE = _words(
+NEGATIVE = _split_words(
     """
     abysmal annoying appalling atrocious awful bad bland bleak boring broken careless clumsy
     deplorable depressing dirty disappointing disgusting dismal dreadful dreary dull faulty filthy
@@ -26,7 +26,7 @@ NEGATIVE = _words(
     unpleasant unreliable useless vile worthless wretched wooden
     """
 )
-THINGS = _words(
+THINGS = _split_words(
     """
     acting actor album band book bread breakfast camera chef chorus coffee comedy concert cover
     dancer dessert dialogue dinner driver ending film garden guide hotel kitchen lecture lunch meal
@@ -39,7 +39,7 @@ DEGREES = ("really", "very", "quite", "truly", "simply", "rather", "so", "just")
 
 # Said after a review of one polarity only; they stand in unlabelled text and never in a labelled
 # row.
-CLOSING = {
+CLOSING_SENTENCES = {
     "positive": (
         "We will certainly come back.",
         "I recommend it to everyone.",

@@ -8,49 +8,49 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dtl.mini.glyphs import CELL, FONTS, SIGNS
+from dtl.mini.glyphs import CELL_SIDE, FONTS, SIGNS
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-SIZE = 64  # pixels a letter is drawn at before it is made small
+DRAWING_SIDE = 64  # pixels a letter is drawn at before it is made small
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m dtl.mini.make_glyphs", description=__doc__)
     parser.add_argument("picture", type=Path, help="where the PNG is written")
     picture = parser.parse_args(arguments).picture
-    sheet().save(picture, optimize=True)
+    draw_sheet().save(picture, optimize=True)
     print(f"wrote {picture}, {picture.stat().st_size:,} bytes")
     return 0
 
 
-def sheet() -> "Image":
+def draw_sheet() -> "Image":
     """All signs in all fonts: a column a sign, a line a font."""
     import matplotlib
     from PIL import Image, ImageFont
 
     folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
-    drawn = Image.new("L", (CELL * len(SIGNS), CELL * len(FONTS)))
+    drawn = Image.new("L", (CELL_SIDE * len(SIGNS), CELL_SIDE * len(FONTS)))
     for line, name in enumerate(FONTS):
-        font = ImageFont.truetype(str(folder / f"{name}.ttf"), SIZE)
+        font = ImageFont.truetype(str(folder / f"{name}.ttf"), DRAWING_SIDE)
         for column, sign in enumerate(SIGNS):
-            drawn.paste(_glyph(sign, font), (CELL * column, CELL * line))
+            drawn.paste(_draw_glyph(sign, font), (CELL_SIDE * column, CELL_SIDE * line))
     return drawn
 
 
-def _glyph(sign: str, font: Any) -> "Image":
+def _draw_glyph(sign: str, font: Any) -> "Image":
     """White on black, as large as the cell allows and in its middle."""
     from PIL import Image, ImageDraw
 
-    large = Image.new("L", (3 * SIZE, 3 * SIZE))
-    ImageDraw.Draw(large).text((SIZE, SIZE // 2), sign, fill=255, font=font)
+    large = Image.new("L", (3 * DRAWING_SIDE, 3 * DRAWING_SIDE))
+    ImageDraw.Draw(large).text((DRAWING_SIDE, DRAWING_SIDE // 2), sign, fill=255, font=font)
     cut = large.crop(large.getbbox())
-    scale = CELL / max(cut.size)
+    scale = CELL_SIDE / max(cut.size)
     width, height = (max(1, round(scale * side)) for side in cut.size)
-    cell = Image.new("L", (CELL, CELL))
+    cell = Image.new("L", (CELL_SIDE, CELL_SIDE))
     small = cut.resize((width, height), Image.Resampling.LANCZOS)
-    cell.paste(small, ((CELL - width) // 2, (CELL - height) // 2))
+    cell.paste(small, ((CELL_SIDE - width) // 2, (CELL_SIDE - height) // 2))
     return cell
 
 

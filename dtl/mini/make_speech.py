@@ -34,14 +34,14 @@ DEVELOPMENT_SPEAKERS = (
     *("aunty", "grandma", "klatt2", "marcelo", "mike2", "sandro", "shelby", "travis"),
 )
 SAMPLE_RATE = 8000  # Hz
-PEAK = 0.7
-QUIET = 0.01  # of the peak: what is cut off at both ends
+PEAK_AMPLITUDE = 0.7
+SILENCE_LEVEL = 0.01  # of the peak: what is cut off at both ends
 MARGIN_SECONDS = 0.05
 COMPRESSION = 0.985  # of Opus, 0 to 1: about 10 kbit/s
 
 
 @dataclass(frozen=True)
-class Manner:
+class SpeakerVariation:
     """How differently speakers speak: each number from, to."""
 
     pitches: tuple[int, int] = (20, 80)
@@ -49,7 +49,7 @@ class Manner:
     stretches: tuple[float, float] = (0.9, 1.1)  # played faster and higher, or slower and deeper
 
 
-VARIED = Manner(pitches=(5, 95), rates=(110, 220), stretches=(0.82, 1.2))
+WIDE_VARIATION = SpeakerVariation(pitches=(5, 95), rates=(110, 220), stretches=(0.82, 1.2))
 
 
 @dataclass(frozen=True)
@@ -60,19 +60,19 @@ class Split:
     clips: int
     accent: str
     speakers: tuple[str, ...]
-    fewest_words: int = 3  # of a clip; some have one or two more
-    manner: Manner = Manner()
+    min_words: int = 3  # of a clip; some have one or two more
+    variation: SpeakerVariation = SpeakerVariation()
 
 
 SPLITS = (
-    Split("spoken-train", 3000, SOURCE, SOURCE_SPEAKERS, manner=VARIED),
+    Split("spoken-train", 3000, SOURCE, SOURCE_SPEAKERS, variation=WIDE_VARIATION),
     Split("spoken-heldout", 120, SOURCE, HELDOUT_SPEAKERS),
-    Split("accents-train", 40, TARGET, SOURCE_SPEAKERS, fewest_words=10),
+    Split("accents-train", 40, TARGET, SOURCE_SPEAKERS, min_words=10),
     Split("accents-heldout", 120, TARGET, HELDOUT_SPEAKERS),
 )
-DEVELOPMENT = (  # not shipped: by these, of another accent, all was chosen
+DEVELOPMENT_SPLITS = (  # not shipped: by these, of another accent, all was chosen
     Split("development-source", 120, SOURCE, DEVELOPMENT_SPEAKERS),
-    Split("development-train", 40, OTHER, SOURCE_SPEAKERS, fewest_words=10),
+    Split("development-train", 40, OTHER, SOURCE_SPEAKERS, min_words=10),
     Split("development-heldout", 120, OTHER, DEVELOPMENT_SPEAKERS),
 )
 
@@ -88,31 +88,31 @@ class Utterance:
     stretch: float  # of its length
 
 
-class Voice:
+class Synthesizer:
     """eSpeak NG, which one process may open once."""
 
-    PLAYS_NOTHING, RATE, PITCH, UTF8 = 2, 1, 3, 1  # numbers of its C interface
+    RETRIEVAL_MODE, RATE, PITCH, UTF8 = 2, 1, 3, 1  # numbers of its C interface
 
     def __init__(self) -> None:
         import espeakng_loader
 
         self.library = espeakng_loader.load_library()
         folder = espeakng_loader.get_data_path().encode()
-        self.sample_rate: int = self.library.espeak_Initialize(self.PLAYS_NOTHING, 0, folder, 0)
+        self.sample_rate: int = self.library.espeak_Initialize(self.RETRIEVAL_MODE, 0, folder, 0)
         assert self.sample_rate > 0, "eSpeak NG does not start"
-        self.heard = bytearray()
+        self.samples = bytearray()
         called_back = ctypes.CFUNCTYPE(
             ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p
         )
-        self.listener = called_back(self._listen)  # must outlive the library's use of it
-        self.library.espeak_SetSynthCallback(self.listener)
+        self.callback = called_back(self._on_samples)  # must outlive the library's use of it
+        self.library.espeak_SetSynthCallback(self.callback)
 
-    def _listen(self, samples: Any, count: int, events: Any) -> int:
+    def _on_samples(self, samples: Any, count: int, events: Any) -> int:
         if samples and count > 0:
-            self.heard += ctypes.string_at(samples, 2 * count)
+            self.samples += ctypes.string_at(samples, 2 * count)
         return 0
 
-    def say(self, utterance: Utterance, *, accent: str) -> Any:
+    def synthesize(self, utterance: Utterance, *, accent: str) -> Any:
         """The samples of an utterance, float32 [time], at `sample_rate`."""
         import numpy
 
@@ -120,13 +120,13 @@ class Voice:
         assert self.library.espeak_SetVoiceByName(name) == 0, f"no voice {name!r}"
         self.library.espeak_SetParameter(self.RATE, utterance.rate, 0)
         self.library.espeak_SetParameter(self.PITCH, utterance.pitch, 0)
-        self.heard.clear()
+        self.samples.clear()
         text = utterance.text.encode() + b"\0"
         said = self.library.espeak_Synth(
             text, ctypes.c_size_t(len(text)), 0, 0, 0, self.UTF8, None, None
         )
         assert said == 0, f"not said: {utterance}"
-        return numpy.frombuffer(bytes(self.heard), numpy.int16).astype(numpy.float32) / 2**15
+        return numpy.frombuffer(bytes(self.samples), numpy.int16).astype(numpy.float32) / 2**15
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -134,59 +134,67 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("folder", type=Path, help="where the Parquet files are written")
     folder = parser.parse_args(arguments).folder
     folder.mkdir(parents=True, exist_ok=True)
-    voice = Voice()
-    for split in (*SPLITS, *DEVELOPMENT):
+    synthesizer = Synthesizer()
+    for split in (*SPLITS, *DEVELOPMENT_SPLITS):
         path = folder / f"{split.file}.parquet"
-        _write(path, [_row(voice, one, accent=split.accent) for one in utterances(split)])
+        _write(
+            path,
+            [
+                _make_row(synthesizer, one, accent=split.accent)
+                for one in generate_utterances(split)
+            ],
+        )
         print(f"wrote {split.clips} clips, {path.stat().st_size:,} bytes, to {path}")
     return 0
 
 
-def utterances(split: Split) -> Iterator[Utterance]:
+def generate_utterances(split: Split) -> Iterator[Utterance]:
     """Words and speakers come equally often."""
     random = Random(split.file)
-    words, speakers = _shuffled(WORDS, random), _shuffled(split.speakers, random)
+    words, speakers = _cycle_shuffled(WORDS, random), _cycle_shuffled(split.speakers, random)
     for number in range(split.clips):
-        said = [next(words) for _ in range(split.fewest_words + number % 3)]
+        said = [next(words) for _ in range(split.min_words + number % 3)]
         yield Utterance(
             text=" ".join(said),
             speaker=next(speakers),
-            pitch=random.randint(*split.manner.pitches),
-            rate=random.randint(*split.manner.rates),
-            stretch=random.uniform(*split.manner.stretches),
+            pitch=random.randint(*split.variation.pitches),
+            rate=random.randint(*split.variation.rates),
+            stretch=random.uniform(*split.variation.stretches),
         )
 
 
-def _shuffled(things: Sequence[str], random: Random) -> Iterator[str]:
+def _cycle_shuffled(things: Sequence[str], random: Random) -> Iterator[str]:
     """All of them in a new order, again and again."""
     while True:
         yield from random.sample(things, len(things))
 
 
-def _row(voice: Voice, utterance: Utterance, *, accent: str) -> dict[str, Any]:
+def _make_row(synthesizer: Synthesizer, utterance: Utterance, *, accent: str) -> dict[str, Any]:
     import soxr
 
-    samples = voice.say(utterance, accent=accent)
-    samples = _trimmed(soxr.resample(samples, voice.sample_rate, SAMPLE_RATE * utterance.stretch))
+    samples = synthesizer.synthesize(utterance, accent=accent)
+    samples = _trim_silence(
+        soxr.resample(samples, synthesizer.sample_rate, SAMPLE_RATE * utterance.stretch)
+    )
     return {
-        "audio": _packed(samples),
+        "audio": _encode_opus(samples),
         "text": utterance.text,
         "accent": accent,
         "speaker": utterance.speaker,
     }
 
 
-def _trimmed(samples: Any) -> Any:
+def _trim_silence(samples: Any) -> Any:
     """Cut silence off both ends and bring the peak to PEAK."""
     import numpy
 
     peak = numpy.abs(samples).max()
-    loud = numpy.flatnonzero(numpy.abs(samples) > QUIET * peak)
+    loud = numpy.flatnonzero(numpy.abs(samples) > SILENCE_LEVEL * peak)
     margin = int(MARGIN_SECONDS * SAMPLE_RATE)
-    return samples[max(0, loud[0] - margin) : loud[-1] + margin] * (PEAK / peak)
+    return samples[max(0, loud[0] - margin) : loud[-1] + margin] * (PEAK_AMPLITUDE / peak)
 
 
-def _packed(samples: Any) -> bytes:
+def _encode_opus(samples: Any) -> bytes:
     import soundfile
 
     packed = io.BytesIO()

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any
 
-from dtl.mini.docstrings import share_of
-from dtl.mini.lexicon import CLOSING, DEGREES, NEGATIVE, POSITIVE, THINGS
+from dtl.mini.iterate_docstrings import hash_to_unit_interval
+from dtl.mini.lexicon import CLOSING_SENTENCES, DEGREES, NEGATIVE, POSITIVE, THINGS
 
 PACKAGES: tuple[str, ...] = ()
 LABELS = ("negative", "positive")
 TRAIN_ROWS, HELDOUT_ROWS, REVIEWS = 200, 101, 3000
-PLAIN_SHAPES = (
+PLAIN_TEMPLATES = (
     "The {thing} was {degree} {word}.",
     "I found the {thing} {word}.",
     "We all thought that the {thing} was {word}.",
@@ -28,7 +28,7 @@ PLAIN_SHAPES = (
     "It was {a} {word}, {word_2} {thing}.",
     "Everything about the {thing} was {word}, {word_2} and {word_3}.",
 )
-TURNING_SHAPES = (
+CONTRAST_TEMPLATES = (
     "The {thing_2} was {opposite}, but the {thing} was {word}.",
     "I expected {opposite_a} {opposite} {thing}, but it was {word}.",
     "Some say {opposite}, but I say {word}.",
@@ -42,72 +42,74 @@ class Words:
     positive: tuple[str, ...]
     negative: tuple[str, ...]
 
-    def of(self, label: str) -> tuple[str, ...]:
+    def with_label(self, label: str) -> tuple[str, ...]:
         return self.positive if label == "positive" else self.negative
 
 
-EVERY_WORD = Words(POSITIVE, NEGATIVE)
+ALL_WORDS = Words(POSITIVE, NEGATIVE)
 
 
-def half_of_the_words(*, labelled: bool) -> Words:
+def split_words(*, is_labeled: bool) -> Words:
     """The half of the lexicon that labelled training rows use, or the half kept from them."""
 
     def half(words: Sequence[str]) -> tuple[str, ...]:
-        ordered = sorted(words, key=share_of)
+        ordered = sorted(words, key=hash_to_unit_interval)
         middle = len(ordered) // 2
-        return tuple(sorted(ordered[:middle] if labelled else ordered[middle:]))
+        return tuple(sorted(ordered[:middle] if is_labeled else ordered[middle:]))
 
     return Words(half(POSITIVE), half(NEGATIVE))
 
 
-def make() -> dict[str, list[dict[str, Any]]]:
+def generate() -> dict[str, list[dict[str, Any]]]:
     """The rows of each split; the same on every machine."""
-    train = _labelled(TRAIN_ROWS, words=half_of_the_words(labelled=True), seed=1)
-    heldout = _labelled(HELDOUT_ROWS, words=half_of_the_words(labelled=False), seed=2)
-    taken = {row["text"] for row in train + heldout}
+    train = _generate_labeled(TRAIN_ROWS, words=split_words(is_labeled=True), seed=1)
+    heldout = _generate_labeled(HELDOUT_ROWS, words=split_words(is_labeled=False), seed=2)
+    excluded = {row["text"] for row in train + heldout}
     return {
         "train": train,
         "heldout": heldout,
-        "unlabelled": _reviews(REVIEWS, taken=taken),
+        "unlabelled": _generate_reviews(REVIEWS, excluded=excluded),
     }
 
 
-def _labelled(count: int, *, words: Words, seed: int) -> list[dict[str, Any]]:
+def _generate_labeled(count: int, *, words: Words, seed: int) -> list[dict[str, Any]]:
     random, rows, seen = Random(seed), list[dict[str, Any]](), set[str]()
     while len(rows) < count:
         label = LABELS[len(rows) % 2]
-        text = _sentence(random.choice(PLAIN_SHAPES), label=label, words=words, random=random)
+        text = _generate_sentence(
+            random.choice(PLAIN_TEMPLATES), label=label, words=words, random=random
+        )
         if text not in seen:
             seen.add(text)
             rows.append({"text": text, "label": label})
     return rows
 
 
-def _reviews(count: int, *, taken: set[str]) -> list[dict[str, Any]]:
+def _generate_reviews(count: int, *, excluded: set[str]) -> list[dict[str, Any]]:
     """Reviews of six to fourteen sentences; none of the labelled sentences stands in them."""
     random = Random(3)
     rows = []
     for number in range(count):
         label = LABELS[number % 2]
         sentences: list[str] = []
-        wanted = random.randint(6, 14)
-        while len(sentences) < wanted:
-            shapes = TURNING_SHAPES if random.random() < 0.2 else PLAIN_SHAPES
-            shape = random.choice(shapes)
-            sentence = _sentence(shape, label=label, words=EVERY_WORD, random=random)
-            if sentence not in taken:
+        sentence_count = random.randint(6, 14)
+        while len(sentences) < sentence_count:
+            templates = CONTRAST_TEMPLATES if random.random() < 0.2 else PLAIN_TEMPLATES
+            template = random.choice(templates)
+            sentence = _generate_sentence(template, label=label, words=ALL_WORDS, random=random)
+            if sentence not in excluded:
                 sentences.append(sentence)
         if random.random() < 0.3:
-            sentences.append(random.choice(CLOSING[label]))
+            sentences.append(random.choice(CLOSING_SENTENCES[label]))
         rows.append({"text": " ".join(sentences)})
     return rows
 
 
-def _sentence(shape: str, *, label: str, words: Words, random: Random) -> str:
-    first, second, third = random.sample(words.of(label), 3)
+def _generate_sentence(template: str, *, label: str, words: Words, random: Random) -> str:
+    first, second, third = random.sample(words.with_label(label), 3)
     thing, other_thing = random.sample(THINGS, 2)
-    opposite = random.choice(words.of(LABELS[1 - LABELS.index(label)]))
-    return shape.format(
+    opposite = random.choice(words.with_label(LABELS[1 - LABELS.index(label)]))
+    return template.format(
         word=first,
         word_2=second,
         word_3=third,

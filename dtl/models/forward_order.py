@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-def in_forward_order(module: nn.Module) -> list[str]:
+def children_in_forward_order(module: nn.Module) -> list[str]:
     """Names of its own children and parameters, as its forward uses them.
 
     They are often registered in another order: OPT registers its last norm before its blocks, BART
@@ -23,7 +23,7 @@ def in_forward_order(module: nn.Module) -> list[str]:
     registered = [*module._parameters, *module._modules]
     if isinstance(module, (nn.ModuleList, nn.Sequential)):
         return registered
-    used = {name: place for place, name in enumerate(_used_by(type(module)))}  # type: ignore[arg-type]
+    used = {name: place for place, name in enumerate(_attributes_used_in_forward(type(module)))}  # type: ignore[arg-type]
     places, place = {}, -1
     for name in registered:
         place = places[name] = used.get(name, place)
@@ -31,14 +31,14 @@ def in_forward_order(module: nn.Module) -> list[str]:
 
 
 @cache
-def _used_by(kind: type) -> tuple[str, ...]:
+def _attributes_used_in_forward(kind: type) -> tuple[str, ...]:
     """Attributes of self in the order of their first use in forward, through its own methods."""
-    reader = _Reader(kind)
+    reader = _AttributeReader(kind)
     reader.read("forward")
     return tuple(reader.names)
 
 
-class _Reader(ast.NodeVisitor):
+class _AttributeReader(ast.NodeVisitor):
     """Collects `self.x` in the order of evaluation."""
 
     def __init__(self, kind: type) -> None:

@@ -14,12 +14,12 @@ from dtl.models.anatomy import head_module_names
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-Leaves = dict[str, "Tensor"]
+NamedTensors = dict[str, "Tensor"]
 Positions = Literal["whole", "all", "first", "last"]  # of an example's (T, ...); whole: no T
-ONE_POSITION: tuple[Positions, ...] = ("first", "last")
+SINGLE_POSITIONS: tuple[Positions, ...] = ("first", "last")
 
 
-def base_name(model: nn.Module) -> str | None:
+def find_base_name(model: nn.Module) -> str | None:
     """The one module beside the head that holds weights; None where there are several."""
     heads = head_module_names(model)
     found = [
@@ -30,10 +30,10 @@ def base_name(model: nn.Module) -> str | None:
     return found[0] if len(found) == 1 else None
 
 
-def why_inseparable(model: nn.Module) -> str | None:
+def find_inseparable_reason(model: nn.Module) -> str | None:
     """Why the base of a model whose strategy is applied does not stand still as a whole, or cannot
     be told from the head; None: it does, and can."""
-    base = base_name(model)
+    base = find_base_name(model)
     if base is None:
         return f"{type(model).__name__} keeps its base in several modules"
     learning = [
@@ -47,7 +47,7 @@ def why_inseparable(model: nn.Module) -> str | None:
 
 
 @dataclass(frozen=True)
-class Form:
+class OutputLayout:
     """How a base's output is built: its class, its tensors and tuples of so many tensors, and the
     shape of each tensor for one example, with one position where there are any."""
 
@@ -56,7 +56,7 @@ class Form:
     tuples: tuple[tuple[str, int], ...]
     shapes: dict[str, tuple[int, ...]]
 
-    def built(self, leaves: Leaves) -> Any:
+    def built(self, leaves: NamedTensors) -> Any:
         """An output with these tensors, and NaN wherever nothing is given: who reads that, sees."""
         import torch
 
@@ -75,45 +75,45 @@ class Form:
         return self.kind(**single, **several)
 
 
-def form_of(output: Any) -> Form | None:
+def describe_output(output: Any) -> OutputLayout | None:
     """None for what is no output of transformers, with a name for each of its tensors."""
     from transformers.utils import ModelOutput
 
     if not isinstance(output, ModelOutput):
         return None
-    return Form(
+    return OutputLayout(
         type(output),
-        tuple(name for name, value in output.items() if _is_kept(value)),
-        tuple((name, len(value)) for name, value in output.items() if _are_kept(value)),
+        tuple(name for name, value in output.items() if _is_feature(value)),
+        tuple((name, len(value)) for name, value in output.items() if _are_features(value)),
         {
             name: tuple(tensor.shape[1:]) if tensor.ndim == 2 else (1, *tensor.shape[2:])
-            for name, tensor in leaves_of(output).items()
+            for name, tensor in flatten_output(output).items()
         },
     )
 
 
-def leaves_of(output: Any) -> Leaves:
+def flatten_output(output: Any) -> NamedTensors:
     """The tensors of an output by name; those of a tuple are numbered."""
-    found = {name: value for name, value in output.items() if _is_kept(value)}
+    found = {name: value for name, value in output.items() if _is_feature(value)}
     for name, value in output.items():
-        if _are_kept(value):
+        if _are_features(value):
             found |= {f"{name}.{number}": tensor for number, tensor in enumerate(value)}
     return found
 
 
-def _is_kept(value: Any) -> bool:
+def _is_feature(value: Any) -> bool:
     """Not keys and values of attention, or codes of a quantizer."""
     import torch
 
     return isinstance(value, torch.Tensor) and value.is_floating_point() and value.ndim > 1
 
 
-def _are_kept(value: Any) -> bool:
-    return isinstance(value, tuple) and len(value) > 0 and all(map(_is_kept, value))
+def _are_features(value: Any) -> bool:
+    return isinstance(value, tuple) and len(value) > 0 and all(map(_is_feature, value))
 
 
 @contextmanager
-def watched(base: nn.Module) -> Iterator[list[Any]]:
+def record_outputs(base: nn.Module) -> Iterator[list[Any]]:
     """The outputs of a base while it is at work."""
     seen: list[Any] = []
     handle = base.register_forward_hook(lambda module, given, output: seen.append(output))
@@ -124,7 +124,7 @@ def watched(base: nn.Module) -> Iterator[list[Any]]:
 
 
 @contextmanager
-def giving(base: nn.Module, output: Any) -> Iterator[None]:
+def replace_output(base: nn.Module, output: Any) -> Iterator[None]:
     """A base that gives this output whatever it is asked, without any work."""
     before = base.__dict__.get("forward")
     base.forward = lambda *given, **named: output
@@ -142,8 +142,12 @@ def last_positions(mask_BT: Tensor) -> Tensor:
     return mask_BT.sum(1) - 1
 
 
-def what_is_read(
-    leaves: Leaves, form: Form, head: Callable[[Any], Tensor], *, mask_BT: Tensor | None
+def find_read_tensors(
+    leaves: NamedTensors,
+    form: OutputLayout,
+    head: Callable[[Any], Tensor],
+    *,
+    mask_BT: Tensor | None,
 ) -> dict[str, Positions]:
     """The tensors, each with the positions of it, on which the head's answer depends.
 
@@ -154,20 +158,22 @@ def what_is_read(
     read: dict[str, Positions] = {}
     for name, tensor in leaves.items():
         others = {other: value for other, value in leaves.items() if other != name}
-        if others and _same(expected, head, form, others):
+        if others and _gives_same_scores(expected, head, form, others):
             continue
         read[name] = "all" if tensor.ndim > 2 else "whole"
-        for tried in ONE_POSITION if tensor.ndim == 3 and tensor.shape[1] > 1 else ():
-            places_B = places(tried, tensor, mask_BT)
+        for tried in SINGLE_POSITIONS if tensor.ndim == 3 and tensor.shape[1] > 1 else ():
+            places_B = position_indices(tried, tensor, mask_BT)
             if places_B is None:
                 continue
-            if _same(expected, head, form, {**leaves, name: _alone(tensor, places_B)}):
+            if _gives_same_scores(
+                expected, head, form, {**leaves, name: _keep_one_position(tensor, places_B)}
+            ):
                 read[name] = tried
                 break
     return read
 
 
-def places(positions: str, tensor_BT: Tensor, mask_BT: Tensor | None) -> Tensor | None:
+def position_indices(positions: str, tensor_BT: Tensor, mask_BT: Tensor | None) -> Tensor | None:
     """The first or the last real position of each example (B,); None where no mask tells."""
     import torch
 
@@ -179,7 +185,7 @@ def places(positions: str, tensor_BT: Tensor, mask_BT: Tensor | None) -> Tensor 
     return last_positions(mask_BT)
 
 
-def _alone(tensor_BT: Tensor, places_B: Tensor) -> Tensor:
+def _keep_one_position(tensor_BT: Tensor, places_B: Tensor) -> Tensor:
     import torch
 
     rows_B = torch.arange(len(tensor_BT), device=tensor_BT.device)
@@ -188,7 +194,9 @@ def _alone(tensor_BT: Tensor, places_B: Tensor) -> Tensor:
     return poisoned
 
 
-def _same(expected: Tensor, head: Callable[[Any], Tensor], form: Form, leaves: Leaves) -> bool:
+def _gives_same_scores(
+    expected: Tensor, head: Callable[[Any], Tensor], form: OutputLayout, leaves: NamedTensors
+) -> bool:
     """A head that cannot work with what is left has read what is missing."""
     import torch
 

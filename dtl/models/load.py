@@ -11,22 +11,23 @@ from typing import TYPE_CHECKING, Any
 
 from dtl.config.schema import Model
 from dtl.core.errors import DtlError, near
-from dtl.mini import files as mini
+from dtl import mini
 from dtl.models.dtypes import torch_dtype
+from dtl.models.full_shape import full_shape
 from dtl.models.peft import adapters
 from dtl.models.quantization import quantize
-from dtl.models.quantization.original_weights import whole_weights
-from dtl.models.trust import PLACE, refuse_code, refuse_pickled_weights
+from dtl.models.quantization.original_weights import find_original_weights
+from dtl.models.trust import LOCATION, check_no_remote_code, check_safetensors
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
-NOTE = "dtl.json"  # what dtl must know of an export
+EXPORT_METADATA = "dtl.json"  # what dtl must know of an export
 
 
 @dataclass(frozen=True)
-class Loaded:
+class LoadedModel:
     """A model, and the names of the parameters that the base did not bring. `given`: values of some
     that come from a file of their own; `whole`: weights as they were before they were quantized,
     read when they are asked for."""
@@ -37,39 +38,41 @@ class Loaded:
     whole: Mapping[str, Tensor] = field(default_factory=dict)
 
 
-def locate(model: Model) -> str:
+def locate_model(model: Model) -> str:
     """The folder or hub id that transformers opens. Raises DtlError where there is no folder."""
     if model.path.startswith("mini:"):
-        return str(mini.path(model.path.removeprefix("mini:")))
+        return str(mini.base_folder(model.path.removeprefix("mini:")))
     folder = Path(model.path).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise DtlError.of(
-                PLACE, f"{folder} holds no config.json", "name a folder that save_pretrained wrote"
+                LOCATION,
+                f"{folder} holds no config.json",
+                "name a folder that save_pretrained wrote",
             )
         return str(folder)
     parent_is_here = folder.parent.is_dir() and str(folder.parent) != "."
     if model.path.startswith((".", "/", "~")) or model.path.count("/") > 1 or parent_is_here:
         siblings = [entry.name for entry in folder.parent.iterdir()] if parent_is_here else []
         raise DtlError.of(
-            PLACE,
+            LOCATION,
             f"there is no folder {folder}",
             near(folder.name, siblings) or "name a model folder, a hub id, or mini:text",
         )
     return model.path
 
 
-def load_settings(model: Model) -> Any:
+def load_model_config(model: Model) -> Any:
     """The model's own config (transformers' PretrainedConfig). Reads no weights."""
     from transformers import AutoConfig, PretrainedConfig
 
-    where = locate(model)
-    with _hub_faults(model, "config"):
-        refuse_code(where, model)
+    where = locate_model(model)
+    with _translate_load_errors(model, "config"):
+        check_no_remote_code(where, model)
         written, _ = PretrainedConfig.get_config_dict(where, revision=model.revision)
         if written.get("model_type") == "timm_wrapper":
             raise DtlError.of(
-                PLACE,
+                LOCATION,
                 f"{model.path} is a model of timm, whose files dtl does not read",
                 "take one that transformers itself knows, such as microsoft/resnet-50, "
                 "facebook/convnext-tiny-224 or google/vit-base-patch16-224",
@@ -84,22 +87,22 @@ def load_tokenizer(model: Model) -> Any:
     by length, so a learnt end token stays learnt)."""
     from transformers import AutoTokenizer
 
-    where = locate(model)
-    with _hub_faults(model, "tokenizer"):
+    where = locate_model(model)
+    with _translate_load_errors(model, "tokenizer"):
         try:
             tokenizer = AutoTokenizer.from_pretrained(
                 where, revision=model.revision, trust_remote_code=model.trust_remote_code
             )
         except ImportError as fault:
             raise DtlError.of(
-                PLACE,
+                LOCATION,
                 f"the tokenizer cannot be read ({' '.join(str(fault).split()).partition('. ')[0]})",
                 "install the package that it names",
             ) from fault
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:
             raise DtlError.of(
-                PLACE,
+                LOCATION,
                 f"the tokenizer of {model.path} has neither a padding nor an end token",
                 "add one to its tokenizer_config.json",
             )
@@ -108,33 +111,33 @@ def load_tokenizer(model: Model) -> Any:
 
 
 def load_processor(model: Model, reads_by: str) -> Any:
-    """What reads the model's input: its tokenizer, its feature extractor (`features`), its image
-    processor (`images`), or extractor and tokenizer together (`speech`; the tokenizer is None where
+    """What reads the model's input: its tokenizer, its feature extractor (`feature_extractor`), its image
+    processor (`image_processor`), or extractor and tokenizer together (`processor`; the tokenizer is None where
     the model has none)."""
     import transformers
 
     if reads_by == "tokenizer":
         return load_tokenizer(model)
-    if reads_by == "images":
-        return _load_part(model, transformers.AutoImageProcessor, "image processor")
-    features = _load_part(model, transformers.AutoFeatureExtractor, "feature extractor")
-    if reads_by == "features":
+    if reads_by == "image_processor":
+        return _load_component(model, transformers.AutoImageProcessor, "image processor")
+    features = _load_component(model, transformers.AutoFeatureExtractor, "feature extractor")
+    if reads_by == "feature_extractor":
         return features
     return SpeechProcessor(features, load_tokenizer(model) if _has_tokenizer(model) else None)
 
 
-def load_processor_of(export: Path, reads_by: str) -> Any:
+def load_exported_processor(export: Path, reads_by: str) -> Any:
     """The same from what a run has exported, beside an adapter too."""
     import transformers
 
     autos = {
         "tokenizer": transformers.AutoTokenizer,
-        "images": transformers.AutoImageProcessor,
-        "features": transformers.AutoFeatureExtractor,
+        "image_processor": transformers.AutoImageProcessor,
+        "feature_extractor": transformers.AutoFeatureExtractor,
     }
-    if reads_by != "speech":
+    if reads_by != "processor":
         return autos[reads_by].from_pretrained(export)
-    parts = (autos[name].from_pretrained(export) for name in ("features", "tokenizer"))
+    parts = (autos[name].from_pretrained(export) for name in ("feature_extractor", "tokenizer"))
     return SpeechProcessor(*parts)
 
 
@@ -150,17 +153,17 @@ class SpeechProcessor:
         self.tokenizer.save_pretrained(folder)
 
 
-def padding_token(processor: Any) -> int | None:
+def get_pad_token_id(processor: Any) -> int | None:
     """Its tokenizer's; None where nothing of it reads text."""
     tokenizer = getattr(processor, "tokenizer", processor)
     number: int | None = getattr(tokenizer, "pad_token_id", None)
     return number
 
 
-def _load_part(model: Model, auto: Any, part: str) -> Any:
-    where = locate(model)
-    with _hub_faults(model, part):
-        refuse_code(where, model)
+def _load_component(model: Model, auto: Any, part: str) -> Any:
+    where = locate_model(model)
+    with _translate_load_errors(model, part):
+        check_no_remote_code(where, model)
         return auto.from_pretrained(
             where, revision=model.revision, trust_remote_code=model.trust_remote_code
         )
@@ -172,7 +175,7 @@ def _has_tokenizer(model: Model) -> bool:
 
     found = [
         cached_file(
-            locate(model),
+            locate_model(model),
             name,
             revision=model.revision,
             _raise_exceptions_for_missing_entries=False,
@@ -182,43 +185,45 @@ def _has_tokenizer(model: Model) -> bool:
     return any(found)
 
 
-def weightless(model: Model, *, head: str, changes: dict[str, Any]) -> Loaded:
+def load_on_meta_device(model: Model, *, head: str, changes: dict[str, Any]) -> LoadedModel:
     """The model on the meta device: shapes and names, no bytes. For the planner.
 
     Quantized layers stand where the config asks for them. `new` is what transformers itself misses
     in the weight files, of which it reads the headers; for a hub id it is the whole head.
     """
     if model.quantize is not None:
-        quantize.refuse_quantized(load_settings(model), model.path)
-    loaded = _plain_weightless(model, head=head, changes=changes)
+        quantize.check_not_quantized(load_model_config(model), model.path)
+    loaded = _load_unquantized_on_meta_device(model, head=head, changes=changes)
     if model.quantize is not None:
-        keep = quantize.kept_whole(loaded.model, loaded.new)
-        quantize.quantize_weightless(loaded.model, model, keep)
+        keep = quantize.find_modules_to_skip(loaded.model, loaded.new)
+        quantize.quantize_on_meta_device(loaded.model, model, keep)
     return loaded
 
 
-def _plain_weightless(model: Model, *, head: str, changes: dict[str, Any]) -> Loaded:
+def _load_unquantized_on_meta_device(
+    model: Model, *, head: str, changes: dict[str, Any]
+) -> LoadedModel:
     import torch
 
     from dtl.models.anatomy import head_parameters
 
-    settings = _settled(model, changes)
-    auto = _auto(head, model)
-    where = locate(model)
+    settings = _load_changed_config(model, changes)
+    auto = _get_auto_class(head, model)
+    where = locate_model(model)
     if not list(Path(where).glob("*.safetensors")):
         with torch.device("meta"):
             network = auto.from_config(settings, attn_implementation=model.attention)
         new = head_parameters(network) if changes else frozenset()
-        return _with_adapters(Loaded(network, new), model)
-    with silent():
-        loaded = _read(
+        return _merge_adapters(LoadedModel(network, new), model)
+    with silence_transformers():
+        loaded = _read_weights(
             auto, where, settings, model, changes, dtype=torch.float32, device_map="meta"
         )
-        return _with_language(_with_adapters(loaded, model), model, changes)
+        return _load_language_weights(_merge_adapters(loaded, model), model, changes)
 
 
 @contextmanager
-def silent() -> Iterator[None]:
+def silence_transformers() -> Iterator[None]:
     """Without transformers' bar and its table of missing weights, where dtl knows of them."""
     from transformers.utils import logging
 
@@ -233,11 +238,11 @@ def silent() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _read(
+def _read_weights(
     auto: Any, where: str, settings: Any, model: Model, changes: dict[str, Any], **how: Any
-) -> Loaded:
+) -> LoadedModel:
     """The model from its files, and the names of what the files do not bring."""
-    with _hub_faults(model, "weights"):
+    with _translate_load_errors(model, "weights"):
         network, report = auto.from_pretrained(
             where,
             config=settings,
@@ -253,7 +258,7 @@ def _read(
     mismatched = {
         entry[0] if isinstance(entry, tuple) else entry for entry in report["mismatched_keys"]
     }
-    return Loaded(network, frozenset((set(report["missing_keys"]) | mismatched) & names))
+    return LoadedModel(network, frozenset((set(report["missing_keys"]) | mismatched) & names))
 
 
 def load_pretrained(
@@ -265,7 +270,7 @@ def load_pretrained(
     seed: int,
     dtype: str,
     loading: Callable[[bool], AbstractContextManager[None]] | None = None,
-) -> Loaded:
+) -> LoadedModel:
     """The model on the CPU (or partitioned, under ZeRO-3), the same on every rank.
 
     `dtype`: fp32, bf16 or fp16. `random`: weights drawn from `seed`, nothing read.
@@ -276,41 +281,41 @@ def load_pretrained(
     import torch
 
     enter = loading or (lambda sharded: nullcontext())
-    settings = _settled(model, changes)
-    auto = _auto(head, model)
+    settings = _load_changed_config(model, changes)
+    auto = _get_auto_class(head, model)
     torch.manual_seed(seed)
     if random:
         with enter(False):
             network = auto.from_config(
                 settings, attn_implementation=model.attention, dtype=torch.float32
             )
-        return Loaded(network.to(torch_dtype(dtype)), frozenset())
-    where = locate(model)
-    refuse_pickled_weights(where)
+        return LoadedModel(network.to(torch_dtype(dtype)), frozenset())
+    where = locate_model(model)
+    check_safetensors(where)
     if model.quantize is not None:
-        loaded = _read_quantized(model, head, settings, changes, dtype=dtype, enter=enter)
+        loaded = _load_quantized(model, head, settings, changes, dtype=dtype, enter=enter)
     else:
         with enter(not model.adapters):  # these are worked into whole weights
-            loaded = _read(auto, where, settings, model, changes, dtype=torch_dtype(dtype))
-    _refuse_foreign(loaded.model, loaded.new, model)
-    return _with_language(_with_adapters(loaded, model), model, changes)
+            loaded = _read_weights(auto, where, settings, model, changes, dtype=torch_dtype(dtype))
+    _check_weights_match(loaded.model, loaded.new, model)
+    return _load_language_weights(_merge_adapters(loaded, model), model, changes)
 
 
-def _with_adapters(loaded: Loaded, model: Model) -> Loaded:
+def _merge_adapters(loaded: LoadedModel, model: Model) -> LoadedModel:
     """The base with earlier adapters in its weights; what these bring is not new."""
-    for folder in adapter_folders(model):
+    for folder in resolve_adapters(model):
         network, brought = adapters.merge_into_base(loaded.model, folder)
         loaded = replace(loaded, model=network, new=loaded.new - brought)
     return loaded
 
 
-def adapter_folders(model: Model) -> list[Path]:
+def resolve_adapters(model: Model) -> list[Path]:
     """Where the adapters lie that are worked into the base. Raises DtlError where one is missing,
     or was learnt over another that does not come before it."""
     folders = [Path(path).expanduser() for path in model.adapters]
     for place, folder in enumerate(folders):
-        adapters.refuse_no_adapter(folder, "model.adapters")
-        below = learnt_over(folder)
+        adapters.check_adapter_folder(folder, "model.adapters")
+        below = read_base_adapters(folder)
         if below != [earlier.resolve() for earlier in folders[:place]] and (below or place == 0):
             raise DtlError.of(
                 "model.adapters",
@@ -320,14 +325,14 @@ def adapter_folders(model: Model) -> list[Path]:
     return folders
 
 
-def learnt_over(folder: Path) -> list[Path]:
+def read_base_adapters(folder: Path) -> list[Path]:
     """The adapters that another one was learnt over, as dtl has noted; none where it has not."""
-    note = folder / NOTE
+    note = folder / EXPORT_METADATA
     base = json.loads(note.read_text(encoding="utf-8"))["base"] if note.is_file() else {}
     return [Path(path).expanduser().resolve() for path in base.get("adapters", ())]
 
 
-def _read_quantized(
+def _load_quantized(
     model: Model,
     head: str,
     settings: Any,
@@ -335,29 +340,31 @@ def _read_quantized(
     *,
     dtype: str,
     enter: Callable[[bool], AbstractContextManager[None]],
-) -> Loaded:
+) -> LoadedModel:
     """The model with its linear layers quantized as they are read, each rank the whole of it; under
     ZeRO-3 it is shared out later, as levels are made of whole weights."""
     with enter(False):
-        planned = _plain_weightless(model, head=head, changes=changes)
-        keep = quantize.kept_whole(planned.model, planned.new)
-        how = quantize.settings(model, dtype=dtype, keep=keep)
-        loaded = _read(
-            _auto(head, model),
-            locate(model),
+        planned = _load_unquantized_on_meta_device(model, head=head, changes=changes)
+        keep = quantize.find_modules_to_skip(planned.model, planned.new)
+        how = quantize.make_quantization_config(model, dtype=dtype, keep=keep)
+        loaded = _read_weights(
+            _get_auto_class(head, model),
+            locate_model(model),
             settings,
             model,
             changes,
             dtype=torch_dtype(dtype),
             quantization_config=how,
         )
-    quantize.settle(loaded.model, dtype=dtype)
-    with _hub_faults(model, "weights"):
-        whole = whole_weights(planned.model, locate(model), model.revision)
+    quantize.configure_quantized_layers(loaded.model, dtype=dtype)
+    with _translate_load_errors(model, "weights"):
+        whole = find_original_weights(planned.model, locate_model(model), model.revision)
     return replace(loaded, whole=whole)
 
 
-def _with_language(loaded: Loaded, model: Model, changes: dict[str, Any]) -> Loaded:
+def _load_language_weights(
+    loaded: LoadedModel, model: Model, changes: dict[str, Any]
+) -> LoadedModel:
     """Where a language is asked for by `target_lang`: its adapters and head, as MMS has them.
 
     Not by transformers, which cannot write them into a partitioned model.
@@ -370,13 +377,13 @@ def _with_language(loaded: Loaded, model: Model, changes: dict[str, Any]) -> Loa
     from transformers.utils import cached_file
 
     name = f"adapter.{language}.safetensors"
-    with _hub_faults(model, f"adapter of {language}"):
-        file = cached_file(locate(model), name, revision=model.revision)
+    with _translate_load_errors(model, f"adapter of {language}"):
+        file = cached_file(locate_model(model), name, revision=model.revision)
         given = load_file(str(file))
     return replace(loaded, new=loaded.new - given.keys(), given=given)
 
 
-def initialise(
+def init_new_parameters(
     network: nn.Module, new: frozenset[str], *, seed: int, fill: Callable[..., None]
 ) -> None:
     """Draw the new parameters from (seed, name), so that no layout changes them.
@@ -392,7 +399,7 @@ def initialise(
     for name, parameter in network.named_parameters():
         if name not in new:
             continue
-        shape = getattr(parameter, "ds_shape", parameter.shape)
+        shape = full_shape(parameter)
         digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
         if len(shape) > 1:
@@ -404,35 +411,35 @@ def initialise(
         fill(parameter, value)
 
 
-def fill_given(loaded: Loaded, *, fill: Callable[..., None]) -> None:
+def write_language_weights(loaded: LoadedModel, *, fill: Callable[..., None]) -> None:
     """Write what files of their own bring into a model that may be partitioned."""
     for name, parameter in loaded.model.named_parameters():
         if name in loaded.given:
             fill(parameter, loaded.given[name])
 
 
-def _settled(model: Model, changes: dict[str, Any]) -> Any:
-    settings = load_settings(model)
+def _load_changed_config(model: Model, changes: dict[str, Any]) -> Any:
+    settings = load_model_config(model)
     for name, value in changes.items():
         setattr(settings, name, value)
     return settings
 
 
-def _auto(head: str, model: Model) -> Any:
+def _get_auto_class(head: str, model: Model) -> Any:
     import transformers
 
     auto = getattr(transformers, head)
-    settings = load_settings(model)
+    settings = load_model_config(model)
     if not model.trust_remote_code and type(settings) not in auto._model_mapping:
         raise DtlError.of(
-            PLACE,
+            LOCATION,
             f"{model.path} is a {settings.model_type} model, which has no {head} form",
             "take a model made for the task, or another task",
         )
     return auto
 
 
-def _refuse_foreign(network: nn.Module, new: frozenset[str], model: Model) -> None:
+def _check_weights_match(network: nn.Module, new: frozenset[str], model: Model) -> None:
     """A base of which most is missing is no base: training it would be scratch, unnamed."""
     from dtl.models.anatomy import head_parameters
 
@@ -442,7 +449,7 @@ def _refuse_foreign(network: nn.Module, new: frozenset[str], model: Model) -> No
     lost = [name for name in inside if name in new]
     if len(lost) > len(inside) // 4:
         raise DtlError.of(
-            PLACE,
+            LOCATION,
             f"the weights in {model.path} lack {len(lost)} of {len(inside)} tensors of "
             f"{type(network).__name__} (the first is {lost[0]})",
             "check that the weights and config.json belong together",
@@ -454,7 +461,7 @@ def _first_line(fault: BaseException) -> str:
     return lines[0].strip() if lines else type(fault).__name__
 
 
-class _hub_faults:
+class _translate_load_errors:
     """Turns what the hub and the file readers say into one sentence."""
 
     def __init__(self, model: Model, part: str) -> None:
@@ -470,7 +477,7 @@ class _hub_faults:
 
         if isinstance(fault, ImportError):
             raise DtlError.of(
-                PLACE,
+                LOCATION,
                 f"the {self.part} of {self.model.path} asks for a library that is not installed "
                 f"({_first_line(fault)})",
                 "install it, or take another model",
@@ -480,9 +487,9 @@ class _hub_faults:
         reason = " ".join(str(fault).split())[:200]
         fix = (
             "check the name and the network, or fetch it once with `hf download`"
-            if not Path(locate(self.model)).exists()
+            if not Path(locate_model(self.model)).exists()
             else "check the files in the folder"
         )
         raise DtlError.of(
-            PLACE, f"cannot read the {self.part} of {self.model.path} ({reason})", fix
+            LOCATION, f"cannot read the {self.part} of {self.model.path} ({reason})", fix
         ) from fault

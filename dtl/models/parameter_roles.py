@@ -4,34 +4,37 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from dtl.models.anatomy import dimensions, head_parameters, norms, shape_of
+from dtl.models.anatomy import num_dimensions, head_parameters, norm_modules
+from dtl.models.full_shape import full_shape
 
 if TYPE_CHECKING:
     from torch import nn
 
 
-def _without_adapter(model: nn.Module) -> nn.Module:
+def _get_base_model(model: nn.Module) -> nn.Module:
     """The model that PEFT has put adapters into, with them; any other model as it is."""
     inner: nn.Module = model.get_base_model() if hasattr(model, "peft_config") else model  # type: ignore[operator]
     return inner
 
 
-def head_and_new(model: nn.Module, new: frozenset[str]) -> frozenset[int]:
+def head_parameter_ids(model: nn.Module, new: frozenset[str]) -> frozenset[int]:
     """The identities of the parameters of the head, and of those that the base did not bring, also
     where PEFT keeps a learning copy of them. `new`: their names before a strategy was applied."""
-    inner = _without_adapter(model)
+    inner = _get_base_model(model)
     head = head_parameters(inner)
     return frozenset(
-        id(value) for name, value in inner.named_parameters() if name in head or _plain(name) in new
+        id(value)
+        for name, value in inner.named_parameters()
+        if name in head or _remove_peft_infixes(name) in new
     )
 
 
-def _plain(name: str) -> str:
+def _remove_peft_infixes(name: str) -> str:
     """A parameter's name without what PEFT puts between module and parameter."""
     return name.replace(".modules_to_save.default.", ".").replace(".original_module.", ".")
 
 
-def decaying(model: nn.Module) -> frozenset[int]:
+def weight_decay_ids(model: nn.Module) -> frozenset[int]:
     """The identities of the parameters that weight decay is meant for: all but norms, biases and
     scales.
 
@@ -39,12 +42,12 @@ def decaying(model: nn.Module) -> frozenset[int]:
     class tokens); so are the lengths of a normed kernel.
     """
     of_norms = {
-        id(value) for _, module in norms(model) for value in module.parameters(recurse=False)
+        id(value) for _, module in norm_modules(model) for value in module.parameters(recurse=False)
     }
     return frozenset(
         id(value)
         for name, value in model.named_parameters()
-        if id(value) not in of_norms and "bias" not in name and _is_matrix(name, shape_of(value))
+        if id(value) not in of_norms and "bias" not in name and _is_matrix(name, full_shape(value))
     )
 
 
@@ -56,16 +59,16 @@ def _is_matrix(name: str, shape: tuple[int, ...]) -> bool:
     return len(shape) > 1 and not vector
 
 
-def hidden_matrices(model: nn.Module) -> frozenset[int]:
+def hidden_matrix_ids(model: nn.Module) -> frozenset[int]:
     """The identities of the weights of two dimensions between the embeddings and the head."""
     from torch import nn
 
-    inner = _without_adapter(model)
-    outer = head_and_new(model, frozenset()) | {
+    inner = _get_base_model(model)
+    outer = head_parameter_ids(model, frozenset()) | {
         id(value)
         for module in inner.modules()
         if isinstance(module, nn.Embedding)
         for value in module.parameters(recurse=False)
     }
-    every = {id(value) for value in inner.parameters() if dimensions(value) == 2}
-    return frozenset(every & decaying(inner) - outer)
+    every = {id(value) for value in inner.parameters() if num_dimensions(value) == 2}
+    return frozenset(every & weight_decay_ids(inner) - outer)

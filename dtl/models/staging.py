@@ -14,104 +14,110 @@ from pathlib import Path
 from dtl.config.schema import Model
 from dtl.core.errors import DtlError, RankFailed
 from dtl.core.units import format_bytes
-from dtl.models.fingerprint import fingerprint, in_hub_cache
-from dtl.models.load import locate
-from dtl.models.trust import PICKLED
+from dtl.models.fingerprint import fingerprint_model, find_hub_snapshot
+from dtl.models.load import locate_model
+from dtl.models.trust import PICKLE_SUFFIXES
 
-PLACE = "model.stage_to"
-SUMS = "staged.json"  # written last: of each file the size and SHA-256
-PIECE = 16 * 2**20  # bytes read at a time
-COPIERS = 8  # files at a time: a parallel file system gives one reader only a part of its speed
+LOCATION = "model.staging_dir"
+CHECKSUM_FILE = "staged.json"  # written last: of each file the size and SHA-256
+CHUNK_BYTES = 16 * 2**20  # bytes read at a time
+COPY_THREADS = (
+    8  # files at a time: a parallel file system gives one reader only a part of its speed
+)
 
 
-def stage(model: Model) -> None:
-    """Copy the weights to `model.stage_to`, unless they are there whole: for one process a node.
+def stage_weights(model: Model) -> None:
+    """Copy the weights to `model.staging_dir`, unless they are there whole: for one process a node.
 
     Raises RankFailed, which names the node, where the disk is too small or spoils what it keeps.
     """
-    files, target = _files(model), _target(model)
-    if not is_whole(target):
-        _copy(files, target, size=sum(file.stat().st_size for file in files))
+    files, target = _list_files(model), _target_folder(model)
+    if not is_intact(target):
+        _copy_files(files, target, size=sum(file.stat().st_size for file in files))
 
 
-def staged(model: Model) -> Model:
+def resolve_staged_model(model: Model) -> Model:
     """The model as it is read from there, once `stage` has ended. Raises RankFailed where nothing
     has been copied."""
-    target = _target(model)
-    if not (target / SUMS).is_file():
-        raise _failed(
+    target = _target_folder(model)
+    if not (target / CHECKSUM_FILE).is_file():
+        raise _rank_failure(
             f"the first process of this node has left no {target}",
             "name a folder that all processes of a node share",
         )
     return model.model_copy(update={"path": str(target), "revision": None, "stage_to": None})
 
 
-def is_whole(folder: Path) -> bool:
+def is_intact(folder: Path) -> bool:
     """Whether every file of a staged folder has the content that was copied."""
     try:
-        sums = json.loads((folder / SUMS).read_text(encoding="utf-8"))
-        return all(_sum(folder / name) == expected for name, expected in sums.items())
+        sums = json.loads((folder / CHECKSUM_FILE).read_text(encoding="utf-8"))
+        return all(_checksum_file(folder / name) == expected for name, expected in sums.items())
     except (OSError, ValueError):
         return False
 
 
-def _source(model: Model) -> Path:
-    where = Path(locate(model))
+def _source_folder(model: Model) -> Path:
+    where = Path(locate_model(model))
     if where.is_dir():
         return where
-    snapshot = in_hub_cache(str(where), model.revision)
+    snapshot = find_hub_snapshot(str(where), model.revision)
     if snapshot is None:
         raise DtlError.of(
-            PLACE,
+            LOCATION,
             f"{model.path} is not in this machine's cache of the hub, so there is nothing to copy",
             f"fetch it once where there is a network: hf download {model.path}",
         )
     return snapshot
 
 
-def _files(model: Model) -> list[Path]:
+def _list_files(model: Model) -> list[Path]:
     """What may be read of it: no pickles, no notes of git."""
     return sorted(
         file
-        for file in _source(model).iterdir()
-        if file.is_file() and file.suffix not in PICKLED and not file.name.startswith(".")
+        for file in _source_folder(model).iterdir()
+        if file.is_file() and file.suffix not in PICKLE_SUFFIXES and not file.name.startswith(".")
     )
 
 
-def _target(model: Model) -> Path:
-    named = os.path.expandvars(os.path.expanduser(str(model.stage_to)))
+def _target_folder(model: Model) -> Path:
+    named = os.path.expandvars(os.path.expanduser(str(model.staging_dir)))
     if "$" in named:
-        raise _failed(
-            f"{model.stage_to} names a variable that is not set", "name a folder of this node"
+        raise _rank_failure(
+            f"{model.staging_dir} names a variable that is not set", "name a folder of this node"
         )
-    number = hashlib.sha256(fingerprint(model).encode()).hexdigest()[:16]
-    return Path(named) / f"{_source(model).name}-{number}"
+    number = hashlib.sha256(fingerprint_model(model).encode()).hexdigest()[:16]
+    return Path(named) / f"{_source_folder(model).name}-{number}"
 
 
-def _copy(files: list[Path], target: Path, *, size: int) -> None:
+def _copy_files(files: list[Path], target: Path, *, size: int) -> None:
     """Beside it first, and renamed when whole: another run on this node may do the same now."""
     private = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
     try:
         private.mkdir(parents=True)
         free = shutil.disk_usage(private).free
         if free < size:
-            raise _failed(
+            raise _rank_failure(
                 f"the weights take {format_bytes(size)}, and {target.parent} has "
                 f"{format_bytes(free)} left",
-                "name another disk, or leave model.stage_to out",
+                "name another disk, or leave model.staging_dir out",
             )
-        with ThreadPoolExecutor(COPIERS) as pool:
+        with ThreadPoolExecutor(COPY_THREADS) as pool:
             copies = [private / file.name for file in files]
             read = list(pool.map(_copy_file, files, copies))
-            written = list(pool.map(_sum, copies))
+            written = list(pool.map(_checksum_file, copies))
         for copy, before, after in zip(copies, read, written, strict=True):
             if before != after:
-                raise _failed(f"{copy.name} was not written as it was read", "name another disk")
+                raise _rank_failure(
+                    f"{copy.name} was not written as it was read", "name another disk"
+                )
         sums = {copy.name: found for copy, found in zip(copies, written, strict=True)}
-        (private / SUMS).write_text(json.dumps(sums), encoding="utf-8")
+        (private / CHECKSUM_FILE).write_text(json.dumps(sums), encoding="utf-8")
         _publish(private, target)
     except OSError as fault:
-        raise _failed(str(fault), "name another disk, or leave model.stage_to out") from fault
+        raise _rank_failure(
+            str(fault), "name another disk, or leave model.staging_dir out"
+        ) from fault
     finally:
         shutil.rmtree(private, ignore_errors=True)
 
@@ -121,7 +127,7 @@ def _publish(private: Path, target: Path) -> None:
     try:
         private.rename(target)
     except OSError:
-        if is_whole(target):  # another run was quicker
+        if is_intact(target):  # another run was quicker
             return
         spoilt = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
         target.rename(spoilt)
@@ -132,16 +138,16 @@ def _publish(private: Path, target: Path) -> None:
 def _copy_file(source: Path, copy: Path) -> list[int | str]:
     digest = hashlib.sha256()
     with source.open("rb") as read, copy.open("wb") as written:
-        while piece := read.read(PIECE):
+        while piece := read.read(CHUNK_BYTES):
             digest.update(piece)
             written.write(piece)
         return [written.tell(), digest.hexdigest()]
 
 
-def _sum(file: Path) -> list[int | str]:
+def _checksum_file(file: Path) -> list[int | str]:
     with file.open("rb") as read:
         return [file.stat().st_size, hashlib.file_digest(read, "sha256").hexdigest()]
 
 
-def _failed(problem: str, fix: str) -> RankFailed:
-    return RankFailed.of(f"{PLACE} on {socket.gethostname()}", problem, fix)
+def _rank_failure(problem: str, fix: str) -> RankFailed:
+    return RankFailed.of(f"{LOCATION} on {socket.gethostname()}", problem, fix)

@@ -10,109 +10,109 @@ from typing import Any
 from dtl.config.schema import Model
 from dtl.core.errors import DtlError
 
-PLACE = "model.path"
-PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
-SHARDS = "model.safetensors.index.json"
-ADAPTER = "adapter_config.json"
+LOCATION = "model.path"
+PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+WEIGHT_INDEX = "model.safetensors.index.json"
+ADAPTER_CONFIG = "adapter_config.json"
 
 
-def refuse_code(where: str, model: Model) -> None:
+def check_no_remote_code(where: str, model: Model) -> None:
     """Raise DtlError where the notes of a model lead a library to code or to a pickle.
 
     `where`: its folder or hub id. Pickles that nothing leads to are never opened, and no fault.
     """
-    if _file(where, model, ADAPTER) is not None:
+    if _find_file(where, model, ADAPTER_CONFIG) is not None:
         raise DtlError.of(
-            PLACE,
-            f"{model.path} holds an adapter ({ADAPTER}), not a whole model",
+            LOCATION,
+            f"{model.path} holds an adapter ({ADAPTER_CONFIG}), not a whole model",
             f"name its base, and this folder in model.adapters: [{model.path}]",
         )
-    _refuse_foreign_weights(where, model)
-    settings = _notes(where, model, "config.json")
-    _refuse_kernels(settings, model)
+    _check_weight_files(where, model)
+    settings = _read_json(where, model, "config.json")
+    _check_attention_kernels(settings, model)
     if model.trust_remote_code:
-        _refuse_unpinned_code(settings, model, "config.json")
-        tokenizer = _notes(where, model, "tokenizer_config.json")
-        _refuse_unpinned_code(tokenizer, model, "tokenizer_config.json")
+        _check_code_is_local(settings, model, "config.json")
+        tokenizer = _read_json(where, model, "tokenizer_config.json")
+        _check_code_is_local(tokenizer, model, "tokenizer_config.json")
 
 
-def refuse_pickled_weights(where: str) -> None:
+def check_safetensors(where: str) -> None:
     """Raise DtlError for a folder without weights in safetensors."""
     folder = Path(where)
     if not folder.is_dir() or list(folder.glob("*.safetensors")):
         return
-    pickles = sorted(entry.name for entry in folder.iterdir() if entry.suffix in PICKLED)
+    pickles = sorted(entry.name for entry in folder.iterdir() if entry.suffix in PICKLE_SUFFIXES)
     if pickles:
         raise DtlError.of(
-            PLACE,
+            LOCATION,
             f"{folder} holds its weights as a pickle ({pickles[0]}), which can run code",
             "convert it to safetensors: open it where you trust it and call save_pretrained",
         )
     raise DtlError.of(
-        PLACE,
+        LOCATION,
         f"{folder} holds no weights (*.safetensors)",
         "take strategy scratch, or add the weights",
     )
 
 
-def _refuse_foreign_weights(where: str, model: Model) -> None:
+def _check_weight_files(where: str, model: Model) -> None:
     """Weights lie beside their index, in safetensors."""
-    named = _notes(where, model, "config.json").get("transformers_weights")
-    if isinstance(named, str) and not _is_beside(
+    named = _read_json(where, model, "config.json").get("transformers_weights")
+    if isinstance(named, str) and not _is_plain_file_name(
         named, (".safetensors", ".safetensors.index.json")
     ):
-        raise _foreign(model, "config.json", named)
-    shards = _notes(where, model, SHARDS).get("weight_map")
+        raise _weight_file_fault(model, "config.json", named)
+    shards = _read_json(where, model, WEIGHT_INDEX).get("weight_map")
     for name in shards.values() if isinstance(shards, dict) else ():
-        if not _is_beside(str(name), (".safetensors",)):
-            raise _foreign(model, SHARDS, str(name))
+        if not _is_plain_file_name(str(name), (".safetensors",)):
+            raise _weight_file_fault(model, WEIGHT_INDEX, str(name))
 
 
-def _is_beside(name: str, endings: tuple[str, ...]) -> bool:
+def _is_plain_file_name(name: str, endings: tuple[str, ...]) -> bool:
     return PurePosixPath(name).name == name and "\\" not in name and name.endswith(endings)
 
 
-def _foreign(model: Model, file: str, name: str) -> DtlError:
+def _weight_file_fault(model: Model, file: str, name: str) -> DtlError:
     return DtlError.of(
-        PLACE,
+        LOCATION,
         f"{file} of {model.path} names the weights '{name}', no safetensors file beside it",
         "save the model again with save_pretrained, where you trust it",
     )
 
 
-def _refuse_kernels(settings: dict[str, Any], model: Model) -> None:
+def _check_attention_kernels(settings: dict[str, Any], model: Model) -> None:
     """An attention implementation with a slash is code that is fetched from the hub."""
     for key in ("attn_implementation", "_attn_implementation"):
         if "/" in json.dumps(settings.get(key)):
             raise DtlError.of(
-                PLACE,
+                LOCATION,
                 f"config.json of {model.path} asks for code of the hub ({key})",
                 "remove the key from it, and set model.attention",
             )
 
 
-def _refuse_unpinned_code(notes: dict[str, Any], model: Model, file: str) -> None:
+def _check_code_is_local(notes: dict[str, Any], model: Model, file: str) -> None:
     """`owner/name--module.Class` is code of another repository, in whatever version it has."""
-    for name in _texts(notes.get("auto_map")):
+    for name in _iter_strings(notes.get("auto_map")):
         if "--" in name:
             raise DtlError.of(
-                PLACE,
+                LOCATION,
                 f"{file} of {model.path} takes code of no pinned version from elsewhere ('{name}')",
                 "copy that code into the model's folder and name it in auto_map",
             )
 
 
-def _texts(value: Any) -> Iterator[str]:
+def _iter_strings(value: Any) -> Iterator[str]:
     if isinstance(value, str):
         yield value
     elif isinstance(value, (dict, list)):
         for part in value.values() if isinstance(value, dict) else value:
-            yield from _texts(part)
+            yield from _iter_strings(part)
 
 
-def _notes(where: str, model: Model, name: str) -> dict[str, Any]:
+def _read_json(where: str, model: Model, name: str) -> dict[str, Any]:
     """A JSON file of a model; empty where there is none that a library could read."""
-    file = _file(where, model, name)
+    file = _find_file(where, model, name)
     try:
         read = json.loads(file.read_text(encoding="utf-8")) if file else {}
     except (OSError, ValueError, RecursionError):
@@ -120,7 +120,7 @@ def _notes(where: str, model: Model, name: str) -> dict[str, Any]:
     return read if isinstance(read, dict) else {}
 
 
-def _file(where: str, model: Model, name: str) -> Path | None:
+def _find_file(where: str, model: Model, name: str) -> Path | None:
     """A file of a model folder, or of a hub model as its cache has it."""
     if Path(where).is_dir():
         file = Path(where) / name

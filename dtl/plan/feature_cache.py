@@ -1,80 +1,93 @@
-"""Whether what a frozen base makes of the examples is kept, and why."""
+"""Decide whether the features that a frozen base computes are cached, and why."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
-from dtl.assembly.parts import Parts
-from dtl.config.schema import RunConfig
 from dtl.core.errors import DtlError
 from dtl.core.units import format_bytes
 from dtl.data.order import padded
-from dtl.plan.records import Decision
+from dtl.plan.records import DecisionLog
+from dtl.plan.request import CacheableExamples, PlanRequest
+from dtl.strategies.base import Strategy
 
 KEY = "feature cache"
-PLACE = "strategy.cache_features"
-NUMBER = 4  # bytes; half precision keeps some in fp32 too
+LOCATION = "strategy.cache_features"
+BYTES_PER_FEATURE = 4  # some are fp32 in half precision too
+REMOVE = "remove it: the result is the same without it"
 
 
 @dataclass(frozen=True)
-class Reading:
-    """What the data say. `varied`: why the base makes something else of an example each time; None:
-    it does not. `lengths`: of the examples whose features would be kept."""
+class FirstPhase:
+    """What decides on a cache in the first phase; no later one has the pretrained base.
 
-    varied: str | None
-    lengths: np.ndarray
-    free: int | None  # bytes on the disk of the cache; None: not looked at
-
-
-def plan_features(
-    config: RunConfig,
-    parts: Parts,
-    reading: Reading,
-    *,
-    inseparable: str | None,
-    width: int,
-    steps: int,
-    per_epoch: int,
-) -> tuple[bool, Decision | None]:
-    """Of the first phase; no other has the pretrained base. `inseparable`: why the base's part
-    cannot be kept; None: it can. `width`: of the base's output, or 0. `steps`: of that phase.
-
-    Raises DtlError where it is asked for and would not give the same.
+    `inseparable_reason`: why the base's output cannot be cached apart from the head, None where it
+    can.
     """
-    first, *later = parts.strategies
-    for number, strategy in enumerate(later, start=1):
-        if strategy.caches_features:
+
+    steps: int
+    steps_per_epoch: int
+    inseparable_reason: str | None
+
+
+def decide_feature_cache(request: PlanRequest, phase: FirstPhase, log: DecisionLog) -> bool:
+    """Return whether the first phase trains its head on cached features.
+
+    Raises DtlError where that is requested and would change the result.
+    """
+    first, *later = request.parts.strategies
+    _check_later_phases(later)
+    requested = first.cache_features
+    if requested is False:
+        if type(first).cache_features is not False:
+            log.add(KEY, "off", LOCATION)
+        return False
+    examples = request.cacheable or CacheableExamples(None, request.lengths, None)
+    obstacle = _find_obstacle(request, examples, phase)
+    if obstacle is not None:
+        if requested:
+            raise DtlError.of(LOCATION, obstacle, REMOVE)
+        log.add(KEY, "off", obstacle)
+        return False
+    if requested is None and phase.steps <= phase.steps_per_epoch:
+        log.add(KEY, "off", "no example is read twice")
+        return False
+    reason = LOCATION if requested else "the base computes the same of an example in every epoch"
+    log.add(KEY, "on", f"{reason}; {_describe_size(request, examples)}")
+    return True
+
+
+def _check_later_phases(strategies: Sequence[Strategy]) -> None:
+    for number, strategy in enumerate(strategies, start=1):
+        if strategy.cache_features:
             raise DtlError.of(
                 f"strategy.{number}.cache_features",
-                "only the first phase has a base that nothing has changed",
-                "remove it: the run learns the same without it",
+                "only in the first phase the base is unchanged",
+                REMOVE,
             )
-    asked = first.caches_features
-    if asked is False:
-        wanted = type(first).caches_features is not False
-        return False, Decision(KEY, "off", PLACE) if wanted else None
-    fault = _why_not(config, parts, reading.varied or inseparable)
-    if fault is not None:
-        if asked:
-            raise DtlError.of(PLACE, fault, "remove it: the run learns the same without it")
-        return False, Decision(KEY, "off", fault)
-    if asked is None and steps <= per_epoch:
-        return False, Decision(KEY, "off", "no example is read twice")
-    most = int(padded(reading.lengths).sum()) * width * NUMBER
-    size = f"about {format_bytes(most)} at most a layer that the head reads"
-    size = size if most else "its size is seen in the run"
-    if reading.free is not None:
-        size += f"; {format_bytes(reading.free)} are free"
-    why = PLACE if asked else "the base makes the same of an example in every epoch"
-    return True, Decision(KEY, "on", f"{why}; {size}")
 
 
-def _why_not(config: RunConfig, parts: Parts, fault: str | None) -> str | None:
-    if not parts.task.single_forward:
+def _find_obstacle(
+    request: PlanRequest, examples: CacheableExamples, phase: FirstPhase
+) -> str | None:
+    """Return why cached features would not give the same result; None where they would."""
+    if not request.parts.task.single_forward:
         return (
-            f"task {config.task.name} has no head that answers an example at once: a text is "
-            "written token by token through the whole model"
+            f"task {request.config.task.name} generates text token by token through the whole "
+            "model, so there is no head that runs alone"
         )
-    return fault
+    return examples.varied_reason or phase.inseparable_reason
+
+
+def _describe_size(request: PlanRequest, examples: CacheableExamples) -> str:
+    """Return the most that the cache takes, as far as it is known before the run."""
+    width = getattr(request.model_config, "hidden_size", None)
+    width = width if isinstance(width, int) else 0
+    most = int(padded(examples.lengths).sum()) * width * BYTES_PER_FEATURE
+    size = "its size is known only in the run"
+    if most:
+        size = f"at most about {format_bytes(most)} per layer that the head reads"
+    if examples.free_bytes is not None:
+        size += f"; {format_bytes(examples.free_bytes)} free"
+    return size

@@ -1,59 +1,73 @@
-"""The bytes that one rank holds for weights, gradients and optimizer."""
+"""Estimate the bytes of model state on one rank, and of what a run writes to disk."""
 
 from __future__ import annotations
 
 from math import ceil
 
-from dtl.plan.records import Parameters
+from dtl.plan.records import ParameterCounts
 
-WIDTH = {"fp32": 4, "bf16": 2, "fp16": 2}
-MASTER = 4  # an fp32 number
+BYTES_PER_NUMBER = {"fp32": 4, "bf16": 2, "fp16": 2}
+FP32_BYTES = 4
+USABLE_MEMORY = 0.9  # share of a device's memory that is planned for
 
 
-def model_state(
-    counts: Parameters,
+def estimate_model_state(
+    counts: ParameterCounts,
     *,
-    zero: int,
-    ranks: int,
+    zero_stage: int,
+    data_parallel_size: int,
     dtype: str,
     offload: str,
 ) -> dict[str, int]:
-    """Bytes on one device, by the ZeRO paper (arXiv:1910.02054): stage 1 shares out the optimizer,
-    2 the gradients too, 3 the weights too. Without ZeRO, learning weights are fp32. The scales of
-    quantized weights are no parameters: every rank has them all."""
-    width, quantized = WIDTH[dtype], counts.quantized
-    whole = counts.frozen - quantized.numbers
-    if zero == 0:
+    """Return the bytes of weights, gradients and optimizer on one device.
+
+    By the ZeRO paper (arXiv:1910.02054): stage 1 shards the optimizer state, 2 the gradients too,
+    3 the weights too. Without ZeRO, trainable weights are fp32. The scales of quantized weights
+    are no parameters: every rank has all of them.
+    """
+    width, quantized = BYTES_PER_NUMBER[dtype], counts.quantized
+    unquantized = counts.frozen - quantized.numbers
+    optimizer = counts.optimizer_state_bytes + counts.l2_sp_numbers * FP32_BYTES
+    if zero_stage == 0:
         return {
-            "weights": whole * width
+            "weights": unquantized * width
             + quantized.levels
             + quantized.scales
-            + counts.learning * MASTER,
-            "gradients": counts.learning * MASTER,
-            "optimizer": counts.moments + counts.starts * MASTER,
+            + counts.trainable * FP32_BYTES,
+            "gradients": counts.trainable * FP32_BYTES,
+            "optimizer": optimizer,
         }
 
-    def part(numbers: int, stage: int) -> int:
-        return -(-numbers // ranks) if zero >= stage else numbers
+    def shard(numbers: int, first_stage: int) -> int:
+        return -(-numbers // data_parallel_size) if zero_stage >= first_stage else numbers
 
-    kept = MASTER + (counts.moments + counts.starts * MASTER) / max(1, counts.learning)
-    held = ceil(part(counts.learning, 1) * kept)
+    per_parameter = FP32_BYTES + optimizer / max(1, counts.trainable)  # with the fp32 master weight
+    sharded_optimizer = ceil(shard(counts.trainable, 1) * per_parameter)
     return {
-        "weights": part(whole + counts.learning, 3) * width
-        + part(quantized.levels, 3)
+        "weights": shard(unquantized + counts.trainable, 3) * width
+        + shard(quantized.levels, 3)
         + quantized.scales,
-        "gradients": part(counts.learning, 2) * width,
-        "optimizer": 0 if offload == "optimizer" else held,
+        "gradients": shard(counts.trainable, 2) * width,
+        "optimizer": 0 if offload == "optimizer" else sharded_optimizer,
     }
 
 
-def disk_bytes(counts: Parameters, *, dtype: str, kept: int, whole_export: bool) -> int:
-    """Most that a run writes: its checkpoints, one more while it is written, and the export, which
-    is there twice while it takes its name."""
-    exported = counts.total * WIDTH[dtype] if whole_export else counts.learning * MASTER
-    return checkpoint_bytes(counts) * (kept + 1) + 2 * exported
+def estimate_disk_bytes(
+    counts: ParameterCounts, *, dtype: str, checkpoints: int, exports_full_model: bool
+) -> int:
+    """Return the most that a run writes.
+
+    That is its checkpoints, one more that is being written, and the export twice: it is written
+    next to the former one before it replaces it.
+    """
+    export = (
+        counts.total * BYTES_PER_NUMBER[dtype]
+        if exports_full_model
+        else counts.trainable * FP32_BYTES
+    )
+    return checkpoint_bytes(counts) * (checkpoints + 1) + 2 * export
 
 
-def checkpoint_bytes(counts: Parameters) -> int:
-    """On disk: of each learning parameter the fp32 master and its moments."""
-    return counts.learning * MASTER + counts.moments
+def checkpoint_bytes(counts: ParameterCounts) -> int:
+    """Return the bytes of a checkpoint: fp32 master weights and moments of what is trained."""
+    return counts.trainable * FP32_BYTES + counts.optimizer_state_bytes

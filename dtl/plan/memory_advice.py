@@ -1,4 +1,4 @@
-"""What to change when memory did not suffice, the smallest change first; and a full disk."""
+"""Recognize that memory or a disk is full, and suggest the smallest change that frees memory."""
 
 from __future__ import annotations
 
@@ -7,48 +7,47 @@ import errno
 from dtl.plan.records import Plan
 
 SAME_RESULT = "the result stays the same"
-SMALL_SHARE = 0.1  # of the parameters: where so few learn, an adapter would save little
+SMALL_SHARE = 0.1  # of the parameters: where fewer are trained, an adapter would save little
 
 
-def wants_memory(fault: BaseException) -> bool:
-    """Whether this is a device or a machine that has no memory left."""
-    if isinstance(fault, MemoryError) or type(fault).__name__ == "OutOfMemoryError":
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device or the machine has no memory left."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
-    text = str(fault).lower()
+    text = str(error).lower()
     return "can't allocate memory" in text or "out of memory" in text
 
 
-def wants_disk(fault: BaseException) -> bool:
-    """Whether a disk, or this user's share of it, is full; safetensors tells that in words only."""
-    full = (errno.ENOSPC, errno.EDQUOT)
-    if isinstance(fault, OSError) and fault.errno in full:
+def is_disk_full(error: BaseException) -> bool:
+    """Whether a disk or this user's quota is full; safetensors reports that as text only."""
+    numbers = (errno.ENOSPC, errno.EDQUOT)
+    if isinstance(error, OSError) and error.errno in numbers:
         return True
-    return any(f"(os error {number})" in str(fault) for number in full)
+    return any(f"(os error {number})" in str(error) for number in numbers)
 
 
-def relief(plan: Plan, *, doing: str) -> str:
-    """The change with the least cost that takes memory off a process.
+def suggest_memory_reduction(plan: Plan, *, activity: str) -> str:
+    """Return the change with the least cost that frees memory on a process.
 
-    `doing`: where it failed, as the heartbeat says. In a step or a scoring it is activations that
-    are in the way; before and after that, weights and optimizer.
+    `activity`: what the process was doing, as its heartbeat says. In a step or an evaluation it is
+    activations that fill the memory; before and after that, weights and optimizer.
     """
     layout = plan.layout
-    if doing.startswith("evaluation"):
-        return f"set train.evaluation_batch to half of what it is; {SAME_RESULT}"
-    in_step = doing.startswith("step")
+    if activity.startswith("evaluation"):
+        return f"set train.evaluation_batch to half of its value; {SAME_RESULT}"
+    in_step = activity.startswith("step")
     if in_step and layout.micro_batch > 1:
         return f"resume with layout.micro_batch={layout.micro_batch // 2}; {SAME_RESULT}"
     if in_step and not layout.activation_checkpointing:
         return f"resume with layout.activation_checkpointing=true; {SAME_RESULT}"
-    if layout.ranks > 1 and layout.zero < 2:
-        return f"resume with layout.zero=2; {SAME_RESULT}"
-    if layout.ranks > 1 and layout.zero < 3:
-        return f"resume with layout.zero=3; {SAME_RESULT}"
+    for stage in (2, 3):
+        if layout.world_size > 1 and layout.zero_stage < stage:
+            return f"resume with layout.zero_stage={stage}; {SAME_RESULT}"
     if layout.offload == "none" and layout.device == "cuda":
-        stage = max(layout.zero, 2)
-        return f"resume with layout.zero={stage} layout.offload=optimizer; {SAME_RESULT}"
-    if plan.parameters.learning > SMALL_SHARE * plan.parameters.total:
-        return "take more processes or nodes, or strategy lora"
+        stage = max(layout.zero_stage, 2)
+        return f"resume with layout.zero_stage={stage} layout.offload=optimizer; {SAME_RESULT}"
+    if plan.parameters.trainable > SMALL_SHARE * plan.parameters.total:
+        return "use more processes or nodes, or strategy lora"
     if plan.parameters.quantized.numbers == 0:
-        return "take more processes or nodes, model.quantize nf4, or a smaller model"
-    return "take more processes or nodes, or a smaller model"
+        return "use more processes or nodes, model.quantize nf4, or a smaller model"
+    return "use more processes or nodes, or a smaller model"

@@ -1,4 +1,4 @@
-"""How each learning parameter is updated, and what the optimizer keeps of it."""
+"""Assign an update rule to each trainable parameter, and count the optimizer's bytes for it."""
 
 from __future__ import annotations
 
@@ -7,104 +7,110 @@ from dataclasses import dataclass
 from math import ceil, prod
 from typing import TYPE_CHECKING
 
-from dtl.config.optim import Optim
+from dtl.config.schema.optim import Optim
 from dtl.core.errors import DtlError
-from dtl.models.anatomy import depths, shape_of
-from dtl.models.parameter_roles import decaying, head_and_new, hidden_matrices
+from dtl.models.anatomy import parameter_depths
+from dtl.models.full_shape import full_shape
+from dtl.models.parameter_roles import weight_decay_ids, head_parameter_ids, hidden_matrix_ids
+from dtl.plan.memory import FP32_BYTES
 
 if TYPE_CHECKING:
     from torch import nn
 
-NUMBER = 4  # bytes, in fp32
-BLOCK = 256  # numbers that share a scale in 8-bit moments
-SMALLEST_8BIT = 4096  # numbers; bitsandbytes keeps the moments of smaller tensors in fp32
+QUANTIZATION_BLOCK = 256  # numbers that share a scale in 8-bit moments
+MIN_8BIT_NUMBERS = 4096  # bitsandbytes keeps the moments of smaller tensors in fp32
 
 
 @dataclass(frozen=True)
-class Update:
-    """How some parameters are updated. `learning_rate`: the highest. `pull`: towards where they
-    started (L2-SP). `as_matrix`: by Muon, where the optimizer is Muon."""
+class UpdateRule:
+    """How some parameters are updated.
+
+    `learning_rate`: the highest. `l2_sp`: strength of the L2-SP penalty on the distance from their
+    initial values. `uses_muon`: whether Muon updates them, where the optimizer is Muon.
+    """
 
     learning_rate: float
     weight_decay: float = 0.0
-    pull: float = 0.0
-    as_matrix: bool = False
+    l2_sp: float = 0.0
+    uses_muon: bool = False
 
 
-def alike(_: str) -> float:
-    """Every parameter has the learning rate as it is."""
+def uniform_rate_factor(_: str) -> float:
+    """Return 1: every parameter has the same learning rate."""
     return 1.0
 
 
-def updates(
+def assign_update_rules(
     model: nn.Module,
     options: Optim,
     *,
     learning_rate: float,
     new: frozenset[str],
-    rate_factor: Callable[[str], float] = alike,
-) -> dict[str, Update]:
-    """Of every learning parameter, by its name. The model may be weightless or partitioned.
+    rate_factor: Callable[[str], float] = uniform_rate_factor,
+) -> dict[str, UpdateRule]:
+    """Return the rule of every trainable parameter, by its name.
 
-    `new`: names of the parameters that the base did not bring, before a strategy was applied.
-    `rate_factor`: how many times the learning rate a parameter of this name has.
-    Raises DtlError where an option finds nothing to work on.
+    The model may be on the meta device or partitioned. `new`: names of the parameters that are not
+    in the base, before a strategy was applied. `rate_factor`: gives the factor on the learning
+    rate of a parameter, by its name. Raises DtlError where an option applies to no parameter.
     """
-    learning = {name: value for name, value in model.named_parameters() if value.requires_grad}
-    head = head_and_new(model, new)
-    decay, matrices = decaying(model), hidden_matrices(model)
-    brought = {id(value) for name, value in learning.items() if name not in new}
-    by_depth = _by_depth(model, options.layer_decay)
+    trainable = {name: value for name, value in model.named_parameters() if value.requires_grad}
+    head = head_parameter_ids(model, new)
+    decay, matrices = weight_decay_ids(model), hidden_matrix_ids(model)
+    from_base = {id(value) for name, value in trainable.items() if name not in new}
+    by_depth = _layer_decay_factors(model, options.layer_decay)
     if options.head_learning_rate is not None:
-        _found(
-            "head_learning_rate", "the head does not learn, or is tied to the base", head, learning
+        _check_any_trainable(
+            "head_learning_rate", "the head is not trained, or is tied to the base", head, trainable
         )
     if options.l2_sp is not None:
-        _found("l2_sp", "no parameter of the base learns", brought, learning)
+        _check_any_trainable("l2_sp", "no parameter of the base is trained", from_base, trainable)
     if options.name == "muon":
-        _found("name", "muon finds no matrix that learns", matrices, learning)
+        _check_any_trainable(
+            "name", "no matrix that Muon could update is trained", matrices, trainable
+        )
 
-    def update(name: str, parameter: nn.Parameter) -> Update:
+    def rule_for(name: str, parameter: nn.Parameter) -> UpdateRule:
         rate = learning_rate * by_depth.get(name, 1.0) * rate_factor(name)
         if options.head_learning_rate is not None and id(parameter) in head:
             rate = options.head_learning_rate
-        pull = (options.l2_sp or 0.0) if id(parameter) in brought else 0.0
-        decays = id(parameter) in decay and not pull
-        return Update(
+        l2_sp = (options.l2_sp or 0.0) if id(parameter) in from_base else 0.0
+        decays = id(parameter) in decay and not l2_sp
+        return UpdateRule(
             learning_rate=rate,
             weight_decay=options.weight_decay if decays else 0.0,
-            pull=pull,
-            as_matrix=options.name == "muon" and id(parameter) in matrices,
+            l2_sp=l2_sp,
+            uses_muon=options.name == "muon" and id(parameter) in matrices,
         )
 
-    return {name: update(name, parameter) for name, parameter in learning.items()}
+    return {name: rule_for(name, parameter) for name, parameter in trainable.items()}
 
 
-def _by_depth(model: nn.Module, decay: float | None) -> dict[str, float]:
-    """The share of the learning rate that each parameter gets by its height in the model: 1 at the
-    top, and times `decay` for each block further down (arXiv:1801.06146, arXiv:2106.08254)."""
+def _layer_decay_factors(model: nn.Module, decay: float | None) -> dict[str, float]:
+    """Return the factor on the learning rate of each parameter, by its name: 1 at the top of the
+    model, times `decay` for each block below (arXiv:1801.06146, arXiv:2106.08254)."""
     if decay is None:
         return {}
-    height = depths(model)
-    top = max(height.values())
-    return {name: decay ** (top - depth) for name, depth in height.items()}
+    depth_by_name = parameter_depths(model)
+    top = max(depth_by_name.values())
+    return {name: decay ** (top - depth) for name, depth in depth_by_name.items()}
 
 
-def _found(
-    key: str, problem: str, wanted: frozenset[int] | set[int], learning: dict[str, nn.Parameter]
+def _check_any_trainable(
+    key: str, problem: str, ids: frozenset[int] | set[int], trainable: dict[str, nn.Parameter]
 ) -> None:
-    if not any(id(parameter) in wanted for parameter in learning.values()):
-        raise DtlError.of(f"optim.{key}", problem, f"remove optim.{key}, or take another strategy")
+    if not any(id(parameter) in ids for parameter in trainable.values()):
+        raise DtlError.of(f"optim.{key}", problem, f"remove optim.{key}, or use another strategy")
 
 
-def moment_bytes(optimizer: str, parameter: nn.Parameter, update: Update) -> int:
-    """What an optimizer keeps of one learning parameter."""
-    shape = shape_of(parameter)
+def moment_bytes(optimizer: str, parameter: nn.Parameter, rule: UpdateRule) -> int:
+    """Return the bytes of an optimizer's moments of one trainable parameter."""
+    shape = full_shape(parameter)
     numbers = prod(shape)
-    moments = 1 if optimizer.startswith("lion") or update.as_matrix else 2
-    if optimizer.endswith("8bit") and numbers >= SMALLEST_8BIT:
-        return moments * (numbers + NUMBER * ceil(numbers / BLOCK))
+    moments = 1 if optimizer.startswith("lion") or rule.uses_muon else 2
+    if optimizer.endswith("8bit") and numbers >= MIN_8BIT_NUMBERS:
+        return moments * (numbers + FP32_BYTES * ceil(numbers / QUANTIZATION_BLOCK))
     if optimizer == "adafactor":
         factored = numbers // shape[-1] + numbers // shape[-2] if len(shape) > 1 else numbers
-        return NUMBER * factored
-    return NUMBER * moments * numbers
+        return FP32_BYTES * factored
+    return FP32_BYTES * moments * numbers

@@ -1,84 +1,100 @@
-"""Which strategy learns at which steps."""
+"""Plan which strategy trains at which steps."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-from dtl.config.choices import Phase
+from dtl.config.schema.plugins import Phase
 from dtl.core.errors import DtlError
-from dtl.plan.records import Parameters
+from dtl.core.units import format_count
+from dtl.plan.records import DecisionLog, PhasePlan
+from dtl.plan.request import PlanRequest
+from dtl.plan.trainable_parameters import PhaseParameters, choose_learning_rate
 from dtl.strategies.base import Strategy
 
 
-@dataclass(frozen=True)
-class Learning:
-    """Names of the parameters that learn in a phase, and how many numbers these hold.
+def plan_phases(
+    request: PlanRequest, parameters: Sequence[PhaseParameters], *, steps: int, log: DecisionLog
+) -> tuple[PhasePlan, ...]:
+    """Return the steps and the learning rate of each phase. `parameters`: of each phase."""
+    config = request.config
+    ends = compute_last_steps(config.phases, steps=steps)
+    phases: list[PhasePlan] = []
+    for number, (phase, trained, last) in enumerate(
+        zip(config.phases, parameters, ends, strict=True)
+    ):
+        rate = choose_learning_rate(config, request.parts.in_phase(number))
+        if len(ends) > 1:
+            count = format_count(trained.counts.trainable)
+            log.add(f"phase {number + 1}", phase.name, f"to step {last}, {count} trainable")
+        if (adapter := request.parts.strategies[number].continue_from) is not None:
+            reason = f"training continues from it, with its rank, scale and layers: {phase.name}"
+            log.add("adapter", adapter, reason)
+        schedule = f"{rate.reason}; {config.optim.schedule} schedule"
+        log.add("learning rate", f"{rate.value:g}", schedule)
+        start = phases[-1].last_step if phases else 0
+        phases.append(PhasePlan(phase.name, start, last, rate.value, trained.counts))
+    return tuple(phases)
 
-    `inseparable`: why what the base makes cannot be kept apart from the head; None: it can.
+
+def compute_last_steps(phases: Sequence[Phase], *, steps: int) -> list[int]:
+    """Return the last step of each phase, in order, of a run of so many steps.
+
+    Phases without a length share the remaining steps equally. Raises DtlError where a phase would
+    have no step, or the lengths do not add up to the run.
     """
-
-    names: frozenset[str]
-    parameters: Parameters
-    inseparable: str | None
-
-
-def last_steps(phases: Sequence[Phase], *, steps: int) -> list[int]:
-    """The last step of each phase of a run of so many steps, in order.
-
-    Lengths that are left out make equal parts of what is left. Raises DtlError where a phase would
-    have no step, or the lengths do not make the run.
-    """
-    given = [_steps(phase.length, steps) for phase in phases]
-    open_ended = given.count(None)
-    left = steps - sum(length or 0 for length in given)
-    if open_ended == 0 and abs(left) < len(given) and all(_is_share(phase) for phase in phases):
-        given[-1] = (given[-1] or 0) + left  # what rounding has left
-        left = 0
-    if left < open_ended or (open_ended == 0 and left > 0) or 0 in given:
+    lengths = [_length_in_steps(phase.length, steps) for phase in phases]
+    open_ended = lengths.count(None)
+    remaining = steps - sum(length or 0 for length in lengths)
+    are_shares = all(phase.length is not None and phase.length < 1 for phase in phases)
+    if open_ended == 0 and abs(remaining) < len(lengths) and are_shares:
+        lengths[-1] = (lengths[-1] or 0) + remaining  # of rounding
+        remaining = 0
+    if remaining < open_ended or (open_ended == 0 and remaining > 0) or 0 in lengths:
         raise DtlError.of(
             "strategy",
-            f"the lengths of its phases take {steps - left} of the {steps} steps of the run"
-            + (f", and {open_ended} are to share what is left" if open_ended else ""),
-            "leave the length of the last phase out, or change train.steps",
+            f"the lengths of its phases take {steps - remaining} of the {steps} steps of the run"
+            + (f", and {open_ended} phases share the rest" if open_ended else ""),
+            "remove the length of the last phase, or change train.steps",
         )
-    ends, end, places = [], 0, 0
-    for length in given:
+    ends, end, filled = [], 0, 0
+    for length in lengths:
         if length is None:
-            places += 1
-            length = left * places // open_ended - left * (places - 1) // open_ended
+            filled += 1
+            length = remaining * filled // open_ended - remaining * (filled - 1) // open_ended
         end += length
         ends.append(end)
     return ends
 
 
-def _is_share(phase: Phase) -> bool:
-    return phase.length is not None and phase.length < 1
+def check_adapter_fits_base(
+    strategies: Sequence[Strategy], parameters: Sequence[PhaseParameters]
+) -> None:
+    """Raise DtlError where the run would export an adapter to a base that nobody has.
+
+    That is so where the last phase exports only an adapter, and an earlier one has changed weights
+    that are not in it.
+    """
+    *before, last = strategies
+    if last.export_kind == "model" or not before:
+        return
+    exported = {_strip_peft_prefix(name) for name in parameters[-1].names}
+    changed = {name for phase in parameters[:-1] for name in phase.names}
+    if any(strategy.export_kind == "adapter" for strategy in before) or changed - exported:
+        raise DtlError.of(
+            f"strategy.{len(before)}",
+            "the run would export an adapter to a base that its earlier phases have changed, and "
+            "that is not exported",
+            "move the adapter to the first phase, and end with full or partial",
+        )
 
 
-def _steps(length: float | None, steps: int) -> int | None:
+def _length_in_steps(length: float | None, steps: int) -> int | None:
     if length is None:
         return None
     return round(length * steps) if length < 1 else int(length)
 
 
-def refuse_lost(strategies: Sequence[Strategy], learning: Sequence[Learning]) -> None:
-    """An adapter holds nothing of a base that earlier phases have moved. Raises DtlError where the
-    last phase would leave an adapter alone, and others have learnt more than is in it."""
-    *before, last = strategies
-    if last.exports == "model" or not before:
-        return
-    held = {_plain(name) for name in learning[-1].names}
-    moved = {name for phase in learning[:-1] for name in phase.names}
-    if any(strategy.exports == "adapter" for strategy in before) or moved - held:
-        raise DtlError.of(
-            f"strategy.{len(before)}",
-            "the run would leave an adapter to a base that its earlier phases have changed, and "
-            "that nobody has",
-            "put the adapter first, and end with full or partial",
-        )
-
-
-def _plain(name: str) -> str:
-    """The name of a parameter before PEFT wrapped its model."""
+def _strip_peft_prefix(name: str) -> str:
+    """Return the name that a parameter has before PEFT wraps its model."""
     return name.removeprefix("base_model.model.").replace(".modules_to_save.default", "")

@@ -1,4 +1,4 @@
-"""The decision: how a config is laid out over the hardware, and what it will hold there."""
+"""The records of a plan: hardware, layout, parameter counts, decisions and phases."""
 
 from __future__ import annotations
 
@@ -7,71 +7,79 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from dtl.core import units
-from dtl.models.quantization.quantize import Quantized
+from dtl.models.quantization.quantize import QuantizedSize
 
 
 @dataclass(frozen=True)
 class Hardware:
-    """What one node offers. `memory`: bytes of one device; `compiler`: a C++ compiler and ninja."""
+    """What one node offers.
+
+    `memory_bytes`: of one device. `has_compiler`: whether a C++ compiler and ninja are installed.
+    """
 
     device: Literal["cpu", "cuda"]
-    devices: int
-    memory: int
+    device_count: int
+    memory_bytes: int
     name: str
-    bf16: bool
-    compiler: bool
+    supports_bf16: bool
+    has_compiler: bool
 
 
 @dataclass(frozen=True)
 class OuterLaunch:
-    """A layout that an outer launcher (accelerate, torchrun) has fixed."""
+    """A layout that an outer launcher (accelerate, torchrun, srun) has fixed.
+
+    `zero_stage`, `offload`: None where the launcher does not fix them.
+    """
 
     launcher: str
-    ranks: int
-    ranks_a_node: int
-    zero: int | None
+    world_size: int
+    local_world_size: int
+    zero_stage: int | None
     offload: str | None
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How one global batch lies over the processes. `processes`: on each node."""
+    """How one global batch is divided over the processes."""
 
     nodes: int
-    processes: int
-    zero: int
+    processes_per_node: int
+    zero_stage: int
     offload: str
     micro_batch: int
-    accumulation: int
+    accumulation_steps: int
     activation_checkpointing: bool
     dtype: str
     device: str
 
     @property
-    def ranks(self) -> int:
-        return self.nodes * self.processes
+    def world_size(self) -> int:
+        return self.nodes * self.processes_per_node
 
 
 @dataclass(frozen=True)
-class Parameters:
-    """Counted on the weightless model after the strategy was applied to it. `kept`: bytes of the
-    optimizer's moments of the learning ones; left out: AdamW's. `starts`: numbers of which it also
-    keeps where they started."""
+class ParameterCounts:
+    """Numbers of parameters, counted on the meta device after the strategy was applied.
 
-    learning: int
+    `moment_bytes`: of the optimizer's moments of the trainable ones; None: those of AdamW.
+    `l2_sp_numbers`: trainable ones whose initial value the optimizer keeps as well.
+    """
+
+    trainable: int
     frozen: int
-    quantized: Quantized = field(default=Quantized())  # among the frozen
-    kept: int | None = None
-    starts: int = 0
+    quantized: QuantizedSize = field(default=QuantizedSize())  # among the frozen
+    moment_bytes: int | None = None
+    l2_sp_numbers: int = 0
 
     @property
-    def moments(self) -> int:
-        """Bytes; AdamW keeps two fp32 numbers."""
-        return 8 * self.learning if self.kept is None else self.kept
+    def optimizer_state_bytes(self) -> int:
+        """Bytes of the moments; AdamW has two fp32 numbers per trainable parameter."""
+        return 8 * self.trainable if self.moment_bytes is None else self.moment_bytes
 
     @property
     def total(self) -> int:
-        return self.learning + self.frozen
+        return self.trainable + self.frozen
 
 
 @dataclass(frozen=True)
@@ -83,91 +91,111 @@ class Decision:
     reason: str
 
 
+@dataclass
+class DecisionLog:
+    """The decisions of a plan, in their order."""
+
+    decisions: list[Decision] = field(default_factory=list)
+
+    def add(self, key: str, value: object, reason: str) -> None:
+        """Append a decision."""
+        self.decisions.append(Decision(key, str(value), reason))
+
+
 @dataclass(frozen=True)
 class PhasePlan:
-    """The part of a run in which one strategy learns: after step `before`, to step `last`."""
+    """The part of a run in which one strategy trains.
+
+    `start_step`: steps done before it. `last_step`: its last step. `learning_rate`: the highest.
+    `caches_features`: whether the head is trained on cached features of the base.
+    """
 
     strategy: str
-    before: int
-    last: int
-    learning_rate: float  # the highest
-    parameters: Parameters
-    caches_features: bool = False  # whether the head learns from what the base was seen to make
+    start_step: int
+    last_step: int
+    learning_rate: float
+    parameters: ParameterCounts
+    caches_features: bool = False
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that the worker needs beside the config."""
+    """Everything that the worker needs in addition to the config.
+
+    `parameters`: of the phase that trains most. `model_state`: bytes on one rank of weights,
+    gradients and optimizer. `deepspeed`: DeepSpeed's config, None at ZeRO 0.
+    """
 
     layout: Layout
-    parameters: Parameters  # of the phase in which most learns
-    model_state: dict[str, int]  # bytes on one rank: weights, gradients, optimizer
+    parameters: ParameterCounts
+    model_state: dict[str, int]
     phases: tuple[PhasePlan, ...]
     steps: int
     steps_per_epoch: int
     deepspeed: dict[str, Any] | None
-    choices: tuple[Decision, ...] = field(default=())
+    decisions: tuple[Decision, ...] = field(default=())
 
     @property
     def model_state_bytes(self) -> int:
         return sum(self.model_state.values())
 
-    def phase_after(self, step: int) -> int:
-        """The number of the phase, from 0, that goes on after so many steps."""
-        ends = [phase.last for phase in self.phases]
+    def phase_index(self, step: int) -> int:
+        """Return the index of the phase that trains next after so many steps."""
+        ends = [phase.last_step for phase in self.phases]
         return min(bisect_right(ends, step), len(ends) - 1)
 
-    def lines(self) -> list[str]:
-        """The plan as plain text."""
+    def format_lines(self) -> list[str]:
+        """Return the plan as aligned lines: key, value and reason."""
         counts = self.parameters
-        share = counts.learning / counts.total
+        share = counts.trainable / counts.total
         state = ", ".join(
-            f"{name} {units.format_bytes(held)}" for name, held in self.model_state.items()
+            f"{name} {units.format_bytes(size)}" for name, size in self.model_state.items()
         )
-        learning, frozen, total = (
-            units.format_count(number) for number in (counts.learning, counts.frozen, counts.total)
+        trainable, frozen, total = (
+            units.format_count(number) for number in (counts.trainable, counts.frozen, counts.total)
         )
         rows = [
             (
                 "parameters",
-                f"{learning} learning, {frozen} frozen",
-                f"{share:.1%} of {total} learn" + self._quantized(),
+                f"{trainable} trainable, {frozen} frozen",
+                f"{share:.1%} of {total} are trained" + self._format_quantized(),
             ),
-            ("model state a rank", units.format_bytes(self.model_state_bytes), state),
-            *((chosen.key, chosen.value, chosen.reason) for chosen in self.choices),
+            ("model state per rank", units.format_bytes(self.model_state_bytes), state),
+            *((decision.key, decision.value, decision.reason) for decision in self.decisions),
         ]
         widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
         return [
             f"{key:<{widths[0]}}  {value:<{widths[1]}}  {why}".rstrip() for key, value, why in rows
         ]
 
-    def _quantized(self) -> str:
-        held = self.parameters.quantized
-        if held.numbers == 0:
+    def _format_quantized(self) -> str:
+        quantized = self.parameters.quantized
+        if quantized.numbers == 0:
             return ""
-        size = units.format_bytes(held.levels + held.scales)
-        return f"; {units.format_count(held.numbers)} are quantized, in {size}"
+        size = units.format_bytes(quantized.levels + quantized.scales)
+        return f"; {units.format_count(quantized.numbers)} are quantized, in {size}"
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON."""
+        """Return the plan as JSON values."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, stored: dict[str, Any]) -> Plan:
-        """What to_dict wrote."""
+        """Return the plan that `to_dict` made these values from."""
+        phases = (
+            PhasePlan(**{**phase, "parameters": _counts_from_dict(phase["parameters"])})
+            for phase in stored["phases"]
+        )
         return cls(
             **{
                 **stored,
                 "layout": Layout(**stored["layout"]),
-                "parameters": _parameters(stored["parameters"]),
-                "phases": tuple(
-                    PhasePlan(**{**phase, "parameters": _parameters(phase["parameters"])})
-                    for phase in stored["phases"]
-                ),
-                "choices": tuple(Decision(**chosen) for chosen in stored["choices"]),
+                "parameters": _counts_from_dict(stored["parameters"]),
+                "phases": tuple(phases),
+                "decisions": tuple(Decision(**decision) for decision in stored["decisions"]),
             }
         )
 
 
-def _parameters(stored: dict[str, Any]) -> Parameters:
-    return Parameters(**{**stored, "quantized": Quantized(**stored["quantized"])})
+def _counts_from_dict(stored: dict[str, Any]) -> ParameterCounts:
+    return ParameterCounts(**{**stored, "quantized": QuantizedSize(**stored["quantized"])})

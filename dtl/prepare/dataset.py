@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from dtl.assembly.parts import Parts
-from dtl.config.batch_size import COUNTED, BatchSize
-from dtl.config.schema import Data, Draw, RunConfig, Source, Train
+from dtl.config.schema import Data, RunConfig, Source, Subsample, Train
+from dtl.config.schema.batch_size import COUNTS_PER_UNIT, BatchSize
 from dtl.core.cache_folder import folder as cache_folder
 from dtl.core.cache_folder import write_note
 from dtl.core.errors import DtlError, Fault, near
@@ -26,12 +26,12 @@ from dtl.data.cache.streamed import Index, StreamedData, index_of
 from dtl.data.example import Encoded, Skip
 from dtl.data.labels import label_of
 from dtl.data.order import draws
-from dtl.data.sources.rows import FAULTS_SHOWN, Check, Reading, Row, Rows, open_rows
+from dtl.data.sources.rows import MAX_FAULTS_DISPLAYED, Row, RowCheck, Rows, SourceScan, open_rows
 from dtl.data.subsample import drawn
-from dtl.models.fingerprint import fingerprint, of_adapter
-from dtl.models.load import load_processor, load_settings, locate
-from dtl.models.peft.adapters import with_room_for
-from dtl.models.trust import refuse_pickled_weights
+from dtl.models.fingerprint import fingerprint_model, fingerprint_adapter
+from dtl.models.load import load_processor, load_model_config, locate_model
+from dtl.models.peft.adapters import reserve_virtual_tokens
+from dtl.models.trust import check_safetensors
 from dtl.tasks.base import Classification, DatasetStats, Task
 
 MIX_SEED = 20_000_017  # of which rows of a source are read once more, or at all
@@ -113,7 +113,7 @@ class ReadSource:
 
 
 def prepare(
-    config: RunConfig, parts: Parts, *, writes: bool = True, check: Check | None = None
+    config: RunConfig, parts: Parts, *, writes: bool = True, check: RowCheck | None = None
 ) -> Examples:
     """Read, survey and encode, or find it in the cache. `writes`: this process does the encoding;
     the others wait for it. `check`: says what is wrong with a row, instead of the task; what comes
@@ -121,18 +121,20 @@ def prepare(
 
     Raises DtlError for rows at fault, each with its place.
     """
-    where = locate(config.model)  # what needs no model is found out first: it takes no time
+    where = locate_model(config.model)  # what needs no model is found out first: it takes no time
     if not parts.from_random:
-        refuse_pickled_weights(where)
+        check_safetensors(where)
     sources, mixed = _sources(config, parts.task, check, writes=writes)
     train, held_out = split(config, parts.task, sources, mixed)
     if held_out is not None and config.task.group_by is not None:
         _refuse_absent(held_out, config.task.group_by)
-    settings = load_settings(config.model)
-    read_as = with_room_for(settings, max(strategy.virtual_tokens for strategy in parts.strategies))
+    settings = load_model_config(config.model)
+    read_as = reserve_virtual_tokens(
+        settings, max(strategy.num_virtual_tokens for strategy in parts.strategies)
+    )
     processor = load_processor(config.model, parts.task.processor_kind)
     to_survey = train  # few rows are drawn of data whose labels are known
-    if config.data.draw is not None:
+    if config.data.subsample is not None:
         to_survey = _mixed(config, _split(config, sources)[0], mixed)
     surveyed = _surveyed(to_survey, config, parts.task, settings, writes=writes)
     processor, facts = parts.task.adapt_processor(processor, surveyed)
@@ -151,7 +153,7 @@ def prepare(
     if held_out is not None:
         scored = encoding.of(held_out, "data.eval", config.task.group_by)
         read.append((_place_of_held_out(config.data), held_out, scored))
-    former = parts.strategies[0].continues
+    former = parts.strategies[0].continue_from
     return Examples(
         train=learnt,
         held_out=scored,
@@ -161,8 +163,8 @@ def prepare(
         sources=sources,
         mixed=mixed,
         rows=tuple(read),
-        base=fingerprint(config.model),
-        continued=None if former is None else of_adapter(former),
+        base=fingerprint_model(config.model),
+        continued=None if former is None else fingerprint_adapter(former),
         batching=_batching(config.train, parts.task, learnt, processor),
         wider=wider,
     )
@@ -178,7 +180,7 @@ class _Encoding:
     processor: Any
     facts: DatasetStats
     read_as: Any
-    check: Check | None
+    check: RowCheck | None
     writes: bool
 
     @cached_property
@@ -196,7 +198,7 @@ class _Encoding:
             rows=rows.fingerprint + ("/checked" if self.check else ""),
             processor=self._processing,
             base=[getattr(self.read_as, "max_position_embeddings", None)],
-            task=self.config.task.learnt,
+            task=self.config.task.training_options,
             facts=self.facts,
             **({} if group_by is None else {"group_by": group_by}),
         )
@@ -218,7 +220,7 @@ class _Encoding:
         return StreamedData(
             rows,
             index,
-            rows.seekers("data.train"),
+            rows.open_readers("data.train"),
             self.task.encoder(own, self.facts, self.read_as),
             key=self.key(learnt),
             longest=self.task.max_length(self.processor, self.facts, self.read_as),
@@ -230,12 +232,19 @@ def _around(config: RunConfig, parts: Parts, sources: tuple[ReadSource, ...]) ->
     """The rows of the wider draw, where features may be kept of them; rows of a mixture are
     numbered anew, and theirs are kept alone."""
     data = config.data
-    may_be_kept = parts.strategies[0].caches_features is not False
+    may_be_kept = parts.strategies[0].cache_features is not False
     mixed = bool(data.mix) or data.train.weight != 1
-    if data.draw is None or data.draw.within is None or mixed or not may_be_kept:
+    if (
+        data.subsample is None
+        or data.subsample.feature_cache_size is None
+        or mixed
+        or not may_be_kept
+    ):
         return None
     rows = _split(config, sources)[0]
-    return Part(rows, drawn(_classes(rows, parts.task), data.draw.widest).learnt, inside=True)
+    return Part(
+        rows, drawn(_classes(rows, parts.task), data.subsample.cached_subsample).learnt, inside=True
+    )
 
 
 def _numbers(rows: Rows | Part | Mixture, total: int) -> np.ndarray | None:
@@ -254,7 +263,7 @@ def _batching(
         return Batching(len(data), size.limit, options.seed)
     sizes = None if size.unit == "examples" else task.example_sizes(data, processor=processor)
     if sizes is not None and sizes.max() > size.limit:
-        longest = BatchSize(math.ceil(sizes.max() / COUNTED[size.unit]), size.unit)
+        longest = BatchSize(math.ceil(sizes.max() / COUNTS_PER_UNIT[size.unit]), size.unit)
         raise DtlError.of(
             "train.global_batch",
             f"{size} do not hold the longest example, which has {longest}",
@@ -265,7 +274,7 @@ def _batching(
 
 
 def _sources(
-    config: RunConfig, task: Task, check: Check | None, *, writes: bool
+    config: RunConfig, task: Task, check: RowCheck | None, *, writes: bool
 ) -> tuple[tuple[ReadSource, ...], tuple[ReadSource, ...]]:
     """The sources that the config names, and those that it mixes in, each read through once before
     a library is loaded, which takes seconds; faults of all first rows come first."""
@@ -280,7 +289,7 @@ def _sources(
     accepted = [
         _indexed(place, rows, config, writes=writes)
         if place == "data.train" and data.train.streaming
-        else _accepted(place, rows, rows.read_through() if check else _noted(rows, config), data)
+        else _accepted(place, rows, rows.scan() if check else _noted(rows, config), data)
         for place, rows in opened.items()
     ]
     main = len(accepted) - len(data.mix)
@@ -288,24 +297,26 @@ def _sources(
 
 
 def _indexed(place: str, rows: Rows, config: RunConfig, *, writes: bool) -> ReadSource:
-    seekers = rows.seekers(place)
+    seekers = rows.open_readers(place)
     index = index_of(rows, seekers, key=_name_of_reading(rows, config), writes=writes)
     return replace(_accepted(place, rows, index.reading, config.data), index=index)
 
 
 def _name_of_reading(rows: Rows, config: RunConfig) -> str:
     """One for the same content and task."""
-    parts = [NOTE_FORMAT, rows.fingerprint, rows.files, config.task.learnt]
+    parts = [NOTE_FORMAT, rows.fingerprint, rows.files, config.task.training_options]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def _open(place: str, source: Source, config: RunConfig, task: Task, check: Check | None) -> Rows:
+def _open(
+    place: str, source: Source, config: RunConfig, task: Task, check: RowCheck | None
+) -> Rows:
     return open_rows(
         source,
         config.data.columns,
         place,
         check=check or task.find_row_fault,
-        skips=config.data.on_bad_row == "skip",
+        skip_invalid=config.data.on_bad_row == "skip",
         media=task.media_column,
     )
 
@@ -322,14 +333,16 @@ def held_out_rows(config: RunConfig, task: Task) -> tuple[ReadSource, Iterable[R
     return None if held_out is None else (sources[0], held_out)
 
 
-def _noted(rows: Rows, config: RunConfig) -> Reading:
+def _noted(rows: Rows, config: RunConfig) -> SourceScan:
     """What one pass finds; for the same content and task it is found once, and noted."""
     note = cache_folder() / "read" / f"{_name_of_reading(rows, config)}.json"
     if note.exists():
         noted = json.loads(note.read_text(encoding="utf-8"))
-        return Reading(noted["good"], tuple(Fault(*fault) for fault in noted["bad"]))
-    reading = rows.read_through()
-    write_note(note, json.dumps({"good": reading.good, "bad": list(map(astuple, reading.bad))}))
+        return SourceScan(noted["good"], tuple(Fault(*fault) for fault in noted["bad"]))
+    reading = rows.scan()
+    write_note(
+        note, json.dumps({"good": reading.valid_rows, "bad": list(map(astuple, reading.faults))})
+    )
     return reading
 
 
@@ -339,7 +352,7 @@ def _surveyed(
     """What the rows say; of rows that are streamed it is found once, and noted."""
     if not config.data.train.streaming:
         return task.collect_dataset_stats(rows, settings)
-    parts = [NOTE_FORMAT, rows.fingerprint, config.task.learnt, settings.to_dict()]
+    parts = [NOTE_FORMAT, rows.fingerprint, config.task.training_options, settings.to_dict()]
     text = json.dumps(parts, sort_keys=True, default=str)
     note = cache_folder() / "surveyed" / f"{hashlib.sha256(text.encode()).hexdigest()}.json"
     if not writes:
@@ -350,28 +363,30 @@ def _surveyed(
     return facts
 
 
-def _accepted(place: str, rows: Rows, reading: Reading, data: Data) -> ReadSource:
+def _accepted(place: str, rows: Rows, reading: SourceScan, data: Data) -> ReadSource:
     _refuse_bad(reading, rows.name, data)
-    return ReadSource(place, rows, reading.good, reading.bad)
+    return ReadSource(place, rows, reading.valid_rows, reading.faults)
 
 
-def _refuse_bad(reading: Reading, name: str, data: Data) -> None:
+def _refuse_bad(reading: SourceScan, name: str, data: Data) -> None:
     """Raise DtlError for rows at fault: any, or more than may be skipped."""
-    bad, total = reading.bad, reading.good + len(reading.bad)
+    bad, total = reading.faults, reading.valid_rows + len(reading.faults)
     if bad and data.on_bad_row == "fail":
-        raise DtlError(*bad[:FAULTS_SHOWN])
-    if bad and (reading.good == 0 or len(bad) / total > data.max_bad_fraction):
+        raise DtlError(*bad[:MAX_FAULTS_DISPLAYED])
+    if bad and (reading.valid_rows == 0 or len(bad) / total > data.max_bad_fraction):
         raise DtlError.of(
             "data.max_bad_fraction",
             f"{len(bad)} of {total} rows of {name} are at fault, and no more than the share "
             f"{data.max_bad_fraction:g} may be skipped: {_first(bad)}",
-            "fix the rows" if reading.good == 0 else "fix the rows, or raise the share",
+            "fix the rows" if reading.valid_rows == 0 else "fix the rows, or raise the share",
         )
 
 
 def _place_of_held_out(data: Data) -> str:
     """The key of the source that the scored rows are of."""
-    of_train = data.eval is None or (data.draw is not None and data.draw.score_on == "apart")
+    of_train = data.eval is None or (
+        data.subsample is not None and data.subsample.evaluate_on == "validation"
+    )
     return "data.train" if of_train else "data.eval"
 
 
@@ -403,9 +418,9 @@ def split(
 ) -> tuple[Rows | Part | Mixture, Rows | Part | None]:
     """The rows to learn from and those to score on, which are none of those mixed in."""
     train, held_out = _split(config, sources)
-    if config.data.draw is not None:
-        train, apart = _few(train, task, config.data.draw)
-        held_out = apart if config.data.draw.score_on == "apart" else held_out
+    if config.data.subsample is not None:
+        train, apart = _few(train, task, config.data.subsample)
+        held_out = apart if config.data.subsample.evaluate_on == "validation" else held_out
     return _mixed(config, train, mixed), held_out
 
 
@@ -420,19 +435,21 @@ def _mixed(
     return Mixture(tuple(zip(rows, weights, strict=True)))
 
 
-def _few(rows: Rows | Part, task: Task, draw: Draw) -> tuple[Part, Part]:
+def _few(rows: Rows | Part, task: Task, draw: Subsample) -> tuple[Part, Part]:
     """The rows drawn to learn from, and those kept apart. Raises DtlError for too few of either."""
     found = drawn(_classes(rows, task), draw)
     if found.short is not None:
         of = "no class has" if isinstance(task, Classification) else "there are not"
         raise DtlError.of(
-            "data.draw.labels",
-            f"{of} {draw.labels} labelled rows to learn from, but {found.short} at most",
+            "data.subsample.size",
+            f"{of} {draw.size} labelled rows to learn from, but {found.short} at most",
             f"set it to {found.short} or less, or leave it out",
         )
-    if draw.apart and not found.apart:
+    if draw.validation_fraction and not found.apart:
         raise DtlError.of(
-            "data.draw.apart", "there are too few rows to keep any apart", "give more rows"
+            "data.subsample.validation_fraction",
+            "there are too few rows to keep any apart",
+            "give more rows",
         )
     return Part(rows, found.learnt, inside=True), Part(rows, found.apart, inside=True)
 
@@ -458,9 +475,9 @@ def _split(
     train = sources[0]
     if len(sources) > 1:
         return train.rows, sources[1].rows
-    if config.data.holdout is None:
+    if config.data.eval_fraction is None:
         return train.rows, None
-    chosen = _drawn(range(train.good), config.data.holdout, seed=HELD_OUT_SEED)
+    chosen = _drawn(range(train.good), config.data.eval_fraction, seed=HELD_OUT_SEED)
     return Part(train.rows, chosen, inside=False), Part(train.rows, chosen, inside=True)
 
 

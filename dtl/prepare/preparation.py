@@ -8,16 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dtl.assembly.parts import Parts, assemble
-from dtl.config.diff import changes
+from dtl.config.diff import changed_keys
 from dtl.config.load import load_config
 from dtl.config.schema import RunConfig
 from dtl.core.errors import DtlError, Fault
 from dtl.data.cache import features
 from dtl.data.cache.streamed import StreamedData
-from dtl.plan.feature_cache import Reading
-from dtl.plan.hardware import disk_free, this_machine
+from dtl.plan.hardware import detect_hardware, free_disk_bytes
 from dtl.plan.planner import make_plan
 from dtl.plan.records import Hardware, OuterLaunch, Plan
+from dtl.plan.request import CacheableExamples, PlanRequest
 from dtl.prepare.dataset import Examples, prepare
 from dtl.run.folder import RunFolder
 
@@ -46,31 +46,29 @@ def prepare_run(
     refuse_absent_trackers(config.tracking)
     parts = assemble(config)
     examples = prepare(config, parts, writes=writes)
-    plan = make_plan(
-        config,
-        parts,
-        facts=examples.facts,
-        settings=examples.settings,
+    request = PlanRequest(
+        config=config,
+        parts=parts,
+        dataset_stats=examples.facts,
+        model_config=examples.settings,
         batching=examples.batching,
         lengths=examples.train.lengths,
-        hardware=hardware or this_machine(),
+        hardware=hardware or detect_hardware(),
         outer=outer,
-        disk_free=disk_free(config.run.dir),
-        reading=_reading(parts, examples),
+        free_disk_bytes=free_disk_bytes(config.run.dir),
+        cacheable=_cacheable_examples(parts, examples),
     )
-    return Prepared(config, parts, examples, plan)
+    return Prepared(config, parts, examples, make_plan(request))
 
 
-def _reading(parts: Parts, examples: Examples) -> Reading:
-    """What the data say of features that are kept."""
-    free = disk_free(str(features.home()))
+def _cacheable_examples(parts: Parts, examples: Examples) -> CacheableExamples:
+    free = free_disk_bytes(str(features.home()))
     if isinstance(examples.train, StreamedData):
-        varied = "rows that are streamed are encoded anew each time"
-        return Reading(varied, examples.train.lengths, free)
+        streamed = "streamed rows are encoded again each time"
+        return CacheableExamples(streamed, examples.train.lengths, free)
     data = examples.wider or examples.train
-    return Reading(
-        parts.task.uncacheable_reason(data, processor=examples.processor), data.lengths, free
-    )
+    reason = parts.task.uncacheable_reason(data, processor=examples.processor)
+    return CacheableExamples(reason, data.lengths, free)
 
 
 def prepare_file(
@@ -148,7 +146,7 @@ def refuse_used(folder: RunFolder, config: RunConfig) -> None:
 
 def holds(folder: RunFolder, config: RunConfig) -> bool:
     """Whether the folder holds this very run, begun or finished, on whatever layout."""
-    return folder.state != "absent" and not changes(folder.config, config)
+    return folder.state != "absent" and not changed_keys(folder.config, config)
 
 
 def reconfigure(
@@ -157,7 +155,7 @@ def reconfigure(
     """The run's own config with overrides. Raises DtlError where these would change the result and
     are not allowed by name."""
     config = load_config(folder.path / "config.yaml", overrides)
-    refused = [key for key in changes(folder.config, config) if key not in allow_change]
+    refused = [key for key in changed_keys(folder.config, config) if key not in allow_change]
     if refused:
         names = ", ".join(refused)
         raise DtlError.of(

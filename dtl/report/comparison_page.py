@@ -8,40 +8,40 @@ from dataclasses import replace
 from pathlib import Path
 
 from dtl.compare.records import (
-    Cell,
+    CellResult,
     Comparison,
-    Difference,
-    Interval,
-    Point,
+    ConfidenceInterval,
+    PairedDifference,
+    StrategySummary,
     in_words,
     load,
     mean_curve,
 )
 from dtl.compare.terminal import caught_up, forgets, saved
 from dtl.core.units import format_bytes, format_seconds
-from dtl.report.charts import Axis, Chart, Level, Line, Plot
+from dtl.report.charts import Axis, Chart, HorizontalLine, LinePlot, Series
 from dtl.report.page import Block, Charts, Page, Section, Table, Text, Tile
 
-SPREAD_OUT = 20  # times longer: seconds are then drawn over a logarithmic axis
+LOG_AXIS_RATIO = 20  # times longer: seconds are then drawn over a logarithmic axis
 
 
-def page_of(folder: Path) -> Page:
+def build_comparison_page(folder: Path) -> Page:
     """The page of what has been run of a comparison so far."""
     found = load(folder)
     better = "more" if found.higher_is_better else "less"
     most = max(found.labels)
     sections = [
-        Section("What to take", tuple(_advice(found))),
-        Section("Score and labels", (Charts(tuple(_over_labels(found))), _table(found))),
-        Section(f"Cost, with {in_words(most, classes=found.classes)}", _cost(found, most)),
-        Section("Differences", _differences(found)),
-        Section("How it was found", tuple(_method(found))),
+        Section("What to take", tuple(_recommendation_blocks(found))),
+        Section("Score and labels", (Charts(tuple(_label_charts(found))), _summary_table(found))),
+        Section(f"Cost, with {in_words(most, classes=found.classes)}", _cost_blocks(found, most)),
+        Section("Differences", _difference_tables(found)),
+        Section("How it was found", tuple(_method_blocks(found))),
     ]
     return Page(
         title=found.name,
         state="finished" if found.finished else "unfinished",
         about=f"{found.task} · {found.score_name}, {better} is better · "
-        f"{', '.join(found.strategies)} · {_seeds(found)}",
+        f"{', '.join(found.strategies)} · {_format_seeds(found)}",
         tiles=tuple(
             Tile(
                 f"with {in_words(one.labels, classes=found.classes)}",
@@ -55,11 +55,11 @@ def page_of(folder: Path) -> Page:
     )
 
 
-def _seeds(found: Comparison) -> str:
+def _format_seeds(found: Comparison) -> str:
     return f"{len(found.seeds)} seed{'s' if len(found.seeds) > 1 else ''}"
 
 
-def _advice(found: Comparison) -> list[Block]:
+def _recommendation_blocks(found: Comparison) -> list[Block]:
     """The last one is of the most labels: it comes first."""
     texts = [one.text for one in reversed(found.recommendations)]
     if not texts:
@@ -67,54 +67,56 @@ def _advice(found: Comparison) -> list[Block]:
     return [Text(text, strong=place == 0) for place, text in enumerate(texts)]
 
 
-def _over_labels(found: Comparison) -> list[Chart]:
+def _label_charts(found: Comparison) -> list[Chart]:
     """Of the held-out score, and of those on other data."""
     charts: list[Chart] = []
     before = found.base
-    asked: list[tuple[str, str, _Score, tuple[Level, ...]]] = [
-        ("score_over_labels", f"Held-out {found.score_name}", _held_out, _level(before.score))
+    asked: list[tuple[str, str, _Score, tuple[HorizontalLine, ...]]] = [
+        ("score_over_labels", f"Held-out {found.score_name}", _held_out, _base_line(before.score))
     ]
     if found.source is not None:
         title = f"{found.score_name} on {found.source}: what is not forgotten"
-        asked.append(("source_over_labels", title, _of_source, _level(before.source_score)))
+        asked.append(("source_over_labels", title, _source, _base_line(before.source_score)))
     if found.ood is not None:
         title = f"{found.score_name} on {found.ood}: other data"
-        asked.append(("other_over_labels", title, _of_ood, ()))
+        asked.append(("other_over_labels", title, _ood, ()))
     for key, title, score, levels in asked:
-        lines = [line for name in found.strategies if (line := _line(found, name, score))]
+        lines = [line for name in found.strategies if (line := _label_series(found, name, score))]
         if lines:
-            told = f"Mean over {_seeds(found)}; bands are {found.level:.0%} intervals over seeds "
+            told = f"Mean over {_format_seeds(found)}; bands are {found.confidence_level:.0%} intervals over seeds "
             told += "and held-out examples."
-            x = Axis(_labels_axis(found), log=True, places=tuple(map(float, found.labels)))
+            x = Axis(
+                _labels_axis_name(found), log=True, tick_values=tuple(map(float, found.labels))
+            )
             y = Axis(found.score_name)
-            charts.append(Plot(key, title, told, x, y, tuple(lines), levels=levels))
+            charts.append(LinePlot(key, title, told, x, y, tuple(lines), levels=levels))
     return charts
 
 
-def _level(before: float | None) -> tuple[Level, ...]:
-    return () if before is None else (Level(before, "base, before"),)
+def _base_line(before: float | None) -> tuple[HorizontalLine, ...]:
+    return () if before is None else (HorizontalLine(before, "base, before"),)
 
 
-def _labels_axis(found: Comparison) -> str:
+def _labels_axis_name(found: Comparison) -> str:
     return "labelled rows" if found.classes is None else "labels a class"
 
 
-_Score = Callable[[Point], tuple[float | None, Interval | None]]
+_Score = Callable[[StrategySummary], tuple[float | None, ConfidenceInterval | None]]
 
 
-def _held_out(point: Point) -> tuple[float | None, Interval | None]:
+def _held_out(point: StrategySummary) -> tuple[float | None, ConfidenceInterval | None]:
     return point.score, point.interval
 
 
-def _of_source(point: Point) -> tuple[float | None, Interval | None]:
+def _source(point: StrategySummary) -> tuple[float | None, ConfidenceInterval | None]:
     return point.source_score, point.source_interval
 
 
-def _of_ood(point: Point) -> tuple[float | None, Interval | None]:
+def _ood(point: StrategySummary) -> tuple[float | None, ConfidenceInterval | None]:
     return point.ood_score, point.ood_interval
 
 
-def _line(found: Comparison, strategy: str, score: _Score) -> Line | None:
+def _label_series(found: Comparison, strategy: str, score: _Score) -> Series | None:
     """A strategy over its numbers of labels, where it has been scored."""
     x, y, low, high = [], [], [], []
     for labels in sorted(found.labels):
@@ -125,34 +127,36 @@ def _line(found: Comparison, strategy: str, score: _Score) -> Line | None:
             y.append(value)
             low.append(value if interval is None else interval.low)
             high.append(value if interval is None else interval.high)
-    colour = found.strategies.index(strategy)
-    return Line(strategy, x, y, low, high, "linked points", colour=colour) if x else None
+    color = found.strategies.index(strategy)
+    return Series(strategy, x, y, low, high, "linked points", color=color) if x else None
 
 
-def _cost(found: Comparison, labels: int) -> tuple[Block, ...]:
-    charts = [chart for chart in (_over_time(found, labels), *_frontiers(found, labels)) if chart]
+def _cost_blocks(found: Comparison, labels: int) -> tuple[Block, ...]:
+    charts = [
+        chart for chart in (_time_chart(found, labels), *_pareto_charts(found, labels)) if chart
+    ]
     return (Charts(tuple(charts)),) if charts else (Text("Nothing has been run yet."),)
 
 
-def _over_time(found: Comparison, labels: int) -> Chart | None:
+def _time_chart(found: Comparison, labels: int) -> Chart | None:
     """The score over the seconds of learning until then, of each strategy."""
     lines = []
-    for colour, strategy in enumerate(found.strategies):
+    for color, strategy in enumerate(found.strategies):
         cells = [one for one in found.cells if (one.strategy, one.labels) == (strategy, labels)]
-        if line := _mean_curve(strategy, cells):
-            lines.append(replace(line, colour=colour))
+        if line := _time_series(strategy, cells):
+            lines.append(replace(line, color=color))
     seconds = [value for line in lines for value in line.x if value > 0]
     if not seconds:
         return None
-    log = max(seconds) > SPREAD_OUT * min(seconds) and all(min(line.x) > 0 for line in lines)
-    told = f"After so many seconds of learning; mean over {_seeds(found)}"
+    log = max(seconds) > LOG_AXIS_RATIO * min(seconds) and all(min(line.x) > 0 for line in lines)
+    told = f"After so many seconds of learning; mean over {_format_seeds(found)}"
     told += ", bands from the worst seed to the best." if len(found.seeds) > 1 else "."
     x = Axis("time of learning", "seconds", log=log, from_zero=not log)
     title = f"{found.score_name} over time"
-    return Plot("score_over_time", title, told, x, Axis(found.score_name), tuple(lines))
+    return LinePlot("score_over_time", title, told, x, Axis(found.score_name), tuple(lines))
 
 
-def _mean_curve(strategy: str, cells: list[Cell]) -> Line | None:
+def _time_series(strategy: str, cells: list[CellResult]) -> Series | None:
     """Over the steps at which every seed was scored."""
     if not cells:
         return None
@@ -163,17 +167,17 @@ def _mean_curve(strategy: str, cells: list[Cell]) -> Line | None:
         low.append(min(scores))
         high.append(max(scores))
     x, y = [one.seconds for one in curve], [one.score for one in curve]
-    return Line(strategy, x, y, low, high, "linked points") if x else None
+    return Series(strategy, x, y, low, high, "linked points") if x else None
 
 
-def _frontiers(found: Comparison, labels: int) -> list[Chart]:
+def _pareto_charts(found: Comparison, labels: int) -> list[Chart]:
     """What a score costs, and which strategies no other beats in both."""
     points = [point for name in found.strategies if (point := found.point(name, labels))]
     if not points:
         return []
-    costs: tuple[tuple[str, str, str, Callable[[Point], int]], ...] = (
+    costs: tuple[tuple[str, str, str, Callable[[StrategySummary], int]], ...] = (
         ("score_and_memory", "Memory and score", "peak memory", lambda p: p.peak_memory_bytes),
-        ("score_and_size", "Size and score", "bytes of the export", lambda p: p.stored_bytes),
+        ("score_and_size", "Size and score", "bytes of the export", lambda p: p.export_bytes),
     )
     sign = 1 if found.higher_is_better else -1
     charts: list[Chart] = []
@@ -189,9 +193,9 @@ def _frontiers(found: Comparison, labels: int) -> list[Chart]:
             )
         ]
         told = f"Not beaten in both {what} and {found.score_name}: {', '.join(best)}; lines are "
-        told += f"{found.level:.0%} intervals."
+        told += f"{found.confidence_level:.0%} intervals."
         lines = tuple(
-            Line(
+            Series(
                 point.strategy,
                 [cost(point)],
                 [point.score],
@@ -204,7 +208,7 @@ def _frontiers(found: Comparison, labels: int) -> list[Chart]:
             for point in points
         )
         charts.append(
-            Plot(
+            LinePlot(
                 key,
                 title,
                 told,
@@ -220,12 +224,12 @@ def _bytes_axis(label: str, values: list[int]) -> Axis:
     """From zero where all are alike, so that a trifle does not look like much; logarithmic where
     they are far apart."""
     low, high = max(1, min(values)), max(values)
-    return Axis(label, "bytes", log=high > SPREAD_OUT * low, from_zero=high < 1.1 * low)
+    return Axis(label, "bytes", log=high > LOG_AXIS_RATIO * low, from_zero=high < 1.1 * low)
 
 
-def _table(found: Comparison) -> Table:
+def _summary_table(found: Comparison) -> Table:
     """A row a strategy and number of labels, without the columns that nothing fills."""
-    head = ["labels", "strategy", found.score_name, f"{found.level:.0%} interval"]
+    head = ["labels", "strategy", found.score_name, f"{found.confidence_level:.0%} interval"]
     head += [
         "scratch needs",
         "time to scratch's",
@@ -242,7 +246,7 @@ def _table(found: Comparison) -> Table:
         for name in found.strategies:
             if point := found.point(name, labels):
                 few = in_words(labels, classes=found.classes)
-                rows.append([few, name, *_cells(found, point)])
+                rows.append([few, name, *_summary_cells(found, point)])
     kept = [at for at in range(len(head)) if any(row[at] for row in rows)]
     return Table(
         "Every strategy with every number of labels; seconds of learning, mean over seeds",
@@ -251,56 +255,63 @@ def _table(found: Comparison) -> Table:
     )
 
 
-def _cells(found: Comparison, point: Point) -> list[str]:
+def _summary_cells(found: Comparison, point: StrategySummary) -> list[str]:
     return [
         f"{point.score:.4g}",
-        _between(point.interval),
+        _format_interval(point.interval),
         saved(point),
         caught_up(point),
-        format_seconds(point.seconds),
+        format_seconds(point.train_seconds),
         format_bytes(point.peak_memory_bytes),
-        format_bytes(point.stored_bytes),
-        _number(point.source_score),
+        format_bytes(point.export_bytes),
+        _format_score(point.source_score),
         forgets(found, point),
-        _number(point.ood_score),
-        _number(point.worst_group),
+        _format_score(point.ood_score),
+        _format_score(point.worst_group_score),
     ]
 
 
-def _number(value: float | None) -> str:
+def _format_score(value: float | None) -> str:
     return "" if value is None else f"{value:.4g}"
 
 
-def _between(interval: Interval) -> str:
+def _format_interval(interval: ConfidenceInterval) -> str:
     return f"{interval.low:.4g} to {interval.high:.4g}"
 
 
-def _differences(found: Comparison) -> tuple[Block, ...]:
+def _difference_tables(found: Comparison) -> tuple[Block, ...]:
     """On the held-out rows and, where it was asked, on the source."""
     told = "paired by seeds and examples, above 0 the first is better; p after Holm's correction"
-    tables = [_pairs(found, found.differences, f"Held-out rows, {told}")]
+    tables = [_pair_table(found, found.differences, f"Held-out rows, {told}")]
     if found.source_differences:
-        tables.append(_pairs(found, found.source_differences, f"{found.source}, {told}"))
+        tables.append(_pair_table(found, found.source_differences, f"{found.source}, {told}"))
     return tuple(tables)
 
 
-def _pairs(found: Comparison, differences: Sequence[Difference], caption: str) -> Table:
+def _pair_table(found: Comparison, differences: Sequence[PairedDifference], caption: str) -> Table:
     rows = tuple(
         (
             in_words(one.labels, classes=found.classes),
             f"{one.first} - {one.second}",
             f"{one.difference:+.4g}",
-            _between(one.interval),
-            f"{one.corrected:.3g}",
-            "yes" if one.distinguishable else "no",
+            _format_interval(one.interval),
+            f"{one.adjusted_p_value:.3g}",
+            "yes" if one.is_significant else "no",
         )
         for one in differences
     )
-    head = ("labels", "pair", "difference", f"{found.level:.0%} interval", "p", "told apart")
+    head = (
+        "labels",
+        "pair",
+        "difference",
+        f"{found.confidence_level:.0%} interval",
+        "p",
+        "told apart",
+    )
     return Table(caption, head, rows)
 
 
-def _method(found: Comparison) -> list[Block]:
+def _method_blocks(found: Comparison) -> list[Block]:
     blocks: list[Block] = [Text(note) for note in found.notes]
     if found.hint is None:
         blocks.append(Text(f"No hint before training: {found.no_hint}"))
@@ -310,8 +321,8 @@ def _method(found: Comparison) -> list[Block]:
             Text(
                 f"A hint, before any training, on features of the untouched base with "
                 f"{in_words(hint.labels, classes=found.classes)}: a linear probe has accuracy "
-                f"{hint.probe:.3f}, nearest neighbours {hint.neighbours:.3f}, always the commonest "
-                f"label {hint.chance:.3f}."
+                f"{hint.linear_probe:.3f}, nearest neighbours {hint.nearest_neighbors:.3f}, always the commonest "
+                f"label {hint.majority_class:.3f}."
             )
         )
     rates = tuple(
@@ -319,10 +330,10 @@ def _method(found: Comparison) -> list[Block]:
             one.strategy,
             str(one.labels),
             f"{one.learning_rate:g}",
-            f"{one.share:.0%}",
+            f"{one.step_share:.0%}",
             f"{one.score:.4g}",
         )
-        for one in found.rates
+        for one in found.learning_rate_trials
     )
     head = ("strategy", "labels", "learning rate", "of the steps", found.score_name)
     blocks.append(Table("Learning rates that were tried", head, rates, folded=True))
@@ -333,7 +344,7 @@ def _method(found: Comparison) -> list[Block]:
             str(one.labels),
             str(one.seed),
             f"{one.score:.4g}",
-            _between(one.interval),
+            _format_interval(one.interval),
             f"{one.learning_rate:g}",
             f"{one.steps:,}",
             format_seconds(one.wall_seconds),
@@ -346,11 +357,11 @@ def _method(found: Comparison) -> list[Block]:
         "labels",
         "seed",
         found.score_name,
-        f"{found.level:.0%} interval",
+        f"{found.confidence_level:.0%} interval",
         "learning rate",
         "steps",
         "took",
     )
     blocks.append(Table("Every run", head_of_runs, runs, folded=True))
-    missing = tuple((one.what, one.why) for one in found.not_run)
+    missing = tuple((one.description, one.reason) for one in found.not_run)
     return [*blocks, *([Table("Not run", ("what", "why"), missing)] if missing else [])]

@@ -1,4 +1,4 @@
-"""A report as one HTML page that loads nothing: no script, no font, no picture from elsewhere."""
+"""A report as one HTML page without scripts and without external resources."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import ClassVar, TypeVar
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from dtl.report.charts import Chart
-from dtl.report.svg_charts import draw
+from dtl.report.svg_charts import draw_svg
 
 Item = TypeVar("Item")
-ROWS_SHOWN = 20  # of the table under a chart
+MAX_TABLE_ROWS = 20  # of the data table under a chart
 
 
 @dataclass(frozen=True)
 class Tile:
-    """One number that is seen first."""
+    """A key figure at the top of the page."""
 
     name: str
     value: str
@@ -27,7 +27,7 @@ class Tile:
 
 @dataclass(frozen=True)
 class Charts:
-    """Charts beside one another, where there is room."""
+    """Charts in a grid."""
 
     kind: ClassVar[str] = "charts"
     charts: tuple[Chart, ...]
@@ -35,13 +35,13 @@ class Charts:
 
 @dataclass(frozen=True)
 class Table:
-    """`folded`: shown when it is asked for."""
+    """A table. `is_collapsed`: the reader opens it with a click."""
 
     kind: ClassVar[str] = "table"
     caption: str
-    head: tuple[str, ...]
+    header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
-    folded: bool = False
+    is_collapsed: bool = False
 
 
 @dataclass(frozen=True)
@@ -50,12 +50,12 @@ class Text:
 
     kind: ClassVar[str] = "text"
     text: str
-    strong: bool = False
+    is_strong: bool = False
 
 
 @dataclass(frozen=True)
 class Code:
-    """Text as it stands in a file, shown when it is asked for."""
+    """Preformatted text, which the reader opens with a click."""
 
     kind: ClassVar[str] = "code"
     caption: str
@@ -63,26 +63,26 @@ class Code:
 
 
 @dataclass(frozen=True)
-class Shown:
-    """One held-out example. `sound` and `picture`: data URIs. `note`: why there is none."""
+class ExampleCard:
+    """A held-out example. `audio_uri` and `image_uri`: data URIs. `note`: why there is none."""
 
     row: int
     loss: str
     expected: str | None
-    said: str | None
+    predicted: str | None
     numbers: tuple[tuple[str, str], ...]
     fields: tuple[tuple[str, str], ...]
-    sound: str | None = None
-    picture: str | None = None
+    audio_uri: str | None = None
+    image_uri: str | None = None
     note: str = ""
 
 
 @dataclass(frozen=True)
 class Examples:
-    """Held-out examples, one beside the other."""
+    """Held-out examples in a grid."""
 
     kind: ClassVar[str] = "examples"
-    examples: tuple[Shown, ...]
+    examples: tuple[ExampleCard, ...]
 
 
 Block = Charts | Table | Text | Code | Examples
@@ -90,7 +90,7 @@ Block = Charts | Table | Text | Code | Examples
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page under its own heading."""
+    """A heading and its blocks."""
 
     title: str
     blocks: tuple[Block, ...]
@@ -98,50 +98,53 @@ class Section:
 
 @dataclass(frozen=True)
 class Page:
-    """`state`: finished, running or stopped. `about`: one line on what it is."""
+    """The content of a report. `state`: finished, running, stopped early or unfinished."""
 
     title: str
     state: str
-    about: str
+    subtitle: str
     tiles: tuple[Tile, ...]
     sections: tuple[Section, ...]
-    made: str
+    footer: str
 
     @property
     def charts(self) -> list[Chart]:
-        """All of them, in their order."""
+        """All charts of the page, in order."""
         blocks = [block for section in self.sections for block in section.blocks]
         return [chart for block in blocks if isinstance(block, Charts) for chart in block.charts]
 
 
 @dataclass(frozen=True)
-class _Numbers:
-    """The table under a chart: so many of its rows, evenly picked."""
+class _DataTable:
+    """The data table under a chart: a sample of its rows."""
 
-    head: list[str]
+    header: list[str]
     rows: list[list[str]]
-    of: int
+    total_rows: int
 
 
 def render(page: Page) -> str:
-    """The HTML. Text is escaped wherever it comes from: what is in the data is never markup."""
-    pages = Environment(
+    """Return the page as HTML. All text is escaped, so text of the data is never markup."""
+    environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return pages.get_template("page.html").render(page=page, draw=draw, numbers=_numbers)
+    template = environment.get_template("page.html")
+    return template.render(page=page, draw_svg=draw_svg, data_table=_data_table)
 
 
-def _numbers(chart: Chart) -> _Numbers:
-    head, rows = chart.table()
-    return _Numbers(head, [chart.texts(row) for row in picked(rows, most=ROWS_SHOWN)], len(rows))
+def _data_table(chart: Chart) -> _DataTable:
+    header, rows = chart.table()
+    sampled = sample_evenly(rows, max_items=MAX_TABLE_ROWS)
+    return _DataTable(header, [chart.format_row(row) for row in sampled], len(rows))
 
 
-def picked(items: Sequence[Item], *, most: int) -> list[Item]:
-    """So many of them, the first and the last among them."""
-    if len(items) <= most:
+def sample_evenly(items: Sequence[Item], *, max_items: int) -> list[Item]:
+    """Return at most `max_items` items at even distances, with the first and the last."""
+    if len(items) <= max_items:
         return list(items)
-    return [items[round(place * (len(items) - 1) / (most - 1))] for place in range(most)]
+    last = len(items) - 1
+    return [items[round(index * last / (max_items - 1))] for index in range(max_items)]

@@ -1,4 +1,4 @@
-"""Charts as PNG, drawn by matplotlib."""
+"""Draws charts as PNG with matplotlib."""
 
 from __future__ import annotations
 
@@ -7,120 +7,136 @@ from pathlib import Path
 from typing import Any
 
 from dtl.core.errors import DtlError
-from dtl.report.charts import Chart, Groups, Matrix, Plot
-from dtl.report.svg_charts import NUMBERED
+from dtl.report.axis import Axis
+from dtl.report.charts import Chart, ConfusionMatrix, GroupPlot, LinePlot, Series
+from dtl.report.svg_charts import MAX_ANNOTATED_LABELS
 
-# The page's colours on a light ground.
-COLOURS = ("#2563b0", "#c2570c", "#16806a", "#a3357f", "#8a6d00", "#5b4bc4", "#b3261e", "#4d6470")
-SHAPES = "os^D"
-DOTS_AN_INCH = 150
+# The colors of the page's light theme.
+COLORS = ("#2563b0", "#c2570c", "#16806a", "#a3357f", "#8a6d00", "#5b4bc4", "#b3261e", "#4d6470")
+EVENT_COLOR = COLORS[3]
+MARKERS = "os^D"
+DPI = 150
 
 
-def can_draw() -> bool:
-    """Whether matplotlib is here."""
+def has_matplotlib() -> bool:
+    """Return whether matplotlib is installed."""
     return importlib.util.find_spec("matplotlib") is not None
 
 
-def refuse_without() -> None:
-    """Raises DtlError where it is not."""
-    if not can_draw():
+def check_matplotlib() -> None:
+    """Raise DtlError if matplotlib is not installed."""
+    if not has_matplotlib():
         raise DtlError.of(
             "--png",
-            "pictures are drawn by matplotlib, which is not installed",
-            "pip install 'dtl[report]', or leave --png out",
+            "matplotlib is not installed",
+            "run pip install 'dtl[report]', or remove --png",
         )
 
 
-def draw(chart: Chart, path: Path) -> None:
-    """One chart into one file."""
+def draw_png(chart: Chart, path: Path) -> None:
+    """Write a chart to a PNG file."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 4.0), layout="constrained")
     axes = figure.subplots()
-    axes.set_title(_plain(chart.title), loc="left", fontsize=11)
-    if isinstance(chart, Plot):
-        _plot(chart, axes)
-    elif isinstance(chart, Groups):
+    axes.set_title(_escape_math(chart.title), loc="left", fontsize=11)
+    if isinstance(chart, LinePlot):
+        _draw_line_plot(chart, axes)
+    elif isinstance(chart, GroupPlot):
         figure.set_size_inches(6.4, 1.6 + 0.3 * len(chart.groups))
-        _groups(chart, axes)
+        _draw_group_plot(chart, axes)
     else:
         figure.set_size_inches(6.4, 6.4)
-        _matrix(chart, axes)
-    figure.savefig(path, dpi=DOTS_AN_INCH)
+        _draw_confusion_matrix(chart, axes)
+    figure.savefig(path, dpi=DPI)
 
 
-def _plot(chart: Plot, axes: Any) -> None:
-    for number, line in zip(chart.colours, chart.lines, strict=True):
-        colour = COLOURS[number % len(COLOURS)]
-        heights = [float("nan") if y is None else y for y in line.y]
-        axes.plot(
-            line.x,
-            heights,
-            color=colour,
-            label=_plain(line.name),
-            linewidth=0.8 if line.style == "faint" else 1.8,
-            alpha=0.4 if line.style == "faint" else 1.0,
-            linestyle="none" if line.style == "points" else "-",
-            marker=SHAPES[number % 4] if "points" in line.style else None,
-        )
-        if line.low and line.style == "linked points":
-            axes.fill_between(line.x, line.low, line.high, color=colour, alpha=0.15, linewidth=0)
-        elif line.low:
-            axes.vlines(line.x, line.low, line.high, color=colour)
-        for x, y, name in zip(line.x, heights, line.names, strict=False):
-            axes.annotate(_plain(name), (x, y), xytext=(5, 3), textcoords="offset points")
-    for mark in chart.marks:
-        axes.axvline(mark.x, color=COLOURS[3], linestyle=":", linewidth=1)
-    for level in chart.levels:
-        axes.axhline(level.y, color="grey", linestyle="--", linewidth=1, label=_plain(level.label))
-    for name, axis in (("x", chart.x), ("y", chart.y)):
-        if axis.log:
-            getattr(axes, f"set_{name}scale")("log")
-        values = getattr(axes, f"get_{name}lim")()
-        if axis.from_zero:
-            values = (0.0, values[1])
-        getattr(axes, f"set_{name}lim")(*values)
-        ticks = axis.ticks(*values)
-        shown = getattr(axes, f"{name}axis")
-        shown.set_ticks([tick.at for tick in ticks], [tick.text for tick in ticks])
-        shown.set_ticks([], minor=True)
-        shown.set_label_text(_plain(axis.label))
+def _draw_line_plot(chart: LinePlot, axes: Any) -> None:
+    for index, series in zip(chart.colors, chart.series, strict=True):
+        _draw_series(series, axes, index)
+    for event in chart.vertical_lines:
+        axes.axvline(event.x, color=EVENT_COLOR, linestyle=":", linewidth=1)
+    for reference in chart.horizontal_lines:
+        label = _escape_math(reference.label)
+        axes.axhline(reference.y, color="grey", linestyle="--", linewidth=1, label=label)
+    _set_axis(axes, "x", chart.x_axis)
+    _set_axis(axes, "y", chart.y_axis)
     axes.grid(alpha=0.25)
-    if len(chart.lines) + len(chart.levels) > 1:
+    if len(chart.series) + len(chart.horizontal_lines) > 1:
         axes.legend(frameon=False, fontsize=8)
 
 
-def _groups(chart: Groups, axes: Any) -> None:
-    places = range(len(chart.groups))
-    for number, bars in enumerate(chart.bars):
-        up = [place + 0.22 * (number - (len(chart.bars) - 1) / 2) for place in places]
-        colour = COLOURS[number % len(COLOURS)]
-        axes.hlines(up, bars.low, bars.high, color=colour)
-        shape = SHAPES[number % 4]
-        axes.plot(bars.values, up, shape, color=colour, label=_plain(bars.name))
-    axes.set_yticks(list(places), [_plain(group) for group in chart.groups])
+def _draw_series(series: Series, axes: Any, index: int) -> None:
+    color = COLORS[index % len(COLORS)]
+    is_faint = series.style == "faint"
+    y = [float("nan") if value is None else value for value in series.y]
+    axes.plot(
+        series.x,
+        y,
+        color=color,
+        label=_escape_math(series.name),
+        linewidth=0.8 if is_faint else 1.8,
+        alpha=0.4 if is_faint else 1.0,
+        linestyle="none" if series.style == "markers" else "-",
+        marker=MARKERS[index % 4] if "markers" in series.style else None,
+    )
+    if series.y_low and series.style == "lines+markers":
+        axes.fill_between(
+            series.x, series.y_low, series.y_high, color=color, alpha=0.15, linewidth=0
+        )
+    elif series.y_low:
+        axes.vlines(series.x, series.y_low, series.y_high, color=color)
+    for x, height, label in zip(series.x, y, series.point_labels, strict=False):
+        axes.annotate(_escape_math(label), (x, height), xytext=(5, 3), textcoords="offset points")
+
+
+def _set_axis(axes: Any, name: str, axis: Axis) -> None:
+    """Set scale, limits, ticks and label of the x or y axis."""
+    if axis.log:
+        getattr(axes, f"set_{name}scale")("log")
+    limits = getattr(axes, f"get_{name}lim")()
+    if axis.from_zero:
+        limits = (0.0, limits[1])
+    getattr(axes, f"set_{name}lim")(*limits)
+    ticks = axis.ticks(*limits)
+    drawn = getattr(axes, f"{name}axis")
+    drawn.set_ticks([tick.value for tick in ticks], [tick.label for tick in ticks])
+    drawn.set_ticks([], minor=True)
+    drawn.set_label_text(_escape_math(axis.label))
+
+
+def _draw_group_plot(chart: GroupPlot, axes: Any) -> None:
+    rows = range(len(chart.groups))
+    for index, model in enumerate(chart.models):
+        heights = [row + 0.22 * (index - (len(chart.models) - 1) / 2) for row in rows]
+        color, marker = COLORS[index % len(COLORS)], MARKERS[index % 4]
+        axes.hlines(heights, model.low, model.high, color=color)
+        axes.plot(model.values, heights, marker, color=color, label=_escape_math(model.name))
+    axes.set_yticks(list(rows), [_escape_math(group) for group in chart.groups])
     axes.invert_yaxis()
-    axes.set_xlabel(_plain(chart.axis.label))
+    axes.set_xlabel(_escape_math(chart.axis.label))
     axes.grid(axis="x", alpha=0.25)
-    if len(chart.bars) > 1:
+    if len(chart.models) > 1:
         axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
 
 
-def _matrix(chart: Matrix, axes: Any) -> None:
+def _draw_confusion_matrix(chart: ConfusionMatrix, axes: Any) -> None:
     shares = [[count / (sum(row) or 1) for count in row] for row in chart.counts]
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    labels = [_plain(label) for label in chart.labels]
+    labels = [_escape_math(label) for label in chart.labels]
     axes.set_xticks(range(len(labels)), labels, rotation=90)
     axes.set_yticks(range(len(labels)), labels)
-    axes.set_xlabel("held to be")
-    axes.set_ylabel("label")
-    for row, counts in enumerate(chart.counts if len(labels) <= NUMBERED else ()):
+    axes.set_xlabel("predicted label")
+    axes.set_ylabel("true label")
+    if len(labels) > MAX_ANNOTATED_LABELS:
+        return
+    for row, counts in enumerate(chart.counts):
         for column, count in enumerate(counts):
-            colour = "white" if shares[row][column] > 0.5 else "black"
+            color = "white" if shares[row][column] > 0.5 else "black"
             if count:
-                axes.text(column, row, str(count), ha="center", va="center", color=colour)
+                axes.text(column, row, str(count), ha="center", va="center", color=color)
 
 
-def _plain(text: str) -> str:
-    """Not as a formula, which a dollar sign would begin."""
+def _escape_math(text: str) -> str:
+    """Return the text with dollar signs escaped, which begin a formula in matplotlib."""
     return text.replace("$", r"\$")

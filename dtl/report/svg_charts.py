@@ -1,26 +1,29 @@
-"""Charts as SVG: their colours are the page's, so that they are right in both of its themes."""
+"""Draws charts as SVG; colors are CSS classes of the page, which follow its light or dark theme."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
-from dtl.report.charts import Axis, Chart, Groups, Line, Matrix, Plot, Tick, thinned
+from dtl.report.axis import Axis, Tick
+from dtl.report.charts import Chart, ConfusionMatrix, GroupPlot, LinePlot, Series, downsample
 
 WIDTH, HEIGHT = 400, 235
-TOP, RIGHT, BOTTOM = 24, 14, 40
-LETTER = 6.8  # width of one, at the size of a tick's text
-COLOURS = 8  # that the page has
-NUMBERED = 12  # labels of a matrix whose counts are written into it
-LONGEST_NAME = 16  # letters of a group or label that are shown
+TOP, RIGHT, BOTTOM = 24, 14, 40  # margins
+CHARACTER_WIDTH = 6.8  # of a tick label
+COLOR_COUNT = 8  # CSS classes s0 to s7
+MAX_ANNOTATED_LABELS = 12  # of a confusion matrix with counts in its cells
+MAX_NAME_LENGTH = 16  # characters of a group or label
+MAX_Y_TICKS = 5
+GROUP_ROW_HEIGHT = 12
 
 
 @dataclass(frozen=True)
 class Scale:
-    """From values to places on the page."""
+    """Maps values of an axis to SVG coordinates, from `start` to `end`."""
 
     axis: Axis
     low: float
@@ -36,24 +39,27 @@ class Scale:
         )
         return self.start + (value - low) / (high - low) * (self.end - self.start)
 
-    def has(self, value: float | None) -> bool:
-        """Whether there is such a place."""
+    def can_map(self, value: float | None) -> bool:
+        """Return whether the value is finite, and positive on a logarithmic axis."""
         if value is None or not math.isfinite(value):
             return False
         return value > 0 or not self.axis.log
 
-    def ticks(self, *, most: int = 6) -> list[Tick]:
-        return self.axis.ticks(self.low, self.high, most=most)
+    def ticks(self, *, max_ticks: int = 6) -> list[Tick]:
+        """Return the ticks of the axis."""
+        return self.axis.ticks(self.low, self.high, max_ticks=max_ticks)
 
 
-def draw(chart: Chart) -> Markup:
-    """One `<svg>`, with its title and description."""
-    if isinstance(chart, Plot):
-        return _plot(chart)
-    return _groups(chart) if isinstance(chart, Groups) else _matrix(chart)
+def draw_svg(chart: Chart) -> Markup:
+    """Return an `<svg>` element with title and description."""
+    if isinstance(chart, LinePlot):
+        return _draw_line_plot(chart)
+    if isinstance(chart, GroupPlot):
+        return _draw_group_plot(chart)
+    return _draw_confusion_matrix(chart)
 
 
-def _framed(chart: Chart, parts: Iterable[str], *, width: float, height: float) -> Markup:
+def _svg_element(chart: Chart, parts: Iterable[str], *, width: float, height: float) -> Markup:
     key = escape(chart.key)
     return Markup(
         f'<svg viewBox="0 0 {width:.0f} {height:.0f}" role="img" '
@@ -63,179 +69,193 @@ def _framed(chart: Chart, parts: Iterable[str], *, width: float, height: float) 
     )
 
 
-def _plot(chart: Plot) -> Markup:
-    lines = [thinned(line) for line in chart.lines]
-    heights = [value for line in lines for value in (*line.y, *line.low, *line.high)]
-    heights += [level.y for level in chart.levels]
-    low, high = chart.y.span(value for value in heights if value is not None)
-    y = Scale(chart.y, low, high, HEIGHT - BOTTOM, TOP)
-    left = 12 + LETTER * max((len(tick.text) for tick in y.ticks(most=5)), default=0)
-    low, high = chart.x.span([x for line in lines for x in line.x])
-    x = Scale(chart.x, low, high, left, WIDTH - RIGHT)
-    parts = [_text(0, 11, chart.y.label, "label start"), *_y_axis(y, left=left)]
-    parts += _x_axis(x, bottom=HEIGHT - BOTTOM)
-    parts.append(_text((left + WIDTH - RIGHT) / 2, HEIGHT - 4, chart.x.label, "label"))
-    for mark in chart.marks:
-        parts.append(
-            f'<g><title>{escape(mark.label)}</title><path class="mark" '
-            f'd="M{x(mark.x):.1f} {TOP}V{HEIGHT - BOTTOM}"/></g>'
-        )
-    for level in chart.levels:
-        place = y(level.y)
-        parts.append(f'<path class="level" d="M{left:.1f} {place:.1f}H{WIDTH - RIGHT}"/>')
-        above = place - 4 if place > TOP + 14 else place + 12
-        parts.append(_text(WIDTH - RIGHT, above, level.label, "tick end"))
-    coloured = sorted(
-        zip(lines, chart.colours, strict=True), key=lambda pair: pair[0].style != "faint"
+def _draw_line_plot(chart: LinePlot) -> Markup:
+    series = [downsample(one) for one in chart.series]
+    y_values = [value for one in series for value in (*one.y, *one.y_low, *one.y_high)]
+    y_values += [line.y for line in chart.horizontal_lines]
+    low, high = chart.y_axis.limits(value for value in y_values if value is not None)
+    y = Scale(chart.y_axis, low, high, HEIGHT - BOTTOM, TOP)
+    longest = max((len(tick.label) for tick in y.ticks(max_ticks=MAX_Y_TICKS)), default=0)
+    left = 12 + CHARACTER_WIDTH * longest
+    low, high = chart.x_axis.limits([value for one in series for value in one.x])
+    x = Scale(chart.x_axis, low, high, left, WIDTH - RIGHT)
+    parts = [_draw_text(0, 11, chart.y_axis.label, "label start"), *_draw_y_axis(y, left=left)]
+    parts += _draw_x_axis(x, bottom=HEIGHT - BOTTOM)
+    parts.append(_draw_text((left + WIDTH - RIGHT) / 2, HEIGHT - 4, chart.x_axis.label, "label"))
+    parts += _draw_reference_lines(chart, x, y)
+    colored = sorted(
+        zip(series, chart.colors, strict=True), key=lambda pair: pair[0].style != "faint"
     )
-    for line, colour in coloured:  # the faint ones first: they are behind
-        parts += _line(line, x, y, colour=colour % COLOURS)
-    return _framed(chart, parts, width=WIDTH, height=HEIGHT)
+    for one, color in colored:  # faint series first, behind the others
+        parts += _draw_series(one, x, y, color=color % COLOR_COUNT)
+    return _svg_element(chart, parts, width=WIDTH, height=HEIGHT)
 
 
-def _line(line: Line, x: Scale, y: Scale, *, colour: int) -> Iterable[str]:
-    known = [
-        (x(across), y(up)) if up is not None and x.has(across) and y.has(up) else None
-        for across, up in zip(line.x, line.y, strict=True)
-    ]
-    if line.low:
-        there = [f"{x(a):.1f} {y(h):.1f}" for a, h in zip(line.x, line.high, strict=True)]
-        back = [f"{x(a):.1f} {y(b):.1f}" for a, b in zip(line.x, line.low, strict=True)]
-        if line.style == "linked points" and len(line.x) > 1:
-            yield f'<path class="band s{colour}" d="M{"L".join([*there, *reversed(back)])}Z"/>'
-        else:
-            ends = zip(there, back, strict=True)
-            yield f'<path class="whisker s{colour}" d="{"".join(f"M{a}L{b}" for a, b in ends)}"/>'
-    if line.style != "points" and len(line.x) > 1:
-        yield f'<path class="{line.style} s{colour}" d="{_path(known)}"/>'.replace(
-            '"linked points', '"line'
+def _draw_reference_lines(chart: LinePlot, x: Scale, y: Scale) -> Iterable[str]:
+    for event in chart.vertical_lines:
+        yield (
+            f'<g><title>{escape(event.label)}</title><path class="event" '
+            f'd="M{x(event.x):.1f} {TOP}V{HEIGHT - BOTTOM}"/></g>'
         )
-    if "points" in line.style or len(line.x) == 1:
-        for number, place in enumerate(known):
-            if place is not None:
-                value = f"{y.axis.text(line.y[number])}, {x.axis.text(line.x[number])}"
-                name = line.names[number] if line.names else line.name
-                yield _dot(place, colour, f"{name}: {value}")
-                if line.names:
-                    end = place[0] > WIDTH * 0.7
-                    yield _text(
-                        place[0] + (-8 if end else 8),
-                        place[1] + 4,
-                        name,
-                        f"tick {'end' if end else 'start'}",
-                    )
+    for reference in chart.horizontal_lines:
+        height = y(reference.y)
+        yield f'<path class="reference" d="M{x.start:.1f} {height:.1f}H{WIDTH - RIGHT}"/>'
+        text_height = height - 4 if height > TOP + 14 else height + 12
+        yield _draw_text(WIDTH - RIGHT, text_height, reference.label, "tick end")
 
 
-def _path(places: Iterable[tuple[float, float] | None]) -> str:
-    """Straight from place to place; a gap where one is not known."""
-    drawn, pen = [], "M"
-    for place in places:
-        if place is None:
-            pen = "M"
+def _draw_series(series: Series, x: Scale, y: Scale, *, color: int) -> Iterable[str]:
+    points = [
+        (x(x_value), y(y_value))
+        if y_value is not None and x.can_map(x_value) and y.can_map(y_value)
+        else None
+        for x_value, y_value in zip(series.x, series.y, strict=True)
+    ]
+    if series.y_low:
+        yield _draw_intervals(series, x, y, color=color)
+    if series.style != "markers" and len(series.x) > 1:
+        css_class = "faint" if series.style == "faint" else "line"
+        yield f'<path class="{css_class} s{color}" d="{_path_data(points)}"/>'
+    if "markers" in series.style or len(series.x) == 1:
+        for index, point in enumerate(points):
+            if point is not None:
+                yield from _draw_point(series, index, point, x, y, color)
+
+
+def _draw_intervals(series: Series, x: Scale, y: Scale, *, color: int) -> str:
+    """Return a band for connected points, else an error bar per point."""
+    upper = [f"{x(a):.1f} {y(b):.1f}" for a, b in zip(series.x, series.y_high, strict=True)]
+    lower = [f"{x(a):.1f} {y(b):.1f}" for a, b in zip(series.x, series.y_low, strict=True)]
+    if series.style == "lines+markers" and len(series.x) > 1:
+        return f'<path class="band s{color}" d="M{"L".join([*upper, *reversed(lower)])}Z"/>'
+    bars = "".join(f"M{a}L{b}" for a, b in zip(upper, lower, strict=True))
+    return f'<path class="error-bar s{color}" d="{bars}"/>'
+
+
+def _draw_point(
+    series: Series, index: int, point: tuple[float, float], x: Scale, y: Scale, color: int
+) -> Iterable[str]:
+    value = f"{y.axis.format_value(series.y[index])}, {x.axis.format_value(series.x[index])}"
+    name = series.point_labels[index] if series.point_labels else series.name
+    yield _draw_marker(point, color, f"{name}: {value}")
+    if series.point_labels:
+        is_at_right = point[0] > WIDTH * 0.7
+        offset, anchor = (-8, "end") if is_at_right else (8, "start")
+        yield _draw_text(point[0] + offset, point[1] + 4, name, f"tick {anchor}")
+
+
+def _path_data(points: Iterable[tuple[float, float] | None]) -> str:
+    """Return the `d` attribute of straight lines between points, with gaps at None."""
+    parts, command = [], "M"
+    for point in points:
+        if point is None:
+            command = "M"
         else:
-            drawn.append(f"{pen}{place[0]:.1f} {place[1]:.1f}")
-            pen = "L"
-    return "".join(drawn)
+            parts.append(f"{command}{point[0]:.1f} {point[1]:.1f}")
+            command = "L"
+    return "".join(parts)
 
 
-def _dot(place: tuple[float, float], colour: int, words: str) -> str:
-    """Of another shape in each colour, for those who do not see colours."""
-    a, b = f"{place[0]:.1f}", f"{place[1]:.1f}"
+def _draw_marker(point: tuple[float, float], color: int, tooltip: str) -> str:
+    """Return a marker whose shape also depends on the color, for readers who see no colors."""
+    a, b = f"{point[0]:.1f}", f"{point[1]:.1f}"
     shape = (
-        f'<circle class="dot s{colour}" cx="{a}" cy="{b}" r="4"/>',
-        f'<path class="dot s{colour}" d="M{a} {b}m-3.7-3.7h7.4v7.4h-7.4z"/>',
-        f'<path class="dot s{colour}" d="M{a} {b}m0-5l4.8 8.4h-9.6z"/>',
-        f'<path class="dot s{colour}" d="M{a} {b}m0-5.2l5.2 5.2-5.2 5.2-5.2-5.2z"/>',
-    )[colour % 4]
-    return f"<g><title>{escape(words)}</title>{shape}</g>"
+        f'<circle class="marker s{color}" cx="{a}" cy="{b}" r="4"/>',
+        f'<path class="marker s{color}" d="M{a} {b}m-3.7-3.7h7.4v7.4h-7.4z"/>',
+        f'<path class="marker s{color}" d="M{a} {b}m0-5l4.8 8.4h-9.6z"/>',
+        f'<path class="marker s{color}" d="M{a} {b}m0-5.2l5.2 5.2-5.2 5.2-5.2-5.2z"/>',
+    )[color % 4]
+    return f"<g><title>{escape(tooltip)}</title>{shape}</g>"
 
 
-def _y_axis(y: Scale, *, left: float) -> Iterable[str]:
-    for tick in y.ticks(most=5):
-        place = y(tick.at)
-        yield f'<path class="grid" d="M{left:.1f} {place:.1f}H{WIDTH - RIGHT}"/>'
-        yield _text(left - 6, place + 4, tick.text, "tick end")
+def _draw_y_axis(y: Scale, *, left: float) -> Iterable[str]:
+    for tick in y.ticks(max_ticks=MAX_Y_TICKS):
+        height = y(tick.value)
+        yield f'<path class="grid" d="M{left:.1f} {height:.1f}H{WIDTH - RIGHT}"/>'
+        yield _draw_text(left - 6, height + 4, tick.label, "tick end")
 
 
-def _x_axis(x: Scale, *, bottom: float) -> Iterable[str]:
+def _draw_x_axis(x: Scale, *, bottom: float) -> Iterable[str]:
     yield f'<path class="axis" d="M{x.start:.1f} {bottom}H{x.end:.1f}"/>'
     ticks = x.ticks()
-    longest = max((len(tick.text) for tick in ticks), default=1) * LETTER + 8
+    min_distance = max((len(tick.label) for tick in ticks), default=1) * CHARACTER_WIDTH + 8
     last = -math.inf
     for tick in ticks:
-        place = x(tick.at)
-        yield f'<path class="axis" d="M{place:.1f} {bottom}v4"/>'
-        if place - last >= longest:
-            half = len(tick.text) * LETTER / 2
-            last = min(max(place, half), WIDTH - half)
-            yield _text(last, bottom + 16, tick.text, "tick")
+        position = x(tick.value)
+        yield f'<path class="axis" d="M{position:.1f} {bottom}v4"/>'
+        if position - last >= min_distance:
+            half = len(tick.label) * CHARACTER_WIDTH / 2
+            last = min(max(position, half), WIDTH - half)
+            yield _draw_text(last, bottom + 16, tick.label, "tick")
 
 
-def _groups(chart: Groups) -> Markup:
-    row = 12 + 12 * len(chart.bars)
-    left = 12 + LETTER * max(len(_name(group)) for group in chart.groups)
-    bottom = TOP + row * len(chart.groups)
-    ends = [end for bars in chart.bars for end in (*bars.low, *bars.high, *bars.values)]
-    low, high = chart.axis.span(ends)
+def _draw_group_plot(chart: GroupPlot) -> Markup:
+    row_height = GROUP_ROW_HEIGHT * (1 + len(chart.models))
+    left = 12 + CHARACTER_WIDTH * max(len(_shorten(group)) for group in chart.groups)
+    bottom = TOP + row_height * len(chart.groups)
+    values = [value for one in chart.models for value in (*one.low, *one.high, *one.values)]
+    low, high = chart.axis.limits(values)
     x = Scale(chart.axis, low, high, left, WIDTH - RIGHT)
-    parts = [f'<path class="grid" d="M{x(t.at):.1f} {TOP}V{bottom}"/>' for t in x.ticks()]
-    parts += [*_x_axis(x, bottom=bottom)]
-    parts.append(_text((left + WIDTH - RIGHT) / 2, bottom + 36, chart.axis.label, "label"))
-    for place, group in enumerate(chart.groups):
-        middle = TOP + row * (place + 0.5)
-        parts.append(_text(left - 6, middle + 4, _name(group), "tick end"))
-        for number, bars in enumerate(chart.bars):
-            up = middle + 12 * (number - (len(chart.bars) - 1) / 2)
-            low, high = bars.low[place], bars.high[place]
-            parts.append(
-                f'<path class="whisker s{number}" d="M{x(low):.1f} {up:.1f}H{x(high):.1f}"/>'
-            )
-            told = f"{group}, {bars.name}: {chart.axis.text(bars.values[place])}"
-            parts.append(_dot((x(bars.values[place]), up), number, told))
-    return _framed(chart, parts, width=WIDTH, height=bottom + 42)
+    parts = [f'<path class="grid" d="M{x(tick.value):.1f} {TOP}V{bottom}"/>' for tick in x.ticks()]
+    parts += [*_draw_x_axis(x, bottom=bottom)]
+    parts.append(_draw_text((left + WIDTH - RIGHT) / 2, bottom + 36, chart.axis.label, "label"))
+    for index, group in enumerate(chart.groups):
+        middle = TOP + row_height * (index + 0.5)
+        parts.append(_draw_text(left - 6, middle + 4, _shorten(group), "tick end"))
+        parts += _draw_group(chart, index, x, middle)
+    return _svg_element(chart, parts, width=WIDTH, height=bottom + 42)
 
 
-def _matrix(chart: Matrix) -> Markup:
-    labels = [_name(label) for label in chart.labels]
-    longest = max(map(len, labels)) * LETTER
+def _draw_group(chart: GroupPlot, index: int, x: Scale, middle: float) -> Iterable[str]:
+    for color, model in enumerate(chart.models):
+        height = middle + GROUP_ROW_HEIGHT * (color - (len(chart.models) - 1) / 2)
+        low, high, value = model.low[index], model.high[index], model.values[index]
+        yield (f'<path class="error-bar s{color}" d="M{x(low):.1f} {height:.1f}H{x(high):.1f}"/>')
+        tooltip = f"{chart.groups[index]}, {model.name}: {chart.axis.format_value(value)}"
+        yield _draw_marker((x(value), height), color, tooltip)
+
+
+def _draw_confusion_matrix(chart: ConfusionMatrix) -> Markup:
+    labels = [_shorten(label) for label in chart.labels]
+    longest = max(map(len, labels)) * CHARACTER_WIDTH
     left, top = longest + 10, 10 + (longest if longest > 24 else 14)
     side = min(46.0, (WIDTH - left - 2) / len(labels))
     parts: list[str] = []
-    for number, label in enumerate(labels):
-        middle = (number + 0.5) * side
-        parts.append(_text(left - 6, top + middle + 4, label, "tick end"))
+    for index, label in enumerate(labels):
+        middle = (index + 0.5) * side
+        parts.append(_draw_text(left - 6, top + middle + 4, label, "tick end"))
         if longest > 24:
-            turned = f"translate({left + middle + 4:.1f} {top - 6:.1f}) rotate(-90)"
-            parts.append(f'<text class="tick start" transform="{turned}">{escape(label)}</text>')
+            rotated = f"translate({left + middle + 4:.1f} {top - 6:.1f}) rotate(-90)"
+            parts.append(f'<text class="tick start" transform="{rotated}">{escape(label)}</text>')
         else:
-            parts.append(_text(left + middle, top - 6, label, "tick"))
-    for row, counts in enumerate(chart.counts):
-        parts += _cells(chart, row, counts, left=left, top=top, side=side)
+            parts.append(_draw_text(left + middle, top - 6, label, "tick"))
+    for row in range(len(labels)):
+        parts += _draw_matrix_row(chart, row, left=left, top=top + row * side, side=side)
     size = side * len(labels)
-    return _framed(chart, parts, width=left + size + 2, height=top + size + 2)
+    return _svg_element(chart, parts, width=left + size + 2, height=top + size + 2)
 
 
-def _cells(
-    chart: Matrix, row: int, counts: Sequence[int], *, left: float, top: float, side: float
+def _draw_matrix_row(
+    chart: ConfusionMatrix, row: int, *, left: float, top: float, side: float
 ) -> Iterable[str]:
-    total = sum(counts) or 1
-    for column, count in enumerate(counts):
-        a, b, share = left + column * side, top + row * side, count / total
-        words = f"{chart.labels[row]} held to be {chart.labels[column]}: {count}"
-        right = "s0" if row == column else "s1"
+    total = sum(chart.counts[row]) or 1
+    for column, count in enumerate(chart.counts[row]):
+        x, share = left + column * side, count / total
+        tooltip = f"{chart.labels[row]} predicted as {chart.labels[column]}: {count}"
+        color = "s0" if row == column else "s1"
         box = (
-            f'<rect class="cell {right}" x="{a:.1f}" y="{b:.1f}" width="{side - 1.5:.1f}" '
+            f'<rect class="cell {color}" x="{x:.1f}" y="{top:.1f}" width="{side - 1.5:.1f}" '
             f'height="{side - 1.5:.1f}" fill-opacity="{share:.2f}"/>'
         )
-        shown = count and len(chart.labels) <= NUMBERED
-        strong = " strong" if share > 0.5 else ""
-        text = _text(a + side / 2 - 1, b + side / 2 + 4, str(count), f"tick{strong}")
-        yield f"<g><title>{escape(words)}</title>{box}{text if shown else ''}</g>"
+        has_text = count and len(chart.labels) <= MAX_ANNOTATED_LABELS
+        css_class = "tick strong" if share > 0.5 else "tick"
+        text = _draw_text(x + side / 2 - 1, top + side / 2 + 4, str(count), css_class)
+        yield f"<g><title>{escape(tooltip)}</title>{box}{text if has_text else ''}</g>"
 
 
-def _name(text: str) -> str:
-    return text if len(text) <= LONGEST_NAME else f"{text[: LONGEST_NAME - 1]}…"
+def _shorten(text: str) -> str:
+    return text if len(text) <= MAX_NAME_LENGTH else f"{text[: MAX_NAME_LENGTH - 1]}…"
 
 
-def _text(x: float, y: float, words: str, style: str) -> str:
-    return f'<text class="{style}" x="{x:.1f}" y="{y:.1f}">{escape(words)}</text>'
+def _draw_text(x: float, y: float, text: str, css_class: str) -> str:
+    return f'<text class="{css_class}" x="{x:.1f}" y="{y:.1f}">{escape(text)}</text>'

@@ -1,4 +1,4 @@
-"""The held-out examples that a model is worst at, with what they are."""
+"""Selects the held-out examples with the highest loss and shows their rows."""
 
 from __future__ import annotations
 
@@ -15,138 +15,154 @@ from dtl.data.modalities.audio import rate_of, sound_of
 from dtl.data.modalities.image import picture_of
 from dtl.data.sources.rows import Row
 from dtl.prepare.dataset import held_out_rows
-from dtl.report.page import Shown
+from dtl.report.page import ExampleCard
 from dtl.run.folder import RunFolder
 from dtl.tasks.base import EvalRecord, Task
 
-SHOWN = 12
-LONGEST_TEXT = 600  # characters
-LARGEST_MEDIA = 300 * 1024  # bytes of one sound or picture, before base64 makes it a third larger
-SIDE = 240  # pixels of the shorter side of a picture, at most
-LOSSLESS_SIDE = 64  # of a picture that is kept as it is, pixel by pixel
-TOLD = ("row", "loss", "group", "label", "predicted")  # of an outcome, elsewhere
+MAX_EXAMPLES = 12
+MAX_TEXT_LENGTH = 600  # characters
+MAX_MEDIA_BYTES = 300 * 1024  # bytes of one recording or image, before base64
+MAX_IMAGE_SIDE = 240  # pixels of the shorter side of an image
+MAX_LOSSLESS_SIDE = 64  # pixels of the shorter side of an image stored as PNG
+SHOWN_ELSEWHERE = (
+    "row",
+    "loss",
+    "group",
+    "label",
+    "predicted",
+)  # fields of a record in other places
 
 
 @dataclass(frozen=True)
-class Worst:
-    """`unread`: why their rows cannot be shown, or None."""
+class WorstExamples:
+    """The cards of the worst examples. `unreadable_reason`: why their rows are missing, or None."""
 
-    examples: tuple[Shown, ...]
-    unread: str | None
-
-
-def loss_of(outcome: EvalRecord) -> float:
-    """Of one target, so that long examples are not the worst for being long."""
-    return float(outcome["loss"]) / max(1, outcome.get("targets", 1))
+    examples: tuple[ExampleCard, ...]
+    unreadable_reason: str | None
 
 
-def worst_of(folder: RunFolder, task: Task, outcomes: list[EvalRecord]) -> Worst:
-    """Those with the highest loss a target. Their rows are read anew, if they are still those that
-    were scored."""
-    chosen = sorted(outcomes, key=loss_of, reverse=True)[:SHOWN]
+def loss_per_target(record: EvalRecord) -> float:
+    """Return the mean loss over the targets of an example (nats)."""
+    return float(record["loss"]) / max(1, record.get("targets", 1))
+
+
+def select_worst_examples(
+    folder: RunFolder, task: Task, records: list[EvalRecord]
+) -> WorstExamples:
+    """Return the examples with the highest loss per target. Their rows are read again, if the data
+    has not changed since."""
+    worst = sorted(records, key=loss_per_target, reverse=True)[:MAX_EXAMPLES]
     try:
-        rows, unread = _rows(folder, task, {outcome["row"] for outcome in chosen}), None
+        rows = _read_rows(folder, task, {record["row"] for record in worst})
+        unreadable_reason = None
     except DtlError as fault:
-        rows, unread = {}, str(fault)
-    shown = (_shown(one, rows.get(one["row"]), task, folder.facts) for one in chosen)
-    return Worst(tuple(shown), unread)
+        rows, unreadable_reason = {}, str(fault)
+    cards = (_make_card(one, rows.get(one["row"]), task, folder.facts) for one in worst)
+    return WorstExamples(tuple(cards), unreadable_reason)
 
 
-def _rows(folder: RunFolder, task: Task, wanted: set[int]) -> dict[int, Row]:
-    found = held_out_rows(folder.config, task)
-    assert found is not None, "what was scored is held out"
-    source, rows = found
-    noted = folder.data.get("sources", {}).get(source.place, {}).get("sha256")
-    if noted != source.rows.fingerprint:
+def _read_rows(folder: RunFolder, task: Task, row_indices: set[int]) -> dict[int, Row]:
+    held_out = held_out_rows(folder.config, task)
+    assert held_out is not None, "scored examples are held out"
+    source, rows = held_out
+    recorded_hash = folder.data.get("sources", {}).get(source.place, {}).get("sha256")
+    if recorded_hash != source.rows.fingerprint:
         raise DtlError.of(
-            source.rows.name, "the data has changed since the run began", "put back what was there"
+            source.rows.name,
+            "the data has changed since the run began",
+            "restore the original data",
         )
-    return _picked(rows, wanted)
+    return _pick_rows(rows, row_indices)
 
 
-def _picked(rows: Iterable[Row], wanted: set[int]) -> dict[int, Row]:
-    found: dict[int, Row] = {}
+def _pick_rows(rows: Iterable[Row], row_indices: set[int]) -> dict[int, Row]:
+    picked: dict[int, Row] = {}
     for row in rows:
-        if row.index in wanted:
-            found[row.index] = row
-            if len(found) == len(wanted):
+        if row.index in row_indices:
+            picked[row.index] = row
+            if len(picked) == len(row_indices):
                 break
-    return found
+    return picked
 
 
-def _shown(outcome: EvalRecord, row: Row | None, task: Task, facts: dict[str, Any]) -> Shown:
-    answers = task.describe_prediction(outcome, facts)
+def _make_card(
+    record: EvalRecord, row: Row | None, task: Task, dataset_stats: dict[str, Any]
+) -> ExampleCard:
+    prediction = task.describe_prediction(record, dataset_stats)
     numbers = tuple(
         (name.replace("_", " "), f"{value:.4g}")
-        for name, value in outcome.items()
-        if isinstance(value, int | float) and name not in TOLD
+        for name, value in record.items()
+        if isinstance(value, int | float) and name not in SHOWN_ELSEWHERE
     )
-    shown = Shown(
-        row=outcome["row"],
-        loss=f"{loss_of(outcome):.4g}",
-        expected=_cut(answers.expected),
-        said=_cut(answers.predicted),
+    card = ExampleCard(
+        row=record["row"],
+        loss=f"{loss_per_target(record):.4g}",
+        expected=_truncate(prediction.expected),
+        predicted=_truncate(prediction.predicted),
         numbers=numbers,
         fields=(),
     )
     if row is None:
-        return shown
+        return card
     fields = (
-        (name, _words(value)) for name, value in row.fields.items() if name != task.media_column
+        (name, _format_field(value))
+        for name, value in row.fields.items()
+        if name != task.media_column
     )
-    told = tuple((name, text) for name, text in fields if text not in ("", answers.expected))
-    return _with_media(replace(shown, fields=told), row, task.media_column)
+    nonempty = tuple((name, text) for name, text in fields if text not in ("", prediction.expected))
+    return _add_media(replace(card, fields=nonempty), row, task.media_column)
 
 
-def _words(value: object) -> str:
-    """A field of a row as a person reads it."""
+def _format_field(value: object) -> str:
+    """Return a field of a row as text; empty for None and bytes."""
     if isinstance(value, list) and all(isinstance(word, str) for word in value):
         value = " ".join(value)
     if value is None or isinstance(value, bytes):
         return ""
-    return _cut(value if isinstance(value, str) else json.dumps(value, default=str)) or ""
+    return _truncate(value if isinstance(value, str) else json.dumps(value, default=str)) or ""
 
 
-def _cut(text: str | None) -> str | None:
-    if text is None or len(text) <= LONGEST_TEXT:
+def _truncate(text: str | None) -> str | None:
+    if text is None or len(text) <= MAX_TEXT_LENGTH:
         return text
-    return f"{text[:LONGEST_TEXT]}… ({len(text):,} characters)"
+    return f"{text[:MAX_TEXT_LENGTH]}… ({len(text):,} characters)"
 
 
-def _with_media(shown: Shown, row: Row, media: str | None) -> Shown:
-    """With the sound or picture of its row, unless that is too large or cannot be read."""
-    if media is None:
-        return shown
+def _add_media(card: ExampleCard, row: Row, column: str | None) -> ExampleCard:
+    """Return the card with the audio or image of its row, unless it is too large or unreadable."""
+    if column is None:
+        return card
     try:
-        kind, data = _sound(row) if media == "audio" else _picture(row)
+        mime_type, data = _encode_audio(row) if column == "audio" else _encode_image(row)
     except DtlError as fault:
-        return replace(shown, note=str(fault))
-    if len(data) > LARGEST_MEDIA:
-        limit = format_bytes(LARGEST_MEDIA)
-        return replace(shown, note=f"{row.location}: {format_bytes(len(data))}, above {limit}")
-    uri = f"data:{kind};base64,{base64.b64encode(data).decode()}"
-    return replace(shown, sound=uri) if media == "audio" else replace(shown, picture=uri)
+        return replace(card, note=str(fault))
+    if len(data) > MAX_MEDIA_BYTES:
+        limit = format_bytes(MAX_MEDIA_BYTES)
+        return replace(card, note=f"{row.location}: {format_bytes(len(data))}, above {limit}")
+    uri = f"data:{mime_type};base64,{base64.b64encode(data).decode()}"
+    return replace(card, audio_uri=uri) if column == "audio" else replace(card, image_uri=uri)
 
 
-def _sound(row: Row) -> tuple[str, bytes]:
-    """FLAC, which every browser plays."""
+def _encode_audio(row: Row) -> tuple[str, bytes]:
+    """Return MIME type and bytes of the audio as FLAC, which every browser plays."""
     rate = rate_of(row)
     samples = sound_of(row, rate=rate)
     import soundfile
 
-    written = io.BytesIO()
-    soundfile.write(written, samples, rate, format="FLAC", subtype="PCM_16")
-    return "audio/flac", written.getvalue()
+    buffer = io.BytesIO()
+    soundfile.write(buffer, samples, rate, format="FLAC", subtype="PCM_16")
+    return "audio/flac", buffer.getvalue()
 
 
-def _picture(row: Row) -> tuple[str, bytes]:
-    pixels = picture_of(row, longest_short_side=SIDE)
+def _encode_image(row: Row) -> tuple[str, bytes]:
+    """Return MIME type and bytes of the image: PNG if it is small, else JPEG."""
+    pixels = picture_of(row, longest_short_side=MAX_IMAGE_SIDE)
     from PIL import Image
 
-    written = io.BytesIO()
-    picture = Image.fromarray(pixels)
-    if min(picture.size) <= LOSSLESS_SIDE:
-        picture.save(written, format="PNG")
-        return "image/png", written.getvalue()
-    picture.save(written, format="JPEG", quality=85)
-    return "image/jpeg", written.getvalue()
+    buffer = io.BytesIO()
+    image = Image.fromarray(pixels)
+    if min(image.size) <= MAX_LOSSLESS_SIDE:
+        image.save(buffer, format="PNG")
+        return "image/png", buffer.getvalue()
+    image.save(buffer, format="JPEG", quality=85)
+    return "image/jpeg", buffer.getvalue()

@@ -1,4 +1,4 @@
-"""A report of a run or a comparison: one page, with its charts as CSV and PNG beside it."""
+"""Writes the report of a run or a comparison: one page, and its charts as CSV and PNG."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dtl.compare.records import TABLE
+from dtl.compare.records import COMPARISON_FILE
 from dtl.core.errors import DtlError
 from dtl.report.charts import Chart
 from dtl.run.folder import RunFolder
@@ -17,59 +17,58 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Written:
-    """`page`: the HTML file. `charts`: the folder of the CSV and PNG files. `drawn`: whether there
-    are PNG files."""
+class WrittenReport:
+    """The files of a report. `page`: the HTML file. `charts_folder`: of the CSV and PNG files."""
 
     page: Path
-    charts: Path
-    drawn: bool
+    charts_folder: Path
+    has_png: bool
 
 
-def write(path: str | Path, *, png: bool | None = None) -> Written:
+def write_report(path: str | Path, *, png: bool | None = None) -> WrittenReport:
     """Write report.html into the folder of a run or a comparison, and its charts into report/.
 
-    `png`: whether charts are drawn as PNG too; None: where matplotlib is here. Raises DtlError
-    where there is neither, or no matplotlib although PNG is asked for.
+    `png`: whether to write the charts as PNG; None: if matplotlib is installed. Raises DtlError if
+    the folder has neither a run nor a comparison, or if `png` is True without matplotlib.
     """
-    from dtl.report import png_charts as pictures
+    from dtl.report import png_charts
     from dtl.report.page import render
 
     folder = Path(path)
     if png:
-        pictures.refuse_without()
-    page = _page_of(folder)
+        png_charts.check_matplotlib()
+    page = _build_page(folder)
     charts = folder / "report"
     charts.mkdir(exist_ok=True)
-    draws = pictures.can_draw() if png is None else png
+    has_png = png_charts.has_matplotlib() if png is None else png
     for chart in page.charts:
         _write_csv(chart, charts / f"{chart.key}.csv")
-        if draws:
-            pictures.draw(chart, charts / f"{chart.key}.png")
+        if has_png:
+            png_charts.draw_png(chart, charts / f"{chart.key}.png")
     file = folder / "report.html"
-    staged = file.with_name(f".{file.name}")  # never half of a page
+    staged = file.with_name(f".{file.name}")  # an interrupted write leaves the old page
     staged.write_text(render(page), encoding="utf-8")
     staged.replace(file)
-    return Written(file, charts, draws)
+    return WrittenReport(file, charts, has_png)
 
 
-def _page_of(folder: Path) -> Page:
-    if (folder / TABLE).is_file():
-        from dtl.report import comparison_page as comparison
+def _build_page(folder: Path) -> Page:
+    if (folder / COMPARISON_FILE).is_file():
+        from dtl.report.comparison_page import build_comparison_page
 
-        return comparison.page_of(folder)
+        return build_comparison_page(folder)
     if RunFolder(folder).state == "absent":
         raise DtlError.of(
             str(folder),
-            "there is neither a run nor a comparison in this folder",
-            f"name a folder with run.json or {TABLE}",
+            "contains neither a run nor a comparison",
+            f"use a folder with run.json or {COMPARISON_FILE}",
         )
-    from dtl.report import run_page as run
+    from dtl.report.run_page import build_run_page
 
-    return run.page_of(RunFolder(folder))
+    return build_run_page(RunFolder(folder))
 
 
 def _write_csv(chart: Chart, path: Path) -> None:
-    head, rows = chart.table()
+    header, rows = chart.table()
     with path.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([head, *rows])
+        csv.writer(file).writerows([header, *rows])

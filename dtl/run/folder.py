@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, Literal
 import numpy as np
 import yaml
 
-from dtl.config.diff import decisive
+from dtl.config.diff import result_values
 from dtl.config.schema import RunConfig
 from dtl.core.errors import DtlError
 from dtl.data.batching import Batching
@@ -294,7 +294,7 @@ class RunFolder:
         if note.is_file():
             return int(_read(note)["exit_code"])
         words = [int(_read(one)["exit_code"]) for one in self.path.glob("ended-*.json")]
-        agreed = len(words) == self.plan.layout.ranks and len(set(words)) == 1
+        agreed = len(words) == self.plan.layout.world_size and len(set(words)) == 1
         return words[0] if agreed else None
 
     @property
@@ -319,7 +319,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def _identity(config: RunConfig, data: dict[str, Any]) -> str:
-    text = json.dumps([decisive(config), data], sort_keys=True)
+    text = json.dumps([result_values(config), data], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 

@@ -1,4 +1,4 @@
-"""AdaLoRA: LoRA whose ranks move to the layers where they are worth most."""
+"""AdaLoRA: LoRA that moves its ranks to the most important layers during training."""
 
 from __future__ import annotations
 
@@ -6,57 +6,61 @@ from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import Field, model_validator
 
-from dtl.config.record import ConfigFault, refuse
-from dtl.models.peft.adalora import Budget
-from dtl.strategies.base import Adapter, Excluding, OfBlocks
+from dtl.config.schema.base import ConfigFault, raise_config_faults
+from dtl.models.peft.adalora import RankBudget
+from dtl.strategies.base import Adapter, ExcludeModules, LayersToTransform
 
 if TYPE_CHECKING:
     from torch import nn
     from torch.optim import Optimizer
 
 
-class Options(OfBlocks, Excluding):
+class Options(LayersToTransform, ExcludeModules):
     """Options of `strategy: adalora` (Zhang et al. 2023, arXiv:2303.10512)."""
 
-    rank: int = Field(8, ge=1, description="Mean rank of a layer at the end (PEFT's target_r).")
-    first_rank: int = Field(12, ge=2, description="Rank of every layer at the beginning (init_r).")
+    target_rank: int = Field(8, ge=1, description="Mean rank of a layer at the end (target_r).")
+    init_rank: int = Field(12, ge=2, description="Rank of every layer at the start (init_r).")
     alpha: float = Field(
         32.0, gt=0, description="Scale: the update is multiplied by alpha / first_rank."
     )
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout before the adapter.")
-    warmup: float = Field(
-        0.1, ge=0, lt=1, description="Share of the steps before ranks are let go of (tinit)."
+    warmup_share: float = Field(
+        0.1, ge=0, lt=1, description="Share of the steps before the first ranks are pruned (tinit)."
     )
-    settling: float = Field(
-        0.3, ge=0, lt=1, description="Share of the steps after the last one is (tfinal)."
+    final_share: float = Field(
+        0.3, ge=0, lt=1, description="Share of the steps after the last ranks are pruned (tfinal)."
     )
-    every: int = Field(1, ge=1, description="Steps between two allocations (deltaT).")
-    orthogonality: float = Field(
+    allocation_interval: int = Field(
+        1, ge=1, description="Optimizer steps between two rank allocations (deltaT)."
+    )
+    orth_reg_weight: float = Field(
         0.5,
         ge=0,
-        description="Weight of the penalty on ranks of a layer that are not at right angles; its "
-        "gradient is added after clipping, and it is no part of the loss that is told.",
+        description="Weight of the penalty on ranks of a layer that are not orthogonal. Its gradient "
+        "is added after clipping, and the logged loss does not contain it.",
     )
 
     @model_validator(mode="after")
-    def _there_is_something_to_let_go_of_and_a_time_for_it(self) -> Self:
-        if self.rank >= self.first_rank:
-            refuse(
+    def _check_rank_schedule(self) -> Self:
+        if self.target_rank >= self.init_rank:
+            raise_config_faults(
                 [
                     ConfigFault(
-                        "rank",
-                        problem=f"the budget falls from first_rank, {self.first_rank}, to less",
-                        fix=f"set rank below it, or first_rank to {self.rank * 3 // 2 + 1}",
+                        "target_rank",
+                        problem=f"must be below init_rank (expected < {self.init_rank}, got "
+                        f"{self.target_rank})",
+                        fix=f"lower it, or set init_rank to {self.target_rank * 3 // 2 + 1}",
                     )
                 ]
             )
-        if self.warmup + self.settling >= 1:
-            refuse(
+        if self.warmup_share + self.final_share >= 1:
+            raise_config_faults(
                 [
                     ConfigFault(
-                        "settling",
-                        problem="with warmup it leaves no steps in which ranks are let go of",
-                        fix="set both so that they make less than 1",
+                        "final_share",
+                        problem="with warmup_share it leaves no steps in which ranks are pruned "
+                        f"(expected a sum < 1, got {self.warmup_share + self.final_share:g})",
+                        fix="lower final_share or warmup_share",
                     )
                 ]
             )
@@ -64,33 +68,33 @@ class Options(OfBlocks, Excluding):
 
 
 class Plugin(Adapter):
-    """The factors and singular values move, and a new head."""
+    """Trains the factors, their singular values and a new head."""
 
     learning_rate = 5e-4
     method = "adalora"
-    extra_state_bytes = 8  # importance and uncertainty of each number, in fp32
+    extra_optimizer_bytes = 8  # importance and uncertainty of each number, fp32
     options: Options
 
-    def settings(self, model: nn.Module) -> dict[str, Any]:
+    def peft_config_kwargs(self, model: nn.Module) -> dict[str, Any]:
         options = self.options
         return {
-            "init_r": options.first_rank,
-            "target_r": options.rank,
+            "init_r": options.init_rank,
+            "target_r": options.target_rank,
             "lora_alpha": options.alpha,
             "lora_dropout": options.dropout,
-            "deltaT": options.every,
-            "orth_reg_weight": options.orthogonality,
-            "total_step": 1,  # a run tells, when it has its plan
+            "deltaT": options.allocation_interval,
+            "orth_reg_weight": options.orth_reg_weight,
+            "total_step": 1,  # `RankBudget` sets it, when the plan is known
         }
 
     def register_optimizer_hooks(
-        self, model: nn.Module, optimizer: Optimizer, *, steps: int, done: int
+        self, model: nn.Module, optimizer: Optimizer, *, total_steps: int, completed_steps: int
     ) -> None:
         options = self.options
-        Budget(
+        RankBudget(
             model,
-            steps=steps,
-            warmup=int(options.warmup * steps),
-            settling=int(options.settling * steps),
-            done=done,
+            steps=total_steps,
+            warmup=int(options.warmup_share * total_steps),
+            settling=int(options.final_share * total_steps),
+            done=completed_steps,
         ).tie_to(optimizer)

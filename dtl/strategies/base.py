@@ -1,4 +1,7 @@
-"""Which parameters learn. One file in this folder is one strategy; the file's name is its name."""
+"""What every strategy is built on: the interface, and the options and behavior of PEFT adapters.
+
+One file in this folder is one strategy; the file's name is its name in a config.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, final
 
 from pydantic import Field, model_validator
 
-from dtl.config.record import ConfigFault, Record, refuse
+from dtl.config.schema.base import ConfigFault, Record, raise_config_faults
 from dtl.core.errors import DtlError
 from dtl.models.peft import adapters, continued
 from dtl.models.peft.adapters import COMPATIBILITY
@@ -23,31 +26,33 @@ if TYPE_CHECKING:
 class Strategy(ABC):
     """A way to adapt a model. A plugin file defines `Options` and a final `Plugin(Strategy)`.
 
-    A strategy freezes and adds; it never trains. It is applied to real and to weightless (meta)
-    models alike, so that the plan counts what the run will have.
+    A strategy freezes parameters and adds modules; it never trains. It is applied to real models
+    and to models on the meta device alike, so that the plan counts what the run will have.
     """
 
-    learning_rate: ClassVar[float]  # where optim.learning_rate is left out
+    learning_rate: ClassVar[float]  # the default of optim.learning_rate
     starts_from: ClassVar[Literal["pretrained", "random"]] = "pretrained"
-    exports: ClassVar[Literal["model", "adapter"]] = "model"
-    keeps_base: bool = False  # whether what it adds can be set aside, which leaves the base
-    max_zero_stage: int = 3  # ZeRO stage
-    supports_checkpointing: bool = True  # whether its activations may be recomputed
-    virtual_tokens: int = 0  # how many positions of the model it takes
-    continues: Path | None = None  # the folder of the adapter that it goes on with
-    needs_calibration: bool = False  # whether `begin` is wanted
-    extra_state_bytes: int = 0  # that `tie` adds to the moments of each number that learns
-    needs_base_weights: bool = False  # whether `begin_over` is wanted, of a base in nf4
-    caches_features: bool | None = False  # whether the base's output is kept; None: as planned
+    export_kind: ClassVar[Literal["model", "adapter"]] = "model"
+    preserves_base: bool = False  # whether disabling the adapter gives the pretrained base
+    max_zero_stage: int = 3
+    supports_gradient_checkpointing: bool = True
+    num_virtual_tokens: int = 0  # positions of the model that the strategy uses
+    continue_from: Path | None = None  # the folder of the adapter whose training it continues
+    needs_calibration: bool = False  # whether `init_from_data` must be called
+    needs_base_weights: bool = False  # whether `init_from_base_weights` must be called
+    extra_optimizer_bytes: int = 0  # bytes per trainable number that its optimizer hooks add
+    cache_features: bool | None = False  # whether the base's output is cached; None: planned
 
     def __init__(self, options: Any) -> None:
         self.options = options
 
     @abstractmethod
-    def apply(self, model: nn.Module, *, new: frozenset[str]) -> nn.Module:
-        """Freeze and add. `new`: names of the parameters that the base did not bring; they learn.
+    def apply(self, model: nn.Module, *, new_parameters: frozenset[str]) -> nn.Module:
+        """Freeze parameters, add modules and return the model.
 
-        Raises DtlError when nothing would learn, or the model has no place for what is asked.
+        `new_parameters`: names of the parameters that the weight files do not contain; they are
+        trained. Raises DtlError if no parameter would be trained, or if the model does not have the
+        layers that the options name.
         """
 
     def init_from_data(
@@ -55,184 +60,209 @@ class Strategy(ABC):
         model: nn.Module,
         *,
         batches: Iterable[dict[str, Tensor]],
-        show: Callable[[nn.Module, dict[str, Tensor]], Any],
+        forward: Callable[[nn.Module, dict[str, Tensor]], Any],
     ) -> None:
-        """Begin from what the base makes of training examples: `batches` without end, the same on
-        every rank and layout, which `show` runs through the model. Only before the first step."""
+        """Initialize from the base's activations on training examples, before the first step.
+
+        `batches`: an endless iterator, the same on every rank and layout. `forward(model, batch)`
+        runs the model on a batch.
+        """
         return None
 
     def init_from_base_weights(
         self,
         model: nn.Module,
         *,
-        whole: Mapping[str, Tensor],
+        original_weights: Mapping[str, Tensor],
         device: torch.device,
-        beat: Callable[[], None],
+        heartbeat: Callable[[], None],
     ) -> None:
-        """Begin from what a base was before it was quantized: `whole` reads each weight when asked,
-        by its name there. The work is done on `device`; `beat` is called before each part of it.
-        Only before the first step."""
+        """Initialize from the base's weights as they were before quantization, before the first
+        step.
+
+        `original_weights`: the weights by their names in the base, each read from its file when it
+        is accessed. `device`: where to compute. `heartbeat()` is called before each layer.
+        """
         return None
 
-    def load_initial_values(self, model: nn.Module, *, fill: Callable[..., None]) -> None:
-        """Write what the strategy begins with, where it brings values: `fill(parameter, value)`
-        writes a whole tensor, also into a partitioned one."""
+    def load_initial_values(
+        self, model: nn.Module, *, write_parameter: Callable[..., None]
+    ) -> None:
+        """Write the initial values that the strategy reads from files, if any.
+
+        `write_parameter(parameter, value)` writes a full tensor, also into a partitioned one.
+        """
         return None
 
     def register_optimizer_hooks(
-        self, model: nn.Module, optimizer: Optimizer, *, steps: int, done: int
+        self, model: nn.Module, optimizer: Optimizer, *, total_steps: int, completed_steps: int
     ) -> None:
-        """Tie to the optimizer (`register_step_pre_hook`) what the strategy does in every step
-        beside it: `steps` in all, of which so many are done. What it must remember of a parameter
-        stands in the optimizer's state, under a name of `engine.KEPT`."""
+        """Register on the optimizer (`register_step_pre_hook`) what the strategy does in each step.
+
+        `total_steps`: optimizer steps of the run. `completed_steps`: those before this process. The
+        state of a parameter is stored in the optimizer's state, so that checkpoints hold it.
+        """
         return None
 
-    def training_mode(self, model: nn.Module) -> None:
-        """Put every module in the mode that it trains in."""
+    def set_training_mode(self, model: nn.Module) -> None:
+        """Set each module to training mode, or to evaluation mode where it must not change."""
         model.train()
 
-    def rate_factor(self, name: str) -> float:
-        """How many times the learning rate a learning parameter has of its own."""
+    def learning_rate_factor(self, name: str) -> float:
+        """Return the factor by which the learning rate of this parameter is multiplied."""
         return 1.0
 
     def merge(self, model: nn.Module) -> nn.Module:
-        """The same function as a plain model, without what the strategy added. Raises DtlError
-        where that cannot be."""
+        """Return a plain model that computes the same, without the modules that the strategy added.
+
+        Raises DtlError if the strategy cannot be merged.
+        """
         return model
 
 
 def set_trainable(model: nn.Module, names: Collection[str]) -> nn.Module:
-    """The parameters of these names learn, and no others. A tied weight has one name, its first."""
+    """Set `requires_grad` for the parameters of these names, and unset it for all others.
+
+    A tied parameter has one name, its first in `named_parameters()`.
+    """
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in names)
     return model
 
 
 class Adapter(Strategy):
-    """What PEFT adds beside a frozen base: a method of `adapters.REACH`, and its settings."""
+    """A PEFT method on a frozen base. `method` is its name in `COMPATIBILITY`."""
 
-    exports = "adapter"
-    keeps_base = True
+    export_kind = "adapter"
+    preserves_base = True
     method: ClassVar[str]
 
     def __init__(self, options: Any) -> None:
         super().__init__(options)
         self.max_zero_stage = COMPATIBILITY[self.method].zero
-        self.supports_checkpointing = COMPATIBILITY[self.method].recomputes
+        self.supports_gradient_checkpointing = COMPATIBILITY[self.method].recomputes
         former = getattr(options, "continue_from", None)
-        self.continues = None if former is None else Path(former).expanduser()
+        self.continue_from = None if former is None else Path(former).expanduser()
 
     @abstractmethod
-    def settings(self, model: nn.Module) -> dict[str, Any]:
-        """What the method's config of PEFT is given beside what `Targeted` asks for. `model` may be
-        weightless."""
+    def peft_config_kwargs(self, model: nn.Module) -> dict[str, Any]:
+        """Return the arguments of the method's PEFT config, without those of `TargetModules`.
+
+        `model` may be on the meta device.
+        """
 
     @final
-    def apply(self, model: nn.Module, *, new: frozenset[str]) -> nn.Module:
-        adapters.refuse_out_of_reach(self.method, model)
-        settings = self._settings(model)
-        if self.continues is not None:
-            usual = type(self)(type(self.options)())._settings(model)
-            asked = {name: value for name, value in settings.items() if value != usual.get(name)}
-            return continued.put_on_again(
-                model, self.continues, method=self.method, asked=asked, new=new
+    def apply(self, model: nn.Module, *, new_parameters: frozenset[str]) -> nn.Module:
+        adapters.check_compatibility(self.method, model)
+        settings = self._all_config_kwargs(model)
+        if self.continue_from is not None:
+            defaults = type(self)(type(self.options)())._all_config_kwargs(model)
+            requested = {
+                name: value for name, value in settings.items() if value != defaults.get(name)
+            }
+            return continued.attach_continued_adapter(
+                model, self.continue_from, method=self.method, asked=requested, new=new_parameters
             )
         try:
-            return adapters.attach_adapter(model, self.method, settings, new=new)
+            return adapters.attach_adapter(model, self.method, settings, new=new_parameters)
         except ValueError as fault:
             problem = str(fault).splitlines()[0].rstrip(".")
-            target = getattr(self.options, "target", None)
+            target = getattr(self.options, "target_modules", None)
             raise DtlError.of(
-                "strategy" if target is None else "strategy.target",
+                "strategy" if target is None else "strategy.target_modules",
                 f"{self.method if target is None else repr(target)} does not fit "
                 f"{type(model).__name__} ({problem})",
                 "name endings of its linear layers, such as [q_proj, v_proj], or all-linear",
             ) from fault
 
-    def _settings(self, model: nn.Module) -> dict[str, Any]:
-        return {**_placed(self.options), **self.settings(model)}
+    def _all_config_kwargs(self, model: nn.Module) -> dict[str, Any]:
+        return {**_target_kwargs(self.options), **self.peft_config_kwargs(model)}
 
     @final
-    def load_initial_values(self, model: nn.Module, *, fill: Callable[..., None]) -> None:
-        if self.continues is not None:
-            continued.fill_from(model, self.continues, fill=fill)
+    def load_initial_values(
+        self, model: nn.Module, *, write_parameter: Callable[..., None]
+    ) -> None:
+        if self.continue_from is not None:
+            continued.write_continued_weights(model, self.continue_from, fill=write_parameter)
 
     @final
     def merge(self, model: nn.Module) -> nn.Module:
         if not COMPATIBILITY[self.method].merges:
             raise DtlError.of(
                 "strategy",
-                f"{self.method} learns tokens, which no weight of the model can take in",
-                "use the adapter beside its base, or take strategy lora",
+                f"{self.method} trains virtual tokens, which cannot be merged into the model's "
+                "weights",
+                "use the adapter together with its base, or take strategy lora",
             )
-        return adapters.merged(model)
+        return adapters.merge_adapter(model)
 
 
-class Targeted(Record):
-    """Where an adapter goes."""
+class TargetModules(Record):
+    """Options: the layers that get an adapter."""
 
-    target: str | tuple[str, ...] = Field(
+    target_modules: str | tuple[str, ...] = Field(
         "all-linear",
-        description="Which layers get an adapter: all-linear, a list of name endings, or a regular "
-        "expression over whole module names (PEFT's target_modules).",
+        description="Layers that get an adapter: all-linear, a list of name endings, or a regular "
+        "expression over full module names.",
     )
-    also_learn: tuple[str, ...] = Field(
-        (), description="Whole modules that learn beside the adapters (PEFT's modules_to_save)."
+    modules_to_save: tuple[str, ...] = Field(
+        (),
+        description="Modules that are trained in full, in addition to the adapters, and saved with "
+        "them.",
     )
 
 
-class GoingOn(Record):
-    """What can begin with an earlier adapter."""
+class ContinueFrom(Record):
+    """Options: an adapter whose training continues."""
 
     continue_from: str | None = Field(
         None,
-        description="Folder of an adapter of this kind, a run's export or PEFT's, that goes on "
-        "learning. Rank, scale, layers and all else that makes its form are its own.",
+        description="Folder of an adapter of this method (the export of a run, or saved by PEFT) "
+        "whose training continues. Its rank, scale and layers are used.",
     )
 
 
-class Excluding(Targeted):
-    """The same, with exceptions."""
+class ExcludeModules(TargetModules):
+    """Options: the layers that get an adapter, with exceptions."""
 
-    exclude: str | tuple[str, ...] | None = Field(None, description="Layers to leave out of these.")
-
-
-class OfBlocks(Targeted):
-    """The same, in some of the model's blocks."""
-
-    layers: tuple[int, ...] | None = Field(
+    exclude_modules: str | tuple[str, ...] | None = Field(
         None,
-        description="Only blocks with these numbers (PEFT's layers_to_transform); target must then "
-        "be a list.",
+        description="Layers of target_modules that get no adapter: a list of name endings, or a "
+        "regular expression over full module names.",
+    )
+
+
+class LayersToTransform(TargetModules):
+    """Options: the layers that get an adapter, in some of the model's blocks."""
+
+    layers_to_transform: tuple[int, ...] | None = Field(
+        None,
+        description="Numbers of the blocks that get adapters, from 0; left out: all. target_modules "
+        "must then be a list.",
     )
 
     @model_validator(mode="after")
-    def _layers_are_of_named_targets(self) -> Self:
-        if self.layers is not None and isinstance(self.target, str):
-            refuse(
+    def _check_target_modules_is_list(self) -> Self:
+        if self.layers_to_transform is not None and isinstance(self.target_modules, str):
+            raise_config_faults(
                 [
                     ConfigFault(
-                        "layers",
-                        problem=f"PEFT picks blocks of a list of names, not of '{self.target}'",
-                        fix="list the layers, such as target: [q_proj, v_proj]",
+                        "layers_to_transform",
+                        problem="PEFT selects blocks only from a list of layer names, not from "
+                        f"'{self.target_modules}'",
+                        fix="list the layers, such as target_modules: [q_proj, v_proj]",
                     )
                 ]
             )
         return self
 
 
-PLACES = {  # dtl's names -> PEFT's
-    "target": "target_modules",
-    "exclude": "exclude_modules",
-    "layers": "layers_to_transform",
-    "also_learn": "modules_to_save",
-}
+TARGET_KEYS = ("target_modules", "exclude_modules", "layers_to_transform", "modules_to_save")
 
 
-def _placed(options: Record) -> dict[str, Any]:
-    """What PEFT is told of where an adapter goes; it wants lists."""
-    given = {name: getattr(options, name) for name in PLACES if hasattr(options, name)}
+def _target_kwargs(options: Record) -> dict[str, Any]:
+    """Return the options of `TARGET_KEYS` as arguments of a PEFT config, which takes lists."""
+    values = {name: getattr(options, name) for name in TARGET_KEYS if hasattr(options, name)}
     return {
-        PLACES[name]: list(value) if isinstance(value, tuple) else value
-        for name, value in given.items()
+        name: list(value) if isinstance(value, tuple) else value for name, value in values.items()
     }

@@ -1,4 +1,4 @@
-"""Feature extraction: the base is frozen, in evaluation mode; only the head learns."""
+"""Feature extraction: the base is frozen, in evaluation mode; only the head is trained."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from dtl.config.record import Record
+from dtl.config.schema.base import Record
 from dtl.core.errors import DtlError
 from dtl.models.anatomy import head_modules, head_parameters
 from dtl.strategies.base import Strategy, set_trainable
@@ -20,34 +20,34 @@ class Options(Record):
 
     cache_features: bool | None = Field(
         None,
-        description="Compute what the base makes of each example once, keep it on disk for all "
-        "runs and learn the head from it; left out: where that gives the same and saves time.",
+        description="Compute the base's output for each example once, cache it on disk for all runs "
+        "and train the head on it; left out: if that gives the same result and saves time.",
     )
 
 
 class Plugin(Strategy):
-    """The head moves, and whatever else the base did not bring."""
+    """Trains the head and all other new parameters."""
 
     learning_rate = 1e-3
-    caches_features = None
+    cache_features = None
 
     def __init__(self, options: Options) -> None:
         super().__init__(options)
-        self.caches_features = options.cache_features
+        self.cache_features = options.cache_features
 
-    def apply(self, model: nn.Module, *, new: frozenset[str]) -> nn.Module:
-        learning = head_parameters(model) | new
-        if not learning:
+    def apply(self, model: nn.Module, *, new_parameters: frozenset[str]) -> nn.Module:
+        trainable = head_parameters(model) | new_parameters
+        if not trainable:
             raise DtlError.of(
                 "strategy: frozen",
-                f"{type(model).__name__} has no head of its own to learn (its output is tied to "
-                "the input embeddings)",
+                f"{type(model).__name__} has no head of its own to train (its output layer is tied "
+                "to the input embeddings)",
                 "take strategy lora or full, or a model whose head is not tied",
             )
-        return set_trainable(model, learning)
+        return set_trainable(model, trainable)
 
-    def training_mode(self, model: nn.Module) -> None:
-        """No dropout in the frozen part: its features are the same in every epoch."""
+    def set_training_mode(self, model: nn.Module) -> None:
+        """Set the base to evaluation mode: without dropout its features do not change."""
         model.eval()
         for module in head_modules(model):
             module.train()

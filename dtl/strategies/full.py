@@ -1,10 +1,10 @@
-"""Full fine-tuning: every parameter learns."""
+"""Full fine-tuning: every parameter is trained."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from dtl.config.record import Record
+from dtl.config.schema.base import Record
 from dtl.strategies.base import Strategy
 
 if TYPE_CHECKING:
@@ -12,13 +12,13 @@ if TYPE_CHECKING:
 
 
 class Options(Record):
-    """`strategy: full` has no options yet."""
+    """`strategy: full` has no options."""
 
 
 class Plugin(Strategy):
-    """Everything moves."""
+    """Trains all parameters."""
 
     learning_rate = 2e-5
 
-    def apply(self, model: nn.Module, *, new: frozenset[str]) -> nn.Module:
+    def apply(self, model: nn.Module, *, new_parameters: frozenset[str]) -> nn.Module:
         return model.requires_grad_(True)

@@ -1,4 +1,4 @@
-"""LoRA: low-rank adapters beside frozen weights, with DoRA, rsLoRA, LoRA+, PiSSA, LoftQ."""
+"""LoRA: low-rank adapters on frozen weights, with DoRA, rsLoRA, LoRA+, PiSSA, OLoRA, EVA, LoftQ."""
 
 from __future__ import annotations
 
@@ -7,63 +7,70 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from dtl.config.record import ConfigFault, refuse
+from dtl.config.schema.base import ConfigFault, raise_config_faults
 from dtl.models.peft import adapters, loftq
-from dtl.models.peft.adapters import TAKES_FROM_BASE
-from dtl.strategies.base import Adapter, Excluding, GoingOn, OfBlocks
+from dtl.models.peft.adapters import BASE_CHANGING_INITS
+from dtl.strategies.base import Adapter, ContinueFrom, ExcludeModules, LayersToTransform
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-BEGUN_LATER = ("kaiming", "eva", "loftq")  # PEFT draws A, and B is zero
+INITS_AFTER_LOADING = ("kaiming", "eva", "loftq")  # PEFT first draws A at random and sets B to zero
 
 
-class Options(OfBlocks, Excluding, GoingOn):
+class Options(LayersToTransform, ExcludeModules, ContinueFrom):
     """Options of `strategy: lora` (Hu et al. 2021, arXiv:2106.09685)."""
 
     rank: int = Field(16, ge=1, description="Rank of the update.")
     alpha: float = Field(32.0, gt=0, description="Scale: the update is multiplied by alpha / rank.")
-    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout before the adapter.")
-    bias: Literal["none", "all", "lora_only"] = Field("none", description="Which biases learn too.")
-    rslora: bool = Field(False, description="Scale by alpha / sqrt(rank) (arXiv:2312.03732).")
-    dora: bool = Field(False, description="Learn magnitude and direction apart (arXiv:2402.09353).")
-    loraplus: float = Field(
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on the input of the adapter.")
+    bias: Literal["none", "all", "lora_only"] = Field(
+        "none",
+        description="Biases that are trained as well: none, all, or those of adapted layers.",
+    )
+    use_rslora: bool = Field(False, description="Scale by alpha / sqrt(rank) (arXiv:2312.03732).")
+    use_dora: bool = Field(
+        False, description="Train magnitude and direction separately (DoRA, arXiv:2402.09353)."
+    )
+    loraplus_lr_ratio: float = Field(
         1.0,
         gt=0,
-        description="LoRA+ (arXiv:2402.12354): how many times A's learning rate B has; 16 there.",
+        description="LoRA+ (arXiv:2402.12354): learning rate of B / learning rate of A; the paper "
+        "uses 16.",
     )
     init: Literal["kaiming", "gaussian", "orthogonal", "pissa", "olora", "eva", "loftq"] = Field(
         "kaiming",
-        description="How the factors begin. kaiming and gaussian: A at random, B zero; orthogonal: "
-        "both at random, with product zero; pissa (arXiv:2404.02948): the largest singular values "
-        "of each weight; olora (arXiv:2406.01775): its QR decomposition; eva (arXiv:2410.07170): A "
-        "along what varies most in what the layer reads of the training examples; loftq "
-        "(arXiv:2310.08659): the best of its rank to make good what a weight loses in nf4.",
+        description="Initialization of the factors. kaiming and gaussian: A at random, B zero; "
+        "orthogonal: both at random, with product zero; pissa (arXiv:2404.02948): the largest "
+        "singular values of each weight; olora (arXiv:2406.01775): its QR decomposition; eva "
+        "(arXiv:2410.07170): A is set to the principal components of the layer's inputs on training "
+        "examples; loftq (arXiv:2310.08659): the low-rank approximation of the weight's nf4 "
+        "quantization error.",
     )
 
     @model_validator(mode="after")
-    def _an_adapter_that_goes_on_has_begun(self) -> Self:
+    def _check_init_with_continue_from(self) -> Self:
         if self.continue_from is not None and self.init in ("eva", "loftq"):
-            refuse(
+            raise_config_faults(
                 [
                     ConfigFault(
                         "init",
-                        problem=f"{self.init} would write over the adapter of continue_from",
-                        fix="leave init out: the adapter brings its own beginning",
+                        problem=f"{self.init} would overwrite the adapter of continue_from",
+                        fix="remove init: the adapter already has values",
                     )
                 ]
             )
         return self
 
     @model_validator(mode="after")
-    def _orthogonal_factors_come_in_pairs(self) -> Self:
+    def _check_orthogonal_rank_is_even(self) -> Self:
         if self.init == "orthogonal" and self.rank % 2:
-            refuse(
+            raise_config_faults(
                 [
                     ConfigFault(
                         "rank",
-                        problem=f"init orthogonal halves the rank, and {self.rank} is odd",
+                        problem=f"init orthogonal needs an even rank (got {self.rank})",
                         fix=f"set rank to {self.rank + 1}",
                     )
                 ]
@@ -72,7 +79,7 @@ class Options(OfBlocks, Excluding, GoingOn):
 
 
 class Plugin(Adapter):
-    """The adapters move, and a new head."""
+    """Trains the adapters and a new head."""
 
     learning_rate = 2e-4
     method = "lora"
@@ -80,24 +87,26 @@ class Plugin(Adapter):
 
     def __init__(self, options: Options) -> None:
         super().__init__(options)
-        whole_base = options.init not in TAKES_FROM_BASE
+        base_unchanged = options.init not in BASE_CHANGING_INITS
         self.needs_base_weights = options.init == "loftq"
-        # Biases learn in the base's place; with LoftQ a run begins nearer to the base than it is.
-        self.keeps_base = whole_base and options.bias == "none" and not self.needs_base_weights
+        # Biases are trained in place; with LoftQ, base + adapter is nearer to the unquantized base.
+        self.preserves_base = (
+            base_unchanged and options.bias == "none" and not self.needs_base_weights
+        )
         self.needs_calibration = options.init == "eva"
-        # Whole weights are taken apart, or used before the engine has them.
-        self.max_zero_stage = 3 if whole_base and not self.needs_calibration else 2
+        # Full weights are decomposed, or used before the engine has partitioned them.
+        self.max_zero_stage = 3 if base_unchanged and not self.needs_calibration else 2
 
-    def settings(self, model: nn.Module) -> dict[str, Any]:
+    def peft_config_kwargs(self, model: nn.Module) -> dict[str, Any]:
         options = self.options
         return {
             "r": options.rank,
             "lora_alpha": options.alpha,
             "lora_dropout": options.dropout,
             "bias": options.bias,
-            "use_rslora": options.rslora,
-            "use_dora": options.dora,
-            "init_lora_weights": True if options.init in BEGUN_LATER else options.init,
+            "use_rslora": options.use_rslora,
+            "use_dora": options.use_dora,
+            "init_lora_weights": True if options.init in INITS_AFTER_LOADING else options.init,
         }
 
     def init_from_data(
@@ -105,19 +114,21 @@ class Plugin(Adapter):
         model: nn.Module,
         *,
         batches: Iterable[dict[str, Tensor]],
-        show: Callable[[nn.Module, dict[str, Tensor]], Any],
+        forward: Callable[[nn.Module, dict[str, Tensor]], Any],
     ) -> None:
-        adapters.begin_along_inputs(model, batches=batches, show=show)
+        adapters.init_eva(model, batches=batches, show=forward)
 
     def init_from_base_weights(
         self,
         model: nn.Module,
         *,
-        whole: Mapping[str, Tensor],
+        original_weights: Mapping[str, Tensor],
         device: torch.device,
-        beat: Callable[[], None],
+        heartbeat: Callable[[], None],
     ) -> None:
-        loftq.make_good(model, whole=whole, device=device, beat=beat)
+        loftq.init_loftq(model, whole=original_weights, device=device, beat=heartbeat)
 
-    def rate_factor(self, name: str) -> float:
-        return self.options.loraplus if ".lora_B." in name or "_embedding_B" in name else 1.0
+    def learning_rate_factor(self, name: str) -> float:
+        return (
+            self.options.loraplus_lr_ratio if ".lora_B." in name or "_embedding_B" in name else 1.0
+        )

@@ -1,4 +1,4 @@
-"""Norm tuning: the normalisation layers learn, and the head."""
+"""Norm tuning: the normalization layers and the head are trained."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from dtl.config.record import Record
+from dtl.config.schema.base import Record
 from dtl.core.errors import DtlError
 from dtl.models.anatomy import head_parameters, norm_parameters
 from dtl.strategies.base import Strategy, set_trainable
@@ -21,23 +21,25 @@ class Options(Record):
 
     head: bool = Field(
         True,
-        description="Let a head that the base brought learn too, unless it is tied to the input "
-        "embeddings; a new one always does.",
+        description="Train a pretrained head as well, unless it is tied to the input embeddings. A "
+        "new head is always trained.",
     )
 
 
 class Plugin(Strategy):
-    """Scales and shifts of all norms move, and the head; running statistics stay the base's."""
+    """Trains weights and biases of all norms, and the head; running statistics are frozen."""
 
     learning_rate = 1e-3
     options: Options
 
-    def apply(self, model: nn.Module, *, new: frozenset[str]) -> nn.Module:
+    def apply(self, model: nn.Module, *, new_parameters: frozenset[str]) -> nn.Module:
         heads, norms = head_parameters(model), norm_parameters(model)
-        if not norms - heads - new:
+        if not norms - heads - new_parameters:
             raise DtlError.of(
                 "strategy: norm",
-                f"the base of {type(model).__name__} has no normalisation layers that learn",
+                f"the base of {type(model).__name__} has no normalization layers with parameters",
                 "take strategy bitfit or lora, or a model with such layers",
             )
-        return set_trainable(model, norms | new | (heads if self.options.head else frozenset()))
+        return set_trainable(
+            model, norms | new_parameters | (heads if self.options.head else frozenset())
+        )

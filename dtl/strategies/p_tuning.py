@@ -1,4 +1,4 @@
-"""P-tuning: virtual tokens before every text, learnt through a small network."""
+"""P-tuning: virtual tokens before every text are trained through a small network."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from dtl.config.record import Record
+from dtl.config.schema.base import Record
 from dtl.strategies.base import Adapter
 
 if TYPE_CHECKING:
@@ -16,17 +16,17 @@ if TYPE_CHECKING:
 class Options(Record):
     """Options of `strategy: p_tuning` (Liu et al. 2021, arXiv:2103.10385)."""
 
-    tokens: int = Field(20, ge=1, description="How many virtual tokens stand before a text.")
-    network: Literal["mlp", "lstm"] = Field(
-        "mlp", description="What makes them of what is learnt; it is not exported."
+    num_virtual_tokens: int = Field(20, ge=1, description="Number of virtual tokens before a text.")
+    encoder_reparameterization_type: Literal["mlp", "lstm"] = Field(
+        "mlp", description="Network that computes the virtual tokens; it is not exported."
     )
-    width: int | None = Field(
-        None, ge=1, description="Width of that network; left out: the model's own."
+    encoder_hidden_size: int | None = Field(
+        None, ge=1, description="Width of that network; left out: the model's hidden size."
     )
 
 
 class Plugin(Adapter):
-    """The virtual tokens and their network move, and a new head."""
+    """Trains the virtual tokens, their network and a new head."""
 
     learning_rate = 1e-3  # as in PEFT's guide
     method = "p_tuning"
@@ -34,12 +34,16 @@ class Plugin(Adapter):
 
     def __init__(self, options: Options) -> None:
         super().__init__(options)
-        self.virtual_tokens = options.tokens
+        self.num_virtual_tokens = options.num_virtual_tokens
 
-    def settings(self, model: nn.Module) -> dict[str, Any]:
-        width = {} if self.options.width is None else {"encoder_hidden_size": self.options.width}
+    def peft_config_kwargs(self, model: nn.Module) -> dict[str, Any]:
+        width = (
+            {}
+            if self.options.encoder_hidden_size is None
+            else {"encoder_hidden_size": self.options.encoder_hidden_size}
+        )
         return {
-            "num_virtual_tokens": self.options.tokens,
-            "encoder_reparameterization_type": self.options.network.upper(),
+            "num_virtual_tokens": self.options.num_virtual_tokens,
+            "encoder_reparameterization_type": self.options.encoder_reparameterization_type.upper(),
             **width,
         }

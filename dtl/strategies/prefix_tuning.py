@@ -1,4 +1,4 @@
-"""Prefix tuning: keys and values are learnt, which every block sees before those of the text."""
+"""Prefix tuning: every block attends to trained keys and values, before those of the text."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from dtl.config.record import Record
+from dtl.config.schema.base import Record
 from dtl.strategies.base import Adapter
 
 if TYPE_CHECKING:
@@ -16,14 +16,15 @@ if TYPE_CHECKING:
 class Options(Record):
     """Options of `strategy: prefix_tuning` (Li and Liang 2021, arXiv:2101.00190)."""
 
-    tokens: int = Field(20, ge=1, description="How many virtual tokens stand before a text.")
-    network: bool = Field(
-        False, description="Learn them through a small network, which is not exported."
+    num_virtual_tokens: int = Field(20, ge=1, description="Number of virtual tokens before a text.")
+    prefix_projection: bool = Field(
+        False,
+        description="Train the virtual tokens through a small network, which is not exported.",
     )
 
 
 class Plugin(Adapter):
-    """Keys and values of the virtual tokens move, and a new head."""
+    """Trains keys and values of the virtual tokens, and a new head."""
 
     learning_rate = 1e-3  # as in PEFT's comparison of methods
     method = "prefix_tuning"
@@ -31,10 +32,10 @@ class Plugin(Adapter):
 
     def __init__(self, options: Options) -> None:
         super().__init__(options)
-        self.virtual_tokens = options.tokens
+        self.num_virtual_tokens = options.num_virtual_tokens
 
-    def settings(self, model: nn.Module) -> dict[str, Any]:
+    def peft_config_kwargs(self, model: nn.Module) -> dict[str, Any]:
         return {
-            "num_virtual_tokens": self.options.tokens,
-            "prefix_projection": self.options.network,
+            "num_virtual_tokens": self.options.num_virtual_tokens,
+            "prefix_projection": self.options.prefix_projection,
         }

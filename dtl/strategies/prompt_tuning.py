@@ -1,4 +1,4 @@
-"""Prompt tuning: tokens of no word are learnt, which stand before every text."""
+"""Prompt tuning: the embeddings of virtual tokens before every text are trained."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from dtl.config.record import Record
-from dtl.models.peft.adapters import on_meta_device
+from dtl.config.schema.base import Record
+from dtl.models.peft.adapters import is_on_meta_device
 from dtl.strategies.base import Adapter
 
 if TYPE_CHECKING:
@@ -17,15 +17,16 @@ if TYPE_CHECKING:
 class Options(Record):
     """Options of `strategy: prompt_tuning` (Lester et al. 2021, arXiv:2104.08691)."""
 
-    tokens: int = Field(20, ge=1, description="How many virtual tokens stand before a text.")
-    init: Literal["vocabulary", "random"] = Field(
-        "vocabulary",
-        description="How they begin: as tokens of the vocabulary, drawn by lot, or at random.",
+    num_virtual_tokens: int = Field(20, ge=1, description="Number of virtual tokens before a text.")
+    init: Literal["sample_vocab", "random"] = Field(
+        "sample_vocab",
+        description="Initialization: the embeddings of random tokens of the vocabulary, or random "
+        "numbers.",
     )
 
 
 class Plugin(Adapter):
-    """The virtual tokens move, and a new head."""
+    """Trains the virtual tokens and a new head."""
 
     learning_rate = 1e-3  # as in PEFT's comparison of methods
     method = "prompt_tuning"
@@ -33,11 +34,11 @@ class Plugin(Adapter):
 
     def __init__(self, options: Options) -> None:
         super().__init__(options)
-        self.virtual_tokens = options.tokens
+        self.num_virtual_tokens = options.num_virtual_tokens
 
-    def settings(self, model: nn.Module) -> dict[str, Any]:
-        drawn = self.options.init == "random" or on_meta_device(model)
+    def peft_config_kwargs(self, model: nn.Module) -> dict[str, Any]:
+        is_random = self.options.init == "random" or is_on_meta_device(model)
         return {
-            "num_virtual_tokens": self.options.tokens,
-            "prompt_tuning_init": "RANDOM" if drawn else "SAMPLE_VOCAB",
+            "num_virtual_tokens": self.options.num_virtual_tokens,
+            "prompt_tuning_init": "RANDOM" if is_random else "SAMPLE_VOCAB",
         }

@@ -1,10 +1,10 @@
-"""No transfer: the architecture with random weights; the yardstick, and how a base is made."""
+"""Training from scratch: random weights, no transfer; the baseline, and how a base is made."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from dtl.config.record import Record
+from dtl.config.schema.base import Record
 from dtl.strategies.base import Strategy
 
 if TYPE_CHECKING:
@@ -16,10 +16,10 @@ class Options(Record):
 
 
 class Plugin(Strategy):
-    """Random weights, drawn from train.seed; everything moves."""
+    """Trains all parameters, from random values that are drawn with `train.seed`."""
 
     learning_rate = 1e-3
     starts_from = "random"
 
-    def apply(self, model: nn.Module, *, new: frozenset[str]) -> nn.Module:
+    def apply(self, model: nn.Module, *, new_parameters: frozenset[str]) -> nn.Module:
         return model.requires_grad_(True)

@@ -1,42 +1,48 @@
-"""Speech into text with an encoder and a decoder: Whisper and Speech2Text write, or translate."""
+"""Speech recognition and translation with an encoder and a decoder: Whisper, Speech2Text."""
 
 # B batch, M mel bands, F frames, T label tokens, V vocabulary
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from dtl.config.record import Record
+from dtl.config.schema.base import Record
 from dtl.core.errors import DtlError, Fault
 from dtl.data.example import Encoded, Skip
-from dtl.data.modalities.audio import as_heard, pieces_of, sound_fault, sound_of
+from dtl.data.modalities.audio import pieces_of, sound_fault, sound_of
+from dtl.data.modalities.log_mel import extract_log_mel, frames_to_seconds, pad_log_mel
 from dtl.data.modalities.spec_augment import SpecAugment
-from dtl.metrics.transcripts import counts_of, normaliser, rate_of, speech_scores
-from dtl.models.anatomy import unwrapped
-from dtl.models.load import SpeechProcessor
-from dtl.models.speech.decoder_prompt import (
-    generate_texts,
-    says_multilingual,
-    set_generation,
-    set_prompt,
-)
-from dtl.tasks.base import (
-    IGNORE_INDEX,
-    DatasetStats,
-    EvalRecord,
-    Task,
+from dtl.data.modalities.text import (
+    decode_reference,
+    encode_reference,
     find_text_fault,
     get_text,
-    pad_sequences,
 )
+from dtl.data.padding import pad_sequences
+from dtl.losses.cross_entropy import IGNORE_INDEX, token_cross_entropy
+from dtl.metrics.base import EvalRecord, Metric
+from dtl.metrics.perplexity import mean_loss, token_accuracy, token_records
+from dtl.metrics.transcripts import (
+    text_normalizer,
+    transcript_scores,
+    wer_counts,
+    wer_from_counts,
+)
+from dtl.models.anatomy import unwrap
+from dtl.models.load import SpeechProcessor
+from dtl.models.speech.decoder_prompt import (
+    configure_generation,
+    configure_prompt,
+    generate_texts,
+    read_is_multilingual,
+)
+from dtl.tasks.base import DatasetStats, Encoder, Task
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy import ndarray
     from numpy.random import Generator
     from torch import Tensor, nn
@@ -44,7 +50,6 @@ if TYPE_CHECKING:
     from dtl.data.sources.rows import Row
 
 FAMILIES = ("whisper", "speech_to_text")
-MARGIN = 8  # frames of silence after each sound: as far as Speech2Text's convolutions look ahead
 
 
 class Options(Record):
@@ -52,48 +57,45 @@ class Options(Record):
 
     language: str | None = Field(
         None,
-        description="Language that is spoken, by its code or English name (de, german); for "
-        "Speech2Text, the one that is written. Models of one language need none.",
+        description="Language of the speech, by its code or English name (de, german); for "
+        "Speech2Text, that of the text. Models of one language need none.",
     )
     action: Literal["transcribe", "translate"] = Field(
         "transcribe",
-        description="What a multilingual Whisper is told to do: transcribe, or translate into "
-        "English.",
+        description="Task of a multilingual Whisper: transcribe, or translate into English.",
     )
-    longest_seconds: float | None = Field(
+    max_seconds: float | None = Field(
         None,
         gt=0,
-        description="Longer clips are left out, and counted; left out: what the model hears at "
-        "once (Whisper 30 s).",
+        description="Longer clips are skipped, and counted. Default: what the model reads at once "
+        "(Whisper 30 s).",
     )
-    shortest_seconds: float = Field(
-        0.1, ge=0.05, description="Shorter clips are left out, and counted."
+    min_seconds: float = Field(0.1, ge=0.05, description="Shorter clips are skipped, and counted.")
+    max_new_tokens: int = Field(
+        225, ge=1, description="Longest generated text in tokens, within the model's positions."
     )
-    generate_length: int = Field(
-        225, ge=1, description="Longest generated text in tokens, within what the model can write."
-    )
-    beams: int | None = Field(
-        None, ge=1, description="Beams of the search; left out: as the model is set, usually 1."
+    num_beams: int | None = Field(
+        None, ge=1, description="Beams of beam search. Default: the model's own, usually 1."
     )
     spec_augment: bool | None = Field(
         None,
-        description="Hide spans of time and bands of frequency in training, as many as the model's "
-        "config says; left out: if its config says so (apply_spec_augment).",
+        description="Mask spans of time and bands of frequency in training, as many as the model's "
+        "config says. Default: its apply_spec_augment.",
     )
-    normalise: str | None = Field(
+    normalizer_language: str | None = Field(
         None,
-        description="Language whose text normaliser the normalised scores take; left out: that of "
+        description="Language of the text normalizer for the normalized scores. Default: that of "
         "the texts.",
     )
 
 
 class Plugin(Task):
-    """Teacher forcing; each label token, the language's and the end included, is one target."""
+    """Teacher forcing; each label token, including language and end, is one target."""
 
     auto_class = "AutoModelForSpeechSeq2Seq"
     required_columns = "`audio` and `text`"
-    best = "-wer"
-    processor_kind = "speech"
+    metric = Metric("wer", higher_is_better=False)
+    processor_kind = "processor"
     media_column = "audio"
     supervises_eos = True
     options: Options
@@ -102,139 +104,144 @@ class Plugin(Task):
         return find_text_fault(row, "text") or sound_fault(row)
 
     def collect_dataset_stats(self, rows: Iterable[Row], base_config: Any) -> DatasetStats:
-        """Nothing of the rows; of the base, what its tokenizer and extractor do not know."""
+        """Return what tokenizer and extractor do not know of the base; nothing of the rows."""
         if base_config.model_type not in FAMILIES:
             raise DtlError.of(
                 "model.path",
-                f"a {base_config.model_type} model is not one that this task knows",
-                f"take a model of {' or '.join(FAMILIES)}, or task asr_ctc",
+                f"the task does not support {base_config.model_type} models",
+                f"use a model of {' or '.join(FAMILIES)}, or task asr_ctc",
             )
         return {
             "start": base_config.decoder_start_token_id,
             "positions": base_config.max_target_positions,
-            "frames": _frames(base_config),
-            "multilingual": says_multilingual(base_config),
+            "frames": _max_input_frames(base_config),
+            "multilingual": read_is_multilingual(base_config),
             "spec_augment": self._spec_augment(base_config),
         }
 
-    def _spec_augment(self, base: Any) -> dict[str, float] | None:
-        asked = self.options.spec_augment
-        if not (getattr(base, "apply_spec_augment", False) if asked is None else asked):
+    def _spec_augment(self, base_config: Any) -> dict[str, float] | None:
+        """Return the settings of SpecAugment, as JSON; None: training does not use it."""
+        is_on = self.options.spec_augment
+        if is_on is None:
+            is_on = getattr(base_config, "apply_spec_augment", False)
+        if not is_on:
             return None
-        found = SpecAugment.of(base)
-        if found is None:
+        settings = SpecAugment.of(base_config)
+        if settings is None:
             raise DtlError.of(
                 "task.spec_augment",
-                f"the config of a {base.model_type} model has no numbers for it",
+                f"the config of a {base_config.model_type} model has no settings for it",
                 "leave the key out",
             )
-        return found.as_json()
+        return settings.as_json()
 
     def adapt_processor(
         self, processor: Any, dataset_stats: DatasetStats
     ) -> tuple[Any, DatasetStats]:
-        """The tokenizer begins its texts as asked; the processor knows what to hide."""
+        """Return a processor with prompt and SpecAugment, and the language of the texts."""
         if processor.tokenizer is None:
             raise DtlError.of(
                 "model.path",
                 "the model has no tokenizer",
-                "put the files of its tokenizer beside its weights",
+                "add the files of its tokenizer to the folder of its weights",
             )
         options, augment = self.options, dataset_stats["spec_augment"]
-        written = set_prompt(
+        text_language = configure_prompt(
             processor.tokenizer,
             language=options.language,
             action=options.action,
             multilingual=dataset_stats["multilingual"],
         )
-        language = options.normalise or written
-        normaliser(language)  # so that a language it does not know is told now
-        fitted = _Listener(
+        language = options.normalizer_language or text_language
+        text_normalizer(language)  # raises now for an unknown language
+        adapted = Seq2SeqSpeechProcessor(
             processor.feature_extractor,
             processor.tokenizer,
             SpecAugment(**augment) if augment else None,
         )
-        return fitted, {**dataset_stats, "language": language}
+        return adapted, {**dataset_stats, "language": language}
 
     def head_config(self, dataset_stats: DatasetStats) -> dict[str, Any]:
-        """Whisper's LayerDrop is no match for ZeRO-3, and masks of its own differ by layout."""
-        drops = {"encoder_layerdrop": 0.0, "decoder_layerdrop": 0.0}
-        return {**drops, "apply_spec_augment": False} if dataset_stats["spec_augment"] else drops
+        """Return a config without LayerDrop, which ZeRO-3 cannot run, and without the model's own
+        SpecAugment, whose masks would differ between layouts."""
+        no_layerdrop = {"encoder_layerdrop": 0.0, "decoder_layerdrop": 0.0}
+        if not dataset_stats["spec_augment"]:
+            return no_layerdrop
+        return {**no_layerdrop, "apply_spec_augment": False}
 
     def configure_model(self, model: nn.Module, *, processor: Any) -> None:
-        set_generation(model, processor.tokenizer)
+        configure_generation(model, processor.tokenizer)
 
     def max_length(self, processor: Any, dataset_stats: DatasetStats, base_config: Any) -> int:
-        """What is heard and what is written, each at its most."""
-        heard = base_config.max_source_positions
+        """Return the most encoder positions and label tokens together."""
+        positions = base_config.max_source_positions
         if base_config.model_type != "whisper":
-            heard = -(-dataset_stats["frames"] // 2**base_config.num_conv_layers)
-        return int(heard + dataset_stats["positions"])
+            positions = -(-dataset_stats["frames"] // 2**base_config.num_conv_layers)
+        return int(positions + dataset_stats["positions"])
 
-    def encoder(
-        self, processor: Any, dataset_stats: DatasetStats, base_config: Any
-    ) -> Callable[[Row], Encoded | Skip]:
+    def encoder(self, processor: Any, dataset_stats: DatasetStats, base_config: Any) -> Encoder:
         import numpy as np
 
         extractor, tokenizer = processor.feature_extractor, processor.tokenizer
-        rate, shortest = extractor.sampling_rate, self.options.shortest_seconds
-        longest = self._longest(_hears_seconds(extractor, dataset_stats["frames"]))
-        most = dataset_stats["positions"]
+        rate, min_seconds = extractor.sampling_rate, self.options.min_seconds
+        max_seconds = self._max_seconds(extractor, dataset_stats)
+        max_tokens = dataset_stats["positions"]
 
         def encode(row: Row) -> Encoded | Skip:
-            text = get_text(row, "text", max_tokens=most).strip()
+            text = get_text(row, "text", max_tokens=max_tokens).strip()
             if not text:
                 return Skip("empty text")
             samples_T = sound_of(row, rate=rate)
-            if len(samples_T) > longest * rate:
-                return Skip(f"longer than {longest:g} s")
-            if len(samples_T) < shortest * rate:
-                return Skip(f"shorter than {shortest:g} s")
-            labels = labels_of(text, tokenizer, start=dataset_stats["start"])
-            if len(labels) > most:
-                return Skip(f"text of more than {most} tokens")
+            if len(samples_T) > max_seconds * rate:
+                return Skip(f"longer than {max_seconds:g} s")
+            if len(samples_T) < min_seconds * rate:
+                return Skip(f"shorter than {min_seconds:g} s")
+            labels = target_tokens(text, tokenizer, start=dataset_stats["start"])
+            if len(labels) > max_tokens:
+                return Skip(f"text of more than {max_tokens} tokens")
             positions = base_config.max_source_positions
             if base_config.model_type != "whisper":
-                found = _features(extractor, samples_T)
-                if not np.isfinite(found.features).all():
-                    return Skip("nothing to hear")
-                positions = -(-found.frames // 2**base_config.num_conv_layers)
+                log_mel = extract_log_mel(samples_T, extractor)
+                if not np.isfinite(log_mel.features).all():
+                    return Skip("no audible sound")
+                positions = -(-log_mel.frames // 2**base_config.num_conv_layers)
             values = {
                 "samples": samples_T,
                 "labels": labels,
-                "reference": np.frombuffer(text.encode(), dtype=np.uint8),
+                "reference": encode_reference(text),
             }
             return Encoded(values, positions + len(labels), len(labels))
 
         return encode
 
-    def _longest(self, heard: float) -> float:
-        """Seconds of the longest clip. Raises DtlError where more is asked for than is heard."""
-        asked = self.options.longest_seconds
-        if asked is None:
-            return heard
-        if asked > heard:
+    def _max_seconds(self, extractor: Any, dataset_stats: DatasetStats) -> float:
+        """Return the longest clip in seconds. Raises DtlError for more than the model reads."""
+        limit = frames_to_seconds(dataset_stats["frames"], extractor)
+        requested = self.options.max_seconds
+        if requested is None:
+            return limit
+        if requested > limit:
             raise DtlError.of(
-                "task.longest_seconds",
-                f"the model hears {heard:g} s at once, and {asked:g} s are asked for",
-                f"cut longer recordings into clips of up to {heard:g} s, each with its text",
+                "task.max_seconds",
+                f"{requested:g} s are more than the model reads at once ({limit:g} s)",
+                f"split longer recordings into clips of up to {limit:g} s, each with its text",
             )
-        return asked
+        return requested
 
     def transform(
         self, values: dict[str, Any], *, processor: Any, rng: Generator | None
     ) -> dict[str, Any]:
-        heard = _features(processor.feature_extractor, values["samples"])
+        log_mel = extract_log_mel(values["samples"], processor.feature_extractor)
         if rng is not None and processor.augment is not None:
-            shown = processor.augment.masked(heard.features, frames=heard.frames, draw=rng)
-            heard = replace(heard, features=shown)
-        return {**values, "heard": heard}
+            masked = processor.augment.masked(log_mel.features, frames=log_mel.frames, draw=rng)
+            log_mel = replace(log_mel, features=masked)
+        return {**values, "log_mel": log_mel}
 
     def collate(self, examples: list[dict[str, Any]], *, pad_token_id: int) -> dict[str, Tensor]:
-        # By 1 and not by 8: the decoder has no positions beyond those of the longest labels.
+        # Not to a multiple of 8: the decoder may have no positions beyond the longest labels.
         labels = [example["labels"] for example in examples]
         return {
-            **_padded([example["heard"] for example in examples]),
+            **pad_log_mel([example["log_mel"] for example in examples]),
             "labels": pad_sequences(labels, value=IGNORE_INDEX, multiple=1),
             "reference": pad_sequences(
                 [example["reference"] for example in examples], value=IGNORE_INDEX
@@ -242,7 +249,7 @@ class Plugin(Task):
         }
 
     def always_frozen(self, model: nn.Module, *, random_init: bool) -> Iterable[nn.Parameter]:
-        """Whisper's encoder has positions that were computed and not learnt."""
+        """Return the positions of the encoder: Whisper's are sinusoids and not trained."""
         return [
             parameter
             for name, parameter in model.named_parameters()
@@ -250,26 +257,18 @@ class Plugin(Task):
         ]
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-        return _losses(model, batch)[0].sum()
+        return token_cross_entropy(_target_logits(model, batch), batch["labels"]).sum()
 
     def eval_records(
         self, model: nn.Module, batch: dict[str, Tensor], *, processor: Any
     ) -> list[EvalRecord]:
-        losses_BT, logits_BTV = _losses(model, batch)
-        labels_BT = batch["labels"]
+        logits_BTV, labels_BT = _target_logits(model, batch), batch["labels"]
+        losses_BT = token_cross_entropy(logits_BTV, labels_BT)
         texts = self._generate(model, batch, processor, None)
         return [
-            {
-                "loss": loss,
-                "targets": targets,
-                "hits": hits,
-                "reference": bytes(byte for byte in reference if byte != IGNORE_INDEX).decode(),
-                "generated": text,
-            }
-            for loss, targets, hits, reference, text in zip(
-                losses_BT.double().sum(1).tolist(),
-                (labels_BT != IGNORE_INDEX).sum(1).tolist(),
-                (logits_BTV.argmax(-1) == labels_BT).sum(1).tolist(),
+            {**record, "reference": decode_reference(reference), "hypothesis": text}
+            for record, reference, text in zip(
+                token_records(losses_BT, logits_BTV, labels_BT),
                 batch["reference"].tolist(),
                 texts,
                 strict=True,
@@ -277,28 +276,26 @@ class Plugin(Task):
         ]
 
     def _generate(
-        self, model: nn.Module, batch: dict[str, Tensor], processor: Any, longest: int | None
+        self,
+        model: nn.Module,
+        batch: dict[str, Tensor],
+        processor: Any,
+        max_new_tokens: int | None,
     ) -> list[str]:
         return generate_texts(
-            unwrapped(model),
+            unwrap(model),
             {name: batch[name] for name in ("input_features", "attention_mask")},
             processor.tokenizer,
-            longest=longest or self.options.generate_length,
-            beams=self.options.beams,
+            longest=max_new_tokens or self.options.max_new_tokens,
+            beams=self.options.num_beams,
         )
 
     def score(self, records: list[EvalRecord], dataset_stats: DatasetStats) -> dict[str, float]:
-        """Loss a token (nats), share of tokens guessed right after the right ones, and the errors
-        of the generated texts."""
-        targets = sum(outcome["targets"] for outcome in records)
+        """Return loss (nats a token), token accuracy under teacher forcing, WER and CER."""
         return {
-            "loss": math.fsum(outcome["loss"] for outcome in records) / targets,
-            "accuracy": sum(outcome["hits"] for outcome in records) / targets,
-            **speech_scores(
-                [outcome["reference"] for outcome in records],
-                [outcome["generated"] for outcome in records],
-                language=dataset_stats["language"],
-            ),
+            "loss": mean_loss(records),
+            "accuracy": token_accuracy(records),
+            **transcript_scores(records, language=dataset_stats["language"]),
         }
 
     def with_placeholder_target(
@@ -307,10 +304,11 @@ class Plugin(Task):
         return {**fields, "text": "a"}
 
     def chunk_row(self, row: Row, *, processor: Any, dataset_stats: DatasetStats) -> list[Row]:
-        """A long recording, cut in pauses into what the model hears at once."""
-        extractor, shortest = processor.feature_extractor, self.options.shortest_seconds
-        longest = self._longest(_hears_seconds(extractor, dataset_stats["frames"]))
-        return pieces_of(row, rate=extractor.sampling_rate, longest=longest, shortest=shortest)
+        """Return a recording longer than the model's input as several, split at pauses."""
+        extractor, min_seconds = processor.feature_extractor, self.options.min_seconds
+        max_seconds = self._max_seconds(extractor, dataset_stats)
+        rate = extractor.sampling_rate
+        return pieces_of(row, rate=rate, longest=max_seconds, shortest=min_seconds)
 
     def predict(
         self,
@@ -321,121 +319,52 @@ class Plugin(Task):
         dataset_stats: DatasetStats,
         max_new_tokens: int | None,
     ) -> list[dict[str, Any]]:
-        """What is heard."""
+        """Return the transcripts or translations."""
         return [
             {"predicted": text} for text in self._generate(model, batch, processor, max_new_tokens)
         ]
 
     def metric_counts(self, records: list[EvalRecord], dataset_stats: DatasetStats) -> ndarray:
-        """Errors by words, and words that were said."""
-        return counts_of(
-            [outcome["reference"] for outcome in records],
-            [outcome["generated"] for outcome in records],
-        )
+        return wer_counts(records)
 
     def metric_from_counts(self, counts: ndarray) -> ndarray:
-        return rate_of(counts)
+        return wer_from_counts(counts)
 
 
 @dataclass
-class _Listener(SpeechProcessor):
-    """Extractor and tokenizer, and what training hides of the sound."""
+class Seq2SeqSpeechProcessor(SpeechProcessor):
+    """Feature extractor and tokenizer, and the SpecAugment of training."""
 
     augment: SpecAugment | None
 
 
-def labels_of(text: str, tokenizer: Any, *, start: int) -> list[int]:
-    """What the decoder is to write. It is given its start token, which it need not write; what
-    stands before the text after that, such as the language, it must."""
+def target_tokens(text: str, tokenizer: Any, *, start: int) -> list[int]:
+    """Return the labels of the decoder: its prompt and the text, without the start token."""
     labels: list[int] = list(tokenizer(text)["input_ids"])
     return labels[1:] if labels[0] == start else labels
 
 
-def _frames(base: Any) -> int:
-    """Frames that the encoder reads at most; Whisper's reads no fewer either."""
-    layers = 2 if base.model_type == "whisper" else 2**base.num_conv_layers
-    return int(base.max_source_positions * layers)
+def _max_input_frames(base_config: Any) -> int:
+    """Return the most frames that the encoder reads; Whisper's always reads as many."""
+    stride = 2 if base_config.model_type == "whisper" else 2**base_config.num_conv_layers
+    return int(base_config.max_source_positions * stride)
 
 
-def _hears_seconds(extractor: Any, frames: int) -> float:
-    """Raises DtlError where the extractor's frames are not as many as the model reads."""
-    made = getattr(extractor, "nb_max_frames", None)
-    if made is not None and made != frames:
-        raise DtlError.of(
-            "model.path",
-            f"its feature extractor makes {made} frames, and the model reads {frames}",
-            "correct chunk_length in its preprocessor_config.json",
-        )
-    hop = getattr(extractor, "hop_length", extractor.sampling_rate // 100)
-    return frames * hop / float(extractor.sampling_rate)
+def _target_logits(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    """Return the logits of each label token (B, T, V), in the model's dtype.
 
-
-@dataclass(frozen=True)
-class _Heard:
-    """Log-mel features, (M, F) for Whisper, which always hears as much, and (F, M) for Speech2Text.
-    `frames`: those that hold sound, before silence."""
-
-    features: np.ndarray
-    frames: int
-    always_as_long: bool
-
-
-def _features(extractor: Any, samples_T: np.ndarray) -> _Heard:
-    import numpy as np
-
-    with np.errstate(divide="ignore", invalid="ignore"):  # of silence, which has no variance
-        found = extractor(
-            as_heard(samples_T),
-            sampling_rate=extractor.sampling_rate,
-            return_attention_mask=True,
-            return_tensors="np",
-        )
-    return _Heard(
-        found["input_features"][0],
-        int(found["attention_mask"][0].sum()),
-        hasattr(extractor, "nb_max_frames"),
-    )
-
-
-def _padded(heard: list[_Heard]) -> dict[str, Tensor]:
-    """Features and which of their frames hold sound."""
-    import numpy as np
-    import torch
-
-    features = [one.features for one in heard]
-    if heard[0].always_as_long:
-        width = features[0].shape[1]
-    else:
-        width = -(-(max(map(len, features)) + MARGIN) // 8) * 8
-        features = [np.pad(rows, ((0, width - len(rows)), (0, 0))) for rows in features]
-    ends_B1 = torch.tensor([[one.frames] for one in heard])
-    return {
-        "input_features": torch.from_numpy(np.stack(features)),
-        "attention_mask": (torch.arange(width) < ends_B1).long(),
-    }
-
-
-def _losses(model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Loss of each label token (B, T), 0 where it is padded, and the logits (B, T, V).
-
-    The model is given what its decoder reads, and not the labels: it would take a loss of its own,
-    which needs the logits in fp32 once more.
+    The model gets the inputs of its decoder, and not the labels: with labels it would compute a
+    loss of its own, which needs the logits in fp32 once more.
     """
-    from torch.nn.functional import cross_entropy, pad
+    from torch.nn.functional import pad
 
-    settings: Any = unwrapped(model).config
+    config: Any = unwrap(model).config
     labels_BT = batch["labels"]
-    read_BT = pad(labels_BT[:, :-1], (1, 0), value=settings.decoder_start_token_id)
-    logits_BTV = model(
+    inputs_BT = pad(labels_BT[:, :-1], (1, 0), value=config.decoder_start_token_id)
+    logits_BTV: Tensor = model(
         input_features=batch["input_features"],
         attention_mask=batch["attention_mask"],
-        decoder_input_ids=read_BT.masked_fill(read_BT == IGNORE_INDEX, settings.pad_token_id),
+        decoder_input_ids=inputs_BT.masked_fill(inputs_BT == IGNORE_INDEX, config.pad_token_id),
         use_cache=False,
     ).logits
-    losses_BT = cross_entropy(
-        logits_BTV.flatten(0, 1).float(),
-        labels_BT.flatten(),
-        ignore_index=IGNORE_INDEX,
-        reduction="none",
-    ).view(labels_BT.shape)
-    return losses_BT, logits_BTV
+    return logits_BTV

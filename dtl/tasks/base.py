@@ -1,4 +1,4 @@
-"""What is learnt. One file in this folder is one task, named as the config names it."""
+"""What a task is: how rows become examples, losses and scores; one file is one task."""
 
 from __future__ import annotations
 
@@ -7,10 +7,19 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from dtl.config.batch_size import COUNTED, Unit
+from dtl.config.schema.batch_size import COUNTS_PER_UNIT, Unit
 from dtl.core.errors import Fault
-from dtl.data import labels
-from dtl.data.example import MULTIPLE, Encoded, Skip
+from dtl.data.example import Encoded, Skip
+from dtl.data.labels import head_for
+from dtl.losses.cross_entropy import IGNORE_INDEX, class_cross_entropy
+from dtl.metrics.base import EvalRecord, Metric
+from dtl.metrics.classification import (
+    classification_records,
+    classification_scores,
+    f1_counts,
+    macro_f1_from_counts,
+    predict_labels,
+)
 
 if TYPE_CHECKING:
     from numpy import ndarray
@@ -21,21 +30,21 @@ if TYPE_CHECKING:
     from dtl.data.sources.rows import Row
 
 DatasetStats = dict[str, Any]
-ProcessorKind = Literal[
-    "tokenizer", "features", "images", "speech"
-]  # of transformers; see load_processor
-EvalRecord = dict[str, Any]
-IGNORE_INDEX = -100  # the label of a position that the loss does not count
-LENGTH_UNITS = {None: "tokens", "audio": "frames", "image": "patches"}  # by a task's media
+Encoder = Callable[["Row"], Encoded | Skip]
+# The transformers class that reads the input; see load_processor.
+ProcessorKind = Literal["tokenizer", "feature_extractor", "image_processor", "processor"]
+# By the task's media_column.
+LENGTH_UNITS = {None: "tokens", "audio": "frames", "image": "patches"}
 BATCH_UNITS: dict[str | None, Unit | None] = {None: "tokens", "audio": "seconds", "image": None}
-MAX_TEXT_CHARACTERS = 1_000_000  # characters; a second's work for a tokenizer
-MAX_TOKEN_CHARACTERS = 64  # characters; more than a token has on average in any text
 
 
 @dataclass(frozen=True)
 class ExamplePreview:
-    """A row as a person reads it. `given`: what the model sees; None: the bytes of its media.
-    `answer`: the text to come out, where there is one. `labels`: its classes, where it has some."""
+    """A row as a person reads it.
+
+    `input`: what the model reads; None: a media file. `target`: the text to generate, if there is
+    one. `labels`: the classes, if there are some.
+    """
 
     input: str | None
     target: str | None = None
@@ -44,8 +53,7 @@ class ExamplePreview:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What was to come out of an example, and what the model said, in words; None: there are
-    none."""
+    """The target and the prediction of an example, as text; None: the task has none."""
 
     expected: str | None
     predicted: str | None
@@ -53,7 +61,7 @@ class Prediction:
 
 @dataclass(frozen=True)
 class TokenSpan:
-    """A run of an example's tokens, and whether they are learnt."""
+    """Consecutive tokens of an example, and whether they count in the loss."""
 
     tokens: list[int]
     supervised: bool
@@ -62,171 +70,166 @@ class TokenSpan:
 class Task(ABC):
     """One kind of learning problem. A plugin file defines `Options` and a final `Plugin(Task)`.
 
-    A task knows nothing of ranks, of the optimizer or of what learns. It returns sums, never means:
-    the loop divides by the number of targets of the whole global batch.
+    A task does not depend on ranks, on the optimizer or on which parameters are trainable. It
+    returns sums, never means: the loop divides by the number of targets of the global batch.
     """
 
-    auto_class: ClassVar[str]  # the transformers auto class that carries the right head
-    required_columns: ClassVar[str]  # the columns it needs, in words
-    best: ClassVar[str]  # the score that tells which model is best; "-name" where less is better
-    compares_with_base: ClassVar[bool] = (
-        False  # whether it compares with the base, which must then be kept
-    )
-    processor_kind: ClassVar[ProcessorKind] = (
-        "tokenizer"  # the part of the model that reads its input
-    )
-    media_column: ClassVar[str | None] = (
-        None  # the column that may name a file, whose bytes count as data
-    )
-    truncation_options: ClassVar[
-        dict[str, tuple[str, ...]]
-    ] = {}  # option in tokens -> the values that it cuts
-    supervises_eos: ClassVar[bool] = False  # whether an answer should close with a special token
-    single_forward: ClassVar[bool] = (
-        False  # whether loss and outcomes run the model once for a batch
-    )
+    # The transformers auto class with the right head.
+    auto_class: ClassVar[str]
+    # The columns that the task reads, in words.
+    required_columns: ClassVar[str]
+    # The metric that decides which model is best.
+    metric: ClassVar[Metric]
+    # Whether the loss compares the model with its base, whose weights must then stay available.
+    compares_with_base: ClassVar[bool] = False
+    # Which part of the pretrained model reads the input.
+    processor_kind: ClassVar[ProcessorKind] = "tokenizer"
+    # The column that may name a media file; its bytes count as data.
+    media_column: ClassVar[str | None] = None
+    # Options in tokens, and the values of an example that each one truncates.
+    truncation_options: ClassVar[dict[str, tuple[str, ...]]] = {}
+    # Whether a target should end with an end-of-sequence token.
+    supervises_eos: ClassVar[bool] = False
+    # Whether loss and eval_records each run the model once for a batch.
+    single_forward: ClassVar[bool] = False
 
     def __init__(self, options: Any) -> None:
         self.options = options
 
     @property
     def length_unit(self) -> str:
-        """What the length of an example counts."""
+        """The unit of an example's length: tokens, frames or patches."""
         return LENGTH_UNITS[self.media_column]
 
     @property
     def batch_unit(self) -> Unit | None:
-        """What a global batch may count beside examples; None where all are equally large."""
+        """The unit, besides examples, of a global batch; None where all examples are as large."""
         return BATCH_UNITS[self.media_column]
 
     def example_sizes(self, data: EncodedData, *, processor: Any) -> ndarray:
-        """What each example adds to a global batch: tokens, or milliseconds that are heard."""
+        """Return what each example adds to a global batch (N,): tokens, or milliseconds."""
         if self.batch_unit == "tokens":
             return data.lengths
         rate = getattr(processor, "feature_extractor", processor).sampling_rate
-        return -(-data.counts("samples") * COUNTED["seconds"] // rate)
+        return -(-data.counts("samples") * COUNTS_PER_UNIT["seconds"] // rate)
 
     @abstractmethod
     def find_row_fault(self, row: Row) -> Fault | None:
-        """What is wrong with a row's fields, told without a model; None: nothing.
+        """Return what is wrong with a row's fields; None: nothing. No model is needed.
 
-        `survey` and `encoder` see only rows that pass.
+        `collect_dataset_stats` and `encoder` see only rows that pass.
         """
 
     def preview(self, row: Row) -> ExamplePreview:
-        """What `dtl check` looks for twins in, and counts: a text or media, and its label."""
+        """Return the row as `dtl check` counts it: text or media, and label."""
         text, label = row.fields.get("text"), row.fields.get("label")
         labels = () if label is None else (str(label),)
-        written = None if text is None else str(text)
-        return (
-            ExamplePreview(None, written, labels)
-            if self.media_column
-            else ExamplePreview(written, None, labels)
-        )
+        content = None if text is None else str(text)
+        if self.media_column:
+            return ExamplePreview(None, content, labels)
+        return ExamplePreview(content, None, labels)
 
     def token_spans(self, values: dict[str, Any]) -> list[TokenSpan]:
-        """The tokens of an encoded example; those without a label of their own are not learnt."""
+        """Return the tokens of an encoded example; those without a label are not supervised."""
         return spans_from_labels(values.get("input_ids"), values.get("labels"))
 
     @abstractmethod
     def collect_dataset_stats(self, rows: Iterable[Row], base_config: Any) -> DatasetStats:
-        """What the training rows say that the model must know, as JSON. `base`: its config."""
+        """Return what the model must know of the training rows, as JSON, such as the labels."""
 
     def adapt_processor(
         self, processor: Any, dataset_stats: DatasetStats
     ) -> tuple[Any, DatasetStats]:
-        """The processor, and the facts, that the training rows ask for; most take it as it is."""
+        """Return processor and stats as the training rows require; by default unchanged."""
         return processor, dataset_stats
 
     @abstractmethod
     def head_config(self, dataset_stats: DatasetStats) -> dict[str, Any]:
-        """Changes to the model's config that give it the right head."""
+        """Return the changes to the model's config that give it the right head."""
 
     def configure_model(self, model: nn.Module, *, processor: Any) -> None:
-        """Set what the model must know beside its config, such as how it generates by itself."""
+        """Set what the model's config does not hold, such as how it generates by default."""
         return None
 
     @abstractmethod
     def max_length(self, processor: Any, dataset_stats: DatasetStats, base_config: Any) -> int:
-        """What the length of an example may be at most, of all that the encoder makes."""
+        """Return the longest length that an example of the encoder can have."""
 
     @abstractmethod
-    def encoder(
-        self, processor: Any, dataset_stats: DatasetStats, base_config: Any
-    ) -> Callable[[Row], Encoded | Skip]:
-        """The function that turns a row into numbers. It raises DtlError for what only the model's
-        files or the other rows show to be wrong."""
+    def encoder(self, processor: Any, dataset_stats: DatasetStats, base_config: Any) -> Encoder:
+        """Return the function that turns a row into numbers.
+
+        It raises DtlError for a fault that only the model's files or the other rows show.
+        """
 
     def transform(
         self, values: dict[str, Any], *, processor: Any, rng: Generator | None
     ) -> dict[str, Any]:
-        """An example as the model is to see it this time, from what was encoded once.
+        """Return an example as the model reads it this time, from its encoded values.
 
-        `draw`: what a varied view is drawn from, the same for this example and epoch on every
-        layout; None where nothing may be varied, in evaluation.
+        `rng`: for augmentation; the same for an example and epoch on every layout. None: no
+        augmentation, as in evaluation.
         """
         return values
 
     def transform_without_input(self, values: dict[str, Any], *, processor: Any) -> dict[str, Any]:
-        """An example for a model whose base does not look at it; what only the base reads, such as
-        pixels, may be left blank, which saves the time that they take."""
+        """Return an example for a model whose base is not run, because its features are cached.
+
+        What only the base reads, such as pixels, may be blank, which saves time.
+        """
         return self.transform(values, processor=processor, rng=None)
 
     def uncacheable_reason(self, data: EncodedData, *, processor: Any) -> str | None:
-        """Why a frozen base makes something else of an example each time that it is learnt from;
-        None: it makes the same."""
+        """Return why the features of an example differ from epoch to epoch; None: they do not."""
         return None
 
     def padded_lengths(self, data: EncodedData) -> ndarray:
-        """Of each example (N,), a number: those of the same have no padding beside one another but
-        their own."""
+        """Return the length to which each example is padded (N,), in samples or length units."""
         from dtl.data.order import padded
 
         return data.counts("samples") if self.media_column == "audio" else padded(data.lengths)
 
     @abstractmethod
     def collate(self, examples: list[dict[str, Any]], *, pad_token_id: int) -> dict[str, Tensor]:
-        """Pad examples into one batch on the CPU. `padding`: the tokenizer's padding token."""
+        """Return examples as one padded batch on the CPU."""
 
     def always_frozen(self, model: nn.Module, *, random_init: bool) -> Iterable[nn.Parameter]:
-        """Parameters that no strategy moves. `random`: the weights are no pretrained ones."""
+        """Return parameters that no strategy trains. `random_init`: none is pretrained."""
         return ()
 
     @abstractmethod
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-        """The sum of the losses of all targets, shape (), in fp32."""
+        """Return the sum of the losses of all targets, shape (), fp32."""
 
     @abstractmethod
     def eval_records(
         self, model: nn.Module, batch: dict[str, Tensor], *, processor: Any
     ) -> list[EvalRecord]:
-        """What scoring needs of each example, as JSON, in the order of the batch. `processor`: the
-        model's tokenizer, which turns what was generated into text."""
+        """Return what scoring needs of each example, as JSON, in the order of the batch."""
 
     @abstractmethod
     def score(self, records: list[EvalRecord], dataset_stats: DatasetStats) -> dict[str, float]:
-        """Scores over all examples; outcomes of several ranks are simply joined."""
+        """Return the scores over all examples; the records of several ranks are concatenated."""
 
     def describe_prediction(self, record: EvalRecord, dataset_stats: DatasetStats) -> Prediction:
-        """An outcome as a person reads it."""
-        said = record.get("generated", record.get("hypothesis"))
-        return Prediction(record.get("reference"), said)
+        """Return a record as a person reads it."""
+        predicted = record.get("generated", record.get("hypothesis"))
+        return Prediction(record.get("reference"), predicted)
 
     @abstractmethod
     def with_placeholder_target(
         self, fields: dict[str, Any], dataset_stats: DatasetStats
     ) -> dict[str, Any]:
-        """Fields to predict for, with any answer that `check` and the encoder take put in."""
+        """Return fields to predict for, with any target that find_row_fault and encoder accept."""
 
     def prompt_encoder(
         self, processor: Any, dataset_stats: DatasetStats, base_config: Any
-    ) -> Callable[[Row], Encoded | Skip]:
-        """The encoder of rows that `answered` has made."""
+    ) -> Encoder:
+        """Return the encoder of rows that `with_placeholder_target` has completed."""
         return self.encoder(processor, dataset_stats, base_config)
 
     def chunk_row(self, row: Row, *, processor: Any, dataset_stats: DatasetStats) -> list[Row]:
-        """A row to predict for as those that the model reads one by one, whose predicted texts are
-        joined; most tasks read it at once."""
+        """Return a row that is too long for the model as several, whose predictions are joined."""
         return [row]
 
     @abstractmethod
@@ -239,46 +242,43 @@ class Task(ABC):
         dataset_stats: DatasetStats,
         max_new_tokens: int | None,
     ) -> list[dict[str, Any]]:
-        """What the model says of each example, as JSON; the answers in the batch are not looked at.
+        """Return the prediction for each example, as JSON; the targets in the batch are not read.
 
-        `longest`: most tokens of a text that is generated; None: as the task is set.
+        `max_new_tokens`: the limit of a generated text; None: the task's own.
         """
 
     @abstractmethod
     def metric_counts(self, records: list[EvalRecord], dataset_stats: DatasetStats) -> ndarray:
-        """What each example adds to the sums (N, K) that its `best` score is made of, in fp64."""
+        """Return what each example adds to the sums of which the metric is made (N, K), fp64."""
 
     @abstractmethod
     def metric_from_counts(self, counts: ndarray) -> ndarray:
-        """The `best` score, as `score` has it, of each row of sums: (..., K) to (...)."""
+        """Return the metric, equal to that of `score`, of sums of counts: (..., K) to (...)."""
 
 
 class Classification(Task):
-    """One label for each example, whatever it is; `facts["labels"]` are all there are."""
+    """Single-label classification of any input; `dataset_stats["labels"]` are the classes."""
 
-    best = "macro_f1"
+    metric = Metric("macro_f1")
     single_forward = True
 
     def head_config(self, dataset_stats: DatasetStats) -> dict[str, Any]:
-        return {**labels.head_for(dataset_stats["labels"]), **dataset_stats.get("settings", {})}
+        return {**head_for(dataset_stats["labels"]), **dataset_stats.get("settings", {})}
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-        from torch.nn.functional import cross_entropy
-
-        return cross_entropy(_class_scores(model, batch), batch["labels"], reduction="sum")
+        return class_cross_entropy(_class_logits(model, batch), batch["labels"], reduction="sum")
 
     def eval_records(
         self, model: nn.Module, batch: dict[str, Tensor], *, processor: Any
     ) -> list[EvalRecord]:
-        return labels.guesses(_class_scores(model, batch), batch["labels"])
+        return classification_records(_class_logits(model, batch), batch["labels"])
 
     def score(self, records: list[EvalRecord], dataset_stats: DatasetStats) -> dict[str, float]:
-        """Accuracy, macro-F1 over the labels that occur, top-5 and the confusion counts."""
-        return labels.scores_of(records, dataset_stats["labels"])
+        return classification_scores(records, dataset_stats["labels"])
 
     def describe_prediction(self, record: EvalRecord, dataset_stats: DatasetStats) -> Prediction:
-        named = dataset_stats["labels"]
-        return Prediction(named[record["label"]], named[record["predicted"]])
+        labels = dataset_stats["labels"]
+        return Prediction(labels[record["label"]], labels[record["predicted"]])
 
     def with_placeholder_target(
         self, fields: dict[str, Any], dataset_stats: DatasetStats
@@ -294,27 +294,27 @@ class Classification(Task):
         dataset_stats: DatasetStats,
         max_new_tokens: int | None,
     ) -> list[dict[str, Any]]:
-        """The likeliest label, and the probability of each."""
-        return labels.likely(_class_scores(model, batch), dataset_stats["labels"])
+        return predict_labels(_class_logits(model, batch), dataset_stats["labels"])
 
     def metric_counts(self, records: list[EvalRecord], dataset_stats: DatasetStats) -> ndarray:
-        """For each class: guessed right, guessed, true."""
-        return labels.counts_of(records, dataset_stats["labels"])
+        return f1_counts(records, classes=len(dataset_stats["labels"]))
 
     def metric_from_counts(self, counts: ndarray) -> ndarray:
-        return labels.macro_f1_of(counts)
+        return macro_f1_from_counts(counts)
 
 
-def _class_scores(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-    """Of each example (B, C), in fp32."""
+def _class_logits(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    """Return the logits of each example (B, C), fp32."""
     inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
     logits: Tensor = model(**inputs).logits
     return logits.float()
 
 
 def spans_from_labels(tokens: Any, labels: Any) -> list[TokenSpan]:
-    """Runs of tokens that are learnt or not, by a label each; labels without tokens are learnt; one
-    label for all is no token."""
+    """Return the runs of tokens that are supervised or not, from one label for each token.
+
+    Labels without tokens are supervised tokens themselves; one label for all is not a token.
+    """
     import numpy as np
 
     labels = None if labels is None or np.ndim(labels) == 0 else np.asarray(labels)
@@ -323,64 +323,11 @@ def spans_from_labels(tokens: Any, labels: Any) -> list[TokenSpan]:
     tokens = np.asarray(tokens)
     if labels is None or len(labels) != len(tokens):
         return [TokenSpan(tokens.tolist(), False)]
-    learnt = labels != IGNORE_INDEX
-    ends = [*(np.flatnonzero(np.diff(learnt)) + 1).tolist(), len(tokens)]
+    supervised = labels != IGNORE_INDEX
+    ends = [*(np.flatnonzero(np.diff(supervised)) + 1).tolist(), len(tokens)]
     starts = [0, *ends[:-1]]
     return [
-        TokenSpan(tokens[start:end].tolist(), bool(learnt[start]))
+        TokenSpan(tokens[start:end].tolist(), bool(supervised[start]))
         for start, end in zip(starts, ends, strict=True)
         if end > start
     ]
-
-
-def find_text_fault(row: Row, column: str) -> Fault | None:
-    """The fault of a column that is missing or holds something else than text."""
-    value = row.fields.get(column)
-    if isinstance(value, str):
-        return None
-    return Fault(
-        row.location,
-        f"there is no `{column}` (the row has {', '.join(map(repr, row.fields))})"
-        if value is None
-        else f"`{column}` is {type(value).__name__} ({str(value)[:40]!r}), not text",
-        f"give a string, or map the column in data.columns: {{{column}: ...}}",
-    )
-
-
-def get_text(row: Row, column: str, *, max_tokens: int) -> str:
-    """The text in a column, which the task's check has seen to be one.
-
-    What lies far beyond the first `tokens` tokens is cut off: a row of megabytes is not worth the
-    minutes that its tokens would take.
-    """
-    return str(row.fields[column])[: max_characters(max_tokens)]
-
-
-def max_characters(max_tokens: int) -> int:
-    """Characters that hold so many tokens of any tokenizer."""
-    return max(MAX_TEXT_CHARACTERS, max_tokens * MAX_TOKEN_CHARACTERS)
-
-
-def max_text_tokens(requested: int, processor: Any, base_config: Any) -> int:
-    """Tokens that a text may have: what is asked for, but no more than the model can read."""
-    positions = getattr(base_config, "max_position_embeddings", None) or 2**31
-    # RoBERTa numbers its positions from 2: only its tokenizer knows the true limit.
-    return int(min(requested, positions, processor.model_max_length))
-
-
-def pad_sequences(rows: list[Any], *, value: int, multiple: int = MULTIPLE) -> Tensor:
-    """Whole numbers of uneven length as one tensor (B, T), padded on the right."""
-    import numpy as np
-    import torch
-
-    longest = -(-max(len(row) for row in rows) // multiple) * multiple
-    filled = np.full((len(rows), longest), value, dtype=np.int64)
-    for place, row in enumerate(rows):
-        filled[place, : len(row)] = row
-    return torch.from_numpy(filled)
-
-
-def attention_mask(rows: list[Any], *, multiple: int = MULTIPLE) -> Tensor:
-    """1 where a row has a value, 0 where it is padded; by length, so that a real token that equals
-    the padding token still counts."""
-    return pad_sequences([[1] * len(row) for row in rows], value=0, multiple=multiple)

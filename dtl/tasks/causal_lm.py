@@ -1,33 +1,38 @@
-"""Language modelling: chat messages, prompt and completion, or plain text."""
+"""Causal language modeling: chat messages, prompt and completion, or plain text."""
 
 # B batch, T tokens, V vocabulary
 
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from dtl.config.record import Record
+from dtl.config.schema.base import Record
 from dtl.core.errors import Fault
 from dtl.data.chat.render import answering, chat_tokens, turns_fault
 from dtl.data.example import Encoded, Skip
-from dtl.models.anatomy import unwrapped
-from dtl.tasks.base import (
-    IGNORE_INDEX,
-    DatasetStats,
-    EvalRecord,
-    ExamplePreview,
-    Task,
-    attention_mask,
+from dtl.data.modalities.text import (
+    bos_tokens,
     find_text_fault,
     get_text,
+    limit_to_positions,
     max_characters,
-    pad_sequences,
+    tokenize,
 )
+from dtl.data.padding import pad_sequences, pad_token_inputs
+from dtl.losses.cross_entropy import IGNORE_INDEX, token_cross_entropy
+from dtl.metrics.base import EvalRecord, Metric
+from dtl.metrics.perplexity import (
+    loss_counts,
+    perplexity_from_counts,
+    perplexity_scores,
+    token_records,
+)
+from dtl.models.anatomy import unwrap
+from dtl.tasks.base import DatasetStats, Encoder, ExamplePreview, Task
 
 if TYPE_CHECKING:
     from numpy import ndarray
@@ -35,33 +40,34 @@ if TYPE_CHECKING:
 
     from dtl.data.sources.rows import Row
 
-NEW_TOKENS = 128  # that are written, unless another number is asked for
-NOTHING_LEFT = "no target left after truncation"
-LARGEST_EXPONENT = 700.0  # of a float64
+DEFAULT_NEW_TOKENS = 128  # that are generated, unless another number is requested
+NO_TARGET_LEFT = "no target left after truncation"
 
 
 class Options(Record):
     """Options of `task: causal_lm`."""
 
     max_length: int = Field(
-        512, ge=2, description="Longest example in tokens; the rest is cut off."
+        512, ge=2, description="Longest example in tokens; the rest is truncated."
     )
-    learn: Literal["completion", "all"] = Field(
+    train_on: Literal["completion", "all"] = Field(
         "completion",
-        description="Which tokens of a prompt/completion or chat row are learnt: the completion "
-        "(the assistant's turns) or all. Plain text is always learnt whole.",
+        description="Which tokens of a prompt/completion or chat row count in the loss: the "
+        "completion (the assistant's turns), or all. All tokens of plain text count.",
     )
-    end_token: bool = Field(
-        True, description="Close plain text and completions with the end-of-sequence token, learnt."
+    append_eos: bool = Field(
+        True,
+        description="Append the end-of-sequence token to plain text and completions; it counts in "
+        "the loss.",
     )
 
 
 class Plugin(Task):
-    """Next-token prediction; the loss counts each learnt token once."""
+    """Next-token prediction; each supervised token is one target."""
 
     auto_class = "AutoModelForCausalLM"
     required_columns = "`messages` (role, content), or `prompt` and `completion`, or `text`"
-    best = "-perplexity"
+    metric = Metric("perplexity", higher_is_better=False)
     truncation_options: ClassVar = {"max_length": ("input_ids",)}
     supervises_eos = True
     options: Options
@@ -80,16 +86,16 @@ class Plugin(Task):
         return next(filter(None, (find_text_fault(row, column) for column in columns)), None)
 
     def preview(self, row: Row) -> ExamplePreview:
-        """Prompts may repeat; a row is known by all that it says."""
+        """Return prompt and response together as the input, because prompts may repeat."""
         columns = _columns(row)
         if columns != ("messages",):
             texts = [str(row.fields[column]) for column in columns]
             return ExamplePreview("\n".join(texts), texts[1] if len(texts) > 1 else None)
         messages: Any = row.fields["messages"]
-        answers = [turn["content"] for turn in messages if turn["role"] == "assistant"]
-        calls = any(turn.get("tool_calls") for turn in messages)
-        said = None if calls else "".join(str(answer or "") for answer in answers)
-        return ExamplePreview(json.dumps(messages, sort_keys=True, default=str), said)
+        responses = [turn["content"] for turn in messages if turn["role"] == "assistant"]
+        calls_tools = any(turn.get("tool_calls") for turn in messages)
+        target = None if calls_tools else "".join(str(text or "") for text in responses)
+        return ExamplePreview(json.dumps(messages, sort_keys=True, default=str), target)
 
     def collect_dataset_stats(self, rows: Iterable[Row], base_config: Any) -> DatasetStats:
         return {}
@@ -98,110 +104,83 @@ class Plugin(Task):
         return {}
 
     def max_length(self, processor: Any, dataset_stats: DatasetStats, base_config: Any) -> int:
-        return int(
-            min(
-                self.options.max_length,
-                getattr(base_config, "max_position_embeddings", None) or 2**31,
-            )
-        )
+        return limit_to_positions(self.options.max_length, base_config)
 
-    def encoder(
-        self, processor: Any, dataset_stats: DatasetStats, base_config: Any
-    ) -> Callable[[Row], Encoded | Skip]:
+    def encoder(self, processor: Any, dataset_stats: DatasetStats, base_config: Any) -> Encoder:
         limit = self.max_length(processor, dataset_stats, base_config)
 
         def encode(row: Row) -> Encoded | Skip:
-            tokens, learnt = self._tokens(row, processor, limit)
+            tokens, supervised = self._tokens(row, processor, limit)
             if not tokens:
                 return Skip("empty text")
             labels = [
                 token if counts else IGNORE_INDEX
-                for token, counts in zip(tokens, learnt, strict=True)
+                for token, counts in zip(tokens, supervised, strict=True)
             ]
             tokens, labels = tokens[:limit], labels[:limit]
             targets = sum(label != IGNORE_INDEX for label in labels[1:])
             if targets == 0:
-                return Skip(NOTHING_LEFT)
+                return Skip(NO_TARGET_LEFT)
             return Encoded({"input_ids": tokens, "labels": labels}, len(tokens), targets)
 
         return encode
 
     def _tokens(self, row: Row, tokenizer: Any, limit: int) -> tuple[list[int], list[bool]]:
-        """Token ids of a row, and whether each is learnt; those beyond the limit may be missing."""
+        """Return the tokens of a row, and whether each is supervised; those beyond the limit may
+        be missing."""
         columns = _columns(row)
         if columns == ("messages",):
-            return self._chat(row, tokenizer, limit)
-        start = [tokenizer.bos_token_id] if _opens_with_start(tokenizer) else []
-        end = [tokenizer.eos_token_id] if self._closes(tokenizer) else []
-        texts = [_ids(tokenizer, get_text(row, column, max_tokens=limit)) for column in columns]
+            return self._chat_tokens(row, tokenizer, limit)
+        start = bos_tokens(tokenizer)
+        has_end = self.options.append_eos and tokenizer.eos_token_id is not None
+        end = [tokenizer.eos_token_id] if has_end else []
+        texts = [tokenize(tokenizer, get_text(row, column, max_tokens=limit)) for column in columns]
         if columns == ("text",):
             tokens = start + texts[0] + end if texts[0] else []
             return tokens, [True] * len(tokens)
         prompt, completion = start + texts[0], texts[1] + end
-        learnt = [self.options.learn == "all"] * len(prompt) + [True] * len(completion)
-        return prompt + completion, learnt
+        supervised = [self.options.train_on == "all"] * len(prompt) + [True] * len(completion)
+        return prompt + completion, supervised
 
-    def _closes(self, tokenizer: Any) -> bool:
-        return self.options.end_token and tokenizer.eos_token_id is not None
-
-    def _chat(self, row: Row, tokenizer: Any, limit: int) -> tuple[list[int], list[bool]]:
-        """Learn what each assistant turn adds, or all."""
+    def _chat_tokens(self, row: Row, tokenizer: Any, limit: int) -> tuple[list[int], list[bool]]:
+        """Supervise what each assistant turn adds, or all tokens."""
         turns: Any = row.fields["messages"]
         return chat_tokens(
             tokenizer,
             turns,
             row,
-            answers=None if self.options.learn == "all" else answering(turns),
+            answers=None if self.options.train_on == "all" else answering(turns),
             limit=limit,
             characters=max_characters(limit),
             plain="`prompt` and `completion`",
-            otherwise="set task.learn=all, or give the data as `prompt` and `completion`",
+            otherwise="set task.train_on=all, or give the data as `prompt` and `completion`",
         )
 
     def collate(self, examples: list[dict[str, Any]], *, pad_token_id: int) -> dict[str, Tensor]:
-        inputs = [example["input_ids"] for example in examples]
+        labels = [example["labels"] for example in examples]
         return {
-            "input_ids": pad_sequences(inputs, value=pad_token_id),
-            "attention_mask": attention_mask(inputs),
-            "labels": pad_sequences(
-                [example["labels"] for example in examples], value=IGNORE_INDEX
-            ),
+            **pad_token_inputs(examples, pad_token_id=pad_token_id),
+            "labels": pad_sequences(labels, value=IGNORE_INDEX),
         }
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-        return _losses(model, batch)[0].sum()
+        logits_BTV = _next_token_logits(model, batch)
+        return token_cross_entropy(logits_BTV, batch["labels"][:, 1:]).sum()
 
     def eval_records(
         self, model: nn.Module, batch: dict[str, Tensor], *, processor: Any
     ) -> list[EvalRecord]:
-        losses_BT, logits_BTV = _losses(model, batch)
         labels_BT = batch["labels"][:, 1:]
-        hits_BT = logits_BTV.argmax(-1) == labels_BT
-        targets_B = (labels_BT != IGNORE_INDEX).sum(1)
-        return [
-            {"loss": loss, "targets": targets, "hits": hits}
-            for loss, targets, hits in zip(
-                losses_BT.double().sum(1).tolist(),
-                targets_B.tolist(),
-                hits_BT.sum(1).tolist(),
-                strict=True,
-            )
-        ]
+        logits_BTV = _next_token_logits(model, batch)
+        return token_records(token_cross_entropy(logits_BTV, labels_BT), logits_BTV, labels_BT)
 
     def score(self, records: list[EvalRecord], dataset_stats: DatasetStats) -> dict[str, float]:
-        """Loss a token (nats), perplexity = exp(loss), share of tokens guessed right."""
-        targets = sum(outcome["targets"] for outcome in records)
-        loss = math.fsum(outcome["loss"] for outcome in records) / targets
-        return {
-            "loss": loss,
-            "perplexity": math.exp(min(loss, LARGEST_EXPONENT)),
-            "accuracy": sum(outcome["hits"] for outcome in records) / targets,
-        }
+        return perplexity_scores(records)
 
     def with_placeholder_target(
         self, fields: dict[str, Any], dataset_stats: DatasetStats
     ) -> dict[str, Any]:
-        """A prompt, a text that goes on, or turns of which the last asks."""
+        """Return the fields with a completion, or with one more turn of the assistant."""
         turns = fields.get("messages")
         if isinstance(turns, list):
             return {**fields, "messages": [*turns, {"role": "assistant", "content": "-"}]}
@@ -210,10 +189,10 @@ class Plugin(Task):
 
     def prompt_encoder(
         self, processor: Any, dataset_stats: DatasetStats, base_config: Any
-    ) -> Callable[[Row], Encoded | Skip]:
-        """The answer alone counts as learnt, so that `predict` finds where the prompt ends."""
-        asking = Plugin(self.options.model_copy(update={"learn": "completion"}))
-        return asking.encoder(processor, dataset_stats, base_config)
+    ) -> Encoder:
+        """Return an encoder that supervises the completion only: there, `predict` cuts."""
+        completing = Plugin(self.options.model_copy(update={"train_on": "completion"}))
+        return completing.encoder(processor, dataset_stats, base_config)
 
     def predict(
         self,
@@ -224,81 +203,55 @@ class Plugin(Task):
         dataset_stats: DatasetStats,
         max_new_tokens: int | None,
     ) -> list[dict[str, Any]]:
-        """What the model writes after each prompt, greedily."""
+        """Return what the model generates after each prompt, greedily."""
         import torch
 
         prompts = [
-            tokens[: _start_of_answer(labels)]
+            tokens[: _start_of_completion(labels)]
             for tokens, labels in zip(
                 batch["input_ids"].tolist(), batch["labels"].tolist(), strict=True
             )
         ]
-        widest = max(map(len, prompts))
+        width = max(map(len, prompts))
         padding = processor.pad_token_id
-        left = [[padding] * (widest - len(prompt)) + prompt for prompt in prompts]
-        seen = [[0] * (widest - len(prompt)) + [1] * len(prompt) for prompt in prompts]
+        left_padded = [[padding] * (width - len(prompt)) + prompt for prompt in prompts]
+        masks = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
         device = batch["input_ids"].device
-        tokens_BT = unwrapped(model).generate(  # type: ignore[operator]
-            input_ids=torch.tensor(left, device=device),
-            attention_mask=torch.tensor(seen, device=device),
-            max_new_tokens=max_new_tokens or NEW_TOKENS,
+        tokens_BT = unwrap(model).generate(  # type: ignore[operator]
+            input_ids=torch.tensor(left_padded, device=device),
+            attention_mask=torch.tensor(masks, device=device),
+            max_new_tokens=max_new_tokens or DEFAULT_NEW_TOKENS,
             do_sample=False,
             pad_token_id=padding,
         )
-        texts = processor.batch_decode(tokens_BT[:, widest:], skip_special_tokens=True)
+        texts = processor.batch_decode(tokens_BT[:, width:], skip_special_tokens=True)
         return [{"predicted": text} for text in texts]
 
     def metric_counts(self, records: list[EvalRecord], dataset_stats: DatasetStats) -> ndarray:
-        import numpy as np
-
-        return np.array(
-            [(outcome["loss"], outcome["targets"]) for outcome in records], dtype=np.float64
-        )
+        return loss_counts(records)
 
     def metric_from_counts(self, counts: ndarray) -> ndarray:
-        import numpy as np
-
-        return np.exp(np.minimum(counts[..., 0] / counts[..., 1], LARGEST_EXPONENT))
+        return perplexity_from_counts(counts)
 
 
-def _losses(model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Loss of each next token (B, T-1), 0 where it is not counted, and the logits (B, T-1, V)."""
-    from torch.nn.functional import cross_entropy
-
-    logits_BTV = model(
+def _next_token_logits(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    """Return the logits of each next token (B, T-1, V), in the model's dtype."""
+    logits_BTV: Tensor = model(
         input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
-    ).logits[:, :-1]
-    labels_BT = batch["labels"][:, 1:]
-    losses_BT = cross_entropy(
-        logits_BTV.flatten(0, 1).float(),
-        labels_BT.flatten(),
-        ignore_index=IGNORE_INDEX,
-        reduction="none",
-    ).view(labels_BT.shape)
-    return losses_BT, logits_BTV
+    ).logits
+    return logits_BTV[:, :-1]
 
 
-def _start_of_answer(labels: list[int]) -> int:
-    """Where the last run of learnt tokens begins."""
-    end = max(place for place, label in enumerate(labels) if label != IGNORE_INDEX)
+def _start_of_completion(labels: list[int]) -> int:
+    """Return the position of the first token in the last supervised run."""
+    end = max(position for position, label in enumerate(labels) if label != IGNORE_INDEX)
     while end > 0 and labels[end - 1] != IGNORE_INDEX:
         end -= 1
     return end
 
 
-def _ids(tokenizer: Any, text: str) -> list[int]:
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
-
-
-def _opens_with_start(tokenizer: Any) -> bool:
-    """Whether this tokenizer itself puts the start token before a text, as in pretraining."""
-    if tokenizer.bos_token_id is None:
-        return False
-    return list(tokenizer("a")["input_ids"])[:1] == [tokenizer.bos_token_id]
-
-
 def _columns(row: Row) -> tuple[str, ...]:
-    """Which columns of a row are read; none where it has none of the three kinds."""
+    """Return the columns of a row that are read; none where it has none of the three kinds."""
     for columns in (("messages",), ("prompt", "completion"), ("text",)):
         if all(row.fields.get(column) is not None for column in columns):
             return columns

@@ -1,30 +1,32 @@
-"""A tag for each word of a text, such as the names in it."""
+"""Token classification: a tag for each word of a text, such as named entities."""
 
 # B batch, T tokens, W words, C classes
 
 from __future__ import annotations
 
-import math
-import re
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from dtl.config.record import Record
+from dtl.config.schema.base import Record
 from dtl.core.errors import DtlError, Fault, near
 from dtl.data.example import Encoded, Skip
-from dtl.tasks.base import (
-    IGNORE_INDEX,
-    DatasetStats,
-    EvalRecord,
-    ExamplePreview,
-    Prediction,
-    Task,
-    attention_mask,
-    max_text_tokens,
-    pad_sequences,
+from dtl.data.modalities.text import limit_to_tokenizer
+from dtl.data.padding import pad_sequences, pad_token_inputs
+from dtl.losses.cross_entropy import IGNORE_INDEX, token_cross_entropy
+from dtl.metrics.base import EvalRecord, Metric
+from dtl.metrics.perplexity import mean_loss
+from dtl.metrics.tagging import (
+    IOB_TAG,
+    OUTSIDE,
+    entity_counts,
+    entity_f1_from_counts,
+    entity_scores,
+    tag_sequences,
 )
+from dtl.tasks.base import DatasetStats, Encoder, ExamplePreview, Prediction, Task
 
 if TYPE_CHECKING:
     from numpy import ndarray
@@ -32,9 +34,7 @@ if TYPE_CHECKING:
 
     from dtl.data.sources.rows import Row
 
-OUTSIDE = "O"
-IN_SCHEME = re.compile(r"O|[BI]-.+")
-MODEL_READS = ("input_ids", "attention_mask", "token_type_ids")
+MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 
 class Options(Record):
@@ -43,27 +43,27 @@ class Options(Record):
     max_length: int = Field(
         256,
         ge=8,
-        description="Longest text in tokens; words beyond are not learnt, and count as missed in "
-        "the scores.",
+        description="Longest text in tokens; words beyond it are not supervised, and count as "
+        "missed in the scores.",
     )
     labels: tuple[str, ...] | None = Field(
         None,
-        description="The tags in order, which class numbers in the data refer to; left out: those "
+        description="The tags in order, to which class numbers in the data refer. Default: those "
         "of the training rows.",
     )
-    label_all: bool = Field(
+    label_all_tokens: bool = Field(
         False,
-        description="Learn the tag on every piece of a word (B- becomes I- after the first piece), "
-        "not on the first alone.",
+        description="Supervise every token of a word (B- becomes I- after the first one), not only "
+        "the first.",
     )
 
 
 class Plugin(Task):
-    """Tagging; each labelled piece of a word is one target, each entity one thing to find."""
+    """Tagging; each labeled token is one target. Scores count words and entities."""
 
     auto_class = "AutoModelForTokenClassification"
     required_columns = "`tokens` (a list of words) and `tags` (a tag for each: O, B-name, I-name)"
-    best = "f1"
+    metric = Metric("f1")
     single_forward = True
     truncation_options: ClassVar = {"max_length": ("input_ids",)}
     options: Options
@@ -72,7 +72,7 @@ class Plugin(Task):
         words, tags = row.fields.get("tokens"), row.fields.get("tags")
         for column, value in {"tokens": words, "tags": tags}.items():
             if not isinstance(value, list):
-                return _no_list(row, column)
+                return _list_fault(row, column)
         assert isinstance(words, list) and isinstance(tags, list)
         if len(words) != len(tags):
             return Fault(
@@ -81,38 +81,42 @@ class Plugin(Task):
         for word in words:
             if not isinstance(word, str):
                 return Fault(row.location, f"the word {word!r} is not text", "give strings")
-        return next((fault for tag in tags if (fault := self._wrong(tag, row))), None)
+        return next((fault for tag in tags if (fault := self._find_tag_fault(tag, row))), None)
 
-    def _wrong(self, tag: Any, row: Row) -> Fault | None:
+    def _find_tag_fault(self, tag: Any, row: Row) -> Fault | None:
         names = self.options.labels
         if isinstance(tag, str):
-            inside = {_inside(name) for name in names or ()} if self.options.label_all else set()
-            return _unknown(tag, [*names, *inside], row) if names else None
+            inside = (
+                {_to_inside(name) for name in names or ()}
+                if self.options.label_all_tokens
+                else set()
+            )
+            return _unknown_tag_fault(tag, [*names, *inside], row) if names else None
         if not isinstance(tag, int) or isinstance(tag, bool):
-            return Fault(row.location, f"the tag {tag!r} is no name", "give strings")
+            return Fault(row.location, f"the tag {tag!r} is not text", "give strings")
         if names is not None and 0 <= tag < len(names):
             return None
-        problem = "has no name" if names is None else f"is beyond the {len(names)} task.labels"
+        problem = "has no name" if names is None else f"exceeds the {len(names)} task.labels"
         return Fault(
             row.location,
             f"the class number {tag} {problem}",
-            "list the names in their order in task.labels, such as [O, B-PER, I-PER]",
+            "list the names in order in task.labels, such as [O, B-PER, I-PER]",
         )
 
     def preview(self, row: Row) -> ExamplePreview:
-        words, tags = self._words(row)
+        words, tags = self._words_and_tags(row)
         return ExamplePreview(" ".join(words), labels=tuple(tags))
 
     def collect_dataset_stats(self, rows: Iterable[Row], base_config: Any) -> DatasetStats:
-        """The tags, and whether the base already has a head for exactly these."""
+        """Return the tags; in the base's own order where it has a head for exactly these."""
         first_seen: dict[str, str] = {}
         for row in rows:
-            for tag in self._words(row)[1]:
+            for tag in self._words_and_tags(row)[1]:
                 first_seen.setdefault(tag, row.location)
-        _refuse_mixed_schemes(first_seen)
+        _check_tag_scheme(first_seen)
         tags = set(self.options.labels or first_seen)
-        if self.options.label_all:
-            tags |= {_inside(tag) for tag in tags}
+        if self.options.label_all_tokens:
+            tags |= {_to_inside(tag) for tag in tags}
         if len(tags) < 2:
             raise DtlError.of(
                 "data.train",
@@ -132,120 +136,95 @@ class Plugin(Task):
         return {
             "num_labels": len(labels),
             "id2label": dict(enumerate(labels)),
-            "label2id": {label: place for place, label in enumerate(labels)},
+            "label2id": {label: index for index, label in enumerate(labels)},
         }
 
     def max_length(self, processor: Any, dataset_stats: DatasetStats, base_config: Any) -> int:
-        return max_text_tokens(self.options.max_length, processor, base_config)
+        return limit_to_tokenizer(self.options.max_length, processor, base_config)
 
-    def encoder(
-        self, processor: Any, dataset_stats: DatasetStats, base_config: Any
-    ) -> Callable[[Row], Encoded | Skip]:
-        _refuse_slow(processor)
-        places = {label: place for place, label in enumerate(dataset_stats["labels"])}
+    def encoder(self, processor: Any, dataset_stats: DatasetStats, base_config: Any) -> Encoder:
+        _check_fast_tokenizer(processor)
+        class_indices = {label: index for index, label in enumerate(dataset_stats["labels"])}
         limit = self.max_length(processor, dataset_stats, base_config)
 
         def encode(row: Row) -> Encoded | Skip:
-            words, tags = self._words(row)
+            words, tags = self._words_and_tags(row)
             for tag in tags:
-                if fault := _unknown(tag, places, row):
+                if fault := _unknown_tag_fault(tag, class_indices, row):
                     raise DtlError(fault)
-            tokens, owners = _read(words, processor, limit)
-            first = _first_token_of_each(owners, len(words))
-            labels = [IGNORE_INDEX] * len(owners)
-            for place, owner in enumerate(owners):
-                if owner is not None and place == first[owner]:
-                    labels[place] = places[tags[owner]]
-                elif owner is not None and self.options.label_all:
-                    labels[place] = places[_inside(tags[owner])]
+            encoded = _tokenize_words(words, processor, limit)
+            first = _first_tokens(encoded.word_ids, len(words))
+            labels = [IGNORE_INDEX] * len(encoded.word_ids)
+            for position, word in enumerate(encoded.word_ids):
+                if word is not None and position == first[word]:
+                    labels[position] = class_indices[tags[word]]
+                elif word is not None and self.options.label_all_tokens:
+                    labels[position] = class_indices[_to_inside(tags[word])]
             targets = sum(label != IGNORE_INDEX for label in labels)
             if targets == 0:
                 return Skip("no words")
-            numbers = [places[tag] for tag in tags]
-            return Encoded(
-                {**tokens, "labels": labels, "tags": numbers, "first": first}, len(owners), targets
-            )
+            values = {
+                **encoded.inputs,
+                "labels": labels,
+                "tags": [class_indices[tag] for tag in tags],
+                "first": first,
+            }
+            return Encoded(values, len(labels), targets)
 
         return encode
 
-    def _words(self, row: Row) -> tuple[list[str], list[str]]:
-        """Words and tags of a row; class numbers become the names in task.labels."""
+    def _words_and_tags(self, row: Row) -> tuple[list[str], list[str]]:
+        """Return words and tags of a row; class numbers become the names in task.labels."""
         words: Any = row.fields["tokens"]
         tags: Any = row.fields["tags"]
         names = self.options.labels or ()
         return words, [tag if isinstance(tag, str) else names[tag] for tag in tags]
 
     def collate(self, examples: list[dict[str, Any]], *, pad_token_id: int) -> dict[str, Tensor]:
-        inputs = [example["input_ids"] for example in examples]
-        batch = {
-            "input_ids": pad_sequences(inputs, value=pad_token_id),
-            "attention_mask": attention_mask(inputs),
-        }
-        if "token_type_ids" in examples[0]:
-            batch["token_type_ids"] = pad_sequences(
-                [row["token_type_ids"] for row in examples], value=0
-            )
-        words = {
-            name: pad_sequences([row[name] for row in examples], value=IGNORE_INDEX)
+        targets = {
+            name: pad_sequences([example[name] for example in examples], value=IGNORE_INDEX)
             for name in ("labels", "tags", "first")
         }
-        return {**batch, **words}
+        return {**pad_token_inputs(examples, pad_token_id=pad_token_id), **targets}
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-        return _losses(_logits(model, batch), batch["labels"]).sum()
+        return token_cross_entropy(_tag_logits(model, batch), batch["labels"]).sum()
 
     def eval_records(
         self, model: nn.Module, batch: dict[str, Tensor], *, processor: Any
     ) -> list[EvalRecord]:
-        """A word that was cut off, or of which the tokenizer leaves nothing, has no prediction."""
-        logits_BTC = _logits(model, batch)
-        losses_B = _losses(logits_BTC, batch["labels"]).double().sum(1)
+        """Return loss, targets, tags and predictions; a truncated word has the prediction None."""
+        logits_BTC = _tag_logits(model, batch)
+        losses_B = token_cross_entropy(logits_BTC, batch["labels"]).double().sum(1)
         first_BW = batch["first"]
-        guesses_BW = logits_BTC.argmax(-1).gather(1, first_BW.clamp(min=0))
-        guesses_BW = guesses_BW.masked_fill(first_BW < 0, IGNORE_INDEX)
-        found = zip(
+        predicted_BW = logits_BTC.argmax(-1).gather(1, first_BW.clamp(min=0))
+        predicted_BW = predicted_BW.masked_fill(first_BW < 0, IGNORE_INDEX)
+        columns = zip(
             losses_B.tolist(),
             (batch["labels"] != IGNORE_INDEX).sum(1).tolist(),
             batch["tags"].tolist(),
-            guesses_BW.tolist(),
+            predicted_BW.tolist(),
             strict=True,
         )
-        outcomes = []
-        for loss, targets, tags, guesses in found:
+        records = []
+        for loss, targets, tags, predicted in columns:
             words = sum(tag != IGNORE_INDEX for tag in tags)
-            predicted = [None if guess == IGNORE_INDEX else guess for guess in guesses[:words]]
-            outcomes.append(
-                {"loss": loss, "targets": targets, "tags": tags[:words], "predicted": predicted}
+            known = [None if tag == IGNORE_INDEX else tag for tag in predicted[:words]]
+            records.append(
+                {"loss": loss, "targets": targets, "tags": tags[:words], "predicted": known}
             )
-        return outcomes
+        return records
 
     def score(self, records: list[EvalRecord], dataset_stats: DatasetStats) -> dict[str, float]:
-        """Entities found whole and of the right type, over the full rows, as seqeval counts them.
-
-        Where no tag is O, B-name or I-name, each word is an entity of its own.
-        """
-        from seqeval.metrics import accuracy_score
-        from seqeval.metrics.sequence_labeling import precision_recall_fscore_support
-
-        truth, guess = _tags(records, dataset_stats)
-        overall = precision_recall_fscore_support(truth, guess, average="micro", zero_division=0)
-        each = precision_recall_fscore_support(truth, guess, average=None, zero_division=0)
-        scores = {
-            "loss": math.fsum(outcome["loss"] for outcome in records)
-            / sum(outcome["targets"] for outcome in records),
-            "accuracy": float(accuracy_score(truth, guess)),
-            **dict(zip(("precision", "recall", "f1"), map(float, overall), strict=False)),
-        }
-        for place, kind in enumerate(_types(truth, guess)):
-            for name, values in zip(("precision", "recall", "f1"), each, strict=False):
-                scores[f"{name}/{kind}"] = float(values[place])
-            scores[f"support/{kind}"] = int(each[3][place])
-        return scores
+        """Return loss (nats a target), accuracy, and precision, recall and F1 of entities, over the
+        full rows."""
+        tags = tag_sequences(records, dataset_stats["labels"])
+        return {"loss": mean_loss(records), **entity_scores(tags)}
 
     def describe_prediction(self, record: EvalRecord, dataset_stats: DatasetStats) -> Prediction:
-        """The tag of each word."""
-        (truth,), (guess,) = _tags([record], dataset_stats)
-        return Prediction(" ".join(truth), " ".join(guess))
+        """Return the tag of each word."""
+        tags = tag_sequences([record], dataset_stats["labels"])
+        return Prediction(" ".join(tags.true[0]), " ".join(tags.predicted[0]))
 
     def with_placeholder_target(
         self, fields: dict[str, Any], dataset_stats: DatasetStats
@@ -263,47 +242,22 @@ class Plugin(Task):
         dataset_stats: DatasetStats,
         max_new_tokens: int | None,
     ) -> list[dict[str, Any]]:
-        """A tag for each word; null for one that was cut off."""
-        found = self.eval_records(model, batch, processor=processor)
+        """Return a tag for each word; None for one that was truncated."""
+        records = self.eval_records(model, batch, processor=processor)
         names = dataset_stats["labels"]
         return [
-            {"predicted": [None if tag is None else names[tag] for tag in outcome["predicted"]]}
-            for outcome in found
+            {"predicted": [None if tag is None else names[tag] for tag in record["predicted"]]}
+            for record in records
         ]
 
     def metric_counts(self, records: list[EvalRecord], dataset_stats: DatasetStats) -> ndarray:
-        """Entities found, guessed and true."""
-        import numpy as np
-        from seqeval.metrics.sequence_labeling import get_entities
-
-        found = []
-        for truth, guess in zip(*_tags(records, dataset_stats), strict=True):
-            true, guessed = set(get_entities(truth)), set(get_entities(guess))
-            found.append((len(true & guessed), len(guessed), len(true)))
-        return np.array(found, dtype=np.float64)
+        return entity_counts(tag_sequences(records, dataset_stats["labels"]))
 
     def metric_from_counts(self, counts: ndarray) -> ndarray:
-        import numpy as np
-
-        return 2 * counts[..., 0] / np.maximum(counts[..., 1] + counts[..., 2], 1)
+        return entity_f1_from_counts(counts)
 
 
-def _tags(
-    outcomes: list[EvalRecord], facts: DatasetStats
-) -> tuple[list[list[str]], list[list[str]]]:
-    """The true and the guessed tags of each example, by names that seqeval reads."""
-    names = facts["labels"]
-    if not any(IN_SCHEME.fullmatch(name) for name in names):
-        names = [f"B-{name}" for name in names]
-    truth = [[names[tag] for tag in outcome["tags"]] for outcome in outcomes]
-    guess = [
-        [OUTSIDE if tag is None else names[tag] for tag in outcome["predicted"]]
-        for outcome in outcomes
-    ]
-    return truth, guess
-
-
-def _no_list(row: Row, column: str) -> Fault:
+def _list_fault(row: Row, column: str) -> Fault:
     value = row.fields.get(column)
     return Fault(
         row.location,
@@ -314,28 +268,29 @@ def _no_list(row: Row, column: str) -> Fault:
     )
 
 
-def _refuse_mixed_schemes(first_seen: dict[str, str]) -> None:
-    """Tags outside of the scheme are fine where all are, as in part-of-speech tagging."""
-    strange = [tag for tag in first_seen if not IN_SCHEME.fullmatch(tag)]
-    if strange and len(strange) < len(first_seen):
+def _check_tag_scheme(first_seen: dict[str, str]) -> None:
+    """Raise DtlError where only some tags are O, B-name or I-name; none is fine, as for parts of
+    speech. `first_seen`: the location of each tag."""
+    others = [tag for tag in first_seen if not IOB_TAG.fullmatch(tag)]
+    if others and len(others) < len(first_seen):
         raise DtlError.of(
-            first_seen[strange[0]],
-            f"the tag {strange[0]!r} is none of O, B-name and I-name, which other tags are",
+            first_seen[others[0]],
+            f"the tag {others[0]!r} is not O, B-name or I-name, but other tags are",
             "mark the first word of an entity with B- and the others with I-",
         )
 
 
-def _refuse_slow(tokenizer: Any) -> None:
+def _check_fast_tokenizer(tokenizer: Any) -> None:
+    """Raise DtlError for a slow tokenizer."""
     if not tokenizer.is_fast:
         raise DtlError.of(
             "model.path",
-            f"{type(tokenizer).__name__} is a slow tokenizer, which does not say what a token was "
-            "made of",
-            "take a model with a fast tokenizer (a tokenizer.json)",
+            f"{type(tokenizer).__name__} is a slow tokenizer, which has no offsets of tokens",
+            "use a model with a fast tokenizer (a tokenizer.json)",
         )
 
 
-def _unknown(tag: str, known: Collection[str], row: Row) -> Fault | None:
+def _unknown_tag_fault(tag: str, known: Collection[str], row: Row) -> Fault | None:
     if tag in known:
         return None
     hint = near(tag, known) or "the tags are " + ", ".join(known)
@@ -346,71 +301,62 @@ def _unknown(tag: str, known: Collection[str], row: Row) -> Fault | None:
     )
 
 
-def _read(
-    words: list[str], tokenizer: Any, limit: int
-) -> tuple[dict[str, list[int]], list[int | None]]:
-    """Model inputs, and the number of the word that each token is of.
+@dataclass(frozen=True)
+class _TokenizedWords:
+    """Model inputs, and the index of the word that each token belongs to (None: special tokens)."""
 
-    The words are read as one text with blanks between them, as the model was pretrained; a
-    byte-level tokenizer would make other tokens of words that are given apart.
+    inputs: dict[str, list[int]]
+    word_ids: list[int | None]
+
+
+def _tokenize_words(words: list[str], tokenizer: Any, limit: int) -> _TokenizedWords:
+    """Tokenize words as one text with blanks between them, as the model was pretrained.
+
+    A byte-level tokenizer would make other tokens of words that are passed one by one.
     """
     text = " ".join(words)
-    word_at = [number for number, word in enumerate(words) for _ in range(len(word) + 1)]
-    read = tokenizer(
+    word_of_character = [index for index, word in enumerate(words) for _ in range(len(word) + 1)]
+    encoding = tokenizer(
         text,
         truncation=True,
         max_length=limit,
         return_offsets_mapping=True,
         return_special_tokens_mask=True,
     )
-    owners: list[int | None] = []
-    for (start, _), special in zip(
-        read["offset_mapping"], read["special_tokens_mask"], strict=True
+    word_ids: list[int | None] = []
+    for (start, _), is_special in zip(
+        encoding["offset_mapping"], encoding["special_tokens_mask"], strict=True
     ):
         # A token may begin with the blank before its word, or be that blank.
         solid = next((at for at in range(start, len(text)) if not text[at].isspace()), None)
-        owners.append(None if special or solid is None else word_at[solid])
-    tokens = {name: list(read[name]) for name in ("input_ids", "token_type_ids") if name in read}
-    return tokens, owners
+        word_ids.append(None if is_special or solid is None else word_of_character[solid])
+    inputs = {
+        name: list(encoding[name]) for name in ("input_ids", "token_type_ids") if name in encoding
+    }
+    return _TokenizedWords(inputs, word_ids)
 
 
-def _first_token_of_each(owners: list[int | None], words: int) -> list[int]:
-    """Where each word begins; -1 for one that was cut off."""
+def _first_tokens(word_ids: list[int | None], words: int) -> list[int]:
+    """Return the position of each word's first token; -1 for a word that was truncated."""
     first = [-1] * words
-    for place, owner in enumerate(owners):
-        if owner is not None and first[owner] < 0:
-            first[owner] = place
+    for position, word in enumerate(word_ids):
+        if word is not None and first[word] < 0:
+            first[word] = position
     return first
 
 
-def _logits(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-    """Class scores (B, T, C) in fp32."""
-    inputs = {name: batch[name] for name in MODEL_READS if name in batch}
+def _tag_logits(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    """Return class scores (B, T, C), fp32."""
+    inputs = {name: batch[name] for name in MODEL_INPUTS if name in batch}
     logits: Tensor = model(**inputs).logits
     return logits.float()
 
 
-def _losses(logits_BTC: Tensor, labels_BT: Tensor) -> Tensor:
-    """Of each token (B, T); 0 where it is not counted."""
-    from torch.nn.functional import cross_entropy
-
-    return cross_entropy(
-        logits_BTC.flatten(0, 1), labels_BT.flatten(), ignore_index=IGNORE_INDEX, reduction="none"
-    ).view(labels_BT.shape)
-
-
-def _inside(tag: str) -> str:
+def _to_inside(tag: str) -> str:
     return f"I-{tag[2:]}" if tag.startswith("B-") else tag
 
 
 def _by_type(tag: str) -> tuple[bool, str, str]:
-    """O first, then B-LOC, I-LOC, B-PER, ..."""
-    in_scheme = IN_SCHEME.fullmatch(tag) is not None and tag != OUTSIDE
-    return (tag != OUTSIDE, tag[2:] if in_scheme else tag, tag)
-
-
-def _types(truth: list[list[str]], guess: list[list[str]]) -> list[str]:
-    """The types of entities that occur, in seqeval's order."""
-    from seqeval.metrics.sequence_labeling import get_entities
-
-    return sorted({kind for kind, _, _ in [*get_entities(truth), *get_entities(guess)]})
+    """Return the sort key of a tag: O first, then B-LOC, I-LOC, B-PER, ..."""
+    is_entity = IOB_TAG.fullmatch(tag) is not None and tag != OUTSIDE
+    return (tag != OUTSIDE, tag[2:] if is_entity else tag, tag)

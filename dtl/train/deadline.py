@@ -1,24 +1,25 @@
-"""When to save and end by oneself: before the time of the launch, or of the Slurm job, is up."""
+"""The end of a launch: when to save and stop before its time limit, or that of its Slurm job."""
 
 from __future__ import annotations
 
 import os
 import time
 from collections.abc import Mapping
+from typing import Self
 
 from dtl.config.schema import Train
 from dtl.core.units import parse_seconds
 
-STARTED = "DTL_STARTED"  # when the command began, in seconds since 1970; set by the desk
-SLOW_DISK = 200e6  # bytes a second: what a first save is taken to cost, before one was measured
-SPARE_SECONDS = 5.0
+START_TIME = "DTL_STARTED"  # when the command began, in seconds since 1970
+ASSUMED_BYTES_PER_SECOND = 200e6  # of the disk, until a save has been measured
+SAFETY_MARGIN_SECONDS = 5.0
 
 
-def ends_at(options: Train, environment: Mapping[str, str]) -> float | None:
-    """Seconds since 1970 at which this launch has to be over; None: no limit."""
+def find_end_time(options: Train, environment: Mapping[str, str]) -> float | None:
+    """Return when this launch has to end, in seconds since 1970; None: no limit."""
     limits = []
     if options.wall_time is not None:
-        started = float(environment.get(STARTED, time.time()))
+        started = float(environment.get(START_TIME, time.time()))
         limits.append(started + parse_seconds(options.wall_time))
     if environment.get("SLURM_JOB_END_TIME", "").isdigit():
         limits.append(float(environment["SLURM_JOB_END_TIME"]))
@@ -26,30 +27,33 @@ def ends_at(options: Train, environment: Mapping[str, str]) -> float | None:
 
 
 class Deadline:
-    """Measures what passes between two safe points, and what a save costs.
+    """Measures the time between two safe points and the time of a save.
 
-    `ends`: seconds since 1970, or None. `checkpoint_bytes`: of a save that is still to come.
+    `end_time`: in seconds since 1970, or None. `checkpoint_bytes`: size of a checkpoint.
     """
 
-    def __init__(self, ends: float | None, *, checkpoint_bytes: int) -> None:
-        self.ends = ends
-        self.save_seconds = checkpoint_bytes / SLOW_DISK
-        self._longest, self._last = 0.0, time.time()
+    def __init__(self, end_time: float | None, *, checkpoint_bytes: int) -> None:
+        self.end_time = end_time
+        self.save_seconds = checkpoint_bytes / ASSUMED_BYTES_PER_SECOND
+        self._longest_interval, self._last_safe_point = 0.0, time.time()
 
     @classmethod
-    def of(cls, options: Train, *, checkpoint_bytes: int) -> Deadline:
-        return cls(ends_at(options, os.environ), checkpoint_bytes=checkpoint_bytes)
+    def from_config(cls, options: Train, *, checkpoint_bytes: int) -> Self:
+        """Return the deadline of this launch."""
+        return cls(find_end_time(options, os.environ), checkpoint_bytes=checkpoint_bytes)
 
-    def saved(self, seconds: float) -> None:
-        """A save took so long."""
+    def record_save(self, seconds: float) -> None:
+        """Record how long a save took."""
         self.save_seconds = max(seconds, self.save_seconds / 2)
-        self._last = time.time()
+        self._last_safe_point = time.time()
 
-    @property
-    def near(self) -> bool:
-        """Asked at every safe point: whether the next one would come too late to save twice."""
+    def is_near(self) -> bool:
+        """Return whether the next safe point would be too late to save twice. Call it at every safe
+        point, because it measures the time between them."""
         now = time.time()
-        self._longest, self._last = max(self._longest, now - self._last), now
-        if self.ends is None:
+        interval, self._last_safe_point = now - self._last_safe_point, now
+        self._longest_interval = max(self._longest_interval, interval)
+        if self.end_time is None:
             return False
-        return now + self._longest + 2 * self.save_seconds + SPARE_SECONDS >= self.ends
+        needed = self._longest_interval + 2 * self.save_seconds + SAFETY_MARGIN_SECONDS
+        return now + needed >= self.end_time

@@ -1,4 +1,4 @@
-"""What must not go unseen: steps that are not finite, parameters that do not learn, loss spikes."""
+"""Checks after every step: non-finite gradients, parameters without gradient, loss spikes."""
 
 from __future__ import annotations
 
@@ -9,24 +9,25 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dtl.config.schema import Spike, Train
+from dtl.config.schema import Train
 from dtl.core.errors import RunFailed
 
 if TYPE_CHECKING:
+    from dtl.config.schema.train import LossSpikeOptions
     from dtl.data.loader import StepBatches
     from dtl.engine.base import Engine, Step
     from dtl.train.log import RunLog
-    from dtl.train.loop import Progress
+    from dtl.train.progress import Progress
 
-LEARNING_CHECKED_AT = 5  # steps: an adapter's first matrix has no gradient in the first one
-NAMES_SHOWN = 5
-SCALE_SEARCH = 20  # steps in a row in which fp16 may still be looking for its loss scale
-FEWEST_LOSSES = 20  # of which a spike is told
-SPREAD = 1.4826  # a normal spread, in median absolute deviations
+GRADIENT_CHECK_UPDATES = 5  # an adapter's first matrix has no gradient in the first update
+MAX_LISTED_NAMES = 5
+LOSS_SCALE_SEARCH_STEPS = 20  # consecutive steps in which fp16 may search for its loss scale
+MIN_LOSSES = 20  # before a spike can be detected
+MAD_TO_STANDARD_DEVIATION = 1.4826  # of a normal distribution, per median absolute deviation
 
 
-class SpikeFound(Exception):
-    """All ranks have seen the loss of this step jump."""
+class LossSpike(Exception):
+    """All ranks have seen the loss spike in this step."""
 
     def __init__(self, *, step: int, loss: float, score: float, examples: list[int]) -> None:
         super().__init__(step)
@@ -34,90 +35,97 @@ class SpikeFound(Exception):
 
 
 @dataclass
-class Guard:
+class StepGuard:
     """Called after every step, on every rank, with the same numbers.
 
-    `every_tensor_learns`: whether a single learning tensor without gradient is a fault, as it is
-    where only adapters and a head learn. `losses`: those of the steps before, oldest first.
+    `expects_all_gradients`: whether one trainable tensor without gradient is a fault, as it is
+    where only adapters and a head are trained. `has_loss_scaler`: whether fp16 searches for a loss
+    scale. `skip_steps`: whose batch is skipped. `previous_losses`: oldest first.
     """
 
     engine: Engine
     log: RunLog
     options: Train
-    every_tensor_learns: bool = False
-    finds_loss_scale: bool = False
-    leave_out: frozenset[int] = frozenset()
-    losses: list[float] = field(default_factory=list)
-    skipped_in_a_row: int = 0
+    expects_all_gradients: bool = False
+    has_loss_scaler: bool = False
+    skip_steps: frozenset[int] = frozenset()
+    previous_losses: list[float] = field(default_factory=list)
+    consecutive_skips: int = 0
 
-    def __call__(self, progress: Progress, step: Step, window: StepBatches, loss: float) -> None:
-        """Raises RunFailed where going on would only burn time, and SpikeFound."""
-        if progress.step in self.leave_out:
-            self.log.skip(progress.step, _examples(window), reason="its loss jumped before")
+    def __call__(self, progress: Progress, step: Step, batches: StepBatches, loss: float) -> None:
+        """Raise RunFailed where continuing would waste time, and LossSpike."""
+        if progress.step in self.skip_steps:
+            reason = "the loss spiked here before"
+            self.log.skip(progress.step, _example_ids(batches), reason=reason)
             return
-        if not window.all_targets:
-            reason = "none of its rows has anything to learn from"
-            self.log.skip(progress.step, _examples(window), reason=reason)
+        if not batches.all_targets:
+            reason = "its rows have no targets"
+            self.log.skip(progress.step, _example_ids(batches), reason=reason)
             return
-        if step.taken:
-            self.skipped_in_a_row = 0
+        if step.was_applied:
+            self.consecutive_skips = 0
         else:
-            self._count_skip(progress, window, loss)
-        if progress.updates == LEARNING_CHECKED_AT and step.taken:
-            self._check_learning()
-        if self.options.spike is not None and math.isfinite(loss):
-            self._look_for_spike(self.options.spike, progress, window, loss)
+            self._count_skip(progress, batches, loss)
+        if progress.updates == GRADIENT_CHECK_UPDATES and step.was_applied:
+            self._check_gradients()
+        if self.options.loss_spike is not None and math.isfinite(loss):
+            self._check_spike(self.options.loss_spike, progress, batches, loss)
 
-    def _count_skip(self, progress: Progress, window: StepBatches, loss: float) -> None:
-        self.skipped_in_a_row += 1
-        self.log.skip(progress.step, _examples(window), reason="its gradient is not finite")
-        searching = self.finds_loss_scale and math.isfinite(loss)
-        if self.skipped_in_a_row >= self.options.skip_limit + SCALE_SEARCH * searching:
+    def _count_skip(self, progress: Progress, batches: StepBatches, loss: float) -> None:
+        self.consecutive_skips += 1
+        self.log.skip(progress.step, _example_ids(batches), reason="its gradient is not finite")
+        is_searching = self.has_loss_scaler and math.isfinite(loss)
+        limit = self.options.max_skipped_steps + LOSS_SCALE_SEARCH_STEPS * is_searching
+        if self.consecutive_skips >= limit:
             raise RunFailed.of(
                 f"step {progress.step}",
-                f"{self.skipped_in_a_row} steps in a row had a gradient that is not finite",
-                "lower optim.learning_rate, or take model.dtype bf16 or fp32; metrics.jsonl lists "
-                "the examples, and the newest checkpoint is from before",
+                f"{self.consecutive_skips} consecutive steps had a gradient that is not finite",
+                "lower optim.learning_rate, or set model.dtype to bf16 or fp32; metrics.jsonl "
+                "lists the examples, and the newest checkpoint is from before",
             )
 
-    def _check_learning(self) -> None:
-        """Of a whole model a few tensors without gradient may be meant so (a pooler that the head
-        does not use); most of them are a model that only seems to train."""
+    def _check_gradients(self) -> None:
+        """Check that trainable tensors have had a gradient. In a full model a few without one may
+        be intended (a pooler that the head does not use); most of them mean that the model does
+        not train."""
         names = self.engine.parameters_without_gradient()
         if not names:
             return
         total = len(self.engine.trainable_parameters())
-        shown = ", ".join(names[:NAMES_SHOWN]) + (", ..." if len(names) > NAMES_SHOWN else "")
-        found = f"{len(names)} of {total} learning tensors have had no gradient ({shown})"
-        if self.options.no_gradient == "fail" and (
-            self.every_tensor_learns or len(names) > total // 2
+        listed = ", ".join(names[:MAX_LISTED_NAMES])
+        listed += ", ..." if len(names) > MAX_LISTED_NAMES else ""
+        problem = f"{len(names)} of {total} trainable tensors have had no gradient ({listed})"
+        if self.options.on_missing_gradient == "fail" and (
+            self.expects_all_gradients or len(names) > total // 2
         ):
             raise RunFailed.of(
                 "strategy",
-                found,
-                "look at the frozen parts and at activation checkpointing; if this is meant so, "
-                "set train.no_gradient to warn",
+                problem,
+                "check what is frozen, and activation checkpointing; if it is intended, set "
+                "train.on_missing_gradient to warn",
             )
-        self.log.say(f"warning: {found}")
+        self.log.print_line(f"warning: {problem}")
 
-    def _look_for_spike(
-        self, options: Spike, progress: Progress, window: StepBatches, loss: float
+    def _check_spike(
+        self, options: LossSpikeOptions, progress: Progress, batches: StepBatches, loss: float
     ) -> None:
-        score = spike_score(self.losses[-options.window :], loss)
-        if score > options.score:
-            raise SpikeFound(step=progress.step, loss=loss, score=score, examples=_examples(window))
-        self.losses.append(loss)
+        score = spike_score(self.previous_losses[-options.window :], loss)
+        if score > options.threshold:
+            raise LossSpike(
+                step=progress.step, loss=loss, score=score, examples=_example_ids(batches)
+            )
+        self.previous_losses.append(loss)
 
 
-def spike_score(before: Sequence[float], loss: float) -> float:
-    """How many normal spreads a loss lies above the median of those before it; the spread is the
-    median absolute deviation, which a few odd losses do not move. 0 with too few to tell."""
-    if len(before) < FEWEST_LOSSES:
+def spike_score(previous: Sequence[float], loss: float) -> float:
+    """Return how many robust standard deviations a loss is above the median of the previous ones; 0
+    where they are too few. The median absolute deviation is robust against single outliers."""
+    if len(previous) < MIN_LOSSES:
         return 0.0
-    middle = float(np.median(before))
-    spread = SPREAD * float(np.median(np.abs(np.asarray(before) - middle)))
-    return (loss - middle) / max(spread, 1e-3 * abs(middle), 1e-12)
+    median = float(np.median(previous))
+    deviation = MAD_TO_STANDARD_DEVIATION * float(np.median(np.abs(np.asarray(previous) - median)))
+    return (loss - median) / max(deviation, 1e-3 * abs(median), 1e-12)
 
 
-def _examples(window: StepBatches) -> list[int]:
-    return [int(number) for number in window.all_ids]
+def _example_ids(batches: StepBatches) -> list[int]:
+    return [int(number) for number in batches.all_ids]

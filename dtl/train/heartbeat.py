@@ -1,4 +1,4 @@
-"""A heartbeat a rank: who is where in the run, and the end of a run that hangs."""
+"""The heartbeat of each rank, and the watchdog that ends a run that hangs."""
 
 from __future__ import annotations
 
@@ -15,39 +15,46 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
-HUNG = 70  # exit code of a process that a watch has ended
+HANG_EXIT_CODE = 70  # of a process that its watchdog has ended
 
 
 @dataclass(frozen=True)
 class Heartbeat:
-    """Where a rank was last seen. `number`: calls that all ranks make alike; `doing`: in words;
-    `since`, `alive`: when it came there, and when it last wrote, in seconds since 1970."""
+    """What a rank was last doing.
+
+    `count`: of heartbeats; all ranks make the same ones. `activity`: as text. `activity_start`,
+    `last_alive`: when the activity began, and when this was written, in seconds since 1970.
+    """
 
     rank: int
     host: str
-    process: int
-    number: int
-    doing: str
-    since: float
-    alive: float
+    pid: int
+    count: int
+    activity: str
+    activity_start: float
+    last_alive: float
 
 
-class Watch:
-    """Ends this process when it has stood still for longer than it may.
+class Watchdog:
+    """Ends this process when it makes no progress within its timeout.
 
-    Its thread writes the beat beside those of the other ranks. What stands still in one rank holds
-    up all of them, so each ends itself, with its stack in its log; the first one says who was late.
-    Time in which the whole process was suspended does not count.
+    Its thread writes the heartbeat next to those of the other ranks. A rank that hangs blocks all
+    of them, so each ends itself, with its stack in its log, and the first one prints which rank is
+    late. Time in which the whole process was suspended does not count.
     """
 
-    def __init__(self, folder: Path, *, rank: int, ranks: int, tell: Callable[[str], None]) -> None:
-        self.folder, self.rank, self.ranks, self.tell = folder, rank, ranks, tell
-        self._place = threading.Lock()
-        self._beat = Heartbeat(
+    def __init__(
+        self, folder: Path, *, rank: int, world_size: int, print_line: Callable[[str], None]
+    ) -> None:
+        self.folder, self.rank, self.world_size = folder, rank, world_size
+        self.print_line = print_line
+        self._lock = threading.Lock()
+        self._heartbeat = Heartbeat(
             rank, socket.gethostname(), os.getpid(), 0, "start", time.time(), 0.0
         )
-        self._limit, self._stood_still, self._came = float("inf"), 0.0, time.monotonic()
-        self._ended = threading.Event()
+        self._timeout, self._idle_seconds = float("inf"), 0.0
+        self._last_heartbeat = time.monotonic()
+        self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def __enter__(self) -> Self:
@@ -56,103 +63,113 @@ class Watch:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._ended.set()
+        self._stop.set()
         self._thread.join()
 
     @property
-    def doing(self) -> str:
-        """What this rank does, in words."""
-        return self._beat.doing
+    def activity(self) -> str:
+        """What this rank is doing, as text."""
+        return self._heartbeat.activity
 
-    def beat(self, doing: str, *, within: float) -> None:
-        """This rank has come so far; it must come further within so many seconds."""
-        with self._place:
-            number = self._beat.number + 1
-            self._beat = replace(self._beat, number=number, doing=doing, since=time.time())
-            self._limit, self._stood_still, self._came = within, 0.0, time.monotonic()
+    def heartbeat(self, activity: str, *, timeout: float) -> None:
+        """Report progress; the next report must come within so many seconds."""
+        with self._lock:
+            self._heartbeat = replace(
+                self._heartbeat,
+                count=self._heartbeat.count + 1,
+                activity=activity,
+                activity_start=time.time(),
+            )
+            self._timeout, self._idle_seconds = timeout, 0.0
+            self._last_heartbeat = time.monotonic()
 
     def _run(self) -> None:
-        pause, before, ended = 0.0, time.monotonic(), False
-        while not ended:
-            with self._place:
-                # A longer pause than asked for is a process that was suspended, not one that hangs.
-                still = time.monotonic() - max(before, self._came)
-                self._stood_still += min(still, 2 * pause)
-                hangs = self._stood_still > self._limit
-                beat = replace(self._beat, alive=time.time())
-                pause = max(0.05, min(1.0, self._limit / 10))
+        pause, before, is_stopped = 0.0, time.monotonic(), False
+        while not is_stopped:
+            with self._lock:
+                # A pause longer than intended is a process that was suspended, not one that hangs.
+                idle = time.monotonic() - max(before, self._last_heartbeat)
+                self._idle_seconds += min(idle, 2 * pause)
+                hangs = self._idle_seconds > self._timeout
+                heartbeat = replace(self._heartbeat, last_alive=time.time())
+                pause = max(0.05, min(1.0, self._timeout / 10))
             before = time.monotonic()
-            _write(self.folder / f"rank-{self.rank}.json", asdict(beat))
+            _write(self.folder / f"rank-{self.rank}.json", asdict(heartbeat))
             if hangs:
-                self._end(beat)
-            ended = self._ended.wait(pause)
+                self._end_process(heartbeat)
+            is_stopped = self._stop.wait(pause)
 
-    def _end(self, mine: Heartbeat) -> None:
-        beats = [beat for beat in read_beats(self.folder) if beat.rank < self.ranks] or [mine]
-        still = self._stood_still
-        verdict = (
-            f"rank {mine.rank} has stood still for {still:.0f} s in {mine.doing}; "
-            f"{late(beats, after=still / 2)}; the stack of each rank is in its log"
+    def _end_process(self, own: Heartbeat) -> None:
+        heartbeats = [
+            heartbeat
+            for heartbeat in read_heartbeats(self.folder)
+            if heartbeat.rank < self.world_size
+        ] or [own]
+        idle = self._idle_seconds
+        message = (
+            f"rank {own.rank} has made no progress for {idle:.0f} s in {own.activity}; "
+            f"{describe_late_ranks(heartbeats, after=idle / 2)}; the stack of each rank is in its "
+            "log"
         )
-        print(verdict, file=sys.stderr, flush=True)
+        print(message, file=sys.stderr, flush=True)
         faulthandler.dump_traceback(all_threads=True)
-        lower = [beat for beat in beats if beat.rank < mine.rank]
-        if all(_silent(beat, after=still / 2) for beat in lower):
-            self.tell(verdict)
-        time.sleep(1.0)  # the others come to the same end: let them write theirs
-        for beat in beats:
-            if _silent(beat, after=still / 2) and _is_sibling(beat):
-                os.kill(beat.process, signal.SIGKILL)  # a launcher would wait for it
-        os._exit(HUNG)
+        lower = [heartbeat for heartbeat in heartbeats if heartbeat.rank < own.rank]
+        if all(_is_silent(heartbeat, after=idle / 2) for heartbeat in lower):
+            self.print_line(message)
+        time.sleep(1.0)  # the others find the same: let them write their stacks
+        for heartbeat in heartbeats:
+            if _is_silent(heartbeat, after=idle / 2) and _is_sibling(heartbeat):
+                os.kill(heartbeat.pid, signal.SIGKILL)  # a launcher would wait for it
+        os._exit(HANG_EXIT_CODE)
 
 
-def read_beats(folder: Path) -> list[Heartbeat]:
-    """The last beat of each rank, in the order of the ranks."""
-    found = []
+def read_heartbeats(folder: Path) -> list[Heartbeat]:
+    """Return the last heartbeat of each rank, in rank order."""
+    heartbeats = []
     for file in folder.glob("rank-*.json"):
         try:
-            found.append(Heartbeat(**json.loads(file.read_text(encoding="utf-8"))))
+            heartbeats.append(Heartbeat(**json.loads(file.read_text(encoding="utf-8"))))
         except (OSError, ValueError, TypeError):  # being replaced, or of another version
             continue
-    return sorted(found, key=lambda beat: beat.rank)
+    return sorted(heartbeats, key=lambda heartbeat: heartbeat.rank)
 
 
-def late(beats: list[Heartbeat], *, after: float) -> str:
-    """Who holds up the others: a rank that does not run at all, or else the one that is behind.
+def describe_late_ranks(heartbeats: list[Heartbeat], *, after: float) -> str:
+    """Return which ranks block the others: those that do not run, or else those that are behind.
 
-    `after`: seconds without a sign of life that mean it does not run.
+    `after`: seconds without a heartbeat file after which a rank counts as not running.
     """
-    silent = [beat for beat in beats if _silent(beat, after=after)]
-    behind = min((beat.number for beat in beats), default=0)
-    last = [beat for beat in beats if beat.number == behind]
+    silent = [heartbeat for heartbeat in heartbeats if _is_silent(heartbeat, after=after)]
+    lowest = min((heartbeat.count for heartbeat in heartbeats), default=0)
+    last = [heartbeat for heartbeat in heartbeats if heartbeat.count == lowest]
     if silent:
-        return f"no sign of life from {_named(silent)}"
-    if len(last) == len(beats):
+        return f"no sign of life from {_format_ranks(silent)}"
+    if len(last) == len(heartbeats):
         return "all ranks are at the same point"
-    return f"behind the others is {_named(last)}"
+    return f"behind the others is {_format_ranks(last)}"
 
 
-def _silent(beat: Heartbeat, *, after: float) -> bool:
-    return time.time() - beat.alive > after
+def _is_silent(heartbeat: Heartbeat, *, after: float) -> bool:
+    return time.time() - heartbeat.last_alive > after
 
 
-def _is_sibling(beat: Heartbeat) -> bool:
-    """Whether it is still that process, started by the launcher that started this one."""
+def _is_sibling(heartbeat: Heartbeat) -> bool:
+    """Return whether the process of a heartbeat still runs and has the same parent as this one."""
     import psutil
 
     try:
-        here = beat.host == socket.gethostname() and beat.process != os.getpid()
-        return here and psutil.Process(beat.process).ppid() == os.getppid()
+        is_other = heartbeat.host == socket.gethostname() and heartbeat.pid != os.getpid()
+        return is_other and psutil.Process(heartbeat.pid).ppid() == os.getppid()
     except psutil.Error:
         return False
 
 
-def _named(beats: list[Heartbeat]) -> str:
-    return ", ".join(f"rank {beat.rank} on {beat.host} ({beat.doing})" for beat in beats)
+def _format_ranks(heartbeats: list[Heartbeat]) -> str:
+    return ", ".join(f"rank {each.rank} on {each.host} ({each.activity})" for each in heartbeats)
 
 
 def _write(path: Path, value: dict[str, Any]) -> None:
-    """Whole or not at all. A disk that is full must not end the watch."""
+    """Write a file atomically. A full disk must not end the watchdog."""
     staged = path.with_name(f".{path.name}")
     try:
         staged.write_text(json.dumps(value), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""What a run tells: metrics.jsonl, one live line on a terminal, plain lines anywhere else."""
+"""The log of a run: metrics.jsonl, a live line on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import IO, TYPE_CHECKING, Any
 
 from dtl.core.units import format_bytes, format_seconds
+from dtl.run.evaluations import EVALUATION_KIND
 from dtl.run.folder import SKIPPED
 from dtl.train.trackers import Trackers
 
@@ -17,36 +18,41 @@ if TYPE_CHECKING:
     from dtl.data.cache.streamed import LeftOut
     from dtl.data.loader import StepBatches
     from dtl.run.folder import RunFolder
-    from dtl.train.loop import Progress
+    from dtl.train.progress import Progress
 
 PLAIN_LINE_SECONDS = 5.0
 
 
 @dataclass
 class RunLog:
-    """Rank 0 writes; the others' calls do nothing. `terminal` is where the user looks. `unit`: what
-    the length of an example counts."""
+    """Writes on rank 0; calls on other ranks do nothing.
+
+    `terminal`: where the user reads, or None. `steps`: of the run. `peak_learning_rate`: of the
+    current phase. `head_learning_rate`: peak of the head, where it has its own. `length_unit`: the
+    unit of an example's length.
+    """
 
     folder: RunFolder
     terminal: IO[str] | None
     steps: int
-    peak_learning_rate: float = 0.0  # of the present phase
-    head_learning_rate: float | None = None  # highest, where the head has its own
-    unit: str = "tokens"
+    peak_learning_rate: float = 0.0
+    head_learning_rate: float | None = None
+    length_unit: str = "tokens"
     trackers: Trackers = field(default_factory=Trackers)
-    _started: float = field(default_factory=time.monotonic)
-    _last_step: float = field(default_factory=time.monotonic)
-    _last_line: float = 0.0
-    _first: int | None = None
+    _start_time: float = field(default_factory=time.monotonic)
+    _last_step_time: float = field(default_factory=time.monotonic)
+    _last_line_time: float = 0.0
+    _first_step: int | None = None
     _live: Any = None
     _task: Any = None
 
     @property
-    def writes(self) -> bool:
+    def is_writer(self) -> bool:
+        """Whether this rank writes."""
         return self.terminal is not None
 
-    def say(self, text: str) -> None:
-        """One line for the user."""
+    def print_line(self, text: str) -> None:
+        """Print one line to the user."""
         if self.terminal is None:
             return
         if self._live is not None:
@@ -54,111 +60,120 @@ class RunLog:
         else:
             print(text, file=self.terminal, flush=True)
 
+    def start_timer(self) -> None:
+        """Start the clock of the steps; the first one is about to start."""
+        self._start_time = self._last_step_time = time.monotonic()
+        self._first_step = None
+
     def step(
-        self, progress: Progress, window: StepBatches, *, loss: float, norm: float, rate: float
+        self,
+        progress: Progress,
+        batches: StepBatches,
+        *,
+        loss: float,
+        gradient_norm: float,
+        rate_factor: float,
     ) -> None:
-        """One optimizer step."""
+        """Log an optimizer step. `rate_factor`: the learning rate as a share of its peak."""
         if self.terminal is None:
             return
         now = time.monotonic()
-        seconds, self._last_step = now - self._last_step, now
-        speed = window.all_length / seconds
-        learning_rate = rate * self.peak_learning_rate
+        seconds, self._last_step_time = now - self._last_step_time, now
+        speed = batches.all_length / seconds
+        learning_rate = rate_factor * self.peak_learning_rate
         rates = {"learning_rate": learning_rate}
         if self.head_learning_rate is not None:
-            rates["head_learning_rate"] = rate * self.head_learning_rate
-        self._note(
+            rates["head_learning_rate"] = rate_factor * self.head_learning_rate
+        self._write_line(
             {
                 "kind": "train",
                 "step": progress.step,
-                "epoch": window.epoch,
+                "epoch": batches.epoch,
                 "loss": loss if math.isfinite(loss) else None,
-                "targets": window.all_targets,
-                "examples": window.all_examples,
+                "targets": batches.all_targets,
+                "examples": batches.all_examples,
                 "digest": progress.digest,
                 **rates,
-                "gradient_norm": norm if math.isfinite(norm) else None,
+                "gradient_norm": gradient_norm if math.isfinite(gradient_norm) else None,
                 "seconds": seconds,
                 "tokens_per_second": speed,
-                "memory_bytes": _memory(),
-                **({"left_out": len(window.left_out)} if window.left_out else {}),
+                "memory_bytes": _peak_memory_bytes(),
+                **({"skipped_rows": len(batches.left_out)} if batches.left_out else {}),
             }
         )
-        self._list(window.left_out)
-        self._first = self._first or progress.step
-        done = progress.step - self._first + 1
-        left = (now - self._started) / done * (self.steps - progress.step)
-        words = (
-            f"loss {loss:.4f}  lr {learning_rate:.2e}  {speed:,.0f} {self.unit}/s  "
-            f"{format_seconds(left)} left"
+        self._list_skipped_rows(batches.left_out)
+        self._first_step = self._first_step or progress.step
+        steps_done = progress.step - self._first_step + 1
+        seconds_left = (now - self._start_time) / steps_done * (self.steps - progress.step)
+        text = (
+            f"loss {loss:.4f}  lr {learning_rate:.2e}  {speed:,.0f} {self.length_unit}/s  "
+            f"{format_seconds(seconds_left)} left"
         )
-        self._show(progress.step, words, now)
-
-    def _list(self, rows: Sequence[LeftOut]) -> None:
-        """Streamed rows that are no examples: each is listed once, one of each reason told."""
-        for row in rows:
-            if row.place in self.listed:
-                continue
-            if row.reason not in self.listed.values():
-                self.say(f"{row.place}: left out ({row.reason})")
-            self.listed[row.place] = row.reason
-            line = {"source": "data.train", "place": row.place, "reason": row.reason}
-            self.folder.append(line, to=SKIPPED)
-
-    @cached_property
-    def listed(self) -> dict[str, str]:
-        """The rows in skipped_rows.jsonl: place -> reason."""
-        return {line["place"]: line["reason"] for line in self.folder.skipped_rows()}
+        self._display(progress.step, text, now)
 
     def skip(self, step: int, examples: list[int], *, reason: str) -> None:
-        """A step that was not taken, and why; `examples`: what it read."""
+        """Log a step whose update was not applied. `examples`: ids of its batch."""
         if self.terminal is None:
             return
         line = {"kind": "skip", "step": step, "examples": examples, "reason": reason}
-        self._note(line)
-        self.say(f"step {step:>5}  skipped: {reason}")
+        self._write_line(line)
+        self.print_line(f"step {step:>5}  skipped: {reason}")
 
-    def saved(self, step: int, *, seconds: float, size: int) -> None:
-        """A checkpoint of so many bytes, and how long the run stood still for it."""
+    def save(self, step: int, *, seconds: float, size: int) -> None:
+        """Log a checkpoint, its size in bytes, and the time that it took."""
         if self.terminal is None:
             return
-        self._note({"kind": "save", "step": step, "seconds": seconds, "bytes": size})
-        self._last_step = time.monotonic()
-
-    def _note(self, line: dict[str, Any]) -> None:
-        """Into metrics.jsonl, which is the truth, and to the trackers."""
-        self.folder.append(line)
-        self.trackers.take(line)
-
-    def begin(self) -> None:
-        """The first step is about to start."""
-        self._started = self._last_step = time.monotonic()
-        self._first = None
+        self._write_line({"kind": "save", "step": step, "seconds": seconds, "bytes": size})
+        self._last_step_time = time.monotonic()
 
     def scores(self, step: int, scores: dict[str, float], *, model: str) -> None:
-        """Held-out scores; `model`: unadapted, adapted, or with the weights of ema or average."""
+        """Log held-out scores. `model`: unadapted, adapted, ema or average."""
         if self.terminal is None:
             return
-        self._note({"kind": "eval", "step": step, "model": model, **scores})
-        self.say(f"step {step:>5}  held-out ({model}): {format_scores(scores)}")
-        self._last_step = time.monotonic()
+        self._write_line({"kind": EVALUATION_KIND, "step": step, "model": model, **scores})
+        self.print_line(f"step {step:>5}  held-out ({model}): {format_scores(scores)}")
+        self._last_step_time = time.monotonic()
 
     def close(self) -> None:
-        """Leave the terminal as it was."""
+        """End the live line and the trackers."""
         if self._live is not None:
             self._live.stop()
             self._live = None
         self.trackers.close()
 
-    def _show(self, step: int, words: str, now: float) -> None:
+    @cached_property
+    def listed_rows(self) -> dict[str, str]:
+        """The reasons of the rows in skipped_rows.jsonl, by location."""
+        return {line["place"]: line["reason"] for line in self.folder.skipped_rows()}
+
+    def _list_skipped_rows(self, rows: Sequence[LeftOut]) -> None:
+        """List each skipped row of a stream once in the file; print the first of each reason."""
+        for row in rows:
+            if row.place in self.listed_rows:
+                continue
+            if row.reason not in self.listed_rows.values():
+                self.print_line(f"{row.place}: skipped ({row.reason})")
+            self.listed_rows[row.place] = row.reason
+            line = {"source": "data.train", "place": row.place, "reason": row.reason}
+            self.folder.append(line, to=SKIPPED)
+
+    def _write_line(self, line: dict[str, Any]) -> None:
+        """Append to metrics.jsonl, and pass the line on to the trackers."""
+        self.folder.append(line)
+        self.trackers.put(line)
+
+    def _display(self, step: int, text: str, now: float) -> None:
         assert self.terminal is not None
         if self.terminal.isatty():
-            self._bar().update(self._task, completed=step, words=words)
-        elif now - self._last_line > PLAIN_LINE_SECONDS or step in (self._first, self.steps):
-            self._last_line = now
-            self.say(f"step {step:>5}/{self.steps}  {words}")
+            self._progress_bar().update(self._task, completed=step, text=text)
+        elif now - self._last_line_time > PLAIN_LINE_SECONDS or step in (
+            self._first_step,
+            self.steps,
+        ):
+            self._last_line_time = now
+            self.print_line(f"step {step:>5}/{self.steps}  {text}")
 
-    def _bar(self) -> Any:
+    def _progress_bar(self) -> Any:
         if self._live is None:
             from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -167,26 +182,32 @@ class RunLog:
                 TextColumn("step"),
                 MofNCompleteColumn(),
                 BarColumn(bar_width=None),
-                TextColumn("{task.fields[words]}"),
+                TextColumn("{task.fields[text]}"),
                 console=Console(file=self.terminal),
             )
-            self._task = self._live.add_task("", total=self.steps, words="")
+            self._task = self._live.add_task("", total=self.steps, text="")
             self._live.start()
         return self._live
 
 
 def format_scores(scores: dict[str, float]) -> str:
-    """The scores in one line, without the table of confusions; of groups the worst and the mean."""
-    shown = {name: value for name, value in scores.items() if "/" not in name}
+    """Return the scores as one line, without the confusion matrix; of groups the worst and the
+    mean."""
+    displayed = {name: value for name, value in scores.items() if "/" not in name}
     for name, value in scores.items():
         if name.startswith("group/") and name.endswith(("/worst", "/macro")):
-            column, _, which = name.removeprefix("group/").rpartition("/")
-            shown[f"{which} {column}"] = value
-    return "  ".join(f"{name} {value:.4g}" for name, value in shown.items())
+            column, _, statistic = name.removeprefix("group/").rpartition("/")
+            displayed[f"{statistic} {column}"] = value
+    return "  ".join(f"{name} {value:.4g}" for name, value in displayed.items())
 
 
-def _memory() -> int:
-    """Most bytes that this process has held, of GPU memory where there is one."""
+def format_peak_memory() -> str:
+    """Return the peak memory of this process as text."""
+    return f"peak memory {format_bytes(_peak_memory_bytes())}"
+
+
+def _peak_memory_bytes() -> int:
+    """Return the peak memory of this process, of the GPU where there is one."""
     import torch
 
     if torch.cuda.is_available():
@@ -194,8 +215,3 @@ def _memory() -> int:
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def memory_line() -> str:
-    """The peak in words."""
-    return f"peak memory {format_bytes(_memory())}"

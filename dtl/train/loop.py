@@ -6,174 +6,122 @@ import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from dtl.config.optim import Optim
 from dtl.data.loader import Loader, StepBatches
-from dtl.data.order import chain
 from dtl.engine.base import Step
-from dtl.train.optim import schedule
+from dtl.train.optim import learning_rate_factor
+from dtl.train.progress import Limits, Progress, RunResult
+from dtl.train.safe_points import StopRequested
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from dtl.assembly.parts import Parts
     from dtl.engine.base import Engine
-    from dtl.tasks.base import Task
     from dtl.train.log import RunLog
 
 
 @dataclass(frozen=True)
-class Progress:
-    """How far a run is: optimizer steps done, what it learnt from, a digest of the order, and the
-    best held-out score so far with its step."""
-
-    step: int = 0
-    digest: str = ""
-    updates: int = 0  # steps of this phase that were taken, not skipped
-    examples: int = 0
-    targets: int = 0
-    best: float | None = None
-    best_step: int | None = None
-
-    def after(self, window: StepBatches, *, taken: bool) -> Progress:
-        return replace(
-            self,
-            step=window.step,
-            digest=chain(self.digest, window.all_ids),
-            updates=self.updates + int(taken),
-            examples=self.examples + window.all_examples,
-            targets=self.targets + window.all_targets,
-        )
-
-
-@dataclass(frozen=True)
-class Limits:
-    """When the loop scores, saves and ends, in optimizer steps: of the run, and after `before` to
-    `last` of the phase. `leave_out`: steps whose batch is read but not learnt from."""
-
-    steps: int
-    before: int
-    last: int
-    evaluate_every: int | None
-    save_every: int | None
-    keep_best: bool = True
-    leave_out: frozenset[int] = frozenset()
-
-    def evaluate_at(self, step: int) -> bool:
-        """In between; the scoring at the end is not the loop's."""
-        return (
-            bool(self.evaluate_every) and step % (self.evaluate_every or 1) == 0 < self.steps - step
-        )
-
-    def save_at(self, progress: Progress) -> bool:
-        step = progress.step
-        rhythm = bool(self.save_every and step % self.save_every == 0)
-        return step == self.last or rhythm or (self.keep_best and progress.best_step == step)
-
-
-class StopAgreed(Exception):
-    """All ranks have agreed, at the same point, to save and end."""
-
-
-@dataclass(frozen=True)
 class Hooks:
-    """What the loop calls but does not know. `evaluate` may raise StopAgreed."""
+    """What the loop calls and does not know. `evaluate` may raise StopRequested."""
 
     evaluate: Callable[[Progress], Progress]
     save: Callable[[Progress], None]
-    beat: Callable[[str], None]
-    asked_to_stop: Callable[[], bool]
-    guard: Callable[[Progress, Step, StepBatches, float], None]
+    heartbeat: Callable[[str], None]
+    is_stop_requested: Callable[[], bool]
+    check_step: Callable[[Progress, Step, StepBatches, float], None]
 
 
-End = Literal["done", "stopped"]
+@dataclass(frozen=True)
+class Phase:
+    """What the loop trains in one phase, and on which batches."""
+
+    engine: Engine
+    parts: Parts
+    loader: Loader
+    limits: Limits
+    optim: Optim
+    log: RunLog
 
 
-def train(
-    engine: Engine,
-    parts: Parts,
-    loader: Loader,
-    log: RunLog,
-    *,
-    progress: Progress,
-    limits: Limits,
-    hooks: Hooks,
-    optim: Optim,
-) -> tuple[Progress, End]:
-    """From `progress` to the last step of the phase, or to where the run is asked to stop; saved
-    either way."""
-    parts.training_mode(engine.plain_model)
-    for window in loader.windows(after_step=progress.step, last_step=limits.last):
-        rate = schedule(
-            window.step - limits.before, steps=limits.last - limits.before, options=optim
+def train(phase: Phase, hooks: Hooks, progress: Progress) -> RunResult:
+    """Train from `progress` to the last step of the phase, or until the run is requested to stop.
+    Save either way."""
+    engine, limits, parts = phase.engine, phase.limits, phase.parts
+    parts.training_mode(engine.unwrapped_model)
+    for batches in phase.loader.windows(after_step=progress.step, last_step=limits.phase_end):
+        batches = sum_over_ranks(batches, engine)
+        factor = learning_rate_factor(
+            batches.step - limits.phase_start, steps=limits.phase_steps, options=phase.optim
         )
-        engine.set_learning_rate(rate)
-        window = _added_up(window, engine)
-        if window.step in limits.leave_out or not window.all_targets:
-            step, total = Step(math.nan, taken=False), torch.tensor(math.nan)
+        engine.set_learning_rate(factor)
+        if batches.step in limits.skip_steps or not batches.all_targets:
+            step, loss_sum = Step(math.nan, was_applied=False), torch.tensor(math.nan)
         else:
-            step, total = _learn_from(window, engine, parts.task, loader.seed, hooks)
-        progress = progress.after(window, taken=step.taken)
-        loss_sum, stops = engine.all_reduce_sum(total, float(hooks.asked_to_stop()))
-        loss = loss_sum / (window.all_targets or 1)
-        log.step(progress, window, loss=loss, norm=step.norm, rate=rate)
-        hooks.guard(progress, step, window, loss)
-        stopping = stops > 0
-        if limits.evaluate_at(progress.step) and not stopping:
+            step, loss_sum = train_step(phase, hooks, batches)
+        progress = progress.advance(batches, was_applied=step.was_applied)
+        loss_sum, stop_votes = engine.all_reduce_sum(loss_sum, float(hooks.is_stop_requested()))
+        loss = loss_sum / (batches.all_targets or 1)
+        phase.log.step(
+            progress, batches, loss=loss, gradient_norm=step.gradient_norm, rate_factor=factor
+        )
+        hooks.check_step(progress, step, batches, loss)
+        must_stop = stop_votes > 0
+        if limits.is_evaluation_step(progress.step) and not must_stop:
             try:
                 progress = hooks.evaluate(progress)
-            except StopAgreed:
-                stopping = True
-            parts.training_mode(engine.plain_model)
-        if limits.save_at(progress) or stopping:
+            except StopRequested:
+                must_stop = True
+            parts.training_mode(engine.unwrapped_model)
+        if limits.is_save_step(progress) or must_stop:
             hooks.save(progress)
-        if stopping and progress.step < limits.steps:
-            return progress, "stopped"
-    return progress, "done"
+        if must_stop and progress.step < limits.total_steps:
+            return RunResult("stopped", progress)
+    return RunResult("done", progress)
 
 
-def _added_up(window: StepBatches, engine: Engine) -> StepBatches:
-    """The window with what all ranks have read, where none knows what the others have."""
-    if not window.shared:
-        return window
-    targets, length, left_out = engine.all_reduce_sum(
-        window.all_targets, window.all_length, len(window.left_out)
+def train_step(phase: Phase, hooks: Hooks, batches: StepBatches) -> tuple[Step, Tensor]:
+    """Take one optimizer step. Also return the sum of this rank's losses, shape (), float64."""
+    engine, task, seed = phase.engine, phase.parts.task, phase.loader.seed
+    loss_sum = torch.zeros((), dtype=torch.float64, device=engine.device)
+    for index, batch in enumerate(batches.batches):
+        hooks.heartbeat(f"step {batches.step}, micro-batch {index + 1}")
+        seed_generators(seed, batches.step, index, engine.parallel_dims.data_parallel_rank)
+        with engine.accumulate(is_last=index == len(batches.batches) - 1):
+            with engine.autocast():
+                loss = task.loss(engine.model, engine.to_device(batch.tensors)) * batch.weight
+            engine.backward(loss, targets=batches.all_targets)
+        loss_sum += loss.detach().double()
+    engine.sync_batch_norm_statistics()
+    return engine.step(), loss_sum
+
+
+def sum_over_ranks(batches: StepBatches, engine: Engine) -> StepBatches:
+    """Return the batches with the global counts, where each rank knows only its own rows."""
+    if not batches.shared:
+        return batches
+    targets, length, skipped = engine.all_reduce_sum(
+        batches.all_targets, batches.all_length, len(batches.left_out)
     )
     return replace(
-        window,
+        batches,
         all_targets=int(targets),
         all_length=int(length),
-        left_out=tuple(engine.all_gather_object(list(window.left_out))) if left_out else (),
+        left_out=tuple(engine.all_gather_object(list(batches.left_out))) if skipped else (),
         shared=False,
     )
 
 
-def _learn_from(
-    window: StepBatches, engine: Engine, task: Task, seed: int, hooks: Hooks
-) -> tuple[Step, Tensor]:
-    """One optimizer step; also the sum of this rank's losses, shape (), in float64."""
-    total = torch.zeros((), dtype=torch.float64, device=engine.device)
-    for place, batch in enumerate(window.batches):
-        hooks.beat(f"step {window.step}, micro-batch {place + 1}")
-        draw_from(seed, window.step, place, engine.rank)
-        with engine.micro_batch(last=place == len(window.batches) - 1):
-            with engine.forward():
-                loss = task.loss(engine.model, engine.to_device(batch.tensors)) * batch.weight
-            engine.backward(loss, targets=window.all_targets)
-        total += loss.detach().double()
-    engine.sync_batch_norm_statistics()
-    return engine.step(), total
-
-
-def draw_from(seed: int, *position: int) -> None:
-    """Seed what is drawn in a forward pass by its position in the run, so that a resumed run draws
-    the same and there is nothing to save."""
+def seed_generators(seed: int, *position: int) -> None:
+    """Seed the random generators of a forward pass by its position in the run. A resumed run then
+    draws the same numbers, and no generator state has to be saved."""
     text = ":".join(str(number) for number in (seed, *position))
     digest = hashlib.blake2b(text.encode(), digest_size=7).digest()
     number = int.from_bytes(digest, "big")
     torch.manual_seed(number)
-    np.random.seed(number % 2**32)  # SpecAugment draws from it
+    np.random.seed(number % 2**32)  # SpecAugment uses NumPy's

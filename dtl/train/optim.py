@@ -10,25 +10,25 @@ import torch
 from torch import Tensor
 from torch.optim import AdamW, Muon, Optimizer
 
-from dtl.config.optim import Optim
 from dtl.config.optimizers import OPTIMIZERS
-from dtl.plan.parameter_groups import Update, alike, updates
+from dtl.config.schema.optim import Optim
+from dtl.plan.parameter_groups import UpdateRule, assign_update_rules, uniform_rate_factor
 
 if TYPE_CHECKING:
     from torch import nn
 
-Group = dict[str, Any]
+ParameterGroup = dict[str, Any]
 INVERSE_SQRT_STEPS = 10_000  # after which the rate has fallen by root 2, without a warm-up
 
 
-def make(
+def build_optimizer(
     model: nn.Module,
     options: Optim,
     *,
     learning_rate: float,
     new: frozenset[str],
     device: str,
-    rate_factor: Callable[[str], float] = alike,
+    rate_factor: Callable[[str], float] = uniform_rate_factor,
 ) -> Optimizer:
     """The optimizer that the config names. `new`: names of the parameters that the base did not
     bring, before a strategy was applied. `rate_factor`: how many times the learning rate a
@@ -36,25 +36,29 @@ def make(
 
     Parameters that are updated alike are one group; none is empty, as DeepSpeed fails on those.
     """
-    members: dict[Update, list[nn.Parameter]] = {}
-    how = updates(model, options, learning_rate=learning_rate, new=new, rate_factor=rate_factor)
+    members: dict[UpdateRule, list[nn.Parameter]] = {}
+    how = assign_update_rules(
+        model, options, learning_rate=learning_rate, new=new, rate_factor=rate_factor
+    )
     for name, update in how.items():
         members.setdefault(update, []).append(model.get_parameter(name))
-    return _of_groups(options, [_group(update, members[update]) for update in members], device)
+    return _build_from_groups(
+        options, [_group(update, members[update]) for update in members], device
+    )
 
 
-def _group(update: Update, parameters: list[nn.Parameter]) -> Group:
+def _group(update: UpdateRule, parameters: list[nn.Parameter]) -> ParameterGroup:
     return {
         "params": parameters,
         "lr": update.learning_rate,
         "peak_learning_rate": update.learning_rate,
         "weight_decay": update.weight_decay,
-        "pull": update.pull,
-        "as_matrix": update.as_matrix,
+        "pull": update.l2_sp,
+        "as_matrix": update.uses_muon,
     }
 
 
-def _of_groups(options: Optim, groups: list[Group], device: str) -> Optimizer:
+def _build_from_groups(options: Optim, groups: list[ParameterGroup], device: str) -> Optimizer:
     """AdamW (arXiv:1711.05101), with 8-bit moments (arXiv:2110.02861), Lion (arXiv:2302.06675),
     Adafactor (arXiv:1804.04235) or Muon (arXiv:2502.16982)."""
     name = options.name
@@ -70,7 +74,9 @@ def _of_groups(options: Optim, groups: list[Group], device: str) -> Optimizer:
         others = [group for group in groups if not group["as_matrix"]]
         # Scaled so that AdamW's learning rate fits the matrices too.
         parts: list[Optimizer] = [Muon(matrices, adjust_lr_fn="match_rms_adamw")]
-        return Together(parts + [AdamW(others, fused=device == "cuda", **adam)] * bool(others))
+        return ChainedOptimizer(
+            parts + [AdamW(others, fused=device == "cuda", **adam)] * bool(others)
+        )
     if name == "adamw":
         return AdamW(groups, fused=device == "cuda", **adam)
     from bitsandbytes import optim as eight_bit
@@ -83,58 +89,62 @@ def _of_groups(options: Optim, groups: list[Group], device: str) -> Optimizer:
     return made
 
 
-class Together(Optimizer):
+class ChainedOptimizer(Optimizer):
     """Several optimizers that step as one, over the same groups and states."""
 
     def __init__(self, parts: list[Optimizer]) -> None:
-        self.parts = parts
+        self.optimizers = parts
         super().__init__([group for part in parts for group in part.param_groups], {})
         for part in parts:
             part.state = self.state
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        for part in self.parts:
+        for part in self.optimizers:
             part.step()
 
 
-class Pull:
+class L2SPPenalty:
     """L2-SP (arXiv:1802.01483): a penalty of alpha / 2 times the squared distance from the start.
 
     Its gradient, alpha times the distance, is added to what the optimizer sees, once a step, to the
     fp32 weights that this rank updates. The gradient of the loss alone is what was clipped.
     """
 
-    def __init__(self, masters: list[tuple[Group, Tensor]]) -> None:
-        self.start = {master: master.detach().clone() for group, master in masters if group["pull"]}
+    def __init__(self, masters: list[tuple[ParameterGroup, Tensor]]) -> None:
+        self.start_values = {
+            master: master.detach().clone() for group, master in masters if group["pull"]
+        }
 
     @torch.no_grad()
     def __call__(self, optimizer: Optimizer, *_: Any) -> None:
         for group in optimizer.param_groups:
             for master in group["params"]:
-                if master in self.start and master.grad is not None:
-                    master.grad.add_(master - self.start[master], alpha=group["pull"])
+                if master in self.start_values and master.grad is not None:
+                    master.grad.add_(master - self.start_values[master], alpha=group["pull"])
 
 
-def schedule(step: int, *, steps: int, options: Optim) -> float:
+def learning_rate_factor(step: int, *, steps: int, options: Optim) -> float:
     """Learning rate of optimizer step `step` (from 1), as a share of its peak.
 
     It rises over the warm-up, reaches 1 at the step after it, and ends just above the minimum.
     """
-    warmup = options.steps_of(options.warmup, steps=steps)
+    warmup = options.to_steps(options.warmup, total_steps=steps)
     done = step - 1
     if done < warmup:
         return (done + 1) / (warmup + 1)
     if options.schedule == "inverse_sqrt":
         scale = warmup or INVERSE_SQRT_STEPS
-        return max(options.minimum, math.sqrt(scale / (scale + done - warmup)))
-    falls = options.steps_of(options.decay, steps=steps) if options.schedule == "wsd" else steps
+        return max(options.min_lr_ratio, math.sqrt(scale / (scale + done - warmup)))
+    falls = (
+        options.to_steps(options.decay, total_steps=steps) if options.schedule == "wsd" else steps
+    )
     stable = max(warmup, steps - falls)
     progress = min(1.0, max(0, done - stable) / max(1, steps - stable))
-    shape = options.decay_shape if options.schedule == "wsd" else options.schedule
-    return options.minimum + (1 - options.minimum) * SHAPES[shape](progress)
+    shape = options.decay_type if options.schedule == "wsd" else options.schedule
+    return options.min_lr_ratio + (1 - options.min_lr_ratio) * DECAY_SHAPES[shape](progress)
 
 
-SHAPES = {  # from 1 at the start of the fall to 0 at its end
+DECAY_SHAPES = {  # from 1 at the start of the fall to 0 at its end
     "constant": lambda progress: 1.0,
     "linear": lambda progress: 1.0 - progress,
     "cosine": lambda progress: 0.5 * (1.0 + math.cos(math.pi * progress)),

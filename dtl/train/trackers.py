@@ -1,4 +1,4 @@
-"""Sends what a run tells to trackers, so that none of them can slow the run or end it."""
+"""Sending metrics to experiment trackers, which can neither slow the run down nor end it."""
 
 from __future__ import annotations
 
@@ -10,169 +10,185 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from dtl.config.diff import flat
+from dtl.run.evaluations import EVALUATION_KIND
 from dtl.run.folder import write_json
 
 if TYPE_CHECKING:
     from dtl.run.folder import RunFolder
 
-LINES_HELD = 2000  # that a slow tracker has not taken yet; what comes then is left out
+MAX_QUEUED_LINES = 2000  # that a slow tracker has not taken; further lines are dropped
 CLOSING_SECONDS = 15.0  # for all trackers together, at the end of the run
-THREAD = "dtl-tracker"
-IDENTITIES = "trackers.json"  # the run's name at each tracker, to go on with it
-NO_MEASURES = ("kind", "step", "model", "digest", "examples", "reason")
+THREAD_NAME = "dtl-tracker"
+RUN_IDS_FILE = "trackers.json"  # the run's id in each tracker, to resume it
+NON_METRICS = ("kind", "step", "model", "digest", "examples", "reason")
 
 
 class Tracker(Protocol):
-    """What is asked of a tracker of Accelerate's that has begun a run. `identity`: the run's name
-    there; None: its folder says it."""
+    """A run that has been started in a tracker. `run_id`: its id there; None: its folder is its
+    id."""
 
     @property
-    def identity(self) -> str | None: ...
+    def run_id(self) -> str | None: ...
 
-    def configure(self, values: dict[str, Any]) -> None: ...
+    def log_config(self, values: dict[str, Any]) -> None: ...
 
     def log(self, values: dict[str, float], step: int) -> None: ...
 
     def finish(self) -> None: ...
 
 
-@dataclass(frozen=True)
-class Start:
-    """Where a tracker begins. `identity`: of a run to go on with; None: of none. `step`: the first
-    that it is told of."""
+class OpenTracker(Protocol):
+    """Starts a run in a tracker, or resumes the run `run_id`."""
 
-    identity: str | None
-    step: int
-
-
-Open = Callable[[str, "RunFolder", Start], Tracker]
+    def __call__(
+        self, name: str, *, folder: Path, run_id: str | None, first_step: int
+    ) -> Tracker: ...
 
 
-def measures(line: dict[str, Any]) -> dict[str, float]:
-    """What a tracker is told of a line of metrics.jsonl: numbers, by kind and name."""
-    start = {"eval": f"held-out {line.get('model')}"}.get(line["kind"], line["kind"])
-    if line["kind"] == "skip":
+def read_metrics(line: dict[str, Any]) -> dict[str, float]:
+    """Return the numbers of a line of metrics.jsonl, by kind and name."""
+    kind = line["kind"]
+    if kind == "skip":
         return {"skip": 1.0}
+    prefix = f"held-out {line.get('model')}" if kind == EVALUATION_KIND else kind
     return {
-        f"{start}/{re.sub(r'[^-A-Za-z0-9_. /]', '_', key)}": float(value)
+        f"{prefix}/{re.sub(r'[^-A-Za-z0-9_. /]', '_', key)}": float(value)
         for key, value in line.items()
-        if key not in NO_MEASURES
+        if key not in NON_METRICS
         and isinstance(value, int | float)
         and not key.startswith("confusion/")
     }
 
 
-def send(
-    name: str, folder: RunFolder, lines: Iterable[dict[str, Any]], *, opener: Open, anew: bool
+def send_lines(
+    name: str,
+    folder: RunFolder,
+    lines: Iterable[dict[str, Any]],
+    *,
+    open_tracker: OpenTracker,
+    as_new_run: bool,
 ) -> None:
-    """Lines to a tracker, from its start to its end. `anew`: as a new run of it."""
+    """Send lines of metrics.jsonl to a tracker, from its start to its end."""
     tracker: Tracker | None = None
     try:
         for line in lines:
             if tracker is None:
-                known = None if anew else identities(folder).get(name)
-                tracker = opener(name, folder, Start(known, line["step"]))
-                if tracker.identity not in (None, known):
-                    write_json(
-                        folder.path / IDENTITIES, {**identities(folder), name: tracker.identity}
-                    )
-                if known is None and (anew or line["step"] <= 1):
-                    tracker.configure(flat(folder.config.model_dump(mode="json")))
-            tracker.log(measures(line), line["step"])
+                known = None if as_new_run else read_run_ids(folder).get(name)
+                tracker = open_tracker(
+                    name, folder=folder.path, run_id=known, first_step=line["step"]
+                )
+                if tracker.run_id not in (None, known):
+                    run_ids = {**read_run_ids(folder), name: tracker.run_id}
+                    write_json(folder.path / RUN_IDS_FILE, run_ids)
+                if known is None and (as_new_run or line["step"] <= 1):
+                    tracker.log_config(flat(folder.config.model_dump(mode="json")))
+            tracker.log(read_metrics(line), line["step"])
     finally:
         if tracker is not None:
             tracker.finish()
 
 
-def identities(folder: RunFolder) -> dict[str, str]:
-    """The run's name at each tracker that has one."""
-    path = folder.path / IDENTITIES
+def read_run_ids(folder: RunFolder) -> dict[str, str]:
+    """Return the run's id in each tracker that has one."""
+    path = folder.path / RUN_IDS_FILE
     return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
 
 
 @dataclass
-class Follower:
-    """One tracker, in a thread of its own. What goes wrong with it is told once."""
+class TrackerThread:
+    """One tracker in a thread of its own. Only its first failure is printed."""
 
     name: str
     folder: RunFolder
-    say: Callable[[str], None]
-    opener: Open
-    held: int = LINES_HELD
-    told: bool = False
+    print_line: Callable[[str], None]
+    open_tracker: OpenTracker
+    max_queued_lines: int = MAX_QUEUED_LINES
+    has_warned: bool = False
     _lines: queue.Queue[dict[str, Any] | None] = field(init=False)
     _thread: threading.Thread = field(init=False)
 
     def __post_init__(self) -> None:
-        self._lines = queue.Queue(self.held)
-        self._thread = threading.Thread(target=self._follow, name=THREAD, daemon=True)
+        self._lines = queue.Queue(self.max_queued_lines)
+        self._thread = threading.Thread(target=self._send_lines, name=THREAD_NAME, daemon=True)
         self._thread.start()
 
-    def take(self, line: dict[str, Any]) -> None:
-        """Returns at once. What a tracker cannot take is left out."""
+    def put(self, line: dict[str, Any]) -> None:
+        """Queue a line and return at once; where the queue is full, drop it."""
         if not self._thread.is_alive():
             return
         try:
             self._lines.put_nowait(line)
         except queue.Full:
-            self.tell("does not keep up with the run: steps are left out there")
+            self.warn("is slower than the run: steps are dropped there")
 
-    def close(self, *, until: float) -> None:
-        """Let it take the rest, if it does so before that moment of time.monotonic()."""
+    def close(self, *, deadline: float) -> None:
+        """Wait for the queued lines until that moment of time.monotonic()."""
         try:
-            self._lines.put(None, timeout=max(0.0, until - time.monotonic()))
-        except queue.Full:  # a line gives way to the word that it is over
+            self._lines.put(None, timeout=max(0.0, deadline - time.monotonic()))
+        except queue.Full:  # drop a line for the end marker
             with suppress(queue.Empty):
                 self._lines.get_nowait()
             with suppress(queue.Full):
                 self._lines.put_nowait(None)
-        self._thread.join(max(0.0, until - time.monotonic()))
+        self._thread.join(max(0.0, deadline - time.monotonic()))
         if self._thread.is_alive():
-            self.tell("did not take all in time")
+            self.warn("did not take all lines in time")
 
-    def tell(self, problem: str) -> None:
-        if not self.told:
-            self.told = True
-            self.say(
-                f"tracker {self.name} {problem}; the run goes on, and `dtl track {self.folder.path}"
-                f" --to {self.name}` sends all of it later"
+    def warn(self, problem: str) -> None:
+        """Print the first problem of this tracker."""
+        if not self.has_warned:
+            self.has_warned = True
+            self.print_line(
+                f"tracker {self.name} {problem}; the run continues, and `dtl track "
+                f"{self.folder.path} --to {self.name}` sends all of it later"
             )
 
-    def _follow(self) -> None:
+    def _send_lines(self) -> None:
         try:
             lines = iter(self._lines.get, None)
-            send(self.name, self.folder, lines, opener=self.opener, anew=False)
-        except Exception as fault:  # whatever it is, it is not the run's
+            send_lines(
+                self.name, self.folder, lines, open_tracker=self.open_tracker, as_new_run=False
+            )
+        except Exception as fault:  # whatever fails in a tracker must not end the run
             reason = " ".join(str(fault).split())[:200]
-            self.tell(f"failed ({type(fault).__name__}: {reason})")
+            self.warn(f"failed ({type(fault).__name__}: {reason})")
 
 
 @dataclass(frozen=True)
 class Trackers:
-    """All that follow a run."""
+    """All trackers of a run."""
 
-    followers: tuple[Follower, ...] = ()
+    threads: tuple[TrackerThread, ...] = ()
 
     @classmethod
-    def of(
-        cls, names: Iterable[str], folder: RunFolder, say: Callable[[str], None], *, opener: Open
-    ) -> Trackers:
-        return cls(tuple(Follower(name, folder, say, opener) for name in dict.fromkeys(names)))
+    def start(
+        cls,
+        names: Iterable[str],
+        folder: RunFolder,
+        print_line: Callable[[str], None],
+        *,
+        open_tracker: OpenTracker,
+    ) -> Self:
+        """Start a thread for each tracker."""
+        unique = dict.fromkeys(names)
+        return cls(tuple(TrackerThread(name, folder, print_line, open_tracker) for name in unique))
 
-    def take(self, line: dict[str, Any]) -> None:
-        for follower in self.followers:
-            follower.take(line)
+    def put(self, line: dict[str, Any]) -> None:
+        """Queue a line for all trackers."""
+        for thread in self.threads:
+            thread.put(line)
 
     def close(self) -> None:
-        """Waits no longer than CLOSING_SECONDS for all of them."""
-        until = time.monotonic() + CLOSING_SECONDS
-        for follower in self.followers:
-            follower.close(until=until)
+        """Wait for all of them, together no longer than CLOSING_SECONDS."""
+        deadline = time.monotonic() + CLOSING_SECONDS
+        for thread in self.threads:
+            thread.close(deadline=deadline)
 
 
-def is_left_behind() -> bool:
-    """Whether a tracker is still busy; what its library does at the end of a process would wait."""
-    return any(thread.name == THREAD for thread in threading.enumerate())
+def is_any_thread_alive() -> bool:
+    """Return whether a tracker is still busy; exit handlers of its library would wait for it."""
+    return any(thread.name == THREAD_NAME for thread in threading.enumerate())

@@ -1,4 +1,4 @@
-"""What a run takes: devices, wall time, and energy where the devices count it."""
+"""The resources that a run uses: devices, wall time, and energy where the devices count it."""
 
 from __future__ import annotations
 
@@ -24,68 +24,70 @@ NVML = "libnvidia-ml.so.1"
 
 @dataclass(frozen=True)
 class Usage:
-    """Of all launches of a run, each up to its last save. `energy`: joules of the GPUs; None where
-    one did not count them."""
+    """The resources of all launches of a run, each up to its last save. `energy_joules`: of the
+    GPUs; None where one did not count it."""
 
     hardware: tuple[str, ...]
     seconds: float
-    energy: float | None
+    energy_joules: float | None
 
 
-class Meter:
-    """Counts one launch, from here on."""
+class UsageMeter:
+    """Measures one launch, from its creation on."""
 
     def __init__(self, folder: Path, engine: Engine) -> None:
-        """Every rank must make one. `folder`: of the notes, one for each launch."""
+        """Start measuring. Every rank must call. `folder`: of the records, one for each launch."""
         self._engine = engine
-        self._began, self._clock = time.time(), time.monotonic()
+        self._start_time, self._clock = time.time(), time.monotonic()
         self._file = folder / f"launch-{time.strftime('%Y%m%dT%H%M%S')}-{os.getpid()}.json"
-        self._devices = Counter(_counted_once(engine.all_gather_object([_device(engine.device)])))
-        self._uuid = _uuid(engine.device)
-        self._energy = _energy(self._uuid)
+        devices = engine.all_gather_object([_describe_device(engine.device)])
+        self._devices = Counter(_unique_devices(devices))
+        self._uuid = _read_uuid(engine.device)
+        self._energy_at_start = _read_energy(self._uuid)
 
-    def note(self) -> None:
-        """Write what this launch has taken so far. Every rank must call."""
-        now = _energy(self._uuid)
-        known = now is not None and self._energy is not None
-        spent = now - self._energy if now is not None and self._energy is not None else 0.0
-        joules, counted = self._engine.all_reduce_sum(spent, float(known))
-        if not self._engine.is_first:
+    def write(self) -> None:
+        """Write what this launch has used so far. Every rank must call."""
+        now, start = _read_energy(self._uuid), self._energy_at_start
+        is_known = now is not None and start is not None
+        used = now - start if now is not None and start is not None else 0.0
+        joules, counted = self._engine.all_reduce_sum(used, float(is_known))
+        if not self._engine.is_main_process:
             return
         self._file.parent.mkdir(exist_ok=True)
         write_json(
             self._file,
             {
-                "began": self._began,
+                "began": self._start_time,
                 "seconds": time.monotonic() - self._clock,
                 "devices": dict(self._devices),
-                "energy_joules": joules if counted == self._engine.ranks else None,
+                "energy_joules": joules if counted == self._engine.world_size else None,
             },
         )
 
 
-def launches(folder: Path) -> list[dict[str, Any]]:
-    """What each launch has noted, the oldest first."""
-    notes = [json.loads(file.read_text(encoding="utf-8")) for file in folder.glob("*.json")]
-    return sorted(notes, key=lambda note: note["began"])
+def read_launches(folder: Path) -> list[dict[str, Any]]:
+    """Return the record of each launch, the oldest first."""
+    records = [json.loads(file.read_text(encoding="utf-8")) for file in folder.glob("*.json")]
+    return sorted(records, key=lambda record: record["began"])
 
 
 def read_usage(folder: Path) -> Usage | None:
-    """All launches together; None where nothing was noted."""
-    notes = launches(folder)
-    if not notes:
+    """Return the usage of all launches together; None where there is no record."""
+    launches = read_launches(folder)
+    if not launches:
         return None
-    energies = [note["energy_joules"] for note in notes]
-    named = (f"{n} x {name}" for note in notes for name, n in note["devices"].items())
+    energies = [launch["energy_joules"] for launch in launches]
+    named = (f"{n} x {name}" for launch in launches for name, n in launch["devices"].items())
     return Usage(
         hardware=tuple(dict.fromkeys(named)),
-        seconds=sum(note["seconds"] for note in notes),
-        energy=None if None in energies else sum(energies),
+        seconds=sum(launch["seconds"] for launch in launches),
+        energy_joules=None if None in energies else sum(energies),
     )
 
 
-def _device(device: torch.device) -> tuple[str, str]:
-    """Where it is, and its name; all processes on one machine's cores share these."""
+def _describe_device(device: torch.device) -> tuple[str, str]:
+    """Return the address of a device and its name; all processes on the CPU of a machine share
+    these."""
     host = socket.gethostname()
     if device.type == "cuda":
         import torch
@@ -94,12 +96,12 @@ def _device(device: torch.device) -> tuple[str, str]:
     return host, f"machine with {os.cpu_count()} CPU cores"
 
 
-def _counted_once(devices: list[tuple[str, str]]) -> list[str]:
+def _unique_devices(devices: list[tuple[str, str]]) -> list[str]:
     return list(dict(devices).values())
 
 
-def _uuid(device: torch.device) -> str | None:
-    """As NVML names the device; None for what is no GPU."""
+def _read_uuid(device: torch.device) -> str | None:
+    """Return NVML's name of the device; None where it is not a GPU."""
     if device.type != "cuda":
         return None
     import torch
@@ -107,8 +109,9 @@ def _uuid(device: torch.device) -> str | None:
     return f"GPU-{torch.cuda.get_device_properties(device).uuid}"
 
 
-def _energy(uuid: str | None) -> float | None:
-    """Joules that a GPU has taken since its driver was loaded; None where it does not count."""
+def _read_energy(uuid: str | None) -> float | None:
+    """Return the joules that a GPU has used since its driver was loaded; None where it does not
+    count them."""
     if uuid is None:
         return None
     try:
@@ -116,9 +119,9 @@ def _energy(uuid: str | None) -> float | None:
     except OSError:
         return None
     handle, millijoules = ctypes.c_void_p(), ctypes.c_ulonglong()
-    told = (
+    is_available = (
         library.nvmlInit_v2() == 0
         and library.nvmlDeviceGetHandleByUUID(uuid.encode(), ctypes.byref(handle)) == 0
         and library.nvmlDeviceGetTotalEnergyConsumption(handle, ctypes.byref(millijoules)) == 0
     )
-    return millijoules.value / 1000 if told else None
+    return millijoules.value / 1000 if is_available else None

@@ -36,7 +36,7 @@ data: {{train: train.jsonl}}
 strategy: lora
 optim: {{learning_rate: 0.003}}
 train: {{steps: {STEPS}, global_batch: 6, save_every: 50}}
-layout: {{zero: 0, micro_batch: 3}}
+layout: {{zero_stage: 0, micro_batch: 3}}
 """
 SITE = """
 description: the lab
@@ -157,7 +157,7 @@ def _submit_all(bed: Bed) -> None:
     _submit("lost", nodes=2, cluster="other.yaml")
     _submit("chain", nodes=2, chain=4)
     _submit("blind", f"model.path={OWN / 'base'}", nodes=2)
-    _submit("staged", f"model.stage_to={OWN}", "train.steps=8", nodes=2, cluster="third.yaml")
+    _submit("staged", f"model.staging_dir={OWN}", "train.steps=8", nodes=2, cluster="third.yaml")
     _submit("grid", "train.steps=8", grid=("train.seed=0,1", "strategy.rank=4"))
 
 
@@ -237,7 +237,7 @@ def _by_cancel(bed: Bed) -> None:
 
 def _follow_all(bed: Bed) -> None:
     """A local run of two processes meanwhile; then the end of all."""
-    process = launching.start(bed.folder, "local", "layout.processes=2")
+    process = launching.start(bed.folder, "local", "layout.processes_per_node=2")
     argv = [sys.executable, "-m", "dtl", "logs", "runs/plain $x", "--follow"]
     following = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=240)
     bed.seen["logs"] = following.stdout

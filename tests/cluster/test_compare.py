@@ -26,9 +26,9 @@ strategy: frozen
 train: {steps: 6}
 compare:
   strategies: [scratch, frozen]
-  labels: [1, 2]
+  train_sizes: [1, 2]
   seeds: 1
-  rates: {scratch: 0.003, frozen: [0.003, 0.01]}
+  learning_rates: {scratch: 0.003, frozen: [0.003, 0.01]}
 """
 
 
@@ -70,6 +70,6 @@ def test_its_table_is_that_of_this_machine(lab: Callable[..., str], desk: Path) 
         "node1",
     }
     assert "take" in compare(desk, "comparisons/few")
-    told = [path.read_text() for path in desk.glob("comparisons/*/cells/*/logs/told.log")]
+    told = [path.read_text() for path in desk.glob("comparisons/*/cells/*/logs/terminal.log")]
     made = re.findall(r"examples: made, and kept in (.+)", "\n".join(told))
     assert len(made) == len(set(made)) == 3, "more than one run has made the same features"

@@ -51,7 +51,7 @@ def test_cancel_leaves_a_whole_checkpoint_and_the_run_goes_on_with_fewer_nodes(b
     assert "stopped after step" in bed.seen["cancel"]
     job = Submitted.of(bed.run("cancelled").path)
     assert job is not None and (job.nodes, job.seconds) == (1, 240)
-    assert bed.run("cancelled").plan.layout.ranks == 1
+    assert bed.run("cancelled").plan.layout.world_size == 1
     assert bed.losses("cancelled") == pytest.approx(bed.losses("plain $x"), rel=1e-4)
 
 

@@ -43,7 +43,7 @@ class Bed:
     make: Callable[[], nn.Module]
     shown: dict[str, torch.Tensor]
     new: bool = False
-    target: Any = "all-linear"
+    target_modules: Any = "all-linear"
 
 
 def _llama(kind: str) -> Callable[[], nn.Module]:
@@ -178,7 +178,10 @@ def beds() -> dict[str, dict[str, Bed]]:
         "pictures": {"vit": Bed(_vit, {"pixel_values": _noise(2, 3, 32, 32)}, new=True)},
         "convolutions": {
             "resnet": Bed(
-                _resnet, {"pixel_values": _noise(2, 3, 32, 32)}, new=True, target=("convolution",)
+                _resnet,
+                {"pixel_values": _noise(2, 3, 32, 32)},
+                new=True,
+                target_modules=("convolution",),
             )
         },
     }
@@ -206,14 +209,22 @@ def fresh(bed: Bed) -> nn.Module:
 
 def make_strategy(method: str, bed: Bed) -> Adapter:
     module = registry.load("strategies", method)
-    given = {"target": bed.target} if "target" in module.Options.model_fields else {}
-    small = {name: 4 for name in ("rank", "block", "tokens") if name in module.Options.model_fields}
+    given = (
+        {"target_modules": bed.target_modules}
+        if "target_modules" in module.Options.model_fields
+        else {}
+    )
+    small = {
+        name: 4
+        for name in ("rank", "target_rank", "init_rank", "block_size", "num_virtual_tokens")
+        if name in module.Options.model_fields
+    }
     return module.Plugin(module.Options(**given, **small))
 
 
 def put_on(strategy: Adapter, bed: Bed, model: nn.Module) -> nn.Module:
     torch.manual_seed(0)
-    return strategy.apply(model, new=head_parameters(model) if bed.new else frozenset())
+    return strategy.apply(model, new_parameters=head_parameters(model) if bed.new else frozenset())
 
 
 def scores(model: nn.Module, shown: dict[str, Any]) -> torch.Tensor:
@@ -266,11 +277,11 @@ def test_what_is_allowed_learns_and_is_what_plain_peft_reads(
     model = put_on(strategy, given, base)
     start = scores(model, given.shown).detach()
     assert start.shape == of_base.shape
-    assert near(start, of_base) == (strategy.virtual_tokens == 0)
+    assert near(start, of_base) == (strategy.num_virtual_tokens == 0)
 
     planned = make_strategy(method, given).apply(
         fresh(given).to("meta"),
-        new=head_parameters(base) if given.new else frozenset(),
+        new_parameters=head_parameters(base) if given.new else frozenset(),
     )
     shapes = [
         {n: p.shape for n, p in made.named_parameters() if p.requires_grad}
@@ -298,7 +309,7 @@ def test_what_is_allowed_learns_and_is_what_plain_peft_reads(
     assert near(opened, trained)
     ours = adapters.load_adapter(fresh(given), tmp_path / "adapter").eval()
     assert near(scores(ours, given.shown), trained)
-    assert adapters.virtual_tokens(ours) == strategy.virtual_tokens
+    assert adapters.virtual_tokens(ours) == strategy.num_virtual_tokens
 
     if not COMPATIBILITY[method].merges:
         with pytest.raises(DtlError, match="take strategy lora"):
@@ -309,7 +320,7 @@ def test_what_is_allowed_learns_and_is_what_plain_peft_reads(
     assert [(n, p.shape) for n, p in merged.named_parameters()] == [
         (n, p.shape) for n, p in before.items()
     ]
-    assert strategy.keeps_base
+    assert strategy.preserves_base
     with model.disable_adapter():
         assert near(scores(model, given.shown), of_base)
 
@@ -330,7 +341,7 @@ def test_what_is_refused_fails_or_is_wrong(
         start = scores(model, given.shown)
     except (DtlError, KeyError, NotImplementedError, AttributeError, RuntimeError):
         return
-    if strategy.virtual_tokens == 0:
+    if strategy.num_virtual_tokens == 0:
         assert not near(start, of_base), "an untrained adapter leaves the base as it is"
     else:
         assert padding_matters(model, given.shown)
@@ -347,7 +358,7 @@ def test_recomputed_activations_give_the_same_gradients_or_are_refused(method: s
             model.gradient_checkpointing_enable(
                 gradient_checkpointing_kwargs={"use_reentrant": False}
             )
-        if recomputed and not strategy.supports_checkpointing:
+        if recomputed and not strategy.supports_gradient_checkpointing:
             with pytest.raises(RuntimeError, match="size of tensor"):  # the prefix is gone
                 scores(model, given.shown)
             return
@@ -364,7 +375,7 @@ def test_each_refusal_names_a_method_that_goes_with_the_model() -> None:
 
 def test_every_method_has_its_strategy_and_every_adapter_its_row() -> None:
     plugins = {
-        name: registry.load("strategies", name).Plugin for name in registry.names("strategies")
+        name: registry.load("strategies", name).Plugin for name in registry.list_names("strategies")
     }
     assert {p.method for p in plugins.values() if issubclass(p, Adapter)} == set(COMPATIBILITY)
     assert all(plugins[method].method == method for method in COMPATIBILITY)
@@ -373,8 +384,8 @@ def test_every_method_has_its_strategy_and_every_adapter_its_row() -> None:
 # LoRA's ways to begin and to learn ---------------------------------------------------------------
 
 TAKEN = ({"init": "pissa"}, {"init": "olora"})
-LEFT = ({"init": "gaussian"}, {"init": "orthogonal"}, {"dora": True}, {"rslora": True})
-MIXED = ({"init": "pissa", "rslora": True}, {"init": "olora", "dora": True})
+LEFT = ({"init": "gaussian"}, {"init": "orthogonal"}, {"use_dora": True}, {"use_rslora": True})
+MIXED = ({"init": "pissa", "use_rslora": True}, {"init": "olora", "use_dora": True})
 
 
 def lora(**options: Any) -> Any:
@@ -439,12 +450,12 @@ def test_lora_trains_from_there_as_plain_peft_does(options: dict[str, Any]) -> N
 def test_lora_plus_trains_as_pefts_optimizer_does() -> None:
     from peft.optimizers import create_loraplus_optimizer
 
-    from dtl.config.optim import Optim
+    from dtl.config.schema.optim import Optim
     from dtl.train import optim
 
     given, losses = beds()["decoder"]["llama"], []
     for plain in (False, True):
-        strategy = lora(loraplus=16.0)
+        strategy = lora(loraplus_lr_ratio=16.0)
         model = put_on(strategy, given, fresh(given))
         if plain:
             optimizer: torch.optim.Optimizer = create_loraplus_optimizer(
@@ -452,7 +463,7 @@ def test_lora_plus_trains_as_pefts_optimizer_does() -> None:
             )
         else:
             factor = strategy.rate_factor
-            optimizer = optim.make(
+            optimizer = optim.build_optimizer(
                 model,
                 Optim(),
                 learning_rate=1e-3,
@@ -513,7 +524,7 @@ def test_virtual_tokens_are_exported_without_the_network_that_taught_them(
 
     given, module = beds()["decoder"]["llama"], registry.load("strategies", method)
     base = fresh(given)
-    model = put_on(module.Plugin(module.Options(tokens=4, **options)), given, base)
+    model = put_on(module.Plugin(module.Options(num_virtual_tokens=4, **options)), given, base)
     teach(model, given.shown)
     learnt = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
     trained = scores(model, given.shown).detach()
@@ -625,7 +636,9 @@ def gone_on(method: str, given: Bed, folder: Path, **options: Any) -> nn.Module:
         if given.new and name in head_parameters(base):
             value.data.zero_()
     model = put_on(strategy, given, base)
-    strategy.load_initial_values(model, fill=lambda parameter, value: parameter.data.copy_(value))
+    strategy.load_initial_values(
+        model, write_parameter=lambda parameter, value: parameter.data.copy_(value)
+    )
     return model
 
 
@@ -666,20 +679,22 @@ def test_a_head_for_other_labels_is_left_out(tmp_path: Path) -> None:
     model = put_on(strategy := continuing("lora", folder), given, base)
     head = base.classifier.modules_to_save["default"].weight
     before = head.detach().clone()
-    strategy.load_initial_values(model, fill=lambda parameter, value: parameter.data.copy_(value))
+    strategy.load_initial_values(
+        model, write_parameter=lambda parameter, value: parameter.data.copy_(value)
+    )
     assert torch.equal(head, before)
     assert any(value.any() for name, value in model.named_parameters() if "lora_B" in name)
 
 
 def test_an_adapter_brings_its_form_and_another_one_is_refused(tmp_path: Path) -> None:
     given, other = beds()["decoder"]["llama"], beds()["sound"]["whisper"]
-    former = lora(rank=2, alpha=6.0, target=("q_proj", "v_proj"), dora=True)
+    former = lora(rank=2, alpha=6.0, target_modules=("q_proj", "v_proj"), use_dora=True)
     folder = saved(former, given, tmp_path / "former")
     config = gone_on("lora", given, folder).peft_config["default"]
     assert (config.r, config.lora_alpha, config.use_dora) == (2, 6.0, True)
     assert config.target_modules == {"q_proj", "v_proj"}
-    same = {"rank": 2, "target": ("v_proj", "q_proj"), "loraplus": 4.0}
-    assert continuing("lora", folder, **same).rate_factor("x.lora_B.default.weight") == 4
+    same = {"rank": 2, "target_modules": ("v_proj", "q_proj"), "loraplus_lr_ratio": 4.0}
+    assert continuing("lora", folder, **same).learning_rate_factor("x.lora_B.default.weight") == 4
     gone_on("lora", given, folder, **same)
 
     biased = saved(lora(bias="lora_only"), bert := beds()["encoder"]["bert"], tmp_path / "biased")

@@ -65,7 +65,7 @@ SMALL = frozenset(COMPATIBILITY) - {
 }  # tests/contracts/test_adapters.py tries them on more models
 TRIALS = tuple(
     (strategy, bed)
-    for strategy, bed in itertools.product(registry.names("strategies"), BEDS)
+    for strategy, bed in itertools.product(registry.list_names("strategies"), BEDS)
     if (strategy, bed[0]) not in REFUSED
     and (strategy not in SMALL or bed in (BEDS[0], ("encoder", "text_classification")))
 )
@@ -94,8 +94,8 @@ class Bench:
         """As the run loads it, up to the strategy."""
         loaded = load_pretrained(
             self.source,
-            head=self.task.head,
-            changes=self.task.head_settings(self.facts),
+            head=self.task.auto_class,
+            changes=self.task.head_config(self.facts),
             random=self.strategy.starts_from == "random",
             seed=seed,
             dtype="fp32",
@@ -103,7 +103,7 @@ class Bench:
         initialise(loaded.model, loaded.new, seed=seed, fill=fill)
         if (padding := padding_token(self.processor)) is not None:
             loaded.model.config.pad_token_id = padding
-        self.task.settle(loaded.model, processor=self.processor)
+        self.task.configure_model(loaded.model, processor=self.processor)
         return loaded
 
     def apply(self, loaded: Loaded) -> Any:
@@ -145,11 +145,11 @@ def read(folder: Path, name: str) -> tuple[Any, dict[str, Any], Any, dict[str, t
     """A task, what it found in its rows, the processor, and the rows as one batch."""
     task, source = plugin("tasks", name, **OPTIONS.get(name, {})), Model(path=str(folder))
     rows, settings = [Row(n, "", row) for n, row in enumerate(ROWS[name])], load_settings(source)
-    processor = load_processor(source, task.reads_by)
-    processor, facts = task.fit(processor, task.survey(rows, settings))
+    processor = load_processor(source, task.processor_kind)
+    processor, facts = task.adapt_processor(processor, task.collect_dataset_stats(rows, settings))
     encode = task.encoder(processor, facts, settings)
-    shown = [task.present(encode(row).values, processor=processor, draw=None) for row in rows]
-    return task, facts, processor, task.collate(shown, padding=padding_token(processor) or 0)
+    shown = [task.transform(encode(row).values, processor=processor, rng=None) for row in rows]
+    return task, facts, processor, task.collate(shown, pad_token_id=padding_token(processor) or 0)
 
 
 def make_bench(folder: Path, task: str, strategy: str, **options: Any) -> Bench:
@@ -246,7 +246,7 @@ def test_the_loss_falls(bench):
     for _ in range(10):
         bench.step(model, optimizer, bench.batch())
     # Few parameters in a base that knows nothing; Whisper's output is tied to its embeddings.
-    tied = bench.task.head == "AutoModelForSpeechSeq2Seq"
+    tied = bench.task.auto_class == "AutoModelForSpeechSeq2Seq"
     share = 0.997 if few else 0.995 if tied else 0.95
     assert bench.task.loss(model, bench.batch()).item() < share * before
 
@@ -254,7 +254,7 @@ def test_the_loss_falls(bench):
 def test_the_weightless_model_learns_the_same_names_and_counts(bench):
     model = bench.apply(bench.load())
     planned = weightless(
-        bench.source, head=bench.task.head, changes=bench.task.head_settings(bench.facts)
+        bench.source, head=bench.task.auto_class, changes=bench.task.head_config(bench.facts)
     )
     with torch.device("meta"):
         counted = bench.parts.adapt(planned)
@@ -313,14 +313,14 @@ def test_a_new_head_learns_and_is_drawn_from_the_seed_alone(bench):
         )
     assert len(heads[0]) == len(new)
     if bench.strategy.starts_from == "pretrained":
-        assert bool(new) == (bench.task.head not in WHOLE)
+        assert bool(new) == (bench.task.auto_class not in WHOLE)
     assert heads[0].keys() == heads[1].keys()
     for name, value in heads[0].items():
         assert torch.equal(value, heads[1][name])
 
 
 def test_what_is_drawn_at_random_depends_on_the_seed(bench):
-    if bench.strategy.starts_from == "pretrained" and bench.task.head in WHOLE:
+    if bench.strategy.starts_from == "pretrained" and bench.task.auto_class in WHOLE:
         assert bench.load(seed=1).new == frozenset()
         return
     first, second = (state(bench.load(seed=seed).model) for seed in (1, 2))
@@ -414,7 +414,7 @@ def plain_peft(bench: Bench, **settings: Any) -> Any:
     from peft import LoraConfig, get_peft_model
 
     head = bench.facts and {"num_labels": len(bench.facts["labels"])}
-    base = getattr(transformers, bench.task.head).from_pretrained(
+    base = getattr(transformers, bench.task.auto_class).from_pretrained(
         bench.folder, dtype=torch.float32, **head
     )
     base.config.pad_token_id = 0
@@ -426,7 +426,7 @@ def plain_peft(bench: Bench, **settings: Any) -> Any:
 @pytest.mark.parametrize("target", ["all-linear", ("q_proj", "v_proj")])
 def test_lora_trains_as_plain_peft_does(decoder, rank, alpha, target):
     """5 steps of AdamW on the same batches, with the loss that transformers itself computes."""
-    bench = make_bench(decoder, "causal_lm", "lora", rank=rank, alpha=alpha, target=target)
+    bench = make_bench(decoder, "causal_lm", "lora", rank=rank, alpha=alpha, target_modules=target)
     model = bench.apply(bench.load())
     theirs = plain_peft(
         bench,
@@ -459,14 +459,14 @@ def test_lora_trains_as_plain_peft_does(decoder, rank, alpha, target):
     ("options", "settings"),
     [
         (
-            {"layers": (1,), "target": ("q_proj", "up_proj")},
+            {"layers_to_transform": (1,), "target_modules": ("q_proj", "up_proj")},
             {"layers_to_transform": [1], "target_modules": ["q_proj", "up_proj"]},
         ),
-        ({"target": r".*\.0\..*_proj"}, {"target_modules": r".*\.0\..*_proj"}),
-        ({"exclude": ("down_proj",)}, {"exclude_modules": ["down_proj"]}),
-        ({"rslora": True}, {"use_rslora": True}),
-        ({"dora": True}, {"use_dora": True}),
-        ({"also_learn": ("embed_tokens",)}, {"modules_to_save": ["embed_tokens"]}),
+        ({"target_modules": r".*\.0\..*_proj"}, {"target_modules": r".*\.0\..*_proj"}),
+        ({"exclude_modules": ("down_proj",)}, {"exclude_modules": ["down_proj"]}),
+        ({"use_rslora": True}, {"use_rslora": True}),
+        ({"use_dora": True}, {"use_dora": True}),
+        ({"modules_to_save": ("embed_tokens",)}, {"modules_to_save": ["embed_tokens"]}),
         ({"dropout": 0.3}, {"lora_dropout": 0.3}),
     ],
     ids=lambda value: next(iter(value)),
@@ -514,7 +514,11 @@ def test_lora_of_a_classifier_saves_its_new_head_as_peft_would(encoder, tmp_path
 
 
 @pytest.mark.parametrize(
-    "options", [{"target": ("no_such_proj",)}, {"target": ("q_proj",), "layers": (7,)}]
+    "options",
+    [
+        {"target_modules": ("no_such_proj",)},
+        {"target_modules": ("q_proj",), "layers_to_transform": (7,)},
+    ],
 )
 def test_lora_on_layers_that_are_not_there_is_the_users_fault(decoder, options):
     bench = make_bench(decoder, "causal_lm", "lora", **options)
@@ -537,4 +541,4 @@ def test_blocks_without_named_layers_are_a_fault_of_the_config(tmp_path):
     (fault,) = caught.value.faults
     assert fault.location == f"{file}:7: strategy.layers"
     assert "'all-linear'" in fault.problem
-    assert fault.fix == "list the layers, such as target: [q_proj, v_proj]"
+    assert fault.fix == "list the layers, such as target_modules: [q_proj, v_proj]"

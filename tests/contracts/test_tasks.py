@@ -130,10 +130,10 @@ class Bench:
 
     def collate(self, places: list[int]) -> dict[str, torch.Tensor]:
         shown = [
-            self.task.present(self.encoded[place].values, processor=self.processor, draw=None)
+            self.task.transform(self.encoded[place].values, processor=self.processor, rng=None)
             for place in places
         ]
-        return self.task.collate(shown, padding=padding_token(self.processor) or 0)
+        return self.task.collate(shown, pad_token_id=padding_token(self.processor) or 0)
 
     def loss(self, places: list[int]) -> float:
         with torch.no_grad():
@@ -141,7 +141,9 @@ class Bench:
 
     def outcomes(self, places: list[int]) -> list[dict[str, Any]]:
         with torch.no_grad():
-            return self.task.outcomes(self.model, self.collate(places), processor=self.processor)
+            return self.task.eval_records(
+                self.model, self.collate(places), processor=self.processor
+            )
 
     @property
     def all(self) -> list[int]:
@@ -162,14 +164,14 @@ def set_up(folder: Path, name: str, place: int) -> Bench:
     case = CASES[name][place]
     task = make_task(name, **case.options)
     source = Model(path=str(folder))
-    processor, settings = load_processor(source, task.reads_by), load_settings(source)
+    processor, settings = load_processor(source, task.processor_kind), load_settings(source)
     rows = numbered(case.rows)
-    processor, facts = task.fit(processor, task.survey(rows, settings))
+    processor, facts = task.adapt_processor(processor, task.collect_dataset_stats(rows, settings))
     assert json.loads(json.dumps(facts)) == facts
     loaded = load_pretrained(
         source,
-        head=task.head,
-        changes=task.head_settings(facts),
+        head=task.auto_class,
+        changes=task.head_config(facts),
         random=False,
         seed=0,
         dtype="fp32",
@@ -177,12 +179,12 @@ def set_up(folder: Path, name: str, place: int) -> Bench:
     initialise(loaded.model, loaded.new, seed=0, fill=lambda p, value: p.data.copy_(value))
     if (padding := padding_token(processor)) is not None:
         loaded.model.config.pad_token_id = padding
-    task.settle(loaded.model, processor=processor)
-    model = adapted(loaded.model) if task.needs_base else loaded.model
+    task.configure_model(loaded.model, processor=processor)
+    model = adapted(loaded.model) if task.compares_with_base else loaded.model
     encode = task.encoder(processor, facts, settings)
     encoded = [encode(row) for row in rows]
     assert all(isinstance(example, Encoded) for example in encoded)
-    longest = task.longest(processor, facts, settings)
+    longest = task.max_length(processor, facts, settings)
     return Bench(task, model.eval(), facts, processor, encoded, longest)
 
 
@@ -206,7 +208,7 @@ def bench(trial) -> Bench:
 
 
 def test_every_task_has_a_case():
-    missing = [name for name in registry.names("tasks") if name not in CASES]
+    missing = [name for name in registry.list_names("tasks") if name not in CASES]
     assert not missing, (
         f"no trial for the tasks {missing}: add to CASES in {Path(__file__).name} a tiny model (a "
         "fixture of tests/conftest.py) and nine rows of uneven length, the longest one last"
@@ -238,7 +240,7 @@ def test_an_example_that_is_not_written_is_what_would_be_read_back(bench, cache)
     for number in bench.all:
         one, other = (
             bench.task.collate(
-                [bench.task.present(values, processor=bench.processor, draw=None)], padding=0
+                [bench.task.transform(values, processor=bench.processor, rng=None)], pad_token_id=0
             )
             for values in (data[number], unwritten(bench.encoded[number].values))
         )
@@ -250,12 +252,12 @@ def test_more_padding_changes_nothing(bench):
     """Beside the longest example, the others are padded to its length; pictures are not."""
     narrow = bench.collate([0, 1])
     wide = {name: tensor[:2] for name, tensor in bench.collate([0, 1, bench.all[-1]]).items()}
-    if bench.task.reads_by in ("tokenizer", "speech"):
+    if bench.task.processor_kind in ("tokenizer", "processor"):
         assert any(wide[name].shape != tensor.shape for name, tensor in narrow.items())
     with torch.no_grad():
         losses = [bench.task.loss(bench.model, batch).item() for batch in (narrow, wide)]
         first, second = [
-            bench.task.outcomes(bench.model, batch, processor=bench.processor)
+            bench.task.eval_records(bench.model, batch, processor=bench.processor)
             for batch in (narrow, wide)
         ]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
@@ -313,7 +315,7 @@ def test_outcomes_of_any_split_score_the_same(bench):
     whole = bench.outcomes(bench.all)
     assert len(whole) == len(bench.all)
     assert json.loads(json.dumps(whole)) == whole
-    read = [bench.task.answers(outcome, bench.facts) for outcome in whole]
+    read = [bench.task.describe_prediction(outcome, bench.facts) for outcome in whole]
     assert all(isinstance(text, str | None) for one in read for text in (one.expected, one.said))
     scores = bench.task.score(whole, bench.facts)
     for size in (1, 2, 5):
@@ -333,12 +335,12 @@ def test_the_best_score_is_one_that_is_given(bench):
 def test_the_best_score_is_a_function_of_sums(bench):
     """Also of every sample of examples that a bootstrap draws, all at once."""
     outcomes, name = bench.outcomes(bench.all), bench.task.best.removeprefix("-")
-    counts = bench.task.counts(outcomes, bench.facts)
+    counts = bench.task.metric_counts(outcomes, bench.facts)
     assert counts.dtype == np.float64 and len(counts) == len(outcomes)
-    whole = bench.task.value_of(counts.sum(0))
+    whole = bench.task.metric_from_counts(counts.sum(0))
     assert float(whole) == pytest.approx(bench.task.score(outcomes, bench.facts)[name], rel=1e-9)
     weights = np.random.default_rng(0).multinomial(9, [1 / 9] * 9, size=(2, 3))
-    values = bench.task.value_of(weights @ counts)
+    values = bench.task.metric_from_counts(weights @ counts)
     assert values.shape == (2, 3)
     for value, times in zip(values.flat, weights.reshape(6, 9), strict=True):
         sample = [outcomes[place] for place in range(9) for _ in range(times[place])]
@@ -349,16 +351,18 @@ def test_the_best_score_is_a_function_of_sums(bench):
 def test_rows_without_answers_get_a_prediction(trial):
     """Of a row with its answer taken out; alone or among others, it is the same one."""
     case, bench = trial
-    answers = {"label", "tags", "target", "completion"} | ({"text"} if bench.task.media else set())
+    answers = {"label", "tags", "target", "completion"} | (
+        {"text"} if bench.task.media_column else set()
+    )
     bare = [{key: row[key] for key in row.keys() - answers} for row in case.rows]
-    rows = numbered([bench.task.answered(fields, bench.facts) for fields in bare])
-    assert [bench.task.check(row) for row in rows] == [None] * len(rows)
-    encode = bench.task.question(bench.processor, bench.facts, bench.model.config)
+    rows = numbered([bench.task.with_placeholder_target(fields, bench.facts) for fields in bare])
+    assert [bench.task.find_row_fault(row) for row in rows] == [None] * len(rows)
+    encode = bench.task.prompt_encoder(bench.processor, bench.facts, bench.model.config)
     values = [encode(row).values for row in rows]
 
     def predict(some: list[Any]) -> list[dict[str, Any]]:
-        shown = [bench.task.present(one, processor=bench.processor, draw=None) for one in some]
-        batch = bench.task.collate(shown, padding=padding_token(bench.processor) or 0)
+        shown = [bench.task.transform(one, processor=bench.processor, rng=None) for one in some]
+        batch = bench.task.collate(shown, pad_token_id=padding_token(bench.processor) or 0)
         how = {"processor": bench.processor, "facts": bench.facts, "longest": 6}
         with torch.no_grad():
             return bench.task.predict(bench.model, batch, **how)
@@ -383,7 +387,9 @@ def test_forty_steps_on_four_examples_overfit(bench):
         module.eval()  # as in a run
     batch = bench.collate([0, 1, 2, 3])
     targets = sum(bench.encoded[place].targets for place in range(4))
-    aligns = bench.task.head == "AutoModelForCTC"  # for which CTC needs more and gentler steps
+    aligns = (
+        bench.task.auto_class == "AutoModelForCTC"
+    )  # for which CTC needs more and gentler steps
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3 if aligns else 1e-2)
     losses = []
     for _ in range(240 if aligns else 40):
@@ -396,7 +402,7 @@ def test_forty_steps_on_four_examples_overfit(bench):
         losses.append(loss.item())
     assert losses[-1] < 0.1 * losses[0]
     with torch.no_grad():
-        outcomes = bench.task.outcomes(model.eval(), batch, processor=bench.processor)
+        outcomes = bench.task.eval_records(model.eval(), batch, processor=bench.processor)
     scores = bench.task.score(outcomes, bench.facts)
     assert scores.get("accuracy", 1 - scores.get("cer", 0)) > 0.95
 
@@ -546,12 +552,14 @@ def test_the_end_token_counts_in_a_padded_batch_where_it_is_also_the_padding(dec
     tokenizer = without_padding_token(tiny.tokenizer())
     task = make_task("causal_lm")
     rows = [encode_with(tokenizer, {"text": text}) for text in ("a river", " ".join(tiny.WORDS))]
-    batch = task.collate([row.values for row in rows], padding=tokenizer.pad_token_id)
+    batch = task.collate([row.values for row in rows], pad_token_id=tokenizer.pad_token_id)
     assert batch["attention_mask"].sum(1).tolist() == [row.length for row in rows]
     assert (batch["labels"][0] == tokenizer.eos_token_id).sum() == 1
     model = AutoModelForCausalLM.from_pretrained(decoder, dtype=torch.float32).eval()
     with torch.no_grad():
-        found = [outcome["loss"] for outcome in task.outcomes(model, batch, processor=tokenizer)]
+        found = [
+            outcome["loss"] for outcome in task.eval_records(model, batch, processor=tokenizer)
+        ]
         for row, loss in zip(rows, found, strict=True):
             tokens = torch.tensor([row.values["input_ids"]])
             alone = model(input_ids=tokens, labels=tokens).loss.item() * row.targets
@@ -594,7 +602,7 @@ def test_a_row_is_cut_to_what_the_model_can_read(decoder):
     ],
 )
 def test_a_row_at_fault_is_named(fields, told):
-    fault = make_task("causal_lm").check(Row(0, "rows.jsonl:1", fields))
+    fault = make_task("causal_lm").find_row_fault(Row(0, "rows.jsonl:1", fields))
     assert fault.location == "rows.jsonl:1"
     assert told in fault.problem
     assert fault.fix
@@ -673,9 +681,9 @@ def test_labels_are_those_of_the_rows_in_order(encoder):
     task = make_task("text_classification")
     settings = load_settings(Model(path=str(encoder)))
     rows = numbered([{"text": "x", "label": label} for label in ("no", "yes", "maybe", "no")])
-    facts = task.survey(rows, settings)
+    facts = task.collect_dataset_stats(rows, settings)
     assert facts == {"labels": ["maybe", "no", "yes"]}
-    head = task.head_settings(facts)
+    head = task.head_config(facts)
     assert head["num_labels"] == 3
     assert head["id2label"] == {0: "maybe", 1: "no", 2: "yes"}
     assert head["label2id"] == {"maybe": 0, "no": 1, "yes": 2}
@@ -688,7 +696,9 @@ def test_a_base_that_knows_these_labels_keeps_its_order(encoder):
     settings = load_settings(Model(path=str(encoder)))
     settings.id2label = {0: "yes", 1: "no"}
     rows = numbered([{"text": "x", "label": label} for label in ("no", "yes")])
-    assert make_task("text_classification").survey(rows, settings) == {"labels": ["yes", "no"]}
+    assert make_task("text_classification").collect_dataset_stats(rows, settings) == {
+        "labels": ["yes", "no"]
+    }
 
 
 def test_a_pair_of_texts_is_read_as_the_tokenizer_reads_pairs(encoder):
@@ -718,7 +728,7 @@ def test_a_pair_of_texts_is_read_as_the_tokenizer_reads_pairs(encoder):
 )
 def test_a_labelled_row_at_fault_is_named(fields, told):
     task = make_task("text_classification", labels=("early", "late"))
-    fault = task.check(Row(4, "rows.jsonl:5", fields))
+    fault = task.find_row_fault(Row(4, "rows.jsonl:5", fields))
     assert fault.location == "rows.jsonl:5"
     assert told in str(fault)
 
@@ -734,7 +744,9 @@ def test_a_label_that_no_training_row_has_is_named():
 
 def test_every_row_of_the_trials_passes_its_check(trial):
     case, bench = trial
-    assert [bench.task.check(row) for row in numbered(case.rows)] == [None] * len(case.rows)
+    assert [bench.task.find_row_fault(row) for row in numbered(case.rows)] == [None] * len(
+        case.rows
+    )
 
 
 @pytest.mark.parametrize("text", ["", " "])
@@ -774,4 +786,4 @@ def test_one_label_is_not_a_choice(labels):
 
     rows = numbered([{"text": "x", "label": label} for label in labels])
     with pytest.raises(DtlError, match="at least two labels"):
-        make_task("text_classification").survey(rows, None)
+        make_task("text_classification").collect_dataset_stats(rows, None)

@@ -1,4 +1,4 @@
-"""Tiny bases for the tasks, with rows and a config for each, laid out in one folder."""
+"""Tiny bases for the tasks, with rows and a config for each, written to one folder."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def spoken(count: int, *, seed: int) -> list[dict[str, Any]]:
 
 
 def layer_normed_hubert(folder: Path) -> Path:
-    """Told of padding: one that is not hears it, and learns otherwise in other batches."""
+    """Write a HuBERT with an attention mask: one without depends on the padding of its batch."""
     return tiny_speech.hubert(folder, norm="layer")
 
 
@@ -43,10 +43,10 @@ train: {{steps: {steps}, {case.batches}, evaluation_batch: 2}}
 """
 
 
-def lay_out(
+def write_cases(
     folder: Path, cases: Mapping[str, Case], *, steps: int, rows: int, held_out: int
 ) -> None:
-    """A base, its rows and NAME.yaml for each case."""
+    """Write a base, its rows and NAME.yaml for each case."""
     import pyarrow as pa
     from pyarrow import parquet
 

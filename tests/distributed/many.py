@@ -37,7 +37,7 @@ from dtl.prepare import preparation
 from dtl.run.folder import RunFolder
 from dtl.tasks import causal_lm
 from dtl.train import loop
-from dtl.train.heartbeat import Watch
+from dtl.train.heartbeat import Watchdog
 from dtl.train.setup import start_engine
 
 
@@ -48,11 +48,13 @@ def main(jobs_file: str) -> int:
         # DeepSpeed collects garbage at stage 3: let it look at no more than its own job has made.
         gc.collect()
         gc.freeze()
-        config = load_config(job["config"], [*job["overrides"], f"layout.processes={processes}"])
+        config = load_config(
+            job["config"], [*job["overrides"], f"layout.processes_per_node={processes}"]
+        )
         prepared = preparation.prepare_run(config, writes=os.environ["RANK"] == "0")
         engine = start_engine(config, prepared.plan)
         folder = RunFolder.of(config)
-        if engine.is_first and folder.state == "absent":
+        if engine.is_main_process and folder.state == "absent":
             examples = prepared.examples
             folder.create(
                 config,
@@ -61,16 +63,18 @@ def main(jobs_file: str) -> int:
                 examples.data,
                 batching=examples.batching,
             )
-        elif engine.is_first:
+        elif engine.is_main_process:
             folder.lay_out_anew(config, prepared.plan)
-        if engine.is_first and "left_out" in job:
+        if engine.is_main_process and "left_out" in job:
             folder.note_spike({"step": job["left_out"][-1], "left_out": job["left_out"]})
         engine.barrier()
         with bare() if job.get("bare") else nullcontext(), watched(job) as at:
-            watch = Watch(folder.heartbeats, rank=engine.rank, ranks=engine.ranks, tell=print)
+            watch = Watchdog(folder.heartbeats, rank=engine.rank, ranks=engine.ranks, tell=print)
             asked = partial(asks_to_stop, job, at, watch)
-            terminal = sys.stdout if engine.is_first else None
-            process = train.Process(terminal, watch, asked_to_stop=asked, held=lambda: None)
+            terminal = sys.stdout if engine.is_main_process else None
+            process = train.ProcessContext(
+                terminal, watch, is_stop_requested=asked, check_lease=lambda: None
+            )
             with watch:
                 train.run(folder, engine, prepared.examples, process)
             if hasattr(engine, "model"):
@@ -97,9 +101,9 @@ class At:
     step: int = 0
 
 
-def asks_to_stop(job: dict[str, Any], at: At, watch: Watch) -> bool:
+def asks_to_stop(job: dict[str, Any], at: At, watch: Watchdog) -> bool:
     if "stop_at" in job:
-        return watch.doing.startswith(job["stop_at"])
+        return watch.activity.startswith(job["stop_at"])
     return at.step >= job.get("stop_after", sys.maxsize)
 
 
@@ -108,7 +112,7 @@ def watched(job: dict[str, Any]) -> Iterator[At]:
     """Follow the loop's steps, and spoil the loss of some."""
     at = At()
     poison, jump = job.get("poison", ()), job.get("jump")
-    draw_from, loss = loop.draw_from, causal_lm.Plugin.loss
+    draw_from, loss = loop.seed_generators, causal_lm.Plugin.loss
     last_rank = int(os.environ["RANK"]) == int(os.environ["WORLD_SIZE"]) - 1
 
     def follow(seed: int, step: int, *position: int) -> None:

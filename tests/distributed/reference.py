@@ -119,11 +119,11 @@ def losses(
             (total / targets).backward()
             norms.append(float(torch.nn.utils.clip_grad_norm_(learning, clip)))
             for optimizer in optimizers:
-                if by.pull and optimizer is optimizers[0]:
+                if by.l2_sp and optimizer is optimizers[0]:
                     penalty = sum(
                         ((w - w0) ** 2).sum() for w, w0 in zip(learning, start, strict=True)
                     )
-                    (by.pull / 2 * penalty).backward()
+                    (by.l2_sp / 2 * penalty).backward()
                 optimizer.step()
             model.zero_grad()
             found.append(float(total.detach()) / targets)

@@ -22,10 +22,10 @@ data: {train: clean.jsonl}
 strategy: full
 optim: {learning_rate: 0.003}
 train: {steps: 12, global_batch: 6, evaluation_batch: 4}
-layout: {zero: 0, micro_batch: 3}
+layout: {zero_stage: 0, micro_batch: 3}
 """
 SKIPPING = ["data.train=dirty.jsonl", "data.on_bad_row=skip", "data.max_bad_fraction=0.2"]
-HELD_OUT = {"whole": [], "holdout": ["data.holdout=0.2"]}
+HELD_OUT = {"all": [], "eval_fraction": ["data.eval_fraction=0.2"]}
 # Number of the good row before which each stands, and what is written there.
 BAD = {
     0: b'{"text": "cut off',
@@ -63,7 +63,7 @@ def test_losses_scores_and_weights_are_those_of_the_clean_subset(desk: Path, spl
         line["loss"] for line in launching.train_lines(clean.path)
     ]
     assert dirty.result["scores"] == clean.result["scores"]
-    assert (split == "holdout") == bool(dirty.result["scores"])
+    assert (split == "eval_fraction") == bool(dirty.result["scores"])
     assert (dirty.data["skipped_rows"], clean.data["skipped_rows"]) == (len(BAD), 0)
     mine, theirs = (_tensors(run) for run in (dirty, clean))
     assert mine.keys() == theirs.keys()

@@ -11,8 +11,10 @@ import pytest
 from dtl.config import registry
 from dtl.models.peft.adapters import COMPATIBILITY, READING
 from tests import tiny, tiny_speech, tiny_vision, tiny_whisper
-from tests.distributed import launching
-from tests.distributed.bases import Case, lay_out, layer_normed_hubert, spoken
+from tests.distributed.bases import Case, layer_normed_hubert, spoken, write_cases
+from tests.distributed.covering import cases
+from tests.distributed.layouts import zero
+from tests.distributed.runs import Run, needs
 
 STEPS = 2
 ROWS = 5  # all in each batch, so that the loss falls; one rank has more of them
@@ -41,20 +43,20 @@ CASES = {
     "whisper": case("{name: asr_seq2seq, language: en}", tiny_whisper.whisper, spoken),
     "resnet": case("image_classification", tiny_vision.resnet, tiny_vision.pictures),
 }
-FASTER = "optim.learning_rate=0.1"  # what moves little by the rate of the others
-TOKENS = ("strategy.tokens=4",)
+FASTER = "optim.learning_rate=0.1"  # for what changes little at the rate of the others
+TOKENS = ("strategy.num_virtual_tokens=4",)
 OPTIONS = {
     **dict.fromkeys(("lora", "loha", "lokr"), ("strategy.rank=4",)),
     "adalora": ("strategy.alpha=64", FASTER),
     "partial": ("strategy.top=1",),
     "norm": (FASTER,),
-    "ia3": ("strategy.target=all-linear", FASTER),
+    "ia3": ("strategy.target_modules=all-linear", FASTER),
     "oft": ("strategy.block=8",),
     "vera": ("strategy.rank=8", FASTER),
     **dict.fromkeys(("prompt_tuning", "p_tuning"), TOKENS),
     "prefix_tuning": (*TOKENS, FASTER),
 }
-# What does not go together; it is refused (tests/contracts).
+# Combinations that are not supported; they raise (tests/contracts).
 ABSENT = {
     ("bitfit", "decoder"),
     ("frozen", "whisper"),
@@ -66,51 +68,67 @@ ABSENT = {
         for name in ("hubert", "whisper", "resnet")
     ),
 }
-RUNS = [
-    (way, name)
-    for name in CASES
-    for way in registry.names("strategies")
-    if (way, name) not in ABSENT
+
+
+def stages(strategy: str) -> tuple[int, ...]:
+    """Return the ZeRO stages that a strategy supports."""
+    compatibility = COMPATIBILITY.get(strategy)
+    return tuple(stage for stage in STAGES if compatibility is None or stage <= compatibility.zero)
+
+
+def strategy_run(strategy: str, base: str, stage: int) -> Run:
+    """Return the run of a strategy on a base."""
+    convolutions = base == "resnet" and strategy in COMPATIBILITY
+    return Run(
+        f"{strategy}-{base}-{stage}",
+        2,
+        (
+            *(f"strategy={strategy}", *OPTIONS.get(strategy, ())),
+            *["strategy.target_modules=[convolution]"] * convolutions,
+            *(zero(stage), "layout.micro_batch=3", "data.eval=null"),
+        ),
+        f"{base}.yaml",
+    )
+
+
+# Every strategy at every stage on some base; `make test-all` runs each on every base.
+STAGED = [
+    (strategy, stage)
+    for strategy in registry.list_names("strategies")
+    for stage in (stages(strategy)[1:] or (0,))
 ]
 
 
-def stages(way: str) -> tuple[int, ...]:
-    return tuple(
-        zero for zero in STAGES if way not in COMPATIBILITY or zero <= COMPATIBILITY[way].zero
-    )
-
-
-def job(way: str, name: str, zero: int) -> dict[str, Any]:
-    of_kernels = (
-        ["strategy.target=[convolution]"] if name == "resnet" and way in COMPATIBILITY else []
-    )
-    return {
-        "config": f"{name}.yaml",
-        "overrides": [
-            *(f"strategy={way}", *OPTIONS.get(way, ()), *of_kernels),
-            *(f"layout.zero={zero}", "layout.micro_batch=3", "data.eval=null"),
-            f"run.name={way}-{name}-{zero}",
-        ],
-        "bare": True,
-    }
-
-
 @pytest.fixture(scope="module")
-def bed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("every")
-    lay_out(folder, CASES, steps=STEPS, rows=ROWS, held_out=ROWS)
-    launching.run_jobs(2, [job(*run, zero) for run in RUNS for zero in stages(run[0])], cwd=folder)
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the bases and their rows."""
+    folder = tmp_path_factory.mktemp("bases")
+    write_cases(folder, CASES, steps=STEPS, rows=ROWS, held_out=ROWS)
     return folder
 
 
-@pytest.mark.parametrize(("way", "name"), RUNS)
-def test_the_steps_are_the_same_at_every_stage(bed: Path, way: str, name: str) -> None:
-    whole, *others = [
-        launching.train_lines(bed / "runs" / f"{way}-{name}-{zero}") for zero in stages(way)
-    ]
-    before, after = (line["loss"] for line in whole)
+def compared(staged: tuple[str, int], base: str) -> list[Run]:
+    """Return the run at stage 0 and that at another one."""
+    strategy, stage = staged
+    return [strategy_run(strategy, base, 0), strategy_run(strategy, base, stage)]
+
+
+@pytest.mark.parametrize(
+    ("staged", "base"),
+    cases(
+        STAGED,
+        tuple(CASES),
+        strength=1,
+        valid=lambda case: (case[0][0], case[1]) not in ABSENT,
+    ),
+)
+@needs(compared)
+def test_the_steps_are_the_same_at_every_stage(
+    bed: Path, staged: tuple[str, int], base: str
+) -> None:
+    expected, found = (run.lines(bed) for run in compared(staged, base))
+    before, after = (line["loss"] for line in expected)
     assert after < before * (1 - 1e-3), "a step that changes little proves nothing"
-    for zero, lines in zip(stages(way)[1:], others, strict=True):
-        for line, first in zip(lines, whole, strict=True):
-            assert line["loss"] == pytest.approx(first["loss"], rel=1e-5), zero
-            assert line["gradient_norm"] == pytest.approx(first["gradient_norm"], rel=1e-3), zero
+    for one, two in zip(expected, found, strict=True):
+        assert two["loss"] == pytest.approx(one["loss"], rel=1e-5)
+        assert two["gradient_norm"] == pytest.approx(one["gradient_norm"], rel=1e-3)

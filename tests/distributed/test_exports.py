@@ -14,7 +14,9 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.distributed import launching
-from tests.distributed.matrix import EXPORTED, STEPS
+from tests.distributed.layouts import STEPS, zero
+from tests.distributed.runs import Run, needs
+from tests.distributed.test_resume import undisturbed
 
 # Opens an export without dtl and scores the held-out rows: one loss a row.
 REOPEN = """
@@ -50,15 +52,32 @@ print(json.dumps(losses))
 """
 
 
+EXPORTED = {
+    "lora": ("config.yaml", ("strategy=lora", "data.eval=eval.jsonl")),
+    "full": ("config.yaml", ("strategy=full", "data.eval=eval.jsonl")),
+    "frozen-head": ("labeled.yaml", ()),
+    "lora-head": ("labeled.yaml", ("strategy=lora", "strategy.rank=4")),
+    "full-head": ("labeled.yaml", ("strategy=full",)),
+    "partial": ("config.yaml", ("strategy=partial", "data.eval=eval.jsonl")),
+}
+
+
+def exported(name: str) -> Run:
+    """Return a run that saves and exports under ZeRO-3."""
+    config, overrides = EXPORTED[name]
+    return Run(f"export-{name}", 2, (*overrides, zero(3), "train.steps=3"), config, bare=False)
+
+
 @pytest.mark.parametrize("name", EXPORTED)
+@needs(lambda name: [exported(name)])
 def test_export_scores_as_the_trained_model(bed: Path, name: str) -> None:
-    run = bed / "runs" / f"export-{name}"
+    run = exported(name).path(bed)
     kind, rows = ("label", "held_out.jsonl") if "head" in name else ("text", "eval.jsonl")
     base = "-"
     if "lora" in name:
         base = str(bed / ("encoder" if kind == "label" else "base"))
         assert not (run / "export" / "model.safetensors").exists(), "an adapter stays small"
-    told = subprocess.run(
+    printed = subprocess.run(
         [sys.executable, "-c", REOPEN, str(run / "export"), base, str(bed / rows), kind],
         env=launching.environment(),
         capture_output=True,
@@ -67,20 +86,22 @@ def test_export_scores_as_the_trained_model(bed: Path, name: str) -> None:
     ).stdout
     trained = (run / "evaluations" / "step-00000003.jsonl").read_text().splitlines()
     expected = [json.loads(line)["loss"] for line in trained]
-    assert json.loads(told.splitlines()[-1]) == pytest.approx(expected, rel=2e-6, abs=1e-6)
+    assert json.loads(printed.splitlines()[-1]) == pytest.approx(expected, rel=2e-6, abs=1e-6)
 
 
-def test_the_moving_average_is_exported_where_it_is_asked_for(bed: Path) -> None:
-    """It was sharded by ZeRO-3; in the checkpoint it stands beside the weights."""
-    run = bed / "runs" / "whole-lion"
+@needs(undisturbed("lion"))
+def test_the_moving_average_is_exported_where_it_is_configured(bed: Path) -> None:
+    """It was sharded by ZeRO-3; in the checkpoint it is next to the weights."""
+    run = undisturbed("lion").path(bed)
     stored, exported = _checkpoint(run, STEPS), load_file(run / "export" / "model.safetensors")
     for name, value in exported.items():
         assert torch.equal(value, stored[f"average/{name}"]), name
         assert not torch.equal(value, stored[f"weight/{name}"]), name
 
 
+@needs(undisturbed("average"))
 def test_averages_are_scored_as_what_they_are_and_the_best_is_exported(bed: Path) -> None:
-    run = bed / "runs" / "whole-average"
+    run = undisturbed("average").path(bed)
     last, before = _checkpoint(run, STEPS), _checkpoint(run, STEPS - 4)
     names = [name.removeprefix("weight/") for name in last if name.startswith("weight/")]
     weights = {
@@ -90,8 +111,8 @@ def test_averages_are_scored_as_what_they_are_and_the_best_is_exported(bed: Path
             name: (last[f"weight/{name}"] + before[f"weight/{name}"]) / 2 for name in names
         },
     }
-    told = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    scores = {line["model"]: line["loss"] for line in told if line["kind"] == "eval"}
+    logged = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    scores = {line["model"]: line["loss"] for line in logged if line["kind"] == "eval"}
     for name, tensors in weights.items():
         assert scores[name] == pytest.approx(_loss(bed, tensors), rel=2e-6), name
     assert len({scores[name] for name in weights}) == 3
@@ -121,25 +142,27 @@ def _loss(bed: Path, weights: dict[str, torch.Tensor]) -> float:
     return total / targets
 
 
+@needs(exported("lora"), exported("lora-head"))
 def test_training_moved_what_was_exported(bed: Path) -> None:
-    """An export of the untouched base would pass the test above if nothing had been learnt."""
-    adapter = load_file(bed / "runs" / "export-lora" / "export" / "adapter_model.safetensors")
+    """An export of the untouched base would pass the test above if nothing had been trained."""
+    adapter = load_file(exported("lora").path(bed) / "export" / "adapter_model.safetensors")
     risen = [value for name, value in adapter.items() if "lora_B" in name]
     assert risen and all(float(value.abs().max()) > 0 for value in risen)
-    head = load_file(bed / "runs" / "export-lora-head" / "export" / "adapter_model.safetensors")
+    head = load_file(exported("lora-head").path(bed) / "export" / "adapter_model.safetensors")
     assert any("classifier" in name for name in head), "the new head travels with the adapter"
 
 
+@needs(exported("partial"))
 def test_a_checkpoint_holds_nothing_of_the_frozen_base(bed: Path) -> None:
     """Of partial tuning: the last block, the last norm and the head, each with its two moments."""
     from safetensors import safe_open
 
-    run, names = bed / "runs" / "export-partial", set()
+    run, names = exported("partial").path(bed), set()
     for part in (run / "checkpoints" / "step-00000003").glob("part-*.safetensors"):
         with safe_open(part, framework="pt") as file:
             names.update(file.keys())
     with safe_open(bed / "base" / "model.safetensors", framework="pt") as file:
         start = ("model.layers.1.", "model.norm.", "lm_head.")
-        learnt = {name for name in file.keys() if name.startswith(start)}  # noqa: SIM118
+        trained = {name for name in file.keys() if name.startswith(start)}  # noqa: SIM118
     kinds = ("weight", "exp_avg", "exp_avg_sq")
-    assert names == {f"{kind}/{name}" for kind in kinds for name in learnt}
+    assert names == {f"{kind}/{name}" for kind in kinds for name in trained}

@@ -29,7 +29,7 @@ data: {{train: train.jsonl}}
 strategy: full
 optim: {{learning_rate: {RATE}, warmup: 0, gradient_clip: {CLIP}}}
 train: {{steps: {STEPS}, global_batch: {BATCH}}}
-layout: {{processes: 3, zero: 1}}
+layout: {{processes_per_node: 3, zero_stage: 1}}
 """
 # Ranks, ZeRO stage and offload that each file of launch/ fixes.
 ONE_NODE = {
@@ -100,7 +100,10 @@ def test_multi_node(desk: Path, expected: list[float]) -> None:
     first, second = [_end(node) for node in nodes]
     run = desk / "runs" / "two-nodes"
     _assert_layout(run, first, "accelerate launch", 2, 3, "none")
-    assert (RunFolder(run).plan.layout.nodes, RunFolder(run).plan.layout.processes) == (2, 1)
+    assert (RunFolder(run).plan.layout.nodes, RunFolder(run).plan.layout.processes_per_node) == (
+        2,
+        1,
+    )
     assert second.code == 0, second.errors
     assert "layout" not in second.told and "step" not in second.told, "the user is told once"
     _assert_losses(run, expected)
@@ -118,7 +121,13 @@ def test_deepspeeds_launcher_with_a_hostfile(desk: Path, expected: list[float]) 
 def test_two_machines_start_each_its_part_and_stop_and_go_on_together(
     desk: Path, expected: list[float]
 ) -> None:
-    command = ["launch", "config.yaml", "layout.nodes=2", "layout.processes=1", "run.name=parts"]
+    command = [
+        "launch",
+        "config.yaml",
+        "layout.nodes=2",
+        "layout.processes_per_node=1",
+        "run.name=parts",
+    ]
     command += ["--master", f"127.0.0.1:{launching.port()}", "--node-rank"]
     run = desk / "runs" / "parts"
     first, second = [_dtl(desk, *command, str(number)) for number in (0, 1)]
@@ -130,7 +139,10 @@ def test_two_machines_start_each_its_part_and_stop_and_go_on_together(
         ends = tuple(_end(_) for _ in [_dtl(desk, *command, str(number)) for number in (0, 1)])
     assert [end.code for end in ends] == [0, 0], ends
     assert "machine 1 of 2: 1 processes meet" in ends[1].told
-    assert (RunFolder(run).plan.layout.nodes, RunFolder(run).plan.layout.processes) == (2, 1)
+    assert (RunFolder(run).plan.layout.nodes, RunFolder(run).plan.layout.processes_per_node) == (
+        2,
+        1,
+    )
     _assert_losses(run, expected)
 
 
@@ -162,7 +174,11 @@ def trained(request: pytest.FixtureRequest, desk: Path) -> tuple[list[str], Ende
     """An undisturbed `dtl train`: its command line, and how it ended."""
     processes, zero = request.param
     command = ["train", "config.yaml", "data.eval=eval.jsonl", f"train.steps={LONG}"]
-    command += [f"layout.processes={processes}", f"layout.zero={zero}", "layout.micro_batch=1"]
+    command += [
+        f"layout.processes_per_node={processes}",
+        f"layout.zero_stage={zero}",
+        "layout.micro_batch=1",
+    ]
     command += [f"run.dir=runs-{processes}", "run.name=whole"]
     return command, _end(_dtl(desk, *command))
 
@@ -172,10 +188,18 @@ def test_train_tells_plan_scores_and_export(desk: Path, trained: tuple[list[str]
     assert ended.code == 0, ended.told + ended.errors
     run = _run_of(desk, command)
     layout = run.plan.layout
-    assert [f"layout.processes={layout.ranks}", f"layout.zero={layout.zero}"] == command[4:6]
+    assert [
+        f"layout.processes_per_node={layout.world_size}",
+        f"layout.zero_stage={layout.zero_stage}",
+    ] == command[4:6]
     told = {line.split("  ")[0].strip(): line for line in ended.told.splitlines()}
-    assert f" {layout.ranks} " in told["processes"] and "layout.processes" in told["processes"]
-    assert f" {layout.zero} " in told["ZeRO stage"] and "layout.zero" in told["ZeRO stage"]
+    assert (
+        f" {layout.world_size} " in told["processes"]
+        and "layout.processes_per_node" in told["processes"]
+    )
+    assert (
+        f" {layout.zero_stage} " in told["ZeRO stage"] and "layout.zero_stage" in told["ZeRO stage"]
+    )
     for model in ("unadapted:", "adapted:"):
         perplexity = run.result["scores"][model.rstrip(":")]["perplexity"]
         assert f"perplexity {perplexity:.4g}" in _line(ended.told, model)
@@ -261,7 +285,7 @@ def _assert_layout(
     """The launcher's layout is the plan's, and one line on standard output says so."""
     assert ended.code == 0, ended.told + ended.errors[-6000:]
     layout = RunFolder(run).plan.layout
-    assert (layout.ranks, layout.zero, layout.offload) == (ranks, zero, offload)
+    assert (layout.world_size, layout.zero_stage, layout.offload) == (ranks, zero, offload)
     said = [line for line in ended.told.splitlines() if "fixes the layout" in line]
     assert len(said) == 1, ended.told
     assert said[0].startswith(f"{launcher} fixes the layout: {ranks} rank")

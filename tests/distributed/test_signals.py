@@ -25,9 +25,9 @@ data: {{train: train.jsonl}}
 strategy: lora
 optim: {{learning_rate: 0.003}}
 train: {{steps: {STEPS}, global_batch: 6, save_every: 10}}
-layout: {{processes: 2, zero: 0, micro_batch: 3}}
+layout: {{processes_per_node: 2, zero_stage: 0, micro_batch: 3}}
 """
-ALONE = "layout.processes=1"
+ALONE = "layout.processes_per_node=1"
 
 
 @pytest.fixture(scope="module")

@@ -2,31 +2,55 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from dtl.inspect.audit import audit
 from dtl.run.folder import RunFolder
-from tests.distributed import launching
-from tests.distributed.matrix import STEPS
+from tests.distributed.layouts import STEPS, single, zero
+from tests.distributed.runs import Run, needs
 
 
-@pytest.mark.parametrize("zero", [0, 3])
-def test_two_ranks_that_stream_have_the_loss_of_encoded_rows(bed: Path, zero: int) -> None:
+def streamed_run(name: str, rows: str, processes: int, stage: int, **how: Any) -> Run:
+    """Return a run whose rows are read and encoded in the step that learns from them."""
+    source = f"data.train={{path: {rows}, streaming: true}}"
+    return Run(f"streamed-{name}", processes, (source, zero(stage), "layout.micro_batch=2"), **how)
+
+
+def two_processes(stage: int) -> Run:
+    """Return the run on two processes."""
+    return streamed_run(str(stage), "train.jsonl", 2, stage)
+
+
+@pytest.mark.parametrize("stage", [0, 3])
+@needs(lambda stage: [two_processes(stage), single("full")])
+def test_two_ranks_that_stream_have_the_loss_of_encoded_rows(bed: Path, stage: int) -> None:
     """Which is that of plain PyTorch."""
-    streamed = launching.train_lines(bed / "runs" / f"streamed-{zero}")
-    encoded = launching.train_lines(bed / "runs" / "full-1-0-1")
+    streamed, encoded = two_processes(stage).lines(bed), single("full").lines(bed)
     for key in ("digest", "targets", "examples"):
         assert [line[key] for line in streamed] == [line[key] for line in encoded]
-    losses = [line["loss"] for line in encoded]
+    losses = single("full").losses(bed)
     assert [line["loss"] for line in streamed] == pytest.approx(losses, rel=1e-5)
 
 
-def test_moved_to_two_ranks_it_goes_on_and_lists_rows_that_are_no_examples(bed: Path) -> None:
-    moved, whole = (RunFolder(bed / "runs" / name) for name in ("streamed-moved", "streamed-gaps"))
-    assert (moved.plan.layout.ranks, moved.plan.layout.zero) == (2, 2)
-    found, expected = (launching.train_lines(run.path) for run in (moved, whole))
+# Of gaps.jsonl some rows are no examples; the run is stopped on one process and resumed on two.
+UNDISTURBED = streamed_run("undisturbed", "gaps.jsonl", 1, 0)
+MOVED = streamed_run("moved", "gaps.jsonl", 2, 2, bare=False)
+MOVED = replace(
+    MOVED,
+    before=(streamed_run("moved", "gaps.jsonl", 1, 0, bare=False, stop_after=STEPS // 2),),
+)
+
+
+@needs(UNDISTURBED, MOVED)
+def test_moved_to_two_ranks_it_resumes_and_lists_rows_that_are_no_examples(bed: Path) -> None:
+    moved, undisturbed = (RunFolder(run.path(bed)) for run in (MOVED, UNDISTURBED))
+    layout = moved.plan.layout
+    assert (layout.world_size, layout.zero_stage) == (2, 2)
+    found, expected = MOVED.lines(bed), UNDISTURBED.lines(bed)
     assert [line["step"] for line in found] == list(range(1, STEPS + 1))
     for key in ("digest", "targets", "examples", "left_out"):
         assert [line.get(key) for line in found] == [line.get(key) for line in expected]
@@ -40,6 +64,6 @@ def test_moved_to_two_ranks_it_goes_on_and_lists_rows_that_are_no_examples(bed: 
     gaps = (bed / "gaps.jsonl").read_text().splitlines()
     empty = {f"gaps.jsonl:{line}" for line, text in enumerate(gaps, 1) if text == '{"text": ""}'}
     assert 5 < len(empty) < 25
-    for run in (moved, whole):
-        listed = [line["place"] for line in run.skipped_rows()]
+    for run in (moved, undisturbed):
+        listed = [line["location"] for line in run.skipped_rows()]
         assert len(listed) == len(set(listed)) and set(listed) == empty

@@ -25,7 +25,7 @@ data: {{train: train.jsonl}}
 strategy: [{{name: frozen, length: 48}}, full]
 optim: {{learning_rate: 0.003}}
 train: {{steps: {STEPS}, global_batch: 6, save_every: 4}}
-layout: {{processes: 2, zero: 2, micro_batch: 3}}
+layout: {{processes_per_node: 2, zero_stage: 2, micro_batch: 3}}
 """
 
 

@@ -1,4 +1,4 @@
-"""Taggers and summarisers: one loss on every layout, and scores of the reference libraries."""
+"""Taggers and summarizers: one loss on every layout, and scores of the reference libraries."""
 
 from __future__ import annotations
 
@@ -12,29 +12,74 @@ from typing import Any
 import pytest
 
 from tests.distributed import launching
-from tests.distributed.matrix import (
-    BATCH,
-    RATE,
-    TEXT_HELD_OUT,
-    TEXT_LAYOUTS,
-    TEXT_RUNS,
-    TEXT_STEPS,
-    TEXT_STRATEGIES,
-    TEXT_TASKS,
-)
+from tests.distributed.layouts import BATCH, LAYOUTS, RATE, zero
+from tests.distributed.runs import Run, needs
+from tests.distributed.text_tasks import TEXT_HELD_OUT, TEXT_STEPS, write_text_tasks
 
-OF_THEIR_OWN = ("tags", "summary")  # those whose base is taught before
+STRATEGIES = {
+    "full": ("strategy=full",),
+    "lora": ("strategy=lora", "strategy.rank=4", "strategy.alpha=8"),
+}
+TASKS = ("tags", "summary", "pairs")
+RUNS = [
+    (task, strategy)
+    for task in TASKS
+    for strategy in STRATEGIES
+    if (task, strategy) != ("pairs", "full")  # preferences are learned by an adapter
+]
+TRAINED_BASES = ("tags", "summary")  # tasks whose base has learned a little
 
 
-def runs(bed: Path, task: str, strategy: str) -> list[Path]:
-    return [bed / "runs" / f"{task}-{strategy}-{ranks}-{zero}" for ranks, zero in TEXT_LAYOUTS]
+@pytest.fixture(scope="module", autouse=True)
+def text_tasks(folder: Path) -> None:
+    """Write the data and bases."""
+    write_text_tasks(folder)
+
+
+def text_run(task: str, strategy: str, processes: int, stage: int) -> Run:
+    """Return the run of a task on a layout; the last layout exports."""
+    return Run(
+        f"{task}-{strategy}-{processes}-{stage}",
+        processes,
+        (*STRATEGIES[strategy], zero(stage)),
+        f"{task}.yaml",
+        bare=(processes, stage) != LAYOUTS[-1],
+    )
+
+
+def all_layouts(task: str, strategy: str) -> list[Run]:
+    """Return the runs of a task on every layout, the first on one process."""
+    return [text_run(task, strategy, *layout) for layout in LAYOUTS]
+
+
+# Each is compared with one process; where it is exported, in every `make test`.
+EXPORTED = LAYOUTS[-1]
+CASES = [
+    pytest.param(
+        *run,
+        layout,
+        marks=[pytest.mark.slow] * (layout != EXPORTED and number % 2 == index),
+    )
+    for number, run in enumerate(RUNS)
+    for index, layout in enumerate(LAYOUTS[1:])
+]
+
+
+def compared(task: str, strategy: str, layout: tuple[int, int]) -> list[Run]:
+    """Return the run on one process and that on a layout."""
+    return [text_run(task, strategy, *LAYOUTS[0]), text_run(task, strategy, *layout)]
+
+
+def exported(task: str, strategy: str = "full") -> Run:
+    """Return the run under ZeRO-3, which exports."""
+    return text_run(task, strategy, *EXPORTED)
 
 
 def rows(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
-def outcomes(run: Path, step: int) -> list[dict[str, Any]]:
+def eval_records(run: Path, step: int) -> list[dict[str, Any]]:
     return rows(run / "evaluations" / f"step-{step:08d}.jsonl")
 
 
@@ -43,23 +88,28 @@ def scores(run: Path, model: str) -> dict[str, Any]:
     return next(line for line in lines if line["model"] == model)
 
 
-@pytest.mark.parametrize(("task", "strategy"), TEXT_RUNS)
-def test_loss_is_one_on_every_layout(bed: Path, task: str, strategy: str) -> None:
-    first, *others = [
-        [line["loss"] for line in launching.train_lines(run)] for run in runs(bed, task, strategy)
-    ]
-    assert len(first) == TEXT_STEPS and first[-1] != first[0]
-    for layout, other in zip(TEXT_LAYOUTS[1:], others, strict=True):
-        assert other == pytest.approx(first, rel=1e-5), layout
+@pytest.mark.parametrize(("task", "strategy", "layout"), CASES)
+@needs(compared)
+def test_loss_is_one_on_every_layout(
+    bed: Path, task: str, strategy: str, layout: tuple[int, int]
+) -> None:
+    expected, losses = (run.losses(bed) for run in compared(task, strategy, layout))
+    assert len(expected) == TEXT_STEPS and expected[-1] != expected[0]
+    assert losses == pytest.approx(expected, rel=1e-5)
 
 
-def test_an_adapter_beside_a_head_learns_in_half_precision_too(bed: Path) -> None:
-    plain = [line["loss"] for line in launching.train_lines(bed / "runs" / "tags-lora-1-0")]
-    half = [line["loss"] for line in launching.train_lines(bed / "runs" / "tags-half")]
+# An adapter and a full head next to it, in half precision.
+BF16 = Run("tags-bf16", 2, (*STRATEGIES["lora"], zero(3), "model.dtype=bf16"), "tags.yaml")
+
+
+@needs(BF16, text_run("tags", "lora", 1, 0))
+def test_an_adapter_and_a_head_train_in_half_precision_too(bed: Path) -> None:
+    plain, half = text_run("tags", "lora", 1, 0).losses(bed), BF16.losses(bed)
     assert half != plain and half == pytest.approx(plain, rel=1e-2)
 
 
-@pytest.mark.parametrize("task", OF_THEIR_OWN)
+@pytest.mark.parametrize("task", TRAINED_BASES)
+@needs(lambda task: [exported(task)])
 def test_the_first_loss_is_that_of_plain_transformers(bed: Path, task: str) -> None:
     """Row by row over the first global batch, with labels made here."""
     import numpy as np
@@ -69,15 +119,15 @@ def test_the_first_loss_is_that_of_plain_transformers(bed: Path, task: str) -> N
     order = np.random.Generator(np.random.Philox(key=[0, 0])).permutation(len(data))[:12]
     total = targets = 0.0
     for row in order:
-        loss, count = _alone(bed, task, data[row])
+        loss, count = _single_row(bed, task, data[row])
         total, targets = total + loss * count, targets + count
-    found = launching.train_lines(bed / "runs" / f"{task}-full-2-3")[0]
+    found = exported(task).lines(bed)[0]
     assert found["targets"] == targets
     assert found["loss"] == pytest.approx(total / targets, rel=1e-5)
 
 
-def _alone(bed: Path, task: str, row: dict[str, Any]) -> tuple[float, int]:
-    """The mean loss that the model itself gives for one row, and its number of targets."""
+def _single_row(bed: Path, task: str, row: dict[str, Any]) -> tuple[float, int]:
+    """Return the mean loss that the model itself gives for one row, and its number of targets."""
     import torch
     from transformers import (
         AutoModelForSeq2SeqLM,
@@ -86,16 +136,16 @@ def _alone(bed: Path, task: str, row: dict[str, Any]) -> tuple[float, int]:
     )
 
     if task == "summary":
-        model = AutoModelForSeq2SeqLM.from_pretrained(bed / "summariser").eval()
-        tokenizer = AutoTokenizer.from_pretrained(bed / "summariser")
+        model = AutoModelForSeq2SeqLM.from_pretrained(bed / "summarizer").eval()
+        tokenizer = AutoTokenizer.from_pretrained(bed / "summarizer")
         ids = tokenizer("shorten: " + row["source"])["input_ids"]
         labels = tokenizer(row["target"])["input_ids"]
     else:
         model = AutoModelForTokenClassification.from_pretrained(bed / "tagger").eval()
         tokenizer = AutoTokenizer.from_pretrained(bed / "tagger")
         ids, labels = [], []
-        for place, (word, tag) in enumerate(zip(row["tokens"], row["tags"], strict=True)):
-            pieces = tokenizer(" " * bool(place) + word)["input_ids"]
+        for index, (word, tag) in enumerate(zip(row["tokens"], row["tags"], strict=True)):
+            pieces = tokenizer(" " * bool(index) + word)["input_ids"]
             ids += pieces
             labels += [model.config.label2id[tag]] + [-100] * (len(pieces) - 1)
         ids, labels = ids[:48], labels[:48]
@@ -104,30 +154,31 @@ def _alone(bed: Path, task: str, row: dict[str, Any]) -> tuple[float, int]:
     return float(loss), sum(label != -100 for label in labels)
 
 
-@pytest.mark.parametrize("task", TEXT_TASKS)
-def test_scores_are_identical_on_every_layout(bed: Path, task: str) -> None:
-    """Of the base, which no training has touched; a rank has nothing to score at the end."""
-    strategies = [strategy for other, strategy in TEXT_RUNS if other == task]
-    every = [run for strategy in strategies for run in runs(bed, task, strategy)]
-    first, *others = [outcomes(run, 0) for run in every]
-    assert [outcome["row"] for outcome in first] == list(range(TEXT_HELD_OUT))
-    for run, other in zip(every[1:], others, strict=True):
-        for one, two in zip(first, other, strict=True):
-            assert two.pop("loss") == pytest.approx(one["loss"], rel=1e-5), run.name
-            assert two == {name: value for name, value in one.items() if name != "loss"}, run.name
-        same = scores(every[0], "unadapted").keys() - {"loss", "perplexity"}
-        for name in same:
-            assert scores(run, "unadapted")[name] == scores(every[0], "unadapted")[name], run.name
+@pytest.mark.parametrize(("task", "strategy", "layout"), CASES)
+@needs(compared)
+def test_scores_are_identical_on_every_layout(
+    bed: Path, task: str, strategy: str, layout: tuple[int, int]
+) -> None:
+    """Of the base, which no training has changed; a rank has nothing to score at the end."""
+    first, second = (run.path(bed) for run in compared(task, strategy, layout))
+    expected, found = eval_records(first, 0), eval_records(second, 0)
+    assert [record["row"] for record in expected] == list(range(TEXT_HELD_OUT))
+    for one, two in zip(expected, found, strict=True):
+        assert two.pop("loss") == pytest.approx(one["loss"], rel=1e-5)
+        assert two == {name: value for name, value in one.items() if name != "loss"}
+    for name in scores(first, "unadapted").keys() - {"loss", "perplexity"}:
+        assert scores(second, "unadapted")[name] == scores(first, "unadapted")[name]
 
 
+@needs(exported("tags"))
 def test_scores_of_a_tagger_are_those_of_seqeval_over_the_full_rows(bed: Path) -> None:
     from seqeval.metrics import classification_report, f1_score
     from transformers import AutoConfig
 
-    run = bed / "runs" / "tags-full-2-3"
+    run = exported("tags").path(bed)
     names = AutoConfig.from_pretrained(bed / "tagger").id2label
     truth = [row["tags"] for row in rows(bed / "tagged_held_out.jsonl")]
-    predicted = [outcome["predicted"] for outcome in outcomes(run, 0)]
+    predicted = [record["predicted"] for record in eval_records(run, 0)]
     assert any(None in row for row in predicted), "some row must be cut, or nothing is proven"
     guess = [["O" if tag is None else names[tag] for tag in row] for row in predicted]
     found = scores(run, "unadapted")
@@ -140,23 +191,24 @@ def test_scores_of_a_tagger_are_those_of_seqeval_over_the_full_rows(bed: Path) -
         assert found[f"support/{kind}"] == report[kind]["support"]
 
 
-def test_scores_of_a_summariser_are_those_of_rouge_score_over_plain_generation(bed: Path) -> None:
+@needs(exported("summary"))
+def test_scores_of_a_summarizer_are_those_of_rouge_score_over_plain_generation(bed: Path) -> None:
     from rouge_score.rouge_scorer import RougeScorer
     from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
-    run = bed / "runs" / "summary-full-2-3"
-    model = AutoModelForSeq2SeqLM.from_pretrained(bed / "summariser").eval()
-    tokenizer = AutoTokenizer.from_pretrained(bed / "summariser")
+    run = exported("summary").path(bed)
+    model = AutoModelForSeq2SeqLM.from_pretrained(bed / "summarizer").eval()
+    tokenizer = AutoTokenizer.from_pretrained(bed / "summarizer")
     scorer = RougeScorer(["rouge1", "rouge2", "rougeL", "rougeLsum"], use_stemmer=True)
-    found = outcomes(run, 0)
+    found = eval_records(run, 0)
     each = []
-    for row, outcome in zip(rows(bed / "summaries_held_out.jsonl"), found, strict=True):
+    for row, record in zip(rows(bed / "summaries_held_out.jsonl"), found, strict=True):
         ids = tokenizer(f"shorten: {row['source']}", return_tensors="pt")["input_ids"]
         tokens = model.generate(input_ids=ids, max_length=None, max_new_tokens=16)[0]
-        assert outcome["generated"] == tokenizer.decode(tokens, skip_special_tokens=True).strip()
-        assert outcome["reference"] == row["target"]
-        each.append(scorer.score(outcome["reference"], outcome["generated"]))
-    lengths = {len(outcome["generated"].split()) for outcome in found}
+        assert record["generated"] == tokenizer.decode(tokens, skip_special_tokens=True).strip()
+        assert record["reference"] == row["target"]
+        each.append(scorer.score(record["reference"], record["generated"]))
+    lengths = {len(record["generated"].split()) for record in found}
     assert len(lengths) > 1, "ranks must end at different steps"
     for name, value in scores(run, "unadapted").items():
         if name.startswith("rouge"):
@@ -164,7 +216,8 @@ def test_scores_of_a_summariser_are_those_of_rouge_score_over_plain_generation(b
             assert 0.2 < value < 1
 
 
-def test_preferences_are_learnt_as_in_plain_pytorch_and_peft(bed: Path) -> None:
+@needs(*(text_run("pairs", "lora", *layout) for layout in LAYOUTS))
+def test_preferences_are_learned_as_in_plain_pytorch_and_peft(bed: Path) -> None:
     """Pair by pair, answer by answer, without Accelerate, DeepSpeed or dtl."""
     import numpy as np
     import torch
@@ -177,14 +230,14 @@ def test_preferences_are_learnt_as_in_plain_pytorch_and_peft(bed: Path) -> None:
     torch.manual_seed(0)
     settings = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
     model = get_peft_model(model, settings)
-    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(learning, lr=RATE, weight_decay=0.0)
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trainable, lr=RATE, weight_decay=0.0)
 
     def log_likelihood(prompt: str, answer: str) -> Any:
         start, tokens = (tokenizer(text)["input_ids"] for text in (prompt, answer))
-        whole = torch.tensor([[*start, *tokens, tokenizer.eos_token_id]])
-        logs = model(input_ids=whole).logits[0, :-1].log_softmax(-1)
-        return logs.gather(1, whole[0, 1:, None])[len(start) - 1 :].sum()
+        ids = torch.tensor([[*start, *tokens, tokenizer.eos_token_id]])
+        logs = model(input_ids=ids).logits[0, :-1].log_softmax(-1)
+        return logs.gather(1, ids[0, 1:, None])[len(start) - 1 :].sum()
 
     def margin(row: dict[str, str]) -> Any:
         texts = [(row["prompt"], row["chosen"]), (row["prompt"], row["rejected"])]
@@ -209,10 +262,10 @@ def test_preferences_are_learnt_as_in_plain_pytorch_and_peft(bed: Path) -> None:
     assert losses[-1] < 0.9 * losses[0], "the reference does not learn: nothing is proven"
     with torch.no_grad():
         margins = [float(margin(row)) for row in held_out]
-    for run in runs(bed, "pairs", "lora"):
-        found = [line["loss"] for line in launching.train_lines(run)]
-        assert found == pytest.approx(losses, rel=1e-5), run.name
-        adapted = scores(run, "adapted")
+    for layout in LAYOUTS:
+        run = text_run("pairs", "lora", *layout)
+        assert run.losses(bed) == pytest.approx(losses, rel=1e-5), run.name
+        adapted = scores(run.path(bed), "adapted")
         assert adapted["margin"] == pytest.approx(sum(margins) / TEXT_HELD_OUT, rel=1e-4)
         assert adapted["accuracy"] == sum(value > 0 for value in margins) / TEXT_HELD_OUT
 
@@ -257,12 +310,13 @@ print(json.dumps(found))
 """
 
 
-@pytest.mark.parametrize("strategy", TEXT_STRATEGIES)
-@pytest.mark.parametrize("task", OF_THEIR_OWN)
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("task", TRAINED_BASES)
+@needs(lambda task, strategy: [exported(task, strategy)])
 def test_export_answers_as_the_trained_model(bed: Path, task: str, strategy: str) -> None:
     """Trained under ZeRO-3, opened by plain transformers and PEFT in a fresh process."""
-    run = bed / "runs" / f"{task}-{strategy}-2-3"
-    base = {"tags": "tagger", "summary": "summariser"}[task]
+    run = exported(task, strategy).path(bed)
+    base = {"tags": "tagger", "summary": "summarizer"}[task]
     held_out = {"tags": "tagged_held_out.jsonl", "summary": "summaries_held_out.jsonl"}[task]
     reopened = subprocess.run(
         [
@@ -280,15 +334,15 @@ def test_export_answers_as_the_trained_model(bed: Path, task: str, strategy: str
         check=True,
     ).stdout
     found = json.loads(reopened.splitlines()[-1])
-    trained = outcomes(run, TEXT_STEPS)
-    assert [outcome["loss"] for outcome in trained] != [
-        outcome["loss"] for outcome in outcomes(run, 0)
+    trained = eval_records(run, TEXT_STEPS)
+    assert [record["loss"] for record in trained] != [
+        record["loss"] for record in eval_records(run, 0)
     ], "training moved what was exported"
     if task == "summary":
-        assert [text for _, text in found] == [outcome["generated"] for outcome in trained]
-        losses = [outcome["loss"] for outcome in trained]
+        assert [text for _, text in found] == [record["generated"] for record in trained]
+        losses = [record["loss"] for record in trained]
         assert [loss for loss, _ in found] == pytest.approx(losses, rel=1e-5)
     else:
         assert found == [
-            [tag for tag in outcome["predicted"] if tag is not None] for outcome in trained
+            [tag for tag in record["predicted"] if tag is not None] for record in trained
         ]

@@ -40,7 +40,7 @@ def test_a_few_steps_already_pay(quickstart: ModuleType, tmp_path: Path) -> None
     run = RunFolder(tmp_path / "lora-0")
     (newest, *_) = sorted(run.checkpoints.glob("step-*"), reverse=True)
     size = sum(file.stat().st_size for file in newest.iterdir())
-    assert size <= 1.2 * 12 * run.plan.parameters.learning, "a LoRA checkpoint is small"
+    assert size <= 1.2 * 12 * run.plan.parameters.trainable, "a LoRA checkpoint is small"
 
 
 @pytest.mark.slow

@@ -66,7 +66,7 @@ NAMES = {
     "agree": "broadcast_object",
     "answered": "with_placeholder_target",
     "answers": "predictions",
-    "apart": "validation_share",
+    "apart": "validation_fraction",
     "begin": "init_from_data",
     "begin_over": "init_from_base_weights",
     "changing": "gather_for_update",
@@ -264,9 +264,9 @@ def _private_words(text: str) -> list[str]:
 def test_config_keys_are_words_of_the_field():
     records = [RunConfig]
     records += [
-        registry.options(folder, name)
+        registry.load_options(folder, name)
         for folder in registry.FOLDERS
-        for name in registry.names(folder)
+        for name in registry.list_names(folder)
     ]
     keys = {key for record in records for key in _keys(record.model_json_schema())}
     assert len(keys) > 100

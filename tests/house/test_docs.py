@@ -188,7 +188,7 @@ def test_strategies_page_tells_of_every_strategy() -> None:
         re.M,
     )
     plugins = {
-        name: registry.load("strategies", name).Plugin for name in registry.names("strategies")
+        name: registry.load("strategies", name).Plugin for name in registry.list_names("strategies")
     }
     assert {name: (float(rate), kind) for name, rate, kind in rows} == {
         name: (plugin.learning_rate, plugin.exports) for name, plugin in plugins.items()
@@ -201,13 +201,13 @@ def test_shown_task_does_what_it_says(encoder: Path) -> None:
 
     module = _plugin("add-a-task.md")
     task = module.Plugin(module.Options())
-    settings = task.head_settings({})
+    settings = task.head_config({})
     model = AutoModelForSequenceClassification.from_pretrained(encoder, **settings).eval()
     tokenizer = AutoTokenizer.from_pretrained(encoder)
     encode = task.encoder(tokenizer, {}, model.config)
     rows = [{"text": "the old ship", "number": 2.5}, {"text": "a letter again", "number": -1}]
     examples = [encode(Row(i, "", dict(fields))).values for i, fields in enumerate(rows)]
-    batch = task.collate(examples, padding=0)
+    batch = task.collate(examples, pad_token_id=0)
     expected = 0.0
     for row in rows:
         inputs = tokenizer(row["text"], return_tensors="pt", return_token_type_ids=False)
@@ -215,7 +215,7 @@ def test_shown_task_does_what_it_says(encoder: Path) -> None:
             expected += float((model(**inputs).logits[0, 0] - row["number"]) ** 2)
     with torch.no_grad():
         assert float(task.loss(model, batch)) == pytest.approx(expected, rel=1e-5)
-        score = task.score(task.outcomes(model, batch, processor=tokenizer), {})
+        score = task.score(task.eval_records(model, batch, processor=tokenizer), {})
     assert score == {"squared_error": pytest.approx(expected / 2, rel=1e-5)}
 
 
@@ -259,10 +259,10 @@ def _small(line: str, desk: Path) -> str:
             line = line.replace(launcher, f"{launcher} {option} {launching.port()}", 1)
             return f"{line} {_few_steps(line, desk)}"
     if line.startswith("dtl train"):
-        alone = "" if line == QUICKSTART else "layout.processes=1 layout.zero=0"
+        alone = "" if line == QUICKSTART else "layout.processes_per_node=1 layout.zero_stage=0"
         return f"{line} {_few_steps(line, desk)} {alone}"
     if line.startswith("dtl compare configs/"):
-        rates = "compare.rates={scratch: 0.01, frozen: 0.01, full: 0.001, lp-ft: 0.001}"
+        rates = "compare.learning_rates={scratch: 0.01, frozen: 0.01, full: 0.001, lp-ft: 0.001}"
         return f"{line} {_few_steps(line, desk)} '{rates}' --labels 1 --seeds 1"
     if line.startswith("dtl evaluate configs/"):
         return f"{line} {_few_steps(line, desk)}"

@@ -7,12 +7,12 @@ import pytest
 
 from dtl.config import registry
 from dtl.config.load import load_config
-from dtl.config.recipes import recipes
-from dtl.config.record import Record
+from dtl.config.recipes import list_recipes
+from dtl.config.schema.base import Record
 
 PACKAGE = Path(registry.__file__).parents[1]
-PLUGINS = [(folder, name) for folder in registry.FOLDERS for name in registry.names(folder)]
-RECIPES = recipes()
+PLUGINS = [(folder, name) for folder in registry.FOLDERS for name in registry.list_names(folder)]
+RECIPES = list_recipes()
 
 
 @pytest.mark.parametrize(("folder", "name"), PLUGINS, ids=lambda part: part)
@@ -25,12 +25,12 @@ def test_a_file_is_one_plugin(folder, name):
 
 @pytest.mark.parametrize(("folder", "name"), PLUGINS, ids=lambda part: part)
 def test_a_plugin_says_what_it_is(folder, name):
-    assert registry.summary(folder, name).endswith(".")
+    assert registry.read_summary(folder, name).endswith(".")
 
 
 @pytest.mark.parametrize(("folder", "name"), PLUGINS, ids=lambda part: part)
 def test_options_are_described(folder, name):
-    options = registry.options(folder, name)
+    options = registry.load_options(folder, name)
     assert issubclass(options, Record)
     assert all(field.description for field in options.model_fields.values())
 

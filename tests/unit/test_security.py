@@ -28,7 +28,7 @@ task: {name: causal_lm, max_length: 32}
 data: {train: data}
 strategy: full
 train: {steps: 2, global_batch: 4, save_every: 1}
-layout: {processes: 1, zero: 0}
+layout: {processes_per_node: 1, zero_stage: 0}
 """
 WEIGHTS = "model-00001-of-00002.safetensors"
 MARKER = "s3cr3t-m4rk3r"
@@ -389,7 +389,7 @@ def test_a_manifest_that_leads_out_of_its_checkpoint_is_refused(tmp_path, name):
     (tmp_path / "x.pt").write_bytes(b"x")
     seal = {"bytes": 1, "sha256": sha256(b"x").hexdigest()}
     change(folder / "manifest.json", step=1, run="mine", files={name: seal})
-    assert name in str(CheckpointStore(tmp_path, "mine").fault(folder))
+    assert name in str(CheckpointStore(tmp_path, "mine").find_damage(folder))
 
 
 @pytest.mark.parametrize("linked", ["step-00000001", "manifest.json", "part-00001.safetensors"])
@@ -399,11 +399,11 @@ def test_a_link_in_a_checkpoint_is_refused(tmp_path, linked):
     (folder / "part-00001.safetensors").write_bytes(b"x")
     seal = {"bytes": 1, "sha256": sha256(b"x").hexdigest()}
     change(folder / "manifest.json", step=1, run="mine", files={"part-00001.safetensors": seal})
-    assert CheckpointStore(tmp_path, "mine").fault(folder) is None
+    assert CheckpointStore(tmp_path, "mine").find_damage(folder) is None
     path = folder if linked == folder.name else folder / linked
     path.rename(tmp_path / "elsewhere")
     path.symlink_to(tmp_path / "elsewhere")
-    assert CheckpointStore(tmp_path, "mine").fault(folder) is not None
+    assert CheckpointStore(tmp_path, "mine").find_damage(folder) is not None
 
 
 # --- secrets
@@ -413,7 +413,15 @@ def test_secrets_of_the_environment_are_told_nowhere(desk):
     """Of a run of two processes: its folder, its output, and all command lines."""
     names = ("HF_TOKEN", "WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY", "MY_PASSWORD")
     environment = launching.environment(**dict.fromkeys(names, MARKER))
-    argv = [sys.executable, "-m", "dtl", "train", "run.yaml", "layout.processes=2", "layout.zero=1"]
+    argv = [
+        sys.executable,
+        "-m",
+        "dtl",
+        "train",
+        "run.yaml",
+        "layout.processes_per_node=2",
+        "layout.zero_stage=1",
+    ]
     with (desk / "told.txt").open("w") as output:
         process = subprocess.Popen(argv, env=environment, stdout=output, stderr=output)
     seen: set[str] = set()

@@ -9,7 +9,7 @@ class AfterImport:
     """Wraps dtl's engine when it has been imported."""
 
     def find_spec(self, name, path=None, target=None):
-        if name != "dtl.engine.base":
+        if name != "dtl.engine.start":
             return None
         sys.meta_path.remove(self)
         spec = importlib.util.find_spec(name)
@@ -17,7 +17,7 @@ class AfterImport:
 
         def load_and_wrap(module):
             load(module)
-            for engine in (module.PlainEngine, module.ZeroEngine):
+            for engine in (module.DdpEngine, module.DeepSpeedEngine):
                 _wrap(engine)
 
         spec.loader.exec_module = load_and_wrap
@@ -25,12 +25,12 @@ class AfterImport:
 
 
 def _wrap(engine) -> None:
-    """Count the steps, and spoil the loss of those that were chosen."""
+    """Count the steps, and corrupt the loss of the chosen ones."""
     chosen = {int(step) for step in os.environ["CHAOS_NAN_STEPS"].split(",")}
     backward, step = engine.backward, engine.step
     done = {"steps": 0}
 
-    def spoiled(self, loss_sum, *, targets):
+    def corrupted(self, loss_sum, *, targets):
         factor = float("nan") if done["steps"] + 1 in chosen else 1.0
         return backward(self, loss_sum * factor, targets=targets)
 
@@ -38,4 +38,4 @@ def _wrap(engine) -> None:
         done["steps"] += 1
         return step(self)
 
-    engine.backward, engine.step = spoiled, counted
+    engine.backward, engine.step = corrupted, counted

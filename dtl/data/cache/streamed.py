@@ -21,9 +21,9 @@ from dtl.core.cache_folder import folder as cache_folder
 from dtl.core.errors import DtlError, Fault, RankFailed, RunFailed
 from dtl.data.cache.encoded import await_file, evenly, mapped, publish, unwritten
 from dtl.data.example import Encoded, Skip
-from dtl.data.sources.formats import Spot
-from dtl.data.sources.random_access import Seeker
-from dtl.data.sources.rows import Reading, Row, Rows
+from dtl.data.sources.results import RowPosition
+from dtl.data.sources.random_access import RandomAccessReader
+from dtl.data.sources.rows import Row, Rows, SourceScan
 
 ABOUT = "index.json"
 COLUMNS = ("offset", "number")  # of a spot
@@ -46,22 +46,22 @@ class Index:
     offsets: np.ndarray
     numbers: np.ndarray
     ends: np.ndarray
-    reading: Reading
+    reading: SourceScan
 
     @classmethod
     def open(cls, folder: Path) -> Index:
         about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
         offsets, numbers = (mapped(folder / f"{name}.numbers", "<i8") for name in COLUMNS)
         bad = tuple(Fault(*fault) for fault in about["bad"])
-        return cls(offsets, numbers, np.array(about["ends"]), Reading(len(offsets), bad))
+        return cls(offsets, numbers, np.array(about["ends"]), SourceScan(len(offsets), bad))
 
-    def spot(self, row: int) -> tuple[int, Spot]:
+    def spot(self, row: int) -> tuple[int, RowPosition]:
         """The number of the file that a row stands in, and its spot there."""
         file = int(np.searchsorted(self.ends, row, side="right"))
-        return file, Spot(int(self.offsets[row]), int(self.numbers[row]))
+        return file, RowPosition(int(self.offsets[row]), int(self.numbers[row]))
 
 
-def index_of(rows: Rows, seekers: Sequence[Seeker], *, key: str, writes: bool) -> Index:
+def index_of(rows: Rows, seekers: Sequence[RandomAccessReader], *, key: str, writes: bool) -> Index:
     """The index of a source, made in one pass that also checks the rows, unless it is there.
     `writes`: this process makes it; the others wait. Raises DtlError as a reading does."""
     folder = cache_folder() / "indexed" / key
@@ -79,7 +79,7 @@ def index_of(rows: Rows, seekers: Sequence[Seeker], *, key: str, writes: bool) -
     return Index.open(folder)
 
 
-def _write(rows: Rows, seekers: Sequence[Seeker], staged: Path) -> None:
+def _write(rows: Rows, seekers: Sequence[RandomAccessReader], staged: Path) -> None:
     bad: list[Fault] = []
     counts = [0] * len(seekers)
     held = {name: array("q") for name in COLUMNS}
@@ -91,7 +91,7 @@ def _write(rows: Rows, seekers: Sequence[Seeker], staged: Path) -> None:
                 file.write(np.asarray(numbers, dtype="<i8").tobytes())
             del numbers[:]
 
-    for file, spot in rows.spots(seekers, bad):
+    for file, spot in rows.iter_positions(seekers, bad):
         counts[file] += 1
         held["offset"].append(spot.offset)
         held["number"].append(spot.number)
@@ -138,7 +138,7 @@ class StreamedData:
         self,
         rows: Rows,
         index: Index,
-        seekers: Sequence[Seeker],
+        seekers: Sequence[RandomAccessReader],
         encoder: Callable[[Row], Encoded | Skip],
         *,
         key: str,
@@ -190,7 +190,7 @@ class StreamedData:
     def _read(self, number: int) -> tuple[Row, Encoded | Skip]:
         index = number if self._chosen is None else int(self._chosen[number])
         file, spot = self._index.spot(index)
-        row = self._rows.judge(index, self._seekers[file].at(spot))
+        row = self._rows.validate_row(index, self._seekers[file].read_row(spot))
         if isinstance(row, Fault):
             raise RankFailed(row)
         try:

@@ -1,4 +1,4 @@
-"""A data set of the hub, or of its cache on this disk."""
+"""Datasets of the Hugging Face Hub, or of its local cache."""
 
 from __future__ import annotations
 
@@ -11,23 +11,26 @@ from urllib.parse import urlsplit
 
 from dtl.config.schema import Source
 from dtl.core.errors import DtlError, near
-from dtl.data.sources.formats import first_line
-from dtl.data.sources.naming import names_in
+from dtl.data.sources.naming import list_names
+from dtl.data.sources.results import first_error_line
 
 
-def load_from_hub(source: Source, place: str) -> Any:
-    """One split as a `datasets.Dataset`. Raises DtlError where the hub does not give it."""
-    found = _splits(source, place)
-    if not isinstance(found, dict):
-        return _undecoded(found)
-    if len(found) > 1:
-        splits = " or ".join(f"'{name}'" for name in found)
-        raise DtlError.of(f"{place}.split", f"'{source.path}' has several splits", f"name {splits}")
-    return _undecoded(next(iter(found.values())))
+def load_hub_dataset(source: Source, location: str) -> Any:
+    """Load one split as a `datasets.Dataset`. Raises DtlError if it cannot be loaded, or has several
+    splits and none is named."""
+    dataset = _load_splits(source, location)
+    if not isinstance(dataset, dict):
+        return _keep_media_encoded(dataset)
+    if len(dataset) > 1:
+        splits = " or ".join(f"'{name}'" for name in dataset)
+        raise DtlError.of(
+            f"{location}.split", f"'{source.path}' has several splits", f"set it to {splits}"
+        )
+    return _keep_media_encoded(next(iter(dataset.values())))
 
 
-def _undecoded(table: Any) -> Any:
-    """Sounds and pictures as the bytes that they are, which dtl itself reads."""
+def _keep_media_encoded(table: Any) -> Any:
+    """Return the dataset with audio and images as encoded bytes, which dtl decodes itself."""
     from datasets import Audio, Image
 
     for name, feature in (getattr(table, "features", None) or {}).items():
@@ -36,56 +39,59 @@ def _undecoded(table: Any) -> Any:
     return table
 
 
-def names_for_numbers(table: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
-    """What gives the classes of a row, which the hub keeps as numbers, their names back."""
+def class_name_mapper(table: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """Return a function that replaces the class indices of a row by class names."""
     from datasets import ClassLabel, List
 
     names: dict[str, Callable[[Any], Any]] = {}
     for column, feature in (getattr(table, "features", None) or {}).items():
         if isinstance(feature, ClassLabel):
-            names[column] = partial(_named, feature.names)
+            names[column] = partial(_get_class_name, feature.names)
         elif isinstance(feature, List) and isinstance(feature.feature, ClassLabel):
-            names[column] = partial(_all_named, feature.feature.names)
+            names[column] = partial(_get_class_names, feature.feature.names)
     return lambda row: {
         column: names[column](value) if column in names else value for column, value in row.items()
     }
 
 
-def _named(names: list[str], number: Any) -> Any:
-    return names[number] if isinstance(number, int) and number >= 0 else number
+def _get_class_name(names: list[str], index: Any) -> Any:
+    return names[index] if isinstance(index, int) and index >= 0 else index
 
 
-def _all_named(names: list[str], numbers: Any) -> Any:
-    return numbers if numbers is None else [_named(names, number) for number in numbers]
+def _get_class_names(names: list[str], indices: Any) -> Any:
+    return indices if indices is None else [_get_class_name(names, index) for index in indices]
 
 
-def _splits(source: Source, place: str) -> Any:
+def _load_splits(source: Source, location: str) -> Any:
     import datasets
     from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES as readers
 
-    if source.path in readers:  # it would read whatever lies in the current folder
+    if source.path in readers:  # load_dataset would read the files of the current folder
         raise DtlError.of(
-            f"{place}.path", f"'{source.path}' is a format, not data", "name a file or folder"
+            f"{location}.path",
+            f"'{source.path}' is a file format, not a dataset",
+            "name a file or folder",
         )
-    if not _has_an_address():
-        datasets.config.HF_HUB_OFFLINE = True  # else it asks in vain for half a minute
+    if not _hub_is_reachable():
+        datasets.config.HF_HUB_OFFLINE = True  # without it, loading retries for half a minute
     try:
         return datasets.load_dataset(source.path, source.name, split=source.split)
-    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as fault:
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise DtlError.of(
-            f"{place}.path",
-            f"'{source.path}' is no file here, and the hub did not give it ({first_line(fault)})",
-            near(source.path, names_in(Path()))
-            or "correct the path, or fetch the data set once where there is a network",
-        ) from fault
+            f"{location}.path",
+            f"'{source.path}' is not a local file and cannot be loaded from the hub "
+            f"({first_error_line(error)})",
+            near(source.path, list_names(Path()))
+            or "correct the path, or download the dataset once with network access",
+        ) from error
 
 
-def _has_an_address() -> bool:
-    """Whether the hub's name can be looked up; behind a proxy only the proxy can tell."""
+def _hub_is_reachable() -> bool:
+    """Return whether the hub's host name resolves; behind a proxy, assume that it does."""
     from huggingface_hub.constants import ENDPOINT
 
     address = urlsplit(ENDPOINT)
-    from urllib.request import getproxies  # takes its time, and most commands ask no hub
+    from urllib.request import getproxies  # slow to import, and most commands do not need the hub
 
     if getproxies().get(address.scheme):
         return True

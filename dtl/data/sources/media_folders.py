@@ -1,5 +1,4 @@
-"""Folders of sounds or pictures as others lay them out: LibriSpeech, Common Voice, a folder a
-class, a metadata file."""
+"""Reads media folders in common layouts: LibriSpeech, Common Voice, one folder per class."""
 
 from __future__ import annotations
 
@@ -8,92 +7,93 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dtl.data.modalities.media_files import SUFFIXES, renamed
-from dtl.data.sources.formats import Item, read_tsv
+from dtl.data.sources.delimited_text import read_tsv
+from dtl.data.sources.results import ReadResult
 
-METADATA = ("metadata.jsonl", "metadata.csv", "metadata.tsv", "metadata.parquet")
-TRANSCRIPTS = "*.trans.txt"
+METADATA_FILES = ("metadata.jsonl", "metadata.csv", "metadata.tsv", "metadata.parquet")
+TRANSCRIPT_PATTERN = "*.trans.txt"
 
 
 @dataclass(frozen=True)
 class MediaFolder:
-    """Rows made of a folder. `folder`: what the file names in them are relative to; `files`: those
-    whose bytes say which rows there are."""
+    """Rows made from a folder. `folder`: the base of relative file names; `files`: the tables or
+    transcripts whose bytes decide the rows."""
 
     folder: Path
     files: tuple[Path, ...]
-    read: Callable[[], Iterator[Item]]
+    read_rows: Callable[[], Iterator[ReadResult]]
 
 
-def media_folder(folder: Path, split: str | None, media: str) -> MediaFolder | None:
-    """How to read a folder, or None where it is none of these."""
+def detect_media_folder(folder: Path, split: str | None, media: str) -> MediaFolder | None:
+    """Return how to read a folder, or None if it has no known media layout."""
     inside = folder / split if split and (folder / split).is_dir() else folder
     if media == "audio":
-        found = _libri_speech(inside) or _common_voice(folder, split)
-        if found is not None:
-            return found
-    if any((inside / name).is_file() for name in METADATA):
-        return None  # a data file like any other
-    return _classes(inside, media)
+        audio_corpus = _detect_librispeech(inside) or _detect_common_voice(folder, split)
+        if audio_corpus is not None:
+            return audio_corpus
+    if any((inside / name).is_file() for name in METADATA_FILES):
+        return None  # read as an ordinary data file
+    return _detect_class_folders(inside, media)
 
 
-def _libri_speech(folder: Path) -> MediaFolder | None:
-    """speaker/chapter/speaker-chapter.trans.txt, a line an utterance: its name, its words."""
-    transcripts = sorted(folder.rglob(TRANSCRIPTS))
+def _detect_librispeech(folder: Path) -> MediaFolder | None:
+    """Detect speaker/chapter/speaker-chapter.trans.txt: one utterance per line, name and text."""
+    transcripts = sorted(folder.rglob(TRANSCRIPT_PATTERN))
 
-    def read() -> Iterator[Item]:
+    def read_rows() -> Iterator[ReadResult]:
         for transcript in transcripts:
             lines = transcript.read_text(encoding="utf-8").splitlines()
             for number, line in enumerate(lines, start=1):
                 name, _, text = line.partition(" ")
-                sound = _sound(transcript.parent / name)
+                audio = _find_audio_file(transcript.parent / name)
                 fields = {
-                    "audio": str(sound.relative_to(folder)),
+                    "audio": str(audio.relative_to(folder)),
                     "text": text,
                     "speaker": name.partition("-")[0],
                 }
                 yield f"{transcript}:{number}", fields
 
-    return MediaFolder(folder, tuple(transcripts), read) if transcripts else None
+    return MediaFolder(folder, tuple(transcripts), read_rows) if transcripts else None
 
 
-def _sound(stem: Path) -> Path:
-    """The file of that name, whatever its kind."""
-    every = (stem.with_name(stem.name + suffix) for suffix in SUFFIXES["audio"])
-    return next((path for path in every if path.exists()), stem.with_name(stem.name + ".flac"))
+def _find_audio_file(stem: Path) -> Path:
+    """Return the audio file with this stem, whatever its format."""
+    candidates = (stem.with_name(stem.name + suffix) for suffix in SUFFIXES["audio"])
+    return next((path for path in candidates if path.exists()), stem.with_name(stem.name + ".flac"))
 
 
-def _common_voice(folder: Path, split: str | None) -> MediaFolder | None:
-    """clips/ and a table a split, whose `sentence` is the text."""
+def _detect_common_voice(folder: Path, split: str | None) -> MediaFolder | None:
+    """Detect clips/ and one table per split, whose `sentence` column is the text."""
     table, clips = folder / f"{split}.tsv", folder / "clips"
     if not clips.is_dir() or not table.is_file():
         return None
 
-    def read() -> Iterator[Item]:
-        for item in read_tsv(table, str(table)):
-            if not isinstance(item, tuple):
-                yield item
+    def read_rows() -> Iterator[ReadResult]:
+        for result in read_tsv(table, str(table)):
+            if not isinstance(result, tuple):
+                yield result
                 continue
-            place, given = item
-            fields = renamed(dict(given), "audio")
+            location, raw_fields = result
+            fields = renamed(dict(raw_fields), "audio")
             if "sentence" in fields:
                 fields["text"] = fields.pop("sentence")
-            yield place, fields
+            yield location, fields
 
-    return MediaFolder(clips, (table,), read)
+    return MediaFolder(clips, (table,), read_rows)
 
 
-def _classes(folder: Path, media: str) -> MediaFolder | None:
-    """A folder a class; its name is the label."""
+def _detect_class_folders(folder: Path, media: str) -> MediaFolder | None:
+    """Detect one folder per class; the folder's name is the label."""
     files = [
         path
-        for kind in sorted(entry for entry in folder.iterdir() if entry.is_dir())
-        for path in sorted(kind.rglob("*"))
+        for class_folder in sorted(entry for entry in folder.iterdir() if entry.is_dir())
+        for path in sorted(class_folder.rglob("*"))
         if path.suffix.lower() in SUFFIXES[media]
     ]
 
-    def read() -> Iterator[Item]:
+    def read_rows() -> Iterator[ReadResult]:
         for path in files:
             name = path.relative_to(folder)
             yield str(path), {media: str(name), "label": name.parts[0]}
 
-    return MediaFolder(folder, (), read) if files else None
+    return MediaFolder(folder, (), read_rows) if files else None

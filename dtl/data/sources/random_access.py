@@ -1,4 +1,4 @@
-"""Rows of one local file read singly, each where it stands; each suffix has its seeker."""
+"""Random access to the rows of one local file, one reader per file format."""
 
 from __future__ import annotations
 
@@ -13,204 +13,219 @@ import numpy as np
 
 from dtl.core.errors import DtlError
 from dtl.core.units import format_bytes
-from dtl.data.sources.formats import (
-    READERS,
-    FileFault,
-    Item,
-    Spot,
-    Spots,
-    first_line,
-    header_of,
-    json_line_at,
-    json_line_spots,
-    separated_row_at,
-    separated_spots,
-    starts_with,
-    table_rows,
-    unopened,
+from dtl.data.sources.delimited_text import (
+    read_delimited_row,
+    read_header,
+    read_positioned_delimited,
 )
+from dtl.data.sources.formats import READERS
+from dtl.data.sources.json_files import read_json_line, read_positioned_json_lines
+from dtl.data.sources.results import (
+    FileFault,
+    PositionedResults,
+    ReadResult,
+    RowPosition,
+    file_starts_with,
+    first_error_line,
+    os_error_fault,
+)
+from dtl.data.sources.tables import read_table_rows
 
-LARGEST_GROUP = 64 * 2**20  # bytes of a Parquet row group: it is read whole for one of its rows
-GROUPS_KEPT = 4  # decoded row groups, of all files together
-TABLES_KEPT = 64  # open tables
+MAX_ROW_GROUP_BYTES = (
+    64 * 2**20
+)  # bytes of a Parquet row group: it is read whole for one of its rows
+CACHED_ROW_GROUPS = 4  # decoded row groups, of all files together
+RESTORE_FIX = "restore the original file, and resume"
+CACHED_TABLES = 64  # open tables
 
 
 @dataclass(frozen=True)
-class Version:
-    """What of a file changes when somebody writes into it or puts another in its place."""
+class FileVersion:
+    """A file with the stat values that change if it is modified or replaced."""
 
     path: Path
-    numbers: tuple[int, ...]
+    stat_values: tuple[int, ...]
 
     @classmethod
-    def of(cls, path: Path) -> Version:
-        found = path.stat()
-        return cls(path, (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns))
+    def from_path(cls, path: Path) -> FileVersion:
+        stat = path.stat()
+        return cls(path, (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns))
 
 
 @dataclass(frozen=True)
-class Seeker(ABC):
-    """One file, as it is when this is made. `shown`: its name, as places begin with it."""
+class RandomAccessReader(ABC):
+    """Reads single rows of one version of a file. `display_name`: the start of each location."""
 
-    version: Version
-    shown: str
+    version: FileVersion
+    display_name: str
 
     @property
     def path(self) -> Path:
         return self.version.path
 
     @abstractmethod
-    def spots(self) -> Spots:
-        """Every row in order, with where it stands."""
+    def iter_rows(self) -> PositionedResults:
+        """Iterate over the rows in order, each with its position."""
 
     @abstractmethod
-    def read(self, spot: Spot) -> Item:
-        """The row that stands there."""
+    def _read_unchecked(self, position: RowPosition) -> ReadResult:
+        """Read the row at a position."""
 
-    def at(self, spot: Spot) -> Item:
-        """The row that stands there; a fault where the file is no longer what it was."""
+    def read_row(self, position: RowPosition) -> ReadResult:
+        """Return the row at a position, or a fault if the file has changed or cannot be read."""
         try:
-            if Version.of(self.path) != self.version:
+            if FileVersion.from_path(self.path) != self.version:
                 return FileFault(
-                    self.shown,
-                    "has changed since the run was started",
-                    "put back what was there, and resume",
+                    self.display_name,
+                    "the file has changed since the run was started",
+                    RESTORE_FIX,
                 )
-            return self.read(spot)
-        except OSError as fault:
-            return unopened(self.shown, fault)
-        except (ValueError, LookupError) as fault:  # of pyarrow
-            problem = f"cannot be read ({first_line(fault)})"
-            return FileFault(self.shown, problem, "put back what was there, and resume")
+            return self._read_unchecked(position)
+        except OSError as error:
+            return os_error_fault(self.display_name, error)
+        except (ValueError, LookupError) as error:  # of pyarrow
+            problem = f"the row cannot be read ({first_error_line(error)})"
+            return FileFault(self.display_name, problem, RESTORE_FIX)
 
 
 @dataclass(frozen=True)
-class JsonLines(Seeker):
-    """A JSON object a line."""
+class JsonLinesReader(RandomAccessReader):
+    """Reads JSON Lines: one JSON object per line."""
 
-    def spots(self) -> Spots:
-        return json_line_spots(self.path, self.shown)
+    def iter_rows(self) -> PositionedResults:
+        return read_positioned_json_lines(self.path, self.display_name)
 
-    def read(self, spot: Spot) -> Item:
-        return json_line_at(spot, self.path, f"{self.shown}:{spot.number}")
+    def _read_unchecked(self, position: RowPosition) -> ReadResult:
+        return read_json_line(position, self.path, f"{self.display_name}:{position.number}")
 
 
 @dataclass(frozen=True)
-class Separated(Seeker):
-    """Separated text with a header."""
+class DelimitedTextReader(RandomAccessReader):
+    """Reads delimited text (CSV, TSV) with a header."""
 
-    separator: str
+    delimiter: str
 
-    def spots(self) -> Spots:
-        return separated_spots(self.path, self.shown, separator=self.separator)
+    def iter_rows(self) -> PositionedResults:
+        return read_positioned_delimited(self.path, self.display_name, delimiter=self.delimiter)
 
-    def read(self, spot: Spot) -> Item:
-        place = f"{self.shown}:{spot.number}"
-        return separated_row_at(
-            spot, self.path, place, header=self._header, separator=self.separator
+    def _read_unchecked(self, position: RowPosition) -> ReadResult:
+        location = f"{self.display_name}:{position.number}"
+        return read_delimited_row(
+            position, self.path, location, header=self._header, delimiter=self.delimiter
         )
 
     @cached_property
     def _header(self) -> list[str]:
-        return header_of(self.path, separator=self.separator)
+        return read_header(self.path, delimiter=self.delimiter)
 
 
 @dataclass(frozen=True)
-class Table(Seeker):
-    """A Parquet or Arrow file. `batch_of`: the batch with a row, and the row's place in it."""
+class TableReader(RandomAccessReader):
+    """Reads a Parquet or Arrow file. `locate_batch`: a row number -> the batch with that row, and
+    the row's index in it."""
 
-    batch_of: Callable[[Version, int], tuple[Any, int]]
+    locate_batch: Callable[[FileVersion, int], tuple[Any, int]]
 
-    def spots(self) -> Spots:
-        rows = READERS[self.path.suffix.lower()](self.path, self.shown)
-        return ((Spot(number, number + 1), item) for number, item in enumerate(rows))
+    def iter_rows(self) -> PositionedResults:
+        rows = READERS[self.path.suffix.lower()](self.path, self.display_name)
+        return ((RowPosition(number, number + 1), row) for number, row in enumerate(rows))
 
-    def read(self, spot: Spot) -> Item:
-        batch, place = self.batch_of(self.version, spot.offset)
-        return next(table_rows([batch.slice(place, 1)], self.shown, after=spot.offset))
-
-
-def seekers_of(paths: list[Path], shown: list[str], *, place: str) -> tuple[Seeker, ...]:
-    """One for each file. Raises DtlError, at the key that names them, for a file of which no single
-    row can be read."""
-    return tuple(_seeker(path, name, place) for path, name in zip(paths, shown, strict=True))
+    def _read_unchecked(self, position: RowPosition) -> ReadResult:
+        batch, index = self.locate_batch(self.version, position.offset)
+        return next(
+            read_table_rows([batch.slice(index, 1)], self.display_name, rows_before=position.offset)
+        )
 
 
-def _seeker(path: Path, shown: str, place: str) -> Seeker:
-    suffix, version = path.suffix.lower(), Version.of(path)
-    if suffix == ".json" and starts_with(path, b"["):
+def open_random_access_readers(
+    paths: list[Path], display_names: list[str], *, location: str
+) -> tuple[RandomAccessReader, ...]:
+    """Open a reader for each file. `location`: the config key that names them. Raises DtlError for a
+    format without random access."""
+    return tuple(
+        _open_reader(path, name, location) for path, name in zip(paths, display_names, strict=True)
+    )
+
+
+def _open_reader(path: Path, display_name: str, location: str) -> RandomAccessReader:
+    suffix, version = path.suffix.lower(), FileVersion.from_path(path)
+    if suffix == ".json" and file_starts_with(path, b"["):
         raise DtlError.of(
-            f"{place}.streaming",
-            f"{shown} is one JSON list, of which no single row can be read",
-            "write it as JSON lines, an object a line",
+            f"{location}.streaming",
+            f"{display_name} is one JSON list, which cannot be streamed",
+            "convert it to JSON Lines (one object per line)",
         )
     if suffix in (".csv", ".tsv"):
-        return Separated(version, shown, "," if suffix == ".csv" else "\t")
+        return DelimitedTextReader(version, display_name, "," if suffix == ".csv" else "\t")
     if suffix == ".arrow":
-        return Table(version, shown, _arrow_batch)
+        return TableReader(version, display_name, _locate_arrow_batch)
     if suffix == ".parquet":
-        _refuse_large_groups(version, shown, place)
-        return Table(version, shown, _parquet_batch)
-    return JsonLines(version, shown)
+        _check_row_group_size(version, display_name, location)
+        return TableReader(version, display_name, _locate_parquet_batch)
+    return JsonLinesReader(version, display_name)
 
 
-def _refuse_large_groups(version: Version, shown: str, place: str) -> None:
+def _check_row_group_size(version: FileVersion, display_name: str, location: str) -> None:
     import pyarrow as pa
 
     try:
-        largest, rows = _groups(version).largest
+        largest, rows = _read_row_groups(version).largest
     except pa.ArrowException:
-        return  # the reading tells what is wrong with it
-    if largest > LARGEST_GROUP:
+        return  # the scan of the rows reports the fault
+    if largest > MAX_ROW_GROUP_BYTES:
+        recommended = max(1, rows * MAX_ROW_GROUP_BYTES // largest // 10)
         raise DtlError.of(
-            f"{place}.streaming",
-            f"{shown} has a row group of {format_bytes(largest)} and {rows} rows, which is read "
-            "whole for one of them",
-            f"write it again in row groups of {max(1, rows * LARGEST_GROUP // largest // 10)} rows",
+            f"{location}.streaming",
+            f"{display_name} has a row group of {format_bytes(largest)} and {rows} rows, which is "
+            f"read completely for each row (limit {format_bytes(MAX_ROW_GROUP_BYTES)})",
+            f"rewrite it with row groups of {recommended} rows",
         )
 
 
 @dataclass(frozen=True)
-class _Groups:
-    """Row groups of a Parquet file. `ends`: rows up to the end of each; `largest`: bytes, rows."""
+class _RowGroups:
+    """The row groups of a Parquet file. `ends`: number of rows up to the end of each group;
+    `largest`: bytes and rows of the largest group."""
 
     ends: np.ndarray
     largest: tuple[int, int]
 
 
-@lru_cache(maxsize=TABLES_KEPT)
-def _groups(version: Version) -> _Groups:
+@lru_cache(maxsize=CACHED_TABLES)
+def _read_row_groups(version: FileVersion) -> _RowGroups:
     from pyarrow import parquet
 
-    about = parquet.read_metadata(version.path)
-    groups = [about.row_group(number) for number in range(about.num_row_groups)]
+    metadata = parquet.read_metadata(version.path)
+    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
     sizes = [(group.total_byte_size, group.num_rows) for group in groups]
-    return _Groups(np.cumsum([rows for _, rows in sizes]), max(sizes, default=(0, 0)))
+    return _RowGroups(np.cumsum([rows for _, rows in sizes]), max(sizes, default=(0, 0)))
 
 
-@lru_cache(maxsize=GROUPS_KEPT)
-def _group(version: Version, number: int) -> Any:
+@lru_cache(maxsize=CACHED_ROW_GROUPS)
+def _read_row_group(version: FileVersion, number: int) -> Any:
     from pyarrow import parquet
 
     with parquet.ParquetFile(version.path) as table:
         return table.read_row_group(number)
 
 
-def _parquet_batch(version: Version, row: int) -> tuple[Any, int]:
-    ends = _groups(version).ends
+def _locate_parquet_batch(version: FileVersion, row: int) -> tuple[Any, int]:
+    ends = _read_row_groups(version).ends
     number = int(np.searchsorted(ends, row, side="right"))
-    return _group(version, number), row - int(ends[number - 1] if number else 0)
+    return _read_row_group(version, number), row - int(ends[number - 1] if number else 0)
 
 
-@lru_cache(maxsize=TABLES_KEPT)
-def _arrow(version: Version) -> Any:
-    """A table that is mapped, not read."""
+@lru_cache(maxsize=CACHED_TABLES)
+def _open_arrow_table(version: FileVersion) -> Any:
+    """Open a table as a memory map."""
     import pyarrow as pa
 
     mapped = pa.memory_map(str(version.path))
-    opened = pa.ipc.open_file if starts_with(version.path, b"ARROW1") else pa.ipc.open_stream
-    return opened(mapped).read_all()
+    open_reader = (
+        pa.ipc.open_file if file_starts_with(version.path, b"ARROW1") else pa.ipc.open_stream
+    )
+    return open_reader(mapped).read_all()
 
 
-def _arrow_batch(version: Version, row: int) -> tuple[Any, int]:
-    return _arrow(version), row
+def _locate_arrow_batch(version: FileVersion, row: int) -> tuple[Any, int]:
+    return _open_arrow_table(version), row

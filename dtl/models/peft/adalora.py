@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from dtl.models.peft.adapters import NAME, ranks_kept
+from dtl.models.peft.adapters import ADAPTER_NAME, find_active_ranks
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 IMPORTANCE, UNCERTAINTY = "importance", "uncertainty"  # beside the moments, until the last cut
 
 
-class Budget:
+class RankBudget:
     """PEFT's allocation of ranks (arXiv:2303.10512), tied to an optimizer whose weights and
     gradients are whole. What it remembers stands beside the moments in the optimizer's state, and
     so is saved as they are.
@@ -23,7 +23,11 @@ class Budget:
     """
 
     def __init__(self, adapted: Any, *, steps: int, warmup: int, settling: int, done: int) -> None:
-        self.model, self.config, self.done = adapted.base_model, adapted.peft_config[NAME], done
+        self.model, self.config, self.done = (
+            adapted.base_model,
+            adapted.peft_config[ADAPTER_NAME],
+            done,
+        )
         self.config.total_step, self.config.tinit, self.config.tfinal = steps, warmup, settling
         self.learning = {
             name: parameter
@@ -41,13 +45,15 @@ class Budget:
         angles, once a step. The gradient of the loss alone is what was clipped."""
         import torch
 
-        if _stands(optimizer):
+        if _is_priming_step(optimizer):
             return
         if self.done >= self._last_cut and self.config.rank_pattern is None:
-            self.config.rank_pattern = ranks_kept(self.learning)
+            self.config.rank_pattern = find_active_ranks(self.learning)
         factors = [each for name, each in self.learning.items() if ".lora_E." not in name]
         with torch.enable_grad():
-            penalty = sum(_skew(name, each) for name, each in self.learning.items())
+            penalty = sum(
+                _orthogonality_penalty(name, each) for name, each in self.learning.items()
+            )
             scaled = penalty * (self.config.orth_reg_weight / len(factors))
         gradients = torch.autograd.grad(scaled, factors)
         for parameter in self.learning.values():
@@ -59,7 +65,7 @@ class Budget:
 
     def allocate(self, optimizer: Optimizer, *_: Any) -> None:
         """Learn from the step what each rank is worth, and let go of the least where it is time."""
-        if _stands(optimizer):
+        if _is_priming_step(optimizer):
             return
         self.done += 1
         allocator = self.model.rankallocator
@@ -84,7 +90,7 @@ class Budget:
         return last
 
 
-def _skew(name: str, factor: Tensor) -> Any:
+def _orthogonality_penalty(name: str, factor: Tensor) -> Any:
     import torch
 
     if ".lora_E." in name:
@@ -93,6 +99,6 @@ def _skew(name: str, factor: Tensor) -> Any:
     return torch.linalg.norm(products - torch.eye(len(products), device=factor.device))
 
 
-def _stands(optimizer: Optimizer) -> bool:
+def _is_priming_step(optimizer: Optimizer) -> bool:
     """Whether a step changes nothing, as one that only makes the optimizer's states."""
     return all(group["lr"] == 0 for group in optimizer.param_groups)

@@ -10,20 +10,23 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from dtl.core.errors import DtlError
 from dtl.models.anatomy import head_module_names
-from dtl.models.quantization.quantize import on_plain_base, without_false_alarms
-from dtl.models.trust import ADAPTER
+from dtl.models.quantization.quantize import dequantize_base, suppress_peft_warnings
+from dtl.models.trust import ADAPTER_CONFIG
 
 if TYPE_CHECKING:
     from peft import PeftConfig
     from torch import Tensor, nn
 
-FILE = "adapter_model.safetensors"
-NAME = "default"  # PEFT's name for a model's only adapter; it stands in no file
-START = "_start_of_adapter"  # where a model keeps what was taken out of its base
-MOST_BATCHES = 100  # that EVA looks at
-TAKES_FROM_BASE = ("pissa", "olora")  # what such an adapter begins with is no longer in the base
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+ADAPTER_NAME = "default"  # PEFT's name for a model's only adapter; it stands in no file
+INITIAL_FACTORS = "_start_of_adapter"  # where a model keeps what was taken out of its base
+MAX_EVA_BATCHES = 100  # that EVA looks at
+BASE_CHANGING_INITS = (
+    "pissa",
+    "olora",
+)  # what such an adapter begins with is no longer in the base
 
-Kind = Literal[
+ModelKind = Literal[
     "decoder",
     "classifier on a decoder",
     "encoder",
@@ -33,7 +36,7 @@ Kind = Literal[
     "pictures",
     "convolutions",
 ]
-EXAMPLES: dict[Kind, str] = {
+MODEL_KIND_EXAMPLES: dict[ModelKind, str] = {
     "decoder": "Llama, Qwen, GPT, going on with a text",
     "classifier on a decoder": "the same, with a label for a text",
     "encoder": "BERT, RoBERTa; labels for tokens on any model",
@@ -43,8 +46,10 @@ EXAMPLES: dict[Kind, str] = {
     "pictures": "ViT, Swin, ConvNeXt",
     "convolutions": "ResNet, with `target` naming its convolutions",
 }
-WITH_LINEAR_LAYERS: tuple[Kind, ...] = tuple(kind for kind in EXAMPLES if kind != "convolutions")
-READING: tuple[Kind, ...] = ("decoder", "encoder", "encoder-decoder")
+LINEAR_KINDS: tuple[ModelKind, ...] = tuple(
+    kind for kind in MODEL_KIND_EXAMPLES if kind != "convolutions"
+)
+TEXT_KINDS: tuple[ModelKind, ...] = ("decoder", "encoder", "encoder-decoder")
 
 
 @dataclass(frozen=True)
@@ -53,7 +58,7 @@ class Compatibility:
     of the weights. `recomputes`: whether activations may be recomputed. `instead`: the nearest
     method for the other kinds of model."""
 
-    kinds: tuple[Kind, ...]
+    kinds: tuple[ModelKind, ...]
     zero: int = 3
     merges: bool = True
     recomputes: bool = True
@@ -61,29 +66,29 @@ class Compatibility:
 
 
 COMPATIBILITY: dict[str, Compatibility] = {
-    "lora": Compatibility((*WITH_LINEAR_LAYERS, "convolutions")),
-    "adalora": Compatibility((*WITH_LINEAR_LAYERS, "convolutions"), zero=0),
-    "ia3": Compatibility((*WITH_LINEAR_LAYERS, "convolutions")),
-    "loha": Compatibility((*WITH_LINEAR_LAYERS, "convolutions"), zero=2),
-    "lokr": Compatibility((*WITH_LINEAR_LAYERS, "convolutions"), zero=2),
-    "oft": Compatibility(WITH_LINEAR_LAYERS),
-    "vera": Compatibility(WITH_LINEAR_LAYERS),
-    "prompt_tuning": Compatibility(READING, merges=False),
-    "p_tuning": Compatibility(READING, merges=False),
+    "lora": Compatibility((*LINEAR_KINDS, "convolutions")),
+    "adalora": Compatibility((*LINEAR_KINDS, "convolutions"), zero=0),
+    "ia3": Compatibility((*LINEAR_KINDS, "convolutions")),
+    "loha": Compatibility((*LINEAR_KINDS, "convolutions"), zero=2),
+    "lokr": Compatibility((*LINEAR_KINDS, "convolutions"), zero=2),
+    "oft": Compatibility(LINEAR_KINDS),
+    "vera": Compatibility(LINEAR_KINDS),
+    "prompt_tuning": Compatibility(TEXT_KINDS, merges=False),
+    "p_tuning": Compatibility(TEXT_KINDS, merges=False),
     "prefix_tuning": Compatibility(
-        (*READING, "classifier on a decoder"), merges=False, recomputes=False
+        (*TEXT_KINDS, "classifier on a decoder"), merges=False, recomputes=False
     ),
 }
 
 
-def kind_of(model: nn.Module) -> Kind:
+def find_model_kind(model: nn.Module) -> ModelKind:
     """What a method must know of a model: how it reads, and what it makes of it."""
     reads = getattr(model, "main_input_name", "input_ids")
     if reads in ("input_values", "input_features"):
         return "sound"
     if reads == "pixel_values":
         return "pictures" if _has_linear_layers(model) else "convolutions"
-    task, both = task_type(model), getattr(model.config, "is_encoder_decoder", False)
+    task, both = find_task_type(model), getattr(model.config, "is_encoder_decoder", False)
     if task == "SEQ_CLS" and both:
         return "classifier on an encoder-decoder"
     if task == "SEQ_CLS" and hasattr(model, "score"):  # it reads the label at the last token
@@ -103,7 +108,7 @@ def _has_linear_layers(model: nn.Module) -> bool:
     )
 
 
-def task_type(model: nn.Module) -> str | None:
+def find_task_type(model: nn.Module) -> str | None:
     """PEFT wants to know which forward it wraps; None serves any model."""
     name = type(model).__name__
     if name.endswith("ForSequenceClassification"):
@@ -120,14 +125,14 @@ def task_type(model: nn.Module) -> str | None:
     return None
 
 
-def on_meta_device(model: nn.Module) -> bool:
+def is_on_meta_device(model: nn.Module) -> bool:
     """Whether there are only shapes, as where the planner counts."""
     return any(parameter.is_meta for parameter in model.parameters())
 
 
-def refuse_out_of_reach(method: str, model: nn.Module) -> None:
+def check_compatibility(method: str, model: nn.Module) -> None:
     """Raise DtlError where the method does nothing right with this kind of model."""
-    reach, kind = COMPATIBILITY[method], kind_of(model)
+    reach, kind = COMPATIBILITY[method], find_model_kind(model)
     if kind not in reach.kinds:
         raise DtlError.of(
             "strategy",
@@ -146,10 +151,10 @@ def attach_adapter(
     """
     from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PeftType, get_peft_model
 
-    task = task_type(model)
-    also = whole_modules(model, task, new, settings.pop("modules_to_save", None))
+    task = find_task_type(model)
+    also = collect_modules_to_save(model, task, new, settings.pop("modules_to_save", None))
     init = settings.get("init_lora_weights")
-    if init is not None and on_meta_device(model):
+    if init is not None and is_on_meta_device(model):
         settings["init_lora_weights"] = True  # there are no values to begin from
     config = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType[method.upper()]](
         **settings, task_type=task, modules_to_save=also
@@ -158,23 +163,23 @@ def attach_adapter(
     for name, parameter in adapted.named_parameters():
         if ".ranknum." in name:  # AdaLoRA's scale, which PEFT forgets to freeze without weights
             parameter.requires_grad_(False)
-    if init in TAKES_FROM_BASE:
-        start = _factors(adapted)
-        _refuse_too_wide(start, init, settings["r"])
-        setattr(adapted, START, start)
-    return _without_virtual_tokens(adapted)
+    if init in BASE_CHANGING_INITS:
+        start = _copy_lora_factors(adapted)
+        _check_rank(start, init, settings["r"])
+        setattr(adapted, INITIAL_FACTORS, start)
+    return _drop_virtual_token_logits(adapted)
 
 
-def whole_modules(
+def collect_modules_to_save(
     model: nn.Module, task: str | None, new: frozenset[str], asked: Iterable[str] | None
 ) -> list[str] | None:
     """Modules that learn whole: those asked for, the head, and whatever holds new parameters."""
     # PEFT makes the head of a tagger learn whole, and would give it an adapter as well.
     heads = head_module_names(model) if new or task == "TOKEN_CLS" else ()
-    return sorted({*(asked or ()), *heads, *_owners(new, heads)}) or None
+    return sorted({*(asked or ()), *heads, *_modules_with_new_parameters(new, heads)}) or None
 
 
-def _refuse_too_wide(start: dict[str, Tensor], init: str, rank: int) -> None:
+def _check_rank(start: dict[str, Tensor], init: str, rank: int) -> None:
     """A weight cannot be taken apart into more than its rank. Raises DtlError."""
     for name, value in start.items():
         narrowest = value.shape[1] if ".lora_A." in name else value.shape[0]
@@ -187,25 +192,25 @@ def _refuse_too_wide(start: dict[str, Tensor], init: str, rank: int) -> None:
             )
 
 
-def _owners(new: frozenset[str], heads: tuple[str, ...]) -> set[str]:
+def _modules_with_new_parameters(new: frozenset[str], heads: tuple[str, ...]) -> set[str]:
     """Modules inside the base that hold new parameters, such as a pooler the base did not bring."""
     return {name.rpartition(".")[0] for name in new if name.partition(".")[0] not in heads}
 
 
-def _without_virtual_tokens(adapted: Any) -> nn.Module:
+def _drop_virtual_token_logits(adapted: Any) -> nn.Module:
     """PEFT leaves the scores of virtual tokens before those of the real ones: cut them off."""
-    config = adapted.peft_config[NAME]
+    config = adapted.peft_config[ADAPTER_NAME]
     if config.is_prompt_learning and config.task_type in ("CAUSAL_LM", "TOKEN_CLS"):
-        adapted.register_forward_hook(_cut_scores, with_kwargs=True)
+        adapted.register_forward_hook(_slice_logits, with_kwargs=True)
     return adapted
 
 
-def _cut_scores(_: nn.Module, given: Any, named: dict[str, Any], output: Any) -> Any:
+def _slice_logits(_: nn.Module, given: Any, named: dict[str, Any], output: Any) -> Any:
     output.logits = output.logits[:, -named["input_ids"].shape[1] :]
     return output
 
 
-def _factors(adapted: nn.Module) -> dict[str, Tensor]:
+def _copy_lora_factors(adapted: nn.Module) -> dict[str, Tensor]:
     """LoRA's factors as they are, in fp32, by their names in a file."""
     from peft import get_peft_model_state_dict
 
@@ -216,7 +221,7 @@ def _factors(adapted: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def begin_along_inputs(
+def init_eva(
     adapted: Any,
     *,
     batches: Iterable[dict[str, Tensor]],
@@ -229,16 +234,16 @@ def begin_along_inputs(
     from peft import EvaConfig
     from peft.tuners.lora.eva import get_eva_state_dict
 
-    config = copy.deepcopy(adapted.peft_config[NAME])
+    config = copy.deepcopy(adapted.peft_config[ADAPTER_NAME])
     config.eva_config = EvaConfig(rho=1.0)  # the same rank everywhere, as it was planned
     with torch.no_grad():
         found = get_eva_state_dict(
             adapted,
-            _Few(iter(batches)),
+            _LimitedBatches(iter(batches)),
             config,
             forward_fn=show,
             prepare_model_inputs_fn=lambda batch, _: batch.get("attention_mask"),
-            prepare_layer_inputs_fn=_read_positions,
+            prepare_layer_inputs_fn=_select_layer_inputs,
             gather_distributed_inputs=False,  # each rank has seen them all
             show_progress_bar=False,
         )
@@ -250,32 +255,32 @@ def begin_along_inputs(
                     "name linear layers in strategy.target, or take another init",
                 )
             if name in found:
-                module.lora_A[NAME].weight.copy_(found[name])
+                module.lora_A[ADAPTER_NAME].weight.copy_(found[name])
 
 
 @dataclass(frozen=True)
-class _Few:
+class _LimitedBatches:
     """PEFT reads the first batch twice, and goes on until the directions stay; here it ends."""
 
     source: Iterator[dict[str, Tensor]]
     read: list[dict[str, Tensor]] = field(default_factory=list)
 
     def __len__(self) -> int:
-        return MOST_BATCHES
+        return MAX_EVA_BATCHES
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        for place in range(MOST_BATCHES):
+        for place in range(MAX_EVA_BATCHES):
             if place == len(self.read):
                 self.read.append(next(self.source))
             yield self.read[place]
         raise DtlError.of(
             "strategy.init",
-            f"eva has found no steady directions in {MOST_BATCHES} batches of training examples",
+            f"eva has found no steady directions in {MAX_EVA_BATCHES} batches of training examples",
             "take a lower strategy.rank, more examples, or init kaiming",
         )
 
 
-def _read_positions(given: Any, mask: Tensor | None, _: str) -> Tensor:
+def _select_layer_inputs(given: Any, mask: Tensor | None, _: str) -> Tensor:
     """What a layer reads (N, D), in fp32, without padding."""
     read: Tensor = given[0] if isinstance(given, tuple) else given
     if mask is not None and read.ndim == 3 and read.shape[:2] == mask.shape:
@@ -284,7 +289,7 @@ def _read_positions(given: Any, mask: Tensor | None, _: str) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Written:
+class AdapterFiles:
     """An adapter as plain PEFT opens it over the plain base."""
 
     config: PeftConfig
@@ -294,7 +299,7 @@ class Written:
         from safetensors.torch import save_file
 
         folder.mkdir(parents=True)
-        save_file(self.tensors, folder / FILE, metadata={"format": "pt"})
+        save_file(self.tensors, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
         kind = type(base)  # PEFT asks for it where the task does not tell
         mapping = {"base_model_class": kind.__name__, "parent_library": kind.__module__}
         self.config.save_pretrained(
@@ -302,15 +307,15 @@ class Written:
         )
 
 
-def written(adapted: Any, learnt: dict[str, Tensor]) -> Written:
+def build_adapter_files(adapted: Any, learnt: dict[str, Tensor]) -> AdapterFiles:
     """What a file must hold, from the whole learning parameters on the CPU: the model's own may be
     partitioned, or be those of another step."""
     from peft import get_peft_model_state_dict
 
-    learning = adapted.peft_config[NAME]
+    learning = adapted.peft_config[ADAPTER_NAME]
     lets_go = learning.peft_type == "ADALORA"
     if lets_go:
-        present, kept = learning.rank_pattern, ranks_kept(learnt)
+        present, kept = learning.rank_pattern, find_active_ranks(learnt)
         learning.rank_pattern = None if all(map(all, kept.values())) else kept
     learning.inference_mode = True  # then PEFT does not run the model for its virtual tokens
     try:
@@ -318,7 +323,7 @@ def written(adapted: Any, learnt: dict[str, Tensor]) -> Written:
         # Drawn anew, what is shared could differ elsewhere: it is in the file.
         shared = {
             name: value.detach().to("cpu", copy=True).float()
-            for name, value in shared_matrices(adapted).items()
+            for name, value in vera_matrices(adapted).items()
         }
         tensors = get_peft_model_state_dict(
             adapted, state_dict=shared | learnt, save_embedding_layers=False
@@ -330,13 +335,13 @@ def written(adapted: Any, learnt: dict[str, Tensor]) -> Written:
         if lets_go:
             learning.rank_pattern = present
     if config.is_prompt_learning:
-        tensors["prompt_embeddings"] = _virtual_tokens(adapted, learnt)
-    if hasattr(adapted, START):
-        config, tensors = _over_the_whole_base(config, tensors, getattr(adapted, START))
-    return Written(config, {name: value.contiguous() for name, value in tensors.items()})
+        tensors["prompt_embeddings"] = _encode_virtual_tokens(adapted, learnt)
+    if hasattr(adapted, INITIAL_FACTORS):
+        config, tensors = _convert_to_plain_lora(config, tensors, getattr(adapted, INITIAL_FACTORS))
+    return AdapterFiles(config, {name: value.contiguous() for name, value in tensors.items()})
 
 
-def ranks_kept(learnt: dict[str, Tensor]) -> dict[str, list[bool]]:
+def find_active_ranks(learnt: dict[str, Tensor]) -> dict[str, list[bool]]:
     """Which ranks of each layer AdaLoRA has in use, by PEFT's names: a singular value that was let
     go of is zero."""
     return {
@@ -346,7 +351,7 @@ def ranks_kept(learnt: dict[str, Tensor]) -> dict[str, list[bool]]:
     }
 
 
-def shared_matrices(model: nn.Module) -> dict[str, Tensor]:
+def vera_matrices(model: nn.Module) -> dict[str, Tensor]:
     """What the layers of VeRA share and do not learn; nothing with other methods."""
     return {
         name: value
@@ -355,11 +360,11 @@ def shared_matrices(model: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def _virtual_tokens(adapted: Any, learnt: dict[str, Tensor]) -> Tensor:
+def _encode_virtual_tokens(adapted: Any, learnt: dict[str, Tensor]) -> Tensor:
     """What the base is given, without the network that it was learnt through."""
     import torch
 
-    prefix = f"prompt_encoder.{NAME}."
+    prefix = f"prompt_encoder.{ADAPTER_NAME}."
     inner = {
         name.removeprefix(prefix): value
         for name, value in learnt.items()
@@ -367,10 +372,10 @@ def _virtual_tokens(adapted: Any, learnt: dict[str, Tensor]) -> Tensor:
     }
     if set(inner) == {"embedding.weight"}:
         return inner["embedding.weight"]
-    config = adapted.peft_config[NAME]
-    encoder = type(adapted.prompt_encoder[NAME])(config).eval()
+    config = adapted.peft_config[ADAPTER_NAME]
+    encoder = type(adapted.prompt_encoder[ADAPTER_NAME])(config).eval()
     encoder.load_state_dict(inner)
-    tokens = adapted.prompt_tokens[NAME][None]
+    tokens = adapted.prompt_tokens[ADAPTER_NAME][None]
     if config.peft_type == "PREFIX_TUNING":
         tokens = tokens[:, : config.num_virtual_tokens]
     with torch.no_grad():
@@ -378,7 +383,7 @@ def _virtual_tokens(adapted: Any, learnt: dict[str, Tensor]) -> Tensor:
     return made
 
 
-def _over_the_whole_base(
+def _convert_to_plain_lora(
     config: Any, tensors: dict[str, Tensor], start: dict[str, Tensor]
 ) -> tuple[PeftConfig, dict[str, Tensor]]:
     """LoRA that began from a part of the base, which the base in use then lacked: the difference to
@@ -397,17 +402,17 @@ def _over_the_whole_base(
     return config, joined
 
 
-def refuse_no_adapter(folder: Path, place: str) -> None:
+def check_adapter_folder(folder: Path, place: str) -> None:
     """Raise DtlError where a folder that a config names at `place` is not one of an adapter."""
-    if not (folder / FILE).is_file() or not (folder / ADAPTER).is_file():
+    if not (folder / ADAPTER_WEIGHTS).is_file() or not (folder / ADAPTER_CONFIG).is_file():
         raise DtlError.of(
             place,
-            f"{folder} holds no adapter ({ADAPTER} and {FILE})",
+            f"{folder} holds no adapter ({ADAPTER_CONFIG} and {ADAPTER_WEIGHTS})",
             "name the export of a run, or a folder that PEFT has saved",
         )
 
 
-def read_back(folder: Path) -> dict[str, Tensor]:
+def load_adapter_tensors(folder: Path) -> dict[str, Tensor]:
     """The tensors of a written adapter."""
     from peft.utils import load_peft_weights
 
@@ -418,11 +423,15 @@ def load_adapter(base: nn.Module, folder: Path) -> nn.Module:
     """A written adapter over its base."""
     from peft import PeftModel
 
-    with without_false_alarms():
+    with suppress_peft_warnings():
         opened = PeftModel.from_pretrained(base, str(folder))
-    if opened.peft_config[NAME].peft_type == "ADALORA":  # PEFT forgets it where nothing learns, and
-        opened.base_model.trainable_adapter_name = NAME  # asks for it where there are labels
-    return _without_virtual_tokens(opened)
+    if (
+        opened.peft_config[ADAPTER_NAME].peft_type == "ADALORA"
+    ):  # PEFT forgets it where nothing learns, and
+        opened.base_model.trainable_adapter_name = (
+            ADAPTER_NAME  # asks for it where there are labels
+        )
+    return _drop_virtual_token_logits(opened)
 
 
 def merge_into_base(network: nn.Module, folder: Path) -> tuple[nn.Module, frozenset[str]]:
@@ -434,7 +443,7 @@ def merge_into_base(network: nn.Module, folder: Path) -> tuple[nn.Module, frozen
     import torch
     from peft import PeftConfig, get_peft_model, set_peft_model_state_dict
 
-    config, tensors = PeftConfig.from_pretrained(str(folder)), read_back(folder)
+    config, tensors = PeftConfig.from_pretrained(str(folder)), load_adapter_tensors(folder)
     if config.is_prompt_learning:
         raise DtlError.of(
             "model.adapters",
@@ -449,21 +458,23 @@ def merge_into_base(network: nn.Module, folder: Path) -> tuple[nn.Module, frozen
         del tensors[inner[name]]  # of another head
     brought = {name for name, value in whole.items() if value.shape == own[name].shape}
     strange = [name for name in set(whole) - brought if not name.startswith(heads)]
-    strange += [name for name in inner if inner[name] in tensors and not _has_place(network, name)]
-    if not on_meta_device(network) and not strange:
+    strange += [
+        name for name in inner if inner[name] in tensors and not _has_target_layer(network, name)
+    ]
+    if not is_on_meta_device(network) and not strange:
         with torch.no_grad():
             for name in brought:
                 own[name].copy_(whole[name])
         config.modules_to_save = config.task_type = None  # a plain wrapping, that adds no head
         config.inference_mode = True
         try:
-            with without_false_alarms():
+            with suppress_peft_warnings():
                 adapted = get_peft_model(network, config)
             strange += set_peft_model_state_dict(adapted, tensors).unexpected_keys
         except (RuntimeError, ValueError) as fault:
             strange.append(str(fault).splitlines()[0])
         else:
-            network = merged(adapted).requires_grad_(True)
+            network = merge_adapter(adapted).requires_grad_(True)
     if strange:
         raise DtlError.of(
             "model.adapters",
@@ -473,7 +484,7 @@ def merge_into_base(network: nn.Module, folder: Path) -> tuple[nn.Module, frozen
     return network, frozenset(brought)
 
 
-def _has_place(network: nn.Module, name: str) -> bool:
+def _has_target_layer(network: nn.Module, name: str) -> bool:
     """Whether the layer is there that a tensor of an adapter goes beside."""
     layer, beside, _ = name.rsplit(".", 2) if name.count(".") > 1 else ("", name, "")
     modules = dict(network.named_modules())
@@ -481,25 +492,25 @@ def _has_place(network: nn.Module, name: str) -> bool:
     return shared or layer in modules or f"{layer}.{beside}" in modules
 
 
-def merged(adapted: Any) -> nn.Module:
+def merge_adapter(adapted: Any) -> nn.Module:
     """The plain model, with the adapter in its weights."""
     from peft.utils import ModulesToSaveWrapper
 
-    adapted = on_plain_base(adapted)
+    adapted = dequantize_base(adapted)
     for name, module in list(adapted.named_modules()):
         if isinstance(module, ModulesToSaveWrapper):  # PEFT 0.21 fails on a head of several layers
-            adapted.set_submodule(name, module.modules_to_save[NAME])
+            adapted.set_submodule(name, module.modules_to_save[ADAPTER_NAME])
     model: nn.Module = adapted.merge_and_unload(safe_merge=True)
     return model
 
 
-def virtual_tokens(model: nn.Module) -> int:
+def count_virtual_tokens(model: nn.Module) -> int:
     """How many positions an opened adapter takes; none where there is no adapter."""
-    config = getattr(model, "peft_config", {}).get(NAME)
+    config = getattr(model, "peft_config", {}).get(ADAPTER_NAME)
     return getattr(config, "num_virtual_tokens", None) or 0
 
 
-def with_room_for(settings: Any, virtual_tokens: int) -> Any:
+def reserve_virtual_tokens(settings: Any, virtual_tokens: int) -> Any:
     """A model's config with as many positions as virtual tokens leave to a text.
 
     Batches are padded to a multiple of 8, and RoBERTa counts its positions from 2.

@@ -7,23 +7,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from dtl.core.errors import DtlError
+from dtl.models.full_shape import full_shape
 from dtl.models.peft.adapters import (
-    read_back,
-    refuse_no_adapter,
-    shared_matrices,
-    task_type,
-    whole_modules,
+    load_adapter_tensors,
+    check_adapter_folder,
+    vera_matrices,
+    find_task_type,
+    collect_modules_to_save,
 )
 
 if TYPE_CHECKING:
     from peft import PeftConfig
     from torch import Tensor, nn
 
-PLACE = "strategy.continue_from"
-OVER_THE_BASE = ("gaussian", "orthogonal", "eva")  # beginnings that have left it whole
+LOCATION = "strategy.continue_from"
+BASE_PRESERVING_INITS = ("gaussian", "orthogonal", "eva")  # beginnings that have left it whole
 
 
-def put_on_again(
+def attach_continued_adapter(
     model: nn.Module, folder: Path, *, method: str, asked: dict[str, Any], new: frozenset[str]
 ) -> nn.Module:
     """The model with an adapter of the same form, to be filled. `asked`: what the config says of
@@ -33,33 +34,40 @@ def put_on_again(
     """
     from peft import get_peft_model
 
-    config = _settings(folder, method, asked)
-    task = task_type(model)
-    config.modules_to_save = whole_modules(model, task, new, config.modules_to_save)
+    config = _load_peft_config(folder, method, asked)
+    task = find_task_type(model)
+    config.modules_to_save = collect_modules_to_save(model, task, new, config.modules_to_save)
     config.task_type = task
     config.inference_mode = False
     config.base_model_name_or_path = None  # PEFT writes this base's name
     try:
         adapted = get_peft_model(model, config)
     except ValueError as fault:
-        _refuse_other_base(folder, str(fault).splitlines()[0])
-    places, tensors = _places(adapted), read_back(folder)
+        _raise_other_base(folder, str(fault).splitlines()[0])
+    places, tensors = _named_tensors(adapted), load_adapter_tensors(folder)
     heads = tuple(f".{name}." for name in config.modules_to_save or ())
-    inside = {name for name in places.keys() | tensors.keys() if not _in(name, heads)}
+    inside = {name for name in places.keys() | tensors.keys() if not _is_inside(name, heads)}
     for name in sorted(inside):
-        if name not in places or name not in tensors or not _fits(places[name], tensors[name]):
-            _refuse_other_base(folder, name)
+        if (
+            name not in places
+            or name not in tensors
+            or not _has_same_shape(places[name], tensors[name])
+        ):
+            _raise_other_base(folder, name)
     return adapted
 
 
-def fill_from(adapted: nn.Module, folder: Path, *, fill: Callable[..., None]) -> None:
+def write_continued_weights(adapted: nn.Module, folder: Path, *, fill: Callable[..., None]) -> None:
     """Write the earlier adapter's weights. A head for something else is left out. `fill(parameter,
     value)` writes a whole tensor, also into a partitioned one."""
     import torch
 
-    tensors, shared = read_back(folder), {id(each) for each in shared_matrices(adapted).values()}
-    for name, place in _places(adapted).items():
-        if name not in tensors or not _fits(place, tensors[name]):
+    tensors, shared = (
+        load_adapter_tensors(folder),
+        {id(each) for each in vera_matrices(adapted).values()},
+    )
+    for name, place in _named_tensors(adapted).items():
+        if name not in tensors or not _has_same_shape(place, tensors[name]):
             continue
         if id(place) in shared:  # each rank has them whole
             with torch.no_grad():
@@ -68,35 +76,37 @@ def fill_from(adapted: nn.Module, folder: Path, *, fill: Callable[..., None]) ->
             fill(place, tensors[name])
 
 
-def _settings(folder: Path, method: str, asked: dict[str, Any]) -> PeftConfig:
+def _load_peft_config(folder: Path, method: str, asked: dict[str, Any]) -> PeftConfig:
     """How the adapter was made. Raises DtlError where it cannot go on, or not so."""
     from peft import PeftConfig
 
-    refuse_no_adapter(folder, PLACE)
+    check_adapter_folder(folder, LOCATION)
     config = PeftConfig.from_pretrained(str(folder))
     found = str(getattr(config.peft_type, "value", config.peft_type)).lower()
     if found != method:
-        raise DtlError.of(PLACE, f"{folder} holds an adapter of {found}", f"take strategy {found}")
+        raise DtlError.of(
+            LOCATION, f"{folder} holds an adapter of {found}", f"take strategy {found}"
+        )
     for name, value in asked.items():
         theirs = getattr(config, name, None)
-        if _plain(theirs) != _plain(value):
+        if _to_comparable(theirs) != _to_comparable(value):
             raise DtlError.of(
-                PLACE,
-                f"the adapter in {folder} has {name} {_plain(theirs)}, and the config asks for "
-                f"{_plain(value)}",
+                LOCATION,
+                f"the adapter in {folder} has {name} {_to_comparable(theirs)}, and the config asks for "
+                f"{_to_comparable(value)}",
                 "leave the option out: the adapter brings its own",
             )
     init = getattr(config, "init_lora_weights", True)
-    if isinstance(init, str) and init not in OVER_THE_BASE:
+    if isinstance(init, str) and init not in BASE_PRESERVING_INITS:
         raise DtlError.of(
-            PLACE,
+            LOCATION,
             f"the adapter in {folder} began by {init}, with a part of its base taken out",
             "save it as plain LoRA (PEFT's path_initial_model_for_weight_conversion); dtl's export "
             "is so",
         )
     if getattr(config, "bias", "none") != "none":
         raise DtlError.of(
-            PLACE,
+            LOCATION,
             f"the adapter in {folder} has biases in place of those of the base",
             f"work it into the base, model.adapters: [{folder}], and train another one over it",
         )
@@ -105,34 +115,34 @@ def _settings(folder: Path, method: str, asked: dict[str, Any]) -> PeftConfig:
     return config
 
 
-def _places(adapted: nn.Module) -> dict[str, Tensor]:
+def _named_tensors(adapted: nn.Module) -> dict[str, Tensor]:
     """The parameters, and what they share, by their names in a file."""
     from peft import get_peft_model_state_dict
 
     learning = {name: value for name, value in adapted.named_parameters() if value.requires_grad}
     return dict(
         get_peft_model_state_dict(
-            adapted, state_dict=shared_matrices(adapted) | learning, save_embedding_layers=False
+            adapted, state_dict=vera_matrices(adapted) | learning, save_embedding_layers=False
         )
     )
 
 
-def _in(name: str, modules: tuple[str, ...]) -> bool:
+def _is_inside(name: str, modules: tuple[str, ...]) -> bool:
     return any(module in f".{name}" for module in modules)
 
 
-def _fits(place: Tensor, value: Tensor) -> bool:
-    return tuple(getattr(place, "ds_shape", place.shape)) == tuple(value.shape)
+def _has_same_shape(place: Tensor, value: Tensor) -> bool:
+    return full_shape(place) == tuple(value.shape)
 
 
-def _plain(value: Any) -> Any:
+def _to_comparable(value: Any) -> Any:
     """PEFT keeps names of layers in sets, and its files in lists."""
     return sorted(value) if isinstance(value, (set, list, tuple)) else value
 
 
-def _refuse_other_base(folder: Path, strange: str) -> NoReturn:
+def _raise_other_base(folder: Path, strange: str) -> NoReturn:
     raise DtlError.of(
-        PLACE,
+        LOCATION,
         f"{folder} does not belong to this base ({strange})",
         "name the base that it was learnt over as model.path",
     )

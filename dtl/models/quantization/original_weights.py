@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class WholeWeights(Mapping[str, "Tensor"]):
+class OriginalWeights(Mapping[str, "Tensor"]):
     """Weights by their names in the model, each read when it is asked for. `places`: the file that
     holds each, and its name there."""
 
@@ -32,7 +32,7 @@ class WholeWeights(Mapping[str, "Tensor"]):
         return len(self.places)
 
 
-def whole_weights(network: Any, where: str, revision: str | None) -> WholeWeights:
+def find_original_weights(network: Any, where: str, revision: str | None) -> OriginalWeights:
     """Those of a model's files that become one weight each as they are. `network`: the plain
     model, perhaps without weights."""
     from safetensors import safe_open
@@ -44,7 +44,7 @@ def whole_weights(network: Any, where: str, revision: str | None) -> WholeWeight
     converters = [each for each in how if isinstance(each, WeightConverter)]
     named = dict(network.named_parameters())
     places = {}
-    for file in _files(where, revision):
+    for file in _list_weight_files(where, revision):
         with safe_open(file, framework="pt") as opened:
             for key in sorted(opened.keys()):
                 name, converted = rename_source_key(
@@ -52,10 +52,10 @@ def whole_weights(network: Any, where: str, revision: str | None) -> WholeWeight
                 )
                 if name in named and converted is None:
                     places[name] = file, key
-    return WholeWeights(places)
+    return OriginalWeights(places)
 
 
-def _files(where: str, revision: str | None) -> list[str]:
+def _list_weight_files(where: str, revision: str | None) -> list[str]:
     """The weight files of a folder, or of a hub id that has been fetched."""
     from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
     from transformers.utils.hub import get_checkpoint_shard_files

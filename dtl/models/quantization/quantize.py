@@ -19,11 +19,14 @@ from dtl.models.dtypes import torch_dtype
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-PLACE = "model.quantize"
-BLOCK, BLOCK_OF_SCALES = 64, 256  # numbers that share a scale; scales that share one, if doubled
-NF4_LEVELS = 16 * 4  # bytes: every layer keeps its table of fp32 levels
-PACKED = 8  # numbers in one fp32 word of 4-bit ones: a layer that leaves some over stays whole
-TOLD = (  # of the arguments of BitsAndBytesConfig, those that say what the base is
+LOCATION = "model.quantize"
+BLOCK_SIZE, SCALE_BLOCK_SIZE = (
+    64,
+    256,
+)  # numbers that share a scale; scales that share one, if doubled
+NF4_TABLE_BYTES = 16 * 4  # bytes: every layer keeps its table of fp32 levels
+PACK_SIZE = 8  # numbers in one fp32 word of 4-bit ones: a layer that leaves some over stays whole
+SAVED_CONFIG_KEYS = (  # of the arguments of BitsAndBytesConfig, those that say what the base is
     "load_in_4bit",
     "load_in_8bit",
     "bnb_4bit_quant_type",
@@ -34,7 +37,7 @@ TOLD = (  # of the arguments of BitsAndBytesConfig, those that say what the base
 
 
 @dataclass(frozen=True)
-class Quantized:
+class QuantizedSize:
     """Of a model: how many numbers are quantized, the bytes of their levels, and the bytes of the
     scales and tables that bring them back, which ZeRO does not share out."""
 
@@ -43,34 +46,36 @@ class Quantized:
     scales: int = 0
 
 
-def refuse_unavailable(device: str) -> None:
+def check_bitsandbytes(device: str) -> None:
     """Raise DtlError where bitsandbytes is not installed, or has nothing for this device's CUDA."""
     if find_spec("bitsandbytes") is None:
         raise DtlError.of(
-            PLACE, "bitsandbytes is not installed", "pip install 'dtl[quantize]', or leave it out"
+            LOCATION,
+            "bitsandbytes is not installed",
+            "pip install 'dtl[quantize]', or leave it out",
         )
     from bitsandbytes import cextension
 
     missing = isinstance(cextension.lib, cextension.ErrorHandlerMockBNBNativeLibrary)
     if device == "cuda" and missing:
         raise DtlError.of(
-            PLACE,
+            LOCATION,
             "the installed bitsandbytes has no library for this CUDA",
             "`python -m bitsandbytes` says what it looks for; or leave model.quantize out",
         )
 
 
-def refuse_quantized(base: Any, path: str) -> None:
+def check_not_quantized(base: Any, path: str) -> None:
     """Raise DtlError where the base is quantized as it comes. `base`: its config."""
     if getattr(base, "quantization_config", None) is not None:
         raise DtlError.of(
-            PLACE,
+            LOCATION,
             f"the weights of {path} are quantized already",
             "take the base that it was made of",
         )
 
 
-def kept_whole(network: nn.Module, new: Iterable[str]) -> list[str]:
+def find_modules_to_skip(network: nn.Module, new: Iterable[str]) -> list[str]:
     """Modules that stay as they are: the head, what holds `new` parameters, what does not pack.
 
     Raises DtlError where no linear layer is left.
@@ -84,18 +89,18 @@ def kept_whole(network: nn.Module, new: Iterable[str]) -> list[str]:
         for name, module in network.named_modules()
         if type(module) is nn.Linear or type(module).__name__ == "Conv1D"
     }
-    uneven = {name for name, module in linear.items() if module.weight.numel() % PACKED}
+    uneven = {name for name, module in linear.items() if module.weight.numel() % PACK_SIZE}
     kept = {*heads, *owners, *uneven}
     if all(name in kept or name.partition(".")[0] in heads for name in linear):
         raise DtlError.of(
-            PLACE,
+            LOCATION,
             f"{type(network).__name__} has no linear layers inside that could be quantized",
             "leave model.quantize out",
         )
     return sorted(kept)
 
 
-def settings(model: Model, *, dtype: str, keep: list[str]) -> Any:
+def make_quantization_config(model: Model, *, dtype: str, keep: list[str]) -> Any:
     """transformers' BitsAndBytesConfig. Levels are stored in the dtype of the other weights: ZeRO-3
     cuts and gathers weights of one dtype."""
     from transformers import BitsAndBytesConfig
@@ -112,33 +117,33 @@ def settings(model: Model, *, dtype: str, keep: list[str]) -> Any:
     )
 
 
-def told(model: Any) -> dict[str, Any]:
+def get_quantization_kwargs(model: Any) -> dict[str, Any]:
     """The arguments of BitsAndBytesConfig that load such a base; nothing of one that is whole.
 
     Not how levels are stored, for which only ZeRO-3 asks."""
     how = getattr(model.config, "quantization_config", None)
-    if how is None or not layers(model):
+    if how is None or not quantized_layers(model):
         return {}
     given = how.to_diff_dict()
-    return {name: given[name] for name in TOLD if name in given}
+    return {name: given[name] for name in SAVED_CONFIG_KEYS if name in given}
 
 
-def quantize_weightless(network: Any, model: Model, keep: list[str]) -> None:
+def quantize_on_meta_device(network: Any, model: Model, keep: list[str]) -> None:
     """Put quantized layers into a model on the meta device, as reading the weights would."""
     from transformers.quantizers.auto import AutoHfQuantizer
 
     quantizer = AutoHfQuantizer.from_config(
-        settings(model, dtype="fp32", keep=keep), pre_quantized=False
+        make_quantization_config(model, dtype="fp32", keep=keep), pre_quantized=False
     )
     quantizer.preprocess_model(model=network, device_map=None)
     quantizer.postprocess_model(network)
 
 
-def settle(network: nn.Module, *, dtype: str) -> None:
+def configure_quantized_layers(network: nn.Module, *, dtype: str) -> None:
     """Make the quantized layers of a model that has been read compute in `dtype`, and compute the
     same in training, evaluation and any micro-batch."""
-    _keep_packing(network)
-    for _, layer in layers(network):
+    _disable_repacking(network)
+    for _, layer in quantized_layers(network):
         layer.compute_dtype = torch_dtype(dtype)
         if not _is_4bit(layer):
             from dtl.models.quantization.int8 import WeightOnly8bit
@@ -146,15 +151,15 @@ def settle(network: nn.Module, *, dtype: str) -> None:
             layer.__class__ = WeightOnly8bit
 
 
-def _keep_packing(network: nn.Module) -> None:
+def _disable_repacking(network: nn.Module) -> None:
     """On a CPU with AVX512-BF16 an evaluation would repack 4-bit weights for good: it fails with a
     layer that reads fewer than 64 numbers, computes in bf16, and no gradient would come through the
     weights any more (bitsandbytes 0.50)."""
-    for _, layer in layers(network):
+    for _, layer in quantized_layers(network):
         layer.support_avx512bf16_for_cpu = False
 
 
-def layers(model: nn.Module) -> list[tuple[str, Any]]:
+def quantized_layers(model: nn.Module) -> list[tuple[str, Any]]:
     """Names and modules of the quantized layers."""
     loaded = sys.modules.get("bitsandbytes")  # it takes seconds to import: not for a plain model
     if loaded is None:
@@ -163,63 +168,63 @@ def layers(model: nn.Module) -> list[tuple[str, Any]]:
     return [pair for pair in model.named_modules() if isinstance(pair[1], kinds)]
 
 
-def footprint(model: nn.Module, how: Model) -> Quantized:
+def measure_quantized_size(model: nn.Module, how: Model) -> QuantizedSize:
     """What the quantized layers of a weightless model will hold. Raises DtlError where one of their
     own parameters would learn: rounding or casting would undo its steps."""
-    found = Quantized()
-    for name, layer in layers(model):
+    found = QuantizedSize()
+    for name, layer in quantized_layers(model):
         learning = [each for each, value in layer.named_parameters() if value.requires_grad]
         if learning:
             raise DtlError.of(
-                PLACE,
+                LOCATION,
                 f"{name}.{learning[0]} would learn, and lies in a quantized layer",
                 "let only adapters and new modules learn (bias: none), or leave model.quantize out",
             )
-        held = _footprint_of(layer, how)
-        found = Quantized(
+        held = _measure_layer(layer, how)
+        found = QuantizedSize(
             found.numbers + held.numbers, found.levels + held.levels, found.scales + held.scales
         )
     return found
 
 
-def _footprint_of(layer: Any, how: Model) -> Quantized:
+def _measure_layer(layer: Any, how: Model) -> QuantizedSize:
     numbers = layer.in_features * layer.out_features
     if how.quantize == "int8":
-        return Quantized(numbers, numbers, 4 * layer.out_features)
-    blocks = -(-numbers // BLOCK)
+        return QuantizedSize(numbers, numbers, 4 * layer.out_features)
+    blocks = -(-numbers // BLOCK_SIZE)
     # Doubled: a byte for each scale, an fp32 number for a block of them, and one for their mean.
-    doubled = blocks + 4 * -(-blocks // BLOCK_OF_SCALES) + 4
+    doubled = blocks + 4 * -(-blocks // SCALE_BLOCK_SIZE) + 4
     scales = doubled if how.double_quantize else 4 * blocks
-    return Quantized(numbers, -(-numbers // 2), scales + NF4_LEVELS)
+    return QuantizedSize(numbers, -(-numbers // 2), scales + NF4_TABLE_BYTES)
 
 
-def widen(model: nn.Module) -> None:
+def compute_in_fp32(model: nn.Module) -> None:
     """Compute in fp32, with what the levels stand for before it is rounded to any dtype."""
     import torch
 
-    levels = {id(layer.weight) for _, layer in layers(model)}
+    levels = {id(layer.weight) for _, layer in quantized_layers(model)}
     for tensor in (*model.parameters(), *model.buffers()):
         if tensor.is_floating_point() and id(tensor) not in levels:
             tensor.data = tensor.data.float()
-    for _, layer in layers(model):
+    for _, layer in quantized_layers(model):
         layer.compute_dtype = torch.float32
         if _is_4bit(layer):
             layer.weight.quant_state.dtype = torch.float32
 
 
-def to_fp32(network: nn.Module) -> nn.Module:
+def prepare_saved_model(network: nn.Module) -> nn.Module:
     """A model that was saved quantized, as it is to be used here; a plain one as it is."""
-    if layers(network):
-        _keep_packing(network)
-        widen(network)
+    if quantized_layers(network):
+        _disable_repacking(network)
+        compute_in_fp32(network)
     return network
 
 
 def dequantize(network: nn.Module) -> nn.Module:
     """The plain model that a quantized one stands for, in fp32; it is changed in place."""
-    widen(network)
-    for name, layer in layers(network):
-        network.set_submodule(name, _plain(layer))
+    compute_in_fp32(network)
+    for name, layer in quantized_layers(network):
+        network.set_submodule(name, _dequantize_layer(layer))
     for flag in ("is_loaded_in_4bit", "is_loaded_in_8bit", "is_quantized"):
         if hasattr(network, flag):
             setattr(network, flag, False)
@@ -231,7 +236,7 @@ def dequantize(network: nn.Module) -> nn.Module:
     return network
 
 
-def _plain(layer: Any) -> nn.Module:
+def _dequantize_layer(layer: Any) -> nn.Module:
     """GPT-2's layers are no nn.Linear, and keep their weight the other way round."""
     import torch
     from torch import nn
@@ -241,16 +246,16 @@ def _plain(layer: Any) -> nn.Module:
     inner, outer, has_bias = layer.in_features, layer.out_features, layer.bias is not None
     with torch.device("meta"):
         plain = Conv1D(outer, inner) if turned else nn.Linear(inner, outer, bias=has_bias)
-    weight = dequantized(layer)
+    weight = dequantize_weight(layer)
     plain.weight = nn.Parameter(weight.t().contiguous() if turned else weight, requires_grad=False)
     plain.bias = layer.bias
     return plain.train(layer.training)
 
 
-def on_plain_base(model: Any) -> Any:
+def dequantize_base(model: Any) -> Any:
     """An adapter model of PEFT on a quantized base, as the same adapter on the base that it was
     trained against, dequantized to fp32; a model that is not quantized as it is."""
-    if not layers(model):
+    if not quantized_layers(model):
         return model
     from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 
@@ -259,14 +264,14 @@ def on_plain_base(model: Any) -> Any:
         for name, value in get_peft_model_state_dict(model, save_embedding_layers=False).items()
     }
     how = model.peft_config[model.active_adapter]
-    with without_false_alarms():
+    with suppress_peft_warnings():
         again = get_peft_model(dequantize(model.unload()), how)
     set_peft_model_state_dict(again, learnt)
     return again.train(model.training)
 
 
 @contextmanager
-def without_false_alarms() -> Iterator[None]:
+def suppress_peft_warnings() -> Iterator[None]:
     """Without what PEFT warns of, and then sees to itself."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="fan_in_fan_out")  # of GPT-2
@@ -278,14 +283,14 @@ def _is_4bit(layer: Any) -> bool:
     return hasattr(layer.weight, "quant_state")
 
 
-def dequantized(layer: Any) -> Tensor:
+def dequantize_weight(layer: Any) -> Tensor:
     """The weight (out, in) that a layer's levels stand for, in fp32."""
     import torch
 
     if not _is_4bit(layer):
-        from dtl.models.quantization.int8 import of_levels, scale_of
+        from dtl.models.quantization.int8 import dequantize_int8, row_scales
 
-        return of_levels(layer.weight.data, scale_of(layer), torch.float32)
+        return dequantize_int8(layer.weight.data, row_scales(layer), torch.float32)
     from bitsandbytes.functional import dequantize_4bit
 
     state = copy.copy(layer.weight.quant_state)

@@ -10,32 +10,32 @@ from typing import Any
 
 from dtl.core.errors import DtlError, near
 
-BLANK, UNKNOWN, BETWEEN = "[PAD]", "[UNK]", "|"
-KEY = "task.language"
+BLANK, UNKNOWN, WORD_DELIMITER = "[PAD]", "[UNK]", "|"
+LOCATION = "task.language"
 
 
-def is_nested(tokenizer: Any) -> bool:
+def has_language_vocabularies(tokenizer: Any) -> bool:
     """Whether it holds a vocabulary for each language, as that of MMS does."""
     vocabulary = getattr(tokenizer, "vocab", None)
     return isinstance(vocabulary, dict) and any(isinstance(v, dict) for v in vocabulary.values())
 
 
-def languages_of(tokenizer: Any) -> tuple[str, ...]:
-    return tuple(tokenizer.vocab) if is_nested(tokenizer) else ()
+def list_languages(tokenizer: Any) -> tuple[str, ...]:
+    return tuple(tokenizer.vocab) if has_language_vocabularies(tokenizer) else ()
 
 
-def refuse_unnamed(tokenizer: Any, language: str | None) -> None:
+def check_language_is_named(tokenizer: Any, language: str | None) -> None:
     """Raise DtlError where a model of many languages is told none."""
-    if is_nested(tokenizer) and language is None:
+    if has_language_vocabularies(tokenizer) and language is None:
         raise DtlError.of(
-            KEY,
+            LOCATION,
             f"the model writes {len(tokenizer.vocab)} languages, and none is named",
             "name the one of the texts, as ISO 639-3 has it (swh, eng); one that the model does "
             "not know is added",
         )
 
 
-def own(tokenizer: Any, language: str | None) -> Any:
+def configure_pretrained_tokenizer(tokenizer: Any, language: str | None) -> Any:
     """The model's own tokenizer, set to the language. Raises DtlError where it cannot be used."""
     if tokenizer is None or not hasattr(tokenizer, "word_delimiter_token"):
         raise DtlError.of(
@@ -45,32 +45,32 @@ def own(tokenizer: Any, language: str | None) -> Any:
             else f"{type(tokenizer).__name__} is none that writes letters for CTC",
             "take data, which makes them of the training rows",
         )
-    refuse_unnamed(tokenizer, language)
-    if is_nested(tokenizer):
+    check_language_is_named(tokenizer, language)
+    if has_language_vocabularies(tokenizer):
         if language not in tokenizer.vocab:
             hint = near(str(language), list(tokenizer.vocab)) or "take task.vocabulary=data"
-            raise DtlError.of(KEY, f"the model has no language {language!r}", hint)
+            raise DtlError.of(LOCATION, f"the model has no language {language!r}", hint)
         tokenizer.set_target_lang(language)
     return tokenizer
 
 
-def of_rows(characters: Iterable[str], *, base: Any, language: str | None) -> Any:
+def build_tokenizer(characters: Iterable[str], *, base: Any, language: str | None) -> Any:
     """A tokenizer of these characters; beside the other languages where `base` has several."""
-    refuse_unnamed(base, language)
-    names = (BLANK, BETWEEN, UNKNOWN)
-    if is_nested(base):  # its special tokens serve all its languages
+    check_language_is_named(base, language)
+    names = (BLANK, WORD_DELIMITER, UNKNOWN)
+    if has_language_vocabularies(base):  # its special tokens serve all its languages
         names = (str(base.pad_token), str(base.word_delimiter_token), str(base.unk_token))
-    letters = sorted({c for c in characters if not c.isspace()} - {BETWEEN})
+    letters = sorted({c for c in characters if not c.isspace()} - {WORD_DELIMITER})
     vocabulary: dict[str, Any] = {name: n for n, name in enumerate([*names, *letters])}
-    nested = is_nested(base)
-    return _tokenizer(
+    nested = has_language_vocabularies(base)
+    return _make_tokenizer(
         {**base.vocab, str(language): vocabulary} if nested else vocabulary,
         names,
         language=language if nested else None,
     )
 
 
-def _tokenizer(
+def _make_tokenizer(
     vocabulary: dict[str, Any], names: tuple[str, str, str], *, language: str | None
 ) -> Any:
     from transformers import Wav2Vec2CTCTokenizer
@@ -90,13 +90,13 @@ def _tokenizer(
         )
 
 
-def read(text: str, tokenizer: Any) -> list[int]:
+def encode_labels(text: str, tokenizer: Any) -> list[int]:
     """Labels of a spelt text; what the vocabulary lacks is its token for the unknown."""
     blank = tokenizer.pad_token_id
     return [n for n in tokenizer(text)["input_ids"] if n is not None and n != blank]
 
 
-def write(path: Iterable[int], tokenizer: Any) -> str:
+def decode_path(path: Iterable[int], tokenizer: Any) -> str:
     """The text of the most likely token of each frame: repeats are one, blanks part them. The token
     for the unknown is written out, as transformers writes it."""
     tokens: list[int] = []

@@ -18,13 +18,13 @@ from dtl.core.errors import DtlError, near
 if TYPE_CHECKING:
     from torch import nn
 
-KEY = "task.language"
+LOCATION = "task.language"
 ACTIONS = ("transcribe", "translate")
 ENGLISH_ONLY = 51864  # entries in the vocabulary of all English-only models of OpenAI's
 FIRST_LANGUAGE = "<|en|>"
 
 
-def says_multilingual(base: Any) -> bool | None:
+def read_is_multilingual(base: Any) -> bool | None:
     """Whether the base's generation_config.json calls it multilingual; None: it does not say.
 
     The tokenizer does not tell: those of English-only models have the languages' tokens too.
@@ -53,13 +53,13 @@ def says_multilingual(base: Any) -> bool | None:
     return None if said is None else bool(said)
 
 
-def set_prompt(
+def configure_prompt(
     tokenizer: Any, *, language: str | None, action: str, multilingual: bool | None
 ) -> str | None:
     """Make the tokenizer begin its texts as asked; returns the code of the language of the texts,
     or None where nothing tells it. Raises DtlError for what the model does not know."""
     if hasattr(tokenizer, "set_prefix_tokens"):
-        return _set_whisper(tokenizer, language, action, multilingual)
+        return _configure_whisper(tokenizer, language, action, multilingual)
     if action != "transcribe":
         raise DtlError.of(
             "task.action",
@@ -71,13 +71,13 @@ def set_prompt(
         return None
     if not known:
         raise DtlError.of(
-            KEY,
+            LOCATION,
             f"{type(tokenizer).__name__} knows no languages",
             "leave the key out; task.normalise names the language for the normalised scores",
         )
     if language not in known:
         raise DtlError.of(
-            KEY,
+            LOCATION,
             "the model writes several languages, and none is named"
             if language is None
             else f"the model has no language {language!r}",
@@ -87,30 +87,30 @@ def set_prompt(
     return language
 
 
-def _set_whisper(
+def _configure_whisper(
     tokenizer: Any, language: str | None, action: str, multilingual: bool | None
 ) -> str:
     if multilingual is None:
         multilingual = FIRST_LANGUAGE in tokenizer.get_vocab() and len(tokenizer) != ENGLISH_ONLY
-    code = None if language is None else _code(tokenizer, language)
+    code = None if language is None else _find_language_code(tokenizer, language)
     if not multilingual:
-        return _set_english_only(tokenizer, code, action)
+        return _configure_english_only(tokenizer, code, action)
     if code is None:
         raise DtlError.of(
-            KEY,
+            LOCATION,
             "the model writes many languages, and none is named",
             "name the one that is spoken, such as task.language=de",
         )
-    _refuse_without_token(tokenizer, code)
+    _check_language_token(tokenizer, code)
     tokenizer.init_kwargs.update(language=code, task=action)
     tokenizer.set_prefix_tokens(language=code, task=action, predict_timestamps=False)
     return "en" if action == "translate" else code
 
 
-def _set_english_only(tokenizer: Any, code: str | None, action: str) -> str:
+def _configure_english_only(tokenizer: Any, code: str | None, action: str) -> str:
     if code not in (None, "en"):
         raise DtlError.of(
-            KEY,
+            LOCATION,
             f"the model knows English only, and {code!r} is asked for",
             "take a multilingual model, such as one whose name does not end in .en",
         )
@@ -126,7 +126,7 @@ def _set_english_only(tokenizer: Any, code: str | None, action: str) -> str:
     return "en"
 
 
-def _code(tokenizer: Any, language: str) -> str:
+def _find_language_code(tokenizer: Any, language: str) -> str:
     """The code of a language that is named by it or in English. Raises DtlError for another."""
     from transformers.models.whisper.tokenization_whisper import LANGUAGES, TO_LANGUAGE_CODE
 
@@ -134,11 +134,11 @@ def _code(tokenizer: Any, language: str) -> str:
     code: str = TO_LANGUAGE_CODE.get(asked, asked)
     if code not in LANGUAGES:
         hint = near(asked, [*TO_LANGUAGE_CODE, *LANGUAGES]) or "give a code such as de, or german"
-        raise DtlError.of(KEY, f"Whisper knows no language {language!r}", hint)
+        raise DtlError.of(LOCATION, f"Whisper knows no language {language!r}", hint)
     return code
 
 
-def _refuse_without_token(tokenizer: Any, code: str) -> None:
+def _check_language_token(tokenizer: Any, code: str) -> None:
     """The tokenizer counts languages from the start token on: in a vocabulary of fewer languages it
     would take another token, and say nothing."""
     from transformers.models.whisper.tokenization_whisper import LANGUAGES
@@ -147,31 +147,31 @@ def _refuse_without_token(tokenizer: Any, code: str) -> None:
     start = tokenizer.convert_tokens_to_ids("<|startoftranscript|>")
     if token is None or token != start + 1 + list(LANGUAGES).index(code):
         raise DtlError.of(
-            KEY,
+            LOCATION,
             f"this model has no token for {code!r}",
             "take a larger model of the family (large-v3 knows the most languages)",
         )
 
 
-def set_generation(model: nn.Module, tokenizer: Any) -> None:
+def configure_generation(model: nn.Module, tokenizer: Any) -> None:
     """Make the model generate as its tokenizer begins, also by itself once it is exported."""
     model.config.forced_decoder_ids = None  # type: ignore[union-attr]
-    _begin(model.generation_config, tokenizer)
+    _set_start_tokens(model.generation_config, tokenizer)
     # Else transformers, when it saves the model, would make it anew from the config alone.
     model.generation_config._from_model_config = False  # type: ignore[union-attr]
 
 
-def _begin(settings: Any, tokenizer: Any) -> None:
+def _set_start_tokens(settings: Any, tokenizer: Any) -> None:
     """Generation configs from before 2023 lack what transformers asks for: it is put in."""
     if hasattr(tokenizer, "set_prefix_tokens"):
-        settings.update(**_whisper_generation(tokenizer))
+        settings.update(**_whisper_generation_settings(tokenizer))
         if tokenizer.language is None and hasattr(settings, "lang_to_id"):
             del settings.lang_to_id  # with it, the language would be guessed from the sound
     elif getattr(tokenizer, "lang_code_to_id", None):
         settings.forced_bos_token_id = tokenizer.lang_code_to_id[tokenizer.tgt_lang]
 
 
-def _whisper_generation(tokenizer: Any) -> dict[str, Any]:
+def _whisper_generation_settings(tokenizer: Any) -> dict[str, Any]:
     many = tokenizer.language is not None
     numbers = tokenizer.get_vocab()
     found: dict[str, Any] = {
@@ -184,13 +184,13 @@ def _whisper_generation(tokenizer: Any) -> dict[str, Any]:
         "task": tokenizer.task if many else None,
     }
     if many:
-        languages = {name: n for name, n in numbers.items() if _names_a_language(name)}
+        languages = {name: n for name, n in numbers.items() if _is_language_token(name)}
         found["lang_to_id"] = dict(sorted(languages.items(), key=lambda pair: pair[1]))
         found["task_to_id"] = {action: numbers[f"<|{action}|>"] for action in ACTIONS}
     return found
 
 
-def _names_a_language(token: str) -> bool:
+def _is_language_token(token: str) -> bool:
     from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
     found = re.fullmatch(r"<\|([a-z]+)\|>", token)
@@ -215,7 +215,7 @@ def generate_texts(
         return_dict_in_generate=False,
         pad_token_id=tokenizer.pad_token_id,
     )
-    _begin(settings, tokenizer)
+    _set_start_tokens(settings, tokenizer)
     whisper: dict[str, Any] = {}
     if prompted:
         # Whisper would start over after a time token, a rank more often than another; and its

@@ -17,7 +17,7 @@ import yaml
 
 from dtl.backends.base import Job
 from dtl.backends.slurm import Plugin, read_site, site_names
-from dtl.core.package_files import shipped
+from dtl.core.package_files import find_package_folder
 
 STORED = Path(__file__).parent / "golden"
 PYTHON = "/opt/dtl/bin/python"  # instead of the interpreter of this machine
@@ -49,7 +49,7 @@ def script(name: str) -> str:
 
 
 def file_of(name: str) -> str:
-    return (shipped("slurm") / "clusters" / f"{name}.yaml").read_text(encoding="utf-8")
+    return (find_package_folder("slurm") / "clusters" / f"{name}.yaml").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("name", SITES)

@@ -16,7 +16,7 @@ from dtl.cli import app as cli
 from dtl.core.errors import DtlError
 from dtl.core.lock import Lease
 from dtl.core.process_env import take_slurm_rank
-from dtl.launch.worker import cache_on_node
+from dtl.launch.rank_environment import set_compiler_caches
 from dtl.run.submission import Submitted, starts
 from tests import tiny
 
@@ -320,7 +320,7 @@ def test_all_faults_of_a_site_file_are_told_with_line_and_fix(tmp_path):
 
 def test_a_submitted_run_is_followed_resumed_and_not_submitted_twice(desk, fake):
     (folder,) = submit(chain=3, time="4h")
-    assert folder.plan.layout.ranks == 1
+    assert folder.plan.layout.world_size == 1
     assert "--dependency=afterany:41" in "\n".join(calls(fake))
     (fake / "squeue").write_text('echo "41|PENDING|Priority"')
     (state,) = api.status("runs")
@@ -335,7 +335,7 @@ def test_a_submitted_run_is_followed_resumed_and_not_submitted_twice(desk, fake)
     assert "scancel 41" in calls(fake) and "stopped after step 0" in told[0]
     api.resume(folder.path, ["layout.micro_batch=2"], nodes=2, say=told.append)
     assert not (folder.path / CANCELLED).exists()
-    assert folder.plan.layout.ranks == 2 and folder.config.layout.micro_batch == 2
+    assert folder.plan.layout.world_size == 2 and folder.config.layout.micro_batch == 2
     again = Submitted.of(folder.path)
     assert again is not None and (again.nodes, again.seconds, again.links) == (2, 4 * 3600, 3)
 
@@ -372,9 +372,9 @@ def test_twenty_jobs_at_once_meet_nowhere(tmp_path):
     caches = set()
     for number in range(20):
         environment = {"DTL_NODE_LOCAL": str(tmp_path), "SLURM_JOB_ID": str(number)}
-        cache_on_node(environment | {"LOCAL_RANK": "1"})
+        set_compiler_caches(environment | {"LOCAL_RANK": "1"})
         environment["LOCAL_RANK"] = "1"
-        cache_on_node(environment)
+        set_compiler_caches(environment)
         caches.add(environment["TRITON_CACHE_DIR"])
         assert Path(environment["TORCH_EXTENSIONS_DIR"]).is_relative_to(tmp_path)
     assert len(caches) == 20

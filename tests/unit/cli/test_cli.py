@@ -8,7 +8,7 @@ import pytest
 
 from dtl import __version__, api
 from dtl.cli.app import main
-from dtl.config.recipes import recipes
+from dtl.config.recipes import list_recipes
 from dtl.core.errors import DtlError, RunFailed
 
 CONFIG = """\
@@ -107,12 +107,14 @@ def test_a_wrong_command_is_the_users_fault(capsys):
 
 
 def test_plan_as_text_and_as_json(config, monkeypatch, capsys):
-    planned = SimpleNamespace(lines=lambda: ["one", "two"], to_dict=lambda: {"layout": {"zero": 2}})
+    planned = SimpleNamespace(
+        lines=lambda: ["one", "two"], to_dict=lambda: {"layout": {"zero_stage": 2}}
+    )
     monkeypatch.setattr(api, "plan", lambda config: planned)
     assert main(["plan", config]) == 0
     assert capsys.readouterr().out == "one\ntwo\n"
     assert main(["plan", config, "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == {"layout": {"zero": 2}}
+    assert json.loads(capsys.readouterr().out) == {"layout": {"zero_stage": 2}}
 
 
 def test_list(capsys):
@@ -131,7 +133,7 @@ def test_list_of_something_else(capsys):
 
 def test_recipes(capsys, tmp_path):
     assert main(["recipes", "list"]) == 0
-    assert len(capsys.readouterr().out.splitlines()) == len(recipes())
+    assert len(capsys.readouterr().out.splitlines()) == len(list_recipes())
     assert main(["recipes", "copy", "quickstart/text", str(tmp_path)]) == 0
     assert (tmp_path / "text.yaml").is_file()
 

@@ -30,7 +30,7 @@ if versions.startswith("code "):
 elif versions != "-":
     node.stack_versions = lambda: {"torch": versions}
 if free != "-":
-    node.disk_free = lambda place: int(free)
+    node.free_disk_bytes = lambda place: int(free)
 sys.exit(preflight.main(sys.argv[4:]))
 """
 

@@ -8,10 +8,16 @@ import pytest
 
 from dtl.compare.advice import differences, points, recommendations, source_differences
 from dtl.compare.measure import Measured
-from dtl.compare.records import Base, Cell, Interval, Reached, ToScratch
+from dtl.compare.records import (
+    BaseScores,
+    CellResult,
+    ConfidenceInterval,
+    CurvePoint,
+    TimeToScratchScore,
+)
 from dtl.core.statistics import Sample
 
-BASE = Base()  # it has no head for the task
+BASE = BaseScores()  # it has no head for the task
 TASK = SimpleNamespace(best="accuracy")
 EXAMPLES = 200
 SEEDS = 3
@@ -25,24 +31,24 @@ def cells(strategy, labels, rights, *, seconds=10.0):
     """One a seed, of which examples were right."""
     return [
         Measured(
-            Cell(
+            CellResult(
                 strategy=strategy,
                 labels=labels,
                 rows=labels,
                 seed=seed,
                 learning_rate=0.1,
                 score=float(right.mean()),
-                interval=Interval(0.0, 1.0),
+                interval=ConfidenceInterval(0.0, 1.0),
                 scores={},
                 steps=1,
-                seconds=seconds,
+                train_seconds=seconds,
                 wall_seconds=seconds,
                 peak_memory_bytes=1,
-                stored_bytes=1,
+                export_bytes=1,
                 curve=(),
                 source_score=None,
                 ood_score=None,
-                worst_group=None,
+                worst_group_score=None,
                 run="",
             ),
             Sample.of(accuracy, np.stack([right, np.ones(len(right))], axis=1)),
@@ -73,7 +79,9 @@ def advice(measured, *, sign=1, base=BASE, before=None):
 def beside(base, measured):
     """The same cells, where the base as it is was right of these examples; and what it is then."""
     sample = Sample.of(accuracy, np.stack([base, np.ones(len(base))], axis=1))
-    return [replace(one, unadapted=sample) for one in measured], Base(score=float(base.mean()))
+    return [replace(one, unadapted=sample) for one in measured], BaseScores(
+        score=float(base.mean())
+    )
 
 
 def test_two_identical_strategies_are_not_told_apart():
@@ -126,7 +134,7 @@ def test_less_of_an_error_is_better():
     (told,) = advice(measured, sign=-1)
     assert told.choice == "full"
     (pair,) = differences(measured, sign=-1)
-    assert pair.distinguishable and pair.difference < 0  # scratch minus full
+    assert pair.is_significant and pair.difference < 0  # scratch minus full
 
 
 def test_of_those_that_do_best_the_quickest_is_taken():
@@ -179,7 +187,7 @@ def test_labels_saved_are_read_from_scratchs_curve():
         for name, share in (("scratch", scratch), ("full", full))
         for cell in cells(name, labels, [right.astype(float) for right in exactly(share)])
     ]
-    found = {one.labels: one.labels_saved for one in points(measured, TASK, sign=1)[1::2]}
+    found = {one.labels: one.label_efficiency for one in points(measured, TASK, sign=1)[1::2]}
     assert found[5].scratch_labels == pytest.approx((20 * 80) ** 0.5)
     assert found[5].bound is None
     assert (found[20].scratch_labels, found[20].bound) == (80, "more than")
@@ -193,7 +201,7 @@ def test_how_soon_it_had_what_scratch_ends_with():
         rights = [np.arange(10) < 10 * curve[-1][2] for curve in curves]
         made = cells(strategy, 5, [right.astype(float) for right in rights])
         return [
-            replace(one, cell=replace(one.cell, curve=tuple(Reached(*at) for at in curve)))
+            replace(one, cell=replace(one.cell, curve=tuple(CurvePoint(*at) for at in curve)))
             for one, curve in zip(made, curves, strict=True)
         ]
 
@@ -203,11 +211,11 @@ def test_how_soon_it_had_what_scratch_ends_with():
         *learnt("frozen", [(1.0, 10, 0.5), (2.0, 20, 0.6)]),
         *learnt("bitfit", [(1.0, 10, 0.1), (2.0, 20, 0.2)]),
     ]
-    found = {one.strategy: one.to_scratch for one in points(measured, TASK, sign=1)}
+    found = {one.strategy: one.time_to_scratch_score for one in points(measured, TASK, sign=1)}
     assert found["scratch"] is None
-    assert found["full"] == ToScratch(pytest.approx(12.5), pytest.approx(2.5), None)
-    assert found["frozen"] == ToScratch(10, 1.0, "at most")
-    assert found["bitfit"] == ToScratch(20, 2.0, "more than")
+    assert found["full"] == TimeToScratchScore(pytest.approx(12.5), pytest.approx(2.5), None)
+    assert found["frozen"] == TimeToScratchScore(10, 1.0, "at most")
+    assert found["bitfit"] == TimeToScratchScore(20, 2.0, "more than")
 
 
 def test_learning_is_advised_where_it_is_better_than_the_base_as_it_is():
@@ -227,7 +235,9 @@ def test_learning_is_advised_where_it_is_better_than_the_base_as_it_is():
         assert [one.second for one in with_base] == ["scratch", "lora"]
         lora = np.mean([one.cell.score for one in learnt if one.cell.strategy == "lora"])
         assert with_base[1].difference == pytest.approx(base.score - lora)
-        assert all(one.corrected <= 2 * one.p for one in with_base)  # two pairs, not three
+        assert all(
+            one.adjusted_p_value <= 2 * one.p_value for one in with_base
+        )  # two pairs, not three
 
 
 def test_nothing_is_claimed_of_learning_that_does_as_well_as_the_base():
@@ -272,9 +282,9 @@ def test_what_is_forgotten_is_paired_with_the_base_on_the_same_examples():
         pairs = {(one.first, one.second): one for one in found}
         assert list(pairs) == [("full", "lp-ft"), ("unadapted", "full"), ("unadapted", "lp-ft")]
         full, lp_ft = pairs["unadapted", "full"], pairs["unadapted", "lp-ft"]
-        assert sign * full.difference == pytest.approx(0.2) and full.distinguishable
-        assert sign * lp_ft.difference == pytest.approx(0.005) and not lp_ft.distinguishable
-        assert full.corrected == 2 * full.p and lp_ft.corrected == lp_ft.p
+        assert sign * full.difference == pytest.approx(0.2) and full.is_significant
+        assert sign * lp_ft.difference == pytest.approx(0.005) and not lp_ft.is_significant
+        assert full.adjusted_p_value == 2 * full.p_value and lp_ft.adjusted_p_value == lp_ft.p_value
         low, high = sorted((sign * full.interval.low, sign * full.interval.high))
         assert 0.1 < low < 0.2 < high < 0.3  # an example's part: (0.2 * 0.8 / 100)**0.5 is 0.04
     pairs = source_differences(measured, None, sign=1)

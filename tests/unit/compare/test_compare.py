@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from dtl.compare import terminal as show
-from dtl.compare.records import Comparison, Interval, load
+from dtl.compare.records import Comparison, ConfidenceInterval, load
 from dtl.run.folder import RunFolder
 from tests.distributed.launching import environment
 
@@ -26,11 +26,11 @@ strategy: frozen
 train: {steps: 12, save_every: 4}
 compare:
   strategies: [scratch, frozen]
-  labels: [1, 4]
+  train_sizes: [1, 4]
   seeds: 2
-  rates: {scratch: 0.003, frozen: [0.003, 0.01]}
-  source: {path: "mini:glyphs/heldout", limit: 47}
-  ood: {path: "mini:digits/train", limit: 20}
+  learning_rates: {scratch: 0.003, frozen: [0.003, 0.01]}
+  source_data: {path: "mini:glyphs/heldout", limit: 47}
+  ood_data: {path: "mini:digits/train", limit: 20}
 """
 CELLS = 8
 
@@ -98,7 +98,7 @@ def test_killed_and_started_again_it_repeats_nothing_and_gives_the_same_table(de
     assert len(before) == 2
     compare(desk, "few.yaml", "--out", str(folder))
     assert {path: (path / "result.json").stat().st_mtime_ns for path in before} == stamps
-    went_on = (halfway.logs / "told.log").read_text(encoding="utf-8")
+    went_on = (halfway.logs / "terminal.log").read_text(encoding="utf-8")
     assert "resuming from" in went_on
     assert facts(load(folder)) == facts(load(whole))
 
@@ -108,8 +108,8 @@ def test_all_of_it_is_in_the_table_and_comes_from_what_each_run_has_stored(whole
 
     found = load(whole)
     assert found.finished and len(found.cells) == CELLS
-    assert [one.learning_rate for one in found.rates] == [0.003, 0.01]
-    best = max(found.rates, key=lambda one: one.score).learning_rate
+    assert [one.learning_rate for one in found.learning_rate_trials] == [0.003, 0.01]
+    best = max(found.learning_rate_trials, key=lambda one: one.score).learning_rate
     with (whole / "comparison.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     for cell, row in zip(found.cells, rows, strict=True):
@@ -124,7 +124,9 @@ def test_all_of_it_is_in_the_table_and_comes_from_what_each_run_has_stored(whole
         assert cell.learning_rate == (0.003 if cell.strategy == "scratch" else best)
         assert (cell.steps, cell.rows) == (12, 10 * cell.labels)
         assert cell.curve[-1].score == cell.score and len(cell.curve) == 6
-        assert cell.stored_bytes > 1_000_000 and cell.seconds > 0 and cell.ood_score is not None
+        assert (
+            cell.export_bytes > 1_000_000 and cell.train_seconds > 0 and cell.ood_score is not None
+        )
     assert {one.verdict for one in found.recommendations} <= {
         "best",
         "not distinguishable",
@@ -139,7 +141,7 @@ def test_a_frozen_base_reads_each_row_once_for_all_cells(whole):
     held out are each read in one of them."""
     made = []
     for run in sorted((whole / "cells").iterdir()):
-        told = (run / "logs" / "told.log").read_text(encoding="utf-8")
+        told = (run / "logs" / "terminal.log").read_text(encoding="utf-8")
         made += re.findall(r"features of (\d+) examples: made", told)
     assert sorted(map(int, made)) == [20, 40, 40, 60]
 
@@ -153,12 +155,12 @@ def test_the_hint_is_scikit_learns_on_what_the_head_is_given(whole):
 
     from dtl.assembly.parts import assemble
     from dtl.compare.state import State
-    from dtl.mini import files as mini
+    from dtl import mini
     from dtl.prepare.dataset import prepare
 
     config = State.at(whole).grid.hint_config
     examples, parts = prepare(config, assemble(config)), assemble(config)
-    body = AutoModel.from_pretrained(mini.path("vision")).eval()
+    body = AutoModel.from_pretrained(mini.base_folder("vision")).eval()
     known = []
     for data in (examples.train, examples.held_out):
         shown = [
@@ -172,7 +174,7 @@ def test_the_hint_is_scikit_learns_on_what_the_head_is_given(whole):
     scale = StandardScaler().fit(learnt)
     near = KNeighborsClassifier(5).fit(scale.transform(learnt), [int(o["labels"]) for o in shown])
     accuracy = near.score(scale.transform(scored), [int(o["labels"]) for o in wanted])
-    assert load(whole).hint.neighbours == pytest.approx(accuracy)
+    assert load(whole).hint.nearest_neighbors == pytest.approx(accuracy)
 
 
 def test_what_is_forgotten_is_that_of_the_body_under_the_old_head(whole):
@@ -181,18 +183,18 @@ def test_what_is_forgotten_is_that_of_the_body_under_the_old_head(whole):
     from sklearn.metrics import f1_score
     from transformers import AutoImageProcessor, AutoModelForImageClassification
 
-    from dtl.mini import files as mini
+    from dtl import mini
 
     found = load(whole)
     frozen = [cell.source_score for cell in found.cells if cell.strategy == "frozen"]
     assert frozen == [found.base.source_score] * 4
-    nothing = Interval(0.0, 0.0)
+    nothing = ConfidenceInterval(0.0, 0.0)
     assert [found.forgotten("frozen", labels).interval for labels in (1, 4)] == [nothing] * 2
     assert found.forgotten("scratch", 1) is None
     assert show.forgets(found, found.point("frozen", 1)) == "0.000"
     assert all(cell.source_score is None for cell in found.cells if cell.strategy == "scratch")
 
-    base = mini.path("vision")
+    base = mini.base_folder("vision")
     network = AutoModelForImageClassification.from_pretrained(base)
     processor = AutoImageProcessor.from_pretrained(base)
     cell = next(cell for cell in found.cells if cell.strategy == "frozen")
@@ -203,7 +205,7 @@ def test_what_is_forgotten_is_that_of_the_body_under_the_old_head(whole):
 
     from PIL import Image
 
-    rows = mini.rows("glyphs", "heldout")[:47]
+    rows = mini.load_rows("glyphs", "heldout")[:47]
     shown = [Image.open(io.BytesIO(row["image"])) for row in rows]
     with torch.no_grad():
         logits = network.eval()(**processor(shown, return_tensors="pt")).logits
@@ -221,8 +223,8 @@ data:
 strategy: lora
 train: {steps: 4, global_batch: 4}
 compare:
-  {strategies: [scratch, lora], labels: [2, 4], search: each, seeds: 2,
-   rates: {scratch: 0.001, lora: [0.001, 0.003]}}
+  {strategies: [scratch, lora], train_sizes: [2, 4], learning_rate_search: per_size, seeds: 2,
+   learning_rates: {scratch: 0.001, lora: [0.001, 0.003]}}
 """
 
 
@@ -230,7 +232,7 @@ def test_the_base_as_it_is_stands_beside_what_learns(desk):
     """With the score that `dtl evaluate` finds, and an interval that holds it; each number of
     labels has its own learning rate."""
     (desk / "writing.yaml").write_text(WRITING, encoding="utf-8")
-    told = compare(desk, "writing.yaml", "layout.processes=1")
+    told = compare(desk, "writing.yaml", "layout.processes_per_node=1")
     found = load(desk / "comparisons" / "writing")
     evaluated = subprocess.run(
         [sys.executable, "-m", "dtl", "evaluate", "writing.yaml"],
@@ -247,14 +249,14 @@ def test_the_base_as_it_is_stands_beside_what_learns(desk):
     assert f"the base as it is: perplexity {base.score:.3f}" in told
     # Four steps on four rows teach nothing that the base does not know, and scratch far less.
     pairs = {(pair.first, pair.second): pair for pair in found.differences}
-    assert pairs["unadapted", "scratch"].distinguishable
+    assert pairs["unadapted", "scratch"].is_significant
     four = [cell for cell in found.cells if cell.labels == 4]
     assert pairs["unadapted", "scratch"].difference == pytest.approx(
         np.mean([cell.score for cell in four if cell.strategy == "scratch"]) - base.score
     )
     assert [one.text.count("base as it is") for one in found.recommendations] == [1, 1]
     for labels in (2, 4):
-        rates = [one for one in found.rates if one.labels == labels]
+        rates = [one for one in found.learning_rate_trials if one.labels == labels]
         best = min(rates, key=lambda one: one.score).learning_rate
         lora = [one for one in found.cells if (one.strategy, one.labels) == ("lora", labels)]
         assert len(rates) == 2 and {cell.learning_rate for cell in lora} == {best}
@@ -293,11 +295,11 @@ def test_cells_are_numbered_and_each_can_be_run_alone(desk, whole):
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["--labels", "90"], "compare.labels: 90 are too many: no class has more than 8"),
+        (["--labels", "90"], "compare.train_sizes: 90 are too many: no class has more than 8"),
         (["--strategies", "lora"], "'all-linear' does not fit"),
         (["train.steps=null", "train.epochs=1"], "train.epochs: few labels would mean few steps"),
         (["data.eval=null"], "data.eval: there are no held-out rows to compare on"),
-        (["--source", "mini:digits/heldout"], "compare.source: the base has no head for"),
+        (["--source", "mini:digits/heldout"], "compare.source_data: the base has no head for"),
     ],
     ids=["labels", "strategy", "epochs", "eval", "source"],
 )

@@ -18,7 +18,7 @@ data: {train: rows.jsonl, eval: others.jsonl}
 strategy: {name: lora, rank: 4}
 optim: {learning_rate: 3e-3}
 train: {steps: 40, export: best, evaluate_every: 10}
-compare: {labels: [5, 20, all], seeds: 2}
+compare: {train_sizes: [5, 20, all], seeds: 2}
 """
 LABELS = (Labels(5, 5, 5), Labels(20, 20, 20), Labels(None, 90, 90))
 
@@ -67,12 +67,12 @@ def test_all_strategies_learn_from_the_same_rows_by_the_same_seed(grid):
                 if config.train.seed == seed
             }
             (draw,) = map(json.loads, draws)
-            assert draw["draw"] == {
-                "labels": labels.asked,
-                "within": None if labels.asked is None else "all",
+            assert draw["subsample"] == {
+                "size": labels.asked,
+                "feature_cache_size": None if labels.asked is None else "all",
                 "seed": seed,
-                "apart": 0.2,
-                "score_on": "eval",
+                "validation_fraction": 0.2,
+                "evaluate_on": "eval",
             }
 
 
@@ -80,10 +80,10 @@ def test_rates_are_chosen_by_rows_that_no_cell_is_scored_on(grid):
     one = grid()
     for planned in one.searches:
         config = one.config_of(planned, 0.1, runs="runs")
-        assert config.data.draw.score_on == "apart"
-        assert config.data.draw.labels == 20  # the middle number
+        assert config.data.subsample.evaluate_on == "validation"
+        assert config.data.subsample.size == 20  # the middle number
     cell = one.config_of(one.cells[0], 0.1, runs="runs")
-    assert cell.data.draw.score_on == "eval"
+    assert cell.data.subsample.evaluate_on == "eval"
     assert (cell.train.export, cell.train.keep_best) == ("last", False)
 
 
@@ -100,7 +100,7 @@ def test_a_frozen_base_reads_the_rows_of_all_cells_that_read_them_often(grid, ch
     one = grid(change)
     cells = [planned for planned in one.cells if (planned.strategy, planned.seed) == ("full", 0)]
     configs = [one.config_of(planned, 0.1, runs="runs") for planned in cells]
-    assert [config.data.draw.within for config in configs] == shared
+    assert [config.data.subsample.feature_cache_size for config in configs] == shared
 
 
 def test_a_strategy_has_the_options_that_the_config_gives_it(grid):
@@ -123,11 +123,11 @@ def test_usual_rates_go_with_the_configs_own(grid):
     assert one.usual_rate("full") == one.usual_rate("lp-ft") == pytest.approx(3e-4)
     assert one.usual_rate("scratch") == one.usual_rate("frozen") == 1e-3
     assert one.rates("full") == pytest.approx((3e-5, 9e-5, 3e-4, 9e-4, 3e-3))
-    assert grid("compare.rates.full=[0.3,0.1]").rates("full") == (0.1, 0.3)
+    assert grid("compare.learning_rates.full=[0.3,0.1]").rates("full") == (0.1, 0.3)
 
 
 def test_the_best_rate_is_taken_once_all_were_tried(grid):
-    one = grid("compare.rates={full: [0.1, 0.2, 0.3], lora: 0.5}")
+    one = grid("compare.learning_rates={full: [0.1, 0.2, 0.3], lora: 0.5}")
     cell = next(planned for planned in one.cells if planned.strategy == "full")
     found = tried(one, "full", [-3.0, -1.0, None])  # the third run failed
     assert one.rate_of(cell, found) == 0.2
@@ -139,10 +139,14 @@ def test_the_best_rate_is_taken_once_all_were_tried(grid):
 
 
 def test_rates_are_searched_with_each_number_of_labels_where_that_is_asked(grid):
-    one = grid("compare.search=each", "compare.rates={full: [0.1, 0.2]}", strategies=("full",))
+    one = grid(
+        "compare.learning_rate_search=each",
+        "compare.learning_rates={full: [0.1, 0.2]}",
+        strategies=("full",),
+    )
     names = [planned.name for planned in one.searches]
     assert names == [f"rate-full-{labels}-1.{place}" for labels in (5, 20, 90) for place in (1, 2)]
-    drawn = [one.config_of(planned, 0.1, runs="r").data.draw.labels for planned in one.searches]
+    drawn = [one.config_of(planned, 0.1, runs="r").data.subsample.size for planned in one.searches]
     assert drawn == [5, 5, 20, 20, None, None]
     found = [
         Tried(planned, one.rate_of(planned, []), score)
@@ -155,7 +159,7 @@ def test_rates_are_searched_with_each_number_of_labels_where_that_is_asked(grid)
 
 
 def test_under_a_budget_the_worse_half_is_dropped_after_each_round(grid):
-    one = grid("compare.budget=2h", "compare.rates={full: [1, 2, 3, 4, 5]}")
+    one = grid("compare.time_budget=2h", "compare.learning_rates={full: [1, 2, 3, 4, 5]}")
     assert one.rounds("full") == [(0.25, 5), (0.5, 3)]
     first = tried(one, "full", [0.1, 0.2, 0.5, 0.4, 0.3])
     assert one.config_of(first[0].planned, 1.0, runs="r").train.steps == 10
@@ -174,12 +178,12 @@ def test_under_a_budget_the_worse_half_is_dropped_after_each_round(grid):
 @pytest.mark.parametrize(
     ("override", "told"),
     [
-        ("compare.labels=[20,5]", "does not rise"),
-        ("compare.labels=[all,5]", "not the last"),
+        ("compare.train_sizes=[20,5]", "does not rise"),
+        ("compare.train_sizes=[all,5]", "not the last"),
         ("compare.strategies=[scrach]", "did you mean 'scratch'"),
         ("compare.strategies=[full,full]", "named twice"),
-        ("compare.rates={full: [0.1, 0.1]}", "not different rates"),
-        ("compare.budget=soon", "no length of time"),
+        ("compare.learning_rates={full: [0.1, 0.1]}", "not different rates"),
+        ("compare.time_budget=soon", "no length of time"),
         ("compare.seeds=0", "compare.seeds"),
     ],
 )
@@ -204,7 +208,7 @@ class Counted(Running):
     def in_order(self, budget):
         """Names of what is run, under so many seconds."""
         grid = self.state.grid
-        compare = grid.config.compare.model_copy(update={"budget": f"{budget}s"})
+        compare = grid.config.compare.model_copy(update={"time_budget": f"{budget}s"})
         config = grid.config.model_copy(update={"compare": compare})
         self.state.grid = replace(grid, config=config)
         for number, planned in enumerate(self.state.grid.planned, start=1):
@@ -218,7 +222,11 @@ class Counted(Running):
 def test_a_longer_budget_goes_on_with_the_rates_that_cells_have_begun_with(
     grid, tmp_path, monkeypatch
 ):
-    one = grid("compare.budget=60s", "compare.rates={full: [0.1, 0.2, 0.3]}", strategies=("full",))
+    one = grid(
+        "compare.time_budget=60s",
+        "compare.learning_rates={full: [0.1, 0.2, 0.3]}",
+        strategies=("full",),
+    )
     state = State(tmp_path / "few", one, (), ())
     monkeypatch.setattr(State, "likely_seconds", lambda *_: 10.0)
     running = Counted(state, lambda _: None, fork=False)

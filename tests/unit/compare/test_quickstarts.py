@@ -36,8 +36,8 @@ def test_letters_help_with_digits_and_two_phases_keep_more_of_them(tmp_path):
             for pair in found.differences
             if (pair.first, pair.second, pair.labels) == ("scratch", "frozen", labels)
         )
-        assert frozen.score > scratch.score and pair.distinguishable
-        assert frozen.labels_saved.scratch_labels >= 20
+        assert frozen.score > scratch.score and pair.is_significant
+        assert frozen.label_efficiency.scratch_labels >= 20
         assert both.score >= full.score
         assert both.source_score > full.source_score + 0.2
         lost = next(
@@ -47,7 +47,7 @@ def test_letters_help_with_digits_and_two_phases_keep_more_of_them(tmp_path):
         )
         assert lost.interval.high < 0, "full forgets no more than lp-ft"
         assert frozen.source_score == found.base.source_score
-    assert found.hint.probe > 0.5
+    assert found.hint.linear_probe > 0.5
 
 
 def raw_digits(folder):
@@ -76,20 +76,20 @@ def test_on_raw_digits_scratch_is_taken(tmp_path):
     found = compare(
         tmp_path / "digits",
         *(f"data.train={tmp_path}/train.parquet", f"data.eval={tmp_path}/eval.parquet"),
-        *("compare.source=null", "--labels", "all"),
-        "compare.rates={scratch: 0.01, frozen: 0.01, full: 0.001, lp-ft: 0.001}",
+        *("compare.source_data=null", "--labels", "all"),
+        "compare.learning_rates={scratch: 0.01, frozen: 0.01, full: 0.001, lp-ft: 0.001}",
     )
     (told,) = found.recommendations
     assert told.choice == "scratch"
     assert "train from scratch: no transfer is better" in told.text
     pair = next(pair for pair in found.differences if pair.second == "frozen")
-    assert pair.first == "scratch" and pair.distinguishable and pair.difference > 0.02
+    assert pair.first == "scratch" and pair.is_significant and pair.difference > 0.02
 
     found = compare(
         tmp_path / "frozen",
         *(f"data.train={tmp_path}/train.parquet", f"data.eval={tmp_path}/eval.parquet"),
-        *("compare.source=null", "--labels", "all", "--strategies", "scratch,frozen"),
-        *("--seeds", "2", "compare.rates={scratch: 0.01, frozen: 0.01}"),
+        *("compare.source_data=null", "--labels", "all", "--strategies", "scratch,frozen"),
+        *("--seeds", "2", "compare.learning_rates={scratch: 0.01, frozen: 0.01}"),
     )
     (told,) = found.recommendations
     assert (told.choice, told.verdict) == ("scratch", "scratch")

@@ -146,9 +146,9 @@ CONFIGS = [
     ),
     Broken(
         "ZeRO stage out of range",
-        "command line: layout.zero=4: layout.zero: 4 is too large",
+        "command line: layout.zero_stage=4: layout.zero_stage: 4 is too large",
         "write 3 or less",
-        overrides=("layout.zero=4",),
+        overrides=("layout.zero_stage=4",),
     ),
     Broken(
         "empty global batch",
@@ -160,13 +160,13 @@ CONFIGS = [
         "micro-batch larger than a process's share",
         "command line: layout.micro_batch=8: layout.micro_batch: 8 is more than the 4 examples",
         "set layout.micro_batch to 4 or less, or raise train.global_batch",
-        overrides=("train.global_batch=8", "layout.processes=2", "layout.micro_batch=8"),
+        overrides=("train.global_batch=8", "layout.processes_per_node=2", "layout.micro_batch=8"),
     ),
     Broken(
         "more processes than examples",
         "command line: train.global_batch=2: train.global_batch: 2 examples a step cannot feed 4",
         "set train.global_batch to 4 or more, or use fewer processes",
-        overrides=("train.global_batch=2", "layout.processes=4"),
+        overrides=("train.global_batch=2", "layout.processes_per_node=4"),
     ),
     Broken(
         "infinite learning rate",
@@ -177,19 +177,19 @@ CONFIGS = [
     Broken(
         "offload without ZeRO",
         "command line: layout.offload=optimizer: layout.offload: ZeRO 0 cannot offload",
-        "set layout.zero to 1, 2 or 3",
-        overrides=("layout.zero=0", "layout.offload=optimizer"),
+        "set layout.zero_stage to 1, 2 or 3",
+        overrides=("layout.zero_stage=0", "layout.offload=optimizer"),
     ),
     Broken(
         "two sources of held-out examples",
-        "command line: data.holdout=0.1: data.holdout: data.eval is given as well",
+        "command line: data.eval_fraction=0.1: data.eval_fraction: data.eval is given as well",
         "keep one of the two",
-        overrides=("data.eval=good.jsonl", "data.holdout=0.1"),
+        overrides=("data.eval=good.jsonl", "data.eval_fraction=0.1"),
     ),
     Broken(
         "nothing to evaluate on",
         "run.yaml:9: train.evaluate_every: there are no held-out examples to evaluate on",
-        "add data.eval or data.holdout",
+        "add data.eval or data.eval_fraction",
         whole=CONFIG + "  evaluate_every: 2\n",
     ),
     Broken(

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from dtl.config.load import load_config
-from dtl.config.recipes import recipes
+from dtl.config.recipes import list_recipes
 from dtl.prepare import preparation
 from tests import tiny
 
-RECIPES = {recipe.name: recipe.path for recipe in recipes()}
+RECIPES = {recipe.name: recipe.path for recipe in list_recipes()}
 
 
 def modernbert(folder: Path) -> Path:
@@ -97,7 +97,7 @@ def test_a_language_recipe_plans(
     config = load_config(RECIPES[name], given)
     prepared = preparation.prepare_run(config)
     counts = prepared.plan.parameters
-    assert (counts.frozen == 0) == (learns == "all") and counts.learning > 0
+    assert (counts.frozen == 0) == (learns == "all") and counts.trainable > 0
     assert (counts.quantized.numbers > 0) == (config.model.quantize is not None)
     held_out = 0 if config.data.eval else len(prepared.examples.held_out)  # type: ignore[arg-type]
     assert len(prepared.examples.train) == len(rows.read_text().splitlines()) - held_out

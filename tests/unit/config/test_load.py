@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from dtl.config.load import json_schema, load_config, placed
+from dtl.config.json_schema import build_json_schema
+from dtl.config.load import add_locations, load_config
 from dtl.config.schema import RunConfig
 from dtl.core.errors import DtlError, Fault
 
@@ -47,11 +48,13 @@ def test_the_shortest_config(write):
     assert config.data.train.path == "rows.jsonl"
     assert config.strategy.options.rank == 16
     assert config.optim.warmup == 0.03
-    assert config.layout.zero is None
+    assert config.layout.zero_stage is None
 
 
 def test_a_config_survives_json(write):
-    text = WHOLE.replace("strategy: lora", "strategy: {name: lora, rank: 4, target: [q, v]}")
+    text = WHOLE.replace(
+        "strategy: lora", "strategy: {name: lora, rank: 4, target_modules: [q, v]}"
+    )
     config = load_config(write(text), ["optim.gradient_clip=null"])
     dumped = json.loads(json.dumps(config.model_dump(mode="json")))
     assert dumped["strategy"]["name"] == "lora"
@@ -128,7 +131,7 @@ def test_overrides(write):
             "data.train.limit=7",
             "data.columns={text: body}",
             "optim.betas=[0.9, 0.95]",
-            "layout.processes=2",
+            "layout.processes_per_node=2",
             "layout.activation_checkpointing=true",
             "run.name=a=b",
             "train.seed=1",
@@ -140,7 +143,7 @@ def test_overrides(write):
     assert (config.data.train.path, config.data.train.limit) == ("rows.jsonl", 7)
     assert config.data.columns == {"text": "body"}
     assert config.optim.betas == (0.9, 0.95)
-    assert config.layout.processes == 2
+    assert config.layout.processes_per_node == 2
     assert config.layout.activation_checkpointing is True
     assert config.run.name == "a=b"
     assert config.train.seed == 2
@@ -182,8 +185,8 @@ def test_a_fault_of_a_flow_value_on_the_command_line(write):
 
 
 def test_a_union_is_told_in_one_sentence(write):
-    (told,) = faults(write(WHOLE), "strategy={name: lora, target: {a: 1}}")
-    assert told.partition(": strategy.target: ")[2].startswith(
+    (told,) = faults(write(WHOLE), "strategy={name: lora, target_modules: {a: 1}}")
+    assert told.partition(": strategy.target_modules: ")[2].startswith(
         "a section of keys does not fit; write text or a list in [ ]"
     )
 
@@ -213,8 +216,8 @@ def test_remote_code_needs_a_revision_unless_it_is_local(write, tmp_path):
 
 
 def test_the_schema_knows_plugins_and_short_forms():
-    schema = json_schema()
-    strategy = schema["$defs"]["StrategyChoice"]["anyOf"]
+    schema = build_json_schema()
+    strategy = schema["$defs"]["StrategyConfig"]["anyOf"]
     assert "lora" in strategy[0]["enum"]
     lora = next(form for form in strategy[1:] if form["properties"]["name"]["const"] == "lora")
     assert lora["properties"]["rank"]["description"]
@@ -231,7 +234,7 @@ def test_every_key_is_described():
         for part in schema.get("anyOf", []):
             yield from undescribed(part, path)
 
-    schema = json_schema()
+    schema = build_json_schema()
     missing = [*undescribed(schema, ())]
     for name, definition in schema["$defs"].items():
         missing += undescribed(definition, (name,))
@@ -244,11 +247,11 @@ def test_later_faults_are_placed_in_the_file(write):
         Fault("data.train", "is empty", "fill it"),
         Fault("data.columns.text", "is absent", "name another"),
         Fault("rows.jsonl:3", "is no JSON", "fix it"),
-        Fault("layout.zero", "is planned", "set it"),
+        Fault("layout.zero_stage", "is planned", "set it"),
     )
-    assert str(placed(error, path, overrides)).splitlines() == [
+    assert str(add_locations(error, path, overrides)).splitlines() == [
         "run.yaml:5: data.train: is empty; fill it",
         "command line: data.columns={text: body}: data.columns.text: is absent; name another",
         "rows.jsonl:3: is no JSON; fix it",
-        "layout.zero: is planned; set it",
+        "layout.zero_stage: is planned; set it",
     ]

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from dtl.config.load import load_config
-from dtl.config.recipes import recipes
+from dtl.config.recipes import list_recipes
 from dtl.prepare import preparation
 from tests import tiny_sound, tiny_vision
 
-RECIPES = {recipe.name: recipe.path for recipe in recipes()}
+RECIPES = {recipe.name: recipe.path for recipe in list_recipes()}
 
 
 @pytest.mark.parametrize(
@@ -40,6 +40,6 @@ def test_a_recipe_plans(
     prepared = preparation.prepare_run(load_config(RECIPES[name], given))
     counts = prepared.plan.parameters
     assert len(prepared.examples.train) == 12
-    assert {"all": counts.frozen == 0, "head": counts.learning < counts.frozen}.get(
-        learns, counts.learning > counts.frozen > 0
+    assert {"all": counts.frozen == 0, "head": counts.trainable < counts.frozen}.get(
+        learns, counts.trainable > counts.frozen > 0
     )

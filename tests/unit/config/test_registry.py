@@ -3,18 +3,18 @@
 import pytest
 
 from dtl.config import registry
-from dtl.config.record import Record
+from dtl.config.schema.base import Record
 from dtl.core.errors import DtlError
 
 
 def test_the_files_of_a_folder_are_its_plugins():
-    assert {"causal_lm", "text_classification"} <= set(registry.names("tasks"))
-    assert {"full", "lora", "frozen", "scratch"} <= set(registry.names("strategies"))
-    assert not [name for name in registry.names("tasks") if name.startswith("_")]
+    assert {"causal_lm", "text_classification"} <= set(registry.list_names("tasks"))
+    assert {"full", "lora", "frozen", "scratch"} <= set(registry.list_names("strategies"))
+    assert not [name for name in registry.list_names("tasks") if name.startswith("_")]
 
 
 def test_options_are_a_record():
-    assert issubclass(registry.options("strategies", "lora"), Record)
+    assert issubclass(registry.load_options("strategies", "lora"), Record)
 
 
 def test_an_unknown_name_gets_a_hint_and_the_list():
@@ -22,9 +22,9 @@ def test_an_unknown_name_gets_a_hint_and_the_list():
         registry.load("strategies", "lorra")
     message = str(caught.value)
     assert message.startswith("strategy: no strategy is named 'lorra'; did you mean 'lora'?")
-    assert f"choose one of: {', '.join(registry.names('strategies'))})" in message
+    assert f"choose one of: {', '.join(registry.list_names('strategies'))})" in message
 
 
 def test_the_summary_is_the_first_line_of_the_docstring():
     module = registry.load("strategies", "lora")
-    assert registry.summary("strategies", "lora") == module.__doc__.splitlines()[0]
+    assert registry.read_summary("strategies", "lora") == module.__doc__.splitlines()[0]

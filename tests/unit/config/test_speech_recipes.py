@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from dtl.config.load import load_config
-from dtl.config.recipes import recipes
+from dtl.config.recipes import list_recipes
 from dtl.prepare import preparation
 from tests import tiny, tiny_sound, tiny_speech
 
-RECIPES = {recipe.name: recipe.path for recipe in recipes()}
+RECIPES = {recipe.name: recipe.path for recipe in list_recipes()}
 LETTERS = {name: n for n, name in enumerate(["<pad>", "<unk>", "|", *"aeimnost"])}
 
 
@@ -44,8 +44,8 @@ def test_a_ctc_recipe_plans(
     counts, facts = prepared.plan.parameters, prepared.examples.facts
     assert len(prepared.examples.train) == 20
     if learns == "all":
-        assert facts["new_head"] and counts.learning > 9 * counts.frozen > 0
+        assert facts["new_head"] and counts.trainable > 9 * counts.frozen > 0
     else:
         adapter = 2 * 32 + 32 * 4 + 4 + 4 * 32 + 32  # norm, down to 4 and up again
-        assert counts.learning == 2 * adapter + 32 * 11 + 11 + 2 * 2 * 8 * (32 + 32)
+        assert counts.trainable == 2 * adapter + 32 * 11 + 11 + 2 * 2 * 8 * (32 + 32)
         assert facts["target_lang"] == "pol"

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from dtl.config.load import load_config
-from dtl.config.recipes import recipes
+from dtl.config.recipes import list_recipes
 from dtl.prepare import preparation
 from tests import tiny, tiny_whisper
 
-RECIPES = {recipe.name: recipe.path for recipe in recipes()}
+RECIPES = {recipe.name: recipe.path for recipe in list_recipes()}
 
 
 @pytest.mark.parametrize(
@@ -42,6 +42,6 @@ def test_a_whisper_recipe_plans(
         assert counts.frozen == positions
     else:
         # In 2 x 2 blocks, of which the decoder's attend twice: q and v of 6 attentions.
-        assert counts.learning == 6 * 2 * 32 * (32 + 32)
+        assert counts.trainable == 6 * 2 * 32 * (32 + 32)
     assert len(prepared.examples.train) == 20
     assert prepared.examples.facts["language"] == "de"

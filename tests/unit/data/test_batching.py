@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from dtl.assembly.parts import assemble
-from dtl.config.batch_size import BatchSize
 from dtl.config.load import load_config
 from dtl.config.schema import RunConfig
+from dtl.config.schema.batch_size import BatchSize
 from dtl.core.errors import DtlError
 from dtl.data.batching import Batching
 from dtl.data.cache.encoded import encode
@@ -102,7 +102,7 @@ def shares(lengths, formed, *, ranks):
     turns = [
         turn
         for batch in formed.epoch(0)
-        for turn in micro_batches(batch, lengths, ranks=ranks, micro_batch=8)
+        for turn in micro_batches(batch, lengths, data_parallel_size=ranks, micro_batch=8)
     ]
     positions, empty = padding(turns, lengths)
     held = [[len(one) * lengths[one].max() for one in turn if len(one)] for turn in turns]

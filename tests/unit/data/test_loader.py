@@ -5,6 +5,7 @@ from functools import partial
 import pytest
 import torch
 
+from dtl.core.parallel_dims import ParallelDims
 from dtl.data.batching import Batching
 from dtl.data.cache.encoded import encode
 from dtl.data.example import Encoded
@@ -41,7 +42,7 @@ def data(cache):
 
 def loader(data, *, rank=0, ranks=1, global_batch=8, micro_batch=3, seed=4):
     batching = Batching(len(data), global_batch, seed)
-    return Loader(data, collate, batching, micro_batch, rank, ranks)
+    return Loader(data, collate, batching, micro_batch, ParallelDims(ranks, rank))
 
 
 def told(window):
@@ -95,7 +96,10 @@ def test_batches_of_tokens_are_the_same_examples_at_any_layout(data, grouped, ra
     lengths = data.lengths
     batching = Batching(len(data), 40, 4, lengths, lengths if grouped else None)
     steps = batching.steps_in(3)
-    loaders = [Loader(data, collate, batching, micro_batch, rank, ranks) for rank in range(ranks)]
+    loaders = [
+        Loader(data, collate, batching, micro_batch, ParallelDims(ranks, rank))
+        for rank in range(ranks)
+    ]
     seen, together = [], 0
     for step in range(1, steps + 1):
         windows = [each.window(step) for each in loaders]
@@ -112,7 +116,7 @@ def test_batches_of_tokens_are_the_same_examples_at_any_layout(data, grouped, ra
     assert sorted(seen) == sorted(3 * list(range(EXAMPLES)))
     assert together > 1, "short ones share a micro-batch"
     fresh = Loader(
-        data, collate, Batching(len(data), 40, 4, **batching.kept), micro_batch, 0, ranks
+        data, collate, Batching(len(data), 40, 4, **batching.kept), micro_batch, ParallelDims(ranks)
     )
     assert told(fresh.window(steps)) == told(loaders[0].window(steps))
 
@@ -167,9 +171,10 @@ def test_padding_and_labels_are_exact(data):
 @pytest.mark.parametrize("ranks", [1, 2, 3, 7])
 @pytest.mark.parametrize("batch", [1, 4, 50])
 def test_every_held_out_example_is_seen_once_in_the_same_batches(data, ranks, batch):
-    alone = [one.ids for one in held_out(data, collate, batch=batch, rank=0, ranks=1)]
+    alone = [one.ids for one in held_out(data, collate, batch=batch, parallel_dims=ParallelDims())]
     dealt = [
-        list(held_out(data, collate, batch=batch, rank=rank, ranks=ranks)) for rank in range(ranks)
+        list(held_out(data, collate, batch=batch, parallel_dims=ParallelDims(ranks, rank)))
+        for rank in range(ranks)
     ]
     assert len({len(mine) for mine in dealt}) == 1
     seen = [one.ids for mine in dealt for one in mine if one.ids]
@@ -184,7 +189,7 @@ def test_a_fault_while_reading_ahead_reaches_the_loop(data):
     def broken(examples):
         raise ZeroDivisionError
 
-    windows = Loader(data, broken, Batching(len(data), 8, 0), 3, 0, 1).windows(
+    windows = Loader(data, broken, Batching(len(data), 8, 0), 3, ParallelDims()).windows(
         after_step=0, last_step=3
     )
     with pytest.raises(ZeroDivisionError):

@@ -61,7 +61,7 @@ def order(examples, *, seed, epoch, global_batch):
 
 def dealt(batch, lengths, *, ranks, **limit):
     """What each rank runs."""
-    turns = micro_batches(batch, lengths, ranks=ranks, **limit)
+    turns = micro_batches(batch, lengths, data_parallel_size=ranks, **limit)
     return [[turn[rank] for turn in turns] for rank in range(ranks)]
 
 
@@ -171,7 +171,7 @@ def test_by_room_by_hand():
     micro-batches, so two turns of two ranks: the least of the first is 24, with 9 beside it, and of
     the second 16."""
     lengths = np.array([3, 20, 8, 1, 9, 2])
-    turns = micro_batches(np.arange(6), lengths, ranks=2, micro_batch=1, room=32)
+    turns = micro_batches(np.arange(6), lengths, data_parallel_size=2, micro_batch=1, room=32)
     assert [[one.tolist() for one in turn] for turn in turns] == [[[1], [4]], [[2, 0], [5, 3]]]
     # 20 and 9 alone; 8 beside 3 holds 16, of which 5 are empty; 2 beside 1 holds 4, and 1 is.
     assert padding(turns, lengths) == (20 + 9 + 16 + 4, 5 + 1)
@@ -195,7 +195,7 @@ def least_for_the_slowest(widths, *, slots):
 def test_by_room_the_slowest_rank_has_as_little_as_any_cut_gives_it(ranks, seed):
     lengths = np.random.default_rng(seed).geometric(0.1, 9).clip(1, 40)
     room = 2 * int(padded(lengths).max())
-    turns = micro_batches(np.arange(9), lengths, ranks=ranks, micro_batch=1, room=room)
+    turns = micro_batches(np.arange(9), lengths, data_parallel_size=ranks, micro_batch=1, room=room)
     widths = sorted(padded(lengths).tolist(), reverse=True)
     largest = max(
         len(one) * int(padded(lengths[one]).max()) for turn in turns for one in turn if len(one)
@@ -210,7 +210,7 @@ def test_by_room_the_slowest_rank_has_as_little_as_any_cut_gives_it(ranks, seed)
     [(16, 2, 4, 2), (16, 2, 8, 1), (17, 2, 8, 2), (1, 4, 8, 1), (0, 2, 4, 1), (100, 3, 5, 7)],
 )
 def test_accumulation_is_the_fewest_turns_that_hold_the_batch(examples, ranks, micro_batch, turns):
-    assert accumulation(examples, ranks=ranks, micro_batch=micro_batch) == turns
+    assert accumulation(examples, data_parallel_size=ranks, micro_batch=micro_batch) == turns
 
 
 @pytest.mark.parametrize("examples", SIZES)

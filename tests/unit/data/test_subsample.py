@@ -5,7 +5,7 @@ import pytest
 
 from dtl.assembly.parts import assemble
 from dtl.config.load import load_config
-from dtl.config.schema import Draw
+from dtl.config.schema import Subsample
 from dtl.core.errors import DtlError
 from dtl.data.subsample import MOST_APART, drawn
 from dtl.prepare.dataset import prepare
@@ -17,7 +17,7 @@ CLASSES = {"a": list(range(0, 300, 3)), "b": list(range(1, 90, 3)), "c": [2, 5]}
 def test_few_labels_lie_within_more_and_each_class_has_as_many():
     before = frozenset()
     for labels in (1, 5, 20, None):
-        found = drawn(CLASSES, Draw(labels=labels, seed=4, apart=0.2))
+        found = drawn(CLASSES, Subsample(size=labels, seed=4, validation_fraction=0.2))
         assert before < found.learnt
         assert not found.learnt & found.apart
         if labels == 5:
@@ -28,7 +28,9 @@ def test_few_labels_lie_within_more_and_each_class_has_as_many():
 
 
 def test_the_seed_changes_what_is_learnt_and_not_what_is_kept_apart():
-    one, other, again = (drawn(CLASSES, Draw(labels=5, seed=seed, apart=0.2)) for seed in (0, 1, 0))
+    one, other, again = (
+        drawn(CLASSES, Subsample(size=5, seed=seed, validation_fraction=0.2)) for seed in (0, 1, 0)
+    )
     assert one == again
     assert one.learnt != other.learnt
     assert one.apart == other.apart
@@ -36,14 +38,14 @@ def test_the_seed_changes_what_is_learnt_and_not_what_is_kept_apart():
 
 
 def test_no_more_is_kept_apart_than_is_of_use():
-    found = drawn({"": list(range(10_000))}, Draw(apart=0.5))
+    found = drawn({"": list(range(10_000))}, Subsample(validation_fraction=0.5))
     assert len(found.apart) == MOST_APART
     assert len(found.learnt) == 9_500
 
 
 def test_too_many_labels_are_told():
-    assert drawn(CLASSES, Draw(labels=101)).short == 100
-    assert drawn(CLASSES, Draw(labels=100)).short is None
+    assert drawn(CLASSES, Subsample(size=101)).short == 100
+    assert drawn(CLASSES, Subsample(size=100)).short is None
 
 
 @pytest.fixture(scope="module")
@@ -75,8 +77,10 @@ def pictures(data):
 
 def test_a_run_learns_from_what_is_drawn_and_is_scored_on_what_is_asked(bed):
     whole = prepared(bed)
-    few = prepared(bed, "data.draw={labels: 2, apart: 0.2, seed: 3}")
-    apart = prepared(bed, "data.draw={labels: 2, apart: 0.2, seed: 3, score_on: apart}")
+    few = prepared(bed, "data.subsample={size: 2, validation_fraction: 0.2, seed: 3}")
+    apart = prepared(
+        bed, "data.subsample={size: 2, validation_fraction: 0.2, seed: 3, evaluate_on: validation}"
+    )
     assert sorted(few.train[n]["labels"] for n in range(len(few.train))) == [0, 0, 1, 1, 2, 2]
     assert pictures(few.train) < pictures(whole.train)
     assert pictures(few.held_out) == pictures(whole.held_out)
@@ -87,7 +91,7 @@ def test_a_run_learns_from_what_is_drawn_and_is_scored_on_what_is_asked(bed):
 
 def test_labels_are_known_that_are_in_no_drawn_row(bed):
     """One row of no class in particular: it has the head of all three."""
-    one = prepared(bed, "data.draw={labels: 1}", "data.train.limit=30")
+    one = prepared(bed, "data.subsample={size: 1}", "data.train.limit=30")
     assert one.facts["labels"] == ["blue", "green", "red"]
 
 
@@ -95,10 +99,10 @@ def test_more_labels_than_there_are_is_refused(bed):
     with pytest.raises(
         DtlError, match=r"no class has 11 labelled rows .* 10 at most; set it to 10"
     ):
-        prepared(bed, "data.draw.labels=11")
+        prepared(bed, "data.subsample.size=11")
     with pytest.raises(DtlError, match="no rows are kept apart"):
-        load_config(bed, ["data.draw.score_on=apart"])
+        load_config(bed, ["data.subsample.score_on=apart"])
     with pytest.raises(DtlError, match="3 labels do not lie within 2"):
-        load_config(bed, ["data.draw={labels: 3, within: 2}"])
+        load_config(bed, ["data.subsample={size: 3, feature_cache_size: 2}"])
     with pytest.raises(DtlError, match="all labels do not lie within 2"):
-        load_config(bed, ["data.draw.within=2"])
+        load_config(bed, ["data.subsample.feature_cache_size=2"])

@@ -68,7 +68,7 @@ def test_the_interval_is_that_of_resampling_row_by_row():
     from sklearn.metrics import f1_score
 
     outcomes, task = guesses(80, right=0.7), make_task("text_classification")
-    low, high = interval(task, task.counts(outcomes, {"labels": LABELS}))
+    low, high = interval(task, task.metric_counts(outcomes, {"labels": LABELS}))
     draw = np.random.default_rng(9)
     truth = np.array([outcome["label"] for outcome in outcomes])
     guess = np.array([outcome["predicted"] for outcome in outcomes])
@@ -77,7 +77,7 @@ def test_the_interval_is_that_of_resampling_row_by_row():
         chosen = draw.integers(80, size=80)
         found.append(f1_score(truth[chosen], guess[chosen], average="macro"))
     assert (low, high) == pytest.approx(tuple(np.percentile(found, (2.5, 97.5))), abs=0.015)
-    assert (low, high) == interval(task, task.counts(outcomes, {"labels": LABELS}))
+    assert (low, high) == interval(task, task.metric_counts(outcomes, {"labels": LABELS}))
 
 
 def test_many_examples_are_drawn_some_samples_at_a_time(monkeypatch):
@@ -86,7 +86,7 @@ def test_many_examples_are_drawn_some_samples_at_a_time(monkeypatch):
         {"loss": 0.0, "chosen_reward": float(place % 3), "rejected_reward": 0.5}
         for place in range(300)
     ]
-    counts = task.counts(outcomes, {})
+    counts = task.metric_counts(outcomes, {})
     whole = interval(task, counts)
     monkeypatch.setattr(sys.modules["dtl.core.statistics"], "WEIGHTS_AT_ONCE", 2000)
     assert interval(task, counts) == whole
@@ -108,7 +108,7 @@ def config_of(folder, base, **held_out):
         "data": {"train": str(folder / "rows.jsonl"), "eval": str(folder / "rows.jsonl")},
         "strategy": "lora",
         "train": {"steps": 1, "global_batch": 2},
-        "layout": {"processes": 1, "zero": 0},
+        "layout": {"processes_per_node": 1, "zero_stage": 0},
     }
     path = folder / "grouped.yaml"
     path.write_text(json.dumps(config))
@@ -152,9 +152,9 @@ def test_groups_need_held_out_rows(tmp_path, encoder):
 
 
 def test_how_scores_are_told_does_not_change_what_is_learnt(cache, tmp_path, encoder):
-    from dtl.config.diff import changes
+    from dtl.config.diff import changed_keys
 
     path = config_of(tmp_path, encoder)
     one, other = load_config(path), load_config(path, ["task.group_by=null"])
-    assert changes(one, other) == []
+    assert changed_keys(one, other) == []
     assert other.task.group_by is None

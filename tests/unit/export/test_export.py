@@ -16,7 +16,7 @@ from dtl.export.opened import open_export
 from dtl.export.verify import answers, read_questions, write_questions
 from dtl.export.write import state_of, write_model
 from dtl.jobs import export as job
-from dtl.plan.hardware import disk_free
+from dtl.plan.hardware import free_disk_bytes
 from dtl.run.folder import RunFolder
 from tests import tiny
 
@@ -45,11 +45,11 @@ def trained(tmp_path_factory, tied_decoder):
             "run": {"dir": str(folder / "runs"), "name": "done"},
             "model": {"path": str(tied_decoder), "dtype": "fp32"},
             "task": "causal_lm",
-            "data": {"train": str(folder / "rows.jsonl"), "holdout": 0.5},
+            "data": {"train": str(folder / "rows.jsonl"), "eval_fraction": 0.5},
             "strategy": {"name": "lora", "rank": 2},
             "optim": {"learning_rate": 0.05},
             "train": {"steps": 3, "global_batch": 4},
-            "layout": {"processes": 1, "zero": 0},
+            "layout": {"processes_per_node": 1, "zero_stage": 0},
         }
         (folder / "done.yaml").write_text(json.dumps(config))
         done = api.train(load_config(folder / "done.yaml"), say=lambda line: None)
@@ -185,8 +185,8 @@ def test_what_cannot_be_asked_for_is_one_sentence(run, asked, told):
 
 
 def test_a_disk_that_is_too_small_is_told_before_anything_is_read(run, monkeypatch, tmp_path):
-    assert disk_free(str(tmp_path)) > 1000
-    monkeypatch.setattr(job, "disk_free", lambda folder: 1000)
+    assert free_disk_bytes(str(tmp_path)) > 1000
+    monkeypatch.setattr(job, "free_disk_bytes", lambda folder: 1000)
     monkeypatch.setattr(job, "open_trained", None)
     with pytest.raises(DtlError, match="1000 B are free, and the export takes"):
         api.export(run.path, merge=True, to=tmp_path / "new", say=str)

@@ -8,15 +8,15 @@ import yaml
 
 from dtl.config.schema import RunConfig
 from dtl.export.model_card import model_card
-from dtl.mini import files as mini
-from dtl.plan.records import Layout, Parameters, PhasePlan, Plan
+from dtl import mini
+from dtl.plan.records import Layout, ParameterCounts, PhasePlan, Plan
 from tests import tiny
 
 PLAN = Plan(
     layout=Layout(1, 2, 2, "none", 4, 2, False, "bf16", "cpu"),
-    parameters=Parameters(learning=123_456, frozen=2_000_000),
+    parameters=ParameterCounts(trainable=123_456, frozen=2_000_000),
     model_state={},
-    phases=(PhasePlan("lora", 0, 40, 3e-4, Parameters(123_456, 2_000_000)),),
+    phases=(PhasePlan("lora", 0, 40, 3e-4, ParameterCounts(123_456, 2_000_000)),),
     steps=40,
     steps_per_epoch=7,
     deepspeed=None,
@@ -137,7 +137,7 @@ def test_no_scores_are_no_table(decoder):
 
 
 def test_a_share_of_the_rows_is_named(decoder):
-    assert "| scored on | 0.1 of the rows |" in card(decoder, eval=None, holdout=0.1)
+    assert "| scored on | 0.1 of the rows |" in card(decoder, eval=None, eval_fraction=0.1)
 
 
 @pytest.mark.parametrize("by_name", [False, True])
@@ -146,7 +146,7 @@ def test_the_code_of_an_adapter_loads_it(decoder, tmp_path, monkeypatch, by_name
     from transformers import AutoModelForCausalLM
 
     trained = save_adapter(decoder, tmp_path, AutoModelForCausalLM)
-    monkeypatch.setattr(mini, "path", lambda name: {"text": decoder}[name])
+    monkeypatch.setattr(mini, "base_folder", lambda name: {"text": decoder}[name])
     loaded = run_code(card("mini:text" if by_name else decoder), tmp_path)
     tokens = loaded["tokenizer"]("the river", return_tensors="pt").input_ids
     with torch.no_grad():
@@ -213,7 +213,7 @@ def test_the_code_of_a_listening_adapter_loads_its_new_head_and_its_letters(wav2
     config = LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["lm_head"])
     trained = get_peft_model(AutoModelForCTC.from_pretrained(wav2vec2, **needs), config).eval()
     trained.save_pretrained(tmp_path, save_embedding_layers=False)
-    told = {"reads_by": "speech", "base_needs": needs}
+    told = {"processor_kind": "processor", "base_needs": needs}
     loaded = run_code(card(wav2vec2, head="AutoModelForCTC", told=told), tmp_path)
     sound = torch.randn(4000, generator=torch.Generator().manual_seed(1)).numpy()
     heard = loaded["feature_extractor"](sound, sampling_rate=16_000, return_tensors="pt")

@@ -19,7 +19,7 @@ from dtl.models.load import load_pretrained, weightless
 from dtl.models.peft import adapters
 from dtl.prepare import preparation
 from dtl.run.folder import RunFolder
-from dtl.train.heartbeat import Watch
+from dtl.train.heartbeat import Watchdog
 from dtl.train.setup import start_engine
 from tests import tiny
 
@@ -37,7 +37,7 @@ def train(folder, name, base, task, rows, strategy, below=(), **more):
         "strategy": strategy,
         "optim": {"learning_rate": 0.03},
         "train": {"steps": 3, "global_batch": 8},
-        "layout": {"processes": 1, "zero": 0},
+        "layout": {"processes_per_node": 1, "zero_stage": 0},
     }
     (folder / f"{name}.yaml").write_text(json.dumps(config))
     return run_here(load_config(folder / f"{name}.yaml"), **more)
@@ -51,10 +51,13 @@ def run_here(config, *, stop_after=sys.maxsize):
     if run.state == "absent":
         run.create(config, prepared.plan, prepared.examples.facts, prepared.examples.data)
     engine = start_engine(config, prepared.plan)
-    watch = Watch(run.heartbeats, rank=0, ranks=1, tell=print)
+    watch = Watchdog(run.heartbeats, rank=0, ranks=1, tell=print)
     asked = itertools.count()
-    process = jobs.Process(
-        sys.stdout, watch, asked_to_stop=lambda: next(asked) >= stop_after, held=lambda: None
+    process = jobs.ProcessContext(
+        sys.stdout,
+        watch,
+        is_stop_requested=lambda: next(asked) >= stop_after,
+        check_lease=lambda: None,
     )
     with watch:
         end = jobs.run(run, engine, prepared.examples, process).end
@@ -178,7 +181,7 @@ def test_what_is_no_adapter_of_this_base_is_refused_at_the_desk(
     assert "holds no adapter" in refusal(decoder, folder)
     assert "does not belong to this base (" in refusal(decoder, tagged.export)
     assert "was learnt over: " in refusal(decoder, tagged.export)
-    strategy = {"name": "prompt_tuning", "tokens": 2}
+    strategy = {"name": "prompt_tuning", "num_virtual_tokens": 2}
     tokens = train(folder, "tokens", decoder, "causal_lm", texts, strategy)
     assert "virtual tokens" in refusal(decoder, tokens.export)
     second = train(folder, "over", decoder, "causal_lm", texts, "ia3", [first.export])
@@ -215,7 +218,7 @@ def losses(run):
 @pytest.mark.parametrize("strategy", ["pissa", "eva", "vera", "adalora", "p_tuning", "continued"])
 def test_a_resumed_run_is_the_same_to_the_last_digit(folder, decoder, texts, first, strategy):
     """Also where the adapter began from the base, from the data, or from an earlier adapter."""
-    options = {"name": strategy, "tokens": 3} if strategy == "p_tuning" else strategy
+    options = {"name": strategy, "num_virtual_tokens": 3} if strategy == "p_tuning" else strategy
     if strategy in ("pissa", "eva"):
         options = {"name": "lora", "rank": 4, "init": strategy}
     if strategy == "continued":
@@ -261,7 +264,7 @@ def test_an_adapter_goes_on_over_what_it_was_learnt_over(folder, decoder, texts,
     assert scores["adapted"]["loss"] < first.result["scores"]["adapted"]["loss"]
     again = api.evaluate(run.path, str(folder / "rows.jsonl"))
     assert again["loss"] == pytest.approx(scores["adapted"]["loss"], rel=1e-5)
-    told = [line for line in run.plan.lines() if str(first.export) in line]
+    told = [line for line in run.plan.format_lines() if str(first.export) in line]
     assert len(told) == 1 and "goes on learning" in told[0]
 
     over = train(folder, "upper", decoder, "causal_lm", texts, "lora", [first.export])
@@ -295,12 +298,15 @@ def test_texts_leave_room_for_virtual_tokens(folder, encoder, strategy):
 
 def test_more_virtual_tokens_than_positions_are_refused_at_the_desk(folder, encoder):
     rows = [{"text": "early", "label": "early"}, {"text": "late", "label": "late"}]
-    with pytest.raises(DtlError, match=r"strategy.tokens: 120 .* set strategy.tokens to 118"):
+    with pytest.raises(
+        DtlError,
+        match=r"strategy.num_virtual_tokens: 120 .* set strategy.num_virtual_tokens to 118",
+    ):
         train(
             folder,
             "full",
             encoder,
             "text_classification",
             rows * 2,
-            {"name": "prompt_tuning", "tokens": 120},
+            {"name": "prompt_tuning", "num_virtual_tokens": 120},
         )

@@ -24,7 +24,7 @@ def train(folder, base, task, rows, strategy, dtype="fp32"):
         "data": {"train": str(folder / "rows.jsonl"), "eval": str(folder / "rows.jsonl")},
         "strategy": strategy,
         "train": {"steps": 3, "global_batch": 4},
-        "layout": {"processes": 1, "zero": 0},
+        "layout": {"processes_per_node": 1, "zero_stage": 0},
     }
     (folder / "done.yaml").write_text(json.dumps(config))
     outcome = api.train(load_config(folder / "done.yaml"), say=lambda line: None)

@@ -37,7 +37,7 @@ def trained(
         f"task: {task}\nstrategy: {more.get('strategy', 'full')}\n"
         f"data: {{train: {folder / 'rows.parquet'}}}\noptim: {{learning_rate: 0.01}}\n"
         f"train: {{steps: {more.get('steps', '12')}, global_batch: 12}}\n"
-        "layout: {processes: 1, zero: 0}\n"
+        "layout: {processes_per_node: 1, zero_stage: 0}\n"
     )
     outcome = api.train(load_config(folder / "config.yaml"), say=lambda _: None)
     assert outcome.exit_code == 0

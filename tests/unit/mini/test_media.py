@@ -17,8 +17,8 @@ import torch
 from dtl import api
 from dtl.config.load import load_config
 from dtl.mini import digits, glyphs
-from dtl.mini import files as mini
-from dtl.mini.nuisance import SIDE, disturbed
+from dtl import mini
+from dtl.mini.perturb import IMAGE_SIDE, perturb_image
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 HASHES = {  # the first half of each SHA-256
@@ -46,8 +46,8 @@ def test_all_that_is_shipped_for_speech_and_vision_is_small():
 
 @pytest.fixture(scope="module")
 def clips() -> dict[tuple[str, str], list[dict[str, Any]]]:
-    places = [(name, split) for name in mini.CLIPS for split in mini.DATA[name]]
-    return {place: mini.rows(*place) for place in places}
+    places = [(name, split) for name in mini.SHIPPED_DATA for split in mini.SPLITS[name]]
+    return {place: mini.load_rows(*place) for place in places}
 
 
 def test_held_out_voices_are_heard_nowhere_else(clips):
@@ -77,7 +77,7 @@ def test_the_speech_base_knows_its_own_accent_better_than_the_other(clips):
     import soundfile
     from transformers import AutoFeatureExtractor, AutoModelForCTC, AutoTokenizer
 
-    folder = mini.path("speech")
+    folder = mini.base_folder("speech")
     model = AutoModelForCTC.from_pretrained(folder).eval()
     extractor = AutoFeatureExtractor.from_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -102,7 +102,7 @@ def test_the_command_writes_a_folder_for_speech_to_start_from(tmp_path):
     from dtl.mini.__main__ import main
 
     assert main(["speech", str(tmp_path)]) == 0
-    shipped = mini.path("speech")
+    shipped = mini.base_folder("speech")
     for name in ("vocab.json", "tokenizer_config.json", "preprocessor_config.json"):
         assert (tmp_path / name).read_text() == (shipped / name).read_text(), name
     written, known = (
@@ -127,7 +127,7 @@ def test_the_speech_base_can_be_made_anew(tmp_path):
     assert main(["speech", str(tmp_path / "base"), "--weights", str(outcome.run.export)]) == 0
     made, shipped = (
         load_file(folder / "model.safetensors")
-        for folder in (tmp_path / "base", mini.path("speech"))
+        for folder in (tmp_path / "base", mini.base_folder("speech"))
     )
     assert {name: (value.shape, value.dtype) for name, value in made.items()} == {
         name: (value.shape, value.dtype) for name, value in shipped.items()
@@ -137,12 +137,12 @@ def test_the_speech_base_can_be_made_anew(tmp_path):
 def test_a_picture_is_disturbed_by_its_name_alone():
     clean = np.zeros((8, 8), np.uint8)
     clean[2:6, 3] = 255
-    first = disturbed(clean, name="one")
-    assert disturbed(clean, name="one") == first != disturbed(clean, name="other")
+    first = perturb_image(clean, name="one")
+    assert perturb_image(clean, name="one") == first != perturb_image(clean, name="other")
     from PIL import Image
 
     with Image.open(io.BytesIO(first)) as picture:
-        assert (picture.size, picture.mode) == ((SIDE, SIDE), "RGB")
+        assert (picture.size, picture.mode) == ((IMAGE_SIDE, IMAGE_SIDE), "RGB")
 
 
 def test_no_digit_is_among_the_glyphs_and_fonts_are_held_out():
@@ -151,9 +151,9 @@ def test_no_digit_is_among_the_glyphs_and_fonts_are_held_out():
 
 
 def test_the_first_rows_of_digits_hold_as_many_of_each():
-    rows = mini.rows("digits", "train")
+    rows = mini.load_rows("digits", "train")
     assert Counter(row["label"] for row in rows[:50]) == {str(digit): 5 for digit in range(10)}
-    held_out = mini.rows("digits", "heldout")
+    held_out = mini.load_rows("digits", "heldout")
     assert len(rows) == 1000 and len(held_out) == digits.HELDOUT_ROWS
     assert not {row["image"] for row in rows} & {row["image"] for row in held_out}
 
@@ -161,7 +161,7 @@ def test_the_first_rows_of_digits_hold_as_many_of_each():
 def test_what_makes_the_beds_is_not_imported_with_them():
     program = (
         "import sys; from dtl import mini\n"
-        "mini.file('spoken', 'train'); mini.path('speech'); mini.path('vision')\n"
+        "mini.data_file('spoken', 'train'); mini.base_folder('speech'); mini.base_folder('vision')\n"
         "assert not {'espeakng_loader', 'matplotlib', 'torch'} & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
@@ -170,7 +170,11 @@ def test_what_makes_the_beds_is_not_imported_with_them():
 def accuracy(strategy: str, folder: Path, *, seed: int, shots: int = 5) -> float:
     """On held-out digits, of a run that saw so many of each."""
     overrides = [f"strategy={strategy}", f"run.name={strategy}-{shots}-{seed}", f"run.dir={folder}"]
-    overrides += [f"train.seed={seed}", f"data.draw.labels={shots}", "layout.processes=1"]
+    overrides += [
+        f"train.seed={seed}",
+        f"data.subsample.size={shots}",
+        "layout.processes_per_node=1",
+    ]
     if strategy == "scratch":  # as the base itself was trained
         overrides += ["optim.learning_rate=0.003", "layout.micro_batch=32"]
     config = load_config(CONFIGS / "quickstart" / "vision.yaml", overrides)
@@ -197,7 +201,7 @@ def test_frozen_features_beat_scratch_by_fifteen_points(tmp_path, shots):
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_forty_clips_halve_the_errors_in_another_accent(tmp_path, seed):
-    overrides = [f"run.dir={tmp_path}", f"train.seed={seed}", "layout.processes=1"]
+    overrides = [f"run.dir={tmp_path}", f"train.seed={seed}", "layout.processes_per_node=1"]
     config = load_config(CONFIGS / "quickstart" / "speech.yaml", overrides)
     outcome = api.train(config, say=lambda _: None)
     scores = outcome.run.result["scores"]

@@ -12,8 +12,8 @@ import pytest
 
 from dtl.core.errors import DtlError
 from dtl.mini import docstrings, lexicon, prose
-from dtl.mini import files as mini
-from dtl.mini import generated as cache
+from dtl import mini
+from dtl.mini import cache
 
 MADE_QUICKLY = ("graphs", "sentiment")
 
@@ -25,9 +25,9 @@ def made(tmp_path_factory):
     os.environ["DTL_CACHE"] = str(tmp_path_factory.mktemp("cache"))
     try:
         yield {
-            (name, split): mini.rows(name, split)
+            (name, split): mini.load_rows(name, split)
             for name in MADE_QUICKLY
-            for split in mini.DATA[name]
+            for split in mini.SPLITS[name]
         }
     finally:
         os.environ.pop("DTL_CACHE")
@@ -61,9 +61,9 @@ def test_sizes_of_the_beds(made):
 
 def test_rows_are_plain_text_of_the_promised_length(made):
     for (name, split), rows in made.items():
-        labelled = name == "sentiment" and split != "unlabelled"
+        is_labeled = name == "sentiment" and split != "unlabelled"
         for row in rows:
-            assert set(row) == ({"text", "label"} if labelled else {"text"})
+            assert set(row) == ({"text", "label"} if is_labeled else {"text"})
             assert row["text"] == row["text"].strip() and row["text"].isascii()
             assert len(row["text"]) <= 700
             assert not re.search(r"^\s*>>>", row["text"], re.MULTILINE)
@@ -73,7 +73,7 @@ def test_another_process_makes_the_same_bytes_and_imports_no_package(made, tmp_p
     program = (
         "import sys; from dtl import mini\n"
         "for name in ('graphs', 'sentiment'):\n"
-        "    for split in mini.DATA[name]: mini.file(name, split)\n"
+        "    for split in mini.SPLITS[name]: mini.data_file(name, split)\n"
         "assert not {'networkx', 'torch', 'transformers'} & set(sys.modules), sys.modules\n"
     )
     environment = {**os.environ, "DTL_CACHE": str(tmp_path), "PYTHONHASHSEED": "7"}
@@ -122,10 +122,10 @@ def test_the_lexicon_is_two_disjoint_lists():
 
 def test_held_out_words_are_unseen_in_labelled_rows_and_seen_in_the_source(made):
     tellers = set(lexicon.POSITIVE + lexicon.NEGATIVE)
-    labelled = words_of(made["sentiment", "train"]) & tellers
+    is_labeled = words_of(made["sentiment", "train"]) & tellers
     heldout = words_of(made["sentiment", "heldout"]) & tellers
     assert len(heldout) >= 50
-    assert not labelled & heldout
+    assert not is_labeled & heldout
     source = " ".join(texts(made["sentiment", "unlabelled"])).lower()
     counts = {word: len(re.findall(rf"\b{word}\b", source)) for word in heldout}
     assert min(counts.values()) >= 50
@@ -146,9 +146,9 @@ def test_labels_follow_from_the_lexicon_and_are_balanced(made):
 
 def test_no_labelled_sentence_stands_in_the_source(made):
     source = "\n".join(texts(made["sentiment", "unlabelled"]))
-    labelled = texts(made["sentiment", "train"] + made["sentiment", "heldout"])
-    assert len(set(labelled)) == len(labelled)
-    assert not [text for text in labelled if text in source]
+    is_labeled = texts(made["sentiment", "train"] + made["sentiment", "heldout"])
+    assert len(set(is_labeled)) == len(is_labeled)
+    assert not [text for text in is_labeled if text in source]
 
 
 def test_a_review_turns_its_polarity_only_with_but(made):
@@ -165,13 +165,13 @@ def test_a_review_turns_its_polarity_only_with_but(made):
 def small_source(monkeypatch):
     """The source from one package and the topics: quick, and by the same code."""
     monkeypatch.setattr(prose, "PACKAGES", ("accelerate",))
-    everything = docstrings.docstrings
+    everything = docstrings.iterate_docstrings
 
-    def without_the_standard_library(folder, *, name, leave_out=()):
-        return iter(()) if name == "python" else everything(folder, name=name, leave_out=leave_out)
+    def without_the_standard_library(folder, *, name, exclude=()):
+        return iter(()) if name == "python" else everything(folder, name=name, exclude=exclude)
 
-    monkeypatch.setattr(docstrings, "docstrings", without_the_standard_library)
-    return prose.make()
+    monkeypatch.setattr(docstrings, "iterate_docstrings", without_the_standard_library)
+    return prose.generate()
 
 
 def test_the_source_holds_the_reviews_and_nothing_of_the_target(small_source, made):
@@ -180,9 +180,9 @@ def test_the_source_holds_the_reviews_and_nothing_of_the_target(small_source, ma
     assert not any("networkx" in text.lower() for text in texts(train))
     reviews = set(texts(made["sentiment", "unlabelled"]))
     assert reviews <= set(texts(train + heldout))
-    labelled = texts(made["sentiment", "train"] + made["sentiment", "heldout"])
+    is_labeled = texts(made["sentiment", "train"] + made["sentiment", "heldout"])
     whole = "\n".join(texts(train + heldout))
-    assert not [text for text in labelled if text in whole]
+    assert not [text for text in is_labeled if text in whole]
     assert len(every_run(made["graphs", "heldout"]) & every_run(train)) <= 3
 
 
@@ -199,7 +199,7 @@ def test_no_paragraph_comes_twice_in_the_source(small_source):
 @pytest.mark.slow
 def test_the_whole_source(made, monkeypatch, tmp_path):
     monkeypatch.setenv("DTL_CACHE", str(tmp_path))
-    train, heldout = mini.rows("prose", "train"), mini.rows("prose", "heldout")
+    train, heldout = mini.load_rows("prose", "train"), mini.load_rows("prose", "heldout")
     characters = sum(map(len, texts(train)))
     assert 12_000_000 < characters < 24_000_000  # about 3 to 6 M tokens
     assert len(heldout) >= 400
@@ -236,7 +236,7 @@ def test_paragraphs_keep_prose_and_drop_the_rest():
         start : place
             Where the way begins, as “the map” names it.
         """
-    assert docstrings.paragraphs(raw) == [
+    assert docstrings.extract_paragraphs(raw) == [
         "Return the shortest way between two places.",
         "The way is found by looking at all the roads.",
         'Parameters\n----------\nstart : place\n    Where the way begins, as "the map" names it.',
@@ -249,13 +249,13 @@ def test_pieces_stay_short_and_lose_no_word_of_a_paragraph():
         "a : int\n    first entry\nb : int\n    second entry",
         "\n".join(["a line of a paragraph"] * 9),
     ]
-    pieces = list(docstrings.pieces(blocks, longest=60))
+    pieces = list(docstrings.pack_paragraphs(blocks, max_characters=60))
     assert max(map(len, pieces)) <= 60
     assert " ".join(pieces).split() == " ".join(blocks).split()
 
 
 def test_an_endless_sentence_is_cut_off():
-    assert list(docstrings.pieces(["x " * 90], longest=60)) == [("x " * 30).strip()]
+    assert list(docstrings.pack_paragraphs(["x " * 90], max_characters=60)) == [("x " * 30).strip()]
 
 
 def test_docstrings_are_read_without_running_the_code(tmp_path):
@@ -266,7 +266,9 @@ def test_docstrings_are_read_without_running_the_code(tmp_path):
     (tmp_path / "broken.py").write_text('"""Never closed.\n')
     (tmp_path / "tests").mkdir()
     (tmp_path / "tests" / "test_a.py").write_text('"""A test."""\n')
-    found = [(one.file, one.text) for one in docstrings.docstrings(tmp_path, name="package")]
+    found = [
+        (one.file, one.text) for one in docstrings.iterate_docstrings(tmp_path, name="package")
+    ]
     assert found == [
         ("package/module.py", "About the module."),
         ("package/module.py", "About A."),
@@ -284,7 +286,7 @@ def test_made_data_is_whole_or_absent(monkeypatch, tmp_path):
         return {"train": [{"text": "a"}], "heldout": [{"text": object()}]}
 
     with pytest.raises(TypeError):
-        cache.kept("bed", splits=("train", "heldout"), make=fails_half_way)
+        cache.ensure_generated("bed", splits=("train", "heldout"), generate=fails_half_way)
     assert list((tmp_path / "mini").iterdir()) == []
 
 
@@ -292,7 +294,9 @@ def test_many_makers_at_once_leave_one_result(monkeypatch, tmp_path):
     monkeypatch.setenv("DTL_CACHE", str(tmp_path))
 
     def ask(_):
-        return cache.kept("bed", splits=("train",), make=lambda: {"train": [{"text": "a"}]})
+        return cache.ensure_generated(
+            "bed", splits=("train",), generate=lambda: {"train": [{"text": "a"}]}
+        )
 
     with ThreadPoolExecutor(8) as together:
         homes = set(together.map(ask, range(8)))
@@ -302,18 +306,22 @@ def test_many_makers_at_once_leave_one_result(monkeypatch, tmp_path):
 
 def test_a_second_asker_makes_nothing(monkeypatch, tmp_path):
     monkeypatch.setenv("DTL_CACHE", str(tmp_path))
-    first = cache.kept("bed", splits=("train",), make=lambda: {"train": [{"text": "a"}]})
-    second = cache.kept("bed", splits=("train",), make=lambda: pytest.fail("made again"))
+    first = cache.ensure_generated(
+        "bed", splits=("train",), generate=lambda: {"train": [{"text": "a"}]}
+    )
+    second = cache.ensure_generated(
+        "bed", splits=("train",), generate=lambda: pytest.fail("made again")
+    )
     assert first == second
 
 
 @pytest.mark.parametrize(
     ("ask", "said"),
     [
-        (lambda: mini.rows("graph", "train"), "did you mean 'graphs'?"),
-        (lambda: mini.rows("graphs", "helduot"), "did you mean 'heldout'?"),
-        (lambda: mini.path("txt"), "did you mean 'text'?"),
-        (lambda: cache.makings(["no-such-package-here"]), "pip install no-such-package-here"),
+        (lambda: mini.load_rows("graph", "train"), "did you mean 'graphs'?"),
+        (lambda: mini.load_rows("graphs", "helduot"), "did you mean 'heldout'?"),
+        (lambda: mini.base_folder("txt"), "did you mean 'text'?"),
+        (lambda: cache.cache_key(["no-such-package-here"]), "pip install no-such-package-here"),
         (lambda: docstrings.package_folder("no_such_package_here"), "is not installed"),
     ],
 )
@@ -328,7 +336,7 @@ def test_faults_say_the_fix(ask, said):
 def test_the_shipped_tokenizer_reads_back_what_it_writes():
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(mini.path("text"))
+    tokenizer = AutoTokenizer.from_pretrained(mini.base_folder("text"))
     marks = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
     assert len(marks) == 3 and None not in marks
     assert len(tokenizer) == 4096
@@ -342,7 +350,7 @@ def test_the_shipped_tokenizer_reads_back_what_it_writes():
 def test_the_sentiment_words_are_single_tokens():
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(mini.path("text"))
+    tokenizer = AutoTokenizer.from_pretrained(mini.base_folder("text"))
     words = lexicon.POSITIVE + lexicon.NEGATIVE
     lengths = [len(tokenizer(f" {word}", add_special_tokens=False).input_ids) for word in words]
     assert sum(lengths) / len(lengths) < 1.1
@@ -354,11 +362,11 @@ def test_the_command_writes_a_folder_to_start_from(small_source, monkeypatch, tm
 
     from dtl.mini.__main__ import main
 
-    monkeypatch.setattr(mini, "rows", lambda name, split: small_source[split])
+    monkeypatch.setattr(mini, "load_rows", lambda name, split: small_source[split])
     assert main(["text", str(tmp_path / "base")]) == 0
     written, shipped = (
         AutoConfig.from_pretrained(folder).to_diff_dict()
-        for folder in (tmp_path / "base", mini.path("text"))
+        for folder in (tmp_path / "base", mini.base_folder("text"))
     )
     assert written == shipped
     assert len(AutoTokenizer.from_pretrained(tmp_path / "base")) == 4096
@@ -393,7 +401,7 @@ def test_the_base_can_be_made_anew(small_source, cache, monkeypatch, tmp_path):
     assert outcome.exit_code == 0
     assert main(["text", str(tmp_path / "base"), "--weights", str(outcome.run.export)]) == 0
     made = load_file(tmp_path / "base" / "model.safetensors")
-    shipped = load_file(mini.path("text") / "model.safetensors")
+    shipped = load_file(mini.base_folder("text") / "model.safetensors")
     assert {name: (v.shape, v.dtype) for name, v in made.items()} == {
         name: (v.shape, v.dtype) for name, v in shipped.items()
     }

@@ -20,7 +20,7 @@ from tests import tiny
 def model(decoder, tmp_path):
     base = shutil.copytree(decoder, tmp_path / "base")
     (base / "pytorch_model.bin").write_bytes(b"a pickle")
-    return Model(path=str(base), stage_to=str(tmp_path / "node"))
+    return Model(path=str(base), staging_dir=str(tmp_path / "node"))
 
 
 def test_what_is_read_afterwards_is_the_copy_and_has_the_same_content(model, tmp_path):
@@ -29,7 +29,7 @@ def test_what_is_read_afterwards_is_the_copy_and_has_the_same_content(model, tmp
     assert copy.path.startswith(str(tmp_path / "node"))
     assert fingerprint(copy) == fingerprint(model)
     assert "pytorch_model.bin" not in {file.name for file in (tmp_path / "node").rglob("*")}
-    assert copy.stage_to is None
+    assert copy.staging_dir is None
 
 
 def test_a_whole_copy_is_used_again_and_a_damaged_one_replaced(model):
@@ -65,15 +65,15 @@ def test_another_base_of_that_name_gets_another_folder(model):
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"stage_to": "$NO_SUCH_VARIABLE/x"}, "a variable that is not set"),
-        ({"stage_to": "/proc/1/nothing"}, "/proc/1/nothing"),
+        ({"staging_dir": "$NO_SUCH_VARIABLE/x"}, "a variable that is not set"),
+        ({"staging_dir": "/proc/1/nothing"}, "/proc/1/nothing"),
     ],
 )
 def test_what_cannot_be_staged_names_the_node(model, monkeypatch, change, told):
     monkeypatch.setattr("socket.gethostname", lambda: "node17")
     with pytest.raises(RankFailed) as failed:
         stage(model.model_copy(update=change))
-    assert "model.stage_to on node17: " in str(failed.value) and told in str(failed.value)
+    assert "model.staging_dir on node17: " in str(failed.value) and told in str(failed.value)
 
 
 def test_a_disk_that_is_too_small_or_spoils_a_file_is_named(model, monkeypatch, tmp_path):
@@ -109,7 +109,7 @@ def test_a_run_reads_the_copy_and_names_the_base(decoder, tmp_path, cache):
         f"data: {{train: {tmp_path / 'rows.jsonl'}}}\ntrain: {{steps: 2}}\n"
     )
     losses = []
-    for name, more in (("far", ()), ("near", (f"model.stage_to={tmp_path / 'node'}",))):
+    for name, more in (("far", ()), ("near", (f"model.staging_dir={tmp_path / 'node'}",))):
         api.train(api.load_config(tmp_path / "run.yaml", (f"run.name={name}", *more)), fork=False)
         run = RunFolder.open(tmp_path / name)
         losses.append([line["loss"] for line in run.metrics() if line["kind"] == "train"])

@@ -2,12 +2,12 @@
 
 import pytest
 
-from dtl.config.choices import Phase
 from dtl.config.load import load_config
 from dtl.config.schema import RunConfig
+from dtl.config.schema.plugins import Phase
 from dtl.core.errors import DtlError
 from dtl.models.load import load_settings
-from dtl.plan.phases import last_steps
+from dtl.plan.phases import compute_last_steps
 from tests import tiny
 from tests.unit.plan.test_planner import configure, plan
 
@@ -47,7 +47,7 @@ def phases(*lengths):
     ],
 )
 def test_the_steps_of_each_phase(lengths, steps, ends):
-    assert last_steps(phases(*lengths), steps=steps) == ends
+    assert compute_last_steps(phases(*lengths), steps=steps) == ends
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def test_the_steps_of_each_phase(lengths, steps, ends):
 )
 def test_lengths_that_do_not_make_the_run_are_refused(lengths, steps):
     with pytest.raises(DtlError, match="the lengths of its phases") as told:
-        last_steps(phases(*lengths), steps=steps)
+        compute_last_steps(phases(*lengths), steps=steps)
     assert "train.steps" in str(told.value)
 
 
@@ -68,10 +68,10 @@ def test_each_phase_has_its_own_rate_and_count(decoder):
     assert (probe.strategy, probe.before, probe.last) == ("frozen", 0, 4)
     assert (whole.strategy, whole.before, whole.last) == ("full", 4, 10)
     assert (probe.learning_rate, whole.learning_rate) == (1e-3, 0.5)
-    assert probe.parameters.learning == base.vocab_size * base.hidden_size, "the head"
+    assert probe.parameters.trainable == base.vocab_size * base.hidden_size, "the head"
     assert made.parameters == whole.parameters, "memory is planned for the larger one"
     assert whole.parameters.frozen == 0
-    assert [made.phase_after(step) for step in (0, 3, 4, 9, 10)] == [0, 0, 1, 1, 1]
+    assert [made.phase_index(step) for step in (0, 3, 4, 9, 10)] == [0, 0, 1, 1, 1]
 
 
 def test_a_rate_for_all_phases(decoder):

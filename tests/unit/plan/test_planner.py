@@ -9,26 +9,27 @@ import pytest
 from pydantic import ValidationError
 
 from dtl.assembly.parts import assemble
-from dtl.config.optim import Optim
 from dtl.config.optimizers import OPTIMIZERS
 from dtl.config.schema import RunConfig
+from dtl.config.schema.optim import Optim
 from dtl.core.errors import DtlError
 from dtl.core.units import format_bytes
 from dtl.data.batching import Batching
 from dtl.models.load import initialise, load_pretrained, load_settings
-from dtl.plan import planner as make
-from dtl.plan.hardware import disk_free
-from dtl.plan.memory import checkpoint_bytes, model_state
+from dtl.plan import zero_stage
+from dtl.plan.hardware import free_disk_bytes
+from dtl.plan.memory import checkpoint_bytes, estimate_model_state
 from dtl.plan.planner import make_plan
-from dtl.plan.records import Hardware, OuterLaunch, Parameters, Plan
+from dtl.plan.records import Hardware, OuterLaunch, ParameterCounts, Plan
+from dtl.plan.request import PlanRequest
 
 GB = 10**9
-SCORED = {"train": "rows.jsonl", "holdout": 0.1}
-LAPTOP = Hardware("cpu", 8, 16 * GB, "8 CPU cores", bf16=True, compiler=True)
-NO_COMPILER = Hardware("cpu", 8, 16 * GB, "8 CPU cores", bf16=True, compiler=False)
-EIGHT_GPUS = Hardware("cuda", 8, 80 * GB, "80 GB GPU", bf16=True, compiler=True)
-OLD_GPU = Hardware("cuda", 1, 16 * GB, "old GPU", bf16=False, compiler=True)
-FACTS = {"causal_lm": {}, "text_classification": {"labels": ["early", "late", "never"]}}
+SCORED = {"train": "rows.jsonl", "eval_fraction": 0.1}
+LAPTOP = Hardware("cpu", 8, 16 * GB, "8 CPU cores", supports_bf16=True, has_compiler=True)
+NO_COMPILER = Hardware("cpu", 8, 16 * GB, "8 CPU cores", supports_bf16=True, has_compiler=False)
+EIGHT_GPUS = Hardware("cuda", 8, 80 * GB, "80 GB GPU", supports_bf16=True, has_compiler=True)
+OLD_GPU = Hardware("cuda", 1, 16 * GB, "old GPU", supports_bf16=False, has_compiler=True)
+DATASET_STATS = {"causal_lm": {}, "text_classification": {"labels": ["early", "late", "never"]}}
 
 
 def configure(base, *, task="causal_lm", strategy="lora", **sections):
@@ -45,39 +46,43 @@ def configure(base, *, task="causal_lm", strategy="lora", **sections):
     return RunConfig.model_validate(given)
 
 
-def plan(config, hardware=LAPTOP, *, outer=None, examples=100, longest=24, disk_free=None):
-    """On examples that are all of one length."""
-    return plan_of(config, hardware, np.full(examples, longest), outer=outer, disk_free=disk_free)
+def plan(config, hardware=LAPTOP, *, outer=None, examples=100, longest=24, free_disk=None):
+    """The plan for examples that are all of one length."""
+    lengths = np.full(examples, longest)
+    return plan_for_lengths(config, hardware, lengths, outer=outer, free_disk=free_disk)
 
 
-def plan_of(config, hardware, lengths, *, outer=None, disk_free=None):
+def plan_for_lengths(config, hardware, lengths, *, outer=None, free_disk=None):
     options = config.train
     size = options.global_batch
+    batching = Batching(
+        len(lengths),
+        size.limit,
+        options.seed,
+        sizes=None if size.unit == "examples" else lengths,
+        lengths=lengths if options.group_by_length else None,
+    )
     return make_plan(
-        config,
-        assemble(config),
-        facts=FACTS[config.task.name],
-        settings=load_settings(config.model),
-        batching=Batching(
-            len(lengths),
-            size.limit,
-            options.seed,
-            sizes=None if size.unit == "examples" else lengths,
-            lengths=lengths if options.group_by_length else None,
-        ),
-        lengths=lengths,
-        hardware=hardware,
-        outer=outer,
-        disk_free=disk_free,
+        PlanRequest(
+            config=config,
+            parts=assemble(config),
+            dataset_stats=DATASET_STATS[config.task.name],
+            model_config=load_settings(config.model),
+            batching=batching,
+            lengths=lengths,
+            hardware=hardware,
+            outer=outer,
+            free_disk_bytes=free_disk,
+        )
     )
 
 
-def choices(made):
-    return {chosen.key: chosen.value for chosen in made.choices}
+def values(plan):
+    return {decision.key: decision.value for decision in plan.decisions}
 
 
-def reason(made, key):
-    return next(chosen.reason for chosen in made.choices if chosen.key == key)
+def reason(plan, key):
+    return next(decision.reason for decision in plan.decisions if decision.key == key)
 
 
 # Bytes ------------------------------------------------------------------------------------------
@@ -86,8 +91,10 @@ def reason(made, key):
 @pytest.mark.parametrize(("zero", "gigabytes"), [(0, 120), (1, 31.4), (2, 16.6), (3, 1.9)])
 def test_model_state_is_that_of_the_zero_paper(zero, gigabytes):
     """arXiv:1910.02054, figure 1: 7.5 B parameters, Adam, mixed precision, 64 devices."""
-    counts = Parameters(learning=7_500_000_000, frozen=0)
-    state = model_state(counts, zero=zero, ranks=64, dtype="bf16", offload="none")
+    counts = ParameterCounts(trainable=7_500_000_000, frozen=0)
+    state = estimate_model_state(
+        counts, zero_stage=zero, data_parallel_size=64, dtype="bf16", offload="none"
+    )
     assert sum(state.values()) / GB == pytest.approx(gigabytes, abs=0.05)
 
 
@@ -106,12 +113,19 @@ def test_model_state_is_that_of_the_zero_paper(zero, gigabytes):
     ],
 )
 def test_model_state_with_a_frozen_part_by_hand(zero, dtype, offload, expected):
-    counts = Parameters(learning=1_000, frozen=9_000)
-    assert model_state(counts, zero=zero, ranks=4, dtype=dtype, offload=offload) == expected
+    counts = ParameterCounts(trainable=1_000, frozen=9_000)
+    assert (
+        estimate_model_state(
+            counts, zero_stage=zero, data_parallel_size=4, dtype=dtype, offload=offload
+        )
+        == expected
+    )
 
 
 def test_shares_that_do_not_divide_are_rounded_up():
-    state = model_state(Parameters(10, 0), zero=3, ranks=4, dtype="fp32", offload="none")
+    state = estimate_model_state(
+        ParameterCounts(10, 0), zero_stage=3, data_parallel_size=4, dtype="fp32", offload="none"
+    )
     assert state == {"weights": 12, "gradients": 12, "optimizer": 36}
 
 
@@ -135,16 +149,16 @@ def test_the_counts_are_those_of_the_model_that_is_trained(base, task, strategie
         loaded = load_pretrained(
             config.model,
             head=parts.task.auto_class,
-            changes=parts.task.head_config(FACTS[task]),
+            changes=parts.task.head_config(DATASET_STATS[task]),
             random=parts.strategy.starts_from == "random",
             seed=0,
             dtype="fp32",
         )
-        model = parts.strategy.apply(loaded.model, new=loaded.new)
+        model = parts.strategy.apply(loaded.model, new_parameters=loaded.new)
         learning = sum(p.numel() for p in model.parameters() if p.requires_grad)
         frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
         made = plan(config)
-        found = (strategy, made.parameters.learning, made.parameters.frozen)
+        found = (strategy, made.parameters.trainable, made.parameters.frozen)
         assert found == (strategy, learning, frozen)
         assert made.parameters.total == learning + frozen
 
@@ -154,7 +168,7 @@ def test_lora_counts_by_hand(decoder):
     values): 4 x (in + out) each."""
     block = 2 * (32 + 32) + 2 * (32 + 16) + 3 * (32 + 64)
     made = plan(configure(decoder, strategy={"name": "lora", "rank": 4}))
-    assert made.parameters.learning == 4 * 2 * block
+    assert made.parameters.trainable == 4 * 2 * block
 
 
 # Choices ----------------------------------------------------------------------------------------
@@ -163,19 +177,29 @@ def test_lora_counts_by_hand(decoder):
 def test_a_laptop_runs_one_process_in_fp32_without_zero(decoder):
     made = plan(configure(decoder))
     layout = made.layout
-    assert (layout.nodes, layout.processes, layout.zero, layout.offload) == (1, 1, 0, "none")
+    assert (layout.nodes, layout.processes_per_node, layout.zero_stage, layout.offload) == (
+        1,
+        1,
+        0,
+        "none",
+    )
     assert (layout.dtype, layout.device, layout.activation_checkpointing) == ("fp32", "cpu", False)
     assert made.deepspeed is None
-    assert choices(made)["dtype"] == "fp32"
+    assert values(made)["dtype"] == "fp32"
     assert "no GPU" in reason(made, "processes")
 
 
 def test_eight_gpus_are_all_used_in_bf16(decoder):
     made = plan(configure(decoder), EIGHT_GPUS)
     layout = made.layout
-    assert (layout.processes, layout.dtype, layout.device, layout.zero) == (8, "bf16", "cuda", 0)
+    assert (layout.processes_per_node, layout.dtype, layout.device, layout.zero_stage) == (
+        8,
+        "bf16",
+        "cuda",
+        0,
+    )
     assert "80 GB GPU" in reason(made, "processes")
-    assert (layout.micro_batch, layout.accumulation) == (2, 1)
+    assert (layout.micro_batch, layout.accumulation_steps) == (2, 1)
 
 
 def test_a_gpu_without_bf16_gets_fp16(decoder):
@@ -184,7 +208,7 @@ def test_a_gpu_without_bf16_gets_fp16(decoder):
 
 def test_no_more_gpus_than_examples_in_a_step(decoder):
     made = plan(configure(decoder, train={"global_batch": 3}), EIGHT_GPUS)
-    assert (made.layout.processes, made.layout.micro_batch) == (3, 1)
+    assert (made.layout.processes_per_node, made.layout.micro_batch) == (3, 1)
 
 
 @pytest.mark.parametrize(
@@ -196,19 +220,21 @@ def test_zero_is_the_least_sharding_that_fits(decoder, memory, stage, offload):
     0.63 of a device is planned for them."""
     config = configure(decoder, strategy="full")
     held = memory * plan(config).parameters.total / (0.9 * 0.7)
-    hardware = Hardware("cuda", 4, int(held), "small GPU", bf16=True, compiler=True)
+    hardware = Hardware("cuda", 4, int(held), "small GPU", supports_bf16=True, has_compiler=True)
     layout = plan(config, hardware).layout
-    assert (layout.zero, layout.offload) == (stage, offload)
+    assert (layout.zero_stage, layout.offload) == (stage, offload)
 
 
 def test_without_a_compiler_zero_is_not_used_on_a_cpu_and_the_plan_says_so(decoder):
-    config = configure(decoder, layout={"zero": 2, "offload": "optimizer", "processes": 2})
-    assert plan(config).layout.zero == 2
+    config = configure(
+        decoder, layout={"zero_stage": 2, "offload": "optimizer", "processes_per_node": 2}
+    )
+    assert plan(config).layout.zero_stage == 2
     made = plan(config, NO_COMPILER)
-    assert (made.layout.zero, made.layout.offload, made.deepspeed) == (0, "none", None)
+    assert (made.layout.zero_stage, made.layout.offload, made.deepspeed) == (0, "none", None)
     assert "ZeRO 2 was asked for" in reason(made, "ZeRO stage")
     assert "compiler" in reason(made, "ZeRO stage")
-    assert any("compiler" in line for line in made.lines())
+    assert any("compiler" in line for line in made.format_lines())
 
 
 def test_what_is_asked_for_is_taken(decoder):
@@ -219,8 +245,8 @@ def test_what_is_asked_for_is_taken(decoder):
         train={"global_batch": 24},
         layout={
             "nodes": 2,
-            "processes": 3,
-            "zero": 3,
+            "processes_per_node": 3,
+            "zero_stage": 3,
             "offload": "optimizer",
             "micro_batch": 2,
             "activation_checkpointing": True,
@@ -228,17 +254,17 @@ def test_what_is_asked_for_is_taken(decoder):
     )
     made = plan(config)
     layout = made.layout
-    assert (layout.nodes, layout.processes, layout.ranks) == (2, 3, 6)
-    assert (layout.zero, layout.offload, layout.dtype) == (3, "optimizer", "bf16")
-    assert (layout.micro_batch, layout.accumulation) == (2, 2)
+    assert (layout.nodes, layout.processes_per_node, layout.world_size) == (2, 3, 6)
+    assert (layout.zero_stage, layout.offload, layout.dtype) == (3, "optimizer", "bf16")
+    assert (layout.micro_batch, layout.accumulation_steps) == (2, 2)
     assert layout.activation_checkpointing
     assert made.phases[0].learning_rate == 0.5
 
 
 def test_an_outer_launcher_wins(decoder):
-    outer = OuterLaunch("torchrun", ranks=4, ranks_a_node=2, zero=3, offload="none")
-    made = plan(configure(decoder, layout={"processes": 1, "zero": 1}), outer=outer)
-    assert (made.layout.nodes, made.layout.processes, made.layout.zero) == (2, 2, 3)
+    outer = OuterLaunch("torchrun", world_size=4, local_world_size=2, zero_stage=3, offload="none")
+    made = plan(configure(decoder, layout={"processes_per_node": 1, "zero_stage": 1}), outer=outer)
+    assert (made.layout.nodes, made.layout.processes_per_node, made.layout.zero_stage) == (2, 2, 3)
     assert reason(made, "processes") == reason(made, "ZeRO stage") == "fixed by torchrun"
 
 
@@ -263,10 +289,10 @@ def test_every_key_that_is_left_out_is_explained(decoder, hardware, layout):
         "steps",
         "learning rate",
     }
-    assert explained <= set(choices(made))
-    assert all(chosen.reason for chosen in made.choices)
-    text = "\n".join(made.lines())
-    assert all(chosen.reason in text for chosen in made.choices)
+    assert explained <= set(values(made))
+    assert all(chosen.reason for chosen in made.decisions)
+    text = "\n".join(made.format_lines())
+    assert all(chosen.reason in text for chosen in made.decisions)
 
 
 @pytest.mark.parametrize(
@@ -274,21 +300,23 @@ def test_every_key_that_is_left_out_is_explained(decoder, hardware, layout):
 )
 @pytest.mark.parametrize("global_batch", [8, 16, 33, 1000])
 def test_micro_batch_and_accumulation_hold_the_global_batch(decoder, hardware, ranks, global_batch):
-    config = configure(decoder, train={"global_batch": global_batch}, layout={"processes": ranks})
+    config = configure(
+        decoder, train={"global_batch": global_batch}, layout={"processes_per_node": ranks}
+    )
     layout = plan(config, hardware).layout
-    held = layout.micro_batch * layout.accumulation * ranks
+    held = layout.micro_batch * layout.accumulation_steps * ranks
     assert held >= global_batch
-    assert layout.micro_batch * (layout.accumulation - 1) * ranks < global_batch
+    assert layout.micro_batch * (layout.accumulation_steps - 1) * ranks < global_batch
 
 
 def test_long_examples_get_small_micro_batches(decoder):
     """24 tokens or 100 000: what does not fit at once is taken one after the other."""
     config = configure(decoder, train={"global_batch": 64})
-    small = Hardware("cuda", 1, GB, "small GPU", bf16=True, compiler=True)
+    small = Hardware("cuda", 1, GB, "small GPU", supports_bf16=True, has_compiler=True)
     assert plan(config, small, longest=24).layout.micro_batch == 64
     layout = plan(config, small, longest=100_000).layout
     assert layout.micro_batch < 8
-    assert layout.micro_batch * layout.accumulation >= 64
+    assert layout.micro_batch * layout.accumulation_steps >= 64
 
 
 UNEVEN = np.array([(7 * number) % 97 + 4 for number in range(300)])  # 4 to 100 tokens
@@ -298,7 +326,9 @@ UNEVEN = np.array([(7 * number) % 97 + 4 for number in range(300)])  # 4 to 100 
 @pytest.mark.parametrize("grouped", [False, True])
 def test_batches_of_tokens_are_laid_out_by_what_the_longest_examples_take(decoder, ranks, grouped):
     train = {"steps": None, "epochs": 3, "global_batch": "900 tokens", "group_by_length": grouped}
-    made = plan_of(configure(decoder, train=train, layout={"processes": ranks}), LAPTOP, UNEVEN)
+    made = plan_for_lengths(
+        configure(decoder, train=train, layout={"processes_per_node": ranks}), LAPTOP, UNEVEN
+    )
     batching = Batching(300, 900, 0, UNEVEN, UNEVEN if grouped else None)
     assert made.steps_per_epoch == len(batching.epoch(0))
     assert made.steps == sum(len(batching.epoch(epoch)) for epoch in range(3))
@@ -307,33 +337,35 @@ def test_batches_of_tokens_are_laid_out_by_what_the_longest_examples_take(decode
     assert "at most 832 tokens, padded" in reason(
         made, "accumulation"
     )  # 8 of 100, which pad to 104
-    asked = configure(decoder, train=train, layout={"processes": ranks, "micro_batch": 1})
-    small = plan_of(asked, LAPTOP, UNEVEN).layout
+    asked = configure(decoder, train=train, layout={"processes_per_node": ranks, "micro_batch": 1})
+    small = plan_for_lengths(asked, LAPTOP, UNEVEN).layout
     assert small.micro_batch == 1
-    assert small.accumulation >= 900 / 104 / ranks
-    assert small.accumulation > made.layout.accumulation
+    assert small.accumulation_steps >= 900 / 104 / ranks
+    assert small.accumulation_steps > made.layout.accumulation_steps
 
 
 def test_padding_is_told_with_what_makes_it_less(decoder):
-    plain = plan_of(configure(decoder), LAPTOP, UNEVEN)
+    plain = plan_for_lengths(configure(decoder), LAPTOP, UNEVEN)
     # in one process, two micro-batches of 8 halve the lengths of a step, which are spread evenly
-    assert 0.15 < float(choices(plain)["padding"].rstrip("%")) / 100 < 0.4
+    assert 0.15 < float(values(plain)["padding"].rstrip("%")) / 100 < 0.4
     assert "train.group_by_length=true" in reason(plain, "padding")
-    grouped = plan_of(configure(decoder, train={"group_by_length": True}), LAPTOP, UNEVEN)
-    assert "padding" not in choices(grouped)
-    assert "padding" not in choices(plan(configure(decoder)))
+    grouped = plan_for_lengths(configure(decoder, train={"group_by_length": True}), LAPTOP, UNEVEN)
+    assert "padding" not in values(grouped)
+    assert "padding" not in values(plan(configure(decoder)))
 
 
 def test_no_more_gpus_than_examples_in_a_step_of_tokens(decoder):
     config = configure(decoder, train={"global_batch": "500 tokens"})
-    assert plan(config, EIGHT_GPUS, longest=100).layout.processes == 5
-    asked = configure(decoder, train={"global_batch": "500 tokens"}, layout={"processes": 6})
+    assert plan(config, EIGHT_GPUS, longest=100).layout.processes_per_node == 5
+    asked = configure(
+        decoder, train={"global_batch": "500 tokens"}, layout={"processes_per_node": 6}
+    )
     with pytest.raises(DtlError, match="500 tokens are 5 examples on average, and cannot feed 6"):
         plan(asked, EIGHT_GPUS, longest=100)
 
 
 def test_an_example_that_does_not_fit_is_checkpointed(decoder):
-    small = Hardware("cuda", 1, 3 * GB, "small GPU", bf16=True, compiler=True)
+    small = Hardware("cuda", 1, 3 * GB, "small GPU", supports_bf16=True, has_compiler=True)
     config = configure(decoder, strategy="lora")
     assert not plan(config, small, longest=24).layout.activation_checkpointing
     assert plan(config, small, longest=700_000).layout.activation_checkpointing
@@ -378,7 +410,7 @@ def test_deepspeeds_config_is_written_out(decoder, zero, clip, written):
     config = configure(
         decoder,
         optim={"gradient_clip": clip},
-        layout={"zero": zero, "processes": 2, "micro_batch": 4},
+        layout={"zero_stage": zero, "processes_per_node": 2, "micro_batch": 4},
     )
     made = plan(config)
     found = made.deepspeed
@@ -396,7 +428,7 @@ def test_deepspeed_itself_reads_the_config(decoder):
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
     for zero in (1, 2, 3):
-        layout = {"zero": zero, "offload": "optimizer"}
+        layout = {"zero_stage": zero, "offload": "optimizer"}
         found = plan(configure(decoder, layout=layout)).deepspeed["zero_optimization"]
         read = DeepSpeedZeroConfig(**found)
         assert read.stage == zero
@@ -409,16 +441,23 @@ def test_deepspeed_itself_reads_the_config(decoder):
 @pytest.mark.parametrize(
     ("hardware", "sections", "outer", "place"),
     [
-        (EIGHT_GPUS, {"layout": {"processes": 9}}, None, "layout.processes"),
+        (EIGHT_GPUS, {"layout": {"processes_per_node": 9}}, None, "layout.processes_per_node"),
         (LAPTOP, {"model": {"dtype": "fp16"}}, None, "model.dtype"),
         (OLD_GPU, {"model": {"dtype": "bf16"}}, None, "model.dtype"),
         (
             LAPTOP,
             {"train": {"global_batch": 3}},
-            OuterLaunch("torchrun", ranks=4, ranks_a_node=4, zero=None, offload=None),
+            OuterLaunch(
+                "torchrun", world_size=4, local_world_size=4, zero_stage=None, offload=None
+            ),
             "train.global_batch",
         ),
-        (Hardware("cuda", 2, 10_000, "toy", bf16=True, compiler=True), {}, None, "layout"),
+        (
+            Hardware("cuda", 2, 10_000, "toy", supports_bf16=True, has_compiler=True),
+            {},
+            None,
+            "layout",
+        ),
     ],
 )
 def test_what_cannot_be_laid_out_is_refused(decoder, hardware, sections, outer, place):
@@ -440,7 +479,7 @@ def test_a_model_without_a_head_of_its_own_cannot_be_frozen(tied_decoder):
 
 @pytest.mark.parametrize("zero", [0, 2])
 def test_a_plan_survives_json(decoder, zero):
-    made = plan(configure(decoder, layout={"zero": zero, "processes": 2}))
+    made = plan(configure(decoder, layout={"zero_stage": zero, "processes_per_node": 2}))
     assert Plan.from_dict(json.loads(json.dumps(made.to_dict()))) == made
 
 
@@ -458,28 +497,33 @@ def test_initialise_is_not_needed_for_a_head_that_is_there(decoder):
 
 
 def test_a_disk_that_cannot_hold_the_checkpoints_is_told_before_the_start(decoder):
-    config = configure(decoder, strategy="full", train={"keep": 3}, data=SCORED)
-    made = plan(config, disk_free=10**12)
-    learning = made.parameters.learning
+    config = configure(decoder, strategy="full", train={"keep_last": 3}, data=SCORED)
+    made = plan(config, free_disk=10**12)
+    learning = made.parameters.trainable
     # three kept and one being written, at 12 bytes a parameter, and the fp32 export twice
     written = learning * 12 * 4 + learning * 4 * 2
-    assert choices(made)["disk"] == format_bytes(written)
+    assert values(made)["disk"] == format_bytes(written)
     assert "warning" not in reason(made, "disk")
-    assert "warning" not in reason(plan(config, disk_free=written), "disk")
-    assert reason(plan(config, disk_free=written - 1), "disk").startswith("warning: more than the")
+    assert "warning" not in reason(plan(config, free_disk=written), "disk")
+    assert reason(plan(config, free_disk=written - 1), "disk").startswith("warning: more than the")
 
 
 def test_the_best_checkpoint_and_those_to_go_back_to_count_as_well(decoder):
-    train = {"keep": 1, "evaluate_every": 5, "save_every": 4, "spike": {"back": 10}}
+    train = {
+        "keep_last": 1,
+        "evaluate_every": 5,
+        "save_every": 4,
+        "loss_spike": {"rollback_steps": 10},
+    }
     config = configure(decoder, strategy="full", train=train, data=SCORED)
-    made = plan(config, disk_free=10**12)
+    made = plan(config, free_disk=10**12)
     # one kept, the best, four that reach ten steps back, one being written
-    learning = made.parameters.learning
-    assert choices(made)["disk"] == format_bytes(learning * 12 * 7 + learning * 4 * 2)
+    learning = made.parameters.trainable
+    assert values(made)["disk"] == format_bytes(learning * 12 * 7 + learning * 4 * 2)
 
 
 def test_free_space_is_that_of_the_disk_on_which_the_folder_will_be(tmp_path):
-    free = disk_free(str(tmp_path / "not" / "yet"))
+    free = free_disk_bytes(str(tmp_path / "not" / "yet"))
     assert free == pytest.approx(shutil.disk_usage(tmp_path).free, rel=0.05)
 
 
@@ -492,25 +536,29 @@ def test_8_bit_moments_take_a_quarter_and_keep_zero_out(decoder):
     # The embeddings and the head, 320 x 32, have 40 blocks of 256 each: two bytes a number, and two
     # scales a block. All other tensors, 2 blocks of layers, are too small: two fp32 numbers.
     large = 2 * (320 * 32 * 2 + 40 * 8)
-    assert made.model_state["optimizer"] == large + 8 * (made.parameters.learning - 2 * 320 * 32)
-    assert (made.layout.zero, made.deepspeed) == (0, None)
+    assert made.model_state["optimizer"] == large + 8 * (made.parameters.trainable - 2 * 320 * 32)
+    assert (made.layout.zero_stage, made.deepspeed) == (0, None)
     assert "blocks" in reason(made, "ZeRO stage")
-    outer = OuterLaunch("accelerate launch", ranks=2, ranks_a_node=2, zero=2, offload=None)
+    outer = OuterLaunch(
+        "accelerate launch", world_size=2, local_world_size=2, zero_stage=2, offload=None
+    )
     with pytest.raises(DtlError, match="does not go with ZeRO 2, which accelerate launch fixes"):
         plan(config, outer=outer)
 
 
-@pytest.mark.parametrize("layout", [{"zero": 2}, {"offload": "optimizer"}])
+@pytest.mark.parametrize("layout", [{"zero_stage": 2}, {"offload": "optimizer"}])
 def test_8_bit_moments_with_zero_are_a_fault_of_the_config(decoder, layout):
     with pytest.raises(ValidationError, match="adamw_8bit and ZeRO do not go together: 8-bit"):
         configure(decoder, optim={"name": "adamw_8bit"}, layout=layout)
 
 
-@pytest.mark.parametrize("name", [n for n, each in OPTIMIZERS.items() if each.cut is not None])
+@pytest.mark.parametrize(
+    "name", [n for n, each in OPTIMIZERS.items() if each.unshardable_reason is not None]
+)
 def test_what_zero_would_cut_goes_without_it(decoder, name):
     with pytest.raises(ValidationError, match=f"{name} and ZeRO do not go together: .* cut"):
-        configure(decoder, optim={"name": name}, layout={"zero": 1})
-    assert plan(configure(decoder, optim={"name": name}), EIGHT_GPUS).layout.zero == 0
+        configure(decoder, optim={"name": name}, layout={"zero_stage": 1})
+    assert plan(configure(decoder, optim={"name": name}), EIGHT_GPUS).layout.zero_stage == 0
     assert get_args(Optim.model_fields["name"].annotation) == tuple(OPTIMIZERS)
 
 
@@ -518,7 +566,7 @@ def test_pages_want_a_gpu(decoder):
     config = configure(decoder, optim={"name": "paged_adamw_8bit"})
     with pytest.raises(DtlError, match="there is no GPU; take adamw_8bit"):
         plan(config)
-    assert plan(config, EIGHT_GPUS).layout.zero == 0
+    assert plan(config, EIGHT_GPUS).layout.zero_stage == 0
 
 
 @pytest.mark.parametrize(
@@ -526,26 +574,28 @@ def test_pages_want_a_gpu(decoder):
     [
         ({"optim": {"name": "lion"}}, "lion"),
         ({"strategy": "full", "optim": {"l2_sp": 0.1}}, "optim.l2_sp"),
-        ({"train": {"ema": 0.9, "export": "ema"}}, "train.ema"),
+        ({"train": {"ema_decay": 0.9, "export": "ema"}}, "train.ema_decay"),
     ],
 )
 def test_what_works_on_the_device_is_not_offloaded(decoder, sections, kept):
     with pytest.raises(ValidationError, match=f"{kept} does not work in main memory"):
         configure(decoder, **sections, layout={"offload": "optimizer"})
-    outer = OuterLaunch("accelerate launch", 2, 2, zero=2, offload="optimizer")
+    outer = OuterLaunch("accelerate launch", 2, 2, zero_stage=2, offload="optimizer")
     with pytest.raises(DtlError, match=f"{kept} does not work in main memory"):
         plan(configure(decoder, **sections), outer=outer)
-    small = Hardware("cuda", 1, 10_000, "tiny GPU", bf16=True, compiler=True)
+    small = Hardware("cuda", 1, 10_000, "tiny GPU", supports_bf16=True, has_compiler=True)
     with pytest.raises(DtlError, match="at ZeRO 0, of"):
         plan(configure(decoder, **sections), small)
 
 
 def test_starts_and_averages_are_counted_by_hand(decoder):
     """All of the base has a start; both are fp32 numbers, and shared out as the moments are."""
-    extras = {"optim": {"l2_sp": 0.1}, "train": {"ema": 0.9, "export": "ema"}}
-    config = configure(decoder, strategy="full", layout={"zero": 2, "processes": 2}, **extras)
+    extras = {"optim": {"l2_sp": 0.1}, "train": {"ema_decay": 0.9, "export": "ema"}}
+    config = configure(
+        decoder, strategy="full", layout={"zero_stage": 2, "processes_per_node": 2}, **extras
+    )
     made = plan(config)
-    learning = made.parameters.learning
+    learning = made.parameters.trainable
     assert made.model_state["optimizer"] == learning // 2 * (4 + 8 + 4 + 4)
     assert checkpoint_bytes(made.parameters) == learning * (4 + 8 + 4)  # starts are the base's
 
@@ -570,10 +620,13 @@ def test_a_head_that_does_not_learn_is_found_at_the_desk(decoder):
 @pytest.mark.parametrize(
     ("train", "problem"),
     [
-        ({"ema": 0.9}, "no held-out examples to tell whether the average is better"),
+        ({"ema_decay": 0.9}, "no held-out examples to tell whether the average is better"),
         ({"export": "ema"}, r"train\.ema is not set"),
-        ({"average": 3, "save_every": 2, "export": "average"}, "of 3 checkpoints only 2 are kept"),
-        ({"average": 2, "export": "average"}, "there is one checkpoint only"),
+        (
+            {"average_checkpoints": 3, "save_every": 2, "export": "average"},
+            "of 3 checkpoints only 2 are kept",
+        ),
+        ({"average_checkpoints": 2, "export": "average"}, "there is one checkpoint only"),
     ],
 )
 def test_an_average_without_what_it_is_made_of(decoder, train, problem):
@@ -582,7 +635,7 @@ def test_an_average_without_what_it_is_made_of(decoder, train, problem):
 
 
 def test_without_bitsandbytes_it_is_said_how_to_get_it(decoder, monkeypatch):
-    monkeypatch.setattr(make, "find_spec", lambda name: None)
+    monkeypatch.setattr(zero_stage, "find_spec", lambda name: None)
     with pytest.raises(DtlError, match=r"pip install 'dtl\[quantize\]'"):
         plan(configure(decoder, optim={"name": "adamw_8bit"}))
 
@@ -595,11 +648,13 @@ PISSA = {"name": "lora", "rank": 4, "init": "pissa"}
 
 def test_a_stage_at_which_a_strategy_is_not_right_is_refused(decoder):
     for strategy in (PISSA, {**PISSA, "init": "olora"}, {**PISSA, "init": "eva"}, "loha", "lokr"):
-        config = configure(decoder, strategy=strategy, layout={"zero": 3})
-        with pytest.raises(DtlError, match=r"^layout.zero: .*up to ZeRO 2.*set layout.zero to 2"):
+        config = configure(decoder, strategy=strategy, layout={"zero_stage": 3})
+        with pytest.raises(
+            DtlError, match=r"^layout.zero_stage: .*up to ZeRO 2.*set layout.zero_stage to 2"
+        ):
             plan(config)
-    assert plan(configure(decoder, strategy=PISSA, layout={"zero": 2})).layout.zero == 2
-    outer = OuterLaunch("torchrun", ranks=2, ranks_a_node=2, zero=3, offload=None)
+    assert plan(configure(decoder, strategy=PISSA, layout={"zero_stage": 2})).layout.zero_stage == 2
+    outer = OuterLaunch("torchrun", world_size=2, local_world_size=2, zero_stage=3, offload=None)
     with pytest.raises(DtlError, match=r"^torchrun: .*up to ZeRO 2"):
         plan(configure(decoder, strategy=PISSA), outer=outer)
 
@@ -611,17 +666,17 @@ def test_no_stage_is_planned_at_which_a_strategy_is_not_right(decoder):
     small = Hardware("cuda", 8, int(counts.frozen * 4 / 2 / room), "tiny GPU", True, True)
     layout = {"micro_batch": 1}
     made = plan(configure(decoder, model={"dtype": "fp32"}, layout=layout), small)
-    assert made.layout.zero == 3
+    assert made.layout.zero_stage == 3
     with pytest.raises(DtlError, match="at ZeRO 2 with offload"):
         plan(configure(decoder, model={"dtype": "fp32"}, layout=layout, strategy=PISSA), small)
 
 
 def test_recomputed_activations_are_refused_or_left_off_where_a_strategy_needs_them(decoder):
-    strategy = {"name": "prefix_tuning", "tokens": 4}
+    strategy = {"name": "prefix_tuning", "num_virtual_tokens": 4}
     config = configure(decoder, strategy=strategy, layout={"activation_checkpointing": True})
     with pytest.raises(DtlError, match=r"^layout.activation_checkpointing: .*prefix_tuning"):
         plan(config)
-    small = Hardware("cuda", 1, 3 * GB, "small GPU", bf16=True, compiler=True)
+    small = Hardware("cuda", 1, 3 * GB, "small GPU", supports_bf16=True, has_compiler=True)
     made = plan(configure(decoder, strategy=strategy), small, longest=700_000)
     assert not made.layout.activation_checkpointing
     assert "prefix_tuning" in reason(made, "activation checkpointing")

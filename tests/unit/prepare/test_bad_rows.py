@@ -43,7 +43,7 @@ def only_text(row):
 
 def opened(path, *, skips, columns=None, **keys):
     source = Source(path=str(path), **keys)
-    return open_rows(source, columns or {}, check=only_text, skips=skips)
+    return open_rows(source, columns or {}, check=only_text, skip_invalid=skips)
 
 
 def prepared(*overrides):
@@ -99,15 +99,15 @@ def test_a_row_at_fault_stops_or_is_skipped(name, content, place, said):
     assert said in fault.problem and fault.fix
     rows = opened(name, skips=True)
     assert [(row.index, row.fields["text"]) for row in rows] == [(0, "a"), (1, "c")]
-    reading = rows.read_through()
-    assert (reading.good, reading.bad) == (2, (fault,))
+    reading = rows.scan()
+    assert (reading.valid_rows, reading.faults) == (2, (fault,))
 
 
 def test_a_column_missing_in_one_row_is_a_fault_of_that_row():
     write('{"body": "a"}', '{"text": "b"}', '{"body": "c"}')
     rows = opened("rows.jsonl", skips=True, columns={"text": "body"})
     assert [row.fields["text"] for row in rows] == ["a", "c"]
-    assert [fault.location for fault in rows.read_through().bad] == ["rows.jsonl:2"]
+    assert [fault.location for fault in rows.scan().faults] == ["rows.jsonl:2"]
 
 
 def test_places_of_good_rows_stay_those_of_the_file():
@@ -120,7 +120,7 @@ def test_the_limit_counts_good_rows():
     write(GOOD[0], "bad", GOOD[1], "bad", GOOD[2])
     rows = opened("rows.jsonl", skips=True, limit=2)
     assert [row.location for row in rows] == ["rows.jsonl:1", "rows.jsonl:3"]
-    assert [fault.location for fault in rows.read_through().bad] == ["rows.jsonl:2"]
+    assert [fault.location for fault in rows.scan().faults] == ["rows.jsonl:2"]
 
 
 # --- a fault of a whole file
@@ -255,7 +255,7 @@ AT_FAULT = [
 ]
 
 
-@pytest.mark.parametrize("more", [(), ("data.holdout=0.3",)], ids=["whole", "holdout"])
+@pytest.mark.parametrize("more", [(), ("data.eval_fraction=0.3",)], ids=["whole", "holdout"])
 def test_every_row_that_is_no_example_is_listed(more):
     write(*DIRTY)
     expected = [*AT_FAULT, ("rows.jsonl:4", "empty text")]
@@ -293,7 +293,7 @@ def test_a_renamed_file_is_listed_under_its_new_name():
     ]
 
 
-@pytest.mark.parametrize("more", [(), ("data.holdout=0.3",), ("data.train.limit=6",)])
+@pytest.mark.parametrize("more", [(), ("data.eval_fraction=0.3",), ("data.train.limit=6",)])
 def test_the_examples_are_those_of_the_clean_subset(more):
     """The same encoded examples in the same order, on either side of the split."""
     dirty = ["bad", *DIRTY]
@@ -315,7 +315,7 @@ def test_labels_at_fault_are_found_before_the_split(encoder):
     rows = [{"text": "a", "label": label} for label in ("early", "late") * 4]
     rows[2:2] = [{"text": "b"}, {"text": "c", "label": ["late"]}, {"label": "late"}]
     Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    examples = prepared("model.path=encoder", "task=text_classification", "data.holdout=0.25")
+    examples = prepared("model.path=encoder", "task=text_classification", "data.eval_fraction=0.25")
     assert examples.facts == {"labels": ["early", "late"]}
     assert len(examples.train) + len(examples.held_out) == 8
     assert [fault.location for fault in examples.sources[0].bad] == [

@@ -98,7 +98,7 @@ def test_sources_are_mixed_by_weight(tmp_path, decoder, cache):
 
 
 def test_what_is_held_out_is_not_mixed_in(tmp_path, decoder, cache):
-    examples = mixture(tmp_path, decoder, "data.holdout=0.34", "data.train.weight=3")
+    examples = mixture(tmp_path, decoder, "data.eval_fraction=0.34", "data.train.weight=3")
     (held_out,) = read(examples, examples.held_out)
     assert held_out.startswith("a") and held_out not in read(examples, examples.train)
     assert len(examples.train) == 2 * 3 + 4

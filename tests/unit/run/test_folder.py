@@ -7,19 +7,19 @@ import pytest
 
 from dtl.config.schema import RunConfig
 from dtl.core.errors import DtlError
-from dtl.plan.records import Decision, Layout, Parameters, PhasePlan, Plan
+from dtl.plan.records import Decision, Layout, ParameterCounts, PhasePlan, Plan
 from dtl.prepare import preparation
 from dtl.run.folder import RunFolder, Scored, write_json
 
 PLAN = Plan(
     layout=Layout(1, 2, 2, "none", 4, 2, False, "fp32", "cpu"),
-    parameters=Parameters(learning=10, frozen=90),
+    parameters=ParameterCounts(trainable=10, frozen=90),
     model_state={"weights": 400, "gradients": 40, "optimizer": 80},
-    phases=(PhasePlan("lora", 0, 30, 2e-4, Parameters(10, 90)),),
+    phases=(PhasePlan("lora", 0, 30, 2e-4, ParameterCounts(10, 90)),),
     steps=30,
     steps_per_epoch=7,
     deepspeed={"zero_optimization": {"stage": 2}},
-    choices=(Decision("processes", "2", "layout.processes"),),
+    decisions=(Decision("processes", "2", "layout.processes_per_node"),),
 )
 DATA = {"key": "k" * 32, "examples": 7}
 
@@ -30,7 +30,7 @@ def configure(folder, **train):
             "run": {"name": "first", "dir": str(folder)},
             "model": {"path": "mini:text"},
             "task": {"name": "causal_lm", "max_length": 64},
-            "strategy": {"name": "lora", "rank": 4, "target": ["q_proj", "v_proj"]},
+            "strategy": {"name": "lora", "rank": 4, "target_modules": ["q_proj", "v_proj"]},
             "data": {"train": "rows.jsonl"},
             "train": {"steps": 30, **train},
         }
@@ -77,7 +77,7 @@ def test_run_json_is_plain_and_names_the_stack(run):
         **record["config"]["strategy"],
         "name": "lora",
         "rank": 4,
-        "target": ["q_proj", "v_proj"],
+        "target_modules": ["q_proj", "v_proj"],
     }
     for name in ("torch", "transformers", "peft", "accelerate", "deepspeed"):
         assert record["versions"][name] == metadata.version(name)
@@ -139,7 +139,7 @@ def test_how_a_launch_ended_is_noted_and_taken_back(run):
 
 def test_a_ranks_word_counts_when_every_rank_has_left_it(run):
     """One that was killed leaves none, and then the others were asked to stop by the launcher."""
-    ranks = run.plan.layout.ranks
+    ranks = run.plan.layout.world_size
     assert ranks > 1
     for rank in range(ranks):
         assert run.ended is None

@@ -14,7 +14,7 @@ from dtl.assembly.parts import Parts
 from dtl.config import registry
 from dtl.core.errors import DtlError
 from dtl.models.anatomy import depths
-from dtl.train.setup import recompute_activations
+from dtl.train.setup import enable_activation_checkpointing
 from tests import architectures
 from tests.architectures import ARCHITECTURES
 
@@ -319,7 +319,7 @@ def test_gradients_are_those_of_the_whole_computation(checkpointing: bool) -> No
 def test_nothing_is_kept_below_the_lowest_block_that_learns(checkpointing: bool) -> None:
     model = ready(deep(), top=3)
     if checkpointing:
-        recompute_activations(model)
+        enable_activation_checkpointing(model)
     kept: dict[str, int] = {}
     block = [""]
     for name, module in model.named_modules():
@@ -363,12 +363,12 @@ def test_the_top_quarter_takes_little_more_than_half_the_time() -> None:
 def test_the_plan_counts_no_gradient_and_no_moment_of_what_is_frozen(decoder: Any) -> None:
     from tests.unit.plan.test_planner import configure, plan
 
-    made = plan(configure(decoder, strategy="partial", layout={"zero": 0}))
+    made = plan(configure(decoder, strategy="partial", layout={"zero_stage": 0}))
     width, inner, words, keys = 32, 64, 320, 16
     block = 2 * width * width + 2 * width * keys + 3 * width * inner + 2 * width
     learns = block + width + words * width
     total = 2 * block + width + 2 * words * width
-    assert (made.parameters.learning, made.parameters.frozen) == (learns, total - learns)
+    assert (made.parameters.trainable, made.parameters.frozen) == (learns, total - learns)
     assert made.model_state == {
         "weights": 4 * total,
         "gradients": 4 * learns,

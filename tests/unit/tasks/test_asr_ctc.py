@@ -40,10 +40,12 @@ def bench(folder: Path, fields: list[dict[str, Any]], **options: Any) -> Bench:
     task = make_task("asr_ctc", **options)
     source, rows = Model(path=str(folder)), numbered(fields)
     settings = load_settings(source)
-    processor, facts = task.fit(load_processor(source, "speech"), task.survey(rows, settings))
-    changes = task.head_settings(facts)
+    processor, facts = task.adapt_processor(
+        load_processor(source, "processor"), task.collect_dataset_stats(rows, settings)
+    )
+    changes = task.head_config(facts)
     loaded = load_pretrained(
-        source, head=task.head, changes=changes, random=False, seed=0, dtype="fp32"
+        source, head=task.auto_class, changes=changes, random=False, seed=0, dtype="fp32"
     )
 
     def fill(parameter: Any, value: Any) -> None:
@@ -52,7 +54,7 @@ def bench(folder: Path, fields: list[dict[str, Any]], **options: Any) -> Bench:
     initialise(loaded.model, loaded.new, seed=0, fill=fill)
     fill_given(loaded, fill=fill)
     encode = task.encoder(processor, facts, settings)
-    encoded, longest = [encode(row) for row in rows], task.longest(processor, facts, settings)
+    encoded, longest = [encode(row) for row in rows], task.max_length(processor, facts, settings)
     return Bench(task, loaded.model.eval(), facts, processor, encoded, longest)
 
 
@@ -243,11 +245,11 @@ def test_spans_are_hidden_by_example_in_training_alone(wav2vec2):
     def shown(place: int) -> dict[str, Any]:
         draw = np.random.Generator(np.random.Philox(key=[1, place]))
         values = made.encoded[place].values
-        return made.task.present(values, processor=made.processor, draw=draw)
+        return made.task.transform(values, processor=made.processor, rng=draw)
 
     assert shown(1)["hidden"].sum() >= 3 and (shown(1)["hidden"] == shown(1)["hidden"]).all()
-    batch = made.task.collate([shown(place) for place in range(4)], padding=0)
-    parts = [made.task.collate([shown(place)], padding=0) for place in range(4)]
+    batch = made.task.collate([shown(place) for place in range(4)], pad_token_id=0)
+    parts = [made.task.collate([shown(place)], pad_token_id=0) for place in range(4)]
     seen = made.loss([0, 1, 2, 3])
     with torch.no_grad():
         assert made.task.loss(made.model, batch).item() == pytest.approx(seen, rel=1e-5)
@@ -270,7 +272,7 @@ def test_all_that_learns_has_a_gradient(family, request):
         **options,
     )
     model = copy.deepcopy(made.model).train()
-    for parameter in made.task.fixed(model, random=False):
+    for parameter in made.task.always_frozen(model, random=False):
         parameter.requires_grad_(False)
     made.task.loss(model, made.collate([0, 1, 2])).backward()
     learning = {n: p for n, p in model.named_parameters() if p.requires_grad}

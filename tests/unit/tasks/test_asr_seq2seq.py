@@ -68,7 +68,7 @@ def bench(folder: Path, **options: Any) -> Bench:
     task, source = Plugin(Options(**options)), Model(path=str(folder))
     settings = load_settings(source)
     processor, facts = task.adapt_processor(
-        load_processor(source, "speech"), task.collect_dataset_stats([], settings)
+        load_processor(source, "processor"), task.collect_dataset_stats([], settings)
     )
     loaded = load_pretrained(
         source,

@@ -30,7 +30,8 @@ def ready(folder: Path, rows: list[dict[str, Any]], **options: Any) -> tuple[Any
     settings = load_settings(source)
     numbered = [Row(n, f"rows:{n}", fields) for n, fields in enumerate(rows)]
     processor, facts = plugin.adapt_processor(
-        load_processor(source, "features"), plugin.collect_dataset_stats(numbered, settings)
+        load_processor(source, "feature_extractor"),
+        plugin.collect_dataset_stats(numbered, settings),
     )
     encode = plugin.encoder(processor, facts, settings)
     return plugin, processor, [encode(one) for one in numbered]
@@ -38,7 +39,7 @@ def ready(folder: Path, rows: list[dict[str, Any]], **options: Any) -> tuple[Any
 
 def batch_of(plugin: Any, processor: Any, examples: list[Any]) -> dict[str, torch.Tensor]:
     shown = [plugin.present(one.values, processor=processor, draw=None) for one in examples]
-    return plugin.collate(shown, padding=0)
+    return plugin.collate(shown, pad_token_id=0)
 
 
 def model_of(folder: Path, strategy: Any = full, *, random: bool = False) -> Any:
@@ -153,7 +154,7 @@ def test_a_run_learns_and_its_adapter_is_opened_by_peft(wav2vec2, tmp_path, cach
         "task: audio_classification\nstrategy: {name: lora, rank: 4}\n"
         f"data: {{train: {tmp_path / 'train'}, eval: {tmp_path / 'heldout'}}}\n"
         "optim: {learning_rate: 0.02}\ntrain: {steps: 30, global_batch: 8}\n"
-        "layout: {processes: 1, zero: 0}\n"
+        "layout: {processes_per_node: 1, zero_stage: 0}\n"
     )
     outcome = api.train(load_config(config), say=lambda _: None)
     assert outcome.exit_code == 0
@@ -169,4 +170,4 @@ def test_a_run_learns_and_its_adapter_is_opened_by_peft(wav2vec2, tmp_path, cach
         with torch.no_grad():
             guesses.append(LABELS[int(model(**heard).logits.argmax())] == path.parent.name)
     assert sum(guesses) / len(guesses) == scores["accuracy"]
-    assert lora.Plugin.exports == "adapter"
+    assert lora.Plugin.export_kind == "adapter"

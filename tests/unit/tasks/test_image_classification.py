@@ -17,6 +17,7 @@ from dtl.assembly.parts import Parts
 from dtl.config.load import load_config
 from dtl.config.schema import Model, Source
 from dtl.core.errors import DtlError
+from dtl.core.parallel_dims import ParallelDims
 from dtl.data.batching import Batching
 from dtl.data.cache.encoded import EncodedData, encode
 from dtl.data.labels import guesses, scores_of
@@ -41,7 +42,7 @@ def task(**options: Any) -> Plugin:
 
 
 def processor_of(folder: Path) -> Any:
-    return load_processor(Model(path=str(folder)), "images")
+    return load_processor(Model(path=str(folder)), "image_processor")
 
 
 # Reading ----------------------------------------------------------------------------------------
@@ -205,8 +206,7 @@ def views(folder: Path, data: EncodedData, plugin: Plugin, *, ranks: int, micro:
             partial(plugin.collate, pad_token_id=0),
             batching=Batching(len(data), 4, 5),
             micro_batch=micro,
-            rank=rank,
-            ranks=ranks,
+            parallel_dims=ParallelDims(ranks, rank),
             present=partial(plugin.transform, processor=processor_of(folder)),
         )
         for batch in loader.window(step).batches:

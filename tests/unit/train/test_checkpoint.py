@@ -11,7 +11,7 @@ import torch
 
 from dtl.core.errors import RunFailed
 from dtl.train import checkpoint
-from dtl.train.checkpoint import CheckpointStore, Stored
+from dtl.train.checkpoint import CheckpointStore, CheckpointTensors
 from dtl.train.loop import Progress
 
 NAMES = ("block.weight", "head.weight", "head.bias")
@@ -151,7 +151,7 @@ def test_death_at_any_call_of_a_save_leaves_a_whole_checkpoint(tmp_path, monkeyp
     class Killed(BaseException):
         pass
 
-    engine, store = OneRank(), CheckpointStore(tmp_path, "mine", keep=1)
+    engine, store = OneRank(), CheckpointStore(tmp_path, "mine", newest_to_keep=1)
     store.save(engine, Progress(step=1))
     owner, _, name = call.rpartition(".")
     home = os if owner == "os" else checkpoint.Path
@@ -167,31 +167,33 @@ def test_death_at_any_call_of_a_save_leaves_a_whole_checkpoint(tmp_path, monkeyp
         patch.setattr(home, name, dying)
         with suppress(Killed):
             store.save(engine, Progress(step=2))
-    found, damaged = store.newest_whole()
+    found, damaged = store.find_newest_intact()
     assert found is not None and damaged == []
     store.save(engine, Progress(step=3))
     assert [p.name for p in tmp_path.iterdir()] == ["step-00000003"]
-    assert store.fault(tmp_path / "step-00000003") is None
+    assert store.find_damage(tmp_path / "step-00000003") is None
     json.loads((tmp_path / "step-00000003" / "manifest.json").read_text())
 
 
 def test_another_runs_checkpoint_is_damage_but_not_one_of_before_a_change(store):
     other = CheckpointStore(store.folder, "another")
-    found, damaged = other.newest_whole()
+    found, damaged = other.find_newest_intact()
     assert found is None
     assert [entry.reason for entry in damaged] == ["it belongs to another run"] * 2
     changed = CheckpointStore(store.folder, "another", ("mine",))
-    assert changed.newest_whole() == (store.path_of(8), [])
+    assert changed.find_newest_intact() == (store.path_of(8), [])
 
 
 def test_the_best_and_one_far_enough_back_are_kept(tmp_path):
-    store = CheckpointStore(tmp_path, "mine", keep=1, reach=4)
+    store = CheckpointStore(tmp_path, "mine", newest_to_keep=1, rollback_steps=4)
     for step in range(12):
-        store.save(OneRank(), Progress(step=step, best=0.5, best_step=3 if step >= 3 else None))
+        store.save(
+            OneRank(), Progress(step=step, best_score=0.5, best_step=3 if step >= 3 else None)
+        )
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         f"step-{step:08d}" for step in (3, 8, 9, 10, 11)
     ]
-    assert store.newest_whole(at_most=7)[0] == store.path_of(3)
+    assert store.find_newest_intact(last_step=7)[0] == store.step_path(3)
     store.remove_after(3)
     assert [p.name for p in tmp_path.iterdir()] == ["step-00000003"]
 
@@ -209,7 +211,7 @@ def test_what_is_read_back_otherwise_is_not_called_saved(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "save_file", rotten)
     with pytest.raises(RunFailed, match="1 of 9 tensors read back differ"):
         store.save(OneRank(), Progress(step=2))
-    assert store.newest_whole() == (store.path_of(1), [])
+    assert store.find_newest_intact() == (store.step_path(1), [])
 
 
 def test_nothing_is_written_into_a_folder_that_is_no_longer_ours(tmp_path):
@@ -217,7 +219,7 @@ def test_nothing_is_written_into_a_folder_that_is_no_longer_ours(tmp_path):
         raise RunFailed.of("runs/x", "was taken over", "end one of the two")
 
     with pytest.raises(RunFailed, match="taken over"):
-        CheckpointStore(tmp_path / "checkpoints", "mine", held=lost).save(
+        CheckpointStore(tmp_path / "checkpoints", "mine", check_lease=lost).save(
             OneRank(), Progress(step=1)
         )
     assert not (tmp_path / "checkpoints").exists()
@@ -231,6 +233,6 @@ def test_buffers_that_training_has_changed_are_saved_and_come_back(tmp_path):
     model = torch.nn.Sequential()
     model.norm = torch.nn.BatchNorm1d(2).requires_grad_(False)
     path = CheckpointStore(tmp_path, "mine").save(WithNorm(), Progress(step=1))
-    checkpoint.restore_buffers(Stored(path), model)
+    checkpoint.restore_buffers(CheckpointTensors(path), model)
     assert model.norm.running_mean.tolist() == [1.0, 2.0]
     assert model.norm.num_batches_tracked.item() == 0

@@ -6,7 +6,7 @@ import pytest
 
 from dtl.config.schema import Train
 from dtl.train import deadline
-from dtl.train.deadline import STARTED, Deadline, ends_at
+from dtl.train.deadline import START_TIME, Deadline, find_end_time
 
 
 @pytest.fixture
@@ -26,21 +26,21 @@ def clock(monkeypatch):
 
 def test_wall_time_counts_from_the_start_of_the_command():
     options = Train(steps=1, wall_time="1h")
-    assert ends_at(options, {STARTED: "5000.0"}) == 5000 + 3600
-    assert ends_at(options, {}) == pytest.approx(time.time() + 3600, abs=5)
+    assert find_end_time(options, {START_TIME: "5000.0"}) == 5000 + 3600
+    assert find_end_time(options, {}) == pytest.approx(time.time() + 3600, abs=5)
 
 
 def test_the_earlier_of_wall_time_and_slurms_end_counts():
-    slurm = {STARTED: "5000.0", "SLURM_JOB_END_TIME": "6000"}
-    assert ends_at(Train(steps=1, wall_time="1h"), slurm) == 6000
-    assert ends_at(Train(steps=1, wall_time="10min"), slurm) == 5600
-    assert ends_at(Train(steps=1), slurm) == 6000
-    assert ends_at(Train(steps=1), {"SLURM_JOB_END_TIME": "Unknown"}) is None
+    slurm = {START_TIME: "5000.0", "SLURM_JOB_END_TIME": "6000"}
+    assert find_end_time(Train(steps=1, wall_time="1h"), slurm) == 6000
+    assert find_end_time(Train(steps=1, wall_time="10min"), slurm) == 5600
+    assert find_end_time(Train(steps=1), slurm) == 6000
+    assert find_end_time(Train(steps=1), {"SLURM_JOB_END_TIME": "Unknown"}) is None
 
 
 def test_it_is_near_when_another_step_and_two_saves_would_come_too_late(clock):
     mine = Deadline(1100.0, checkpoint_bytes=0)
-    mine.saved(10.0)
+    mine.record_save(10.0)
     for _ in range(3):
         clock.now += 20
         assert not mine.near  # at 1060: a step of 20 s, two saves of 10 s and 5 s end at 1105
@@ -51,10 +51,10 @@ def test_it_is_near_when_another_step_and_two_saves_would_come_too_late(clock):
 
 
 def test_a_save_that_is_still_to_come_is_taken_from_its_size(clock):
-    slow = Deadline(1100.0, checkpoint_bytes=int(deadline.SLOW_DISK * 60))
+    slow = Deadline(1100.0, checkpoint_bytes=int(deadline.ASSUMED_BYTES_PER_SECOND * 60))
     assert slow.near, "two saves of 60 s do not fit into 100 s"
     for _ in range(4):
-        slow.saved(1.0)
+        slow.record_save(1.0)
     assert not slow.near, "measured, it is quick"
 
 

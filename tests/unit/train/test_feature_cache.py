@@ -134,7 +134,7 @@ def configure(folder: Path, case: Case, name: str, cached: bool | None, **more: 
         "strategy": {"name": "frozen", "cache_features": cached},
         "optim": {"learning_rate": 0.01},
         "train": {"steps": STEPS, "global_batch": 4, "evaluation_batch": 3},
-        "layout": {"processes": 1, "zero": 0},
+        "layout": {"processes_per_node": 1, "zero_stage": 0},
     }
     for key, value in more.items():
         config[key] = {**config[key], **value} if isinstance(value, dict) else value
@@ -211,8 +211,8 @@ def test_runs_with_fewer_labels_share_what_was_made_for_more(
     losses = {}
     for within in (4, None):
         for labels in (1, 3):
-            draw = {"labels": labels, "seed": 7, "within": within}
-            run = run_here(bert(f"{labels}-of-{within}", data={"draw": draw}))
+            draw = {"size": labels, "seed": 7, "feature_cache_size": within}
+            run = run_here(bert(f"{labels}-of-{within}", data={"subsample": draw}))
             losses[within, labels] = [line["loss"] for line in lines(run, "train")]
             rows = 2 * (within or labels)
             how = "kept" if (within, labels) == (4, 3) else "made, and kept"
@@ -224,13 +224,13 @@ def test_runs_with_fewer_labels_share_what_was_made_for_more(
 
 
 def test_more_than_there_are_is_all(bert: Callable[..., Any], cache: Path) -> None:
-    run_here(bert(data={"draw": {"labels": 1, "within": 9}}))
+    run_here(bert(data={"subsample": {"size": 1, "feature_cache_size": 9}}))
     assert sorted(map(len, kept(cache))) == [HELD_OUT, ROWS]
 
 
 def test_the_plan_tells_the_size_of_what_is_shared(bert: Callable[..., Any]) -> None:
     alone, shared = (
-        told(bert(cached=None, data={"draw": {"labels": 1, "within": within}}))[1]
+        told(bert(cached=None, data={"subsample": {"size": 1, "feature_cache_size": within}}))[1]
         for within in (None, "all")
     )
     assert shared != alone and "at most a layer" in shared
@@ -325,7 +325,7 @@ def test_a_phase_that_moves_the_base_comes_after(bert: Callable[..., Any], cache
 
 def told(config: Any) -> tuple[str, str]:
     """Whether features are kept, and why."""
-    chosen = preparation.prepare_run(config).plan.choices
+    chosen = preparation.prepare_run(config).plan.decisions
     return next((one.value, one.reason) for one in chosen if one.key == "feature cache")
 
 
@@ -401,7 +401,9 @@ def test_a_disk_that_is_too_small_is_told(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """11 vectors of 32 numbers of 4 bytes, and one byte less than may be taken: nine tenths."""
-    monkeypatch.setattr(feature_cache, "disk_free", lambda place: (ROWS * 32 * 4) * 10 // 9 - 1)
+    monkeypatch.setattr(
+        feature_cache, "free_disk_bytes", lambda place: (ROWS * 32 * 4) * 10 // 9 - 1
+    )
     run_here(bert(cached=None))
     assert "no feature cache: features would take 1.38 KiB, of 1.53" in capsys.readouterr().out
     assert not list(cache.glob("features/*"))
@@ -412,7 +414,7 @@ def test_a_disk_that_is_too_small_is_told(
 def test_a_cache_that_a_node_does_not_see_is_told(tmp_path: Path) -> None:
     engine: Any = SimpleNamespace(gather=lambda mine: [*mine, False])
     with pytest.raises(RunFailed, match="do not all see the cache"):
-        feature_cache._refuse_unseen(tmp_path, engine)
+        feature_cache._check_shared_folder(tmp_path, engine)
 
 
 def test_batches_hold_examples_of_one_extent() -> None:

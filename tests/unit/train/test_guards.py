@@ -9,7 +9,7 @@ from dtl.config.schema import Train
 from dtl.core.errors import RunFailed
 from dtl.data.loader import StepBatches
 from dtl.engine.base import Step
-from dtl.train.guards import LEARNING_CHECKED_AT, Guard, SpikeFound, spike_score
+from dtl.train.guards import GRADIENT_CHECK_UPDATES, LossSpike, StepGuard, spike_score
 from dtl.train.loop import Progress
 
 WINDOW = StepBatches(1, 0, (), all_ids=np.array([3, 1]), all_targets=2, all_length=2)
@@ -41,7 +41,7 @@ class Log:
 
 def guard(*, idle=(), **how):
     train = {key: how.pop(key) for key in ("skip_limit", "no_gradient", "spike") if key in how}
-    return Guard(Engine(list(idle)), Log(), Train.model_validate({"steps": 99, **train}), **how)
+    return StepGuard(Engine(list(idle)), Log(), Train.model_validate({"steps": 99, **train}), **how)
 
 
 def walk(mine, steps, *, taken, loss=1.0, first=1):
@@ -50,7 +50,7 @@ def walk(mine, steps, *, taken, loss=1.0, first=1):
 
 
 def test_steps_that_are_not_finite_are_told_and_stop_the_run_when_too_many_follow():
-    mine = guard(skip_limit=3)
+    mine = guard(max_skipped_steps=3)
     walk(mine, 2, taken=False, loss=NAN)
     walk(mine, 1, taken=True, first=3)
     walk(mine, 2, taken=False, loss=NAN, first=4)
@@ -61,41 +61,41 @@ def test_steps_that_are_not_finite_are_told_and_stop_the_run_when_too_many_follo
 
 
 def test_fp16_may_look_for_its_loss_scale_for_longer():
-    mine = guard(skip_limit=3, finds_loss_scale=True)
+    mine = guard(max_skipped_steps=3, finds_loss_scale=True)
     walk(mine, 15, taken=False, loss=2.0)
     with pytest.raises(RunFailed):
         walk(mine, 15, taken=False, loss=2.0, first=16)
     with pytest.raises(RunFailed):
-        walk(guard(skip_limit=3, finds_loss_scale=True), 3, taken=False, loss=NAN)
+        walk(guard(max_skipped_steps=3, finds_loss_scale=True), 3, taken=False, loss=NAN)
 
 
 def test_one_adapter_tensor_without_gradient_stops_the_run_and_is_named():
     mine = guard(idle=["b"], every_tensor_learns=True)
     with pytest.raises(RunFailed, match=r"1 of 8 learning tensors have had no gradient \(b\)"):
-        walk(mine, LEARNING_CHECKED_AT, taken=True)
+        walk(mine, GRADIENT_CHECK_UPDATES, taken=True)
 
 
 def test_of_a_whole_model_a_few_are_told_and_most_stop_the_run():
     few = guard(idle=["b"])
-    walk(few, LEARNING_CHECKED_AT, taken=True)
+    walk(few, GRADIENT_CHECK_UPDATES, taken=True)
     assert few.log.said == ["warning: 1 of 8 learning tensors have had no gradient (b)"]
     with pytest.raises(RunFailed, match="5 of 8"):
-        walk(guard(idle="abcde"), LEARNING_CHECKED_AT, taken=True)
+        walk(guard(idle="abcde"), GRADIENT_CHECK_UPDATES, taken=True)
 
 
 def test_it_can_be_meant_so():
-    mine = guard(idle="abcdefgh", every_tensor_learns=True, no_gradient="warn")
-    walk(mine, LEARNING_CHECKED_AT, taken=True)
+    mine = guard(idle="abcdefgh", every_tensor_learns=True, on_missing_gradient="warn")
+    walk(mine, GRADIENT_CHECK_UPDATES, taken=True)
     assert mine.log.said[0].startswith("warning: 8 of 8")
 
 
 def test_a_jump_of_the_loss_is_found_and_lesser_ones_are_not():
     draw = np.random.Generator(np.random.Philox(key=[1, 2]))
-    mine = guard(spike={"score": 6.0, "window": 50})
+    mine = guard(loss_spike={"threshold": 6.0, "window": 50})
     losses = 2.0 + 0.1 * draw.standard_normal(60)
     for step, loss in enumerate(losses, start=1):
         walk(mine, 1, taken=True, loss=float(loss), first=step)
-    with pytest.raises(SpikeFound) as found:
+    with pytest.raises(LossSpike) as found:
         walk(mine, 1, taken=True, loss=3.0, first=61)
     assert (found.value.step, found.value.loss, found.value.examples) == (61, 3.0, [3, 1])
     assert found.value.score > 6
@@ -111,6 +111,6 @@ def test_the_score_is_the_distance_in_scaled_median_absolute_deviations():
 
 
 def test_a_batch_that_is_left_out_is_told_and_does_not_count_as_a_skip():
-    mine = guard(skip_limit=1, leave_out=frozenset({4}))
+    mine = guard(max_skipped_steps=1, leave_out=frozenset({4}))
     walk(mine, 1, taken=False, loss=NAN, first=4)
     assert mine.log.skipped == [(4, [3, 1], "its loss jumped before")]

@@ -10,7 +10,13 @@ import time
 import pytest
 
 from dtl.train import heartbeat as watch
-from dtl.train.heartbeat import HUNG, Heartbeat, Watch, late, read_beats
+from dtl.train.heartbeat import (
+    HANG_EXIT_CODE,
+    Heartbeat,
+    Watchdog,
+    describe_late_ranks,
+    read_heartbeats,
+)
 
 # One of two ranks: when both are there it beats some times, then stands still.
 PROCESS = """
@@ -40,7 +46,7 @@ def start(folder, rank, *, limit, beats, together=2):
 def test_two_ranks_that_stand_still_end_and_one_of_them_says_who_was_late(tmp_path):
     ranks = [start(tmp_path, 0, limit=5, beats=4), start(tmp_path, 1, limit=5, beats=2)]
     told = [process.communicate(timeout=60) for process in ranks]
-    assert [process.returncode for process in ranks] == [HUNG, HUNG]
+    assert [process.returncode for process in ranks] == [HANG_EXIT_CODE, HANG_EXIT_CODE]
     assert all("waits_for_the_others" in errors for _, errors in told), "the stack of each"
     assert told[0][0].startswith("rank 0 has stood still for")
     late = ("behind the others is rank 1 on", "no sign of life from rank 1 on")
@@ -51,11 +57,11 @@ def test_two_ranks_that_stand_still_end_and_one_of_them_says_who_was_late(tmp_pa
 def test_a_stopped_rank_0_is_named_by_the_other(tmp_path):
     first = start(tmp_path, 0, limit=5, beats=2)
     second = start(tmp_path, 1, limit=5, beats=2)
-    while [beat.number for beat in read_beats(tmp_path)] != [2, 2]:
+    while [beat.count for beat in read_heartbeats(tmp_path)] != [2, 2]:
         time.sleep(0.02)
     first.send_signal(signal.SIGSTOP)
     told, _ = second.communicate(timeout=60)
-    assert second.returncode == HUNG
+    assert second.returncode == HANG_EXIT_CODE
     assert "no sign of life from rank 0 on" in told
     first.kill()
     first.communicate()
@@ -63,7 +69,7 @@ def test_a_stopped_rank_0_is_named_by_the_other(tmp_path):
 
 def test_time_in_which_a_process_was_suspended_does_not_count(tmp_path):
     process = start(tmp_path, 0, limit=3, beats=1, together=1)
-    while not read_beats(tmp_path):
+    while not read_heartbeats(tmp_path):
         time.sleep(0.02)
     process.send_signal(signal.SIGSTOP)
     time.sleep(4)
@@ -75,20 +81,20 @@ def test_time_in_which_a_process_was_suspended_does_not_count(tmp_path):
 
 
 def test_who_comes_further_lives_on(tmp_path):
-    with Watch(tmp_path, rank=0, ranks=1, tell=pytest.fail) as mine:
+    with Watchdog(tmp_path, rank=0, ranks=1, tell=pytest.fail) as mine:
         for number in range(8):
-            mine.beat(f"step {number}", within=0.6)
+            mine.heartbeat(f"step {number}", timeout=0.6)
             time.sleep(0.15)
-        assert mine.doing == "step 7"
-    (beat,) = read_beats(tmp_path)
-    assert (beat.rank, beat.process) == (0, os.getpid())
+        assert mine.activity == "step 7"
+    (beat,) = read_heartbeats(tmp_path)
+    assert (beat.rank, beat.pid) == (0, os.getpid())
 
 
 def test_a_beat_that_cannot_be_read_is_left_out(tmp_path):
     (tmp_path / "rank-0.json").write_text('{"rank": 0')
-    assert read_beats(tmp_path) == []
+    assert read_heartbeats(tmp_path) == []
     (tmp_path / "rank-0.json").write_text(json.dumps({"rank": 0, "unknown": 1}))
-    assert read_beats(tmp_path) == []
+    assert read_heartbeats(tmp_path) == []
 
 
 def test_a_disk_that_is_full_does_not_end_the_watch(tmp_path, monkeypatch, capsys):
@@ -106,10 +112,13 @@ def test_who_is_late():
     def beat(rank, number, alive=now):
         return Heartbeat(rank, "host", 1, number, f"step {number}", now, alive)
 
-    assert late([beat(0, 5), beat(1, 5)], after=10) == "all ranks are at the same point"
     assert (
-        late([beat(0, 5), beat(1, 4)], after=10) == "behind the others is rank 1 on host (step 4)"
+        describe_late_ranks([beat(0, 5), beat(1, 5)], after=10) == "all ranks are at the same point"
     )
-    assert late([beat(0, 5, now - 20), beat(1, 4)], after=10) == (
+    assert (
+        describe_late_ranks([beat(0, 5), beat(1, 4)], after=10)
+        == "behind the others is rank 1 on host (step 4)"
+    )
+    assert describe_late_ranks([beat(0, 5, now - 20), beat(1, 4)], after=10) == (
         "no sign of life from rank 0 on host (step 5)"
     )

@@ -8,8 +8,8 @@ from pydantic import ValidationError
 from torch import nn
 
 from dtl.config import registry
-from dtl.config.optim import Optim
 from dtl.config.optimizers import OPTIMIZERS
+from dtl.config.schema.optim import Optim
 from dtl.core.errors import DtlError
 from dtl.models.load import weightless
 from dtl.models.parameter_roles import decaying, hidden_matrices
@@ -32,7 +32,7 @@ class Net(nn.Module):
 
 def make(model, *, learning_rate=0.1, new=frozenset(), **options):
     chosen = Optim(**options)
-    return optim.make(model, chosen, learning_rate=learning_rate, new=new, device="cpu")
+    return optim.build_optimizer(model, chosen, learning_rate=learning_rate, new=new, device="cpu")
 
 
 def decay_by_name(model, optimizer):
@@ -183,7 +183,7 @@ def test_l2_sp_is_the_penalty_of_the_paper():
         model, learning_rate=0.01, l2_sp=0.5, weight_decay=0.3, new=frozenset({"3.weight"})
     )
     masters = [(group, each) for group in optimizer.param_groups for each in group["params"]]
-    optimizer.register_step_pre_hook(optim.Pull(masters))
+    optimizer.register_step_pre_hook(optim.L2SPPenalty(masters))
     start = {name: each.detach().clone() for name, each in other.named_parameters()}
 
     def penalty():
@@ -205,7 +205,7 @@ def test_the_moving_average_by_hand():
     nn.init.constant_(model.weight, 1.0)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
     masters = [(group, each) for group in optimizer.param_groups for each in group["params"]]
-    optimizer.register_step_post_hook(average.MovingAverage(masters, decay=0.8))
+    optimizer.register_step_post_hook(average.MovingAverageHook(masters, decay=0.8))
     for _ in range(2):
         model.weight.grad = torch.ones(1, 2)
         optimizer.step()  # 1, 0.5, 0
@@ -222,7 +222,7 @@ def test_the_mean_of_checkpoints_takes_the_newest_buffers():
         Checkpoint({"weight/a": torch.tensor([value, 1.0]), "buffer/b": torch.tensor(value)})
         for value in (1.0, 2.0, 6.0)
     ]
-    mean = average.Mean(checkpoints)
+    mean = average.MeanWeights(checkpoints)
     assert mean.read("weight/a").tolist() == [3.0, 1.0]
     assert mean.read("buffer/b").item() == 6.0
     assert "buffer/b" in mean
@@ -305,7 +305,7 @@ def test_so_does_a_head_beside_adapters(encoder):
 
 
 def test_what_the_base_did_not_bring_is_head_too(encoder):
-    model, _ = adapted(encoder, "text_classification", "lora", also_learn=("pooler",))
+    model, _ = adapted(encoder, "text_classification", "lora", modules_to_save=("pooler",))
     new = frozenset({"bert.pooler.dense.weight", "bert.pooler.dense.bias"})
     found = rates_by_name(model, new, head_learning_rate=7.0)
     assert found["base_model.model.bert.pooler.modules_to_save.default.dense.weight"] == 7.0
@@ -401,7 +401,8 @@ def test_moments_and_epsilon_are_the_configs():
 
 def rates(steps, **options):
     return [
-        optim.schedule(step, steps=steps, options=Optim(**options)) for step in range(1, steps + 1)
+        optim.learning_rate_factor(step, steps=steps, options=Optim(**options))
+        for step in range(1, steps + 1)
     ]
 
 
@@ -427,7 +428,7 @@ def test_constant_stays():
 def test_wsd_stays_and_falls_at_the_end():
     """10 steps, 1 of warm-up, the last 4 fall from 1: by quarters, or by roots of quarters."""
     quarters = [1, 0.75, 0.5, 0.25]
-    found = rates(10, schedule="wsd", warmup=1.0, decay=0.4, decay_shape="linear")
+    found = rates(10, schedule="wsd", warmup=1.0, decay=0.4, decay_type="linear")
     assert found == pytest.approx([0.5, 1, 1, 1, 1, 1, *quarters])
     roots = [1 - math.sqrt(1 - quarter) for quarter in quarters]
     found = rates(10, schedule="wsd", warmup=1.0, decay=4.0)
@@ -436,9 +437,9 @@ def test_wsd_stays_and_falls_at_the_end():
 
 def test_the_lowest_rate_is_a_share_of_the_highest():
     """Linear from 1 to 0.2 in 4 steps: a fifth less each; at inverse root it is a floor."""
-    found = rates(4, schedule="linear", warmup=0.0, minimum=0.2)
+    found = rates(4, schedule="linear", warmup=0.0, min_lr_ratio=0.2)
     assert found == pytest.approx([1, 0.8, 0.6, 0.4])
-    found = rates(5, schedule="inverse_sqrt", warmup=1.0, minimum=0.6)
+    found = rates(5, schedule="inverse_sqrt", warmup=1.0, min_lr_ratio=0.6)
     assert found == pytest.approx([0.5, 1, 0.5**0.5, 0.6, 0.6])
 
 
@@ -447,10 +448,13 @@ def test_the_lowest_rate_is_a_share_of_the_highest():
     [
         ("get_cosine_schedule_with_warmup", {"schedule": "cosine"}),
         ("get_linear_schedule_with_warmup", {"schedule": "linear"}),
-        ("get_cosine_with_min_lr_schedule_with_warmup", {"schedule": "cosine", "minimum": 0.1}),
+        (
+            "get_cosine_with_min_lr_schedule_with_warmup",
+            {"schedule": "cosine", "min_lr_ratio": 0.1},
+        ),
         ("get_inverse_sqrt_schedule", {"schedule": "inverse_sqrt"}),
         *(
-            ("get_wsd_schedule", {"schedule": "wsd", "decay_shape": shape, "minimum": 0.1})
+            ("get_wsd_schedule", {"schedule": "wsd", "decay_type": shape, "min_lr_ratio": 0.1})
             for shape in ("linear", "cosine", "1-sqrt")
         ),
     ],

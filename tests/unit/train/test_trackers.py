@@ -11,13 +11,13 @@ import time
 import pytest
 
 from dtl.cli.app import main
-from dtl.config.diff import changes
+from dtl.config.diff import changed_keys
 from dtl.config.load import load_config
 from dtl.core.errors import DtlError
 from dtl.prepare import preparation
 from dtl.train import trackers as tracking
 from dtl.train.log import RunLog
-from dtl.train.trackers import Start, Trackers, measures
+from dtl.train.trackers import Start, Trackers, read_metrics
 from tests.tiny_run import line, stopped_run
 
 HERE = importlib.util.find_spec("tensorboard") is not None
@@ -58,11 +58,11 @@ class Fake:
 
 
 def follow(run, fake, said):
-    return Trackers.of(["fake"], run, said.append, opener=fake.open)
+    return Trackers.start(["fake"], run, said.append, opener=fake.open)
 
 
 def test_it_is_told_numbers_by_kind_and_model():
-    assert measures({**line(7), "digest": "abc"}) == {
+    assert read_metrics({**line(7), "digest": "abc"}) == {
         "train/epoch": 0.0,
         "train/learning_rate": 0.01,
         "train/gradient_norm": 2.0,
@@ -71,11 +71,13 @@ def test_it_is_told_numbers_by_kind_and_model():
         "train/memory_bytes": 3 * 2**30 + 7,
     }, "the loss of that step is not finite"
     scores = {"wer": 0.5, "confusion/a/b": 3, "group/who/d'Arc é/wer": 0.25}
-    assert measures({"kind": "eval", "step": 9, "model": "adapted", **scores}) == {
+    assert read_metrics({"kind": "eval", "step": 9, "model": "adapted", **scores}) == {
         "held-out adapted/wer": 0.5,
         "held-out adapted/group/who/d_Arc _/wer": 0.25,
     }
-    assert measures({"kind": "skip", "step": 3, "examples": [1], "reason": "inf"}) == {"skip": 1.0}
+    assert read_metrics({"kind": "skip", "step": 3, "examples": [1], "reason": "inf"}) == {
+        "skip": 1.0
+    }
 
 
 def test_what_the_log_writes_the_tracker_hears(run):
@@ -89,7 +91,7 @@ def test_what_the_log_writes_the_tracker_hears(run):
     assert fake.config["train.steps"] == 120 and fake.config["model.path"] == "mini:text"
     again = Fake(identity="another")
     trackers = follow(run, again, said)
-    trackers.take(line(21))
+    trackers.put(line(21))
     trackers.close()
     assert again.starts == [Start("one", 21)] and again.config is None, "it goes on with its run"
     assert json.loads((run.path / "trackers.json").read_text()) == {"fake": "one"}
@@ -101,29 +103,29 @@ def test_a_slow_tracker_never_holds_up_the_run(run, monkeypatch):
     slow = Fake(hold=hold)
     trackers = follow(run, slow, said)
     start = time.monotonic()
-    for step in range(1, 2 * tracking.LINES_HELD):
-        trackers.take(line(step))
+    for step in range(1, 2 * tracking.MAX_QUEUED_LINES):
+        trackers.put(line(step))
     assert time.monotonic() - start < 5 and slow.lines == []
     trackers.close()
     assert time.monotonic() - start < 6
     (told,) = said
     assert "does not keep up" in told and f"`dtl track {run.path} --to fake` sends all" in told
-    assert tracking.is_left_behind()
+    assert tracking.is_any_thread_alive()
     hold.set()
     for thread in threading.enumerate():
-        if thread.name == tracking.THREAD:
+        if thread.name == tracking.THREAD_NAME:
             thread.join(20)
-    assert not tracking.is_left_behind() and slow.finished, "it ends when it can"
+    assert not tracking.is_any_thread_alive() and slow.finished, "it ends when it can"
 
 
 def test_a_process_does_not_wait_for_what_a_tracker_does_at_its_end():
     code = """
 import atexit, threading, time
 from dtl.train import trackers as tracking
-from dtl.launch.worker import _exit
+from dtl.launch.worker import exit_process
 threading.Thread(target=time.sleep, args=(60,), name=tracking.THREAD, daemon=True).start()
 atexit.register(time.sleep, 60)
-_exit(7)
+exit_process(7)
 """
     assert subprocess.run([sys.executable, "-c", code], timeout=40).returncode == 7
 
@@ -136,10 +138,10 @@ def test_a_tracker_that_fails_is_told_of_once(run):
         raise OSError("no route to host")
 
     trackers = follow(run, broken, said)
-    dead = Trackers.of(["dead"], run, said.append, opener=unreachable)
+    dead = Trackers.start(["dead"], run, said.append, opener=unreachable)
     for step in range(1, 50):
-        trackers.take(line(step))
-        dead.take(line(step))
+        trackers.put(line(step))
+        dead.put(line(step))
     trackers.close()
     dead.close()
     assert [step for step, _ in broken.lines] == [1, 2] and broken.finished
@@ -166,20 +168,20 @@ def test_a_tracker_that_is_not_installed_is_refused_at_the_desk(tmp_path, monkey
 def test_tracking_does_not_change_what_a_run_learns(run, tmp_path):
     config = tmp_path / "c.yaml"
     config.write_text((run.path / "config.yaml").read_text())
-    assert changes(load_config(config), load_config(config, ["tracking=[tensorboard]"])) == []
+    assert changed_keys(load_config(config), load_config(config, ["tracking=[tensorboard]"])) == []
 
 
 @needs_tensorboard
 def test_tensorboard_has_every_step_once(run):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    from dtl.engine.base import open_tracker
+    from dtl.engine.trackers import open_tracker
 
     said = []
     for steps in (range(1, 31), range(21, 41)):  # killed at 30, saved at 20
-        trackers = Trackers.of(["tensorboard"], run, said.append, opener=open_tracker)
+        trackers = Trackers.start(["tensorboard"], run, said.append, opener=open_tracker)
         for step in steps:
-            trackers.take(line(step))
+            trackers.put(line(step))
         trackers.close()
         time.sleep(1.1)  # the name of its file has the second, and its order counts
     assert said == []

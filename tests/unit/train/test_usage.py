@@ -42,12 +42,12 @@ def library(*, counts):
 
 
 def test_a_launch_is_noted_anew_at_each_save(tmp_path):
-    meter = usage.Meter(tmp_path / "usage", OneRank())
-    meter.note()
+    meter = usage.UsageMeter(tmp_path / "usage", OneRank())
+    meter.write()
     first = usage.read_usage(tmp_path / "usage")
-    meter.note()
+    meter.write()
     found = usage.read_usage(tmp_path / "usage")
-    assert found.seconds > first.seconds > 0 and found.energy is None
+    assert found.seconds > first.seconds > 0 and found.energy_joules is None
     assert len(list((tmp_path / "usage").iterdir())) == 1 and "CPU cores" in found.hardware[0]
     assert usage.read_usage(tmp_path / "none") is None
 
@@ -56,11 +56,11 @@ def test_energy_is_what_nvml_counts_in_between(tmp_path, monkeypatch):
     monkeypatch.setattr(usage, "_uuid", lambda device: "GPU-aa-bb")
     told = library(counts=iter([5_000, 12_500, 20_000]))
     monkeypatch.setattr(ctypes, "CDLL", lambda name: told)
-    meter = usage.Meter(tmp_path, OneRank())
-    meter.note()
-    assert usage.read_usage(tmp_path).energy == 7.5
-    meter.note()
-    assert usage.read_usage(tmp_path).energy == 15.0
+    meter = usage.UsageMeter(tmp_path, OneRank())
+    meter.write()
+    assert usage.read_usage(tmp_path).energy_joules == 7.5
+    meter.write()
+    assert usage.read_usage(tmp_path).energy_joules == 15.0
 
 
 @pytest.mark.parametrize(("energies", "told"), [((1.8e6, 5.4e6), "2 kWh"), ((1.8e6, None), None)])

@@ -18,6 +18,7 @@ from dtl.assembly.parts import assemble
 from dtl.config.load import load_config
 from dtl.config.schema import Source
 from dtl.core.errors import DtlError, RankFailed
+from dtl.core.parallel_dims import ParallelDims
 from dtl.data.loader import Loader
 from dtl.data.sources import rows as source
 from dtl.inspect.audit import audit
@@ -52,7 +53,7 @@ def configure(folder, base, name, *overrides, task="causal_lm", rows="rows.jsonl
         "strategy": "lora",
         "optim": {"learning_rate": 0.03},
         "train": {"steps": 6, "global_batch": 8},
-        "layout": {"processes": 1, "zero": 0, "micro_batch": 3},
+        "layout": {"processes_per_node": 1, "zero_stage": 0, "micro_batch": 3},
     }
     (folder / f"{name}.yaml").write_text(json.dumps(config))
     return load_config(folder / f"{name}.yaml", list(overrides))
@@ -110,8 +111,7 @@ def test_ranks_read_their_own_shares_of_the_same_global_batches(folder, decoder,
                 lambda rows: {"count": torch.tensor(len(rows))},
                 examples.batching,
                 micro_batch=2,
-                rank=rank,
-                ranks=ranks,
+                parallel_dims=ParallelDims(ranks, rank),
             ).window(step)
             for rank in range(ranks)
         ]
@@ -130,7 +130,7 @@ def test_a_row_is_encoded_in_its_step_and_not_before(folder, decoder, monkeypatc
     """At the desk each row is read once, for the index; then a step reads its own."""
     tiny.write_texts(folder / "many.jsonl", 400, seed=9)
     seen = []
-    judge = source.Rows.judge
+    judge = source.Rows.validate_row
     monkeypatch.setattr(source.Rows, "judge", lambda self, *at: seen.append(at) or judge(self, *at))
     config = configure(folder, decoder, "many", "data.eval=null", rows="many.jsonl")
     prepared = preparation.prepare_run(config)
@@ -166,10 +166,10 @@ def test_labels_are_found_once(folder, encoder, monkeypatch):
 
 
 def test_held_out_rows_are_none_of_those_streamed(folder, decoder):
-    config = configure(folder, decoder, "split", "data.eval=null", "data.holdout=0.2")
+    config = configure(folder, decoder, "split", "data.eval=null", "data.eval_fraction=0.2")
     examples = prepare(config, assemble(config))
     whole = configure(
-        folder, decoder, "whole", "data.eval=null", "data.holdout=0.2", streaming=False
+        folder, decoder, "whole", "data.eval=null", "data.eval_fraction=0.2", streaming=False
     )
     encoded = prepare(whole, assemble(whole))
     assert (len(examples.train), len(examples.held_out)) == (18, 5)

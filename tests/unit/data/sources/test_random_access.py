@@ -12,8 +12,8 @@ from dtl.config.schema import Source
 from dtl.core.errors import DtlError
 from dtl.data.cache.streamed import index_of
 from dtl.data.sources import random_access as seeking
-from dtl.data.sources.formats import FileFault, Spot
-from dtl.data.sources.random_access import seekers_of
+from dtl.data.sources.results import FileFault, RowPosition
+from dtl.data.sources.random_access import open_random_access_readers
 from dtl.data.sources.rows import open_rows
 
 
@@ -24,17 +24,17 @@ def _in_a_folder(tmp_path, monkeypatch):
 
 
 def seeker(path, name="data"):
-    return seekers_of([path], [name], place="data.train")[0]
+    return open_random_access_readers([path], [name], location="data.train")[0]
 
 
 def spots(path):
-    return [spot for spot, _ in seeker(path).spots()]
+    return [spot for spot, _ in seeker(path).iter_rows()]
 
 
 def texts_at(path):
     """Read alone, last row first."""
     one = seeker(path)
-    return [one.at(spot)[1]["text"] for spot in reversed(spots(path))][::-1]
+    return [one.read_row(spot)[1]["text"] for spot in reversed(spots(path))][::-1]
 
 
 def test_lines_of_json_with_blank_lines_and_letters_of_several_bytes(tmp_path):
@@ -49,7 +49,12 @@ def test_lines_of_json_with_blank_lines_and_letters_of_several_bytes(tmp_path):
     ]
     path.write_text("\n".join(lines), encoding="utf-8", newline="")
     # 3 bytes of mark, 13, a line break; a line break; 16 and one; 3 and one; 15 and two
-    assert spots(path) == [Spot(0, 1), Spot(18, 3), Spot(39, 5), Spot(56, 6)]
+    assert spots(path) == [
+        RowPosition(0, 1),
+        RowPosition(18, 3),
+        RowPosition(39, 5),
+        RowPosition(56, 6),
+    ]
     assert texts_at(path) == ["a", "éé", "漢", "z"]
 
 
@@ -74,12 +79,12 @@ def test_rows_of_several_row_groups_and_of_mapped_batches(tmp_path):
     with pa.ipc.new_file(tmp_path / "rows.arrow", table.schema) as file:
         file.write_table(table, max_chunksize=3)
     for name in ("rows.parquet", "rows.arrow"):
-        assert spots(tmp_path / name) == [Spot(number, number + 1) for number in range(11)]
+        assert spots(tmp_path / name) == [RowPosition(number, number + 1) for number in range(11)]
         assert texts_at(tmp_path / name) == texts
-        assert seeker(tmp_path / name, "x").at(Spot(9, 10))[0] == "x: row 10"
-    version = seeking.Version.of(tmp_path / "rows.parquet")
-    assert seeking._parquet_batch(version, 8)[1] == 0  # the third group's first
-    assert seeking._parquet_batch(version, 7)[1] == 3
+        assert seeker(tmp_path / name, "x").read_row(RowPosition(9, 10))[0] == "x: row 10"
+    version = seeking.FileVersion.from_path(tmp_path / "rows.parquet")
+    assert seeking._locate_parquet_batch(version, 8)[1] == 0  # the third group's first
+    assert seeking._locate_parquet_batch(version, 7)[1] == 3
 
 
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.parquet"])
@@ -94,12 +99,12 @@ def test_a_file_that_is_no_longer_what_it_was_is_a_fault(tmp_path, name):
 
     write("a")
     one, (spot,) = seeker(tmp_path / name), spots(tmp_path / name)
-    assert one.at(spot)[1] == {"text": "a"}
+    assert one.read_row(spot)[1] == {"text": "a"}
     write("b")
-    assert isinstance(one.at(spot), FileFault) and "has changed" in one.at(spot).problem
-    assert seeker(tmp_path / name).at(spot)[1] == {"text": "b"}
+    assert isinstance(one.read_row(spot), FileFault) and "has changed" in one.read_row(spot).problem
+    assert seeker(tmp_path / name).read_row(spot)[1] == {"text": "b"}
     (tmp_path / name).unlink()
-    assert "cannot be read (No such file" in one.at(spot).problem
+    assert "cannot be read (No such file" in one.read_row(spot).problem
 
 
 def test_what_cannot_be_read_singly_is_refused(tmp_path, monkeypatch):
@@ -118,15 +123,15 @@ def test_an_index_holds_good_rows_of_all_files_within_the_limit(tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "a.jsonl").write_text('{"text": "a0"}\nbad\n{"text": "a1"}\n')
     (tmp_path / "data" / "b.jsonl").write_text('\n{"text": "b0"}\n{"text": "b1"}\n')
-    rows = open_rows(Source(path="data", limit=3), {}, skips=True)
-    seekers = rows.seekers("data.train")
+    rows = open_rows(Source(path="data", limit=3), {}, skip_invalid=True)
+    seekers = rows.open_readers("data.train")
     index = index_of(rows, seekers, key="k", writes=True)
     assert (index.offsets.tolist(), index.numbers.tolist()) == ([0, 19, 1], [1, 3, 2])
-    assert (
-        index.reading == rows.read_through() and index.reading.bad[0].location == "data/a.jsonl:2"
-    )
+    assert index.reading == rows.scan() and index.reading.faults[0].location == "data/a.jsonl:2"
     found = [
-        rows.judge(n, seekers[file].at(spot)) for n in range(3) for file, spot in [index.spot(n)]
+        rows.validate_row(n, seekers[file].read_row(spot))
+        for n in range(3)
+        for file, spot in [index.spot(n)]
     ]
     assert found == list(rows)
     again = index_of(rows, (), key="k", writes=False)  # nothing is read
@@ -137,7 +142,7 @@ def test_a_damaged_line_is_named_when_the_index_is_made(tmp_path):
     (tmp_path / "rows.jsonl").write_text('{"text": "a"}\n{"text": "b"}\n{"te\n')
     rows = open_rows(Source(path="rows.jsonl"), {})
     with pytest.raises(DtlError, match=r"rows\.jsonl:3: no valid JSON"):
-        index_of(rows, rows.seekers("data.train"), key="k", writes=True)
+        index_of(rows, rows.open_readers("data.train"), key="k", writes=True)
     assert list((tmp_path / "cache" / "indexed").iterdir()) == []
 
 
@@ -149,7 +154,7 @@ def test_making_an_index_holds_no_rows(tmp_path):
         line = json.dumps({"text": "word " * 200}) + "\n"
         (tmp_path / f"{count}.jsonl").write_text(line * count)
         rows = open_rows(Source(path=f"{count}.jsonl"), {})
-        seekers = rows.seekers("data.train")
+        seekers = rows.open_readers("data.train")
         tracemalloc.start()
         try:
             index_of(rows, seekers, key=str(count), writes=True)

@@ -19,7 +19,7 @@ IDS = torch.randint(3, 320, (STEPS, 3, 11), generator=torch.Generator().manual_s
 
 def adalora(**options: Any) -> Any:
     module = registry.load("strategies", "adalora")
-    return module.Plugin(module.Options(**{"rank": 2, "first_rank": 4, **options}))
+    return module.Plugin(module.Options(**{"target_rank": 2, "init_rank": 4, **options}))
 
 
 def base(folder: Path) -> Any:
@@ -157,4 +157,4 @@ def test_there_is_something_to_let_go_of_and_a_time_for_it() -> None:
     with pytest.raises(ValidationError, match="falls from first_rank, 4"):
         adalora(rank=4)
     with pytest.raises(ValidationError, match="no steps in which ranks"):
-        adalora(warmup=0.5, settling=0.5)
+        adalora(warmup_share=0.5, final_share=0.5)

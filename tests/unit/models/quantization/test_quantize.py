@@ -26,15 +26,15 @@ from dtl.data.batching import Batching
 from dtl.export.opened import open_export
 from dtl.models.load import Loaded, initialise, load_pretrained, weightless
 from dtl.models.quantization import quantize
-from dtl.plan.memory import model_state
 from dtl.plan.planner import make_plan
 from dtl.plan.records import Hardware, OuterLaunch
+from dtl.plan.request import PlanRequest
 from dtl.run.folder import RunFolder
 from tests import tiny
 
 LM, CLASSIFIER = "AutoModelForCausalLM", "AutoModelForSequenceClassification"
-LAPTOP = Hardware("cpu", 4, 2**34, "4 CPU cores", bf16=True, compiler=True)
-GPU = Hardware("cuda", 2, 8 * 10**10, "GPU", bf16=True, compiler=True)
+LAPTOP = Hardware("cpu", 4, 2**34, "4 CPU cores", supports_bf16=True, has_compiler=True)
+GPU = Hardware("cuda", 2, 8 * 10**10, "GPU", supports_bf16=True, has_compiler=True)
 KINDS = [("nf4", True), ("nf4", False), ("int8", True)]
 IDS = torch.randint(3, 320, (3, 11), generator=torch.Generator().manual_seed(1))
 
@@ -114,16 +114,17 @@ def config(folder: Path, **more: Any) -> RunConfig:
 
 def plan(made: RunConfig, *, hardware: Hardware = LAPTOP, outer: OuterLaunch | None = None) -> Any:
     facts = {"labels": ["early", "late"]} if "classification" in made.task.name else {}
-    return make_plan(
-        made,
-        assemble(made),
-        facts=facts,
-        settings=None,
+    request = PlanRequest(
+        config=made,
+        parts=assemble(made),
+        dataset_stats=facts,
+        model_config=None,
         batching=Batching(8, made.train.global_batch.limit, made.train.seed),
         lengths=np.full(8, 16),
         hardware=hardware,
         outer=outer,
     )
+    return make_plan(request)
 
 
 # The model -------------------------------------------------------------------------------------
@@ -155,15 +156,17 @@ def test_the_plan_counts_a_rank_by_hand(decoder):
     scales = 4 * numbers // 64 + 14 * 64
     embeddings, norms = 2 * 320 * 32, 5 * 32
     made = plan(config(decoder, model={"double_quantize": False}))
-    counts, learnt = made.parameters, made.parameters.learning
+    counts, learnt = made.parameters, made.parameters.trainable
     assert (counts.quantized.numbers, counts.quantized.levels) == (numbers, numbers // 2)
     assert counts.quantized.scales == scales
     assert counts.frozen == numbers + embeddings + norms
     whole = embeddings + norms
     assert made.model_state["weights"] == 4 * (whole + learnt) + numbers // 2 + scales
-    shared = model_state(counts, zero=3, ranks=2, dtype="bf16", offload="none")
+    shared = estimate_model_state(
+        counts, zero_stage=3, data_parallel_size=2, dtype="bf16", offload="none"
+    )
     assert shared["weights"] == (whole + learnt) // 2 * 2 + numbers // 4 + scales
-    assert "are quantized, in" in "\n".join(made.lines())
+    assert "are quantized, in" in "\n".join(made.format_lines())
 
 
 @pytest.fixture(scope="session")
@@ -291,12 +294,12 @@ def gpt2(tmp_path_factory) -> Path:
     ("name", "kind", "options"),
     [
         ("decoder", "nf4", {}),
-        ("decoder", "nf4", {"dora": True}),
+        ("decoder", "nf4", {"use_dora": True}),
         ("decoder", "int8", {}),
-        ("decoder", "int8", {"dora": True}),
+        ("decoder", "int8", {"use_dora": True}),
         ("tied_decoder", "nf4", {}),
         ("gpt2", "nf4", {}),
-        ("decoder", "nf4", {"also_learn": ("lm_head",)}),
+        ("decoder", "nf4", {"modules_to_save": ("lm_head",)}),
     ],
 )
 def test_merged_is_the_trained_function_as_a_plain_model(name, kind, options, request, tmp_path):
@@ -358,8 +361,8 @@ def made_good(loaded: Loaded, **options: Any) -> Any:
     ("name", "dtype", "double", "options"),
     [
         ("decoder", "fp32", True, {}),
-        ("decoder", "bf16", False, {"rslora": True}),
-        ("encoder", "fp32", True, {"dora": True}),
+        ("decoder", "bf16", False, {"use_rslora": True}),
+        ("encoder", "fp32", True, {"use_dora": True}),
         ("gpt2", "fp32", True, {}),
     ],
 )
@@ -469,7 +472,7 @@ def finished(cache, tmp_path, encoder) -> RunFolder:
         "strategy": {"name": "lora", "rank": 2},
         "optim": {"learning_rate": 0.01},
         "train": {"steps": 3, "global_batch": 4},
-        "layout": {"processes": 1, "zero": 0},
+        "layout": {"processes_per_node": 1, "zero_stage": 0},
     }
     (tmp_path / "done.yaml").write_text(json.dumps(written))
     outcome = api.train(load_config(tmp_path / "done.yaml"), say=lambda line: None)
@@ -561,21 +564,21 @@ def test_a_cuda_that_bitsandbytes_has_nothing_for_is_refused(decoder, monkeypatc
 def test_eight_bits_are_not_shared_out_by_zero_3(decoder, tmp_path, capsys):
     made = config(decoder, model={"quantize": "int8"}).model_dump(mode="json")
     (tmp_path / "run.json").write_text(json.dumps(made))
-    assert main(["plan", str(tmp_path / "run.json"), "layout.zero=3"]) == 2
+    assert main(["plan", str(tmp_path / "run.json"), "layout.zero_stage=3"]) == 2
     assert "model.quantize: weights of 8 bits cannot be shared out by ZeRO 3" in (
         capsys.readouterr().err
     )
     outer = OuterLaunch("accelerate", 2, 2, 3, None)
     with pytest.raises(DtlError, match=r"cannot be shared out by ZeRO 3 \(fixed by accelerate\)"):
         plan(config(decoder, model={"quantize": "int8"}), outer=outer)
-    assert plan(config(decoder), outer=outer).layout.zero == 3
+    assert plan(config(decoder), outer=outer).layout.zero_stage == 3
 
 
 def test_what_lies_in_a_quantized_layer_cannot_learn(decoder, encoder):
     biases = config(encoder, task="text_classification", strategy={"name": "lora", "bias": "all"})
     with pytest.raises(DtlError, match=r"query.base_layer.bias would learn, and lies in a quant"):
         plan(biases)
-    whole = config(decoder, strategy={"name": "lora", "also_learn": ["down_proj"]})
+    whole = config(decoder, strategy={"name": "lora", "modules_to_save": ["down_proj"]})
     with pytest.raises(DtlError, match=r"down_proj.modules_to_save.default.weight would learn"):
         plan(whole)
 

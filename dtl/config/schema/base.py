@@ -1,0 +1,115 @@
+"""The frozen record of a config section: strict types, no unknown keys, faults at their keys."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
+
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError
+
+from dtl.core.units import parse_seconds
+
+
+class Record(BaseModel):
+    """A frozen record that accepts no other keys than its own.
+
+    A key set to null counts as left out, unless null is one of its values. A list is accepted for
+    a tuple. Types are strict: '5' is not a number and 1 is not a bool.
+    """
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=()
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _convert_plain_values(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        converted = {}
+        for name, value in values.items():
+            field = cls.model_fields.get(name)
+            types = _plain_types(field.annotation) if field else set()
+            if field and value is None and type(None) not in types:
+                continue
+            is_tuple = isinstance(value, list) and tuple in types
+            converted[name] = tuple(value) if is_tuple else value
+        return converted
+
+
+def _plain_types(annotation: Any) -> set[Any]:
+    """Return the plain types of an annotation: tuple[int, ...] | None -> {tuple, NoneType}."""
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        return _plain_types(get_args(annotation)[0])
+    if origin in (Union, UnionType):
+        return set().union(*(_plain_types(part) for part in get_args(annotation)))
+    return {origin or annotation}
+
+
+class ConfigFault:
+    """A fault that a record's own check has found; `keys` is the path below that record."""
+
+    def __init__(self, *keys: str, problem: str, fix: str) -> None:
+        self.keys, self.problem, self.fix = keys, problem, fix
+
+
+def raise_config_faults(faults: Iterable[ConfigFault]) -> None:
+    """Raise all faults of a record's check at once, each at its own key; do nothing for none."""
+    details = [
+        InitErrorDetails(
+            type=PydanticCustomError(
+                "dtl_fault",
+                "{problem}; {fix}",
+                {"problem": fault.problem, "fix": fault.fix},
+            ),
+            loc=fault.keys,
+            input=None,
+        )
+        for fault in faults
+    ]
+    if details:
+        raise ValidationError.from_exception_data("config", details)
+
+
+def check_share_or_steps(value: float) -> float:
+    """Return the value if it is a share below 1 or a whole number of steps; else raise."""
+    if value >= 1 and value != int(value):
+        raise_config_faults(
+            [
+                ConfigFault(
+                    problem=f"{value} is neither a share nor a number of steps",
+                    fix="write a share below 1, such as 0.03, or whole steps, such as 100",
+                )
+            ]
+        )
+    return value
+
+
+def check_duration(text: str | None) -> str | None:
+    """Return the text if it is a length of time such as 45min, or None; else raise."""
+    try:
+        if text is not None:
+            parse_seconds(text)
+    except ValueError as fault:
+        raise_config_faults(
+            [ConfigFault(problem=str(fault), fix="write it as 45min, 4h or 1-12:00:00")]
+        )
+    return text
+
+
+def check_no_url(path: str) -> str:
+    """Return the path unless it is a URL: dtl reads none, and a URL may contain a password."""
+    scheme, is_url, _ = path.partition("://")
+    if is_url:
+        raise_config_faults(
+            [
+                ConfigFault(
+                    problem=f"dtl reads no {scheme}:// addresses",
+                    fix="download it and name the file or folder, or write a hub id as owner/name",
+                )
+            ]
+        )
+    return path

@@ -1,0 +1,128 @@
+"""The section `train`: how long a run trains, and when it evaluates, saves and stops."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from dtl.config.schema.base import ConfigFault, Record, check_duration, raise_config_faults
+from dtl.config.schema.batch_size import GlobalBatchSize
+
+
+class LossSpikeOptions(Record):
+    """When the loss jumps: go back to a checkpoint and skip the batch of the jump."""
+
+    threshold: float = Field(
+        default=10.0,
+        gt=0,
+        description="a loss is a jump if it is this many normal spreads (scaled median absolute "
+        "deviations) above the median of the losses before it",
+    )
+    window: int = Field(
+        default=100, ge=20, description="number of losses before it that it is compared with"
+    )
+    rollback_steps: int = Field(
+        default=10, ge=1, description="steps to go back at least, to an earlier checkpoint"
+    )
+
+
+class Train(Record):
+    """How long a run trains, and when it evaluates, saves and stops."""
+
+    steps: int | None = Field(default=None, ge=1, description="optimizer steps to take")
+    epochs: float | None = Field(default=None, gt=0, description="passes over the training data")
+    global_batch: GlobalBatchSize = Field(
+        default=16,
+        validate_default=True,
+        description="what one optimizer step trains on, over all processes: a number of examples, "
+        "or as many as fit into `8192 tokens` (of text) or `120 seconds` (of audio)",
+    )
+    group_by_length: bool = Field(
+        default=False,
+        description="form batches of examples of similar length, so that there is less padding",
+    )
+    evaluate_every: int | None = Field(
+        default=None, ge=1, description="optimizer steps between evaluations; left out: at the end"
+    )
+    save_every: int | None = Field(
+        default=None, ge=1, description="optimizer steps between checkpoints; left out: at the end"
+    )
+    keep_last: int = Field(
+        default=2, ge=1, description="number of newest checkpoints that are not deleted"
+    )
+    keep_best: bool = Field(
+        default=True,
+        description="save also at the best evaluation so far, and do not delete that checkpoint",
+    )
+    export: Literal["last", "best", "ema", "average"] = Field(
+        default="last",
+        description="weights that are exported: of the last step, of the step with the best score, "
+        "or always the averages of train.ema_decay or train.average_checkpoints",
+    )
+    ema_decay: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="decay per step of an exponential moving average of the weights, such as "
+        "0.999; it is evaluated at the end, and exported if it is better",
+    )
+    average_checkpoints: int | None = Field(
+        default=None,
+        ge=2,
+        description="number of newest checkpoints whose weights are averaged at the end; the mean "
+        "is evaluated, and exported if it is better",
+    )
+    wall_time: str | None = Field(
+        default=None,
+        description="time limit of one launch, as 45min, 4h or 1-12:00:00: the run saves before it "
+        "and ends with exit code 75; left out: Slurm's end time, if there is one",
+    )
+    hang_seconds: float = Field(
+        default=300.0, gt=0, description="seconds without progress after which a run is ended"
+    )
+    loading_hang_seconds: float = Field(
+        default=1800.0,
+        gt=0,
+        description="the same while it loads, takes its first step, saves or exports",
+    )
+    on_missing_gradient: Literal["fail", "warn"] = Field(
+        default="fail",
+        description="what happens to a run in which adapter or head tensors, or most tensors of a "
+        "full model, have had no gradient in 5 steps",
+    )
+    loss_spike: LossSpikeOptions | None = Field(
+        default=None, description="what to do when the loss jumps; left out: continue"
+    )
+    max_skipped_steps: int = Field(
+        default=5,
+        ge=1,
+        description="consecutive steps with a gradient that is not finite, at which the run stops",
+    )
+    seed: int = Field(default=0, ge=0, lt=2**32, description="seed of all random numbers")
+    evaluation_batch: int = Field(
+        default=16, ge=1, description="examples in one forward pass of an evaluation, per process"
+    )
+
+    _check_wall_time = field_validator("wall_time")(check_duration)
+
+    @model_validator(mode="after")
+    def _check_length(self) -> Self:
+        faults = []
+        if self.steps is None and self.epochs is None:
+            faults.append(
+                ConfigFault(
+                    problem="the length of the training is missing",
+                    fix="set train.steps or train.epochs",
+                )
+            )
+        if self.steps is not None and self.epochs is not None:
+            faults.append(
+                ConfigFault(
+                    "epochs",
+                    problem="train.steps is set as well",
+                    fix="keep one of the two: set the other to null or remove it",
+                )
+            )
+        raise_config_faults(faults)
+        return self

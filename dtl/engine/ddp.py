@@ -1,0 +1,138 @@
+"""The engine without DeepSpeed: one process, or DistributedDataParallel (ZeRO stage 0)."""
+
+from __future__ import annotations
+
+import math
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from dtl.engine.base import Engine, EngineSettings, Step
+from dtl.engine.optimizer_state import INTEGER_STEP_MODULES, MOMENTS, OPTIMIZER_STATE_NAMES
+from dtl.models.dtypes import torch_dtype
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from torch.optim import Optimizer
+
+
+class DdpEngine(Engine):
+    """Full weights on every rank. Half precision is autocast over fp32 trainable weights."""
+
+    def __init__(self, settings: EngineSettings, accelerator: Accelerator) -> None:
+        super().__init__(settings, accelerator)
+        self.scaler = torch.amp.GradScaler(
+            self.device.type, enabled=settings.dtype == "fp16" and self.device.type != "cpu"
+        )
+
+    @property
+    def needs_optimizer_state_init(self) -> bool:
+        return hasattr(self.optimizer, "init_state")  # bitsandbytes has state beyond the moments
+
+    @property
+    def uses_autocast(self) -> bool:
+        return self.settings.dtype != "fp32"
+
+    @property
+    def trainable_dtype(self) -> torch.dtype:
+        return torch.float32  # the optimizer updates the weights themselves
+
+    def is_partitioned(self, parameter: nn.Parameter) -> bool:
+        return False
+
+    def _input_dtype(self, tensor: Tensor) -> torch.dtype | None:
+        return None
+
+    def init_context(self, is_sharded: bool) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def write_full_tensor(self, parameter: nn.Parameter, value: Tensor) -> None:
+        with torch.no_grad():
+            parameter.copy_(value)
+
+    def gather_for_read(self, parameters: list[nn.Parameter]) -> AbstractContextManager[Any]:
+        return nullcontext()
+
+    def gather_for_update(self, parameters: list[nn.Parameter]) -> AbstractContextManager[Any]:
+        return nullcontext()
+
+    def prepare(self, model: nn.Module, optimizer: Optimizer) -> None:
+        model.to(self.device)
+        self.model = self.accelerator.prepare_model(model)
+        self.optimizer = optimizer
+        self._parameters = [parameter for _, parameter in self.trainable_parameters()]
+
+    def fp32_master_weights(self) -> list[tuple[dict[str, Any], Tensor]]:
+        return [(group, each) for group in self.optimizer.param_groups for each in group["params"]]
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        dtype = torch_dtype(self.settings.dtype)
+        return torch.autocast(self.device.type, dtype, enabled=self.uses_autocast)
+
+    def accumulate(self, *, is_last: bool) -> AbstractContextManager[Any]:
+        skips_reduction = not is_last and hasattr(self.model, "no_sync")
+        return self.model.no_sync() if skips_reduction else nullcontext()  # type: ignore[operator]
+
+    def backward(self, loss_sum: Tensor, *, targets: int) -> None:
+        # DistributedDataParallel takes the mean over ranks; we need the sum.
+        self.scaler.scale(loss_sum * (self.world_size / targets)).backward()
+
+    def step(self) -> Step:
+        self.scaler.unscale_(self.optimizer)
+        limit = self.settings.gradient_clip
+        clipped = nn.utils.clip_grad_norm_(
+            self._parameters, float("inf") if limit is None else limit
+        )
+        norm = float(clipped)  # of the reduced gradient, so that all ranks decide alike
+        if math.isfinite(norm):
+            self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        return Step(norm, was_applied=math.isfinite(norm))
+
+    def parameters_without_gradient(self) -> list[str]:
+        return [
+            name
+            for name, parameter in self.trainable_parameters()
+            if not self._has_had_gradient(parameter)
+        ]
+
+    def _has_had_gradient(self, parameter: nn.Parameter) -> bool:
+        state = self.optimizer.state[parameter]
+        moments = [state[name] for name in MOMENTS if name in state]
+        # 8-bit codes of zeros are not 0; the scales of the blocks, which are floats, are.
+        return any(bool(each.any()) for each in moments if each.is_floating_point())
+
+    def full_tensor(self, parameter: nn.Parameter) -> Tensor:
+        return parameter.detach().to("cpu", copy=True)
+
+    def set_weight(self, parameter: nn.Parameter, value: Tensor) -> None:
+        self.write_full_tensor(parameter, value)
+
+    def optimizer_state(self, parameter: nn.Parameter) -> dict[str, Tensor]:
+        state = self.optimizer.state[parameter]
+        return {
+            name: state[name].detach().to("cpu", copy=True)
+            for name in OPTIMIZER_STATE_NAMES
+            if name in state
+        }
+
+    def set_optimizer_state(
+        self, parameter: nn.Parameter, state: dict[str, Tensor], *, step: int
+    ) -> None:
+        if not state:  # it never had a gradient
+            return
+        current = self.optimizer.state[parameter]
+        for name, value in state.items():
+            if name in current:  # in place: bitsandbytes keeps pointers to its paged memory
+                current[name].copy_(value)
+            else:
+                current[name] = value.to(parameter.device)
+        if type(self.optimizer).__module__.startswith(INTEGER_STEP_MODULES):
+            current["step"] = step
+            return
+        is_fused = any(group.get("fused") for group in self.optimizer.param_groups)
+        device = parameter.device if is_fused else "cpu"
+        current["step"] = torch.tensor(float(step), device=device)

@@ -1,0 +1,213 @@
+"""The engine on DeepSpeed: ZeRO stages 1 to 3."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from dtl.engine.base import Engine, EngineSettings, Step
+from dtl.engine.optimizer_state import MOMENTS, OPTIMIZER_STATE_NAMES
+from dtl.engine.patches import init_with_gathered_weights, tie_gathered_weights
+from dtl.models.dtypes import torch_dtype
+from dtl.models.full_shape import register_shape_reader
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from torch.optim import Optimizer
+
+
+class DeepSpeedEngine(Engine):
+    """Optimizer state, gradients and weights are partitioned over the ranks, by ZeRO stage."""
+
+    def __init__(self, settings: EngineSettings, accelerator: Accelerator) -> None:
+        super().__init__(settings, accelerator)
+        assert settings.deepspeed is not None
+        self.stage: int = settings.deepspeed["zero_optimization"]["stage"]
+        register_shape_reader(_read_full_shape)
+
+    @property
+    def needs_optimizer_state_init(self) -> bool:
+        return True
+
+    @property
+    def uses_autocast(self) -> bool:
+        return False
+
+    @property
+    def trainable_dtype(self) -> torch.dtype:
+        # ZeRO keeps fp32 master weights, and needs one dtype for all parameters, also where PEFT
+        # adds an fp32 adapter to a model in bf16.
+        return torch_dtype(self.settings.dtype)
+
+    def is_partitioned(self, parameter: nn.Parameter) -> bool:
+        return hasattr(parameter, "ds_id")
+
+    def _input_dtype(self, tensor: Tensor) -> torch.dtype | None:
+        return torch_dtype(self.settings.dtype) if tensor.is_floating_point() else None
+
+    @contextmanager
+    def init_context(self, is_sharded: bool) -> Iterator[None]:
+        if is_sharded or self.stage < 3:
+            with ExitStack() as patches:
+                if self.stage == 3:
+                    patches.enter_context(tie_gathered_weights())
+                    patches.enter_context(init_with_gathered_weights())
+                yield
+            return
+        from transformers.integrations import deepspeed as bridge
+
+        bridge.unset_hf_deepspeed_config()
+        try:
+            yield
+        finally:
+            bridge.set_hf_deepspeed_config(self.accelerator.state.deepspeed_plugin.dschf)
+
+    def gather_for_read(self, parameters: list[nn.Parameter]) -> AbstractContextManager[Any]:
+        return self._gather(parameters, modifier_rank=None)
+
+    def gather_for_update(self, parameters: list[nn.Parameter]) -> AbstractContextManager[Any]:
+        return self._gather(parameters, modifier_rank=0)
+
+    def _gather(
+        self, parameters: list[nn.Parameter], *, modifier_rank: int | None
+    ) -> AbstractContextManager[Any]:
+        from deepspeed.runtime.zero import GatheredParameters
+
+        partitioned = [parameter for parameter in parameters if self.is_partitioned(parameter)]
+        return GatheredParameters(partitioned, modifier_rank) if partitioned else nullcontext()
+
+    def write_full_tensor(self, parameter: nn.Parameter, value: Tensor) -> None:
+        from deepspeed.runtime.zero import GatheredParameters
+
+        with torch.no_grad(), GatheredParameters([parameter], modifier_rank=0):
+            if not self.is_partitioned(parameter) or self.rank == 0:
+                parameter.copy_(value)
+
+    def prepare(self, model: nn.Module, optimizer: Optimizer) -> None:
+        self.model, wrapped = self.accelerator.prepare(model, optimizer)
+        self.optimizer = self.model.optimizer  # type: ignore[assignment]
+        assert wrapped is not None
+
+    def fp32_master_weights(self) -> list[tuple[dict[str, Any], Tensor]]:
+        groups = self.inner_optimizer.param_groups
+        if self.stage < 3:
+            return [(group, each) for group in groups for each in group["params"]]
+        group_index = self.optimizer.sub_group_to_group_id  # type: ignore[attr-defined]
+        partitions = self.optimizer.fp32_partitioned_groups_flat  # type: ignore[attr-defined]
+        return [(groups[group_index[i]], partition) for i, partition in enumerate(partitions)]
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        return nullcontext()
+
+    def accumulate(self, *, is_last: bool) -> AbstractContextManager[Any]:
+        self.model.set_gradient_accumulation_boundary(is_boundary=is_last)  # type: ignore[operator]
+        return nullcontext()
+
+    def backward(self, loss_sum: Tensor, *, targets: int) -> None:
+        # DeepSpeed takes the mean over ranks; we need the sum.
+        self.model.backward(loss_sum * (self.world_size / targets), scale_wrt_gas=False)  # type: ignore[operator]
+
+    def step(self) -> Step:
+        self.model.step()  # type: ignore[operator]
+        norm = float(self.model.get_global_grad_norm())  # type: ignore[operator]
+        # DeepSpeed itself skips a step whose norm is not finite, at every stage.
+        return Step(norm, was_applied=not self.optimizer.overflow)  # type: ignore[attr-defined]
+
+    def parameters_without_gradient(self) -> list[str]:
+        self._link_optimizer_states()
+        trainable = self.trainable_parameters()
+        local = [float(self._has_local_gradient(parameter)) for _, parameter in trainable]
+        return [
+            name
+            for (name, _), ranks in zip(trainable, self.all_reduce_sum(*local), strict=True)
+            if not ranks
+        ]
+
+    def _has_local_gradient(self, parameter: nn.Parameter) -> bool:
+        """Return whether this rank's part of the parameter has had a gradient."""
+        moments = [name for name in self._state_names() if name in MOMENTS]
+        if self.stage == 3:
+            from deepspeed.utils import safe_get_local_optimizer_state
+
+            return any(
+                bool(safe_get_local_optimizer_state(parameter, name).any()) for name in moments
+            )
+        mapping = parameter._hp_mapping  # type: ignore[attr-defined]
+        return mapping is not None and any(
+            bool(mapping.get_optim_state_fragment(name).any()) for name in moments
+        )
+
+    def _state_names(self) -> list[str]:
+        """Return what the optimizer keeps for every parameter; the same on every rank."""
+        states = self.inner_optimizer.state.values()
+        return [name for name in OPTIMIZER_STATE_NAMES if any(name in state for state in states)]
+
+    def full_tensor(self, parameter: nn.Parameter) -> Tensor:
+        from deepspeed.runtime.zero import GatheredParameters
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        if parameter.requires_grad:
+            value: Tensor = safe_get_full_fp32_param(parameter)
+            return value.detach().to("cpu", copy=True)
+        with GatheredParameters([parameter]):
+            return parameter.detach().to("cpu", copy=True)
+
+    def set_weight(self, parameter: nn.Parameter, value: Tensor) -> None:
+        from deepspeed.utils import safe_set_full_fp32_param, safe_set_local_fp32_param
+
+        if self.stage == 3:
+            safe_set_local_fp32_param(parameter, self._local_partition(value))
+        else:
+            safe_set_full_fp32_param(parameter, value.to(self.device))
+
+    def optimizer_state(self, parameter: nn.Parameter) -> dict[str, Tensor]:
+        from deepspeed.utils import safe_get_full_optimizer_state
+
+        self._link_optimizer_states()
+        return {
+            name: safe_get_full_optimizer_state(parameter, name).detach().to("cpu", copy=True)
+            for name in self._state_names()
+        }
+
+    def set_optimizer_state(
+        self, parameter: nn.Parameter, state: dict[str, Tensor], *, step: int
+    ) -> None:
+        from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
+
+        self._link_optimizer_states()
+        for name, value in state.items():
+            if self.stage == 3:
+                safe_set_local_optimizer_state(parameter, self._local_partition(value), name)
+            else:
+                safe_set_full_optimizer_state(parameter, value.to(self.device), name)
+        for current in self.inner_optimizer.state.values():
+            if isinstance(current.get("step"), Tensor):
+                current["step"].fill_(float(step))
+            else:
+                current["step"] = step
+
+    def _local_partition(self, value: Tensor) -> Tensor:
+        """Return the part of a full tensor that stage 3 keeps on this rank, flat, with zeros at the
+        end. DeepSpeed's setters of full tensors fail where the number of ranks does not divide the
+        number of elements (0.19.8)."""
+        flat = value.flatten()
+        size = -(-flat.numel() // self.world_size)
+        partition = flat[self.rank * size : (self.rank + 1) * size].to(self.device)
+        return nn.functional.pad(partition, (0, size - partition.numel()))
+
+    def _link_optimizer_states(self) -> None:
+        """Link optimizer states to parameters again. Stages 1 and 2 link them after the step of the
+        first parameter group, when the other groups have none yet (DeepSpeed 0.19.8)."""
+        if hasattr(self.optimizer, "_hp_optimizer_states_linked"):
+            self.optimizer._hp_optimizer_states_linked = False
+            self.optimizer._lazy_init_hp_params_optimizer_state()  # type: ignore[attr-defined]
+
+
+def _read_full_shape(parameter: Tensor) -> tuple[int, ...] | None:
+    """Return the shape of a parameter that stage 3 has partitioned; None for other tensors."""
+    shape = getattr(parameter, "ds_shape", None)
+    return None if shape is None else tuple(shape)

@@ -1,0 +1,89 @@
+"""Starting an engine: join the process group and check its size."""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+
+from accelerate import Accelerator
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    GradientAccumulationPlugin,
+    InitProcessGroupKwargs,
+)
+
+from dtl.engine.base import Engine, EngineSettings
+from dtl.engine.ddp import DdpEngine
+from dtl.engine.deepspeed import DeepSpeedEngine
+
+# What `accelerate launch` sets; the plan already contains these settings.
+ACCELERATE_VARIABLES = (
+    "ACCELERATE_USE_DEEPSPEED",
+    "ACCELERATE_USE_CPU",
+    "ACCELERATE_MIXED_PRECISION",
+    "ACCELERATE_CONFIG_DS_FIELDS",
+)
+
+
+def start(settings: EngineSettings) -> Engine:
+    """Join the process group and return the engine of this process.
+
+    Call it before any weight is read, because ZeRO-3 has to be configured first. Raises
+    RuntimeError where the processes are not those of the plan.
+    """
+    _remove_accelerate_variables()
+    engine = _start_ddp(settings) if settings.deepspeed is None else _start_deepspeed(settings)
+    _check_world_size(engine, settings.parallel_dims.world_size)
+    return engine
+
+
+def _remove_accelerate_variables() -> None:
+    for name in ACCELERATE_VARIABLES:
+        os.environ.pop(name, None)
+    for name in [name for name in os.environ if name.startswith("ACCELERATE_DEEPSPEED")]:
+        del os.environ[name]
+
+
+def _start_ddp(settings: EngineSettings) -> DdpEngine:
+    wrapper = DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False)
+    is_distributed = settings.parallel_dims.world_size > 1
+    accelerator = Accelerator(
+        cpu=settings.device == "cpu",
+        mixed_precision="no",
+        gradient_accumulation_plugin=_accumulation_plugin(settings),
+        kwargs_handlers=[wrapper, _process_group(settings)] if is_distributed else [wrapper],
+    )
+    return DdpEngine(settings, accelerator)
+
+
+def _start_deepspeed(settings: EngineSettings) -> DeepSpeedEngine:
+    from accelerate.utils import DeepSpeedPlugin
+
+    os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
+    if settings.device == "cpu":
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    accelerator = Accelerator(
+        mixed_precision="no",
+        deepspeed_plugin=DeepSpeedPlugin(hf_ds_config=settings.deepspeed),
+        gradient_accumulation_plugin=_accumulation_plugin(settings),
+        kwargs_handlers=[_process_group(settings)],
+    )
+    return DeepSpeedEngine(settings, accelerator)
+
+
+def _accumulation_plugin(settings: EngineSettings) -> GradientAccumulationPlugin:
+    return GradientAccumulationPlugin(num_steps=settings.accumulation_steps, adjust_scheduler=False)
+
+
+def _process_group(settings: EngineSettings) -> InitProcessGroupKwargs:
+    return InitProcessGroupKwargs(
+        backend="gloo" if settings.device == "cpu" else "nccl",
+        timeout=timedelta(seconds=settings.timeout_seconds),
+    )
+
+
+def _check_world_size(engine: Engine, planned: int) -> None:
+    if engine.world_size != planned:
+        raise RuntimeError(f"the world size is {engine.world_size}, planned were {planned}")
+    if len({int(rank) for rank in engine.all_gather_object([engine.rank])}) != planned:
+        raise RuntimeError("two processes have the same rank")

@@ -1,0 +1,74 @@
+"""Child processes that end with their parent, and output that goes to a log."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+SUPERVISOR_PID = "DTL_SUPERVISOR"  # variable: the process that started the launcher of the ranks
+PR_SET_PDEATHSIG = 1  # of Linux's prctl(2)
+
+
+def fork_process(work: Callable[[], int], *, log: Path | None) -> int:
+    """Run `work` in a copy of this process, and return the copy's process id.
+
+    The copy ends with the exit code that `work` returns, and is killed when this process ends.
+    `log`: the file for its output; None: the output of this process.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    parent = os.getpid()
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            die_with_parent(parent)
+            if log is not None:
+                redirect_output(log)
+            code = work()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+    return child
+
+
+def redirect_output(path: Path) -> None:
+    """Append all later output of this process to a file, also what C libraries print."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    os.close(file)
+
+
+def die_with_parent(parent: int | None = None) -> None:
+    """Have the kernel kill this process when its parent is killed, so that none trains on alone.
+
+    `parent`: the parent's process id; where that one is gone already, this process ends at once.
+    """
+    if sys.platform != "linux":
+        return
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if parent is not None and os.getppid() != parent:
+        os._exit(1)
+
+
+def die_with_launcher() -> None:
+    """End a rank that `dtl train` started with its launcher, also where the launcher, a child of the
+    supervisor, was killed while this rank started."""
+    die_with_parent()
+    supervisor = os.environ.get(SUPERVISOR_PID)
+    if supervisor is not None and sys.platform == "linux":
+        try:
+            status = Path(f"/proc/{os.getppid()}/stat").read_text(encoding="utf-8")
+        except OSError:
+            os._exit(1)
+        if status.rpartition(")")[2].split()[1] != supervisor:
+            os._exit(1)

@@ -1,0 +1,46 @@
+"""Set the environment of one rank: threads, caches of compilers, and a group of one process."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import shutil
+from collections.abc import MutableMapping
+from pathlib import Path
+
+from dtl.core.process_env import free_port, number_on_node, threads
+
+NODE_LOCAL = "DTL_NODE_LOCAL"  # variable: a folder on the node's own disk; may name variables
+COMPILER_CACHES = ("TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "TORCH_EXTENSIONS_DIR")
+
+
+def set_compiler_caches(environment: MutableMapping[str, str]) -> None:
+    """Have compilers cache on the node's own disk, in a folder of this job.
+
+    On a shared disk, a lock that a killed compiler has left would stop the next one. The first rank
+    of the node removes the folder at exit.
+    """
+    path = os.path.expandvars(environment.get(NODE_LOCAL, ""))
+    if not path or "$" in path:
+        return
+    folder = Path(path) / f"dtl-{os.getuid()}-{environment.get('SLURM_JOB_ID', os.getpid())}"
+    for name in COMPILER_CACHES:
+        environment.setdefault(name, str(folder / name.lower()))
+    if number_on_node(environment) == 0:
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+
+
+def set_threads(*, processes: int, device: str) -> None:
+    """Share the cores among the processes of this node, where they compute on the CPU."""
+    import torch
+
+    if device == "cpu":
+        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or threads(processes)))
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def set_single_process_group(environment: MutableMapping[str, str]) -> None:
+    """Describe a process group of one process, where no launcher has described one."""
+    if "RANK" not in environment:
+        environment.update({"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"})
+        environment.update({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())})

@@ -1,0 +1,38 @@
+"""Report failures of one rank that a restart would not fix: memory or a disk is full."""
+
+from __future__ import annotations
+
+import os
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from dtl.core.errors import RankFailed
+from dtl.plan.memory_advice import is_disk_full, is_out_of_memory, suggest_memory_reduction
+
+if TYPE_CHECKING:
+    from dtl.prepare.preparation import Prepared
+    from dtl.train.heartbeat import Watchdog
+
+
+@contextmanager
+def report_resource_failures(prepared: Prepared, watchdog: Watchdog) -> Iterator[None]:
+    """Raise RankFailed, with what to change, in place of an error of a full disk or memory."""
+    from dtl.train.log import format_peak_memory
+
+    try:
+        yield
+    except Exception as error:
+        if is_disk_full(error):
+            location = str(getattr(error, "filename", None) or prepared.config.run.dir)
+            problem = f"the disk is full, in {watchdog.activity}"
+            fix = "free disk space, then resume: the newest checkpoint is intact"
+        elif is_out_of_memory(error):
+            location = f"rank {os.environ.get('RANK', '0')}"
+            problem = f"out of memory in {watchdog.activity}; {format_peak_memory()}"
+            fix = suggest_memory_reduction(prepared.plan, activity=watchdog.activity)
+        else:
+            raise
+        traceback.print_exc()
+        raise RankFailed.of(location, problem, fix) from error

@@ -1,0 +1,98 @@
+"""Estimate the memory of activations, and choose activation checkpointing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dtl.core.errors import DtlError
+from dtl.plan.memory import BYTES_PER_NUMBER
+from dtl.plan.records import DecisionLog
+from dtl.plan.request import PlanRequest
+
+BYTES_PER_TOKEN = 34  # per unit of width and per layer, in half precision (arXiv:2205.05198)
+BYTES_PER_CHECKPOINTED_TOKEN = 2
+LOGIT_BYTES = 8  # a logit and its gradient in fp32, next to the logit in the dtype
+
+
+@dataclass(frozen=True)
+class ActivationBudget:
+    """The device memory that is left for activations, and what an example takes of it.
+
+    `free_bytes`: of one device. `example_length`: of the longest example, in tokens. Sizes that
+    the model's config does not name are 0.
+    """
+
+    free_bytes: int
+    example_length: int
+    hidden_size: int
+    layers: int
+    vocabulary_size: int
+    dtype: str
+
+    @classmethod
+    def from_request(cls, request: PlanRequest, *, free_bytes: int, dtype: str) -> ActivationBudget:
+        """Read the sizes from the model's config."""
+
+        def size(name: str) -> int:
+            return getattr(request.model_config, name, None) or 0
+
+        return cls(
+            free_bytes,
+            request.longest_example,
+            size("hidden_size"),
+            size("num_hidden_layers"),
+            size("vocab_size"),
+            dtype,
+        )
+
+    def estimate_bytes(self, examples: int, *, checkpointing: bool) -> int:
+        """Return the bytes that the forward pass of so many examples stores for the backward pass.
+
+        They are the activations of every layer, and the logits with their gradient in fp32.
+        """
+        width = BYTES_PER_NUMBER[self.dtype]
+        tokens = examples * self.example_length
+        per_token = BYTES_PER_CHECKPOINTED_TOKEN if checkpointing else BYTES_PER_TOKEN
+        layers = tokens * self.hidden_size * self.layers * per_token * width // 2
+        return int(layers + tokens * self.vocabulary_size * (LOGIT_BYTES + width))
+
+    def fits(self, examples: int, *, checkpointing: bool) -> bool:
+        """Whether the activations of so many examples fit into the free memory."""
+        return self.estimate_bytes(examples, checkpointing=checkpointing) <= self.free_bytes
+
+
+def choose_activation_checkpointing(
+    request: PlanRequest, budget: ActivationBudget, log: DecisionLog
+) -> bool:
+    """Return `layout.activation_checkpointing`, else whether one example does not fit without it.
+
+    Raises DtlError where it is requested and a strategy does not support it.
+    """
+    name = "activation checkpointing"
+    requested = request.config.layout.activation_checkpointing
+    unsupported = _strategy_without_checkpointing(request)
+    if requested and unsupported is not None:
+        raise DtlError.of(
+            "layout.activation_checkpointing",
+            f"strategy {unsupported} does not support activation checkpointing",
+            "remove it and set a smaller layout.micro_batch, or use strategy lora",
+        )
+    if unsupported is not None:
+        log.add(name, "off", f"strategy {unsupported} does not support it")
+        return False
+    if requested is not None:
+        log.add(name, "on" if requested else "off", "layout.activation_checkpointing")
+        return requested
+    if budget.fits(1, checkpointing=False):
+        log.add(name, "off", "the activations of one example fit without it")
+        return False
+    log.add(name, "on", "the activations of one example do not fit without it")
+    return True
+
+
+def _strategy_without_checkpointing(request: PlanRequest) -> str | None:
+    strategies = zip(request.parts.strategies, request.config.phases, strict=True)
+    names = (
+        phase.name for strategy, phase in strategies if not strategy.supports_gradient_checkpointing
+    )
+    return next(names, None)

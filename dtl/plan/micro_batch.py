@@ -1,0 +1,92 @@
+"""Choose the micro-batch, and count the accumulation steps that it makes."""
+
+from __future__ import annotations
+
+from math import ceil
+
+from dtl.data.batching import Batching
+from dtl.data.order import accumulation, micro_batches, padding, room_for
+from dtl.plan.activation_memory import ActivationBudget
+from dtl.plan.records import DecisionLog
+from dtl.plan.request import PlanRequest
+
+MAX_MICRO_BATCH_CPU = 8
+MAX_MICRO_BATCH_GPU = 64
+SAMPLED_BATCHES = 200  # from which padding and accumulation are measured
+REPORTED_PADDING = 0.1  # share of the positions above which the plan reports padding
+
+
+def choose_micro_batch(
+    request: PlanRequest,
+    budget: ActivationBudget,
+    *,
+    data_parallel_size: int,
+    checkpointing: bool,
+    log: DecisionLog,
+) -> int:
+    """Return the examples of one forward and backward pass: as many as fit into the free memory.
+
+    `layout.micro_batch` is used as it is, where a rank has that many examples in a step. Else the
+    largest possible number is halved until the activations fit, and then evened out so that the
+    micro-batches of a step are of one size. The loss does not depend on it.
+    """
+    batching = request.batching
+    share = _examples_per_rank(batching, data_parallel_size)
+    if request.config.layout.micro_batch is not None:
+        micro_batch = min(request.config.layout.micro_batch, share)
+        log.add("micro batch", micro_batch, "layout.micro_batch")
+        return micro_batch
+    is_cpu = request.hardware.device == "cpu"
+    micro_batch = min(share, MAX_MICRO_BATCH_CPU if is_cpu else MAX_MICRO_BATCH_GPU)
+    while micro_batch > 1 and not budget.fits(micro_batch, checkpointing=checkpointing):
+        micro_batch = ceil(micro_batch / 2)
+    if batching.sizes is None:  # every global batch has the same number of examples
+        micro_batch = ceil(share / ceil(share / micro_batch))
+    unit = request.parts.task.length_unit
+    reason = f"examples of up to {request.longest_example} {unit} that fit at once"
+    log.add("micro batch", micro_batch, reason)
+    return micro_batch
+
+
+def count_accumulation_steps(
+    request: PlanRequest, *, data_parallel_size: int, micro_batch: int, log: DecisionLog
+) -> int:
+    """Return the micro-batches that a rank runs in a step, the most of the first batches sampled.
+
+    Adds a decision on padding where it takes more than `REPORTED_PADDING` of the positions.
+    """
+    batching, lengths = request.batching, request.lengths
+    unit, size = request.parts.task.length_unit, request.config.train.global_batch
+    limit = None if batching.sizes is None else room_for(micro_batch, lengths)
+    steps_of_batches = [
+        micro_batches(
+            batch,
+            lengths,
+            data_parallel_size=data_parallel_size,
+            micro_batch=micro_batch,
+            room=limit,
+        )
+        for batch in batching.epoch(0)[:SAMPLED_BATCHES]
+    ]
+    if limit is None:
+        steps = accumulation(
+            batching.most, data_parallel_size=data_parallel_size, micro_batch=micro_batch
+        )
+        held = f"{data_parallel_size} ranks x {steps} x at most {micro_batch}"
+    else:
+        steps = max(map(len, steps_of_batches))
+        held = f"{data_parallel_size} ranks x up to {steps} x at most {limit} {unit}, padded"
+    log.add("accumulation", steps, f"{size} a step = {held}")
+    positions, padded = padding([step for steps in steps_of_batches for step in steps], lengths)
+    if padded > REPORTED_PADDING * positions:
+        is_grouped = batching.lengths is not None
+        advice = "" if is_grouped else "; train.group_by_length=true reduces it"
+        log.add("padding", f"{padded / positions:.0%}", f"of the {unit} that are read{advice}")
+    return steps
+
+
+def _examples_per_rank(batching: Batching, data_parallel_size: int) -> int:
+    """Return the most examples of a global batch that a rank gets; all, where it counts tokens."""
+    if batching.sizes is None:
+        return ceil(batching.most / data_parallel_size)
+    return batching.examples

@@ -1,0 +1,55 @@
+"""The planner's input: one frozen record."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from dtl.assembly.parts import Parts
+from dtl.config.schema import RunConfig
+from dtl.data.batching import Batching
+from dtl.plan.records import Hardware, OuterLaunch
+from dtl.tasks.base import DatasetStats
+
+
+@dataclass(frozen=True)
+class CacheableExamples:
+    """The examples whose features would be cached.
+
+    `varied_reason`: why the base gives other features for an example each time, None where it does
+    not. `lengths`: of these examples, in the task's unit. `free_bytes`: free space on the disk of
+    the cache, None where it is unknown.
+    """
+
+    varied_reason: str | None
+    lengths: np.ndarray
+    free_bytes: int | None
+
+
+@dataclass(frozen=True)
+class PlanRequest:
+    """A run to plan.
+
+    `model_config`: the base's transformers config, None where it is unknown. `lengths`: of the
+    training examples, in the task's unit. `outer`: the layout that an outer launcher has fixed.
+    `free_disk_bytes`: free space where the run folder will be, None where it is unknown.
+    `cacheable`: None where nothing prevents a feature cache.
+    """
+
+    config: RunConfig
+    parts: Parts
+    dataset_stats: DatasetStats
+    model_config: Any
+    batching: Batching
+    lengths: np.ndarray
+    hardware: Hardware
+    outer: OuterLaunch | None = None
+    free_disk_bytes: int | None = None
+    cacheable: CacheableExamples | None = None
+
+    @property
+    def longest_example(self) -> int:
+        """The length of the longest training example, in the task's unit."""
+        return int(self.lengths.max())

@@ -1,0 +1,85 @@
+"""Count the parameters that each strategy trains, on a model without weights."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+
+from dtl.assembly.parts import Parts
+from dtl.config.optimizers import OPTIMIZERS
+from dtl.config.schema import RunConfig
+from dtl.models.head_input import find_inseparable_reason
+from dtl.models.load import load_on_meta_device
+from dtl.models.quantization import quantize
+from dtl.plan.memory import FP32_BYTES
+from dtl.plan.parameter_groups import assign_update_rules, moment_bytes
+from dtl.plan.records import ParameterCounts
+from dtl.tasks.base import DatasetStats
+
+
+@dataclass(frozen=True)
+class PhaseParameters:
+    """What a phase trains.
+
+    `names`: of the trainable parameters. `inseparable_reason`: why the base's output cannot be
+    cached apart from the head; None where it can.
+    """
+
+    names: frozenset[str]
+    counts: ParameterCounts
+    inseparable_reason: str | None
+
+
+@dataclass(frozen=True)
+class LearningRate:
+    """The highest learning rate of a phase, and where it comes from."""
+
+    value: float
+    reason: str
+
+
+def count_trainable_parameters(
+    config: RunConfig, parts: Parts, stats: DatasetStats
+) -> PhaseParameters:
+    """Apply the strategy of `parts` to the model on the meta device, and count."""
+    import torch
+
+    loaded = load_on_meta_device(
+        config.model, head=parts.task.auto_class, changes=parts.task.head_config(stats)
+    )
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the run raises them again, into its log
+        model = parts.adapt(loaded)
+    rules = assign_update_rules(
+        model,
+        config.optim,
+        learning_rate=choose_learning_rate(config, parts).value,
+        new=loaded.new,
+    )
+    trainable = {name: model.get_parameter(name) for name in rules}
+    count = sum(parameter.numel() for parameter in trainable.values())
+    moments = sum(moment_bytes(config.optim.name, trainable[name], rules[name]) for name in rules)
+    has_ema = config.train.ema_decay is not None
+    extra_bytes = FP32_BYTES * has_ema + parts.strategy.extra_optimizer_bytes
+    counts = ParameterCounts(
+        trainable=count,
+        frozen=sum(parameter.numel() for parameter in model.parameters()) - count,
+        quantized=quantize.measure_quantized_size(model, config.model),
+        moment_bytes=moments + count * extra_bytes,
+        l2_sp_numbers=sum(trainable[name].numel() for name in rules if rules[name].l2_sp),
+    )
+    return PhaseParameters(frozenset(trainable), counts, find_inseparable_reason(model))
+
+
+def choose_learning_rate(config: RunConfig, parts: Parts) -> LearningRate:
+    """Return that of the phase, else `optim.learning_rate`, else the strategy's default."""
+    phase, optimizer = config.phases[parts.phase], config.optim.name
+    if phase.learning_rate is not None:
+        return LearningRate(phase.learning_rate, "of the phase")
+    if config.optim.learning_rate is not None:
+        return LearningRate(config.optim.learning_rate, "optim.learning_rate")
+    factor = OPTIMIZERS[optimizer].learning_rate_factor
+    reason = f"default of {phase.name}"
+    if factor != 1:
+        reason += f", times {factor:g} for {optimizer}"
+    return LearningRate(parts.strategy.learning_rate * factor, reason)

@@ -1,0 +1,192 @@
+"""The model of a phase: loaded, with the strategy applied, before the engine prepares it."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from dtl.assembly.parts import Parts
+from dtl.config.schema import Model, RunConfig
+from dtl.core.process_env import number_on_node
+from dtl.engine.base import Engine
+from dtl.models.anatomy import adapted_layers, convolutions
+from dtl.models.dtypes import torch_dtype
+from dtl.models.load import Loaded, fill_given, initialise, load_pretrained, locate, padding_token
+from dtl.models.peft.adapters import shared_matrices
+from dtl.models.staging import stage, staged
+from dtl.plan.records import Plan
+from dtl.prepare.dataset import Examples
+from dtl.train.checkpoint import read_progress
+from dtl.train.checkpoint_tensors import CheckpointTensors, load_weights
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class AdaptedModel:
+    """A model with its strategy applied.
+
+    `new_parameters`: names, before the strategy was applied, of the parameters that the base does
+    not have. `original_weights`: of the base before it was quantized.
+    """
+
+    model: nn.Module
+    new_parameters: frozenset[str]
+    original_weights: Mapping[str, Tensor]
+
+
+def build_model(
+    config: RunConfig,
+    plan: Plan,
+    parts: Parts,
+    examples: Examples,
+    engine: Engine,
+    *,
+    saved: Path | None = None,
+) -> AdaptedModel:
+    """Load the model and apply the strategy of the phase. Every rank must call.
+
+    `saved`: a checkpoint of this phase, or the last one of the phase before, whose adapter is then
+    merged. New parameters are the same on every layout.
+    """
+    layout = plan.layout
+    loaded = _load_base(config, plan, parts, examples, engine)
+    if saved is not None and is_phase_transition(plan, parts, saved):
+        previous = parts.in_phase(parts.phase - 1)
+        merged = _merge_previous_phase(loaded, config.train.seed, previous, engine, saved)
+        loaded_again = replace(loaded, model=merged.model)
+        model = _apply_strategy(loaded_again, config.train.seed, parts, engine)
+        engine.record_base_buffers(None)
+        trained = _find_names(merged.changed_ids, model)
+    else:
+        model = _apply_strategy(loaded, config.train.seed, parts, engine)
+        engine.record_base_buffers(model if parts.phase == 0 else None)
+        trained = frozenset[str]()
+        if saved is not None and parts.phase > 0:
+            load_weights(saved, engine, model)
+            trained = frozenset(CheckpointTensors(saved).weight_names)
+    _record_previously_trained(model, trained, torch_dtype(layout.dtype), engine)
+    if layout.activation_checkpointing:
+        enable_activation_checkpointing(model)
+    return AdaptedModel(model, loaded.new, loaded.whole)
+
+
+def is_phase_transition(plan: Plan, parts: Parts, saved: Path) -> bool:
+    """Return whether a checkpoint is the last one of the phase before that of `parts`."""
+    start = plan.phases[parts.phase].start_step
+    return parts.phase > 0 and read_progress(saved).step == start
+
+
+def enable_activation_checkpointing(model: nn.Module) -> None:
+    """Recompute the activations inside a block in the backward pass instead of storing them.
+
+    transformers also makes the input require a gradient, which only reentrant checkpointing needs.
+    It would extend the backward pass to the frozen layers below, and store their activations.
+    """
+    model.gradient_checkpointing_enable(  # type: ignore[operator]
+        gradient_checkpointing_kwargs={"use_reentrant": False}
+    )
+    model.disable_input_require_grads()  # type: ignore[operator]
+
+
+def _load_base(
+    config: RunConfig, plan: Plan, parts: Parts, examples: Examples, engine: Engine
+) -> Loaded:
+    """Load the base and initialize what it does not have."""
+    trains_all = plan.phases[parts.phase].parameters.frozen == 0
+    in_fp32 = trains_all and engine.trainable_dtype == torch.float32
+    loaded = load_pretrained(
+        config.model if parts.from_random else _stage_on_node(config.model, engine),
+        head=parts.task.auto_class,
+        changes=parts.task.head_config(examples.facts),
+        random=parts.from_random,
+        seed=config.train.seed,
+        dtype="fp32" if in_fp32 else plan.layout.dtype,
+        loading=engine.init_context,
+    )
+    loaded.model.name_or_path = loaded.model.config._name_or_path = locate(config.model)  # type: ignore[assignment, union-attr]
+    initialise(loaded.model, loaded.new, seed=config.train.seed, fill=engine.write_full_tensor)
+    fill_given(loaded, fill=engine.write_full_tensor)
+    if (padding := padding_token(examples.processor)) is not None:
+        loaded.model.config.pad_token_id = padding  # type: ignore[union-attr]
+    parts.task.configure_model(loaded.model, processor=examples.processor)
+    return loaded
+
+
+def _stage_on_node(model: Model, engine: Engine) -> Model:
+    """Return the model's copy on this node, which the node's first process makes; the model itself
+    without `model.staging_dir`."""
+    if model.staging_dir is None:
+        return model
+    if number_on_node(os.environ) == 0:
+        stage(model)
+    engine.barrier()
+    return staged(model)
+
+
+def _apply_strategy(loaded: Loaded, seed: int, parts: Parts, engine: Engine) -> nn.Module:
+    """Apply the strategy, and cast what is trainable to the engine's dtype."""
+    torch.manual_seed(seed)
+    with engine.gather_for_read(convolutions(loaded.model)):  # PEFT reads the shape of a kernel
+        model = parts.adapt(loaded)
+    dtype = engine.trainable_dtype
+    for parameter in model.parameters():
+        # Partitioned parameters have that dtype already.
+        if parameter.requires_grad and not engine.is_partitioned(parameter):
+            parameter.data = parameter.data.to(dtype)
+    for matrix in shared_matrices(model).values():
+        matrix.data = matrix.data.to(dtype)
+    parts.strategy.load_initial_values(model, write_parameter=engine.write_full_tensor)
+    return model
+
+
+@dataclass(frozen=True)
+class _MergedModel:
+    """The model at the end of a phase, without adapters, and the ids of the parameters that differ
+    from the base."""
+
+    model: nn.Module
+    changed_ids: frozenset[int]
+
+
+def _merge_previous_phase(
+    loaded: Loaded, seed: int, parts: Parts, engine: Engine, saved: Path
+) -> _MergedModel:
+    """Return the model that a phase has trained, its adapters merged. They are merged layer by
+    layer, because a rank may have only a part of each (ZeRO-3)."""
+    model = _apply_strategy(loaded, seed, parts, engine)
+    load_weights(saved, engine, model)
+    by_name = dict(model.named_parameters())
+    changed = {id(by_name[name]) for name in CheckpointTensors(saved).weight_names}
+    for layer in adapted_layers(model):
+        changed |= {id(parameter) for parameter in layer.base_layer.parameters()}
+        with engine.gather_for_update(list(layer.parameters())):
+            layer.merge(safe_merge=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="All adapters are already merged")
+        return _MergedModel(parts.strategy.merge(model), frozenset(changed))
+
+
+def _find_names(ids: frozenset[int], model: nn.Module) -> frozenset[str]:
+    return frozenset(name for name, value in model.named_parameters() if id(value) in ids)
+
+
+def _record_previously_trained(
+    model: nn.Module, trained: frozenset[str], dtype: torch.dtype, engine: Engine
+) -> None:
+    """Record the parameters that an earlier phase has trained and this one does not, and cast them
+    to the dtype of frozen ones."""
+    by_name = dict(model.named_parameters())
+    engine.previously_trained = frozenset(
+        name for name in trained if not by_name[name].requires_grad
+    )
+    for name in engine.previously_trained:
+        if not engine.is_partitioned(by_name[name]):
+            by_name[name].data = by_name[name].data.to(dtype)

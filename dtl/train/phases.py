@@ -1,0 +1,165 @@
+"""The phases of a run: each begins with its own model and optimizer, or is restored."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dtl.core.parallel_dims import ParallelDims
+from dtl.train.checkpoint import read_progress
+from dtl.train.checkpoint_tensors import CheckpointTensors, restore_weights
+from dtl.train.feature_cache import use_cached_features
+from dtl.train.feature_extraction import FeatureExtractor
+from dtl.train.model import AdaptedModel, build_model, is_phase_transition
+from dtl.train.optim import L2SPPenalty, build_optimizer
+from dtl.train.progress import Limits, Progress
+from dtl.train.restore import restore_checkpoint
+from dtl.train.state import RunContext, TrainState, make_loader
+from dtl.train.weight_averages import MovingAverageHook
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+CALIBRATION_BATCH = 8  # examples, on every layout
+
+
+def make_state(context: RunContext, saved: Path | None) -> TrainState:
+    """Return the state at a checkpoint, or at the start of the run."""
+    start = Progress(digest=context.examples.train.key)
+    progress = start if saved is None else read_progress(saved)
+    parts = context.parts.in_phase(context.plan.phase_after(progress.step))
+    return TrainState(parts, context.examples, progress)
+
+
+def open_phase(context: RunContext, state: TrainState, saved: Path | None) -> TrainState:
+    """Build the model and the optimizer of the state's phase, and restore them from `saved`.
+
+    `saved`: a checkpoint of this phase, or the last one of the phase before; None: the run starts.
+    """
+    engine, plan, parts = context.engine, context.plan, state.parts
+    phase, progress = state.phase(plan), state.progress
+    is_start = saved is None or is_phase_transition(plan, parts, saved)
+    context.safe_points.long_heartbeat("loading the model")
+    adapted = build_model(context.config, plan, parts, state.examples, engine, saved=saved)
+    parts.training_mode(adapted.model)
+    if is_start:
+        _init_strategy(context, state, adapted)
+    optimizer = build_optimizer(
+        adapted.model,
+        context.config.optim,
+        learning_rate=phase.learning_rate,
+        new=adapted.new_parameters,
+        device=plan.layout.device,
+        rate_factor=parts.strategy.rate_factor,
+    )
+    context.safe_points.long_heartbeat("preparing the model")
+    engine.prepare(adapted.model, optimizer)
+    _register_optimizer_hooks(context, state, completed_steps=0 if is_start else progress.updates)
+    context.log.peak_learning_rate = phase.learning_rate
+    if saved is None:
+        return state
+    if not is_start:
+        restore_checkpoint(saved, engine, parts, make_loader(context, state))
+        return state
+    if parts.strategies[parts.phase - 1].exports == "model":  # else the names are other ones
+        restore_weights(CheckpointTensors(saved), engine, allow_missing=True)
+    return replace(state, progress=replace(progress, updates=0, best_score=None, best_step=None))
+
+
+def cache_features(context: RunContext, state: TrainState) -> TrainState:
+    """Return the state with the features of the base, where the phase caches them."""
+    if not state.phase(context.plan).caches_features:
+        return state
+    context.safe_points.long_heartbeat("finding what the head reads")
+    extractor = FeatureExtractor(
+        context.config,
+        context.plan,
+        state.parts,
+        state.examples,
+        context.engine,
+        state.collate,
+        pause=context.safe_points.check_stop,
+        say=context.log.print_line,
+    )
+    parts, examples = use_cached_features(extractor)
+    return replace(state, parts=parts, examples=examples)
+
+
+def make_limits(
+    context: RunContext, state: TrainState, *, skip_steps: frozenset[int] = frozenset()
+) -> Limits:
+    """Return the steps at which the state's phase evaluates, saves and ends."""
+    options, phase = context.config.train, state.phase(context.plan)
+    return Limits(
+        context.plan.steps,
+        phase.start_step,
+        phase.last_step,
+        options.evaluate_every if state.examples.held_out is not None else None,
+        options.save_every,
+        saves_best=options.keep_best,
+        skip_steps=skip_steps,
+    )
+
+
+def _init_strategy(context: RunContext, state: TrainState, adapted: AdaptedModel) -> None:
+    """Initialize what the strategy adds, where it needs training examples or the base's weights."""
+    strategy, model = state.parts.strategy, adapted.model
+    heartbeat = context.safe_points.long_heartbeat
+    if strategy.needs_calibration:
+        _calibrate(context, state, model)
+    if strategy.needs_base_weights:
+        strategy.init_from_base_weights(
+            model,
+            whole=adapted.unquantized_weights,
+            device=context.engine.device,
+            beat=partial(heartbeat, "initializing from the weights of the base"),
+        )
+
+
+def _calibrate(context: RunContext, state: TrainState, model: nn.Module) -> None:
+    """Initialize the strategy from training examples, the same ones on every layout."""
+    engine, task, activity = context.engine, state.parts.task, "reading training examples"
+    context.safe_points.long_heartbeat(activity)
+
+    def forward(model: nn.Module, batch: dict[str, Tensor]) -> None:
+        context.safe_points.long_heartbeat(activity)
+        with engine.autocast():
+            task.loss(model, engine.to_device(batch))
+
+    state.parts.strategy.init_from_data(
+        model.to(engine.device), batches=_calibration_batches(context, state), show=forward
+    )
+    state.parts.training_mode(model)
+
+
+def _calibration_batches(context: RunContext, state: TrainState) -> Iterator[dict[str, Tensor]]:
+    loader = replace(
+        make_loader(context, state), parallel_dims=ParallelDims(), micro_batch=CALIBRATION_BATCH
+    )
+    for step in count(1):
+        for batch in loader.window(step).batches:
+            if batch.targets:
+                yield batch.tensors
+
+
+def _register_optimizer_hooks(
+    context: RunContext, state: TrainState, *, completed_steps: int
+) -> None:
+    """Register what changes weights or gradients at each step. The hooks remember the start values,
+    so a checkpoint is restored after this. `completed_steps`: updates of this phase."""
+    engine, phase = context.engine, state.phase(context.plan)
+    master_weights, optimizer = engine.fp32_master_weights(), engine.inner_optimizer
+    if context.config.optim.l2_sp is not None:
+        optimizer.register_step_pre_hook(L2SPPenalty(master_weights))
+    state.parts.strategy.register_optimizer_hooks(
+        engine.unwrapped_model,
+        optimizer,
+        steps=phase.last_step - phase.start_step,
+        done=completed_steps,
+    )
+    if (decay := context.config.train.ema_decay) is not None:
+        optimizer.register_step_post_hook(MovingAverageHook(master_weights, decay=decay))

@@ -1,0 +1,42 @@
+"""The layouts and strategies of the distributed tests, and the runs that several files compare
+with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tests.distributed.runs import Run
+
+STAGES = (0, 1, 2, 3)
+RATE, CLIP, BATCH, STEPS = 0.01, 0.2, 12, 20  # 53 rows: the last batch of an epoch has 5
+HELD_OUT = 101
+LORA = ("strategy=lora", "strategy.rank=4", "strategy.alpha=8")
+STRATEGIES = {"full": ("strategy=full",), "lora": LORA, "frozen": ("strategy=frozen",)}
+# Processes and ZeRO stage.
+LAYOUTS = ((1, 0), (2, 0), (2, 2), (2, 3))
+
+
+def zero(stage: int) -> str:
+    """Return the override that sets the ZeRO stage."""
+    return f"layout.zero_stage={stage}"
+
+
+def matrix_run(strategy: str, processes: int, stage: int, accumulation: int) -> Run:
+    """Return the run of a strategy on a layout."""
+    micro_batch = -(-BATCH // processes // accumulation)
+    return Run(
+        f"{strategy}-{processes}-{stage}-{accumulation}",
+        processes,
+        (*STRATEGIES[strategy], zero(stage), f"layout.micro_batch={micro_batch}"),
+    )
+
+
+def single(strategy: str) -> Run:
+    """Return the run of a strategy on one process, in one micro-batch a step: others are compared
+    with it."""
+    return matrix_run(strategy, 1, 0, 1)
+
+
+def lora_run(name: str, processes: int, *overrides: str, **how: Any) -> Run:
+    """Return a run of LoRA with a name of its own."""
+    return Run(name, processes, (*LORA, *overrides), **how)

@@ -1,0 +1,54 @@
+"""Data and bases of the text tasks whose model is of its own kind: taggers, summarizers, pairs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests import tiny
+from tests.distributed.layouts import BATCH, RATE
+
+TEXT_STEPS, TEXT_HELD_OUT = 4, 9  # in batches of 2: with two ranks, one has nothing at the end
+TAGS = f"""
+model: {{path: tagger, dtype: fp32}}
+task: {{name: token_classification, max_length: 48}}
+data: {{train: tagged.jsonl, eval: tagged_held_out.jsonl}}
+strategy: full
+optim: {{learning_rate: {RATE}, warmup: 0}}
+train: {{steps: {TEXT_STEPS}, global_batch: {BATCH}, evaluation_batch: 2}}
+"""
+SUMMARY = f"""
+model: {{path: summarizer, dtype: fp32}}
+task: {{name: seq2seq, prefix: "shorten: ", generate_length: 16}}
+data: {{train: summaries.jsonl, eval: summaries_held_out.jsonl}}
+strategy: full
+optim: {{learning_rate: {RATE}, warmup: 0}}
+train: {{steps: {TEXT_STEPS}, global_batch: {BATCH}, evaluation_batch: 2}}
+"""
+PAIRS = f"""
+model: {{path: base, dtype: fp32}}
+task: {{name: dpo, beta: 0.5, max_length: 64}}
+data: {{train: pairs.jsonl, eval: pairs_held_out.jsonl}}
+strategy: lora
+optim: {{learning_rate: {RATE}, warmup: 0, gradient_clip: null}}
+train: {{steps: {TEXT_STEPS}, global_batch: {BATCH}, evaluation_batch: 2}}
+"""
+
+
+def write_text_tasks(folder: Path) -> None:
+    """Write configs, rows, and bases that have learned a little of them. Once is enough."""
+    if (folder / "pairs.yaml").exists():
+        return
+    (folder / "tags.yaml").write_text(TAGS)
+    (folder / "summary.yaml").write_text(SUMMARY)
+    tiny.write_rows(folder / "pairs.jsonl", tiny.pairs(53, seed=1))
+    tiny.write_rows(folder / "pairs_held_out.jsonl", tiny.pairs(TEXT_HELD_OUT, seed=2))
+    tagged, summaries = tiny.tagged(53, seed=1), tiny.shortened(53, seed=1)
+    for name, rows in {"tagged": tagged, "summaries": summaries}.items():
+        tiny.write_rows(folder / f"{name}.jsonl", rows)
+        # The base has seen six of these, so that it is partly right.
+        tiny.write_rows(folder / f"{name}_held_out.jsonl", rows[:TEXT_HELD_OUT])
+    tiny.encoder(folder / "untrained-tagger")
+    tiny.teach_tags(folder / "untrained-tagger", tagged[:6], folder / "tagger")
+    tiny.t5(folder / "untrained-summarizer")
+    tiny.teach_summaries(folder / "untrained-summarizer", summaries[:6], folder / "summarizer")
+    (folder / "pairs.yaml").write_text(PAIRS)

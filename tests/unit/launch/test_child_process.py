@@ -1,0 +1,63 @@
+"""A process whose launcher was killed during its start ends at once, and trains nothing."""
+
+import os
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs prctl of Linux")
+
+# A launcher that starts a rank and is killed before the rank has reached dtl's first line.
+LAUNCHER = """
+import os, subprocess, sys
+rank = subprocess.Popen([sys.executable, "-c", sys.argv[1]])
+print(rank.pid, flush=True)
+os.kill(os.getpid(), 9)
+"""
+RANK = """
+import time
+time.sleep(1)
+from dtl.launch import child_process
+child_process.die_with_launcher()
+time.sleep(60)
+"""
+
+
+def has_ended(process, *, within):
+    limit = time.monotonic() + within
+    while time.monotonic() < limit:
+        if not psutil.pid_exists(process) or psutil.Process(process).status() == "zombie":
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def test_rank_whose_launcher_died_during_its_start_ends():
+    environment = {**os.environ, "DTL_SUPERVISOR": str(os.getpid())}
+    argv = [sys.executable, "-c", LAUNCHER, RANK]
+    launcher = subprocess.Popen(argv, stdout=subprocess.PIPE, env=environment, text=True)
+    rank = int(launcher.stdout.readline())
+    launcher.communicate()
+    assert has_ended(rank, within=20)
+
+
+def test_rank_with_a_living_launcher_continues():
+    code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {SHORT!r}], check=True)"
+    environment = {**os.environ, "DTL_SUPERVISOR": str(os.getpid())}
+    argv = [sys.executable, "-c", code]
+    done = subprocess.run(argv, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == "continues\n"
+
+
+SHORT = (
+    "from dtl.launch import child_process; child_process.die_with_launcher(); print('continues')"
+)
+
+
+def test_child_of_an_ended_process_ends():
+    code = "from dtl.launch import child_process; child_process.die_with_parent(1 << 22); print('continues')"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout) == (1, "")
