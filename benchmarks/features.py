@@ -26,7 +26,7 @@ from dtl.config.schema import Model
 from dtl.core.parallel_dims import ParallelDims
 from dtl.data.loader import Loader
 from dtl.engine.base import Engine
-from dtl.models.load import locate, padding_token
+from dtl.models.load import get_pad_token_id, locate_model
 from dtl.prepare import preparation
 from dtl.prepare.dataset import Examples
 from dtl.train import optim
@@ -107,7 +107,7 @@ def measure(case: str, folder: Path) -> Measured:
         parts,
         examples,
         engine,
-        partial(parts.task.collate, pad_token_id=padding_token(examples.processor) or 0),
+        partial(parts.task.collate, pad_token_id=get_pad_token_id(examples.processor) or 0),
         pause=_say_nothing,
         say=_say_nothing,
     )
@@ -134,7 +134,7 @@ def make_large(folder: Path) -> None:
     """The architecture and the tokenizer of mini:text, with more and wider blocks."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    small = locate(Model(path="mini:text"))
+    small = locate_model(Model(path="mini:text"))
     settings = AutoConfig.from_pretrained(
         small,
         num_hidden_layers=12,
@@ -151,7 +151,7 @@ def make_large(folder: Path) -> None:
 def _loader(plan: Any, engine: Engine, parts: Parts, examples: Examples) -> Loader:
     return Loader(
         data=examples.train,
-        collate=partial(parts.task.collate, pad_token_id=padding_token(examples.processor) or 0),
+        collate=partial(parts.task.collate, pad_token_id=get_pad_token_id(examples.processor) or 0),
         present=partial(parts.task.transform, processor=examples.processor),
         batching=examples.batching,
         micro_batch=plan.layout.micro_batch,

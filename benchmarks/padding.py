@@ -14,7 +14,7 @@ from itertools import combinations
 import numpy as np
 
 from dtl.data.batching import Batching
-from dtl.data.order import micro_batches, padding, room_for
+from dtl.data.order import count_padding, largest_padded_size, split_into_micro_batches
 
 EXAMPLES, SEED = 5000, 0
 EXAMPLES_A_STEP, TOKENS_A_STEP, MICRO_BATCH = 32, 4096, 8
@@ -36,7 +36,7 @@ def main() -> None:
 
 
 def _rows(lengths: np.ndarray, ranks: int) -> Iterator[list[str]]:
-    room = room_for(MICRO_BATCH // 4, lengths)
+    room = largest_padded_size(MICRO_BATCH // 4, lengths)
     for name, most, sizes, limit in (
         (f"{EXAMPLES_A_STEP} examples", EXAMPLES_A_STEP, None, None),
         (f"{TOKENS_A_STEP} tokens", TOKENS_A_STEP, lengths, room),
@@ -48,11 +48,11 @@ def _rows(lengths: np.ndarray, ranks: int) -> Iterator[list[str]]:
             turns = [
                 turn
                 for batch in batching.epoch(0)
-                for turn in micro_batches(
+                for turn in split_into_micro_batches(
                     batch, lengths, data_parallel_size=ranks, micro_batch=MICRO_BATCH, room=limit
                 )
             ]
-            positions, empty = padding(turns, lengths)
+            positions, empty = count_padding(turns, lengths)
             slowest = [
                 max(len(one) * lengths[one].max(initial=0) for one in turn) for turn in turns
             ]

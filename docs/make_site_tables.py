@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic.fields import FieldInfo
 
-from dtl.backends.slurm import Container, Options, read_site, site_names
+from dtl.backends.slurm import Container, Options, list_sites, read_site
 
 PAGES = tuple(Path(__file__).parent / name for name in ("slurm.md", "sites.md"))
 TABLE = re.compile(
@@ -28,7 +28,7 @@ def page(text: str) -> str:
 def _sites() -> Iterator[str]:
     yield "| site | what it is | GPUs a node | launcher | from |"
     yield "|---|---|---|---|---|"
-    for name in site_names():
+    for name in list_sites():
         site = read_site(name)
         pages = dict.fromkeys(page for page in site.sources.values() if page != site.documentation)
         guide = [f"[guide]({site.documentation})"] if site.documentation else []

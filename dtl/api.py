@@ -13,11 +13,11 @@ from dtl.core.errors import DtlError
 from dtl.launch.supervisor import Supervisor
 from dtl.plan.records import Plan
 from dtl.run.folder import RunFolder
-from dtl.run.submission import Submitted
+from dtl.run.submission import Submission
 
 if TYPE_CHECKING:
     from dtl.cluster.status import Status
-    from dtl.inspect.check.report import Report
+    from dtl.inspect.check.report import DataReport
     from dtl.launch.torchrun import Rendezvous
 
 __all__ = [
@@ -54,12 +54,12 @@ def plan(config: RunConfig) -> Plan:
     return prepare_run(config).plan
 
 
-def check(config: RunConfig) -> Report:
+def check(config: RunConfig) -> DataReport:
     """What the data looks like, and what in it would waste a run. Reads no weights."""
     from dtl.assembly.parts import assemble
-    from dtl.inspect.check.report import look
+    from dtl.inspect.check.report import check_data
 
-    return look(config, assemble(config))
+    return check_data(config, assemble(config))
 
 
 def load_run(path: str | Path) -> RunFolder:
@@ -127,15 +127,15 @@ def resume(
     refused, unless they are named in `allow_change`. Raises DtlError.
     """
     folder, allowed = RunFolder.open(path), frozenset(allow_change)
-    if (job := Submitted.of(folder.path)) is not None and folder.state != "finished":
-        from dtl.cluster.submit import refuse_live, resubmit
+    if (job := Submission.load(folder.path)) is not None and folder.state != "finished":
+        from dtl.cluster.submit import check_not_queued, resubmit
         from dtl.prepare import preparation
 
         config = preparation.reconfigure(folder, overrides, allow_change=allowed)
         if not here:
-            resubmit(folder, job, config, nodes=nodes, time=time, say=say)
+            resubmit(folder, job, config, nodes=nodes, time_limit=time, print_line=say)
             return Outcome(0, folder)
-        refuse_live(folder)
+        check_not_queued(folder)
     if nodes is not None or time is not None:
         raise DtlError.of(
             str(path), "this run does not wait in a queue", "leave out --nodes and --time"
@@ -151,34 +151,33 @@ def submit(
     cluster: str,
     say: Callable[[str], None] = print,
     dry_run: bool = False,
-    **asked: Any,
+    **options: Any,
 ) -> list[RunFolder]:
     """Plan a run for a cluster and put it into the queue there; the run folders, of a grid one for
-    each cell. `cluster`: a site's name or file; `asked`: fields of dtl.submit.Asked. `dry_run`:
+    each cell. `cluster`: a site's name or file; `options`: fields of dtl.cluster.submit.SubmitRequest. `dry_run`:
     only say the script. Raises DtlError.
     """
-    from dtl.cluster.submit import Asked, script
-    from dtl.cluster.submit import submit as put_into_queue
+    from dtl.cluster.submit import SubmitRequest, render_job_script, submit_runs
 
-    wanted = Asked(cluster, **asked)
+    request = SubmitRequest(cluster, **options)
     if dry_run:
-        say(script(Path(config), overrides, wanted))
+        say(render_job_script(Path(config), overrides, request))
         return []
-    return put_into_queue(Path(config), overrides, wanted, say)
+    return submit_runs(Path(config), overrides, request, say)
 
 
 def status(path: str | Path = "runs") -> list[Status]:
     """Where a run is, or each run below a folder."""
-    from dtl.cluster.status import status as look
+    from dtl.cluster.status import query_runs
 
-    return look(Path(path))
+    return query_runs(Path(path))
 
 
 def cancel(path: str | Path, *, say: Callable[[str], None] = print) -> None:
     """Ask a run, or each run below a folder, to save and end; return when it has."""
-    from dtl.cluster.status import cancel as ask
+    from dtl.cluster.cancel import cancel_runs
 
-    ask(Path(path), say=say)
+    cancel_runs(Path(path), print_line=say)
 
 
 def _resume(

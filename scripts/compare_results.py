@@ -125,11 +125,13 @@ def describe_value(value: Value) -> str:
 
 
 def compare(*, old: Results, new: Results, failures: Sequence[str]) -> Comparison:
-    """Compare all values of a run, place by place. A failure, and a group without values, are
-    differences too."""
+    """Compare all values of a run, place by place. A group without values is a difference too, and
+    so is a failure, after which no value is looked at."""
     comparison = Comparison({group: len(old[group].keys() & new[group].keys()) for group in GROUPS})
     for failure in failures:
         comparison.add(failure)
+    if failures:
+        return comparison
     for group in GROUPS:
         if not comparison.counts[group]:
             comparison.add(f"no {group} to compare")

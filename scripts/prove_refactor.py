@@ -203,7 +203,7 @@ def train(run: Run, *, side: Side) -> bool:
     print(f"{tree}  {run.name:12}  {time.monotonic() - started:5.1f} s", flush=True)
     if code != 0:
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-        print(f"exit code {code}; {log} ends with:", *lines[-20:], sep="\n  ", flush=True)
+        print(f"exit code {code}; {log} ends with:", *lines[-8:], sep="\n  ", flush=True)
     return code == 0
 
 

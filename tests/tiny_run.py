@@ -67,7 +67,7 @@ def stopped_run(tmp_path, fields, *, labels, name="text_classification", why="to
         }
     )
     module = registry.load("tasks", name)
-    task, facts = module.Plugin(module.Options()), {"labels": labels}
+    task, dataset_stats = module.Plugin(module.Options()), {"labels": labels}
     source = open_rows(
         config.data.eval,
         {},
@@ -80,7 +80,7 @@ def stopped_run(tmp_path, fields, *, labels, name="text_classification", why="to
     data = {"base": "f" * 8, "sources": {"data.eval": noted}}
     skipped = [{"source": "data.train", "place": "held.jsonl:9", "reason": why}]
     folder = RunFolder.of(config)
-    folder.create(config, PLAN, facts, data, skipped=skipped)
+    folder.create(config, PLAN, dataset_stats, data, skipped=skipped)
     for step in range(1, 61):
         folder.append(line(step))
     folder.append({"kind": "skip", "step": 7, "examples": [1], "reason": "the gradient is inf"})
@@ -99,7 +99,10 @@ def stopped_run(tmp_path, fields, *, labels, name="text_classification", why="to
     file = folder.outcomes_file(60)
     file.parent.mkdir()
     file.write_text("".join(json.dumps(outcome) + "\n" for outcome in outcomes))
-    scores = {**task.score(outcomes, facts), **scores_by_group(task, outcomes, facts, "label")}
+    scores = {
+        **task.score(outcomes, dataset_stats),
+        **scores_by_group(task, outcomes, dataset_stats, "label"),
+    }
     folder.append({"kind": "eval", "step": 60, "model": "adapted", **scores})
     return folder
 
@@ -159,7 +162,7 @@ def comparison(names):
         recommendations=(Recommendation(20, "full", "best", "Take full. It is the best."),),
         learning_rate_trials=(),
         hint=None,
-        no_hint="none was asked for",
+        no_feature_probe="none was asked for",
         notes=(),
-        not_run=(),
+        missing_runs=(),
     )

@@ -535,7 +535,7 @@ def check(
     if as_json:
         _print_json(report.to_dict())
     else:
-        print("\n".join(report.lines(colour=sys.stdout.isatty())))
+        print("\n".join(report.format_lines(color=sys.stdout.isatty())))
     raise typer.Exit(report.exit_code)
 
 

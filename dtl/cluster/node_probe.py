@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Literal
 
 from dtl.config.schema import RunConfig, Source
-from dtl.core.cache_folder import folder as cache_folder
+from dtl.core.cache_folder import cache_folder
 from dtl.core.errors import DtlError
 from dtl.core.units import format_bytes
-from dtl.data.cache.encoded import INDEX
-from dtl.models.fingerprint import fingerprint_model, find_hub_snapshot
+from dtl.data.cache.encoded import INDEX_FILE
+from dtl.models.fingerprint import find_hub_snapshot, fingerprint_model
 from dtl.models.load import locate_model
 from dtl.plan.hardware import free_disk_bytes
 from dtl.plan.memory import checkpoint_bytes
@@ -107,7 +107,7 @@ def _files(folder: RunFolder) -> Iterator[Told]:
         yield str(fault).removeprefix("model.path: "), "put the model where this node reads it"
     except OSError as fault:
         yield _unreadable(fault), "put the model where this node reads it"
-    if (cache_folder() / "encoded" / folder.data["key"] / INDEX).exists():
+    if (cache_folder() / "encoded" / folder.data["key"] / INDEX_FILE).exists():
         return
     for source in _sources(config):
         try:

@@ -15,11 +15,12 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dtl.backends.base import UNFIT, UNFIT_NODES
+from dtl.backends.base import EXCLUDED_NODES, UNFIT_NODE
 from dtl.cluster.node_probe import Blame, Seen, look
 from dtl.core.errors import DtlError, Fault, RankFailed
+from dtl.core.files import write_json
 from dtl.core.process_env import number_on_node, take_slurm_rank
-from dtl.run.folder import RunFolder, write_json
+from dtl.run.folder import RunFolder
 
 if TYPE_CHECKING:
     from torch.distributed import Store  # type: ignore[attr-defined]
@@ -58,7 +59,11 @@ class Verdict:
         """0 fit, 2 something that the user must fix, 3 a node that another should stand in for."""
         if not self.faults:
             return 0
-        return UNFIT if all(found.blame == "node" for found in self.faults) else DtlError.exit_code
+        return (
+            UNFIT_NODE
+            if all(found.blame == "node" for found in self.faults)
+            else DtlError.exit_code
+        )
 
     @property
     def unfit(self) -> list[str]:
@@ -263,7 +268,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         verdict = examine(folder, meeting, floor=floor)
     except DtlError as fault:
         print(f"preflight: {fault}", file=sys.stderr, flush=True)
-        return UNFIT if isinstance(fault, RankFailed) else fault.exit_code
+        return UNFIT_NODE if isinstance(fault, RankFailed) else fault.exit_code
     if meeting.rank == 0:
         _tell(folder, verdict, meeting, seconds=time.monotonic() - start)
     return verdict.exit_code
@@ -279,7 +284,7 @@ def _tell(folder: RunFolder, verdict: Verdict, meeting: Meeting, *, seconds: flo
     if verdict.faults:
         folder.note_end(verdict.exit_code)
     if verdict.unfit:
-        unfit = folder.path / UNFIT_NODES
+        unfit = folder.path / EXCLUDED_NODES
         known = unfit.read_text(encoding="utf-8").strip().split(",") if unfit.is_file() else []
         unfit.write_text(",".join(sorted({*known, *verdict.unfit} - {""})), encoding="utf-8")
 

@@ -74,7 +74,7 @@ def status(place: Path) -> list[Status]:
         jobs = [job for job in submitted.values() if job and job.backend == backend]
         ids = [number for job in jobs for number in job.ids]
         try:
-            queues[backend] = jobs[0].open().states(ids)
+            queues[backend] = jobs[0].open().query_states(ids)
         except DtlError as fault:
             queues[backend] = str(fault)
     return [_status(folder, submitted[folder.path], queues) for folder in folders]

@@ -114,7 +114,7 @@ def refuse_live(folder: RunFolder) -> None:
     before = Submitted.of(folder.path)
     if before is None or not before.ids:
         return
-    for number, state in before.open().states(before.ids).items():
+    for number, state in before.open().query_states(before.ids).items():
         if state.phase != "ended":
             raise DtlError.of(
                 str(folder.path),

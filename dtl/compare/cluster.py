@@ -13,10 +13,11 @@ from dtl.backends.base import Job
 from dtl.backends.slurm import Options, Plugin, read_site
 from dtl.compare.state import State
 from dtl.core.errors import DtlError
+from dtl.core.files import write_json
 from dtl.core.process_env import surroundings
 from dtl.core.units import parse_seconds
 from dtl.plan.hardware import detect_hardware
-from dtl.run.folder import RunFolder, write_json
+from dtl.run.folder import RunFolder
 
 if TYPE_CHECKING:
     from dtl.compare.grid import Planned
@@ -52,7 +53,7 @@ def submit(state: State, queue: Queue) -> tuple[str, ...]:
         raise DtlError.of(
             "--budget", "a cluster queue has no time limit over all jobs", "remove it"
         )
-    refuse_live(state)
+    check_not_queued(state)
     site = queue.site()
     backend = Plugin(site)
     left = [one for one in state.grid.planned if not state.finished(one)]
@@ -72,14 +73,14 @@ def submit(state: State, queue: Queue) -> tuple[str, ...]:
     return tuple(ids)
 
 
-def refuse_live(state: State) -> None:
+def check_not_queued(state: State) -> None:
     """Raise DtlError while jobs of the comparison are pending or running."""
     note = state.folder / NOTE
     if not note.is_file():
         return
     before = json.loads(note.read_text(encoding="utf-8"))
-    states = Plugin(Options.model_validate(before["options"])).states(before["ids"])
-    live = [number for number, one in states.items() if one.phase != "ended"]
+    states = Plugin(Options.model_validate(before["options"])).query_states(before["ids"])
+    live = [number for number, one in states.items() if one.state != "ended"]
     if live:
         runs = state.grid.planned
         done = sum(map(state.finished, runs))
@@ -126,8 +127,8 @@ def _job(
         argv,
         surroundings(detect_hardware().device if site.gpus_per_node == 0 else "cuda"),
         name=f"dtl-{state.folder.name}",
-        seconds=None if queue.time is None else parse_seconds(queue.time),
-        after=after,
-        after_any=True,
-        cells=() if names == [TABLE] else folders,
+        time_limit_seconds=None if queue.time is None else parse_seconds(queue.time),
+        dependency=after,
+        dependency_may_fail=True,
+        array_runs=() if names == [TABLE] else folders,
     )

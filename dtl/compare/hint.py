@@ -12,7 +12,7 @@ import numpy as np
 
 from dtl.assembly.parts import assemble
 from dtl.config.schema import RunConfig
-from dtl.data.labels import label_of
+from dtl.data.labels import get_label
 from dtl.data.sources.rows import Row
 from dtl.evaluation.pooled_features import pooled
 from dtl.prepare.dataset import prepare
@@ -62,7 +62,7 @@ def _vectors(config: RunConfig, rows: Iterable[Row]) -> tuple[np.ndarray, np.nda
 
     def seen() -> Iterator[Row]:
         for row in islice(rows, MOST_ROWS):
-            labels.append(label_of(row))
+            labels.append(get_label(row))
             yield row
 
     vectors_NW = pooled(config, seen())

@@ -34,15 +34,15 @@ class Measured:
 
 def measure(planned: Planned, run: RunFolder, task: Task, *, scores: Path) -> Measured:
     """Return the results of a finished run. `scores`: its folder of source and OOD evaluations."""
-    facts = run.facts
+    dataset_stats = run.dataset_stats
     name = best_score(task)
     result = run.result
     lines = list(run.metrics())
     trained = [line for line in lines if line["kind"] == "train"]
     held_out = Sample.of(
-        task.metric_from_counts, task.metric_counts(run.outcomes(result["steps"]), facts)
+        task.metric_from_counts, task.metric_counts(run.outcomes(result["steps"]), dataset_stats)
     )
-    source, ood = (sample_of(scores / kind, task, facts) for kind in ("source", "ood"))
+    source, ood = (sample_of(scores / kind, task, dataset_stats) for kind in ("source", "ood"))
     found = result["scores"]["adapted"]
     before = run.outcomes(0) if "unadapted" in result["scores"] else []
     usage = read_usage(run.usage)
@@ -67,7 +67,9 @@ def measure(planned: Planned, run: RunFolder, task: Task, *, scores: Path) -> Me
         run=f"cells/{planned.name}",
     )
     unadapted = (
-        Sample.of(task.metric_from_counts, task.metric_counts(before, facts)) if before else None
+        Sample.of(task.metric_from_counts, task.metric_counts(before, dataset_stats))
+        if before
+        else None
     )
     return Measured(cell, held_out, source, ood, unadapted)
 
@@ -119,7 +121,7 @@ def score_of(folder: Path, name: str) -> float | None:
     return float(json.loads(path.read_text(encoding="utf-8"))["scores"][name])
 
 
-def sample_of(folder: Path, task: Task, facts: DatasetStats) -> Sample | None:
+def sample_of(folder: Path, task: Task, dataset_stats: DatasetStats) -> Sample | None:
     """Return the bootstrap sample of an evaluation folder; None if there is none, or if its labels
     cannot be mapped to the run's."""
     path = folder / f"{EVALUATION}.jsonl"
@@ -128,10 +130,13 @@ def sample_of(folder: Path, task: Task, facts: DatasetStats) -> Sample | None:
     outcomes = _read(path)
     if isinstance(task, Classification):  # the source may have other classes than the run
         classes = 1 + max(max(one["label"], one["predicted"]) for one in outcomes)
-        facts = {**facts, "labels": list(range(max(classes, len(facts["labels"]))))}
-    elif "labels" in facts:
+        dataset_stats = {
+            **dataset_stats,
+            "labels": list(range(max(classes, len(dataset_stats["labels"])))),
+        }
+    elif "labels" in dataset_stats:
         return None
-    return Sample.of(task.metric_from_counts, task.metric_counts(outcomes, facts))
+    return Sample.of(task.metric_from_counts, task.metric_counts(outcomes, dataset_stats))
 
 
 def _read(path: Path) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ from dtl.config.diff import changed_keys
 from dtl.config.schema import RunConfig, Subsample
 from dtl.config.schema.compare import STRATEGIES
 from dtl.core.errors import DtlError, Fault
-from dtl.data.subsample import drawn
+from dtl.data.subsample import draw_subsample
 from dtl.prepare import preparation
 from dtl.prepare.dataset import labelled
 from dtl.tasks.base import Classification, Task
@@ -42,7 +42,9 @@ def plan(config: RunConfig) -> tuple[Grid, tuple[MissingRuns, ...], tuple[str, .
 
 def _apart(config: RunConfig, classes: dict[str, list[int]]) -> int:
     return len(
-        drawn(classes, Subsample(validation_fraction=config.compare.validation_fraction)).apart
+        draw_subsample(
+            classes, Subsample(validation_fraction=config.compare.validation_fraction)
+        ).validation_rows
     )
 
 
@@ -98,20 +100,20 @@ def _labels(
     many = len(classes)
     for asked in compare.train_sizes:
         number = None if asked == "all" else asked
-        got = drawn(
+        got = draw_subsample(
             classes,
             Subsample(
                 size=number, validation_fraction=compare.validation_fraction, seed=config.train.seed
             ),
         )
-        if got.short is None:
-            each = round(len(got.learnt) / many) if number is None else number
+        if got.largest_class is None:
+            each = round(len(got.training_rows) / many) if number is None else number
             if number is None and found and found[-1].number >= each:
                 continue  # the same number as the one before
-            found.append(Labels(number, each, len(got.learnt)))
+            found.append(Labels(number, each, len(got.training_rows)))
             continue
         limit = "no class has more than" if isinstance(task, Classification) else "there are only"
-        problem = f"{limit} {got.short} labeled rows without the validation rows"
+        problem = f"{limit} {got.largest_class} labeled rows without the validation rows"
         if "labels" in compare.model_fields_set:
             raise DtlError.of(
                 "compare.train_sizes", f"{asked} are too many: {problem}", "use fewer, or all"

@@ -204,10 +204,10 @@ class Comparison:
     source_differences: tuple[PairedDifference, ...]
     recommendations: tuple[Recommendation, ...]
     learning_rate_trials: tuple[LearningRateTrial, ...]
-    hint: FeatureProbe | None
-    no_hint: str | None
+    feature_probe: FeatureProbe | None
+    no_feature_probe: str | None
     notes: tuple[str, ...]
-    not_run: tuple[MissingRuns, ...]
+    missing_runs: tuple[MissingRuns, ...]
 
     @property
     def finished(self) -> bool:

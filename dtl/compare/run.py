@@ -19,11 +19,12 @@ from dtl.compare.state import GRID, SPENT, State, last_word
 from dtl.compare.table import write_table
 from dtl.config.schema import RunConfig
 from dtl.core.errors import DtlError, Fault, RunFailed, StoppedEarly
+from dtl.core.files import write_json
 from dtl.core.lock import Lease
 from dtl.core.signals import STOPPED, Stop
 from dtl.core.units import format_seconds
 from dtl.launch.child_process import fork_process
-from dtl.run.folder import RunFolder, write_json
+from dtl.run.folder import RunFolder
 
 SEARCH_SHARE = 1 / 3  # maximum share of the time budget for the learning-rate search
 WARM = ("dtl.jobs.train", "dtl.compare.forgetting", "sklearn.metrics")

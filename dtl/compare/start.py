@@ -44,7 +44,7 @@ def start(
     running = Running(state, say, fork)
     if job is not None:
         return _part(running, job)
-    cluster.refuse_live(state)
+    cluster.check_not_queued(state)
     if cell is None:
         return running.all()
     if cell > len(planned):

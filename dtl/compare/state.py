@@ -12,9 +12,10 @@ from dtl.compare.grid import SCRATCH, Grid, Planned, Tried
 from dtl.compare.measure import EVALUATION, worth
 from dtl.compare.records import MissingRuns
 from dtl.core.errors import DtlError
+from dtl.core.files import write_json
 from dtl.core.units import parse_seconds
 from dtl.launch.supervisor import TERMINAL_LOG
-from dtl.run.folder import RunFolder, write_json
+from dtl.run.folder import RunFolder
 from dtl.tasks.base import Task
 
 GRID = "grid.json"

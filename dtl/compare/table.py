@@ -31,8 +31,8 @@ from dtl.compare.records import (
     in_words,
 )
 from dtl.compare.state import State
+from dtl.core.files import open_atomic, write_json
 from dtl.core.statistics import Sample
-from dtl.run.folder import write_json
 
 
 def write_table(state: State) -> Comparison:
@@ -84,10 +84,10 @@ def table(state: State) -> Comparison:
             )
         ),
         learning_rate_trials=tuple(_rates(state, sign)),
-        hint=hint,
-        no_hint=no_hint,
+        feature_probe=hint,
+        no_feature_probe=no_hint,
         notes=(*state.notes, *_edges(state)),
-        not_run=(*state.left_out, *_missing(state)),
+        missing_runs=(*state.left_out, *_missing(state)),
     )
 
 
@@ -122,8 +122,12 @@ def _base(state: State, measured: Sequence[Measured], on_source: Sample | None) 
 
 def _base_on_source(state: State) -> Sample | None:
     runs = (state.folder_of(one) for one in state.grid.cells if state.finished(one))
-    facts = next((run.facts for run in runs), None)
-    return None if facts is None else sample_of(state.scores_of_base, state.task, facts)
+    dataset_stats = next((run.dataset_stats for run in runs), None)
+    return (
+        None
+        if dataset_stats is None
+        else sample_of(state.scores_of_base, state.task, dataset_stats)
+    )
 
 
 def _rates(state: State, sign: int) -> list[LearningRateTrial]:
@@ -198,9 +202,7 @@ def _write_csv(found: Comparison, path: Path) -> None:
         row |= {"low": low_high["low"], "high": low_high["high"]}
         rows.append(row | {f"scores/{name}": value for name, value in scores.items()})
     names = list(dict.fromkeys(name for row in rows for name in row))
-    staged = path.with_name(f".{path.name}")
-    with staged.open("w", encoding="utf-8", newline="") as file:
+    with open_atomic(path, sync=False, newline="") as file:
         writer = csv.DictWriter(file, names)
         writer.writeheader()
         writer.writerows(rows)
-    staged.replace(path)

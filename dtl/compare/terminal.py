@@ -150,9 +150,9 @@ def _aligned(rows: list[list[str]]) -> list[str]:
 
 
 def _hint(found: Comparison) -> list[str]:
-    hint = found.hint
+    hint = found.feature_probe
     if hint is None:
-        return [*_wrapped(f"no feature probe: {found.no_hint}"), ""]
+        return [*_wrapped(f"no feature probe: {found.no_feature_probe}"), ""]
     told = (
         f"feature probe, before any training: accuracy on features of the base, with "
         f"{in_words(hint.labels, classes=found.classes)}, linear probe "
@@ -170,7 +170,7 @@ def _notes(found: Comparison) -> list[str]:
 def _not_run(found: Comparison) -> list[str]:
     return [
         line
-        for one in found.not_run
+        for one in found.missing_runs
         for line in _wrapped(f"not run: {one.description} ({one.reason})")
     ]
 

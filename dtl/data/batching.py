@@ -8,9 +8,9 @@ from functools import cached_property
 
 import numpy as np
 
-from dtl.data.order import draws
+from dtl.data.order import epoch_rng
 
-NOISE = 0.25  # an example is grouped as if it were longer by up to this share of its length
+LENGTH_NOISE = 0.25  # an example is grouped as if it were longer by up to this share of its length
 
 
 @dataclass(frozen=True)
@@ -33,85 +33,99 @@ class Batching:
     """
 
     examples: int
-    most: int
+    max_size: int
     seed: int
     sizes: np.ndarray | None = None
     lengths: np.ndarray | None = None
 
-    def epoch(self, epoch: int) -> list[np.ndarray]:
+    def form_epoch(self, epoch: int) -> list[np.ndarray]:
         """The global batches of an epoch, in order."""
-        if epoch not in self._formed:
-            self._formed.clear()
-            self._formed[epoch] = self._form(epoch)
-        return self._formed[epoch]
+        if epoch not in self._cached_epoch:
+            self._cached_epoch.clear()
+            self._cached_epoch[epoch] = self._compute_epoch(epoch)
+        return self._cached_epoch[epoch]
 
-    def steps_of(self, epoch: int) -> int:
+    def count_steps_in_epoch(self, epoch: int) -> int:
         """Optimizer steps in an epoch; the last one may be smaller than the others."""
-        return -(-self.examples // self.most) if self.sizes is None else len(self.epoch(epoch))
+        return (
+            -(-self.examples // self.max_size)
+            if self.sizes is None
+            else len(self.form_epoch(epoch))
+        )
 
-    def steps_in(self, epochs: float) -> int:
+    def count_steps(self, epochs: float) -> int:
         """Optimizer steps in so many epochs, the last of which may be a part of one; 1 at least."""
         if self.sizes is None:
-            return max(1, round(epochs * self.steps_of(0)))
-        whole = int(epochs)
-        part = (epochs - whole) * self.steps_of(whole) if epochs > whole else 0.0
-        return max(1, round(self._steps_before(whole) + part))
+            return max(1, round(epochs * self.count_steps_in_epoch(0)))
+        full_epochs = int(epochs)
+        remainder = (
+            (epochs - full_epochs) * self.count_steps_in_epoch(full_epochs)
+            if epochs > full_epochs
+            else 0.0
+        )
+        return max(1, round(self._count_steps_before(full_epochs) + remainder))
 
-    def of_step(self, step: int) -> GlobalBatch:
+    def batch_for_step(self, step: int) -> GlobalBatch:
         """The global batch of an optimizer step, which counts from 1."""
-        known = self._before
-        while known[-1] < step:
-            self._steps_before(len(known))
-        epoch = bisect_left(known, step) - 1
-        return GlobalBatch(epoch, self.epoch(epoch)[step - 1 - known[epoch]])
+        totals = self._steps_before_epoch
+        while totals[-1] < step:
+            self._count_steps_before(len(totals))
+        epoch = bisect_left(totals, step) - 1
+        return GlobalBatch(epoch, self.form_epoch(epoch)[step - 1 - totals[epoch]])
 
     @property
-    def kept(self) -> dict[str, np.ndarray]:
+    def stored_arrays(self) -> dict[str, np.ndarray]:
         """What it knows of each example."""
-        known = {"sizes": self.sizes, "lengths": self.lengths}
-        return {name: numbers for name, numbers in known.items() if numbers is not None}
+        arrays = {"sizes": self.sizes, "lengths": self.lengths}
+        return {name: numbers for name, numbers in arrays.items() if numbers is not None}
 
     @property
-    def examples_a_step(self) -> int:
+    def examples_per_step(self) -> int:
         """In a full batch, or on average in the first epoch."""
-        return self.most if self.sizes is None else self.examples // self.steps_of(0)
+        return (
+            self.max_size if self.sizes is None else self.examples // self.count_steps_in_epoch(0)
+        )
 
-    def _form(self, epoch: int) -> list[np.ndarray]:
-        generator = draws(seed=self.seed, epoch=epoch)
+    def _compute_epoch(self, epoch: int) -> list[np.ndarray]:
+        generator = epoch_rng(seed=self.seed, epoch=epoch)
         shuffled = generator.permutation(self.examples)
         if self.lengths is None:
-            return self._cut(shuffled)
-        stretched = self.lengths[shuffled] * (1 + NOISE * generator.random(self.examples))
-        by_length = shuffled[np.argsort(stretched, kind="stable")]
+            return self._split(shuffled)
+        noisy_lengths = self.lengths[shuffled] * (
+            1 + LENGTH_NOISE * generator.random(self.examples)
+        )
+        by_length = shuffled[np.argsort(noisy_lengths, kind="stable")]
         # What is left for the last, smaller batch is of any length, not always of the longest.
-        batches = self._cut(np.roll(by_length, generator.integers(self.examples)))
+        batches = self._split(np.roll(by_length, generator.integers(self.examples)))
         return [batches[place] for place in generator.permutation(len(batches))]
 
-    def _cut(self, sequence: np.ndarray) -> list[np.ndarray]:
+    def _split(self, sequence: np.ndarray) -> list[np.ndarray]:
         """Batches of neighbours, each as large as it may be."""
         if self.sizes is None:
-            return [sequence[at : at + self.most] for at in range(0, len(sequence), self.most)]
+            return [
+                sequence[at : at + self.max_size] for at in range(0, len(sequence), self.max_size)
+            ]
         ends, start, cut = np.cumsum(self.sizes[sequence]), 0, []
         while start < len(sequence):
             before = int(ends[start - 1]) if start else 0
-            end = int(np.searchsorted(ends, before + self.most, side="right"))
+            end = int(np.searchsorted(ends, before + self.max_size, side="right"))
             assert end > start, "an example that is larger than a batch"
             cut.append(sequence[start:end])
             start = end
         return cut
 
-    def _steps_before(self, epoch: int) -> int:
+    def _count_steps_before(self, epoch: int) -> int:
         """Steps in all epochs before this one."""
-        known = self._before
-        while len(known) <= epoch:
-            known.append(known[-1] + self.steps_of(len(known) - 1))
-        return known[epoch]
+        totals = self._steps_before_epoch
+        while len(totals) <= epoch:
+            totals.append(totals[-1] + self.count_steps_in_epoch(len(totals) - 1))
+        return totals[epoch]
 
     @cached_property
-    def _formed(self) -> dict[int, list[np.ndarray]]:
+    def _cached_epoch(self) -> dict[int, list[np.ndarray]]:
         """The epoch that was asked for last."""
         return {}
 
     @cached_property
-    def _before(self) -> list[int]:
+    def _steps_before_epoch(self) -> list[int]:
         return [0]

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-MULTIPLE = 8  # to which tasks pad
+PAD_TO_MULTIPLE = 8  # to which tasks pad
 
 
 @dataclass(frozen=True)
-class Encoded:
+class EncodedExample:
     """One example as the model reads it.
 
     `values`: whole numbers or fractions, one or many; arrays of int16 or uint8 are kept as such.

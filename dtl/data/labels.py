@@ -11,11 +11,11 @@ if TYPE_CHECKING:
     from dtl.data.sources.rows import Row
 
 
-def label_of(row: Row) -> str:
+def get_label(row: Row) -> str:
     return str(row.fields["label"])
 
 
-def label_fault(row: Row, listed: Sequence[str] | None) -> Fault | None:
+def find_label_fault(row: Row, allowed: Sequence[str] | None) -> Fault | None:
     """What is wrong with a row's `label`; `listed`: the labels that there may be."""
     value = row.fields.get("label")
     if value is None or isinstance(value, (list, dict, bytes)):
@@ -27,21 +27,21 @@ def label_fault(row: Row, listed: Sequence[str] | None) -> Fault | None:
             else f"`label` is a {type(value).__name__}",
             "give each row one label, or map its column in data.columns: {label: ...}",
         )
-    label = label_of(row)
-    if listed is None or label in listed:
+    label = get_label(row)
+    if allowed is None or label in allowed:
         return None
     return Fault(
         row.location,
-        f"label {label!r} is not in task.labels ({_hint(label, listed)})",
+        f"label {label!r} is not in task.labels ({_suggest_label(label, allowed)})",
         "correct the row, or add the label",
     )
 
 
-def labels_of(rows: Iterable[Row], base: Any, listed: Sequence[str] | None) -> list[str]:
+def collect_labels(rows: Iterable[Row], base: Any, allowed: Sequence[str] | None) -> list[str]:
     """The labels in order: those listed, else those of the rows, sorted; in the base's own order
     where it has a head for exactly these. Raises DtlError for fewer than two."""
-    seen = sorted({label_of(row) for row in rows})
-    labels = list(listed or seen)
+    seen = sorted({get_label(row) for row in rows})
+    labels = list(allowed or seen)
     if len(labels) < 2:
         raise DtlError.of(
             "data.train",
@@ -52,23 +52,23 @@ def labels_of(rows: Iterable[Row], base: Any, listed: Sequence[str] | None) -> l
     return known if set(known) == set(labels) else labels
 
 
-def place_of(row: Row, places: dict[str, int]) -> int:
+def get_label_index(row: Row, label_indices: dict[str, int]) -> int:
     """The number of a row's label. Raises DtlError for one that no training row has."""
-    label = label_of(row)
-    if label not in places:
+    label = get_label(row)
+    if label not in label_indices:
         raise DtlError.of(
             row.location,
-            f"label {label!r} does not occur in the training rows ({_hint(label, places)})",
+            f"label {label!r} does not occur in the training rows ({_suggest_label(label, label_indices)})",
             "correct the row, or list every label in task.labels",
         )
-    return places[label]
+    return label_indices[label]
 
 
-def _hint(label: str, known: Iterable[str]) -> str:
+def _suggest_label(label: str, known: Iterable[str]) -> str:
     return near(label, known) or "the labels are " + ", ".join(known)
 
 
-def head_for(labels: Sequence[str]) -> dict[str, Any]:
+def classification_head_settings(labels: Sequence[str]) -> dict[str, Any]:
     """Settings that give a transformers model a head for these labels."""
     return {
         "num_labels": len(labels),

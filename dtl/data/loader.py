@@ -13,24 +13,31 @@ import numpy as np
 from dtl.core.parallel_dims import ParallelDims
 from dtl.data.batching import Batching, GlobalBatch
 from dtl.data.cache.encoded import EncodedData
-from dtl.data.cache.streamed import LeftOut, Share, StreamedData
-from dtl.data.order import accumulation, evaluation_batches, micro_batches, room_for
+from dtl.data.cache.streamed import SkippedRow, StreamedData, StreamedExamples
+from dtl.data.order import (
+    accumulation_steps,
+    form_evaluation_batches,
+    largest_padded_size,
+    split_into_micro_batches,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-Values = dict[str, Any]
-Collate = Callable[[list[Values]], dict[str, "Tensor"]]
-Show = Callable[[Sequence[int]], dict[str, "Tensor"]]
+ExampleValues = dict[str, Any]
+Collate = Callable[[list[ExampleValues]], dict[str, "Tensor"]]
+CollateIds = Callable[[Sequence[int]], dict[str, "Tensor"]]
 
 
-class Present(Protocol):
+class ExampleTransform(Protocol):
     """An example as it is shown this time; `draw`: what a varied view is drawn from."""
 
-    def __call__(self, values: Values, *, draw: np.random.Generator | None) -> Values: ...
+    def __call__(
+        self, values: ExampleValues, *, rng: np.random.Generator | None
+    ) -> ExampleValues: ...
 
 
-def as_stored(values: Values, *, draw: np.random.Generator | None) -> Values:
+def identity_transform(values: ExampleValues, *, rng: np.random.Generator | None) -> ExampleValues:
     """No view but the one that was encoded."""
     return values
 
@@ -58,15 +65,15 @@ class StepBatches:
     step: int
     epoch: int
     batches: tuple[Batch, ...]
-    all_ids: np.ndarray
-    all_targets: int
-    all_length: int
-    left_out: tuple[LeftOut, ...] = ()
-    shared: bool = False
+    global_ids: np.ndarray
+    global_targets: int
+    global_length: int
+    skipped_rows: tuple[SkippedRow, ...] = ()
+    counts_are_local: bool = False
 
     @property
-    def all_examples(self) -> int:
-        return len(self.all_ids)
+    def global_examples(self) -> int:
+        return len(self.global_ids)
 
 
 @dataclass(frozen=True)
@@ -78,76 +85,80 @@ class Loader:
     batching: Batching
     micro_batch: int
     parallel_dims: ParallelDims
-    present: Present = as_stored
+    transform: ExampleTransform = identity_transform
 
     @property
     def seed(self) -> int:
         return self.batching.seed
 
     @cached_property
-    def room(self) -> int | None:
+    def max_padded_size(self) -> int | None:
         """Where batches differ in examples: what `micro_batch` of the longest ones take, padded."""
         if self.batching.sizes is None:
             return None
-        return room_for(self.micro_batch, self.data.lengths)
+        return largest_padded_size(self.micro_batch, self.data.lengths)
 
-    def windows(self, *, after_step: int, last_step: int) -> Iterator[StepBatches]:
+    def iter_steps(self, *, after_step: int, last_step: int) -> Iterator[StepBatches]:
         """Windows after_step + 1 ... last_step; the next one is collated while this one trains."""
         with ThreadPoolExecutor(max_workers=1) as reader:
             ahead: Future[StepBatches] | None = None
             for step in range(after_step + 1, last_step + 1):
-                window = ahead.result() if ahead else self.window(step)
-                ahead = reader.submit(self.window, step + 1) if step < last_step else None
-                yield window
+                batches = ahead.result() if ahead else self.load_step(step)
+                ahead = reader.submit(self.load_step, step + 1) if step < last_step else None
+                yield batches
 
-    def window(self, step: int) -> StepBatches:
+    def load_step(self, step: int) -> StepBatches:
         """The window of optimizer step `step`, which counts from 1."""
-        found = self.batching.of_step(step)
+        global_batch = self.batching.batch_for_step(step)
         if isinstance(self.data, StreamedData):
-            return self._streamed(step, found, self.data)
-        batch, show = found.examples, self._shown(found.epoch, self.data)
-        turns = micro_batches(
+            return self._load_streamed_step(step, global_batch, self.data)
+        batch, show = global_batch.examples, self._epoch_collate(global_batch.epoch, self.data)
+        micro_batch_ids = split_into_micro_batches(
             batch,
             self.data.lengths,
             data_parallel_size=self.parallel_dims.data_parallel_size,
             micro_batch=self.micro_batch,
-            room=self.room,
+            max_padded_size=self.max_padded_size,
         )
         return StepBatches(
             step,
-            found.epoch,
+            global_batch.epoch,
             tuple(
-                make_batch(self.data, turn[self.parallel_dims.data_parallel_rank], show)
-                for turn in turns
+                load_batch(self.data, turn[self.parallel_dims.data_parallel_rank], show)
+                for turn in micro_batch_ids
             ),
-            all_ids=batch,
-            all_targets=self.data.targets_of(batch),
-            all_length=int(self.data.lengths[batch].sum()),
+            global_ids=batch,
+            global_targets=self.data.count_targets(batch),
+            global_length=int(self.data.lengths[batch].sum()),
         )
 
-    def _streamed(self, step: int, found: GlobalBatch, data: StreamedData) -> StepBatches:
+    def _load_streamed_step(
+        self, step: int, global_batch: GlobalBatch, data: StreamedData
+    ) -> StepBatches:
         """As above, of the rows that this rank reads; it makes as many calls as the others, however
         many rows are left out. A rank that is alone runs the very same micro-batches."""
         dims = self.parallel_dims
-        share = data.take(found.examples[dims.data_parallel_rank :: dims.data_parallel_size])
-        show = self._shown(found.epoch, share)
-        turns = accumulation(
-            len(found.examples),
+        examples = data.read_examples(
+            global_batch.examples[dims.data_parallel_rank :: dims.data_parallel_size]
+        )
+        show = self._epoch_collate(global_batch.epoch, examples)
+        steps = accumulation_steps(
+            len(global_batch.examples),
             data_parallel_size=self.parallel_dims.data_parallel_size,
             micro_batch=self.micro_batch,
         )
         return StepBatches(
             step,
-            found.epoch,
-            tuple(make_batch(share, ids, show) for ids in np.array_split(share.ids, turns)),
-            all_ids=found.examples,
-            all_targets=share.targets_of(share.ids),
-            all_length=share.length,
-            left_out=share.left_out,
-            shared=True,
+            global_batch.epoch,
+            tuple(load_batch(examples, ids, show) for ids in np.array_split(examples.ids, steps)),
+            global_ids=global_batch.examples,
+            global_targets=examples.count_targets(examples.ids),
+            global_length=examples.total_length,
+            skipped_rows=examples.skipped_rows,
+            counts_are_local=True,
         )
 
-    def _shown(self, epoch: int, data: EncodedData | Share) -> Show:
+    def _epoch_collate(self, epoch: int, data: EncodedData | StreamedExamples) -> CollateIds:
         """Examples of an epoch as a batch; views are drawn by example, so that the layout does not
         matter and a resumed run draws the same."""
 
@@ -158,7 +169,7 @@ class Loader:
             ]
             return self.collate(
                 [
-                    self.present(data[number], draw=draw)
+                    self.transform(data[number], rng=draw)
                     for number, draw in zip(ids, draws, strict=True)
                 ]
             )
@@ -166,33 +177,37 @@ class Loader:
         return show
 
 
-def held_out(
+def iter_evaluation_batches(
     data: EncodedData,
     collate: Collate,
     *,
     batch: int,
     parallel_dims: ParallelDims,
-    present: Present = as_stored,
+    transform: ExampleTransform = identity_transform,
 ) -> Iterator[Batch]:
     """This rank's share of the evaluation; every rank yields equally many batches."""
-    batches = evaluation_batches(data.lengths, batch=batch)
+    batches = form_evaluation_batches(data.lengths, batch=batch)
 
     def show(ids: Sequence[int]) -> dict[str, Tensor]:
-        return collate([present(data[number], draw=None) for number in ids])
+        return collate([transform(data[number], rng=None) for number in ids])
 
-    for turn in range(-(-len(batches) // parallel_dims.data_parallel_size)):
-        place = turn * parallel_dims.data_parallel_size + parallel_dims.data_parallel_rank
-        ids = batches[place] if place < len(batches) else np.empty(0, dtype=np.int64)
-        yield make_batch(data, ids, show)
+    for round_index in range(-(-len(batches) // parallel_dims.data_parallel_size)):
+        batch_index = (
+            round_index * parallel_dims.data_parallel_size + parallel_dims.data_parallel_rank
+        )
+        ids = batches[batch_index] if batch_index < len(batches) else np.empty(0, dtype=np.int64)
+        yield load_batch(data, ids, show)
 
 
-def make_batch(data: EncodedData | Share, ids: np.ndarray, show: Show) -> Batch:
+def load_batch(
+    data: EncodedData | StreamedExamples, ids: np.ndarray, collate_ids: CollateIds
+) -> Batch:
     """Show these examples, or the shortest one at weight 0 when there are none."""
-    present = len(ids) > 0
-    chosen = ids.tolist() if present else [data.shortest]
+    has_examples = len(ids) > 0
+    loaded_ids = ids.tolist() if has_examples else [data.shortest_example]
     return Batch(
         ids=tuple(int(i) for i in ids),
-        tensors=show(chosen),
-        targets=data.targets_of(ids) if present else 0,
-        weight=1.0 if present else 0.0,
+        tensors=collate_ids(loaded_ids),
+        targets=data.count_targets(ids) if has_examples else 0,
+        weight=1.0 if has_examples else 0.0,
     )

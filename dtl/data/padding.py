@@ -6,13 +6,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from dtl.data.example import MULTIPLE
+from dtl.data.example import PAD_TO_MULTIPLE
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-def pad_sequences(rows: list[Any], *, value: int, multiple: int = MULTIPLE) -> Tensor:
+def pad_sequences(rows: list[Any], *, value: int, multiple: int = PAD_TO_MULTIPLE) -> Tensor:
     """Return integers of uneven length as one int64 tensor (B, T), padded with `value`.
 
     T is the longest length, rounded up to `multiple`.
@@ -27,7 +27,7 @@ def pad_sequences(rows: list[Any], *, value: int, multiple: int = MULTIPLE) -> T
     return torch.from_numpy(padded)
 
 
-def attention_mask(rows: list[Any], *, multiple: int = MULTIPLE) -> Tensor:
+def attention_mask(rows: list[Any], *, multiple: int = PAD_TO_MULTIPLE) -> Tensor:
     """Return an int64 tensor (B, T): 1 where a row has a value, 0 where it is padded.
 
     It goes by length, so that a real token that equals the padding token still counts.

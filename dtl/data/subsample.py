@@ -6,47 +6,51 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dtl.data.order import draws
+from dtl.data.order import epoch_rng
 
 if TYPE_CHECKING:
     from dtl.config.schema import Subsample
 
-APART_SEED = 20_000_023  # so that the seed of a draw does not change who is kept apart
-MOST_APART = 500  # rows
+VALIDATION_SEED = 20_000_023  # so that the seed of a draw does not change who is kept apart
+MAX_VALIDATION_ROWS = 500  # rows
 
 
 @dataclass(frozen=True)
-class Drawn:
+class SubsampledRows:
     """Numbers of rows. `short`: how many labels the largest class has, where that is fewer than
     were asked for; None: enough."""
 
-    learnt: frozenset[int]
-    apart: frozenset[int]
-    short: int | None
+    training_rows: frozenset[int]
+    validation_rows: frozenset[int]
+    largest_class: int | None
 
 
-def drawn(classes: Mapping[str, Sequence[int]], draw: Subsample) -> Drawn:
+def draw_subsample(classes: Mapping[str, Sequence[int]], options: Subsample) -> SubsampledRows:
     """Of the row numbers of each class; a class with fewer labels than asked for gives all.
 
     What is kept apart has the classes in their own proportions, a row of each at least where one
     is left to learn from.
     """
     total = sum(map(len, classes.values()))
-    share = min(draw.validation_fraction, MOST_APART / total)
-    learnt: list[int] = []
-    apart: list[int] = []
+    share = min(options.validation_fraction, MAX_VALIDATION_ROWS / total)
+    training_rows: list[int] = []
+    validation_rows: list[int] = []
     largest = 0
-    for place, name in enumerate(sorted(classes)):
-        numbers = _shuffled(classes[name], seed=APART_SEED, place=place)
-        kept = min(max(1, round(len(numbers) * share)), len(numbers) - 1) if share else 0
-        apart += numbers[:kept]
-        left = _shuffled(sorted(numbers[kept:]), seed=draw.seed, place=place)
-        learnt += left[: draw.size]
-        largest = max(largest, len(left))
-    short = largest if draw.size is not None and draw.size > largest else None
-    return Drawn(frozenset(learnt), frozenset(apart), short)
+    for class_index, name in enumerate(sorted(classes)):
+        numbers = _shuffle(classes[name], seed=VALIDATION_SEED, class_index=class_index)
+        validation_count = (
+            min(max(1, round(len(numbers) * share)), len(numbers) - 1) if share else 0
+        )
+        validation_rows += numbers[:validation_count]
+        remaining = _shuffle(
+            sorted(numbers[validation_count:]), seed=options.seed, class_index=class_index
+        )
+        training_rows += remaining[: options.size]
+        largest = max(largest, len(remaining))
+    too_few = largest if options.size is not None and options.size > largest else None
+    return SubsampledRows(frozenset(training_rows), frozenset(validation_rows), too_few)
 
 
-def _shuffled(numbers: Sequence[int], *, seed: int, place: int) -> list[int]:
-    order = draws(seed=seed, epoch=place).permutation(len(numbers))
+def _shuffle(numbers: Sequence[int], *, seed: int, class_index: int) -> list[int]:
+    order = epoch_rng(seed=seed, epoch=class_index).permutation(len(numbers))
     return [numbers[at] for at in order.tolist()]

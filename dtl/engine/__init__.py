@@ -1,1 +1,1 @@
-"""Engines: distributed training through Accelerate and DeepSpeed, which only this folder imports."""
+"""Engines: training through Accelerate and DeepSpeed, which only this folder imports."""

@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from dtl.core.files import write_text
 from dtl.data.cache.encoded import EncodedData
-from dtl.data.loader import Collate, held_out
+from dtl.data.loader import Collate, iter_evaluation_batches
 from dtl.evaluation.groups import scores_by_group
 
 if TYPE_CHECKING:
     from dtl.engine.base import Engine
-    from dtl.tasks.base import DatasetStats, EvalRecord, Task
+    from dtl.metrics.base import EvalRecord
+    from dtl.tasks.base import DatasetStats, Task
 
 
 @dataclass(frozen=True)
@@ -31,9 +33,7 @@ class Evaluation:
         """One outcome a line, with the number of its row."""
         path.parent.mkdir(parents=True, exist_ok=True)
         lines = "".join(json.dumps(outcome) + "\n" for outcome in self.outcomes)
-        staged = path.with_name(f".{path.name}")  # a report may read while the run writes
-        staged.write_text(lines, encoding="utf-8")
-        staged.replace(path)
+        write_text(path, lines, sync=False)  # a report may read while the run writes
 
 
 @torch.no_grad()
@@ -42,7 +42,7 @@ def evaluate(
     task: Task,
     data: EncodedData,
     collate: Collate,
-    facts: DatasetStats,
+    dataset_stats: DatasetStats,
     *,
     batch: int,
     processor: Any,
@@ -56,12 +56,12 @@ def evaluate(
     """
     engine.unwrapped_model.eval()
     mine: list[tuple[int, dict[str, Any]]] = []
-    batches = held_out(
+    batches = iter_evaluation_batches(
         data,
         collate,
         batch=batch,
         parallel_dims=engine.parallel_dims,
-        present=partial(task.transform, processor=processor),
+        transform=partial(task.transform, processor=processor),
     )
     for number, held in enumerate(batches, start=1):
         pause(f"evaluation, batch {number}")
@@ -74,10 +74,12 @@ def evaluate(
     if [number for number, _ in everyone] != list(range(len(data))):
         raise RuntimeError("evaluation did not see every example exactly once")
     outcomes = [{"row": int(data.rows[number]), **outcome} for number, outcome in everyone]
-    scores = task.score(outcomes, facts)
+    scores = task.score(outcomes, dataset_stats)
     if group_by is None or data.groups is None:
         return Evaluation(scores, outcomes)
     grouped = [
         {**outcome, "group": group} for outcome, group in zip(outcomes, data.groups, strict=True)
     ]
-    return Evaluation({**scores, **scores_by_group(task, grouped, facts, group_by)}, grouped)
+    return Evaluation(
+        {**scores, **scores_by_group(task, grouped, dataset_stats, group_by)}, grouped
+    )

@@ -36,7 +36,7 @@ def choose_final_weights(context: RunContext, state: TrainState, scorer: Scorer)
     final = FinalWeights(source=CheckpointTensors(last))
     for name, average in averages.items():
         scores = _score_average(context, state, scorer, name, average)
-        is_better = scores is not None and scorer.is_better(scores, scorer.scores["adapted"])
+        is_better = scores is not None and _is_better(state, scores, scorer.scores["adapted"])
         export = context.config.train.export
         if export == name or (is_better and export in ("last", "best")):
             final = FinalWeights(name, average)
@@ -91,6 +91,11 @@ def _score_average(
         restore_weights_and_buffers(average, context.engine, state.parts, loader)
         scores = scorer.score(state, name)
     return scores
+
+
+def _is_better(state: TrainState, scores: dict[str, float], others: dict[str, float]) -> bool:
+    metric = state.parts.task.metric
+    return metric.to_maximize(scores) > metric.to_maximize(others)
 
 
 def _find_intact(context: RunContext, step: int) -> Path:

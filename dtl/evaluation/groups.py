@@ -19,11 +19,11 @@ LEVEL = (2.5, 97.5)  # percentiles: an interval of 95 %
 
 
 def scores_by_group(
-    task: Task, outcomes: list[EvalRecord], facts: DatasetStats, column: str
+    task: Task, outcomes: list[EvalRecord], dataset_stats: DatasetStats, column: str
 ) -> dict[str, float]:
     """For each value of the column: the score, the number of examples, and its 95 % interval; then
     the worst group and the mean over groups. An outcome has its value as `group`."""
-    counts_NK = task.metric_counts(outcomes, facts)
+    counts_NK = task.metric_counts(outcomes, dataset_stats)
     members: dict[str, list[int]] = {}
     for place, outcome in enumerate(outcomes):
         members.setdefault(outcome["group"], []).append(place)

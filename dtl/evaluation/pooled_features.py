@@ -43,7 +43,7 @@ def pooled(config: RunConfig, rows: Iterable[Row]) -> np.ndarray:
     task, processor = parts.task, examples.processor
     model = _opened(config, task, examples)
     padding, size = get_pad_token_id(processor) or 0, config.train.evaluation_batch
-    encode = task.encoder(processor, examples.facts, examples.settings)
+    encode = task.encoder(processor, examples.dataset_stats, examples.settings)
     found: dict[int, np.ndarray] = {}
     read, left = 0, iter(rows)
     while together := [encode(row) for row in islice(left, ROWS_AT_ONCE)]:
@@ -70,7 +70,7 @@ def _opened(config: RunConfig, task: Task, examples: Examples) -> nn.Module:
     model = load_pretrained(
         config.model,
         head=task.auto_class,
-        changes=task.head_config(examples.facts),
+        changes=task.head_config(examples.dataset_stats),
         random=False,
         seed=config.train.seed,
         dtype="fp32",

@@ -12,7 +12,6 @@ from dtl.evaluation.evaluate import evaluate
 from dtl.prepare.dataset import Examples
 from dtl.run.evaluations import LoggedEvaluation, read_evaluations
 from dtl.run.folder import RunFolder
-from dtl.tasks.base import Task
 from dtl.train.log import RunLog
 from dtl.train.progress import Progress
 from dtl.train.state import RunContext, TrainState
@@ -65,7 +64,7 @@ class Scorer:
         if scores is None:
             scores = self.score(replace(state, progress=progress), "adapted")
         self.scores["adapted"] = scores
-        value = comparable_score(state.parts.task, scores)
+        value = state.parts.task.metric.to_maximize(scores)
         if progress.best_score is not None and value <= progress.best_score:
             return progress
         return replace(progress, best_score=value, best_step=progress.step)
@@ -76,7 +75,7 @@ class Scorer:
         best: tuple[float, int] | None = None
         for line in self._evaluations():
             if line.model == "adapted" and line.step > state.phase(context.plan).start_step:
-                value = comparable_score(state.parts.task, line.scores)
+                value = state.parts.task.metric.to_maximize(line.scores)
                 if best is None or value > best[0]:
                     best = value, line.step
         best = self.engine.broadcast_object(best)
@@ -104,7 +103,7 @@ class Scorer:
             state.parts.task,
             state.examples.held_out,
             state.collate,
-            state.examples.facts,
+            state.examples.dataset_stats,
             batch=self.batch_size,
             processor=state.examples.processor,
             group_by=self.group_by,
@@ -121,12 +120,6 @@ class Scorer:
         return read_evaluations(self.folder.metrics() if self.engine.is_main_process else ())
 
 
-def comparable_score(task: Task, scores: dict[str, float]) -> float:
-    """Return the score that decides which model is best, negated where lower is better."""
-    best = task.best
-    return -scores[best[1:]] if best.startswith("-") else scores[best]
-
-
 def why_unscored(parts: Parts, examples: Examples) -> str | None:
     """Return why the model before the first step is not the base that can be scored; None: it
     is."""
@@ -136,9 +129,9 @@ def why_unscored(parts: Parts, examples: Examples) -> str | None:
         return "the strategy starts with virtual tokens that are not trained"
     if parts.strategies[0].continue_from is not None:
         return "the strategy continues a trained adapter"
-    if examples.facts.get("new_head"):
+    if examples.dataset_stats.get("new_head"):
         return "the base has no head for this task"
-    labels = examples.facts.get("labels")
+    labels = examples.dataset_stats.get("labels")
     names = [str(name) for _, name in sorted((examples.settings.id2label or {}).items())]
     if labels is None or names == labels:
         return None

@@ -30,7 +30,7 @@ class Evidence:
 
 
 def evidence_of(
-    folder: RunFolder, task: Task, facts: DatasetStats, *, step: int, weights: str
+    folder: RunFolder, task: Task, dataset_stats: DatasetStats, *, step: int, weights: str
 ) -> Evidence:
     """From run.json, the stored outcomes of the scorings, and what its launches noted. `step`:
     after which the weights are those that are exported. `weights`: adapted, or an average."""
@@ -43,7 +43,7 @@ def evidence_of(
         base=folder.data["base"],
         sources=folder.data.get("sources", {}),
         intervals={
-            model: interval(task, np.asarray(task.metric_counts(stored, facts)))
+            model: interval(task, np.asarray(task.metric_counts(stored, dataset_stats)))
             for model, stored in outcomes.items()
         },
         scored=len(outcomes["adapted"]) if "adapted" in outcomes else None,

@@ -16,18 +16,18 @@ def export_run(
     scores: dict[str, dict[str, float]],
 ) -> None:
     """Export the final weights to the run folder. Every rank must call; rank 0 writes."""
-    kind, facts = state.parts.strategy.exports, state.examples.facts
+    kind, dataset_stats = state.parts.strategy.export_kind, state.examples.dataset_stats
     dtype, card = context.plan.layout.dtype, ""
     if context.engine.is_main_process:
         card = run_card(
             context.folder,
             state.parts.task,
-            facts,
+            dataset_stats,
             kind=kind,
             scores=scores,
             step=_exported_step(context, state, final),
             weights=final.name,
-            quantized=quantize.told(context.engine.unwrapped_model),
+            quantized=quantize.get_quantization_kwargs(context.engine.unwrapped_model),
         )
     export(
         context.engine,
@@ -36,7 +36,7 @@ def export_run(
         kind=kind,
         dtype=dtype,
         card=card,
-        note=note_of(context.config, facts, kind=kind, dtype=dtype),
+        note=note_of(context.config, dataset_stats, kind=kind, dtype=dtype),
         learnt=final.source,
         pause=context.safe_points.check_stop,
     )

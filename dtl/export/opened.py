@@ -13,10 +13,10 @@ from dtl.config.schema.plugins import TaskConfig
 from dtl.core.errors import DtlError
 from dtl.models.load import (
     EXPORT_METADATA,
-    load_pretrained,
+    get_pad_token_id,
     load_exported_processor,
     load_model_config,
-    get_pad_token_id,
+    load_pretrained,
     silence_transformers,
 )
 from dtl.models.peft import adapters
@@ -33,7 +33,7 @@ class Exported:
     """`columns`: dtl's name of a column -> its name in the data that it was trained on."""
 
     task: Task
-    facts: DatasetStats
+    dataset_stats: DatasetStats
     columns: dict[str, str]
     model: nn.Module
     processor: Any
@@ -70,18 +70,18 @@ def open_export(path: Path, *, asks: bool = True) -> Exported:
             f"task {choice.name} compares with the base, which a merged model no longer has",
             "name the export of the adapter",
         )
-    facts = note["facts"]
+    dataset_stats = note["dataset_stats"]
     adapter = note["kind"] == "adapter"
     source = Model(**note["base"]) if adapter else Model(path=str(folder))
     settings = load_model_config(source)
-    processor, facts = task.adapt_processor(
-        load_exported_processor(folder, task.processor_kind), facts
+    processor, dataset_stats = task.adapt_processor(
+        load_exported_processor(folder, task.processor_kind), dataset_stats
     )
     with silence_transformers():  # the head that the base lacks is in the adapter
         loaded = load_pretrained(
             source,
             head=task.auto_class,
-            changes=task.head_config(facts) if adapter else {},
+            changes=task.head_config(dataset_stats) if adapter else {},
             random=False,
             seed=0,
             dtype=source.dtype or "fp32",
@@ -92,7 +92,7 @@ def open_export(path: Path, *, asks: bool = True) -> Exported:
         loaded.model.config.pad_token_id = padding  # type: ignore[union-attr]
     task.configure_model(loaded.model, processor=processor)
     settings = adapters.reserve_virtual_tokens(settings, adapters.count_virtual_tokens(model))
-    return Exported(task, facts, dict(note["columns"]), model.eval(), processor, settings)
+    return Exported(task, dataset_stats, dict(note["columns"]), model.eval(), processor, settings)
 
 
 def _with_adapter(base: nn.Module, folder: Path) -> nn.Module:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from dtl.assembly.parts import Parts
 from dtl.config.schema import RunConfig
 from dtl.core.errors import DtlError
+from dtl.core.parallel_dims import ParallelDims
 from dtl.engine.base import EngineSettings
 from dtl.engine.start import start
 from dtl.export.opened import open_export
@@ -19,7 +20,8 @@ from dtl.prepare.dataset import Examples
 from dtl.run.folder import RunFolder
 from dtl.train import checkpoint
 from dtl.train.checkpoint import CheckpointStore
-from dtl.train.setup import build_model
+from dtl.train.checkpoint_tensors import load_weights
+from dtl.train.model import build_model
 
 if TYPE_CHECKING:
     from torch import nn
@@ -87,7 +89,7 @@ def _restored(prepared: preparation.Prepared, parts: Parts, saved: Path) -> nn.M
     engine = start(
         EngineSettings(
             device="cpu",
-            ranks=1,
+            parallel_dims=ParallelDims(),
             dtype="fp32",
             accumulation_steps=1,
             gradient_clip=None,
@@ -98,7 +100,7 @@ def _restored(prepared: preparation.Prepared, parts: Parts, saved: Path) -> nn.M
         model = build_model(
             prepared.config, _alone(prepared.plan), parts, prepared.examples, engine, saved=saved
         ).model
-        checkpoint.load_weights(saved, engine, model)
+        load_weights(saved, engine, model)
     finally:
         engine.close()
     return model

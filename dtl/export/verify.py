@@ -38,7 +38,7 @@ def ask(trained: Trained) -> tuple[list[Question], str]:
     data = examples.held_out if examples.held_out is not None else examples.train
     padding = get_pad_token_id(examples.processor)
     collate = partial(task.collate, pad_token_id=0 if padding is None else padding)
-    chosen = data.some(ROWS)
+    chosen = data.sample(ROWS)
     shown = (task.transform(values, processor=examples.processor, rng=None) for values in chosen)
     asked = [_call(task, trained.model, collate([one])) for one in shown]
     return asked, f"{len(chosen)} {'held-out' if held_out else 'training'} rows"

@@ -13,9 +13,11 @@ import torch
 
 from dtl.config.schema import Model
 from dtl.core.errors import RunFailed
+from dtl.core.files import sync_to_disk
+from dtl.models.dtypes import torch_dtype
 from dtl.models.load import EXPORT_METADATA
 from dtl.models.peft import adapters
-from dtl.train.checkpoint import WeightSource, fsync
+from dtl.train.checkpoint_tensors import WeightSource
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -25,7 +27,6 @@ if TYPE_CHECKING:
     from dtl.tasks.base import DatasetStats
 
 SHARD_SIZE = "5GB"  # of one weight file, at most
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def base_of(model: Model, *, dtype: str) -> dict[str, Any]:
@@ -66,11 +67,11 @@ def export(
     staged = staged_beside(folder)
     if engine.is_main_process:
         shutil.rmtree(staged, ignore_errors=True)
-        with engine.loading_context(False):
+        with engine.init_context(False):
             if kind == "adapter":
                 write_adapter(engine.unwrapped_model, state, staged, dtype=torch.float32)
             else:
-                write_model(engine.unwrapped_model, state, staged, dtype=DTYPES[dtype])
+                write_model(engine.unwrapped_model, state, staged, dtype=torch_dtype(dtype))
         processor.save_pretrained(staged)
         write_papers(staged, card=card, note=note)
         to_disk(staged)
@@ -81,12 +82,14 @@ def export(
     engine.barrier()
 
 
-def note_of(config: RunConfig, facts: DatasetStats, *, kind: str, dtype: str) -> dict[str, Any]:
+def note_of(
+    config: RunConfig, dataset_stats: DatasetStats, *, kind: str, dtype: str
+) -> dict[str, Any]:
     """What dtl must know to open an export of this run again; `dtype`: of the run's weights."""
     return {
         "kind": kind,
         "task": config.task.training_options,
-        "facts": facts,
+        "dataset_stats": dataset_stats,
         "columns": config.data.columns,
         "base": base_of(config.model, dtype=dtype),
     }
@@ -108,8 +111,8 @@ def to_disk(folder: Path) -> None:
     """Every file open to all who may read the folder, and written out."""
     _open_to_readers(folder)
     for file in folder.iterdir():
-        fsync(file)
-    fsync(folder)
+        sync_to_disk(file)
+    sync_to_disk(folder)
 
 
 def _open_to_readers(folder: Path) -> None:

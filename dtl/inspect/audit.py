@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dtl.data.order import chain
+from dtl.data.order import chain_order_digest
 from dtl.run.folder import LENGTHS, RunFolder
 
 
@@ -38,15 +38,17 @@ def audit(run: RunFolder) -> Audit:
             continue
         if line["step"] != step + 1:
             return Audit(step, max(epoch, 0), f"step {line['step']} follows step {step}")
-        batch = batching.of_step(step + 1)
-        if batch.epoch > epoch and not _each_once(batching.epoch(batch.epoch), batching.examples):
+        batch = batching.batch_for_step(step + 1)
+        if batch.epoch > epoch and not _each_once(
+            batching.form_epoch(batch.epoch), batching.examples
+        ):
             told = f"epoch {batch.epoch} does not hold every example exactly once"
             return Audit(step, batch.epoch, told)
-        digest, epoch = chain(digest, batch.examples), batch.epoch
+        digest, epoch = chain_order_digest(digest, batch.examples), batch.epoch
         if line["digest"] != digest:
             return Audit(step, epoch, f"step {step + 1} read other examples than its order says")
         step += 1
-    return Audit(step, batching.of_step(step + 1).epoch, None)
+    return Audit(step, batching.batch_for_step(step + 1).epoch, None)
 
 
 def difference(one: RunFolder, other: RunFolder) -> str | None:

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 from dtl.config.load import load_config
 from dtl.config.schema import Layout, RunConfig, Source
 from dtl.core.errors import DtlError
-from dtl.data.cache.encoded import EncodedData, cache_key, encode
+from dtl.core.files import write_json
+from dtl.core.parallel_dims import ParallelDims
+from dtl.data.cache.encoded import EncodedData, cache_key, encode_rows
 from dtl.data.sources.rows import open_rows
 from dtl.engine.base import Engine, EngineSettings
 from dtl.engine.start import start
@@ -19,9 +21,10 @@ from dtl.evaluation.scoring import why_unscored
 from dtl.export.opened import Exported, open_export
 from dtl.models.load import get_pad_token_id, silence_transformers
 from dtl.prepare import preparation
-from dtl.run.folder import RunFolder, write_json
+from dtl.run.folder import RunFolder
 from dtl.tasks.base import DatasetStats, Task
-from dtl.train.setup import build_model, start_engine
+from dtl.train.model import build_model
+from dtl.train.setup import start_engine
 
 if TYPE_CHECKING:
     from torch import nn
@@ -53,7 +56,7 @@ def score_run(
         exported.task,
         data,
         config,
-        facts=exported.facts,
+        dataset_stats=exported.dataset_stats,
         processor=exported.processor,
         say=say,
     )
@@ -97,7 +100,7 @@ def score_base(
         parts.task,
         examples.held_out,
         alone,
-        facts=examples.facts,
+        dataset_stats=examples.dataset_stats,
         processor=examples.processor,
         say=say,
     )
@@ -113,7 +116,7 @@ def _scored(
     data: EncodedData,
     config: RunConfig,
     *,
-    facts: DatasetStats,
+    dataset_stats: DatasetStats,
     processor: Any,
     say: Callable[[str], None],
 ) -> Evaluation:
@@ -121,8 +124,8 @@ def _scored(
     out, such as clips that are too long."""
     import torch
 
-    if data.census.skipped:
-        say(data.census.line("held out"))
+    if data.summary.skipped:
+        say(data.summary.format_line("held out"))
     padding = get_pad_token_id(processor)
     try:
         engine.prepare(model, torch.optim.SGD(list(model.parameters())[:1], lr=0.0))
@@ -131,7 +134,7 @@ def _scored(
             task,
             data,
             partial(task.collate, pad_token_id=0 if padding is None else padding),
-            facts,
+            dataset_stats,
             batch=config.train.evaluation_batch,
             processor=processor,
             group_by=config.task.group_by,
@@ -161,12 +164,12 @@ def _encoded(source: Source, config: RunConfig, exported: Exported) -> EncodedDa
     key = cache_key(
         scored=rows.fingerprint,
         task=config.task.training_options,
-        facts=exported.facts,
+        dataset_stats=exported.dataset_stats,
         base=config.model.model_dump(mode="json"),
         group_by=group_by,
     )
-    encoder = task.encoder(exported.processor, exported.facts, exported.settings)
-    return encode(rows, encoder, key=key, place=PLACE, group_by=group_by)
+    encoder = task.encoder(exported.processor, exported.dataset_stats, exported.settings)
+    return encode_rows(rows, encoder, key=key, location=PLACE, group_by=group_by)
 
 
 def _engine(*, dtype: str) -> Engine:
@@ -177,7 +180,7 @@ def _engine(*, dtype: str) -> Engine:
     return start(
         EngineSettings(
             device=device,
-            ranks=1,
+            parallel_dims=ParallelDims(),
             dtype=dtype,
             accumulation_steps=1,
             gradient_clip=None,

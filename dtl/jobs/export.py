@@ -20,7 +20,6 @@ from dtl.export.model_card import Saved, run_card
 from dtl.export.trained_model import Trained, open_trained
 from dtl.export.verify import Question, answers, answers_in_fresh_process, ask
 from dtl.export.write import (
-    DTYPES,
     SHARD_SIZE,
     note_of,
     staged_beside,
@@ -31,6 +30,7 @@ from dtl.export.write import (
     write_papers,
 )
 from dtl.models.anatomy import head_module_names
+from dtl.models.dtypes import dtype_name, torch_dtype
 from dtl.models.load import load_model_config, silence_transformers
 from dtl.models.quantization import quantize
 from dtl.plan.hardware import free_disk_bytes
@@ -218,8 +218,7 @@ def _name(wanted: Wanted, kind: str, *, merges: bool) -> str:
 def _dtype_of_base(folder: RunFolder) -> str:
     """As its files are; fp32 where they do not say."""
     stored = load_model_config(folder.config.model).dtype
-    names = {dtype: name for name, dtype in DTYPES.items()}
-    return names.get(stored, "fp32")
+    return dtype_name(stored) or "fp32"
 
 
 def _merged(
@@ -246,9 +245,12 @@ def _write(
 ) -> nn.Module | None:
     """Into work/export; what that is made from lies beside it. The model as it is written, where
     that is in fewer bits."""
-    written, dtype = work / "export", DTYPES[decision.dtype]
+    written, dtype = work / "export", torch_dtype(decision.dtype)
     note = note_of(
-        folder.config, trained.examples.facts, kind=decision.kind, dtype=folder.plan.layout.dtype
+        folder.config,
+        trained.examples.dataset_stats,
+        kind=decision.kind,
+        dtype=folder.plan.layout.dtype,
     )
     if decision.form == "onnx":
         graph.write_graph(model, asked, written)
@@ -306,7 +308,7 @@ def _card(folder: RunFolder, trained: Trained, kind: str, saved: Saved) -> str:
     return run_card(
         folder,
         trained.parts.task,
-        trained.examples.facts,
+        trained.examples.dataset_stats,
         kind=kind,
         scores=trained.scores,
         step=trained.step,

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
+from dtl import mini
 from dtl.config.schema import Source
 from dtl.core.errors import DtlError, Fault
 from dtl.data.example import Skip
 from dtl.data.modalities.media_files import SUFFIXES
 from dtl.data.sources.rows import Row, open_rows
 from dtl.export.opened import Exported
-from dtl import mini
 from dtl.models.load import get_pad_token_id
 
 if TYPE_CHECKING:
@@ -86,11 +86,11 @@ def predictions(
     `predicted` null and the reason. Raises DtlError for a row at fault, with its place."""
     task = exported.task
     model = exported.model.to("cuda" if torch.cuda.is_available() else "cpu")
-    encode = task.prompt_encoder(exported.processor, exported.facts, exported.settings)
+    encode = task.prompt_encoder(exported.processor, exported.dataset_stats, exported.settings)
     for together in _batched(rows, batch):
         asked = [_asked(row, exported) for row in together]
         pieces = [
-            task.chunk_row(row, processor=exported.processor, dataset_stats=exported.facts)
+            task.chunk_row(row, processor=exported.processor, dataset_stats=exported.dataset_stats)
             for row in asked
         ]
         found = [encode(piece) for of_row in pieces for piece in of_row]
@@ -125,7 +125,7 @@ def _told(
             model,
             {name: tensor.to(device) for name, tensor in tensors.items()},
             processor=exported.processor,
-            dataset_stats=exported.facts,
+            dataset_stats=exported.dataset_stats,
             max_new_tokens=longest,
         )
 
@@ -156,7 +156,7 @@ def _asked(row: Row, exported: Exported) -> Row:
     asked = Row(
         row.index,
         row.location,
-        exported.task.with_placeholder_target(fields, exported.facts),
+        exported.task.with_placeholder_target(fields, exported.dataset_stats),
         row.folder,
     )
     if fault := exported.task.find_row_fault(asked):

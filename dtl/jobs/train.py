@@ -6,8 +6,7 @@ import time
 from dataclasses import replace
 from functools import partial
 
-from dtl.data.loader import StepBatches
-from dtl.engine.base import Engine, Step
+from dtl.engine.base import Engine
 from dtl.evaluation.final_weights import choose_final_weights
 from dtl.evaluation.scoring import Scorer
 from dtl.export.finished_run import export_run
@@ -109,7 +108,7 @@ def train_phase(context: RunContext, scorer: Scorer, state: TrainState) -> RunRe
         engine,
         context.log,
         options,
-        expects_all_gradients=state.parts.strategy.exports == "adapter",
+        expects_all_gradients=state.parts.strategy.export_kind == "adapter",
         has_loss_scaler=context.plan.layout.dtype == "fp16",
         skip_steps=skip_steps,
         previous_losses=read_losses(folder, engine) if options.loss_spike else [],

@@ -142,7 +142,7 @@ def _train(run: _RankRun, stop: Stop, terminal: IO[str]) -> int:
     print_line = partial(print, file=terminal, flush=True)
     print_once = print_line if engine.is_main_process else _print_nothing
     watchdog = Watchdog(
-        folder.heartbeats, rank=engine.rank, ranks=engine.world_size, tell=print_line
+        folder.heartbeats, rank=engine.rank, world_size=engine.world_size, print_line=print_line
     )
     try:
         # 2. Under an outer launcher, make the run folder.

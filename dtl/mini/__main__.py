@@ -1,7 +1,7 @@
-"""How a shipped base is made: its folder, `dtl train configs/mini/NAME.yaml`, and its weights.
+"""Writes the folder of a shipped base, before and after `dtl train configs/mini/NAME.yaml`.
 
-`python -m dtl.mini NAME FOLDER` writes the config and what reads the input; with `--weights EXPORT`
-it adds the weights of an export, and its labels; those of mini:text in bf16 to stay small.
+`python -m dtl.mini NAME FOLDER` writes config and processor. With `--weights EXPORT` it adds the
+weights and labels of an export; those of mini:text in bf16.
 """
 
 import argparse
@@ -16,21 +16,21 @@ WRITERS = {"speech": write_speech, "text": write_text, "vision": write_vision}
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m dtl.mini", description=__doc__)
     parser.add_argument("name", choices=WRITERS, help="the base, without mini:")
-    parser.add_argument("folder", type=Path, help="where the base is written")
-    parser.add_argument("--weights", type=Path, help="the export that the weights come from")
-    given = parser.parse_args(arguments)
-    given.folder.mkdir(parents=True, exist_ok=True)
-    if given.weights is None:
-        WRITERS[given.name](given.folder)
-        print(f"wrote the architecture of mini:{given.name} to {given.folder}")
+    parser.add_argument("folder", type=Path, help="folder to write")
+    parser.add_argument("--weights", type=Path, help="export with the weights")
+    options = parser.parse_args(arguments)
+    options.folder.mkdir(parents=True, exist_ok=True)
+    if options.weights is None:
+        WRITERS[options.name](options.folder)
+        print(f"wrote the architecture of mini:{options.name} to {options.folder}")
     else:
-        pack(given.weights, given.folder, name=given.name)
-        print(f"wrote the weights of mini:{given.name} to {given.folder}")
+        pack(options.weights, options.folder, name=options.name)
+        print(f"wrote the weights of mini:{options.name} to {options.folder}")
     return 0
 
 
 def pack(export: Path, folder: Path, *, name: str) -> None:
-    """Copy weights, and the config that knows the head's labels; a language model's in bf16."""
+    """Copy the weights of an export, and its config with the labels of the head."""
     import torch
     from safetensors.torch import load_file, save_file
 

@@ -1,4 +1,4 @@
-"""The folder that a shipped base starts from: its config and what reads its input, no weights."""
+"""Writes the configs and processors of the shipped bases, without weights."""
 
 import json
 from pathlib import Path
@@ -18,7 +18,7 @@ PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"
 
 
 def write_text(folder: Path) -> None:
-    """Write config.json and the tokenizer, enough for `strategy: scratch` to start from."""
+    """Write config and tokenizer of a small Llama, for `strategy: scratch`."""
     from transformers import LlamaConfig
 
     tokenizer = train_tokenizer(folder)
@@ -39,7 +39,7 @@ def write_text(folder: Path) -> None:
 
 
 def write_vision(folder: Path) -> None:
-    """A ResNet of three stages and what shows it pictures, enough for `strategy: scratch`."""
+    """Write config and image processor of a ResNet with three stages, for `strategy: scratch`."""
     from transformers import ResNetConfig
     from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
@@ -57,13 +57,13 @@ def write_vision(folder: Path) -> None:
 
 
 def write_speech(folder: Path) -> None:
-    """A wav2vec2 of 24 ms a frame, the letters of all words and what shows it samples, enough for
+    """Write config, tokenizer and feature extractor of a wav2vec2 with 24 ms per frame, for
     `strategy: scratch`."""
     from transformers import Wav2Vec2Config, Wav2Vec2CTCTokenizer, Wav2Vec2FeatureExtractor
 
-    letters = ("[PAD]", "[UNK]", "|", *sorted(set("".join(WORDS))))
+    vocabulary = ("[PAD]", "[UNK]", "|", *sorted(set("".join(WORDS))))
     Wav2Vec2Config(
-        vocab_size=len(letters),
+        vocab_size=len(vocabulary),
         hidden_size=112,
         intermediate_size=224,
         num_hidden_layers=4,
@@ -72,7 +72,7 @@ def write_speech(folder: Path) -> None:
         conv_kernel=(16, 8, 5, 3),
         conv_stride=(8, 4, 3, 2),
         conv_bias=True,
-        feat_extract_norm="layer",  # tells sound from padding; so does the stable layer norm
+        feat_extract_norm="layer",  # ignores padding, as the stable layer norm does
         do_stable_layer_norm=True,
         num_conv_pos_embeddings=32,
         num_conv_pos_embedding_groups=8,
@@ -93,16 +93,16 @@ def write_speech(folder: Path) -> None:
         eos_token_id=None,
         architectures=["Wav2Vec2ForCTC"],
     ).save_pretrained(folder)
-    with TemporaryDirectory() as scratch:
-        vocabulary = Path(scratch) / "vocab.json"
-        vocabulary.write_text(json.dumps({letter: at for at, letter in enumerate(letters)}))
+    with TemporaryDirectory() as temporary:
+        path = Path(temporary) / "vocab.json"
+        path.write_text(json.dumps({token: index for index, token in enumerate(vocabulary)}))
         tokenizer = Wav2Vec2CTCTokenizer(
-            str(vocabulary),
+            str(path),
             bos_token=None,
             eos_token=None,
-            pad_token=letters[0],
-            unk_token=letters[1],
-            word_delimiter_token=letters[2],
+            pad_token=vocabulary[0],
+            unk_token=vocabulary[1],
+            word_delimiter_token=vocabulary[2],
         )
     tokenizer.save_pretrained(folder)
     Wav2Vec2FeatureExtractor(
@@ -113,7 +113,7 @@ def write_speech(folder: Path) -> None:
 def train_tokenizer(folder: Path) -> "PreTrainedTokenizerFast":
     """Train byte-level BPE on `mini:prose/train` and write it to `folder`.
 
-    `tokenizer(text)` puts the begin mark first; the end mark is for the task to add.
+    `tokenizer(text)` adds the BOS token; the task adds the EOS token.
     """
     from tokenizers import (
         Tokenizer,
@@ -155,7 +155,7 @@ def train_tokenizer(folder: Path) -> "PreTrainedTokenizerFast":
 
 
 def _set_tokenizer_class(path: Path) -> None:
-    """Name the class that every transformers release knows, not the alias of the newest."""
+    """Set the tokenizer class to the one that every transformers release has."""
     settings = json.loads(path.read_text(encoding="utf-8"))
     settings["tokenizer_class"] = "PreTrainedTokenizerFast"
     path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Docstrings of installed packages as clean paragraphs, read by `ast` and never imported."""
+"""Reads docstrings of installed packages as clean paragraphs, with `ast` and without import."""
 
 import ast
 import hashlib
@@ -22,7 +22,7 @@ WORD = re.compile(r"[A-Za-z]{2,}")
 PLAIN_WORD = re.compile(r"\b[a-z]{2,}\b")
 ENTRY_START = re.compile(r"(?<=\n)(?=\S)")
 SENTENCE_END = re.compile(r"(?<=[.!?:;] )(?=\S)")
-TO_ASCII = {  # curly quotes, dashes, dots, hard spaces
+TO_ASCII = {  # quotes, dashes, ellipsis, no-break space
     0x201C: '"',
     0x201D: '"',
     0x2018: "'",
@@ -37,29 +37,29 @@ EXCLUDED_FOLDERS = ("tests", "test", "testing", "site-packages", "dist-packages"
 
 @dataclass(frozen=True)
 class Docstring:
-    """One docstring: its raw text and the file it stands in, counted from its package."""
+    """A docstring: its raw text and its file, relative to the folder of its package."""
 
     file: str
     text: str
 
 
 def package_folder(name: str) -> Path:
-    """The folder of an installed package. Raises DtlError where it is missing."""
-    found = util.find_spec(name)
-    if found is None or found.origin is None:
-        raise DtlError.of(f"package {name}", "is not installed", f"install it: pip install {name}")
-    return Path(found.origin).parent
+    """Return the folder of an installed package. Raises DtlError if it is not installed."""
+    spec = util.find_spec(name)
+    if spec is None or spec.origin is None:
+        raise DtlError.of(f"package {name}", "is not installed", f"run pip install {name}")
+    return Path(spec.origin).parent
 
 
 def standard_library() -> Path:
-    """The folder of Python's own modules."""
+    """Return the folder of Python's standard library."""
     return Path(sysconfig.get_paths()["stdlib"])
 
 
 def iterate_docstrings(
     folder: Path, *, name: str, exclude: Iterable[str] = ()
 ) -> Iterator[Docstring]:
-    """Every docstring below `folder`, in the order of the files and of the lines."""
+    """Yield every docstring below `folder`, ordered by file and line. `exclude`: folder names."""
     for path in _iterate_source_files(folder, exclude=exclude):
         code = path.read_bytes()
         if b'"""' not in code:
@@ -77,29 +77,29 @@ def _iterate_source_files(folder: Path, *, exclude: Iterable[str]) -> Iterator[P
 
 
 def _iterate_docstring_texts(code: bytes) -> Iterator[str]:
-    """The docstrings of a module, its classes and their methods; not of nested functions."""
+    """Yield the docstrings of a module, its classes and their methods; not of nested functions."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # odd escapes in other people's files
+        warnings.simplefilter("ignore")  # invalid escape sequences
         try:
             tree = ast.parse(code)
-        except (SyntaxError, ValueError):  # templates, and files for another Python
+        except (SyntaxError, ValueError):  # templates, and files for other Python versions
             return
-    waiting: list[ast.AST] = [tree]
-    while waiting:
-        node = waiting.pop()
+    stack: list[ast.AST] = [tree]
+    while stack:
+        node = stack.pop()
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             text = ast.get_docstring(node, clean=False)
             if text:
                 yield text
-            waiting.extend(reversed(node.body))
+            stack.extend(reversed(node.body))
         elif isinstance(node, ast.If | ast.Try):
-            waiting.extend(reversed(node.body))
+            stack.extend(reversed(node.body))
         elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
             yield from _iterate_call_docstrings(node.value)
 
 
 def _iterate_call_docstrings(call: ast.Call) -> Iterator[str]:
-    """The texts of calls that write a docstring, as compiled modules have them."""
+    """Yield the texts of calls that set a docstring, which compiled modules use."""
     if not DOCUMENTING_CALL.search(ast.unparse(call.func)):
         return
     for part in ast.walk(call):
@@ -108,7 +108,7 @@ def _iterate_call_docstrings(call: ast.Call) -> Iterator[str]:
 
 
 def extract_paragraphs(text: str) -> list[str]:
-    """The prose of a docstring: indentation cleaned; no examples, code, tables, references."""
+    """Return the prose paragraphs of a docstring, without examples, code, tables and references."""
     text = FENCED.sub("\n", inspect.cleandoc(text.translate(TO_ASCII)))
     blocks = (
         "\n".join(line.rstrip() for line in block.strip("\n").splitlines())
@@ -127,17 +127,17 @@ def _is_prose(block: str) -> bool:
 
 
 def fingerprint(text: str) -> bytes:
-    """Equal for texts that differ only in names, numbers, spacing or punctuation."""
+    """Return a hash that is equal for texts that differ only in names, numbers and punctuation."""
     return hashlib.sha256(" ".join(PLAIN_WORD.findall(text)).encode()).digest()[:16]
 
 
 def hash_to_unit_interval(name: str) -> float:
-    """A fixed number in [0, 1) for a text: what splits and orders rows the same way everywhere."""
+    """Return a number in [0, 1) that depends only on the text. It splits and orders the rows."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64
 
 
 def pack_paragraphs(blocks: Iterable[str], *, max_characters: int) -> Iterator[str]:
-    """Neighbouring paragraphs joined into texts of at most `longest` characters."""
+    """Yield texts of at most `max_characters` characters, joined from consecutive paragraphs."""
     pending: list[str] = []
     for block in blocks:
         for part in _split_paragraph(block, max_characters=max_characters):
@@ -154,9 +154,9 @@ def _join_paragraphs(parts: list[str]) -> str:
 
 
 def _split_paragraph(block: str, *, max_characters: int) -> Iterator[str]:
-    """A paragraph as it is, or cut where it hurts least: entries, else lines, else sentences.
+    """Yield a paragraph, split if it is too long: at entries, else lines, else sentences.
 
-    The rest of a sentence longer than that is left out: it is no prose.
+    The end of a sentence that is too long is dropped.
     """
     pending = ""
     for part in _smallest_segments(block, max_characters=max_characters):

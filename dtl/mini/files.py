@@ -1,4 +1,4 @@
-"""Small bases and small data that dtl brings or makes itself, so that nothing is downloaded."""
+"""The files of the miniature bases and data: shipped, or generated on first use."""
 
 from importlib import import_module
 from pathlib import Path
@@ -14,22 +14,26 @@ SPLITS = {
     "glyphs": ("train", "heldout"),
     "graphs": ("train", "heldout"),
     "prose": ("train", "heldout"),
-    "sentiment": ("train", "heldout", "unlabelled"),
+    "sentiment": ("train", "heldout", "unlabeled"),
     "spoken": ("train", "heldout"),
 }
-SHIPPED_DATA = ("accents", "spoken")  # were made once, and are shipped
+SHIPPED_DATA = ("accents", "spoken")  # data that is shipped and not generated
 
 
 def base_folder(name: str) -> Path:
-    """The folder of a base that comes with dtl: config, weights and tokenizer."""
+    """Return the folder of a shipped base: config, weights and tokenizer. Raises DtlError for an
+    unknown name."""
     if name not in BASES:
         raise _unknown_name(f"mini:{name}", "base", name, BASES)
     return Path(__file__).parent / name
 
 
 def data_file(name: str, split: str) -> Path:
-    """The file of `mini:NAME/SPLIT`: JSONL, or Parquet where rows hold sounds or pictures. Made on
-    first use and kept in the cache folder, or shipped."""
+    """Return the file of `mini:NAME/SPLIT`: JSONL, or Parquet for audio and images.
+
+    It is shipped, or generated on first use in the cache folder. Raises DtlError for an unknown name
+    or split.
+    """
     if name not in SPLITS:
         raise _unknown_name(f"mini:{name}/{split}", "data set", name, SPLITS)
     if split not in SPLITS[name]:
@@ -46,23 +50,24 @@ def data_file(name: str, split: str) -> Path:
 
 
 def load_rows(name: str, split: str) -> list[dict[str, Any]]:
-    """The rows of `mini:NAME/SPLIT`, always the same for the same installed packages."""
+    """Return the rows of `mini:NAME/SPLIT`. They depend only on the versions of the installed
+    packages."""
     import json
 
-    base_folder = data_file(name, split)
-    if base_folder.suffix == ".parquet":
+    path = data_file(name, split)
+    if path.suffix == ".parquet":
         from pyarrow import parquet
 
-        return list(parquet.read_table(base_folder).to_pylist())
-    with base_folder.open(encoding="utf-8") as lines:
+        return list(parquet.read_table(path).to_pylist())
+    with path.open(encoding="utf-8") as lines:
         return [json.loads(line) for line in lines]
 
 
 def _unknown_name(location: str, kind: str, name: str, known: Any) -> DtlError:
     hint = near(name, known)
-    there_are = f"there are: {', '.join(known)}"
+    names = f"use one of {', '.join(known)}"
     return DtlError.of(
         location,
         f"no such mini {kind}: '{name}'",
-        f"{hint} ({there_are})" if hint else there_are,
+        f"{hint} ({names})" if hint else names,
     )

@@ -1,6 +1,6 @@
-"""Pictures of letters and signs from many fonts, disturbed; no digit is among them.
+"""Generates mini:glyphs: images of letters and signs in many fonts, perturbed; without digits.
 
-The clean letters come from `glyphs.png`, a column a sign and a line a font.
+The clean glyphs are in `glyphs.png`, one column per sign and one row per font.
 """
 
 from pathlib import Path
@@ -23,6 +23,7 @@ TRAIN_ROWS_PER_SIGN, HELDOUT_ROWS_PER_SIGN = 200, 12
 
 
 def generate() -> dict[str, list[dict[str, Any]]]:
+    """Return the rows of each split."""
     return {
         "train": _generate_split("train", TRAIN_FONTS, rows_per_sign=TRAIN_ROWS_PER_SIGN),
         "heldout": _generate_split("heldout", HELDOUT_FONTS, rows_per_sign=HELDOUT_ROWS_PER_SIGN),
@@ -32,25 +33,25 @@ def generate() -> dict[str, list[dict[str, Any]]]:
 def _generate_split(
     split: str, fonts: tuple[str, ...], *, rows_per_sign: int
 ) -> list[dict[str, Any]]:
-    """One row of each sign after the other, so that the first rows are a fair sample."""
+    """Return the rows ordered by repetition, then by sign, so that first rows have all signs."""
     import numpy
     from PIL import Image
 
     with Image.open(SHEET_FILE) as sheet:
-        drawn = numpy.asarray(sheet)
+        glyphs = numpy.asarray(sheet)
     return [
         {
             "image": perturb_image(
-                _crop_cell(drawn, sign=sign, font=fonts[turn % len(fonts)]), name=name
+                _crop_cell(glyphs, sign=sign, font=fonts[number % len(fonts)]), name=name
             ),
             "label": sign,
         }
-        for turn in range(rows_per_sign)
+        for number in range(rows_per_sign)
         for sign in SIGNS
-        for name in [f"{split} {sign} {turn}"]
+        for name in [f"{split} {sign} {number}"]
     ]
 
 
-def _crop_cell(drawn: Any, *, sign: str, font: str) -> Any:
+def _crop_cell(glyphs: Any, *, sign: str, font: str) -> Any:
     left, top = CELL_SIDE * SIGNS.index(sign), CELL_SIDE * FONTS.index(font)
-    return drawn[top : top + CELL_SIDE, left : left + CELL_SIDE]
+    return glyphs[top : top + CELL_SIDE, left : left + CELL_SIDE]

@@ -1,4 +1,4 @@
-"""The target of the quickstart: what networkx says of its functions, split by file."""
+"""Generates mini:graphs: docstrings of networkx, split by file; the target of mini:text."""
 
 from typing import Any
 
@@ -6,15 +6,15 @@ from dtl.mini import docstrings
 
 PACKAGE = "networkx"
 PACKAGES = (PACKAGE,)
-MAX_CHARACTERS, MIN_CHARACTERS = 600, 120  # characters of a row; about 4 a token
+MAX_CHARACTERS, MIN_CHARACTERS = 600, 120  # of a row; about 4 per token
 HELDOUT_ROWS = 101
 HELDOUT_SHARE = 0.1  # of the files
 SHINGLE_WORDS = 8  # words
-MAX_SHARED_SHINGLES = 0.3  # of a held-out row's shingles may stand in the training rows
+MAX_SHARED_SHINGLES = 0.3  # share of a held-out row's shingles that training rows may contain
 
 
 def generate() -> dict[str, list[dict[str, Any]]]:
-    """The rows of each split, in an order that mixes the areas of the package."""
+    """Return the rows of each split, in an order that mixes the areas of the package."""
     files = _files_by_text()
     train: list[str] = []
     heldout: list[str] = []
@@ -22,15 +22,15 @@ def generate() -> dict[str, list[dict[str, Any]]]:
         split = heldout if docstrings.hash_to_unit_interval(files[text]) < HELDOUT_SHARE else train
         split.append(text)
     seen = {shingle for text in train for shingle in split_shingles(text)}
-    fresh = [text for text in heldout if _seen_share(text, seen) <= MAX_SHARED_SHINGLES]
+    unseen = [text for text in heldout if _seen_share(text, seen) <= MAX_SHARED_SHINGLES]
     return {
         "train": [{"text": text} for text in train],
-        "heldout": [{"text": text} for text in fresh[:HELDOUT_ROWS]],
+        "heldout": [{"text": text} for text in unseen[:HELDOUT_ROWS]],
     }
 
 
 def _files_by_text() -> dict[str, str]:
-    """Each text once -> the file where it stands first."""
+    """Return each distinct text with the first file that contains it."""
     folder = docstrings.package_folder(PACKAGE)
     found: dict[bytes, tuple[str, str]] = {}
     for docstring in docstrings.iterate_docstrings(folder, name=PACKAGE):
@@ -42,7 +42,7 @@ def _files_by_text() -> dict[str, str]:
 
 
 def split_shingles(text: str) -> set[str]:
-    """Every run of eight neighbouring words."""
+    """Return all sequences of SHINGLE_WORDS consecutive words."""
     words = docstrings.WORD.findall(text.lower())
     return {
         " ".join(words[i : i + SHINGLE_WORDS])

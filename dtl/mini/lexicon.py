@@ -1,4 +1,4 @@
-"""Words of praise and of blame, with the things they are said of: the project's own list."""
+"""Words of positive and negative sentiment and nouns, written for this project."""
 
 
 def _split_words(text: str) -> tuple[str, ...]:
@@ -37,8 +37,7 @@ THINGS = _split_words(
 )
 DEGREES = ("really", "very", "quite", "truly", "simply", "rather", "so", "just")
 
-# Said after a review of one polarity only; they stand in unlabelled text and never in a labelled
-# row.
+# Last sentences of reviews of one polarity. Only unlabeled text contains them.
 CLOSING_SENTENCES = {
     "positive": (
         "We will certainly come back.",

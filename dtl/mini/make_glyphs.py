@@ -1,6 +1,6 @@
-"""How `glyphs.png` was made: letters and signs drawn in matplotlib's fonts, one font a line.
+"""Draws `glyphs.png`: letters and signs in matplotlib's fonts, one row per font.
 
-`python -m dtl.mini.make_glyphs PICTURE` draws it anew (needs `dtl[mini,vision]`). Nothing else in
+`python -m dtl.mini.make_glyphs IMAGE` draws it again (needs `dtl[mini,vision]`). Nothing else in
 dtl imports this module.
 """
 
@@ -13,34 +13,34 @@ from dtl.mini.glyphs import CELL_SIDE, FONTS, SIGNS
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-DRAWING_SIDE = 64  # pixels a letter is drawn at before it is made small
+DRAWING_SIDE = 64  # pixels of a glyph before it is resized
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m dtl.mini.make_glyphs", description=__doc__)
-    parser.add_argument("picture", type=Path, help="where the PNG is written")
-    picture = parser.parse_args(arguments).picture
-    draw_sheet().save(picture, optimize=True)
-    print(f"wrote {picture}, {picture.stat().st_size:,} bytes")
+    parser.add_argument("image", type=Path, help="PNG file to write")
+    path = parser.parse_args(arguments).image
+    draw_sheet().save(path, optimize=True)
+    print(f"wrote {path}, {path.stat().st_size:,} bytes")
     return 0
 
 
 def draw_sheet() -> "Image":
-    """All signs in all fonts: a column a sign, a line a font."""
+    """Return an image of all signs in all fonts: one column per sign, one row per font."""
     import matplotlib
     from PIL import Image, ImageFont
 
     folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
-    drawn = Image.new("L", (CELL_SIDE * len(SIGNS), CELL_SIDE * len(FONTS)))
-    for line, name in enumerate(FONTS):
+    grid = Image.new("L", (CELL_SIDE * len(SIGNS), CELL_SIDE * len(FONTS)))
+    for row, name in enumerate(FONTS):
         font = ImageFont.truetype(str(folder / f"{name}.ttf"), DRAWING_SIDE)
         for column, sign in enumerate(SIGNS):
-            drawn.paste(_draw_glyph(sign, font), (CELL_SIDE * column, CELL_SIDE * line))
-    return drawn
+            grid.paste(_draw_glyph(sign, font), (CELL_SIDE * column, CELL_SIDE * row))
+    return grid
 
 
 def _draw_glyph(sign: str, font: Any) -> "Image":
-    """White on black, as large as the cell allows and in its middle."""
+    """Return a glyph in white on black, scaled to the cell and centered."""
     from PIL import Image, ImageDraw
 
     large = Image.new("L", (3 * DRAWING_SIDE, 3 * DRAWING_SIDE))

@@ -1,8 +1,8 @@
-"""How the clips of `mini:spoken` and `mini:accents` were made: words spoken by eSpeak NG.
+"""Synthesizes the clips of mini:spoken and mini:accents with eSpeak NG.
 
-`python -m dtl.mini.make_speech FOLDER` writes one Parquet file a split (needs `dtl[mini,speech]`).
-The synthesiser speaks differently when it speaks again in one process, so the clips are stored and
-never made anew. It only makes data: nothing else in dtl loads the synthesiser.
+`python -m dtl.mini.make_speech FOLDER` writes a Parquet file per split (needs `dtl[mini,speech]`).
+The synthesizer is not deterministic within a process, so the clips are shipped. Nothing else in dtl
+loads the synthesizer.
 """
 
 import argparse
@@ -35,18 +35,18 @@ DEVELOPMENT_SPEAKERS = (
 )
 SAMPLE_RATE = 8000  # Hz
 PEAK_AMPLITUDE = 0.7
-SILENCE_LEVEL = 0.01  # of the peak: what is cut off at both ends
+SILENCE_LEVEL = 0.01  # share of the peak; below it both ends are trimmed
 MARGIN_SECONDS = 0.05
 COMPRESSION = 0.985  # of Opus, 0 to 1: about 10 kbit/s
 
 
 @dataclass(frozen=True)
 class SpeakerVariation:
-    """How differently speakers speak: each number from, to."""
+    """The variation between utterances: minimum and maximum of each parameter."""
 
     pitches: tuple[int, int] = (20, 80)
     rates: tuple[int, int] = (130, 190)  # words a minute
-    stretches: tuple[float, float] = (0.9, 1.1)  # played faster and higher, or slower and deeper
+    stretches: tuple[float, float] = (0.9, 1.1)  # below 1: faster and higher
 
 
 WIDE_VARIATION = SpeakerVariation(pitches=(5, 95), rates=(110, 220), stretches=(0.82, 1.2))
@@ -54,13 +54,13 @@ WIDE_VARIATION = SpeakerVariation(pitches=(5, 95), rates=(110, 220), stretches=(
 
 @dataclass(frozen=True)
 class Split:
-    """The clips of one file: how many, in which accent, by whom, and how."""
+    """The clips of one file."""
 
     file: str
     clips: int
     accent: str
     speakers: tuple[str, ...]
-    min_words: int = 3  # of a clip; some have one or two more
+    min_words: int = 3  # per clip; some have one or two more
     variation: SpeakerVariation = SpeakerVariation()
 
 
@@ -70,7 +70,7 @@ SPLITS = (
     Split("accents-train", 40, TARGET, SOURCE_SPEAKERS, min_words=10),
     Split("accents-heldout", 120, TARGET, HELDOUT_SPEAKERS),
 )
-DEVELOPMENT_SPLITS = (  # not shipped: by these, of another accent, all was chosen
+DEVELOPMENT_SPLITS = (  # not shipped: used to choose all settings
     Split("development-source", 120, SOURCE, DEVELOPMENT_SPEAKERS),
     Split("development-train", 40, OTHER, SOURCE_SPEAKERS, min_words=10),
     Split("development-heldout", 120, OTHER, DEVELOPMENT_SPEAKERS),
@@ -79,19 +79,19 @@ DEVELOPMENT_SPLITS = (  # not shipped: by these, of another accent, all was chos
 
 @dataclass(frozen=True)
 class Utterance:
-    """What is said, and how."""
+    """A text and the parameters of its synthesis."""
 
     text: str
     speaker: str
     pitch: int
     rate: int  # words a minute
-    stretch: float  # of its length
+    stretch: float  # factor of the duration
 
 
 class Synthesizer:
-    """eSpeak NG, which one process may open once."""
+    """eSpeak NG. A process may create it once."""
 
-    RETRIEVAL_MODE, RATE, PITCH, UTF8 = 2, 1, 3, 1  # numbers of its C interface
+    RETRIEVAL_MODE, RATE, PITCH, UTF8 = 2, 1, 3, 1  # constants of its C interface
 
     def __init__(self) -> None:
         import espeakng_loader
@@ -99,12 +99,14 @@ class Synthesizer:
         self.library = espeakng_loader.load_library()
         folder = espeakng_loader.get_data_path().encode()
         self.sample_rate: int = self.library.espeak_Initialize(self.RETRIEVAL_MODE, 0, folder, 0)
-        assert self.sample_rate > 0, "eSpeak NG does not start"
+        assert self.sample_rate > 0, "eSpeak NG failed to initialize"
         self.samples = bytearray()
-        called_back = ctypes.CFUNCTYPE(
+        callback_type = ctypes.CFUNCTYPE(
             ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p
         )
-        self.callback = called_back(self._on_samples)  # must outlive the library's use of it
+        self.callback = callback_type(
+            self._on_samples
+        )  # keeps a reference while the library uses it
         self.library.espeak_SetSynthCallback(self.callback)
 
     def _on_samples(self, samples: Any, count: int, events: Any) -> int:
@@ -113,7 +115,7 @@ class Synthesizer:
         return 0
 
     def synthesize(self, utterance: Utterance, *, accent: str) -> Any:
-        """The samples of an utterance, float32 [time], at `sample_rate`."""
+        """Return the samples of an utterance, float32 (time,), at `sample_rate`."""
         import numpy
 
         name = f"{accent}+{utterance.speaker}".encode()
@@ -122,16 +124,16 @@ class Synthesizer:
         self.library.espeak_SetParameter(self.PITCH, utterance.pitch, 0)
         self.samples.clear()
         text = utterance.text.encode() + b"\0"
-        said = self.library.espeak_Synth(
+        status = self.library.espeak_Synth(
             text, ctypes.c_size_t(len(text)), 0, 0, 0, self.UTF8, None, None
         )
-        assert said == 0, f"not said: {utterance}"
+        assert status == 0, f"synthesis failed: {utterance}"
         return numpy.frombuffer(bytes(self.samples), numpy.int16).astype(numpy.float32) / 2**15
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m dtl.mini.make_speech", description=__doc__)
-    parser.add_argument("folder", type=Path, help="where the Parquet files are written")
+    parser.add_argument("folder", type=Path, help="folder of the Parquet files")
     folder = parser.parse_args(arguments).folder
     folder.mkdir(parents=True, exist_ok=True)
     synthesizer = Synthesizer()
@@ -149,13 +151,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def generate_utterances(split: Split) -> Iterator[Utterance]:
-    """Words and speakers come equally often."""
+    """Yield the utterances of a split; all words and all speakers are equally frequent."""
     random = Random(split.file)
     words, speakers = _cycle_shuffled(WORDS, random), _cycle_shuffled(split.speakers, random)
     for number in range(split.clips):
-        said = [next(words) for _ in range(split.min_words + number % 3)]
+        spoken = [next(words) for _ in range(split.min_words + number % 3)]
         yield Utterance(
-            text=" ".join(said),
+            text=" ".join(spoken),
             speaker=next(speakers),
             pitch=random.randint(*split.variation.pitches),
             rate=random.randint(*split.variation.rates),
@@ -163,10 +165,10 @@ def generate_utterances(split: Split) -> Iterator[Utterance]:
         )
 
 
-def _cycle_shuffled(things: Sequence[str], random: Random) -> Iterator[str]:
-    """All of them in a new order, again and again."""
+def _cycle_shuffled(items: Sequence[str], random: Random) -> Iterator[str]:
+    """Yield all items in a random order, again and again."""
     while True:
-        yield from random.sample(things, len(things))
+        yield from random.sample(items, len(items))
 
 
 def _make_row(synthesizer: Synthesizer, utterance: Utterance, *, accent: str) -> dict[str, Any]:
@@ -185,7 +187,7 @@ def _make_row(synthesizer: Synthesizer, utterance: Utterance, *, accent: str) ->
 
 
 def _trim_silence(samples: Any) -> Any:
-    """Cut silence off both ends and bring the peak to PEAK."""
+    """Return the samples without silence at both ends, scaled to PEAK_AMPLITUDE."""
     import numpy
 
     peak = numpy.abs(samples).max()
@@ -197,16 +199,16 @@ def _trim_silence(samples: Any) -> Any:
 def _encode_opus(samples: Any) -> bytes:
     import soundfile
 
-    packed = io.BytesIO()
+    buffer = io.BytesIO()
     soundfile.write(
-        packed,
+        buffer,
         samples,
         SAMPLE_RATE,
         format="OGG",
         subtype="OPUS",
         compression_level=COMPRESSION,
     )
-    return packed.getvalue()
+    return buffer.getvalue()
 
 
 def _write(path: Path, rows: list[dict[str, Any]]) -> None:

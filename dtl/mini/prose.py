@@ -1,6 +1,6 @@
-"""The source of `mini:text`: Python's own documentation, docstrings, and unlabelled reviews.
+"""Generates mini:prose: Python's documentation, docstrings, unlabeled reviews; source of mini:text.
 
-Left out: everything of networkx, which is the target, and everything that speaks of it.
+Excluded: networkx, which is the target, and every paragraph that mentions it.
 """
 
 import ast
@@ -11,7 +11,7 @@ from typing import Any
 
 from dtl.mini import docstrings, graphs, sentiment
 
-PACKAGES = (  # what dtl always installs, itself or through its dependencies
+PACKAGES = (  # dependencies of dtl, direct and indirect
     "accelerate",
     "datasets",
     "deepspeed",
@@ -31,20 +31,20 @@ PACKAGES = (  # what dtl always installs, itself or through its dependencies
 )
 EXCLUDED_FOLDERS = {
     "python": ("ensurepip", "idlelib", "lib2to3", "pydoc_data"),
-    "transformers": ("models",),  # the same sentences once a model
+    "transformers": ("models",),  # repeats the same sentences for each model
 }
-MAX_CHARACTERS, MIN_CHARACTERS = 600, 80  # characters of a row; about 4 a token
+MAX_CHARACTERS, MIN_CHARACTERS = 600, 80  # of a row; about 4 per token
 HELDOUT_ROWS, HELDOUT_REVIEWS = 400, 50
 HELDOUT_SHARE = 0.02  # of the files
 
 
 def generate() -> dict[str, list[dict[str, Any]]]:
-    """The rows of each split, mixed: any first part of them is a fair sample."""
+    """Return the rows of each split in a random order, so that the first rows are a sample."""
     train: list[str] = []
     heldout: list[str] = []
     for file, text in _iterate_texts():
         (heldout if docstrings.hash_to_unit_interval(file) < HELDOUT_SHARE else train).append(text)
-    reviews = [row["text"] for row in sentiment.generate()["unlabelled"]]
+    reviews = [row["text"] for row in sentiment.generate()["unlabeled"]]
     unseen = set(heldout) - set(train)
     heldout = sorted(unseen, key=docstrings.hash_to_unit_interval)[:HELDOUT_ROWS]
     return {
@@ -58,7 +58,7 @@ def _shuffle_texts(texts: list[str]) -> list[dict[str, Any]]:
 
 
 def _iterate_texts() -> Iterator[tuple[str, str]]:
-    """(file, text) of every row; short docstrings of one file share a row."""
+    """Yield (file, text) of every row; short docstrings of one file share a row."""
     for file, blocks in groupby(_iterate_paragraphs(), key=itemgetter(0)):
         for text in docstrings.pack_paragraphs(
             (block for _, block in blocks), max_characters=MAX_CHARACTERS
@@ -68,13 +68,13 @@ def _iterate_texts() -> Iterator[tuple[str, str]]:
 
 
 def _iterate_paragraphs() -> Iterator[tuple[str, str]]:
-    """(file, paragraph); one that came before with other names in it is left out."""
+    """Yield (file, paragraph) without paragraphs that differ from an earlier one only in names."""
     seen: set[bytes] = set()
     for docstring in _iterate_docstrings():
         for block in docstrings.extract_paragraphs(docstring.text):
-            mark = docstrings.fingerprint(block)
-            if mark not in seen and graphs.PACKAGE not in block.lower():
-                seen.add(mark)
+            key = docstrings.fingerprint(block)
+            if key not in seen and graphs.PACKAGE not in block.lower():
+                seen.add(key)
                 yield docstring.file, block
 
 
@@ -89,7 +89,7 @@ def _iterate_docstrings() -> Iterator[docstrings.Docstring]:
 
 
 def _iterate_topics() -> Iterator[docstrings.Docstring]:
-    """The language reference as `help()` shows it: the topics of `pydoc_data`."""
+    """Yield the topics of `pydoc_data`, which `help()` shows."""
     path = docstrings.standard_library() / "pydoc_data" / "topics.py"
     for statement in ast.parse(path.read_bytes()).body:
         if isinstance(statement, ast.Assign) and isinstance(statement.value, ast.Dict):

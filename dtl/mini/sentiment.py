@@ -1,8 +1,8 @@
-"""Sentences of praise and blame: labelled ones, and unlabelled reviews that tell what words mean.
+"""Generates mini:sentiment: labeled sentences, and unlabeled reviews that show the words' polarity.
 
-A review of the source keeps to one polarity: its words of praise stand together, so do its words
-of blame, and "but" turns from one to the other. Held-out rows use words that no labelled training
-row has. So their label can only be known from the source.
+A review has one polarity: its positive words are together, and so are its negative words; only
+"but" joins both. Held-out rows use words that no labeled training row has. So their labels can only
+be learned from the reviews, which the base has read.
 """
 
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any
 
-from dtl.mini.iterate_docstrings import hash_to_unit_interval
+from dtl.mini.docstrings import hash_to_unit_interval
 from dtl.mini.lexicon import CLOSING_SENTENCES, DEGREES, NEGATIVE, POSITIVE, THINGS
 
 PACKAGES: tuple[str, ...] = ()
@@ -37,12 +37,13 @@ CONTRAST_TEMPLATES = (
 
 @dataclass(frozen=True)
 class Words:
-    """The words that may be used, by polarity."""
+    """Words by polarity."""
 
     positive: tuple[str, ...]
     negative: tuple[str, ...]
 
     def with_label(self, label: str) -> tuple[str, ...]:
+        """Return the words of a label: positive or negative."""
         return self.positive if label == "positive" else self.negative
 
 
@@ -50,7 +51,7 @@ ALL_WORDS = Words(POSITIVE, NEGATIVE)
 
 
 def split_words(*, is_labeled: bool) -> Words:
-    """The half of the lexicon that labelled training rows use, or the half kept from them."""
+    """Return the half of the lexicon for labeled training rows, or the other half."""
 
     def half(words: Sequence[str]) -> tuple[str, ...]:
         ordered = sorted(words, key=hash_to_unit_interval)
@@ -61,14 +62,14 @@ def split_words(*, is_labeled: bool) -> Words:
 
 
 def generate() -> dict[str, list[dict[str, Any]]]:
-    """The rows of each split; the same on every machine."""
+    """Return the rows of each split, which are the same on every machine."""
     train = _generate_labeled(TRAIN_ROWS, words=split_words(is_labeled=True), seed=1)
     heldout = _generate_labeled(HELDOUT_ROWS, words=split_words(is_labeled=False), seed=2)
     excluded = {row["text"] for row in train + heldout}
     return {
         "train": train,
         "heldout": heldout,
-        "unlabelled": _generate_reviews(REVIEWS, excluded=excluded),
+        "unlabeled": _generate_reviews(REVIEWS, excluded=excluded),
     }
 
 
@@ -86,7 +87,7 @@ def _generate_labeled(count: int, *, words: Words, seed: int) -> list[dict[str, 
 
 
 def _generate_reviews(count: int, *, excluded: set[str]) -> list[dict[str, Any]]:
-    """Reviews of six to fourteen sentences; none of the labelled sentences stands in them."""
+    """Return reviews of 6 to 14 sentences, without the sentences in `excluded`."""
     random = Random(3)
     rows = []
     for number in range(count):
@@ -123,5 +124,5 @@ def _generate_sentence(template: str, *, label: str, words: Words, random: Rando
 
 
 def _article(word: str) -> str:
-    """'a' or 'an' before a word; 'useless' sounds like a consonant."""
+    """Return the indefinite article of a word: 'a useless', but 'an unpleasant'."""
     return "an" if word[0] in "aeio" or word.startswith(("un", "up", "ug")) else "a"

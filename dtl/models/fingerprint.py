@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path
 
 from dtl.config.schema import Model
-from dtl.models.load import resolve_adapters, locate_model
+from dtl.models.load import locate_model, resolve_adapters
 from dtl.models.trust import ADAPTER_CONFIG
 
 FULL_HASH_BYTES = 64 * 2**20  # bytes: a smaller file is hashed whole

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dtl import mini
 from dtl.config.schema import Model
 from dtl.core.errors import DtlError, near
-from dtl import mini
 from dtl.models.dtypes import torch_dtype
 from dtl.models.full_shape import full_shape
 from dtl.models.peft import adapters

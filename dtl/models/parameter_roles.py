@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from dtl.models.anatomy import num_dimensions, head_parameters, norm_modules
+from dtl.models.anatomy import head_parameters, norm_modules, num_dimensions
 from dtl.models.full_shape import full_shape
 
 if TYPE_CHECKING:

@@ -13,8 +13,9 @@ from pathlib import Path
 
 from dtl.config.schema import Model
 from dtl.core.errors import DtlError, RankFailed
+from dtl.core.files import publish_folder
 from dtl.core.units import format_bytes
-from dtl.models.fingerprint import fingerprint_model, find_hub_snapshot
+from dtl.models.fingerprint import find_hub_snapshot, fingerprint_model
 from dtl.models.load import locate_model
 from dtl.models.trust import PICKLE_SUFFIXES
 
@@ -113,26 +114,13 @@ def _copy_files(files: list[Path], target: Path, *, size: int) -> None:
                 )
         sums = {copy.name: found for copy, found in zip(copies, written, strict=True)}
         (private / CHECKSUM_FILE).write_text(json.dumps(sums), encoding="utf-8")
-        _publish(private, target)
+        publish_folder(private, target, is_valid=is_intact)
     except OSError as fault:
         raise _rank_failure(
             str(fault), "name another disk, or leave model.staging_dir out"
         ) from fault
     finally:
         shutil.rmtree(private, ignore_errors=True)
-
-
-def _publish(private: Path, target: Path) -> None:
-    """Rename; a damaged folder of that name is moved away first, under open files if need be."""
-    try:
-        private.rename(target)
-    except OSError:
-        if is_intact(target):  # another run was quicker
-            return
-        spoilt = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
-        target.rename(spoilt)
-        private.rename(target)
-        shutil.rmtree(spoilt, ignore_errors=True)
 
 
 def _copy_file(source: Path, copy: Path) -> list[int | str]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from dtl.core.errors import DtlError
 from dtl.core.units import format_bytes
-from dtl.data.order import padded
+from dtl.data.order import pad_lengths
 from dtl.plan.records import DecisionLog
 from dtl.plan.request import CacheableExamples, PlanRequest
 from dtl.strategies.base import Strategy
@@ -84,7 +84,7 @@ def _describe_size(request: PlanRequest, examples: CacheableExamples) -> str:
     """Return the most that the cache takes, as far as it is known before the run."""
     width = getattr(request.model_config, "hidden_size", None)
     width = width if isinstance(width, int) else 0
-    most = int(padded(examples.lengths).sum()) * width * BYTES_PER_FEATURE
+    most = int(pad_lengths(examples.lengths).sum()) * width * BYTES_PER_FEATURE
     size = "its size is known only in the run"
     if most:
         size = f"at most about {format_bytes(most)} per layer that the head reads"

@@ -5,7 +5,12 @@ from __future__ import annotations
 from math import ceil
 
 from dtl.data.batching import Batching
-from dtl.data.order import accumulation, micro_batches, padding, room_for
+from dtl.data.order import (
+    accumulation_steps,
+    count_padding,
+    largest_padded_size,
+    split_into_micro_batches,
+)
 from dtl.plan.activation_memory import ActivationBudget
 from dtl.plan.records import DecisionLog
 from dtl.plan.request import PlanRequest
@@ -57,27 +62,29 @@ def count_accumulation_steps(
     """
     batching, lengths = request.batching, request.lengths
     unit, size = request.parts.task.length_unit, request.config.train.global_batch
-    limit = None if batching.sizes is None else room_for(micro_batch, lengths)
+    limit = None if batching.sizes is None else largest_padded_size(micro_batch, lengths)
     steps_of_batches = [
-        micro_batches(
+        split_into_micro_batches(
             batch,
             lengths,
             data_parallel_size=data_parallel_size,
             micro_batch=micro_batch,
-            room=limit,
+            max_padded_size=limit,
         )
-        for batch in batching.epoch(0)[:SAMPLED_BATCHES]
+        for batch in batching.form_epoch(0)[:SAMPLED_BATCHES]
     ]
     if limit is None:
-        steps = accumulation(
-            batching.most, data_parallel_size=data_parallel_size, micro_batch=micro_batch
+        steps = accumulation_steps(
+            batching.max_size, data_parallel_size=data_parallel_size, micro_batch=micro_batch
         )
         held = f"{data_parallel_size} ranks x {steps} x at most {micro_batch}"
     else:
         steps = max(map(len, steps_of_batches))
         held = f"{data_parallel_size} ranks x up to {steps} x at most {limit} {unit}, padded"
     log.add("accumulation", steps, f"{size} a step = {held}")
-    positions, padded = padding([step for steps in steps_of_batches for step in steps], lengths)
+    positions, padded = count_padding(
+        [step for steps in steps_of_batches for step in steps], lengths
+    )
     if padded > REPORTED_PADDING * positions:
         is_grouped = batching.lengths is not None
         advice = "" if is_grouped else "; train.group_by_length=true reduces it"
@@ -88,5 +95,5 @@ def count_accumulation_steps(
 def _examples_per_rank(batching: Batching, data_parallel_size: int) -> int:
     """Return the most examples of a global batch that a rank gets; all, where it counts tokens."""
     if batching.sizes is None:
-        return ceil(batching.most / data_parallel_size)
+        return ceil(batching.max_size / data_parallel_size)
     return batching.examples

@@ -11,7 +11,7 @@ from dtl.config.schema.optim import Optim
 from dtl.core.errors import DtlError
 from dtl.models.anatomy import parameter_depths
 from dtl.models.full_shape import full_shape
-from dtl.models.parameter_roles import weight_decay_ids, head_parameter_ids, hidden_matrix_ids
+from dtl.models.parameter_roles import head_parameter_ids, hidden_matrix_ids, weight_decay_ids
 from dtl.plan.memory import FP32_BYTES
 
 if TYPE_CHECKING:

@@ -41,8 +41,8 @@ def make_plan(request: PlanRequest) -> Plan:
     layout, model_state = _choose_layout(request, counts, log)
 
     # 3. How long it trains.
-    steps = config.train.steps or batching.steps_in(config.train.epochs or 0)
-    per_epoch = batching.steps_of(0)
+    steps = config.train.steps or batching.count_steps(config.train.epochs or 0)
+    per_epoch = batching.count_steps_in_epoch(0)
     which = "per epoch" if batching.sizes is None else "in the first epoch"
     log.add("steps", steps, f"{per_epoch} {which} of {batching.examples} examples")
     phases = plan_phases(request, trained, steps=steps, log=log)

@@ -28,7 +28,7 @@ def choose_processes(request: PlanRequest, log: DecisionLog) -> ProcessCount:
     Raises DtlError where the devices or the global batch do not suffice.
     """
     layout, hardware = request.config.layout, request.hardware
-    examples = request.batching.examples_a_step
+    examples = request.batching.examples_per_step
     if request.outer is not None:
         count = _count_of_outer_launch(request.outer)
         log.add("processes", count.world_size, f"fixed by {request.outer.launcher}")

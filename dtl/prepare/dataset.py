@@ -17,19 +17,24 @@ import numpy as np
 from dtl.assembly.parts import Parts
 from dtl.config.schema import Data, RunConfig, Source, Subsample, Train
 from dtl.config.schema.batch_size import COUNTS_PER_UNIT, BatchSize
-from dtl.core.cache_folder import folder as cache_folder
-from dtl.core.cache_folder import write_note
+from dtl.core.cache_folder import cache_folder, write_cache_file
 from dtl.core.errors import DtlError, Fault, near
 from dtl.data.batching import Batching
-from dtl.data.cache.encoded import EncodedData, await_file, cache_key, encode, wait_for
-from dtl.data.cache.streamed import Index, StreamedData, index_of
-from dtl.data.example import Encoded, Skip
-from dtl.data.labels import label_of
-from dtl.data.order import draws
+from dtl.data.cache.encoded import (
+    EncodedData,
+    cache_key,
+    encode_rows,
+    wait_for_encoded_data,
+    wait_for_file,
+)
+from dtl.data.cache.streamed import RowIndex, StreamedData, open_row_index
+from dtl.data.example import EncodedExample, Skip
+from dtl.data.labels import get_label
+from dtl.data.order import epoch_rng
 from dtl.data.sources.rows import MAX_FAULTS_DISPLAYED, Row, RowCheck, Rows, SourceScan, open_rows
-from dtl.data.subsample import drawn
-from dtl.models.fingerprint import fingerprint_model, fingerprint_adapter
-from dtl.models.load import load_processor, load_model_config, locate_model
+from dtl.data.subsample import draw_subsample
+from dtl.models.fingerprint import fingerprint_adapter, fingerprint_model
+from dtl.models.load import load_model_config, load_processor, locate_model
 from dtl.models.peft.adapters import reserve_virtual_tokens
 from dtl.models.trust import check_safetensors
 from dtl.tasks.base import Classification, DatasetStats, Task
@@ -46,7 +51,7 @@ class Examples:
 
     train: EncodedData | StreamedData
     held_out: EncodedData | None
-    facts: DatasetStats
+    dataset_stats: DatasetStats
     processor: Any
     settings: Any  # the base model's config
     sources: tuple[ReadSource, ...]  # data.train, and data.eval
@@ -76,9 +81,9 @@ class Examples:
     def lines(self) -> list[str]:
         """What became of all rows, in words."""
         lines = [source.line() for source in (*self.sources, *self.mixed) if source.bad]
-        lines.append(self.train.line("train"))
+        lines.append(self.train.format_summary("train"))
         if self.held_out is not None:
-            lines.append(self.held_out.line("held out"))
+            lines.append(self.held_out.format_summary("held out"))
         return lines
 
     def skipped_rows(self) -> Iterator[dict[str, str]]:
@@ -87,7 +92,7 @@ class Examples:
             for fault in source.bad:
                 yield _skipped(source.place, fault.location, fault.problem)
         for place, rows, data in self.rows:
-            reasons = data.left_out
+            reasons = data.skipped_rows
             for row in rows if reasons else ():
                 if row.index in reasons:
                     yield _skipped(place, row.location, reasons[row.index])
@@ -102,7 +107,7 @@ class ReadSource:
     rows: Rows
     good: int
     bad: tuple[Fault, ...]
-    index: Index | None = None
+    index: RowIndex | None = None
 
     def line(self) -> str:
         """How many rows at fault were skipped, and the first of them."""
@@ -137,8 +142,8 @@ def prepare(
     if config.data.subsample is not None:
         to_survey = _mixed(config, _split(config, sources)[0], mixed)
     surveyed = _surveyed(to_survey, config, parts.task, settings, writes=writes)
-    processor, facts = parts.task.adapt_processor(processor, surveyed)
-    encoding = _Encoding(config, parts.task, processor, facts, read_as, check, writes)
+    processor, dataset_stats = parts.task.adapt_processor(processor, surveyed)
+    encoding = _Encoding(config, parts.task, processor, dataset_stats, read_as, check, writes)
     read: list[tuple[str, Iterable[Row], EncodedData]] = []
     learnt: EncodedData | StreamedData
     wider = None
@@ -157,7 +162,7 @@ def prepare(
     return Examples(
         train=learnt,
         held_out=scored,
-        facts=facts,
+        dataset_stats=dataset_stats,
         processor=processor,
         settings=settings,
         sources=sources,
@@ -178,7 +183,7 @@ class _Encoding:
     config: RunConfig
     task: Task
     processor: Any
-    facts: DatasetStats
+    dataset_stats: DatasetStats
     read_as: Any
     check: RowCheck | None
     writes: bool
@@ -189,8 +194,8 @@ class _Encoding:
         return _fingerprint(self.processor)
 
     @cached_property
-    def _encoder(self) -> Callable[[Row], Encoded | Skip]:
-        return self.task.encoder(self.processor, self.facts, self.read_as)
+    def _encoder(self) -> Callable[[Row], EncodedExample | Skip]:
+        return self.task.encoder(self.processor, self.dataset_stats, self.read_as)
 
     def key(self, rows: Rows | Part | Mixture, group_by: str | None = None) -> str:
         """Names all that the examples depend on."""
@@ -199,7 +204,7 @@ class _Encoding:
             processor=self._processing,
             base=[getattr(self.read_as, "max_position_embeddings", None)],
             task=self.config.task.training_options,
-            facts=self.facts,
+            dataset_stats=self.dataset_stats,
             **({} if group_by is None else {"group_by": group_by}),
         )
 
@@ -209,11 +214,11 @@ class _Encoding:
         """From the cache, or encoded into it; where another process does that, waited for."""
         key = self.key(rows, group_by)
         if not self.writes:
-            return wait_for(key)
-        return encode(rows, self._encoder, key=key, place=place, group_by=group_by)
+            return wait_for_encoded_data(key)
+        return encode_rows(rows, self._encoder, key=key, location=place, group_by=group_by)
 
     def streamed(
-        self, rows: Rows, index: Index, learnt: Rows | Part | Mixture, total: int
+        self, rows: Rows, index: RowIndex, learnt: Rows | Part | Mixture, total: int
     ) -> StreamedData:
         """Encoded in the step that learns from them. `total`: rows that there are."""
         own = copy.deepcopy(self.processor)  # rows are encoded beside what else is done with it
@@ -221,10 +226,10 @@ class _Encoding:
             rows,
             index,
             rows.open_readers("data.train"),
-            self.task.encoder(own, self.facts, self.read_as),
+            self.task.encoder(own, self.dataset_stats, self.read_as),
             key=self.key(learnt),
-            longest=self.task.max_length(self.processor, self.facts, self.read_as),
-            chosen=_numbers(learnt, total),
+            max_length=self.task.max_length(self.processor, self.dataset_stats, self.read_as),
+            row_numbers=_numbers(learnt, total),
         )
 
 
@@ -243,7 +248,9 @@ def _around(config: RunConfig, parts: Parts, sources: tuple[ReadSource, ...]) ->
         return None
     rows = _split(config, sources)[0]
     return Part(
-        rows, drawn(_classes(rows, parts.task), data.subsample.cached_subsample).learnt, inside=True
+        rows,
+        draw_subsample(_classes(rows, parts.task), data.subsample.cached_subsample).training_rows,
+        inside=True,
     )
 
 
@@ -298,8 +305,8 @@ def _sources(
 
 def _indexed(place: str, rows: Rows, config: RunConfig, *, writes: bool) -> ReadSource:
     seekers = rows.open_readers(place)
-    index = index_of(rows, seekers, key=_name_of_reading(rows, config), writes=writes)
-    return replace(_accepted(place, rows, index.reading, config.data), index=index)
+    index = open_row_index(rows, seekers, key=_name_of_reading(rows, config), writes=writes)
+    return replace(_accepted(place, rows, index.scan, config.data), index=index)
 
 
 def _name_of_reading(rows: Rows, config: RunConfig) -> str:
@@ -340,7 +347,7 @@ def _noted(rows: Rows, config: RunConfig) -> SourceScan:
         noted = json.loads(note.read_text(encoding="utf-8"))
         return SourceScan(noted["good"], tuple(Fault(*fault) for fault in noted["bad"]))
     reading = rows.scan()
-    write_note(
+    write_cache_file(
         note, json.dumps({"good": reading.valid_rows, "bad": list(map(astuple, reading.faults))})
     )
     return reading
@@ -356,11 +363,11 @@ def _surveyed(
     text = json.dumps(parts, sort_keys=True, default=str)
     note = cache_folder() / "surveyed" / f"{hashlib.sha256(text.encode()).hexdigest()}.json"
     if not writes:
-        await_file(note)
+        wait_for_file(note)
     elif not note.exists():
-        write_note(note, json.dumps(task.collect_dataset_stats(rows, settings)))
-    facts: DatasetStats = json.loads(note.read_text(encoding="utf-8"))
-    return facts
+        write_cache_file(note, json.dumps(task.collect_dataset_stats(rows, settings)))
+    dataset_stats: DatasetStats = json.loads(note.read_text(encoding="utf-8"))
+    return dataset_stats
 
 
 def _accepted(place: str, rows: Rows, reading: SourceScan, data: Data) -> ReadSource:
@@ -410,7 +417,7 @@ def _first(bad: tuple[Fault, ...]) -> str:
 
 
 def _skipped(source: str, place: str, reason: str) -> dict[str, str]:
-    return {"source": source, "place": place, "reason": reason}
+    return {"source": source, "location": place, "reason": reason}
 
 
 def split(
@@ -437,21 +444,23 @@ def _mixed(
 
 def _few(rows: Rows | Part, task: Task, draw: Subsample) -> tuple[Part, Part]:
     """The rows drawn to learn from, and those kept apart. Raises DtlError for too few of either."""
-    found = drawn(_classes(rows, task), draw)
-    if found.short is not None:
+    found = draw_subsample(_classes(rows, task), draw)
+    if found.largest_class is not None:
         of = "no class has" if isinstance(task, Classification) else "there are not"
         raise DtlError.of(
             "data.subsample.size",
-            f"{of} {draw.size} labelled rows to learn from, but {found.short} at most",
-            f"set it to {found.short} or less, or leave it out",
+            f"{of} {draw.size} labelled rows to learn from, but {found.largest_class} at most",
+            f"set it to {found.largest_class} or less, or leave it out",
         )
-    if draw.validation_fraction and not found.apart:
+    if draw.validation_fraction and not found.validation_rows:
         raise DtlError.of(
             "data.subsample.validation_fraction",
             "there are too few rows to keep any apart",
             "give more rows",
         )
-    return Part(rows, found.learnt, inside=True), Part(rows, found.apart, inside=True)
+    return Part(rows, found.training_rows, inside=True), Part(
+        rows, found.validation_rows, inside=True
+    )
 
 
 def labelled(config: RunConfig, task: Task) -> dict[str, list[int]]:
@@ -464,7 +473,7 @@ def labelled(config: RunConfig, task: Task) -> dict[str, list[int]]:
 def _classes(rows: Iterable[Row], task: Task) -> dict[str, list[int]]:
     classes: dict[str, list[int]] = {}
     for row in rows:
-        name = label_of(row) if isinstance(task, Classification) else ""
+        name = get_label(row) if isinstance(task, Classification) else ""
         classes.setdefault(name, []).append(row.index)
     return classes
 
@@ -484,7 +493,7 @@ def _split(
 def _drawn(numbers: Sequence[int], share: float, *, seed: int) -> frozenset[int]:
     """So large a share of the numbers, one at least."""
     total = len(numbers)
-    shuffled = draws(seed=seed, epoch=0).permutation(total)
+    shuffled = epoch_rng(seed=seed, epoch=0).permutation(total)
     return frozenset(numbers[place] for place in shuffled[: max(1, round(total * share))].tolist())
 
 

@@ -49,7 +49,7 @@ def prepare_run(
     request = PlanRequest(
         config=config,
         parts=parts,
-        dataset_stats=examples.facts,
+        dataset_stats=examples.dataset_stats,
         model_config=examples.settings,
         batching=examples.batching,
         lengths=examples.train.lengths,
@@ -62,7 +62,7 @@ def prepare_run(
 
 
 def _cacheable_examples(parts: Parts, examples: Examples) -> CacheableExamples:
-    free = free_disk_bytes(str(features.home()))
+    free = free_disk_bytes(str(features.feature_caches_folder()))
     if isinstance(examples.train, StreamedData):
         streamed = "streamed rows are encoded again each time"
         return CacheableExamples(streamed, examples.train.lengths, free)
@@ -84,7 +84,7 @@ def create(folder: RunFolder, prepared: Prepared) -> None:
     folder.create(
         prepared.config,
         prepared.plan,
-        examples.facts,
+        examples.dataset_stats,
         examples.data,
         skipped=examples.skipped_rows(),
         batching=examples.batching,

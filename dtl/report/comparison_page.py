@@ -313,10 +313,10 @@ def _pair_table(found: Comparison, differences: Sequence[PairedDifference], capt
 
 def _method_blocks(found: Comparison) -> list[Block]:
     blocks: list[Block] = [Text(note) for note in found.notes]
-    if found.hint is None:
-        blocks.append(Text(f"No hint before training: {found.no_hint}"))
+    if found.feature_probe is None:
+        blocks.append(Text(f"No hint before training: {found.no_feature_probe}"))
     else:
-        hint = found.hint
+        hint = found.feature_probe
         blocks.append(
             Text(
                 f"A hint, before any training, on features of the untouched base with "
@@ -363,5 +363,5 @@ def _method_blocks(found: Comparison) -> list[Block]:
         "took",
     )
     blocks.append(Table("Every run", head_of_runs, runs, folded=True))
-    missing = tuple((one.description, one.reason) for one in found.not_run)
+    missing = tuple((one.description, one.reason) for one in found.missing_runs)
     return [*blocks, *([Table("Not run", ("what", "why"), missing)] if missing else [])]

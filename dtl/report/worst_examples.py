@@ -11,8 +11,8 @@ from typing import Any
 
 from dtl.core.errors import DtlError
 from dtl.core.units import format_bytes
-from dtl.data.modalities.audio import rate_of, sound_of
-from dtl.data.modalities.image import picture_of
+from dtl.data.modalities.audio import load_audio, read_sampling_rate
+from dtl.data.modalities.image import load_image
 from dtl.data.sources.rows import Row
 from dtl.prepare.dataset import held_out_rows
 from dtl.report.page import ExampleCard
@@ -57,7 +57,7 @@ def select_worst_examples(
         unreadable_reason = None
     except DtlError as fault:
         rows, unreadable_reason = {}, str(fault)
-    cards = (_make_card(one, rows.get(one["row"]), task, folder.facts) for one in worst)
+    cards = (_make_card(one, rows.get(one["row"]), task, folder.dataset_stats) for one in worst)
     return WorstExamples(tuple(cards), unreadable_reason)
 
 
@@ -145,8 +145,8 @@ def _add_media(card: ExampleCard, row: Row, column: str | None) -> ExampleCard:
 
 def _encode_audio(row: Row) -> tuple[str, bytes]:
     """Return MIME type and bytes of the audio as FLAC, which every browser plays."""
-    rate = rate_of(row)
-    samples = sound_of(row, rate=rate)
+    rate = read_sampling_rate(row)
+    samples = load_audio(row, sampling_rate=rate)
     import soundfile
 
     buffer = io.BytesIO()
@@ -156,7 +156,7 @@ def _encode_audio(row: Row) -> tuple[str, bytes]:
 
 def _encode_image(row: Row) -> tuple[str, bytes]:
     """Return MIME type and bytes of the image: PNG if it is small, else JPEG."""
-    pixels = picture_of(row, longest_short_side=MAX_IMAGE_SIDE)
+    pixels = load_image(row, max_short_side=MAX_IMAGE_SIDE)
     from PIL import Image
 
     buffer = io.BytesIO()

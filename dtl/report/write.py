@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from dtl.compare.records import COMPARISON_FILE
 from dtl.core.errors import DtlError
+from dtl.core.files import write_text
 from dtl.report.charts import Chart
 from dtl.run.folder import RunFolder
 
@@ -46,9 +47,7 @@ def write_report(path: str | Path, *, png: bool | None = None) -> WrittenReport:
         if has_png:
             png_charts.draw_png(chart, charts / f"{chart.key}.png")
     file = folder / "report.html"
-    staged = file.with_name(f".{file.name}")  # an interrupted write leaves the old page
-    staged.write_text(render(page), encoding="utf-8")
-    staged.replace(file)
+    write_text(file, render(page), sync=False)
     return WrittenReport(file, charts, has_png)
 
 

@@ -86,8 +86,8 @@ class RunFolder:
         return Plan.from_dict(self._run["plan"])
 
     @property
-    def facts(self) -> DatasetStats:
-        return dict(self._run["facts"])
+    def dataset_stats(self) -> DatasetStats:
+        return dict(self._run["dataset_stats"])
 
     @property
     def versions(self) -> dict[str, Any]:
@@ -148,7 +148,7 @@ class RunFolder:
         self,
         config: RunConfig,
         plan: Plan,
-        facts: DatasetStats,
+        dataset_stats: DatasetStats,
         data: dict[str, Any],
         *,
         skipped: Iterable[dict[str, str]] = (),
@@ -167,7 +167,7 @@ class RunFolder:
         record: dict[str, Any] = {
             "config": config.model_dump(mode="json"),
             "plan": plan.to_dict(),
-            "facts": facts,
+            "dataset_stats": dataset_stats,
             "data": data,
             "formerly": [],
             "versions": stack_versions(),
@@ -176,8 +176,8 @@ class RunFolder:
         text = yaml.safe_dump(record["config"], sort_keys=False)
         (self.path / "config.yaml").write_text(text, encoding="utf-8")
         self._list_skipped(skipped)
-        if batching is not None and batching.kept:
-            np.savez(self.path / LENGTHS, **batching.kept)  # type: ignore[arg-type]
+        if batching is not None and batching.stored_arrays:
+            np.savez(self.path / LENGTHS, **batching.stored_arrays)  # type: ignore[arg-type]
         write_json(self.path / "run.json", record)
 
     def _list_skipped(self, rows: Iterable[dict[str, str]]) -> None:

@@ -1,4 +1,4 @@
-"""What was submitted of a run, and to where: job.json in its folder."""
+"""Record which job was submitted for a run, and to which queue: job.json in the run folder."""
 
 from __future__ import annotations
 
@@ -10,59 +10,62 @@ from typing import Any
 
 from dtl.backends.base import CANCELLED, Backend
 from dtl.config import registry
-from dtl.run.folder import write_json
+from dtl.core.files import write_json
 
 FILE = "job.json"
-FOLLOWERS = "followers"  # ids of the links of a chain, which the job script cancels when it is done
-LAUNCHES = "launches"  # a line a submission, and for each start and end of a job
+CHAIN_JOBS = "chain_jobs"  # ids of the later jobs of a chain, which the job script may cancel
+LAUNCHES = "launches"  # one line per submission, and per start and end of a job
 
 
 @dataclass(frozen=True)
-class Submitted:
-    """`options`: the backend's, as they were then. `processes`: on each node. `folder`: where the
-    command was given. `log`: what the job writes to."""
+class Submission:
+    """A submitted job.
+
+    `options`: those of the backend at that time. `working_dir`: where the command was run. `log`:
+    the file of the job's output.
+    """
 
     backend: str
     options: dict[str, Any]
     nodes: int
-    processes: int
-    seconds: float | None
-    links: int
-    folder: str
+    processes_per_node: int
+    time_limit_seconds: float | None
+    chain_length: int
+    working_dir: str
     log: str
-    ids: tuple[str, ...] = ()
+    job_ids: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, run: Path) -> Submitted | None:
-        """That of a run folder; None where nothing was submitted."""
+    def load(cls, run: Path) -> Submission | None:
+        """Return the last submission of a run folder; None where nothing was submitted."""
         if not (run / FILE).is_file():
             return None
         stored = json.loads((run / FILE).read_text(encoding="utf-8"))
-        return cls(**{**stored, "ids": tuple(stored["ids"])})
+        return cls(**{**stored, "job_ids": tuple(stored["job_ids"])})
 
-    def open(self) -> Backend:
-        """The backend that knows the ids."""
+    def open_backend(self) -> Backend:
+        """Return the backend that knows the job ids."""
         module = registry.load("backends", self.backend)
         plugin: Backend = module.Plugin(module.Options.model_validate(self.options))
         return plugin
 
-    def begin(self, run: Path) -> None:
-        """Write it into a run folder before there are ids: a job may start at once."""
+    def record_start(self, run: Path) -> None:
+        """Write it into a run folder before there are job ids: a job may start at once."""
         (run / CANCELLED).unlink(missing_ok=True)
-        (run / FOLLOWERS).unlink(missing_ok=True)
+        (run / CHAIN_JOBS).unlink(missing_ok=True)
         with (run / LAUNCHES).open("a", encoding="utf-8") as file:
             file.write(f"submitted {time.time():.0f}\n")
         write_json(run / FILE, asdict(self))
 
-    def note(self, run: Path, ids: tuple[str, ...]) -> None:
-        """It has these ids now."""
-        write_json(run / FILE, asdict(replace(self, ids=ids)))
-        if ids[1:]:
-            (run / FOLLOWERS).write_text(" ".join(ids[1:]) + "\n", encoding="utf-8")
+    def record_job_ids(self, run: Path, job_ids: tuple[str, ...]) -> None:
+        """Write the job ids into a run folder."""
+        write_json(run / FILE, asdict(replace(self, job_ids=job_ids)))
+        if job_ids[1:]:
+            (run / CHAIN_JOBS).write_text(" ".join(job_ids[1:]) + "\n", encoding="utf-8")
 
 
-def starts(run: Path) -> int:
-    """How often the last submission has started so far."""
+def count_starts(run: Path) -> int:
+    """Return how often the last submission has started so far."""
     path = run / LAUNCHES
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     words = [line.partition(" ")[0] for line in lines]

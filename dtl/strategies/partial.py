@@ -12,8 +12,8 @@ from dtl.config.schema.base import ConfigFault, Record, raise_config_faults
 from dtl.core.errors import DtlError, Fault, near
 from dtl.models.anatomy import (
     find_anatomy,
-    parameter_depths,
     norm_parameters,
+    parameter_depths,
     set_training_from_depth,
 )
 from dtl.strategies.base import Strategy, set_trainable

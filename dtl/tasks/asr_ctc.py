@@ -11,11 +11,17 @@ from pydantic import Field
 
 from dtl.config.schema.base import Record
 from dtl.core.errors import Fault
-from dtl.data.example import Encoded, Skip
-from dtl.data.modalities.audio import pieces_of, sound_fault, sound_of
-from dtl.data.modalities.audio_features import HEARD, blank, heard, pad_sounds, why_beside
-from dtl.data.modalities.spec_augment import spans
-from dtl.data.modalities.spelling import How, count_characters, speller
+from dtl.data.example import EncodedExample, Skip
+from dtl.data.modalities.audio import find_audio_fault, load_audio, split_audio
+from dtl.data.modalities.audio_features import (
+    AUDIO_FEATURES,
+    blank_features,
+    explain_batch_dependence,
+    extract_features,
+    pad_audio,
+)
+from dtl.data.modalities.spec_augment import draw_span_starts
+from dtl.data.modalities.spelling import Normalization, count_characters, create_text_normalizer
 from dtl.data.modalities.text import (
     MAX_TEXT_CHARACTERS,
     decode_reference,
@@ -66,7 +72,7 @@ class Options(Record):
         description="Characters of the output: the model's own, or those of the training rows, "
         "with a new head. Default: the model's own where it has a tokenizer and a head.",
     )
-    text_normalization: How = Field(
+    text_normalization: Normalization = Field(
         "basic",
         description="Normalization of the training texts: basic (one case, no punctuation) or none "
         "(as written). Scores compare with the texts as written, and both normalized.",
@@ -107,11 +113,11 @@ class Plugin(Task):
     options: Options
 
     def find_row_fault(self, row: Row) -> Fault | None:
-        return find_text_fault(row, "text") or sound_fault(row)
+        return find_text_fault(row, "text") or find_audio_fault(row)
 
     def collect_dataset_stats(self, rows: Iterable[Row], base_config: Any) -> DatasetStats:
         """Return the characters of the normalized training rows, and what the base has."""
-        normalize = speller(self.options.text_normalization)
+        normalize = create_text_normalizer(self.options.text_normalization)
         architectures = getattr(base_config, "architectures", None) or []
         return {
             "characters": count_characters(normalize(_text(row)) for row in rows),
@@ -173,16 +179,18 @@ class Plugin(Task):
 
     def encoder(self, processor: Any, dataset_stats: DatasetStats, base_config: Any) -> Encoder:
         extractor, tokenizer = processor.feature_extractor, processor.tokenizer
-        normalize = speller(self.options.text_normalization, case=dataset_stats["case"])
+        normalize = create_text_normalizer(
+            self.options.text_normalization, case=dataset_stats["case"]
+        )
         rate, max_seconds = extractor.sampling_rate, self.options.max_seconds
         min_seconds = max(self.options.min_seconds, min_samples(1, base_config) / rate)
 
-        def encode(row: Row) -> Encoded | Skip:
+        def encode(row: Row) -> EncodedExample | Skip:
             text = _text(row)
             labels = ctc_vocabulary.encode_labels(normalize(text), tokenizer)
             if not labels:
                 return Skip("no characters in the text")
-            samples_T = sound_of(row, rate=rate)
+            samples_T = load_audio(row, sampling_rate=rate)
             if len(samples_T) > max_seconds * rate:
                 return Skip(f"longer than {max_seconds:g} s")
             input_frames = count_input_frames(len(samples_T), base_config, extractor)
@@ -198,7 +206,7 @@ class Plugin(Task):
                 "frames": frames,
                 "reference": encode_reference(" ".join(text.split())),
             }
-            return Encoded(values, input_frames, len(labels))
+            return EncodedExample(values, input_frames, len(labels))
 
         return encode
 
@@ -209,13 +217,13 @@ class Plugin(Task):
 
         extractor, mask = processor.feature_extractor, processor.mask
         input_frames = values["input_frames"]
-        features = heard(values["samples"], extractor)
+        features = extract_features(values["samples"], extractor)
         name = extractor.model_input_names[0]
         if name != "input_values":  # drop a last frame that is half padding
-            features[HEARD] = features[HEARD][:input_frames]
+            features[AUDIO_FEATURES] = features[AUDIO_FEATURES][:input_frames]
         time_mask_F = np.zeros(input_frames, dtype=bool)
         if rng is not None:
-            for start in spans(**mask, size=input_frames, draw=rng):
+            for start in draw_span_starts(**mask, size=input_frames, rng=rng):
                 time_mask_F[start : start + mask["length"]] = True
         return {**values, **features, "name": name, "time_mask": time_mask_F}
 
@@ -223,7 +231,7 @@ class Plugin(Task):
         import numpy as np
 
         extractor = processor.feature_extractor
-        silence = blank(values["samples"], extractor)
+        silence = blank_features(values["samples"], extractor)
         if silence is None:
             return self.transform(values, processor=processor, rng=None)
         time_mask_F = np.zeros(values["input_frames"], dtype=bool)
@@ -236,7 +244,7 @@ class Plugin(Task):
 
     def uncacheable_reason(self, data: EncodedData, *, processor: Any) -> str | None:
         """Return a reason only for padding: in evaluation mode the base masks nothing."""
-        return why_beside(data.counts("samples"), processor.feature_extractor)
+        return explain_batch_dependence(data.count_values("samples"), processor.feature_extractor)
 
     def collate(self, examples: list[dict[str, Any]], *, pad_token_id: int) -> dict[str, Tensor]:
         import torch
@@ -246,7 +254,7 @@ class Plugin(Task):
             for name in ("labels", "reference")
         }
         return {
-            **pad_sounds(examples, name=examples[0]["name"]),
+            **pad_audio(examples, name=examples[0]["name"]),
             **padded,
             "frames": torch.tensor([int(example["frames"]) for example in examples]),
             "time_mask": pad_sequences(
@@ -296,7 +304,12 @@ class Plugin(Task):
     def chunk_row(self, row: Row, *, processor: Any, dataset_stats: DatasetStats) -> list[Row]:
         """Return a recording longer than a training clip as several, split at pauses."""
         rate, options = processor.feature_extractor.sampling_rate, self.options
-        return pieces_of(row, rate=rate, longest=options.max_seconds, shortest=options.min_seconds)
+        return split_audio(
+            row,
+            sampling_rate=rate,
+            max_seconds=options.max_seconds,
+            min_seconds=options.min_seconds,
+        )
 
     def predict(
         self,

@@ -12,8 +12,8 @@ from pydantic import Field
 
 from dtl.config.schema.base import Record
 from dtl.core.errors import DtlError, Fault
-from dtl.data.example import Encoded, Skip
-from dtl.data.modalities.audio import pieces_of, sound_fault, sound_of
+from dtl.data.example import EncodedExample, Skip
+from dtl.data.modalities.audio import find_audio_fault, load_audio, split_audio
 from dtl.data.modalities.log_mel import extract_log_mel, frames_to_seconds, pad_log_mel
 from dtl.data.modalities.spec_augment import SpecAugment
 from dtl.data.modalities.text import (
@@ -101,7 +101,7 @@ class Plugin(Task):
     options: Options
 
     def find_row_fault(self, row: Row) -> Fault | None:
-        return find_text_fault(row, "text") or sound_fault(row)
+        return find_text_fault(row, "text") or find_audio_fault(row)
 
     def collect_dataset_stats(self, rows: Iterable[Row], base_config: Any) -> DatasetStats:
         """Return what tokenizer and extractor do not know of the base; nothing of the rows."""
@@ -126,14 +126,14 @@ class Plugin(Task):
             is_on = getattr(base_config, "apply_spec_augment", False)
         if not is_on:
             return None
-        settings = SpecAugment.of(base_config)
+        settings = SpecAugment.from_config(base_config)
         if settings is None:
             raise DtlError.of(
                 "task.spec_augment",
                 f"the config of a {base_config.model_type} model has no settings for it",
                 "leave the key out",
             )
-        return settings.as_json()
+        return settings.to_dict()
 
     def adapt_processor(
         self, processor: Any, dataset_stats: DatasetStats
@@ -187,11 +187,11 @@ class Plugin(Task):
         max_seconds = self._max_seconds(extractor, dataset_stats)
         max_tokens = dataset_stats["positions"]
 
-        def encode(row: Row) -> Encoded | Skip:
+        def encode(row: Row) -> EncodedExample | Skip:
             text = get_text(row, "text", max_tokens=max_tokens).strip()
             if not text:
                 return Skip("empty text")
-            samples_T = sound_of(row, rate=rate)
+            samples_T = load_audio(row, sampling_rate=rate)
             if len(samples_T) > max_seconds * rate:
                 return Skip(f"longer than {max_seconds:g} s")
             if len(samples_T) < min_seconds * rate:
@@ -210,7 +210,7 @@ class Plugin(Task):
                 "labels": labels,
                 "reference": encode_reference(text),
             }
-            return Encoded(values, positions + len(labels), len(labels))
+            return EncodedExample(values, positions + len(labels), len(labels))
 
         return encode
 
@@ -308,7 +308,9 @@ class Plugin(Task):
         extractor, min_seconds = processor.feature_extractor, self.options.min_seconds
         max_seconds = self._max_seconds(extractor, dataset_stats)
         rate = extractor.sampling_rate
-        return pieces_of(row, rate=rate, longest=max_seconds, shortest=min_seconds)
+        return split_audio(
+            row, sampling_rate=rate, max_seconds=max_seconds, min_seconds=min_seconds
+        )
 
     def predict(
         self,

@@ -13,10 +13,15 @@ from pydantic import Field
 from dtl.config.schema.base import Record
 from dtl.config.schema.batch_size import COUNTS_PER_UNIT
 from dtl.core.errors import Fault
-from dtl.data.example import Encoded, Skip
-from dtl.data.labels import label_fault, labels_of, place_of
-from dtl.data.modalities.audio import sound_fault, sound_of
-from dtl.data.modalities.audio_features import blank, heard, pad_sounds, why_beside
+from dtl.data.example import EncodedExample, Skip
+from dtl.data.labels import collect_labels, find_label_fault, get_label_index
+from dtl.data.modalities.audio import find_audio_fault, load_audio
+from dtl.data.modalities.audio_features import (
+    blank_features,
+    explain_batch_dependence,
+    extract_features,
+    pad_audio,
+)
 from dtl.models.speech.encoder import (
     always_frozen_parameters,
     count_frames,
@@ -62,12 +67,12 @@ class Plugin(Classification):
     options: Options
 
     def find_row_fault(self, row: Row) -> Fault | None:
-        return sound_fault(row) or label_fault(row, self.options.labels)
+        return find_audio_fault(row) or find_label_fault(row, self.options.labels)
 
     def collect_dataset_stats(self, rows: Iterable[Row], base_config: Any) -> DatasetStats:
         """Return the labels, and changes to the base's config."""
         return {
-            "labels": labels_of(rows, base_config, self.options.labels),
+            "labels": collect_labels(rows, base_config, self.options.labels),
             "settings": disable_layerdrop(base_config) | disable_spec_augment(base_config),
         }
 
@@ -80,13 +85,15 @@ class Plugin(Classification):
         max_samples = round(self.options.max_seconds * rate)
         fewest_samples = max(min_samples(1, base_config), round(self.options.min_seconds * rate))
 
-        def encode(row: Row) -> Encoded | Skip:
-            class_index = place_of(row, class_indices)
-            samples_T = sound_of(row, rate=rate)
+        def encode(row: Row) -> EncodedExample | Skip:
+            class_index = get_label_index(row, class_indices)
+            samples_T = load_audio(row, sampling_rate=rate)
             if len(samples_T) < fewest_samples:
                 return Skip(f"shorter than {fewest_samples / rate:g} s")
             values = {"samples": samples_T, "labels": class_index}
-            return Encoded(values, count_frames(min(len(samples_T), max_samples), base_config), 1)
+            return EncodedExample(
+                values, count_frames(min(len(samples_T), max_samples), base_config), 1
+            )
 
         return encode
 
@@ -104,31 +111,31 @@ class Plugin(Classification):
         max_samples = round(self.options.max_seconds * processor.sampling_rate)
         spare = len(samples_T) - max_samples
         start = int(rng.integers(spare + 1)) if rng is not None and spare > 0 else 0
-        shown = heard(samples_T[start : start + max_samples], processor)
+        shown = extract_features(samples_T[start : start + max_samples], processor)
         return {**values, **shown, "name": processor.model_input_names[0]}
 
     def transform_without_input(self, values: dict[str, Any], *, processor: Any) -> dict[str, Any]:
         max_samples = round(self.options.max_seconds * processor.sampling_rate)
-        silence = blank(values["samples"][:max_samples], processor)
+        silence = blank_features(values["samples"][:max_samples], processor)
         if silence is None:
             return self.transform(values, processor=processor, rng=None)
         return {**values, **silence, "name": processor.model_input_names[0]}
 
     def uncacheable_reason(self, data: EncodedData, *, processor: Any) -> str | None:
-        samples = data.counts("samples")
+        samples = data.count_values("samples")
         max_samples = round(self.options.max_seconds * processor.sampling_rate)
         if samples.max() > max_samples:
             return (
                 "training reads another random part in each epoch of recordings longer than "
                 f"{self.options.max_seconds:g} s (task.max_seconds)"
             )
-        return why_beside(samples, processor)
+        return explain_batch_dependence(samples, processor)
 
     def collate(self, examples: list[dict[str, Any]], *, pad_token_id: int) -> dict[str, Tensor]:
         import torch
 
         labels = torch.tensor([int(example["labels"]) for example in examples])
-        return {**pad_sounds(examples, name=examples[0]["name"]), "labels": labels}
+        return {**pad_audio(examples, name=examples[0]["name"]), "labels": labels}
 
     def always_frozen(self, model: nn.Module, *, random_init: bool) -> Iterable[nn.Parameter]:
         return always_frozen_parameters(model, random=random_init)

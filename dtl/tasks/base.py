@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from dtl.config.schema.batch_size import COUNTS_PER_UNIT, Unit
 from dtl.core.errors import Fault
-from dtl.data.example import Encoded, Skip
-from dtl.data.labels import head_for
+from dtl.data.example import EncodedExample, Skip
+from dtl.data.labels import classification_head_settings
 from dtl.losses.cross_entropy import IGNORE_INDEX, class_cross_entropy
 from dtl.metrics.base import EvalRecord, Metric
 from dtl.metrics.classification import (
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from dtl.data.sources.rows import Row
 
 DatasetStats = dict[str, Any]
-Encoder = Callable[["Row"], Encoded | Skip]
+Encoder = Callable[["Row"], EncodedExample | Skip]
 # The transformers class that reads the input; see load_processor.
 ProcessorKind = Literal["tokenizer", "feature_extractor", "image_processor", "processor"]
 # By the task's media_column.
@@ -111,7 +111,7 @@ class Task(ABC):
         if self.batch_unit == "tokens":
             return data.lengths
         rate = getattr(processor, "feature_extractor", processor).sampling_rate
-        return -(-data.counts("samples") * COUNTS_PER_UNIT["seconds"] // rate)
+        return -(-data.count_values("samples") * COUNTS_PER_UNIT["seconds"] // rate)
 
     @abstractmethod
     def find_row_fault(self, row: Row) -> Fault | None:
@@ -185,9 +185,13 @@ class Task(ABC):
 
     def padded_lengths(self, data: EncodedData) -> ndarray:
         """Return the length to which each example is padded (N,), in samples or length units."""
-        from dtl.data.order import padded
+        from dtl.data.order import pad_lengths
 
-        return data.counts("samples") if self.media_column == "audio" else padded(data.lengths)
+        return (
+            data.count_values("samples")
+            if self.media_column == "audio"
+            else pad_lengths(data.lengths)
+        )
 
     @abstractmethod
     def collate(self, examples: list[dict[str, Any]], *, pad_token_id: int) -> dict[str, Tensor]:
@@ -263,7 +267,10 @@ class Classification(Task):
     single_forward = True
 
     def head_config(self, dataset_stats: DatasetStats) -> dict[str, Any]:
-        return {**head_for(dataset_stats["labels"]), **dataset_stats.get("settings", {})}
+        return {
+            **classification_head_settings(dataset_stats["labels"]),
+            **dataset_stats.get("settings", {}),
+        }
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         return class_cross_entropy(_class_logits(model, batch), batch["labels"], reduction="sum")

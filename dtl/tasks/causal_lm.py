@@ -12,8 +12,8 @@ from pydantic import Field
 
 from dtl.config.schema.base import Record
 from dtl.core.errors import Fault
-from dtl.data.chat.render import answering, chat_tokens, turns_fault
-from dtl.data.example import Encoded, Skip
+from dtl.data.chat.render import assistant_indices, find_messages_fault, tokenize_chat
+from dtl.data.example import EncodedExample, Skip
 from dtl.data.modalities.text import (
     bos_tokens,
     find_text_fault,
@@ -82,7 +82,7 @@ class Plugin(Task):
                 "name them in data.columns, for example `columns: {text: body}`",
             )
         if columns == ("messages",):
-            return turns_fault(row, "messages")
+            return find_messages_fault(row, "messages")
         return next(filter(None, (find_text_fault(row, column) for column in columns)), None)
 
     def preview(self, row: Row) -> ExamplePreview:
@@ -109,7 +109,7 @@ class Plugin(Task):
     def encoder(self, processor: Any, dataset_stats: DatasetStats, base_config: Any) -> Encoder:
         limit = self.max_length(processor, dataset_stats, base_config)
 
-        def encode(row: Row) -> Encoded | Skip:
+        def encode(row: Row) -> EncodedExample | Skip:
             tokens, supervised = self._tokens(row, processor, limit)
             if not tokens:
                 return Skip("empty text")
@@ -121,7 +121,7 @@ class Plugin(Task):
             targets = sum(label != IGNORE_INDEX for label in labels[1:])
             if targets == 0:
                 return Skip(NO_TARGET_LEFT)
-            return Encoded({"input_ids": tokens, "labels": labels}, len(tokens), targets)
+            return EncodedExample({"input_ids": tokens, "labels": labels}, len(tokens), targets)
 
         return encode
 
@@ -145,15 +145,15 @@ class Plugin(Task):
     def _chat_tokens(self, row: Row, tokenizer: Any, limit: int) -> tuple[list[int], list[bool]]:
         """Supervise what each assistant turn adds, or all tokens."""
         turns: Any = row.fields["messages"]
-        return chat_tokens(
+        return tokenize_chat(
             tokenizer,
             turns,
             row,
-            answers=None if self.options.train_on == "all" else answering(turns),
-            limit=limit,
-            characters=max_characters(limit),
-            plain="`prompt` and `completion`",
-            otherwise="set task.train_on=all, or give the data as `prompt` and `completion`",
+            supervised=None if self.options.train_on == "all" else assistant_indices(turns),
+            max_tokens=limit,
+            max_characters=max_characters(limit),
+            plain_format="`prompt` and `completion`",
+            alternative="set task.train_on=all, or give the data as `prompt` and `completion`",
         )
 
     def collate(self, examples: list[dict[str, Any]], *, pad_token_id: int) -> dict[str, Tensor]:

@@ -22,8 +22,8 @@ from dtl.data.chat.preference import (
     find_preference_fault,
     preference_turns,
 )
-from dtl.data.chat.render import chat_tokens
-from dtl.data.example import Encoded, Skip
+from dtl.data.chat.render import tokenize_chat
+from dtl.data.example import EncodedExample, Skip
 from dtl.data.modalities.text import (
     bos_tokens,
     get_text,
@@ -110,7 +110,7 @@ class Plugin(Task):
     def encoder(self, processor: Any, dataset_stats: DatasetStats, base_config: Any) -> Encoder:
         limit = limit_to_positions(self.options.max_length, base_config)
 
-        def encode(row: Row) -> Encoded | Skip:
+        def encode(row: Row) -> EncodedExample | Skip:
             turns = preference_turns(row)
             pair = (
                 _pair_of_turns(turns, row, processor, limit=limit)
@@ -125,7 +125,7 @@ class Plugin(Task):
                 name: response.tokens for name, response in zip(RESPONSES, pair, strict=True)
             }
             values["prompt"] = [response.start for response in pair]
-            return Encoded(values, sum(len(response.tokens) for response in pair), 1)
+            return EncodedExample(values, sum(len(response.tokens) for response in pair), 1)
 
         return encode
 
@@ -269,15 +269,15 @@ def _pair_of_turns(
         return Skip("no prompt")
     pair = []
     for response in (turns.chosen, turns.rejected):
-        tokens, counted = chat_tokens(
+        tokens, counted = tokenize_chat(
             tokenizer,
             [*turns.prompt, *response],
             row,
-            answers=[len(turns.prompt)],
-            limit=limit,
-            characters=max_characters(limit),
-            plain="the prompt and its responses as plain texts",
-            otherwise="give the prompt and its responses as plain texts",
+            supervised=[len(turns.prompt)],
+            max_tokens=limit,
+            max_characters=max_characters(limit),
+            plain_format="the prompt and its responses as plain texts",
+            alternative="give the prompt and its responses as plain texts",
         )
         start = counted.index(True) if True in counted else len(tokens)
         pair.append(_TokenizedResponse(tokens[: start + sum(counted)], start))

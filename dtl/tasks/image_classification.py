@@ -12,9 +12,9 @@ from pydantic import Field
 
 from dtl.config.schema.base import Record
 from dtl.core.errors import DtlError, Fault
-from dtl.data.example import Encoded, Skip
-from dtl.data.labels import label_fault, labels_of, place_of
-from dtl.data.modalities.image import picture_fault, picture_of
+from dtl.data.example import EncodedExample, Skip
+from dtl.data.labels import collect_labels, find_label_fault, get_label_index
+from dtl.data.modalities.image import find_image_fault, load_image
 from dtl.tasks.base import Classification, DatasetStats, Encoder
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class Plugin(Classification):
     options: Options
 
     def find_row_fault(self, row: Row) -> Fault | None:
-        return picture_fault(row) or label_fault(row, self.options.labels)
+        return find_image_fault(row) or find_label_fault(row, self.options.labels)
 
     def collect_dataset_stats(self, rows: Iterable[Row], base_config: Any) -> DatasetStats:
         """Return the labels; in the base's own order where it has a head for exactly these."""
@@ -71,7 +71,7 @@ class Plugin(Classification):
                 f"the model reads {channels} channels; images are read as RGB",
                 "use a model with 3 channels",
             )
-        return {"labels": labels_of(rows, base_config, self.options.labels)}
+        return {"labels": collect_labels(rows, base_config, self.options.labels)}
 
     def adapt_processor(
         self, processor: Any, dataset_stats: DatasetStats
@@ -104,15 +104,15 @@ class Plugin(Classification):
         height, width = dataset_stats["size"]
         length = self.max_length(processor, dataset_stats, base_config)
 
-        def encode(row: Row) -> Encoded | Skip:
-            class_index = place_of(row, class_indices)
-            pixels = picture_of(row, longest_short_side=MAX_CACHED_SCALE * max(height, width))
+        def encode(row: Row) -> EncodedExample | Skip:
+            class_index = get_label_index(row, class_indices)
+            pixels = load_image(row, max_short_side=MAX_CACHED_SCALE * max(height, width))
             values = {
                 "pixels": pixels.ravel(),
                 "shape": list(pixels.shape[:2]),
                 "labels": class_index,
             }
-            return Encoded(values, length, 1)
+            return EncodedExample(values, length, 1)
 
         return encode
 

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from dtl.config.schema.base import Record
 from dtl.core.errors import Fault
-from dtl.data.example import Encoded, Skip
+from dtl.data.example import EncodedExample, Skip
 from dtl.data.modalities.text import (
     decode_reference,
     encode_reference,
@@ -134,7 +134,7 @@ class Plugin(Task):
         set_languages(processor, source=options.source_language, target=options.target_language)
         max_source, max_target = self._limits(base_config)
 
-        def encode(row: Row) -> Encoded | Skip:
+        def encode(row: Row) -> EncodedExample | Skip:
             max_tokens = max(max_source, max_target)
             source, target = (get_text(row, name, max_tokens=max_tokens) for name in COLUMNS)
             if not source.strip() or not target.strip():
@@ -147,7 +147,7 @@ class Plugin(Task):
                 "labels": labels,
                 "reference": encode_reference(target),
             }
-            return Encoded(values, len(tokens) + len(labels), len(labels))
+            return EncodedExample(values, len(tokens) + len(labels), len(labels))
 
         return encode
 

@@ -11,8 +11,8 @@ from pydantic import Field
 
 from dtl.config.schema.base import Record
 from dtl.core.errors import Fault
-from dtl.data.example import Encoded, Skip
-from dtl.data.labels import label_fault, label_of, labels_of, place_of
+from dtl.data.example import EncodedExample, Skip
+from dtl.data.labels import collect_labels, find_label_fault, get_label, get_label_index
 from dtl.data.modalities.text import find_text_fault, get_text, limit_to_tokenizer
 from dtl.data.padding import pad_token_inputs
 from dtl.tasks.base import Classification, DatasetStats, Encoder, ExamplePreview
@@ -43,15 +43,15 @@ class Plugin(Classification):
     options: Options
 
     def find_row_fault(self, row: Row) -> Fault | None:
-        return _find_texts_fault(row) or label_fault(row, self.options.labels)
+        return _find_texts_fault(row) or find_label_fault(row, self.options.labels)
 
     def preview(self, row: Row) -> ExamplePreview:
         texts = [str(row.fields[name]) for name in TEXT_COLUMNS if row.fields.get(name)]
-        return ExamplePreview("\n".join(texts), labels=(label_of(row),))
+        return ExamplePreview("\n".join(texts), labels=(get_label(row),))
 
     def collect_dataset_stats(self, rows: Iterable[Row], base_config: Any) -> DatasetStats:
         """Return the labels; in the base's own order where it has a head for exactly these."""
-        return {"labels": labels_of(rows, base_config, self.options.labels)}
+        return {"labels": collect_labels(rows, base_config, self.options.labels)}
 
     def max_length(self, processor: Any, dataset_stats: DatasetStats, base_config: Any) -> int:
         return limit_to_tokenizer(self.options.max_length, processor, base_config)
@@ -60,8 +60,8 @@ class Plugin(Classification):
         class_indices = {label: index for index, label in enumerate(dataset_stats["labels"])}
         limit = self.max_length(processor, dataset_stats, base_config)
 
-        def encode(row: Row) -> Encoded | Skip:
-            class_index = place_of(row, class_indices)
+        def encode(row: Row) -> EncodedExample | Skip:
+            class_index = get_label_index(row, class_indices)
             texts = [
                 get_text(row, name, max_tokens=limit)
                 for name in TEXT_COLUMNS
@@ -77,7 +77,7 @@ class Plugin(Classification):
             }
             if not values["input_ids"]:
                 return Skip("empty text")
-            return Encoded({**values, "labels": class_index}, len(values["input_ids"]), 1)
+            return EncodedExample({**values, "labels": class_index}, len(values["input_ids"]), 1)
 
         return encode
 

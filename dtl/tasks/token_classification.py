@@ -12,7 +12,7 @@ from pydantic import Field
 
 from dtl.config.schema.base import Record
 from dtl.core.errors import DtlError, Fault, near
-from dtl.data.example import Encoded, Skip
+from dtl.data.example import EncodedExample, Skip
 from dtl.data.modalities.text import limit_to_tokenizer
 from dtl.data.padding import pad_sequences, pad_token_inputs
 from dtl.losses.cross_entropy import IGNORE_INDEX, token_cross_entropy
@@ -147,7 +147,7 @@ class Plugin(Task):
         class_indices = {label: index for index, label in enumerate(dataset_stats["labels"])}
         limit = self.max_length(processor, dataset_stats, base_config)
 
-        def encode(row: Row) -> Encoded | Skip:
+        def encode(row: Row) -> EncodedExample | Skip:
             words, tags = self._words_and_tags(row)
             for tag in tags:
                 if fault := _unknown_tag_fault(tag, class_indices, row):
@@ -169,7 +169,7 @@ class Plugin(Task):
                 "tags": [class_indices[tag] for tag in tags],
                 "first": first,
             }
-            return Encoded(values, len(labels), targets)
+            return EncodedExample(values, len(labels), targets)
 
         return encode
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dtl.run.folder import write_json
+from dtl.core.files import FileDigest, hash_file, sync_to_disk, verify_file, write_json
 from dtl.train.checkpoint_tensors import tensors_of_rank, write_tensors
 from dtl.train.progress import Progress
 
@@ -73,10 +71,10 @@ class CheckpointStore:
             files[PROGRESS] = _sync_and_hash(staged / PROGRESS)
             manifest = {"step": progress.step, "run": self.identity, "files": files}
             write_json(staged / MANIFEST, manifest)
-            fsync(staged)
+            sync_to_disk(staged)
             self.check_lease()
             staged.rename(final)
-            fsync(self.folder)
+            sync_to_disk(self.folder)
             self._prune(progress)
         engine.barrier()
         return final
@@ -157,8 +155,8 @@ def _find_file_damage(path: Path, files: dict[str, dict[str, Any]]) -> str | Non
         file = path / name
         if file.is_symlink() or not file.is_file():
             return f"{name} is not a regular file"
-        if file.stat().st_size != record.get("bytes") or _hash_file(file) != record.get("sha256"):
-            return f"{name} is not what was written"
+        if reason := verify_file(file, FileDigest(**record)):
+            return reason
     return None
 
 
@@ -174,19 +172,5 @@ def size_on_disk(path: Path) -> int:
 
 def _sync_and_hash(file: Path) -> dict[str, Any]:
     """Sync a file to disk; return its size and hash."""
-    fsync(file)
-    return {"bytes": file.stat().st_size, "sha256": _hash_file(file)}
-
-
-def _hash_file(file: Path) -> str:
-    with file.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
-
-
-def fsync(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    sync_to_disk(file)
+    return asdict(hash_file(file))

@@ -15,9 +15,9 @@ from dtl.assembly.parts import Parts
 from dtl.core.errors import DtlError, RunFailed
 from dtl.data.cache import features
 from dtl.data.cache.encoded import EncodedData
-from dtl.data.cache.features import Features
+from dtl.data.cache.features import FeatureCache
 from dtl.engine.base import Engine
-from dtl.plan.feature_cache import PLACE
+from dtl.plan.feature_cache import LOCATION
 from dtl.prepare.dataset import Examples
 from dtl.run.folder import RunFolder
 from dtl.train.feature_extraction import FeatureExtractor, FeaturesUnsupported, write_part
@@ -46,7 +46,7 @@ def use_cached_features(extractor: FeatureExtractor) -> tuple[Parts, Examples]:
     except FeaturesUnsupported as unsupported:
         if parts.strategy.cache_features:
             raise DtlError.of(
-                PLACE, str(unsupported), "remove it: the run trains the same"
+                LOCATION, str(unsupported), "remove it: the run trains the same"
             ) from unsupported
         extractor.print_line(f"no feature cache: {unsupported}")
         return parts, examples
@@ -58,7 +58,7 @@ def use_cached_features(extractor: FeatureExtractor) -> tuple[Parts, Examples]:
 class _CachedFeatures:
     """Features, and the examples that they belong to."""
 
-    features: Features
+    features: FeatureCache
     data: EncodedData
 
 
@@ -70,7 +70,7 @@ def _add_features(data: EncodedData, cached: _CachedFeatures) -> EncodedData:
     indices = np.searchsorted(cached.data.rows, data.rows)
     if not np.array_equal(cached.data.rows[indices], data.rows):
         raise RuntimeError("a row of the subsample is not in the larger subsample")
-    return EncodedData(data.folder, **{FEATURES: features.Chosen(cached.features, indices)})
+    return EncodedData(data.folder, **{FEATURES: features.FeatureSubset(cached.features, indices)})
 
 
 def _load_or_extract(
@@ -87,7 +87,7 @@ def _load_or_extract(
     _check_shared_folder(folder, engine)
     action = "read from" if is_cached else "extracted and cached in"
     extractor.print_line(f"features of {len(data)} examples: {action} {folder}")
-    return _CachedFeatures(Features(folder), data)
+    return _CachedFeatures(FeatureCache(folder), data)
 
 
 def _wait_for_other_run(extractor: FeatureExtractor, folder: Path, lock: ExitStack) -> bool:
@@ -96,7 +96,7 @@ def _wait_for_other_run(extractor: FeatureExtractor, folder: Path, lock: ExitSta
     engine, has_waited = extractor.engine, False
     while True:
         turn = engine.broadcast_object(
-            features.take_turn(folder, lock) if engine.is_main_process else ""
+            features.claim_build(folder, lock) if engine.is_main_process else ""
         )
         if turn != "another's":
             return turn == "made"
@@ -114,7 +114,9 @@ def _extract_all(
     engine, writer = extractor.engine, str(RunFolder.of(extractor.config).path.absolute())
     staged = Path(
         engine.broadcast_object(
-            str(features.stage(folder, writer=writer)) if engine.is_main_process else ""
+            str(features.create_staging_folder(folder, writer=writer))
+            if engine.is_main_process
+            else ""
         )
     )
     try:
@@ -122,11 +124,13 @@ def _extract_all(
         places = write_part(extractor, split, data, staged)
         all_places = engine.all_gather_object([places])
         if engine.is_main_process:
-            features.finish(staged, folder, split.fields, all_places, examples=len(data))
+            features.finalize_feature_cache(
+                staged, folder, split.fields, all_places, examples=len(data)
+            )
         engine.barrier()
     except BaseException:
         if engine.is_main_process:
-            features.discard(staged)
+            features.remove_staging_folder(staged)
         raise
 
 
@@ -144,11 +148,11 @@ def _cache_folder(extractor: FeatureExtractor, split: SplitPoint, data: EncodedD
     """Return the cache folder, named by everything that the features depend on."""
     layout, engine = extractor.plan.layout, extractor.engine
     model_config = engine.unwrapped_model.config
-    return features.features_folder(
+    return features.feature_cache_folder(
         base=extractor.examples.base,
         data=data.key,
         head=[extractor.parts.task.auto_class, split.base, repr(split.fields)],
-        settings=extractor.parts.task.head_config(extractor.examples.facts),
+        settings=extractor.parts.task.head_config(extractor.examples.dataset_stats),
         attention=model_config._attn_implementation,  # type: ignore[union-attr]
         dtype=[layout.dtype, engine.uses_autocast, layout.device],
         batch=extractor.config.train.evaluation_batch,

@@ -14,11 +14,11 @@ from dtl.config.schema import RunConfig
 from dtl.core.units import format_bytes
 from dtl.data.cache import features
 from dtl.data.cache.encoded import EncodedData
-from dtl.data.cache.features import Part, PartWriter, same_extent
+from dtl.data.cache.features import CachedFeature, FeatureWriter, batch_by_extent
 from dtl.data.loader import Collate
 from dtl.engine.base import Engine
-from dtl.models.anatomy import unwrapped
-from dtl.models.head_input import leaves_of, watched
+from dtl.models.anatomy import unwrap
+from dtl.models.head_input import flatten_output, record_outputs
 from dtl.plan.hardware import free_disk_bytes
 from dtl.prepare.dataset import Examples
 from dtl.train.feature_task import SplitPoint, split_field
@@ -59,7 +59,7 @@ class FeatureExtractor:
     def collate_examples(self, data: EncodedData, ids: Sequence[int]) -> dict[str, Tensor]:
         """Return these examples as a batch on the device."""
         task, processor = self.parts.task, self.examples.processor
-        batch = self.collate([task.transform(data[i], processor=processor, draw=None) for i in ids])
+        batch = self.collate([task.transform(data[i], processor=processor, rng=None) for i in ids])
         return self.engine.to_device(batch)
 
     def loss(self, batch: dict[str, Tensor]) -> Tensor:
@@ -67,24 +67,28 @@ class FeatureExtractor:
         with self.engine.autocast():
             return self.parts.task.loss(self.engine.model, batch)
 
-    def extract(self, split: SplitPoint, batch: dict[str, Tensor]) -> dict[str, list[Part]]:
+    def extract(
+        self, split: SplitPoint, batch: dict[str, Tensor]
+    ) -> dict[str, list[CachedFeature]]:
         """Return the features of the examples of a batch, by field."""
-        with watched(unwrapped(self.engine.model).get_submodule(split.base)) as seen:
+        with record_outputs(unwrap(self.engine.model).get_submodule(split.base)) as seen:
             self.loss(batch)
-        leaves, mask_BT = leaves_of(seen[0]), batch.get("attention_mask")
+        leaves, mask_BT = flatten_output(seen[0]), batch.get("attention_mask")
         return {
             field.name: split_field(leaves[field.name], field, mask_BT) for field in split.fields
         }
 
 
-def select_example(by_field: dict[str, list[Part]], index: int) -> dict[str, Part]:
+def select_example(
+    by_field: dict[str, list[CachedFeature]], index: int
+) -> dict[str, CachedFeature]:
     """Return the features of one example of a batch."""
     return {name: parts[index] for name, parts in by_field.items()}
 
 
 def write_part(
     extractor: FeatureExtractor, split: SplitPoint, data: EncodedData, staged: Path
-) -> features.Places:
+) -> features.FeatureLocations:
     """Extract and write this rank's part of the features. Every rank must call.
 
     Batches are formed before they are distributed, so that the result is the same on any layout.
@@ -92,9 +96,9 @@ def write_part(
     """
     dims = extractor.engine.parallel_dims
     batch = extractor.config.train.evaluation_batch
-    batches = same_extent(extractor.parts.task.padded_lengths(data), batch=batch)
+    batches = batch_by_extent(extractor.parts.task.padded_lengths(data), batch=batch)
     rounds = -(-len(batches) // dims.data_parallel_size)
-    with PartWriter(staged, split.fields, part=dims.data_parallel_rank) as writer:
+    with FeatureWriter(staged, split.fields, part=dims.data_parallel_rank) as writer:
         for number in range(rounds):
             extractor.check_stop(f"features, batch {number + 1} of {rounds}")
             index = number * dims.data_parallel_size + dims.data_parallel_rank
@@ -104,12 +108,12 @@ def write_part(
                 _check_disk_space(extractor, by_field, data, ids)
             for row, example in enumerate(ids.tolist() if index < len(batches) else []):
                 writer.add(example, select_example(by_field, row))
-    return writer.places
+    return writer.locations
 
 
 def _check_disk_space(
     extractor: FeatureExtractor,
-    by_field: dict[str, list[Part]],
+    by_field: dict[str, list[CachedFeature]],
     data: EncodedData,
     ids: np.ndarray,
 ) -> None:
@@ -119,10 +123,10 @@ def _check_disk_space(
     grows = any(len(part.values) > 1 for parts in by_field.values() for part in parts)
     ratio = data.lengths.sum() / data.lengths[ids].sum() if grows else len(data) / len(ids)
     required, free = extractor.engine.broadcast_object(
-        (size * ratio, free_disk_bytes(str(features.home())))
+        (size * ratio, free_disk_bytes(str(features.feature_caches_folder())))
     )
     if required > MAX_DISK_SHARE * free:
         raise FeaturesUnsupported(
             f"features would take {format_bytes(int(required))}, of {format_bytes(free)} that are "
-            f"free in {features.home()}"
+            f"free in {features.feature_caches_folder()}"
         )

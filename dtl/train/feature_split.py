@@ -9,18 +9,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dtl.data.cache.features import Part
-from dtl.models.anatomy import unwrapped
+from dtl.data.cache.features import CachedFeature
+from dtl.models.anatomy import unwrap
 from dtl.models.head_input import (
-    base_name,
-    form_of,
-    giving,
-    leaves_of,
-    watched,
-    what_is_read,
-    why_inseparable,
+    describe_output,
+    find_base_name,
+    find_inseparable_reason,
+    find_read_tensors,
+    flatten_output,
+    record_outputs,
+    replace_output,
 )
-from dtl.models.load import padding_token
+from dtl.models.load import get_pad_token_id
 from dtl.train.feature_extraction import FeatureExtractor, FeaturesUnsupported, select_example
 from dtl.train.feature_task import (
     FEATURES,
@@ -56,29 +56,29 @@ def find_split_point(extractor: FeatureExtractor) -> SplitPoint:
 
     Raises FeaturesUnsupported where the head's loss from cached features is another one.
     """
-    model, data = unwrapped(extractor.engine.model), extractor.train
-    name = base_name(model)
-    if name is None or (fault := why_inseparable(model)):
+    model, data = unwrap(extractor.engine.model), extractor.train
+    name = find_base_name(model)
+    if name is None or (fault := find_inseparable_reason(model)):
         raise FeaturesUnsupported(fault if name else "the base is in several modules")
     base = model.get_submodule(name)
     by_length = np.argsort(data.lengths, kind="stable")
     probes = by_length[np.linspace(0, len(data) - 1, PROBE_EXAMPLES).astype(int)]
     ids = sorted(set(probes.tolist()))
     batch = extractor.collate_examples(data, ids)
-    with watched(base) as outputs:
+    with record_outputs(base) as outputs:
         expected = extractor.loss(batch)
-    form = form_of(outputs[0]) if len(outputs) == 1 else None
+    form = describe_output(outputs[0]) if len(outputs) == 1 else None
     if form is None:
         raise FeaturesUnsupported(
             f"{type(base).__name__} does not return one output with names for a batch"
         )
 
     def head(output: Any) -> Tensor:
-        with giving(base, output):
+        with replace_output(base, output):
             return extractor.loss(batch)
 
-    leaves, mask_BT = leaves_of(outputs[0]), batch.get("attention_mask")
-    read = what_is_read(leaves, form, head, mask_BT=mask_BT)
+    leaves, mask_BT = flatten_output(outputs[0]), batch.get("attention_mask")
+    read = find_read_tensors(leaves, form, head, mask_BT=mask_BT)
     fields = [describe_field(part, leaves[part], positions=where) for part, where in read.items()]
     split = SplitPoint(name, form, tuple(fields))
     batched = {
@@ -90,8 +90,11 @@ def find_split_point(extractor: FeatureExtractor) -> SplitPoint:
 
 
 def _check_independence(
-    extractor: FeatureExtractor, split: SplitPoint, ids: list[int], batched: dict[str, list[Part]]
-) -> list[dict[str, Part]]:
+    extractor: FeatureExtractor,
+    split: SplitPoint,
+    ids: list[int],
+    batched: dict[str, list[CachedFeature]],
+) -> list[dict[str, CachedFeature]]:
     """Return the features of examples that are extracted one by one. Raise FeaturesUnsupported
     where those from a batch are different."""
     data, tolerance = extractor.train, TOLERANCES[extractor.plan.layout.dtype]
@@ -111,17 +114,17 @@ def _check_loss(
     extractor: FeatureExtractor,
     split: SplitPoint,
     ids: list[int],
-    single: list[dict[str, Part]],
+    single: list[dict[str, CachedFeature]],
     expected: Tensor,
 ) -> None:
     """Raise FeaturesUnsupported where the loss from features is not the one from the examples."""
     engine, data, processor = extractor.engine, extractor.train, extractor.examples.processor
     task = make_feature_task(extractor.parts.task, split)
     examples = [
-        task.transform({**data[number], FEATURES: parts}, processor=processor, draw=None)
+        task.transform({**data[number], FEATURES: parts}, processor=processor, rng=None)
         for number, parts in zip(ids, single, strict=True)
     ]
-    batch = engine.to_device(task.collate(examples, padding=padding_token(processor) or 0))
+    batch = engine.to_device(task.collate(examples, pad_token_id=get_pad_token_id(processor) or 0))
     with engine.autocast():
         loss = task.loss(engine.model, batch)
     tolerance = TOLERANCES[extractor.plan.layout.dtype]
@@ -131,7 +134,9 @@ def _check_loss(
         )
 
 
-def _is_close(one: dict[str, Part], other: dict[str, Part], *, tolerance: float) -> bool:
+def _is_close(
+    one: dict[str, CachedFeature], other: dict[str, CachedFeature], *, tolerance: float
+) -> bool:
     """Compare relative to the norm; padding of the other, in a longer batch, is ignored."""
     for name, part in one.items():
         short, long = (_to_float64(each.values) for each in (part, other[name]))

@@ -58,7 +58,7 @@ class StepGuard:
             reason = "the loss spiked here before"
             self.log.skip(progress.step, _example_ids(batches), reason=reason)
             return
-        if not batches.all_targets:
+        if not batches.global_targets:
             reason = "its rows have no targets"
             self.log.skip(progress.step, _example_ids(batches), reason=reason)
             return
@@ -128,4 +128,4 @@ def spike_score(previous: Sequence[float], loss: float) -> float:
 
 
 def _example_ids(batches: StepBatches) -> list[int]:
-    return [int(number) for number in batches.all_ids]
+    return [int(number) for number in batches.global_ids]

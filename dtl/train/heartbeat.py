@@ -15,6 +15,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
+from dtl.core.files import write_text
+
 HANG_EXIT_CODE = 70  # of a process that its watchdog has ended
 
 
@@ -170,9 +172,7 @@ def _format_ranks(heartbeats: list[Heartbeat]) -> str:
 
 def _write(path: Path, value: dict[str, Any]) -> None:
     """Write a file atomically. A full disk must not end the watchdog."""
-    staged = path.with_name(f".{path.name}")
     try:
-        staged.write_text(json.dumps(value), encoding="utf-8")
-        staged.replace(path)
+        write_text(path, json.dumps(value), sync=False)
     except OSError as fault:
         print(f"heartbeat not written: {fault}", file=sys.stderr, flush=True)

@@ -15,7 +15,7 @@ from dtl.run.folder import SKIPPED
 from dtl.train.trackers import Trackers
 
 if TYPE_CHECKING:
-    from dtl.data.cache.streamed import LeftOut
+    from dtl.data.cache.streamed import SkippedRow
     from dtl.data.loader import StepBatches
     from dtl.run.folder import RunFolder
     from dtl.train.progress import Progress
@@ -79,7 +79,7 @@ class RunLog:
             return
         now = time.monotonic()
         seconds, self._last_step_time = now - self._last_step_time, now
-        speed = batches.all_length / seconds
+        speed = batches.global_length / seconds
         learning_rate = rate_factor * self.peak_learning_rate
         rates = {"learning_rate": learning_rate}
         if self.head_learning_rate is not None:
@@ -90,18 +90,18 @@ class RunLog:
                 "step": progress.step,
                 "epoch": batches.epoch,
                 "loss": loss if math.isfinite(loss) else None,
-                "targets": batches.all_targets,
-                "examples": batches.all_examples,
+                "targets": batches.global_targets,
+                "examples": batches.global_examples,
                 "digest": progress.digest,
                 **rates,
                 "gradient_norm": gradient_norm if math.isfinite(gradient_norm) else None,
                 "seconds": seconds,
                 "tokens_per_second": speed,
                 "memory_bytes": _peak_memory_bytes(),
-                **({"skipped_rows": len(batches.left_out)} if batches.left_out else {}),
+                **({"skipped_rows": len(batches.skipped_rows)} if batches.skipped_rows else {}),
             }
         )
-        self._list_skipped_rows(batches.left_out)
+        self._list_skipped_rows(batches.skipped_rows)
         self._first_step = self._first_step or progress.step
         steps_done = progress.step - self._first_step + 1
         seconds_left = (now - self._start_time) / steps_done * (self.steps - progress.step)
@@ -144,17 +144,17 @@ class RunLog:
     @cached_property
     def listed_rows(self) -> dict[str, str]:
         """The reasons of the rows in skipped_rows.jsonl, by location."""
-        return {line["place"]: line["reason"] for line in self.folder.skipped_rows()}
+        return {line["location"]: line["reason"] for line in self.folder.skipped_rows()}
 
-    def _list_skipped_rows(self, rows: Sequence[LeftOut]) -> None:
+    def _list_skipped_rows(self, rows: Sequence[SkippedRow]) -> None:
         """List each skipped row of a stream once in the file; print the first of each reason."""
         for row in rows:
-            if row.place in self.listed_rows:
+            if row.location in self.listed_rows:
                 continue
             if row.reason not in self.listed_rows.values():
-                self.print_line(f"{row.place}: skipped ({row.reason})")
-            self.listed_rows[row.place] = row.reason
-            line = {"source": "data.train", "place": row.place, "reason": row.reason}
+                self.print_line(f"{row.location}: skipped ({row.reason})")
+            self.listed_rows[row.location] = row.reason
+            line = {"source": "data.train", "location": row.location, "reason": row.reason}
             self.folder.append(line, to=SKIPPED)
 
     def _write_line(self, line: dict[str, Any]) -> None:

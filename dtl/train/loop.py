@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from dtl.config.optim import Optim
+from dtl.config.schema.optim import Optim
 from dtl.data.loader import Loader, StepBatches
 from dtl.engine.base import Step
 from dtl.train.optim import learning_rate_factor
@@ -54,19 +54,19 @@ def train(phase: Phase, hooks: Hooks, progress: Progress) -> RunResult:
     Save either way."""
     engine, limits, parts = phase.engine, phase.limits, phase.parts
     parts.training_mode(engine.unwrapped_model)
-    for batches in phase.loader.windows(after_step=progress.step, last_step=limits.phase_end):
+    for batches in phase.loader.iter_steps(after_step=progress.step, last_step=limits.phase_end):
         batches = sum_over_ranks(batches, engine)
         factor = learning_rate_factor(
             batches.step - limits.phase_start, steps=limits.phase_steps, options=phase.optim
         )
         engine.set_learning_rate(factor)
-        if batches.step in limits.skip_steps or not batches.all_targets:
+        if batches.step in limits.skip_steps or not batches.global_targets:
             step, loss_sum = Step(math.nan, was_applied=False), torch.tensor(math.nan)
         else:
             step, loss_sum = train_step(phase, hooks, batches)
         progress = progress.advance(batches, was_applied=step.was_applied)
-        loss_sum, stop_votes = engine.all_reduce_sum(loss_sum, float(hooks.is_stop_requested()))
-        loss = loss_sum / (batches.all_targets or 1)
+        total, stop_votes = engine.all_reduce_sum(loss_sum, float(hooks.is_stop_requested()))
+        loss = total / (batches.global_targets or 1)
         phase.log.step(
             progress, batches, loss=loss, gradient_norm=step.gradient_norm, rate_factor=factor
         )
@@ -95,7 +95,7 @@ def train_step(phase: Phase, hooks: Hooks, batches: StepBatches) -> tuple[Step, 
         with engine.accumulate(is_last=index == len(batches.batches) - 1):
             with engine.autocast():
                 loss = task.loss(engine.model, engine.to_device(batch.tensors)) * batch.weight
-            engine.backward(loss, targets=batches.all_targets)
+            engine.backward(loss, targets=batches.global_targets)
         loss_sum += loss.detach().double()
     engine.sync_batch_norm_statistics()
     return engine.step(), loss_sum
@@ -103,17 +103,17 @@ def train_step(phase: Phase, hooks: Hooks, batches: StepBatches) -> tuple[Step, 
 
 def sum_over_ranks(batches: StepBatches, engine: Engine) -> StepBatches:
     """Return the batches with the global counts, where each rank knows only its own rows."""
-    if not batches.shared:
+    if not batches.counts_are_local:
         return batches
     targets, length, skipped = engine.all_reduce_sum(
-        batches.all_targets, batches.all_length, len(batches.left_out)
+        batches.global_targets, batches.global_length, len(batches.skipped_rows)
     )
     return replace(
         batches,
-        all_targets=int(targets),
-        all_length=int(length),
-        left_out=tuple(engine.all_gather_object(list(batches.left_out))) if skipped else (),
-        shared=False,
+        global_targets=int(targets),
+        global_length=int(length),
+        skipped_rows=tuple(engine.all_gather_object(list(batches.skipped_rows))) if skipped else (),
+        counts_are_local=False,
     )
 
 

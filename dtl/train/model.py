@@ -15,11 +15,18 @@ from dtl.assembly.parts import Parts
 from dtl.config.schema import Model, RunConfig
 from dtl.core.process_env import number_on_node
 from dtl.engine.base import Engine
-from dtl.models.anatomy import adapted_layers, convolutions
+from dtl.models.anatomy import adapted_layers, convolution_kernels
 from dtl.models.dtypes import torch_dtype
-from dtl.models.load import Loaded, fill_given, initialise, load_pretrained, locate, padding_token
-from dtl.models.peft.adapters import shared_matrices
-from dtl.models.staging import stage, staged
+from dtl.models.load import (
+    LoadedModel,
+    get_pad_token_id,
+    init_new_parameters,
+    load_pretrained,
+    locate_model,
+    write_language_weights,
+)
+from dtl.models.peft.adapters import vera_matrices
+from dtl.models.staging import resolve_staged_model, stage_weights
 from dtl.plan.records import Plan
 from dtl.prepare.dataset import Examples
 from dtl.train.checkpoint import read_progress
@@ -98,23 +105,25 @@ def enable_activation_checkpointing(model: nn.Module) -> None:
 
 def _load_base(
     config: RunConfig, plan: Plan, parts: Parts, examples: Examples, engine: Engine
-) -> Loaded:
+) -> LoadedModel:
     """Load the base and initialize what it does not have."""
     trains_all = plan.phases[parts.phase].parameters.frozen == 0
     in_fp32 = trains_all and engine.trainable_dtype == torch.float32
     loaded = load_pretrained(
         config.model if parts.from_random else _stage_on_node(config.model, engine),
         head=parts.task.auto_class,
-        changes=parts.task.head_config(examples.facts),
+        changes=parts.task.head_config(examples.dataset_stats),
         random=parts.from_random,
         seed=config.train.seed,
         dtype="fp32" if in_fp32 else plan.layout.dtype,
         loading=engine.init_context,
     )
-    loaded.model.name_or_path = loaded.model.config._name_or_path = locate(config.model)  # type: ignore[assignment, union-attr]
-    initialise(loaded.model, loaded.new, seed=config.train.seed, fill=engine.write_full_tensor)
-    fill_given(loaded, fill=engine.write_full_tensor)
-    if (padding := padding_token(examples.processor)) is not None:
+    loaded.model.name_or_path = loaded.model.config._name_or_path = locate_model(config.model)  # type: ignore[assignment, union-attr]
+    init_new_parameters(
+        loaded.model, loaded.new, seed=config.train.seed, fill=engine.write_full_tensor
+    )
+    write_language_weights(loaded, fill=engine.write_full_tensor)
+    if (padding := get_pad_token_id(examples.processor)) is not None:
         loaded.model.config.pad_token_id = padding  # type: ignore[union-attr]
     parts.task.configure_model(loaded.model, processor=examples.processor)
     return loaded
@@ -126,22 +135,24 @@ def _stage_on_node(model: Model, engine: Engine) -> Model:
     if model.staging_dir is None:
         return model
     if number_on_node(os.environ) == 0:
-        stage(model)
+        stage_weights(model)
     engine.barrier()
-    return staged(model)
+    return resolve_staged_model(model)
 
 
-def _apply_strategy(loaded: Loaded, seed: int, parts: Parts, engine: Engine) -> nn.Module:
+def _apply_strategy(loaded: LoadedModel, seed: int, parts: Parts, engine: Engine) -> nn.Module:
     """Apply the strategy, and cast what is trainable to the engine's dtype."""
     torch.manual_seed(seed)
-    with engine.gather_for_read(convolutions(loaded.model)):  # PEFT reads the shape of a kernel
+    with engine.gather_for_read(
+        convolution_kernels(loaded.model)
+    ):  # PEFT reads the shape of a kernel
         model = parts.adapt(loaded)
     dtype = engine.trainable_dtype
     for parameter in model.parameters():
         # Partitioned parameters have that dtype already.
         if parameter.requires_grad and not engine.is_partitioned(parameter):
             parameter.data = parameter.data.to(dtype)
-    for matrix in shared_matrices(model).values():
+    for matrix in vera_matrices(model).values():
         matrix.data = matrix.data.to(dtype)
     parts.strategy.load_initial_values(model, write_parameter=engine.write_full_tensor)
     return model
@@ -157,7 +168,7 @@ class _MergedModel:
 
 
 def _merge_previous_phase(
-    loaded: Loaded, seed: int, parts: Parts, engine: Engine, saved: Path
+    loaded: LoadedModel, seed: int, parts: Parts, engine: Engine, saved: Path
 ) -> _MergedModel:
     """Return the model that a phase has trained, its adapters merged. They are merged layer by
     layer, because a rank may have only a part of each (ZeRO-3)."""

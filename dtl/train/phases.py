@@ -31,7 +31,7 @@ def make_state(context: RunContext, saved: Path | None) -> TrainState:
     """Return the state at a checkpoint, or at the start of the run."""
     start = Progress(digest=context.examples.train.key)
     progress = start if saved is None else read_progress(saved)
-    parts = context.parts.in_phase(context.plan.phase_after(progress.step))
+    parts = context.parts.in_phase(context.plan.phase_index(progress.step))
     return TrainState(parts, context.examples, progress)
 
 
@@ -52,9 +52,9 @@ def open_phase(context: RunContext, state: TrainState, saved: Path | None) -> Tr
         adapted.model,
         context.config.optim,
         learning_rate=phase.learning_rate,
-        new=adapted.new_parameters,
+        new_parameters=adapted.new_parameters,
         device=plan.layout.device,
-        rate_factor=parts.strategy.rate_factor,
+        rate_factor=parts.strategy.learning_rate_factor,
     )
     context.safe_points.long_heartbeat("preparing the model")
     engine.prepare(adapted.model, optimizer)
@@ -65,7 +65,7 @@ def open_phase(context: RunContext, state: TrainState, saved: Path | None) -> Tr
     if not is_start:
         restore_checkpoint(saved, engine, parts, make_loader(context, state))
         return state
-    if parts.strategies[parts.phase - 1].exports == "model":  # else the names are other ones
+    if parts.strategies[parts.phase - 1].export_kind == "model":  # else the names are other ones
         restore_weights(CheckpointTensors(saved), engine, allow_missing=True)
     return replace(state, progress=replace(progress, updates=0, best_score=None, best_step=None))
 
@@ -82,8 +82,8 @@ def cache_features(context: RunContext, state: TrainState) -> TrainState:
         state.examples,
         context.engine,
         state.collate,
-        pause=context.safe_points.check_stop,
-        say=context.log.print_line,
+        check_stop=context.safe_points.check_stop,
+        print_line=context.log.print_line,
     )
     parts, examples = use_cached_features(extractor)
     return replace(state, parts=parts, examples=examples)
@@ -114,9 +114,9 @@ def _init_strategy(context: RunContext, state: TrainState, adapted: AdaptedModel
     if strategy.needs_base_weights:
         strategy.init_from_base_weights(
             model,
-            whole=adapted.unquantized_weights,
+            original_weights=adapted.original_weights,
             device=context.engine.device,
-            beat=partial(heartbeat, "initializing from the weights of the base"),
+            heartbeat=partial(heartbeat, "initializing from the weights of the base"),
         )
 
 
@@ -131,7 +131,7 @@ def _calibrate(context: RunContext, state: TrainState, model: nn.Module) -> None
             task.loss(model, engine.to_device(batch))
 
     state.parts.strategy.init_from_data(
-        model.to(engine.device), batches=_calibration_batches(context, state), show=forward
+        model.to(engine.device), batches=_calibration_batches(context, state), forward=forward
     )
     state.parts.training_mode(model)
 
@@ -141,7 +141,7 @@ def _calibration_batches(context: RunContext, state: TrainState) -> Iterator[dic
         make_loader(context, state), parallel_dims=ParallelDims(), micro_batch=CALIBRATION_BATCH
     )
     for step in count(1):
-        for batch in loader.window(step).batches:
+        for batch in loader.load_step(step).batches:
             if batch.targets:
                 yield batch.tensors
 
@@ -158,8 +158,8 @@ def _register_optimizer_hooks(
     state.parts.strategy.register_optimizer_hooks(
         engine.unwrapped_model,
         optimizer,
-        steps=phase.last_step - phase.start_step,
-        done=completed_steps,
+        total_steps=phase.last_step - phase.start_step,
+        completed_steps=completed_steps,
     )
     if (decay := context.config.train.ema_decay) is not None:
         optimizer.register_step_post_hook(MovingAverageHook(master_weights, decay=decay))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
-from dtl.data.order import chain
+from dtl.data.order import chain_order_digest
 
 if TYPE_CHECKING:
     from dtl.data.loader import StepBatches
@@ -34,10 +34,10 @@ class Progress:
         return replace(
             self,
             step=step_batches.step,
-            digest=chain(self.digest, step_batches.all_ids),
+            digest=chain_order_digest(self.digest, step_batches.global_ids),
             updates=self.updates + int(was_applied),
-            examples=self.examples + step_batches.all_examples,
-            targets=self.targets + step_batches.all_targets,
+            examples=self.examples + step_batches.global_examples,
+            targets=self.targets + step_batches.global_targets,
         )
 
 

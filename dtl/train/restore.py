@@ -45,7 +45,7 @@ def take_zero_step(engine: Engine, parts: Parts, loader: Loader) -> None:
     """Take a step with zero gradients and learning rate 0. In a step an optimizer creates its
     state, and under ZeRO the model receives the master weights."""
     engine.set_learning_rate(0.0)
-    batch = loader.window(1).batches[0]
+    batch = loader.load_step(1).batches[0]
     with engine.accumulate(is_last=True):
         with engine.autocast():
             loss = parts.task.loss(engine.model, engine.to_device(batch.tensors)) * 0.0

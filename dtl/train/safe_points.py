@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from dtl.engine.base import Engine
     from dtl.train.deadline import Deadline
     from dtl.train.log import RunLog
-    from dtl.train.state import ProcessContext
+    from dtl.train.process import ProcessContext
 
 
 class StopRequested(Exception):

@@ -31,7 +31,7 @@ def start_engine(config: RunConfig, plan: Plan) -> Engine:
             device=layout.device,
             parallel_dims=ParallelDims(layout.world_size),
             dtype=layout.dtype,
-            accumulation_steps=layout.accumulation,
+            accumulation_steps=layout.accumulation_steps,
             gradient_clip=config.optim.gradient_clip,
             deepspeed=plan.deepspeed,
         )

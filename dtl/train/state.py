@@ -9,7 +9,7 @@ from dtl.assembly.parts import Parts
 from dtl.config.schema import RunConfig
 from dtl.data.loader import Collate, Loader
 from dtl.engine.base import Engine
-from dtl.models.load import padding_token
+from dtl.models.load import get_pad_token_id
 from dtl.plan.records import PhasePlan, Plan
 from dtl.prepare.dataset import Examples
 from dtl.run.folder import RunFolder
@@ -56,8 +56,8 @@ class TrainState:
     @property
     def collate(self) -> Collate:
         """The function that makes a batch of encoded examples."""
-        pad_token_id = padding_token(self.examples.processor) or 0
-        return partial(self.parts.task.collate, padding=pad_token_id)
+        pad_token_id = get_pad_token_id(self.examples.processor) or 0
+        return partial(self.parts.task.collate, pad_token_id=pad_token_id)
 
     def phase(self, plan: Plan) -> PhasePlan:
         """Return the plan of the current phase."""
@@ -69,7 +69,7 @@ def make_loader(context: RunContext, state: TrainState) -> Loader:
     return Loader(
         data=state.examples.train,
         collate=state.collate,
-        present=partial(state.parts.task.transform, processor=state.examples.processor),
+        transform=partial(state.parts.task.transform, processor=state.examples.processor),
         batching=state.examples.batching,
         micro_batch=context.plan.layout.micro_batch,
         parallel_dims=context.engine.parallel_dims,

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
-from dtl.config.diff import flat
+from dtl.config.diff import flatten
+from dtl.core.files import write_json
 from dtl.run.evaluations import EVALUATION_KIND
-from dtl.run.folder import write_json
 
 if TYPE_CHECKING:
     from dtl.run.folder import RunFolder
@@ -85,7 +85,7 @@ def send_lines(
                     run_ids = {**read_run_ids(folder), name: tracker.run_id}
                     write_json(folder.path / RUN_IDS_FILE, run_ids)
                 if known is None and (as_new_run or line["step"] <= 1):
-                    tracker.log_config(flat(folder.config.model_dump(mode="json")))
+                    tracker.log_config(flatten(folder.config.model_dump(mode="json")))
             tracker.log(read_metrics(line), line["step"])
     finally:
         if tracker is not None:

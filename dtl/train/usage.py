@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dtl.run.folder import write_json
+from dtl.core.files import write_json
 
 if TYPE_CHECKING:
     import torch

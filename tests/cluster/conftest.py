@@ -19,7 +19,7 @@ import pytest
 from dtl import api
 from dtl.cluster.status import Status
 from dtl.run.folder import RunFolder
-from dtl.run.submission import Submitted
+from dtl.run.submission import Submission
 from tests import tiny
 from tests.distributed import launching
 
@@ -167,9 +167,9 @@ def _submit(name: str, *overrides: str, cluster: str = "site.yaml", **asked: obj
 
 
 def job_of(run: RunFolder) -> str:
-    job = Submitted.of(run.path)
+    job = Submission.load(run.path)
     assert job is not None
-    return job.ids[0]
+    return job.job_ids[0]
 
 
 def slurm(*words: str) -> str:
@@ -214,9 +214,9 @@ def _by_a_lost_node(bed: Bed) -> None:
 
 
 def _by_links(bed: Bed) -> None:
-    job = Submitted.of(bed.run("chain").path)
+    job = Submission.load(bed.run("chain").path)
     assert job is not None
-    for number, step in zip(job.ids[:3], (EARLY, 40, 70), strict=True):
+    for number, step in zip(job.job_ids[:3], (EARLY, 40, 70), strict=True):
         reach(bed, "chain", step)
         until(lambda number=number: _state(number) == "RUNNING", f"link {number}")
         slurm("scancel", "--batch", "--signal=USR1", number)

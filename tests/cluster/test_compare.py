@@ -14,7 +14,7 @@ import pytest
 from dtl.compare.records import load
 from tests.cluster.conftest import HOUSE, SITE, slurm, until
 from tests.distributed.launching import environment
-from tests.unit.compare.test_compare import facts
+from tests.unit.compare.test_compare import comparison_values
 
 CONFIG = """\
 model: {path: "mini:vision"}
@@ -63,7 +63,7 @@ def test_its_table_is_that_of_this_machine(lab: Callable[..., str], desk: Path) 
     compare(desk, "few.yaml", "--out", "comparisons/here")
     until(lambda: slurm("squeue", "--noheader") == "", "the end of all jobs")
     found, here = (load(desk / "comparisons" / name) for name in ("few", "here"))
-    assert facts(found) == facts(here)
+    assert comparison_values(found) == comparison_values(here)
     hosts = (path.read_text() for path in desk.glob("comparisons/few/jobs/*/launches"))
     assert {line.split()[-1] for one in hosts for line in one.splitlines() if "begin" in line} == {
         "node0",

@@ -10,7 +10,7 @@ import pytest
 
 from dtl import api
 from dtl.core.errors import DtlError
-from dtl.run.submission import Submitted, starts
+from dtl.run.submission import Submission, count_starts
 from tests.cluster.conftest import OWN, STEPS, Bed
 
 
@@ -29,7 +29,7 @@ def test_what_is_followed_is_all_that_the_run_has_said(bed: Bed) -> None:
 
 @pytest.mark.parametrize("name", ["usr1", "term", "requeued", "lost", "chain"])
 def test_a_disturbed_run_learns_bitwise_the_same(bed: Bed, name: str) -> None:
-    assert starts(bed.run(name).path) > 1
+    assert count_starts(bed.run(name).path) > 1
     assert bed.losses(name) == bed.losses("plain $x")
     assert bed.weights(name) == bed.weights("plain $x")
 
@@ -41,7 +41,7 @@ def test_what_was_asked_to_save_loses_no_step(bed: Bed) -> None:
 
 
 def test_a_chain_goes_on_by_its_links_and_each_stop_was_saved(bed: Bed) -> None:
-    assert starts(bed.run("chain").path) == 4
+    assert count_starts(bed.run("chain").path) == 4
     assert bed.told("chain").count("the next link of the chain goes on") == 3
 
 
@@ -49,7 +49,7 @@ def test_cancel_leaves_a_whole_checkpoint_and_the_run_goes_on_with_fewer_nodes(b
     assert bed.seen["status"] == "stopped"
     assert int(bed.seen["newest"].removeprefix("step-")) == int(bed.seen["stopped at"]) < STEPS
     assert "stopped after step" in bed.seen["cancel"]
-    job = Submitted.of(bed.run("cancelled").path)
+    job = Submission.load(bed.run("cancelled").path)
     assert job is not None and (job.nodes, job.seconds) == (1, 240)
     assert bed.run("cancelled").plan.layout.world_size == 1
     assert bed.losses("cancelled") == pytest.approx(bed.losses("plain $x"), rel=1e-4)
@@ -57,7 +57,7 @@ def test_cancel_leaves_a_whole_checkpoint_and_the_run_goes_on_with_fewer_nodes(b
 
 def test_before_a_model_is_loaded_the_node_that_lacks_it_is_named(bed: Bed) -> None:
     run, told = bed.run("blind"), bed.told("blind")
-    assert run.ended == 2 and run.last_step == 0 and starts(run.path) == 1
+    assert run.ended == 2 and run.last_step == 0 and count_starts(run.path) == 1
     assert "preflight: node1: there is no folder" in told and "preflight: node0" not in told
 
 
@@ -75,8 +75,8 @@ def test_a_node_with_a_small_disk_is_left_out_and_the_weights_are_staged_on_othe
 def test_a_grid_is_one_array_and_a_run_for_each_cell(bed: Bed) -> None:
     names = [f"train.seed={seed},strategy.rank=4" for seed in (0, 1)]
     cells = [bed.run(f"grid/{name}") for name in names]
-    jobs = [Submitted.of(cell.path) for cell in cells]
-    (first, second) = [job.ids[0].split("_") for job in jobs if job is not None]
+    jobs = [Submission.load(cell.path) for cell in cells]
+    (first, second) = [job.job_ids[0].split("_") for job in jobs if job is not None]
     assert first[0] == second[0] and (first[1], second[1]) == ("0", "1")
     assert [cell.config.train.seed for cell in cells] == [0, 1]
     argv = [sys.executable, "-m", "dtl", "status", "runs/grid"]

@@ -20,7 +20,7 @@ from dtl.config import registry
 from dtl.core.errors import DtlError
 from dtl.models.anatomy import head_parameters
 from dtl.models.peft import adapters
-from dtl.models.peft.adapters import COMPATIBILITY, EXAMPLES
+from dtl.models.peft.adapters import COMPATIBILITY, MODEL_KIND_EXAMPLES
 from dtl.strategies.base import Adapter
 from tests import tiny_sound
 
@@ -189,7 +189,7 @@ def beds() -> dict[str, dict[str, Bed]]:
 
 CELLS = [
     (method, kind, bed)
-    for method, kind in itertools.product(COMPATIBILITY, EXAMPLES)
+    for method, kind in itertools.product(COMPATIBILITY, MODEL_KIND_EXAMPLES)
     for bed in beds()[kind]
 ]
 ALLOWED = [cell for cell in CELLS if cell[1] in COMPATIBILITY[cell[0]].kinds]
@@ -272,7 +272,7 @@ def test_what_is_allowed_learns_and_is_what_plain_peft_reads(
 
     given = beds()[kind][bed]
     strategy, base = make_strategy(method, given), fresh(given)
-    assert adapters.kind_of(base) == kind
+    assert adapters.find_model_kind(base) == kind
     of_base, before = scores(base, given.shown).detach(), values(base)
     model = put_on(strategy, given, base)
     start = scores(model, given.shown).detach()
@@ -299,7 +299,7 @@ def test_what_is_allowed_learns_and_is_what_plain_peft_reads(
         assert not padding_matters(model, given.shown)
 
     learnt = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
-    adapters.written(model, learnt).save(tmp_path / "adapter", base=base)
+    adapters.build_adapter_files(model, learnt).save(tmp_path / "adapter", base=base)
     plain = PeftModel.from_pretrained(fresh(given), tmp_path / "adapter").eval()
     if method == "adalora":  # without labels, which stand for what is written so far, it has none
         plain.base_model.trainable_adapter_name = "default"
@@ -309,7 +309,7 @@ def test_what_is_allowed_learns_and_is_what_plain_peft_reads(
     assert near(opened, trained)
     ours = adapters.load_adapter(fresh(given), tmp_path / "adapter").eval()
     assert near(scores(ours, given.shown), trained)
-    assert adapters.virtual_tokens(ours) == strategy.num_virtual_tokens
+    assert adapters.count_virtual_tokens(ours) == strategy.num_virtual_tokens
 
     if not COMPATIBILITY[method].merges:
         with pytest.raises(DtlError, match="take strategy lora"):
@@ -420,7 +420,7 @@ def test_lora_begins_learns_and_is_exported_over_the_whole_base(
     assert not near(trained, of_base)
     assert near(scores(strategy.merge(copy.deepcopy(model)), given.shown), trained)
     learnt = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
-    adapters.written(model, learnt).save(tmp_path / "adapter", base=base)
+    adapters.build_adapter_files(model, learnt).save(tmp_path / "adapter", base=base)
     opened = PeftModel.from_pretrained(fresh(given), tmp_path / "adapter").eval()
     assert near(scores(opened, given.shown), trained)
     with opened.disable_adapter():
@@ -529,9 +529,9 @@ def test_virtual_tokens_are_exported_without_the_network_that_taught_them(
     learnt = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
     trained = scores(model, given.shown).detach()
     teach(model, given.shown)
-    adapters.written(model, learnt).save(tmp_path / "adapter", base=base)
+    adapters.build_adapter_files(model, learnt).save(tmp_path / "adapter", base=base)
     assert not near(scores(model, given.shown), trained)
-    assert set(load_file(tmp_path / "adapter" / adapters.FILE)) == {"prompt_embeddings"}
+    assert set(load_file(tmp_path / "adapter" / adapters.ADAPTER_WEIGHTS)) == {"prompt_embeddings"}
     opened = PeftModel.from_pretrained(fresh(given), tmp_path / "adapter").eval()
     assert near(scores(opened, given.shown)[:, -8:], trained)
 
@@ -619,7 +619,7 @@ def saved(strategy: Adapter, given: Bed, folder: Path) -> Path:
     model = put_on(strategy, given, base)
     teach(model, given.shown)
     learnt = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
-    adapters.written(model, learnt).save(folder, base=base)
+    adapters.build_adapter_files(model, learnt).save(folder, base=base)
     return folder
 
 

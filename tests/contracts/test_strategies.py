@@ -21,13 +21,13 @@ from dtl.core.errors import DtlError
 from dtl.data.sources.rows import Row
 from dtl.models.anatomy import batch_norms, head_modules
 from dtl.models.load import (
-    Loaded,
-    initialise,
+    LoadedModel,
+    get_pad_token_id,
+    init_new_parameters,
+    load_model_config,
+    load_on_meta_device,
     load_pretrained,
     load_processor,
-    load_settings,
-    padding_token,
-    weightless,
 )
 from dtl.models.peft.adapters import COMPATIBILITY
 from dtl.strategies.base import Adapter
@@ -78,7 +78,7 @@ class Bench:
     folder: Path
     task: Any
     strategy: Any
-    facts: dict[str, Any]
+    dataset_stats: dict[str, Any]
     processor: Any
     examples: dict[str, torch.Tensor]
 
@@ -90,23 +90,23 @@ class Bench:
     def parts(self) -> Parts:
         return Parts(self.task, (self.strategy,))
 
-    def load(self, *, seed: int = 0) -> Loaded:
+    def load(self, *, seed: int = 0) -> LoadedModel:
         """As the run loads it, up to the strategy."""
         loaded = load_pretrained(
             self.source,
             head=self.task.auto_class,
-            changes=self.task.head_config(self.facts),
+            changes=self.task.head_config(self.dataset_stats),
             random=self.strategy.starts_from == "random",
             seed=seed,
             dtype="fp32",
         )
-        initialise(loaded.model, loaded.new, seed=seed, fill=fill)
-        if (padding := padding_token(self.processor)) is not None:
+        init_new_parameters(loaded.model, loaded.new, seed=seed, fill=fill)
+        if (padding := get_pad_token_id(self.processor)) is not None:
             loaded.model.config.pad_token_id = padding
         self.task.configure_model(loaded.model, processor=self.processor)
         return loaded
 
-    def apply(self, loaded: Loaded) -> Any:
+    def apply(self, loaded: LoadedModel) -> Any:
         torch.manual_seed(0)
         return self.parts.adapt(loaded)
 
@@ -144,17 +144,29 @@ def plugin(folder: str, name: str, **options: Any) -> Any:
 def read(folder: Path, name: str) -> tuple[Any, dict[str, Any], Any, dict[str, torch.Tensor]]:
     """A task, what it found in its rows, the processor, and the rows as one batch."""
     task, source = plugin("tasks", name, **OPTIONS.get(name, {})), Model(path=str(folder))
-    rows, settings = [Row(n, "", row) for n, row in enumerate(ROWS[name])], load_settings(source)
+    rows, settings = (
+        [Row(n, "", row) for n, row in enumerate(ROWS[name])],
+        load_model_config(source),
+    )
     processor = load_processor(source, task.processor_kind)
-    processor, facts = task.adapt_processor(processor, task.collect_dataset_stats(rows, settings))
-    encode = task.encoder(processor, facts, settings)
+    processor, dataset_stats = task.adapt_processor(
+        processor, task.collect_dataset_stats(rows, settings)
+    )
+    encode = task.encoder(processor, dataset_stats, settings)
     shown = [task.transform(encode(row).values, processor=processor, rng=None) for row in rows]
-    return task, facts, processor, task.collate(shown, pad_token_id=padding_token(processor) or 0)
+    return (
+        task,
+        dataset_stats,
+        processor,
+        task.collate(shown, pad_token_id=get_pad_token_id(processor) or 0),
+    )
 
 
 def make_bench(folder: Path, task: str, strategy: str, **options: Any) -> Bench:
-    made, facts, processor, batch = read(folder, task)
-    return Bench(folder, made, plugin("strategies", strategy, **options), facts, processor, batch)
+    made, dataset_stats, processor, batch = read(folder, task)
+    return Bench(
+        folder, made, plugin("strategies", strategy, **options), dataset_stats, processor, batch
+    )
 
 
 def learning(model: Any) -> dict[str, Any]:
@@ -253,8 +265,10 @@ def test_the_loss_falls(bench):
 
 def test_the_weightless_model_learns_the_same_names_and_counts(bench):
     model = bench.apply(bench.load())
-    planned = weightless(
-        bench.source, head=bench.task.auto_class, changes=bench.task.head_config(bench.facts)
+    planned = load_on_meta_device(
+        bench.source,
+        head=bench.task.auto_class,
+        changes=bench.task.head_config(bench.dataset_stats),
     )
     with torch.device("meta"):
         counted = bench.parts.adapt(planned)
@@ -413,7 +427,7 @@ def plain_peft(bench: Bench, **settings: Any) -> Any:
     import transformers
     from peft import LoraConfig, get_peft_model
 
-    head = bench.facts and {"num_labels": len(bench.facts["labels"])}
+    head = bench.dataset_stats and {"num_labels": len(bench.dataset_stats["labels"])}
     base = getattr(transformers, bench.task.auto_class).from_pretrained(
         bench.folder, dtype=torch.float32, **head
     )

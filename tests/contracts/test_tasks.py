@@ -16,16 +16,16 @@ import torch
 
 from dtl.config import registry
 from dtl.config.schema import Model
-from dtl.data.cache.encoded import encode, unwritten
-from dtl.data.example import Encoded
+from dtl.data.cache.encoded import convert_to_stored_dtypes, encode_rows
+from dtl.data.example import EncodedExample
 from dtl.data.sources.rows import Row
 from dtl.models.anatomy import batch_norms, head_modules
 from dtl.models.load import (
-    initialise,
+    get_pad_token_id,
+    init_new_parameters,
+    load_model_config,
     load_pretrained,
     load_processor,
-    load_settings,
-    padding_token,
 )
 from tests import tiny, tiny_sound, tiny_speech, tiny_vision, tiny_whisper
 
@@ -123,9 +123,9 @@ class Bench:
 
     task: Any
     model: Any
-    facts: dict[str, Any]
+    dataset_stats: dict[str, Any]
     processor: Any
-    encoded: list[Encoded]
+    encoded: list[EncodedExample]
     longest: int
 
     def collate(self, places: list[int]) -> dict[str, torch.Tensor]:
@@ -133,7 +133,7 @@ class Bench:
             self.task.transform(self.encoded[place].values, processor=self.processor, rng=None)
             for place in places
         ]
-        return self.task.collate(shown, pad_token_id=padding_token(self.processor) or 0)
+        return self.task.collate(shown, pad_token_id=get_pad_token_id(self.processor) or 0)
 
     def loss(self, places: list[int]) -> float:
         with torch.no_grad():
@@ -164,28 +164,30 @@ def set_up(folder: Path, name: str, place: int) -> Bench:
     case = CASES[name][place]
     task = make_task(name, **case.options)
     source = Model(path=str(folder))
-    processor, settings = load_processor(source, task.processor_kind), load_settings(source)
+    processor, settings = load_processor(source, task.processor_kind), load_model_config(source)
     rows = numbered(case.rows)
-    processor, facts = task.adapt_processor(processor, task.collect_dataset_stats(rows, settings))
-    assert json.loads(json.dumps(facts)) == facts
+    processor, dataset_stats = task.adapt_processor(
+        processor, task.collect_dataset_stats(rows, settings)
+    )
+    assert json.loads(json.dumps(dataset_stats)) == dataset_stats
     loaded = load_pretrained(
         source,
         head=task.auto_class,
-        changes=task.head_config(facts),
+        changes=task.head_config(dataset_stats),
         random=False,
         seed=0,
         dtype="fp32",
     )
-    initialise(loaded.model, loaded.new, seed=0, fill=lambda p, value: p.data.copy_(value))
-    if (padding := padding_token(processor)) is not None:
+    init_new_parameters(loaded.model, loaded.new, seed=0, fill=lambda p, value: p.data.copy_(value))
+    if (padding := get_pad_token_id(processor)) is not None:
         loaded.model.config.pad_token_id = padding
     task.configure_model(loaded.model, processor=processor)
     model = adapted(loaded.model) if task.compares_with_base else loaded.model
-    encode = task.encoder(processor, facts, settings)
+    encode = task.encoder(processor, dataset_stats, settings)
     encoded = [encode(row) for row in rows]
-    assert all(isinstance(example, Encoded) for example in encoded)
-    longest = task.max_length(processor, facts, settings)
-    return Bench(task, model.eval(), facts, processor, encoded, longest)
+    assert all(isinstance(example, EncodedExample) for example in encoded)
+    longest = task.max_length(processor, dataset_stats, settings)
+    return Bench(task, model.eval(), dataset_stats, processor, encoded, longest)
 
 
 def adapted(model: Any) -> Any:
@@ -236,13 +238,13 @@ def test_no_example_is_longer_than_the_longest_there_may_be(bench):
 def test_an_example_that_is_not_written_is_what_would_be_read_back(bench, cache):
     """Bitwise, in what the model is shown of it."""
     rows = [Row(place, "", {}) for place in bench.all]
-    data = encode(rows, lambda row: bench.encoded[row.index], key="k", place="data.train")
+    data = encode_rows(rows, lambda row: bench.encoded[row.index], key="k", place="data.train")
     for number in bench.all:
         one, other = (
             bench.task.collate(
                 [bench.task.transform(values, processor=bench.processor, rng=None)], pad_token_id=0
             )
-            for values in (data[number], unwritten(bench.encoded[number].values))
+            for values in (data[number], convert_to_stored_dtypes(bench.encoded[number].values))
         )
         assert one.keys() == other.keys()
         assert all(torch.equal(one[name], other[name]) for name in one)
@@ -315,36 +317,38 @@ def test_outcomes_of_any_split_score_the_same(bench):
     whole = bench.outcomes(bench.all)
     assert len(whole) == len(bench.all)
     assert json.loads(json.dumps(whole)) == whole
-    read = [bench.task.describe_prediction(outcome, bench.facts) for outcome in whole]
+    read = [bench.task.describe_prediction(outcome, bench.dataset_stats) for outcome in whole]
     assert all(isinstance(text, str | None) for one in read for text in (one.expected, one.said))
-    scores = bench.task.score(whole, bench.facts)
+    scores = bench.task.score(whole, bench.dataset_stats)
     for size in (1, 2, 5):
         parts = [bench.all[start : start + size] for start in range(0, len(bench.all), size)]
         joined = [outcome for part in parts for outcome in bench.outcomes(part)]
-        assert bench.task.score(joined, bench.facts) == pytest.approx(scores, rel=1e-5)
+        assert bench.task.score(joined, bench.dataset_stats) == pytest.approx(scores, rel=1e-5)
     shuffled = random.Random(1).sample(whole, len(whole))
-    assert bench.task.score(shuffled, bench.facts) == scores
+    assert bench.task.score(shuffled, bench.dataset_stats) == scores
     assert all(type(value) in (int, float) for value in scores.values())
 
 
 def test_the_best_score_is_one_that_is_given(bench):
-    scores = bench.task.score(bench.outcomes(bench.all), bench.facts)
+    scores = bench.task.score(bench.outcomes(bench.all), bench.dataset_stats)
     assert bench.task.best.removeprefix("-") in scores
 
 
 def test_the_best_score_is_a_function_of_sums(bench):
     """Also of every sample of examples that a bootstrap draws, all at once."""
     outcomes, name = bench.outcomes(bench.all), bench.task.best.removeprefix("-")
-    counts = bench.task.metric_counts(outcomes, bench.facts)
+    counts = bench.task.metric_counts(outcomes, bench.dataset_stats)
     assert counts.dtype == np.float64 and len(counts) == len(outcomes)
     whole = bench.task.metric_from_counts(counts.sum(0))
-    assert float(whole) == pytest.approx(bench.task.score(outcomes, bench.facts)[name], rel=1e-9)
+    assert float(whole) == pytest.approx(
+        bench.task.score(outcomes, bench.dataset_stats)[name], rel=1e-9
+    )
     weights = np.random.default_rng(0).multinomial(9, [1 / 9] * 9, size=(2, 3))
     values = bench.task.metric_from_counts(weights @ counts)
     assert values.shape == (2, 3)
     for value, times in zip(values.flat, weights.reshape(6, 9), strict=True):
         sample = [outcomes[place] for place in range(9) for _ in range(times[place])]
-        expected = bench.task.score(sample, bench.facts)[name]
+        expected = bench.task.score(sample, bench.dataset_stats)[name]
         assert float(value) == pytest.approx(expected, rel=1e-9)
 
 
@@ -355,15 +359,17 @@ def test_rows_without_answers_get_a_prediction(trial):
         {"text"} if bench.task.media_column else set()
     )
     bare = [{key: row[key] for key in row.keys() - answers} for row in case.rows]
-    rows = numbered([bench.task.with_placeholder_target(fields, bench.facts) for fields in bare])
+    rows = numbered(
+        [bench.task.with_placeholder_target(fields, bench.dataset_stats) for fields in bare]
+    )
     assert [bench.task.find_row_fault(row) for row in rows] == [None] * len(rows)
-    encode = bench.task.prompt_encoder(bench.processor, bench.facts, bench.model.config)
+    encode = bench.task.prompt_encoder(bench.processor, bench.dataset_stats, bench.model.config)
     values = [encode(row).values for row in rows]
 
     def predict(some: list[Any]) -> list[dict[str, Any]]:
         shown = [bench.task.transform(one, processor=bench.processor, rng=None) for one in some]
-        batch = bench.task.collate(shown, pad_token_id=padding_token(bench.processor) or 0)
-        how = {"processor": bench.processor, "facts": bench.facts, "longest": 6}
+        batch = bench.task.collate(shown, pad_token_id=get_pad_token_id(bench.processor) or 0)
+        how = {"processor": bench.processor, "dataset_stats": bench.dataset_stats, "longest": 6}
         with torch.no_grad():
             return bench.task.predict(bench.model, batch, **how)
 
@@ -375,7 +381,7 @@ def test_rows_without_answers_get_a_prediction(trial):
 
 def test_the_scores_loss_is_that_of_training(bench):
     targets = sum(example.targets for example in bench.encoded)
-    scores = bench.task.score(bench.outcomes(bench.all), bench.facts)
+    scores = bench.task.score(bench.outcomes(bench.all), bench.dataset_stats)
     assert scores["loss"] == pytest.approx(bench.loss(bench.all) / targets, rel=1e-5)
 
 
@@ -403,14 +409,14 @@ def test_forty_steps_on_four_examples_overfit(bench):
     assert losses[-1] < 0.1 * losses[0]
     with torch.no_grad():
         outcomes = bench.task.eval_records(model.eval(), batch, processor=bench.processor)
-    scores = bench.task.score(outcomes, bench.facts)
+    scores = bench.task.score(outcomes, bench.dataset_stats)
     assert scores.get("accuracy", 1 - scores.get("cer", 0)) > 0.95
 
 
 # causal_lm --------------------------------------------------------------------------------------
 
 
-def learnt(encoded: Encoded) -> list[int]:
+def learnt(encoded: EncodedExample) -> list[int]:
     """The tokens that count, as `labels` has them; the first is never a target."""
     tokens, labels = encoded.values["input_ids"], encoded.values["labels"]
     assert len(tokens) == len(labels) == encoded.length
@@ -580,7 +586,7 @@ def test_what_is_cut_off_is_not_counted():
 def test_a_row_is_cut_to_what_the_model_can_read(decoder):
     """128 positions, though max_length allows 512."""
     task = make_task("causal_lm")
-    settings = load_settings(Model(path=str(decoder)))
+    settings = load_model_config(Model(path=str(decoder)))
     encode = task.encoder(tiny.tokenizer(), {}, settings)
     assert encode(Row(0, "", {"text": "the river " * 200})).length == 128
 
@@ -679,11 +685,11 @@ def test_classification_loss_is_that_of_transformers(encoder):
 
 def test_labels_are_those_of_the_rows_in_order(encoder):
     task = make_task("text_classification")
-    settings = load_settings(Model(path=str(encoder)))
+    settings = load_model_config(Model(path=str(encoder)))
     rows = numbered([{"text": "x", "label": label} for label in ("no", "yes", "maybe", "no")])
-    facts = task.collect_dataset_stats(rows, settings)
-    assert facts == {"labels": ["maybe", "no", "yes"]}
-    head = task.head_config(facts)
+    dataset_stats = task.collect_dataset_stats(rows, settings)
+    assert dataset_stats == {"labels": ["maybe", "no", "yes"]}
+    head = task.head_config(dataset_stats)
     assert head["num_labels"] == 3
     assert head["id2label"] == {0: "maybe", 1: "no", 2: "yes"}
     assert head["label2id"] == {"maybe": 0, "no": 1, "yes": 2}
@@ -693,7 +699,7 @@ def test_labels_are_those_of_the_rows_in_order(encoder):
 
 def test_a_base_that_knows_these_labels_keeps_its_order(encoder):
     """So that its head can go on with what it has learnt."""
-    settings = load_settings(Model(path=str(encoder)))
+    settings = load_model_config(Model(path=str(encoder)))
     settings.id2label = {0: "yes", 1: "no"}
     rows = numbered([{"text": "x", "label": label} for label in ("no", "yes")])
     assert make_task("text_classification").collect_dataset_stats(rows, settings) == {
@@ -706,7 +712,7 @@ def test_a_pair_of_texts_is_read_as_the_tokenizer_reads_pairs(encoder):
     tokenizer = tiny.tokenizer()
     rows = numbered([{"text": "a river", "text_pair": "the night", "label": "x"}])
     encode = task.encoder(
-        tokenizer, {"labels": ["x", "y"]}, load_settings(Model(path=str(encoder)))
+        tokenizer, {"labels": ["x", "y"]}, load_model_config(Model(path=str(encoder)))
     )
     encoded = encode(rows[0])
     assert encoded.values["input_ids"] == tokenizer("a river", "the night")["input_ids"]

@@ -59,7 +59,7 @@ def main(jobs_file: str) -> int:
             folder.create(
                 config,
                 prepared.plan,
-                examples.facts,
+                examples.dataset_stats,
                 examples.data,
                 batching=examples.batching,
             )

@@ -229,7 +229,7 @@ def test_shown_backend_does_what_it_says(tmp_path: Path) -> None:
     line = backend.render(Job(run, ("printenv", "NAME"), {"NAME": "two words"}))
     told = subprocess.run(["bash", "-c", f"{line}; wait"], capture_output=True, text=True)
     assert int(told.stdout) > 0
-    assert backend.logs(Job(run, (), {}))[0].read_text() == "two words\n"
+    assert backend.log_files(Job(run, (), {}))[0].read_text() == "two words\n"
 
 
 def test_the_first_command_installs_all_that_readme_shows():

@@ -366,12 +366,12 @@ def test_an_override_that_only_looks_like_a_tag_is_text(desk):
 def test_cached_numbers_are_numbers(desk, canaries):
     """Python objects in a memory map would be addresses that anyone could write."""
     from dtl.core.errors import RunFailed
-    from dtl.data.cache.encoded import EncodedData, encode
-    from dtl.data.example import Encoded
+    from dtl.data.cache.encoded import EncodedData, encode_rows
+    from dtl.data.example import EncodedExample
     from dtl.data.sources.rows import Row
 
-    data = encode(
-        [Row(0, "", {})], lambda row: Encoded({"input_ids": [1, 2]}, 2, 1), key="k", place=""
+    data = encode_rows(
+        [Row(0, "", {})], lambda row: EncodedExample({"input_ids": [1, 2]}, 2, 1), key="k", place=""
     )
     for values in (
         [["input_ids", {"dtype": "O", "single": False}]],

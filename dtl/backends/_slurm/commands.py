@@ -12,17 +12,79 @@ from dtl.backends.base import JobState
 from dtl.core.errors import DtlError, RunFailed
 
 TIMEOUT_SECONDS = 60.0
-# A word in Slurm's refusal, and what fixes it.
+# A word in the message of a rejected job, and what fixes it.
 FIXES = {
-    "account": "name yours by --account; `sacctmgr show associations user=$USER` lists them",
-    "partition": "name another by --partition; `sinfo -s` lists them",
+    "account": "name yours with --account; `sacctmgr show associations user=$USER` lists them",
+    "partition": "name another with --partition; `sinfo -s` lists them",
     "qos": "set qos in the site file to one that is yours",
-    "time limit": "ask for less by --time",
-    "dependency": "name by --after a job that is in the queue",
-    "configuration": "ask for fewer nodes or GPUs, or another partition; `sinfo -N -l` lists them",
-    "node count": "ask for fewer by --nodes; `sinfo -s` lists them",
-    "not available": "ask for fewer nodes or GPUs, or another partition; `sinfo -N -l` lists them",
+    "time limit": "request less with --time",
+    "dependency": "name a job that is in the queue with --after",
+    "configuration": "request fewer nodes or GPUs, or another partition; `sinfo -N -l` lists them",
+    "node count": "request fewer with --nodes; `sinfo -s` lists them",
+    "not available": "request fewer nodes or GPUs, or another partition; `sinfo -N -l` lists them",
     "contact": "try again where Slurm answers: `scontrol ping`",
     "gres": "set gpu_request and gres in the site file; `sinfo -o '%P %G'` lists them",
 }
-OTHERWISE = "fix the request or the site file"
+DEFAULT_FIX = "fix the request or the site file"
+
+QUEUED = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD")
+RUNNING = ("RUNNING", "CONFIGURING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING")
+
+
+def run_command(argv: Sequence[str], text: str | None = None) -> subprocess.CompletedProcess[str]:
+    """Run one of Slurm's commands. `text`: its input.
+
+    Raises DtlError where it is not installed, and RunFailed where it does not answer in time.
+    """
+    run = partial(subprocess.run, capture_output=True, text=True, check=False)
+    try:
+        done: subprocess.CompletedProcess[str] = run(argv, input=text, timeout=TIMEOUT_SECONDS)
+    except FileNotFoundError:
+        raise DtlError.of(
+            argv[0], "there is no such command here", "use a login node of the cluster"
+        ) from None
+    except subprocess.TimeoutExpired:
+        raise RunFailed.of(
+            argv[0], f"does not answer within {TIMEOUT_SECONDS:.0f} s", FIXES["contact"]
+        ) from None
+    return done
+
+
+def query_states(job_ids: Sequence[str]) -> dict[str, JobState]:
+    """Return the state of each job, by its id; a job that squeue does not list has ended.
+
+    Raises RunFailed where Slurm does not answer.
+    """
+    if not job_ids:
+        return {}
+    options = ["--user", getpass.getuser(), "--states=all", "--array", "--noheader"]
+    done = run_command(["squeue", *options, "--format=%i|%T|%r"])
+    if done.returncode:
+        raise RunFailed.of("squeue", join_errors(done.stderr), FIXES["contact"])
+    states = dict.fromkeys(job_ids, JobState("ended"))
+    for line in done.stdout.splitlines():
+        number, state, reason = line.strip().split("|", 2)
+        if number in states:
+            states[number] = _parse_state(state, reason)
+    return states
+
+
+def join_errors(output: str) -> str:
+    """Return the errors that a command of Slurm printed, in one line."""
+    lines = [re.sub(r"^\w+: (error|fatal): ", "", line) for line in output.splitlines()]
+    return "; ".join(line.strip() for line in lines if line.strip()) or "it gives no reason"
+
+
+def rejection(output: str) -> DtlError:
+    """Return the error for a job that sbatch rejected: Slurm's own words, and what fixes it."""
+    words = join_errors(output)
+    fix = next((fix for word, fix in FIXES.items() if word in words.lower()), DEFAULT_FIX)
+    return DtlError.of("sbatch", words, fix)
+
+
+def _parse_state(state: str, reason: str) -> JobState:
+    if state in QUEUED:
+        return JobState("queued", "" if reason == "None" else reason)
+    if state in RUNNING:
+        return JobState("running", "" if state == "RUNNING" else state.lower())
+    return JobState("ended", state.lower())

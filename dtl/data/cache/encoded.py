@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 import time
-import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
@@ -17,37 +15,38 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import numpy as np
 
-from dtl.core.cache_folder import folder as cache_folder
+from dtl.core.cache_folder import cache_folder
 from dtl.core.errors import DtlError, RunFailed
-from dtl.data.example import Encoded, Skip
+from dtl.core.files import staged_folder
+from dtl.data.example import EncodedExample, Skip
 
 if TYPE_CHECKING:
     from dtl.data.sources.rows import Row
 
-FORMAT = 4
-INDEX = "index.json"
-LEFT_OUT = "left_out.json"
-GROUPS = "groups.json"
+FORMAT_VERSION = 4
+INDEX_FILE = "index.json"
+SKIPPED_ROWS_FILE = "left_out.json"
+GROUPS_FILE = "groups.json"
 NO_GROUP = "(none)"  # of a row that has no value in the column
 DTYPES = ("<i4", "<f4", "<i2", "|u1")
-NARROW = {np.dtype(np.int16): "<i2", np.dtype(np.uint8): "|u1"}  # samples and pixels
+NARROW_DTYPES = {np.dtype(np.int16): "<i2", np.dtype(np.uint8): "|u1"}  # samples and pixels
 PER_EXAMPLE = ("length", "targets", "row")
 
 
 @dataclass(frozen=True)
-class Census:
+class EncodingSummary:
     """What became of the rows of one source."""
 
     rows: int
-    kept: int
+    examples: int
     skipped: dict[str, int] = field(default_factory=dict)
 
-    def line(self, name: str) -> str:
-        left_out = "".join(f", {count} left out ({why})" for why, count in self.skipped.items())
-        return f"{name}: {self.kept} of {self.rows} examples{left_out}"
+    def format_line(self, name: str) -> str:
+        skipped = "".join(f", {count} left out ({why})" for why, count in self.skipped.items())
+        return f"{name}: {self.examples} of {self.rows} examples{skipped}"
 
 
-def evenly(total: int, count: int) -> list[int]:
+def evenly_spaced_indices(total: int, count: int) -> list[int]:
     """So many numbers below the total, or all of them."""
     spaced = np.linspace(0, total - 1, min(count, total))
     return [int(number) for number in np.unique(spaced.astype(int))]
@@ -55,11 +54,11 @@ def evenly(total: int, count: int) -> list[int]:
 
 def cache_key(**parts: Any) -> str:
     """A name for encoded data that changes whenever anything it depends on changes."""
-    text = json.dumps({"format": FORMAT, **parts}, sort_keys=True, default=str)
+    text = json.dumps({"format": FORMAT_VERSION, **parts}, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-class Beside(Protocol):
+class ExtraValues(Protocol):
     """Something more of each example, by its number."""
 
     def __getitem__(self, index: int) -> Any: ...
@@ -69,25 +68,27 @@ class EncodedData:
     """Encoded examples, memory-mapped; `data[i]` is the values of example `i`. `beside`: by name,
     what else there is of each."""
 
-    def __init__(self, folder: Path, **beside: Beside) -> None:
+    def __init__(self, folder: Path, **extras: ExtraValues) -> None:
         self.folder = folder
-        self._beside = beside
-        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-        self.census = Census(**index["census"])
-        numbers = {name: mapped(folder / f"{name}.numbers", "<i8") for name in PER_EXAMPLE}
+        self._extras = extras
+        index = json.loads((folder / INDEX_FILE).read_text(encoding="utf-8"))
+        self.summary = EncodingSummary(**index["census"])
+        numbers = {name: memory_map(folder / f"{name}.numbers", "<i8") for name in PER_EXAMPLE}
         self.lengths, self.targets, self.rows = (numbers[name] for name in PER_EXAMPLE)
-        self._columns = {name: _Ragged.open(folder, name, **kind) for name, kind in index["values"]}
+        self._columns = {
+            name: _RaggedColumn.open(folder, name, **kind) for name, kind in index["values"]
+        }
 
     @property
-    def left_out(self) -> dict[int, str]:
+    def skipped_rows(self) -> dict[int, str]:
         """Number of each row that is no example -> the reason."""
-        pairs = json.loads((self.folder / LEFT_OUT).read_text(encoding="utf-8"))
+        pairs = json.loads((self.folder / SKIPPED_ROWS_FILE).read_text(encoding="utf-8"))
         return {int(row): str(reason) for row, reason in pairs}
 
     @cached_property
     def groups(self) -> list[str] | None:
         """The group of each example; None where scores are not broken down."""
-        path = self.folder / GROUPS
+        path = self.folder / GROUPS_FILE
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
     @property
@@ -96,36 +97,36 @@ class EncodedData:
         return self.folder.name
 
     @property
-    def shortest(self) -> int:
+    def shortest_example(self) -> int:
         """An example to stand in where a micro-batch has none."""
         return int(np.argmin(self.lengths))
 
-    def targets_of(self, ids: np.ndarray) -> int:
+    def count_targets(self, ids: np.ndarray) -> int:
         """The targets of these examples together."""
         return int(self.targets[ids].sum())
 
-    def line(self, name: str) -> str:
+    def format_summary(self, name: str) -> str:
         """What became of the rows, in words."""
-        return self.census.line(name)
+        return self.summary.format_line(name)
 
-    def some(self, count: int) -> list[dict[str, Any]]:
+    def sample(self, count: int) -> list[dict[str, Any]]:
         """The values of so many examples, evenly spaced."""
-        return [self[number] for number in evenly(len(self), count)]
+        return [self[number] for number in evenly_spaced_indices(len(self), count)]
 
-    def counts(self, name: str) -> np.ndarray:
+    def count_values(self, name: str) -> np.ndarray:
         """How many numbers each example has under this name."""
         return np.diff(self._columns[name].ends, prepend=0)
 
     def __len__(self) -> int:
-        return self.census.kept
+        return self.summary.examples
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         found = {name: column[int(index)] for name, column in self._columns.items()}
-        return found | {name: more[int(index)] for name, more in self._beside.items()}
+        return found | {name: more[int(index)] for name, more in self._extras.items()}
 
 
 @dataclass(frozen=True)
-class _Ragged:
+class _RaggedColumn:
     """Values of all examples end to end, and where each example's end."""
 
     numbers: np.ndarray
@@ -133,14 +134,14 @@ class _Ragged:
     single: bool
 
     @classmethod
-    def open(cls, folder: Path, name: str, *, dtype: str, single: bool) -> _Ragged:
+    def open(cls, folder: Path, name: str, *, dtype: str, single: bool) -> _RaggedColumn:
         if dtype not in DTYPES or Path(name).name != name:
             raise RunFailed.of(
                 str(folder), f"is not what dtl wrote ({name}: {dtype})", "remove the folder"
             )
         numbers, ends = (
-            mapped(folder / f"{name}.values", dtype),
-            mapped(folder / f"{name}.ends", "<i8"),
+            memory_map(folder / f"{name}.values", dtype),
+            memory_map(folder / f"{name}.ends", "<i8"),
         )
         return cls(numbers, ends, single)
 
@@ -150,19 +151,19 @@ class _Ragged:
         return part[0].item() if self.single else np.asarray(part)
 
 
-def mapped(file: Path, dtype: str) -> np.ndarray:
+def memory_map(file: Path, dtype: str) -> np.ndarray:
     """An array on disk, read where it lies; an empty file cannot be mapped."""
     if file.stat().st_size == 0:
         return np.empty(0, dtype=dtype)
     return np.asarray(np.memmap(file, dtype=dtype, mode="r"))
 
 
-def encode(
+def encode_rows(
     rows: Iterable[Row],
-    encoder: Callable[[Row], Encoded | Skip],
+    encoder: Callable[[Row], EncodedExample | Skip],
     *,
     key: str,
-    place: str,
+    location: str,
     group_by: str | None = None,
 ) -> EncodedData:
     """Encode all rows into the cache, unless they are there. Whole or not at all.
@@ -172,27 +173,27 @@ def encode(
     Raises DtlError when no example is left to learn from.
     """
     folder = cache_folder() / "encoded" / key
-    if not (folder / INDEX).exists():
-        _write(rows, encoder, folder, group_by)
+    if not (folder / INDEX_FILE).exists():
+        _write_folder(rows, encoder, folder, group_by)
     data = EncodedData(folder)
     if len(data) == 0:
-        reasons = "; ".join(f"{count} x {why}" for why, count in data.census.skipped.items())
+        reasons = "; ".join(f"{count} x {why}" for why, count in data.summary.skipped.items())
         raise DtlError.of(
-            place,
-            f"none of {data.census.rows} examples has anything to learn from ({reasons})",
+            location,
+            f"none of {data.summary.rows} examples has anything to learn from ({reasons})",
             "check the columns, or raise task.max_length",
         )
     return data
 
 
-def wait_for(key: str, *, timeout_seconds: float = 3600.0) -> EncodedData:
+def wait_for_encoded_data(key: str, *, timeout_seconds: float = 3600.0) -> EncodedData:
     """The encoded data that another process is making."""
     folder = cache_folder() / "encoded" / key
-    await_file(folder / INDEX, timeout_seconds=timeout_seconds)
+    wait_for_file(folder / INDEX_FILE, timeout_seconds=timeout_seconds)
     return EncodedData(folder)
 
 
-def await_file(file: Path, *, timeout_seconds: float = 3600.0) -> None:
+def wait_for_file(file: Path, *, timeout_seconds: float = 3600.0) -> None:
     """Until another process has made it, the last one of what lies in its folder."""
     start = time.monotonic()
     while not file.exists():
@@ -205,7 +206,7 @@ def await_file(file: Path, *, timeout_seconds: float = 3600.0) -> None:
         time.sleep(0.1)
 
 
-def group_of(row: Row, column: str) -> str:
+def format_group(row: Row, column: str) -> str:
     """The group of a row by its value in a column, in words."""
     value = row.fields.get(column)
     if value is None:
@@ -213,32 +214,26 @@ def group_of(row: Row, column: str) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
-def _write(
+def _write_folder(
     rows: Iterable[Row],
-    encoder: Callable[[Row], Encoded | Skip],
+    encoder: Callable[[Row], EncodedExample | Skip],
     folder: Path,
     group_by: str | None,
 ) -> None:
     """Write beside, then rename. No other writer, on any machine, has the same name beside."""
-    staged = folder.with_name(f"{folder.name}.{uuid.uuid4().hex}.staged")
-    staged.mkdir(parents=True)
-    try:
+    with staged_folder(folder) as staged:
         _write_files(rows, encoder, staged, group_by)
-    except BaseException:
-        shutil.rmtree(staged, ignore_errors=True)
-        raise
-    publish(staged, folder)
 
 
 def _write_files(
     rows: Iterable[Row],
-    encoder: Callable[[Row], Encoded | Skip],
+    encoder: Callable[[Row], EncodedExample | Skip],
     staged: Path,
     group_by: str | None,
 ) -> None:
-    left_out: list[tuple[int, str]] = []
+    skipped_rows: list[tuple[int, str]] = []
     groups: list[str] = []
-    kept = 0
+    examples = 0
     with ExitStack() as open_files:
         numbers = {
             name: open_files.enter_context((staged / f"{name}.numbers").open("wb"))
@@ -246,43 +241,45 @@ def _write_files(
         }
         columns: dict[str, _ColumnWriter] = {}
         for row in rows:
-            found = encoder(row)
-            if isinstance(found, Skip):
-                left_out.append((row.index, found.reason))
+            example = encoder(row)
+            if isinstance(example, Skip):
+                skipped_rows.append((row.index, example.reason))
                 continue
-            kept += 1
+            examples += 1
             if group_by is not None:
-                groups.append(group_of(row, group_by))
+                groups.append(format_group(row, group_by))
             for name, number in zip(
-                PER_EXAMPLE, (found.length, found.targets, row.index), strict=True
+                PER_EXAMPLE, (example.length, example.targets, row.index), strict=True
             ):
                 numbers[name].write(np.int64(number).astype("<i8").tobytes())
-            for name, value in found.values.items():
+            for name, value in example.values.items():
                 if name not in columns:
                     columns[name] = open_files.enter_context(_ColumnWriter(staged, name, value))
                 columns[name].add(value)
-    skipped = Counter(reason for _, reason in left_out)
-    census = Census(rows=kept + len(left_out), kept=kept, skipped=dict(skipped))
-    (staged / LEFT_OUT).write_text(json.dumps(left_out), encoding="utf-8")
+    skipped = Counter(reason for _, reason in skipped_rows)
+    census = EncodingSummary(
+        rows=examples + len(skipped_rows), examples=examples, skipped=dict(skipped)
+    )
+    (staged / SKIPPED_ROWS_FILE).write_text(json.dumps(skipped_rows), encoding="utf-8")
     if group_by is not None:
-        (staged / GROUPS).write_text(json.dumps(groups), encoding="utf-8")
+        (staged / GROUPS_FILE).write_text(json.dumps(groups), encoding="utf-8")
     index = {
         "census": asdict(census),
         "values": [[name, column.kind] for name, column in columns.items()],
     }
-    (staged / INDEX).write_text(json.dumps(index), encoding="utf-8")
+    (staged / INDEX_FILE).write_text(json.dumps(index), encoding="utf-8")
 
 
-def _kept_as(array: np.ndarray) -> str:
+def _storage_dtype(array: np.ndarray) -> str:
     whole = array.dtype.kind in "iub" or array.size == 0
-    return NARROW.get(array.dtype, "<i4" if whole else "<f4")
+    return NARROW_DTYPES.get(array.dtype, "<i4" if whole else "<f4")
 
 
-def unwritten(values: dict[str, Any]) -> dict[str, Any]:
+def convert_to_stored_dtypes(values: dict[str, Any]) -> dict[str, Any]:
     """Values as they would come back from the cache."""
     arrays = {name: np.asarray(value) for name, value in values.items()}
     kept = {
-        name: np.atleast_1d(array).astype(_kept_as(array), casting="same_kind")
+        name: np.atleast_1d(array).astype(_storage_dtype(array), casting="same_kind")
         for name, array in arrays.items()
     }
     return {name: kept[name] if arrays[name].ndim else kept[name][0].item() for name in kept}
@@ -293,7 +290,7 @@ class _ColumnWriter:
 
     def __init__(self, folder: Path, name: str, first: Any) -> None:
         array = np.asarray(first)
-        self._dtype = _kept_as(array)
+        self._dtype = _storage_dtype(array)
         self.kind = {"dtype": self._dtype, "single": array.ndim == 0}
         self._paths = folder / f"{name}.values", folder / f"{name}.ends"
         self._end = 0
@@ -311,13 +308,3 @@ class _ColumnWriter:
         self._end += array.size
         self._values.write(array.tobytes())
         self._ends.write(np.int64(self._end).astype("<i8").tobytes())
-
-
-def publish(staged: Path, folder: Path) -> None:
-    """Give a finished folder its name in one move; a twin that was first is kept."""
-    try:
-        staged.rename(folder)
-    except OSError:
-        if not folder.exists():
-            raise
-        shutil.rmtree(staged)

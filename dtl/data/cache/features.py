@@ -16,18 +16,21 @@ from typing import Any, Literal, Self
 
 import numpy as np
 
-from dtl.core.cache_folder import folder as cache_folder
+from dtl.core.cache_folder import cache_folder
 from dtl.core.errors import DtlError, RunFailed
+from dtl.core.files import publish_folder
 from dtl.core.lock import Lease
-from dtl.data.cache.encoded import INDEX, cache_key, publish
+from dtl.data.cache.encoded import INDEX_FILE, cache_key
 
 # A bfloat16 is kept as its 16 bits, which numpy has no name for.
 DTYPES = {"float32": "<f4", "float16": "<f2", "bfloat16": "<i2", "float64": "<f8"}
-Places = dict[str, list[tuple[int, int, int]]]  # a field's examples: number, start, positions
+FeatureLocations = dict[
+    str, list[tuple[int, int, int]]
+]  # a field's examples: number, start, positions
 
 
 @dataclass(frozen=True)
-class Field:
+class FeatureField:
     """A tensor of a base's output, of which an example has (T, *shape). `positions`: which of T are
     kept, all, first or last; whole: an example has `shape` alone."""
 
@@ -38,29 +41,32 @@ class Field:
 
 
 @dataclass(frozen=True)
-class Part:
+class CachedFeature:
     """Of one example: what is kept of a field, (K, *shape), and how many positions there were."""
 
     values: np.ndarray
     positions: int
 
 
-class Features:
+class FeatureCache:
     """Opened for reading; `features[i]` are the parts of example `i`, by field."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-        self.fields = tuple(_field(stored, folder) for stored in index["fields"])
+        index = json.loads((folder / INDEX_FILE).read_text(encoding="utf-8"))
+        self.fields = tuple(_parse_field(stored, folder) for stored in index["fields"])
         self._examples, self._parts = int(index["examples"]), int(index["parts"])
 
     @cached_property
-    def _mapped(self) -> dict[str, tuple[np.ndarray, list[np.ndarray]]]:
+    def _arrays(self) -> dict[str, tuple[np.ndarray, list[np.ndarray]]]:
         """Of each field the places of the examples, and the parts that they are in."""
         return {
             field.name: (
                 np.load(self.folder / f"{field.name}.npy", mmap_mode="r"),
-                [_map(_file(self.folder, field.name, n), field) for n in range(self._parts)],
+                [
+                    _map_values(_values_path(self.folder, field.name, n), field)
+                    for n in range(self._parts)
+                ],
             )
             for field in self.fields
         }
@@ -68,100 +74,100 @@ class Features:
     def __len__(self) -> int:
         return self._examples
 
-    def __getitem__(self, index: int) -> dict[str, Part]:
+    def __getitem__(self, index: int) -> dict[str, CachedFeature]:
         found = {}
         for field in self.fields:
-            places, parts = self._mapped[field.name]
+            places, parts = self._arrays[field.name]
             part, start, positions = places[index].tolist()
             kept = positions if field.positions == "all" else 1
-            found[field.name] = Part(parts[part][start : start + kept], positions)
+            found[field.name] = CachedFeature(parts[part][start : start + kept], positions)
         return found
 
 
-class Chosen:
+class FeatureSubset:
     """Those of some of the examples: `chosen[i]` are the features of example `places[i]`."""
 
-    def __init__(self, features: Features, places: np.ndarray) -> None:
-        self._features, self._places = features, places
+    def __init__(self, cache: FeatureCache, indices: np.ndarray) -> None:
+        self._cache, self._indices = cache, indices
 
-    def __getitem__(self, index: int) -> dict[str, Part]:
-        return self._features[int(self._places[index])]
+    def __getitem__(self, index: int) -> dict[str, CachedFeature]:
+        return self._cache[int(self._indices[index])]
 
 
-def _field(stored: dict[str, Any], folder: Path) -> Field:
+def _parse_field(stored: dict[str, Any], folder: Path) -> FeatureField:
     name, dtype = str(stored["name"]), str(stored["dtype"])
     if dtype not in DTYPES or Path(name).name != name:
         raise RunFailed.of(
             str(folder), f"is not what dtl wrote ({name}: {dtype})", "remove the folder"
         )
-    return Field(name, stored["positions"], dtype, tuple(stored["shape"]))
+    return FeatureField(name, stored["positions"], dtype, tuple(stored["shape"]))
 
 
-def _map(file: Path, field: Field) -> np.ndarray:
+def _map_values(file: Path, field: FeatureField) -> np.ndarray:
     if file.stat().st_size == 0:  # cannot be mapped
         return np.empty((0, *field.shape), dtype=DTYPES[field.dtype])
     flat = np.memmap(file, dtype=DTYPES[field.dtype], mode="r")
     return np.asarray(flat).reshape(-1, *field.shape)
 
 
-def _file(folder: Path, name: str, part: int) -> Path:
+def _values_path(folder: Path, name: str, part: int) -> Path:
     return folder / f"{name}.{part}.values"
 
 
-def features_folder(**made_of: Any) -> Path:
+def feature_cache_folder(**key_parts: Any) -> Path:
     """Where features lie that depend on all this, and on nothing else."""
-    return home() / cache_key(**made_of)
+    return feature_caches_folder() / cache_key(**key_parts)
 
 
-def home() -> Path:
+def feature_caches_folder() -> Path:
     """Where all features lie."""
     return cache_folder() / "features"
 
 
-Turn = Literal["made", "ours", "another's"]
+BuildState = Literal["made", "ours", "another's"]
 
 
-def take_turn(folder: Path, held: ExitStack) -> Turn:
+def claim_build(folder: Path, lease_stack: ExitStack) -> BuildState:
     """Whether these features are there already, are to be made here, or are being made by another
     run. Where they are ours, no other run makes them until `held` is closed."""
     if folder.exists():
         return "made"
     try:
-        held.enter_context(_making(cache_folder() / "making" / folder.name))
+        lease_stack.enter_context(_hold_build_lease(cache_folder() / "making" / folder.name))
     except (DtlError, FileNotFoundError):  # held, or just removed by who held it
         return "another's"
     return "made" if folder.exists() else "ours"
 
 
 @contextmanager
-def _making(place: Path) -> Iterator[None]:
-    place.mkdir(parents=True, exist_ok=True)
+def _hold_build_lease(lease_folder: Path) -> Iterator[None]:
+    lease_folder.mkdir(parents=True, exist_ok=True)
     try:
-        with Lease(place):
+        with Lease(lease_folder):
             yield
     finally:
         with suppress(OSError):
-            place.rmdir()
+            lease_folder.rmdir()
 
 
-def stage(folder: Path, *, writer: str) -> Path:
+def create_staging_folder(folder: Path, *, writer: str) -> Path:
     """An empty folder beside, in which all ranks write. `writer`: names the run, which is one; what
     it has left there before it was killed is removed."""
     digest = hashlib.sha256(f"{socket.gethostname()}:{writer}".encode()).hexdigest()[:16]
     staged = folder.with_name(f"{folder.name}.{digest}.staged")
-    discard(staged)
+    remove_staging_folder(staged)
     staged.mkdir(parents=True)
     return staged
 
 
-class PartWriter:
+class FeatureWriter:
     """One rank's part of the features: whole examples, in the order in which they come."""
 
-    def __init__(self, staged: Path, fields: Iterable[Field], *, part: int) -> None:
+    def __init__(self, staged: Path, fields: Iterable[FeatureField], *, part: int) -> None:
         self._fields = {field.name: field for field in fields}
-        self._paths = {name: _file(staged, name, part) for name in self._fields}
+        self._paths = {name: _values_path(staged, name, part) for name in self._fields}
         self._ends = dict.fromkeys(self._fields, 0)
-        self.places: Places = {name: [] for name in self._fields}
+        self.locations: FeatureLocations = {name: [] for name in self._fields}
 
     def __enter__(self) -> Self:
         with ExitStack() as opening:
@@ -177,21 +183,26 @@ class PartWriter:
             os.fsync(file.fileno())
         self._open.close()
 
-    def add(self, number: int, parts: dict[str, Part]) -> None:
-        for name, part in parts.items():
-            self.places[name].append((number, self._ends[name], part.positions))
+    def add(self, example: int, features: dict[str, CachedFeature]) -> None:
+        for name, part in features.items():
+            self.locations[name].append((example, self._ends[name], part.positions))
             self._files[name].write(np.ascontiguousarray(part.values).tobytes())
             self._ends[name] += len(part.values)
 
 
-def finish(
-    staged: Path, folder: Path, fields: Iterable[Field], places: list[Places], *, examples: int
+def finalize_feature_cache(
+    staged: Path,
+    folder: Path,
+    fields: Iterable[FeatureField],
+    locations: list[FeatureLocations],
+    *,
+    examples: int,
 ) -> None:
     """Say where each example lies, by the places of all parts, and give the folder its name."""
     fields = tuple(fields)
     for field in fields:
         table = np.full((examples, 3), -1, dtype=np.int64)
-        for part, of_part in enumerate(places):
+        for part, of_part in enumerate(locations):
             for number, start, positions in of_part[field.name]:
                 table[number] = part, start, positions
         if (table < 0).any():
@@ -200,18 +211,18 @@ def finish(
     index = {
         "fields": [asdict(field) for field in fields],
         "examples": examples,
-        "parts": len(places),
+        "parts": len(locations),
     }
-    (staged / INDEX).write_text(json.dumps(index), encoding="utf-8")
-    publish(staged, folder)
+    (staged / INDEX_FILE).write_text(json.dumps(index), encoding="utf-8")
+    publish_folder(staged, folder)
 
 
-def discard(staged: Path) -> None:
+def remove_staging_folder(staged: Path) -> None:
     """Remove what is not to be finished."""
     shutil.rmtree(staged, ignore_errors=True)
 
 
-def same_extent(extents: np.ndarray, *, batch: int) -> list[np.ndarray]:
+def batch_by_extent(extents: np.ndarray, *, batch: int) -> list[np.ndarray]:
     """Every example once, in batches in which none is padded beside a longer one, largest first;
     the same on any layout."""
     largest_first = np.argsort(-extents, kind="stable")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from dtl.core.errors import Fault
-from dtl.data.chat.render import Turn, is_turns, turns_fault
+from dtl.data.chat.render import Message, find_messages_fault, is_message_list
 from dtl.data.modalities.text import find_text_fault
 
 if TYPE_CHECKING:
@@ -20,9 +20,9 @@ COLUMNS = ("prompt", *RESPONSES)
 class PreferenceTurns:
     """A pair as turns: the prompt of both responses, and each response."""
 
-    prompt: list[Turn]
-    chosen: list[Turn]
-    rejected: list[Turn]
+    prompt: list[Message]
+    chosen: list[Message]
+    rejected: list[Message]
 
 
 def preference_turns(row: Row) -> PreferenceTurns | None:
@@ -32,13 +32,13 @@ def preference_turns(row: Row) -> PreferenceTurns | None:
     the prompt.
     """
     prompt, chosen, rejected = (row.fields.get(column) for column in COLUMNS)
-    if is_turns(prompt):
+    if is_message_list(prompt):
         return PreferenceTurns(
             list(prompt),  # type: ignore[call-overload]
             _turns_after(prompt, chosen),
             _turns_after(prompt, rejected),
         )
-    if not (is_turns(chosen) and is_turns(rejected)):
+    if not (is_message_list(chosen) and is_message_list(rejected)):
         return None
     chosen, rejected = list(chosen), list(rejected)  # type: ignore[call-overload]
     shared = 0
@@ -47,7 +47,7 @@ def preference_turns(row: Row) -> PreferenceTurns | None:
     return PreferenceTurns(chosen[:shared], chosen[shared:], rejected[shared:])
 
 
-def _turns_after(prompt: Any, response: Any) -> list[Turn]:
+def _turns_after(prompt: Any, response: Any) -> list[Message]:
     """Return the turns of a response alone; it may be a text, or repeat the prompt."""
     if isinstance(response, str):
         return [{"role": "assistant", "content": response}]
@@ -57,10 +57,12 @@ def _turns_after(prompt: Any, response: Any) -> list[Turn]:
 def find_preference_fault(row: Row) -> Fault | None:
     """Return what is wrong with a row's prompt and responses; None: nothing."""
     is_without_prompt = row.fields.get("prompt") is None
-    has_conversations = is_without_prompt and all(is_turns(row.fields.get(n)) for n in RESPONSES)
+    has_conversations = is_without_prompt and all(
+        is_message_list(row.fields.get(n)) for n in RESPONSES
+    )
     for name in RESPONSES if has_conversations else COLUMNS:
         has_turns = isinstance(row.fields.get(name), list)
-        if fault := turns_fault(row, name) if has_turns else find_text_fault(row, name):
+        if fault := find_messages_fault(row, name) if has_turns else find_text_fault(row, name):
             return fault
     return _find_responses_fault(row)
 

@@ -10,17 +10,17 @@ from dtl.core.errors import DtlError, Fault
 if TYPE_CHECKING:
     from dtl.data.sources.rows import Row
 
-Turn = dict[str, Any]  # role, content, and what else a template knows
+Message = dict[str, Any]  # role, content, and what else a template knows
 
 
-def is_turns(value: Any) -> bool:
+def is_message_list(value: Any) -> bool:
     """Whether a template can read it: a list of turns, one at least."""
-    return isinstance(value, list) and bool(value) and all(map(_is_turn, value))
+    return isinstance(value, list) and bool(value) and all(map(_is_message, value))
 
 
-def turns_fault(row: Row, column: str) -> Fault | None:
+def find_messages_fault(row: Row, column: str) -> Fault | None:
     """The fault of a column that holds something else than turns."""
-    if is_turns(row.fields[column]):
+    if is_message_list(row.fields[column]):
         return None
     return Fault(
         row.location,
@@ -29,21 +29,21 @@ def turns_fault(row: Row, column: str) -> Fault | None:
     )
 
 
-def answering(turns: Sequence[Turn]) -> list[int]:
+def assistant_indices(messages: Sequence[Message]) -> list[int]:
     """Places of the assistant's turns."""
-    return [place for place, turn in enumerate(turns) if turn["role"] == "assistant"]
+    return [place for place, turn in enumerate(messages) if turn["role"] == "assistant"]
 
 
-def chat_tokens(
+def tokenize_chat(
     tokenizer: Any,
-    turns: list[Turn],
+    messages: list[Message],
     row: Row,
     *,
-    answers: Sequence[int] | None,
-    limit: int,
-    characters: int,
-    plain: str,
-    otherwise: str,
+    supervised: Sequence[int] | None,
+    max_tokens: int,
+    max_characters: int,
+    plain_format: str,
+    alternative: str,
 ) -> tuple[list[int], list[bool]]:
     """Token ids of a chat, and whether each belongs to an answer, its end-of-turn mark included.
 
@@ -56,47 +56,57 @@ def chat_tokens(
         raise DtlError.of(
             row.location,
             "the row holds chat messages, but the model's tokenizer has no chat template",
-            f"take an instruction-tuned model, or give {plain}",
+            f"take an instruction-tuned model, or give {plain_format}",
         )
-    whole = _render(tokenizer, turns, row)
-    start = whole[:characters]
-    if answers is None:
+    whole = _apply_template(tokenizer, messages, row)
+    start = whole[:max_characters]
+    if supervised is None:
         tokens = list(tokenizer(start, add_special_tokens=False)["input_ids"])
         return tokens, [True] * len(tokens)
     encoded = tokenizer(start, add_special_tokens=False, return_offsets_mapping=True)
-    offsets = encoded["offset_mapping"][:limit]
+    offsets = encoded["offset_mapping"][:max_tokens]
     reach = offsets[-1][1] if offsets else 0
     spans: list[tuple[int, int]] = []
-    for place in answers:
-        asked = _render(tokenizer, turns[:place], row, ask=True) if place else ""
+    for place in supervised:
+        asked = (
+            _apply_template(tokenizer, messages[:place], row, add_generation_prompt=True)
+            if place
+            else ""
+        )
         if len(asked) > reach:
             break
-        answered = _render(tokenizer, turns[: place + 1], row)
+        answered = _apply_template(tokenizer, messages[: place + 1], row)
         if not whole.startswith(answered.rstrip()) or not answered.startswith(asked):
             raise DtlError.of(
                 row.location,
                 "the model's chat template rewrites earlier turns: the answers cannot be located",
-                otherwise,
+                alternative,
             )
         spans.append((len(asked), len(answered.rstrip("\n"))))
     counted = [
         any(opens < end and closes > begin for begin, end in spans) for opens, closes in offsets
     ]
-    return list(encoded["input_ids"][:limit]), counted
+    return list(encoded["input_ids"][:max_tokens]), counted
 
 
-def _is_turn(turn: Any) -> bool:
+def _is_message(message: Any) -> bool:
     """`content` may be parts, or null beside a tool call."""
-    if not isinstance(turn, dict) or not isinstance(turn.get("role"), str):
+    if not isinstance(message, dict) or not isinstance(message.get("role"), str):
         return False
-    return "content" in turn and isinstance(turn["content"], (str, list, type(None)))
+    return "content" in message and isinstance(message["content"], (str, list, type(None)))
 
 
-def _render(tokenizer: Any, turns: list[Turn], row: Row, *, ask: bool = False) -> str:
+def _apply_template(
+    tokenizer: Any, messages: list[Message], row: Row, *, add_generation_prompt: bool = False
+) -> str:
     from jinja2 import TemplateError
 
     try:
-        return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=ask))
+        return str(
+            tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=add_generation_prompt
+            )
+        )
     except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as fault:
         raise DtlError.of(
             row.location, f"the model's chat template refuses the row: {fault}", "fix the turns"

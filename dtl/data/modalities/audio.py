@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dtl.core.errors import DtlError, Fault
-from dtl.data.modalities.media_files import Undecodable, file_of
+from dtl.data.modalities.media_files import MediaDecodeError, resolve_media_file
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,28 +19,28 @@ FULL_SCALE = 32768  # of a 16-bit sample
 PAUSE_SECONDS = 0.2  # the length of the quietest place, where a long sound is cut
 
 
-def sound_fault(row: Row) -> Fault | None:
+def find_audio_fault(row: Row) -> Fault | None:
     """What is wrong with a row's `audio`, as its header and its place tell; None: nothing."""
     value = row.fields.get("audio")
     if isinstance(value, dict) and value.get("array") is not None:
-        return _array_fault(row, value)
-    file = file_of(value, row.folder)
+        return _find_array_fault(row, value)
+    file = resolve_media_file(value, row.folder)
     if file is not None and not file.is_file():
         return Fault(
             row.location, f"there is no file {file}", "correct `audio`, or put the file there"
         )
-    opened = file or _bytes_of(value)
+    opened = file or _get_bytes(value)
     if opened is None:
-        return _no_sound(row, value)
-    found = _soundfile()
+        return _no_audio_fault(row, value)
+    found = _import_soundfile()
     try:
         length = found.info(opened if isinstance(opened, Path) else io.BytesIO(opened)).frames
     except found.LibsndfileError as fault:
-        return _undecodable(row, fault)
+        return _decode_fault(row, fault)
     return None if length else Fault(row.location, "`audio` has no samples", "remove the row")
 
 
-def sound_of(row: Row, *, rate: int) -> np.ndarray:
+def load_audio(row: Row, *, sampling_rate: int) -> np.ndarray:
     """Samples (T,) int16 of a row that `sound_fault` has passed; channels are averaged. A row with
     `offset` and `duration` (seconds, as NeMo writes them) is that part of its file.
 
@@ -48,94 +48,101 @@ def sound_of(row: Row, *, rate: int) -> np.ndarray:
     """
     import numpy as np
 
-    samples_TC, own_rate = _decoded(row)
+    samples_TC, own_rate = _decode(row)
     mono = samples_TC.mean(axis=1) if samples_TC.shape[1] > 1 else samples_TC[:, 0]
-    if own_rate != rate:
+    if own_rate != sampling_rate:
         import soxr
 
-        mono = soxr.resample(mono, own_rate, rate)
+        mono = soxr.resample(mono, own_rate, sampling_rate)
     scaled = np.rint(mono * FULL_SCALE)
     return np.clip(scaled, -FULL_SCALE, FULL_SCALE - 1).astype(np.int16)
 
 
-def pieces_of(row: Row, *, rate: int, longest: float, shortest: float) -> list[Row]:
+def split_audio(
+    row: Row, *, sampling_rate: int, max_seconds: float, min_seconds: float
+) -> list[Row]:
     """The row as rows of no more than so many seconds each, one after another and without overlap;
     none but an only one is shorter than `shortest`. A sound is cut where it is quietest in the last
     third of what may be a piece, so that few words are."""
-    samples_T = sound_of(row, rate=rate)
-    most, rest = int(longest * rate), round(shortest * rate)
+    samples_T = load_audio(row, sampling_rate=sampling_rate)
+    most, rest = int(max_seconds * sampling_rate), round(min_seconds * sampling_rate)
     cuts = [0]
     while len(samples_T) - cuts[-1] > most:
         start, end = cuts[-1] + most * 2 // 3, cuts[-1] + most
         end = max(start + 1, min(end, len(samples_T) - rest))
-        cuts.append(start + _quietest(samples_T[start:end], rate=rate))
+        cuts.append(
+            start + _find_quietest_sample(samples_T[start:end], sampling_rate=sampling_rate)
+        )
     bounds = zip(cuts, [*cuts[1:], len(samples_T)], strict=True)
     sounds = [
-        {"array": as_heard(samples_T[start:end]), "sampling_rate": rate} for start, end in bounds
+        {"array": to_float32(samples_T[start:end]), "sampling_rate": sampling_rate}
+        for start, end in bounds
     ]
     return [replace(row, fields={**row.fields, "audio": sound}) for sound in sounds]
 
 
-def _quietest(samples_T: np.ndarray, *, rate: int) -> int:
+def _find_quietest_sample(samples_T: np.ndarray, *, sampling_rate: int) -> int:
     """The middle of the pause with the least energy."""
     import numpy as np
 
-    width = min(len(samples_T), max(1, int(PAUSE_SECONDS * rate)))
+    width = min(len(samples_T), max(1, int(PAUSE_SECONDS * sampling_rate)))
     energy = np.concatenate([[0], np.cumsum(samples_T.astype(np.int64) ** 2)])
     return int((energy[width:] - energy[:-width]).argmin()) + width // 2
 
 
-def rate_of(row: Row) -> int:
+def read_sampling_rate(row: Row) -> int:
     """The rate, in hertz, of a row that `sound_fault` has passed, as its header says."""
     value: Any = row.fields["audio"]
     if isinstance(value, dict) and value.get("array") is not None:
         return int(value["sampling_rate"])
-    opened = file_of(value, row.folder) or io.BytesIO(_bytes_of(value) or b"")
-    return int(_soundfile().info(opened).samplerate)
+    opened = resolve_media_file(value, row.folder) or io.BytesIO(_get_bytes(value) or b"")
+    return int(_import_soundfile().info(opened).samplerate)
 
 
-def as_heard(samples_T: np.ndarray) -> np.ndarray:
+def to_float32(samples_T: np.ndarray) -> np.ndarray:
     """16-bit samples as fractions of full scale, float32."""
     import numpy as np
 
     return samples_T.astype(np.float32) / FULL_SCALE
 
 
-def _decoded(row: Row) -> tuple[np.ndarray, int]:
+def _decode(row: Row) -> tuple[np.ndarray, int]:
     import numpy as np
 
     value: Any = row.fields["audio"]
     if isinstance(value, dict) and value.get("array") is not None:
         array = np.asarray(value["array"], dtype=np.float32)
         return (array[:, None] if array.ndim == 1 else array), int(value["sampling_rate"])
-    opened = file_of(value, row.folder) or io.BytesIO(_bytes_of(value) or b"")
-    found = _soundfile()
+    opened = resolve_media_file(value, row.folder) or io.BytesIO(_get_bytes(value) or b"")
+    found = _import_soundfile()
     try:
         with found.SoundFile(opened) as sound:
-            offset, duration = (_seconds(row.fields.get(name)) for name in ("offset", "duration"))
+            offset, duration = (
+                _parse_seconds(row.fields.get(name)) for name in ("offset", "duration")
+            )
             frames = -1
             if offset is not None:
                 sound.seek(min(round(offset * sound.samplerate), sound.frames))
                 frames = -1 if duration is None else round(duration * sound.samplerate)
             return sound.read(frames, dtype="float32", always_2d=True), sound.samplerate
     except (found.LibsndfileError, RuntimeError) as fault:
-        raise Undecodable(_undecodable(row, fault)) from None
+        raise MediaDecodeError(_decode_fault(row, fault)) from None
 
 
-def _seconds(value: Any) -> float | None:
+def _parse_seconds(value: Any) -> float | None:
     try:
         return None if value is None else float(value)
     except (TypeError, ValueError):
         return None
 
 
-def _bytes_of(value: Any) -> bytes | None:
+def _get_bytes(value: Any) -> bytes | None:
     if isinstance(value, dict):
         value = value.get("bytes")
     return value if isinstance(value, bytes) else None
 
 
-def _array_fault(row: Row, value: dict[str, Any]) -> Fault | None:
+def _find_array_fault(row: Row, value: dict[str, Any]) -> Fault | None:
     if not isinstance(value.get("sampling_rate"), int):
         return Fault(row.location, "`audio` has an array, but no sampling_rate", "add it, in hertz")
     return (
@@ -143,7 +150,7 @@ def _array_fault(row: Row, value: dict[str, Any]) -> Fault | None:
     )
 
 
-def _no_sound(row: Row, value: Any) -> Fault:
+def _no_audio_fault(row: Row, value: Any) -> Fault:
     named = ", ".join(map(repr, row.fields)) or "nothing"
     return Fault(
         row.location,
@@ -154,7 +161,7 @@ def _no_sound(row: Row, value: Any) -> Fault:
     )
 
 
-def _undecodable(row: Row, fault: Exception) -> Fault:
+def _decode_fault(row: Row, fault: Exception) -> Fault:
     reason = str(fault).rpartition(": ")[2].rstrip(".")
     return Fault(
         row.location,
@@ -163,7 +170,7 @@ def _undecodable(row: Row, fault: Exception) -> Fault:
     )
 
 
-def _soundfile() -> Any:
+def _import_soundfile() -> Any:
     try:
         import soundfile
         import soxr  # noqa: F401  found out here, and not at the first file of another rate

@@ -6,16 +6,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from dtl.data.modalities.audio import as_heard
+from dtl.data.modalities.audio import to_float32
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-HEARD, MASKED = "heard", "masked"
+AUDIO_FEATURES, USES_MASK = "heard", "masked"
 
 
-def heard(samples_T: np.ndarray, extractor: Any) -> dict[str, Any]:
+def extract_features(samples_T: np.ndarray, extractor: Any) -> dict[str, Any]:
     """What the extractor makes of one sound: `heard`, (T,) or of its own shape, and whether padding
     beside it is to be told to the model (`masked`): models that were pretrained without a mask are
     used without one."""
@@ -23,24 +23,34 @@ def heard(samples_T: np.ndarray, extractor: Any) -> dict[str, Any]:
 
     name = extractor.model_input_names[0]
     made = extractor(
-        as_heard(samples_T), sampling_rate=extractor.sampling_rate, return_tensors="np"
+        to_float32(samples_T), sampling_rate=extractor.sampling_rate, return_tensors="np"
     )[name][0]
-    return {HEARD: np.asarray(made, dtype=np.float32), MASKED: _is_told(extractor)}
+    return {
+        AUDIO_FEATURES: np.asarray(made, dtype=np.float32),
+        USES_MASK: _uses_attention_mask(extractor),
+    }
 
 
-def blank(samples_T: np.ndarray, extractor: Any) -> dict[str, Any] | None:
+def blank_features(samples_T: np.ndarray, extractor: Any) -> dict[str, Any] | None:
     """Silence in the place of what `heard` makes; None where it would not tell how long that is."""
     import numpy as np
 
-    if not _gives_samples(extractor):
+    if not _outputs_waveform(extractor):
         return None
-    return {HEARD: np.zeros(len(samples_T), dtype=np.float32), MASKED: _is_told(extractor)}
+    return {
+        AUDIO_FEATURES: np.zeros(len(samples_T), dtype=np.float32),
+        USES_MASK: _uses_attention_mask(extractor),
+    }
 
 
-def why_beside(samples: np.ndarray, extractor: Any) -> str | None:
+def explain_batch_dependence(sample_counts: np.ndarray, extractor: Any) -> str | None:
     """Why what a model makes of a sound depends on those beside it in a batch; None: it does not.
     `samples`: how many each sound has (N,)."""
-    if _is_told(extractor) or not _gives_samples(extractor) or (samples == samples[0]).all():
+    if (
+        _uses_attention_mask(extractor)
+        or not _outputs_waveform(extractor)
+        or (sample_counts == sample_counts[0]).all()
+    ):
         return None
     return (
         "sounds are of different lengths and the base was pretrained without a mask for padding, "
@@ -48,23 +58,23 @@ def why_beside(samples: np.ndarray, extractor: Any) -> str | None:
     )
 
 
-def _gives_samples(extractor: Any) -> bool:
+def _outputs_waveform(extractor: Any) -> bool:
     """And not a spectrogram."""
     samples = extractor.model_input_names[0] == "input_values"
     return samples and not hasattr(extractor, "num_mel_bins")  # AST calls its spectrogram so too
 
 
-def _is_told(extractor: Any) -> bool:
+def _uses_attention_mask(extractor: Any) -> bool:
     return bool(getattr(extractor, "return_attention_mask", False))
 
 
-def pad_sounds(examples: list[dict[str, Any]], *, name: str) -> dict[str, Tensor]:
+def pad_audio(examples: list[dict[str, Any]], *, name: str) -> dict[str, Tensor]:
     """One tensor (B, T) or (B, T, F) under the model's name for it, padded with silence on the
     right; and the attention mask (B, T) where the model is told of padding."""
     import numpy as np
     import torch
 
-    sounds = [example[HEARD] for example in examples]
+    sounds = [example[AUDIO_FEATURES] for example in examples]
     longest = max(len(sound) for sound in sounds)
     padded = np.zeros((len(sounds), longest, *sounds[0].shape[1:]), dtype=np.float32)
     mask_BT = np.zeros((len(sounds), longest), dtype=np.int64)
@@ -72,4 +82,6 @@ def pad_sounds(examples: list[dict[str, Any]], *, name: str) -> dict[str, Tensor
         padded[place, : len(sound)] = sound
         mask_BT[place, : len(sound)] = 1
     batch = {name: torch.from_numpy(padded)}
-    return {**batch, "attention_mask": torch.from_numpy(mask_BT)} if examples[0][MASKED] else batch
+    return (
+        {**batch, "attention_mask": torch.from_numpy(mask_BT)} if examples[0][USES_MASK] else batch
+    )

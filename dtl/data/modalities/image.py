@@ -7,36 +7,36 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dtl.core.errors import DtlError, Fault
-from dtl.data.modalities.media_files import Undecodable, file_of
+from dtl.data.modalities.media_files import MediaDecodeError, resolve_media_file
 
 if TYPE_CHECKING:
     import numpy as np
 
     from dtl.data.sources.rows import Row
 
-BEHIND = (255, 255, 255)  # what a transparent picture is laid on
+BACKGROUND = (255, 255, 255)  # what a transparent picture is laid on
 
 
-def picture_fault(row: Row) -> Fault | None:
+def find_image_fault(row: Row) -> Fault | None:
     """What is wrong with a row's `image`, as its header and its place tell; None: nothing."""
     value = row.fields.get("image")
-    file = file_of(value, row.folder)
+    file = resolve_media_file(value, row.folder)
     if file is not None and not file.is_file():
         return Fault(
             row.location, f"there is no file {file}", "correct `image`, or put the file there"
         )
-    opened = _opened(row)
+    opened = _open_image(row)
     if opened is None:
-        return _no_picture(row, value)
-    image, unreadable = _pillow()
+        return _no_image_fault(row, value)
+    image, unreadable = _import_pillow()
     try:
         with image.open(opened):
             return None
     except unreadable as fault:
-        return _undecodable(row, fault)
+        return _decode_fault(row, fault)
 
 
-def picture_of(row: Row, *, longest_short_side: int | None = None) -> np.ndarray:
+def load_image(row: Row, *, max_short_side: int | None = None) -> np.ndarray:
     """Pixels (H, W, 3) uint8 of a row that `picture_fault` has passed: turned as the camera says,
     transparency laid on white. One whose shorter side is longer than asked is made smaller.
 
@@ -44,21 +44,21 @@ def picture_of(row: Row, *, longest_short_side: int | None = None) -> np.ndarray
     """
     import numpy as np
 
-    image, unreadable = _pillow()
+    image, unreadable = _import_pillow()
     try:
-        with image.open(_opened(row)) as opened:
-            picture = _rgb(opened)
+        with image.open(_open_image(row)) as opened:
+            picture = _convert_to_rgb(opened)
     except unreadable as fault:
-        raise Undecodable(_undecodable(row, fault)) from None
+        raise MediaDecodeError(_decode_fault(row, fault)) from None
     short = min(picture.size)
-    if longest_short_side is not None and short > longest_short_side:
-        scale = longest_short_side / short
+    if max_short_side is not None and short > max_short_side:
+        scale = max_short_side / short
         size = tuple(max(1, round(side * scale)) for side in picture.size)
         picture = picture.resize(size, image.Resampling.BICUBIC)
     return np.asarray(picture, dtype=np.uint8)
 
 
-def _rgb(opened: Any) -> Any:
+def _convert_to_rgb(opened: Any) -> Any:
     import numpy as np
     from PIL import Image, ImageOps
 
@@ -68,21 +68,21 @@ def _rgb(opened: Any) -> Any:
         picture = Image.fromarray((deep / (257.0 if deep.max() > 255 else 1.0)).astype(np.uint8))
     if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
         above = picture.convert("RGBA")
-        ground = Image.new("RGBA", above.size, (*BEHIND, 255))
+        ground = Image.new("RGBA", above.size, (*BACKGROUND, 255))
         return Image.alpha_composite(ground, above).convert("RGB")
     return picture.convert("RGB")
 
 
-def _opened(row: Row) -> Path | io.BytesIO | None:
+def _open_image(row: Row) -> Path | io.BytesIO | None:
     value: Any = row.fields.get("image")
-    file = file_of(value, row.folder)
+    file = resolve_media_file(value, row.folder)
     if file is not None:
         return file
     data = value.get("bytes") if isinstance(value, dict) else value
     return io.BytesIO(data) if isinstance(data, bytes) else None
 
 
-def _no_picture(row: Row, value: Any) -> Fault:
+def _no_image_fault(row: Row, value: Any) -> Fault:
     named = ", ".join(map(repr, row.fields)) or "nothing"
     return Fault(
         row.location,
@@ -93,7 +93,7 @@ def _no_picture(row: Row, value: Any) -> Fault:
     )
 
 
-def _undecodable(row: Row, fault: Exception) -> Fault:
+def _decode_fault(row: Row, fault: Exception) -> Fault:
     reason = " ".join(str(fault).split())[:120].rstrip(".")
     return Fault(
         row.location,
@@ -102,7 +102,7 @@ def _undecodable(row: Row, fault: Exception) -> Fault:
     )
 
 
-def _pillow() -> tuple[Any, tuple[type[Exception], ...]]:
+def _import_pillow() -> tuple[Any, tuple[type[Exception], ...]]:
     """The library, and what it raises for a file that is no picture."""
     try:
         from PIL import Image

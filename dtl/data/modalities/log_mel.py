@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from dtl.core.errors import DtlError
-from dtl.data.modalities.audio import as_heard
+from dtl.data.modalities.audio import to_float32
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,7 +35,7 @@ def extract_log_mel(samples_T: np.ndarray, extractor: Any) -> LogMel:
 
     with np.errstate(divide="ignore", invalid="ignore"):  # silence has no variance
         output = extractor(
-            as_heard(samples_T),
+            to_float32(samples_T),
             sampling_rate=extractor.sampling_rate,
             return_attention_mask=True,
             return_tensors="np",

@@ -9,7 +9,7 @@ from typing import Any
 
 from dtl.core.errors import DtlError
 
-ENDS = 4096  # bytes read of each end of a file: enough to tell two sounds or pictures apart
+DIGEST_BYTES = 4096  # bytes read of each end of a file: enough to tell two sounds or pictures apart
 SUFFIXES = {
     "audio": (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff", ".au", ".sph"),
     "image": (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff"),
@@ -21,11 +21,11 @@ ALIASES = {
 }
 
 
-class Undecodable(DtlError):
+class MediaDecodeError(DtlError):
     """A file whose header is good cannot be decoded to its end."""
 
 
-def renamed(fields: dict[str, Any], media: str) -> dict[str, Any]:
+def rename_media_column(fields: dict[str, Any], media: str) -> dict[str, Any]:
     """The fields, with what other tools call the column under its own name."""
     if media in fields:
         return fields
@@ -35,7 +35,7 @@ def renamed(fields: dict[str, Any], media: str) -> dict[str, Any]:
     return {media: fields[alias], **{k: v for k, v in fields.items() if k != alias}}
 
 
-def file_of(value: Any, folder: Path) -> Path | None:
+def resolve_media_file(value: Any, folder: Path) -> Path | None:
     """The file that a value names, relative to the folder that the row stands in; None for bytes
     and arrays."""
     if isinstance(value, dict) and value.get("bytes") is None and "array" not in value:
@@ -47,7 +47,7 @@ def file_of(value: Any, folder: Path) -> Path | None:
     return inside if inside.exists() or not path.exists() else path
 
 
-def digest_of_files(files: Iterable[tuple[str, Path]]) -> str:
+def digest_media_files(files: Iterable[tuple[str, Path]]) -> str:
     """SHA-256 over names, sizes and both ends of the files; what is not there counts as nothing."""
     digest = hashlib.sha256()
     for name, path in files:
@@ -56,8 +56,8 @@ def digest_of_files(files: Iterable[tuple[str, Path]]) -> str:
             continue
         size = path.stat().st_size
         with path.open("rb") as file:
-            digest.update(f"{size}\n".encode() + file.read(ENDS))
-            if size > ENDS:
-                file.seek(max(ENDS, size - ENDS))
+            digest.update(f"{size}\n".encode() + file.read(DIGEST_BYTES))
+            if size > DIGEST_BYTES:
+                file.seek(max(DIGEST_BYTES, size - DIGEST_BYTES))
                 digest.update(file.read())
     return digest.hexdigest()

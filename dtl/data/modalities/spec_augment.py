@@ -26,42 +26,46 @@ class SpecAugment:
     mask_feature_min_masks: int
 
     @classmethod
-    def of(cls, settings: Any) -> Self | None:
+    def from_config(cls, config: Any) -> Self | None:
         """What a model's config says; None where it has no such numbers."""
         names = cls.__dataclass_fields__
-        if not all(hasattr(settings, name) for name in names):
+        if not all(hasattr(config, name) for name in names):
             return None
-        return cls(**{name: getattr(settings, name) for name in names})
+        return cls(**{name: getattr(config, name) for name in names})
 
-    def masked(self, features_MT: np.ndarray, *, frames: int, draw: Generator) -> np.ndarray:
+    def mask_features(self, features_MT: np.ndarray, *, frames: int, rng: Generator) -> np.ndarray:
         """A copy with spans of 0 among the first `frames` frames, which hold the sound."""
         features_MT = features_MT.copy()
-        for start in spans(
+        for start in draw_span_starts(
             frames,
-            share=self.mask_time_prob,
+            fraction=self.mask_time_prob,
             length=self.mask_time_length,
-            least=self.mask_time_min_masks,
-            draw=draw,
+            min_spans=self.mask_time_min_masks,
+            rng=rng,
         ):
             features_MT[:, start : start + self.mask_time_length] = 0
-        for start in spans(
+        for start in draw_span_starts(
             features_MT.shape[0],
-            share=self.mask_feature_prob,
+            fraction=self.mask_feature_prob,
             length=self.mask_feature_length,
-            least=self.mask_feature_min_masks,
-            draw=draw,
+            min_spans=self.mask_feature_min_masks,
+            rng=rng,
         ):
             features_MT[start : start + self.mask_feature_length] = 0
         return features_MT
 
-    def as_json(self) -> dict[str, float]:
+    def to_dict(self) -> dict[str, float]:
         return asdict(self)
 
 
-def spans(size: int, *, share: float, length: int, least: int, draw: Generator) -> list[int]:
+def draw_span_starts(
+    size: int, *, fraction: float, length: int, min_spans: int, rng: Generator
+) -> list[int]:
     """Where spans of `length` begin, no two at one place; none where not even one fits."""
-    places = size - length + 1
-    if share <= 0 or places < 1:
+    positions = size - length + 1
+    if fraction <= 0 or positions < 1:
         return []
-    count = max(int(share * size / length + draw.random()), least)
-    return [int(start) for start in draw.choice(places, min(count, places, size // length), False)]
+    count = max(int(fraction * size / length + rng.random()), min_spans)
+    return [
+        int(start) for start in rng.choice(positions, min(count, positions, size // length), False)
+    ]

@@ -7,42 +7,50 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable
 from typing import Literal
 
-How = Literal["basic", "none"]
+Normalization = Literal["basic", "none"]
 Case = Literal["lower", "upper"]
-PAUSES = ("P", "S")  # Unicode categories: punctuation, symbols
+SEPARATOR_CATEGORIES = ("P", "S")  # Unicode categories: punctuation, symbols
 APOSTROPHES = "'\u2018\u2019\u02bc\u02bb"
 APOSTROPHE = "'"
 
 
-def speller(how: How, *, case: Case = "lower") -> Callable[[str], str]:
+def create_text_normalizer(
+    normalization: Normalization, *, case: Case = "lower"
+) -> Callable[[str], str]:
     """`basic`: one case, no punctuation, one blank between words. Apostrophes inside a word stay,
     as do marks on letters, and the joiners of Indic and Persian scripts. `none`: as written, but
     for blanks."""
-    return _squeezed if how == "none" else lambda text: _basic(text, case)
+    return (
+        _collapse_whitespace
+        if normalization == "none"
+        else lambda text: _normalize_basic(text, case)
+    )
 
 
-def _squeezed(text: str) -> str:
+def _collapse_whitespace(text: str) -> str:
     return " ".join(unicodedata.normalize("NFC", text).split())
 
 
-def _basic(text: str, case: Case) -> str:
-    written = unicodedata.normalize("NFC", text)
-    written = written.upper() if case == "upper" else written.lower()
-    kept = [
-        _sound(mark, before=written[place - 1 : place], after=written[place + 1 : place + 2])
-        for place, mark in enumerate(written)
+def _normalize_basic(text: str, case: Case) -> str:
+    normalized = unicodedata.normalize("NFC", text)
+    normalized = normalized.upper() if case == "upper" else normalized.lower()
+    characters = [
+        _normalize_character(
+            mark, before=normalized[place - 1 : place], after=normalized[place + 1 : place + 2]
+        )
+        for place, mark in enumerate(normalized)
     ]
-    return " ".join("".join(kept).split())
+    return " ".join("".join(characters).split())
 
 
-def _sound(mark: str, *, before: str, after: str) -> str:
-    if mark in APOSTROPHES and _is_letter(before) and _is_letter(after):
+def _normalize_character(character: str, *, before: str, after: str) -> str:
+    if character in APOSTROPHES and _is_letter(before) and _is_letter(after):
         return APOSTROPHE
-    return " " if unicodedata.category(mark)[0] in PAUSES else mark
+    return " " if unicodedata.category(character)[0] in SEPARATOR_CATEGORIES else character
 
 
-def _is_letter(mark: str) -> bool:
-    return mark != "" and unicodedata.category(mark)[0] in "LM"
+def _is_letter(character: str) -> bool:
+    return character != "" and unicodedata.category(character)[0] in "LM"
 
 
 def count_characters(texts: Iterable[str]) -> dict[str, int]:
@@ -53,8 +61,8 @@ def count_characters(texts: Iterable[str]) -> dict[str, int]:
     return dict(sorted(found.items()))
 
 
-def case_of(known: Collection[str]) -> Case:
+def detect_case(vocabulary: Collection[str]) -> Case:
     """The case of a vocabulary: upper where it has capitals alone, as that of Librispeech."""
-    letters = [token for token in known if len(token) == 1]
+    letters = [token for token in vocabulary if len(token) == 1]
     only_capitals = any(map(str.isupper, letters)) and not any(map(str.islower, letters))
     return "upper" if only_capitals else "lower"

@@ -8,8 +8,7 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from dtl.core.cache_folder import folder as cache_folder
-from dtl.core.cache_folder import write_note
+from dtl.core.cache_folder import cache_folder, write_cache_file
 
 STAT_FIELDS = ("st_dev", "st_ino", "st_size", "st_mtime_ns", "st_ctime_ns")
 MIN_FILE_AGE_SECONDS = 2.0  # a younger file may change again without a new time stamp
@@ -40,5 +39,5 @@ def _cached_digest_file(path: Path) -> bytes:
     digest = _digest_file(path)
     age_seconds = time.time() - max(before.st_mtime, before.st_ctime)
     if age_seconds > MIN_FILE_AGE_SECONDS and path.stat() == before:
-        write_note(cached, digest.hex())
+        write_cache_file(cached, digest.hex())
     return digest

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from dtl.data.modalities.media_files import SUFFIXES, renamed
+from dtl.data.modalities.media_files import SUFFIXES, rename_media_column
 from dtl.data.sources.delimited_text import read_tsv
 from dtl.data.sources.results import ReadResult
 
@@ -74,7 +74,7 @@ def _detect_common_voice(folder: Path, split: str | None) -> MediaFolder | None:
                 yield result
                 continue
             location, raw_fields = result
-            fields = renamed(dict(raw_fields), "audio")
+            fields = rename_media_column(dict(raw_fields), "audio")
             if "sentence" in fields:
                 fields["text"] = fields.pop("sentence")
             yield location, fields

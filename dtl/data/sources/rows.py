@@ -12,7 +12,11 @@ from pathlib import Path
 
 from dtl.config.schema import Source
 from dtl.core.errors import DtlError, Fault, near
-from dtl.data.modalities.media_files import digest_of_files, file_of, renamed
+from dtl.data.modalities.media_files import (
+    digest_media_files,
+    rename_media_column,
+    resolve_media_file,
+)
 from dtl.data.sources.content import SourceContent, open_source
 from dtl.data.sources.naming import format_names
 from dtl.data.sources.random_access import RandomAccessReader, open_random_access_readers
@@ -155,7 +159,7 @@ class Rows:
             self._columns,
         ]
         if self._media is not None:
-            parts.append(digest_of_files(self._iter_media_files(self._media)))
+            parts.append(digest_media_files(self._iter_media_files(self._media)))
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def _iter_media_files(self, media: str) -> Iterator[tuple[str, Path]]:
@@ -164,8 +168,12 @@ class Rows:
             if isinstance(result, Fault):
                 continue
             column = self._columns.get(media)
-            value = result[1].get(column) if column else renamed(result[1], media).get(media)
-            if (file := file_of(value, self._content.folder)) is not None:
+            value = (
+                result[1].get(column)
+                if column
+                else rename_media_column(result[1], media).get(media)
+            )
+            if (file := resolve_media_file(value, self._content.folder)) is not None:
                 yield str(value), file
 
     def validate_row(self, index: int, result: ReadResult) -> Row | Fault:
@@ -184,7 +192,7 @@ class Rows:
                 )
             fields[name] = raw_fields[column]
         if self._media is not None:
-            fields = renamed(fields, self._media)
+            fields = rename_media_column(fields, self._media)
         row = Row(index, location, fields, self._content.folder)
         return self._check(row) or row
 

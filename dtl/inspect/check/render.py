@@ -9,118 +9,122 @@ from typing import Any
 import numpy as np
 
 from dtl.core.errors import Fault
-from dtl.inspect.check.findings import Finding, longest_for
-from dtl.inspect.check.media import Picture, Sound
-from dtl.inspect.check.preview import Shown
-from dtl.inspect.check.stats import SourceFacts
+from dtl.inspect.check.findings import Finding, recommend_limit
+from dtl.inspect.check.media import AudioStats, ImageStats
+from dtl.inspect.check.preview import Preview
+from dtl.inspect.check.stats import SourceStats
 
-BARS, WIDTH = 8, 30  # of a histogram
-FAULTS_SHOWN = 5
-LEARNT = "\033[1;32m{}\033[0m"  # bold green
+HISTOGRAM_BINS, BAR_WIDTH = 8, 30  # of a histogram
+MAX_FAULTS_DISPLAYED = 5
+SUPERVISED_STYLE = "\033[1;32m{}\033[0m"  # bold green
 
 
-def source_summary(source: SourceFacts) -> dict[str, Any]:
+def summarize_source(source: SourceStats) -> dict[str, Any]:
     """Of one source, as JSON."""
     sums = source.tokens
     return {
         "name": source.name,
         "rows": source.rows,
         "examples": source.examples,
-        "at_fault": [_fault(fault) for fault in (*source.at_fault, *source.undecodable)],
-        "left_out": source.left_out,
-        "length_unit": source.unit,
-        "lengths": histogram(source.lengths),
-        "learnt_share": sums.learnt / sums.all if sums.all else None,
-        "unknown_share": sums.unknown / sums.all if sums.all else None,
-        "looked_at": sums.looked_at,
-        "cut": {option: len(places) for option, places in sums.cut.items()},
-        "answers_cut": len(sums.answers_cut),
-        "answers_gone": len(sums.answers_gone),
-        "limits_that_would_do": {k: longest_for(v) for k, v in sums.lengths.items()},
-        "labels": dict(Counter(label for note in source.notes for label in note.labels)),
-        "sounds": _sounds(source),
-        "pictures": _pictures(source),
+        "at_fault": [
+            _fault_to_dict(fault) for fault in (*source.invalid_rows, *source.corrupted_media)
+        ],
+        "left_out": source.skipped_rows,
+        "length_unit": source.length_unit,
+        "lengths": compute_histogram(source.lengths),
+        "learnt_share": sums.supervised / sums.total if sums.total else None,
+        "unknown_share": sums.unknown / sums.total if sums.total else None,
+        "looked_at": sums.sampled,
+        "cut": {option: len(places) for option, places in sums.truncated.items()},
+        "answers_cut": len(sums.truncated_targets),
+        "answers_gone": len(sums.lost_targets),
+        "limits_that_would_do": {k: recommend_limit(v) for k, v in sums.lengths.items()},
+        "labels": dict(Counter(label for note in source.summaries for label in note.labels)),
+        "sounds": _summarize_audio(source),
+        "pictures": _summarize_images(source),
     }
 
 
-def _fault(fault: Fault) -> dict[str, str]:
+def _fault_to_dict(fault: Fault) -> dict[str, str]:
     return {"place": fault.location, "reason": fault.problem}
 
 
-def _sounds(source: SourceFacts) -> dict[str, Any] | None:
-    sounds = [medium for medium in source.media if isinstance(medium, Sound)]
+def _summarize_audio(source: SourceStats) -> dict[str, Any] | None:
+    sounds = [medium for medium in source.media if isinstance(medium, AudioStats)]
     if not sounds:
         return None
     return {
         "looked_at": len(sounds),
-        "rates": dict(Counter(sound.rate for sound in sounds)),
-        "seconds": histogram([sound.seconds for sound in sounds]),
+        "rates": dict(Counter(sound.sampling_rate for sound in sounds)),
+        "seconds": compute_histogram([sound.seconds for sound in sounds]),
     }
 
 
-def _pictures(source: SourceFacts) -> dict[str, Any] | None:
-    sizes = [min(p.width, p.height) for p in source.media if isinstance(p, Picture)]
-    return {"looked_at": len(sizes), "shorter_side": histogram(sizes)} if sizes else None
+def _summarize_images(source: SourceStats) -> dict[str, Any] | None:
+    sizes = [min(p.width, p.height) for p in source.media if isinstance(p, ImageStats)]
+    return {"looked_at": len(sizes), "shorter_side": compute_histogram(sizes)} if sizes else None
 
 
-def source_lines(source: SourceFacts) -> Iterator[str]:
+def format_source(source: SourceStats) -> Iterator[str]:
     """Of one source, for a terminal."""
-    told, sums = source_summary(source), source.tokens
+    summary, sums = summarize_source(source), source.tokens
     yield f"{source.name}: {source.examples} examples of {source.rows} rows"
-    bad = told["at_fault"]
-    yield from (f"  at fault: {one['place']} ({one['reason']})" for one in bad[:FAULTS_SHOWN])
-    if len(bad) > FAULTS_SHOWN:
-        yield f"  at fault: {len(bad) - FAULTS_SHOWN} more, which --json lists"
-    yield from (f"  left out: {len(v)} ({why})" for why, v in source.left_out.items())
-    if sums.learnt:
-        yield f"  learnt: {sums.learnt / sums.all:.1%} of the tokens, those in the examples' marks"
-    if sums.answers:
-        ended = sums.answers - len(sums.unended)
-        yield f"  end learnt: in {ended} of {sums.answers} answers"
-    for option, limit in told["limits_that_would_do"].items():
-        cut = told["cut"].get(option, 0)
-        yield f"  task.{option}: cuts {cut} of {sums.looked_at}; 99 % have at most {limit} tokens"
-    if told["labels"]:
-        yield "  labels: " + ", ".join(f"{label} {n}" for label, n in told["labels"].items())
-    yield from _length_lines(told)
+    bad = summary["at_fault"]
+    yield from (
+        f"  at fault: {one['place']} ({one['reason']})" for one in bad[:MAX_FAULTS_DISPLAYED]
+    )
+    if len(bad) > MAX_FAULTS_DISPLAYED:
+        yield f"  at fault: {len(bad) - MAX_FAULTS_DISPLAYED} more, which --json lists"
+    yield from (f"  left out: {len(v)} ({why})" for why, v in source.skipped_rows.items())
+    if sums.supervised:
+        yield f"  learnt: {sums.supervised / sums.total:.1%} of the tokens, those in the examples' marks"
+    if sums.targets:
+        ended = sums.targets - len(sums.missing_eos)
+        yield f"  end learnt: in {ended} of {sums.targets} answers"
+    for option, limit in summary["limits_that_would_do"].items():
+        cut = summary["cut"].get(option, 0)
+        yield f"  task.{option}: cuts {cut} of {sums.sampled}; 99 % have at most {limit} tokens"
+    if summary["labels"]:
+        yield "  labels: " + ", ".join(f"{label} {n}" for label, n in summary["labels"].items())
+    yield from _format_lengths(summary)
 
 
-def _length_lines(told: dict[str, Any]) -> Iterator[str]:
-    if sounds := told["sounds"]:
+def _format_lengths(summary: dict[str, Any]) -> Iterator[str]:
+    if sounds := summary["sounds"]:
         yield f"  sounds looked at: {sounds['looked_at']}; rates in Hz: {sounds['rates']}; seconds:"
-        yield from _bars(sounds["seconds"])
-    elif pictures := told["pictures"]:
+        yield from _format_bars(sounds["seconds"])
+    elif pictures := summary["pictures"]:
         yield f"  pictures looked at: {pictures['looked_at']}; shorter side in pixels:"
-        yield from _bars(pictures["shorter_side"])
+        yield from _format_bars(pictures["shorter_side"])
     else:
-        yield f"  length in {told['length_unit']}:"
-        yield from _bars(told["lengths"])
+        yield f"  length in {summary['length_unit']}:"
+        yield from _format_bars(summary["lengths"])
 
 
-def example_line(shown: Shown, *, colour: bool) -> str:
+def format_preview(preview: Preview, *, color: bool) -> str:
     """Learnt tokens are coloured, or stand in brackets."""
-    mark = LEARNT if colour else "⟦{}⟧"
-    drawn = "".join(mark.format(text) if learnt else text for text, learnt in shown.runs)
-    return f"example {shown.place}: {drawn}"
+    mark = SUPERVISED_STYLE if color else "⟦{}⟧"
+    drawn = "".join(mark.format(text) if learnt else text for text, learnt in preview.spans)
+    return f"example {preview.location}: {drawn}"
 
 
-def finding_line(finding: Finding) -> str:
-    return f"{'FAULT' if finding.wastes else 'warning'}: {finding.fault}"
+def format_finding(finding: Finding) -> str:
+    return f"{'FAULT' if finding.is_fatal else 'warning'}: {finding.fault}"
 
 
-def histogram(values: Sequence[float]) -> list[tuple[float, float, int]]:
+def compute_histogram(values: Sequence[float]) -> list[tuple[float, float, int]]:
     """Bars of equal width: from, to, count; of whole numbers, both ends belong to the bar."""
     if not all(isinstance(value, int) for value in values):
-        counts, edges = np.histogram(values, bins=BARS if len(set(values)) > 1 else 1)
+        counts, edges = np.histogram(values, bins=HISTOGRAM_BINS if len(set(values)) > 1 else 1)
         ends = np.round(edges, 2).tolist()
         return list(zip(ends[:-1], ends[1:], counts.tolist(), strict=True))
-    width = -(-(max(values) - min(values) + 1) // BARS)
+    width = -(-(max(values) - min(values) + 1) // HISTOGRAM_BINS)
     starts = range(int(min(values)), int(max(values)) + 1, int(width))
     inside = Counter((value - starts[0]) // width for value in values)
     return [(start, start + width - 1, inside[n]) for n, start in enumerate(starts)]
 
 
-def _bars(bars: Sequence[tuple[float, float, int]]) -> Iterator[str]:
+def _format_bars(bars: Sequence[tuple[float, float, int]]) -> Iterator[str]:
     most = max(count for *_, count in bars) or 1
     for start, end, count in bars:
-        yield f"    {start:>8g} to {end:<8g} {'█' * round(WIDTH * count / most)} {count}"
+        yield f"    {start:>8g} to {end:<8g} {'█' * round(BAR_WIDTH * count / most)} {count}"

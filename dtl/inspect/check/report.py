@@ -9,47 +9,47 @@ from dtl.assembly.parts import Parts
 from dtl.config.schema import Data, RunConfig
 from dtl.core.errors import DtlError, Fault
 from dtl.data.cache.encoded import EncodedData
-from dtl.data.modalities.media_files import Undecodable
+from dtl.data.modalities.media_files import MediaDecodeError
 from dtl.data.sources.rows import Row
-from dtl.inspect.check.findings import Finding, findings
-from dtl.inspect.check.media import decoding_fault
-from dtl.inspect.check.preview import Shown, choose
-from dtl.inspect.check.render import example_line, finding_line, source_lines, source_summary
-from dtl.inspect.check.stats import SourceFacts, gather
+from dtl.inspect.check.findings import Finding, find_problems
+from dtl.inspect.check.media import find_decode_fault
+from dtl.inspect.check.preview import Preview, preview_examples
+from dtl.inspect.check.render import format_finding, format_preview, format_source, summarize_source
+from dtl.inspect.check.stats import SourceStats, collect_source_stats
 from dtl.prepare.dataset import Examples, ReadSource, prepare, split
 from dtl.tasks.base import Task
 
 
 @dataclass(frozen=True)
-class Report:
+class DataReport:
     """What `dtl check` found."""
 
-    sources: tuple[SourceFacts, ...]
+    sources: tuple[SourceStats, ...]
     findings: tuple[Finding, ...]
-    shown: tuple[Shown, ...]
+    previews: tuple[Preview, ...]
 
     @property
     def exit_code(self) -> int:
         """2 where a run would be wasted."""
-        return 2 if any(finding.wastes for finding in self.findings) else 0
+        return 2 if any(finding.is_fatal for finding in self.findings) else 0
 
     def to_dict(self) -> dict[str, Any]:
         """The same as JSON."""
         return {
-            "sources": [source_summary(source) for source in self.sources],
+            "sources": [summarize_source(source) for source in self.sources],
             "findings": [asdict(finding) for finding in self.findings],
-            "examples": [asdict(shown) for shown in self.shown],
+            "examples": [asdict(shown) for shown in self.previews],
         }
 
-    def lines(self, *, colour: bool = False) -> list[str]:
+    def format_lines(self, *, color: bool = False) -> list[str]:
         """For a terminal; learnt tokens are coloured, or stand in brackets."""
-        told = [line for source in self.sources for line in source_lines(source)]
-        told += [example_line(shown, colour=colour) for shown in self.shown]
-        told += [finding_line(finding) for finding in self.findings]
-        return told if self.findings else [*told, "nothing is wrong with the data"]
+        lines = [line for source in self.sources for line in format_source(source)]
+        lines += [format_preview(shown, color=color) for shown in self.previews]
+        lines += [format_finding(finding) for finding in self.findings]
+        return lines if self.findings else [*lines, "nothing is wrong with the data"]
 
 
-def look(config: RunConfig, parts: Parts) -> Report:
+def check_data(config: RunConfig, parts: Parts) -> DataReport:
     """Read, encode (or take from the cache) and look. Rows at fault are findings; what else stops a
     run raises DtlError as a run would."""
     encoded = config.data.train.model_copy(update={"streaming": False})  # all is looked at
@@ -61,22 +61,22 @@ def look(config: RunConfig, parts: Parts) -> Report:
         }
     )
     try:
-        return _look(config, parts, prepare(lenient, parts), undecodable={})
-    except Undecodable:
-        check = _Decoding(parts.task)
+        return _create_report(config, parts, prepare(lenient, parts), decode_faults={})
+    except MediaDecodeError:
+        check = _DecodingCheck(parts.task)
         examples = prepare(lenient, parts, check=check)
-        return _look(config, parts, examples, undecodable=check.found)
+        return _create_report(config, parts, examples, decode_faults=check.faults)
     except DtlError:
         prepare(config, parts)  # what a run would tell, where too few rows are good to go on
         raise
 
 
-class _Decoding:
+class _DecodingCheck:
     """A task's check that also decodes a row's media to its end, once for each row."""
 
     def __init__(self, task: Task) -> None:
         self.task = task
-        self.found: dict[str, Fault] = {}
+        self.faults: dict[str, Fault] = {}
         self._decoded: set[str] = set()
 
     def __call__(self, row: Row) -> Fault | None:
@@ -84,37 +84,40 @@ class _Decoding:
             return fault
         if row.location not in self._decoded:
             self._decoded.add(row.location)
-            if fault := decoding_fault(row, str(self.task.media_column)):
-                self.found[row.location] = fault
-        return self.found.get(row.location)
+            if fault := find_decode_fault(row, str(self.task.media_column)):
+                self.faults[row.location] = fault
+        return self.faults.get(row.location)
 
 
-def _look(
-    config: RunConfig, parts: Parts, examples: Examples, *, undecodable: dict[str, Fault]
-) -> Report:
+def _create_report(
+    config: RunConfig, parts: Parts, examples: Examples, *, decode_faults: dict[str, Fault]
+) -> DataReport:
     train_rows, held_out_rows = split(config, parts.task, examples.sources, examples.mixed)
     assert isinstance(examples.train, EncodedData), "for a look nothing is streamed"
-    train = gather("train", train_rows, examples.train, parts.task, examples)
+    train = collect_source_stats("train", train_rows, examples.train, parts.task, examples)
     held_out = None
     if held_out_rows is not None and examples.held_out is not None:
-        held_out = gather("held out", held_out_rows, examples.held_out, parts.task, examples)
-    train = _with_faults(train, examples.sources[0], config.data, undecodable)
+        held_out = collect_source_stats(
+            "held out", held_out_rows, examples.held_out, parts.task, examples
+        )
+    train = _add_invalid_rows(train, examples.sources[0], config.data, decode_faults)
     if held_out is not None and len(examples.sources) > 1:
-        held_out = _with_faults(held_out, examples.sources[1], config.data, undecodable)
+        held_out = _add_invalid_rows(held_out, examples.sources[1], config.data, decode_faults)
     sources = (train,) if held_out is None else (train, held_out)
-    shown = tuple(choose(train_rows, examples, parts.task))
-    return Report(sources, findings(train, held_out), shown)
+    shown = tuple(preview_examples(train_rows, examples, parts.task))
+    return DataReport(sources, find_problems(train, held_out), shown)
 
 
-def _with_faults(
-    facts: SourceFacts, source: ReadSource, data: Data, undecodable: dict[str, Fault]
-) -> SourceFacts:
+def _add_invalid_rows(
+    stats: SourceStats, source: ReadSource, data: Data, decode_faults: dict[str, Fault]
+) -> SourceStats:
     """Add the rows at fault of a source; where it is split, the training part has them all."""
-    bad = tuple(fault for fault in source.bad if fault.location not in undecodable)
+    bad = tuple(fault for fault in source.bad if fault.location not in decode_faults)
     share = len(bad) / (source.good + len(source.bad))
     return replace(
-        facts,
-        at_fault=bad,
-        undecodable=tuple(fault for fault in source.bad if fault.location in undecodable),
-        stops=bool(bad) and (data.on_bad_row == "fail" or share > data.max_bad_fraction),
+        stats,
+        invalid_rows=bad,
+        corrupted_media=tuple(fault for fault in source.bad if fault.location in decode_faults),
+        invalid_rows_stop_run=bool(bad)
+        and (data.on_bad_row == "fail" or share > data.max_bad_fraction),
     )

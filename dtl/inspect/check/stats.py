@@ -11,31 +11,35 @@ from typing import Any
 
 from dtl.core.errors import Fault
 from dtl.data.cache.encoded import EncodedData
-from dtl.data.example import Encoded
+from dtl.data.example import EncodedExample
 from dtl.data.sources.rows import Row
-from dtl.inspect.check.media import Picture, Sound, digest_of_medium, medium_of
+from dtl.inspect.check.media import AudioStats, ImageStats, digest_media, measure_media
 from dtl.prepare.dataset import Examples
 from dtl.tasks.base import Task, TokenSpan
 
-LOOKED_AT = 20_000  # examples whose tokens are looked at, evenly spaced
-MEDIA_LOOKED_AT = 200  # sounds or pictures that are decoded, evenly spaced
-WHOLE = 100_000  # tokens; the limit under which a row is encoded again, to see what was cut
-ENDLESS = 2**31  # tokens; more than any model reads
-CLOSING = 3  # last tokens of an answer among which its end is: a template may add a line break
+MAX_SAMPLED_EXAMPLES = 20_000  # examples whose tokens are looked at, evenly spaced
+MAX_SAMPLED_MEDIA = 200  # sounds or pictures that are decoded, evenly spaced
+UNLIMITED_OPTION = (
+    100_000  # tokens; the limit under which a row is encoded again, to see what was cut
+)
+UNLIMITED_MODEL = 2**31  # tokens; more than any model reads
+MAX_EOS_DISTANCE = (
+    3  # last tokens of an answer among which its end is: a template may add a line break
+)
 
 
 @dataclass(frozen=True)
-class Note:
+class RowSummary:
     """A row: where it stands, a digest of what it gives, and what should come out."""
 
-    place: str
-    given: str
-    answer: str | None
+    location: str
+    input_digest: str
+    target: str | None
     labels: tuple[str, ...]
 
 
 @dataclass
-class Tokens:
+class TokenStats:
     """Sums over the examples that were looked at; places of those at fault.
 
     `limits`: the task's options, in tokens; `reads`: what the model reads at most, whatever the
@@ -43,132 +47,139 @@ class Tokens:
     """
 
     limits: dict[str, int] = field(default_factory=dict)
-    reads: dict[str, int] = field(default_factory=dict)
+    model_limits: dict[str, int] = field(default_factory=dict)
     end_token: bool | None = None
-    looked_at: int = 0
-    all: int = 0
-    learnt: int = 0
+    sampled: int = 0
+    total: int = 0
+    supervised: int = 0
     unknown: int = 0
-    unknown_in: list[str] = field(default_factory=list)
-    unended: list[str] = field(default_factory=list)
-    answers: int = 0
-    cut: dict[str, list[str]] = field(default_factory=dict)
-    answers_cut: list[str] = field(default_factory=list)
-    answers_gone: list[str] = field(default_factory=list)
+    unknown_locations: list[str] = field(default_factory=list)
+    missing_eos: list[str] = field(default_factory=list)
+    targets: int = 0
+    truncated: dict[str, list[str]] = field(default_factory=dict)
+    truncated_targets: list[str] = field(default_factory=list)
+    lost_targets: list[str] = field(default_factory=list)
     lengths: dict[str, list[int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class SourceFacts:
+class SourceStats:
     """All of one source; `left_out`: the places for each reason. `at_fault`: rows that cannot be
     read, `stops`: so many that they stop a run; `undecodable`: those that stop any run."""
 
     name: str
-    unit: str
-    notes: tuple[Note, ...]
+    length_unit: str
+    summaries: tuple[RowSummary, ...]
     examples: int
-    left_out: dict[str, list[str]]
+    skipped_rows: dict[str, list[str]]
     lengths: tuple[int, ...]
-    tokens: Tokens
-    media: tuple[Sound | Picture, ...]
-    at_fault: tuple[Fault, ...] = ()
-    undecodable: tuple[Fault, ...] = ()
-    stops: bool = False
+    tokens: TokenStats
+    media: tuple[AudioStats | ImageStats, ...]
+    invalid_rows: tuple[Fault, ...] = ()
+    corrupted_media: tuple[Fault, ...] = ()
+    invalid_rows_stop_run: bool = False
 
     @property
     def rows(self) -> int:
         """With those that cannot be read."""
-        return len(self.notes) + len(self.at_fault) + len(self.undecodable)
+        return len(self.summaries) + len(self.invalid_rows) + len(self.corrupted_media)
 
 
-def gather(
+def collect_source_stats(
     name: str, rows: Iterable[Row], data: EncodedData, task: Task, examples: Examples
-) -> SourceFacts:
+) -> SourceStats:
     """One pass over the rows; those that may have been cut are encoded again without a limit."""
-    reasons, encoder = data.left_out, _encoder(task, examples, endless=True)
-    step = -(-len(data) // LOOKED_AT) or 1
+    reasons, encoder = (
+        data.skipped_rows,
+        _create_unlimited_encoder(task, examples, ignore_model_limits=True),
+    )
+    step = -(-len(data) // MAX_SAMPLED_EXAMPLES) or 1
     at = {int(data.rows[number]): number for number in range(0, len(data), step)}
-    every = -(-data.census.rows // MEDIA_LOOKED_AT) or 1
-    special = _Special.of(examples.processor)
-    notes: list[Note] = []
-    media: list[Sound | Picture] = []
+    every = -(-data.summary.rows // MAX_SAMPLED_MEDIA) or 1
+    special = _SpecialTokens.from_processor(examples.processor)
+    notes: list[RowSummary] = []
+    media: list[AudioStats | ImageStats] = []
     left_out: dict[str, list[str]] = {}
     longest: dict[str, tuple[int, Row]] = {}
-    tokens = Tokens(
+    tokens = TokenStats(
         limits={option: getattr(task.options, option) for option in task.truncation_options},
         end_token=getattr(task.options, "end_token", None),
     )
-    positions = _positions(examples)
-    shortest = min([positions, _own_limit(examples), *tokens.limits.values()])
+    positions = _max_positions(examples)
+    shortest = min([positions, _tokenizer_limit(examples), *tokens.limits.values()])
     for count, row in enumerate(rows):
-        notes.append(note := _note(row, task))
+        notes.append(note := _summarize_row(row, task))
         if task.media_column and count % every == 0:
-            media.append(medium_of(row, task.media_column))
+            media.append(measure_media(row, task.media_column))
         if row.index in reasons:
             left_out.setdefault(reasons[row.index], []).append(row.location)
         if row.index in reasons or row.index in at:
             values = data[at[row.index]] if row.index in at else None
             near = values is None or int(data.lengths[at[row.index]]) >= shortest
             full = encoder(row) if encoder and near else None
-            found = full.values if isinstance(full, Encoded) else values
-            for option, length in _lengths(found, task).items():
+            found = full.values if isinstance(full, EncodedExample) else values
+            for option, length in _measure_lengths(found, task).items():
                 longest[option] = max(longest.get(option, (0, row)), (length, row), key=_length)
-            _add(tokens, note, values, found, task=task, special=special, positions=positions)
-    tokens.reads = _model_reads(longest, task, examples)
-    return SourceFacts(
+            _add_example(
+                tokens, note, values, found, task=task, special=special, positions=positions
+            )
+    tokens.model_limits = _find_model_limits(longest, task, examples)
+    return SourceStats(
         name=name,
-        unit=task.length_unit,
-        notes=tuple(notes),
+        length_unit=task.length_unit,
+        summaries=tuple(notes),
         examples=len(data),
-        left_out=left_out,
+        skipped_rows=left_out,
         lengths=tuple(data.lengths.tolist()),
         tokens=tokens,
         media=tuple(media),
     )
 
 
-def _note(row: Row, task: Task) -> Note:
+def _summarize_row(row: Row, task: Task) -> RowSummary:
     lesson = task.preview(row)
     given = lesson.input
-    given = digest_of_medium(row, str(task.media_column)) if given is None else _normal(given)
+    given = digest_media(row, str(task.media_column)) if given is None else _normalize_text(given)
     digest = hashlib.sha256(given.encode("utf-8", "replace")).hexdigest()[:32]
-    return Note(row.location, digest, lesson.target, lesson.labels)
+    return RowSummary(row.location, digest, lesson.target, lesson.labels)
 
 
-def _normal(text: str) -> str:
+def _normalize_text(text: str) -> str:
     """Without what a reader does not see: case, width, runs of blanks."""
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
-def _encoder(task: Task, examples: Examples, *, endless: bool) -> Any:
+def _create_unlimited_encoder(task: Task, examples: Examples, *, ignore_model_limits: bool) -> Any:
     """The same encoder with the options out of reach; None where the task has no limit. `endless`:
     so are the limits of the model and its tokenizer."""
     if not task.truncation_options:
         return None
-    raised = {name: max(WHOLE, getattr(task.options, name)) for name in task.truncation_options}
+    raised = {
+        name: max(UNLIMITED_OPTION, getattr(task.options, name)) for name in task.truncation_options
+    }
     processor, settings = copy.deepcopy(examples.processor), copy.copy(examples.settings)
-    if endless:
-        settings.max_position_embeddings = ENDLESS
+    if ignore_model_limits:
+        settings.max_position_embeddings = UNLIMITED_MODEL
         if hasattr(processor, "model_max_length"):
-            processor.model_max_length = ENDLESS
+            processor.model_max_length = UNLIMITED_MODEL
     free = type(task)(task.options.model_copy(update=raised))
-    return free.encoder(processor, examples.facts, settings)
+    return free.encoder(processor, examples.dataset_stats, settings)
 
 
-def _model_reads(
+def _find_model_limits(
     longest: dict[str, tuple[int, Row]], task: Task, examples: Examples
 ) -> dict[str, int]:
     """What the model reads of the longest rows, if the options let it; ENDLESS: all of them."""
-    encoder, reads = _encoder(task, examples, endless=False), {}
+    encoder, reads = _create_unlimited_encoder(task, examples, ignore_model_limits=False), {}
     for option, (length, row) in longest.items():
         found = encoder(row)
-        whole = isinstance(found, Encoded)
-        kept = _lengths(found.values, task)[option] if whole else _positions(examples)
-        reads[option] = kept if kept < length else ENDLESS
+        whole = isinstance(found, EncodedExample)
+        kept = _measure_lengths(found.values, task)[option] if whole else _max_positions(examples)
+        reads[option] = kept if kept < length else UNLIMITED_MODEL
     return reads
 
 
-def _lengths(values: dict[str, Any] | None, task: Task) -> dict[str, int]:
+def _measure_lengths(values: dict[str, Any] | None, task: Task) -> dict[str, int]:
     """Tokens of an example, for each limit."""
     if values is None:
         return {}
@@ -182,23 +193,25 @@ def _length(found: tuple[int, Row]) -> int:
     return found[0]
 
 
-def _positions(examples: Examples) -> int:
-    return getattr(examples.settings, "max_position_embeddings", None) or ENDLESS
+def _max_positions(examples: Examples) -> int:
+    return getattr(examples.settings, "max_position_embeddings", None) or UNLIMITED_MODEL
 
 
-def _own_limit(examples: Examples) -> int:
-    return int(min(ENDLESS, getattr(examples.processor, "model_max_length", ENDLESS)))
+def _tokenizer_limit(examples: Examples) -> int:
+    return int(
+        min(UNLIMITED_MODEL, getattr(examples.processor, "model_max_length", UNLIMITED_MODEL))
+    )
 
 
 @dataclass(frozen=True)
-class _Special:
+class _SpecialTokens:
     """Tokens that are no text. `unknown`: None where the tokenizer has none of its own."""
 
     all: frozenset[int]
     unknown: int | None
 
     @classmethod
-    def of(cls, processor: Any) -> _Special | None:
+    def from_processor(cls, processor: Any) -> _SpecialTokens | None:
         """None for a processor without a tokenizer."""
         tokenizer = getattr(processor, "tokenizer", processor)
         if not hasattr(tokenizer, "get_vocab"):
@@ -209,47 +222,53 @@ class _Special:
         return cls(frozenset(tokenizer.all_special_ids), unknown)
 
 
-def _add(
-    sums: Tokens,
-    note: Note,
+def _add_example(
+    sums: TokenStats,
+    note: RowSummary,
     values: dict[str, Any] | None,
     full: dict[str, Any] | None,
     *,
     task: Task,
-    special: _Special | None,
+    special: _SpecialTokens | None,
     positions: int,
 ) -> None:
     """Add one row. `values`: as encoded, None for one left out; `full`: without a limit."""
     if full is None:
         return
-    sums.looked_at += 1
+    sums.sampled += 1
     was_cut = False
-    kept, was_cut = _lengths(values, task), False
-    for option, length in _lengths(full, task).items():
+    kept, was_cut = _measure_lengths(values, task), False
+    for option, length in _measure_lengths(full, task).items():
         sums.lengths.setdefault(option, []).append(length)
         reach = kept.get(option, min(sums.limits[option], positions))
         if reach < length:
-            sums.cut.setdefault(option, []).append(note.place)
+            sums.truncated.setdefault(option, []).append(note.location)
             was_cut = True
     parts = [] if values is None else task.token_spans(values)
-    kept_learnt = _learnt(parts)
-    if kept_learnt < _learnt(task.token_spans(full)) and (note.labels or note.answer is not None):
-        (sums.answers_cut if values is not None else sums.answers_gone).append(note.place)
-    sums.all += sum(len(part.tokens) for part in parts)
-    sums.learnt += kept_learnt
+    kept_learnt = _count_supervised(parts)
+    if kept_learnt < _count_supervised(task.token_spans(full)) and (
+        note.labels or note.target is not None
+    ):
+        (sums.truncated_targets if values is not None else sums.lost_targets).append(note.location)
+    sums.total += sum(len(part.tokens) for part in parts)
+    sums.supervised += kept_learnt
     if special is None or not parts:
         return
-    _add_unknown(sums, note.place, parts, special)
-    if task.supervises_eos and note.answer is not None and parts[-1].supervised and not was_cut:
-        sums.answers += 1
-        sums.unended += [note.place] * special.all.isdisjoint(parts[-1].tokens[-CLOSING:])
+    _count_unknown_tokens(sums, note.location, parts, special)
+    if task.supervises_eos and note.target is not None and parts[-1].supervised and not was_cut:
+        sums.targets += 1
+        sums.missing_eos += [note.location] * special.all.isdisjoint(
+            parts[-1].tokens[-MAX_EOS_DISTANCE:]
+        )
 
 
-def _add_unknown(sums: Tokens, place: str, parts: list[TokenSpan], special: _Special) -> None:
+def _count_unknown_tokens(
+    sums: TokenStats, place: str, parts: list[TokenSpan], special: _SpecialTokens
+) -> None:
     count = sum(part.tokens.count(special.unknown) for part in parts if special.unknown is not None)
     sums.unknown += count
-    sums.unknown_in += [place] * bool(count)
+    sums.unknown_locations += [place] * bool(count)
 
 
-def _learnt(parts: list[TokenSpan]) -> int:
+def _count_supervised(parts: list[TokenSpan]) -> int:
     return sum(len(part.tokens) for part in parts if part.supervised)

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from dtl.core.errors import DtlError
 from dtl.models.full_shape import full_shape
 from dtl.models.peft.adapters import (
-    load_adapter_tensors,
     check_adapter_folder,
-    vera_matrices,
-    find_task_type,
     collect_modules_to_save,
+    find_task_type,
+    load_adapter_tensors,
+    vera_matrices,
 )
 
 if TYPE_CHECKING:

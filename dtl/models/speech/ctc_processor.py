@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from dtl.core.errors import DtlError
-from dtl.data.modalities.spelling import case_of
+from dtl.data.modalities.spelling import detect_case
 from dtl.models.load import SpeechProcessor
 from dtl.models.speech import ctc_vocabulary
 
@@ -45,7 +45,7 @@ def adapt_ctc_processor(
         tokenizer = ctc_vocabulary.of_rows(
             dataset_stats["characters"], base=processor.tokenizer, language=language
         )
-    case = case_of(tokenizer.get_vocab())
+    case = detect_case(tokenizer.get_vocab())
     if uses_own and vocabulary is None:
         _check_unknown_characters(dataset_stats["characters"], tokenizer, case)
     stats = {

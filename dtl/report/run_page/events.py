@@ -1,4 +1,4 @@
-"""The section on events: launches, phases, loss spikes, skipped steps, checkpoints, skipped rows."""
+"""The section on events: launches, phases, loss spikes, skipped steps and rows, checkpoints."""
 
 from __future__ import annotations
 
@@ -85,7 +85,9 @@ def _list_skipped_rows(folder: RunFolder) -> list[Block]:
     rows = list(folder.skipped_rows())
     if not rows:
         return [Text("No rows were skipped.")]
-    listed = tuple((row["source"], row["place"], row["reason"]) for row in rows[:MAX_LISTED_ROWS])
+    listed = tuple(
+        (row["source"], row["location"], row["reason"]) for row in rows[:MAX_LISTED_ROWS]
+    )
     caption = f"Skipped rows: {len(rows):,}"
     if len(rows) > MAX_LISTED_ROWS:
         caption += f"; the first {MAX_LISTED_ROWS}, all rows: skipped_rows.jsonl"

@@ -23,7 +23,7 @@ def make_confusion_section(run: RunRecord) -> list[Block]:
     """Return the confusion matrix of a classification, and its most frequent confusions."""
     if not isinstance(run.task, Classification) or not run.eval_records:
         return []
-    labels = run.folder.facts["labels"]
+    labels = run.folder.dataset_stats["labels"]
     pairs: Pairs = Counter((one["label"], one["predicted"]) for one in run.eval_records)
     confusions: Pairs = Counter({pair: n for pair, n in pairs.items() if pair[0] != pair[1]})
     indices, note = list(range(len(labels))), list[Block]()

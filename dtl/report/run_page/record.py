@@ -64,7 +64,7 @@ class RunRecord:
     def evidence(self) -> Evidence:
         scored = self.scored or Scored(0, "unadapted")
         return evidence_of(
-            self.folder, self.task, self.folder.facts, step=scored.step, weights=scored.of
+            self.folder, self.task, self.folder.dataset_stats, step=scored.step, weights=scored.of
         )
 
     @property

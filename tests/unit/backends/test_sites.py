@@ -1,6 +1,6 @@
 """The sites that dtl brings: each file is valid, names its pages, and leads to a sound script.
 
-`python -m tests.unit.test_sites` writes the stored scripts anew.
+`python -m tests.unit.backends.test_sites` writes the stored scripts anew.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from dtl.backends.base import Job
-from dtl.backends.slurm import Plugin, read_site, site_names
+from dtl.backends.slurm import Plugin, list_sites, read_site
 from dtl.core.package_files import find_package_folder
 
 STORED = Path(__file__).parent / "golden"
@@ -27,25 +27,25 @@ SECRET = re.compile(
     r"(?i)\b(hf_[a-z0-9]{20,}|gh[pousr]_\w{20,}|sk-\w{20,}|AKIA[0-9A-Z]{16})\b"
     r"|-----BEGIN|(password|passwd|secret|token|api_?key)\s*[=:]\s*['\"]?\w"
 )
-SITES = site_names()
+SITES = list_sites()
 
 
 def script(name: str) -> str:
     """What a site makes of one and the same job: two whole nodes."""
-    found, run = read_site(name), Path("/data/runs/a run")
+    site, run = read_site(name), Path("/data/runs/a run")
     job = Job(
         run,
         (PYTHON, "-m", "dtl.launch.worker", "run", str(run)),
         {"NOTE": "it's $5"},
         name="a run",
-        folder=Path("/data"),
+        working_dir=Path("/data"),
         nodes=2,
-        processes=found.gpus_per_node or 1,
-        seconds=7200.0,
+        processes_per_node=site.gpus_per_node or 1,
+        time_limit_seconds=7200.0,
     )
-    if found.account_needed:
-        found = found.model_copy(update={"account": "project_1"})
-    return Plugin(found).render(job)
+    if site.account_needed:
+        site = site.model_copy(update={"account": "project_1"})
+    return Plugin(site).render(job)
 
 
 def file_of(name: str) -> str:
@@ -70,7 +70,7 @@ def test_every_field_names_the_page_it_came_from(name):
 @pytest.mark.parametrize("name", SITES)
 def test_the_script_is_the_stored_one(name):
     stored = STORED / f"{name}.sbatch"
-    fix = "run: python -m tests.unit.test_sites"
+    fix = "run: python -m tests.unit.backends.test_sites"
     assert stored.is_file(), fix
     assert script(name) == stored.read_text(encoding="utf-8"), fix
 

@@ -17,7 +17,7 @@ from dtl.core.errors import DtlError
 from dtl.core.lock import Lease
 from dtl.core.process_env import take_slurm_rank
 from dtl.launch.rank_environment import set_compiler_caches
-from dtl.run.submission import Submitted, starts
+from dtl.run.submission import Submission, count_starts
 from tests import tiny
 
 CONFIG = """
@@ -206,7 +206,7 @@ def test_crashes_are_counted_and_a_new_submission_counts_anew(tmp_path, fake):
         file.write("submitted 0\n")
     ran(tmp_path, fake, srun="exit 9", crashes=2)
     assert calls(fake).count("scontrol requeue 20007") == 3
-    assert starts(run) == 1
+    assert count_starts(run) == 1
 
 
 def test_starts_are_capped(tmp_path, fake):
@@ -336,7 +336,7 @@ def test_a_submitted_run_is_followed_resumed_and_not_submitted_twice(desk, fake)
     api.resume(folder.path, ["layout.micro_batch=2"], nodes=2, say=told.append)
     assert not (folder.path / CANCELLED).exists()
     assert folder.plan.layout.world_size == 2 and folder.config.layout.micro_batch == 2
-    again = Submitted.of(folder.path)
+    again = Submission.load(folder.path)
     assert again is not None and (again.nodes, again.seconds, again.links) == (2, 4 * 3600, 3)
 
 
@@ -356,8 +356,8 @@ def test_a_grid_is_one_array_with_a_folder_for_each_cell(desk, fake):
     script = (folders[0].path / "job.sbatch").read_text()
     assert "#SBATCH --array=0-2\n" in script
     assert [folder.config.train.seed for folder in folders] == [0, 1, 2]
-    jobs = [Submitted.of(folder.path) for folder in folders]
-    assert [job.ids for job in jobs if job] == [("41_0",), ("41_1",), ("41_2",)]
+    jobs = [Submission.load(folder.path) for folder in folders]
+    assert [job.job_ids for job in jobs if job] == [("41_0",), ("41_1",), ("41_2",)]
     with pytest.raises(DtlError, match="write key=VALUE,VALUE"):
         submit(grid=("train.seed",))
 

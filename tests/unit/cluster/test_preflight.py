@@ -51,7 +51,7 @@ def run(decoder, tmp_path_factory) -> Path:
         prepared = preparation.prepare_run(api.load_config(folder / "run.yaml"))
         examples = prepared.examples
         RunFolder(folder / "run").create(
-            prepared.config, prepared.plan, examples.facts, examples.data
+            prepared.config, prepared.plan, examples.dataset_stats, examples.data
         )
     return folder / "run"
 

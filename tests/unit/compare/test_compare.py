@@ -72,7 +72,7 @@ def whole(desk):
     return desk / "comparisons" / "few"
 
 
-def facts(found: Comparison):
+def comparison_values(found: Comparison):
     """The table without what the clock and the memory say."""
     plain = found.to_dict() | {"name": ""}
     for one in [*plain["cells"], *plain["points"]]:
@@ -100,7 +100,7 @@ def test_killed_and_started_again_it_repeats_nothing_and_gives_the_same_table(de
     assert {path: (path / "result.json").stat().st_mtime_ns for path in before} == stamps
     went_on = (halfway.logs / "terminal.log").read_text(encoding="utf-8")
     assert "resuming from" in went_on
-    assert facts(load(folder)) == facts(load(whole))
+    assert comparison_values(load(folder)) == comparison_values(load(whole))
 
 
 def test_all_of_it_is_in_the_table_and_comes_from_what_each_run_has_stored(whole):
@@ -132,7 +132,7 @@ def test_all_of_it_is_in_the_table_and_comes_from_what_each_run_has_stored(whole
         "not distinguishable",
         "scratch",
     }
-    assert found.hint is not None and found.hint.rows == 10
+    assert found.feature_probe is not None and found.feature_probe.rows == 10
     assert {(pair.first, pair.second) for pair in found.differences} == {("scratch", "frozen")}
 
 
@@ -153,9 +153,9 @@ def test_the_hint_is_scikit_learns_on_what_the_head_is_given(whole):
     from sklearn.preprocessing import StandardScaler
     from transformers import AutoModel
 
+    from dtl import mini
     from dtl.assembly.parts import assemble
     from dtl.compare.state import State
-    from dtl import mini
     from dtl.prepare.dataset import prepare
 
     config = State.at(whole).grid.hint_config
@@ -174,7 +174,7 @@ def test_the_hint_is_scikit_learns_on_what_the_head_is_given(whole):
     scale = StandardScaler().fit(learnt)
     near = KNeighborsClassifier(5).fit(scale.transform(learnt), [int(o["labels"]) for o in shown])
     accuracy = near.score(scale.transform(scored), [int(o["labels"]) for o in wanted])
-    assert load(whole).hint.nearest_neighbors == pytest.approx(accuracy)
+    assert load(whole).feature_probe.nearest_neighbors == pytest.approx(accuracy)
 
 
 def test_what_is_forgotten_is_that_of_the_body_under_the_old_head(whole):

@@ -47,7 +47,7 @@ def test_letters_help_with_digits_and_two_phases_keep_more_of_them(tmp_path):
         )
         assert lost.interval.high < 0, "full forgets no more than lp-ft"
         assert frozen.source_score == found.base.source_score
-    assert found.hint.linear_probe > 0.5
+    assert found.feature_probe.linear_probe > 0.5
 
 
 def raw_digits(folder):

@@ -1,4 +1,4 @@
-"""Broken configs and data: exit code 2, one sentence with place and fix, soon, and no launch."""
+"""Broken configs and data: exit code 2, one message with location and fix, at once, no launch."""
 
 import os
 import subprocess
@@ -28,24 +28,24 @@ WITH_MODEL = 10.0
 
 @dataclass(frozen=True)
 class Broken:
-    """One broken config: what is written instead of what, and what must be told about it."""
+    """One broken config: what is replaced, and what the message must contain."""
 
     name: str
-    place: str
+    location: str
     fix: str
     change: tuple[str, str] = ("", "")
-    whole: str | None = None
+    text: str | None = None
     overrides: tuple[str, ...] = ()
     files: dict[str, str | bytes] = field(default_factory=dict)
     config: str = "run.yaml"
     seconds: float = WITHOUT_MODEL
 
 
-def data(name: str, place: str, fix: str, files: dict[str, str | bytes], *, more=(), **kwargs):
+def data(name: str, location: str, fix: str, files: dict[str, str | bytes], *, more=(), **kwargs):
     """Broken data: the first file is trained on."""
     return Broken(
         name,
-        place,
+        location,
         fix,
         overrides=(f"data.train={next(iter(files))}", *more),
         files=files,
@@ -58,19 +58,19 @@ CONFIGS = [
         "typo in a key",
         "run.yaml:8: train.stpes: no such key",
         "did you mean 'steps'?",
-        whole=CONFIG.replace("steps: 5", "stpes: 5\n  epochs: 1"),
+        text=CONFIG.replace("steps: 5", "stpes: 5\n  epochs: 1"),
     ),
     Broken(
         "typo in a section",
         "run.yaml:9: layuot: no such key",
         "did you mean 'layout'?",
-        whole=CONFIG + "layuot: {zero: 1}\n",
+        text=CONFIG + "layuot: {zero_stage: 1}\n",
     ),
     Broken(
         "key of another trainer",
         "run.yaml:9: train.learning_rate: no such key",
         "did you mean 'optim.learning_rate'?",
-        whole=CONFIG + "  learning_rate: 1e-4\n",
+        text=CONFIG + "  learning_rate: 1e-4\n",
     ),
     Broken(
         "text for a number",
@@ -94,7 +94,7 @@ CONFIGS = [
         "value for a section",
         "run.yaml:9: layout: 2 is not a section of keys",
         "write a section of keys",
-        whole=CONFIG + "layout: 2\n",
+        text=CONFIG + "layout: 2\n",
     ),
     Broken(
         "missing section",
@@ -110,7 +110,7 @@ CONFIGS = [
     ),
     Broken(
         "two lengths",
-        "command line: train.epochs=1: train.epochs: train.steps is given as well",
+        "command line: train.epochs=1: train.epochs: train.steps is set as well",
         "set the other to null",
         overrides=("train.epochs=1",),
     ),
@@ -164,7 +164,7 @@ CONFIGS = [
     ),
     Broken(
         "more processes than examples",
-        "command line: train.global_batch=2: train.global_batch: 2 examples a step cannot feed 4",
+        "command line: train.global_batch=2: train.global_batch: 2 examples per step are too few for 4",
         "set train.global_batch to 4 or more, or use fewer processes",
         overrides=("train.global_batch=2", "layout.processes_per_node=4"),
     ),
@@ -182,7 +182,7 @@ CONFIGS = [
     ),
     Broken(
         "two sources of held-out examples",
-        "command line: data.eval_fraction=0.1: data.eval_fraction: data.eval is given as well",
+        "command line: data.eval_fraction=0.1: data.eval_fraction: data.eval is set as well",
         "keep one of the two",
         overrides=("data.eval=good.jsonl", "data.eval_fraction=0.1"),
     ),
@@ -190,7 +190,7 @@ CONFIGS = [
         "nothing to evaluate on",
         "run.yaml:9: train.evaluate_every: there are no held-out examples to evaluate on",
         "add data.eval or data.eval_fraction",
-        whole=CONFIG + "  evaluate_every: 2\n",
+        text=CONFIG + "  evaluate_every: 2\n",
     ),
     Broken(
         "run name that leaves its folder",
@@ -200,7 +200,7 @@ CONFIGS = [
     ),
     Broken(
         "remote code of no known version",
-        "command line: model.trust_remote_code=true: model.trust_remote_code: code of 'a/b'",
+        "command line: model.trust_remote_code=true: model.trust_remote_code: the newest code of 'a/b'",
         "set model.revision to a commit that you have read",
         overrides=("model.path=a/b", "model.trust_remote_code=true"),
     ),
@@ -238,7 +238,7 @@ CONFIGS = [
         "key given twice",
         "run.yaml:9: 'train' is given twice (first on line 7)",
         "keep one of the two",
-        whole=CONFIG + "train: {steps: 6}\n",
+        text=CONFIG + "train: {steps: 6}\n",
     ),
     Broken(
         "YAML tag",
@@ -246,12 +246,12 @@ CONFIGS = [
         "remove the tag",
         change=("mini:text", "!!python/name:os.system mini:text"),
     ),
-    Broken("empty file", "run.yaml: the file is empty", "copy a recipe", whole=""),
+    Broken("empty file", "run.yaml: the file is empty", "copy a recipe", text=""),
     Broken(
         "list instead of sections",
         "run.yaml:1: a config is a mapping of sections",
         "begin with `model:`",
-        whole="- model\n- task\n",
+        text="- model\n- task\n",
     ),
     Broken(
         "config that is not there",
@@ -402,7 +402,7 @@ def cache(tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("broken", CONFIGS + DATA, ids=lambda broken: broken.name)
-def test_a_fault_is_told_in_one_sentence(broken, tmp_path, cache):
+def test_a_fault_is_one_message_with_location_and_fix(broken, tmp_path, cache):
     write(broken, tmp_path)
     for _ in range(4):  # the best counts: a busy machine slows some of them
         start = perf_counter()
@@ -411,9 +411,9 @@ def test_a_fault_is_told_in_one_sentence(broken, tmp_path, cache):
         if seconds < broken.seconds:
             break
     assert ended.returncode == 2, ended.stderr
-    (told,) = ended.stderr.splitlines()
-    assert told.startswith(broken.place)
-    assert broken.fix in told.removeprefix(broken.place)
+    (message,) = ended.stderr.splitlines()
+    assert message.startswith(broken.location)
+    assert broken.fix in message.removeprefix(broken.location)
     assert ended.stdout == ""
     assert not (tmp_path / "runs").exists(), "processes are only started for a run folder"
     assert seconds < broken.seconds
@@ -421,8 +421,8 @@ def test_a_fault_is_told_in_one_sentence(broken, tmp_path, cache):
 
 def write(broken: Broken, folder: Path) -> None:
     """The config and its data, good rows included."""
-    text = CONFIG if broken.whole is None else broken.whole
-    if broken.whole is None:
+    text = CONFIG if broken.text is None else broken.text
+    if broken.text is None:
         assert broken.change[0] in text
         text = text.replace(*broken.change, 1)
     files = {"run.yaml": text, "good.jsonl": GOOD, **broken.files}

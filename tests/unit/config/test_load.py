@@ -1,4 +1,4 @@
-"""Reading a config: what it may say, where it says it, and what is told when it is wrong."""
+"""Load a config: values, overrides, and the messages of faults."""
 
 import json
 
@@ -9,7 +9,7 @@ from dtl.config.load import add_locations, load_config
 from dtl.config.schema import RunConfig
 from dtl.core.errors import DtlError, Fault
 
-WHOLE = """\
+CONFIG = """\
 model:
   path: mini:text
 task: causal_lm
@@ -33,14 +33,14 @@ def write(tmp_path, monkeypatch):
     return write
 
 
-def faults(path, *overrides):
+def load_faults(path, *overrides):
     with pytest.raises(DtlError) as caught:
         load_config(path, overrides)
     return [str(fault) for fault in caught.value.faults]
 
 
 def test_the_shortest_config(write):
-    config = load_config(write(WHOLE))
+    config = load_config(write(CONFIG))
     assert config.run.name == "run"
     assert config.run.dir == "runs"
     assert config.model.path == "mini:text"
@@ -52,7 +52,7 @@ def test_the_shortest_config(write):
 
 
 def test_a_config_survives_json(write):
-    text = WHOLE.replace(
+    text = CONFIG.replace(
         "strategy: lora", "strategy: {name: lora, rank: 4, target_modules: [q, v]}"
     )
     config = load_config(write(text), ["optim.gradient_clip=null"])
@@ -73,11 +73,11 @@ def test_a_config_made_in_python(write):
             "train": {"steps": 5},
         }
     )
-    assert made == load_config(write(WHOLE))
+    assert made == load_config(write(CONFIG))
 
 
 def test_records_are_frozen(write):
-    config = load_config(write(WHOLE))
+    config = load_config(write(CONFIG))
     with pytest.raises(ValueError, match="frozen"):
         config.train.steps = 6
 
@@ -85,15 +85,15 @@ def test_records_are_frozen(write):
 @pytest.mark.parametrize(
     ("text", "number"), [("1e-4", 1e-4), ("3.0E-5", 3e-5), ("1_0.5", 10.5), (".5", 0.5), ("1", 1.0)]
 )
-def test_numbers_as_people_write_them(write, text, number):
-    config = load_config(write(WHOLE + f"optim: {{learning_rate: {text}}}\n"))
+def test_number_formats(write, text, number):
+    config = load_config(write(CONFIG + f"optim: {{learning_rate: {text}}}\n"))
     assert config.optim.learning_rate == number
     config = load_config("run.yaml", [f"optim.learning_rate={text}"])
     assert config.optim.learning_rate == number
 
 
-def test_a_number_is_text_where_text_is_meant(write):
-    text = WHOLE + "run: {name: 2024}\n"
+def test_a_number_is_read_as_text_where_text_is_expected(write):
+    text = CONFIG + "run: {name: 2024}\n"
     text = text.replace("rows.jsonl\n", "rows.jsonl\n  columns: {label: 1, text: 1e3}\n")
     config = load_config(write(text), ["model.revision=10"])
     assert config.run.name == "2024"
@@ -102,20 +102,20 @@ def test_a_number_is_text_where_text_is_meant(write):
 
 
 @pytest.mark.parametrize("word", ["no", "off", "on", "yes", "2024-01-01", "12:30", "007"])
-def test_words_stay_words(write, word):
-    assert load_config(write(WHOLE + f"run:\n  name: {word}\n")).run.name == word
+def test_words_are_read_as_text(write, word):
+    assert load_config(write(CONFIG + f"run:\n  name: {word}\n")).run.name == word
 
 
 @pytest.mark.parametrize("override", ["train.steps=null", "train.steps=", "train.steps=~"])
 def test_null_leaves_a_key_out(write, override):
-    config = load_config(write(WHOLE), [override, "train.epochs=2"])
+    config = load_config(write(CONFIG), [override, "train.epochs=2"])
     assert config.train.steps is None
     assert config.train.epochs == 2.0
 
 
 def test_null_is_the_default_unless_it_is_a_value(write):
     config = load_config(
-        write(WHOLE), ["train.seed=null", "optim.gradient_clip=null", "strategy.rank=null", "run="]
+        write(CONFIG), ["train.seed=null", "optim.gradient_clip=null", "strategy.rank=null", "run="]
     )
     assert config.train.seed == 0
     assert config.optim.gradient_clip is None
@@ -125,7 +125,7 @@ def test_null_is_the_default_unless_it_is_a_value(write):
 
 def test_overrides(write):
     config = load_config(
-        write(WHOLE),
+        write(CONFIG),
         [
             "strategy.rank=4",
             "data.train.limit=7",
@@ -150,65 +150,67 @@ def test_overrides(write):
 
 
 def test_another_strategy_drops_the_options_of_the_old(write):
-    text = WHOLE.replace("strategy: lora", "strategy: {name: lora, rank: 4}")
+    text = CONFIG.replace("strategy: lora", "strategy: {name: lora, rank: 4}")
     config = load_config(write(text), ["strategy=full"])
     assert config.strategy.name == "full"
 
 
 def test_all_faults_at_once_in_the_order_of_the_file(write):
-    text = WHOLE.replace("steps: 5", "stpes: 5\n  steps: many").replace("path: mini", "pth: mini")
-    told = faults(write(text + "optim: {lr: 1}\n"), "train.seed=-1", "nothing", "train.stepz=1")
-    assert told == [
-        "command line: nothing: this is not of the form key=value; "
-        "write key=value, such as train.steps=100",
-        "run.yaml:1: model.path: this key is missing; "
-        "add it (hub id, local folder, or mini:NAME for a base that dtl ships)",
-        "run.yaml:2: model.pth: no such key; did you mean 'path'?",
-        "run.yaml:8: train.stpes: no such key; did you mean 'steps'?",
-        "run.yaml:9: train.steps: 'many' is not a whole number; "
-        "write a whole number (optimizer steps to take)",
-        "run.yaml:10: optim.lr: no such key; did you mean 'optim.learning_rate'?",
-        "command line: train.seed=-1: train.seed: -1 is too small; "
-        "write 0 or more (seed of all that is drawn by chance)",
-        "command line: train.stepz=1: train.stepz: no such key; did you mean 'steps'?",
+    text = CONFIG.replace("steps: 5", "stpes: 5\n  steps: many").replace("path: mini", "pth: mini")
+    messages = load_faults(
+        write(text + "optim: {lr: 1}\n"), "train.seed=-1", "nothing", "train.stepz=1"
+    )
+    assert messages == [
+        "command line: nothing: this is not of the form key=value. "
+        "Fix: write key=value, such as train.steps=100",
+        "run.yaml:1: model.path: this key is missing. "
+        "Fix: add it (hub id, local folder, or mini:NAME for a base that dtl ships)",
+        "run.yaml:2: model.pth: no such key. Fix: did you mean 'path'?",
+        "run.yaml:8: train.stpes: no such key. Fix: did you mean 'steps'?",
+        "run.yaml:9: train.steps: 'many' is not a whole number. "
+        "Fix: write a whole number (optimizer steps to take)",
+        "run.yaml:10: optim.lr: no such key. Fix: did you mean 'optim.learning_rate'?",
+        "command line: train.seed=-1: train.seed: -1 is too small. "
+        "Fix: write 0 or more (seed of all random numbers)",
+        "command line: train.stepz=1: train.stepz: no such key. Fix: did you mean 'steps'?",
     ]
 
 
-def test_a_missing_section_is_told_without_a_line(write):
-    (told,) = faults(write(WHOLE.replace("model:\n  path: mini:text\n", "")))
-    assert told == "run.yaml: model: this key is missing; add it (the pretrained model)"
+def test_a_missing_section_has_no_line(write):
+    (message,) = load_faults(write(CONFIG.replace("model:\n  path: mini:text\n", "")))
+    assert message == "run.yaml: model: this key is missing. Fix: add it (the pretrained model)"
 
 
 def test_a_fault_of_a_flow_value_on_the_command_line(write):
-    (told,) = faults(write(WHOLE), "train={stpes: 1, steps: 2}")
-    assert told.startswith("command line: train={stpes: 1, steps: 2}: train.stpes: no such key;")
+    (message,) = load_faults(write(CONFIG), "train={stpes: 1, steps: 2}")
+    assert message.startswith("command line: train={stpes: 1, steps: 2}: train.stpes: no such key.")
 
 
-def test_a_union_is_told_in_one_sentence(write):
-    (told,) = faults(write(WHOLE), "strategy={name: lora, target_modules: {a: 1}}")
-    assert told.partition(": strategy.target_modules: ")[2].startswith(
-        "a section of keys does not fit; write text or a list in [ ]"
+def test_a_fault_of_a_union_is_one_message(write):
+    (message,) = load_faults(write(CONFIG), "strategy={name: lora, target_modules: {a: 1}}")
+    assert message.partition(": strategy.target_modules: ")[2].startswith(
+        "a section of keys does not fit. Fix: write text or a list in [ ]"
     )
 
 
-def test_a_folder_that_is_no_config(write):
-    write(WHOLE, "one.yaml")
-    (told,) = faults(".")
-    assert told == ".: this is a folder, not a config; name one of its files: one.yaml"
+def test_a_folder_is_not_a_config(write):
+    write(CONFIG, "one.yaml")
+    (message,) = load_faults(".")
+    assert message == ".: this is a folder, not a config. Fix: name one of its files: one.yaml"
 
 
 def test_aliases_are_read(write):
-    text = WHOLE.replace("train: rows.jsonl", "train: &rows {path: a.jsonl}\n  eval: *rows")
+    text = CONFIG.replace("train: rows.jsonl", "train: &rows {path: a.jsonl}\n  eval: *rows")
     assert load_config(write(text)).data.eval.path == "a.jsonl"
 
 
 def test_remote_code_needs_a_revision_unless_it_is_local(write, tmp_path):
-    (told,) = faults(write(WHOLE), "model.path=some/model", "model.trust_remote_code=true")
-    assert "set model.revision to a commit that you have read" in told
+    (message,) = load_faults(write(CONFIG), "model.path=some/model", "model.trust_remote_code=true")
+    assert "set model.revision to a commit that you have read" in message
     for revision in ("main", "abc"):  # both may be moved
         moving = ["model.path=some/model", "model.trust_remote_code=true"]
-        (told,) = faults(write(WHOLE), *moving, f"model.revision={revision}")
-        assert "all 40 digits" in told
+        (message,) = load_faults(write(CONFIG), *moving, f"model.revision={revision}")
+        assert "all 40 digits" in message
     pinned = [*moving, f"model.revision={'0a' * 20}"]
     assert load_config("run.yaml", pinned).model.trust_remote_code
     here = [f"model.path={tmp_path}", "model.trust_remote_code=true"]
@@ -241,8 +243,8 @@ def test_every_key_is_described():
     assert not missing
 
 
-def test_later_faults_are_placed_in_the_file(write):
-    path, overrides = write(WHOLE), ["data.columns={text: body}"]
+def test_later_faults_get_file_and_line(write):
+    path, overrides = write(CONFIG), ["data.columns={text: body}"]
     error = DtlError(
         Fault("data.train", "is empty", "fill it"),
         Fault("data.columns.text", "is absent", "name another"),
@@ -250,8 +252,8 @@ def test_later_faults_are_placed_in_the_file(write):
         Fault("layout.zero_stage", "is planned", "set it"),
     )
     assert str(add_locations(error, path, overrides)).splitlines() == [
-        "run.yaml:5: data.train: is empty; fill it",
-        "command line: data.columns={text: body}: data.columns.text: is absent; name another",
-        "rows.jsonl:3: is no JSON; fix it",
-        "layout.zero_stage: is planned; set it",
+        "run.yaml:5: data.train: is empty. Fix: fill it",
+        "command line: data.columns={text: body}: data.columns.text: is absent. Fix: name another",
+        "rows.jsonl:3: is no JSON. Fix: fix it",
+        "layout.zero_stage: is planned. Fix: set it",
     ]

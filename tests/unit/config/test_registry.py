@@ -1,4 +1,4 @@
-"""A folder is the register."""
+"""The plugin registry: one plugin for each file of a folder."""
 
 import pytest
 
@@ -13,6 +13,12 @@ def test_the_files_of_a_folder_are_its_plugins():
     assert not [name for name in registry.list_names("tasks") if name.startswith("_")]
 
 
+@pytest.mark.parametrize("folder", registry.FOLDERS)
+def test_the_base_module_of_a_folder_is_not_a_plugin(folder):
+    assert (registry.PACKAGE / folder / "base.py").is_file()
+    assert "base" not in registry.list_names(folder)
+
+
 def test_options_are_a_record():
     assert issubclass(registry.load_options("strategies", "lora"), Record)
 
@@ -21,7 +27,7 @@ def test_an_unknown_name_gets_a_hint_and_the_list():
     with pytest.raises(DtlError) as caught:
         registry.load("strategies", "lorra")
     message = str(caught.value)
-    assert message.startswith("strategy: no strategy is named 'lorra'; did you mean 'lora'?")
+    assert message.startswith("strategy: no strategy is named 'lorra'. Fix: did you mean 'lora'?")
     assert f"choose one of: {', '.join(registry.list_names('strategies'))})" in message
 
 

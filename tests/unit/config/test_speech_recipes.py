@@ -41,11 +41,11 @@ def test_a_ctc_recipe_plans(
         RECIPES[name], [f"model.path={model}", f"data.train={file}", f"data.eval={file}"]
     )
     prepared = preparation.prepare_run(config)
-    counts, facts = prepared.plan.parameters, prepared.examples.facts
+    counts, dataset_stats = prepared.plan.parameters, prepared.examples.dataset_stats
     assert len(prepared.examples.train) == 20
     if learns == "all":
-        assert facts["new_head"] and counts.trainable > 9 * counts.frozen > 0
+        assert dataset_stats["new_head"] and counts.trainable > 9 * counts.frozen > 0
     else:
         adapter = 2 * 32 + 32 * 4 + 4 + 4 * 32 + 32  # norm, down to 4 and up again
         assert counts.trainable == 2 * adapter + 32 * 11 + 11 + 2 * 2 * 8 * (32 + 32)
-        assert facts["target_lang"] == "pol"
+        assert dataset_stats["target_lang"] == "pol"

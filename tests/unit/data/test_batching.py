@@ -11,9 +11,9 @@ from dtl.config.schema import RunConfig
 from dtl.config.schema.batch_size import BatchSize
 from dtl.core.errors import DtlError
 from dtl.data.batching import Batching
-from dtl.data.cache.encoded import encode
-from dtl.data.example import Encoded
-from dtl.data.order import micro_batches, padding
+from dtl.data.cache.encoded import encode_rows
+from dtl.data.example import EncodedExample
+from dtl.data.order import count_padding, split_into_micro_batches
 from dtl.data.sources.rows import Row
 
 KINDS = tuple(itertools.product(("examples", "tokens"), (False, True)))  # unit, grouped
@@ -102,9 +102,11 @@ def shares(lengths, formed, *, ranks):
     turns = [
         turn
         for batch in formed.epoch(0)
-        for turn in micro_batches(batch, lengths, data_parallel_size=ranks, micro_batch=8)
+        for turn in split_into_micro_batches(
+            batch, lengths, data_parallel_size=ranks, micro_batch=8
+        )
     ]
-    positions, empty = padding(turns, lengths)
+    positions, empty = count_padding(turns, lengths)
     held = [[len(one) * lengths[one].max() for one in turn if len(one)] for turn in turns]
     return empty / positions, positions / (ranks * sum(map(max, held)))
 
@@ -253,9 +255,9 @@ def test_sound_is_counted_in_milliseconds_that_are_heard(cache, task, processor,
     """16 000 samples are a second, and 32 001 a little over two."""
     samples = [16_000, 32_001, 480_000]
     rows = [Row(number, f"made:{number}", {}) for number in range(3)]
-    data = encode(
+    data = encode_rows(
         rows,
-        lambda row: Encoded({"samples": np.zeros(samples[row.index], dtype=np.int16)}, 1, 1),
+        lambda row: EncodedExample({"samples": np.zeros(samples[row.index], dtype=np.int16)}, 1, 1),
         key="sounds",
         place="data.train",
     )

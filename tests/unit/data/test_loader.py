@@ -7,9 +7,9 @@ import torch
 
 from dtl.core.parallel_dims import ParallelDims
 from dtl.data.batching import Batching
-from dtl.data.cache.encoded import encode
-from dtl.data.example import Encoded
-from dtl.data.loader import Loader, held_out, make_batch
+from dtl.data.cache.encoded import encode_rows
+from dtl.data.example import EncodedExample
+from dtl.data.loader import Loader, iter_evaluation_batches, load_batch
 from dtl.data.sources.rows import Row
 from dtl.tasks import causal_lm
 
@@ -34,10 +34,12 @@ def data(cache):
     def encoder(row):
         length, targets = length_of(row.index), targets_of(row.index)
         labels = [IGNORED] * (length - targets) + [row.index] * targets
-        return Encoded({"input_ids": [row.index] * length, "labels": labels}, length, targets)
+        return EncodedExample(
+            {"input_ids": [row.index] * length, "labels": labels}, length, targets
+        )
 
     rows = [Row(number, f"made:{number}", {}) for number in range(EXAMPLES)]
-    return encode(rows, encoder, key="loader", place="data.train")
+    return encode_rows(rows, encoder, key="loader", place="data.train")
 
 
 def loader(data, *, rank=0, ranks=1, global_batch=8, micro_batch=3, seed=4):
@@ -146,7 +148,7 @@ def test_a_rank_without_examples_calls_the_model_at_weight_zero(data):
 def test_padding_and_labels_are_exact(data):
     """Lengths 2, 7, 2 (examples 0, 1, 11) are padded to the next multiple of 8, on the right."""
     assert [length_of(number) for number in (0, 1, 11)] == [2, 7, 2]
-    batch = make_batch(
+    batch = load_batch(
         data, torch.tensor([0, 1, 11]).numpy(), lambda ids: collate([data[i] for i in ids])
     )
     no = IGNORED
@@ -171,9 +173,16 @@ def test_padding_and_labels_are_exact(data):
 @pytest.mark.parametrize("ranks", [1, 2, 3, 7])
 @pytest.mark.parametrize("batch", [1, 4, 50])
 def test_every_held_out_example_is_seen_once_in_the_same_batches(data, ranks, batch):
-    alone = [one.ids for one in held_out(data, collate, batch=batch, parallel_dims=ParallelDims())]
+    alone = [
+        one.ids
+        for one in iter_evaluation_batches(data, collate, batch=batch, parallel_dims=ParallelDims())
+    ]
     dealt = [
-        list(held_out(data, collate, batch=batch, parallel_dims=ParallelDims(ranks, rank)))
+        list(
+            iter_evaluation_batches(
+                data, collate, batch=batch, parallel_dims=ParallelDims(ranks, rank)
+            )
+        )
         for rank in range(ranks)
     ]
     assert len({len(mine) for mine in dealt}) == 1

@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 
 from dtl.data.batching import Batching
-from dtl.data.order import accumulation, evaluation_batches, micro_batches, padded, padding
+from dtl.data.order import (
+    accumulation_steps,
+    count_padding,
+    form_evaluation_batches,
+    pad_lengths,
+    split_into_micro_batches,
+)
 
 SIZES = (1, 2, 7, 16, 31, 64, 101)
 LAYOUTS = tuple(itertools.product((1, 2, 3, 4, 8), (1, 2, 3, 5, 16)))  # ranks, micro-batch
@@ -61,7 +67,7 @@ def order(examples, *, seed, epoch, global_batch):
 
 def dealt(batch, lengths, *, ranks, **limit):
     """What each rank runs."""
-    turns = micro_batches(batch, lengths, data_parallel_size=ranks, **limit)
+    turns = split_into_micro_batches(batch, lengths, data_parallel_size=ranks, **limit)
     return [[turn[rank] for turn in turns] for rank in range(ranks)]
 
 
@@ -161,7 +167,7 @@ def test_by_room_every_rank_has_as_many_micro_batches_and_none_is_larger(ranks, 
         seen = [lengths[number] for number in joined(in_time)]
         assert seen == sorted(seen, reverse=True)
         assert all(
-            len(one) * int(padded(lengths[one]).max()) <= room for one in in_time if len(one)
+            len(one) * int(pad_lengths(lengths[one]).max()) <= room for one in in_time if len(one)
         )
         assert any(len(one) for one in in_time[-ranks:]), "no turn without examples"
 
@@ -171,10 +177,12 @@ def test_by_room_by_hand():
     micro-batches, so two turns of two ranks: the least of the first is 24, with 9 beside it, and of
     the second 16."""
     lengths = np.array([3, 20, 8, 1, 9, 2])
-    turns = micro_batches(np.arange(6), lengths, data_parallel_size=2, micro_batch=1, room=32)
+    turns = split_into_micro_batches(
+        np.arange(6), lengths, data_parallel_size=2, micro_batch=1, room=32
+    )
     assert [[one.tolist() for one in turn] for turn in turns] == [[[1], [4]], [[2, 0], [5, 3]]]
     # 20 and 9 alone; 8 beside 3 holds 16, of which 5 are empty; 2 beside 1 holds 4, and 1 is.
-    assert padding(turns, lengths) == (20 + 9 + 16 + 4, 5 + 1)
+    assert count_padding(turns, lengths) == (20 + 9 + 16 + 4, 5 + 1)
 
 
 def least_for_the_slowest(widths, *, slots):
@@ -194,11 +202,16 @@ def least_for_the_slowest(widths, *, slots):
 @pytest.mark.parametrize("seed", range(8))
 def test_by_room_the_slowest_rank_has_as_little_as_any_cut_gives_it(ranks, seed):
     lengths = np.random.default_rng(seed).geometric(0.1, 9).clip(1, 40)
-    room = 2 * int(padded(lengths).max())
-    turns = micro_batches(np.arange(9), lengths, data_parallel_size=ranks, micro_batch=1, room=room)
-    widths = sorted(padded(lengths).tolist(), reverse=True)
+    room = 2 * int(pad_lengths(lengths).max())
+    turns = split_into_micro_batches(
+        np.arange(9), lengths, data_parallel_size=ranks, micro_batch=1, room=room
+    )
+    widths = sorted(pad_lengths(lengths).tolist(), reverse=True)
     largest = max(
-        len(one) * int(padded(lengths[one]).max()) for turn in turns for one in turn if len(one)
+        len(one) * int(pad_lengths(lengths[one]).max())
+        for turn in turns
+        for one in turn
+        if len(one)
     )
     assert largest == least_for_the_slowest(widths, slots=ranks * len(turns))
     if len(turns) > 1:
@@ -210,14 +223,14 @@ def test_by_room_the_slowest_rank_has_as_little_as_any_cut_gives_it(ranks, seed)
     [(16, 2, 4, 2), (16, 2, 8, 1), (17, 2, 8, 2), (1, 4, 8, 1), (0, 2, 4, 1), (100, 3, 5, 7)],
 )
 def test_accumulation_is_the_fewest_turns_that_hold_the_batch(examples, ranks, micro_batch, turns):
-    assert accumulation(examples, data_parallel_size=ranks, micro_batch=micro_batch) == turns
+    assert accumulation_steps(examples, data_parallel_size=ranks, micro_batch=micro_batch) == turns
 
 
 @pytest.mark.parametrize("examples", SIZES)
 @pytest.mark.parametrize("batch", [1, 4, 16])
 def test_evaluation_holds_every_example_once_longest_first(examples, batch):
     lengths = uneven_lengths(examples)
-    batches = evaluation_batches(lengths, batch=batch)
+    batches = form_evaluation_batches(lengths, batch=batch)
     assert sorted(joined(batches)) == list(range(examples))
     assert all(len(one) <= batch for one in batches)
     seen = [lengths[number] for number in joined(batches)]

@@ -7,7 +7,7 @@ from dtl.assembly.parts import assemble
 from dtl.config.load import load_config
 from dtl.config.schema import Subsample
 from dtl.core.errors import DtlError
-from dtl.data.subsample import MOST_APART, drawn
+from dtl.data.subsample import MAX_VALIDATION_ROWS, draw_subsample
 from dtl.prepare.dataset import prepare
 from tests import tiny_vision
 
@@ -17,7 +17,7 @@ CLASSES = {"a": list(range(0, 300, 3)), "b": list(range(1, 90, 3)), "c": [2, 5]}
 def test_few_labels_lie_within_more_and_each_class_has_as_many():
     before = frozenset()
     for labels in (1, 5, 20, None):
-        found = drawn(CLASSES, Subsample(size=labels, seed=4, validation_fraction=0.2))
+        found = draw_subsample(CLASSES, Subsample(size=labels, seed=4, validation_fraction=0.2))
         assert before < found.learnt
         assert not found.learnt & found.apart
         if labels == 5:
@@ -29,7 +29,8 @@ def test_few_labels_lie_within_more_and_each_class_has_as_many():
 
 def test_the_seed_changes_what_is_learnt_and_not_what_is_kept_apart():
     one, other, again = (
-        drawn(CLASSES, Subsample(size=5, seed=seed, validation_fraction=0.2)) for seed in (0, 1, 0)
+        draw_subsample(CLASSES, Subsample(size=5, seed=seed, validation_fraction=0.2))
+        for seed in (0, 1, 0)
     )
     assert one == again
     assert one.learnt != other.learnt
@@ -38,14 +39,14 @@ def test_the_seed_changes_what_is_learnt_and_not_what_is_kept_apart():
 
 
 def test_no_more_is_kept_apart_than_is_of_use():
-    found = drawn({"": list(range(10_000))}, Subsample(validation_fraction=0.5))
-    assert len(found.apart) == MOST_APART
+    found = draw_subsample({"": list(range(10_000))}, Subsample(validation_fraction=0.5))
+    assert len(found.apart) == MAX_VALIDATION_ROWS
     assert len(found.learnt) == 9_500
 
 
 def test_too_many_labels_are_told():
-    assert drawn(CLASSES, Subsample(size=101)).short == 100
-    assert drawn(CLASSES, Subsample(size=100)).short is None
+    assert draw_subsample(CLASSES, Subsample(size=101)).short == 100
+    assert draw_subsample(CLASSES, Subsample(size=100)).short is None
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +93,7 @@ def test_a_run_learns_from_what_is_drawn_and_is_scored_on_what_is_asked(bed):
 def test_labels_are_known_that_are_in_no_drawn_row(bed):
     """One row of no class in particular: it has the head of all three."""
     one = prepared(bed, "data.subsample={size: 1}", "data.train.limit=30")
-    assert one.facts["labels"] == ["blue", "green", "red"]
+    assert one.dataset_stats["labels"] == ["blue", "green", "red"]
 
 
 def test_more_labels_than_there_are_is_refused(bed):

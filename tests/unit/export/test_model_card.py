@@ -6,9 +6,9 @@ import pytest
 import torch
 import yaml
 
+from dtl import mini
 from dtl.config.schema import RunConfig
 from dtl.export.model_card import model_card
-from dtl import mini
 from dtl.plan.records import Layout, ParameterCounts, PhasePlan, Plan
 from tests import tiny
 
@@ -205,9 +205,9 @@ def test_the_code_of_a_listening_adapter_loads_its_new_head_and_its_letters(wav2
     from peft import LoraConfig, get_peft_model
     from transformers import AutoFeatureExtractor, AutoModelForCTC
 
-    from dtl.models.speech.ctc_vocabulary import of_rows
+    from dtl.models.speech.ctc_vocabulary import build_tokenizer
 
-    of_rows("aeimn", base=None, language=None).save_pretrained(tmp_path)
+    build_tokenizer("aeimn", base=None, language=None).save_pretrained(tmp_path)
     AutoFeatureExtractor.from_pretrained(wav2vec2).save_pretrained(tmp_path)
     needs = {"vocab_size": 8, "ignore_mismatched_sizes": True}
     config = LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["lm_head"])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dtl.data.batching import Batching
-from dtl.data.order import chain
+from dtl.data.order import chain_order_digest
 from dtl.inspect.audit import audit, difference
 from dtl.run.folder import RunFolder
 
@@ -33,7 +33,7 @@ def log(tmp_path):
         for step in range(1, steps + 1):
             epoch, place = divmod(step - 1, 3)
             batches = Batching(EXAMPLES, BATCH, seed).epoch(epoch)
-            digest = chain(digest, batches[place])
+            digest = chain_order_digest(digest, batches[place])
             lines.append({"kind": "train", "step": step, "digest": digest})
         text = "".join(json.dumps(line) + "\n" for line in change(lines))
         (folder / "metrics.jsonl").write_text(text)
@@ -79,7 +79,7 @@ def test_batches_that_depend_on_lengths_are_proven_from_those_in_the_folder(log,
     digest, lines = KEY, []
     for epoch in range(2):
         for batch in batching.epoch(epoch):
-            digest = chain(digest, batch)
+            digest = chain_order_digest(digest, batch)
             lines.append({"kind": "train", "step": len(lines) + 1, "digest": digest})
     (run.path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert audit(run).fault == "there is no lengths.npz to form its batches from"

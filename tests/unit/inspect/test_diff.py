@@ -5,8 +5,9 @@ import json
 import pytest
 
 from dtl.cli.app import main
+from dtl.core.files import write_json
 from dtl.inspect.diff import differences
-from dtl.run.folder import RunFolder, write_json
+from dtl.run.folder import RunFolder
 from tests.tiny_run import stopped_run
 
 

@@ -14,8 +14,8 @@ from dtl.config.load import load_config
 from dtl.config.schema import Model
 from dtl.core.errors import DtlError
 from dtl.jobs import train as jobs
-from dtl.models.fingerprint import fingerprint
-from dtl.models.load import load_pretrained, weightless
+from dtl.models.fingerprint import fingerprint_model
+from dtl.models.load import load_on_meta_device, load_pretrained
 from dtl.models.peft import adapters
 from dtl.prepare import preparation
 from dtl.run.folder import RunFolder
@@ -49,7 +49,7 @@ def run_here(config, *, stop_after=sys.maxsize):
     prepared = preparation.prepare_run(config)
     run = RunFolder.of(config)
     if run.state == "absent":
-        run.create(config, prepared.plan, prepared.examples.facts, prepared.examples.data)
+        run.create(config, prepared.plan, prepared.examples.dataset_stats, prepared.examples.data)
     engine = start_engine(config, prepared.plan)
     watch = Watchdog(run.heartbeats, rank=0, ranks=1, tell=print)
     asked = itertools.count()
@@ -144,7 +144,7 @@ def test_a_head_that_an_adapter_brought_is_not_new(encoder, tagged):
             model, head=HEAD, changes=changes, random=False, seed=0, dtype="fp32"
         )
         assert loaded.new == new
-        assert weightless(model, head=HEAD, changes=changes).new == new
+        assert load_on_meta_device(model, head=HEAD, changes=changes).new == new
         assert all(parameter.requires_grad for parameter in loaded.model.parameters())
         if not new:
             from safetensors.torch import load_file
@@ -155,21 +155,21 @@ def test_a_head_that_an_adapter_brought_is_not_new(encoder, tagged):
 
 
 def test_the_base_is_known_by_its_adapters_too(decoder, first, tmp_path):
-    plain = fingerprint(Model(path=str(decoder)))
-    with_it = fingerprint(Model(path=str(decoder), adapters=(str(first.export),)))
+    plain = fingerprint_model(Model(path=str(decoder)))
+    with_it = fingerprint_model(Model(path=str(decoder), adapters=(str(first.export),)))
     copy = shutil.copytree(first.export, tmp_path / "copy")
     assert with_it.startswith(f"{plain}+")
-    assert fingerprint(Model(path=str(decoder), adapters=(str(copy),))) == with_it
+    assert fingerprint_model(Model(path=str(decoder), adapters=(str(copy),))) == with_it
     settings = copy / "adapter_config.json"
     settings.write_text(settings.read_text().replace('"lora_alpha": 32.0', '"lora_alpha": 16.0'))
-    assert fingerprint(Model(path=str(decoder), adapters=(str(copy),))) != with_it
+    assert fingerprint_model(Model(path=str(decoder), adapters=(str(copy),))) != with_it
 
 
 def refusal(base, *folders):
     """What the desk says, before any weight is read."""
     model = Model(path=str(base), adapters=tuple(map(str, folders)))
     with pytest.raises(DtlError) as caught:
-        weightless(model, head="AutoModelForCausalLM", changes={})
+        load_on_meta_device(model, head="AutoModelForCausalLM", changes={})
     (fault,) = caught.value.faults
     assert fault.location == "model.adapters"
     return f"{fault.problem}; {fault.fix}"
@@ -188,7 +188,7 @@ def test_what_is_no_adapter_of_this_base_is_refused_at_the_desk(
     told = refusal(decoder, second.export)
     assert "over other adapters" in told
     assert f"[{first.export.resolve()}, {second.export}]" in told
-    weightless(
+    load_on_meta_device(
         Model(path=str(decoder), adapters=(str(first.export), str(second.export))),
         head="AutoModelForCausalLM",
         changes={},
@@ -233,8 +233,8 @@ def test_a_resumed_run_is_the_same_to_the_last_digit(folder, decoder, texts, fir
     assert losses(resumed) == losses(whole)
     assert len(losses(whole)) == 3
     assert resumed.result["scores"] == whole.result["scores"]
-    assert (resumed.export / adapters.FILE).read_bytes() == (
-        whole.export / adapters.FILE
+    assert (resumed.export / adapters.ADAPTER_WEIGHTS).read_bytes() == (
+        whole.export / adapters.ADAPTER_WEIGHTS
     ).read_bytes()
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 from dtl import api
 from dtl.cli.app import main
 from dtl.config.load import load_config
-from dtl.data.modalities.audio import pieces_of, sound_of
+from dtl.data.modalities.audio import load_audio, split_audio
 from dtl.data.sources.rows import Row
 from dtl.run.folder import RunFolder
 from tests import tiny_sound, tiny_speech, tiny_vision
@@ -96,9 +96,9 @@ def test_an_exported_listener_writes_as_the_run_scored(wav2vec2, tmp_path, cache
     sound = np.resize(np.concatenate(pauses), 24 * 16_000)
     (tmp_path / "long.wav").write_bytes(tiny_sound.wav(sound, rate=16_000))
     long = Row(0, "long", {"audio": "long.wav"}, tmp_path)
-    for number, piece in enumerate(pieces_of(long, rate=16_000, longest=20, shortest=0.1)):
+    for number, piece in enumerate(split_audio(long, rate=16_000, longest=20, shortest=0.1)):
         file = tmp_path / f"piece-{number}.wav"
-        soundfile.write(file, sound_of(piece, rate=16_000), 16_000)
+        soundfile.write(file, load_audio(piece, rate=16_000), 16_000)
     told = api.predict(run.path, [tmp_path / f"{name}.wav" for name in ("long", *PIECES)])
     whole, *pieces = (row["predicted"] for row in told)
     assert whole == " ".join(filter(None, pieces))

@@ -1,4 +1,4 @@
-"""The data that dtl makes: the same everywhere, and nothing of the target in the source."""
+"""The generated text data is deterministic, and its source contains nothing of the target."""
 
 import json
 import os
@@ -10,23 +10,22 @@ from pathlib import Path
 
 import pytest
 
-from dtl.core.errors import DtlError
-from dtl.mini import docstrings, lexicon, prose
 from dtl import mini
-from dtl.mini import cache
+from dtl.core.errors import DtlError
+from dtl.mini import cache, docstrings, lexicon, prose
 
-MADE_QUICKLY = ("graphs", "sentiment")
+QUICK_DATA = ("graphs", "sentiment")
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    """The rows of the two quick data sets, made afresh: {(name, split): rows}."""
+def generated(tmp_path_factory):
+    """The rows of the data that is quick to generate: {(name, split): rows}."""
     before = os.environ.get("DTL_CACHE")
     os.environ["DTL_CACHE"] = str(tmp_path_factory.mktemp("cache"))
     try:
         yield {
             (name, split): mini.load_rows(name, split)
-            for name in MADE_QUICKLY
+            for name in QUICK_DATA
             for split in mini.SPLITS[name]
         }
     finally:
@@ -39,29 +38,29 @@ def texts(rows):
     return [row["text"] for row in rows]
 
 
-def runs_of_eight_words(text):
+def eight_word_sequences(text):
     words = re.findall("[a-z]+", text.lower())
     return {tuple(words[i : i + 8]) for i in range(len(words) - 7)}
 
 
-def every_run(rows):
-    return set().union(*(runs_of_eight_words(text) for text in texts(rows)))
+def all_sequences(rows):
+    return set().union(*(eight_word_sequences(text) for text in texts(rows)))
 
 
 # --- rows
 
 
-def test_sizes_of_the_beds(made):
-    sizes = {place: len(rows) for place, rows in made.items()}
+def test_split_sizes(generated):
+    sizes = {key: len(rows) for key, rows in generated.items()}
     assert sizes["graphs", "heldout"] == 101
     assert sizes["graphs", "train"] >= 1000
     assert sizes["sentiment", "train"] == 200
     assert sizes["sentiment", "heldout"] == 101
 
 
-def test_rows_are_plain_text_of_the_promised_length(made):
-    for (name, split), rows in made.items():
-        is_labeled = name == "sentiment" and split != "unlabelled"
+def test_rows_are_ascii_text_up_to_the_maximum_length(generated):
+    for (name, split), rows in generated.items():
+        is_labeled = name == "sentiment" and split != "unlabeled"
         for row in rows:
             assert set(row) == ({"text", "label"} if is_labeled else {"text"})
             assert row["text"] == row["text"].strip() and row["text"].isascii()
@@ -69,7 +68,7 @@ def test_rows_are_plain_text_of_the_promised_length(made):
             assert not re.search(r"^\s*>>>", row["text"], re.MULTILINE)
 
 
-def test_another_process_makes_the_same_bytes_and_imports_no_package(made, tmp_path):
+def test_another_process_generates_equal_rows_without_importing_packages(generated, tmp_path):
     program = (
         "import sys; from dtl import mini\n"
         "for name in ('graphs', 'sentiment'):\n"
@@ -78,31 +77,31 @@ def test_another_process_makes_the_same_bytes_and_imports_no_package(made, tmp_p
     )
     environment = {**os.environ, "DTL_CACHE": str(tmp_path), "PYTHONHASHSEED": "7"}
     subprocess.run([sys.executable, "-c", program], env=environment, check=True)
-    for (name, split), rows in made.items():
+    for (name, split), rows in generated.items():
         (again,) = tmp_path.glob(f"mini/{name}-*/{split}.jsonl")
         assert [json.loads(line) for line in again.read_text().splitlines()] == rows
 
 
-def test_held_out_graph_texts_are_not_in_the_training_rows(made):
-    train, heldout = made["graphs", "train"], made["graphs", "heldout"]
+def test_heldout_graph_texts_are_not_in_training_rows(generated):
+    train, heldout = generated["graphs", "train"], generated["graphs", "heldout"]
     assert len({text.lower() for text in texts(train)}) == len(train)
     assert not set(texts(train)) & set(texts(heldout))
-    seen = every_run(train)
+    seen = all_sequences(train)
     shares = [
-        len(runs & seen) / len(runs) for runs in map(runs_of_eight_words, texts(heldout)) if runs
+        len(own & seen) / len(own) for own in map(eight_word_sequences, texts(heldout)) if own
     ]
     assert max(shares) < 0.3
     assert sum(shares) / len(shares) < 0.05
 
 
-def test_the_first_two_hundred_rows_are_a_fair_sample(made):
-    """`limit: 200` must not mean one file: the rows come from all over the package."""
+def test_first_two_hundred_rows_cover_all_areas(generated):
+    """`limit: 200` must not select a single file."""
     folder = docstrings.package_folder("networkx")
     areas = {"algorithms", "generators", "classes", "readwrite"}
     by_area = {
         area: "".join(p.read_text() for p in (folder / area).rglob("*.py")) for area in areas
     }
-    first_lines = [text.splitlines()[0] for text in texts(made["graphs", "train"][:200])]
+    first_lines = [text.splitlines()[0] for text in texts(generated["graphs", "train"][:200])]
     found = {area for area in areas if any(line in by_area[area] for line in first_lines)}
     assert found == areas
 
@@ -114,47 +113,48 @@ def words_of(rows):
     return set().union(*(re.findall("[a-z]+", text.lower()) for text in texts(rows)))
 
 
-def test_the_lexicon_is_two_disjoint_lists():
+def test_lexicon_has_two_disjoint_lists():
     assert len(set(lexicon.POSITIVE)) == len(lexicon.POSITIVE) >= 60
     assert len(set(lexicon.NEGATIVE)) == len(lexicon.NEGATIVE) >= 60
     assert not set(lexicon.POSITIVE) & set(lexicon.NEGATIVE)
 
 
-def test_held_out_words_are_unseen_in_labelled_rows_and_seen_in_the_source(made):
-    tellers = set(lexicon.POSITIVE + lexicon.NEGATIVE)
-    is_labeled = words_of(made["sentiment", "train"]) & tellers
-    heldout = words_of(made["sentiment", "heldout"]) & tellers
+def test_heldout_words_are_only_in_the_source(generated):
+    polar_words = set(lexicon.POSITIVE + lexicon.NEGATIVE)
+    is_labeled = words_of(generated["sentiment", "train"]) & polar_words
+    heldout = words_of(generated["sentiment", "heldout"]) & polar_words
     assert len(heldout) >= 50
     assert not is_labeled & heldout
-    source = " ".join(texts(made["sentiment", "unlabelled"])).lower()
+    source = " ".join(texts(generated["sentiment", "unlabeled"])).lower()
     counts = {word: len(re.findall(rf"\b{word}\b", source)) for word in heldout}
     assert min(counts.values()) >= 50
 
 
-def test_labels_follow_from_the_lexicon_and_are_balanced(made):
+def test_labels_follow_the_lexicon_and_are_balanced(generated):
     for split in ("train", "heldout"):
-        rows = made["sentiment", split]
+        rows = generated["sentiment", split]
         for row in rows:
             words = set(re.findall("[a-z]+", row["text"].lower()))
-            praise, blame = words & set(lexicon.POSITIVE), words & set(lexicon.NEGATIVE)
-            assert (bool(praise), bool(blame)) == (
+            is_positive = bool(words & set(lexicon.POSITIVE))
+            is_negative = bool(words & set(lexicon.NEGATIVE))
+            assert (is_positive, is_negative) == (
                 (True, False) if row["label"] == "positive" else (False, True)
             )
         positive = sum(row["label"] == "positive" for row in rows)
         assert abs(2 * positive - len(rows)) <= 1
 
 
-def test_no_labelled_sentence_stands_in_the_source(made):
-    source = "\n".join(texts(made["sentiment", "unlabelled"]))
-    is_labeled = texts(made["sentiment", "train"] + made["sentiment", "heldout"])
-    assert len(set(is_labeled)) == len(is_labeled)
-    assert not [text for text in is_labeled if text in source]
+def test_no_labeled_sentence_is_in_the_source(generated):
+    source = "\n".join(texts(generated["sentiment", "unlabeled"]))
+    labeled = texts(generated["sentiment", "train"] + generated["sentiment", "heldout"])
+    assert len(set(labeled)) == len(labeled)
+    assert not [text for text in labeled if text in source]
 
 
-def test_a_review_turns_its_polarity_only_with_but(made):
-    for text in texts(made["sentiment", "unlabelled"]):
-        without_turns = [s for s in re.split(r"(?<=[.!]) ", text) if ", but " not in s]
-        words = set(re.findall("[a-z]+", " ".join(without_turns).lower()))
+def test_review_changes_polarity_only_with_but(generated):
+    for text in texts(generated["sentiment", "unlabeled"]):
+        without_contrast = [s for s in re.split(r"(?<=[.!]) ", text) if ", but " not in s]
+        words = set(re.findall("[a-z]+", " ".join(without_contrast).lower()))
         assert not (words & set(lexicon.POSITIVE) and words & set(lexicon.NEGATIVE)), text
 
 
@@ -163,55 +163,55 @@ def test_a_review_turns_its_polarity_only_with_but(made):
 
 @pytest.fixture
 def small_source(monkeypatch):
-    """The source from one package and the topics: quick, and by the same code."""
+    """The source from one package and the topics."""
     monkeypatch.setattr(prose, "PACKAGES", ("accelerate",))
-    everything = docstrings.iterate_docstrings
+    iterate_all = docstrings.iterate_docstrings
 
     def without_the_standard_library(folder, *, name, exclude=()):
-        return iter(()) if name == "python" else everything(folder, name=name, exclude=exclude)
+        return iter(()) if name == "python" else iterate_all(folder, name=name, exclude=exclude)
 
     monkeypatch.setattr(docstrings, "iterate_docstrings", without_the_standard_library)
     return prose.generate()
 
 
-def test_the_source_holds_the_reviews_and_nothing_of_the_target(small_source, made):
+def test_source_has_the_reviews_and_nothing_of_the_target(small_source, generated):
     train, heldout = small_source["train"], small_source["heldout"]
     assert not set(texts(train)) & set(texts(heldout))
     assert not any("networkx" in text.lower() for text in texts(train))
-    reviews = set(texts(made["sentiment", "unlabelled"]))
+    reviews = set(texts(generated["sentiment", "unlabeled"]))
     assert reviews <= set(texts(train + heldout))
-    is_labeled = texts(made["sentiment", "train"] + made["sentiment", "heldout"])
-    whole = "\n".join(texts(train + heldout))
-    assert not [text for text in is_labeled if text in whole]
-    assert len(every_run(made["graphs", "heldout"]) & every_run(train)) <= 3
+    labeled = texts(generated["sentiment", "train"] + generated["sentiment", "heldout"])
+    text = "\n".join(texts(train + heldout))
+    assert not [sentence for sentence in labeled if sentence in text]
+    assert len(all_sequences(generated["graphs", "heldout"]) & all_sequences(train)) <= 3
 
 
-def test_no_paragraph_comes_twice_in_the_source(small_source):
+def test_source_repeats_no_paragraph(small_source):
     blocks = [
         block
         for text in texts(small_source["train"])
         for block in text.split("\n\n")
         if len(block) > 200
     ]
-    assert len(blocks) - len(set(blocks)) <= 0.002 * len(blocks)  # equal tails of cut paragraphs
+    assert len(blocks) - len(set(blocks)) <= 0.002 * len(blocks)  # equal ends of split paragraphs
 
 
 @pytest.mark.slow
-def test_the_whole_source(made, monkeypatch, tmp_path):
+def test_full_source(generated, monkeypatch, tmp_path):
     monkeypatch.setenv("DTL_CACHE", str(tmp_path))
     train, heldout = mini.load_rows("prose", "train"), mini.load_rows("prose", "heldout")
     characters = sum(map(len, texts(train)))
     assert 12_000_000 < characters < 24_000_000  # about 3 to 6 M tokens
     assert len(heldout) >= 400
     assert not set(texts(train)) & set(texts(heldout))
-    seen, target = every_run(train), every_run(made["graphs", "heldout"])
+    seen, target = all_sequences(train), all_sequences(generated["graphs", "heldout"])
     assert len(target & seen) / len(target) < 0.001
 
 
 # --- reading docstrings
 
 
-def test_paragraphs_keep_prose_and_drop_the_rest():
+def test_extract_paragraphs_returns_only_prose():
     raw = """Return the shortest way between two places.
 
         The way is found by looking at all the roads.
@@ -243,22 +243,22 @@ def test_paragraphs_keep_prose_and_drop_the_rest():
     ]
 
 
-def test_pieces_stay_short_and_lose_no_word_of_a_paragraph():
+def test_pack_paragraphs_keeps_limit_and_all_words():
     blocks = [
         "one two three. " * 7,
         "a : int\n    first entry\nb : int\n    second entry",
         "\n".join(["a line of a paragraph"] * 9),
     ]
-    pieces = list(docstrings.pack_paragraphs(blocks, max_characters=60))
-    assert max(map(len, pieces)) <= 60
-    assert " ".join(pieces).split() == " ".join(blocks).split()
+    packed = list(docstrings.pack_paragraphs(blocks, max_characters=60))
+    assert max(map(len, packed)) <= 60
+    assert " ".join(packed).split() == " ".join(blocks).split()
 
 
-def test_an_endless_sentence_is_cut_off():
+def test_too_long_sentence_is_truncated():
     assert list(docstrings.pack_paragraphs(["x " * 90], max_characters=60)) == [("x " * 30).strip()]
 
 
-def test_docstrings_are_read_without_running_the_code(tmp_path):
+def test_docstrings_are_read_without_import(tmp_path):
     (tmp_path / "module.py").write_text(
         '"""About the module."""\nraise SystemExit("imported!")\n'
         'class A:\n    """About A."""\n    def run(self):\n        """About run."""\n'
@@ -266,10 +266,8 @@ def test_docstrings_are_read_without_running_the_code(tmp_path):
     (tmp_path / "broken.py").write_text('"""Never closed.\n')
     (tmp_path / "tests").mkdir()
     (tmp_path / "tests" / "test_a.py").write_text('"""A test."""\n')
-    found = [
-        (one.file, one.text) for one in docstrings.iterate_docstrings(tmp_path, name="package")
-    ]
-    assert found == [
+    read = [(one.file, one.text) for one in docstrings.iterate_docstrings(tmp_path, name="package")]
+    assert texts == [
         ("package/module.py", "About the module."),
         ("package/module.py", "About A."),
         ("package/module.py", "About run."),
@@ -279,44 +277,44 @@ def test_docstrings_are_read_without_running_the_code(tmp_path):
 # --- the cache
 
 
-def test_made_data_is_whole_or_absent(monkeypatch, tmp_path):
+def test_failed_generation_leaves_nothing(monkeypatch, tmp_path):
     monkeypatch.setenv("DTL_CACHE", str(tmp_path))
 
-    def fails_half_way():
+    def generate_invalid_row():
         return {"train": [{"text": "a"}], "heldout": [{"text": object()}]}
 
     with pytest.raises(TypeError):
-        cache.ensure_generated("bed", splits=("train", "heldout"), generate=fails_half_way)
+        cache.ensure_generated("data", splits=("train", "heldout"), generate=generate_invalid_row)
     assert list((tmp_path / "mini").iterdir()) == []
 
 
-def test_many_makers_at_once_leave_one_result(monkeypatch, tmp_path):
+def test_concurrent_generation_leaves_one_folder(monkeypatch, tmp_path):
     monkeypatch.setenv("DTL_CACHE", str(tmp_path))
 
-    def ask(_):
+    def generate(_):
         return cache.ensure_generated(
-            "bed", splits=("train",), generate=lambda: {"train": [{"text": "a"}]}
+            "data", splits=("train",), generate=lambda: {"train": [{"text": "a"}]}
         )
 
-    with ThreadPoolExecutor(8) as together:
-        homes = set(together.map(ask, range(8)))
-    assert len(homes) == 1
-    assert [path.name for path in (tmp_path / "mini").iterdir()] == [homes.pop().name]
+    with ThreadPoolExecutor(8) as pool:
+        folders = set(pool.map(generate, range(8)))
+    assert len(folders) == 1
+    assert [path.name for path in (tmp_path / "mini").iterdir()] == [folders.pop().name]
 
 
-def test_a_second_asker_makes_nothing(monkeypatch, tmp_path):
+def test_existing_folder_is_not_generated_again(monkeypatch, tmp_path):
     monkeypatch.setenv("DTL_CACHE", str(tmp_path))
     first = cache.ensure_generated(
-        "bed", splits=("train",), generate=lambda: {"train": [{"text": "a"}]}
+        "data", splits=("train",), generate=lambda: {"train": [{"text": "a"}]}
     )
     second = cache.ensure_generated(
-        "bed", splits=("train",), generate=lambda: pytest.fail("made again")
+        "data", splits=("train",), generate=lambda: pytest.fail("generated again")
     )
     assert first == second
 
 
 @pytest.mark.parametrize(
-    ("ask", "said"),
+    ("call", "message"),
     [
         (lambda: mini.load_rows("graph", "train"), "did you mean 'graphs'?"),
         (lambda: mini.load_rows("graphs", "helduot"), "did you mean 'heldout'?"),
@@ -325,20 +323,20 @@ def test_a_second_asker_makes_nothing(monkeypatch, tmp_path):
         (lambda: docstrings.package_folder("no_such_package_here"), "is not installed"),
     ],
 )
-def test_faults_say_the_fix(ask, said):
-    with pytest.raises(DtlError, match=re.escape(said)):
-        ask()
+def test_error_message_has_a_fix(call, message):
+    with pytest.raises(DtlError, match=re.escape(message)):
+        call()
 
 
 # --- the shipped base
 
 
-def test_the_shipped_tokenizer_reads_back_what_it_writes():
+def test_shipped_tokenizer_decodes_what_it_encodes():
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(mini.base_folder("text"))
-    marks = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
-    assert len(marks) == 3 and None not in marks
+    special_ids = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
+    assert len(special_ids) == 3 and None not in special_ids
     assert len(tokenizer) == 4096
     assert tokenizer.chat_template is None
     for text in ("The room was lovely.", "    indented\n\tcode_like(x) ", "naïve 北京 🙂", ""):
@@ -347,7 +345,7 @@ def test_the_shipped_tokenizer_reads_back_what_it_writes():
         assert tokenizer(text).input_ids == [tokenizer.bos_token_id, *ids]
 
 
-def test_the_sentiment_words_are_single_tokens():
+def test_sentiment_words_are_single_tokens():
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(mini.base_folder("text"))
@@ -356,8 +354,8 @@ def test_the_sentiment_words_are_single_tokens():
     assert sum(lengths) / len(lengths) < 1.1
 
 
-def test_the_command_writes_a_folder_to_start_from(small_source, monkeypatch, tmp_path):
-    """`python -m dtl.mini text FOLDER` on a small source: the architecture of the shipped one."""
+def test_command_writes_config_and_tokenizer(small_source, monkeypatch, tmp_path):
+    """`python -m dtl.mini text FOLDER` on a small source: the architecture of the shipped base."""
     from transformers import AutoConfig, AutoTokenizer
 
     from dtl.mini.__main__ import main
@@ -374,7 +372,7 @@ def test_the_command_writes_a_folder_to_start_from(small_source, monkeypatch, tm
     assert names == {"config.json", "tokenizer.json", "tokenizer_config.json"}
 
 
-def test_the_command_says_how_it_is_used(capsys):
+def test_command_without_arguments_prints_usage(capsys):
     from dtl.mini.__main__ import main
 
     with pytest.raises(SystemExit, match="2"):
@@ -382,8 +380,8 @@ def test_the_command_says_how_it_is_used(capsys):
     assert "usage" in capsys.readouterr().err
 
 
-def test_the_base_can_be_made_anew(small_source, cache, monkeypatch, tmp_path):
-    """configs/mini/text.yaml at a small scale, then its weights packed as the shipped ones are."""
+def test_base_can_be_trained_and_packed_again(small_source, cache, monkeypatch, tmp_path):
+    """Trains configs/mini/text.yaml at a small scale, then packs its weights."""
     from safetensors.torch import load_file
 
     from dtl import api
@@ -402,7 +400,7 @@ def test_the_base_can_be_made_anew(small_source, cache, monkeypatch, tmp_path):
     assert main(["text", str(tmp_path / "base"), "--weights", str(outcome.run.export)]) == 0
     made = load_file(tmp_path / "base" / "model.safetensors")
     shipped = load_file(mini.base_folder("text") / "model.safetensors")
-    assert {name: (v.shape, v.dtype) for name, v in made.items()} == {
+    assert {name: (v.shape, v.dtype) for name, v in generated.items()} == {
         name: (v.shape, v.dtype) for name, v in shipped.items()
     }
     assert sum(value.numel() for value in made.values()) == 2_557_632

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from dtl.core.errors import DtlError
-from dtl.models.anatomy import Anatomy, anatomy, depths
-from dtl.models.forward_order import in_forward_order
+from dtl.models.anatomy import Anatomy, find_anatomy, parameter_depths
+from dtl.models.forward_order import children_in_forward_order
 from tests.architectures import ARCHITECTURES, IMAGE, TEXT
 
 NAMED = {architecture.name: architecture for architecture in ARCHITECTURES}
@@ -41,7 +41,7 @@ class Ran:
 @cache
 def ran(name: str) -> Ran:
     model = built(name)
-    parts, depth = anatomy(model), depths(model)
+    parts, depth = find_anatomy(model), parameter_depths(model)
     cut = len(parts.blocks) // 2
     started: list[str] = []
     gradient: dict[str, bool] = {}
@@ -130,8 +130,8 @@ def test_embeddings_are_the_lowest_and_the_head_the_highest(name: str) -> None:
 def test_a_model_without_weights_has_the_same_parts(name: str) -> None:
     with torch.device("meta"):
         weightless = NAMED[name].build()
-    assert anatomy(weightless) == ran(name).parts
-    assert depths(weightless) == ran(name).depth
+    assert find_anatomy(weightless) == ran(name).parts
+    assert parameter_depths(weightless) == ran(name).depth
 
 
 # Wrapped and partitioned ------------------------------------------------------------------------
@@ -151,12 +151,12 @@ def test_peft_changes_names_alone(name: str, targets: Any) -> None:
     from peft import LoraConfig, get_peft_model
 
     plain = NAMED[name].build()
-    expected, depth = anatomy(plain), depths(plain)
+    expected, depth = find_anatomy(plain), parameter_depths(plain)
     wrapped = get_peft_model(plain, LoraConfig(r=2, target_modules=targets, bias="all"))
-    found, inside = anatomy(wrapped), "base_model.model."
+    found, inside = find_anatomy(wrapped), "base_model.model."
     for part in ("embeddings", "blocks", "head"):
         assert getattr(found, part) == tuple(inside + name for name in getattr(expected, part))
-    for path, place in depths(wrapped).items():
+    for path, place in parameter_depths(wrapped).items():
         owner = path.removeprefix(inside).partition(".lora_")[0].replace(".base_layer", "")
         assert {depth[name] for name in depth if name.startswith(owner)} == {place}, path
 
@@ -168,7 +168,7 @@ def test_prompts_stand_with_the_embeddings() -> None:
     prompted = get_peft_model(
         model, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
     )
-    depth = depths(prompted)
+    depth = parameter_depths(prompted)
     assert [depth[name] for name in depth if "prompt" in name] == [0]
     assert max(depth.values()) == 4
 
@@ -177,18 +177,18 @@ def test_prompts_stand_with_the_embeddings() -> None:
 def test_partitioned_weights_change_nothing(name: str) -> None:
     """ZeRO-3 leaves a parameter flat and empty, with its shape beside it."""
     model = NAMED[name].build()
-    expected, depth = anatomy(model), depths(model)
+    expected, depth = find_anatomy(model), parameter_depths(model)
     for parameter in model.parameters():
         parameter.ds_shape = parameter.shape
         parameter.data = torch.empty(0)
-    assert anatomy(model) == expected
-    assert depths(model) == depth
+    assert find_anatomy(model) == expected
+    assert parameter_depths(model) == depth
 
 
 def test_a_base_without_a_head_has_none() -> None:
     from transformers import LlamaConfig, LlamaModel
 
-    found = anatomy(LlamaModel(LlamaConfig(**TEXT)))
+    found = find_anatomy(LlamaModel(LlamaConfig(**TEXT)))
     assert found.head == ()
     assert found.blocks == ("layers.0", "layers.1", "layers.2")
     assert found.embeddings == ("embed_tokens",)
@@ -223,7 +223,7 @@ class Odd(nn.Module):
 
 
 def test_the_order_is_that_of_the_source() -> None:
-    assert in_forward_order(Odd()) == [
+    assert children_in_forward_order(Odd()) == [
         *("start", "inner", "outer"),
         *("between", "blocks", "last", "unnamed"),
     ]
@@ -237,7 +237,7 @@ def test_what_has_no_source_keeps_the_order_of_registration() -> None:
     )
     module = made["Made"]()
     module.a, module.b = nn.Linear(2, 2), nn.Linear(2, 2)
-    assert in_forward_order(module) == ["a", "b"]
+    assert children_in_forward_order(module) == ["a", "b"]
 
 
 # What cannot be placed --------------------------------------------------------------------------
@@ -273,7 +273,7 @@ def same_block_again() -> Any:
         (lambda: nn.Sequential(nn.Linear(2, 2), nn.ReLU()), "has no list of blocks"),
     ],
 )
-@pytest.mark.parametrize("ask", [anatomy, depths])
+@pytest.mark.parametrize("ask", [find_anatomy, parameter_depths])
 def test_what_has_no_blocks_in_a_row_is_refused(make: Any, problem: str, ask: Any) -> None:
     with pytest.raises(DtlError, match=problem) as caught:
         ask(make())

@@ -8,7 +8,7 @@ from dtl.config.load import load_config
 from dtl.config.schema import Model
 from dtl.core.errors import DtlError
 from dtl.models import fingerprint as module
-from dtl.models.fingerprint import fingerprint
+from dtl.models.fingerprint import fingerprint_model
 from dtl.prepare import preparation
 from dtl.run.folder import RunFolder
 from tests import tiny
@@ -20,14 +20,14 @@ def base(decoder, tmp_path):
 
 
 def test_it_follows_the_content_and_not_the_place(base, tmp_path):
-    first = fingerprint(Model(path=str(base)))
+    first = fingerprint_model(Model(path=str(base)))
     moved = shutil.copytree(base, tmp_path / "elsewhere")
-    assert fingerprint(Model(path=str(moved))) == first
+    assert fingerprint_model(Model(path=str(moved))) == first
     weights = moved / "model.safetensors"
     data = bytearray(weights.read_bytes())
     data[-1] ^= 1
     weights.write_bytes(data)
-    assert fingerprint(Model(path=str(moved))) != first
+    assert fingerprint_model(Model(path=str(moved))) != first
 
 
 @pytest.mark.parametrize("place", [0, 500, -1])
@@ -37,18 +37,18 @@ def test_of_a_large_file_the_beginning_the_end_and_pieces_in_between_are_read(
     monkeypatch.setattr(module, "WHOLE", 1000)
     monkeypatch.setattr(module, "PIECE", 64)
     weights = base / "model.safetensors"
-    first = fingerprint(Model(path=str(base)))
+    first = fingerprint_model(Model(path=str(base)))
     data = bytearray(weights.read_bytes())
     step = (len(data) - 64) // 255
     at = place if place <= 0 else place // step * step + 3
     data[at] ^= 1
     weights.write_bytes(data)
-    assert fingerprint(Model(path=str(base))) != first
+    assert fingerprint_model(Model(path=str(base))) != first
 
 
 def test_a_hub_model_is_known_by_its_commit_where_the_cache_has_it():
-    assert fingerprint(Model(path="someone/model")) == "hub:someone/model@main"
-    assert fingerprint(Model(path="someone/model", revision="a1")) == "hub:someone/model@a1"
+    assert fingerprint_model(Model(path="someone/model")) == "hub:someone/model@main"
+    assert fingerprint_model(Model(path="someone/model", revision="a1")) == "hub:someone/model@a1"
 
 
 def test_a_run_does_not_go_on_with_another_base(base, tmp_path, cache):
@@ -60,7 +60,7 @@ def test_a_run_does_not_go_on_with_another_base(base, tmp_path, cache):
     config = load_config(tmp_path / "run.yaml")
     prepared = preparation.prepare_run(config)
     folder, examples = RunFolder.of(config), prepared.examples
-    folder.create(config, prepared.plan, examples.facts, examples.data)
+    folder.create(config, prepared.plan, examples.dataset_stats, examples.data)
     preparation.reopen(folder, writes=True)
     shutil.rmtree(base)
     tiny.decoder(base, chat=True, seed=8)

@@ -10,12 +10,12 @@ from dtl.config.schema import Model
 from dtl.core.errors import DtlError
 from dtl.models.anatomy import head_module_names, head_modules, head_parameters
 from dtl.models.load import (
-    initialise,
+    init_new_parameters,
+    load_model_config,
+    load_on_meta_device,
     load_pretrained,
-    load_settings,
     load_tokenizer,
-    locate,
-    weightless,
+    locate_model,
 )
 
 LM = "AutoModelForCausalLM"
@@ -43,10 +43,10 @@ def edit_json(file, **changes):
 
 
 def test_a_folder_a_hub_id_and_a_mini_are_found(decoder):
-    assert locate(Model(path=str(decoder))) == str(decoder)
-    assert locate(Model(path="someone/some-model")) == "someone/some-model"
-    assert locate(Model(path="gpt2")) == "gpt2"
-    assert locate(Model(path="mini:text")).endswith("text")
+    assert locate_model(Model(path=str(decoder))) == str(decoder)
+    assert locate_model(Model(path="someone/some-model")) == "someone/some-model"
+    assert locate_model(Model(path="gpt2")) == "gpt2"
+    assert locate_model(Model(path="mini:text")).endswith("text")
 
 
 @pytest.mark.parametrize("written", ["models/decodr", "./models/decodr", "{tmp}/models/decodr"])
@@ -54,7 +54,7 @@ def test_a_folder_that_is_not_there_gets_a_near_name(decoder, tmp_path, monkeypa
     copied(decoder, tmp_path / "models" / "decoder")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DtlError) as caught:
-        locate(Model(path=written.format(tmp=tmp_path)))
+        locate_model(Model(path=written.format(tmp=tmp_path)))
     (fault,) = caught.value.faults
     assert fault.location == "model.path"
     assert "there is no folder" in fault.problem and "decodr" in fault.problem
@@ -63,24 +63,24 @@ def test_a_folder_that_is_not_there_gets_a_near_name(decoder, tmp_path, monkeypa
 
 def test_a_folder_in_a_folder_that_is_not_there(tmp_path):
     with pytest.raises(DtlError, match="there is no folder"):
-        locate(Model(path=str(tmp_path / "no" / "such" / "place")))
+        locate_model(Model(path=str(tmp_path / "no" / "such" / "place")))
 
 
 def test_a_folder_without_a_config_is_no_model(tmp_path):
     with pytest.raises(DtlError, match=r"holds no config\.json"):
-        locate(Model(path=str(tmp_path)))
+        locate_model(Model(path=str(tmp_path)))
 
 
 def test_a_mini_that_is_not_there_gets_a_near_name():
     with pytest.raises(DtlError, match="did you mean 'text'"):
-        locate(Model(path="mini:texd"))
+        locate_model(Model(path="mini:texd"))
 
 
 def test_a_config_that_is_not_json_is_the_users_fault(decoder, tmp_path):
     folder = copied(decoder, tmp_path / "model")
     (folder / "config.json").write_text("{")
     with pytest.raises(DtlError, match="cannot read the config"):
-        load_settings(Model(path=str(folder)))
+        load_model_config(Model(path=str(folder)))
 
 
 # Refusing ---------------------------------------------------------------------------------------
@@ -113,7 +113,7 @@ def test_a_model_of_timm_is_refused_before_its_library_is_asked_for(tmp_path):
         config = {"architecture": "resnet18", "num_classes": 2, "pretrained_cfg": cfg, **kind}
         (folder / "config.json").write_text(json.dumps(config))
         with pytest.raises(DtlError, match=r"is a model of timm.*such as microsoft/resnet-50"):
-            load_settings(Model(path=str(folder)))
+            load_model_config(Model(path=str(folder)))
 
 
 def test_a_pickle_beside_safetensors_is_left_closed(decoder, tmp_path):
@@ -232,7 +232,7 @@ def test_a_known_head_of_another_size_is_new(encoder, tmp_path):
     changed = load(tmp_path, head=CLASSIFIER, changes=THREE)
     assert changed.new == head
     assert changed.model.classifier.weight.shape == (3, 32)
-    planned = weightless(Model(path=str(tmp_path)), head=CLASSIFIER, changes=THREE)
+    planned = load_on_meta_device(Model(path=str(tmp_path)), head=CLASSIFIER, changes=THREE)
     assert planned.new == head
     same = load(tmp_path, head=CLASSIFIER, changes={"num_labels": 5})
     assert same.new == frozenset()
@@ -240,7 +240,7 @@ def test_a_known_head_of_another_size_is_new(encoder, tmp_path):
 
 
 def test_planning_prints_nothing(encoder, capfd):
-    weightless(Model(path=str(encoder)), head=CLASSIFIER, changes=THREE)
+    load_on_meta_device(Model(path=str(encoder)), head=CLASSIFIER, changes=THREE)
     assert capfd.readouterr() == ("", "")
 
 
@@ -250,7 +250,9 @@ def test_new_parameters_are_drawn_from_seed_and_name(encoder):
     def head(seed, disturb):
         loaded = load(encoder, head=CLASSIFIER, changes={"num_labels": 50}, seed=seed)
         torch.manual_seed(disturb)
-        initialise(loaded.model, loaded.new, seed=seed, fill=lambda p, value: p.data.copy_(value))
+        init_new_parameters(
+            loaded.model, loaded.new, seed=seed, fill=lambda p, value: p.data.copy_(value)
+        )
         return loaded.model.classifier
 
     first, again, other = head(3, 1), head(3, 2), head(4, 1)
@@ -340,7 +342,7 @@ def test_what_a_base_does_not_bring_is_new_in_the_plan_and_in_the_run(
     base.save_pretrained(tmp_path)
     loaded = load(tmp_path, head=CLASSIFIER, changes=THREE)
     assert loaded.new == frozenset(head.split())
-    planned = weightless(Model(path=str(tmp_path)), head=CLASSIFIER, changes=THREE)
+    planned = load_on_meta_device(Model(path=str(tmp_path)), head=CLASSIFIER, changes=THREE)
     assert planned.new == loaded.new
     counted = {name: parameter.shape for name, parameter in planned.model.named_parameters()}
     assert counted == {name: parameter.shape for name, parameter in loaded.model.named_parameters()}
@@ -355,4 +357,4 @@ def test_what_a_base_does_not_bring_is_new_in_the_plan_and_in_the_run(
 def test_a_causal_lm_brings_all_it_needs(name, settings, tied, tmp_path):
     build(name, {**settings, "tie_word_embeddings": tied}).save_pretrained(tmp_path)
     assert load(tmp_path).new == frozenset()
-    assert weightless(Model(path=str(tmp_path)), head=LM, changes={}).new == frozenset()
+    assert load_on_meta_device(Model(path=str(tmp_path)), head=LM, changes={}).new == frozenset()

@@ -10,8 +10,8 @@ from dtl import api
 from dtl.config.schema import Model
 from dtl.core.errors import DtlError, RankFailed
 from dtl.models import staging
-from dtl.models.fingerprint import fingerprint
-from dtl.models.staging import is_whole, stage, staged
+from dtl.models.fingerprint import fingerprint_model
+from dtl.models.staging import is_intact, resolve_staged_model, stage_weights
 from dtl.run.folder import RunFolder
 from tests import tiny
 
@@ -24,42 +24,42 @@ def model(decoder, tmp_path):
 
 
 def test_what_is_read_afterwards_is_the_copy_and_has_the_same_content(model, tmp_path):
-    stage(model)
-    copy = staged(model)
+    stage_weights(model)
+    copy = resolve_staged_model(model)
     assert copy.path.startswith(str(tmp_path / "node"))
-    assert fingerprint(copy) == fingerprint(model)
+    assert fingerprint_model(copy) == fingerprint_model(model)
     assert "pytorch_model.bin" not in {file.name for file in (tmp_path / "node").rglob("*")}
     assert copy.staging_dir is None
 
 
 def test_a_whole_copy_is_used_again_and_a_damaged_one_replaced(model):
-    stage(model)
-    weights = (folder := staged(model).path) + "/model.safetensors"
+    stage_weights(model)
+    weights = (folder := resolve_staged_model(model).path) + "/model.safetensors"
     first = _inode(weights)
-    stage(model)
+    stage_weights(model)
     assert _inode(weights) == first
     with open(weights, "r+b") as file:
         file.seek(-1, 2)
         file.write(b"\x7f")
-    assert not is_whole(staging.Path(folder))
-    stage(model)
-    assert _inode(weights) != first and is_whole(staging.Path(folder))
+    assert not is_intact(staging.Path(folder))
+    stage_weights(model)
+    assert _inode(weights) != first and is_intact(staging.Path(folder))
 
 
 def test_many_runs_on_a_node_at_the_same_time_leave_one_whole_copy(model, tmp_path):
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda _: stage(model), range(16)))
+        list(pool.map(lambda _: stage_weights(model), range(16)))
     (only,) = (tmp_path / "node").iterdir()
-    assert is_whole(only) and str(only) == staged(model).path
+    assert is_intact(only) and str(only) == resolve_staged_model(model).path
 
 
 def test_another_base_of_that_name_gets_another_folder(model):
-    stage(model)
-    first = staged(model).path
+    stage_weights(model)
+    first = resolve_staged_model(model).path
     config = staging.Path(model.path) / "config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "rope_theta": 500.0}))
-    stage(model)
-    assert staged(model).path != first and is_whole(staging.Path(first))
+    stage_weights(model)
+    assert resolve_staged_model(model).path != first and is_intact(staging.Path(first))
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_another_base_of_that_name_gets_another_folder(model):
 def test_what_cannot_be_staged_names_the_node(model, monkeypatch, change, told):
     monkeypatch.setattr("socket.gethostname", lambda: "node17")
     with pytest.raises(RankFailed) as failed:
-        stage(model.model_copy(update=change))
+        stage_weights(model.model_copy(update=change))
     assert "model.staging_dir on node17: " in str(failed.value) and told in str(failed.value)
 
 
@@ -81,7 +81,7 @@ def test_a_disk_that_is_too_small_or_spoils_a_file_is_named(model, monkeypatch, 
     with monkeypatch.context() as patched:
         patched.setattr("shutil.disk_usage", lambda _: usage._replace(free=10))
         with pytest.raises(RankFailed, match="10 B left"):
-            stage(model)
+            stage_weights(model)
     honest = staging._copy_file
 
     def spoils(source, copy):
@@ -91,15 +91,15 @@ def test_a_disk_that_is_too_small_or_spoils_a_file_is_named(model, monkeypatch, 
 
     monkeypatch.setattr(staging, "_copy_file", spoils)
     with pytest.raises(RankFailed, match="not written as it was read"):
-        stage(model)
+        stage_weights(model)
     assert list((tmp_path / "node").iterdir()) == []
 
 
 def test_nothing_staged_and_a_hub_model_that_was_never_fetched(model, cache):
     with pytest.raises(RankFailed, match="has left no"):
-        staged(model)
+        resolve_staged_model(model)
     with pytest.raises(DtlError, match="hf download someone/model"):
-        stage(model.model_copy(update={"path": "someone/model"}))
+        stage_weights(model.model_copy(update={"path": "someone/model"}))
 
 
 def test_a_run_reads_the_copy_and_names_the_base(decoder, tmp_path, cache):
@@ -116,7 +116,7 @@ def test_a_run_reads_the_copy_and_names_the_base(decoder, tmp_path, cache):
         named = json.loads((run.path / "export" / "adapter_config.json").read_text())
         assert named["base_model_name_or_path"] == str(decoder)
     assert losses[0] == losses[1]
-    assert is_whole(next((tmp_path / "node").iterdir()))
+    assert is_intact(next((tmp_path / "node").iterdir()))
 
 
 def _inode(path):

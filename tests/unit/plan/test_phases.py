@@ -6,7 +6,7 @@ from dtl.config.load import load_config
 from dtl.config.schema import RunConfig
 from dtl.config.schema.plugins import Phase
 from dtl.core.errors import DtlError
-from dtl.models.load import load_settings
+from dtl.models.load import load_model_config
 from dtl.plan.phases import compute_last_steps
 from tests import tiny
 from tests.unit.plan.test_planner import configure, plan
@@ -63,7 +63,7 @@ def test_lengths_that_do_not_make_the_run_are_refused(lengths, steps):
 def test_each_phase_has_its_own_rate_and_count(decoder):
     listed = [{"name": "frozen", "length": 4}, {"name": "full", "learning_rate": 0.5}]
     config = configure(decoder, strategy=listed)
-    made, base = plan(config), load_settings(config.model)
+    made, base = plan(config), load_model_config(config.model)
     probe, whole = made.phases
     assert (probe.strategy, probe.before, probe.last) == ("frozen", 0, 4)
     assert (whole.strategy, whole.before, whole.last) == ("full", 4, 10)

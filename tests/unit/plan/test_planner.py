@@ -15,7 +15,7 @@ from dtl.config.schema.optim import Optim
 from dtl.core.errors import DtlError
 from dtl.core.units import format_bytes
 from dtl.data.batching import Batching
-from dtl.models.load import initialise, load_pretrained, load_settings
+from dtl.models.load import init_new_parameters, load_model_config, load_pretrained
 from dtl.plan import zero_stage
 from dtl.plan.hardware import free_disk_bytes
 from dtl.plan.memory import checkpoint_bytes, estimate_model_state
@@ -67,7 +67,7 @@ def plan_for_lengths(config, hardware, lengths, *, outer=None, free_disk=None):
             config=config,
             parts=assemble(config),
             dataset_stats=DATASET_STATS[config.task.name],
-            model_config=load_settings(config.model),
+            model_config=load_model_config(config.model),
             batching=batching,
             lengths=lengths,
             hardware=hardware,
@@ -490,7 +490,7 @@ def test_initialise_is_not_needed_for_a_head_that_is_there(decoder):
         config.model, head="AutoModelForCausalLM", changes={}, random=False, seed=0, dtype="fp32"
     )
     assert loaded.new == frozenset()
-    initialise(loaded.model, loaded.new, seed=0, fill=pytest.fail)
+    init_new_parameters(loaded.model, loaded.new, seed=0, fill=pytest.fail)
 
 
 # Disk -------------------------------------------------------------------------------------------

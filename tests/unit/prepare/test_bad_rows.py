@@ -316,7 +316,7 @@ def test_labels_at_fault_are_found_before_the_split(encoder):
     rows[2:2] = [{"text": "b"}, {"text": "c", "label": ["late"]}, {"label": "late"}]
     Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     examples = prepared("model.path=encoder", "task=text_classification", "data.eval_fraction=0.25")
-    assert examples.facts == {"labels": ["early", "late"]}
+    assert examples.dataset_stats == {"labels": ["early", "late"]}
     assert len(examples.train) + len(examples.held_out) == 8
     assert [fault.location for fault in examples.sources[0].bad] == [
         f"rows.jsonl:{line}" for line in (3, 4, 5)

@@ -12,7 +12,7 @@ from dtl.assembly.parts import assemble
 from dtl.config.load import load_config
 from dtl.config.schema import RunConfig
 from dtl.core.errors import DtlError
-from dtl.data.cache.encoded import wait_for
+from dtl.data.cache.encoded import wait_for_encoded_data
 from dtl.prepare import dataset
 from dtl.prepare.dataset import prepare
 from tests import tiny
@@ -40,7 +40,7 @@ def test_a_process_that_only_reads_finds_what_another_has_written(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """It would wait for an hour for data of another name."""
-    monkeypatch.setattr(dataset, "wait_for", partial(wait_for, timeout_seconds=0.5))
+    monkeypatch.setattr(dataset, "wait_for", partial(wait_for_encoded_data, timeout_seconds=0.5))
     file = tiny.write_rows(tmp_path / "rows.jsonl", rows)
     config = RunConfig.model_validate(
         {

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from dtl.core.files import write_json
 from dtl.report.write import write_report
-from dtl.run.folder import write_json
 from tests.browser import browser
 from tests.tiny_run import comparison, stopped_run
 

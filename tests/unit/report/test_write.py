@@ -14,13 +14,13 @@ from dtl.cli.app import main
 from dtl.compare import terminal
 from dtl.compare.records import ConfidenceInterval, PairedDifference
 from dtl.core.errors import DtlError
+from dtl.core.files import write_json
 from dtl.core.lock import Lease
 from dtl.report import png_charts
 from dtl.report.axis import Axis
 from dtl.report.charts import LinePlot, Series, downsample, moving_average
 from dtl.report.svg_charts import draw_svg
 from dtl.report.write import write_report
-from dtl.run.folder import write_json
 from tests.tiny_run import comparison, stopped_run
 
 ATTACK = '<script>alert("x")</script><img src=x onerror=alert(1)>'
@@ -151,7 +151,7 @@ def test_png_charts_are_written_if_matplotlib_is_installed(run, monkeypatch, cap
     assert report.has_png and len(files) == 9
     assert all(p.read_bytes()[:4] == b"\x89PNG" for p in report.charts_folder.glob("*.png"))
     monkeypatch.setattr(png_charts, "has_matplotlib", lambda: False)
-    with pytest.raises(DtlError, match="matplotlib is not installed. Fix: run pip install"):
+    with pytest.raises(DtlError, match=r"matplotlib is not installed\. Fix: run pip install"):
         write_report(run.path, png=True)
     assert main(["report", str(run.path)]) == 0
     assert "no PNG: matplotlib is not installed" in capsys.readouterr().out

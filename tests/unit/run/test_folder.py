@@ -7,9 +7,10 @@ import pytest
 
 from dtl.config.schema import RunConfig
 from dtl.core.errors import DtlError
+from dtl.core.files import write_json
 from dtl.plan.records import Decision, Layout, ParameterCounts, PhasePlan, Plan
 from dtl.prepare import preparation
-from dtl.run.folder import RunFolder, Scored, write_json
+from dtl.run.folder import RunFolder, Scored
 
 PLAN = Plan(
     layout=Layout(1, 2, 2, "none", 4, 2, False, "fp32", "cpu"),
@@ -66,7 +67,7 @@ def test_config_plan_and_facts_come_back_from_the_file_alone(run, config):
     assert again.config == config
     assert again.config.strategy.options.target == ("q_proj", "v_proj")
     assert again.plan == PLAN
-    assert again.facts == {"labels": ["a", "b"]}
+    assert again.dataset_stats == {"labels": ["a", "b"]}
 
 
 def test_run_json_is_plain_and_names_the_stack(run):

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from dtl.assembly.parts import Parts
 from dtl.config import registry
 from dtl.core.errors import DtlError
-from dtl.models.anatomy import depths
+from dtl.models.anatomy import parameter_depths
 from dtl.train.setup import enable_activation_checkpointing
 from tests import architectures
 from tests.architectures import ARCHITECTURES
@@ -202,13 +202,13 @@ def test_a_model_whose_blocks_are_shared_is_refused() -> None:
 
 
 def test_what_the_task_keeps_fixed_cannot_be_all() -> None:
-    from dtl.models.load import Loaded
+    from dtl.models.load import LoadedModel
 
     task = registry.load("tasks", "asr_ctc")
     options = {"names": ("wav2vec2.feature_extractor.*",), "head": False}
     parts = Parts(task.Plugin(task.Options()), (strategy("partial", **options),))
     with pytest.raises(DtlError, match="nothing learns: the task keeps fixed"):
-        parts.adapt(Loaded(build("Wav2Vec2ForCTC"), NOTHING))
+        parts.adapt(LoadedModel(build("Wav2Vec2ForCTC"), NOTHING))
 
 
 # Modes ------------------------------------------------------------------------------------------
@@ -389,5 +389,5 @@ def test_the_plan_counts_no_gradient_and_no_moment_of_what_is_frozen(decoder: An
 def test_the_last_block_is_all_from_its_depth_on(name: str) -> None:
     with torch.device("meta"):
         model = NAMED[name].build()
-    depth, last = depths(model), NAMED[name].blocks
+    depth, last = parameter_depths(model), NAMED[name].blocks
     assert partial(model, top=1) == {name for name, place in depth.items() if place >= last}

@@ -14,8 +14,14 @@ import torch
 from dtl.config.schema import Model
 from dtl.core.errors import DtlError
 from dtl.data.example import Skip
-from dtl.data.modalities.spelling import speller
-from dtl.models.load import fill_given, initialise, load_pretrained, load_processor, load_settings
+from dtl.data.modalities.spelling import create_text_normalizer
+from dtl.models.load import (
+    init_new_parameters,
+    load_model_config,
+    load_pretrained,
+    load_processor,
+    write_language_weights,
+)
 from dtl.models.speech import ctc_vocabulary as letters
 from tests import tiny_sound, tiny_speech
 from tests.contracts.test_tasks import Bench, make_task, numbered
@@ -39,11 +45,11 @@ def bench(folder: Path, fields: list[dict[str, Any]], **options: Any) -> Bench:
     """As a run opens it; `encoded` may hold what is skipped."""
     task = make_task("asr_ctc", **options)
     source, rows = Model(path=str(folder)), numbered(fields)
-    settings = load_settings(source)
-    processor, facts = task.adapt_processor(
+    settings = load_model_config(source)
+    processor, dataset_stats = task.adapt_processor(
         load_processor(source, "processor"), task.collect_dataset_stats(rows, settings)
     )
-    changes = task.head_config(facts)
+    changes = task.head_config(dataset_stats)
     loaded = load_pretrained(
         source, head=task.auto_class, changes=changes, random=False, seed=0, dtype="fp32"
     )
@@ -51,11 +57,14 @@ def bench(folder: Path, fields: list[dict[str, Any]], **options: Any) -> Bench:
     def fill(parameter: Any, value: Any) -> None:
         parameter.data.copy_(value)
 
-    initialise(loaded.model, loaded.new, seed=0, fill=fill)
-    fill_given(loaded, fill=fill)
-    encode = task.encoder(processor, facts, settings)
-    encoded, longest = [encode(row) for row in rows], task.max_length(processor, facts, settings)
-    return Bench(task, loaded.model.eval(), facts, processor, encoded, longest)
+    init_new_parameters(loaded.model, loaded.new, seed=0, fill=fill)
+    write_language_weights(loaded, fill=fill)
+    encode = task.encoder(processor, dataset_stats, settings)
+    encoded, longest = (
+        [encode(row) for row in rows],
+        task.max_length(processor, dataset_stats, settings),
+    )
+    return Bench(task, loaded.model.eval(), dataset_stats, processor, encoded, longest)
 
 
 def text_of(tokenizer: Any, model: Any, extractor: Any, sound: np.ndarray) -> str:
@@ -135,8 +144,10 @@ def test_letters_come_from_the_training_rows(wav2vec2):
     assert vocabulary == {
         name: n for n, name in enumerate(["[PAD]", "|", "[UNK]", *sorted("teasno")])
     }
-    assert made.model.config.vocab_size == len(vocabulary) and made.facts["new_head"]
-    other = made.task.encoder(made.processor, made.facts, load_settings(Model(path=str(wav2vec2))))
+    assert made.model.config.vocab_size == len(vocabulary) and made.dataset_stats["new_head"]
+    other = made.task.encoder(
+        made.processor, made.dataset_stats, load_model_config(Model(path=str(wav2vec2)))
+    )
     (row,) = numbered([tiny_speech.row("zea")])
     found = other(row)
     assert found.values["labels"][0] == vocabulary["[UNK]"]
@@ -146,7 +157,7 @@ def test_letters_come_from_the_training_rows(wav2vec2):
 def test_a_model_that_writes_keeps_its_letters_and_their_case(capitals):
     made = bench(capitals, [tiny_speech.row("tea at sea.")])
     assert made.processor.tokenizer.decode(made.encoded[0].values["labels"]) == "TEA AT SEA"
-    assert not made.facts["new_head"] and made.facts["loading"] == {}
+    assert not made.dataset_stats["new_head"] and made.dataset_stats["loading"] == {}
     theirs = load_pretrained(
         Model(path=str(capitals)),
         head="AutoModelForCTC",
@@ -179,7 +190,7 @@ def test_a_language_of_mms_brings_its_adapters_and_head(mms):
     expected = dict(theirs.named_parameters())
     for name, value in made.model.named_parameters():
         assert torch.equal(value, expected[name]), name
-    assert made.facts["loading"] == {"target_lang": "swh", "ignore_mismatched_sizes": True}
+    assert made.dataset_stats["loading"] == {"target_lang": "swh", "ignore_mismatched_sizes": True}
 
 
 def test_a_new_language_stands_beside_those_of_mms(mms, tmp_path):
@@ -301,7 +312,7 @@ def test_eight_clips_are_learnt_and_what_is_saved_writes_them_in_transformers(
         optimizer.step()
         optimizer.zero_grad()
     model.eval()
-    scores = made.task.score(made.outcomes(list(range(8))), made.facts)
+    scores = made.task.score(made.outcomes(list(range(8))), made.dataset_stats)
     assert (scores["wer"], scores["cer"]) == (0.0, 0.0)
     model.save_pretrained(tmp_path)
     made.processor.save_pretrained(tmp_path)
@@ -315,12 +326,12 @@ def test_eight_clips_are_learnt_and_what_is_saved_writes_them_in_transformers(
 
 
 def test_a_path_is_written_as_transformers_writes_it():
-    tokenizer = letters.of_rows("aeo", base=None, language=None)
+    tokenizer = letters.build_tokenizer("aeo", base=None, language=None)
     draw = np.random.default_rng(1)
     for _ in range(20):
         path = draw.integers(0, len(tokenizer), 40).tolist()
         theirs = " ".join(tokenizer.batch_decode([path])[0].split())
-        assert letters.write(path, tokenizer) == theirs
+        assert letters.decode_path(path, tokenizer) == theirs
 
 
 @pytest.mark.parametrize(
@@ -334,4 +345,4 @@ def test_a_path_is_written_as_transformers_writes_it():
     ],
 )
 def test_marks_that_carry_meaning_stay(text, spelt):
-    assert speller("basic")(text) == spelt
+    assert create_text_normalizer("basic")(text) == spelt

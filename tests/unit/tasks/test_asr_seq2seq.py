@@ -16,14 +16,14 @@ import torch
 
 from dtl.config.schema import Model
 from dtl.core.errors import DtlError
-from dtl.data.example import Encoded, Skip
-from dtl.data.modalities.audio import pieces_of
+from dtl.data.example import EncodedExample, Skip
+from dtl.data.modalities.audio import split_audio
 from dtl.data.modalities.spec_augment import SpecAugment
 from dtl.data.sources.rows import Row
 from dtl.export.opened import Exported
 from dtl.jobs.predict import predictions
-from dtl.models.load import load_pretrained, load_processor, load_settings, padding_token
-from dtl.models.speech.decoder_prompt import set_prompt
+from dtl.models.load import get_pad_token_id, load_model_config, load_pretrained, load_processor
+from dtl.models.speech.decoder_prompt import configure_prompt
 from dtl.tasks.asr_seq2seq import Options, Plugin
 from tests import tiny_whisper
 
@@ -45,19 +45,19 @@ class Bench:
 
     task: Plugin
     processor: Any
-    facts: dict[str, Any]
+    dataset_stats: dict[str, Any]
     settings: Any
     model: Any
 
-    def encode(self, *rows: dict[str, Any]) -> list[Encoded | Skip]:
-        encoder = self.task.encoder(self.processor, self.facts, self.settings)
+    def encode(self, *rows: dict[str, Any]) -> list[EncodedExample | Skip]:
+        encoder = self.task.encoder(self.processor, self.dataset_stats, self.settings)
         return [encoder(Row(place, f"rows:{place + 1}", row)) for place, row in enumerate(rows)]
 
     def batch(self, encoded: list[Any], draw: Any = None) -> dict[str, torch.Tensor]:
         shown = [
             self.task.transform(one.values, processor=self.processor, rng=draw) for one in encoded
         ]
-        return self.task.collate(shown, pad_token_id=padding_token(self.processor) or 0)
+        return self.task.collate(shown, pad_token_id=get_pad_token_id(self.processor) or 0)
 
     def outcomes(self, encoded: list[Any]) -> list[dict[str, Any]]:
         with torch.no_grad():
@@ -66,21 +66,21 @@ class Bench:
 
 def bench(folder: Path, **options: Any) -> Bench:
     task, source = Plugin(Options(**options)), Model(path=str(folder))
-    settings = load_settings(source)
-    processor, facts = task.adapt_processor(
+    settings = load_model_config(source)
+    processor, dataset_stats = task.adapt_processor(
         load_processor(source, "processor"), task.collect_dataset_stats([], settings)
     )
     loaded = load_pretrained(
         source,
         head=task.auto_class,
-        changes=task.head_config(facts),
+        changes=task.head_config(dataset_stats),
         random=False,
         seed=0,
         dtype="fp32",
     )
-    loaded.model.config.pad_token_id = padding_token(processor)  # type: ignore[union-attr]
+    loaded.model.config.pad_token_id = get_pad_token_id(processor)  # type: ignore[union-attr]
     task.configure_model(loaded.model, processor=processor)
-    return Bench(task, processor, facts, settings, loaded.model.eval())
+    return Bench(task, processor, dataset_stats, settings, loaded.model.eval())
 
 
 @cache
@@ -127,7 +127,7 @@ def test_labels_are_the_prompt_the_text_and_one_end(
     """The start, which the decoder is given, is not among them."""
     made = bench(request.getfixturevalue(family), **FAMILIES[family])
     (encoded,) = made.encode(clip(1.0, "the old river"))
-    assert isinstance(encoded, Encoded)
+    assert isinstance(encoded, EncodedExample)
     tokenizer = made.processor.tokenizer
     text = tokenizer("the old river", add_special_tokens=False)["input_ids"]
     prompt = tokenizer.convert_tokens_to_ids(PROMPTS[family])
@@ -170,13 +170,13 @@ def test_what_cannot_be_learnt_is_left_out_with_its_reason(
 ) -> None:
     made = bench(whisper, language="de")
     assert made.encode(row, clip(2.0))[0] == Skip(reason)
-    assert isinstance(made.encode(clip(2.0))[0], Encoded), "as long as the model hears"
+    assert isinstance(made.encode(clip(2.0))[0], EncodedExample), "as long as the model hears"
 
 
 def test_silence_has_no_features_for_speech2text(speech_to_text: Path, whisper: Path) -> None:
     silence = {"audio": {"array": np.zeros(16_000), "sampling_rate": 16_000}, "text": "stone"}
     assert bench(speech_to_text).encode(silence) == [Skip("nothing to hear")]
-    assert isinstance(bench(whisper, language="de").encode(silence)[0], Encoded)
+    assert isinstance(bench(whisper, language="de").encode(silence)[0], EncodedExample)
 
 
 def test_more_than_the_model_hears_at_once_is_refused(whisper: Path) -> None:
@@ -204,7 +204,7 @@ def test_a_language_may_be_named_in_any_of_whispers_ways(name: str, whisper: Pat
     (encoded,) = made.encode(clip(1.0))
     tokens = made.processor.tokenizer.convert_ids_to_tokens(list(encoded.values["labels"]))  # type: ignore[union-attr]
     assert tokens[:3] == ["<|de|>", "<|translate|>", "<|notimestamps|>"]
-    assert made.facts["language"] == "en", "a translation is English"
+    assert made.dataset_stats["language"] == "en", "a translation is English"
 
 
 @pytest.mark.parametrize(
@@ -233,14 +233,14 @@ def test_a_language_without_its_own_token_is_told() -> None:
     del numbers["<|yue|>"]
     tokenizer.get_vocab = lambda: numbers
     with pytest.raises(DtlError, match="no token for 'yue'"):
-        set_prompt(tokenizer, language="yue", action="transcribe", multilingual=True)
+        configure_prompt(tokenizer, language="yue", action="transcribe", multilingual=True)
 
 
 def test_speech2text_of_many_languages_must_begin_with_the_one_named() -> None:
     many = SimpleNamespace(lang_code_to_id={"de": 5, "fr": 6}, tgt_lang="fr")
     with pytest.raises(DtlError, match=r"several languages, and none is named.*de, fr"):
-        set_prompt(many, language=None, action="transcribe", multilingual=None)
-    assert set_prompt(many, language="de", action="transcribe", multilingual=None) == "de"
+        configure_prompt(many, language=None, action="transcribe", multilingual=None)
+    assert configure_prompt(many, language="de", action="transcribe", multilingual=None) == "de"
     assert many.tgt_lang == "de"
 
 
@@ -261,7 +261,7 @@ def test_eight_clips_are_learnt_by_heart(family: str, request: pytest.FixtureReq
     made, encoded = taught(request.getfixturevalue(family), FAMILIES[family].get("language"))
     outcomes = made.outcomes(encoded)
     assert [outcome["reference"] for outcome in outcomes] == tiny_whisper.texts(8)
-    assert made.task.score(outcomes, made.facts)["wer"] == 0
+    assert made.task.score(outcomes, made.dataset_stats)["wer"] == 0
     alone = [outcome for one in encoded for outcome in made.outcomes([one])]
     for one, other in zip(outcomes, alone, strict=True):
         assert one.pop("loss") == pytest.approx(other.pop("loss"), rel=1e-4)
@@ -321,7 +321,7 @@ def test_scores_are_those_of_jiwer(whisper: Path) -> None:
         {"loss": 3.0, "targets": 6, "hits": 3, "reference": one, "generated": other}
         for one, other in zip(truth, found, strict=True)
     ]
-    scores = made.task.score(outcomes, made.facts)
+    scores = made.task.score(outcomes, made.dataset_stats)
     words = jiwer.process_words(truth, found)
     assert scores["wer"] == words.wer
     assert scores["cer"] == jiwer.cer(truth, found)
@@ -393,10 +393,12 @@ def test_a_long_recording_is_written_piece_by_piece_as_transformers_writes_each(
     clips = [part for row in tiny_whisper.spoken(8) for part in (row["audio"]["array"], pause)]
     long = {"audio": {"array": np.concatenate(clips), "sampling_rate": tiny_whisper.RATE}}
     rows = [Row(0, "a", tiny_whisper.spoken(1)[0]), Row(1, "b", long), Row(2, "c", clip(0.05))]
-    exported = Exported(made.task, made.facts, {}, made.model, made.processor, made.settings)
+    exported = Exported(
+        made.task, made.dataset_stats, {}, made.model, made.processor, made.settings
+    )
     short, found, none = predictions(rows, exported, batch=3, longest=20)
     expected = []
-    pieces = pieces_of(rows[1], rate=tiny_whisper.RATE, longest=2, shortest=0.1)
+    pieces = split_audio(rows[1], rate=tiny_whisper.RATE, longest=2, shortest=0.1)
     for piece in [rows[0], *pieces]:
         encoded = made.encode({**piece.fields, "text": "a"})
         batch = {name: made.batch(encoded)[name] for name in ("input_features", "attention_mask")}

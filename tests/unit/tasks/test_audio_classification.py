@@ -13,10 +13,10 @@ from dtl import api
 from dtl.assembly.parts import Parts
 from dtl.config.load import load_config
 from dtl.config.schema import Model
-from dtl.data.example import Encoded, Skip
-from dtl.data.modalities.audio import as_heard, sound_of
+from dtl.data.example import EncodedExample, Skip
+from dtl.data.modalities.audio import load_audio, to_float32
 from dtl.data.sources.rows import Row
-from dtl.models.load import initialise, load_pretrained, load_processor, load_settings
+from dtl.models.load import init_new_parameters, load_model_config, load_pretrained, load_processor
 from dtl.strategies import full, lora, scratch
 from dtl.tasks.audio_classification import Options, Plugin
 from tests import tiny_sound
@@ -27,13 +27,13 @@ LABELS = sorted(tiny_sound.PITCHES)
 def ready(folder: Path, rows: list[dict[str, Any]], **options: Any) -> tuple[Any, Any, list[Any]]:
     """Task, its processor, and its examples."""
     plugin, source = Plugin(Options(**options)), Model(path=str(folder))
-    settings = load_settings(source)
+    settings = load_model_config(source)
     numbered = [Row(n, f"rows:{n}", fields) for n, fields in enumerate(rows)]
-    processor, facts = plugin.adapt_processor(
+    processor, dataset_stats = plugin.adapt_processor(
         load_processor(source, "feature_extractor"),
         plugin.collect_dataset_stats(numbered, settings),
     )
-    encode = plugin.encoder(processor, facts, settings)
+    encode = plugin.encoder(processor, dataset_stats, settings)
     return plugin, processor, [encode(one) for one in numbered]
 
 
@@ -44,21 +44,21 @@ def batch_of(plugin: Any, processor: Any, examples: list[Any]) -> dict[str, torc
 
 def model_of(folder: Path, strategy: Any = full, *, random: bool = False) -> Any:
     plugin, source = Plugin(Options()), Model(path=str(folder))
-    facts = plugin.collect_dataset_stats(
-        [Row(n, "", {"label": label}) for n, label in enumerate(LABELS)], load_settings(source)
+    dataset_stats = plugin.collect_dataset_stats(
+        [Row(n, "", {"label": label}) for n, label in enumerate(LABELS)], load_model_config(source)
     )
-    changes = plugin.head_config(facts)
+    changes = plugin.head_config(dataset_stats)
     loaded = load_pretrained(
         source, head=plugin.auto_class, changes=changes, random=random, seed=0, dtype="fp32"
     )
-    initialise(loaded.model, loaded.new, seed=0, fill=lambda p, value: p.data.copy_(value))
+    init_new_parameters(loaded.model, loaded.new, seed=0, fill=lambda p, value: p.data.copy_(value))
     return Parts(plugin, (strategy.Plugin(strategy.Options()),)).adapt(loaded)
 
 
 def test_a_batch_is_what_the_models_own_extractor_makes(wav2vec2):
     rows = tiny_sound.tones(4)
     plugin, processor, examples = ready(wav2vec2, rows)
-    sounds = [as_heard(sound_of(Row(0, "", row), rate=16_000)) for row in rows]
+    sounds = [to_float32(load_audio(Row(0, "", row), rate=16_000)) for row in rows]
     theirs = processor(sounds, sampling_rate=16_000, padding=True, return_tensors="pt")
     batch = batch_of(plugin, processor, examples)
     assert torch.equal(batch["attention_mask"], theirs["attention_mask"].long())
@@ -75,7 +75,7 @@ def test_models_that_know_no_mask_get_none(tmp_path):
 def test_a_spectrogram_is_the_extractors(spectrogram):
     rows = tiny_sound.tones(3)
     plugin, processor, examples = ready(spectrogram, rows)
-    sounds = [as_heard(sound_of(Row(0, "", row), rate=16_000)) for row in rows]
+    sounds = [to_float32(load_audio(Row(0, "", row), rate=16_000)) for row in rows]
     theirs = processor(sounds, sampling_rate=16_000, return_tensors="pt")["input_values"]
     assert torch.allclose(batch_of(plugin, processor, examples)["input_values"], theirs, atol=1e-6)
 
@@ -92,7 +92,7 @@ def test_of_a_long_sound_training_hears_parts_and_scoring_the_beginning(wav2vec2
     sound = np.arange(16_000, dtype=np.float64)[:, None] / 40_000
     rows = [{"audio": tiny_sound.wav(sound), "label": label} for label in ("deep", "high")]
     plugin, processor, (example, _) = ready(wav2vec2, rows, longest_seconds=0.25)
-    assert isinstance(example, Encoded) and len(example.values["samples"]) == 16_000
+    assert isinstance(example, EncodedExample) and len(example.values["samples"]) == 16_000
     processor.do_normalize = False
 
     def start(draw: Any) -> float:
@@ -127,7 +127,7 @@ def test_the_model_masks_nothing_of_its_own_accord(wav2vec2, tmp_path):
     import shutil
 
     folder = shutil.copytree(wav2vec2, tmp_path / "masking")
-    settings = load_settings(Model(path=str(folder)))
+    settings = load_model_config(Model(path=str(folder)))
     settings.mask_time_prob = 0.5
     settings.save_pretrained(folder)
     rows = [
@@ -165,7 +165,7 @@ def test_a_run_learns_and_its_adapter_is_opened_by_peft(wav2vec2, tmp_path, cach
     extractor = AutoFeatureExtractor.from_pretrained(outcome.run.export)
     guesses = []
     for path in sorted((tmp_path / "heldout").rglob("*.wav")):
-        sound = as_heard(sound_of(Row(0, "", {"audio": str(path)}), rate=16_000))
+        sound = to_float32(load_audio(Row(0, "", {"audio": str(path)}), rate=16_000))
         heard = extractor(sound, sampling_rate=16_000, return_tensors="pt")
         with torch.no_grad():
             guesses.append(LABELS[int(model(**heard).logits.argmax())] == path.parent.name)

@@ -12,7 +12,7 @@ import torch
 from dtl.assembly.parts import assemble
 from dtl.config.schema import RunConfig
 from dtl.core.errors import DtlError
-from dtl.data.example import Encoded, Skip
+from dtl.data.example import EncodedExample, Skip
 from dtl.data.sources.rows import Row
 from dtl.tasks.dpo import Options, Plugin, _as_base, _log_likelihoods
 from tests import tiny
@@ -127,7 +127,7 @@ def test_scores_by_hand() -> None:
 def test_only_answers_count_and_they_end() -> None:
     tokenizer = tiny.tokenizer()
     encoded = encode(dict(ROWS[0]), tokenizer)
-    assert isinstance(encoded, Encoded)
+    assert isinstance(encoded, EncodedExample)
     assert tokenizer.decode(encoded.values["chosen"]) == "the old ship carries a letter</s>"
     assert tokenizer.decode(encoded.values["rejected"]) == "the old ship sends</s>"
     assert encoded.values["prompt"] == [len(tokenizer("the old ship")["input_ids"])] * 2

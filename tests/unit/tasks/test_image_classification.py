@@ -19,13 +19,13 @@ from dtl.config.schema import Model, Source
 from dtl.core.errors import DtlError
 from dtl.core.parallel_dims import ParallelDims
 from dtl.data.batching import Batching
-from dtl.data.cache.encoded import EncodedData, encode
+from dtl.data.cache.encoded import EncodedData, encode_rows
 from dtl.data.labels import guesses, scores_of
 from dtl.data.loader import Loader
-from dtl.data.modalities.image import picture_fault, picture_of
+from dtl.data.modalities.image import find_image_fault, load_image
 from dtl.data.sources.rows import Row, open_rows
 from dtl.models.anatomy import batch_norms
-from dtl.models.load import load_pretrained, load_processor, load_settings
+from dtl.models.load import load_model_config, load_pretrained, load_processor
 from dtl.strategies import frozen, full, scratch
 from dtl.tasks.image_classification import Options, Plugin
 from tests import tiny_vision
@@ -56,20 +56,20 @@ def saved(picture: Image.Image, kind: str, **how: Any) -> bytes:
 
 def test_pixels_of_a_plain_picture_are_its_own():
     pixels = tiny_vision.pixels("red", seed=3)
-    assert np.array_equal(picture_of(row(tiny_vision.png(pixels))), pixels)
-    assert np.array_equal(picture_of(row({"bytes": tiny_vision.png(pixels)})), pixels)
+    assert np.array_equal(load_image(row(tiny_vision.png(pixels))), pixels)
+    assert np.array_equal(load_image(row({"bytes": tiny_vision.png(pixels)})), pixels)
 
 
 def test_what_is_transparent_is_white():
     picture = Image.new("RGBA", (4, 3), (255, 0, 0, 0))
     picture.putpixel((1, 2), (10, 20, 30, 255))
-    found = picture_of(row(saved(picture, "PNG")))
+    found = load_image(row(saved(picture, "PNG")))
     assert found.shape == (3, 4, 3)
     assert tuple(found[2, 1]) == (10, 20, 30) and tuple(found[0, 0]) == (255, 255, 255)
     palette = Image.new("P", (2, 1))
     palette.putpalette([0, 0, 0, 9, 8, 7])
     palette.putpixel((1, 0), 1)
-    found = picture_of(row(saved(palette, "PNG", transparency=0)))
+    found = load_image(row(saved(palette, "PNG", transparency=0)))
     assert found[0].tolist() == [[255, 255, 255], [9, 8, 7]]
 
 
@@ -77,23 +77,23 @@ def test_a_picture_lies_as_the_camera_says():
     picture = Image.fromarray(tiny_vision.pixels("blue", seed=1))
     how = Image.Exif()
     how[0x0112] = 6  # the camera was turned to the right
-    turned = picture_of(row(saved(picture, "PNG", exif=how)))
+    turned = load_image(row(saved(picture, "PNG", exif=how)))
     assert np.array_equal(turned, np.rot90(np.asarray(picture), k=-1))
 
 
 def test_sixteen_bits_and_grey_become_eight_bits_and_three_channels():
     deep = np.array([[0, 257, 65535]], dtype=np.uint16)
-    assert picture_of(row(saved(Image.fromarray(deep), "PNG")))[0].tolist() == [
+    assert load_image(row(saved(Image.fromarray(deep), "PNG")))[0].tolist() == [
         [0, 0, 0],
         [1, 1, 1],
         [255, 255, 255],
     ]
     grey = Image.fromarray(np.array([[7, 200]], dtype=np.uint8))
-    assert picture_of(row(saved(grey, "PNG")))[0].tolist() == [[7, 7, 7], [200, 200, 200]]
+    assert load_image(row(saved(grey, "PNG")))[0].tolist() == [[7, 7, 7], [200, 200, 200]]
 
 
 def test_a_large_picture_is_kept_small():
-    found = picture_of(
+    found = load_image(
         row(tiny_vision.png(np.zeros((400, 300, 3), np.uint8))), longest_short_side=64
     )
     assert found.shape == (85, 64, 3)
@@ -109,15 +109,15 @@ def test_a_large_picture_is_kept_small():
     ],
 )
 def test_a_row_at_fault_is_told_at_the_desk(value, said, tmp_path):
-    fault = picture_fault(row(value, folder=tmp_path))
+    fault = find_image_fault(row(value, folder=tmp_path))
     assert fault is not None and fault.location == "rows:1" and said in fault.problem
 
 
 def test_a_torn_picture_is_told_with_its_row():
     torn = tiny_vision.png(tiny_vision.pixels("red", seed=3))[:900]
-    assert picture_fault(row(torn)) is None, "its header is whole"
+    assert find_image_fault(row(torn)) is None, "its header is whole"
     with pytest.raises(DtlError, match=r"rows:1: `image` cannot be decoded"):
-        picture_of(row(torn))
+        load_image(row(torn))
 
 
 # Folders ----------------------------------------------------------------------------------------
@@ -132,7 +132,7 @@ def test_a_folder_a_class(tmp_path):
     tiny_vision.write_folder(tmp_path / "all", 9)
     rows = opened(tmp_path / "all")
     assert [one.fields["label"] for one in rows] == ["blue"] * 3 + ["green"] * 3 + ["red"] * 3
-    assert picture_of(rows[0]).shape[2] == 3
+    assert load_image(rows[0]).shape[2] == 3
     tiny_vision.write_folder(tmp_path / "split" / "train", 6)
     tiny_vision.write_folder(tmp_path / "split" / "test", 3, seed=2)
     assert [len(opened(tmp_path / "split", part)) for part in ("train", "test")] == [6, 3]
@@ -143,7 +143,7 @@ def test_a_folder_with_a_metadata_file(tmp_path):
     (tmp_path / "metadata.csv").write_text("file_name,label\na.png,red\n")
     (only,) = opened(tmp_path)
     assert only.fields == {"image": "a.png", "label": "red"}
-    assert np.array_equal(picture_of(only), tiny_vision.pixels("red", seed=3))
+    assert np.array_equal(load_image(only), tiny_vision.pixels("red", seed=3))
 
 
 def test_another_picture_under_the_same_name_is_other_data(tmp_path):
@@ -167,9 +167,9 @@ def test_evaluation_shows_what_the_models_own_processor_makes(base, request):
     processor = processor_of(request.getfixturevalue(base))
     pixels = tiny_vision.pixels("green", seed=5)
     plugin = task()
-    fitted, facts = plugin.adapt_processor(processor, {"labels": FACTS["labels"]})
-    assert facts == FACTS
-    encoded = plugin.encoder(fitted, facts, None)(row(tiny_vision.png(pixels)))
+    fitted, dataset_stats = plugin.adapt_processor(processor, {"labels": FACTS["labels"]})
+    assert dataset_stats == FACTS
+    encoded = plugin.encoder(fitted, dataset_stats, None)(row(tiny_vision.png(pixels)))
     shown = plugin.transform(encoded.values, processor=fitted, rng=None)
     theirs = processor(Image.fromarray(pixels), return_tensors="pt")["pixel_values"]
     batch = plugin.collate([shown], pad_token_id=0)
@@ -185,7 +185,7 @@ def test_a_processor_that_makes_many_sizes_is_refused(vit):
 
 
 def test_a_model_of_one_channel_is_refused(vit):
-    base = load_settings(Model(path=str(vit)))
+    base = load_model_config(Model(path=str(vit)))
     base.num_channels = 1
     with pytest.raises(DtlError, match="reads 1 channels"):
         task().collect_dataset_stats([], base)
@@ -194,7 +194,7 @@ def test_a_model_of_one_channel_is_refused(vit):
 def data_of(folder: Path, plugin: Plugin, cache: Path) -> EncodedData:
     encoder = plugin.encoder(processor_of(folder), FACTS, None)
     rows = [Row(n, f"rows:{n}", fields) for n, fields in enumerate(tiny_vision.pictures(9))]
-    return encode(rows, encoder, key="pictures", place="data.train")
+    return encode_rows(rows, encoder, key="pictures", place="data.train")
 
 
 def views(folder: Path, data: EncodedData, plugin: Plugin, *, ranks: int, micro: int, step: int):
@@ -326,7 +326,7 @@ def test_a_run_learns_and_its_export_is_opened_by_transformers(resnet, tmp_path,
     model = AutoModelForImageClassification.from_pretrained(outcome.run.export)
     processor = AutoImageProcessor.from_pretrained(outcome.run.export)
     for one in opened(tmp_path / "heldout"):
-        shown = processor(Image.fromarray(picture_of(one)), return_tensors="pt")
+        shown = processor(Image.fromarray(load_image(one)), return_tensors="pt")
         with torch.no_grad():
             guess = model(**shown).logits.argmax(-1).item()
         assert model.config.id2label[guess] == one.fields["label"]

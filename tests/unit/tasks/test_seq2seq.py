@@ -13,9 +13,9 @@ import torch
 
 from dtl.config.schema import Model
 from dtl.core.errors import DtlError
-from dtl.data.example import Encoded, Skip
+from dtl.data.example import EncodedExample, Skip
 from dtl.data.sources.rows import Row
-from dtl.models.load import load_settings, load_tokenizer
+from dtl.models.load import load_model_config, load_tokenizer
 from dtl.tasks.seq2seq import Options, Plugin
 from tests import tiny
 
@@ -167,7 +167,7 @@ def test_a_model_that_is_set_to_long_answers_may_give_short_ones(t5: Path) -> No
 def test_what_is_read_and_what_is_learnt(t5: Path) -> None:
     tokenizer = tiny.closing_tokenizer()
     encoded = encode(tokenizer, "the river", "a stone", prefix="shorten: ")
-    assert isinstance(encoded, Encoded)
+    assert isinstance(encoded, EncodedExample)
     assert encoded.values["input_ids"] == tokenizer("shorten: the river")["input_ids"]
     assert encoded.values["labels"] == tokenizer("a stone")["input_ids"]
     assert tokenizer.decode(encoded.values["labels"]) == "a stone</s>"
@@ -185,7 +185,7 @@ def test_a_tokenizer_that_closes_nothing_still_learns_to_stop() -> None:
 
 def test_what_is_cut_off_the_target_stays_in_the_reference(bart: Path) -> None:
     """Against a cut reference, a model that generates less would score as if it had said all."""
-    base = load_settings(Model(path=str(bart)))
+    base = load_model_config(Model(path=str(bart)))
     target = "a stone in the river " * 40 + "äöü"
     encoded = encode(tiny.closing_tokenizer(), "x " * 300, target, base, max_target_length=512)
     assert len(encoded.values["input_ids"]) == 128, "as many as the model has positions"
@@ -262,7 +262,7 @@ def test_a_translation_is_of_the_named_languages(
     tokenizer, model = multilingual(name)
     plugin = task(source_language="en_XX", target_language="ro_RO", generate_length=4)
     encoded = plugin.encoder(tokenizer, {}, None)(row("a b", "c d"))
-    assert isinstance(encoded, Encoded)
+    assert isinstance(encoded, EncodedExample)
     assert tokenizer.convert_ids_to_tokens(encoded.values["input_ids"]) == source
     assert tokenizer.convert_ids_to_tokens(encoded.values["labels"]) == target
     seen = []

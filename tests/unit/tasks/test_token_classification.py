@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dtl.core.errors import DtlError
-from dtl.data.example import Encoded
+from dtl.data.example import EncodedExample
 from dtl.data.sources.rows import Row
 from dtl.tasks.token_classification import Options, Plugin
 from tests import tiny
@@ -27,9 +27,9 @@ def row(tokens: Any, tags: Any) -> Row:
     return Row(4, "rows.jsonl:5", {"tokens": tokens, "tags": tags})
 
 
-def encode(tokenizer: Any, words: list[str], tags: list[Any], **options: Any) -> Encoded:
+def encode(tokenizer: Any, words: list[str], tags: list[Any], **options: Any) -> EncodedExample:
     encoded = task(**options).encoder(tokenizer, FACTS, None)(row(words, tags))
-    assert isinstance(encoded, Encoded)
+    assert isinstance(encoded, EncodedExample)
     return encoded
 
 

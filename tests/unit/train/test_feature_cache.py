@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from dtl.config.load import load_config
 from dtl.core.errors import DtlError, RunFailed
 from dtl.data.cache import features
-from dtl.data.cache.features import Features, same_extent
+from dtl.data.cache.features import FeatureCache, batch_by_extent
 from dtl.prepare import preparation
 from dtl.run.folder import RunFolder
 from dtl.train import feature_cache
@@ -146,8 +146,8 @@ def lines(run: RunFolder, kind: str) -> list[dict[str, Any]]:
     return [line for line in run.metrics() if line["kind"] == kind]
 
 
-def kept(cache: Path) -> list[Features]:
-    return [Features(folder.parent) for folder in sorted(cache.glob("features/*/index.json"))]
+def kept(cache: Path) -> list[FeatureCache]:
+    return [FeatureCache(folder.parent) for folder in sorted(cache.glob("features/*/index.json"))]
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -248,9 +248,9 @@ def test_what_changes_features_makes_others(bert: Callable[..., Any], cache: Pat
         run_here(bert(name, **more))
         found[name] = set(cache.glob("features/*")) - before
     assert {name: len(made) for name, made in found.items()} == dict.fromkeys(found, 2)
-    dtypes = {each.dtype for folder in found["half"] for each in Features(folder).fields}
+    dtypes = {each.dtype for folder in found["half"] for each in FeatureCache(folder).fields}
     assert dtypes <= {"bfloat16", "float32"} and all(
-        each.dtype == "float32" for folder in found["plain"] for each in Features(folder).fields
+        each.dtype == "float32" for folder in found["plain"] for each in FeatureCache(folder).fields
     )
 
 
@@ -259,8 +259,8 @@ def test_a_write_that_is_cut_off_leaves_nothing_that_is_used(
 ) -> None:
     """Killed, so that nobody cleans up: what is there is not taken for features."""
     with monkeypatch.context() as patch:
-        patch.setattr(features, "discard", lambda staged: None)
-        patch.setattr(features, "finish", lambda *given, **named: 1 / 0)
+        patch.setattr(features, "remove_staging_folder", lambda staged: None)
+        patch.setattr(features, "finalize_feature_cache", lambda *given, **named: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             run_here(bert("killed"))
     assert list(cache.glob("features/*.staged/*.values")) and not kept(cache)
@@ -288,7 +288,7 @@ def test_another_run_that_makes_the_same_is_waited_for(
     (folder,) = (each.folder for each in kept(cache) if len(each) == ROWS)
     made = folder.rename(tmp_path / "made").stat().st_ino
     held, looks = ExitStack(), []
-    assert features.take_turn(folder, held) == "ours"
+    assert features.claim_build(folder, held) == "ours"
 
     def look_again(seconds: float) -> None:
         looks.append(seconds)
@@ -418,5 +418,5 @@ def test_a_cache_that_a_node_does_not_see_is_told(tmp_path: Path) -> None:
 
 
 def test_batches_hold_examples_of_one_extent() -> None:
-    found = [ids.tolist() for ids in same_extent(np.array([3, 5, 3, 5, 5, 1]), batch=2)]
+    found = [ids.tolist() for ids in batch_by_extent(np.array([3, 5, 3, 5, 5, 1]), batch=2)]
     assert found == [[1, 3], [4], [0, 2], [5]]

@@ -11,8 +11,8 @@ from dtl.config import registry
 from dtl.config.optimizers import OPTIMIZERS
 from dtl.config.schema.optim import Optim
 from dtl.core.errors import DtlError
-from dtl.models.load import weightless
-from dtl.models.parameter_roles import decaying, hidden_matrices
+from dtl.models.load import load_on_meta_device
+from dtl.models.parameter_roles import hidden_matrix_ids, weight_decay_ids
 from dtl.plan.parameter_groups import moment_bytes, updates
 from dtl.train import optim
 from dtl.train import weight_averages as average
@@ -250,7 +250,7 @@ def test_what_decays_is_what_transformers_lets_decay_less_scales_and_single_vect
     theirs = set(get_parameter_names(model, [nn.LayerNorm], left_out))
     shapes = {name: tuple(each.shape) for name, each in model.named_parameters()}
     vectors = {name for name, shape in shapes.items() if sum(size > 1 for size in shape) == 1}
-    ids = decaying(model)
+    ids = weight_decay_ids(model)
     mine = {name for name, each in model.named_parameters() if id(each) in ids}
     assert mine == (theirs & set(shapes)) - vectors
     assert mine
@@ -260,9 +260,9 @@ def test_the_length_of_a_normed_kernel_does_not_decay():
     from torch.nn.utils import parametrizations
 
     model = parametrizations.weight_norm(nn.Linear(4, 3))
-    assert {name for name, each in model.named_parameters() if id(each) in decaying(model)} == {
-        "parametrizations.weight.original1"
-    }
+    assert {
+        name for name, each in model.named_parameters() if id(each) in weight_decay_ids(model)
+    } == {"parametrizations.weight.original1"}
 
 
 def adapted(folder, task, strategy, **options):
@@ -271,9 +271,9 @@ def adapted(folder, task, strategy, **options):
 
     made = registry.load("tasks", task)
     plugin = made.Plugin(made.Options())
-    facts = {"labels": ["early", "late", "never"]} if task == "text_classification" else {}
-    loaded = weightless(
-        Model(path=str(folder)), head=plugin.head, changes=plugin.head_settings(facts)
+    dataset_stats = {"labels": ["early", "late", "never"]} if task == "text_classification" else {}
+    loaded = load_on_meta_device(
+        Model(path=str(folder)), head=plugin.head, changes=plugin.head_settings(dataset_stats)
     )
     module = registry.load("strategies", strategy)
     with torch.device("meta"):
@@ -382,7 +382,7 @@ def test_the_bytes_that_are_counted_are_those_that_are_kept(name):
 
 def test_hidden_matrices_are_neither_embeddings_nor_head(encoder):
     model, _ = adapted(encoder, "text_classification", "full")
-    inside = hidden_matrices(model)
+    inside = hidden_matrix_ids(model)
     names = {name for name, each in model.named_parameters() if id(each) in inside}
     assert "bert.encoder.layer.0.attention.self.query.weight" in names
     assert not any("embeddings" in name or "classifier" in name for name in names)

@@ -6,8 +6,8 @@ import types
 import pytest
 import torch
 
+from dtl.core.files import write_json
 from dtl.export.model_card import _usage
-from dtl.run.folder import write_json
 from dtl.train import usage
 
 

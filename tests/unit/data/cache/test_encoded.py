@@ -11,8 +11,14 @@ import numpy as np
 import pytest
 
 from dtl.core.errors import DtlError, RunFailed
-from dtl.data.cache.encoded import EncodedData, cache_folder, cache_key, encode, wait_for
-from dtl.data.example import Encoded, Skip
+from dtl.data.cache.encoded import (
+    EncodedData,
+    cache_folder,
+    cache_key,
+    encode_rows,
+    wait_for_encoded_data,
+)
+from dtl.data.example import EncodedExample, Skip
 from dtl.data.sources.rows import Row
 
 WRITER = """
@@ -51,7 +57,9 @@ def encoder(row):
     if row.index % 7 == 6:
         return Skip("empty text")
     tokens = [row.index * 10 + place for place in range(row.index % 3 + 1)]
-    return Encoded({"input_ids": tokens, "labels": row.index}, len(tokens), row.index % 2 + 1)
+    return EncodedExample(
+        {"input_ids": tokens, "labels": row.index}, len(tokens), row.index % 2 + 1
+    )
 
 
 def writer(count, *, dies_at=-1):
@@ -73,7 +81,7 @@ def go(process):
 @pytest.mark.parametrize("count", [1, 1023, 1024, 1025, 2500])
 def test_what_is_read_back_is_what_was_encoded(cache, count):
     """1024 rows are one group of the file: numbers around it, and three groups."""
-    data = encode(rows(count), encoder, key="k", place="data.train")
+    data = encode_rows(rows(count), encoder, key="k", place="data.train")
     kept = [row for row in rows(count) if row.index % 5 != 4 and row.index % 7 != 6]
     assert len(data) == len(kept)
     for place, row in enumerate(kept):
@@ -89,7 +97,7 @@ def test_what_is_read_back_is_what_was_encoded(cache, count):
 
 def test_rows_left_out_are_counted_by_reason(cache):
     """Of 35 rows, 7 end in 4 or 9, and 5 leave 6 when divided by 7, of which one (34) does both."""
-    census = encode(rows(35), encoder, key="k", place="data.train").census
+    census = encode_rows(rows(35), encoder, key="k", place="data.train").census
     assert (census.rows, census.kept) == (35, 24)
     assert census.skipped == {"too long": 7, "empty text": 4}
     line = census.line("train")
@@ -102,7 +110,7 @@ def test_no_example_left_is_the_users_fault_each_time(cache):
 
     for _ in range(2):  # the second time from the cache
         with pytest.raises(DtlError) as caught:
-            encode(rows(3), nothing, key="k", place="data.eval")
+            encode_rows(rows(3), nothing, key="k", place="data.eval")
         (fault,) = caught.value.faults
         assert fault.location == "data.eval"
         assert "none of 3 examples" in fault.problem
@@ -115,8 +123,8 @@ def test_what_is_in_the_cache_is_not_encoded_again(cache):
     def never(row):
         raise AssertionError("encoded again")
 
-    first = encode(rows(10), encoder, key="k", place="data.train")
-    again = encode(rows(10), never, key="k", place="data.train")
+    first = encode_rows(rows(10), encoder, key="k", place="data.train")
+    again = encode_rows(rows(10), never, key="k", place="data.train")
     assert [plain(again[place]) for place in range(len(again))] == [
         plain(first[place]) for place in range(len(first))
     ]
@@ -129,9 +137,9 @@ def test_a_fault_in_a_row_leaves_nothing_that_is_read(cache):
         return encoder(row)
 
     with pytest.raises(DtlError, match=r"rows\.jsonl:1501"):
-        encode(rows(2000), fails_late, key="k", place="data.train")
+        encode_rows(rows(2000), fails_late, key="k", place="data.train")
     assert list((cache / "encoded").iterdir()) == []
-    assert len(encode(rows(10), encoder, key="k", place="data.train")) == 7
+    assert len(encode_rows(rows(10), encoder, key="k", place="data.train")) == 7
 
 
 def test_a_killed_writer_leaves_nothing_that_is_read(cache):
@@ -141,9 +149,9 @@ def test_a_killed_writer_leaves_nothing_that_is_read(cache):
     process.communicate(timeout=60)
     assert process.returncode == -signal.SIGKILL
     with pytest.raises(RunFailed):
-        wait_for("shared", timeout_seconds=0)
+        wait_for_encoded_data("shared", timeout_seconds=0)
     assert not (cache / "encoded" / "shared").exists()
-    data = encode(rows(10), encoder, key="shared", place="data.train")
+    data = encode_rows(rows(10), encoder, key="shared", place="data.train")
     assert plain(data[0]) == {"input_ids": [0], "labels": 0}
 
 
@@ -164,10 +172,10 @@ def test_writers_with_one_process_id_do_not_share_a_file(cache):
     def slow(row):
         if row.index % 700 == 0:
             together.wait()
-        return Encoded({"input_ids": [row.index]}, 1, 1)
+        return EncodedExample({"input_ids": [row.index]}, 1, 1)
 
     with ThreadPoolExecutor(2) as pool:
-        made = [pool.submit(encode, rows(2500), slow, key="k", place="p") for _ in range(2)]
+        made = [pool.submit(encode_rows, rows(2500), slow, key="k", place="p") for _ in range(2)]
         found = [one.result() for one in made]
     for data in found:
         found = [list(data[place]["input_ids"]) for place in range(2500)]
@@ -184,8 +192,8 @@ def test_the_others_wait_for_the_one_that_writes(cache):
         return encoder(row)
 
     with ThreadPoolExecutor(2) as pool:
-        waiting = pool.submit(wait_for, "k", timeout_seconds=30)
-        writing = pool.submit(encode, rows(10), slow, key="k", place="data.train")
+        waiting = pool.submit(wait_for_encoded_data, "k", timeout_seconds=30)
+        writing = pool.submit(encode_rows, rows(10), slow, key="k", place="data.train")
         assert not waiting.done()
         release.set()
         assert len(waiting.result()) == len(writing.result()) == 7
@@ -193,17 +201,17 @@ def test_the_others_wait_for_the_one_that_writes(cache):
 
 def test_waiting_in_vain_is_a_failed_run(cache):
     with pytest.raises(RunFailed, match="no encoded data after 0 s") as caught:
-        wait_for("never", timeout_seconds=0.01)
+        wait_for_encoded_data("never", timeout_seconds=0.01)
     assert caught.value.exit_code == 1
 
 
 def test_the_key_changes_with_everything_it_is_made_of():
-    parts = {"rows": "abc", "task": {"name": "causal_lm", "max_length": 8}, "facts": {}}
+    parts = {"rows": "abc", "task": {"name": "causal_lm", "max_length": 8}, "dataset_stats": {}}
     changed = [
         {**parts, "rows": "abd"},
         {**parts, "task": {"name": "causal_lm", "max_length": 9}},
-        {**parts, "facts": {"labels": ["a", "b"]}},
-        {**parts, "facts": {"labels": ["b", "a"]}},
+        {**parts, "dataset_stats": {"labels": ["a", "b"]}},
+        {**parts, "dataset_stats": {"labels": ["b", "a"]}},
         {**parts, "more": None},
     ]
     assert len({cache_key(**parts), *(cache_key(**other) for other in changed)}) == 6
@@ -224,7 +232,7 @@ def test_a_folder_without_a_census_is_not_taken_for_data(cache):
     folder = cache / "encoded" / "k"
     folder.mkdir(parents=True)
     with pytest.raises(RunFailed):
-        wait_for("k", timeout_seconds=0)
+        wait_for_encoded_data("k", timeout_seconds=0)
     with pytest.raises(OSError):
         EncodedData(folder)
 

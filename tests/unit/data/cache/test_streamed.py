@@ -158,11 +158,14 @@ def test_labels_are_found_once(folder, encoder, monkeypatch):
         task="text_classification",
         rows="labelled.jsonl",
     )
-    facts = prepare(config, assemble(config)).facts
-    assert facts["labels"] == sorted(facts["labels"]) and len(facts["labels"]) > 1
+    dataset_stats = prepare(config, assemble(config)).dataset_stats
+    assert (
+        dataset_stats["labels"] == sorted(dataset_stats["labels"])
+        and len(dataset_stats["labels"]) > 1
+    )
     parts = assemble(config)
     monkeypatch.setattr(type(parts.task), "survey", None)  # it would fail
-    assert prepare(config, parts, writes=False).facts == facts
+    assert prepare(config, parts, writes=False).dataset_stats == dataset_stats
 
 
 def test_held_out_rows_are_none_of_those_streamed(folder, decoder):

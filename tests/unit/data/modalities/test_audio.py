@@ -12,7 +12,7 @@ import soundfile
 
 from dtl.config.schema import Source
 from dtl.core.errors import DtlError
-from dtl.data.modalities.audio import as_heard, pieces_of, sound_fault, sound_of
+from dtl.data.modalities.audio import find_audio_fault, load_audio, split_audio, to_float32
 from dtl.data.sources.rows import Row, open_rows
 from tests import tiny_sound
 
@@ -31,9 +31,9 @@ def stored(sound: np.ndarray) -> np.ndarray:
 def test_sixteen_bit_samples_at_the_models_rate_are_kept_to_the_bit(tmp_path):
     samples = np.random.default_rng(0).integers(-32768, 32767, 4000).astype(np.int16)
     soundfile.write(tmp_path / "a.wav", samples, RATE)
-    found = sound_of(row("a.wav", folder=tmp_path), rate=RATE)
+    found = load_audio(row("a.wav", folder=tmp_path), rate=RATE)
     assert found.dtype == np.int16 and np.array_equal(found, samples)
-    assert np.array_equal(as_heard(found), soundfile.read(tmp_path / "a.wav", dtype="float32")[0])
+    assert np.array_equal(to_float32(found), soundfile.read(tmp_path / "a.wav", dtype="float32")[0])
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,7 @@ def test_sixteen_bit_samples_at_the_models_rate_are_kept_to_the_bit(tmp_path):
 )
 def test_every_kind_of_file_holds_the_same_tone(kind, how):
     sound = tiny_sound.tone("middle", seed=3)
-    found = sound_of(row(tiny_sound.wav(sound, kind=kind, **how)), rate=RATE)
+    found = load_audio(row(tiny_sound.wav(sound, kind=kind, **how)), rate=RATE)
     assert abs(len(found) - len(sound)) <= 1200  # MP3 pads
     spectrum = np.abs(np.fft.rfft(found * np.hanning(len(found))))
     pitch = np.argmax(spectrum) * RATE / len(found)
@@ -54,21 +54,21 @@ def test_channels_are_averaged_and_the_rate_becomes_the_models():
     rate = 44_100
     sound = tiny_sound.tone("middle", seed=3, rate=rate, channels=2)
     sound[:, 1] = 0
-    found = sound_of(row(tiny_sound.wav(sound, rate=rate)), rate=RATE)
+    found = load_audio(row(tiny_sound.wav(sound, rate=rate)), rate=RATE)
     assert len(found) == pytest.approx(len(sound) * RATE / rate, abs=1)
     import soxr
 
     theirs = soxr.resample(stored(sound).astype(np.float32) / 32768 / 2, rate, RATE)
-    assert np.abs(as_heard(found) - theirs).max() < 2 / 32768
+    assert np.abs(to_float32(found) - theirs).max() < 2 / 32768
 
 
 def test_arrays_with_their_rate_and_bytes_in_a_record():
     sound = tiny_sound.tone("high", seed=2)
     array = {"array": sound[:, 0].tolist(), "sampling_rate": RATE}
-    found = sound_of(row(array), rate=RATE)
-    assert np.abs(as_heard(found) - sound[:, 0]).max() <= 0.5 / 32768 + 1e-7
+    found = load_audio(row(array), rate=RATE)
+    assert np.abs(to_float32(found) - sound[:, 0]).max() <= 0.5 / 32768 + 1e-7
     record = {"bytes": tiny_sound.wav(sound), "path": "gone.wav"}
-    assert np.abs(sound_of(row(record), rate=RATE).astype(int) - stored(sound)).max() <= 1
+    assert np.abs(load_audio(row(record), rate=RATE).astype(int) - stored(sound)).max() <= 1
 
 
 @pytest.mark.parametrize("seconds", [3.0, 9.05, 20.0])
@@ -78,9 +78,9 @@ def test_a_long_sound_is_cut_in_its_pauses_and_nothing_is_lost(seconds):
     noise = np.random.default_rng(0).normal(0, 0.2, round(seconds * rate)).astype(np.float32)
     noise[np.arange(len(noise)) % rate >= 700] = 0
     whole = row({"array": noise, "sampling_rate": rate}, text="a", id=3)
-    pieces = pieces_of(whole, rate=rate, longest=3.0, shortest=0.1)
-    found = [sound_of(piece, rate=rate) for piece in pieces]
-    assert np.array_equal(np.concatenate(found), sound_of(whole, rate=rate))
+    pieces = split_audio(whole, rate=rate, longest=3.0, shortest=0.1)
+    found = [load_audio(piece, rate=rate) for piece in pieces]
+    assert np.array_equal(np.concatenate(found), load_audio(whole, rate=rate))
     assert all(100 <= len(piece) <= 3000 for piece in found)
     assert (len(found) == 1) == (seconds == 3.0)
     for end in np.cumsum([len(piece) for piece in found])[:-1]:
@@ -92,9 +92,9 @@ def test_a_part_of_a_file(tmp_path):
     samples = np.arange(RATE, dtype=np.int16)
     soundfile.write(tmp_path / "a.wav", samples, RATE)
     part = row("a.wav", folder=tmp_path, offset=0.25, duration="0.5")
-    assert np.array_equal(sound_of(part, rate=RATE), samples[4000:12000])
+    assert np.array_equal(load_audio(part, rate=RATE), samples[4000:12000])
     whole = row("a.wav", folder=tmp_path, duration=0.5)  # tells how long the file is, and no more
-    assert len(sound_of(whole, rate=RATE)) == RATE
+    assert len(load_audio(whole, rate=RATE)) == RATE
 
 
 @pytest.mark.parametrize(
@@ -110,22 +110,22 @@ def test_a_part_of_a_file(tmp_path):
     ],
 )
 def test_a_row_at_fault_is_told_at_the_desk(value, said, tmp_path):
-    fault = sound_fault(row(value, folder=tmp_path))
+    fault = find_audio_fault(row(value, folder=tmp_path))
     assert fault is not None and fault.location == "rows:1" and said in fault.problem
 
 
 def test_a_torn_file_is_told_with_its_row():
     torn = tiny_sound.wav(tiny_sound.tone("high", seed=2), kind="FLAC")
     torn = torn[: len(torn) // 2] + bytes(len(torn) // 2)
-    assert sound_fault(row(torn)) is None, "its header is whole"
+    assert find_audio_fault(row(torn)) is None, "its header is whole"
     with pytest.raises(DtlError, match=r"rows:1: `audio` cannot be decoded"):
-        sound_of(row(torn), rate=RATE)
+        load_audio(row(torn), rate=RATE)
 
 
 def test_a_missing_library_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "soundfile", None)
     with pytest.raises(DtlError, match=r"soundfile, which is not installed.*dtl\[speech\]"):
-        sound_fault(row(b"RIFF"))
+        find_audio_fault(row(b"RIFF"))
 
 
 # Folders as others lay them out -----------------------------------------------------------------
@@ -133,7 +133,7 @@ def test_a_missing_library_is_named(monkeypatch):
 
 def opened(folder: Path, split: str | None = None) -> list[Row]:
     source = Source(path=str(folder), split=split)
-    return list(open_rows(source, {}, check=sound_fault, media="audio"))
+    return list(open_rows(source, {}, check=find_audio_fault, media="audio"))
 
 
 def write(path: Path, *, seed: int = 1) -> None:
@@ -150,7 +150,7 @@ def test_a_tree_as_librispeech_has_it(tmp_path):
     first, second = opened(tmp_path, "dev")
     assert first.fields["text"] == "GO DO YOU HEAR" and first.fields["speaker"] == "84"
     assert second.location.endswith("84-121123.trans.txt:2")
-    assert len(sound_of(second, rate=RATE)) > 4000
+    assert len(load_audio(second, rate=RATE)) > 4000
 
 
 def test_a_folder_as_common_voice_has_it(tmp_path):
@@ -159,7 +159,7 @@ def test_a_folder_as_common_voice_has_it(tmp_path):
     (tmp_path / "train.tsv").write_text(table)
     (only,) = opened(tmp_path, "train")
     assert only.fields["text"] == "Hello there." and only.fields["accents"] == "Scottish"
-    assert len(sound_of(only, rate=RATE)) > 4000
+    assert len(load_audio(only, rate=RATE)) > 4000
 
 
 def test_a_manifest_as_nemo_writes_it(tmp_path):

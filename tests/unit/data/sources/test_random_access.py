@@ -10,10 +10,10 @@ from pyarrow import parquet
 
 from dtl.config.schema import Source
 from dtl.core.errors import DtlError
-from dtl.data.cache.streamed import index_of
+from dtl.data.cache.streamed import open_row_index
 from dtl.data.sources import random_access as seeking
-from dtl.data.sources.results import FileFault, RowPosition
 from dtl.data.sources.random_access import open_random_access_readers
+from dtl.data.sources.results import FileFault, RowPosition
 from dtl.data.sources.rows import open_rows
 
 
@@ -125,7 +125,7 @@ def test_an_index_holds_good_rows_of_all_files_within_the_limit(tmp_path):
     (tmp_path / "data" / "b.jsonl").write_text('\n{"text": "b0"}\n{"text": "b1"}\n')
     rows = open_rows(Source(path="data", limit=3), {}, skip_invalid=True)
     seekers = rows.open_readers("data.train")
-    index = index_of(rows, seekers, key="k", writes=True)
+    index = open_row_index(rows, seekers, key="k", writes=True)
     assert (index.offsets.tolist(), index.numbers.tolist()) == ([0, 19, 1], [1, 3, 2])
     assert index.reading == rows.scan() and index.reading.faults[0].location == "data/a.jsonl:2"
     found = [
@@ -134,7 +134,7 @@ def test_an_index_holds_good_rows_of_all_files_within_the_limit(tmp_path):
         for file, spot in [index.spot(n)]
     ]
     assert found == list(rows)
-    again = index_of(rows, (), key="k", writes=False)  # nothing is read
+    again = open_row_index(rows, (), key="k", writes=False)  # nothing is read
     assert again.offsets.tolist() == [0, 19, 1]
 
 
@@ -142,7 +142,7 @@ def test_a_damaged_line_is_named_when_the_index_is_made(tmp_path):
     (tmp_path / "rows.jsonl").write_text('{"text": "a"}\n{"text": "b"}\n{"te\n')
     rows = open_rows(Source(path="rows.jsonl"), {})
     with pytest.raises(DtlError, match=r"rows\.jsonl:3: no valid JSON"):
-        index_of(rows, rows.open_readers("data.train"), key="k", writes=True)
+        open_row_index(rows, rows.open_readers("data.train"), key="k", writes=True)
     assert list((tmp_path / "cache" / "indexed").iterdir()) == []
 
 
@@ -157,7 +157,7 @@ def test_making_an_index_holds_no_rows(tmp_path):
         seekers = rows.open_readers("data.train")
         tracemalloc.start()
         try:
-            index_of(rows, seekers, key=str(count), writes=True)
+            open_row_index(rows, seekers, key=str(count), writes=True)
             return tracemalloc.get_traced_memory()[1]
         finally:
             tracemalloc.stop()

@@ -12,7 +12,7 @@ import yaml
 import dtl
 from dtl.cli import app as cli
 from dtl.core.errors import DtlError
-from dtl.inspect.check.render import histogram
+from dtl.inspect.check.render import compute_histogram
 from tests import tiny, tiny_sound, tiny_vision, tiny_whisper
 
 TASKS = {  # the base of each task
@@ -573,16 +573,16 @@ def test_json_of_sounds_is_a_summary(desk):
 
 
 def test_bars_hold_every_value_once():
-    assert histogram([3, 4, 4, 20]) == [
+    assert compute_histogram([3, 4, 4, 20]) == [
         *[(3, 5, 3), (6, 8, 0), (9, 11, 0), (12, 14, 0)],
         *[(15, 17, 0), (18, 20, 1)],
     ]
-    assert histogram([7, 7]) == [(7, 7, 2)]
-    assert histogram([0.0, 0.8]) == [
+    assert compute_histogram([7, 7]) == [(7, 7, 2)]
+    assert compute_histogram([0.0, 0.8]) == [
         *[(0.0, 0.1, 1), (0.1, 0.2, 0), (0.2, 0.3, 0), (0.3, 0.4, 0)],
         *[(0.4, 0.5, 0), (0.5, 0.6, 0), (0.6, 0.7, 0), (0.7, 0.8, 1)],
     ]
-    assert histogram([0.5])[0][2] == 1
+    assert compute_histogram([0.5])[0][2] == 1
 
 
 def test_colours_are_for_terminals_alone(desk, monkeypatch, capsys):

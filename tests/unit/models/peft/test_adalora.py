@@ -121,10 +121,10 @@ def test_what_was_let_go_of_is_not_in_the_file(decoder: Path, tmp_path: Path) ->
     for ids in IDS:
         learn(model, optimizer, ids)
     model.eval()
-    adapters.written(model, {n: p.detach().clone() for n, p in learning(model).items()}).save(
-        tmp_path / "adapter", base=model
-    )
-    left = load_file(tmp_path / "adapter" / adapters.FILE)
+    adapters.build_adapter_files(
+        model, {n: p.detach().clone() for n, p in learning(model).items()}
+    ).save(tmp_path / "adapter", base=model)
+    left = load_file(tmp_path / "adapter" / adapters.ADAPTER_WEIGHTS)
     assert sum(len(value) for name, value in left.items() if "lora_E" in name) == 14 * 2
     trained = model(input_ids=IDS[0]).logits
     worked_in, _ = adapters.merge_into_base(base(decoder), tmp_path / "adapter")

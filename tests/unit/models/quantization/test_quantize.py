@@ -24,7 +24,7 @@ from dtl.config.schema import Model, RunConfig
 from dtl.core.errors import DtlError
 from dtl.data.batching import Batching
 from dtl.export.opened import open_export
-from dtl.models.load import Loaded, initialise, load_pretrained, weightless
+from dtl.models.load import LoadedModel, init_new_parameters, load_on_meta_device, load_pretrained
 from dtl.models.quantization import quantize
 from dtl.plan.planner import make_plan
 from dtl.plan.records import Hardware, OuterLaunch
@@ -43,9 +43,11 @@ def base(folder: Path, kind: str = "nf4", *, double: bool = True) -> Model:
     return Model(path=str(folder), quantize=kind, double_quantize=double)
 
 
-def load(model: Model, *, head: str = LM, dtype: str = "fp32", **changes: Any) -> Loaded:
+def load(model: Model, *, head: str = LM, dtype: str = "fp32", **changes: Any) -> LoadedModel:
     loaded = load_pretrained(model, head=head, changes=changes, random=False, seed=0, dtype=dtype)
-    initialise(loaded.model, loaded.new, seed=0, fill=lambda to, value: to.data.copy_(value))
+    init_new_parameters(
+        loaded.model, loaded.new, seed=0, fill=lambda to, value: to.data.copy_(value)
+    )
     return loaded
 
 
@@ -54,7 +56,7 @@ def lora(**options: Any) -> Any:
     return module.Plugin(module.Options(**{"rank": 4, "alpha": 8, **options}))
 
 
-def adapted(loaded: Loaded, **options: Any) -> Any:
+def adapted(loaded: LoadedModel, **options: Any) -> Any:
     torch.manual_seed(0)
     model = lora(**options).apply(loaded.model, new=loaded.new)
     for parameter in learning(model).values():
@@ -113,11 +115,11 @@ def config(folder: Path, **more: Any) -> RunConfig:
 
 
 def plan(made: RunConfig, *, hardware: Hardware = LAPTOP, outer: OuterLaunch | None = None) -> Any:
-    facts = {"labels": ["early", "late"]} if "classification" in made.task.name else {}
+    dataset_stats = {"labels": ["early", "late"]} if "classification" in made.task.name else {}
     request = PlanRequest(
         config=made,
         parts=assemble(made),
-        dataset_stats=facts,
+        dataset_stats=dataset_stats,
         model_config=None,
         batching=Batching(8, made.train.global_batch.limit, made.train.seed),
         lengths=np.full(8, 16),
@@ -133,8 +135,10 @@ def plan(made: RunConfig, *, hardware: Hardware = LAPTOP, outer: OuterLaunch | N
 @pytest.mark.parametrize(("kind", "double"), KINDS)
 def test_the_bytes_that_are_counted_are_those_that_are_held(decoder, kind, double):
     model = base(decoder, kind, double=double)
-    counted = quantize.footprint(weightless(model, head=LM, changes={}).model, model)
-    layers = [layer for _, layer in quantize.layers(load(model).model)]
+    counted = quantize.measure_quantized_size(
+        load_on_meta_device(model, head=LM, changes={}).model, model
+    )
+    layers = [layer for _, layer in quantize.quantized_layers(load(model).model)]
     levels = sum(layer.weight.numel() * layer.weight.element_size() for layer in layers)
     scales = 0
     for layer in layers:
@@ -195,8 +199,10 @@ def pooled(tmp_path_factory) -> Path:
 )
 def test_heads_and_new_modules_stay_whole_in_the_plan_and_in_the_run(name, head, whole, request):
     model = base(request.getfixturevalue(name))
-    loaded, planned = load(model, head=head), weightless(model, head=head, changes={})
-    names = [{name for name, _ in quantize.layers(one.model)} for one in (loaded, planned)]
+    loaded, planned = load(model, head=head), load_on_meta_device(model, head=head, changes={})
+    names = [
+        {name for name, _ in quantize.quantized_layers(one.model)} for one in (loaded, planned)
+    ]
     linear = {
         name
         for name, module in loaded.model.named_modules()
@@ -349,7 +355,7 @@ class OnCpu(TorchFunctionMode):
         return function(*args, **(named | {"device": "cpu"} if "device" in named else named))
 
 
-def made_good(loaded: Loaded, **options: Any) -> Any:
+def made_good(loaded: LoadedModel, **options: Any) -> Any:
     model = adapted(loaded, init="loftq", **options)
     lora(init="loftq").begin_over(
         model, whole=loaded.whole, device=torch.device("cpu"), beat=lambda: None
@@ -375,13 +381,13 @@ def test_loftq_gives_back_as_much_as_its_rank_can(name, dtype, double, options, 
     model = made_good(loaded, **options)
     seen = 0
     for path, layer in model.named_modules():
-        if not hasattr(layer, "lora_A") or not quantize.layers(layer):
+        if not hasattr(layer, "lora_A") or not quantize.quantized_layers(layer):
             continue
         seen += 1
         original = plain[path.removeprefix("base_model.model.")]
         weight = original.weight.detach()
         weight = weight if isinstance(original, torch.nn.Linear) else weight.t()
-        kept = quantize.dequantized(layer.get_base_layer())
+        kept = quantize.dequantize_weight(layer.get_base_layer())
         lost = weight - kept
         product = layer.get_delta_weight("default").detach().float()
         if "default" in getattr(layer, "lora_magnitude_vector", {}):
@@ -500,7 +506,7 @@ def test_a_run_leaves_an_adapter_that_is_opened_on_the_same_base(finished, tmp_p
     inputs = AutoTokenizer.from_pretrained(finished.export)("a letter", return_tensors="pt")
     opened = open_export(finished.export)
     levels = [
-        [bits(layer.weight) for _, layer in quantize.layers(model)]
+        [bits(layer.weight) for _, layer in quantize.quantized_layers(model)]
         for model in (opened.model, told["base"])
     ]
     assert levels[0] and all(map(torch.equal, *levels))

@@ -1,0 +1,1 @@
+"""Slurm: site files, job scripts and Slurm's commands."""
