@@ -160,7 +160,7 @@ def _loader(plan: Any, engine: Engine, parts: Parts, examples: Examples) -> Load
 
 
 def _step(engine: Engine, parts: Parts, loader: Loader, step: int) -> None:
-    parts.training_mode(engine.unwrapped_model)
+    parts.set_training_mode(engine.unwrapped_model)
     engine.set_learning_rate(1.0)
     window = loader.window(step)
     for batch in window.batches:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dtl.models.anatomy import anatomy
+from dtl.models.anatomy import find_anatomy
 from tests.architectures import ARCHITECTURES
 
 PAGE = Path(__file__).parent / "anatomy.md"
@@ -61,7 +61,7 @@ def page() -> str:
     lines = []
     for architecture in ARCHITECTURES:
         with torch.device("meta"):
-            found = anatomy(architecture.build())
+            found = find_anatomy(architecture.build())
         cells = (
             architecture.name,
             str(len(found.blocks)),

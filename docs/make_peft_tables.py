@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from dtl.config import registry
-from dtl.models.peft.adapters import COMPATIBILITY, EXAMPLES
+from dtl.models.peft.adapters import COMPATIBILITY, MODEL_KIND_EXAMPLES
 
 PAGE = Path(__file__).parent / "peft.md"
 TABLE = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -23,29 +23,34 @@ SOURCES = {
 
 def page(text: str) -> str:
     """The page with its tables as the code has them."""
-    tables = {"reach": _reach(), "rates": _rates()}
+    tables = {"compatibility": _compatibility_table(), "learning_rates": _learning_rate_table()}
     return TABLE.sub(lambda found: f"{found[1]}\n{tables[found[2]]}\n\n{found[3]}", text)
 
 
-def _reach() -> str:
+def _compatibility_table() -> str:
     rows = [
         (
             f"{kind} ({example})",
             *("yes" if kind in COMPATIBILITY[method].kinds else "-" for method in COMPATIBILITY),
         )
-        for kind, example in EXAMPLES.items()
+        for kind, example in MODEL_KIND_EXAMPLES.items()
     ]
-    rows.append(("highest ZeRO stage", *(str(reach.zero) for reach in COMPATIBILITY.values())))
     rows.append(
-        ("merges into the weights", *(_yes(reach.merges) for reach in COMPATIBILITY.values()))
+        ("highest ZeRO stage", *(str(entry.max_zero_stage) for entry in COMPATIBILITY.values()))
     )
     rows.append(
-        ("recomputed activations", *(_yes(reach.recomputes) for reach in COMPATIBILITY.values()))
+        ("merges into the weights", *(_yes(entry.can_merge) for entry in COMPATIBILITY.values()))
+    )
+    rows.append(
+        (
+            "recomputed activations",
+            *(_yes(entry.supports_gradient_checkpointing) for entry in COMPATIBILITY.values()),
+        )
     )
     return _table(("", *(f"`{method}`" for method in COMPATIBILITY)), rows)
 
 
-def _rates() -> str:
+def _learning_rate_table() -> str:
     rows = [
         (
             f"`{method}`",

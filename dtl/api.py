@@ -88,7 +88,7 @@ def train(
 def _train(config: RunConfig, supervisor: Supervisor) -> Outcome:
     from dtl.prepare import preparation
 
-    folder, say = RunFolder.of(config), supervisor.print_line
+    folder, say = RunFolder.from_config(config), supervisor.print_line
     if preparation.holds(folder, config):
         return _resume(folder, _layout_of(config, folder), frozenset(), supervisor)
     preparation.refuse_used(folder, config)
@@ -201,7 +201,7 @@ def _resume(
         config = preparation.reconfigure(folder, overrides, allow_change=allow_change)
         prepared = preparation.prepare_run(config)
         preparation.refuse_other_data(folder, prepared.examples)
-        folder.lay_out_anew(config, prepared.plan)
+        folder.update_plan(config, prepared.plan)
         for line in prepared.plan.format_lines():
             say(line)
     return Outcome(supervisor.launch(folder, prepared), folder)
@@ -227,7 +227,7 @@ def launch(
     ranks = config.layout.processes_per_node or (
         hardware.device_count if hardware.device == "cuda" else 1
     )
-    folder = RunFolder.of(config)
+    folder = RunFolder.from_config(config)
     if folder.state == "finished":
         say(f"{folder.path} is finished; nothing to do")
         return Outcome(0, folder)

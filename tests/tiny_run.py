@@ -79,13 +79,15 @@ def stopped_run(tmp_path, fields, *, labels, name="text_classification", why="to
     noted = {"sha256": source.fingerprint, "rows": len(rows)}
     data = {"base": "f" * 8, "sources": {"data.eval": noted}}
     skipped = [{"source": "data.train", "place": "held.jsonl:9", "reason": why}]
-    folder = RunFolder.of(config)
+    folder = RunFolder.from_config(config)
     folder.create(config, PLAN, dataset_stats, data, skipped=skipped)
     for step in range(1, 61):
-        folder.append(line(step))
-    folder.append({"kind": "skip", "step": 7, "examples": [1], "reason": "the gradient is inf"})
-    folder.append({"kind": "save", "step": 60, "seconds": 0.25, "bytes": 2048})
-    folder.note_spike({"step": 50, "loss": 9.5, "back_to": 40, "score": 12.0})
+        folder.append_line(line(step))
+    folder.append_line(
+        {"kind": "skip", "step": 7, "examples": [1], "reason": "the gradient is inf"}
+    )
+    folder.append_line({"kind": "save", "step": 60, "seconds": 0.25, "bytes": 2048})
+    folder.add_spike({"step": 50, "loss": 9.5, "back_to": 40, "score": 12.0})
     outcomes = [
         {
             "row": number,
@@ -96,14 +98,14 @@ def stopped_run(tmp_path, fields, *, labels, name="text_classification", why="to
         }
         for number, t in enumerate(truth)
     ]
-    file = folder.outcomes_file(60)
+    file = folder.eval_records_file(60)
     file.parent.mkdir()
     file.write_text("".join(json.dumps(outcome) + "\n" for outcome in outcomes))
     scores = {
         **task.score(outcomes, dataset_stats),
         **scores_by_group(task, outcomes, dataset_stats, "label"),
     }
-    folder.append({"kind": "eval", "step": 60, "model": "adapted", **scores})
+    folder.append_line({"kind": "eval", "step": 60, "model": "adapted", **scores})
     return folder
 
 

@@ -32,20 +32,20 @@ class Parts:
         return self.strategies[self.phase]
 
     @property
-    def from_random(self) -> bool:
+    def is_from_random(self) -> bool:
         """Whether the run begins without the weights of the base."""
         return self.strategies[0].starts_from == "random"
 
-    def in_phase(self, number: int) -> Parts:
+    def for_phase(self, number: int) -> Parts:
         """The same in another phase; they count from 0."""
         return replace(self, phase=number)
 
-    def adapt(self, loaded: LoadedModel) -> nn.Module:
+    def apply_strategy(self, loaded: LoadedModel) -> nn.Module:
         """The model with the strategy applied; what the task keeps fixed does not learn."""
-        fixed = list(self.task.always_frozen(loaded.model, random_init=self.from_random))
+        fixed = list(self.task.always_frozen(loaded.model, random_init=self.is_from_random))
         kept = {id(parameter) for parameter in fixed}
         names = {name for name, value in loaded.model.named_parameters() if id(value) in kept}
-        model = self.strategy.apply(loaded.model, new_parameters=loaded.new - names)
+        model = self.strategy.apply(loaded.model, new_parameters=loaded.new_parameters - names)
         for parameter in fixed:
             parameter.requires_grad_(False)
         if not any(parameter.requires_grad for parameter in model.parameters()):
@@ -57,14 +57,14 @@ class Parts:
             )
         return model
 
-    def training_mode(self, model: nn.Module) -> None:
+    def set_training_mode(self, model: nn.Module) -> None:
         """Every module in the mode that it trains in.
 
         Batch normalisation keeps the statistics of a pretrained base: those of small batches would
         be worse, and other ones on each layout.
         """
         self.strategy.set_training_mode(model)
-        if not self.from_random:
+        if not self.is_from_random:
             for module in batch_norms(model):
                 module.eval()
 

@@ -21,7 +21,8 @@ from dtl.models.load import locate_model
 from dtl.plan.hardware import free_disk_bytes
 from dtl.plan.memory import checkpoint_bytes
 from dtl.plan.records import Layout
-from dtl.run.folder import RunFolder, stack_versions
+from dtl.run.folder import RunFolder
+from dtl.run.versions import find_package_versions
 
 Blame = Literal["node", "user"]  # whether another node would do, or the user must fix it
 SMALL = 64 * 2**20  # bytes that logs and notes may take
@@ -51,7 +52,7 @@ def look(folder: RunFolder, *, rank: int, local_rank: int) -> Seen:
     if layout.device == "cuda":
         found += [("node", *told) for told in _device(layout, local_rank)]
     same = {"code of dtl": code(), "python": platform.python_version()}
-    same |= {name: version or "absent" for name, version in stack_versions().items()}
+    same |= {name: version or "absent" for name, version in find_package_versions().items()}
     return Seen(rank, socket.gethostname(), same, tuple(found))
 
 

@@ -282,7 +282,7 @@ def _tell(folder: RunFolder, verdict: Verdict, meeting: Meeting, *, seconds: flo
         print(f"preflight: {meeting.ranks} processes in {seconds:.1f} s{moved}", flush=True)
     write_json(folder.path / "preflight.json", {**asdict(verdict), "seconds": seconds})
     if verdict.faults:
-        folder.note_end(verdict.exit_code)
+        folder.write_exit_code(verdict.exit_code)
     if verdict.unfit:
         unfit = folder.path / EXCLUDED_NODES
         known = unfit.read_text(encoding="utf-8").strip().split(",") if unfit.is_file() else []

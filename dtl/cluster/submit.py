@@ -1,17 +1,15 @@
-"""From a config, or a grid of them, to jobs in a cluster's queue."""
+"""Submit a run, or a grid of runs, to a cluster's queue."""
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 
 from dtl.backends.base import Job
 from dtl.backends.slurm import Options, Plugin, read_site
-from dtl.config.load import load_config
+from dtl.cluster.grid import load_configs
 from dtl.config.schema import RunConfig
 from dtl.core.errors import DtlError
 from dtl.core.process_env import surroundings
@@ -19,16 +17,21 @@ from dtl.core.units import parse_seconds
 from dtl.plan.hardware import node_hardware
 from dtl.plan.records import OuterLaunch
 from dtl.prepare import preparation
+from dtl.prepare.preparation import Prepared
 from dtl.run.folder import RunFolder
-from dtl.run.submission import Submitted
+from dtl.run.submission import Submission
 
-SAVES = 3  # so many saves must fit between the warning and the time limit
+SAVES_BEFORE_LIMIT = 3  # saves that must fit between the warning and the time limit
 SPARE_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What a submission is told beside the config; None: as the site or the config has it."""
+class SubmitRequest:
+    """The options of a submission; None: as the site or the config has it.
+
+    `time`: the time limit, as 45min or 4h. `chain`: number of jobs that follow one another.
+    `after`: id of a job that must succeed first. `grid`: axes such as `train.seed=0,1,2`.
+    """
 
     cluster: str
     nodes: int | None = None
@@ -42,250 +45,236 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Begun:
-    """A run that is about to be submitted, with its folder made or found."""
+class _Allocation:
+    """Where and how long all runs of a submission run."""
+
+    site: Options
+    nodes: int
+    processes_per_node: int
+    time_limit_seconds: float | None
+    chain_length: int
+    working_dir: Path
+    dependency: str | None = None
+    is_array: bool = False
+
+
+@dataclass(frozen=True)
+class _PreparedRun:
+    """A run that is about to be submitted. `is_new`: whether its folder must be created."""
 
     folder: RunFolder
-    prepared: preparation.Prepared
-    new: bool
+    prepared: Prepared
+    is_new: bool
 
 
-def script(path: Path, overrides: Sequence[str], asked: Asked) -> str:
-    """The job script, and nothing is changed."""
-    configs = _configs(path, overrides, asked.grid)
-    placed = _place(configs[0], asked)
-    begun = [_prepare(config, placed) for config in configs]
-    return Plugin(placed.site).render(_job(begun, placed))
+def render_job_script(path: Path, overrides: Sequence[str], request: SubmitRequest) -> str:
+    """Return the job script; change nothing."""
+    configs = load_configs(path, overrides, request.grid)
+    allocation = _allocate(configs[0], request)
+    runs = [_prepare(config, allocation) for config in configs]
+    return Plugin(allocation.site).render(_build_job(runs, allocation))
 
 
-def submit(
-    path: Path, overrides: Sequence[str], asked: Asked, say: Callable[[str], None]
+def submit_runs(
+    path: Path,
+    overrides: Sequence[str],
+    request: SubmitRequest,
+    print_line: Callable[[str], None],
 ) -> list[RunFolder]:
-    """Put a run, or each cell of a grid, into the queue; the run folders. What is finished already
-    is left out. Raises DtlError in Slurm's own words where it refuses."""
-    configs = _configs(path, overrides, asked.grid)
-    placed = _place(configs[0], asked)
-    begun = []
+    """Submit a run, or each unfinished run of a grid, and return the run folders.
+
+    Raises DtlError, in Slurm's own words where it rejects the job.
+    """
+    # 1. Configs and allocation.
+    configs = load_configs(path, overrides, request.grid)
+    allocation = _allocate(configs[0], request)
+    # 2. Plans of the runs that are not finished.
+    runs = []
     for config in configs:
-        folder = RunFolder.of(config)
+        folder = RunFolder.from_config(config)
         if preparation.holds(folder, config) and folder.state == "finished":
-            say(f"{folder.path} is finished; nothing to do")
+            print_line(f"{folder.path} is finished; nothing to do")
             continue
-        refuse_live(folder)
-        begun.append(_prepare(config, placed))
-    if not begun:
+        check_not_queued(folder)
+        runs.append(_prepare(config, allocation))
+    if not runs:
         return []
-    for line in begun[0].prepared.plan.format_lines():
-        say(line)
-    _send(begun, placed, say)
-    return [run.folder for run in begun]
+    for line in runs[0].prepared.plan.format_lines():
+        print_line(line)
+    # 3. Run folders and the job.
+    _submit(runs, allocation, print_line)
+    return [run.folder for run in runs]
 
 
 def resubmit(
     folder: RunFolder,
-    before: Submitted,
+    former: Submission,
     config: RunConfig,
     *,
     nodes: int | None,
-    time: str | None,
-    say: Callable[[str], None],
+    time_limit: str | None,
+    print_line: Callable[[str], None],
 ) -> None:
-    """A submitted run goes on as it was submitted, perhaps on other nodes. Raises DtlError."""
-    refuse_live(folder)
-    site = Options.model_validate(before.options)
-    seconds = parse_time(time, site) if time is not None else before.seconds
-    placed = _Placed(
-        site,
-        nodes or before.nodes,
-        before.processes,
-        seconds,
-        before.links,
-        None,
-        Path(before.folder),
-        grid=False,
+    """Submit an interrupted run again, as before or with other nodes or time. Raises DtlError."""
+    check_not_queued(folder)
+    site = Options.model_validate(former.options)
+    allocation = _Allocation(
+        site=site,
+        nodes=nodes or former.nodes,
+        processes_per_node=former.processes_per_node,
+        time_limit_seconds=(
+            former.time_limit_seconds if time_limit is None else parse_time_limit(time_limit, site)
+        ),
+        chain_length=former.chain_length,
+        working_dir=Path(former.working_dir),
     )
-    prepared = _plan(config, placed)
+    prepared = _plan(config, allocation)
     preparation.refuse_other_data(folder, prepared.examples)
-    _send([Begun(folder, prepared, new=False)], placed, say)
+    _submit([_PreparedRun(folder, prepared, is_new=False)], allocation, print_line)
 
 
-def refuse_live(folder: RunFolder) -> None:
-    """A run that waits or runs already is not submitted twice. Raises DtlError."""
-    before = Submitted.of(folder.path)
-    if before is None or not before.ids:
+def check_not_queued(folder: RunFolder) -> None:
+    """Raise DtlError where a job of the run is queued or running."""
+    former = Submission.load(folder.path)
+    if former is None or not former.job_ids:
         return
-    for number, state in before.open().query_states(before.ids).items():
-        if state.phase != "ended":
+    for number, state in former.open_backend().query_states(former.job_ids).items():
+        if state.state != "ended":
             raise DtlError.of(
                 str(folder.path),
-                f"is {state.phase} as job {number}",
-                f"wait for it, or end it: dtl cancel {folder.path}",
+                f"is {state.state} as job {number}",
+                f"wait for it, or cancel it: dtl cancel {folder.path}",
             )
 
 
-def parse_time(text: str | None, site: Options) -> float | None:
-    """Seconds; left out, the longest that the site has. Raises DtlError."""
+def parse_time_limit(text: str | None, site: Options) -> float | None:
+    """Return seconds; without a text the longest time of the site. Raises DtlError."""
     longest = parse_seconds(site.max_time) if site.max_time is not None else None
     if text is None:
         return longest
     try:
         seconds = parse_seconds(text)
-    except ValueError as fault:
-        raise DtlError.of("--time", str(fault), "write it as 45min, 4h or 1-12:00:00") from None
+    except ValueError as error:
+        raise DtlError.of("--time", str(error), "write it as 45min, 4h or 1-12:00:00") from None
     if longest is not None and seconds > longest:
         raise DtlError.of(
             "--time",
             f"{text} is longer than the {site.max_time} that this site allows",
-            "ask for less, and add --chain to follow on",
+            "request less, and continue with --chain",
         )
     return seconds
 
 
-@dataclass(frozen=True)
-class _Placed:
-    """Where all runs of a submission go. `processes`: on each node."""
-
-    site: Options
-    nodes: int
-    processes: int
-    seconds: float | None
-    links: int
-    after: str | None
-    folder: Path
-    grid: bool
-
-
-def _place(config: RunConfig, asked: Asked) -> _Placed:
-    site, layout = read_site(asked.cluster), config.layout
+def _allocate(config: RunConfig, request: SubmitRequest) -> _Allocation:
+    site, layout = read_site(request.cluster), config.layout
     gpus = site.gpus_per_node
-    if asked.gpus_per_node is not None:
-        gpus = asked.gpus_per_node
+    if request.gpus_per_node is not None:
+        gpus = request.gpus_per_node
     elif gpus and layout.processes_per_node is not None:
         gpus = layout.processes_per_node
     changes: dict[str, object] = {"gpus_per_node": gpus}
-    changes |= {"account": asked.account} if asked.account is not None else {}
-    changes |= {"partition": asked.partition} if asked.partition is not None else {}
-    if asked.grid and asked.chain > 1:
-        raise DtlError.of("--chain", "does not go with --grid", "leave one of them out")
+    changes |= {"account": request.account} if request.account is not None else {}
+    changes |= {"partition": request.partition} if request.partition is not None else {}
+    if request.grid and request.chain > 1:
+        raise DtlError.of("--chain", "cannot be combined with --grid", "remove one of them")
     site = site.model_copy(update=changes)
-    return _Placed(
-        site,
-        asked.nodes or layout.nodes,
-        gpus or layout.processes_per_node or 1,
-        parse_time(asked.time, site),
-        asked.chain,
-        asked.after,
-        Path.cwd(),
-        grid=bool(asked.grid),
+    return _Allocation(
+        site=site,
+        nodes=request.nodes or layout.nodes,
+        processes_per_node=gpus or layout.processes_per_node or 1,
+        time_limit_seconds=parse_time_limit(request.time, site),
+        chain_length=request.chain,
+        working_dir=Path.cwd(),
+        dependency=request.after,
+        is_array=bool(request.grid),
     )
 
 
-def _configs(path: Path, overrides: Sequence[str], grid: Sequence[str]) -> list[RunConfig]:
-    """One config; of a grid one for each cell, in a folder named after the config."""
-    config = load_config(path, overrides)
-    if not grid:
-        return [config]
-    inside = config.run.model_copy(update={"dir": str(RunFolder.of(config).path)})
-    made = []
-    for cell in product(*map(_values, grid)):
-        name = ",".join(re.sub(r"[/\\\0]", "-", value) for value in cell)
-        found = load_config(path, [*overrides, *cell])
-        run = inside.model_copy(update={"name": name})
-        made.append(found.model_copy(update={"run": run}))
-    return made
-
-
-def _values(axis: str) -> list[str]:
-    """strategy.rank=4,16 -> an override each; commas in brackets do not part."""
-    key, equals, listed = axis.partition("=")
-    values = [value.strip() for value in re.split(r",(?![^\[{]*[\]}])", listed)]
-    if not equals or not key or not all(values):
-        raise DtlError.of(
-            f"--grid {axis}", "no values are listed", "write key=VALUE,VALUE, as train.seed=0,1,2"
-        )
-    if len(set(values)) < len(values):
-        raise DtlError.of(f"--grid {axis}", "a value is listed twice", "list each once")
-    return [f"{key}={value}" for value in values]
-
-
-def _prepare(config: RunConfig, placed: _Placed) -> Begun:
-    folder = RunFolder.of(config)
-    begun = preparation.holds(folder, config)
-    if not begun:
+def _prepare(config: RunConfig, allocation: _Allocation) -> _PreparedRun:
+    folder = RunFolder.from_config(config)
+    exists = preparation.holds(folder, config)
+    if not exists:
         preparation.refuse_used(folder, config)
-    prepared = _plan(config, placed)
-    if begun and folder.state != "finished":
+    prepared = _plan(config, allocation)
+    if exists and folder.state != "finished":
         preparation.refuse_other_data(folder, prepared.examples)
-    return Begun(folder, prepared, new=not begun)
+    return _PreparedRun(folder, prepared, is_new=not exists)
 
 
-def _plan(config: RunConfig, placed: _Placed) -> preparation.Prepared:
-    site, ranks = placed.site, placed.nodes * placed.processes
-    outer = OuterLaunch("dtl submit", ranks, placed.processes, zero_stage=None, offload=None)
+def _plan(config: RunConfig, allocation: _Allocation) -> Prepared:
+    site = allocation.site
+    outer = OuterLaunch(
+        "dtl submit",
+        world_size=allocation.nodes * allocation.processes_per_node,
+        local_world_size=allocation.processes_per_node,
+        zero_stage=None,
+        offload=None,
+    )
     hardware = node_hardware(
         gpus=site.gpus_per_node, gpu_gib=site.gpu_memory, supports_bf16=site.bf16
     )
     return preparation.prepare_run(config, outer=outer, hardware=hardware)
 
 
-def _send(begun: list[Begun], placed: _Placed, say: Callable[[str], None]) -> None:
-    backend, job = Plugin(placed.site), _job(begun, placed)
+def _submit(
+    runs: list[_PreparedRun], allocation: _Allocation, print_line: Callable[[str], None]
+) -> None:
+    backend, job = Plugin(allocation.site), _build_job(runs, allocation)
     backend.check(job)
-    logs = backend.logs(job)
-    told = []
-    for run, log in zip(begun, logs, strict=True):
-        if run.new:
+    submissions = []
+    for run, log in zip(runs, backend.log_files(job), strict=True):
+        if run.is_new:
             preparation.create(run.folder, run.prepared)
         else:
-            run.folder.lay_out_anew(run.prepared.config, run.prepared.plan)
-        told.append(_submitted(placed, log))
-        told[-1].begin(run.folder.path)
+            run.folder.update_plan(run.prepared.config, run.prepared.plan)
+        submissions.append(_build_submission(allocation, log))
+        submissions[-1].record_start(run.folder.path)
     ids = backend.submit(job)
-    for number, (run, submitted) in enumerate(zip(begun, told, strict=True)):
-        own = (ids[number],) if job.cells else ids
-        submitted.note(run.folder.path, own)
-        say(f"job {' '.join(own)}: {run.folder.path}")
+    for number, (run, submission) in enumerate(zip(runs, submissions, strict=True)):
+        own = (ids[number],) if job.array_runs else ids
+        submission.record_job_ids(run.folder.path, own)
+        print_line(f"job {' '.join(own)}: {run.folder.path}")
 
 
-def _submitted(placed: _Placed, log: Path) -> Submitted:
-    return Submitted(
+def _build_submission(allocation: _Allocation, log: Path) -> Submission:
+    return Submission(
         backend="slurm",
-        options=placed.site.model_dump(mode="json"),
-        nodes=placed.nodes,
-        processes=placed.processes,
-        seconds=placed.seconds,
-        links=placed.links,
-        folder=str(placed.folder),
+        options=allocation.site.model_dump(mode="json"),
+        nodes=allocation.nodes,
+        processes_per_node=allocation.processes_per_node,
+        time_limit_seconds=allocation.time_limit_seconds,
+        chain_length=allocation.chain_length,
+        working_dir=str(allocation.working_dir),
         log=str(log),
     )
 
 
-def _job(begun: list[Begun], placed: _Placed) -> Job:
-    folders = [(placed.folder / run.folder.path).absolute() for run in begun]
-    run = folders[0].parent if placed.grid else folders[0]
+def _build_job(runs: list[_PreparedRun], allocation: _Allocation) -> Job:
+    folders = [(allocation.working_dir / run.folder.path).absolute() for run in runs]
+    run_folder = folders[0].parent if allocation.is_array else folders[0]
     return Job(
-        run,
-        (sys.executable, "-m", "dtl.launch.worker", "run", str(run)),
-        surroundings(begun[0].prepared.plan.layout.device),
-        name=f"dtl-{run.name}",
-        folder=placed.folder,
-        nodes=placed.nodes,
-        processes=placed.processes,
-        seconds=placed.seconds,
-        lead_seconds=_lead(one.folder for one in begun),
-        links=placed.links,
-        after=placed.after,
-        cells=tuple(folders) if placed.grid else (),
+        run_folder,
+        (sys.executable, "-m", "dtl.launch.worker", "run", str(run_folder)),
+        surroundings(runs[0].prepared.plan.layout.device),
+        name=f"dtl-{run_folder.name}",
+        working_dir=allocation.working_dir,
+        nodes=allocation.nodes,
+        processes_per_node=allocation.processes_per_node,
+        time_limit_seconds=allocation.time_limit_seconds,
+        lead_seconds=_estimate_lead_seconds(run.folder for run in runs),
+        chain_length=allocation.chain_length,
+        dependency=allocation.dependency,
+        array_runs=tuple(folders) if allocation.is_array else (),
     )
 
 
-def _lead(folders: Iterable[RunFolder]) -> float:
-    """Seconds that saving wants, as far as it was measured."""
+def _estimate_lead_seconds(folders: Iterable[RunFolder]) -> float:
+    """Return how long before the time limit to save, by the saves measured so far; 0 without."""
     saves = [
         line["seconds"]
         for folder in folders
         if folder.state != "absent"
-        for line in folder.metrics()
+        for line in folder.read_metrics()
         if line["kind"] == "save"
     ]
-    return SPARE_SECONDS + SAVES * max(saves) if saves else 0.0
+    return SPARE_SECONDS + SAVES_BEFORE_LIMIT * max(saves) if saves else 0.0

@@ -22,8 +22,8 @@ from dtl.compare.records import (
     StrategySummary,
     TimeToScratchScore,
     Verdict,
-    from_base,
-    mean_curve,
+    average_curves,
+    find_base_difference,
 )
 from dtl.core.statistics import Sample, Spread, crossing, holm, joined, spread
 from dtl.tasks.base import Task
@@ -191,7 +191,7 @@ def _beside_base(
     """Return the advice if its best strategy is significantly better than the unadapted base; else
     advice to use the unadapted base."""
     leader = max(here, key=lambda name: sign * here[name].score)
-    pair = from_base(pairs, leader, advice.labels)
+    pair = find_base_difference(pairs, leader, advice.labels)
     if base.score is None or pair is None:
         return advice
     where, scores = f"With {unit(advice.labels)}", f"{base.score:.3f}"
@@ -216,7 +216,7 @@ def _with_what_is_forgotten(
     advice: Recommendation, source_pairs: Sequence[PairedDifference]
 ) -> Recommendation:
     """Return the advice with the forgetting of its choice, if that is known."""
-    pair = from_base(source_pairs, advice.choice, advice.labels)
+    pair = find_base_difference(source_pairs, advice.choice, advice.labels)
     if pair is None:
         return advice
     if pair.difference == 0:
@@ -286,7 +286,7 @@ def _with_labels_saved(
 
 
 def _reached(cells: Sequence[CellResult], score: float, sign: int) -> TimeToScratchScore | None:
-    curve = mean_curve(cells)
+    curve = average_curves(cells)
     if not curve:
         return None
     steps, seconds = [one.step for one in curve], [one.seconds for one in curve]

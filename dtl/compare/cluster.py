@@ -20,7 +20,7 @@ from dtl.plan.hardware import detect_hardware
 from dtl.run.folder import RunFolder
 
 if TYPE_CHECKING:
-    from dtl.compare.grid import Planned
+    from dtl.compare.grid import PlannedRun
 
 JOBS = "jobs"  # a folder per job, named after its run
 NOTE = "submitted.json"
@@ -91,7 +91,7 @@ def check_not_queued(state: State) -> None:
         )
 
 
-def of_job(state: State, folder: Path) -> Planned | None:
+def of_job(state: State, folder: Path) -> PlannedRun | None:
     """Return the run of a job folder; None: the results. Raises DtlError for other folders."""
     by_name = {one.name: one for one in state.grid.planned}
     if folder.name != TABLE and folder.name not in by_name:
@@ -105,7 +105,7 @@ def close(folder: Path, *, exit_code: int) -> None:
     if exit_code == 0:
         job.finish({})
     else:
-        job.note_end(exit_code)
+        job.write_exit_code(exit_code)
 
 
 def _whole(ids: Sequence[str]) -> list[str]:

@@ -12,32 +12,32 @@ from dtl.config.schema import RunConfig
 from dtl.config.schema.compare import LP_FT
 
 SCRATCH = "scratch"
-SCALED = ("full", "partial", LP_FT, "lora")  # their default rates have fixed ratios
-AROUND = (0.1, 0.3, 1.0, 3.0, 10.0)  # candidates, as multiples of the default rate
-SCORINGS = 5  # points of a learning curve
-SHARES = (0.25, 0.5)  # share of the steps per search round, with a time budget
+RATES_SCALED_TOGETHER = ("full", "partial", LP_FT, "lora")  # their default rates have fixed ratios
+RATE_FACTORS = (0.1, 0.3, 1.0, 3.0, 10.0)  # candidates, as multiples of the default rate
+EVALUATIONS_PER_CELL = 5  # points of a learning curve
+ROUND_STEP_SHARES = (0.25, 0.5)  # share of the steps per search round, with a time budget
 
 
 @dataclass(frozen=True)
-class Labels:
+class LabelCount:
     """A number of labeled rows. `requested`: None for all; `number`: per class, or all rows."""
 
-    asked: int | None
+    requested: int | None
     number: int
     rows: int
 
 
 @dataclass(frozen=True)
-class Planned:
+class PlannedRun:
     """A run of the grid. `kind`: a search run is a trial of a learning rate, scored on the
     validation rows; a cell is in the results. `step_share`: share of train.steps. `rank`: of a
     search run, the index of its learning rate in the ranking of the previous round."""
 
     kind: Literal["rate", "cell"]
     strategy: str
-    labels: Labels
+    labels: LabelCount
     seed: int
-    share: float = 1.0
+    step_share: float = 1.0
     round: int = 0
     place: int = 0
 
@@ -54,7 +54,7 @@ class Planned:
 class Tried:
     """The result of a search run. `score`: higher is better; None: the run failed."""
 
-    planned: Planned
+    planned: PlannedRun
     learning_rate: float
     score: float | None
 
@@ -65,7 +65,7 @@ class Grid:
 
     config: RunConfig
     strategies: tuple[str, ...]
-    labels: tuple[Labels, ...]
+    labels: tuple[LabelCount, ...]
     classes: int | None
 
     def to_dict(self) -> dict[str, Any]:
@@ -81,7 +81,7 @@ class Grid:
         return cls(
             RunConfig.model_validate(values["config"]),
             tuple(values["strategies"]),
-            tuple(Labels(**each) for each in values["labels"]),
+            tuple(LabelCount(**each) for each in values["labels"]),
             values["classes"],
         )
 
@@ -91,18 +91,18 @@ class Grid:
         return tuple(range(first, first + self.config.compare.seeds))
 
     @property
-    def planned(self) -> tuple[Planned, ...]:
+    def planned(self) -> tuple[PlannedRun, ...]:
         """All runs in order: first the search runs; then the cells seed by seed, so that an early
         end leaves complete seeds."""
         return (*self.searches, *self.cells)
 
     @property
-    def searches(self) -> tuple[Planned, ...]:
+    def searches(self) -> tuple[PlannedRun, ...]:
         """The runs of the learning-rate searches, with the first seed."""
         searched = dict.fromkeys(map(self.searched, self.labels))
         rounds = {strategy: self.rounds(strategy) for strategy in self.strategies}
         return tuple(
-            Planned("rate", strategy, labels, self.seeds[0], share, number, place)
+            PlannedRun("rate", strategy, labels, self.seeds[0], share, number, place)
             for number in range(max(map(len, rounds.values())))
             for labels in searched
             for strategy in self.strategies
@@ -110,21 +110,21 @@ class Grid:
             for place in range(rates)
         )
 
-    def searched(self, labels: Labels) -> Labels:
+    def searched(self, labels: LabelCount) -> LabelCount:
         """Return the labels of the search for cells with `labels`: the same, or the middle ones."""
         if self.config.compare.learning_rate_search == "per_size":
             return labels
         return self.labels[(len(self.labels) - 1) // 2]
 
-    def same_rate(self, one: Planned, other: Planned) -> bool:
+    def same_rate(self, one: PlannedRun, other: PlannedRun) -> bool:
         """Return whether two runs take the learning rate of the same search."""
         alike = self.searched(one.labels) == self.searched(other.labels)
         return one.strategy == other.strategy and alike
 
     @property
-    def cells(self) -> tuple[Planned, ...]:
+    def cells(self) -> tuple[PlannedRun, ...]:
         return tuple(
-            Planned("cell", strategy, labels, seed)
+            PlannedRun("cell", strategy, labels, seed)
             for seed in self.seeds
             for labels in self.labels
             for strategy in self.strategies
@@ -133,7 +133,7 @@ class Grid:
     @property
     def hint_config(self) -> RunConfig:
         """The config of the feature probe: fewest labels, scored on the validation rows."""
-        fewest = Planned("rate", "full", self.labels[0], self.seeds[0])
+        fewest = PlannedRun("rate", "full", self.labels[0], self.seeds[0])
         return self.config_of(fewest, self.usual_rate("full"), runs=".")
 
     def rounds(self, strategy: str) -> list[tuple[float, int]]:
@@ -145,7 +145,7 @@ class Grid:
         if self.config.compare.time_budget is None:
             return [(1.0, rates)]
         rounds = []
-        for share in SHARES if rates > 2 else SHARES[-1:]:
+        for share in ROUND_STEP_SHARES if rates > 2 else ROUND_STEP_SHARES[-1:]:
             rounds.append((share, rates))
             rates = ceil(rates / 2)
         return rounds
@@ -156,18 +156,18 @@ class Grid:
         if given is not None:
             return tuple(sorted(given))
         usual = self.usual_rate(strategy)
-        return tuple(float(f"{usual * times:.3g}") for times in AROUND)
+        return tuple(float(f"{usual * times:.3g}") for times in RATE_FACTORS)
 
     def usual_rate(self, strategy: str) -> float:
         """Return the default learning rate of a strategy: scaled with the config's own rate if the
         ratio is fixed (LoRA's is ten times full's); else the strategy's."""
         own, given = own_strategy(self.config), self.config.optim.learning_rate
         usual = _default_rate(strategy)
-        if given is None or (own != strategy and not {own, strategy} <= set(SCALED)):
+        if given is None or (own != strategy and not {own, strategy} <= set(RATES_SCALED_TOGETHER)):
             return usual
         return given * usual / _default_rate(own)
 
-    def rate_of(self, planned: Planned, tried: Sequence[Tried]) -> float | None:
+    def rate_of(self, planned: PlannedRun, tried: Sequence[Tried]) -> float | None:
         """Return the learning rate of a run; None: its search is not finished."""
         rates = self.rates(planned.strategy)
         search = [one for one in tried if self.same_rate(one.planned, planned)]
@@ -184,7 +184,7 @@ class Grid:
         ranked = _ranked(search, round=last)
         return ranked[0] if len(ranked) == wanted else None
 
-    def best_so_far(self, planned: Planned, tried: Sequence[Tried]) -> float:
+    def best_so_far(self, planned: PlannedRun, tried: Sequence[Tried]) -> float:
         """Return the best rate of the latest search round with results, for a search that the time
         budget has ended; the middle candidate if there are no results."""
         search = [one for one in tried if self.same_rate(one.planned, planned)]
@@ -194,12 +194,12 @@ class Grid:
         rates = self.rates(planned.strategy)
         return rates[len(rates) // 2]
 
-    def config_of(self, planned: Planned, rate: float, *, runs: str) -> RunConfig:
+    def config_of(self, planned: PlannedRun, rate: float, *, runs: str) -> RunConfig:
         """Return the config of a run. `runs`: the parent of its run folder."""
         values = self.config.model_dump(mode="json")
         train, compare = values["train"], self.config.compare
         searches = planned.kind == "rate"
-        steps = max(1, round(train["steps"] * planned.share))
+        steps = max(1, round(train["steps"] * planned.step_share))
         train |= {
             "steps": steps,
             "seed": planned.seed,
@@ -212,7 +212,7 @@ class Grid:
         values["strategy"] = self.strategy(planned.strategy, rate)
         values["optim"]["learning_rate"] = rate
         values["data"]["subsample"] = {
-            "size": planned.labels.asked,
+            "size": planned.labels.requested,
             "feature_cache_size": self._shared(planned.labels),
             "seed": planned.seed,
             "validation_fraction": compare.validation_fraction,
@@ -224,7 +224,7 @@ class Grid:
         values.pop("compare")
         return RunConfig.model_validate(values)
 
-    def _shared(self, labels: Labels) -> int | str | None:
+    def _shared(self, labels: LabelCount) -> int | str | None:
         """Return the largest number of labels with which every row is read more than once, if it
         is larger than `labels`: the cells of a seed share the features of its rows."""
         train = self.config.train
@@ -232,7 +232,7 @@ class Grid:
         if train.global_batch.unit != "examples":
             return None
         fit = [one for one in self.labels if labels.rows < one.rows < reads]
-        return ("all" if fit[-1].asked is None else fit[-1].asked) if fit else None
+        return ("all" if fit[-1].requested is None else fit[-1].requested) if fit else None
 
     def strategy(self, name: str, rate: float) -> Any:
         """Return a config's `strategy` section, with the user's options if it is the user's."""
@@ -261,7 +261,7 @@ def _default_rate(strategy: str) -> float:
 
 
 def _rhythm(given: int | None, steps: int) -> int | None:
-    return given or max(1, steps // SCORINGS)
+    return given or max(1, steps // EVALUATIONS_PER_CELL)
 
 
 def _ranked(tried: Sequence[Tried], *, round: int) -> list[float]:

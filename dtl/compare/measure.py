@@ -8,7 +8,7 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
-from dtl.compare.grid import Planned
+from dtl.compare.grid import PlannedRun
 from dtl.compare.records import CellResult, ConfidenceInterval, CurvePoint
 from dtl.core.statistics import Sample, spread
 from dtl.run.folder import RunFolder
@@ -32,19 +32,20 @@ class Measured:
     unadapted: Sample | None = None
 
 
-def measure(planned: Planned, run: RunFolder, task: Task, *, scores: Path) -> Measured:
+def measure(planned: PlannedRun, run: RunFolder, task: Task, *, scores: Path) -> Measured:
     """Return the results of a finished run. `scores`: its folder of source and OOD evaluations."""
     dataset_stats = run.dataset_stats
     name = best_score(task)
     result = run.result
-    lines = list(run.metrics())
+    lines = list(run.read_metrics())
     trained = [line for line in lines if line["kind"] == "train"]
     held_out = Sample.of(
-        task.metric_from_counts, task.metric_counts(run.outcomes(result["steps"]), dataset_stats)
+        task.metric_from_counts,
+        task.metric_counts(run.read_eval_records(result["steps"]), dataset_stats),
     )
     source, ood = (sample_of(scores / kind, task, dataset_stats) for kind in ("source", "ood"))
     found = result["scores"]["adapted"]
-    before = run.outcomes(0) if "unadapted" in result["scores"] else []
+    before = run.read_eval_records(0) if "unadapted" in result["scores"] else []
     usage = read_usage(run.usage)
     cell = CellResult(
         strategy=planned.strategy,

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from dtl.assembly.parts import assemble
-from dtl.compare.grid import Grid, Labels, Planned, own_strategy
+from dtl.compare.grid import Grid, LabelCount, PlannedRun, own_strategy
 from dtl.compare.records import MissingRuns
 from dtl.config.diff import changed_keys
 from dtl.config.schema import RunConfig, Subsample
@@ -91,10 +91,10 @@ def _refuse_unfit(config: RunConfig) -> None:
 
 def _labels(
     config: RunConfig, task: Task, classes: dict[str, list[int]]
-) -> tuple[tuple[Labels, ...], list[MissingRuns]]:
+) -> tuple[tuple[LabelCount, ...], list[MissingRuns]]:
     """Return the numbers of labels that the data has rows for, and the others. Raises DtlError if
     the user configured one of the others."""
-    found: list[Labels] = []
+    found: list[LabelCount] = []
     left_out = []
     compare = config.compare
     many = len(classes)
@@ -110,7 +110,7 @@ def _labels(
             each = round(len(got.training_rows) / many) if number is None else number
             if number is None and found and found[-1].number >= each:
                 continue  # the same number as the one before
-            found.append(Labels(number, each, len(got.training_rows)))
+            found.append(LabelCount(number, each, len(got.training_rows)))
             continue
         limit = "no class has more than" if isinstance(task, Classification) else "there are only"
         problem = f"{limit} {got.largest_class} labeled rows without the validation rows"
@@ -131,7 +131,7 @@ def _strategies(grid: Grid) -> tuple[tuple[str, ...], list[MissingRuns]]:
     fit: list[str] = []
     faults: dict[str, DtlError] = {}
     for strategy in asked or STRATEGIES:
-        first = Planned("cell", strategy, grid.labels[0], grid.seeds[0])
+        first = PlannedRun("cell", strategy, grid.labels[0], grid.seeds[0])
         try:
             preparation.prepare_run(grid.config_of(first, grid.usual_rate(strategy), runs="."))
             fit.append(strategy)

@@ -210,34 +210,34 @@ class Comparison:
     missing_runs: tuple[MissingRuns, ...]
 
     @property
-    def finished(self) -> bool:
+    def is_finished(self) -> bool:
         """Return whether every cell is finished."""
         return len(self.cells) == len(self.strategies) * len(self.labels) * len(self.seeds)
 
-    def point(self, strategy: str, labels: int) -> StrategySummary | None:
+    def find_summary(self, strategy: str, labels: int) -> StrategySummary | None:
         """Return the means over seeds; None if there are none."""
         found = (one for one in self.summaries if (one.strategy, one.labels) == (strategy, labels))
         return next(found, None)
 
-    def forgotten(self, strategy: str, labels: int) -> PairedDifference | None:
+    def find_forgetting(self, strategy: str, labels: int) -> PairedDifference | None:
         """Return how much better the unadapted base is on the data of --source than the trained
         model; None if either has no score there."""
-        return from_base(self.source_differences, strategy, labels)
+        return find_base_difference(self.source_differences, strategy, labels)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
         return dict(_ADAPTER.dump_python(self, mode="json"))
 
 
-def from_base(
+def find_base_difference(
     pairs: Sequence[PairedDifference], strategy: str, labels: int
 ) -> PairedDifference | None:
     """Return the difference unadapted base minus a strategy; None if there is none."""
-    asked = (UNADAPTED, strategy, labels)
-    return next((one for one in pairs if (one.first, one.second, one.labels) == asked), None)
+    key = (UNADAPTED, strategy, labels)
+    return next((one for one in pairs if (one.first, one.second, one.labels) == key), None)
 
 
-def mean_curve(cells: Sequence[CellResult]) -> list[CurvePoint]:
+def average_curves(cells: Sequence[CellResult]) -> list[CurvePoint]:
     """Return the mean learning curve, over the steps at which every seed was evaluated."""
     steps = set.intersection(*({one.step for one in cell.curve} for cell in cells))
     curve = []
@@ -248,7 +248,7 @@ def mean_curve(cells: Sequence[CellResult]) -> list[CurvePoint]:
     return curve
 
 
-def in_words(labels: int, *, classes: int | None) -> str:
+def format_label_count(labels: int, *, classes: int | None) -> str:
     """Return a number of labels with its unit."""
     if classes is None:
         return f"{labels} labeled rows"
@@ -258,7 +258,7 @@ def in_words(labels: int, *, classes: int | None) -> str:
 _ADAPTER = TypeAdapter(Comparison)
 
 
-def load(folder: str | Path) -> Comparison:
+def load_comparison(folder: str | Path) -> Comparison:
     """Load the results of a comparison, as far as it has been run. Raises DtlError if there are
     none."""
     path = Path(folder) / COMPARISON_FILE

@@ -11,7 +11,7 @@ from importlib import import_module
 from pathlib import Path
 
 from dtl import api
-from dtl.compare.grid import Planned
+from dtl.compare.grid import PlannedRun
 from dtl.compare.measure import EVALUATION, best_score
 from dtl.compare.plan import on_this_machine, plan, refuse_other
 from dtl.compare.records import Comparison
@@ -69,7 +69,7 @@ class Running:
                 raise StoppedEarly.of("", told, "") from stopped
             return write_table(state)
 
-    def one(self, planned: Planned) -> None:
+    def one(self, planned: PlannedRun) -> None:
         """Run one planned run. Several processes may do so at once. Raises DtlError if its
         learning-rate search is not finished, or if it fails."""
         self._warm()
@@ -97,7 +97,7 @@ class Running:
         finally:
             write_json(self.state.folder / SPENT, {"seconds": seconds()})
 
-    def _in_turn(self, number: int, planned: Planned, seconds: Callable[[], float]) -> None:
+    def _in_turn(self, number: int, planned: PlannedRun, seconds: Callable[[], float]) -> None:
         """Run it, unless it is finished or the time budget is too short."""
         state, budget = self.state, self.state.budget
         searching = planned.kind == "rate"
@@ -118,16 +118,16 @@ class Running:
         took = format_seconds(seconds() - before)
         self.say(f"{number:>3} of {len(state.grid.planned)}  {planned.name}  {told}  ({took})")
 
-    def _told(self, planned: Planned) -> str:
+    def _told(self, planned: PlannedRun) -> str:
         run, name = self.state.folder_of(planned), best_score(self.state.task)
         value = run.result["scores"]["adapted"][name]
         return f"{name} {value:.4g} at rate {run.config.optim.learning_rate:.3g}"
 
-    def _run(self, planned: Planned, rate: float) -> None:
+    def _run(self, planned: PlannedRun, rate: float) -> None:
         """Train it in a run folder, then score it on the source and OOD data."""
         state = self.state
         config = state.grid.config_of(planned, rate, runs=str(state.cells))
-        folder = RunFolder.of(config)
+        folder = RunFolder.from_config(config)
         if folder.state != "finished":
             state.failed.pop(planned.name, None)
             outcome = api.train(config, say=_say_nothing, fork=self.fork, quiet=True)
@@ -140,7 +140,7 @@ class Running:
         if kinds:
             self._aside(lambda: self._score_beside(planned, kinds), planned.name)
 
-    def _score_beside(self, planned: Planned, kinds: list[str]) -> None:
+    def _score_beside(self, planned: PlannedRun, kinds: list[str]) -> None:
         from dtl.jobs.evaluate import score_run
 
         run, compare = self.state.folder_of(planned), self.state.grid.config.compare

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 from dtl.assembly.parts import assemble
-from dtl.compare.grid import SCRATCH, Grid, Planned, Tried
+from dtl.compare.grid import SCRATCH, Grid, PlannedRun, Tried
 from dtl.compare.measure import EVALUATION, worth
 from dtl.compare.records import MissingRuns
 from dtl.core.errors import DtlError
@@ -62,10 +62,10 @@ class State:
     def cells(self) -> Path:
         return self.folder / "cells"
 
-    def folder_of(self, planned: Planned) -> RunFolder:
+    def folder_of(self, planned: PlannedRun) -> RunFolder:
         return RunFolder(self.cells / planned.name)
 
-    def finished(self, planned: Planned) -> bool:
+    def finished(self, planned: PlannedRun) -> bool:
         """Return whether nothing is left to run: finished and scored, or a search run that failed."""
         run = self.folder_of(planned)
         if planned.kind == "rate":
@@ -84,7 +84,7 @@ class State:
                 found.append(Tried(planned, float(run.config.optim.learning_rate or 0), score))
         return found
 
-    def settled(self, planned: Planned) -> float | None:
+    def settled(self, planned: PlannedRun) -> float | None:
         """Return the learning rate of the cells that have started with the same search, so that
         the others take the same; None if none has started."""
         for cell in self.grid.cells:
@@ -93,7 +93,7 @@ class State:
                 return run.config.optim.learning_rate
         return None
 
-    def rate_of(self, planned: Planned) -> float | None:
+    def rate_of(self, planned: PlannedRun) -> float | None:
         """Return the learning rate of a run; None: its search is not finished."""
         settled = self.settled(planned) if planned.kind == "cell" else None
         return settled or self.grid.rate_of(planned, self.tried)
@@ -114,7 +114,7 @@ class State:
             return 0.0
         return float(json.loads(path.read_text(encoding="utf-8"))["seconds"])
 
-    def likely_seconds(self, planned: Planned) -> float:
+    def likely_seconds(self, planned: PlannedRun) -> float:
         """Return the expected seconds of a run: the slowest finished one of its strategy, else of any."""
         from dtl.train.usage import read_usage
 
@@ -123,14 +123,14 @@ class State:
             run = self.folder_of(other)
             if run.state == "finished" and (usage := read_usage(run.usage)) is not None:
                 same = other.strategy == planned.strategy
-                seen[same].append(usage.seconds / other.share * planned.share)
+                seen[same].append(usage.seconds / other.step_share * planned.step_share)
         return max(seen[True] or seen[False] or [0.0])
 
     @property
     def hint_file(self) -> Path:
         return self.folder / "hint.json"
 
-    def scores_of(self, planned: Planned, kind: str) -> Path:
+    def scores_of(self, planned: PlannedRun, kind: str) -> Path:
         """Return the folder of a run's evaluation on other data. `kind`: source or ood."""
         return self.folder / "scores" / planned.name / kind
 
@@ -139,7 +139,7 @@ class State:
         """The folder of the unadapted base's evaluation on the data of --source."""
         return self.folder / "scores" / "base"
 
-    def unscored(self, planned: Planned) -> list[str]:
+    def unscored(self, planned: PlannedRun) -> list[str]:
         """Return the evaluations on other data that a run still needs: source, ood."""
         compare, kinds = self.grid.config.compare, []
         if compare.ood_data is not None:
@@ -152,7 +152,7 @@ class State:
 
 
 def _has_failed(run: RunFolder) -> bool:
-    return run.state == "interrupted" and run.ended == 1
+    return run.state == "interrupted" and run.exit_code == 1
 
 
 def last_word(folder: RunFolder) -> str:

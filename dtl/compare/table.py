@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dtl.compare.advice import differences, points, recommendations, source_differences
-from dtl.compare.grid import Planned
+from dtl.compare.grid import PlannedRun
 from dtl.compare.measure import (
     LEVEL,
     Measured,
@@ -28,7 +28,7 @@ from dtl.compare.records import (
     FeatureProbe,
     LearningRateTrial,
     MissingRuns,
-    in_words,
+    format_label_count,
 )
 from dtl.compare.state import State
 from dtl.core.files import open_atomic, write_json
@@ -64,7 +64,7 @@ def table(state: State) -> Comparison:
         confidence_level=LEVEL,
         strategies=grid.strategies,
         labels=tuple(labels.number for labels in grid.labels),
-        all_labels=next((each.number for each in grid.labels if each.asked is None), None),
+        all_labels=next((each.number for each in grid.labels if each.requested is None), None),
         seeds=grid.seeds,
         source=compare.source_data.path if compare.source_data else None,
         base=base,
@@ -80,7 +80,7 @@ def table(state: State) -> Comparison:
                 source_pairs,
                 base,
                 sign=sign,
-                unit=partial(in_words, classes=grid.classes),
+                unit=partial(format_label_count, classes=grid.classes),
             )
         ),
         learning_rate_trials=tuple(_rates(state, sign)),
@@ -91,13 +91,13 @@ def table(state: State) -> Comparison:
     )
 
 
-def _measure(state: State, planned: Planned) -> Measured:
+def _measure(state: State, planned: PlannedRun) -> Measured:
     scores = state.scores_of(planned, "")
     return measure(planned, state.folder_of(planned), state.task, scores=scores)
 
 
 def _unit(state: State, labels: int) -> str:
-    return in_words(labels, classes=state.grid.classes)
+    return format_label_count(labels, classes=state.grid.classes)
 
 
 def _hint(state: State) -> tuple[FeatureProbe | None, str | None]:
@@ -136,7 +136,7 @@ def _rates(state: State, sign: int) -> list[LearningRateTrial]:
             one.planned.strategy,
             one.planned.labels.number,
             one.learning_rate,
-            one.planned.share,
+            one.planned.step_share,
             sign * one.score,
         )
         for one in state.tried

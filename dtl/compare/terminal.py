@@ -6,7 +6,13 @@ import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
-from dtl.compare.records import COMPARISON_FILE, Comparison, StrategySummary, in_words, load
+from dtl.compare.records import (
+    COMPARISON_FILE,
+    Comparison,
+    StrategySummary,
+    format_label_count,
+    load_comparison,
+)
 from dtl.core.units import format_bytes, format_seconds
 
 PLOT = 32  # characters
@@ -17,8 +23,8 @@ def finished(folder: Path) -> Comparison | None:
     """Return the comparison of a folder if all of it is finished."""
     if not (folder / COMPARISON_FILE).is_file():
         return None
-    found = load(folder)
-    return found if found.finished else None
+    found = load_comparison(folder)
+    return found if found.is_finished else None
 
 
 def lines(found: Comparison) -> list[str]:
@@ -50,10 +56,10 @@ def _table(found: Comparison) -> list[str]:
     ]
     rows = [[*heads, *columns]]
     for labels in found.labels:
-        here = [point for name in found.strategies if (point := found.point(name, labels))]
+        here = [point for name in found.strategies if (point := found.find_summary(name, labels))]
         if here:
             everything = ", all data" if labels == found.all_labels else ""
-            rows.append([f"{in_words(labels, classes=found.classes)}{everything}"])
+            rows.append([f"{format_label_count(labels, classes=found.classes)}{everything}"])
         for one in here:
             interval = f"{one.interval.low:.3f}-{one.interval.high:.3f}"
             plot = _plot(one, low, high)
@@ -90,7 +96,7 @@ def caught_up(point: StrategySummary) -> str:
 def forgets(found: Comparison, point: StrategySummary) -> str:
     """Return how much lower the source score is than that of the base, with a question mark if the
     two are not significantly different."""
-    lost = found.forgotten(point.strategy, point.labels)
+    lost = found.find_forgetting(point.strategy, point.labels)
     if lost is None:
         return ""
     sure = lost.is_significant or lost.difference == 0
@@ -155,7 +161,7 @@ def _hint(found: Comparison) -> list[str]:
         return [*_wrapped(f"no feature probe: {found.no_feature_probe}"), ""]
     told = (
         f"feature probe, before any training: accuracy on features of the base, with "
-        f"{in_words(hint.labels, classes=found.classes)}, linear probe "
+        f"{format_label_count(hint.labels, classes=found.classes)}, linear probe "
         f"{hint.linear_probe:.3f}, nearest neighbors {hint.nearest_neighbors:.3f}, majority class "
         f"{hint.majority_class:.3f} (validation rows)"
     )

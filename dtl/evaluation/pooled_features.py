@@ -69,9 +69,9 @@ def _opened(config: RunConfig, task: Task, examples: Examples) -> nn.Module:
     """The unadapted model of a config, in evaluation mode."""
     model = load_pretrained(
         config.model,
-        head=task.auto_class,
-        changes=task.head_config(examples.dataset_stats),
-        random=False,
+        auto_class=task.auto_class,
+        config_changes=task.head_config(examples.dataset_stats),
+        random_init=False,
         seed=config.train.seed,
         dtype="fp32",
     ).model

@@ -111,19 +111,19 @@ class Scorer:
         )
         step = state.progress.step
         if self.engine.is_main_process:
-            evaluation.write(self.folder.outcomes_file(step, of=model))
+            evaluation.write(self.folder.eval_records_file(step, weights=model))
         self.log.scores(step, evaluation.scores, model=model)
         return evaluation.scores
 
     def _evaluations(self) -> Iterator[LoggedEvaluation]:
         """Yield what the log has; nothing on other ranks than 0."""
-        return read_evaluations(self.folder.metrics() if self.engine.is_main_process else ())
+        return read_evaluations(self.folder.read_metrics() if self.engine.is_main_process else ())
 
 
 def why_unscored(parts: Parts, examples: Examples) -> str | None:
     """Return why the model before the first step is not the base that can be scored; None: it
     is."""
-    if parts.from_random:
+    if parts.is_from_random:
         return "the strategy starts from random weights"
     if parts.strategies[0].num_virtual_tokens:
         return "the strategy starts with virtual tokens that are not trained"

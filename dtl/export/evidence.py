@@ -37,7 +37,7 @@ def evidence_of(
     outcomes = {
         model: stored
         for model, at, of in (("unadapted", 0, "unadapted"), ("adapted", step, weights))
-        if (stored := folder.outcomes(at, of=of))
+        if (stored := folder.read_eval_records(at, weights=of))
     }
     return Evidence(
         base=folder.data["base"],

@@ -80,9 +80,9 @@ def open_export(path: Path, *, asks: bool = True) -> Exported:
     with silence_transformers():  # the head that the base lacks is in the adapter
         loaded = load_pretrained(
             source,
-            head=task.auto_class,
-            changes=task.head_config(dataset_stats) if adapter else {},
-            random=False,
+            auto_class=task.auto_class,
+            config_changes=task.head_config(dataset_stats) if adapter else {},
+            random_init=False,
             seed=0,
             dtype=source.dtype or "fp32",
         )

@@ -46,7 +46,7 @@ def open_trained(folder: RunFolder, *, say: Callable[[str], None]) -> Trained:
     prepared = preparation.reopen(folder, writes=True)
     finished = folder.state == "finished"
     weights = folder.result["weights"] if finished else "adapted"
-    parts = prepared.parts.in_phase(prepared.plan.phase_index(max(0, step - 1)))
+    parts = prepared.parts.for_phase(prepared.plan.phase_index(max(0, step - 1)))
     if saved is None or weights != "adapted" or (finished and _rounds(folder.config)):
         if saved is None:
             say(f"there is no checkpoint of step {step}: the weights are those of {folder.export}")
@@ -64,7 +64,7 @@ def _rounds(config: RunConfig) -> bool:
 
 def _checkpoint_of(folder: RunFolder) -> tuple[int, Path | None]:
     """The step whose weights count, and its checkpoint."""
-    store = CheckpointStore(folder.checkpoints, folder.identity, folder.formerly)
+    store = CheckpointStore(folder.checkpoints, folder.identity, folder.previous_identities)
     if folder.state == "finished":
         result = folder.result
         best = result["best"]["step"] if folder.config.train.export == "best" else None
@@ -123,7 +123,7 @@ def _alone(plan: Plan) -> Plan:
 def _scores_at(folder: RunFolder, step: int) -> dict[str, dict[str, float]]:
     """What the log of an unfinished run has: of the base, and of the model at this step."""
     found: dict[str, dict[str, float]] = {}
-    for line in folder.metrics():
+    for line in folder.read_metrics():
         at: dict[str, Any] = {"unadapted": 0, "adapted": step}
         if line["kind"] == "eval" and line["step"] == at[line["model"]]:
             kept = {key: line[key] for key in line if key not in ("kind", "step", "model")}

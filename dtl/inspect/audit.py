@@ -33,7 +33,7 @@ def audit(run: RunFolder) -> Audit:
     if batching is None:
         return Audit(0, 0, f"there is no {LENGTHS} to form its batches from")
     digest, step, epoch = str(run.data["key"]), 0, -1
-    for line in run.metrics():
+    for line in run.read_metrics():
         if line["kind"] != "train":
             continue
         if line["step"] != step + 1:
@@ -61,7 +61,7 @@ def difference(one: RunFolder, other: RunFolder) -> str | None:
 
 
 def _digests(run: RunFolder) -> list[str]:
-    return [line["digest"] for line in run.metrics() if line["kind"] == "train"]
+    return [line["digest"] for line in run.read_metrics() if line["kind"] == "train"]
 
 
 def _each_once(batches: list[np.ndarray], examples: int) -> bool:

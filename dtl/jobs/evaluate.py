@@ -12,7 +12,9 @@ from dtl.config.schema import Layout, RunConfig, Source
 from dtl.core.errors import DtlError
 from dtl.core.files import write_json
 from dtl.core.parallel_dims import ParallelDims
-from dtl.data.cache.encoded import EncodedData, cache_key, encode_rows
+from dtl.data.cache.encoded import EncodedData
+from dtl.data.cache.encoder import encode_rows
+from dtl.data.cache.store import cache_key
 from dtl.data.sources.rows import open_rows
 from dtl.engine.base import Engine, EngineSettings
 from dtl.engine.start import start

@@ -19,7 +19,9 @@ def track(folder: RunFolder, names: Iterable[str]) -> list[str]:
 
     for name in chosen:
         try:
-            send_lines(name, folder, folder.metrics(), open_tracker=open_tracker, as_new_run=True)
+            send_lines(
+                name, folder, folder.read_metrics(), open_tracker=open_tracker, as_new_run=True
+            )
         except Exception as fault:
             reason = " ".join(str(fault).split())[:300]
             raise RunFailed.of(

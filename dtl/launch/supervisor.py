@@ -100,7 +100,7 @@ class Supervisor:
         """Return the exit code, or CRASHED where the run has not recorded how it ended."""
         if self._stop.asked:
             return CRASHED
-        folder.note_end(None)
+        folder.write_exit_code(None)
         if command is None and self.can_fork and folder.plan.layout.world_size == 1:
             code = self._run_fork(folder, prepared)
         else:
@@ -112,7 +112,7 @@ class Supervisor:
             return 0
         if code == DtlError.exit_code:
             return code
-        return folder.ended if folder.ended is not None else CRASHED
+        return folder.exit_code if folder.exit_code is not None else CRASHED
 
     def _run_fork(self, folder: RunFolder, prepared: Prepared | None) -> int:
         """Run a single process without a launcher: a fork of this one, which has imported all."""

@@ -101,7 +101,7 @@ def _open_folder(path: str, rank: int, prepared: Prepared | None) -> _RankRun:
         prepared = prepared or preparation.reopen(folder, writes=rank == 0)
     except DtlError as fault:
         # A launcher stops the other ranks when one has died, and that looks like a crash.
-        folder.note_end(fault.exit_code, rank=rank)
+        folder.write_exit_code(fault.exit_code, rank=rank)
         raise
     return _RankRun(folder, prepared, outer=None)
 
@@ -114,7 +114,7 @@ def _open_config(
 
     outer = read_outer_launch(os.environ)
     prepared = preparation.prepare_file(config, overrides, outer=outer, writes=rank == 0)
-    folder = RunFolder.of(prepared.config)
+    folder = RunFolder.from_config(prepared.config)
     exists = preparation.holds(folder, prepared.config)
     if exists and folder.state == "finished":
         if rank == 0:
@@ -154,12 +154,12 @@ def _train(run: _RankRun, stop: Stop, terminal: IO[str]) -> int:
         if end == STOPPED:
             print_once(f"stopped after step {step}, saved; `dtl resume {folder.path}` continues")
     except RankFailed as fault:
-        folder.note_end(fault.exit_code)
+        folder.write_exit_code(fault.exit_code)
         raise  # without closing: the other ranks are in the middle of a step and would not come
     except DtlError as fault:
         is_failure = isinstance(fault, RunFailed) and not isinstance(fault, TakenOver)
         if engine.is_main_process and is_failure:
-            folder.note_end(fault.exit_code)
+            folder.write_exit_code(fault.exit_code)
         engine.close()
         raise
     engine.close()
@@ -188,7 +188,7 @@ def _train_with_lock(
             result = run_job(folder, engine, run.prepared.examples, process)
         code = 0 if result.end == "done" else STOPPED
         if engine.is_main_process:
-            folder.note_end(code)
+            folder.write_exit_code(code)
     return code, result.progress.step
 
 
@@ -209,7 +209,7 @@ def _create_folder(
             print_line(line)
         preparation.create(folder, prepared)
     elif engine.is_main_process:
-        folder.lay_out_anew(prepared.config, prepared.plan)
+        folder.update_plan(prepared.config, prepared.plan)
     engine.barrier()
 
 

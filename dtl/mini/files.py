@@ -31,8 +31,8 @@ def base_folder(name: str) -> Path:
 def data_file(name: str, split: str) -> Path:
     """Return the file of `mini:NAME/SPLIT`: JSONL, or Parquet for audio and images.
 
-    It is shipped, or generated on first use in the cache folder. Raises DtlError for an unknown name
-    or split.
+    It is shipped, or generated on first use in the cache folder. Raises DtlError for an unknown
+    name or split.
     """
     if name not in SPLITS:
         raise _unknown_name(f"mini:{name}/{split}", "data set", name, SPLITS)

@@ -51,12 +51,12 @@ class OutputLayout:
     """How a base's output is built: its class, its tensors and tuples of so many tensors, and the
     shape of each tensor for one example, with one position where there are any."""
 
-    kind: type
+    output_class: type
     tensors: tuple[str, ...]
     tuples: tuple[tuple[str, int], ...]
     shapes: dict[str, tuple[int, ...]]
 
-    def built(self, leaves: NamedTensors) -> Any:
+    def build_output(self, leaves: NamedTensors) -> Any:
         """An output with these tensors, and NaN wherever nothing is given: who reads that, sees."""
         import torch
 
@@ -72,7 +72,7 @@ class OutputLayout:
         several = {
             name: tuple(of(f"{name}.{n}") for n in range(count)) for name, count in self.tuples
         }
-        return self.kind(**single, **several)
+        return self.output_class(**single, **several)
 
 
 def describe_output(output: Any) -> OutputLayout | None:
@@ -143,8 +143,8 @@ def last_positions(mask_BT: Tensor) -> Tensor:
 
 
 def find_read_tensors(
-    leaves: NamedTensors,
-    form: OutputLayout,
+    tensors: NamedTensors,
+    layout: OutputLayout,
     head: Callable[[Any], Tensor],
     *,
     mask_BT: Tensor | None,
@@ -154,11 +154,11 @@ def find_read_tensors(
     `head` gives the answer for an output of the base. One tensor after another is replaced by NaN,
     wholly or but for one position: an answer that stays the same has not read it.
     """
-    expected = head(form.built(leaves))
+    expected = head(layout.build_output(tensors))
     read: dict[str, Positions] = {}
-    for name, tensor in leaves.items():
-        others = {other: value for other, value in leaves.items() if other != name}
-        if others and _gives_same_scores(expected, head, form, others):
+    for name, tensor in tensors.items():
+        others = {other: value for other, value in tensors.items() if other != name}
+        if others and _gives_same_scores(expected, head, layout, others):
             continue
         read[name] = "all" if tensor.ndim > 2 else "whole"
         for tried in SINGLE_POSITIONS if tensor.ndim == 3 and tensor.shape[1] > 1 else ():
@@ -166,7 +166,7 @@ def find_read_tensors(
             if places_B is None:
                 continue
             if _gives_same_scores(
-                expected, head, form, {**leaves, name: _keep_one_position(tensor, places_B)}
+                expected, head, layout, {**tensors, name: _keep_one_position(tensor, places_B)}
             ):
                 read[name] = tried
                 break
@@ -201,6 +201,6 @@ def _gives_same_scores(
     import torch
 
     try:
-        return torch.equal(expected, head(form.built(leaves)))
+        return torch.equal(expected, head(form.build_output(leaves)))
     except (RuntimeError, ValueError, IndexError):
         return False

@@ -33,9 +33,9 @@ class LoadedModel:
     read when they are asked for."""
 
     model: nn.Module
-    new: frozenset[str]
-    given: Mapping[str, Tensor] = field(default_factory=dict)
-    whole: Mapping[str, Tensor] = field(default_factory=dict)
+    new_parameters: frozenset[str]
+    language_weights: Mapping[str, Tensor] = field(default_factory=dict)
+    original_weights: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def locate_model(model: Model) -> str:
@@ -110,23 +110,23 @@ def load_tokenizer(model: Model) -> Any:
     return tokenizer
 
 
-def load_processor(model: Model, reads_by: str) -> Any:
+def load_processor(model: Model, processor_kind: str) -> Any:
     """What reads the model's input: its tokenizer, its feature extractor (`feature_extractor`), its image
     processor (`image_processor`), or extractor and tokenizer together (`processor`; the tokenizer is None where
     the model has none)."""
     import transformers
 
-    if reads_by == "tokenizer":
+    if processor_kind == "tokenizer":
         return load_tokenizer(model)
-    if reads_by == "image_processor":
+    if processor_kind == "image_processor":
         return _load_component(model, transformers.AutoImageProcessor, "image processor")
     features = _load_component(model, transformers.AutoFeatureExtractor, "feature extractor")
-    if reads_by == "feature_extractor":
+    if processor_kind == "feature_extractor":
         return features
     return SpeechProcessor(features, load_tokenizer(model) if _has_tokenizer(model) else None)
 
 
-def load_exported_processor(export: Path, reads_by: str) -> Any:
+def load_exported_processor(export: Path, processor_kind: str) -> Any:
     """The same from what a run has exported, beside an adapter too."""
     import transformers
 
@@ -135,8 +135,8 @@ def load_exported_processor(export: Path, reads_by: str) -> Any:
         "image_processor": transformers.AutoImageProcessor,
         "feature_extractor": transformers.AutoFeatureExtractor,
     }
-    if reads_by != "processor":
-        return autos[reads_by].from_pretrained(export)
+    if processor_kind != "processor":
+        return autos[processor_kind].from_pretrained(export)
     parts = (autos[name].from_pretrained(export) for name in ("feature_extractor", "tokenizer"))
     return SpeechProcessor(*parts)
 
@@ -185,7 +185,9 @@ def _has_tokenizer(model: Model) -> bool:
     return any(found)
 
 
-def load_on_meta_device(model: Model, *, head: str, changes: dict[str, Any]) -> LoadedModel:
+def load_on_meta_device(
+    model: Model, *, auto_class: str, config_changes: dict[str, Any]
+) -> LoadedModel:
     """The model on the meta device: shapes and names, no bytes. For the planner.
 
     Quantized layers stand where the config asks for them. `new` is what transformers itself misses
@@ -193,33 +195,35 @@ def load_on_meta_device(model: Model, *, head: str, changes: dict[str, Any]) -> 
     """
     if model.quantize is not None:
         quantize.check_not_quantized(load_model_config(model), model.path)
-    loaded = _load_unquantized_on_meta_device(model, head=head, changes=changes)
+    loaded = _load_unquantized_on_meta_device(
+        model, auto_class=auto_class, config_changes=config_changes
+    )
     if model.quantize is not None:
-        keep = quantize.find_modules_to_skip(loaded.model, loaded.new)
+        keep = quantize.find_modules_to_skip(loaded.model, loaded.new_parameters)
         quantize.quantize_on_meta_device(loaded.model, model, keep)
     return loaded
 
 
 def _load_unquantized_on_meta_device(
-    model: Model, *, head: str, changes: dict[str, Any]
+    model: Model, *, auto_class: str, config_changes: dict[str, Any]
 ) -> LoadedModel:
     import torch
 
     from dtl.models.anatomy import head_parameters
 
-    settings = _load_changed_config(model, changes)
-    auto = _get_auto_class(head, model)
+    settings = _load_changed_config(model, config_changes)
+    auto = _get_auto_class(auto_class, model)
     where = locate_model(model)
     if not list(Path(where).glob("*.safetensors")):
         with torch.device("meta"):
             network = auto.from_config(settings, attn_implementation=model.attention)
-        new = head_parameters(network) if changes else frozenset()
+        new = head_parameters(network) if config_changes else frozenset()
         return _merge_adapters(LoadedModel(network, new), model)
     with silence_transformers():
         loaded = _read_weights(
-            auto, where, settings, model, changes, dtype=torch.float32, device_map="meta"
+            auto, where, settings, model, config_changes, dtype=torch.float32, device_map="meta"
         )
-        return _load_language_weights(_merge_adapters(loaded, model), model, changes)
+        return _load_language_weights(_merge_adapters(loaded, model), model, config_changes)
 
 
 @contextmanager
@@ -264,12 +268,12 @@ def _read_weights(
 def load_pretrained(
     model: Model,
     *,
-    head: str,
-    changes: dict[str, Any],
-    random: bool,
+    auto_class: str,
+    config_changes: dict[str, Any],
+    random_init: bool,
     seed: int,
     dtype: str,
-    loading: Callable[[bool], AbstractContextManager[None]] | None = None,
+    init_context: Callable[[bool], AbstractContextManager[None]] | None = None,
 ) -> LoadedModel:
     """The model on the CPU (or partitioned, under ZeRO-3), the same on every rank.
 
@@ -280,11 +284,11 @@ def load_pretrained(
     """
     import torch
 
-    enter = loading or (lambda sharded: nullcontext())
-    settings = _load_changed_config(model, changes)
-    auto = _get_auto_class(head, model)
+    enter = init_context or (lambda sharded: nullcontext())
+    settings = _load_changed_config(model, config_changes)
+    auto = _get_auto_class(auto_class, model)
     torch.manual_seed(seed)
-    if random:
+    if random_init:
         with enter(False):
             network = auto.from_config(
                 settings, attn_implementation=model.attention, dtype=torch.float32
@@ -293,19 +297,23 @@ def load_pretrained(
     where = locate_model(model)
     check_safetensors(where)
     if model.quantize is not None:
-        loaded = _load_quantized(model, head, settings, changes, dtype=dtype, enter=enter)
+        loaded = _load_quantized(
+            model, auto_class, settings, config_changes, dtype=dtype, enter=enter
+        )
     else:
         with enter(not model.adapters):  # these are worked into whole weights
-            loaded = _read_weights(auto, where, settings, model, changes, dtype=torch_dtype(dtype))
-    _check_weights_match(loaded.model, loaded.new, model)
-    return _load_language_weights(_merge_adapters(loaded, model), model, changes)
+            loaded = _read_weights(
+                auto, where, settings, model, config_changes, dtype=torch_dtype(dtype)
+            )
+    _check_weights_match(loaded.model, loaded.new_parameters, model)
+    return _load_language_weights(_merge_adapters(loaded, model), model, config_changes)
 
 
 def _merge_adapters(loaded: LoadedModel, model: Model) -> LoadedModel:
     """The base with earlier adapters in its weights; what these bring is not new."""
     for folder in resolve_adapters(model):
         network, brought = adapters.merge_into_base(loaded.model, folder)
-        loaded = replace(loaded, model=network, new=loaded.new - brought)
+        loaded = replace(loaded, model=network, new_parameters=loaded.new_parameters - brought)
     return loaded
 
 
@@ -344,9 +352,9 @@ def _load_quantized(
     """The model with its linear layers quantized as they are read, each rank the whole of it; under
     ZeRO-3 it is shared out later, as levels are made of whole weights."""
     with enter(False):
-        planned = _load_unquantized_on_meta_device(model, head=head, changes=changes)
-        keep = quantize.find_modules_to_skip(planned.model, planned.new)
-        how = quantize.make_quantization_config(model, dtype=dtype, keep=keep)
+        planned = _load_unquantized_on_meta_device(model, auto_class=head, config_changes=changes)
+        keep = quantize.find_modules_to_skip(planned.model, planned.new_parameters)
+        how = quantize.make_quantization_config(model, dtype=dtype, skip_modules=keep)
         loaded = _read_weights(
             _get_auto_class(head, model),
             locate_model(model),
@@ -359,7 +367,7 @@ def _load_quantized(
     quantize.configure_quantized_layers(loaded.model, dtype=dtype)
     with _translate_load_errors(model, "weights"):
         whole = find_original_weights(planned.model, locate_model(model), model.revision)
-    return replace(loaded, whole=whole)
+    return replace(loaded, original_weights=whole)
 
 
 def _load_language_weights(
@@ -380,11 +388,17 @@ def _load_language_weights(
     with _translate_load_errors(model, f"adapter of {language}"):
         file = cached_file(locate_model(model), name, revision=model.revision)
         given = load_file(str(file))
-    return replace(loaded, new=loaded.new - given.keys(), given=given)
+    return replace(
+        loaded, new_parameters=loaded.new_parameters - given.keys(), language_weights=given
+    )
 
 
 def init_new_parameters(
-    network: nn.Module, new: frozenset[str], *, seed: int, fill: Callable[..., None]
+    network: nn.Module,
+    new_parameters: frozenset[str],
+    *,
+    seed: int,
+    write_parameter: Callable[..., None],
 ) -> None:
     """Draw the new parameters from (seed, name), so that no layout changes them.
 
@@ -397,7 +411,7 @@ def init_new_parameters(
 
     spread = getattr(network.config, "initializer_range", None) or 0.02
     for name, parameter in network.named_parameters():
-        if name not in new:
+        if name not in new_parameters:
             continue
         shape = full_shape(parameter)
         digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
@@ -408,14 +422,14 @@ def init_new_parameters(
             value = (
                 torch.ones(tuple(shape)) if name.endswith("weight") else torch.zeros(tuple(shape))
             )
-        fill(parameter, value)
+        write_parameter(parameter, value)
 
 
-def write_language_weights(loaded: LoadedModel, *, fill: Callable[..., None]) -> None:
+def write_language_weights(loaded: LoadedModel, *, write_parameter: Callable[..., None]) -> None:
     """Write what files of their own bring into a model that may be partitioned."""
     for name, parameter in loaded.model.named_parameters():
-        if name in loaded.given:
-            fill(parameter, loaded.given[name])
+        if name in loaded.language_weights:
+            write_parameter(parameter, loaded.language_weights[name])
 
 
 def _load_changed_config(model: Model, changes: dict[str, Any]) -> Any:

@@ -17,7 +17,7 @@ def _get_base_model(model: nn.Module) -> nn.Module:
     return inner
 
 
-def head_parameter_ids(model: nn.Module, new: frozenset[str]) -> frozenset[int]:
+def head_parameter_ids(model: nn.Module, new_parameters: frozenset[str]) -> frozenset[int]:
     """The identities of the parameters of the head, and of those that the base did not bring, also
     where PEFT keeps a learning copy of them. `new`: their names before a strategy was applied."""
     inner = _get_base_model(model)
@@ -25,7 +25,7 @@ def head_parameter_ids(model: nn.Module, new: frozenset[str]) -> frozenset[int]:
     return frozenset(
         id(value)
         for name, value in inner.named_parameters()
-        if name in head or _remove_peft_infixes(name) in new
+        if name in head or _remove_peft_infixes(name) in new_parameters
     )
 
 

@@ -26,13 +26,13 @@ def estimate_model_state(
     are no parameters: every rank has all of them.
     """
     width, quantized = BYTES_PER_NUMBER[dtype], counts.quantized
-    unquantized = counts.frozen - quantized.numbers
+    unquantized = counts.frozen - quantized.weights
     optimizer = counts.optimizer_state_bytes + counts.l2_sp_numbers * FP32_BYTES
     if zero_stage == 0:
         return {
             "weights": unquantized * width
-            + quantized.levels
-            + quantized.scales
+            + quantized.level_bytes
+            + quantized.scale_bytes
             + counts.trainable * FP32_BYTES,
             "gradients": counts.trainable * FP32_BYTES,
             "optimizer": optimizer,
@@ -45,8 +45,8 @@ def estimate_model_state(
     sharded_optimizer = ceil(shard(counts.trainable, 1) * per_parameter)
     return {
         "weights": shard(unquantized + counts.trainable, 3) * width
-        + shard(quantized.levels, 3)
-        + quantized.scales,
+        + shard(quantized.level_bytes, 3)
+        + quantized.scale_bytes,
         "gradients": shard(counts.trainable, 2) * width,
         "optimizer": 0 if offload == "optimizer" else sharded_optimizer,
     }

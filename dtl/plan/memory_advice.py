@@ -48,6 +48,6 @@ def suggest_memory_reduction(plan: Plan, *, activity: str) -> str:
         return f"resume with layout.zero_stage={stage} layout.offload=optimizer; {SAME_RESULT}"
     if plan.parameters.trainable > SMALL_SHARE * plan.parameters.total:
         return "use more processes or nodes, or strategy lora"
-    if plan.parameters.quantized.numbers == 0:
+    if plan.parameters.quantized.weights == 0:
         return "use more processes or nodes, model.quantize nf4, or a smaller model"
     return "use more processes or nodes, or a smaller model"

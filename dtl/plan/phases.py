@@ -23,7 +23,7 @@ def plan_phases(
     for number, (phase, trained, last) in enumerate(
         zip(config.phases, parameters, ends, strict=True)
     ):
-        rate = choose_learning_rate(config, request.parts.in_phase(number))
+        rate = choose_learning_rate(config, request.parts.for_phase(number))
         if len(ends) > 1:
             count = format_count(trained.counts.trainable)
             log.add(f"phase {number + 1}", phase.name, f"to step {last}, {count} trainable")

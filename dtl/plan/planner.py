@@ -71,7 +71,7 @@ def _count_parameters_of_phases(request: PlanRequest) -> Sequence[PhaseParameter
     if config.model.quantize is not None:
         quantize.check_bitsandbytes(request.hardware.device)
     trained = [
-        count_trainable_parameters(config, parts.in_phase(number), request.dataset_stats)
+        count_trainable_parameters(config, parts.for_phase(number), request.dataset_stats)
         for number in range(len(parts.strategies))
     ]
     check_adapter_fits_base(parts.strategies, trained)
@@ -84,7 +84,7 @@ def _choose_layout(
     """Return the layout, and the bytes of model state on one rank."""
     # a. Processes, one per device.
     processes = choose_processes(request, log)
-    size = processes.world_size
+    size = processes.parallel_dims.data_parallel_size
 
     # b. Number format.
     dtype = choose_dtype(request, log)

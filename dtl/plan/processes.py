@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from dtl.config.schema import RunConfig
 from dtl.core.errors import DtlError
+from dtl.core.parallel_dims import ParallelDims
 from dtl.plan.records import DecisionLog, OuterLaunch
 from dtl.plan.request import PlanRequest
 
@@ -18,8 +19,14 @@ class ProcessCount:
     per_node: int
 
     @property
+    def parallel_dims(self) -> ParallelDims:
+        """The parallel dimensions of all processes."""
+        return ParallelDims(self.nodes * self.per_node)
+
+    @property
     def world_size(self) -> int:
-        return self.nodes * self.per_node
+        """Number of processes."""
+        return self.parallel_dims.world_size
 
 
 def choose_processes(request: PlanRequest, log: DecisionLog) -> ProcessCount:

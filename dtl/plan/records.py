@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from dtl.core import units
+from dtl.core.parallel_dims import ParallelDims
 from dtl.models.quantization.quantize import QuantizedSize
 
 
@@ -54,8 +55,14 @@ class Layout:
     device: str
 
     @property
+    def parallel_dims(self) -> ParallelDims:
+        """The parallel dimensions of all processes."""
+        return ParallelDims(self.nodes * self.processes_per_node)
+
+    @property
     def world_size(self) -> int:
-        return self.nodes * self.processes_per_node
+        """Number of processes."""
+        return self.parallel_dims.world_size
 
 
 @dataclass(frozen=True)
@@ -170,10 +177,10 @@ class Plan:
 
     def _format_quantized(self) -> str:
         quantized = self.parameters.quantized
-        if quantized.numbers == 0:
+        if quantized.weights == 0:
             return ""
-        size = units.format_bytes(quantized.levels + quantized.scales)
-        return f"; {units.format_count(quantized.numbers)} are quantized, in {size}"
+        size = units.format_bytes(quantized.level_bytes + quantized.scale_bytes)
+        return f"; {units.format_count(quantized.weights)} are quantized, in {size}"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as JSON values."""

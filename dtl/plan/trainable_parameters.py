@@ -45,16 +45,16 @@ def count_trainable_parameters(
     import torch
 
     loaded = load_on_meta_device(
-        config.model, head=parts.task.auto_class, changes=parts.task.head_config(stats)
+        config.model, auto_class=parts.task.auto_class, config_changes=parts.task.head_config(stats)
     )
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the run raises them again, into its log
-        model = parts.adapt(loaded)
+        model = parts.apply_strategy(loaded)
     rules = assign_update_rules(
         model,
         config.optim,
         learning_rate=choose_learning_rate(config, parts).value,
-        new=loaded.new,
+        new=loaded.new_parameters,
     )
     trainable = {name: model.get_parameter(name) for name in rules}
     count = sum(parameter.numel() for parameter in trainable.values())

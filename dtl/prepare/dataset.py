@@ -20,13 +20,9 @@ from dtl.config.schema.batch_size import COUNTS_PER_UNIT, BatchSize
 from dtl.core.cache_folder import cache_folder, write_cache_file
 from dtl.core.errors import DtlError, Fault, near
 from dtl.data.batching import Batching
-from dtl.data.cache.encoded import (
-    EncodedData,
-    cache_key,
-    encode_rows,
-    wait_for_encoded_data,
-    wait_for_file,
-)
+from dtl.data.cache.encoded import EncodedData
+from dtl.data.cache.encoder import encode_rows, wait_for_encoded_data
+from dtl.data.cache.store import cache_key, wait_for_file
 from dtl.data.cache.streamed import RowIndex, StreamedData, open_row_index
 from dtl.data.example import EncodedExample, Skip
 from dtl.data.labels import get_label
@@ -127,7 +123,7 @@ def prepare(
     Raises DtlError for rows at fault, each with its place.
     """
     where = locate_model(config.model)  # what needs no model is found out first: it takes no time
-    if not parts.from_random:
+    if not parts.is_from_random:
         check_safetensors(where)
     sources, mixed = _sources(config, parts.task, check, writes=writes)
     train, held_out = split(config, parts.task, sources, mixed)

@@ -13,9 +13,9 @@ from dtl.compare.records import (
     ConfidenceInterval,
     PairedDifference,
     StrategySummary,
-    in_words,
-    load,
-    mean_curve,
+    average_curves,
+    format_label_count,
+    load_comparison,
 )
 from dtl.compare.terminal import caught_up, forgets, saved
 from dtl.core.units import format_bytes, format_seconds
@@ -27,24 +27,27 @@ LOG_AXIS_RATIO = 20  # times longer: seconds are then drawn over a logarithmic a
 
 def build_comparison_page(folder: Path) -> Page:
     """The page of what has been run of a comparison so far."""
-    found = load(folder)
+    found = load_comparison(folder)
     better = "more" if found.higher_is_better else "less"
     most = max(found.labels)
     sections = [
         Section("What to take", tuple(_recommendation_blocks(found))),
         Section("Score and labels", (Charts(tuple(_label_charts(found))), _summary_table(found))),
-        Section(f"Cost, with {in_words(most, classes=found.classes)}", _cost_blocks(found, most)),
+        Section(
+            f"Cost, with {format_label_count(most, classes=found.classes)}",
+            _cost_blocks(found, most),
+        ),
         Section("Differences", _difference_tables(found)),
         Section("How it was found", tuple(_method_blocks(found))),
     ]
     return Page(
         title=found.name,
-        state="finished" if found.finished else "unfinished",
+        state="finished" if found.is_finished else "unfinished",
         about=f"{found.task} · {found.score_name}, {better} is better · "
         f"{', '.join(found.strategies)} · {_format_seeds(found)}",
         tiles=tuple(
             Tile(
-                f"with {in_words(one.labels, classes=found.classes)}",
+                f"with {format_label_count(one.labels, classes=found.classes)}",
                 one.choice,
                 "" if one.verdict == one.choice else one.verdict,
             )
@@ -120,7 +123,7 @@ def _label_series(found: Comparison, strategy: str, score: _Score) -> Series | N
     """A strategy over its numbers of labels, where it has been scored."""
     x, y, low, high = [], [], [], []
     for labels in sorted(found.labels):
-        point = found.point(strategy, labels)
+        point = found.find_summary(strategy, labels)
         value, interval = (None, None) if point is None else score(point)
         if value is not None:
             x.append(labels)
@@ -160,7 +163,7 @@ def _time_series(strategy: str, cells: list[CellResult]) -> Series | None:
     """Over the steps at which every seed was scored."""
     if not cells:
         return None
-    curve = mean_curve(cells)
+    curve = average_curves(cells)
     low, high = [], []
     for mean in curve:
         scores = [one.score for cell in cells for one in cell.curve if one.step == mean.step]
@@ -172,7 +175,7 @@ def _time_series(strategy: str, cells: list[CellResult]) -> Series | None:
 
 def _pareto_charts(found: Comparison, labels: int) -> list[Chart]:
     """What a score costs, and which strategies no other beats in both."""
-    points = [point for name in found.strategies if (point := found.point(name, labels))]
+    points = [point for name in found.strategies if (point := found.find_summary(name, labels))]
     if not points:
         return []
     costs: tuple[tuple[str, str, str, Callable[[StrategySummary], int]], ...] = (
@@ -244,8 +247,8 @@ def _summary_table(found: Comparison) -> Table:
     rows = []
     for labels in found.labels:
         for name in found.strategies:
-            if point := found.point(name, labels):
-                few = in_words(labels, classes=found.classes)
+            if point := found.find_summary(name, labels):
+                few = format_label_count(labels, classes=found.classes)
                 rows.append([few, name, *_summary_cells(found, point)])
     kept = [at for at in range(len(head)) if any(row[at] for row in rows)]
     return Table(
@@ -291,7 +294,7 @@ def _difference_tables(found: Comparison) -> tuple[Block, ...]:
 def _pair_table(found: Comparison, differences: Sequence[PairedDifference], caption: str) -> Table:
     rows = tuple(
         (
-            in_words(one.labels, classes=found.classes),
+            format_label_count(one.labels, classes=found.classes),
             f"{one.first} - {one.second}",
             f"{one.difference:+.4g}",
             _format_interval(one.interval),
@@ -320,7 +323,7 @@ def _method_blocks(found: Comparison) -> list[Block]:
         blocks.append(
             Text(
                 f"A hint, before any training, on features of the untouched base with "
-                f"{in_words(hint.labels, classes=found.classes)}: a linear probe has accuracy "
+                f"{format_label_count(hint.labels, classes=found.classes)}: a linear probe has accuracy "
                 f"{hint.linear_probe:.3f}, nearest neighbours {hint.nearest_neighbors:.3f}, always the commonest "
                 f"label {hint.majority_class:.3f}."
             )

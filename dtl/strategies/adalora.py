@@ -93,8 +93,8 @@ class Plugin(Adapter):
         options = self.options
         RankBudget(
             model,
-            steps=total_steps,
-            warmup=int(options.warmup_share * total_steps),
-            settling=int(options.final_share * total_steps),
-            done=completed_steps,
-        ).tie_to(optimizer)
+            total_steps=total_steps,
+            warmup_steps=int(options.warmup_share * total_steps),
+            final_steps=int(options.final_share * total_steps),
+            completed_steps=completed_steps,
+        ).register_hooks(optimizer)

@@ -139,8 +139,10 @@ class Adapter(Strategy):
 
     def __init__(self, options: Any) -> None:
         super().__init__(options)
-        self.max_zero_stage = COMPATIBILITY[self.method].zero
-        self.supports_gradient_checkpointing = COMPATIBILITY[self.method].recomputes
+        self.max_zero_stage = COMPATIBILITY[self.method].max_zero_stage
+        self.supports_gradient_checkpointing = COMPATIBILITY[
+            self.method
+        ].supports_gradient_checkpointing
         former = getattr(options, "continue_from", None)
         self.continue_from = None if former is None else Path(former).expanduser()
 
@@ -161,10 +163,16 @@ class Adapter(Strategy):
                 name: value for name, value in settings.items() if value != defaults.get(name)
             }
             return continued.attach_continued_adapter(
-                model, self.continue_from, method=self.method, asked=requested, new=new_parameters
+                model,
+                self.continue_from,
+                method=self.method,
+                requested=requested,
+                new_parameters=new_parameters,
             )
         try:
-            return adapters.attach_adapter(model, self.method, settings, new=new_parameters)
+            return adapters.attach_adapter(
+                model, self.method, settings, new_parameters=new_parameters
+            )
         except ValueError as fault:
             problem = str(fault).splitlines()[0].rstrip(".")
             target = getattr(self.options, "target_modules", None)
@@ -183,11 +191,13 @@ class Adapter(Strategy):
         self, model: nn.Module, *, write_parameter: Callable[..., None]
     ) -> None:
         if self.continue_from is not None:
-            continued.write_continued_weights(model, self.continue_from, fill=write_parameter)
+            continued.write_continued_weights(
+                model, self.continue_from, write_parameter=write_parameter
+            )
 
     @final
     def merge(self, model: nn.Module) -> nn.Module:
-        if not COMPATIBILITY[self.method].merges:
+        if not COMPATIBILITY[self.method].can_merge:
             raise DtlError.of(
                 "strategy",
                 f"{self.method} trains virtual tokens, which cannot be merged into the model's "

@@ -116,7 +116,7 @@ class Plugin(Adapter):
         batches: Iterable[dict[str, Tensor]],
         forward: Callable[[nn.Module, dict[str, Tensor]], Any],
     ) -> None:
-        adapters.init_eva(model, batches=batches, show=forward)
+        adapters.init_eva(model, batches=batches, forward=forward)
 
     def init_from_base_weights(
         self,
@@ -126,7 +126,9 @@ class Plugin(Adapter):
         device: torch.device,
         heartbeat: Callable[[], None],
     ) -> None:
-        loftq.init_loftq(model, whole=original_weights, device=device, beat=heartbeat)
+        loftq.init_loftq(
+            model, original_weights=original_weights, device=device, heartbeat=heartbeat
+        )
 
     def learning_rate_factor(self, name: str) -> float:
         return (

@@ -21,12 +21,16 @@ from dtl.data.modalities.audio_features import (
     pad_audio,
 )
 from dtl.data.modalities.spec_augment import draw_span_starts
-from dtl.data.modalities.spelling import Normalization, count_characters, create_text_normalizer
 from dtl.data.modalities.text import (
     MAX_TEXT_CHARACTERS,
     decode_reference,
     encode_reference,
     find_text_fault,
+)
+from dtl.data.modalities.text_normalization import (
+    Normalization,
+    count_characters,
+    create_text_normalizer,
 )
 from dtl.data.padding import pad_sequences
 from dtl.losses.cross_entropy import IGNORE_INDEX
@@ -265,7 +269,7 @@ class Plugin(Task):
 
     def always_frozen(self, model: nn.Module, *, random_init: bool) -> Iterable[nn.Parameter]:
         return always_frozen_parameters(
-            model, random=random_init or self.options.train_feature_encoder
+            model, random_init=random_init or self.options.train_feature_encoder
         )
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:

@@ -286,7 +286,7 @@ class Plugin(Task):
             unwrap(model),
             {name: batch[name] for name in ("input_features", "attention_mask")},
             processor.tokenizer,
-            longest=max_new_tokens or self.options.max_new_tokens,
+            max_new_tokens=max_new_tokens or self.options.max_new_tokens,
             beams=self.options.num_beams,
         )
 

@@ -138,4 +138,4 @@ class Plugin(Classification):
         return {**pad_audio(examples, name=examples[0]["name"]), "labels": labels}
 
     def always_frozen(self, model: nn.Module, *, random_init: bool) -> Iterable[nn.Parameter]:
-        return always_frozen_parameters(model, random=random_init)
+        return always_frozen_parameters(model, random_init=random_init)

@@ -13,9 +13,8 @@ import torch
 
 from dtl.assembly.parts import Parts
 from dtl.core.errors import DtlError, RunFailed
-from dtl.data.cache import features
 from dtl.data.cache.encoded import EncodedData
-from dtl.data.cache.features import FeatureCache
+from dtl.data.cache.feature_cache import FeatureCache
 from dtl.engine.base import Engine
 from dtl.plan.feature_cache import LOCATION
 from dtl.prepare.dataset import Examples
@@ -111,7 +110,7 @@ def _extract_all(
     extractor: FeatureExtractor, split: SplitPoint, data: EncodedData, folder: Path
 ) -> None:
     """Extract the features on all ranks, and give the complete folder its name."""
-    engine, writer = extractor.engine, str(RunFolder.of(extractor.config).path.absolute())
+    engine, writer = extractor.engine, str(RunFolder.from_config(extractor.config).path.absolute())
     staged = Path(
         engine.broadcast_object(
             str(features.create_staging_folder(folder, writer=writer))

@@ -12,9 +12,8 @@ import numpy as np
 from dtl.assembly.parts import Parts
 from dtl.config.schema import RunConfig
 from dtl.core.units import format_bytes
-from dtl.data.cache import features
 from dtl.data.cache.encoded import EncodedData
-from dtl.data.cache.features import CachedFeature, FeatureWriter, batch_by_extent
+from dtl.data.cache.feature_cache import CachedFeature, FeatureWriter, batch_by_extent
 from dtl.data.loader import Collate
 from dtl.engine.base import Engine
 from dtl.models.anatomy import unwrap

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dtl.data.cache.features import CachedFeature
+from dtl.data.cache.feature_cache import CachedFeature
 from dtl.models.anatomy import unwrap
 from dtl.models.head_input import (
     describe_output,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import torch
 
-from dtl.data.cache.features import DTYPES, CachedFeature, FeatureField
+from dtl.data.cache.feature_cache import DTYPES, CachedFeature, FeatureField
 from dtl.models.anatomy import unwrap
 from dtl.models.head_input import OutputLayout, position_indices, replace_output
 
@@ -96,7 +96,7 @@ class _FeatureTask:
             name: tensor for name, tensor in batch.items() if name.partition(".")[0] != FEATURES
         }
         base = unwrap(model).get_submodule(self.split.base)
-        with replace_output(base, self.split.form.built(leaves)):
+        with replace_output(base, self.split.form.build_output(leaves)):
             yield inputs
 
 

@@ -144,7 +144,7 @@ class RunLog:
     @cached_property
     def listed_rows(self) -> dict[str, str]:
         """The reasons of the rows in skipped_rows.jsonl, by location."""
-        return {line["location"]: line["reason"] for line in self.folder.skipped_rows()}
+        return {line["location"]: line["reason"] for line in self.folder.read_skipped_rows()}
 
     def _list_skipped_rows(self, rows: Sequence[SkippedRow]) -> None:
         """List each skipped row of a stream once in the file; print the first of each reason."""
@@ -155,11 +155,11 @@ class RunLog:
                 self.print_line(f"{row.location}: skipped ({row.reason})")
             self.listed_rows[row.location] = row.reason
             line = {"source": "data.train", "location": row.location, "reason": row.reason}
-            self.folder.append(line, to=SKIPPED)
+            self.folder.append_line(line, file_name=SKIPPED)
 
     def _write_line(self, line: dict[str, Any]) -> None:
         """Append to metrics.jsonl, and pass the line on to the trackers."""
-        self.folder.append(line)
+        self.folder.append_line(line)
         self.trackers.put(line)
 
     def _display(self, step: int, text: str, now: float) -> None:

@@ -53,7 +53,7 @@ def train(phase: Phase, hooks: Hooks, progress: Progress) -> RunResult:
     """Train from `progress` to the last step of the phase, or until the run is requested to stop.
     Save either way."""
     engine, limits, parts = phase.engine, phase.limits, phase.parts
-    parts.training_mode(engine.unwrapped_model)
+    parts.set_training_mode(engine.unwrapped_model)
     for batches in phase.loader.iter_steps(after_step=progress.step, last_step=limits.phase_end):
         batches = sum_over_ranks(batches, engine)
         factor = learning_rate_factor(
@@ -77,7 +77,7 @@ def train(phase: Phase, hooks: Hooks, progress: Progress) -> RunResult:
                 progress = hooks.evaluate(progress)
             except StopRequested:
                 must_stop = True
-            parts.training_mode(engine.unwrapped_model)
+            parts.set_training_mode(engine.unwrapped_model)
         if limits.is_save_step(progress) or must_stop:
             hooks.save(progress)
         if must_stop and progress.step < limits.total_steps:

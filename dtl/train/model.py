@@ -66,7 +66,7 @@ def build_model(
     layout = plan.layout
     loaded = _load_base(config, plan, parts, examples, engine)
     if saved is not None and is_phase_transition(plan, parts, saved):
-        previous = parts.in_phase(parts.phase - 1)
+        previous = parts.for_phase(parts.phase - 1)
         merged = _merge_previous_phase(loaded, config.train.seed, previous, engine, saved)
         loaded_again = replace(loaded, model=merged.model)
         model = _apply_strategy(loaded_again, config.train.seed, parts, engine)
@@ -82,7 +82,7 @@ def build_model(
     _record_previously_trained(model, trained, torch_dtype(layout.dtype), engine)
     if layout.activation_checkpointing:
         enable_activation_checkpointing(model)
-    return AdaptedModel(model, loaded.new, loaded.whole)
+    return AdaptedModel(model, loaded.new_parameters, loaded.original_weights)
 
 
 def is_phase_transition(plan: Plan, parts: Parts, saved: Path) -> bool:
@@ -110,19 +110,22 @@ def _load_base(
     trains_all = plan.phases[parts.phase].parameters.frozen == 0
     in_fp32 = trains_all and engine.trainable_dtype == torch.float32
     loaded = load_pretrained(
-        config.model if parts.from_random else _stage_on_node(config.model, engine),
-        head=parts.task.auto_class,
-        changes=parts.task.head_config(examples.dataset_stats),
-        random=parts.from_random,
+        config.model if parts.is_from_random else _stage_on_node(config.model, engine),
+        auto_class=parts.task.auto_class,
+        config_changes=parts.task.head_config(examples.dataset_stats),
+        random_init=parts.is_from_random,
         seed=config.train.seed,
         dtype="fp32" if in_fp32 else plan.layout.dtype,
-        loading=engine.init_context,
+        init_context=engine.init_context,
     )
     loaded.model.name_or_path = loaded.model.config._name_or_path = locate_model(config.model)  # type: ignore[assignment, union-attr]
     init_new_parameters(
-        loaded.model, loaded.new, seed=config.train.seed, fill=engine.write_full_tensor
+        loaded.model,
+        loaded.new_parameters,
+        seed=config.train.seed,
+        write_parameter=engine.write_full_tensor,
     )
-    write_language_weights(loaded, fill=engine.write_full_tensor)
+    write_language_weights(loaded, write_parameter=engine.write_full_tensor)
     if (padding := get_pad_token_id(examples.processor)) is not None:
         loaded.model.config.pad_token_id = padding  # type: ignore[union-attr]
     parts.task.configure_model(loaded.model, processor=examples.processor)
@@ -146,7 +149,7 @@ def _apply_strategy(loaded: LoadedModel, seed: int, parts: Parts, engine: Engine
     with engine.gather_for_read(
         convolution_kernels(loaded.model)
     ):  # PEFT reads the shape of a kernel
-        model = parts.adapt(loaded)
+        model = parts.apply_strategy(loaded)
     dtype = engine.trainable_dtype
     for parameter in model.parameters():
         # Partitioned parameters have that dtype already.

@@ -31,7 +31,7 @@ def make_state(context: RunContext, saved: Path | None) -> TrainState:
     """Return the state at a checkpoint, or at the start of the run."""
     start = Progress(digest=context.examples.train.key)
     progress = start if saved is None else read_progress(saved)
-    parts = context.parts.in_phase(context.plan.phase_index(progress.step))
+    parts = context.parts.for_phase(context.plan.phase_index(progress.step))
     return TrainState(parts, context.examples, progress)
 
 
@@ -45,7 +45,7 @@ def open_phase(context: RunContext, state: TrainState, saved: Path | None) -> Tr
     is_start = saved is None or is_phase_transition(plan, parts, saved)
     context.safe_points.long_heartbeat("loading the model")
     adapted = build_model(context.config, plan, parts, state.examples, engine, saved=saved)
-    parts.training_mode(adapted.model)
+    parts.set_training_mode(adapted.model)
     if is_start:
         _init_strategy(context, state, adapted)
     optimizer = build_optimizer(
@@ -133,7 +133,7 @@ def _calibrate(context: RunContext, state: TrainState, model: nn.Module) -> None
     state.parts.strategy.init_from_data(
         model.to(engine.device), batches=_calibration_batches(context, state), forward=forward
     )
-    state.parts.training_mode(model)
+    state.parts.set_training_mode(model)
 
 
 def _calibration_batches(context: RunContext, state: TrainState) -> Iterator[dict[str, Tensor]]:

@@ -37,7 +37,7 @@ def find_checkpoint(
             "start a new run under another name",
         )
     if engine.is_main_process:
-        folder.forget_after(read_progress(newest).step if newest else -1)
+        folder.remove_metrics_after(read_progress(newest).step if newest else -1)
     if newest is not None:
         log.print_line(f"resuming from {newest}")
     return newest

@@ -14,7 +14,7 @@ from dtl.train.state import RunContext
 
 def read_losses(folder: RunFolder, engine: Engine) -> list[float]:
     """Return the losses of all steps in the log, oldest first; the same on every rank."""
-    lines = folder.metrics() if engine.is_main_process else ()
+    lines = folder.read_metrics() if engine.is_main_process else ()
     logged = [line["loss"] for line in lines if line["kind"] == "train"]
     losses: list[float] = engine.broadcast_object([loss for loss in logged if loss is not None])
     return losses
@@ -46,8 +46,8 @@ def roll_back(context: RunContext, spike: LossSpike) -> Path:
     step = read_progress(path).step
     if engine.is_main_process:
         context.store.remove_after(step)
-        folder.forget_after(step)
-        folder.note_spike(
+        folder.remove_metrics_after(step)
+        folder.add_spike(
             {
                 "step": spike.step,
                 "loss": spike.loss,

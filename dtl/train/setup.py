@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dtl.assembly.parts import assemble
 from dtl.config.schema import RunConfig
-from dtl.core.parallel_dims import ParallelDims
 from dtl.engine.base import Engine, EngineSettings
 from dtl.engine.start import start
 from dtl.engine.trackers import open_tracker
@@ -29,7 +28,7 @@ def start_engine(config: RunConfig, plan: Plan) -> Engine:
     return start(
         EngineSettings(
             device=layout.device,
-            parallel_dims=ParallelDims(layout.world_size),
+            parallel_dims=layout.parallel_dims,
             dtype=layout.dtype,
             accumulation_steps=layout.accumulation_steps,
             gradient_clip=config.optim.gradient_clip,
@@ -52,7 +51,7 @@ def open_context(
     store = CheckpointStore(
         folder.checkpoints,
         folder.identity,
-        folder.formerly,
+        folder.previous_identities,
         newest_to_keep=config.train.keep_last,
         keeps_best=config.train.keep_best,
         rollback_steps=config.train.loss_spike.rollback_steps if config.train.loss_spike else None,

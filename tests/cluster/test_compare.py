@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from dtl.compare.records import load
+from dtl.compare.records import load_comparison
 from tests.cluster.conftest import HOUSE, SITE, slurm, until
 from tests.distributed.launching import environment
 from tests.unit.compare.test_compare import comparison_values
@@ -62,7 +62,7 @@ def test_its_table_is_that_of_this_machine(lab: Callable[..., str], desk: Path) 
     assert "of its jobs wait or run" in compare(desk, "comparisons/few", code=2)
     compare(desk, "few.yaml", "--out", "comparisons/here")
     until(lambda: slurm("squeue", "--noheader") == "", "the end of all jobs")
-    found, here = (load(desk / "comparisons" / name) for name in ("few", "here"))
+    found, here = (load_comparison(desk / "comparisons" / name) for name in ("few", "here"))
     assert comparison_values(found) == comparison_values(here)
     hosts = (path.read_text() for path in desk.glob("comparisons/few/jobs/*/launches"))
     assert {line.split()[-1] for one in hosts for line in one.splitlines() if "begin" in line} == {

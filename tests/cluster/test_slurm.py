@@ -57,7 +57,7 @@ def test_cancel_leaves_a_whole_checkpoint_and_the_run_goes_on_with_fewer_nodes(b
 
 def test_before_a_model_is_loaded_the_node_that_lacks_it_is_named(bed: Bed) -> None:
     run, told = bed.run("blind"), bed.told("blind")
-    assert run.ended == 2 and run.last_step == 0 and count_starts(run.path) == 1
+    assert run.exit_code == 2 and run.last_step == 0 and count_starts(run.path) == 1
     assert "preflight: node1: there is no folder" in told and "preflight: node0" not in told
 
 

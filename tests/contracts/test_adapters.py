@@ -311,7 +311,7 @@ def test_what_is_allowed_learns_and_is_what_plain_peft_reads(
     assert near(scores(ours, given.shown), trained)
     assert adapters.count_virtual_tokens(ours) == strategy.num_virtual_tokens
 
-    if not COMPATIBILITY[method].merges:
+    if not COMPATIBILITY[method].can_merge:
         with pytest.raises(DtlError, match="take strategy lora"):
             strategy.merge(model)
         return
@@ -335,7 +335,7 @@ def test_what_is_refused_fails_or_is_wrong(
     with pytest.raises(DtlError, match=f"{method} does not go with .*take strategy lora"):
         put_on(strategy, given, fresh(given))
     of_base = scores(fresh(given), given.shown)
-    monkeypatch.setattr(adapters, "refuse_out_of_reach", lambda method, model: None)
+    monkeypatch.setattr(adapters, "check_compatibility", lambda method, model: None)
     try:
         model = put_on(strategy, given, fresh(given))
         start = scores(model, given.shown)
@@ -370,7 +370,7 @@ def test_recomputed_activations_give_the_same_gradients_or_are_refused(method: s
 
 def test_each_refusal_names_a_method_that_goes_with_the_model() -> None:
     for method, kind, _ in REFUSED:
-        assert kind in COMPATIBILITY[COMPATIBILITY[method].instead].kinds
+        assert kind in COMPATIBILITY[COMPATIBILITY[method].alternative].kinds
 
 
 def test_every_method_has_its_strategy_and_every_adapter_its_row() -> None:

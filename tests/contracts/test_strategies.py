@@ -94,13 +94,13 @@ class Bench:
         """As the run loads it, up to the strategy."""
         loaded = load_pretrained(
             self.source,
-            head=self.task.auto_class,
-            changes=self.task.head_config(self.dataset_stats),
-            random=self.strategy.starts_from == "random",
+            auto_class=self.task.auto_class,
+            config_changes=self.task.head_config(self.dataset_stats),
+            random_init=self.strategy.starts_from == "random",
             seed=seed,
             dtype="fp32",
         )
-        init_new_parameters(loaded.model, loaded.new, seed=seed, fill=fill)
+        init_new_parameters(loaded.model, loaded.new_parameters, seed=seed, write_parameter=fill)
         if (padding := get_pad_token_id(self.processor)) is not None:
             loaded.model.config.pad_token_id = padding
         self.task.configure_model(loaded.model, processor=self.processor)
@@ -108,10 +108,10 @@ class Bench:
 
     def apply(self, loaded: LoadedModel) -> Any:
         torch.manual_seed(0)
-        return self.parts.adapt(loaded)
+        return self.parts.apply_strategy(loaded)
 
-    def training_mode(self, model: Any) -> None:
-        self.parts.training_mode(model)
+    def set_training_mode(self, model: Any) -> None:
+        self.parts.set_training_mode(model)
 
     def batch(self) -> dict[str, torch.Tensor]:
         return dict(self.examples)
@@ -217,7 +217,7 @@ def test_what_would_do_nothing_is_refused(request, strategy, base):
 def test_something_learns_and_all_of_it_takes_part_in_the_loss(bench):
     """A learning parameter without a gradient would stop data parallelism."""
     model = bench.apply(bench.load())
-    bench.training_mode(model)
+    bench.set_training_mode(model)
     assert learning(model)
     bench.task.loss(model, bench.batch()).backward()
     assert [name for name, parameter in learning(model).items() if parameter.grad is None] == []
@@ -227,7 +227,7 @@ def test_something_learns_and_all_of_it_takes_part_in_the_loss(bench):
 
 def test_a_step_changes_learning_parameters_and_nothing_else(bench):
     model = bench.apply(bench.load())
-    bench.training_mode(model)
+    bench.set_training_mode(model)
     optimizer, before = adamw(model), state(model)
     moving = {id(parameter) for parameter in learning(model).values()}
     tensors = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers())
@@ -251,7 +251,7 @@ def test_a_step_changes_learning_parameters_and_nothing_else(bench):
 
 def test_the_loss_falls(bench):
     model = bench.apply(bench.load())
-    bench.training_mode(model)
+    bench.set_training_mode(model)
     few = bench.strategy.method in SMALL if isinstance(bench.strategy, Adapter) else False
     optimizer = torch.optim.AdamW(learning(model).values(), lr=5e-2 if few else 1e-2)
     before = bench.task.loss(model, bench.batch()).item()
@@ -267,11 +267,11 @@ def test_the_weightless_model_learns_the_same_names_and_counts(bench):
     model = bench.apply(bench.load())
     planned = load_on_meta_device(
         bench.source,
-        head=bench.task.auto_class,
-        changes=bench.task.head_config(bench.dataset_stats),
+        auto_class=bench.task.auto_class,
+        config_changes=bench.task.head_config(bench.dataset_stats),
     )
     with torch.device("meta"):
-        counted = bench.parts.adapt(planned)
+        counted = bench.parts.apply_strategy(planned)
     assert {name: p.shape for name, p in learning(counted).items()} == {
         name: p.shape for name, p in learning(model).items()
     }
@@ -283,7 +283,7 @@ def test_the_weightless_model_learns_the_same_names_and_counts(bench):
 
 def test_a_merged_model_is_the_same_function_without_additions(bench):
     model = bench.apply(bench.load())
-    bench.training_mode(model)
+    bench.set_training_mode(model)
     optimizer = torch.optim.AdamW(learning(model).values(), lr=1e-2)
     for _ in range(3):
         bench.step(model, optimizer, bench.batch())
@@ -316,7 +316,7 @@ def test_a_new_head_learns_and_is_drawn_from_the_seed_alone(bench):
     for disturbance in (1, 2):
         torch.manual_seed(disturbance)
         loaded = bench.load()
-        new = loaded.new
+        new = loaded.new_parameters
         model = bench.apply(loaded)
         heads.append(
             {
@@ -372,7 +372,7 @@ def test_frozen_features_are_the_same_in_every_epoch(dropping_encoder):
     assert not torch.equal(features(model, batch), features(model, batch)), (
         "no dropout to leave off"
     )
-    bench.training_mode(model)
+    bench.set_training_mode(model)
     assert torch.equal(features(model, batch), features(model, batch))
     assert not any(module.training for module in model.bert.modules())
     assert all(module.training for module in head_modules(model))
@@ -383,7 +383,7 @@ def test_where_the_base_learns_dropout_stays_on(dropping_encoder, strategy):
     bench = make_bench(dropping_encoder, "text_classification", strategy)
     model = bench.apply(bench.load())
     model.eval()
-    bench.training_mode(model)
+    bench.set_training_mode(model)
     with torch.no_grad():
         first, second = (bench.task.loss(model, bench.batch()) for _ in range(2))
     assert not torch.equal(first, second)
@@ -451,7 +451,7 @@ def test_lora_trains_as_plain_peft_does(decoder, rank, alpha, target):
     )
     batch = bench.batch()
     targets = int((batch["labels"][:, 1:] != -100).sum())
-    bench.training_mode(model)
+    bench.set_training_mode(model)
     theirs.train()
     ours_optimizer = torch.optim.AdamW(learning(model).values(), lr=1e-2)
     their_optimizer = torch.optim.AdamW(learning(theirs).values(), lr=1e-2)
@@ -518,7 +518,7 @@ def test_lora_of_a_classifier_saves_its_new_head_as_peft_would(encoder, tmp_path
 
     bench = make_bench(encoder, "text_classification", "lora")
     model = bench.apply(bench.load())
-    bench.training_mode(model)
+    bench.set_training_mode(model)
     optimizer = adamw(model)
     for _ in range(3):
         bench.step(model, optimizer, bench.batch())

@@ -16,7 +16,7 @@ import torch
 
 from dtl.config import registry
 from dtl.config.schema import Model
-from dtl.data.cache.encoded import convert_to_stored_dtypes, encode_rows
+from dtl.data.cache.encoder import convert_to_stored_dtypes, encode_rows
 from dtl.data.example import EncodedExample
 from dtl.data.sources.rows import Row
 from dtl.models.anatomy import batch_norms, head_modules
@@ -172,13 +172,18 @@ def set_up(folder: Path, name: str, place: int) -> Bench:
     assert json.loads(json.dumps(dataset_stats)) == dataset_stats
     loaded = load_pretrained(
         source,
-        head=task.auto_class,
-        changes=task.head_config(dataset_stats),
-        random=False,
+        auto_class=task.auto_class,
+        config_changes=task.head_config(dataset_stats),
+        random_init=False,
         seed=0,
         dtype="fp32",
     )
-    init_new_parameters(loaded.model, loaded.new, seed=0, fill=lambda p, value: p.data.copy_(value))
+    init_new_parameters(
+        loaded.model,
+        loaded.new_parameters,
+        seed=0,
+        write_parameter=lambda p, value: p.data.copy_(value),
+    )
     if (padding := get_pad_token_id(processor)) is not None:
         loaded.model.config.pad_token_id = padding
     task.configure_model(loaded.model, processor=processor)
@@ -194,7 +199,7 @@ def adapted(model: Any) -> Any:
     """A small adapter, for tasks that compare with the base beside it."""
     torch.manual_seed(0)
     lora = registry.load("strategies", "lora")
-    return lora.Plugin(lora.Options(rank=4)).apply(model, new=frozenset())
+    return lora.Plugin(lora.Options(rank=4)).apply(model, new_parameters=frozenset())
 
 
 @pytest.fixture(params=TRIALS, ids=lambda trial: f"{trial[0]}-{CASES[trial[0]][trial[1]].base}")

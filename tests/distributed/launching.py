@@ -82,4 +82,4 @@ def ranks_of(process: subprocess.Popen[bytes]) -> dict[int, int]:
 
 
 def losses(run: RunFolder) -> list[float]:
-    return [line["loss"] for line in run.metrics() if line["kind"] == "train"]
+    return [line["loss"] for line in run.read_metrics() if line["kind"] == "train"]

@@ -6,7 +6,7 @@ Each job is {"config": path, "overrides": [...]} and perhaps
   "stop_at": "export"  stop where the heartbeat says so;
   "poison": [steps]    make the loss of these steps NaN on the last rank;
   "jump": step         make the loss of this step 50 times as large;
-  "left_out": [steps]  as if the loss of the last one had jumped.
+  "skip_steps": [steps]  as if the loss of the last one had spiked.
 The run folders hold the results. The process group is kept between jobs, which saves seconds a job;
 all else starts anew.
 """
@@ -20,7 +20,7 @@ import os
 import sys
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from operator import itemgetter
@@ -38,6 +38,7 @@ from dtl.run.folder import RunFolder
 from dtl.tasks import causal_lm
 from dtl.train import loop
 from dtl.train.heartbeat import Watchdog
+from dtl.train.process import ProcessContext
 from dtl.train.setup import start_engine
 
 
@@ -53,7 +54,7 @@ def main(jobs_file: str) -> int:
         )
         prepared = preparation.prepare_run(config, writes=os.environ["RANK"] == "0")
         engine = start_engine(config, prepared.plan)
-        folder = RunFolder.of(config)
+        folder = RunFolder.from_config(config)
         if engine.is_main_process and folder.state == "absent":
             examples = prepared.examples
             folder.create(
@@ -64,16 +65,23 @@ def main(jobs_file: str) -> int:
                 batching=examples.batching,
             )
         elif engine.is_main_process:
-            folder.lay_out_anew(config, prepared.plan)
-        if engine.is_main_process and "left_out" in job:
-            folder.note_spike({"step": job["left_out"][-1], "left_out": job["left_out"]})
+            folder.update_plan(config, prepared.plan)
+        if engine.is_main_process and "skip_steps" in job:
+            folder.add_spike({"step": job["skip_steps"][-1], "skipped_steps": job["skip_steps"]})
         engine.barrier()
-        with bare() if job.get("bare") else nullcontext(), watched(job) as at:
-            watch = Watchdog(folder.heartbeats, rank=engine.rank, ranks=engine.ranks, tell=print)
+        with watched(job) as at:
+            watch = Watchdog(
+                folder.heartbeats, rank=engine.rank, world_size=engine.world_size, print_line=print
+            )
             asked = partial(asks_to_stop, job, at, watch)
             terminal = sys.stdout if engine.is_main_process else None
-            process = train.ProcessContext(
-                terminal, watch, is_stop_requested=asked, check_lease=lambda: None
+            process = ProcessContext(
+                terminal,
+                watch,
+                is_stop_requested=asked,
+                check_lease=lambda: None,
+                saves_checkpoints=not job.get("bare"),
+                exports_model=not job.get("bare"),
             )
             with watch:
                 train.run(folder, engine, prepared.examples, process)
@@ -88,9 +96,9 @@ def main(jobs_file: str) -> int:
 def refuse_different_buffers(engine: Any) -> None:
     """Whatever a rank has gathered, such as BatchNorm's statistics, all have."""
     digest = hashlib.sha256()
-    for _, buffer in sorted(engine.plain_model.named_buffers(), key=itemgetter(0)):
+    for _, buffer in sorted(engine.unwrapped_model.named_buffers(), key=itemgetter(0)):
         digest.update(buffer.float().cpu().numpy().tobytes())
-    if len(set(engine.gather([digest.hexdigest()]))) != 1:
+    if len(set(engine.all_gather_object([digest.hexdigest()]))) != 1:
         raise AssertionError("the ranks end with different buffers")
 
 
@@ -112,12 +120,12 @@ def watched(job: dict[str, Any]) -> Iterator[At]:
     """Follow the loop's steps, and spoil the loss of some."""
     at = At()
     poison, jump = job.get("poison", ()), job.get("jump")
-    draw_from, loss = loop.seed_generators, causal_lm.Plugin.loss
+    seed_generators, loss = loop.seed_generators, causal_lm.Plugin.loss
     last_rank = int(os.environ["RANK"]) == int(os.environ["WORLD_SIZE"]) - 1
 
     def follow(seed: int, step: int, *position: int) -> None:
         at.step = step
-        draw_from(seed, step, *position)
+        seed_generators(seed, step, *position)
 
     def spoilt(self: Any, model: Any, batch: Any) -> Any:
         factor = 1.0
@@ -127,18 +135,9 @@ def watched(job: dict[str, Any]) -> Iterator[At]:
             factor = 50.0
         return loss(self, model, batch) * factor
 
-    followed = mock.patch.object(loop, "draw_from", follow)
+    followed = mock.patch.object(loop, "seed_generators", follow)
     with followed, mock.patch.object(causal_lm.Plugin, "loss", spoilt):
         yield at
-
-
-@contextmanager
-def bare() -> Iterator[None]:
-    """Leave out saving and exporting."""
-    without_save = mock.patch.object(train._Job, "save", mock.Mock(return_value=None))
-    without_export = mock.patch.object(train._Job, "_export", mock.Mock(return_value=None))
-    with without_save, without_export:
-        yield
 
 
 if __name__ == "__main__":

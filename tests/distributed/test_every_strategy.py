@@ -73,7 +73,9 @@ ABSENT = {
 def stages(strategy: str) -> tuple[int, ...]:
     """Return the ZeRO stages that a strategy supports."""
     compatibility = COMPATIBILITY.get(strategy)
-    return tuple(stage for stage in STAGES if compatibility is None or stage <= compatibility.zero)
+    return tuple(
+        stage for stage in STAGES if compatibility is None or stage <= compatibility.max_zero_stage
+    )
 
 
 def strategy_run(strategy: str, base: str, stage: int) -> Run:

@@ -218,7 +218,7 @@ def test_after_a_loss_spike_the_run_is_bitwise_one_that_skipped_those_batches(
     assert [line["step"] for line in lines[0]] == list(range(1, JUMP + 11))
     assert [line["loss"] for line in lines[0]] == [line["loss"] for line in lines[1]], "bitwise"
     assert [line["step"] for line in lines[0] if line["loss"] is None] == spike["skip_steps"]
-    skipped = [line["step"] for line in with_jump.metrics() if line["kind"] == "skip"]
+    skipped = [line["step"] for line in with_jump.read_metrics() if line["kind"] == "skip"]
     assert skipped == spike["skip_steps"]
     newest = [sorted(run.checkpoints.glob("step-*"))[-1] for run in (with_jump, without)]
     parts = [sorted(path.glob("part-*")) for path in newest]
@@ -264,7 +264,7 @@ def test_a_run_stopped_within_an_evaluation_or_the_export_ends_like_the_undistur
     lines = [
         [
             {key: value for key, value in line.items() if key not in times}
-            for line in run.metrics()
+            for line in run.read_metrics()
             if line["kind"] in ("train", "eval")
         ]
         for run in (stopped, undisturbed)
@@ -287,7 +287,7 @@ def test_the_best_step_is_retained_and_exported_with_its_own_scores(bed: Path) -
     run = RunFolder(NEVER_STOPPED.path(bed))
     scored = {
         line["step"]: line["perplexity"]
-        for line in run.metrics()
+        for line in run.read_metrics()
         if line["kind"] == "eval" and line["model"] == "adapted"
     }
     best = min(scored, key=lambda step: scored[step])

@@ -52,18 +52,18 @@ def test_moved_to_two_ranks_it_resumes_and_lists_rows_that_are_no_examples(bed: 
     assert (layout.world_size, layout.zero_stage) == (2, 2)
     found, expected = MOVED.lines(bed), UNDISTURBED.lines(bed)
     assert [line["step"] for line in found] == list(range(1, STEPS + 1))
-    for key in ("digest", "targets", "examples", "left_out"):
+    for key in ("digest", "targets", "examples", "skipped_rows"):
         assert [line.get(key) for line in found] == [line.get(key) for line in expected]
     assert expected[-1]["targets"] == 0, "the last batch, of one row, has nothing to learn from"
     losses = [line["loss"] for line in expected[:-1]]
     assert [line["loss"] for line in found[:-1]] == pytest.approx(losses, rel=1e-5)
     assert found[-1]["loss"] is expected[-1]["loss"] is None
-    skipped = [line["step"] for line in moved.metrics() if line["kind"] == "skip"]
+    skipped = [line["step"] for line in moved.read_metrics() if line["kind"] == "skip"]
     assert skipped == [STEPS]
     assert audit(moved).fault is None
     gaps = (bed / "gaps.jsonl").read_text().splitlines()
     empty = {f"gaps.jsonl:{line}" for line, text in enumerate(gaps, 1) if text == '{"text": ""}'}
     assert 5 < len(empty) < 25
     for run in (moved, undisturbed):
-        listed = [line["location"] for line in run.skipped_rows()]
+        listed = [line["location"] for line in run.read_skipped_rows()]
         assert len(listed) == len(set(listed)) and set(listed) == empty

@@ -173,7 +173,7 @@ def test_shown_strategy_is_the_one_in_the_folder(encoder: Path) -> None:
     module = _plugin("add-a-strategy.md")
     model = AutoModelForSequenceClassification.from_pretrained(encoder)
     new = frozenset({"classifier.weight", "classifier.bias"})
-    model = module.Plugin(module.Options()).apply(model, new=new)
+    model = module.Plugin(module.Options()).apply(model, new_parameters=new)
     learning = {name for name, value in model.named_parameters() if value.requires_grad}
     assert learning == new | {name for name, _ in model.named_parameters() if name[-5:] == ".bias"}
 

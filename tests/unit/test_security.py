@@ -366,7 +366,8 @@ def test_an_override_that_only_looks_like_a_tag_is_text(desk):
 def test_cached_numbers_are_numbers(desk, canaries):
     """Python objects in a memory map would be addresses that anyone could write."""
     from dtl.core.errors import RunFailed
-    from dtl.data.cache.encoded import EncodedData, encode_rows
+    from dtl.data.cache.encoded import EncodedData
+    from dtl.data.cache.encoder import encode_rows
     from dtl.data.example import EncodedExample
     from dtl.data.sources.rows import Row
 

@@ -18,12 +18,9 @@ import numpy as np
 from dtl.core.cache_folder import cache_folder
 from dtl.core.errors import DtlError, Fault, RankFailed, RunFailed
 from dtl.core.files import staged_folder
-from dtl.data.cache.encoded import (
-    convert_to_stored_dtypes,
-    evenly_spaced_indices,
-    memory_map,
-    wait_for_file,
-)
+from dtl.data.cache.encoded import evenly_spaced_indices
+from dtl.data.cache.encoder import convert_to_stored_dtypes
+from dtl.data.cache.store import memory_map, wait_for_file
 from dtl.data.example import EncodedExample, Skip
 from dtl.data.sources.random_access import RandomAccessReader
 from dtl.data.sources.results import RowPosition

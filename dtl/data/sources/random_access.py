@@ -140,8 +140,8 @@ class TableReader(RandomAccessReader):
 def open_random_access_readers(
     paths: list[Path], display_names: list[str], *, location: str
 ) -> tuple[RandomAccessReader, ...]:
-    """Open a reader for each file. `location`: the config key that names them. Raises DtlError for a
-    format without random access."""
+    """Open a reader for each file. `location`: the config key that names them. Raises DtlError if
+    a format has no random access."""
     return tuple(
         _open_reader(path, name, location) for path, name in zip(paths, display_names, strict=True)
     )

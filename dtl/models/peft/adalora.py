@@ -22,59 +22,71 @@ class RankBudget:
     that have been taken.
     """
 
-    def __init__(self, adapted: Any, *, steps: int, warmup: int, settling: int, done: int) -> None:
-        self.model, self.config, self.done = (
+    def __init__(
+        self,
+        adapted: Any,
+        *,
+        total_steps: int,
+        warmup_steps: int,
+        final_steps: int,
+        completed_steps: int,
+    ) -> None:
+        self.model, self.config, self.completed_steps = (
             adapted.base_model,
             adapted.peft_config[ADAPTER_NAME],
-            done,
+            completed_steps,
         )
-        self.config.total_step, self.config.tinit, self.config.tfinal = steps, warmup, settling
-        self.learning = {
+        self.config.total_step, self.config.tinit, self.config.tfinal = (
+            total_steps,
+            warmup_steps,
+            final_steps,
+        )
+        self.trainable = {
             name: parameter
             for name, parameter in self.model.model.named_parameters()
             if ".lora_" in name and parameter.requires_grad
         }
 
-    def tie_to(self, optimizer: Optimizer) -> None:
+    def register_hooks(self, optimizer: Optimizer) -> None:
         """Have every step of an optimizer seen, before and after."""
-        optimizer.register_step_pre_hook(self.keep_apart)
-        optimizer.register_step_post_hook(self.allocate)
+        optimizer.register_step_pre_hook(self.add_orthogonality_gradient)
+        optimizer.register_step_post_hook(self.allocate_ranks)
 
-    def keep_apart(self, optimizer: Optimizer, *_: Any) -> None:
+    def add_orthogonality_gradient(self, optimizer: Optimizer, *_: Any) -> None:
         """Add the gradient of the penalty that holds the rows of A and the columns of B at right
         angles, once a step. The gradient of the loss alone is what was clipped."""
         import torch
 
         if _is_priming_step(optimizer):
             return
-        if self.done >= self._last_cut and self.config.rank_pattern is None:
-            self.config.rank_pattern = find_active_ranks(self.learning)
-        factors = [each for name, each in self.learning.items() if ".lora_E." not in name]
+        if self.completed_steps >= self._last_allocation_step and self.config.rank_pattern is None:
+            self.config.rank_pattern = find_active_ranks(self.trainable)
+        factors = [each for name, each in self.trainable.items() if ".lora_E." not in name]
         with torch.enable_grad():
             penalty = sum(
-                _orthogonality_penalty(name, each) for name, each in self.learning.items()
+                _orthogonality_penalty(name, each) for name, each in self.trainable.items()
             )
             scaled = penalty * (self.config.orth_reg_weight / len(factors))
         gradients = torch.autograd.grad(scaled, factors)
-        for parameter in self.learning.values():
+        for parameter in self.trainable.values():
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
         for factor, gradient in zip(factors, gradients, strict=True):
             assert factor.grad is not None
             factor.grad.add_(gradient)
 
-    def allocate(self, optimizer: Optimizer, *_: Any) -> None:
+    def allocate_ranks(self, optimizer: Optimizer, *_: Any) -> None:
         """Learn from the step what each rank is worth, and let go of the least where it is time."""
         if _is_priming_step(optimizer):
             return
-        self.done += 1
+        self.completed_steps += 1
         allocator = self.model.rankallocator
-        states = {name: optimizer.state[each] for name, each in self.learning.items()}
+        states = {name: optimizer.state[each] for name, each in self.trainable.items()}
         known = {name: state for name, state in states.items() if IMPORTANCE in state}
         allocator.ipt = dict.fromkeys(known)
         allocator.exp_avg_ipt = {name: state[IMPORTANCE] for name, state in known.items()}
         allocator.exp_avg_unc = {name: state[UNCERTAINTY] for name, state in known.items()}
-        self.model.update_and_allocate(self.done)
+        self.model.update_and_allocate(self.completed_steps)
         for name, state in states.items():
             for key, found in (
                 (IMPORTANCE, allocator.exp_avg_ipt),
@@ -85,7 +97,7 @@ class RankBudget:
                     state[key] = found[name]
 
     @property
-    def _last_cut(self) -> int:
+    def _last_allocation_step(self) -> int:
         last: int = self.config.total_step - self.config.tfinal
         return last
 

@@ -59,24 +59,26 @@ class Compatibility:
     method for the other kinds of model."""
 
     kinds: tuple[ModelKind, ...]
-    zero: int = 3
-    merges: bool = True
-    recomputes: bool = True
-    instead: str = "lora"
+    max_zero_stage: int = 3
+    can_merge: bool = True
+    supports_gradient_checkpointing: bool = True
+    alternative: str = "lora"
 
 
 COMPATIBILITY: dict[str, Compatibility] = {
     "lora": Compatibility((*LINEAR_KINDS, "convolutions")),
-    "adalora": Compatibility((*LINEAR_KINDS, "convolutions"), zero=0),
+    "adalora": Compatibility((*LINEAR_KINDS, "convolutions"), max_zero_stage=0),
     "ia3": Compatibility((*LINEAR_KINDS, "convolutions")),
-    "loha": Compatibility((*LINEAR_KINDS, "convolutions"), zero=2),
-    "lokr": Compatibility((*LINEAR_KINDS, "convolutions"), zero=2),
+    "loha": Compatibility((*LINEAR_KINDS, "convolutions"), max_zero_stage=2),
+    "lokr": Compatibility((*LINEAR_KINDS, "convolutions"), max_zero_stage=2),
     "oft": Compatibility(LINEAR_KINDS),
     "vera": Compatibility(LINEAR_KINDS),
-    "prompt_tuning": Compatibility(TEXT_KINDS, merges=False),
-    "p_tuning": Compatibility(TEXT_KINDS, merges=False),
+    "prompt_tuning": Compatibility(TEXT_KINDS, can_merge=False),
+    "p_tuning": Compatibility(TEXT_KINDS, can_merge=False),
     "prefix_tuning": Compatibility(
-        (*TEXT_KINDS, "classifier on a decoder"), merges=False, recomputes=False
+        (*TEXT_KINDS, "classifier on a decoder"),
+        can_merge=False,
+        supports_gradient_checkpointing=False,
     ),
 }
 
@@ -132,18 +134,18 @@ def is_on_meta_device(model: nn.Module) -> bool:
 
 def check_compatibility(method: str, model: nn.Module) -> None:
     """Raise DtlError where the method does nothing right with this kind of model."""
-    reach, kind = COMPATIBILITY[method], find_model_kind(model)
-    if kind not in reach.kinds:
+    entry, kind = COMPATIBILITY[method], find_model_kind(model)
+    if kind not in entry.kinds:
         raise DtlError.of(
             "strategy",
             f"{method} does not go with {type(model).__name__} ({kind})",
-            f"take strategy {reach.instead}"
+            f"take strategy {entry.alternative}"
             + (", with target naming its convolutions" if kind == "convolutions" else ""),
         )
 
 
 def attach_adapter(
-    model: nn.Module, method: str, settings: dict[str, Any], *, new: frozenset[str]
+    model: nn.Module, method: str, settings: dict[str, Any], *, new_parameters: frozenset[str]
 ) -> nn.Module:
     """The model with what PEFT adds. `new`: parameters that the base did not bring; they learn.
 
@@ -152,7 +154,9 @@ def attach_adapter(
     from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PeftType, get_peft_model
 
     task = find_task_type(model)
-    also = collect_modules_to_save(model, task, new, settings.pop("modules_to_save", None))
+    also = collect_modules_to_save(
+        model, task, new_parameters, settings.pop("modules_to_save", None)
+    )
     init = settings.get("init_lora_weights")
     if init is not None and is_on_meta_device(model):
         settings["init_lora_weights"] = True  # there are no values to begin from
@@ -171,12 +175,18 @@ def attach_adapter(
 
 
 def collect_modules_to_save(
-    model: nn.Module, task: str | None, new: frozenset[str], asked: Iterable[str] | None
+    model: nn.Module,
+    task: str | None,
+    new_parameters: frozenset[str],
+    requested: Iterable[str] | None,
 ) -> list[str] | None:
     """Modules that learn whole: those asked for, the head, and whatever holds new parameters."""
     # PEFT makes the head of a tagger learn whole, and would give it an adapter as well.
-    heads = head_module_names(model) if new or task == "TOKEN_CLS" else ()
-    return sorted({*(asked or ()), *heads, *_modules_with_new_parameters(new, heads)}) or None
+    heads = head_module_names(model) if new_parameters or task == "TOKEN_CLS" else ()
+    return (
+        sorted({*(requested or ()), *heads, *_modules_with_new_parameters(new_parameters, heads)})
+        or None
+    )
 
 
 def _check_rank(start: dict[str, Tensor], init: str, rank: int) -> None:
@@ -225,7 +235,7 @@ def init_eva(
     adapted: Any,
     *,
     batches: Iterable[dict[str, Tensor]],
-    show: Callable[[nn.Module, dict[str, Tensor]], Any],
+    forward: Callable[[nn.Module, dict[str, Tensor]], Any],
 ) -> None:
     """Point LoRA's A along the directions in which its layer's inputs vary most (EVA), until these
     stay; B is zero. Raises DtlError where they do not within so many batches, or A stays as it is.
@@ -241,7 +251,7 @@ def init_eva(
             adapted,
             _LimitedBatches(iter(batches)),
             config,
-            forward_fn=show,
+            forward_fn=forward,
             prepare_model_inputs_fn=lambda batch, _: batch.get("attention_mask"),
             prepare_layer_inputs_fn=_select_layer_inputs,
             gather_distributed_inputs=False,  # each rank has seen them all
@@ -307,7 +317,7 @@ class AdapterFiles:
         )
 
 
-def build_adapter_files(adapted: Any, learnt: dict[str, Tensor]) -> AdapterFiles:
+def build_adapter_files(adapted: Any, trained: dict[str, Tensor]) -> AdapterFiles:
     """What a file must hold, from the whole learning parameters on the CPU: the model's own may be
     partitioned, or be those of another step."""
     from peft import get_peft_model_state_dict
@@ -315,7 +325,7 @@ def build_adapter_files(adapted: Any, learnt: dict[str, Tensor]) -> AdapterFiles
     learning = adapted.peft_config[ADAPTER_NAME]
     lets_go = learning.peft_type == "ADALORA"
     if lets_go:
-        present, kept = learning.rank_pattern, find_active_ranks(learnt)
+        present, kept = learning.rank_pattern, find_active_ranks(trained)
         learning.rank_pattern = None if all(map(all, kept.values())) else kept
     learning.inference_mode = True  # then PEFT does not run the model for its virtual tokens
     try:
@@ -326,7 +336,7 @@ def build_adapter_files(adapted: Any, learnt: dict[str, Tensor]) -> AdapterFiles
             for name, value in vera_matrices(adapted).items()
         }
         tensors = get_peft_model_state_dict(
-            adapted, state_dict=shared | learnt, save_embedding_layers=False
+            adapted, state_dict=shared | trained, save_embedding_layers=False
         )
         if lets_go:
             config.rank_pattern = learning.rank_pattern  # by the names in the file
@@ -335,18 +345,18 @@ def build_adapter_files(adapted: Any, learnt: dict[str, Tensor]) -> AdapterFiles
         if lets_go:
             learning.rank_pattern = present
     if config.is_prompt_learning:
-        tensors["prompt_embeddings"] = _encode_virtual_tokens(adapted, learnt)
+        tensors["prompt_embeddings"] = _encode_virtual_tokens(adapted, trained)
     if hasattr(adapted, INITIAL_FACTORS):
         config, tensors = _convert_to_plain_lora(config, tensors, getattr(adapted, INITIAL_FACTORS))
     return AdapterFiles(config, {name: value.contiguous() for name, value in tensors.items()})
 
 
-def find_active_ranks(learnt: dict[str, Tensor]) -> dict[str, list[bool]]:
+def find_active_ranks(trained: dict[str, Tensor]) -> dict[str, list[bool]]:
     """Which ranks of each layer AdaLoRA has in use, by PEFT's names: a singular value that was let
     go of is zero."""
     return {
         name.removeprefix("base_model.model."): (value != 0).view(-1).tolist()
-        for name, value in learnt.items()
+        for name, value in trained.items()
         if ".lora_E." in name
     }
 
@@ -360,14 +370,14 @@ def vera_matrices(model: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def _encode_virtual_tokens(adapted: Any, learnt: dict[str, Tensor]) -> Tensor:
+def _encode_virtual_tokens(adapted: Any, trained: dict[str, Tensor]) -> Tensor:
     """What the base is given, without the network that it was learnt through."""
     import torch
 
     prefix = f"prompt_encoder.{ADAPTER_NAME}."
     inner = {
         name.removeprefix(prefix): value
-        for name, value in learnt.items()
+        for name, value in trained.items()
         if name.startswith(prefix)
     }
     if set(inner) == {"embedding.weight"}:
@@ -402,11 +412,11 @@ def _convert_to_plain_lora(
     return config, joined
 
 
-def check_adapter_folder(folder: Path, place: str) -> None:
+def check_adapter_folder(folder: Path, location: str) -> None:
     """Raise DtlError where a folder that a config names at `place` is not one of an adapter."""
     if not (folder / ADAPTER_WEIGHTS).is_file() or not (folder / ADAPTER_CONFIG).is_file():
         raise DtlError.of(
-            place,
+            location,
             f"{folder} holds no adapter ({ADAPTER_CONFIG} and {ADAPTER_WEIGHTS})",
             "name the export of a run, or a folder that PEFT has saved",
         )

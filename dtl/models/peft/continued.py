@@ -25,7 +25,12 @@ BASE_PRESERVING_INITS = ("gaussian", "orthogonal", "eva")  # beginnings that hav
 
 
 def attach_continued_adapter(
-    model: nn.Module, folder: Path, *, method: str, asked: dict[str, Any], new: frozenset[str]
+    model: nn.Module,
+    folder: Path,
+    *,
+    method: str,
+    requested: dict[str, Any],
+    new_parameters: frozenset[str],
 ) -> nn.Module:
     """The model with an adapter of the same form, to be filled. `asked`: what the config says of
     that form, by PEFT's names.
@@ -34,9 +39,11 @@ def attach_continued_adapter(
     """
     from peft import get_peft_model
 
-    config = _load_peft_config(folder, method, asked)
+    config = _load_peft_config(folder, method, requested)
     task = find_task_type(model)
-    config.modules_to_save = collect_modules_to_save(model, task, new, config.modules_to_save)
+    config.modules_to_save = collect_modules_to_save(
+        model, task, new_parameters, config.modules_to_save
+    )
     config.task_type = task
     config.inference_mode = False
     config.base_model_name_or_path = None  # PEFT writes this base's name
@@ -57,7 +64,9 @@ def attach_continued_adapter(
     return adapted
 
 
-def write_continued_weights(adapted: nn.Module, folder: Path, *, fill: Callable[..., None]) -> None:
+def write_continued_weights(
+    adapted: nn.Module, folder: Path, *, write_parameter: Callable[..., None]
+) -> None:
     """Write the earlier adapter's weights. A head for something else is left out. `fill(parameter,
     value)` writes a whole tensor, also into a partitioned one."""
     import torch
@@ -73,7 +82,7 @@ def write_continued_weights(adapted: nn.Module, folder: Path, *, fill: Callable[
             with torch.no_grad():
                 place.copy_(tensors[name])
         else:
-            fill(place, tensors[name])
+            write_parameter(place, tensors[name])
 
 
 def _load_peft_config(folder: Path, method: str, asked: dict[str, Any]) -> PeftConfig:

@@ -21,9 +21,9 @@ MAX_RELATIVE_ERROR = 0.5  # of a weight's norm; nf4 takes a tenth
 def init_loftq(
     adapted: nn.Module,
     *,
-    whole: Mapping[str, Tensor],
+    original_weights: Mapping[str, Tensor],
     device: torch.device,
-    beat: Callable[[], None],
+    heartbeat: Callable[[], None],
 ) -> None:
     """Set A and B so that their scaled product is the nearest of its rank to what each weight has
     lost (arXiv:2310.08659, one step): its largest singular values, shared evenly by both.
@@ -40,10 +40,13 @@ def init_loftq(
         held: Any = quantized.get(id(layer.get_base_layer()))
         if held is None:
             continue
-        beat()
+        heartbeat()
         with torch.no_grad():
             kept = dequantize_weight(held)
-            lost = _original_weight(name.removeprefix(PEFT_PREFIX), held, whole).float() - kept
+            lost = (
+                _original_weight(name.removeprefix(PEFT_PREFIX), held, original_weights).float()
+                - kept
+            )
             _check_same_weight(name.removeprefix(PEFT_PREFIX), kept, lost)
             _set_factors(layer, lost.to(device), kept.to(device))
 

@@ -15,21 +15,21 @@ class OriginalWeights(Mapping[str, "Tensor"]):
     """Weights by their names in the model, each read when it is asked for. `places`: the file that
     holds each, and its name there."""
 
-    places: dict[str, tuple[str, str]]
+    locations: dict[str, tuple[str, str]]
 
     def __getitem__(self, name: str) -> Tensor:
         from safetensors import safe_open
 
-        file, key = self.places[name]
+        file, key = self.locations[name]
         with safe_open(file, framework="pt") as opened:
             found: Tensor = opened.get_tensor(key)
         return found
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.places)
+        return iter(self.locations)
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.locations)
 
 
 def find_original_weights(network: Any, where: str, revision: str | None) -> OriginalWeights:

@@ -41,9 +41,9 @@ class QuantizedSize:
     """Of a model: how many numbers are quantized, the bytes of their levels, and the bytes of the
     scales and tables that bring them back, which ZeRO does not share out."""
 
-    numbers: int = 0
-    levels: int = 0
-    scales: int = 0
+    weights: int = 0
+    level_bytes: int = 0
+    scale_bytes: int = 0
 
 
 def check_bitsandbytes(device: str) -> None:
@@ -75,7 +75,7 @@ def check_not_quantized(base: Any, path: str) -> None:
         )
 
 
-def find_modules_to_skip(network: nn.Module, new: Iterable[str]) -> list[str]:
+def find_modules_to_skip(network: nn.Module, new_parameters: Iterable[str]) -> list[str]:
     """Modules that stay as they are: the head, what holds `new` parameters, what does not pack.
 
     Raises DtlError where no linear layer is left.
@@ -83,7 +83,7 @@ def find_modules_to_skip(network: nn.Module, new: Iterable[str]) -> list[str]:
     from torch import nn
 
     heads = head_module_names(network)
-    owners = {name.rpartition(".")[0] for name in new}
+    owners = {name.rpartition(".")[0] for name in new_parameters}
     linear = {
         name: module
         for name, module in network.named_modules()
@@ -100,20 +100,20 @@ def find_modules_to_skip(network: nn.Module, new: Iterable[str]) -> list[str]:
     return sorted(kept)
 
 
-def make_quantization_config(model: Model, *, dtype: str, keep: list[str]) -> Any:
+def make_quantization_config(model: Model, *, dtype: str, skip_modules: list[str]) -> Any:
     """transformers' BitsAndBytesConfig. Levels are stored in the dtype of the other weights: ZeRO-3
     cuts and gathers weights of one dtype."""
     from transformers import BitsAndBytesConfig
 
     if model.quantize == "int8":
-        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=keep)
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skip_modules)
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=model.double_quantize,
         bnb_4bit_compute_dtype=torch_dtype(dtype),
         bnb_4bit_quant_storage=torch_dtype(dtype),
-        llm_int8_skip_modules=keep,
+        llm_int8_skip_modules=skip_modules,
     )
 
 
@@ -128,12 +128,13 @@ def get_quantization_kwargs(model: Any) -> dict[str, Any]:
     return {name: given[name] for name in SAVED_CONFIG_KEYS if name in given}
 
 
-def quantize_on_meta_device(network: Any, model: Model, keep: list[str]) -> None:
+def quantize_on_meta_device(network: Any, model: Model, skip_modules: list[str]) -> None:
     """Put quantized layers into a model on the meta device, as reading the weights would."""
     from transformers.quantizers.auto import AutoHfQuantizer
 
     quantizer = AutoHfQuantizer.from_config(
-        make_quantization_config(model, dtype="fp32", keep=keep), pre_quantized=False
+        make_quantization_config(model, dtype="fp32", skip_modules=skip_modules),
+        pre_quantized=False,
     )
     quantizer.preprocess_model(model=network, device_map=None)
     quantizer.postprocess_model(network)
@@ -182,7 +183,9 @@ def measure_quantized_size(model: nn.Module, how: Model) -> QuantizedSize:
             )
         held = _measure_layer(layer, how)
         found = QuantizedSize(
-            found.numbers + held.numbers, found.levels + held.levels, found.scales + held.scales
+            found.weights + held.weights,
+            found.level_bytes + held.level_bytes,
+            found.scale_bytes + held.scale_bytes,
         )
     return found
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from dtl.core.errors import DtlError
-from dtl.data.modalities.spelling import detect_case
+from dtl.data.modalities.text_normalization import detect_case
 from dtl.models.load import SpeechProcessor
 from dtl.models.speech import ctc_vocabulary
 
@@ -40,9 +40,9 @@ def adapt_ctc_processor(
         vocabulary is None and _has_own_vocabulary(processor, dataset_stats, language)
     )
     if uses_own:
-        tokenizer = ctc_vocabulary.own(processor.tokenizer, language)
+        tokenizer = ctc_vocabulary.configure_pretrained_tokenizer(processor.tokenizer, language)
     else:
-        tokenizer = ctc_vocabulary.of_rows(
+        tokenizer = ctc_vocabulary.build_tokenizer(
             dataset_stats["characters"], base=processor.tokenizer, language=language
         )
     case = detect_case(tokenizer.get_vocab())
@@ -69,7 +69,7 @@ def _head_stats(
 ) -> dict[str, Any]:
     """Return the size of the head, whether it is new, and the language adapter to load."""
     has_trained_head = uses_own and dataset_stats["has_head"]
-    is_nested = ctc_vocabulary.is_nested(tokenizer)
+    is_nested = ctc_vocabulary.has_language_vocabularies(tokenizer)
     size = tokenizer.vocab_size
     if has_trained_head and not is_nested:
         size = max(size, dataset_stats["head_size"])
@@ -98,8 +98,8 @@ def _has_own_vocabulary(
     tokenizer = processor.tokenizer
     if tokenizer is None or not dataset_stats["has_head"]:
         return False
-    ctc_vocabulary.refuse_unnamed(tokenizer, language)
-    return not ctc_vocabulary.is_nested(tokenizer) or language in tokenizer.vocab
+    ctc_vocabulary.check_language_is_named(tokenizer, language)
+    return not ctc_vocabulary.has_language_vocabularies(tokenizer) or language in tokenizer.vocab
 
 
 def _check_unknown_characters(characters: dict[str, int], tokenizer: Any, case: str) -> None:

@@ -198,7 +198,7 @@ def _is_language_token(token: str) -> bool:
 
 
 def generate_texts(
-    model: Any, inputs: dict[str, Any], tokenizer: Any, *, longest: int, beams: int | None
+    model: Any, inputs: dict[str, Any], tokenizer: Any, *, max_new_tokens: int, beams: int | None
 ) -> list[str]:
     """One text for each sound, in one call of generate: under ZeRO-3 all ranks must make as many.
 
@@ -207,7 +207,7 @@ def generate_texts(
     settings = copy.deepcopy(model.generation_config)
     prompted = hasattr(tokenizer, "set_prefix_tokens")  # Whisper adds the prompt to max_length
     settings.update(
-        max_length=min(longest + (not prompted), model.config.max_target_positions),
+        max_length=min(max_new_tokens + (not prompted), model.config.max_target_positions),
         max_new_tokens=None,
         min_length=0,
         num_beams=beams or settings.num_beams,

@@ -31,10 +31,10 @@ def find_feature_encoder(model: nn.Module) -> nn.Module | None:
     return found if found is not None and hasattr(found, "conv_layers") else None
 
 
-def always_frozen_parameters(model: nn.Module, *, random: bool) -> Iterable[nn.Parameter]:
+def always_frozen_parameters(model: nn.Module, *, random_init: bool) -> Iterable[nn.Parameter]:
     """The feature encoder, unless it is new, and what would have no gradient in some steps."""
     encoder = find_feature_encoder(model)
-    if encoder is not None and not random:
+    if encoder is not None and not random_init:
         encoder._requires_grad = False  # type: ignore[assignment]
         yield from encoder.parameters()
     for name, parameter in model.named_parameters():

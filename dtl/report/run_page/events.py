@@ -82,7 +82,7 @@ def _describe_checkpoints(run: RunRecord) -> list[Block]:
 
 
 def _list_skipped_rows(folder: RunFolder) -> list[Block]:
-    rows = list(folder.skipped_rows())
+    rows = list(folder.read_skipped_rows())
     if not rows:
         return [Text("No rows were skipped.")]
     listed = tuple(

@@ -9,7 +9,7 @@ from typing import Any
 from dtl.config import registry
 from dtl.export.evidence import Evidence, evidence_of
 from dtl.plan.records import Plan
-from dtl.run.folder import RunFolder, Scored
+from dtl.run.folder import EvaluatedStep, RunFolder
 from dtl.tasks.base import EvalRecord, Task
 
 MAX_LISTED_ROWS = 30  # of a table
@@ -28,7 +28,7 @@ class RunRecord:
         """Read the log of a run."""
         options = folder.config.task
         task = registry.load("tasks", options.name).Plugin(options.options)
-        return cls(folder, task, tuple(folder.metrics()))
+        return cls(folder, task, tuple(folder.read_metrics()))
 
     def lines_of_kind(self, kind: str) -> list[dict[str, Any]]:
         """Return the lines of the log of one kind."""
@@ -44,14 +44,18 @@ class RunRecord:
         return self.folder.plan
 
     @cached_property
-    def scored(self) -> Scored | None:
-        return self.folder.scored
+    def scored(self) -> EvaluatedStep | None:
+        return self.folder.reported_step
 
     @cached_property
     def eval_records(self) -> list[EvalRecord]:
         """The records of the held-out examples, of the weights whose scores are the run's."""
         scored = self.scored
-        return [] if scored is None else self.folder.outcomes(scored.step, of=scored.of)
+        return (
+            []
+            if scored is None
+            else self.folder.read_eval_records(scored.step, weights=scored.weights)
+        )
 
     @cached_property
     def scores(self) -> dict[str, dict[str, float]]:
@@ -62,9 +66,13 @@ class RunRecord:
 
     @cached_property
     def evidence(self) -> Evidence:
-        scored = self.scored or Scored(0, "unadapted")
+        scored = self.scored or EvaluatedStep(0, "unadapted")
         return evidence_of(
-            self.folder, self.task, self.folder.dataset_stats, step=scored.step, weights=scored.of
+            self.folder,
+            self.task,
+            self.folder.dataset_stats,
+            step=scored.step,
+            weights=scored.weights,
         )
 
     @property

@@ -21,7 +21,7 @@ def make_scores_section(run: RunRecord) -> list[Block]:
         better = "Higher" if run.higher_is_better else "Lower"
         blocks.append(
             Text(
-                f"Scored on {data} after step {scored.step:,}. {better} {run.score_name} is better."
+                f"EvaluatedStep on {data} after step {scored.step:,}. {better} {run.score_name} is better."
             )
         )
     if "unadapted" not in run.scores:

@@ -439,7 +439,7 @@ def test_a_run_that_was_not_submitted_has_a_status_too(desk, fake):
     (folder.path / "job.json").unlink()
     with Lease(folder.path):
         assert api.status("runs")[0].state == "running"
-    folder.append({"kind": "train", "step": 1, "loss": 2.5, "seconds": 60.0})
+    folder.append_line({"kind": "train", "step": 1, "loss": 2.5, "seconds": 60.0})
     told = CliRunner().invoke(cli.app, ["status"]).stdout.splitlines()
     assert told[1].split() == ["runs/config", "interrupted", "1/4", "2.5000"]
     assert calls(fake)[-1].startswith("sbatch"), "nobody asks Slurm about it"

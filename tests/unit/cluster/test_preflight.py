@@ -28,7 +28,7 @@ socket.gethostname = lambda: host
 if versions.startswith("code "):
     node.code = lambda: versions.removeprefix("code ")
 elif versions != "-":
-    node.stack_versions = lambda: {"torch": versions}
+    node.find_package_versions = lambda: {"torch": versions}
 if free != "-":
     node.free_disk_bytes = lambda place: int(free)
 sys.exit(preflight.main(sys.argv[4:]))

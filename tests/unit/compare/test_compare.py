@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from dtl.compare import terminal as show
-from dtl.compare.records import Comparison, ConfidenceInterval, load
+from dtl.compare.records import Comparison, ConfidenceInterval, load_comparison
 from dtl.run.folder import RunFolder
 from tests.distributed.launching import environment
 
@@ -100,14 +100,14 @@ def test_killed_and_started_again_it_repeats_nothing_and_gives_the_same_table(de
     assert {path: (path / "result.json").stat().st_mtime_ns for path in before} == stamps
     went_on = (halfway.logs / "terminal.log").read_text(encoding="utf-8")
     assert "resuming from" in went_on
-    assert comparison_values(load(folder)) == comparison_values(load(whole))
+    assert comparison_values(load_comparison(folder)) == comparison_values(load_comparison(whole))
 
 
 def test_all_of_it_is_in_the_table_and_comes_from_what_each_run_has_stored(whole):
     from sklearn.metrics import f1_score
 
-    found = load(whole)
-    assert found.finished and len(found.cells) == CELLS
+    found = load_comparison(whole)
+    assert found.is_finished and len(found.cells) == CELLS
     assert [one.learning_rate for one in found.learning_rate_trials] == [0.003, 0.01]
     best = max(found.learning_rate_trials, key=lambda one: one.score).learning_rate
     with (whole / "comparison.csv").open(encoding="utf-8") as file:
@@ -174,7 +174,7 @@ def test_the_hint_is_scikit_learns_on_what_the_head_is_given(whole):
     scale = StandardScaler().fit(learnt)
     near = KNeighborsClassifier(5).fit(scale.transform(learnt), [int(o["labels"]) for o in shown])
     accuracy = near.score(scale.transform(scored), [int(o["labels"]) for o in wanted])
-    assert load(whole).feature_probe.nearest_neighbors == pytest.approx(accuracy)
+    assert load_comparison(whole).feature_probe.nearest_neighbors == pytest.approx(accuracy)
 
 
 def test_what_is_forgotten_is_that_of_the_body_under_the_old_head(whole):
@@ -185,13 +185,13 @@ def test_what_is_forgotten_is_that_of_the_body_under_the_old_head(whole):
 
     from dtl import mini
 
-    found = load(whole)
+    found = load_comparison(whole)
     frozen = [cell.source_score for cell in found.cells if cell.strategy == "frozen"]
     assert frozen == [found.base.source_score] * 4
     nothing = ConfidenceInterval(0.0, 0.0)
-    assert [found.forgotten("frozen", labels).interval for labels in (1, 4)] == [nothing] * 2
-    assert found.forgotten("scratch", 1) is None
-    assert show.forgets(found, found.point("frozen", 1)) == "0.000"
+    assert [found.find_forgetting("frozen", labels).interval for labels in (1, 4)] == [nothing] * 2
+    assert found.find_forgetting("scratch", 1) is None
+    assert show.forgets(found, found.find_summary("frozen", 1)) == "0.000"
     assert all(cell.source_score is None for cell in found.cells if cell.strategy == "scratch")
 
     base = mini.base_folder("vision")
@@ -233,7 +233,7 @@ def test_the_base_as_it_is_stands_beside_what_learns(desk):
     labels has its own learning rate."""
     (desk / "writing.yaml").write_text(WRITING, encoding="utf-8")
     told = compare(desk, "writing.yaml", "layout.processes_per_node=1")
-    found = load(desk / "comparisons" / "writing")
+    found = load_comparison(desk / "comparisons" / "writing")
     evaluated = subprocess.run(
         [sys.executable, "-m", "dtl", "evaluate", "writing.yaml"],
         cwd=desk,
@@ -273,7 +273,7 @@ def test_a_finished_comparison_is_shown_at_once(desk, whole):
     )
     assert ran.stderr == "0 False\n"
     told = ran.stdout
-    assert told == "\n".join(show.lines(load(whole))) + "\n"
+    assert told == "\n".join(show.lines(load_comparison(whole))) + "\n"
     assert "1 label a class" in told and "hint, before any training" in told
     assert "source: mini:glyphs/heldout, on which the base had" in told
 

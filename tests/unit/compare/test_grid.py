@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from dtl.compare.grid import Grid, Labels, Tried
+from dtl.compare.grid import Grid, LabelCount, Tried
 from dtl.compare.run import Running
 from dtl.compare.state import State
 from dtl.config.load import load_config
@@ -20,7 +20,7 @@ optim: {learning_rate: 3e-3}
 train: {steps: 40, export: best, evaluate_every: 10}
 compare: {train_sizes: [5, 20, all], seeds: 2}
 """
-LABELS = (Labels(5, 5, 5), Labels(20, 20, 20), Labels(None, 90, 90))
+LABELS = (LabelCount(5, 5, 5), LabelCount(20, 20, 20), LabelCount(None, 90, 90))
 
 
 @pytest.fixture
@@ -68,8 +68,8 @@ def test_all_strategies_learn_from_the_same_rows_by_the_same_seed(grid):
             }
             (draw,) = map(json.loads, draws)
             assert draw["subsample"] == {
-                "size": labels.asked,
-                "feature_cache_size": None if labels.asked is None else "all",
+                "size": labels.requested,
+                "feature_cache_size": None if labels.requested is None else "all",
                 "seed": seed,
                 "validation_fraction": 0.2,
                 "evaluate_on": "eval",

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dtl.compare.records import load
+from dtl.compare.records import load_comparison
 from tests.distributed.launching import environment
 
 QUICKSTART = Path(__file__).parents[3] / "configs" / "quickstart" / "vision.yaml"
@@ -20,7 +20,7 @@ def compare(folder, *arguments):
         env=environment(),
         check=True,
     )
-    return load(folder)
+    return load_comparison(folder)
 
 
 @pytest.mark.slow
@@ -29,7 +29,7 @@ def test_letters_help_with_digits_and_two_phases_keep_more_of_them(tmp_path):
     found = compare(tmp_path / "demo")
     for labels in (5, 10):
         frozen, scratch, full, both = (
-            found.point(name, labels) for name in ("frozen", "scratch", "full", "lp-ft")
+            found.find_summary(name, labels) for name in ("frozen", "scratch", "full", "lp-ft")
         )
         pair = next(
             pair

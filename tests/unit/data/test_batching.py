@@ -11,7 +11,7 @@ from dtl.config.schema import RunConfig
 from dtl.config.schema.batch_size import BatchSize
 from dtl.core.errors import DtlError
 from dtl.data.batching import Batching
-from dtl.data.cache.encoded import encode_rows
+from dtl.data.cache.encoder import encode_rows
 from dtl.data.example import EncodedExample
 from dtl.data.order import count_padding, split_into_micro_batches
 from dtl.data.sources.rows import Row

@@ -7,7 +7,7 @@ import torch
 
 from dtl.core.parallel_dims import ParallelDims
 from dtl.data.batching import Batching
-from dtl.data.cache.encoded import encode_rows
+from dtl.data.cache.encoder import encode_rows
 from dtl.data.example import EncodedExample
 from dtl.data.loader import Loader, iter_evaluation_batches, load_batch
 from dtl.data.sources.rows import Row

@@ -132,7 +132,7 @@ def test_a_run_tells_groups_everywhere(cache, tmp_path, encoder):
         expected = f1_score(truth, guess, average="macro", zero_division=0.0)
         assert scores[f"group/place/{group}/macro_f1"] == pytest.approx(expected)
         assert scores[f"group/place/{group}/n"] == 2
-    logged = [line for line in run.metrics() if line["kind"] == "eval"]
+    logged = [line for line in run.read_metrics() if line["kind"] == "eval"]
     assert logged[-1]["group/place/worst"] == scores["group/place/worst"]
     card = (run.export / "README.md").read_text()
     assert "## Held-out scores by place" in card and "| (none) | 2 |" in card

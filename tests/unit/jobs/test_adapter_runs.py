@@ -47,7 +47,7 @@ def run_here(config, *, stop_after=sys.maxsize):
     """A run in this very process, which saves the seconds of another one's imports. `stop_after`:
     how often it may ask whether to stop; the next time it is told to."""
     prepared = preparation.prepare_run(config)
-    run = RunFolder.of(config)
+    run = RunFolder.from_config(config)
     if run.state == "absent":
         run.create(config, prepared.plan, prepared.examples.dataset_stats, prepared.examples.data)
     engine = start_engine(config, prepared.plan)
@@ -141,10 +141,10 @@ def test_a_head_that_an_adapter_brought_is_not_new(encoder, tagged):
         model = Model(path=str(encoder), adapters=(str(tagged.export),))
         changes = {"num_labels": labels}
         loaded = load_pretrained(
-            model, head=HEAD, changes=changes, random=False, seed=0, dtype="fp32"
+            model, auto_class=HEAD, config_changes=changes, random_init=False, seed=0, dtype="fp32"
         )
-        assert loaded.new == new
-        assert load_on_meta_device(model, head=HEAD, changes=changes).new == new
+        assert loaded.new_parameters == new
+        assert load_on_meta_device(model, auto_class=HEAD, config_changes=changes).new == new
         assert all(parameter.requires_grad for parameter in loaded.model.parameters())
         if not new:
             from safetensors.torch import load_file
@@ -169,7 +169,7 @@ def refusal(base, *folders):
     """What the desk says, before any weight is read."""
     model = Model(path=str(base), adapters=tuple(map(str, folders)))
     with pytest.raises(DtlError) as caught:
-        load_on_meta_device(model, head="AutoModelForCausalLM", changes={})
+        load_on_meta_device(model, auto_class="AutoModelForCausalLM", config_changes={})
     (fault,) = caught.value.faults
     assert fault.location == "model.adapters"
     return f"{fault.problem}; {fault.fix}"
@@ -190,8 +190,8 @@ def test_what_is_no_adapter_of_this_base_is_refused_at_the_desk(
     assert f"[{first.export.resolve()}, {second.export}]" in told
     load_on_meta_device(
         Model(path=str(decoder), adapters=(str(first.export), str(second.export))),
-        head="AutoModelForCausalLM",
-        changes={},
+        auto_class="AutoModelForCausalLM",
+        config_changes={},
     )
 
 
@@ -199,9 +199,9 @@ def test_a_model_path_that_is_an_adapter_is_told_where_it_belongs(first):
     with pytest.raises(DtlError, match=r"holds no config.json|model.adapters: \["):
         load_pretrained(
             Model(path=str(first.export)),
-            head="AutoModelForCausalLM",
-            changes={},
-            random=False,
+            auto_class="AutoModelForCausalLM",
+            config_changes={},
+            random_init=False,
             seed=0,
             dtype="fp32",
         )

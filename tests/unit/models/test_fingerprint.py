@@ -59,7 +59,7 @@ def test_a_run_does_not_go_on_with_another_base(base, tmp_path, cache):
     )
     config = load_config(tmp_path / "run.yaml")
     prepared = preparation.prepare_run(config)
-    folder, examples = RunFolder.of(config), prepared.examples
+    folder, examples = RunFolder.from_config(config), prepared.examples
     folder.create(config, prepared.plan, examples.dataset_stats, examples.data)
     preparation.reopen(folder, writes=True)
     shutil.rmtree(base)

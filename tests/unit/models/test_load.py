@@ -26,7 +26,12 @@ THREE = {"num_labels": 3}
 def load(path, *, head=LM, changes=None, random=False, seed=0, dtype="fp32", **more):
     model = Model(path=str(path), **more)
     return load_pretrained(
-        model, head=head, changes=changes or {}, random=random, seed=seed, dtype=dtype
+        model,
+        auto_class=head,
+        config_changes=changes or {},
+        random_init=random,
+        seed=seed,
+        dtype=dtype,
     )
 
 
@@ -232,15 +237,17 @@ def test_a_known_head_of_another_size_is_new(encoder, tmp_path):
     changed = load(tmp_path, head=CLASSIFIER, changes=THREE)
     assert changed.new == head
     assert changed.model.classifier.weight.shape == (3, 32)
-    planned = load_on_meta_device(Model(path=str(tmp_path)), head=CLASSIFIER, changes=THREE)
-    assert planned.new == head
+    planned = load_on_meta_device(
+        Model(path=str(tmp_path)), auto_class=CLASSIFIER, config_changes=THREE
+    )
+    assert planned.new_parameters == head
     same = load(tmp_path, head=CLASSIFIER, changes={"num_labels": 5})
     assert same.new == frozenset()
     assert torch.equal(same.model.classifier.weight, five.classifier.weight)
 
 
 def test_planning_prints_nothing(encoder, capfd):
-    load_on_meta_device(Model(path=str(encoder)), head=CLASSIFIER, changes=THREE)
+    load_on_meta_device(Model(path=str(encoder)), auto_class=CLASSIFIER, config_changes=THREE)
     assert capfd.readouterr() == ("", "")
 
 
@@ -251,7 +258,10 @@ def test_new_parameters_are_drawn_from_seed_and_name(encoder):
         loaded = load(encoder, head=CLASSIFIER, changes={"num_labels": 50}, seed=seed)
         torch.manual_seed(disturb)
         init_new_parameters(
-            loaded.model, loaded.new, seed=seed, fill=lambda p, value: p.data.copy_(value)
+            loaded.model,
+            loaded.new_parameters,
+            seed=seed,
+            write_parameter=lambda p, value: p.data.copy_(value),
         )
         return loaded.model.classifier
 
@@ -341,9 +351,11 @@ def test_what_a_base_does_not_bring_is_new_in_the_plan_and_in_the_run(
     base = build(name, settings)
     base.save_pretrained(tmp_path)
     loaded = load(tmp_path, head=CLASSIFIER, changes=THREE)
-    assert loaded.new == frozenset(head.split())
-    planned = load_on_meta_device(Model(path=str(tmp_path)), head=CLASSIFIER, changes=THREE)
-    assert planned.new == loaded.new
+    assert loaded.new_parameters == frozenset(head.split())
+    planned = load_on_meta_device(
+        Model(path=str(tmp_path)), auto_class=CLASSIFIER, config_changes=THREE
+    )
+    assert planned.new_parameters == loaded.new_parameters
     counted = {name: parameter.shape for name, parameter in planned.model.named_parameters()}
     assert counted == {name: parameter.shape for name, parameter in loaded.model.named_parameters()}
     assert {parameter.device.type for parameter in planned.model.parameters()} == {"meta"}
@@ -357,4 +369,7 @@ def test_what_a_base_does_not_bring_is_new_in_the_plan_and_in_the_run(
 def test_a_causal_lm_brings_all_it_needs(name, settings, tied, tmp_path):
     build(name, {**settings, "tie_word_embeddings": tied}).save_pretrained(tmp_path)
     assert load(tmp_path).new == frozenset()
-    assert load_on_meta_device(Model(path=str(tmp_path)), head=LM, changes={}).new == frozenset()
+    assert (
+        load_on_meta_device(Model(path=str(tmp_path)), auto_class=LM, config_changes={}).new
+        == frozenset()
+    )

@@ -112,7 +112,7 @@ def test_a_run_reads_the_copy_and_names_the_base(decoder, tmp_path, cache):
     for name, more in (("far", ()), ("near", (f"model.staging_dir={tmp_path / 'node'}",))):
         api.train(api.load_config(tmp_path / "run.yaml", (f"run.name={name}", *more)), fork=False)
         run = RunFolder.open(tmp_path / name)
-        losses.append([line["loss"] for line in run.metrics() if line["kind"] == "train"])
+        losses.append([line["loss"] for line in run.read_metrics() if line["kind"] == "train"])
         named = json.loads((run.path / "export" / "adapter_config.json").read_text())
         assert named["base_model_name_or_path"] == str(decoder)
     assert losses[0] == losses[1]

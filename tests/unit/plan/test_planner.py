@@ -148,13 +148,13 @@ def test_the_counts_are_those_of_the_model_that_is_trained(base, task, strategie
         parts = assemble(config)
         loaded = load_pretrained(
             config.model,
-            head=parts.task.auto_class,
-            changes=parts.task.head_config(DATASET_STATS[task]),
-            random=parts.strategy.starts_from == "random",
+            auto_class=parts.task.auto_class,
+            config_changes=parts.task.head_config(DATASET_STATS[task]),
+            random_init=parts.strategy.starts_from == "random",
             seed=0,
             dtype="fp32",
         )
-        model = parts.strategy.apply(loaded.model, new_parameters=loaded.new)
+        model = parts.strategy.apply(loaded.model, new_parameters=loaded.new_parameters)
         learning = sum(p.numel() for p in model.parameters() if p.requires_grad)
         frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
         made = plan(config)
@@ -487,10 +487,15 @@ def test_initialise_is_not_needed_for_a_head_that_is_there(decoder):
     """A causal LM brings its head: nothing is new."""
     config = configure(decoder)
     loaded = load_pretrained(
-        config.model, head="AutoModelForCausalLM", changes={}, random=False, seed=0, dtype="fp32"
+        config.model,
+        auto_class="AutoModelForCausalLM",
+        config_changes={},
+        random_init=False,
+        seed=0,
+        dtype="fp32",
     )
-    assert loaded.new == frozenset()
-    init_new_parameters(loaded.model, loaded.new, seed=0, fill=pytest.fail)
+    assert loaded.new_parameters == frozenset()
+    init_new_parameters(loaded.model, loaded.new_parameters, seed=0, write_parameter=pytest.fail)
 
 
 # Disk -------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from dtl.assembly.parts import assemble
 from dtl.config.load import load_config
 from dtl.config.schema import RunConfig
 from dtl.core.errors import DtlError
-from dtl.data.cache.encoded import wait_for_encoded_data
+from dtl.data.cache.encoder import wait_for_encoded_data
 from dtl.prepare import dataset
 from dtl.prepare.dataset import prepare
 from tests import tiny

@@ -89,7 +89,7 @@ def test_confusion_matrix_and_group_scores_match_sklearn(run):
     from sklearn.metrics import confusion_matrix, f1_score
 
     render(run)
-    outcomes = run.outcomes(60)
+    outcomes = run.read_eval_records(60)
     truth, guess = ([one[key] for one in outcomes] for key in ("label", "predicted"))
     found = [row[1:] for row in read_csv(run.path / "report" / "confusion.csv")[1:]]
     assert np.array_equal(np.array(found, dtype=int), confusion_matrix(truth, guess))
@@ -122,7 +122,7 @@ def test_state_is_running_stopped_or_finished(run):
     with Lease(run.path):
         assert '<span class="state running">running</span>' in render(run)
     not_scores = ("kind", "step", "model")
-    scores = {key: v for key, v in list(run.metrics())[-1].items() if key not in not_scores}
+    scores = {key: v for key, v in list(run.read_metrics())[-1].items() if key not in not_scores}
     best = {"step": None, "score": None}
     run.finish({"steps": 60, "scores": {"adapted": scores}, "best": best, "weights": "adapted"})
     assert '<span class="state finished">finished</span>' in render(run)

@@ -10,7 +10,7 @@ from dtl.core.errors import DtlError
 from dtl.core.files import write_json
 from dtl.plan.records import Decision, Layout, ParameterCounts, PhasePlan, Plan
 from dtl.prepare import preparation
-from dtl.run.folder import RunFolder, Scored
+from dtl.run.folder import EvaluatedStep, RunFolder
 
 PLAN = Plan(
     layout=Layout(1, 2, 2, "none", 4, 2, False, "fp32", "cpu"),
@@ -45,14 +45,14 @@ def config(tmp_path):
 
 @pytest.fixture
 def run(config):
-    folder = RunFolder.of(config)
+    folder = RunFolder.from_config(config)
     folder.create(config, PLAN, {"labels": ["a", "b"]}, DATA)
     return folder
 
 
 def test_a_run_lies_where_the_config_says(config, tmp_path):
-    assert RunFolder.of(config).path == tmp_path / "runs" / "first"
-    assert RunFolder.of(config).state == "absent"
+    assert RunFolder.from_config(config).path == tmp_path / "runs" / "first"
+    assert RunFolder.from_config(config).state == "absent"
 
 
 def test_a_new_run_is_interrupted_until_it_is_finished(run):
@@ -92,8 +92,10 @@ def test_run_json_names_the_commit_that_was_checked_out(config, tmp_path, monkey
     subprocess.run(["git", "init", "-q"], check=True)
     subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "first"], check=True)
     (checkout / "runs").mkdir()
-    RunFolder.of(config).create(config, PLAN, {}, DATA)
-    record = json.loads((RunFolder.of(config).path / "run.json").read_text(encoding="utf-8"))
+    RunFolder.from_config(config).create(config, PLAN, {}, DATA)
+    record = json.loads(
+        (RunFolder.from_config(config).path / "run.json").read_text(encoding="utf-8")
+    )
     head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
     assert record["commit"] == head.stdout.strip()
 
@@ -101,41 +103,43 @@ def test_run_json_names_the_commit_that_was_checked_out(config, tmp_path, monkey
 def test_outside_a_checkout_there_is_no_commit(config, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    RunFolder.of(config).create(config, PLAN, {}, DATA)
-    record = json.loads((RunFolder.of(config).path / "run.json").read_text(encoding="utf-8"))
+    RunFolder.from_config(config).create(config, PLAN, {}, DATA)
+    record = json.loads(
+        (RunFolder.from_config(config).path / "run.json").read_text(encoding="utf-8")
+    )
     assert record["commit"] is None
 
 
 def test_metrics_are_read_in_the_order_they_were_written(run):
     lines = [{"kind": "train", "step": 1, "loss": 2.5}, {"kind": "eval", "step": 1, "model": "x"}]
     for line in lines:
-        run.append(line)
-    assert list(run.metrics()) == lines
+        run.append_line(line)
+    assert list(run.read_metrics()) == lines
     text = (run.path / "metrics.jsonl").read_text(encoding="utf-8")
     assert [json.loads(line) for line in text.splitlines()] == lines
 
 
 def test_a_run_that_has_not_told_anything_has_no_metrics(run):
-    assert list(run.metrics()) == []
+    assert list(run.read_metrics()) == []
 
 
 def test_a_line_that_a_killed_run_left_half_written_is_no_line(run):
-    run.append({"kind": "train", "step": 1})
+    run.append_line({"kind": "train", "step": 1})
     with (run.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
         file.write('{"kind": "train", "st')
-    assert list(run.metrics()) == [{"kind": "train", "step": 1}]
-    run.append({"kind": "train", "step": 2})
-    assert list(run.metrics()) == [{"kind": "train", "step": 1}, {"kind": "train", "step": 2}]
+    assert list(run.read_metrics()) == [{"kind": "train", "step": 1}]
+    run.append_line({"kind": "train", "step": 2})
+    assert list(run.read_metrics()) == [{"kind": "train", "step": 1}, {"kind": "train", "step": 2}]
 
 
 def test_how_a_launch_ended_is_noted_and_taken_back(run):
-    assert run.ended is None
-    run.note_end(75)
-    assert run.ended == RunFolder(run.path).ended == 75
+    assert run.exit_code is None
+    run.write_exit_code(75)
+    assert run.exit_code == RunFolder(run.path).exit_code == 75
     assert run.state == "interrupted"
-    run.note_end(None)
-    run.note_end(None)
-    assert run.ended is None
+    run.write_exit_code(None)
+    run.write_exit_code(None)
+    assert run.exit_code is None
 
 
 def test_a_ranks_word_counts_when_every_rank_has_left_it(run):
@@ -143,12 +147,12 @@ def test_a_ranks_word_counts_when_every_rank_has_left_it(run):
     ranks = run.plan.layout.world_size
     assert ranks > 1
     for rank in range(ranks):
-        assert run.ended is None
-        run.note_end(75, rank=rank)
-    assert run.ended == 75
-    run.note_end(1, rank=0)
-    assert run.ended is None
-    run.note_end(None)
+        assert run.exit_code is None
+        run.write_exit_code(75, rank=rank)
+    assert run.exit_code == 75
+    run.write_exit_code(1, rank=0)
+    assert run.exit_code is None
+    run.write_exit_code(None)
     assert list(run.path.glob("ended*")) == []
 
 
@@ -157,17 +161,17 @@ def test_a_resumed_run_takes_its_steps_back_from_the_log(run):
     assert run.last_step == 0
     lines = [{"kind": "train", "step": step, "loss": 1 / step} for step in range(1, 6)]
     for line in (*lines[:3], {"kind": "eval", "step": 3, "loss": 0.5}, *lines[3:]):
-        run.append(line)
+        run.append_line(line)
     assert run.last_step == 5
-    run.forget_after(3)
-    assert list(run.metrics()) == [*lines[:3], {"kind": "eval", "step": 3, "loss": 0.5}]
+    run.remove_metrics_after(3)
+    assert list(run.read_metrics()) == [*lines[:3], {"kind": "eval", "step": 3, "loss": 0.5}]
     assert run.last_step == 3
-    run.append(lines[3])
+    run.append_line(lines[3])
     assert run.last_step == 4
 
 
 def test_a_folder_that_holds_something_else_is_left_alone(config):
-    folder = RunFolder.of(config)
+    folder = RunFolder.from_config(config)
     folder.path.mkdir(parents=True)
     (folder.path / "thesis.txt").write_text("ten years of work", encoding="utf-8")
     with pytest.raises(DtlError, match="the folder is not empty, and it is not a run") as caught:
@@ -184,7 +188,7 @@ def test_a_run_is_not_created_over_another(run, config):
 
 
 def test_an_empty_folder_can_become_a_run(config):
-    folder = RunFolder.of(config)
+    folder = RunFolder.from_config(config)
     folder.path.mkdir(parents=True)
     folder.create(config, PLAN, {}, DATA)
     assert folder.state == "interrupted"
@@ -226,7 +230,7 @@ def test_the_desk_refuses_a_used_folder_and_says_what_it_holds(run, config, tmp_
 
 
 def test_the_desk_lets_a_new_run_begin(config):
-    preparation.refuse_used(RunFolder.of(config), config)
+    preparation.refuse_used(RunFolder.from_config(config), config)
 
 
 def test_the_scores_of_a_run_are_those_of_the_weights_that_it_exports(tmp_path):
@@ -234,11 +238,11 @@ def test_the_scores_of_a_run_are_those_of_the_weights_that_it_exports(tmp_path):
     asked["data"]["eval"] = "held.jsonl"
     asked["train"] |= {"export": "best", "evaluate_every": 10}
     config = RunConfig.model_validate(asked)
-    run = RunFolder.of(config)
+    run = RunFolder.from_config(config)
     run.create(config, PLAN, {}, DATA)
-    assert run.scored is None and run.outcomes(10) == []
-    run.append({"kind": "eval", "step": 10, "model": "adapted", "loss": 1.0})
-    assert run.scored == Scored(10, "adapted")
+    assert run.reported_step is None and run.read_eval_records(10) == []
+    run.append_line({"kind": "eval", "step": 10, "model": "adapted", "loss": 1.0})
+    assert run.reported_step == EvaluatedStep(10, "adapted")
     result = {
         "steps": 30,
         "scores": {"adapted": {"loss": 0.5}},
@@ -246,12 +250,14 @@ def test_the_scores_of_a_run_are_those_of_the_weights_that_it_exports(tmp_path):
         "weights": "adapted",
     }
     run.finish(result)
-    assert run.scored == Scored(20, "adapted")
+    assert run.reported_step == EvaluatedStep(20, "adapted")
     run.finish({**result, "weights": "ema"})
-    assert run.scored == Scored(30, "ema")
-    run.outcomes_file(30, of="ema").parent.mkdir()
-    run.outcomes_file(30, of="ema").write_text('{"row": 4, "loss": 2.0}\n')
-    assert run.outcomes(30, of="ema") == [{"row": 4, "loss": 2.0}]
-    assert run.outcomes_file(30, of="unadapted") == run.outcomes_file(30, of="adapted")
+    assert run.reported_step == EvaluatedStep(30, "ema")
+    run.eval_records_file(30, weights="ema").parent.mkdir()
+    run.eval_records_file(30, weights="ema").write_text('{"row": 4, "loss": 2.0}\n')
+    assert run.read_eval_records(30, weights="ema") == [{"row": 4, "loss": 2.0}]
+    assert run.eval_records_file(30, weights="unadapted") == run.eval_records_file(
+        30, weights="adapted"
+    )
     run.finish({**result, "scores": {}})
-    assert run.scored is None
+    assert run.reported_step is None

@@ -38,7 +38,7 @@ def learning(model: Any) -> set[str]:
 
 
 def partial(model: Any, *, new: frozenset[str] = NOTHING, **options: Any) -> set[str]:
-    return learning(strategy("partial", **options).apply(model, new=new))
+    return learning(strategy("partial", **options).apply(model, new_parameters=new))
 
 
 def of_blocks(model: Any, start: str, *numbers: int) -> set[str]:
@@ -120,14 +120,16 @@ def test_a_tied_head_is_embeddings() -> None:
 def test_bitfit_moves_every_bias_and_the_head() -> None:
     model = build("BertForSequenceClassification")
     biases = {name for name, _ in model.named_parameters() if name.endswith(".bias")}
-    assert learning(strategy("bitfit").apply(model, new=NOTHING)) == biases | {"classifier.weight"}
-    assert learning(strategy("bitfit", head=False).apply(model, new=NOTHING)) == biases
+    assert learning(strategy("bitfit").apply(model, new_parameters=NOTHING)) == biases | {
+        "classifier.weight"
+    }
+    assert learning(strategy("bitfit", head=False).apply(model, new_parameters=NOTHING)) == biases
     assert "bert.encoder.layer.0.attention.self.query.bias" in biases
     relative = build("T5ForConditionalGeneration")  # its relative_attention_bias is a table
     with pytest.raises(DtlError, match="the base of T5ForConditionalGeneration has no biases"):
-        strategy("bitfit").apply(relative, new=NOTHING)
+        strategy("bitfit").apply(relative, new_parameters=NOTHING)
     phi = build("PhiForCausalLM")  # its head, which is not tied, has one as well
-    assert "lm_head.weight" in learning(strategy("bitfit").apply(phi, new=NOTHING))
+    assert "lm_head.weight" in learning(strategy("bitfit").apply(phi, new_parameters=NOTHING))
 
 
 @pytest.mark.parametrize(
@@ -147,10 +149,10 @@ def test_norm_tuning_moves_every_norm_and_the_head(name: str, count: int | None)
     model = build(name)
     if count is None:
         count = 2 * sum(isinstance(module, BatchNorm2d) for module in model.modules())
-    found = learning(strategy("norm", head=False).apply(model, new=NOTHING))
+    found = learning(strategy("norm", head=False).apply(model, new_parameters=NOTHING))
     assert len(found) == count
     assert all(value.ndim == 1 for value in model.parameters() if value.requires_grad)
-    head = learning(strategy("norm").apply(model, new=NOTHING)) - found
+    head = learning(strategy("norm").apply(model, new_parameters=NOTHING)) - found
     assert {name.partition(".")[0] for name in head} <= {"lm_head", "classifier"}
 
 
@@ -198,7 +200,7 @@ def test_a_model_whose_blocks_are_shared_is_refused() -> None:
     model = AlbertForSequenceClassification(AlbertConfig(**settings))
     with pytest.raises(DtlError, match="runs 3 layers over the weights of 1"):
         partial(model)
-    assert learning(strategy("bitfit").apply(model, new=NOTHING)), "it needs no blocks"
+    assert learning(strategy("bitfit").apply(model, new_parameters=NOTHING)), "it needs no blocks"
 
 
 def test_what_the_task_keeps_fixed_cannot_be_all() -> None:
@@ -208,7 +210,7 @@ def test_what_the_task_keeps_fixed_cannot_be_all() -> None:
     options = {"names": ("wav2vec2.feature_extractor.*",), "head": False}
     parts = Parts(task.Plugin(task.Options()), (strategy("partial", **options),))
     with pytest.raises(DtlError, match="nothing learns: the task keeps fixed"):
-        parts.adapt(LoadedModel(build("Wav2Vec2ForCTC"), NOTHING))
+        parts.apply_strategy(LoadedModel(build("Wav2Vec2ForCTC"), NOTHING))
 
 
 # Modes ------------------------------------------------------------------------------------------
@@ -224,8 +226,8 @@ def modes(model: Any) -> tuple[set[str], set[str]]:
 def test_below_the_lowest_part_that_learns_nothing_is_left_out_at_random() -> None:
     model = build("BertForSequenceClassification", hidden_dropout_prob=0.5)
     made = strategy("partial", top=1)
-    made.apply(model, new=NOTHING)
-    made.training_mode(model)
+    made.apply(model, new_parameters=NOTHING)
+    made.set_training_mode(model)
     training, still = modes(model)
     assert {"bert.encoder.layer.2.output.dropout", "dropout", "classifier"} <= training
     assert {"bert.embeddings.dropout", "bert.encoder.layer.1.output.dropout", "bert"} <= still
@@ -240,8 +242,8 @@ def test_below_the_lowest_part_that_learns_nothing_is_left_out_at_random() -> No
 def test_where_the_embeddings_learn_all_is_as_in_full_tuning() -> None:
     model = build("BertForSequenceClassification").eval()
     made = strategy("partial", embeddings=True)
-    made.apply(model, new=NOTHING)
-    made.training_mode(model)
+    made.apply(model, new_parameters=NOTHING)
+    made.set_training_mode(model)
     assert modes(model)[1] == set()
 
 
@@ -257,8 +259,8 @@ def test_a_frozen_lower_part_hears_no_masked_sound() -> None:
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
     made = strategy("partial", top=1)
-    made.apply(model, new=NOTHING)
-    made.training_mode(model)
+    made.apply(model, new_parameters=NOTHING)
+    made.set_training_mode(model)
     assert model.wav2vec2.encoder.layers[2].training
     assert torch.equal(model(**batch).logits, model(**batch).logits)
 
@@ -286,8 +288,8 @@ def long_batch() -> dict[str, Any]:
 
 def ready(model: Any, **options: Any) -> Any:
     made = strategy("partial", **options) if options else strategy("full")
-    made.apply(model, new=NOTHING)
-    made.training_mode(model)
+    made.apply(model, new_parameters=NOTHING)
+    made.set_training_mode(model)
     return model
 
 

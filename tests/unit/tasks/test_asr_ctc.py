@@ -14,7 +14,7 @@ import torch
 from dtl.config.schema import Model
 from dtl.core.errors import DtlError
 from dtl.data.example import Skip
-from dtl.data.modalities.spelling import create_text_normalizer
+from dtl.data.modalities.text_normalization import create_text_normalizer
 from dtl.models.load import (
     init_new_parameters,
     load_model_config,
@@ -51,14 +51,19 @@ def bench(folder: Path, fields: list[dict[str, Any]], **options: Any) -> Bench:
     )
     changes = task.head_config(dataset_stats)
     loaded = load_pretrained(
-        source, head=task.auto_class, changes=changes, random=False, seed=0, dtype="fp32"
+        source,
+        auto_class=task.auto_class,
+        config_changes=changes,
+        random_init=False,
+        seed=0,
+        dtype="fp32",
     )
 
     def fill(parameter: Any, value: Any) -> None:
         parameter.data.copy_(value)
 
-    init_new_parameters(loaded.model, loaded.new, seed=0, fill=fill)
-    write_language_weights(loaded, fill=fill)
+    init_new_parameters(loaded.model, loaded.new_parameters, seed=0, write_parameter=fill)
+    write_language_weights(loaded, write_parameter=fill)
     encode = task.encoder(processor, dataset_stats, settings)
     encoded, longest = (
         [encode(row) for row in rows],
@@ -160,9 +165,9 @@ def test_a_model_that_writes_keeps_its_letters_and_their_case(capitals):
     assert not made.dataset_stats["new_head"] and made.dataset_stats["loading"] == {}
     theirs = load_pretrained(
         Model(path=str(capitals)),
-        head="AutoModelForCTC",
-        changes={},
-        random=False,
+        auto_class="AutoModelForCTC",
+        config_changes={},
+        random_init=False,
         seed=0,
         dtype="fp32",
     ).model

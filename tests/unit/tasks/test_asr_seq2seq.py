@@ -72,9 +72,9 @@ def bench(folder: Path, **options: Any) -> Bench:
     )
     loaded = load_pretrained(
         source,
-        head=task.auto_class,
-        changes=task.head_config(dataset_stats),
-        random=False,
+        auto_class=task.auto_class,
+        config_changes=task.head_config(dataset_stats),
+        random_init=False,
         seed=0,
         dtype="fp32",
     )

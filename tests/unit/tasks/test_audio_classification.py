@@ -49,10 +49,20 @@ def model_of(folder: Path, strategy: Any = full, *, random: bool = False) -> Any
     )
     changes = plugin.head_config(dataset_stats)
     loaded = load_pretrained(
-        source, head=plugin.auto_class, changes=changes, random=random, seed=0, dtype="fp32"
+        source,
+        auto_class=plugin.auto_class,
+        config_changes=changes,
+        random_init=random,
+        seed=0,
+        dtype="fp32",
     )
-    init_new_parameters(loaded.model, loaded.new, seed=0, fill=lambda p, value: p.data.copy_(value))
-    return Parts(plugin, (strategy.Plugin(strategy.Options()),)).adapt(loaded)
+    init_new_parameters(
+        loaded.model,
+        loaded.new_parameters,
+        seed=0,
+        write_parameter=lambda p, value: p.data.copy_(value),
+    )
+    return Parts(plugin, (strategy.Plugin(strategy.Options()),)).apply_strategy(loaded)
 
 
 def test_a_batch_is_what_the_models_own_extractor_makes(wav2vec2):

@@ -19,7 +19,8 @@ from dtl.config.schema import Model, Source
 from dtl.core.errors import DtlError
 from dtl.core.parallel_dims import ParallelDims
 from dtl.data.batching import Batching
-from dtl.data.cache.encoded import EncodedData, encode_rows
+from dtl.data.cache.encoded import EncodedData
+from dtl.data.cache.encoder import encode_rows
 from dtl.data.labels import guesses, scores_of
 from dtl.data.loader import Loader
 from dtl.data.modalities.image import find_image_fault, load_image
@@ -261,14 +262,14 @@ def test_statistics_of_a_pretrained_base_stay(resnet, strategy, moves):
     parts = Parts(plugin, (strategy.Plugin(strategy.Options()),))
     loaded = load_pretrained(
         Model(path=str(resnet)),
-        head=plugin.auto_class,
-        changes=plugin.head_config(FACTS),
-        random=strategy is scratch,
+        auto_class=plugin.auto_class,
+        config_changes=plugin.head_config(FACTS),
+        random_init=strategy is scratch,
         seed=0,
         dtype="fp32",
     )
-    model = parts.adapt(loaded)
-    parts.training_mode(model)
+    model = parts.apply_strategy(loaded)
+    parts.set_training_mode(model)
     before = statistics(model)
     assert len(before) > 3
     batch = {"pixel_values": torch.randn(4, 3, 32, 32), "labels": torch.tensor([0, 1, 2, 0])}

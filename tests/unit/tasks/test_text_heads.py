@@ -49,7 +49,7 @@ def test_an_adapter_is_of_the_kind_that_peft_wants(
     folder = request.getfixturevalue(base)
     head, kind = HEADS[base]
     before = answers(load(folder, head))
-    model = strategy("lora", rank=4).apply(load(folder, head), new=frozenset()).eval()
+    model = strategy("lora", rank=4).apply(load(folder, head), new_parameters=frozenset()).eval()
     assert model.peft_config["default"].task_type == kind
     assert torch.equal(answers(model), before)
     for name, parameter in model.named_parameters():
@@ -63,7 +63,9 @@ def test_an_adapter_is_of_the_kind_that_peft_wants(
 
 
 def test_an_adapter_on_a_base_that_already_tags_learns_its_head_whole(encoder: Path) -> None:
-    model = strategy("lora", rank=4).apply(load(encoder, HEADS["encoder"][0]), new=frozenset())
+    model = strategy("lora", rank=4).apply(
+        load(encoder, HEADS["encoder"][0]), new_parameters=frozenset()
+    )
     learning = {name for name, value in model.named_parameters() if value.requires_grad}
     assert any("classifier.modules_to_save.default.weight" in name for name in learning)
     assert not any("classifier" in name and "lora" in name for name in learning)
@@ -76,14 +78,16 @@ def test_a_speech_model_is_of_no_kind_that_reads_tokens() -> None:
     heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "max_source_positions": 8}
     special = dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"), 0)
     config = WhisperConfig(decoder_start_token_id=1, **sizes, **heads, **special)
-    model = strategy("lora", rank=2).apply(WhisperForConditionalGeneration(config), new=frozenset())
+    model = strategy("lora", rank=2).apply(
+        WhisperForConditionalGeneration(config), new_parameters=frozenset()
+    )
     assert model.peft_config["default"].task_type is None
     sound, tokens = torch.zeros(1, 80, 16), torch.tensor([[3, 4]])
     assert model(input_features=sound, labels=tokens).logits.shape == (1, 2, 64)
 
 
 def test_of_a_frozen_t5_only_the_output_learns(t5: Path) -> None:
-    model = strategy("frozen").apply(load(t5, "AutoModelForSeq2SeqLM"), new=frozenset())
+    model = strategy("frozen").apply(load(t5, "AutoModelForSeq2SeqLM"), new_parameters=frozenset())
     learning = [name for name, value in model.named_parameters() if value.requires_grad]
     assert learning == ["lm_head.weight"]
 
@@ -94,4 +98,6 @@ def test_a_frozen_model_whose_output_is_tied_has_nothing_to_learn(
     tied = tiny.t5(tmp_path / "tied", tied=True)
     for folder in (bart, tied):
         with pytest.raises(DtlError, match="has no head of its own"):
-            strategy("frozen").apply(load(folder, "AutoModelForSeq2SeqLM"), new=frozenset())
+            strategy("frozen").apply(
+                load(folder, "AutoModelForSeq2SeqLM"), new_parameters=frozenset()
+            )

@@ -20,8 +20,8 @@ from safetensors.torch import load_file
 
 from dtl.config.load import load_config
 from dtl.core.errors import DtlError, RunFailed
-from dtl.data.cache import features
-from dtl.data.cache.features import FeatureCache, batch_by_extent
+from dtl.data.cache import feature_cache
+from dtl.data.cache.feature_cache import FeatureCache, batch_by_extent
 from dtl.prepare import preparation
 from dtl.run.folder import RunFolder
 from dtl.train import feature_cache
@@ -143,7 +143,7 @@ def configure(folder: Path, case: Case, name: str, cached: bool | None, **more: 
 
 
 def lines(run: RunFolder, kind: str) -> list[dict[str, Any]]:
-    return [line for line in run.metrics() if line["kind"] == kind]
+    return [line for line in run.read_metrics() if line["kind"] == kind]
 
 
 def kept(cache: Path) -> list[FeatureCache]:

@@ -273,12 +273,16 @@ def adapted(folder, task, strategy, **options):
     plugin = made.Plugin(made.Options())
     dataset_stats = {"labels": ["early", "late", "never"]} if task == "text_classification" else {}
     loaded = load_on_meta_device(
-        Model(path=str(folder)), head=plugin.head, changes=plugin.head_settings(dataset_stats)
+        Model(path=str(folder)),
+        auto_class=plugin.head,
+        config_changes=plugin.head_settings(dataset_stats),
     )
     module = registry.load("strategies", strategy)
     with torch.device("meta"):
-        model = module.Plugin(module.Options(**options)).apply(loaded.model, new=loaded.new)
-    return model, loaded.new
+        model = module.Plugin(module.Options(**options)).apply(
+            loaded.model, new_parameters=loaded.new_parameters
+        )
+    return model, loaded.new_parameters
 
 
 def rates_by_name(model, new, *, learning_rate=1.0, **options):

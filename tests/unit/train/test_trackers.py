@@ -87,7 +87,7 @@ def test_what_the_log_writes_the_tracker_hears(run):
     log.scores(20, {"accuracy": 0.5}, model="adapted")
     log.close()
     assert [step for step, _ in fake.lines] == [1, 20] and fake.finished and said == []
-    assert [one["step"] for one in list(run.metrics())[-2:]] == [1, 20]
+    assert [one["step"] for one in list(run.read_metrics())[-2:]] == [1, 20]
     assert fake.config["train.steps"] == 120 and fake.config["model.path"] == "mini:text"
     again = Fake(identity="another")
     trackers = follow(run, again, said)
@@ -192,5 +192,5 @@ def test_tensorboard_has_every_step_once(run):
     replayed = EventAccumulator(str(run.path / "tensorboard")).Reload()
     assert [one.step for one in replayed.Scalars("train/seconds")] == list(range(1, 61))
     (scored,) = replayed.Scalars("held-out adapted/accuracy")
-    logged = next(one["accuracy"] for one in run.metrics() if one["kind"] == "eval")
+    logged = next(one["accuracy"] for one in run.read_metrics() if one["kind"] == "eval")
     assert (scored.step, scored.value) == (60, pytest.approx(logged))

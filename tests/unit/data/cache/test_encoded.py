@@ -11,13 +11,9 @@ import numpy as np
 import pytest
 
 from dtl.core.errors import DtlError, RunFailed
-from dtl.data.cache.encoded import (
-    EncodedData,
-    cache_folder,
-    cache_key,
-    encode_rows,
-    wait_for_encoded_data,
-)
+from dtl.data.cache.encoded import EncodedData, cache_folder
+from dtl.data.cache.encoder import encode_rows, wait_for_encoded_data
+from dtl.data.cache.store import cache_key
 from dtl.data.example import EncodedExample, Skip
 from dtl.data.sources.rows import Row
 

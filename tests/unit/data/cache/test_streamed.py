@@ -62,7 +62,7 @@ def configure(folder, base, name, *overrides, task="causal_lm", rows="rows.jsonl
 def told(run):
     """All that a run has said of its steps and scores, but times and memory."""
     unlike = ("seconds", "tokens_per_second", "memory_bytes", "bytes")
-    lines = (line for line in run.metrics() if line["kind"] != "save")
+    lines = (line for line in run.read_metrics() if line["kind"] != "save")
     return [{k: v for k, v in line.items() if k not in unlike} for line in lines]
 
 
@@ -194,14 +194,14 @@ def test_rows_that_are_no_examples_are_counted_told_and_listed_once(folder, deco
     run = run_here(configure(folder, decoder, "gaps", *overrides, rows="gaps.jsonl"))
     said = capsys.readouterr().out
     places = [f"{folder / 'gaps.jsonl'}:{line}" for line in (1, 4, 8)]
-    listed = list(run.skipped_rows())
+    listed = list(run.read_skipped_rows())
     assert sorted(line["place"] for line in listed) == places
     assert {(line["source"], line["reason"]) for line in listed} == {("data.train", "empty text")}
     assert said.count("left out (empty text)") == 1 and "left out: 3 rows" in said
-    steps = [line for line in run.metrics() if line["kind"] == "train"]
+    steps = [line for line in run.read_metrics() if line["kind"] == "train"]
     assert sum(line.get("left_out", 0) for line in steps) == 6
     empty = [line["step"] for line in steps if line.get("left_out") == 2]
-    skipped = [line["step"] for line in run.metrics() if line["kind"] == "skip"]
+    skipped = [line["step"] for line in run.read_metrics() if line["kind"] == "skip"]
     assert skipped == empty
     assert all((line["targets"] == 0) == (line["loss"] is None) for line in steps)
     examples = prepare(

@@ -38,7 +38,7 @@ def adam(model: Any) -> Any:
 
 def begun(folder: Path) -> tuple[Any, Any]:
     torch.manual_seed(0)
-    model = adalora().apply(base(folder), new=frozenset())
+    model = adalora().apply(base(folder), new_parameters=frozenset())
     return model, adam(model)
 
 

@@ -44,9 +44,14 @@ def base(folder: Path, kind: str = "nf4", *, double: bool = True) -> Model:
 
 
 def load(model: Model, *, head: str = LM, dtype: str = "fp32", **changes: Any) -> LoadedModel:
-    loaded = load_pretrained(model, head=head, changes=changes, random=False, seed=0, dtype=dtype)
+    loaded = load_pretrained(
+        model, auto_class=head, config_changes=changes, random_init=False, seed=0, dtype=dtype
+    )
     init_new_parameters(
-        loaded.model, loaded.new, seed=0, fill=lambda to, value: to.data.copy_(value)
+        loaded.model,
+        loaded.new_parameters,
+        seed=0,
+        write_parameter=lambda to, value: to.data.copy_(value),
     )
     return loaded
 
@@ -58,7 +63,7 @@ def lora(**options: Any) -> Any:
 
 def adapted(loaded: LoadedModel, **options: Any) -> Any:
     torch.manual_seed(0)
-    model = lora(**options).apply(loaded.model, new=loaded.new)
+    model = lora(**options).apply(loaded.model, new_parameters=loaded.new_parameters)
     for parameter in learning(model).values():
         parameter.data = parameter.data.float()
     return model
@@ -136,7 +141,7 @@ def plan(made: RunConfig, *, hardware: Hardware = LAPTOP, outer: OuterLaunch | N
 def test_the_bytes_that_are_counted_are_those_that_are_held(decoder, kind, double):
     model = base(decoder, kind, double=double)
     counted = quantize.measure_quantized_size(
-        load_on_meta_device(model, head=LM, changes={}).model, model
+        load_on_meta_device(model, auto_class=LM, config_changes={}).model, model
     )
     layers = [layer for _, layer in quantize.quantized_layers(load(model).model)]
     levels = sum(layer.weight.numel() * layer.weight.element_size() for layer in layers)
@@ -149,8 +154,8 @@ def test_the_bytes_that_are_counted_are_those_that_are_held(decoder, kind, doubl
         scales += state.absmax.nbytes + state.code.nbytes
         if double:  # the table of the scales' levels is one for all layers
             scales += state.state2.absmax.nbytes + state.offset.nbytes
-    assert (counted.levels, counted.scales) == (levels, scales)
-    assert counted.numbers == sum(layer.in_features * layer.out_features for layer in layers)
+    assert (counted.level_bytes, counted.scale_bytes) == (levels, scales)
+    assert counted.weights == sum(layer.in_features * layer.out_features for layer in layers)
 
 
 def test_the_plan_counts_a_rank_by_hand(decoder):
@@ -161,8 +166,8 @@ def test_the_plan_counts_a_rank_by_hand(decoder):
     embeddings, norms = 2 * 320 * 32, 5 * 32
     made = plan(config(decoder, model={"double_quantize": False}))
     counts, learnt = made.parameters, made.parameters.trainable
-    assert (counts.quantized.numbers, counts.quantized.levels) == (numbers, numbers // 2)
-    assert counts.quantized.scales == scales
+    assert (counts.quantized.weights, counts.quantized.level_bytes) == (numbers, numbers // 2)
+    assert counts.quantized.scale_bytes == scales
     assert counts.frozen == numbers + embeddings + norms
     whole = embeddings + norms
     assert made.model_state["weights"] == 4 * (whole + learnt) + numbers // 2 + scales
@@ -199,7 +204,10 @@ def pooled(tmp_path_factory) -> Path:
 )
 def test_heads_and_new_modules_stay_whole_in_the_plan_and_in_the_run(name, head, whole, request):
     model = base(request.getfixturevalue(name))
-    loaded, planned = load(model, head=head), load_on_meta_device(model, head=head, changes={})
+    loaded, planned = (
+        load(model, head=head),
+        load_on_meta_device(model, auto_class=head, config_changes={}),
+    )
     names = [
         {name for name, _ in quantize.quantized_layers(one.model)} for one in (loaded, planned)
     ]
@@ -211,7 +219,7 @@ def test_heads_and_new_modules_stay_whole_in_the_plan_and_in_the_run(name, head,
     assert names[0] == names[1] and names[0]
     kept = {name for name in linear if name.endswith("DenseReluDense.wo")}  # T5's, by transformers
     assert linear - kept == whole and bool(kept) == (name == "t5")
-    assert loaded.new == planned.new
+    assert loaded.new_parameters == planned.new_parameters
     assert all(not value.is_meta for value in loaded.model.parameters())
     found, counted = adapted(loaded), adapted(planned)
     assert {name: value.shape for name, value in learning(found).items()} == {
@@ -358,7 +366,7 @@ class OnCpu(TorchFunctionMode):
 def made_good(loaded: LoadedModel, **options: Any) -> Any:
     model = adapted(loaded, init="loftq", **options)
     lora(init="loftq").begin_over(
-        model, whole=loaded.whole, device=torch.device("cpu"), beat=lambda: None
+        model, whole=loaded.original_weights, device=torch.device("cpu"), beat=lambda: None
     )
     return model
 
@@ -450,7 +458,10 @@ def test_loftq_refuses_weights_that_are_not_those_of_the_base(decoder):
     model = adapted(loaded, init="loftq")
     for whole, problem in (
         ({}, r"does not find model\.layers\.0\.self_attn\.q_proj\.weight.*exclude"),
-        ({name: -loaded.whole[name] for name in loaded.whole}, "far from its weight"),
+        (
+            {name: -loaded.original_weights[name] for name in loaded.original_weights},
+            "far from its weight",
+        ),
     ):
         with pytest.raises(DtlError, match=problem):
             lora(init="loftq").begin_over(
@@ -527,14 +538,14 @@ def test_a_run_leaves_an_adapter_that_is_opened_on_the_same_base(finished, tmp_p
     source = finished.config.model
     loaded = load_pretrained(
         source,
-        head="AutoModelForSequenceClassification",
-        changes={},
-        random=False,
+        auto_class="AutoModelForSequenceClassification",
+        config_changes={},
+        random_init=False,
         seed=0,
         dtype="fp32",
     )
-    assert "classifier.weight" in loaded.new
-    model = further.apply(loaded.model, new=loaded.new).eval()
+    assert "classifier.weight" in loaded.new_parameters
+    model = further.apply(loaded.model, new_parameters=loaded.new_parameters).eval()
     further.fill(model, fill=lambda parameter, value: parameter.data.copy_(value))
     with torch.no_grad():
         begins = model(**inputs).logits[0].softmax(-1).tolist()
@@ -564,7 +575,7 @@ def test_a_cuda_that_bitsandbytes_has_nothing_for_is_refused(decoder, monkeypatc
     monkeypatch.setattr(cextension, "lib", broken)
     with pytest.raises(DtlError, match="no library for this CUDA"):
         plan(config(decoder), hardware=GPU)
-    assert plan(config(decoder)).parameters.quantized.numbers > 0  # a CPU can do without
+    assert plan(config(decoder)).parameters.quantized.weights > 0  # a CPU can do without
 
 
 def test_eight_bits_are_not_shared_out_by_zero_3(decoder, tmp_path, capsys):

@@ -20,7 +20,8 @@ from dtl.core.cache_folder import cache_folder
 from dtl.core.errors import DtlError, RunFailed
 from dtl.core.files import publish_folder
 from dtl.core.lock import Lease
-from dtl.data.cache.encoded import INDEX_FILE, cache_key
+from dtl.data.cache.encoded import INDEX_FILE
+from dtl.data.cache.store import cache_key
 
 # A bfloat16 is kept as its 16 bits, which numpy has no name for.
 DTYPES = {"float32": "<f4", "float16": "<f2", "bfloat16": "<i2", "float64": "<f8"}

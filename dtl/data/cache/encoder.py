@@ -1,0 +1,171 @@
+"""Encodes rows into the cache: one process writes, the others wait."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+
+from dtl.core.cache_folder import cache_folder
+from dtl.core.errors import DtlError
+from dtl.core.files import staged_folder
+from dtl.data.example import EncodedExample, Skip
+
+if TYPE_CHECKING:
+    from dtl.data.sources.rows import Row
+
+from dtl.data.cache.encoded import (
+    GROUPS_FILE,
+    INDEX_FILE,
+    PER_EXAMPLE,
+    SKIPPED_ROWS_FILE,
+    EncodedData,
+    EncodingSummary,
+)
+from dtl.data.cache.store import wait_for_file
+
+NO_GROUP = "(none)"  # of a row that has no value in the column
+NARROW_DTYPES = {np.dtype(np.int16): "<i2", np.dtype(np.uint8): "|u1"}  # samples and pixels
+
+
+def encode_rows(
+    rows: Iterable[Row],
+    encoder: Callable[[Row], EncodedExample | Skip],
+    *,
+    key: str,
+    location: str,
+    group_by: str | None = None,
+) -> EncodedData:
+    """Return the encoded rows from the cache; encode them if they are not there, all or none.
+
+    `group_by`: the column whose value is stored with each example; it is part of the key.
+    `location`: the config key that messages name. Raises DtlError if no row gives an example.
+    """
+    folder = cache_folder() / "encoded" / key
+    if not (folder / INDEX_FILE).exists():
+        _write_folder(rows, encoder, folder, group_by)
+    data = EncodedData(folder)
+    if len(data) == 0:
+        reasons = "; ".join(f"{count} x {why}" for why, count in data.summary.skipped.items())
+        raise DtlError.of(
+            location,
+            f"none of {data.summary.rows} rows can be trained on ({reasons})",
+            "check data.columns, or raise task.max_length",
+        )
+    return data
+
+
+def wait_for_encoded_data(key: str, *, timeout_seconds: float = 3600.0) -> EncodedData:
+    """Wait until another process has encoded the rows, and return them."""
+    folder = cache_folder() / "encoded" / key
+    wait_for_file(folder / INDEX_FILE, timeout_seconds=timeout_seconds)
+    return EncodedData(folder)
+
+
+def format_group(row: Row, column: str) -> str:
+    """Return the group of a row: its value in a column, as text."""
+    value = row.fields.get(column)
+    if value is None:
+        return NO_GROUP
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _write_folder(
+    rows: Iterable[Row],
+    encoder: Callable[[Row], EncodedExample | Skip],
+    folder: Path,
+    group_by: str | None,
+) -> None:
+    with staged_folder(folder) as staged:
+        _write_files(rows, encoder, staged, group_by)
+
+
+def _write_files(
+    rows: Iterable[Row],
+    encoder: Callable[[Row], EncodedExample | Skip],
+    staged: Path,
+    group_by: str | None,
+) -> None:
+    skipped_rows: list[tuple[int, str]] = []
+    groups: list[str] = []
+    examples = 0
+    with ExitStack() as open_files:
+        numbers = {
+            name: open_files.enter_context((staged / f"{name}.numbers").open("wb"))
+            for name in PER_EXAMPLE
+        }
+        columns: dict[str, _ColumnWriter] = {}
+        for row in rows:
+            example = encoder(row)
+            if isinstance(example, Skip):
+                skipped_rows.append((row.index, example.reason))
+                continue
+            examples += 1
+            if group_by is not None:
+                groups.append(format_group(row, group_by))
+            for name, number in zip(
+                PER_EXAMPLE, (example.length, example.targets, row.index), strict=True
+            ):
+                numbers[name].write(np.int64(number).astype("<i8").tobytes())
+            for name, value in example.values.items():
+                if name not in columns:
+                    columns[name] = open_files.enter_context(_ColumnWriter(staged, name, value))
+                columns[name].add(value)
+    skipped = Counter(reason for _, reason in skipped_rows)
+    summary = EncodingSummary(
+        rows=examples + len(skipped_rows), examples=examples, skipped=dict(skipped)
+    )
+    (staged / SKIPPED_ROWS_FILE).write_text(json.dumps(skipped_rows), encoding="utf-8")
+    if group_by is not None:
+        (staged / GROUPS_FILE).write_text(json.dumps(groups), encoding="utf-8")
+    index = {
+        "summary": asdict(summary),
+        "values": [[name, column.kind] for name, column in columns.items()],
+    }
+    (staged / INDEX_FILE).write_text(json.dumps(index), encoding="utf-8")
+
+
+def _storage_dtype(array: np.ndarray) -> str:
+    is_integer = array.dtype.kind in "iub" or array.size == 0
+    return NARROW_DTYPES.get(array.dtype, "<i4" if is_integer else "<f4")
+
+
+def convert_to_stored_dtypes(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the values with the dtypes that they would have when read from the cache."""
+    arrays = {name: np.asarray(value) for name, value in values.items()}
+    stored = {
+        name: np.atleast_1d(array).astype(_storage_dtype(array), casting="same_kind")
+        for name, array in arrays.items()
+    }
+    return {name: stored[name] if arrays[name].ndim else stored[name][0].item() for name in stored}
+
+
+class _ColumnWriter:
+    """Appends the integers or floats (one or an array) of one example after another to a file."""
+
+    def __init__(self, folder: Path, name: str, first: Any) -> None:
+        array = np.asarray(first)
+        self._dtype = _storage_dtype(array)
+        self.kind = {"dtype": self._dtype, "single": array.ndim == 0}
+        self._paths = folder / f"{name}.values", folder / f"{name}.ends"
+        self._end = 0
+
+    def __enter__(self) -> Self:
+        self._values, self._ends = (path.open("wb") for path in self._paths)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._values.close()
+        self._ends.close()
+
+    def add(self, value: Any) -> None:
+        array = np.atleast_1d(np.asarray(value)).astype(self._dtype, casting="same_kind")
+        self._end += array.size
+        self._values.write(array.tobytes())
+        self._ends.write(np.int64(self._end).astype("<i8").tobytes())
