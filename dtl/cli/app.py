@@ -198,10 +198,9 @@ def status(
     folder: Annotated[Path, typer.Option("--dir", help="folder in which runs are")] = Path("runs"),
 ) -> None:
     """Say where runs are: in the queue, at which step, with which loss, how long they will take."""
-    from dtl.cluster.status import HEADINGS
-    from dtl.cluster.status import status as look
+    from dtl.cluster.status import HEADINGS, query_runs
 
-    rows = [HEADINGS, *(one.row() for one in look(run or folder))]
+    rows = [HEADINGS, *(status.row() for status in query_runs(run or folder))]
     widths = [max(len(row[column]) for row in rows) for column in range(len(HEADINGS))]
     for row in rows:
         print(
@@ -218,9 +217,9 @@ def logs(
     follow: Annotated[bool, typer.Option("--follow", "-f", help="until the run ends")] = False,
 ) -> None:
     """Print what a run has said."""
-    from dtl.cluster import status as following
+    from dtl.cluster.run_log import iter_log_lines
 
-    for line in following.lines(run, rank=rank, follow=follow):
+    for line in iter_log_lines(run, rank=rank, follow=follow):
         print(line, end="", flush=True)
 
 
@@ -621,9 +620,9 @@ def doctor(
 
 
 def _draft_site(partition: str | None, out: Path | None) -> None:
-    from dtl.cluster.site_draft import draft
+    from dtl.cluster.site_draft import draft_site_file
 
-    text = draft(partition=partition)
+    text = draft_site_file(partition=partition)
     if out is None:
         print(text, end="")
         return

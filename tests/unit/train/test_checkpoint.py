@@ -1,4 +1,4 @@
-"""A checkpoint is whole or not there, and what is damaged is found before a weight is touched."""
+"""A checkpoint is complete or absent, and damage is found before a weight is read."""
 
 import json
 import os
@@ -10,41 +10,42 @@ import pytest
 import torch
 
 from dtl.core.errors import RunFailed
-from dtl.train import checkpoint
-from dtl.train.checkpoint import CheckpointStore, CheckpointTensors
-from dtl.train.loop import Progress
+from dtl.train import checkpoint, checkpoint_tensors
+from dtl.train.checkpoint import CheckpointStore
+from dtl.train.checkpoint_tensors import CheckpointTensors
+from dtl.train.progress import Progress
 
 NAMES = ("block.weight", "head.weight", "head.bias")
 
 
 @dataclass
-class OneRank:
+class SingleRankEngine:
     """As much of an engine as the store needs."""
 
     rank: int = 0
-    ranks: int = 1
-    is_first: bool = True
+    world_size: int = 1
+    is_main_process: bool = True
     values: dict = field(
         default_factory=lambda: {n: torch.nn.Parameter(torch.randn(3, 2)) for n in NAMES}
     )
 
-    def moved(self):
+    def parameters_to_save(self):
         return list(self.values.items())
 
-    def whole(self, value):
+    def full_tensor(self, value):
         return value.detach().clone()
 
     def changed_buffers(self):
         return {}
 
-    def moments(self, value):
-        whole = self.whole(value)
-        return {"exp_avg": whole * 2, "exp_avg_sq": whole**2}
+    def optimizer_state(self, value):
+        full = self.full_tensor(value)
+        return {"exp_avg": full * 2, "exp_avg_sq": full**2}
 
-    def gather(self, values):
+    def all_gather_object(self, values):
         return values
 
-    def wait(self):
+    def barrier(self):
         return None
 
 
@@ -52,7 +53,7 @@ class OneRank:
 def store(tmp_path):
     made = CheckpointStore(tmp_path / "checkpoints", "mine")
     for step in (4, 8):
-        made.save(OneRank(), Progress(step=step, digest="d"))
+        made.save(SingleRankEngine(), Progress(step=step, digest="d"))
     return made
 
 
@@ -79,9 +80,9 @@ def damage_delete(path):
 
 
 def damage_link(path):
-    aside = path.parent.parent / "aside"
-    path.rename(aside)
-    path.symlink_to(aside)
+    target = path.parent.parent / "moved"
+    path.rename(target)
+    path.symlink_to(target)
 
 
 def damage_other_step(path):
@@ -94,10 +95,10 @@ FILES = ("part-00001.safetensors", "progress.json", "manifest.json")
 
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("name", FILES)
-def test_damage_is_found_and_the_older_one_taken(store, damage, name):
+def test_damage_is_found_and_the_older_checkpoint_is_returned(store, damage, name):
     newest = store.folder / "step-00000008"
     damage(newest / name)
-    found, damaged = store.newest_whole()
+    found, damaged = store.find_newest_intact()
     assert found == store.folder / "step-00000004"
     assert [entry.path for entry in damaged] == [newest]
     assert damaged[0].reason
@@ -107,26 +108,26 @@ def test_damage_is_found_and_the_older_one_taken(store, damage, name):
     "key", [b"sha256", b"bytes", b"files", b"step", b"run", b"part-00001.safetensors"]
 )
 def test_one_flipped_bit_in_a_key_of_the_manifest_is_damage(store, key):
-    manifest = store.path_of(8) / "manifest.json"
+    manifest = store.step_path(8) / "manifest.json"
     data = bytearray(manifest.read_bytes())
     data[data.index(b'"' + key) + 1] ^= 1
     manifest.write_bytes(data)
-    found, damaged = store.newest_whole()
-    assert found == store.path_of(4)
+    found, damaged = store.find_newest_intact()
+    assert found == store.step_path(4)
     assert [entry.path.name for entry in damaged] == ["step-00000008"]
 
 
-def test_files_too_many_and_folders_under_another_name_are_damage(store):
+def test_additional_file_or_renamed_folder_is_damage(store):
     (store.folder / "step-00000008" / "rng_state.pth").write_bytes(b"\x80\x04N.")
     (store.folder / "step-00000004").rename(store.folder / "step-00000005")
-    found, damaged = store.newest_whole()
+    found, damaged = store.find_newest_intact()
     assert found is None
     assert "rng_state.pth" in damaged[0].reason
-    assert "holds step 4" in damaged[1].reason
+    assert "contains step 4" in damaged[1].reason
 
 
-def test_the_newest_are_kept_and_hold_what_was_saved(tmp_path):
-    engine, store = OneRank(), CheckpointStore(tmp_path, "mine")
+def test_newest_checkpoints_are_kept_and_contain_what_was_saved(tmp_path):
+    engine, store = SingleRankEngine(), CheckpointStore(tmp_path, "mine")
     for step in range(1, 6):
         store.save(engine, Progress(step=step, updates=step))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000004", "step-00000005"]
@@ -140,18 +141,18 @@ def test_the_newest_are_kept_and_hold_what_was_saved(tmp_path):
     assert checkpoint.read_progress(tmp_path / "step-00000005") == Progress(step=5, updates=5)
 
 
-STEPS_OF_A_SAVE = ("os.fsync", "os.open", "pathlib.Path.rename", "pathlib.Path.replace")
+CALLS_OF_A_SAVE = ("os.fsync", "os.open", "pathlib.Path.rename", "pathlib.Path.replace")
 
 
-@pytest.mark.parametrize("call", STEPS_OF_A_SAVE)
+@pytest.mark.parametrize("call", CALLS_OF_A_SAVE)
 @pytest.mark.parametrize("at", range(1, 7))
-def test_death_at_any_call_of_a_save_leaves_a_whole_checkpoint(tmp_path, monkeypatch, call, at):
-    """`Exception` stands for the kill: nothing of ours catches it."""
+def test_kill_at_any_call_of_a_save_leaves_an_intact_checkpoint(tmp_path, monkeypatch, call, at):
+    """The exception stands for the kill: no code of dtl catches it."""
 
     class Killed(BaseException):
         pass
 
-    engine, store = OneRank(), CheckpointStore(tmp_path, "mine", newest_to_keep=1)
+    engine, store = SingleRankEngine(), CheckpointStore(tmp_path, "mine", newest_to_keep=1)
     store.save(engine, Progress(step=1))
     owner, _, name = call.rpartition(".")
     home = os if owner == "os" else checkpoint.Path
@@ -175,20 +176,21 @@ def test_death_at_any_call_of_a_save_leaves_a_whole_checkpoint(tmp_path, monkeyp
     json.loads((tmp_path / "step-00000003" / "manifest.json").read_text())
 
 
-def test_another_runs_checkpoint_is_damage_but_not_one_of_before_a_change(store):
+def test_checkpoint_of_another_run_is_damage_and_one_before_a_config_change_is_not(store):
     other = CheckpointStore(store.folder, "another")
     found, damaged = other.find_newest_intact()
     assert found is None
     assert [entry.reason for entry in damaged] == ["it belongs to another run"] * 2
     changed = CheckpointStore(store.folder, "another", ("mine",))
-    assert changed.find_newest_intact() == (store.path_of(8), [])
+    assert changed.find_newest_intact() == (store.step_path(8), [])
 
 
-def test_the_best_and_one_far_enough_back_are_kept(tmp_path):
+def test_best_checkpoint_and_one_before_the_rollback_limit_are_kept(tmp_path):
     store = CheckpointStore(tmp_path, "mine", newest_to_keep=1, rollback_steps=4)
     for step in range(12):
         store.save(
-            OneRank(), Progress(step=step, best_score=0.5, best_step=3 if step >= 3 else None)
+            SingleRankEngine(),
+            Progress(step=step, best_score=0.5, best_step=3 if step >= 3 else None),
         )
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         f"step-{step:08d}" for step in (3, 8, 9, 10, 11)
@@ -198,41 +200,41 @@ def test_the_best_and_one_far_enough_back_are_kept(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["step-00000003"]
 
 
-def test_what_is_read_back_otherwise_is_not_called_saved(tmp_path, monkeypatch):
+def test_save_fails_where_tensors_read_back_differ(tmp_path, monkeypatch):
     store = CheckpointStore(tmp_path, "mine")
-    store.save(OneRank(), Progress(step=1))
-    real = checkpoint.save_file
+    store.save(SingleRankEngine(), Progress(step=1))
+    real = checkpoint_tensors.save_file
 
-    def rotten(tensors, path):
-        spoilt = {name: value.clone() for name, value in tensors.items()}
-        next(iter(spoilt.values()))[0, 0] += 1
-        real(spoilt, path)
+    def corrupt(tensors, path):
+        corrupted = {name: value.clone() for name, value in tensors.items()}
+        next(iter(corrupted.values()))[0, 0] += 1
+        real(corrupted, path)
 
-    monkeypatch.setattr(checkpoint, "save_file", rotten)
+    monkeypatch.setattr(checkpoint_tensors, "save_file", corrupt)
     with pytest.raises(RunFailed, match="1 of 9 tensors read back differ"):
-        store.save(OneRank(), Progress(step=2))
+        store.save(SingleRankEngine(), Progress(step=2))
     assert store.find_newest_intact() == (store.step_path(1), [])
 
 
-def test_nothing_is_written_into_a_folder_that_is_no_longer_ours(tmp_path):
+def test_nothing_is_written_into_a_folder_that_another_process_has_taken_over(tmp_path):
     def lost():
         raise RunFailed.of("runs/x", "was taken over", "end one of the two")
 
     with pytest.raises(RunFailed, match="taken over"):
         CheckpointStore(tmp_path / "checkpoints", "mine", check_lease=lost).save(
-            OneRank(), Progress(step=1)
+            SingleRankEngine(), Progress(step=1)
         )
     assert not (tmp_path / "checkpoints").exists()
 
 
-def test_buffers_that_training_has_changed_are_saved_and_come_back(tmp_path):
-    class WithNorm(OneRank):
+def test_changed_buffers_are_saved_and_restored(tmp_path):
+    class WithNorm(SingleRankEngine):
         def changed_buffers(self):
             return {"norm.running_mean": torch.tensor([1.0, 2.0])}
 
     model = torch.nn.Sequential()
     model.norm = torch.nn.BatchNorm1d(2).requires_grad_(False)
     path = CheckpointStore(tmp_path, "mine").save(WithNorm(), Progress(step=1))
-    checkpoint.restore_buffers(CheckpointTensors(path), model)
+    checkpoint_tensors.restore_buffers(CheckpointTensors(path), model)
     assert model.norm.running_mean.tolist() == [1.0, 2.0]
     assert model.norm.num_batches_tracked.item() == 0

@@ -1,4 +1,4 @@
-"""A launch saves and ends before its time is up."""
+"""A launch saves and ends before its time limit."""
 
 import time
 
@@ -38,27 +38,27 @@ def test_the_earlier_of_wall_time_and_slurms_end_counts():
     assert find_end_time(Train(steps=1), {"SLURM_JOB_END_TIME": "Unknown"}) is None
 
 
-def test_it_is_near_when_another_step_and_two_saves_would_come_too_late(clock):
+def test_deadline_is_near_when_a_step_and_two_saves_would_not_fit(clock):
     mine = Deadline(1100.0, checkpoint_bytes=0)
     mine.record_save(10.0)
     for _ in range(3):
         clock.now += 20
-        assert not mine.near  # at 1060: a step of 20 s, two saves of 10 s and 5 s end at 1105
+        assert not mine.is_near()  # at 1060: a step of 20 s, two saves of 10 s and 5 s end at 1105
         if clock.now == 1040:
             break
     clock.now += 20
-    assert mine.near
+    assert mine.is_near()
 
 
-def test_a_save_that_is_still_to_come_is_taken_from_its_size(clock):
+def test_duration_of_first_save_is_estimated_from_its_size(clock):
     slow = Deadline(1100.0, checkpoint_bytes=int(deadline.ASSUMED_BYTES_PER_SECOND * 60))
-    assert slow.near, "two saves of 60 s do not fit into 100 s"
+    assert slow.is_near(), "two saves of 60 s do not fit into 100 s"
     for _ in range(4):
         slow.record_save(1.0)
-    assert not slow.near, "measured, it is quick"
+    assert not slow.is_near(), "after measured saves the estimate is short"
 
 
-def test_without_an_end_it_is_never_near(clock):
+def test_deadline_without_end_time_is_never_near(clock):
     mine = Deadline(None, checkpoint_bytes=10**15)
     clock.now += 10**9
-    assert not mine.near
+    assert not mine.is_near()

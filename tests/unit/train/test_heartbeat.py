@@ -1,4 +1,4 @@
-"""A process that stands still is ended, with its stack in the log and the late rank named."""
+"""A process that hangs is ended, with its stack in the log and the late rank named."""
 
 import json
 import os
@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from dtl.train import heartbeat as watch
+from dtl.train import heartbeat as heartbeat_module
 from dtl.train.heartbeat import (
     HANG_EXIT_CODE,
     Heartbeat,
@@ -18,18 +18,21 @@ from dtl.train.heartbeat import (
     read_heartbeats,
 )
 
-# One of two ranks: when both are there it beats some times, then stands still.
+# One of two ranks: when both have started it makes some heartbeats, then hangs.
 PROCESS = """
 import sys, time
 from pathlib import Path
-from dtl.train.heartbeat import Watch, read_beats
+from dtl.train.heartbeat import Watchdog, read_heartbeats
 
 rank, limit, beats = int(sys.argv[2]), float(sys.argv[3]), int(sys.argv[4])
-with Watch(Path(sys.argv[1]), rank=rank, ranks=2, tell=lambda text: print(text, flush=True)) as it:
-    while len(read_beats(Path(sys.argv[1]))) < int(sys.argv[5]):
+def print_line(text):
+    print(text, flush=True)
+
+with Watchdog(Path(sys.argv[1]), rank=rank, world_size=2, print_line=print_line) as watchdog:
+    while len(read_heartbeats(Path(sys.argv[1]))) < int(sys.argv[5]):
         time.sleep(0.02)
     for number in range(beats):
-        it.beat(f"step {number + 1}", within=limit)
+        watchdog.heartbeat(f"step {number + 1}", timeout=limit)
         time.sleep(0.3)
     def waits_for_the_others():
         time.sleep(60)
@@ -43,15 +46,15 @@ def start(folder, rank, *, limit, beats, together=2):
     return subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def test_two_ranks_that_stand_still_end_and_one_of_them_says_who_was_late(tmp_path):
+def test_two_hanging_ranks_end_and_one_of_them_prints_which_is_late(tmp_path):
     ranks = [start(tmp_path, 0, limit=5, beats=4), start(tmp_path, 1, limit=5, beats=2)]
-    told = [process.communicate(timeout=60) for process in ranks]
+    output = [process.communicate(timeout=60) for process in ranks]
     assert [process.returncode for process in ranks] == [HANG_EXIT_CODE, HANG_EXIT_CODE]
-    assert all("waits_for_the_others" in errors for _, errors in told), "the stack of each"
-    assert told[0][0].startswith("rank 0 has stood still for")
+    assert all("waits_for_the_others" in errors for _, errors in output), "the stack of each"
+    assert output[0][0].startswith("rank 0 has made no progress for")
     late = ("behind the others is rank 1 on", "no sign of life from rank 1 on")
-    assert any(name in told[0][0] for name in late), "the second may have ended by then"
-    assert told[1][0] == "", "one of them tells the user"
+    assert any(name in output[0][0] for name in late), "the second may have ended by then"
+    assert output[1][0] == "", "only one of them prints"
 
 
 def test_a_stopped_rank_0_is_named_by_the_other(tmp_path):
@@ -60,9 +63,9 @@ def test_a_stopped_rank_0_is_named_by_the_other(tmp_path):
     while [beat.count for beat in read_heartbeats(tmp_path)] != [2, 2]:
         time.sleep(0.02)
     first.send_signal(signal.SIGSTOP)
-    told, _ = second.communicate(timeout=60)
+    output, _ = second.communicate(timeout=60)
     assert second.returncode == HANG_EXIT_CODE
-    assert "no sign of life from rank 0 on" in told
+    assert "no sign of life from rank 0 on" in output
     first.kill()
     first.communicate()
 
@@ -80,8 +83,8 @@ def test_time_in_which_a_process_was_suspended_does_not_count(tmp_path):
     process.communicate()
 
 
-def test_who_comes_further_lives_on(tmp_path):
-    with Watchdog(tmp_path, rank=0, ranks=1, tell=pytest.fail) as mine:
+def test_process_that_makes_progress_is_not_ended(tmp_path):
+    with Watchdog(tmp_path, rank=0, world_size=1, print_line=pytest.fail) as mine:
         for number in range(8):
             mine.heartbeat(f"step {number}", timeout=0.6)
             time.sleep(0.15)
@@ -90,35 +93,36 @@ def test_who_comes_further_lives_on(tmp_path):
     assert (beat.rank, beat.pid) == (0, os.getpid())
 
 
-def test_a_beat_that_cannot_be_read_is_left_out(tmp_path):
+def test_unreadable_heartbeat_is_skipped(tmp_path):
     (tmp_path / "rank-0.json").write_text('{"rank": 0')
     assert read_heartbeats(tmp_path) == []
     (tmp_path / "rank-0.json").write_text(json.dumps({"rank": 0, "unknown": 1}))
     assert read_heartbeats(tmp_path) == []
 
 
-def test_a_disk_that_is_full_does_not_end_the_watch(tmp_path, monkeypatch, capsys):
+def test_full_disk_does_not_end_the_watchdog(tmp_path, monkeypatch, capsys):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(watch.Path, "write_text", full)
-    watch._write(tmp_path / "rank-0.json", {})
+    monkeypatch.setattr(heartbeat_module.Path, "write_text", full)
+    heartbeat_module._write(tmp_path / "rank-0.json", {})
     assert "No space left" in capsys.readouterr().err
 
 
-def test_who_is_late():
+def test_late_ranks_are_described():
     now = time.time()
 
-    def beat(rank, number, alive=now):
+    def make_heartbeat(rank, number, alive=now):
         return Heartbeat(rank, "host", 1, number, f"step {number}", now, alive)
 
     assert (
-        describe_late_ranks([beat(0, 5), beat(1, 5)], after=10) == "all ranks are at the same point"
+        describe_late_ranks([make_heartbeat(0, 5), make_heartbeat(1, 5)], after=10)
+        == "all ranks are at the same point"
     )
     assert (
-        describe_late_ranks([beat(0, 5), beat(1, 4)], after=10)
+        describe_late_ranks([make_heartbeat(0, 5), make_heartbeat(1, 4)], after=10)
         == "behind the others is rank 1 on host (step 4)"
     )
-    assert describe_late_ranks([beat(0, 5, now - 20), beat(1, 4)], after=10) == (
-        "no sign of life from rank 0 on host (step 5)"
-    )
+    assert describe_late_ranks(
+        [make_heartbeat(0, 5, now - 20), make_heartbeat(1, 4)], after=10
+    ) == ("no sign of life from rank 0 on host (step 5)")

@@ -1,4 +1,4 @@
-"""A tracker is told what metrics.jsonl is told, and whatever it does, the run does not feel it."""
+"""A tracker receives the lines of metrics.jsonl, and cannot slow the run down or end it."""
 
 import importlib.util
 import io
@@ -17,12 +17,12 @@ from dtl.core.errors import DtlError
 from dtl.prepare import preparation
 from dtl.train import trackers as tracking
 from dtl.train.log import RunLog
-from dtl.train.trackers import Start, Trackers, read_metrics
+from dtl.train.trackers import Trackers, read_metrics
 from tests.tiny_run import line, stopped_run
 
-HERE = importlib.util.find_spec("tensorboard") is not None
+HAS_TENSORBOARD = importlib.util.find_spec("tensorboard") is not None
 needs_tensorboard = pytest.mark.skipif(
-    not HERE, reason="no tensorboard: pip install 'dtl[tracking]' brings it"
+    not HAS_TENSORBOARD, reason="no tensorboard: pip install 'dtl[tracking]' brings it"
 )
 
 
@@ -31,19 +31,19 @@ def run(tmp_path):
     return stopped_run(tmp_path, [{"text": f"text {n}"} for n in range(8)], labels=["a", "b"])
 
 
-class Fake:
+class FakeTracker:
     """A tracker; `hold` is waited for before each line, `fault` is raised at that step."""
 
-    def __init__(self, *, hold=None, fault=None, identity=None):
-        self.identity, self.hold, self.fault = identity, hold, fault
+    def __init__(self, *, hold=None, fault=None, run_id=None):
+        self.run_id, self.hold, self.fault = identity, hold, fault
         self.starts, self.lines, self.config, self.finished = [], [], None, False
 
-    def open(self, name, folder, start):
-        self.starts.append(start)
-        self.identity = self.identity and (start.identity or self.identity)
+    def open(self, name, *, folder, run_id, first_step):
+        self.starts.append((run_id, first_step))
+        self.run_id = self.run_id and (run_id or self.run_id)
         return self
 
-    def configure(self, values):
+    def log_config(self, values):
         self.config = values
 
     def log(self, values, step):
@@ -57,11 +57,11 @@ class Fake:
         self.finished = True
 
 
-def follow(run, fake, said):
-    return Trackers.start(["fake"], run, said.append, opener=fake.open)
+def start_trackers(run, fake, lines_printed):
+    return Trackers.start(["fake"], run, lines_printed.append, open_tracker=fake.open)
 
 
-def test_it_is_told_numbers_by_kind_and_model():
+def test_metrics_are_the_numbers_by_kind_and_model():
     assert read_metrics({**line(7), "digest": "abc"}) == {
         "train/epoch": 0.0,
         "train/learning_rate": 0.01,
@@ -80,36 +80,39 @@ def test_it_is_told_numbers_by_kind_and_model():
     }
 
 
-def test_what_the_log_writes_the_tracker_hears(run):
-    fake, said = Fake(identity="one"), []
-    log = RunLog(run, io.StringIO(), 120, trackers=follow(run, fake, said))
+def test_tracker_receives_what_the_log_writes(run):
+    fake, lines_printed = FakeTracker(run_id="one"), []
+    log = RunLog(run, io.StringIO(), 120, trackers=start_trackers(run, fake, lines_printed))
     log.skip(1, [4], reason="inf")
     log.scores(20, {"accuracy": 0.5}, model="adapted")
     log.close()
-    assert [step for step, _ in fake.lines] == [1, 20] and fake.finished and said == []
+    assert [step for step, _ in fake.lines] == [1, 20] and fake.finished and lines_printed == []
     assert [one["step"] for one in list(run.read_metrics())[-2:]] == [1, 20]
     assert fake.config["train.steps"] == 120 and fake.config["model.path"] == "mini:text"
-    again = Fake(identity="another")
-    trackers = follow(run, again, said)
+    again = FakeTracker(run_id="another")
+    trackers = start_trackers(run, again, lines_printed)
     trackers.put(line(21))
     trackers.close()
-    assert again.starts == [Start("one", 21)] and again.config is None, "it goes on with its run"
+    assert again.starts == [("one", 21)] and again.config is None, "it resumes its run"
     assert json.loads((run.path / "trackers.json").read_text()) == {"fake": "one"}
 
 
-def test_a_slow_tracker_never_holds_up_the_run(run, monkeypatch):
+def test_slow_tracker_does_not_slow_the_run_down(run, monkeypatch):
     monkeypatch.setattr(tracking, "CLOSING_SECONDS", 0.2)
-    hold, said = threading.Event(), []
-    slow = Fake(hold=hold)
-    trackers = follow(run, slow, said)
+    hold, lines_printed = threading.Event(), []
+    slow = FakeTracker(hold=hold)
+    trackers = start_trackers(run, slow, lines_printed)
     start = time.monotonic()
     for step in range(1, 2 * tracking.MAX_QUEUED_LINES):
         trackers.put(line(step))
     assert time.monotonic() - start < 5 and slow.lines == []
     trackers.close()
     assert time.monotonic() - start < 6
-    (told,) = said
-    assert "does not keep up" in told and f"`dtl track {run.path} --to fake` sends all" in told
+    (message,) = lines_printed
+    assert (
+        "is slower than the run" in message
+        and f"`dtl track {run.path} --to fake` sends all" in message
+    )
     assert tracking.is_any_thread_alive()
     hold.set()
     for thread in threading.enumerate():
@@ -118,39 +121,41 @@ def test_a_slow_tracker_never_holds_up_the_run(run, monkeypatch):
     assert not tracking.is_any_thread_alive() and slow.finished, "it ends when it can"
 
 
-def test_a_process_does_not_wait_for_what_a_tracker_does_at_its_end():
+def test_process_does_not_wait_for_exit_handlers_of_a_tracker():
     code = """
 import atexit, threading, time
 from dtl.train import trackers as tracking
 from dtl.launch.worker import exit_process
-threading.Thread(target=time.sleep, args=(60,), name=tracking.THREAD, daemon=True).start()
+threading.Thread(target=time.sleep, args=(60,), name=tracking.THREAD_NAME, daemon=True).start()
 atexit.register(time.sleep, 60)
 exit_process(7)
 """
     assert subprocess.run([sys.executable, "-c", code], timeout=40).returncode == 7
 
 
-def test_a_tracker_that_fails_is_told_of_once(run):
-    said = []
-    broken = Fake(fault=3)
+def test_failure_of_a_tracker_is_printed_once(run):
+    lines_printed = []
+    broken = FakeTracker(fault=3)
 
-    def unreachable(name, folder, start):
+    def unreachable(name, *, folder, run_id, first_step):
         raise OSError("no route to host")
 
-    trackers = follow(run, broken, said)
-    dead = Trackers.start(["dead"], run, said.append, opener=unreachable)
+    trackers = start_trackers(run, broken, lines_printed)
+    dead = Trackers.start(["dead"], run, lines_printed.append, open_tracker=unreachable)
     for step in range(1, 50):
         trackers.put(line(step))
         dead.put(line(step))
     trackers.close()
     dead.close()
     assert [step for step, _ in broken.lines] == [1, 2] and broken.finished
-    assert len(said) == 2
-    assert any("tracker fake failed (ConnectionError: the server is down)" in one for one in said)
-    assert any("tracker dead failed (OSError: no route to host)" in one for one in said)
+    assert len(lines_printed) == 2
+    assert any(
+        "tracker fake failed (ConnectionError: the server is down)" in one for one in lines_printed
+    )
+    assert any("tracker dead failed (OSError: no route to host)" in one for one in lines_printed)
 
 
-def test_a_tracker_that_is_not_installed_is_refused_at_the_desk(tmp_path, monkeypatch, run, capsys):
+def test_missing_tracker_package_is_refused_before_the_launch(tmp_path, monkeypatch, run, capsys):
     monkeypatch.setattr(preparation.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(DtlError) as caught:
         preparation.refuse_absent_trackers(["tensorboard", "wandb"])
@@ -165,7 +170,7 @@ def test_a_tracker_that_is_not_installed_is_refused_at_the_desk(tmp_path, monkey
     assert main(["track", str(run.path), "--to", "trackio"]) == 2
 
 
-def test_tracking_does_not_change_what_a_run_learns(run, tmp_path):
+def test_tracking_is_no_change_of_the_training(run, tmp_path):
     config = tmp_path / "c.yaml"
     config.write_text((run.path / "config.yaml").read_text())
     assert changed_keys(load_config(config), load_config(config, ["tracking=[tensorboard]"])) == []
@@ -177,14 +182,16 @@ def test_tensorboard_has_every_step_once(run):
 
     from dtl.engine.trackers import open_tracker
 
-    said = []
+    lines_printed = []
     for steps in (range(1, 31), range(21, 41)):  # killed at 30, saved at 20
-        trackers = Trackers.start(["tensorboard"], run, said.append, opener=open_tracker)
+        trackers = Trackers.start(
+            ["tensorboard"], run, lines_printed.append, open_tracker=open_tracker
+        )
         for step in steps:
             trackers.put(line(step))
         trackers.close()
         time.sleep(1.1)  # the name of its file has the second, and its order counts
-    assert said == []
+    assert lines_printed == []
     found = EventAccumulator(str(run.path / "tensorboard")).Reload()
     assert [one.step for one in found.Scalars("train/loss")] == [n for n in range(1, 41) if n != 7]
     assert found.Scalars("train/loss")[-1].value == pytest.approx(3.0 / 40)

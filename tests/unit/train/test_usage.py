@@ -1,4 +1,4 @@
-"""What a run takes is added up over its launches; energy is said where it is counted."""
+"""The usage of a run is summed over its launches; energy is reported where it is counted."""
 
 import ctypes
 import types
@@ -11,13 +11,13 @@ from dtl.export.model_card import _usage
 from dtl.train import usage
 
 
-class OneRank:
-    device, is_first, ranks = torch.device("cpu"), True, 1
+class SingleRankEngine:
+    device, is_main_process, world_size = torch.device("cpu"), True, 1
 
-    def gather(self, values):
+    def all_gather_object(self, values):
         return values
 
-    def reduce(self, *values):
+    def all_reduce_sum(self, *values):
         return [float(value) for value in values]
 
 
@@ -41,8 +41,8 @@ def library(*, counts):
     )
 
 
-def test_a_launch_is_noted_anew_at_each_save(tmp_path):
-    meter = usage.UsageMeter(tmp_path / "usage", OneRank())
+def test_record_of_a_launch_is_updated_at_each_save(tmp_path):
+    meter = usage.UsageMeter(tmp_path / "usage", SingleRankEngine())
     meter.write()
     first = usage.read_usage(tmp_path / "usage")
     meter.write()
@@ -52,23 +52,25 @@ def test_a_launch_is_noted_anew_at_each_save(tmp_path):
     assert usage.read_usage(tmp_path / "none") is None
 
 
-def test_energy_is_what_nvml_counts_in_between(tmp_path, monkeypatch):
-    monkeypatch.setattr(usage, "_uuid", lambda device: "GPU-aa-bb")
-    told = library(counts=iter([5_000, 12_500, 20_000]))
-    monkeypatch.setattr(ctypes, "CDLL", lambda name: told)
-    meter = usage.UsageMeter(tmp_path, OneRank())
+def test_energy_is_the_difference_of_nvml_counters(tmp_path, monkeypatch):
+    monkeypatch.setattr(usage, "_read_uuid", lambda device: "GPU-aa-bb")
+    nvml = library(counts=iter([5_000, 12_500, 20_000]))
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: nvml)
+    meter = usage.UsageMeter(tmp_path, SingleRankEngine())
     meter.write()
     assert usage.read_usage(tmp_path).energy_joules == 7.5
     meter.write()
     assert usage.read_usage(tmp_path).energy_joules == 15.0
 
 
-@pytest.mark.parametrize(("energies", "told"), [((1.8e6, 5.4e6), "2 kWh"), ((1.8e6, None), None)])
-def test_launches_are_added_up_and_a_gap_in_energy_is_not_filled(tmp_path, energies, told):
+@pytest.mark.parametrize(
+    ("energies", "expected"), [((1.8e6, 5.4e6), "2 kWh"), ((1.8e6, None), None)]
+)
+def test_launches_are_summed_and_a_missing_energy_is_not_estimated(tmp_path, energies, expected):
     for number, joules in enumerate(energies):
         devices = {"H100": 4}
-        note = {"began": 0, "seconds": 60, "devices": devices, "energy_joules": joules}
-        write_json(tmp_path / f"launch-{number}.json", note)
+        record = {"began": 0, "seconds": 60, "devices": devices, "energy_joules": joules}
+        write_json(tmp_path / f"launch-{number}.json", record)
     rows = dict(_usage(usage.read_usage(tmp_path)))
     assert rows["hardware"] == "4 x H100" and rows["wall time"] == "2 min 00 s"
-    assert rows.get("energy", "none").startswith(told or "none")
+    assert rows.get("energy", "none").startswith(expected or "none")
