@@ -26,7 +26,8 @@ from dtl.config.schema import Model
 from dtl.core.parallel_dims import ParallelDims
 from dtl.data.loader import Loader
 from dtl.engine.base import Engine
-from dtl.models.load import get_pad_token_id, locate_model
+from dtl.models.locate import locate_model
+from dtl.models.processor import get_pad_token_id
 from dtl.prepare import preparation
 from dtl.prepare.dataset import Examples
 from dtl.train import optim

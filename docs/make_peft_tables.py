@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from dtl.config import registry
-from dtl.models.peft.adapters import COMPATIBILITY, MODEL_KIND_EXAMPLES
+from dtl.models.peft.compatibility import COMPATIBILITY, MODEL_KIND_EXAMPLES
 
 PAGE = Path(__file__).parent / "peft.md"
 TABLE = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)

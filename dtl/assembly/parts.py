@@ -10,7 +10,8 @@ from dtl.config import registry
 from dtl.config.schema import RunConfig
 from dtl.core.errors import DtlError
 from dtl.models.anatomy import batch_norms
-from dtl.models.load import LoadedModel, read_base_adapters
+from dtl.models.base_adapters import read_base_adapters
+from dtl.models.load import LoadedModel
 from dtl.strategies.base import Strategy
 from dtl.tasks.base import Task
 

@@ -1,4 +1,4 @@
-"""What one process can see of its node before a run: code, versions, disks, devices, files."""
+"""Probe a node before a run: code, versions, disks, files and the device of this process."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dtl.core.errors import DtlError
 from dtl.core.units import format_bytes
 from dtl.data.cache.encoded import INDEX_FILE
 from dtl.models.fingerprint import find_hub_snapshot, fingerprint_model
-from dtl.models.load import locate_model
+from dtl.models.locate import locate_model
 from dtl.plan.hardware import free_disk_bytes
 from dtl.plan.memory import checkpoint_bytes
 from dtl.plan.records import Layout
@@ -25,39 +25,46 @@ from dtl.run.folder import RunFolder
 from dtl.run.versions import find_package_versions
 
 Blame = Literal["node", "user"]  # whether another node would do, or the user must fix it
-SMALL = 64 * 2**20  # bytes that logs and notes may take
-FILES = 1000  # that a run may make
-HELD = 0.2  # share of a device's memory that nobody else may hold
-SIDE = 1024  # of the matrices multiplied for a trial
+Problem = tuple[str, str]  # problem and fix
+
+LOG_BYTES = 64 * 2**20  # that logs and records may take
+MIN_FILES = 1000  # that a run may create
+MAX_MEMORY_SHARE = 0.2  # of a device's memory that other processes may hold
+MATRIX_SIZE = 1024  # of the test multiplication
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What a process has found; JSON. `same`: what must be the same on all nodes."""
+class NodeReport:
+    """What a process has found on its node; JSON.
+
+    `versions`: what must be the same on all nodes, by name. `faults`: blame, problem and fix.
+    """
 
     rank: int
     host: str
-    same: dict[str, str]
-    faults: tuple[tuple[Blame, str, str], ...]  # blame, problem, fix
+    versions: dict[str, str]
+    faults: tuple[tuple[Blame, str, str], ...]
 
 
-def look(folder: RunFolder, *, rank: int, local_rank: int) -> Seen:
-    """All that can be seen without the other processes. The first of a node looks at its disks and
-    files, each at its own device."""
+def probe_node(folder: RunFolder, *, rank: int, local_rank: int) -> NodeReport:
+    """Return all that can be found without other processes.
+
+    The first process of a node checks its disks and files, and each process its own device.
+    """
     layout = folder.plan.layout
-    found: list[tuple[Blame, str, str]] = []
+    faults: list[tuple[Blame, str, str]] = []
     if local_rank == 0:
-        found += [("node", *told) for told in _disks(folder)]
-        found += [("user", *told) for told in _files(folder)]
+        faults += [("node", *problem) for problem in _check_disks(folder)]
+        faults += [("user", *problem) for problem in _check_files(folder)]
     if layout.device == "cuda":
-        found += [("node", *told) for told in _device(layout, local_rank)]
-    same = {"code of dtl": code(), "python": platform.python_version()}
-    same |= {name: version or "absent" for name, version in find_package_versions().items()}
-    return Seen(rank, socket.gethostname(), same, tuple(found))
+        faults += [("node", *problem) for problem in _check_device(layout, local_rank)]
+    versions = {"code of dtl": package_digest(), "python": platform.python_version()}
+    versions |= {name: version or "absent" for name, version in find_package_versions().items()}
+    return NodeReport(rank, socket.gethostname(), versions, tuple(faults))
 
 
-def code() -> str:
-    """SHA-256 over the Python files of the package, short."""
+def package_digest() -> str:
+    """Return the first digits of a SHA-256 over the Python files of the package."""
     package = Path(__file__).parents[1]
     digest = hashlib.sha256()
     for file in sorted(package.rglob("*.py")):
@@ -65,84 +72,89 @@ def code() -> str:
     return digest.hexdigest()[:12]
 
 
-Told = tuple[str, str]  # problem and fix
-
-
-def _disks(folder: RunFolder) -> Iterator[Told]:
-    """Room for one checkpoint more, and for what is staged."""
-    config, wanted = folder.config, checkpoint_bytes(folder.plan.parameters) + SMALL
-    yield from _disk(folder.path, wanted, "a checkpoint", "make room, or choose another run.dir")
-    yield from _disk(cache_folder(), SMALL, "the cache", "make room, or set DTL_CACHE")
+def _check_disks(folder: RunFolder) -> Iterator[Problem]:
+    """Check that there is space for one more checkpoint, and for weights that are staged."""
+    config, needed = folder.config, checkpoint_bytes(folder.plan.parameters) + LOG_BYTES
+    fix = "free disk space, or choose another run.dir"
+    yield from _check_disk(folder.path, needed, "a checkpoint", fix)
+    fix = "free disk space, or set DTL_CACHE"
+    yield from _check_disk(cache_folder(), LOG_BYTES, "the cache", fix)
     if config.model.staging_dir is not None:
-        place = Path(os.path.expandvars(os.path.expanduser(config.model.staging_dir)))
-        size = sum(file.stat().st_size for file in _weights(config))
-        yield from _disk(place, size, "the weights", "leave model.staging_dir out")
+        path = Path(os.path.expandvars(os.path.expanduser(config.model.staging_dir)))
+        size = sum(file.stat().st_size for file in _weight_files(config))
+        yield from _check_disk(path, size, "a copy of the weights", "remove model.staging_dir")
 
 
-def _disk(place: Path, wanted: int, what: str, fix: str) -> Iterator[Told]:
+def _check_disk(path: Path, needed: int, content: str, fix: str) -> Iterator[Problem]:
     try:
-        free = free_disk_bytes(str(place))
-        if free < wanted:
-            has = f"{format_bytes(free)} are free in {place}"
-            yield f"{has}, and {what} takes {format_bytes(wanted)}", fix
-        there = next(one for one in (place.absolute(), *place.absolute().parents) if one.exists())
-        system = os.statvfs(there)
-        if system.f_files and system.f_favail < FILES:
-            yield f"only {system.f_favail} files can be made in {place}", fix
-        if not os.access(there, os.W_OK):
-            yield f"{there} cannot be written", fix
-    except OSError as fault:
-        yield f"{place} cannot be looked at ({fault.strerror})", fix
+        free = free_disk_bytes(str(path))
+        if free < needed:
+            available = f"{format_bytes(free)} are free in {path}"
+            yield f"{available}, and {content} takes {format_bytes(needed)}", fix
+        folder = next(one for one in (path.absolute(), *path.absolute().parents) if one.exists())
+        system = os.statvfs(folder)
+        if system.f_files and system.f_favail < MIN_FILES:
+            yield f"only {system.f_favail} files can be created in {path}", fix
+        if not os.access(folder, os.W_OK):
+            yield f"{folder} is not writable", fix
+    except OSError as error:
+        yield f"{path} cannot be read ({error.strerror})", fix
 
 
-def _files(folder: RunFolder) -> Iterator[Told]:
-    """The base and the data, as the run began with them."""
-    config = folder.config
+def _check_files(folder: RunFolder) -> Iterator[Problem]:
+    """Check that this node reads the base and the data with which the run began."""
+    config, fix = folder.config, "put the model where this node reads it"
     try:
-        for file in _weights(config):
-            _touch(file)
+        for file in _weight_files(config):
+            _read_ends(file)
         if fingerprint_model(config.model) != folder.data["base"]:
-            what = f"the weights of {config.model.path} are others than those of the run"
-            yield what, "put the same files on every node"
-    except DtlError as fault:
-        yield str(fault).removeprefix("model.path: "), "put the model where this node reads it"
-    except OSError as fault:
-        yield _unreadable(fault), "put the model where this node reads it"
+            problem = f"the weights of {config.model.path} are not those of the run"
+            yield problem, "put the same files on every node"
+    except DtlError as error:
+        yield error.faults[0].problem, fix
+    except OSError as error:
+        yield _format_unreadable(error), fix
     if (cache_folder() / "encoded" / folder.data["key"] / INDEX_FILE).exists():
         return
-    for source in _sources(config):
+    for source in _local_sources(config):
         try:
-            _touch(Path(source.path).expanduser())
-        except OSError as fault:
-            yield _unreadable(fault), "put the data where this node reads it"
+            _read_ends(Path(source.path).expanduser())
+        except OSError as error:
+            yield _format_unreadable(error), "put the data where this node reads it"
 
 
-def _weights(config: RunConfig) -> list[Path]:
-    """The weight files. Raises DtlError where the model is not on this node's disks."""
-    where = Path(locate_model(config.model))
-    if not where.is_dir():
-        snapshot = find_hub_snapshot(str(where), config.model.revision)
+def _weight_files(config: RunConfig) -> list[Path]:
+    """Return the weight files. Raises DtlError where the model is not on this node's disks."""
+    folder = Path(locate_model(config.model))
+    if not folder.is_dir():
+        snapshot = find_hub_snapshot(str(folder), config.model.revision)
         if snapshot is None:
             raise DtlError.of(
-                "model.path", f"{config.model.path} is not in the cache of the hub", ""
+                "model.path",
+                f"{config.model.path} is not in the cache of the hub",
+                "download it on this node",
             )
-        where = snapshot
-    return sorted(where.glob("*.safetensors"))
+        folder = snapshot
+    return sorted(folder.glob("*.safetensors"))
 
 
-def _sources(config: RunConfig) -> list[Source]:
-    """Those that are files or folders."""
+def _local_sources(config: RunConfig) -> list[Source]:
+    """Return the sources that are files or folders."""
     data = config.data
-    named = [data.train, *data.mix, *([data.eval] if data.eval is not None else [])]
-    return [one for one in named if not one.path.startswith("mini:") and _is_local(one.path)]
+    sources = [data.train, *data.mix, *([data.eval] if data.eval is not None else [])]
+    return [
+        source
+        for source in sources
+        if not source.path.startswith("mini:") and _is_local(source.path)
+    ]
 
 
 def _is_local(path: str) -> bool:
     return path.startswith(("/", ".", "~")) or Path(path).exists() or Path(path).suffix != ""
 
 
-def _touch(path: Path) -> None:
-    """Read the first and last byte of a file; list a folder."""
+def _read_ends(path: Path) -> None:
+    """Read the first and last byte of a file, or list a folder."""
     if path.is_dir():
         next(path.iterdir(), None)
         return
@@ -152,28 +164,28 @@ def _touch(path: Path) -> None:
         file.read(1)
 
 
-def _unreadable(fault: OSError) -> str:
-    return f"{fault.filename} cannot be read ({fault.strerror})"
+def _format_unreadable(error: OSError) -> str:
+    return f"{error.filename} cannot be read ({error.strerror})"
 
 
-def _device(layout: Layout, local_rank: int) -> Iterator[Told]:
-    """That the device is there, is nobody else's, and multiplies alike twice."""
+def _check_device(layout: Layout, local_rank: int) -> Iterator[Problem]:
+    """Check that the GPU exists, is free, and gives the same product twice."""
     import torch
 
-    fix = "take another node"
+    fix = "use another node"
     count = torch.cuda.device_count()
     if count == 0 or (count > 1 and count < layout.processes_per_node):
-        yield f"{count} of {layout.processes_per_node} GPUs are seen", fix
+        yield f"{count} GPUs are visible (expected {layout.processes_per_node})", fix
         return
     try:
         device = torch.device("cuda", local_rank % count)
         free, total = torch.cuda.mem_get_info(device)
-        if free < (1 - HELD) * total:
-            held = f"{format_bytes(total - free)} of {format_bytes(total)}"
-            yield f"GPU {device.index} has {held} held by another process", fix
-        matrix = torch.randn(SIDE, SIDE, device=device)
+        if free < (1 - MAX_MEMORY_SHARE) * total:
+            used = f"{format_bytes(total - free)} of {format_bytes(total)}"
+            yield f"another process uses {used} of the memory of GPU {device.index}", fix
+        matrix = torch.randn(MATRIX_SIZE, MATRIX_SIZE, device=device)
         products = [matrix @ matrix for _ in range(2)]
         if not (torch.equal(*products) and products[0].isfinite().all()):
-            yield f"GPU {device.index} multiplies wrongly", fix
-    except RuntimeError as fault:
-        yield f"GPU {local_rank} fails ({str(fault).splitlines()[0]})", fix
+            yield f"GPU {device.index} computes wrong products", fix
+    except RuntimeError as error:
+        yield f"GPU {local_rank} fails ({str(error).splitlines()[0]})", fix

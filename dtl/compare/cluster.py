@@ -56,7 +56,7 @@ def submit(state: State, queue: Queue) -> tuple[str, ...]:
     check_not_queued(state)
     site = queue.site()
     backend = Plugin(site)
-    left = [one for one in state.grid.planned if not state.finished(one)]
+    left = [one for one in state.grid.planned_runs if not state.finished(one)]
     parts = [
         [one.name for one in left if one.kind == "rate"],
         [one.name for one in left if one.kind == "cell"],
@@ -82,7 +82,7 @@ def check_not_queued(state: State) -> None:
     states = Plugin(Options.model_validate(before["options"])).query_states(before["ids"])
     live = [number for number, one in states.items() if one.state != "ended"]
     if live:
-        runs = state.grid.planned
+        runs = state.grid.planned_runs
         done = sum(map(state.finished, runs))
         raise DtlError.of(
             str(state.folder),
@@ -93,7 +93,7 @@ def check_not_queued(state: State) -> None:
 
 def of_job(state: State, folder: Path) -> PlannedRun | None:
     """Return the run of a job folder; None: the results. Raises DtlError for other folders."""
-    by_name = {one.name: one for one in state.grid.planned}
+    by_name = {one.name: one for one in state.grid.planned_runs}
     if folder.name != TABLE and folder.name not in by_name:
         raise DtlError.of("--job", f"{folder.name} is not a run of {state.folder}", "see --list")
     return by_name.get(folder.name)

@@ -13,7 +13,7 @@ from dtl.evaluation.scoring import why_unscored
 from dtl.export.opened import open_export
 from dtl.jobs.evaluate import score_base, score_run
 from dtl.models.anatomy import adapted_layers, head_parameters
-from dtl.models.peft.adapters import merge_adapter
+from dtl.models.peft.merge import merge_adapter
 from dtl.prepare.dataset import prepare
 from dtl.run.folder import RunFolder
 

@@ -38,23 +38,23 @@ class PlannedRun:
     labels: LabelCount
     seed: int
     step_share: float = 1.0
-    round: int = 0
-    place: int = 0
+    search_round: int = 0
+    rank: int = 0
 
     @property
     def name(self) -> str:
         """The name of its run folder."""
         if self.kind == "rate":
-            which = f"{self.round + 1}.{self.place + 1}"
+            which = f"{self.search_round + 1}.{self.rank + 1}"
             return f"rate-{self.strategy}-{self.labels.number}-{which}"
         return f"{self.strategy}-{self.labels.number}-seed{self.seed}"
 
 
 @dataclass(frozen=True)
-class Tried:
+class TrialResult:
     """The result of a search run. `score`: higher is better; None: the run failed."""
 
-    planned: PlannedRun
+    planned_run: PlannedRun
     learning_rate: float
     score: float | None
 
@@ -91,13 +91,13 @@ class Grid:
         return tuple(range(first, first + self.config.compare.seeds))
 
     @property
-    def planned(self) -> tuple[PlannedRun, ...]:
+    def planned_runs(self) -> tuple[PlannedRun, ...]:
         """All runs in order: first the search runs; then the cells seed by seed, so that an early
         end leaves complete seeds."""
-        return (*self.searches, *self.cells)
+        return (*self.search_runs, *self.cells)
 
     @property
-    def searches(self) -> tuple[PlannedRun, ...]:
+    def search_runs(self) -> tuple[PlannedRun, ...]:
         """The runs of the learning-rate searches, with the first seed."""
         searched = dict.fromkeys(map(self.searched, self.labels))
         rounds = {strategy: self.rounds(strategy) for strategy in self.strategies}
@@ -167,16 +167,16 @@ class Grid:
             return usual
         return given * usual / _default_rate(own)
 
-    def rate_of(self, planned: PlannedRun, tried: Sequence[Tried]) -> float | None:
+    def rate_of(self, planned: PlannedRun, tried: Sequence[TrialResult]) -> float | None:
         """Return the learning rate of a run; None: its search is not finished."""
         rates = self.rates(planned.strategy)
-        search = [one for one in tried if self.same_rate(one.planned, planned)]
-        if planned.kind == "rate" and planned.round == 0:
-            return rates[planned.place]
+        search = [one for one in tried if self.same_rate(one.planned_run, planned)]
+        if planned.kind == "rate" and planned.search_round == 0:
+            return rates[planned.rank]
         if planned.kind == "rate":
-            ranked = _ranked(search, round=planned.round - 1)
-            wanted = self.rounds(planned.strategy)[planned.round - 1][1]
-            return ranked[planned.place] if len(ranked) == wanted else None
+            ranked = _ranked(search, round=planned.search_round - 1)
+            wanted = self.rounds(planned.strategy)[planned.search_round - 1][1]
+            return ranked[planned.rank] if len(ranked) == wanted else None
         if len(rates) == 1:
             return rates[0]
         last = len(self.rounds(planned.strategy)) - 1
@@ -184,10 +184,10 @@ class Grid:
         ranked = _ranked(search, round=last)
         return ranked[0] if len(ranked) == wanted else None
 
-    def best_so_far(self, planned: PlannedRun, tried: Sequence[Tried]) -> float:
+    def best_so_far(self, planned: PlannedRun, tried: Sequence[TrialResult]) -> float:
         """Return the best rate of the latest search round with results, for a search that the time
         budget has ended; the middle candidate if there are no results."""
-        search = [one for one in tried if self.same_rate(one.planned, planned)]
+        search = [one for one in tried if self.same_rate(one.planned_run, planned)]
         for number in reversed(range(len(self.rounds(planned.strategy)))):
             if ranked := _ranked(search, round=number):
                 return ranked[0]
@@ -264,12 +264,12 @@ def _rhythm(given: int | None, steps: int) -> int | None:
     return given or max(1, steps // EVALUATIONS_PER_CELL)
 
 
-def _ranked(tried: Sequence[Tried], *, round: int) -> list[float]:
+def _ranked(tried: Sequence[TrialResult], *, round: int) -> list[float]:
     """Return the learning rates of a round, best first. A failed run is the worst. Of equal scores
     the lower rate is first."""
-    of_round = [one for one in tried if one.planned.round == round]
+    of_round = [one for one in tried if one.planned_run.search_round == round]
 
-    def worth(one: Tried) -> tuple[bool, float, float]:
+    def worth(one: TrialResult) -> tuple[bool, float, float]:
         return one.score is None, -(one.score or 0.0), one.learning_rate
 
     return [one.learning_rate for one in sorted(of_round, key=worth)]

@@ -92,7 +92,7 @@ class Running:
             return spent + time.monotonic() - began
 
         try:
-            for number, planned in enumerate(self.state.grid.planned, start=1):
+            for number, planned in enumerate(self.state.grid.planned_runs, start=1):
                 self._in_turn(number, planned, seconds)
         finally:
             write_json(self.state.folder / SPENT, {"seconds": seconds()})
@@ -116,7 +116,7 @@ class Running:
         self._run(planned, rate)
         told = state.failed.get(planned.name) or self._told(planned)
         took = format_seconds(seconds() - before)
-        self.say(f"{number:>3} of {len(state.grid.planned)}  {planned.name}  {told}  ({took})")
+        self.say(f"{number:>3} of {len(state.grid.planned_runs)}  {planned.name}  {told}  ({took})")
 
     def _told(self, planned: PlannedRun) -> str:
         run, name = self.state.folder_of(planned), best_score(self.state.task)

@@ -33,7 +33,7 @@ def start(
     None where not all was to be run. Raises DtlError; StoppedEarly where it was asked to
     end, and goes on when it is started again."""
     state = _open(path, overrides, out)
-    planned = state.grid.planned
+    planned = state.grid.planned_runs
     if only_list:
         for number, one in enumerate(planned, start=1):
             say(f"{number:>4}  {one.name}")

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 from dtl.assembly.parts import assemble
-from dtl.compare.grid import SCRATCH, Grid, PlannedRun, Tried
+from dtl.compare.grid import SCRATCH, Grid, PlannedRun, TrialResult
 from dtl.compare.measure import EVALUATION, worth
 from dtl.compare.records import MissingRuns
 from dtl.core.errors import DtlError
@@ -73,15 +73,17 @@ class State:
         return run.state == "finished" and not self.unscored(planned)
 
     @property
-    def tried(self) -> list[Tried]:
+    def tried(self) -> list[TrialResult]:
         """The results of all search runs that have ended."""
         found = []
-        for planned in self.grid.searches:
+        for planned in self.grid.search_runs:
             run = self.folder_of(planned)
             done = run.state == "finished"
             if done or _has_failed(run):
                 score = worth(self.task, run) if done else None
-                found.append(Tried(planned, float(run.config.optim.learning_rate or 0), score))
+                found.append(
+                    TrialResult(planned, float(run.config.optim.learning_rate or 0), score)
+                )
         return found
 
     def settled(self, planned: PlannedRun) -> float | None:
@@ -119,7 +121,7 @@ class State:
         from dtl.train.usage import read_usage
 
         seen: dict[bool, list[float]] = {True: [], False: []}
-        for other in self.grid.planned:
+        for other in self.grid.planned_runs:
             run = self.folder_of(other)
             if run.state == "finished" and (usage := read_usage(run.usage)) is not None:
                 same = other.strategy == planned.strategy

@@ -133,10 +133,10 @@ def _base_on_source(state: State) -> Sample | None:
 def _rates(state: State, sign: int) -> list[LearningRateTrial]:
     return [
         LearningRateTrial(
-            one.planned.strategy,
-            one.planned.labels.number,
+            one.planned_run.strategy,
+            one.planned_run.labels.number,
             one.learning_rate,
-            one.planned.step_share,
+            one.planned_run.step_share,
             sign * one.score,
         )
         for one in state.tried
@@ -162,11 +162,11 @@ def _edges(state: State) -> list[str]:
 
 def _missing(state: State) -> list[MissingRuns]:
     """Return the runs that are possible and not finished."""
-    tried = {one.planned.name for one in state.tried}
+    tried = {one.planned_run.name for one in state.tried}
     spent = state.budget is not None
     missing = []
     for strategy in state.grid.strategies:
-        searches = [one for one in state.grid.searches if one.strategy == strategy]
+        searches = [one for one in state.grid.search_runs if one.strategy == strategy]
         left = sum(one.name not in tried for one in searches)
         if left and spent:
             what = f"{strategy}: {left} of {len(searches)} learning-rate search runs"

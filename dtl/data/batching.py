@@ -1,4 +1,4 @@
-"""How examples become the global batches of every epoch: a pure function, blind to the layout."""
+"""Global batches of every epoch: a pure function of the seed, independent of the layout."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import numpy as np
 
 from dtl.data.order import epoch_rng
 
-LENGTH_NOISE = 0.25  # an example is grouped as if it were longer by up to this share of its length
+LENGTH_NOISE = 0.25  # grouping by length treats an example as longer by up to this fraction
 
 
 @dataclass(frozen=True)
 class GlobalBatch:
-    """What one optimizer step learns from: numbers of examples, and the epoch, from 0."""
+    """The examples of one optimizer step: their ids, shape (N,), and the epoch, from 0."""
 
     epoch: int
     examples: np.ndarray
@@ -23,13 +23,13 @@ class GlobalBatch:
 
 @dataclass(frozen=True)
 class Batching:
-    """Every example exactly once an epoch, in batches of `most` at most.
+    """Batches in which every example occurs exactly once per epoch, of size `max_size` at most.
 
-    `sizes`: what each example adds to a batch, none more than `most`; None: 1 each. `lengths`: by
-    which like ones are grouped; None: any examples share a batch.
+    `sizes`: the size of each example, shape (N,), none above `max_size`; None: 1 each. `lengths`:
+    the lengths by which examples are grouped, shape (N,); None: no grouping.
 
-    Where sizes differ, the number of batches may differ from epoch to epoch. Each epoch is formed
-    anew, so that it is not always the same examples that meet, and its batches are counted.
+    If sizes differ, the number of batches may differ between epochs. Each epoch is batched again,
+    so that the same examples do not always share a batch, and its batches are counted.
     """
 
     examples: int
@@ -39,14 +39,14 @@ class Batching:
     lengths: np.ndarray | None = None
 
     def form_epoch(self, epoch: int) -> list[np.ndarray]:
-        """The global batches of an epoch, in order."""
+        """Return the global batches of an epoch, in order."""
         if epoch not in self._cached_epoch:
             self._cached_epoch.clear()
             self._cached_epoch[epoch] = self._compute_epoch(epoch)
         return self._cached_epoch[epoch]
 
     def count_steps_in_epoch(self, epoch: int) -> int:
-        """Optimizer steps in an epoch; the last one may be smaller than the others."""
+        """Return the optimizer steps in an epoch; the last batch may be smaller."""
         return (
             -(-self.examples // self.max_size)
             if self.sizes is None
@@ -54,7 +54,7 @@ class Batching:
         )
 
     def count_steps(self, epochs: float) -> int:
-        """Optimizer steps in so many epochs, the last of which may be a part of one; 1 at least."""
+        """Return the optimizer steps in this many epochs, which may be a fraction; at least 1."""
         if self.sizes is None:
             return max(1, round(epochs * self.count_steps_in_epoch(0)))
         full_epochs = int(epochs)
@@ -66,7 +66,7 @@ class Batching:
         return max(1, round(self._count_steps_before(full_epochs) + remainder))
 
     def batch_for_step(self, step: int) -> GlobalBatch:
-        """The global batch of an optimizer step, which counts from 1."""
+        """Return the global batch of an optimizer step, which counts from 1."""
         totals = self._steps_before_epoch
         while totals[-1] < step:
             self._count_steps_before(len(totals))
@@ -75,13 +75,13 @@ class Batching:
 
     @property
     def stored_arrays(self) -> dict[str, np.ndarray]:
-        """What it knows of each example."""
+        """Return the arrays with one value per example, by name."""
         arrays = {"sizes": self.sizes, "lengths": self.lengths}
         return {name: numbers for name, numbers in arrays.items() if numbers is not None}
 
     @property
     def examples_per_step(self) -> int:
-        """In a full batch, or on average in the first epoch."""
+        """Return the examples of a full batch, or their average in the first epoch."""
         return (
             self.max_size if self.sizes is None else self.examples // self.count_steps_in_epoch(0)
         )
@@ -95,12 +95,12 @@ class Batching:
             1 + LENGTH_NOISE * generator.random(self.examples)
         )
         by_length = shuffled[np.argsort(noisy_lengths, kind="stable")]
-        # What is left for the last, smaller batch is of any length, not always of the longest.
+        # So that the last, smaller batch has examples of any length, not always the longest.
         batches = self._split(np.roll(by_length, generator.integers(self.examples)))
-        return [batches[place] for place in generator.permutation(len(batches))]
+        return [batches[index] for index in generator.permutation(len(batches))]
 
     def _split(self, sequence: np.ndarray) -> list[np.ndarray]:
-        """Batches of neighbours, each as large as it may be."""
+        """Split a sequence of ids into batches, each as large as possible."""
         if self.sizes is None:
             return [
                 sequence[at : at + self.max_size] for at in range(0, len(sequence), self.max_size)
@@ -109,13 +109,13 @@ class Batching:
         while start < len(sequence):
             before = int(ends[start - 1]) if start else 0
             end = int(np.searchsorted(ends, before + self.max_size, side="right"))
-            assert end > start, "an example that is larger than a batch"
-            cut.append(sequence[start:end])
+            assert end > start, "an example is larger than a batch"
+            batches.append(sequence[start:end])
             start = end
-        return cut
+        return batches
 
     def _count_steps_before(self, epoch: int) -> int:
-        """Steps in all epochs before this one."""
+        """Return the steps in all epochs before this one."""
         totals = self._steps_before_epoch
         while len(totals) <= epoch:
             totals.append(totals[-1] + self.count_steps_in_epoch(len(totals) - 1))
@@ -123,7 +123,7 @@ class Batching:
 
     @cached_property
     def _cached_epoch(self) -> dict[int, list[np.ndarray]]:
-        """The epoch that was asked for last."""
+        """Cache the last requested epoch."""
         return {}
 
     @cached_property

@@ -1,20 +1,20 @@
-"""A row as a model reads it; or why it is left out."""
+"""An encoded example, or the reason to skip a row."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
 
-PAD_TO_MULTIPLE = 8  # to which tasks pad
+PAD_TO_MULTIPLE = 8  # lengths are padded to a multiple of this
 
 
 @dataclass(frozen=True)
 class EncodedExample:
     """One example as the model reads it.
 
-    `values`: whole numbers or fractions, one or many; arrays of int16 or uint8 are kept as such.
-    `length`: what padding costs, in tokens or frames. `targets`: how many predictions the loss
-    counts.
+    `values`: integers or floats, single or arrays; int16 and uint8 arrays keep their dtype.
+    `length`: the length that is padded, in tokens or frames. `targets`: the number of predictions
+    that count in the loss.
     """
 
     values: dict[str, Any]
@@ -24,6 +24,6 @@ class EncodedExample:
 
 @dataclass(frozen=True)
 class Skip:
-    """Why a row is left out. Rows are counted by reason and reported, never dropped in silence."""
+    """The reason to skip a row. Skipped rows are counted and reported by reason."""
 
     reason: str

@@ -1,4 +1,4 @@
-"""The micro-batches of one optimizer step, read ahead of the model."""
+"""Loads the micro-batches of each optimizer step in the background."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ CollateIds = Callable[[Sequence[int]], dict[str, "Tensor"]]
 
 
 class ExampleTransform(Protocol):
-    """An example as it is shown this time; `draw`: what a varied view is drawn from."""
+    """Transforms the values of an example; `rng`: for random augmentation, None in evaluation."""
 
     def __call__(
         self, values: ExampleValues, *, rng: np.random.Generator | None
@@ -38,14 +38,14 @@ class ExampleTransform(Protocol):
 
 
 def identity_transform(values: ExampleValues, *, rng: np.random.Generator | None) -> ExampleValues:
-    """No view but the one that was encoded."""
+    """Return the values as they were encoded."""
     return values
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One micro-batch. An empty one holds the shortest example at weight 0, so that every rank
-    makes the same calls; its loss and gradient count for nothing."""
+    """One micro-batch. An empty one holds the shortest example with weight 0, so that every rank
+    makes the same calls; its loss and gradient do not count."""
 
     ids: tuple[int, ...]
     tensors: dict[str, Tensor]
@@ -55,11 +55,11 @@ class Batch:
 
 @dataclass(frozen=True)
 class StepBatches:
-    """What one rank does for one optimizer step. `all_...`: counted over the global batch, which
-    every rank knows without asking the others.
+    """The micro-batches of one rank for one optimizer step. `global_...`: of the global batch, which
+    every rank knows without communication.
 
-    `shared`: where rows are streamed each rank knows its own: `all_targets`, `all_length` and
-    `left_out`, the rows that are no examples, are those of this rank until they are added up.
+    `counts_are_local`: rows are streamed, so that `global_targets`, `global_length` and
+    `skipped_rows` are those of this rank until they are summed over the ranks.
     """
 
     step: int
@@ -78,7 +78,7 @@ class StepBatches:
 
 @dataclass(frozen=True)
 class Loader:
-    """Windows of one rank. Jumping to a step costs nothing: the order is a function."""
+    """Loads the step batches of one rank. Starting at any step is free: the order is a function."""
 
     data: EncodedData | StreamedData
     collate: Collate
@@ -93,13 +93,15 @@ class Loader:
 
     @cached_property
     def max_padded_size(self) -> int | None:
-        """Where batches differ in examples: what `micro_batch` of the longest ones take, padded."""
+        """Return the padded size of `micro_batch` of the longest examples; None if all batches have
+        equally many examples."""
         if self.batching.sizes is None:
             return None
         return largest_padded_size(self.micro_batch, self.data.lengths)
 
     def iter_steps(self, *, after_step: int, last_step: int) -> Iterator[StepBatches]:
-        """Windows after_step + 1 ... last_step; the next one is collated while this one trains."""
+        """Iterate over the batches of steps after_step + 1 ... last_step; the next step is loaded
+        while the current one trains."""
         with ThreadPoolExecutor(max_workers=1) as reader:
             ahead: Future[StepBatches] | None = None
             for step in range(after_step + 1, last_step + 1):
@@ -108,7 +110,7 @@ class Loader:
                 yield batches
 
     def load_step(self, step: int) -> StepBatches:
-        """The window of optimizer step `step`, which counts from 1."""
+        """Load the batches of optimizer step `step`, which counts from 1."""
         global_batch = self.batching.batch_for_step(step)
         if isinstance(self.data, StreamedData):
             return self._load_streamed_step(step, global_batch, self.data)
@@ -135,8 +137,9 @@ class Loader:
     def _load_streamed_step(
         self, step: int, global_batch: GlobalBatch, data: StreamedData
     ) -> StepBatches:
-        """As above, of the rows that this rank reads; it makes as many calls as the others, however
-        many rows are left out. A rank that is alone runs the very same micro-batches."""
+        """Load the batches of a step from the rows that this rank reads. Every rank makes equally
+        many calls, however many rows are skipped. The micro-batches are the same as those of
+        encoded data if there is one rank."""
         dims = self.parallel_dims
         examples = data.read_examples(
             global_batch.examples[dims.data_parallel_rank :: dims.data_parallel_size]
@@ -159,8 +162,8 @@ class Loader:
         )
 
     def _epoch_collate(self, epoch: int, data: EncodedData | StreamedExamples) -> CollateIds:
-        """Examples of an epoch as a batch; views are drawn by example, so that the layout does not
-        matter and a resumed run draws the same."""
+        """Return a function that collates examples of an epoch. Each example has its own random
+        generator, so that augmentation depends neither on the layout nor on a resume."""
 
         def show(ids: Sequence[int]) -> dict[str, Tensor]:
             draws = [
@@ -185,7 +188,7 @@ def iter_evaluation_batches(
     parallel_dims: ParallelDims,
     transform: ExampleTransform = identity_transform,
 ) -> Iterator[Batch]:
-    """This rank's share of the evaluation; every rank yields equally many batches."""
+    """Iterate over this rank's evaluation batches; every rank has equally many."""
     batches = form_evaluation_batches(data.lengths, batch=batch)
 
     def show(ids: Sequence[int]) -> dict[str, Tensor]:
@@ -202,7 +205,8 @@ def iter_evaluation_batches(
 def load_batch(
     data: EncodedData | StreamedExamples, ids: np.ndarray, collate_ids: CollateIds
 ) -> Batch:
-    """Show these examples, or the shortest one at weight 0 when there are none."""
+    """Collate these examples (ids, shape (N,)), or the shortest one with weight 0 if there are
+    none."""
     has_examples = len(ids) > 0
     loaded_ids = ids.tolist() if has_examples else [data.shortest_example]
     return Batch(

@@ -1,4 +1,4 @@
-"""Who reads what, and when: pure functions of (lengths, seed, epoch), blind to the layout."""
+"""The order of the data: pure functions of (lengths, seed, epoch), independent of the layout."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from dtl.data.example import PAD_TO_MULTIPLE
 
 
 def epoch_rng(*, seed: int, epoch: int) -> np.random.Generator:
-    """What the order of an epoch is drawn from.
+    """Return the random generator of an epoch's order.
 
-    Philox is counter-based and specified, so the same numbers come out on every machine.
+    Philox is counter-based and specified, so that it gives the same numbers on every machine.
     """
     return np.random.Generator(np.random.Philox(key=[seed, epoch]))
 
 
 def chain_order_digest(digest: str, batch: np.ndarray) -> str:
-    """The digest of all batches so far: of the one before and the numbers of this one, in order.
+    """Return the digest of all batches so far, from the previous digest and this batch's ids (N,).
 
     Two runs with equal digests have read the same examples in the same order.
     """
@@ -29,7 +29,7 @@ def chain_order_digest(digest: str, batch: np.ndarray) -> str:
 
 
 def accumulation_steps(examples: int, *, data_parallel_size: int, micro_batch: int) -> int:
-    """Micro-batches that each rank runs for a global batch of so many examples."""
+    """Return the number of micro-batches that each rank runs for a global batch."""
     return max(1, -(-examples // (data_parallel_size * micro_batch)))
 
 
@@ -41,14 +41,15 @@ def split_into_micro_batches(
     micro_batch: int,
     max_padded_size: int | None = None,
 ) -> list[list[np.ndarray]]:
-    """The micro-batches of a global batch: for each turn, that of each rank.
+    """Return the micro-batches of a global batch: for each accumulation step, one per rank.
 
-    The batch is sorted by length and cut into equal runs, so that little is padded; neighbours in
-    length go to different ranks at the same moment, so that no rank waits long for another. Every
-    rank gets the same number of micro-batches; some are empty when examples are few.
+    The batch is sorted by length and split into equal runs, so that there is little padding.
+    Examples of similar length go to different ranks in the same step, so that no rank waits long
+    for another. Every rank gets the same number of micro-batches; some are empty if there are few
+    examples.
 
-    `room`: the most that a micro-batch may hold, padded, instead of `micro_batch` examples; no less
-    than the longest one takes.
+    `max_padded_size`: the largest padded size of a micro-batch (examples x longest), instead of
+    `micro_batch` examples; at least the padded length of the longest example.
     """
     lengths = np.asarray(lengths)
     longest_first = batch[np.argsort(-lengths[batch], kind="stable")]
@@ -72,8 +73,8 @@ def split_into_micro_batches(
 def _split_within_size(
     longest_first: np.ndarray, widths: np.ndarray, *, data_parallel_size: int, max_padded_size: int
 ) -> list[list[np.ndarray]]:
-    """As few turns as the room allows, and in each of them as little as possible on the rank that
-    has most, since the others wait for it."""
+    """Use as few steps as the size allows, and in each of them minimize the largest padded size of
+    a rank, because the other ranks wait for it."""
     assert max_padded_size >= widths[0], "a micro-batch must hold the longest example"
     micro_batches, start = [], 0
     for steps_left in range(
@@ -94,7 +95,7 @@ def _split_within_size(
 
 
 def _run_lengths(widths: np.ndarray, max_padded_size: int) -> list[int]:
-    """How many neighbours, longest first, each run takes if none is to take more room."""
+    """Return the number of examples of each run, longest first, if no run exceeds the size."""
     runs, start = [], 0
     while start < len(widths):
         runs.append(min(len(widths) - start, max_padded_size // int(widths[start])))
@@ -103,25 +104,25 @@ def _run_lengths(widths: np.ndarray, max_padded_size: int) -> list[int]:
 
 
 def pad_lengths(lengths: np.ndarray) -> np.ndarray:
-    """Lengths up to the next multiple to which tasks pad."""
+    """Return the lengths (N,) rounded up to the multiple to which tasks pad."""
     return -(-lengths // PAD_TO_MULTIPLE) * PAD_TO_MULTIPLE
 
 
 def largest_padded_size(examples: int, lengths: np.ndarray) -> int:
-    """What so many of the longest examples take, padded."""
+    """Return the padded size of this many of the longest examples."""
     return examples * int(pad_lengths(lengths).max())
 
 
 def count_padding(
     micro_batches: Sequence[Sequence[np.ndarray]], lengths: np.ndarray
 ) -> tuple[int, int]:
-    """Positions in these micro-batches, and how many of them stand beside shorter examples."""
+    """Return the positions in these micro-batches, and how many of them are padding."""
     batch_lengths = [lengths[one] for turn in micro_batches for one in turn if len(one)]
     positions = sum(len(one) * int(one.max()) for one in batch_lengths)
     return positions, positions - sum(int(one.sum()) for one in batch_lengths)
 
 
 def form_evaluation_batches(lengths: Sequence[int] | np.ndarray, *, batch: int) -> list[np.ndarray]:
-    """Every held-out example once, longest first, in batches that no layout changes."""
+    """Return every held-out example once, longest first, in batches independent of the layout."""
     longest_first = np.argsort(-np.asarray(lengths), kind="stable")
     return [longest_first[start : start + batch] for start in range(0, len(longest_first), batch)]

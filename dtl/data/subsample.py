@@ -1,4 +1,4 @@
-"""Which few rows are learnt from, and which are kept apart: a pure function of classes and seed."""
+"""Stratified subsamples of the training rows, and validation rows: a pure function of the seed."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ from dtl.data.order import epoch_rng
 if TYPE_CHECKING:
     from dtl.config.schema import Subsample
 
-VALIDATION_SEED = 20_000_023  # so that the seed of a draw does not change who is kept apart
+VALIDATION_SEED = (
+    20_000_023  # independent of the subsample's seed, so that the validation rows do not change
+)
 MAX_VALIDATION_ROWS = 500  # rows
 
 
 @dataclass(frozen=True)
 class SubsampledRows:
-    """Numbers of rows. `short`: how many labels the largest class has, where that is fewer than
-    were asked for; None: enough."""
+    """The indices of the training and validation rows. `largest_class`: the rows of the largest
+    class if it has fewer than requested; None: enough."""
 
     training_rows: frozenset[int]
     validation_rows: frozenset[int]
@@ -26,10 +28,10 @@ class SubsampledRows:
 
 
 def draw_subsample(classes: Mapping[str, Sequence[int]], options: Subsample) -> SubsampledRows:
-    """Of the row numbers of each class; a class with fewer labels than asked for gives all.
+    """Draw a subsample from the row indices of each class; a smaller class gives all its rows.
 
-    What is kept apart has the classes in their own proportions, a row of each at least where one
-    is left to learn from.
+    The validation rows have the proportions of the classes, with at least one row of each class
+    that has another row to train on.
     """
     total = sum(map(len, classes.values()))
     share = min(options.validation_fraction, MAX_VALIDATION_ROWS / total)

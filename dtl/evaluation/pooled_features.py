@@ -17,7 +17,8 @@ from dtl.core.errors import DtlError
 from dtl.data.example import Skip
 from dtl.data.sources.rows import Row
 from dtl.models.head_input import find_base_name, flatten_output, record_outputs
-from dtl.models.load import get_pad_token_id, load_pretrained
+from dtl.models.load import load_pretrained
+from dtl.models.processor import get_pad_token_id
 from dtl.prepare.dataset import Examples, prepare
 
 if TYPE_CHECKING:

@@ -11,15 +11,13 @@ from dtl.config import registry
 from dtl.config.schema import Model
 from dtl.config.schema.plugins import TaskConfig
 from dtl.core.errors import DtlError
-from dtl.models.load import (
-    EXPORT_METADATA,
-    get_pad_token_id,
-    load_exported_processor,
-    load_model_config,
-    load_pretrained,
-    silence_transformers,
-)
-from dtl.models.peft import adapters
+from dtl.models.base_adapters import EXPORT_METADATA
+from dtl.models.load import load_pretrained, silence_transformers
+from dtl.models.peft.base import ADAPTER_WEIGHTS
+from dtl.models.peft.save_load import load_adapter
+from dtl.models.peft.virtual_tokens import count_virtual_tokens, reserve_virtual_tokens
+from dtl.models.pretrained_config import load_model_config
+from dtl.models.processor import get_pad_token_id, load_exported_processor
 from dtl.models.quantization import quantize
 from dtl.run.folder import RunFolder
 from dtl.tasks.base import DatasetStats, Task
@@ -91,16 +89,14 @@ def open_export(path: Path, *, asks: bool = True) -> Exported:
     if (padding := get_pad_token_id(processor)) is not None:
         loaded.model.config.pad_token_id = padding  # type: ignore[union-attr]
     task.configure_model(loaded.model, processor=processor)
-    settings = adapters.reserve_virtual_tokens(settings, adapters.count_virtual_tokens(model))
+    settings = reserve_virtual_tokens(settings, count_virtual_tokens(model))
     return Exported(task, dataset_stats, dict(note["columns"]), model.eval(), processor, settings)
 
 
 def _with_adapter(base: nn.Module, folder: Path) -> nn.Module:
-    if not (folder / adapters.ADAPTER_WEIGHTS).is_file():
-        raise DtlError.of(
-            str(folder), f"there is no {adapters.ADAPTER_WEIGHTS}", "export the run again"
-        )
-    return adapters.load_adapter(base, folder)
+    if not (folder / ADAPTER_WEIGHTS).is_file():
+        raise DtlError.of(str(folder), f"there is no {ADAPTER_WEIGHTS}", "export the run again")
+    return load_adapter(base, folder)
 
 
 def _read(folder: Path) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from dtl.core.errors import RunFailed
 from dtl.export.trained_model import Trained
-from dtl.models.load import get_pad_token_id
+from dtl.models.processor import get_pad_token_id
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

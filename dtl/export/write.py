@@ -14,9 +14,9 @@ import torch
 from dtl.config.schema import Model
 from dtl.core.errors import RunFailed
 from dtl.core.files import sync_to_disk
+from dtl.models.base_adapters import EXPORT_METADATA
 from dtl.models.dtypes import torch_dtype
-from dtl.models.load import EXPORT_METADATA
-from dtl.models.peft import adapters
+from dtl.models.peft.save_load import build_adapter_files, load_adapter_tensors
 from dtl.train.checkpoint_tensors import WeightSource
 
 if TYPE_CHECKING:
@@ -162,9 +162,9 @@ def write_adapter(
     model: nn.Module, state: dict[str, Tensor], folder: Path, *, dtype: torch.dtype
 ) -> None:
     """As PEFT opens it; read back and compared bit by bit."""
-    adapter = adapters.build_adapter_files(model, _cast(state, dtype))
+    adapter = build_adapter_files(model, _cast(state, dtype))
     adapter.save(folder, base=model.get_base_model())  # type: ignore[operator]
-    _compare(adapter.tensors, adapters.load_adapter_tensors(folder).get, folder)
+    _compare(adapter.tensors, load_adapter_tensors(folder).get, folder)
 
 
 def write_model(

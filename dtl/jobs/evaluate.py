@@ -21,7 +21,8 @@ from dtl.engine.start import start
 from dtl.evaluation.evaluate import Evaluation, evaluate
 from dtl.evaluation.scoring import why_unscored
 from dtl.export.opened import Exported, open_export
-from dtl.models.load import get_pad_token_id, silence_transformers
+from dtl.models.load import silence_transformers
+from dtl.models.processor import get_pad_token_id
 from dtl.prepare import preparation
 from dtl.run.folder import RunFolder
 from dtl.tasks.base import DatasetStats, Task

@@ -31,7 +31,8 @@ from dtl.export.write import (
 )
 from dtl.models.anatomy import head_module_names
 from dtl.models.dtypes import dtype_name, torch_dtype
-from dtl.models.load import load_model_config, silence_transformers
+from dtl.models.load import silence_transformers
+from dtl.models.pretrained_config import load_model_config
 from dtl.models.quantization import quantize
 from dtl.plan.hardware import free_disk_bytes
 from dtl.plan.memory import BYTES_PER_NUMBER, FP32_BYTES

@@ -16,7 +16,7 @@ from dtl.data.example import Skip
 from dtl.data.modalities.media_files import SUFFIXES
 from dtl.data.sources.rows import Row, open_rows
 from dtl.export.opened import Exported
-from dtl.models.load import get_pad_token_id
+from dtl.models.processor import get_pad_token_id
 
 if TYPE_CHECKING:
     from torch import nn

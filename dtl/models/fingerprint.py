@@ -6,7 +6,8 @@ import hashlib
 from pathlib import Path
 
 from dtl.config.schema import Model
-from dtl.models.load import locate_model, resolve_adapters
+from dtl.models.base_adapters import resolve_adapters
+from dtl.models.locate import locate_model
 from dtl.models.trust import ADAPTER_CONFIG
 
 FULL_HASH_BYTES = 64 * 2**20  # bytes: a smaller file is hashed whole

@@ -16,7 +16,7 @@ from dtl.core.errors import DtlError, RankFailed
 from dtl.core.files import publish_folder
 from dtl.core.units import format_bytes
 from dtl.models.fingerprint import find_hub_snapshot, fingerprint_model
-from dtl.models.load import locate_model
+from dtl.models.locate import locate_model
 from dtl.models.trust import PICKLE_SUFFIXES
 
 LOCATION = "model.staging_dir"

@@ -22,22 +22,25 @@ from dtl.core.errors import DtlError, Fault, near
 from dtl.data.batching import Batching
 from dtl.data.cache.encoded import EncodedData
 from dtl.data.cache.encoder import encode_rows, wait_for_encoded_data
+from dtl.data.cache.row_index import RowIndex, open_row_index
 from dtl.data.cache.store import cache_key, wait_for_file
-from dtl.data.cache.streamed import RowIndex, StreamedData, open_row_index
+from dtl.data.cache.streamed import IndexedRows, StreamedData
 from dtl.data.example import EncodedExample, Skip
 from dtl.data.labels import get_label
 from dtl.data.order import epoch_rng
 from dtl.data.sources.rows import MAX_FAULTS_DISPLAYED, Row, RowCheck, Rows, SourceScan, open_rows
 from dtl.data.subsample import draw_subsample
 from dtl.models.fingerprint import fingerprint_adapter, fingerprint_model
-from dtl.models.load import load_model_config, load_processor, locate_model
-from dtl.models.peft.adapters import reserve_virtual_tokens
+from dtl.models.locate import locate_model
+from dtl.models.peft.virtual_tokens import reserve_virtual_tokens
+from dtl.models.pretrained_config import load_model_config
+from dtl.models.processor import load_processor
 from dtl.models.trust import check_safetensors
 from dtl.tasks.base import Classification, DatasetStats, Task
 
 MIX_SEED = 20_000_017  # of which rows of a source are read once more, or at all
 HELD_OUT_SEED = 20_000_003  # of the split, so that train.seed does not change who is held out
-NOTE_FORMAT = 1  # of what is noted of a pass over the rows
+NOTE_FORMAT = 2  # of what is noted of a pass over the rows
 SKIPPED_SHOWN = 3
 
 
@@ -219,9 +222,7 @@ class _Encoding:
         """Encoded in the step that learns from them. `total`: rows that there are."""
         own = copy.deepcopy(self.processor)  # rows are encoded beside what else is done with it
         return StreamedData(
-            rows,
-            index,
-            rows.open_readers("data.train"),
+            IndexedRows(rows, index, rows.open_readers("data.train")),
             self.task.encoder(own, self.dataset_stats, self.read_as),
             key=self.key(learnt),
             max_length=self.task.max_length(self.processor, self.dataset_stats, self.read_as),
@@ -341,10 +342,13 @@ def _noted(rows: Rows, config: RunConfig) -> SourceScan:
     note = cache_folder() / "read" / f"{_name_of_reading(rows, config)}.json"
     if note.exists():
         noted = json.loads(note.read_text(encoding="utf-8"))
-        return SourceScan(noted["good"], tuple(Fault(*fault) for fault in noted["bad"]))
+        return SourceScan(noted["valid_rows"], tuple(Fault(*fault) for fault in noted["faults"]))
     reading = rows.scan()
     write_cache_file(
-        note, json.dumps({"good": reading.valid_rows, "bad": list(map(astuple, reading.faults))})
+        note,
+        json.dumps(
+            {"valid_rows": reading.valid_rows, "faults": list(map(astuple, reading.faults))}
+        ),
     )
     return reading
 

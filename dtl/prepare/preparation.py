@@ -12,6 +12,7 @@ from dtl.config.diff import changed_keys
 from dtl.config.load import load_config
 from dtl.config.schema import RunConfig
 from dtl.core.errors import DtlError, Fault
+from dtl.data.cache.features import feature_caches_folder
 from dtl.data.cache.streamed import StreamedData
 from dtl.plan.hardware import detect_hardware, free_disk_bytes
 from dtl.plan.planner import make_plan
@@ -61,7 +62,7 @@ def prepare_run(
 
 
 def _cacheable_examples(parts: Parts, examples: Examples) -> CacheableExamples:
-    free = free_disk_bytes(str(features.feature_caches_folder()))
+    free = free_disk_bytes(str(feature_caches_folder()))
     if isinstance(examples.train, StreamedData):
         streamed = "streamed rows are encoded again each time"
         return CacheableExamples(streamed, examples.train.lengths, free)

@@ -14,8 +14,10 @@ from pydantic import Field, model_validator
 
 from dtl.config.schema.base import ConfigFault, Record, raise_config_faults
 from dtl.core.errors import DtlError
-from dtl.models.peft import adapters, continued
-from dtl.models.peft.adapters import COMPATIBILITY
+from dtl.models.peft import continued
+from dtl.models.peft.attach import attach_adapter
+from dtl.models.peft.compatibility import COMPATIBILITY, check_compatibility
+from dtl.models.peft.merge import merge_adapter
 
 if TYPE_CHECKING:
     import torch
@@ -155,7 +157,7 @@ class Adapter(Strategy):
 
     @final
     def apply(self, model: nn.Module, *, new_parameters: frozenset[str]) -> nn.Module:
-        adapters.check_compatibility(self.method, model)
+        check_compatibility(self.method, model)
         settings = self._all_config_kwargs(model)
         if self.continue_from is not None:
             defaults = type(self)(type(self.options)())._all_config_kwargs(model)
@@ -170,9 +172,7 @@ class Adapter(Strategy):
                 new_parameters=new_parameters,
             )
         try:
-            return adapters.attach_adapter(
-                model, self.method, settings, new_parameters=new_parameters
-            )
+            return attach_adapter(model, self.method, settings, new_parameters=new_parameters)
         except ValueError as fault:
             problem = str(fault).splitlines()[0].rstrip(".")
             target = getattr(self.options, "target_modules", None)
@@ -204,7 +204,7 @@ class Adapter(Strategy):
                 "weights",
                 "use the adapter together with its base, or take strategy lora",
             )
-        return adapters.merge_adapter(model)
+        return merge_adapter(model)
 
 
 class TargetModules(Record):

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from dtl.config.schema.base import ConfigFault, raise_config_faults
-from dtl.models.peft import adapters, loftq
-from dtl.models.peft.adapters import BASE_CHANGING_INITS
+from dtl.models.peft import loftq
+from dtl.models.peft.compatibility import BASE_CHANGING_INITS
+from dtl.models.peft.eva import init_eva
 from dtl.strategies.base import Adapter, ContinueFrom, ExcludeModules, LayersToTransform
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ class Plugin(Adapter):
         batches: Iterable[dict[str, Tensor]],
         forward: Callable[[nn.Module, dict[str, Tensor]], Any],
     ) -> None:
-        adapters.init_eva(model, batches=batches, forward=forward)
+        init_eva(model, batches=batches, forward=forward)
 
     def init_from_base_weights(
         self,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from dtl.config.schema.base import Record
-from dtl.models.peft.adapters import is_on_meta_device
+from dtl.models.peft.base import is_on_meta_device
 from dtl.strategies.base import Adapter
 
 if TYPE_CHECKING:

@@ -33,7 +33,7 @@ from dtl.metrics.transcripts import (
     wer_from_counts,
 )
 from dtl.models.anatomy import unwrap
-from dtl.models.load import SpeechProcessor
+from dtl.models.processor import SpeechProcessor
 from dtl.models.speech.decoder_prompt import (
     configure_generation,
     configure_prompt,

@@ -14,7 +14,15 @@ import torch
 from dtl.assembly.parts import Parts
 from dtl.core.errors import DtlError, RunFailed
 from dtl.data.cache.encoded import EncodedData
-from dtl.data.cache.feature_cache import FeatureCache
+from dtl.data.cache.feature_cache import (
+    FeatureCache,
+    FeatureSubset,
+    claim_build,
+    create_staging_folder,
+    feature_cache_folder,
+    finalize_feature_cache,
+    remove_staging_folder,
+)
 from dtl.engine.base import Engine
 from dtl.plan.feature_cache import LOCATION
 from dtl.prepare.dataset import Examples
@@ -69,7 +77,7 @@ def _add_features(data: EncodedData, cached: _CachedFeatures) -> EncodedData:
     indices = np.searchsorted(cached.data.rows, data.rows)
     if not np.array_equal(cached.data.rows[indices], data.rows):
         raise RuntimeError("a row of the subsample is not in the larger subsample")
-    return EncodedData(data.folder, **{FEATURES: features.FeatureSubset(cached.features, indices)})
+    return EncodedData(data.folder, **{FEATURES: FeatureSubset(cached.features, indices)})
 
 
 def _load_or_extract(
@@ -94,11 +102,9 @@ def _wait_for_other_run(extractor: FeatureExtractor, folder: Path, lock: ExitSta
     `lock` is closed."""
     engine, has_waited = extractor.engine, False
     while True:
-        turn = engine.broadcast_object(
-            features.claim_build(folder, lock) if engine.is_main_process else ""
-        )
-        if turn != "another's":
-            return turn == "made"
+        turn = engine.broadcast_object(claim_build(folder, lock) if engine.is_main_process else "")
+        if turn != "other_run":
+            return turn == "ready"
         if not has_waited:
             extractor.print_line(f"features: waiting for another run that extracts them ({folder})")
         has_waited = True
@@ -113,9 +119,7 @@ def _extract_all(
     engine, writer = extractor.engine, str(RunFolder.from_config(extractor.config).path.absolute())
     staged = Path(
         engine.broadcast_object(
-            str(features.create_staging_folder(folder, writer=writer))
-            if engine.is_main_process
-            else ""
+            str(create_staging_folder(folder, writer=writer)) if engine.is_main_process else ""
         )
     )
     try:
@@ -123,13 +127,11 @@ def _extract_all(
         places = write_part(extractor, split, data, staged)
         all_places = engine.all_gather_object([places])
         if engine.is_main_process:
-            features.finalize_feature_cache(
-                staged, folder, split.fields, all_places, examples=len(data)
-            )
+            finalize_feature_cache(staged, folder, split.fields, all_places, examples=len(data))
         engine.barrier()
     except BaseException:
         if engine.is_main_process:
-            features.remove_staging_folder(staged)
+            remove_staging_folder(staged)
         raise
 
 
@@ -147,7 +149,7 @@ def _cache_folder(extractor: FeatureExtractor, split: SplitPoint, data: EncodedD
     """Return the cache folder, named by everything that the features depend on."""
     layout, engine = extractor.plan.layout, extractor.engine
     model_config = engine.unwrapped_model.config
-    return features.feature_cache_folder(
+    return feature_cache_folder(
         base=extractor.examples.base,
         data=data.key,
         head=[extractor.parts.task.auto_class, split.base, repr(split.fields)],

@@ -13,7 +13,13 @@ from dtl.assembly.parts import Parts
 from dtl.config.schema import RunConfig
 from dtl.core.units import format_bytes
 from dtl.data.cache.encoded import EncodedData
-from dtl.data.cache.feature_cache import CachedFeature, FeatureWriter, batch_by_extent
+from dtl.data.cache.feature_cache import (
+    CachedFeature,
+    FeatureLocations,
+    FeatureWriter,
+    batch_by_extent,
+    feature_caches_folder,
+)
 from dtl.data.loader import Collate
 from dtl.engine.base import Engine
 from dtl.models.anatomy import unwrap
@@ -87,7 +93,7 @@ def select_example(
 
 def write_part(
     extractor: FeatureExtractor, split: SplitPoint, data: EncodedData, staged: Path
-) -> features.FeatureLocations:
+) -> FeatureLocations:
     """Extract and write this rank's part of the features. Every rank must call.
 
     Batches are formed before they are distributed, so that the result is the same on any layout.
@@ -122,10 +128,10 @@ def _check_disk_space(
     grows = any(len(part.values) > 1 for parts in by_field.values() for part in parts)
     ratio = data.lengths.sum() / data.lengths[ids].sum() if grows else len(data) / len(ids)
     required, free = extractor.engine.broadcast_object(
-        (size * ratio, free_disk_bytes(str(features.feature_caches_folder())))
+        (size * ratio, free_disk_bytes(str(feature_caches_folder())))
     )
     if required > MAX_DISK_SHARE * free:
         raise FeaturesUnsupported(
             f"features would take {format_bytes(int(required))}, of {format_bytes(free)} that are "
-            f"free in {features.feature_caches_folder()}"
+            f"free in {feature_caches_folder()}"
         )

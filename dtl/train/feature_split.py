@@ -20,7 +20,7 @@ from dtl.models.head_input import (
     record_outputs,
     replace_output,
 )
-from dtl.models.load import get_pad_token_id
+from dtl.models.processor import get_pad_token_id
 from dtl.train.feature_extraction import FeatureExtractor, FeaturesUnsupported, select_example
 from dtl.train.feature_task import (
     FEATURES,

@@ -17,15 +17,11 @@ from dtl.core.process_env import number_on_node
 from dtl.engine.base import Engine
 from dtl.models.anatomy import adapted_layers, convolution_kernels
 from dtl.models.dtypes import torch_dtype
-from dtl.models.load import (
-    LoadedModel,
-    get_pad_token_id,
-    init_new_parameters,
-    load_pretrained,
-    locate_model,
-    write_language_weights,
-)
-from dtl.models.peft.adapters import vera_matrices
+from dtl.models.load import LoadedModel, load_pretrained
+from dtl.models.locate import locate_model
+from dtl.models.new_parameters import init_new_parameters, write_language_weights
+from dtl.models.peft.base import vera_matrices
+from dtl.models.processor import get_pad_token_id
 from dtl.models.staging import resolve_staged_model, stage_weights
 from dtl.plan.records import Plan
 from dtl.prepare.dataset import Examples

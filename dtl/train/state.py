@@ -9,7 +9,7 @@ from dtl.assembly.parts import Parts
 from dtl.config.schema import RunConfig
 from dtl.data.loader import Collate, Loader
 from dtl.engine.base import Engine
-from dtl.models.load import get_pad_token_id
+from dtl.models.processor import get_pad_token_id
 from dtl.plan.records import PhasePlan, Plan
 from dtl.prepare.dataset import Examples
 from dtl.run.folder import RunFolder

@@ -19,8 +19,10 @@ from torch import nn
 from dtl.config import registry
 from dtl.core.errors import DtlError
 from dtl.models.anatomy import head_parameters
-from dtl.models.peft import adapters
-from dtl.models.peft.adapters import COMPATIBILITY, MODEL_KIND_EXAMPLES
+from dtl.models.peft.base import ADAPTER_WEIGHTS
+from dtl.models.peft.compatibility import COMPATIBILITY, MODEL_KIND_EXAMPLES, find_model_kind
+from dtl.models.peft.save_load import build_adapter_files, load_adapter
+from dtl.models.peft.virtual_tokens import count_virtual_tokens
 from dtl.strategies.base import Adapter
 from tests import tiny_sound
 
@@ -272,7 +274,7 @@ def test_what_is_allowed_learns_and_is_what_plain_peft_reads(
 
     given = beds()[kind][bed]
     strategy, base = make_strategy(method, given), fresh(given)
-    assert adapters.find_model_kind(base) == kind
+    assert find_model_kind(base) == kind
     of_base, before = scores(base, given.shown).detach(), values(base)
     model = put_on(strategy, given, base)
     start = scores(model, given.shown).detach()
@@ -299,7 +301,7 @@ def test_what_is_allowed_learns_and_is_what_plain_peft_reads(
         assert not padding_matters(model, given.shown)
 
     learnt = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
-    adapters.build_adapter_files(model, learnt).save(tmp_path / "adapter", base=base)
+    build_adapter_files(model, learnt).save(tmp_path / "adapter", base=base)
     plain = PeftModel.from_pretrained(fresh(given), tmp_path / "adapter").eval()
     if method == "adalora":  # without labels, which stand for what is written so far, it has none
         plain.base_model.trainable_adapter_name = "default"
@@ -307,9 +309,9 @@ def test_what_is_allowed_learns_and_is_what_plain_peft_reads(
     if opened.shape != trained.shape:  # plain PEFT scores its virtual tokens as well
         opened = opened[:, -trained.shape[1] :]
     assert near(opened, trained)
-    ours = adapters.load_adapter(fresh(given), tmp_path / "adapter").eval()
+    ours = load_adapter(fresh(given), tmp_path / "adapter").eval()
     assert near(scores(ours, given.shown), trained)
-    assert adapters.count_virtual_tokens(ours) == strategy.num_virtual_tokens
+    assert count_virtual_tokens(ours) == strategy.num_virtual_tokens
 
     if not COMPATIBILITY[method].can_merge:
         with pytest.raises(DtlError, match="take strategy lora"):
@@ -335,7 +337,7 @@ def test_what_is_refused_fails_or_is_wrong(
     with pytest.raises(DtlError, match=f"{method} does not go with .*take strategy lora"):
         put_on(strategy, given, fresh(given))
     of_base = scores(fresh(given), given.shown)
-    monkeypatch.setattr(adapters, "check_compatibility", lambda method, model: None)
+    monkeypatch.setattr(base, "check_compatibility", lambda method, model: None)
     try:
         model = put_on(strategy, given, fresh(given))
         start = scores(model, given.shown)
@@ -420,7 +422,7 @@ def test_lora_begins_learns_and_is_exported_over_the_whole_base(
     assert not near(trained, of_base)
     assert near(scores(strategy.merge(copy.deepcopy(model)), given.shown), trained)
     learnt = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
-    adapters.build_adapter_files(model, learnt).save(tmp_path / "adapter", base=base)
+    build_adapter_files(model, learnt).save(tmp_path / "adapter", base=base)
     opened = PeftModel.from_pretrained(fresh(given), tmp_path / "adapter").eval()
     assert near(scores(opened, given.shown), trained)
     with opened.disable_adapter():
@@ -529,9 +531,9 @@ def test_virtual_tokens_are_exported_without_the_network_that_taught_them(
     learnt = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
     trained = scores(model, given.shown).detach()
     teach(model, given.shown)
-    adapters.build_adapter_files(model, learnt).save(tmp_path / "adapter", base=base)
+    build_adapter_files(model, learnt).save(tmp_path / "adapter", base=base)
     assert not near(scores(model, given.shown), trained)
-    assert set(load_file(tmp_path / "adapter" / adapters.ADAPTER_WEIGHTS)) == {"prompt_embeddings"}
+    assert set(load_file(tmp_path / "adapter" / ADAPTER_WEIGHTS)) == {"prompt_embeddings"}
     opened = PeftModel.from_pretrained(fresh(given), tmp_path / "adapter").eval()
     assert near(scores(opened, given.shown)[:, -8:], trained)
 
@@ -619,7 +621,7 @@ def saved(strategy: Adapter, given: Bed, folder: Path) -> Path:
     model = put_on(strategy, given, base)
     teach(model, given.shown)
     learnt = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
-    adapters.build_adapter_files(model, learnt).save(folder, base=base)
+    build_adapter_files(model, learnt).save(folder, base=base)
     return folder
 
 

@@ -20,16 +20,11 @@ from dtl.config.schema import Model
 from dtl.core.errors import DtlError
 from dtl.data.sources.rows import Row
 from dtl.models.anatomy import batch_norms, head_modules
-from dtl.models.load import (
-    LoadedModel,
-    get_pad_token_id,
-    init_new_parameters,
-    load_model_config,
-    load_on_meta_device,
-    load_pretrained,
-    load_processor,
-)
-from dtl.models.peft.adapters import COMPATIBILITY
+from dtl.models.load import LoadedModel, load_on_meta_device, load_pretrained
+from dtl.models.new_parameters import init_new_parameters
+from dtl.models.peft.compatibility import COMPATIBILITY
+from dtl.models.pretrained_config import load_model_config
+from dtl.models.processor import get_pad_token_id, load_processor
 from dtl.strategies.base import Adapter
 from tests import tiny, tiny_speech, tiny_vision, tiny_whisper
 

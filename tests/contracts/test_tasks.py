@@ -20,13 +20,10 @@ from dtl.data.cache.encoder import convert_to_stored_dtypes, encode_rows
 from dtl.data.example import EncodedExample
 from dtl.data.sources.rows import Row
 from dtl.models.anatomy import batch_norms, head_modules
-from dtl.models.load import (
-    get_pad_token_id,
-    init_new_parameters,
-    load_model_config,
-    load_pretrained,
-    load_processor,
-)
+from dtl.models.load import load_pretrained
+from dtl.models.new_parameters import init_new_parameters
+from dtl.models.pretrained_config import load_model_config
+from dtl.models.processor import get_pad_token_id, load_processor
 from tests import tiny, tiny_sound, tiny_speech, tiny_vision, tiny_whisper
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from dtl.config import registry
-from dtl.models.peft.adapters import COMPATIBILITY, TEXT_KINDS
+from dtl.models.peft.compatibility import COMPATIBILITY, TEXT_KINDS
 from tests import tiny, tiny_speech, tiny_vision, tiny_whisper
 from tests.distributed.bases import Case, layer_normed_hubert, spoken, write_cases
 from tests.distributed.covering import cases

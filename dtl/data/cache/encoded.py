@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from dtl.core.errors import RunFailed
+from dtl.data.cache.store import memory_map
 
 if TYPE_CHECKING:
     pass

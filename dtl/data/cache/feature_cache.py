@@ -1,4 +1,7 @@
-"""What a frozen base makes of each example, on disk: written by all ranks, read through a map."""
+"""The feature cache: a frozen base's outputs of each example, on disk.
+
+All ranks write it, each one part; it is read through memory maps.
+"""
 
 from __future__ import annotations
 
@@ -23,17 +26,16 @@ from dtl.core.lock import Lease
 from dtl.data.cache.encoded import INDEX_FILE
 from dtl.data.cache.store import cache_key
 
-# A bfloat16 is kept as its 16 bits, which numpy has no name for.
+# numpy has no bfloat16, so that its 16 bits are stored as an int16.
 DTYPES = {"float32": "<f4", "float16": "<f2", "bfloat16": "<i2", "float64": "<f8"}
-FeatureLocations = dict[
-    str, list[tuple[int, int, int]]
-]  # a field's examples: number, start, positions
+# Of each field, by name, for each example: its index, the start of its values, its positions.
+FeatureLocations = dict[str, list[tuple[int, int, int]]]
 
 
 @dataclass(frozen=True)
 class FeatureField:
-    """A tensor of a base's output, of which an example has (T, *shape). `positions`: which of T are
-    kept, all, first or last; whole: an example has `shape` alone."""
+    """A tensor of a base's output, of which an example has (T, *shape). `positions`: which of the T
+    positions are cached (all, first or last); whole: an example has `shape`, without positions."""
 
     name: str
     positions: str
@@ -43,14 +45,14 @@ class FeatureField:
 
 @dataclass(frozen=True)
 class CachedFeature:
-    """Of one example: what is kept of a field, (K, *shape), and how many positions there were."""
+    """The cached values of a field for one example, (K, *shape), and its number of positions T."""
 
     values: np.ndarray
     positions: int
 
 
 class FeatureCache:
-    """Opened for reading; `features[i]` are the parts of example `i`, by field."""
+    """A feature cache opened for reading; `cache[i]` are the features of example `i`, by field."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -60,7 +62,7 @@ class FeatureCache:
 
     @cached_property
     def _arrays(self) -> dict[str, tuple[np.ndarray, list[np.ndarray]]]:
-        """Of each field the places of the examples, and the parts that they are in."""
+        """Return, for each field, the locations of the examples and the values of each part."""
         return {
             field.name: (
                 np.load(self.folder / f"{field.name}.npy", mmap_mode="r"),
@@ -76,17 +78,17 @@ class FeatureCache:
         return self._examples
 
     def __getitem__(self, index: int) -> dict[str, CachedFeature]:
-        found = {}
+        features = {}
         for field in self.fields:
-            places, parts = self._arrays[field.name]
-            part, start, positions = places[index].tolist()
-            kept = positions if field.positions == "all" else 1
-            found[field.name] = CachedFeature(parts[part][start : start + kept], positions)
-        return found
+            locations, parts = self._arrays[field.name]
+            part, start, positions = locations[index].tolist()
+            end = start + (positions if field.positions == "all" else 1)
+            features[field.name] = CachedFeature(parts[part][start:end], positions)
+        return features
 
 
 class FeatureSubset:
-    """Those of some of the examples: `chosen[i]` are the features of example `places[i]`."""
+    """The features of some examples: `subset[i]` are the features of example `indices[i]`."""
 
     def __init__(self, cache: FeatureCache, indices: np.ndarray) -> None:
         self._cache, self._indices = cache, indices
@@ -99,7 +101,7 @@ def _parse_field(stored: dict[str, Any], folder: Path) -> FeatureField:
     name, dtype = str(stored["name"]), str(stored["dtype"])
     if dtype not in DTYPES or Path(name).name != name:
         raise RunFailed.of(
-            str(folder), f"is not what dtl wrote ({name}: {dtype})", "remove the folder"
+            str(folder), f"the cache is corrupted ({name}: dtype {dtype})", "remove the folder"
         )
     return FeatureField(name, stored["positions"], dtype, tuple(stored["shape"]))
 
@@ -116,28 +118,29 @@ def _values_path(folder: Path, name: str, part: int) -> Path:
 
 
 def feature_cache_folder(**key_parts: Any) -> Path:
-    """Where features lie that depend on all this, and on nothing else."""
+    """Return the folder of the features that depend on these values, and on nothing else."""
     return feature_caches_folder() / cache_key(**key_parts)
 
 
 def feature_caches_folder() -> Path:
-    """Where all features lie."""
+    """Return the folder of all feature caches."""
     return cache_folder() / "features"
 
 
-BuildState = Literal["made", "ours", "another's"]
+BuildState = Literal["ready", "ours", "other_run"]
 
 
 def claim_build(folder: Path, lease_stack: ExitStack) -> BuildState:
-    """Whether these features are there already, are to be made here, or are being made by another
-    run. Where they are ours, no other run makes them until `held` is closed."""
+    """Return whether these features are ready, have to be computed by this run, or are being
+    computed by another run. If they are ours, no other run computes them until `lease_stack` is
+    closed."""
     if folder.exists():
-        return "made"
+        return "ready"
     try:
         lease_stack.enter_context(_hold_build_lease(cache_folder() / "making" / folder.name))
-    except (DtlError, FileNotFoundError):  # held, or just removed by who held it
-        return "another's"
-    return "made" if folder.exists() else "ours"
+    except (DtlError, FileNotFoundError):  # another run has the lease, or just released it
+        return "other_run"
+    return "ready" if folder.exists() else "ours"
 
 
 @contextmanager
@@ -152,8 +155,8 @@ def _hold_build_lease(lease_folder: Path) -> Iterator[None]:
 
 
 def create_staging_folder(folder: Path, *, writer: str) -> Path:
-    """An empty folder beside, in which all ranks write. `writer`: names the run, which is one; what
-    it has left there before it was killed is removed."""
+    """Create an empty folder next to the cache's, in which all ranks write. `writer`: identifies
+    the run; what it left there when it was killed is removed."""
     digest = hashlib.sha256(f"{socket.gethostname()}:{writer}".encode()).hexdigest()[:16]
     staged = folder.with_name(f"{folder.name}.{digest}.staged")
     remove_staging_folder(staged)
@@ -162,7 +165,7 @@ def create_staging_folder(folder: Path, *, writer: str) -> Path:
 
 
 class FeatureWriter:
-    """One rank's part of the features: whole examples, in the order in which they come."""
+    """Writes one rank's part of a feature cache, example by example."""
 
     def __init__(self, staged: Path, fields: Iterable[FeatureField], *, part: int) -> None:
         self._fields = {field.name: field for field in fields}
@@ -185,10 +188,10 @@ class FeatureWriter:
         self._open.close()
 
     def add(self, example: int, features: dict[str, CachedFeature]) -> None:
-        for name, part in features.items():
-            self.locations[name].append((example, self._ends[name], part.positions))
-            self._files[name].write(np.ascontiguousarray(part.values).tobytes())
-            self._ends[name] += len(part.values)
+        for name, feature in features.items():
+            self.locations[name].append((example, self._ends[name], feature.positions))
+            self._files[name].write(np.ascontiguousarray(feature.values).tobytes())
+            self._ends[name] += len(feature.values)
 
 
 def finalize_feature_cache(
@@ -199,13 +202,13 @@ def finalize_feature_cache(
     *,
     examples: int,
 ) -> None:
-    """Say where each example lies, by the places of all parts, and give the folder its name."""
+    """Write the locations of the examples, by those of all parts, and publish the folder."""
     fields = tuple(fields)
     for field in fields:
         table = np.full((examples, 3), -1, dtype=np.int64)
-        for part, of_part in enumerate(locations):
-            for number, start, positions in of_part[field.name]:
-                table[number] = part, start, positions
+        for part, part_locations in enumerate(locations):
+            for example, start, positions in part_locations[field.name]:
+                table[example] = part, start, positions
         if (table < 0).any():
             raise RuntimeError("an example has no features")
         np.save(staged / f"{field.name}.npy", table)
@@ -219,13 +222,13 @@ def finalize_feature_cache(
 
 
 def remove_staging_folder(staged: Path) -> None:
-    """Remove what is not to be finished."""
+    """Remove an unfinished feature cache."""
     shutil.rmtree(staged, ignore_errors=True)
 
 
 def batch_by_extent(extents: np.ndarray, *, batch: int) -> list[np.ndarray]:
-    """Every example once, in batches in which none is padded beside a longer one, largest first;
-    the same on any layout."""
+    """Return every example once, in batches of equal extent, so that none is padded to a longer
+    one; largest first, independent of the layout. `extents`: shape (N,)."""
     largest_first = np.argsort(-extents, kind="stable")
     changes = np.flatnonzero(np.diff(extents[largest_first])) + 1
     return [

@@ -1,39 +1,26 @@
-"""Rows that are encoded in the step that learns from them; on disk only where each of them stands.
-
-The index is made once, of the content of the files, and mapped: a row costs 16 bytes of it.
-"""
+"""Rows that are read and encoded in the step that trains on them."""
 
 from __future__ import annotations
 
-import json
-from array import array
 from collections.abc import Callable, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from dtl.core.cache_folder import cache_folder
 from dtl.core.errors import DtlError, Fault, RankFailed, RunFailed
-from dtl.core.files import staged_folder
 from dtl.data.cache.encoded import evenly_spaced_indices
 from dtl.data.cache.encoder import convert_to_stored_dtypes
-from dtl.data.cache.store import memory_map, wait_for_file
+from dtl.data.cache.row_index import RowIndex
 from dtl.data.example import EncodedExample, Skip
 from dtl.data.sources.random_access import RandomAccessReader
-from dtl.data.sources.results import RowPosition
-from dtl.data.sources.rows import Row, Rows, SourceScan
-
-INDEX_FILE = "index.json"
-COLUMNS = ("offset", "number")  # of a spot
-BUFFER_ROWS = 2**16  # numbers that are written at once
+from dtl.data.sources.rows import Row, Rows
 
 
 @dataclass(frozen=True)
 class SkippedRow:
-    """A row that is no example, by its number: where it stands, and why."""
+    """A row that cannot be trained on: its index, its location, and the reason."""
 
     row: int
     location: str
@@ -41,68 +28,26 @@ class SkippedRow:
 
 
 @dataclass(frozen=True)
-class RowIndex:
-    """Where each good row of a source stands. `ends`: good rows up to the end of each file."""
+class IndexedRows:
+    """The valid rows of a source, read singly by index. `readers`: one for each file."""
 
-    offsets: np.ndarray
-    line_numbers: np.ndarray
-    file_ends: np.ndarray
-    scan: SourceScan
+    rows: Rows
+    index: RowIndex
+    readers: Sequence[RandomAccessReader]
 
-    @classmethod
-    def open(cls, folder: Path) -> RowIndex:
-        index = json.loads((folder / INDEX_FILE).read_text(encoding="utf-8"))
-        offsets, numbers = (memory_map(folder / f"{name}.numbers", "<i8") for name in COLUMNS)
-        bad = tuple(Fault(*fault) for fault in index["bad"])
-        return cls(offsets, numbers, np.array(index["ends"]), SourceScan(len(offsets), bad))
+    def __len__(self) -> int:
+        return len(self.index.offsets)
 
-    def locate(self, row: int) -> tuple[int, RowPosition]:
-        """The number of the file that a row stands in, and its spot there."""
-        file = int(np.searchsorted(self.file_ends, row, side="right"))
-        return file, RowPosition(int(self.offsets[row]), int(self.line_numbers[row]))
-
-
-def open_row_index(
-    rows: Rows, readers: Sequence[RandomAccessReader], *, key: str, writes: bool
-) -> RowIndex:
-    """The index of a source, made in one pass that also checks the rows, unless it is there.
-    `writes`: this process makes it; the others wait. Raises DtlError as a reading does."""
-    folder = cache_folder() / "indexed" / key
-    if not writes:
-        wait_for_file(folder / INDEX_FILE)
-    elif not (folder / INDEX_FILE).exists():
-        with staged_folder(folder) as staged:
-            _write_index(rows, readers, staged)
-    return RowIndex.open(folder)
-
-
-def _write_index(rows: Rows, readers: Sequence[RandomAccessReader], staged: Path) -> None:
-    faults: list[Fault] = []
-    counts = [0] * len(readers)
-    buffers = {name: array("q") for name in COLUMNS}
-    files = {name: staged / f"{name}.numbers" for name in COLUMNS}
-
-    def flush() -> None:
-        for name, numbers in buffers.items():
-            with files[name].open("ab") as file:
-                file.write(np.asarray(numbers, dtype="<i8").tobytes())
-            del numbers[:]
-
-    for file, spot in rows.iter_positions(readers, faults):
-        counts[file] += 1
-        buffers["offset"].append(spot.offset)
-        buffers["number"].append(spot.number)
-        if len(buffers["offset"]) == BUFFER_ROWS:
-            flush()
-    flush()
-    about = {"ends": np.cumsum(counts).tolist(), "bad": [astuple(fault) for fault in faults]}
-    (staged / INDEX_FILE).write_text(json.dumps(about), encoding="utf-8")
+    def read_row(self, index: int) -> Row | Fault:
+        """Return a row, or its fault if it can no longer be read."""
+        file, position = self.index.locate(index)
+        return self.rows.validate_row(index, self.readers[file].read_row(position))
 
 
 @dataclass(frozen=True)
 class StreamedExamples:
-    """What a rank has read of the rows of one step. `ids`: of those that are examples, longest
-    first; `examples`: by id, one more where there is none among them."""
+    """The examples of one rank and step. `ids`: longest first, shape (N,); `examples`: by id; if
+    there are none, only a placeholder example that is not in `ids`."""
 
     ids: np.ndarray
     examples: dict[int, EncodedExample]
@@ -110,7 +55,7 @@ class StreamedExamples:
 
     @property
     def shortest_example(self) -> int:
-        """An example to stand in where a micro-batch has none."""
+        """Return the id of the shortest example, the placeholder of an empty micro-batch."""
         return min(self.examples, key=lambda number: self.examples[number].length)
 
     @property
@@ -125,17 +70,15 @@ class StreamedExamples:
 
 
 class StreamedData:
-    """Examples that are read where they stand and encoded when they are asked for.
+    """Examples that are read and encoded when they are requested.
 
-    `chosen`: the rows that are learnt from, by number; None: all. `longest`: what the length of an
-    example may be at most. Which rows are examples at all is known when they are read.
+    `max_length`: the largest possible length of an example. `row_numbers`: the rows to train on;
+    None: all. Which rows have to be skipped is known only when they are read.
     """
 
     def __init__(
         self,
-        rows: Rows,
-        index: RowIndex,
-        readers: Sequence[RandomAccessReader],
+        source: IndexedRows,
         encoder: Callable[[Row], EncodedExample | Skip],
         *,
         key: str,
@@ -143,80 +86,71 @@ class StreamedData:
         row_numbers: np.ndarray | None = None,
     ) -> None:
         self.key = key
-        self._rows = rows
-        self._index = index
-        self._readers = readers
+        self._source = source
         self._encoder = encoder
         self._max_length = max_length
         self._row_numbers = row_numbers
 
     def __len__(self) -> int:
-        return len(self._index.offsets if self._row_numbers is None else self._row_numbers)
+        return len(self._source if self._row_numbers is None else self._row_numbers)
 
     def format_summary(self, name: str) -> str:
-        """What becomes of the rows, in words."""
-        return f"{name}: {len(self)} rows, each read and encoded in the step that learns from it"
+        """Return the number of rows as a line of text."""
+        return f"{name}: {len(self)} rows, each read and encoded in the step that trains on it"
 
     @property
     def lengths(self) -> np.ndarray:
-        """What each may have at most; it takes no memory."""
+        """Return the largest possible length of each example, shape (N,); it takes no memory."""
         return np.broadcast_to(np.int64(self._max_length), len(self))
 
     def read_examples(self, ids: np.ndarray) -> StreamedExamples:
-        """Read and encode these. Raises RankFailed for a row that can no longer be read, or not be
-        encoded."""
+        """Read and encode the rows of these ids, shape (N,). Raises RankFailed for a row that can
+        no longer be read or cannot be encoded."""
         examples: dict[int, EncodedExample] = {}
         skipped_rows = []
-        for number in np.sort(ids).tolist():  # neighbours may stand in one group of a table
-            row, found = self._read_example(number)
-            if isinstance(found, Skip):
-                skipped_rows.append(SkippedRow(row.index, row.location, found.reason))
+        for number in np.sort(ids).tolist():  # neighbors may be in one row group of a table
+            row, example = self._read_example(number)
+            if isinstance(example, Skip):
+                skipped_rows.append(SkippedRow(row.index, row.location, example.reason))
             else:
-                examples[number] = found
-        example_ids = np.array(
-            [number for number in ids.tolist() if number in examples], dtype=np.int64
-        )
-        lengths = np.array(
-            [examples[number].length for number in example_ids.tolist()], dtype=np.int64
-        )
-        longest_first = example_ids[np.argsort(-lengths, kind="stable")]
+                examples[number] = example
+        example_ids = [number for number in ids.tolist() if number in examples]
+        lengths = np.array([examples[number].length for number in example_ids], dtype=np.int64)
+        longest_first = np.array(example_ids, dtype=np.int64)[np.argsort(-lengths, kind="stable")]
         return StreamedExamples(
             longest_first, examples or dict([self._placeholder_example]), tuple(skipped_rows)
         )
 
     def sample(self, count: int) -> list[dict[str, Any]]:
-        """The values of so many rows, evenly spaced, and of one at least."""
-        found = (
+        """Return the values of `count` evenly spaced rows without skipped ones; at least one."""
+        examples = (
             self._read_example(number)[1] for number in evenly_spaced_indices(len(self), count)
         )
-        values = [one.values for one in found if isinstance(one, EncodedExample)]
+        values = [each.values for each in examples if isinstance(each, EncodedExample)]
         return values or [self._placeholder_example[1].values]
 
     def _read_example(self, number: int) -> tuple[Row, EncodedExample | Skip]:
         index = number if self._row_numbers is None else int(self._row_numbers[number])
-        file, spot = self._index.locate(index)
-        row = self._rows.validate_row(index, self._readers[file].read_row(spot))
+        row = self._source.read_row(index)
         if isinstance(row, Fault):
             raise RankFailed(row)
         try:
-            found = self._encoder(row)
-        except DtlError as fault:
-            raise RankFailed(*fault.faults) from fault
-        if isinstance(found, EncodedExample):
-            found = EncodedExample(
-                convert_to_stored_dtypes(found.values), found.length, found.targets
-            )
-        return row, found
+            example = self._encoder(row)
+        except DtlError as error:
+            raise RankFailed(*error.faults) from error
+        if isinstance(example, EncodedExample):
+            example = replace(example, values=convert_to_stored_dtypes(example.values))
+        return row, example
 
     @cached_property
     def _placeholder_example(self) -> tuple[int, EncodedExample]:
-        """The first example of all."""
+        """Return the id and values of the first example of the source."""
         for number in range(len(self)):
-            _, found = self._read_example(number)
-            if isinstance(found, EncodedExample):
-                return number, found
+            _, example = self._read_example(number)
+            if isinstance(example, EncodedExample):
+                return number, example
         raise RunFailed.of(
-            self._rows.name,
-            f"none of {len(self)} rows has anything to learn from",
-            "check the columns, or raise task.max_length",
+            self._source.rows.name,
+            f"none of {len(self)} rows can be trained on",
+            "check data.columns, or raise task.max_length",
         )

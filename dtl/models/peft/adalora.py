@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from dtl.models.peft.adapters import ADAPTER_NAME, find_active_ranks
+from dtl.models.peft.base import ADAPTER_NAME
+from dtl.models.peft.save_load import find_active_ranks
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -8,13 +8,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from dtl.core.errors import DtlError
 from dtl.models.full_shape import full_shape
-from dtl.models.peft.adapters import (
-    check_adapter_folder,
-    collect_modules_to_save,
-    find_task_type,
-    load_adapter_tensors,
-    vera_matrices,
-)
+from dtl.models.peft.attach import collect_modules_to_save
+from dtl.models.peft.base import find_task_type, vera_matrices
+from dtl.models.peft.save_load import check_adapter_folder, load_adapter_tensors
 
 if TYPE_CHECKING:
     from peft import PeftConfig

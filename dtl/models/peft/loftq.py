@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from dtl.core.errors import DtlError
-from dtl.models.peft.adapters import ADAPTER_NAME
+from dtl.models.peft.base import ADAPTER_NAME
 from dtl.models.quantization.quantize import dequantize_weight, quantized_layers
 
 if TYPE_CHECKING:

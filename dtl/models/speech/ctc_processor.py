@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from dtl.core.errors import DtlError
 from dtl.data.modalities.text_normalization import detect_case
-from dtl.models.load import SpeechProcessor
+from dtl.models.processor import SpeechProcessor
 from dtl.models.speech import ctc_vocabulary
 
 MAX_UNKNOWN_SHARE = 0.1  # of the characters of the training rows, in a vocabulary not requested

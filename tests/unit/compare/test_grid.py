@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from dtl.compare.grid import Grid, LabelCount, Tried
+from dtl.compare.grid import Grid, LabelCount, TrialResult
 from dtl.compare.run import Running
 from dtl.compare.state import State
 from dtl.config.load import load_config
@@ -39,7 +39,7 @@ def tried(grid, strategy, scores, *, round=0):
     found = []
     for one, score in zip(planned, scores, strict=True):
         rate = grid.rate_of(one, tried.before)
-        found.append(Tried(one, rate, score))
+        found.append(TrialResult(one, rate, score))
     return found
 
 
@@ -50,7 +50,7 @@ def test_it_is_the_same_from_its_file(grid):
     one = grid()
     again = Grid.from_dict(json.loads(json.dumps(one.to_dict())))
     assert again == one
-    assert again.planned == one.planned
+    assert again.planned_runs == one.planned
     names = [planned.name for planned in one.planned]
     assert len(set(names)) == len(names) == 3 * 5 + 3 * 3 * 2
 
@@ -149,7 +149,7 @@ def test_rates_are_searched_with_each_number_of_labels_where_that_is_asked(grid)
     drawn = [one.config_of(planned, 0.1, runs="r").data.subsample.size for planned in one.searches]
     assert drawn == [5, 5, 20, 20, None, None]
     found = [
-        Tried(planned, one.rate_of(planned, []), score)
+        TrialResult(planned, one.rate_of(planned, []), score)
         for planned, score in zip(one.searches, (0.1, 0.2, 0.4, 0.3, 0.5, 0.6), strict=True)
     ]
     cells = [planned for planned in one.cells if planned.seed == 0]
@@ -167,7 +167,7 @@ def test_under_a_budget_the_worse_half_is_dropped_after_each_round(grid):
     second = [planned for planned in second if planned.strategy == "full"]
     assert [one.rate_of(planned, first) for planned in second] == [3, 4, 5]
     done = [
-        Tried(planned, rate, score)
+        TrialResult(planned, rate, score)
         for planned, rate, score in zip(second, (3.0, 4.0, 5.0), (0.6, 0.9, 0.7), strict=True)
     ]
     cell = next(planned for planned in one.cells if planned.strategy == "full")
@@ -211,7 +211,7 @@ class Counted(Running):
         compare = grid.config.compare.model_copy(update={"time_budget": f"{budget}s"})
         config = grid.config.model_copy(update={"compare": compare})
         self.state.grid = replace(grid, config=config)
-        for number, planned in enumerate(self.state.grid.planned, start=1):
+        for number, planned in enumerate(self.state.grid.planned_runs, start=1):
             self._in_turn(number, planned, lambda: sum(self.clock))
         return {
             path.parent.name: json.loads(path.read_text())["config"]["optim"]["learning_rate"]

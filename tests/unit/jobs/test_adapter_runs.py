@@ -16,7 +16,7 @@ from dtl.core.errors import DtlError
 from dtl.jobs import train as jobs
 from dtl.models.fingerprint import fingerprint_model
 from dtl.models.load import load_on_meta_device, load_pretrained
-from dtl.models.peft import adapters
+from dtl.models.peft.base import ADAPTER_WEIGHTS
 from dtl.prepare import preparation
 from dtl.run.folder import RunFolder
 from dtl.train.heartbeat import Watchdog
@@ -233,8 +233,8 @@ def test_a_resumed_run_is_the_same_to_the_last_digit(folder, decoder, texts, fir
     assert losses(resumed) == losses(whole)
     assert len(losses(whole)) == 3
     assert resumed.result["scores"] == whole.result["scores"]
-    assert (resumed.export / adapters.ADAPTER_WEIGHTS).read_bytes() == (
-        whole.export / adapters.ADAPTER_WEIGHTS
+    assert (resumed.export / ADAPTER_WEIGHTS).read_bytes() == (
+        whole.export / ADAPTER_WEIGHTS
     ).read_bytes()
 
 

@@ -6,7 +6,7 @@ from dtl.config.load import load_config
 from dtl.config.schema import RunConfig
 from dtl.config.schema.plugins import Phase
 from dtl.core.errors import DtlError
-from dtl.models.load import load_model_config
+from dtl.models.pretrained_config import load_model_config
 from dtl.plan.phases import compute_last_steps
 from tests import tiny
 from tests.unit.plan.test_planner import configure, plan

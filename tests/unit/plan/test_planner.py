@@ -15,7 +15,9 @@ from dtl.config.schema.optim import Optim
 from dtl.core.errors import DtlError
 from dtl.core.units import format_bytes
 from dtl.data.batching import Batching
-from dtl.models.load import init_new_parameters, load_model_config, load_pretrained
+from dtl.models.load import load_pretrained
+from dtl.models.new_parameters import init_new_parameters
+from dtl.models.pretrained_config import load_model_config
 from dtl.plan import zero_stage
 from dtl.plan.hardware import free_disk_bytes
 from dtl.plan.memory import checkpoint_bytes, estimate_model_state

@@ -15,13 +15,10 @@ from dtl.config.schema import Model
 from dtl.core.errors import DtlError
 from dtl.data.example import Skip
 from dtl.data.modalities.text_normalization import create_text_normalizer
-from dtl.models.load import (
-    init_new_parameters,
-    load_model_config,
-    load_pretrained,
-    load_processor,
-    write_language_weights,
-)
+from dtl.models.load import load_pretrained
+from dtl.models.new_parameters import init_new_parameters, write_language_weights
+from dtl.models.pretrained_config import load_model_config
+from dtl.models.processor import load_processor
 from dtl.models.speech import ctc_vocabulary as letters
 from tests import tiny_sound, tiny_speech
 from tests.contracts.test_tasks import Bench, make_task, numbered

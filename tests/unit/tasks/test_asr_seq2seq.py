@@ -22,7 +22,9 @@ from dtl.data.modalities.spec_augment import SpecAugment
 from dtl.data.sources.rows import Row
 from dtl.export.opened import Exported
 from dtl.jobs.predict import predictions
-from dtl.models.load import get_pad_token_id, load_model_config, load_pretrained, load_processor
+from dtl.models.load import load_pretrained
+from dtl.models.pretrained_config import load_model_config
+from dtl.models.processor import get_pad_token_id, load_processor
 from dtl.models.speech.decoder_prompt import configure_prompt
 from dtl.tasks.asr_seq2seq import Options, Plugin
 from tests import tiny_whisper

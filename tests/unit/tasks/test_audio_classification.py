@@ -16,7 +16,10 @@ from dtl.config.schema import Model
 from dtl.data.example import EncodedExample, Skip
 from dtl.data.modalities.audio import load_audio, to_float32
 from dtl.data.sources.rows import Row
-from dtl.models.load import init_new_parameters, load_model_config, load_pretrained, load_processor
+from dtl.models.load import load_pretrained
+from dtl.models.new_parameters import init_new_parameters
+from dtl.models.pretrained_config import load_model_config
+from dtl.models.processor import load_processor
 from dtl.strategies import full, lora, scratch
 from dtl.tasks.audio_classification import Options, Plugin
 from tests import tiny_sound

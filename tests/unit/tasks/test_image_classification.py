@@ -26,7 +26,9 @@ from dtl.data.loader import Loader
 from dtl.data.modalities.image import find_image_fault, load_image
 from dtl.data.sources.rows import Row, open_rows
 from dtl.models.anatomy import batch_norms
-from dtl.models.load import load_model_config, load_pretrained, load_processor
+from dtl.models.load import load_pretrained
+from dtl.models.pretrained_config import load_model_config
+from dtl.models.processor import load_processor
 from dtl.strategies import frozen, full, scratch
 from dtl.tasks.image_classification import Options, Plugin
 from tests import tiny_vision

@@ -15,7 +15,8 @@ from dtl.config.schema import Model
 from dtl.core.errors import DtlError
 from dtl.data.example import EncodedExample, Skip
 from dtl.data.sources.rows import Row
-from dtl.models.load import load_model_config, load_tokenizer
+from dtl.models.pretrained_config import load_model_config
+from dtl.models.processor import load_tokenizer
 from dtl.tasks.seq2seq import Options, Plugin
 from tests import tiny
 

@@ -12,7 +12,7 @@ from dtl.engine.base import Step
 from dtl.train.guards import GRADIENT_CHECK_UPDATES, LossSpike, StepGuard, spike_score
 from dtl.train.progress import Progress
 
-WINDOW = StepBatches(1, 0, (), all_ids=np.array([3, 1]), all_targets=2, all_length=2)
+BATCHES = StepBatches(1, 0, (), global_ids=np.array([3, 1]), global_targets=2, global_length=2)
 NAN = float("nan")
 
 
@@ -50,7 +50,7 @@ def walk(mine, steps, *, was_applied, loss=1.0, first=1):
         mine(
             Progress(step=step, updates=step),
             Step(1.0 if was_applied else NAN, was_applied),
-            WINDOW,
+            BATCHES,
             loss,
         )
 

@@ -35,7 +35,7 @@ class FakeTracker:
     """A tracker; `hold` is waited for before each line, `fault` is raised at that step."""
 
     def __init__(self, *, hold=None, fault=None, run_id=None):
-        self.run_id, self.hold, self.fault = identity, hold, fault
+        self.run_id, self.hold, self.fault = run_id, hold, fault
         self.starts, self.lines, self.config, self.finished = [], [], None, False
 
     def open(self, name, *, folder, run_id, first_step):
@@ -57,8 +57,8 @@ class FakeTracker:
         self.finished = True
 
 
-def start_trackers(run, fake, lines_printed):
-    return Trackers.start(["fake"], run, lines_printed.append, open_tracker=fake.open)
+def start_trackers(run, fake, printed):
+    return Trackers.start(["fake"], run, printed.append, open_tracker=fake.open)
 
 
 def test_metrics_are_the_numbers_by_kind_and_model():
@@ -81,16 +81,16 @@ def test_metrics_are_the_numbers_by_kind_and_model():
 
 
 def test_tracker_receives_what_the_log_writes(run):
-    fake, lines_printed = FakeTracker(run_id="one"), []
-    log = RunLog(run, io.StringIO(), 120, trackers=start_trackers(run, fake, lines_printed))
+    fake, printed = FakeTracker(run_id="one"), []
+    log = RunLog(run, io.StringIO(), 120, trackers=start_trackers(run, fake, printed))
     log.skip(1, [4], reason="inf")
     log.scores(20, {"accuracy": 0.5}, model="adapted")
     log.close()
-    assert [step for step, _ in fake.lines] == [1, 20] and fake.finished and lines_printed == []
+    assert [step for step, _ in fake.lines] == [1, 20] and fake.finished and printed == []
     assert [one["step"] for one in list(run.read_metrics())[-2:]] == [1, 20]
     assert fake.config["train.steps"] == 120 and fake.config["model.path"] == "mini:text"
     again = FakeTracker(run_id="another")
-    trackers = start_trackers(run, again, lines_printed)
+    trackers = start_trackers(run, again, printed)
     trackers.put(line(21))
     trackers.close()
     assert again.starts == [("one", 21)] and again.config is None, "it resumes its run"
@@ -99,16 +99,16 @@ def test_tracker_receives_what_the_log_writes(run):
 
 def test_slow_tracker_does_not_slow_the_run_down(run, monkeypatch):
     monkeypatch.setattr(tracking, "CLOSING_SECONDS", 0.2)
-    hold, lines_printed = threading.Event(), []
+    hold, printed = threading.Event(), []
     slow = FakeTracker(hold=hold)
-    trackers = start_trackers(run, slow, lines_printed)
+    trackers = start_trackers(run, slow, printed)
     start = time.monotonic()
     for step in range(1, 2 * tracking.MAX_QUEUED_LINES):
         trackers.put(line(step))
     assert time.monotonic() - start < 5 and slow.lines == []
     trackers.close()
     assert time.monotonic() - start < 6
-    (message,) = lines_printed
+    (message,) = printed
     assert (
         "is slower than the run" in message
         and f"`dtl track {run.path} --to fake` sends all" in message
@@ -134,25 +134,25 @@ exit_process(7)
 
 
 def test_failure_of_a_tracker_is_printed_once(run):
-    lines_printed = []
+    printed = []
     broken = FakeTracker(fault=3)
 
     def unreachable(name, *, folder, run_id, first_step):
         raise OSError("no route to host")
 
-    trackers = start_trackers(run, broken, lines_printed)
-    dead = Trackers.start(["dead"], run, lines_printed.append, open_tracker=unreachable)
+    trackers = start_trackers(run, broken, printed)
+    dead = Trackers.start(["dead"], run, printed.append, open_tracker=unreachable)
     for step in range(1, 50):
         trackers.put(line(step))
         dead.put(line(step))
     trackers.close()
     dead.close()
     assert [step for step, _ in broken.lines] == [1, 2] and broken.finished
-    assert len(lines_printed) == 2
+    assert len(printed) == 2
     assert any(
-        "tracker fake failed (ConnectionError: the server is down)" in one for one in lines_printed
+        "tracker fake failed (ConnectionError: the server is down)" in one for one in printed
     )
-    assert any("tracker dead failed (OSError: no route to host)" in one for one in lines_printed)
+    assert any("tracker dead failed (OSError: no route to host)" in one for one in printed)
 
 
 def test_missing_tracker_package_is_refused_before_the_launch(tmp_path, monkeypatch, run, capsys):
@@ -182,16 +182,14 @@ def test_tensorboard_has_every_step_once(run):
 
     from dtl.engine.trackers import open_tracker
 
-    lines_printed = []
+    printed = []
     for steps in (range(1, 31), range(21, 41)):  # killed at 30, saved at 20
-        trackers = Trackers.start(
-            ["tensorboard"], run, lines_printed.append, open_tracker=open_tracker
-        )
+        trackers = Trackers.start(["tensorboard"], run, printed.append, open_tracker=open_tracker)
         for step in steps:
             trackers.put(line(step))
         trackers.close()
         time.sleep(1.1)  # the name of its file has the second, and its order counts
-    assert lines_printed == []
+    assert printed == []
     found = EventAccumulator(str(run.path / "tensorboard")).Reload()
     assert [one.step for one in found.Scalars("train/loss")] == [n for n in range(1, 41) if n != 7]
     assert found.Scalars("train/loss")[-1].value == pytest.approx(3.0 / 40)

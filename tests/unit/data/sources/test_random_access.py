@@ -10,7 +10,7 @@ from pyarrow import parquet
 
 from dtl.config.schema import Source
 from dtl.core.errors import DtlError
-from dtl.data.cache.streamed import open_row_index
+from dtl.data.cache.row_index import open_row_index
 from dtl.data.sources import random_access as seeking
 from dtl.data.sources.random_access import open_random_access_readers
 from dtl.data.sources.results import FileFault, RowPosition

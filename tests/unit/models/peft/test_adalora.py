@@ -11,7 +11,9 @@ import torch
 from pydantic import ValidationError
 
 from dtl.config import registry
-from dtl.models.peft import adapters
+from dtl.models.peft.base import ADAPTER_WEIGHTS
+from dtl.models.peft.merge import merge_into_base
+from dtl.models.peft.save_load import build_adapter_files, load_adapter
 
 STEPS, LAST_CUT = 20, 14
 IDS = torch.randint(3, 320, (STEPS, 3, 11), generator=torch.Generator().manual_seed(1))
@@ -121,18 +123,18 @@ def test_what_was_let_go_of_is_not_in_the_file(decoder: Path, tmp_path: Path) ->
     for ids in IDS:
         learn(model, optimizer, ids)
     model.eval()
-    adapters.build_adapter_files(
-        model, {n: p.detach().clone() for n, p in learning(model).items()}
-    ).save(tmp_path / "adapter", base=model)
-    left = load_file(tmp_path / "adapter" / adapters.ADAPTER_WEIGHTS)
+    build_adapter_files(model, {n: p.detach().clone() for n, p in learning(model).items()}).save(
+        tmp_path / "adapter", base=model
+    )
+    left = load_file(tmp_path / "adapter" / ADAPTER_WEIGHTS)
     assert sum(len(value) for name, value in left.items() if "lora_E" in name) == 14 * 2
     trained = model(input_ids=IDS[0]).logits
-    worked_in, _ = adapters.merge_into_base(base(decoder), tmp_path / "adapter")
+    worked_in, _ = merge_into_base(base(decoder), tmp_path / "adapter")
     merged = adalora().merge(copy.deepcopy(model))
     plain = PeftModel.from_pretrained(base(decoder), tmp_path / "adapter")
     for other in (
         plain,
-        adapters.load_adapter(base(decoder), tmp_path / "adapter"),
+        load_adapter(base(decoder), tmp_path / "adapter"),
         worked_in,
         merged,
     ):

@@ -24,7 +24,8 @@ from dtl.config.schema import Model, RunConfig
 from dtl.core.errors import DtlError
 from dtl.data.batching import Batching
 from dtl.export.opened import open_export
-from dtl.models.load import LoadedModel, init_new_parameters, load_on_meta_device, load_pretrained
+from dtl.models.load import LoadedModel, load_on_meta_device, load_pretrained
+from dtl.models.new_parameters import init_new_parameters
 from dtl.models.quantization import quantize
 from dtl.plan.planner import make_plan
 from dtl.plan.records import Hardware, OuterLaunch

@@ -1,0 +1,51 @@
+"""Virtual tokens: how many an adapter has, and the positions and logits that they take."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any
+
+from dtl.core.errors import DtlError
+from dtl.models.peft.base import ADAPTER_NAME
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def drop_virtual_token_logits(adapted: Any) -> nn.Module:
+    """PEFT leaves the scores of virtual tokens before those of the real ones: cut them off."""
+    config = adapted.peft_config[ADAPTER_NAME]
+    if config.is_prompt_learning and config.task_type in ("CAUSAL_LM", "TOKEN_CLS"):
+        adapted.register_forward_hook(_slice_logits, with_kwargs=True)
+    return adapted
+
+
+def _slice_logits(_: nn.Module, given: Any, named: dict[str, Any], output: Any) -> Any:
+    output.logits = output.logits[:, -named["input_ids"].shape[1] :]
+    return output
+
+
+def count_virtual_tokens(model: nn.Module) -> int:
+    """How many positions an opened adapter takes; none where there is no adapter."""
+    config = getattr(model, "peft_config", {}).get(ADAPTER_NAME)
+    return getattr(config, "num_virtual_tokens", None) or 0
+
+
+def reserve_virtual_tokens(settings: Any, virtual_tokens: int) -> Any:
+    """A model's config with as many positions as virtual tokens leave to a text.
+
+    Batches are padded to a multiple of 8, and RoBERTa counts its positions from 2.
+    """
+    positions = getattr(settings, "max_position_embeddings", None)
+    if not positions or not virtual_tokens:
+        return settings
+    left = (positions - virtual_tokens - 2) // 8 * 8
+    if left < 8:
+        raise DtlError.of(
+            "strategy.tokens",
+            f"{virtual_tokens} virtual tokens leave no room in the model's {positions} positions",
+            f"set strategy.tokens to {max(positions - 10, 1)} or less",
+        )
+    narrowed = copy.copy(settings)
+    narrowed.max_position_embeddings = left
+    return narrowed
