@@ -17,8 +17,9 @@ from dtl.cluster.bandwidth import measure_bandwidth
 from dtl.cluster.node_probe import Blame, NodeReport, probe_node
 from dtl.cluster.rank_group import RankGroup
 from dtl.core.errors import DtlError, Fault, RankFailed
+from dtl.core.files import write_json
 from dtl.core.process_env import take_slurm_rank
-from dtl.run.folder import RunFolder, write_json
+from dtl.run.folder import RunFolder
 
 USAGE = (
     "python -m dtl.cluster.preflight RUN_FOLDER [--seconds N] [--floor GB/s] [--nodes HOST,HOST]"
@@ -180,7 +181,7 @@ def _report_result(
         print(f"preflight: {group.world_size} processes in {seconds:.1f} s{speed}", flush=True)
     write_json(folder.path / "preflight.json", {**asdict(result), "seconds": seconds})
     if result.faults:
-        folder.note_end(result.exit_code)
+        folder.write_exit_code(result.exit_code)
     if result.unfit_nodes:
         file = folder.path / EXCLUDED_NODES
         known = file.read_text(encoding="utf-8").strip().split(",") if file.is_file() else []

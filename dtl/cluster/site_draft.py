@@ -1,4 +1,4 @@
-"""A first site file for a cluster, from what its Slurm says of itself."""
+"""Draft a site file for a cluster, from what its Slurm reports."""
 
 from __future__ import annotations
 
@@ -12,57 +12,58 @@ from dataclasses import dataclass
 from dtl.core.errors import DtlError, near
 
 _GPU = re.compile(r"gpu(?::(?!\d+(?:\(|,|$))[^:,()]+)?:(\d+)")
-_FAST_LINK = re.compile(r"^\d+: ((?:hsn|ib)\w*)(?:@\S+)?: <[^>]*\bUP\b", re.MULTILINE)
+_FAST_INTERFACE = re.compile(r"^\d+: ((?:hsn|ib)\w*)(?:@\S+)?: <[^>]*\bUP\b", re.MULTILINE)
 _NO_LIMIT = ("UNLIMITED", "infinite")
 
 
 @dataclass(frozen=True)
 class Partition:
-    """What sinfo says of a partition; GPUs are those of its node with the fewest."""
+    """A partition, as sinfo reports it. `gpus`: of its node with the fewest."""
 
     name: str
     is_default: bool
-    longest: str
+    max_time: str
     gpus: int
 
     def __str__(self) -> str:
-        limit = "no time limit" if self.longest in _NO_LIMIT else f"at most {self.longest}"
-        return f"{self.name} ({self.gpus} GPUs a node, {limit})"
+        limit = "no time limit" if self.max_time in _NO_LIMIT else f"at most {self.max_time}"
+        return f"{self.name} ({self.gpus} GPUs per node, {limit})"
 
 
 @dataclass(frozen=True)
 class Node:
-    """What a job can have of a node. `memory`: MB."""
+    """What a job can use of a node. `memory`: MB."""
 
     gpus: int
     cpus: int
     memory: int
 
 
-def draft(*, partition: str | None = None) -> str:
-    """The text of a site file; what Slurm cannot know stands in it as a comment.
+def draft_site_file(*, partition: str | None = None) -> str:
+    """Return the text of a site file; what Slurm does not know is a comment in it.
 
-    `partition`: left out, the cluster's default one. Raises DtlError where Slurm does not answer.
+    `partition`: None for the default partition of the cluster. Raises DtlError where Slurm does not
+    answer.
     """
-    partitions = _partitions()
-    chosen = _choose(partitions, partition)
-    named = _fields(_ask("scontrol", "--oneliner", "show", "partition", chosen.name))
-    config = dict(re.findall(r"^(\w+)\s*= (.*)$", _ask("scontrol", "show", "config"), re.MULTILINE))
+    partitions = _query_partitions()
+    chosen = _choose_partition(partitions, partition)
+    fields = _parse_fields(_run("scontrol", "--oneliner", "show", "partition", chosen.name))
+    config = dict(re.findall(r"^(\w+)\s*= (.*)$", _run("scontrol", "show", "config"), re.MULTILINE))
     cluster = config["ClusterName"].strip()
     lines = [
-        f"# A draft from what Slurm says of partition {chosen.name}. Look through it, fill in",
-        "# what is commented out where you need it, and name it to dtl submit --cluster.",
+        f"# A draft, from what Slurm reports of partition {chosen.name}. Check it, fill in what",
+        "# is commented out where you need it, and give it to dtl submit --cluster.",
         f"description: {_quoted(f'{cluster}, partition {chosen.name}')}",
         "documentation: ''  # the address of the cluster's user guide",
-        "# account: NAME  # what jobs are charged to; left out: your default one",
-        *_admission(named),
+        "# account: NAME  # account that is charged; default: yours",
+        *_access_lines(fields),
         f"partition: {_quoted(chosen.name)}",
         *(f"# or: {other}" for other in partitions if other != chosen),
-        *_of_a_node(_nodes(chosen.name)),
-        *_of_time(named["MaxTime"]),
-        f"requeue: {_truth(config.get('JobRequeue', '0').strip() == '1')}",
-        *_interface(),
-        "# modules: []  # loaded before the run",
+        *_node_lines(_query_nodes(chosen.name)),
+        *_time_lines(fields["MaxTime"]),
+        f"requeue: {_format_bool(config.get('JobRequeue', '0').strip() == '1')}",
+        *_interface_lines(),
+        "# modules: []  # environment modules to load",
         "# setup: []  # shell lines after them, as: source $HOME/venv/bin/activate",
         "# node_local: $TMPDIR  # scratch on the node's own disk",
         "# offline: false  # compute nodes reach the internet",
@@ -70,54 +71,52 @@ def draft(*, partition: str | None = None) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _choose(partitions: list[Partition], name: str | None) -> Partition:
+def _choose_partition(partitions: list[Partition], name: str | None) -> Partition:
     names = [partition.name for partition in partitions]
     if name is not None and name not in names:
-        choose = f"choose one of: {', '.join(names)}"
-        fix = near(name, names) or choose
-        raise DtlError.of("--partition", f"Slurm shows no partition '{name}'", fix)
+        fix = near(name, names) or f"choose one of: {', '.join(names)}"
+        raise DtlError.of("--partition", f"Slurm lists no partition '{name}'", fix)
     if name is None:
-        return next((found for found in partitions if found.is_default), partitions[0])
+        return next((one for one in partitions if one.is_default), partitions[0])
     return partitions[names.index(name)]
 
 
-def _partitions() -> list[Partition]:
-    """Every partition that Slurm shows to this user, in its order."""
-    found: dict[str, Partition] = {}
-    for line in _ask("sinfo", "--noheader", "--format=%P|%l|%G").splitlines():
-        name, longest, gres = line.split("|", 2)
+def _query_partitions() -> list[Partition]:
+    """Return every partition that Slurm lists for this user, in its order."""
+    partitions: dict[str, Partition] = {}
+    for line in _run("sinfo", "--noheader", "--format=%P|%l|%G").splitlines():
+        name, max_time, gres = line.split("|", 2)
         name, is_default = name.rstrip("*"), name.endswith("*")
-        seen = found.get(name)
-        gpus = min(_gpus(gres), seen.gpus) if seen else _gpus(gres)
-        found[name] = Partition(name, is_default, longest, gpus)
-    if not found:
-        fix = "ask who runs the cluster which partitions you may use"
-        raise DtlError.of("sinfo", "Slurm shows you no partition", fix)
-    return list(found.values())
+        former = partitions.get(name)
+        gpus = min(_count_gpus(gres), former.gpus) if former else _count_gpus(gres)
+        partitions[name] = Partition(name, is_default, max_time, gpus)
+    if not partitions:
+        fix = "ask the administrators which partitions you may use"
+        raise DtlError.of("sinfo", "Slurm lists no partition", fix)
+    return list(partitions.values())
 
 
-def _nodes(partition: str) -> list[Node]:
-    """The nodes of a partition."""
+def _query_nodes(partition: str) -> list[Node]:
     nodes = []
-    for line in _ask("scontrol", "--oneliner", "show", "node").splitlines():
-        fields = _fields(line)
+    for line in _run("scontrol", "--oneliner", "show", "node").splitlines():
+        fields = _parse_fields(line)
         if partition in fields.get("Partitions", "").split(","):
             cpus = int(fields.get("CPUEfctv", fields["CPUTot"]))
             memory = int(fields["RealMemory"]) - int(fields.get("MemSpecLimit", 0))
-            nodes.append(Node(_gpus(fields["Gres"]), cpus, memory))
+            nodes.append(Node(_count_gpus(fields["Gres"]), cpus, memory))
     if not nodes:
-        fix = "name another with --partition"
-        raise DtlError.of("scontrol", f"Slurm shows no node of partition '{partition}'", fix)
+        fix = "choose another with --partition"
+        raise DtlError.of("scontrol", f"Slurm lists no node of partition '{partition}'", fix)
     return nodes
 
 
-def _of_a_node(nodes: list[Node]) -> Iterator[str]:
-    """What every one of the nodes has."""
+def _node_lines(nodes: list[Node]) -> Iterator[str]:
+    """Yield what every node has."""
     gpus = min(node.gpus for node in nodes)
     cpus = min(node.cpus for node in nodes)
     memory = min(node.memory for node in nodes)
     if len(set(nodes)) > 1:
-        yield "# The partition's nodes differ: this is what each of them has. See `constraint`."
+        yield "# The nodes of the partition differ: each of them has at least this. See `constraint`."
     yield f"gpus_per_node: {gpus}"
     yield f"gpu_request: {'gres' if gpus else 'none'}"
     if gpus:
@@ -126,48 +125,48 @@ def _of_a_node(nodes: list[Node]) -> Iterator[str]:
     yield f"memory: {memory}M"
 
 
-def _admission(partition: dict[str, str]) -> Iterator[str]:
-    """Who may use the partition, if not everybody."""
+def _access_lines(partition: dict[str, str]) -> Iterator[str]:
+    """Yield who may use the partition, if not everybody."""
     for field, key in {"AllowAccounts": "account", "AllowQos": "qos"}.items():
         if partition.get(field, "ALL") != "ALL":
-            yield f"# The partition takes {key}: {partition[field]}"
+            yield f"# The partition accepts {key}: {partition[field]}"
 
 
-def _of_time(longest: str) -> Iterator[str]:
-    if longest in _NO_LIMIT:
+def _time_lines(max_time: str) -> Iterator[str]:
+    if max_time in _NO_LIMIT:
         yield "# max_time: the partition has no limit"
     else:
-        yield f"max_time: {_quoted(longest)}"
+        yield f"max_time: {_quoted(max_time)}"
 
 
-def _interface() -> Iterator[str]:
-    """The fast network of this machine, if its name shows which it is."""
-    links = _FAST_LINK.findall(_ask("ip", "-o", "link")) if shutil.which("ip") else []
-    slingshot = [link for link in links if link.startswith("hsn")]
-    if links:
-        yield "# Seen on this machine; compute nodes may have others."
-        yield f"interface: {','.join(slingshot or links[:1])}"
+def _interface_lines() -> Iterator[str]:
+    """Yield the fast network interfaces of this machine, as far as their names show them."""
+    interfaces = _FAST_INTERFACE.findall(_run("ip", "-o", "link")) if shutil.which("ip") else []
+    slingshot = [name for name in interfaces if name.startswith("hsn")]
+    if interfaces:
+        yield "# That of this machine; compute nodes may have others."
+        yield f"interface: {','.join(slingshot or interfaces[:1])}"
     else:
-        yield "# interface: NAME  # the nodes' fast network, as ib0; left out: NCCL chooses"
+        yield "# interface: NAME  # fast network interface of the nodes, as ib0; default: NCCL chooses"
 
 
-def _ask(*command: str) -> str:
-    """What a command prints."""
+def _run(*command: str) -> str:
+    """Return what a command prints."""
     if not shutil.which(command[0]):
         problem = f"{command[0]} is not on PATH, so this machine has no Slurm"
         raise DtlError.of("", problem, "run it on a login node of the cluster")
-    asked = subprocess.run(command, capture_output=True, text=True, check=False)
-    if asked.returncode:
-        said = (asked.stderr.strip().splitlines() or [f"exit code {asked.returncode}"])[-1]
-        raise DtlError.of(" ".join(command), said, "try it by hand")
-    return asked.stdout
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        raise DtlError.of(" ".join(command), reason, "run it by hand")
+    return done.stdout
 
 
-def _fields(line: str) -> dict[str, str]:
+def _parse_fields(line: str) -> dict[str, str]:
     return dict(re.findall(r"(?:^|\s)(\w+)=(\S*)", line))
 
 
-def _gpus(gres: str) -> int:
+def _count_gpus(gres: str) -> int:
     return sum(int(count) for count in _GPU.findall(gres))
 
 
@@ -175,5 +174,5 @@ def _quoted(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
 
 
-def _truth(value: bool) -> str:
+def _format_bool(value: bool) -> str:
     return "true" if value else "false"

@@ -94,7 +94,7 @@ class Grid:
     def planned_runs(self) -> tuple[PlannedRun, ...]:
         """All runs in order: first the search runs; then the cells seed by seed, so that an early
         end leaves complete seeds."""
-        return (*self.search_runs, *self.cells)
+        return (*self.search_runs, *self.cell_runs)
 
     @property
     def search_runs(self) -> tuple[PlannedRun, ...]:
@@ -122,7 +122,7 @@ class Grid:
         return one.strategy == other.strategy and alike
 
     @property
-    def cells(self) -> tuple[PlannedRun, ...]:
+    def cell_runs(self) -> tuple[PlannedRun, ...]:
         return tuple(
             PlannedRun("cell", strategy, labels, seed)
             for seed in self.seeds

@@ -14,7 +14,7 @@ from dtl.assembly.parts import assemble
 from dtl.config.schema import RunConfig
 from dtl.data.labels import get_label
 from dtl.data.sources.rows import Row
-from dtl.evaluation.pooled_features import pooled
+from dtl.evaluation.pooled_features import pool_features
 from dtl.prepare.dataset import prepare
 
 NEIGHBOURS = 5
@@ -65,6 +65,6 @@ def _vectors(config: RunConfig, rows: Iterable[Row]) -> tuple[np.ndarray, np.nda
             labels.append(get_label(row))
             yield row
 
-    vectors_NW = pooled(config, seen())
+    vectors_NW = pool_features(config, seen())
     read_N = ~np.isnan(vectors_NW).any(1)
     return vectors_NW[read_N], np.array(labels)[read_N]

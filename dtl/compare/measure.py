@@ -77,7 +77,7 @@ def measure(planned: PlannedRun, run: RunFolder, task: Task, *, scores: Path) ->
 
 def best_score(task: Task) -> str:
     """Return the name of the task's main score."""
-    return task.best.removeprefix("-")
+    return task.metric.name
 
 
 def interval_of(sample: Sample, task: Task) -> ConfidenceInterval:
@@ -90,7 +90,7 @@ def interval_of(sample: Sample, task: Task) -> ConfidenceInterval:
 def worth(task: Task, run: RunFolder) -> float:
     """Return the score of a finished run, negated if lower is better."""
     value = float(run.result["scores"]["adapted"][best_score(task)])
-    return -value if task.best.startswith("-") else value
+    return task.metric.sign * value
 
 
 def _bytes(export: Path) -> int:

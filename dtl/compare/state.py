@@ -89,7 +89,7 @@ class State:
     def settled(self, planned: PlannedRun) -> float | None:
         """Return the learning rate of the cells that have started with the same search, so that
         the others take the same; None if none has started."""
-        for cell in self.grid.cells:
+        for cell in self.grid.cell_runs:
             run = self.folder_of(cell)
             if self.grid.same_rate(cell, planned) and run.state != "absent":
                 return run.config.optim.learning_rate

@@ -46,8 +46,8 @@ def write_table(state: State) -> Comparison:
 def table(state: State) -> Comparison:
     """Return the results of all finished runs, computed from their stored predictions."""
     grid, task = state.grid, state.task
-    sign = -1 if task.best.startswith("-") else 1
-    measured = [_measure(state, one) for one in grid.cells if state.finished(one)]
+    sign = task.metric.sign
+    measured = [_measure(state, one) for one in grid.cell_runs if state.finished(one)]
     mean_points = points(measured, task, sign=sign)
     pairs = differences(measured, sign=sign)
     hint, no_hint = _hint(state)
@@ -121,7 +121,7 @@ def _base(state: State, measured: Sequence[Measured], on_source: Sample | None) 
 
 
 def _base_on_source(state: State) -> Sample | None:
-    runs = (state.folder_of(one) for one in state.grid.cells if state.finished(one))
+    runs = (state.folder_of(one) for one in state.grid.cell_runs if state.finished(one))
     dataset_stats = next((run.dataset_stats for run in runs), None)
     return (
         None
@@ -147,7 +147,7 @@ def _rates(state: State, sign: int) -> list[LearningRateTrial]:
 def _edges(state: State) -> list[str]:
     """Return a note for each strategy whose best rate is its lowest or highest candidate."""
     notes, grid = [], state.grid
-    searches = {(cell.strategy, grid.searched(cell.labels)): cell for cell in grid.cells}
+    searches = {(cell.strategy, grid.searched(cell.labels)): cell for cell in grid.cell_runs}
     for (strategy, labels), cell in searches.items():
         rates, chosen = grid.rates(strategy), state.rate_of(cell)
         if len(rates) > 1 and chosen in (rates[0], rates[-1]):
@@ -175,7 +175,7 @@ def _missing(state: State) -> list[MissingRuns]:
         for labels in state.grid.labels:
             cells = [
                 one
-                for one in state.grid.cells
+                for one in state.grid.cell_runs
                 if (one.strategy, one.labels) == (strategy, labels) and not state.finished(one)
             ]
             failed = [one for one in cells if one.name in state.failed]

@@ -47,23 +47,19 @@ class Batching:
 
     def count_steps_in_epoch(self, epoch: int) -> int:
         """Return the optimizer steps in an epoch; the last batch may be smaller."""
-        return (
-            -(-self.examples // self.max_size)
-            if self.sizes is None
-            else len(self.form_epoch(epoch))
-        )
+        if self.sizes is None:
+            return -(-self.examples // self.max_size)
+        return len(self.form_epoch(epoch))
 
     def count_steps(self, epochs: float) -> int:
         """Return the optimizer steps in this many epochs, which may be a fraction; at least 1."""
         if self.sizes is None:
             return max(1, round(epochs * self.count_steps_in_epoch(0)))
         full_epochs = int(epochs)
-        remainder = (
-            (epochs - full_epochs) * self.count_steps_in_epoch(full_epochs)
-            if epochs > full_epochs
-            else 0.0
-        )
-        return max(1, round(self._count_steps_before(full_epochs) + remainder))
+        steps = float(self._count_steps_before(full_epochs))
+        if epochs > full_epochs:
+            steps += (epochs - full_epochs) * self.count_steps_in_epoch(full_epochs)
+        return max(1, round(steps))
 
     def batch_for_step(self, step: int) -> GlobalBatch:
         """Return the global batch of an optimizer step, which counts from 1."""
@@ -82,33 +78,30 @@ class Batching:
     @property
     def examples_per_step(self) -> int:
         """Return the examples of a full batch, or their average in the first epoch."""
-        return (
-            self.max_size if self.sizes is None else self.examples // self.count_steps_in_epoch(0)
-        )
+        if self.sizes is None:
+            return self.max_size
+        return self.examples // self.count_steps_in_epoch(0)
 
     def _compute_epoch(self, epoch: int) -> list[np.ndarray]:
-        generator = epoch_rng(seed=self.seed, epoch=epoch)
-        shuffled = generator.permutation(self.examples)
+        rng = epoch_rng(seed=self.seed, epoch=epoch)
+        shuffled = rng.permutation(self.examples)
         if self.lengths is None:
             return self._split(shuffled)
-        noisy_lengths = self.lengths[shuffled] * (
-            1 + LENGTH_NOISE * generator.random(self.examples)
-        )
+        noisy_lengths = self.lengths[shuffled] * (1 + LENGTH_NOISE * rng.random(self.examples))
         by_length = shuffled[np.argsort(noisy_lengths, kind="stable")]
         # So that the last, smaller batch has examples of any length, not always the longest.
-        batches = self._split(np.roll(by_length, generator.integers(self.examples)))
-        return [batches[index] for index in generator.permutation(len(batches))]
+        batches = self._split(np.roll(by_length, rng.integers(self.examples)))
+        return [batches[index] for index in rng.permutation(len(batches))]
 
     def _split(self, sequence: np.ndarray) -> list[np.ndarray]:
         """Split a sequence of ids into batches, each as large as possible."""
         if self.sizes is None:
-            return [
-                sequence[at : at + self.max_size] for at in range(0, len(sequence), self.max_size)
-            ]
-        ends, start, cut = np.cumsum(self.sizes[sequence]), 0, []
+            starts = range(0, len(sequence), self.max_size)
+            return [sequence[start : start + self.max_size] for start in starts]
+        ends, start, batches = np.cumsum(self.sizes[sequence]), 0, list[np.ndarray]()
         while start < len(sequence):
-            before = int(ends[start - 1]) if start else 0
-            end = int(np.searchsorted(ends, before + self.max_size, side="right"))
+            size_before = int(ends[start - 1]) if start else 0
+            end = int(np.searchsorted(ends, size_before + self.max_size, side="right"))
             assert end > start, "an example is larger than a batch"
             batches.append(sequence[start:end])
             start = end

@@ -1,4 +1,4 @@
-"""Labels of rows: their faults, their order and their class numbers."""
+"""Class labels of rows: their validation, order and indices."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 
 def get_label(row: Row) -> str:
+    """Return the label of a valid row, as text."""
     return str(row.fields["label"])
 
 

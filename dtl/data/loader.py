@@ -55,8 +55,8 @@ class Batch:
 
 @dataclass(frozen=True)
 class StepBatches:
-    """The micro-batches of one rank for one optimizer step. `global_...`: of the global batch, which
-    every rank knows without communication.
+    """The micro-batches of one rank for one optimizer step. `global_...`: of the global batch,
+    which every rank knows without communication.
 
     `counts_are_local`: rows are streamed, so that `global_targets`, `global_length` and
     `skipped_rows` are those of this rank until they are summed over the ranks.
@@ -103,10 +103,10 @@ class Loader:
         """Iterate over the batches of steps after_step + 1 ... last_step; the next step is loaded
         while the current one trains."""
         with ThreadPoolExecutor(max_workers=1) as reader:
-            ahead: Future[StepBatches] | None = None
+            prefetched: Future[StepBatches] | None = None
             for step in range(after_step + 1, last_step + 1):
-                batches = ahead.result() if ahead else self.load_step(step)
-                ahead = reader.submit(self.load_step, step + 1) if step < last_step else None
+                batches = prefetched.result() if prefetched else self.load_step(step)
+                prefetched = reader.submit(self.load_step, step + 1) if step < last_step else None
                 yield batches
 
     def load_step(self, step: int) -> StepBatches:
@@ -114,9 +114,10 @@ class Loader:
         global_batch = self.batching.batch_for_step(step)
         if isinstance(self.data, StreamedData):
             return self._load_streamed_step(step, global_batch, self.data)
-        batch, show = global_batch.examples, self._epoch_collate(global_batch.epoch, self.data)
-        micro_batch_ids = split_into_micro_batches(
-            batch,
+        ids = global_batch.examples
+        collate_ids = self._epoch_collate(global_batch.epoch, self.data)
+        micro_batches = split_into_micro_batches(
+            ids,
             self.data.lengths,
             data_parallel_size=self.parallel_dims.data_parallel_size,
             micro_batch=self.micro_batch,
@@ -126,12 +127,12 @@ class Loader:
             step,
             global_batch.epoch,
             tuple(
-                load_batch(self.data, turn[self.parallel_dims.data_parallel_rank], show)
-                for turn in micro_batch_ids
+                load_batch(self.data, ranks[self.parallel_dims.data_parallel_rank], collate_ids)
+                for ranks in micro_batches
             ),
-            global_ids=batch,
-            global_targets=self.data.count_targets(batch),
-            global_length=int(self.data.lengths[batch].sum()),
+            global_ids=ids,
+            global_targets=self.data.count_targets(ids),
+            global_length=int(self.data.lengths[ids].sum()),
         )
 
     def _load_streamed_step(
@@ -144,16 +145,19 @@ class Loader:
         examples = data.read_examples(
             global_batch.examples[dims.data_parallel_rank :: dims.data_parallel_size]
         )
-        show = self._epoch_collate(global_batch.epoch, examples)
+        collate_ids = self._epoch_collate(global_batch.epoch, examples)
         steps = accumulation_steps(
             len(global_batch.examples),
-            data_parallel_size=self.parallel_dims.data_parallel_size,
+            data_parallel_size=dims.data_parallel_size,
             micro_batch=self.micro_batch,
         )
         return StepBatches(
             step,
             global_batch.epoch,
-            tuple(load_batch(examples, ids, show) for ids in np.array_split(examples.ids, steps)),
+            tuple(
+                load_batch(examples, ids, collate_ids)
+                for ids in np.array_split(examples.ids, steps)
+            ),
             global_ids=global_batch.examples,
             global_targets=examples.count_targets(examples.ids),
             global_length=examples.total_length,
@@ -165,19 +169,11 @@ class Loader:
         """Return a function that collates examples of an epoch. Each example has its own random
         generator, so that augmentation depends neither on the layout nor on a resume."""
 
-        def show(ids: Sequence[int]) -> dict[str, Tensor]:
-            draws = [
-                np.random.Generator(np.random.Philox(key=[self.seed << 32 | epoch, number]))
-                for number in ids
-            ]
-            return self.collate(
-                [
-                    self.transform(data[number], rng=draw)
-                    for number, draw in zip(ids, draws, strict=True)
-                ]
-            )
+        def load_example(number: int) -> ExampleValues:
+            rng = np.random.Generator(np.random.Philox(key=[self.seed << 32 | epoch, number]))
+            return self.transform(data[number], rng=rng)
 
-        return show
+        return lambda ids: self.collate([load_example(number) for number in ids])
 
 
 def iter_evaluation_batches(
@@ -191,7 +187,7 @@ def iter_evaluation_batches(
     """Iterate over this rank's evaluation batches; every rank has equally many."""
     batches = form_evaluation_batches(data.lengths, batch=batch)
 
-    def show(ids: Sequence[int]) -> dict[str, Tensor]:
+    def collate_ids(ids: Sequence[int]) -> dict[str, Tensor]:
         return collate([transform(data[number], rng=None) for number in ids])
 
     for round_index in range(-(-len(batches) // parallel_dims.data_parallel_size)):
@@ -199,7 +195,7 @@ def iter_evaluation_batches(
             round_index * parallel_dims.data_parallel_size + parallel_dims.data_parallel_rank
         )
         ids = batches[batch_index] if batch_index < len(batches) else np.empty(0, dtype=np.int64)
-        yield load_batch(data, ids, show)
+        yield load_batch(data, ids, collate_ids)
 
 
 def load_batch(

@@ -24,8 +24,8 @@ def chain_order_digest(digest: str, batch: np.ndarray) -> str:
 
     Two runs with equal digests have read the same examples in the same order.
     """
-    numbers = np.ascontiguousarray(batch, dtype="<i8").tobytes()
-    return hashlib.sha256(digest.encode() + numbers).hexdigest()[:32]
+    ids = np.ascontiguousarray(batch, dtype="<i8").tobytes()
+    return hashlib.sha256(digest.encode() + ids).hexdigest()[:32]
 
 
 def accumulation_steps(examples: int, *, data_parallel_size: int, micro_batch: int) -> int:
@@ -59,8 +59,8 @@ def split_into_micro_batches(
         )
         runs = np.array_split(longest_first, steps * data_parallel_size)
         return [
-            runs[turn * data_parallel_size : (turn + 1) * data_parallel_size]
-            for turn in range(steps)
+            runs[step * data_parallel_size : (step + 1) * data_parallel_size]
+            for step in range(steps)
         ]
     return _split_within_size(
         longest_first,
@@ -77,15 +77,14 @@ def _split_within_size(
     a rank, because the other ranks wait for it."""
     assert max_padded_size >= widths[0], "a micro-batch must hold the longest example"
     micro_batches, start = [], 0
-    for steps_left in range(
-        -(-len(_run_lengths(widths, max_padded_size)) // data_parallel_size), 0, -1
-    ):
+    steps = -(-len(_run_lengths(widths, max_padded_size)) // data_parallel_size)
+    for steps_left in range(steps, 0, -1):
         rest, slots = widths[start:], steps_left * data_parallel_size
         smallest_size = bisect_left(
             range(max_padded_size),
             True,
             lo=max(int(rest[0]), -(-int(rest.sum()) // slots)),
-            key=lambda held: len(_run_lengths(rest, held)) <= slots,
+            key=lambda size: len(_run_lengths(rest, size)) <= slots,
         )
         ends = start + np.cumsum(_run_lengths(rest, smallest_size)[:data_parallel_size])
         runs = np.split(longest_first[start : ends[-1]], ends[:-1] - start)
@@ -117,9 +116,9 @@ def count_padding(
     micro_batches: Sequence[Sequence[np.ndarray]], lengths: np.ndarray
 ) -> tuple[int, int]:
     """Return the positions in these micro-batches, and how many of them are padding."""
-    batch_lengths = [lengths[one] for turn in micro_batches for one in turn if len(one)]
-    positions = sum(len(one) * int(one.max()) for one in batch_lengths)
-    return positions, positions - sum(int(one.sum()) for one in batch_lengths)
+    batch_lengths = [lengths[ids] for step in micro_batches for ids in step if len(ids)]
+    positions = sum(len(each) * int(each.max()) for each in batch_lengths)
+    return positions, positions - sum(int(each.sum()) for each in batch_lengths)
 
 
 def form_evaluation_batches(lengths: Sequence[int] | np.ndarray, *, batch: int) -> list[np.ndarray]:

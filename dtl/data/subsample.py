@@ -11,10 +11,9 @@ from dtl.data.order import epoch_rng
 if TYPE_CHECKING:
     from dtl.config.schema import Subsample
 
-VALIDATION_SEED = (
-    20_000_023  # independent of the subsample's seed, so that the validation rows do not change
-)
-MAX_VALIDATION_ROWS = 500  # rows
+# Independent of the subsample's seed, so that the validation rows do not change with it.
+VALIDATION_SEED = 20_000_023
+MAX_VALIDATION_ROWS = 500
 
 
 @dataclass(frozen=True)
@@ -34,25 +33,21 @@ def draw_subsample(classes: Mapping[str, Sequence[int]], options: Subsample) -> 
     that has another row to train on.
     """
     total = sum(map(len, classes.values()))
-    share = min(options.validation_fraction, MAX_VALIDATION_ROWS / total)
+    fraction = min(options.validation_fraction, MAX_VALIDATION_ROWS / total)
     training_rows: list[int] = []
     validation_rows: list[int] = []
     largest = 0
     for class_index, name in enumerate(sorted(classes)):
-        numbers = _shuffle(classes[name], seed=VALIDATION_SEED, class_index=class_index)
-        validation_count = (
-            min(max(1, round(len(numbers) * share)), len(numbers) - 1) if share else 0
-        )
-        validation_rows += numbers[:validation_count]
-        remaining = _shuffle(
-            sorted(numbers[validation_count:]), seed=options.seed, class_index=class_index
-        )
+        rows = _shuffle(classes[name], seed=VALIDATION_SEED, class_index=class_index)
+        count = min(max(1, round(len(rows) * fraction)), len(rows) - 1) if fraction else 0
+        validation_rows += rows[:count]
+        remaining = _shuffle(sorted(rows[count:]), seed=options.seed, class_index=class_index)
         training_rows += remaining[: options.size]
         largest = max(largest, len(remaining))
     too_few = largest if options.size is not None and options.size > largest else None
     return SubsampledRows(frozenset(training_rows), frozenset(validation_rows), too_few)
 
 
-def _shuffle(numbers: Sequence[int], *, seed: int, class_index: int) -> list[int]:
-    order = epoch_rng(seed=seed, epoch=class_index).permutation(len(numbers))
-    return [numbers[at] for at in order.tolist()]
+def _shuffle(rows: Sequence[int], *, seed: int, class_index: int) -> list[int]:
+    order = epoch_rng(seed=seed, epoch=class_index).permutation(len(rows))
+    return [rows[index] for index in order.tolist()]

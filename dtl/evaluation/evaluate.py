@@ -1,4 +1,4 @@
-"""Scores over every held-out example, each exactly once, whatever the number of ranks."""
+"""Scores over every held-out example, each exactly once, on any number of ranks."""
 
 from __future__ import annotations
 
@@ -23,63 +23,75 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class EvaluationSetup:
+    """What to score on. `batch_size`: examples of a batch on one rank. `group_by`: the column of
+    `data.groups`, by which the metric is broken down."""
+
+    task: Task
+    data: EncodedData
+    collate: Collate
+    dataset_stats: DatasetStats
+    processor: Any
+    batch_size: int
+    group_by: str | None = None
+
+
+@dataclass(frozen=True)
 class Evaluation:
-    """Scores, and the outcome of each example in the order of the rows."""
+    """Scores, and the record of each example in the order of the rows."""
 
     scores: dict[str, float]
-    outcomes: list[EvalRecord]
+    records: list[EvalRecord]
 
     def write(self, path: Path) -> None:
-        """One outcome a line, with the number of its row."""
+        """Write the records as JSON lines."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        lines = "".join(json.dumps(outcome) + "\n" for outcome in self.outcomes)
+        lines = "".join(json.dumps(record) + "\n" for record in self.records)
         write_text(path, lines, sync=False)  # a report may read while the run writes
 
 
 @torch.no_grad()
 def evaluate(
-    engine: Engine,
-    task: Task,
-    data: EncodedData,
-    collate: Collate,
-    dataset_stats: DatasetStats,
-    *,
-    batch: int,
-    processor: Any,
-    group_by: str | None = None,
-    pause: Callable[[str], None],
+    engine: Engine, setup: EvaluationSetup, *, check_stop: Callable[[str], None]
 ) -> Evaluation:
-    """Batches are formed before they are dealt out, so the same sums are added on any layout.
+    """Return scores and records. Every rank must call.
 
-    `group_by`: the column by whose values, which the data has, the best score is broken down.
-    `pause` is called on all ranks before each batch, where the run may be stopped.
+    Batches are formed before they are distributed, so that the same sums are added on any layout.
+    `check_stop` is called on all ranks before each batch; it may end the run.
     """
-    engine.unwrapped_model.eval()
-    mine: list[tuple[int, dict[str, Any]]] = []
-    batches = iter_evaluation_batches(
-        data,
-        collate,
-        batch=batch,
-        parallel_dims=engine.parallel_dims,
-        transform=partial(task.transform, processor=processor),
-    )
-    for number, held in enumerate(batches, start=1):
-        pause(f"evaluation, batch {number}")
-        with engine.autocast():
-            found = task.eval_records(
-                engine.model, engine.to_device(held.tensors), processor=processor
-            )
-        mine.extend(zip(held.ids, found, strict=False))  # an empty batch has outcomes but no ids
-    everyone = sorted(engine.all_gather_object(mine), key=lambda pair: pair[0])
-    if [number for number, _ in everyone] != list(range(len(data))):
-        raise RuntimeError("evaluation did not see every example exactly once")
-    outcomes = [{"row": int(data.rows[number]), **outcome} for number, outcome in everyone]
-    scores = task.score(outcomes, dataset_stats)
-    if group_by is None or data.groups is None:
-        return Evaluation(scores, outcomes)
+    task, data = setup.task, setup.data
+    records = _collect_records(engine, setup, check_stop)
+    if setup.group_by is None or data.groups is None:
+        return Evaluation(task.score(records, setup.dataset_stats), records)
+    scores = task.score(records, setup.dataset_stats)
     grouped = [
-        {**outcome, "group": group} for outcome, group in zip(outcomes, data.groups, strict=True)
+        {**record, "group": group} for record, group in zip(records, data.groups, strict=True)
     ]
-    return Evaluation(
-        {**scores, **scores_by_group(task, grouped, dataset_stats, group_by)}, grouped
+    by_group = scores_by_group(task, grouped, setup.dataset_stats, setup.group_by)
+    return Evaluation({**scores, **by_group}, grouped)
+
+
+def _collect_records(
+    engine: Engine, setup: EvaluationSetup, check_stop: Callable[[str], None]
+) -> list[EvalRecord]:
+    """Return the records of all ranks in the order of the rows, each with its `row`."""
+    engine.unwrapped_model.eval()
+    batches = iter_evaluation_batches(
+        setup.data,
+        setup.collate,
+        batch=setup.batch_size,
+        parallel_dims=engine.parallel_dims,
+        transform=partial(setup.task.transform, processor=setup.processor),
     )
+    own: list[tuple[int, EvalRecord]] = []
+    for number, batch in enumerate(batches, start=1):
+        check_stop(f"evaluation, batch {number}")
+        with engine.autocast():
+            records = setup.task.eval_records(
+                engine.model, engine.to_device(batch.tensors), processor=setup.processor
+            )
+        own.extend(zip(batch.ids, records, strict=False))  # an empty batch has records but no ids
+    numbered = sorted(engine.all_gather_object(own), key=lambda pair: pair[0])
+    if [number for number, _ in numbered] != list(range(len(setup.data))):
+        raise RuntimeError("evaluation did not cover every example exactly once")
+    return [{"row": int(setup.data.rows[number]), **record} for number, record in numbered]

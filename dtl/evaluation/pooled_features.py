@@ -18,6 +18,7 @@ from dtl.data.example import Skip
 from dtl.data.sources.rows import Row
 from dtl.models.head_input import find_base_name, flatten_output, record_outputs
 from dtl.models.load import load_pretrained
+from dtl.models.pretrained_config import HeadConfig
 from dtl.models.processor import get_pad_token_id
 from dtl.prepare.dataset import Examples, prepare
 
@@ -70,8 +71,7 @@ def _opened(config: RunConfig, task: Task, examples: Examples) -> nn.Module:
     """The unadapted model of a config, in evaluation mode."""
     model = load_pretrained(
         config.model,
-        auto_class=task.auto_class,
-        config_changes=task.head_config(examples.dataset_stats),
+        head=HeadConfig(task.auto_class, task.head_config(examples.dataset_stats)),
         random_init=False,
         seed=config.train.seed,
         dtype="fp32",

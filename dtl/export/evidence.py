@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dtl.evaluation.groups import interval
+from dtl.evaluation.groups import bootstrap_interval
 from dtl.run.folder import RunFolder
 from dtl.train.usage import Usage, read_usage
 
@@ -43,7 +43,7 @@ def evidence_of(
         base=folder.data["base"],
         sources=folder.data.get("sources", {}),
         intervals={
-            model: interval(task, np.asarray(task.metric_counts(stored, dataset_stats)))
+            model: bootstrap_interval(task, np.asarray(task.metric_counts(stored, dataset_stats)))
             for model, stored in outcomes.items()
         },
         scored=len(outcomes["adapted"]) if "adapted" in outcomes else None,

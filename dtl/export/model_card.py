@@ -10,7 +10,7 @@ from typing import Any
 from dtl.config.schema import Model, RunConfig, Source
 from dtl.config.schema.batch_size import BatchSize
 from dtl.core.units import format_count, format_seconds
-from dtl.evaluation.groups import groups_in
+from dtl.evaluation.groups import read_group_scores
 from dtl.export.difference import Difference
 from dtl.export.evidence import Evidence, evidence_of
 from dtl.plan.records import Plan
@@ -80,7 +80,7 @@ def run_card(
         quantized=quantized,
         step=step,
         evidence=evidence_of(folder, task, dataset_stats, step=step, weights=weights),
-        best=task.best.removeprefix("-"),
+        best=task.metric.name,
         saved=saved,
     )
 
@@ -296,7 +296,7 @@ def _score_table(scores: dict[str, dict[str, float]]) -> list[str]:
 
 def _group_table(scores: dict[str, float], column: str, score: str) -> list[str]:
     """Of the last model that was scored: each group with its interval, the worst, and the mean."""
-    groups = groups_in(scores, column)
+    groups = read_group_scores(scores, column)
     if not groups:
         return ["The scores are of a time when they were not broken down."]
     lines = [f"| group | n | {score} | 95 % interval |", "|---|---|---|---|"]

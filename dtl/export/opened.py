@@ -16,7 +16,7 @@ from dtl.models.load import load_pretrained, silence_transformers
 from dtl.models.peft.base import ADAPTER_WEIGHTS
 from dtl.models.peft.save_load import load_adapter
 from dtl.models.peft.virtual_tokens import count_virtual_tokens, reserve_virtual_tokens
-from dtl.models.pretrained_config import load_model_config
+from dtl.models.pretrained_config import HeadConfig, load_model_config
 from dtl.models.processor import get_pad_token_id, load_exported_processor
 from dtl.models.quantization import quantize
 from dtl.run.folder import RunFolder
@@ -78,8 +78,7 @@ def open_export(path: Path, *, asks: bool = True) -> Exported:
     with silence_transformers():  # the head that the base lacks is in the adapter
         loaded = load_pretrained(
             source,
-            auto_class=task.auto_class,
-            config_changes=task.head_config(dataset_stats) if adapter else {},
+            head=HeadConfig(task.auto_class, task.head_config(dataset_stats) if adapter else {}),
             random_init=False,
             seed=0,
             dtype=source.dtype or "fp32",

@@ -1,18 +1,15 @@
-"""One message for what the hub and the file readers raise."""
+"""Turn errors of the hub and of file readers into one message."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dtl.config.schema import Model
 from dtl.core.errors import DtlError
 from dtl.models.locate import locate_model
 from dtl.models.trust import LOCATION
-
-if TYPE_CHECKING:
-    pass
 
 
 def _first_line(fault: BaseException) -> str:
@@ -21,7 +18,10 @@ def _first_line(fault: BaseException) -> str:
 
 
 class translate_load_errors:
-    """Turns what the hub and the file readers say into one sentence."""
+    """Context in which errors of the hub and of file readers become a DtlError.
+
+    `part`: what is being read, such as "tokenizer".
+    """
 
     def __init__(self, model: Model, part: str) -> None:
         self.model, self.part = model, part
@@ -37,7 +37,7 @@ class translate_load_errors:
         if isinstance(fault, ImportError):
             raise DtlError.of(
                 LOCATION,
-                f"the {self.part} of {self.model.path} asks for a library that is not installed "
+                f"the {self.part} of {self.model.path} needs a library that is not installed "
                 f"({_first_line(fault)})",
                 "install it, or take another model",
             ) from fault

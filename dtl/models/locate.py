@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from dtl import mini
 from dtl.config.schema import Model
 from dtl.core.errors import DtlError, near
 from dtl.models.trust import LOCATION
 
-if TYPE_CHECKING:
-    pass
-
 
 def locate_model(model: Model) -> str:
-    """The folder or hub id that transformers opens. Raises DtlError where there is no folder."""
+    """Return the folder or hub id that transformers opens. Raises DtlError if a folder is missing."""
     if model.path.startswith("mini:"):
         return str(mini.base_folder(model.path.removeprefix("mini:")))
     folder = Path(model.path).expanduser()
@@ -23,13 +19,13 @@ def locate_model(model: Model) -> str:
         if not (folder / "config.json").is_file():
             raise DtlError.of(
                 LOCATION,
-                f"{folder} holds no config.json",
+                f"{folder} has no config.json",
                 "name a folder that save_pretrained wrote",
             )
         return str(folder)
-    parent_is_here = folder.parent.is_dir() and str(folder.parent) != "."
-    if model.path.startswith((".", "/", "~")) or model.path.count("/") > 1 or parent_is_here:
-        siblings = [entry.name for entry in folder.parent.iterdir()] if parent_is_here else []
+    has_parent = folder.parent.is_dir() and str(folder.parent) != "."
+    if model.path.startswith((".", "/", "~")) or model.path.count("/") > 1 or has_parent:
+        siblings = [entry.name for entry in folder.parent.iterdir()] if has_parent else []
         raise DtlError.of(
             LOCATION,
             f"there is no folder {folder}",

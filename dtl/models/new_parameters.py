@@ -19,10 +19,11 @@ def init_new_parameters(
     seed: int,
     write_parameter: Callable[..., None],
 ) -> None:
-    """Draw the new parameters from (seed, name), so that no layout changes them.
+    """Draw the new parameters from (seed, name), so that they do not depend on the layout.
 
-    Matrices: normal, with the model's own initializer_range; vectors: ones for the weight of a
-    norm, else zeros. `fill(parameter, value)` writes a whole tensor, also into a partitioned one.
+    Matrices are normal with the model's `initializer_range`; vectors are ones for the weight of a
+    norm, else zeros. `write_parameter(parameter, value)` writes a full fp32 tensor, also into a
+    partitioned parameter.
     """
     import hashlib
 
@@ -45,7 +46,7 @@ def init_new_parameters(
 
 
 def write_language_weights(loaded: LoadedModel, *, write_parameter: Callable[..., None]) -> None:
-    """Write what files of their own bring into a model that may be partitioned."""
+    """Write the weights of a language into a model, which may be partitioned."""
     for name, parameter in loaded.model.named_parameters():
         if name in loaded.language_weights:
             write_parameter(parameter, loaded.language_weights[name])

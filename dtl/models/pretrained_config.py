@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 from dtl.config.schema import Model
 from dtl.core.errors import DtlError
@@ -10,12 +11,18 @@ from dtl.models.load_errors import translate_load_errors
 from dtl.models.locate import locate_model
 from dtl.models.trust import LOCATION, check_no_remote_code
 
-if TYPE_CHECKING:
-    pass
+
+@dataclass(frozen=True)
+class HeadConfig:
+    """The auto class of transformers that gives a model its head, such as `AutoModelForCTC`, and
+    changes to the model's config, such as the number of labels."""
+
+    auto_class: str
+    config_changes: dict[str, Any]
 
 
 def load_model_config(model: Model) -> Any:
-    """The model's own config (transformers' PretrainedConfig). Reads no weights."""
+    """Return the model's own config (`PretrainedConfig`). Reads no weights."""
     from transformers import AutoConfig, PretrainedConfig
 
     where = locate_model(model)
@@ -25,8 +32,8 @@ def load_model_config(model: Model) -> Any:
         if written.get("model_type") == "timm_wrapper":
             raise DtlError.of(
                 LOCATION,
-                f"{model.path} is a model of timm, whose files dtl does not read",
-                "take one that transformers itself knows, such as microsoft/resnet-50, "
+                f"{model.path} is a timm model, and dtl does not read timm's files",
+                "take a model of transformers, such as microsoft/resnet-50, "
                 "facebook/convnext-tiny-224 or google/vit-base-patch16-224",
             )
         return AutoConfig.from_pretrained(
@@ -34,22 +41,24 @@ def load_model_config(model: Model) -> Any:
         )
 
 
-def load_changed_config(model: Model, changes: dict[str, Any]) -> Any:
-    settings = load_model_config(model)
-    for name, value in changes.items():
-        setattr(settings, name, value)
-    return settings
+def load_changed_config(model: Model, head: HeadConfig) -> Any:
+    """Return the model's config with the changes that give it the head."""
+    config = load_model_config(model)
+    for name, value in head.config_changes.items():
+        setattr(config, name, value)
+    return config
 
 
-def get_auto_class(head: str, model: Model) -> Any:
+def get_auto_class(model: Model, head: HeadConfig) -> Any:
+    """Return the auto class. Raises DtlError if it has no class for this model type."""
     import transformers
 
-    auto = getattr(transformers, head)
-    settings = load_model_config(model)
-    if not model.trust_remote_code and type(settings) not in auto._model_mapping:
+    auto_class = getattr(transformers, head.auto_class)
+    config = load_model_config(model)
+    if not model.trust_remote_code and type(config) not in auto_class._model_mapping:
         raise DtlError.of(
             LOCATION,
-            f"{model.path} is a {settings.model_type} model, which has no {head} form",
+            f"{model.path} is a {config.model_type} model, which has no {head.auto_class} class",
             "take a model made for the task, or another task",
         )
-    return auto
+    return auto_class

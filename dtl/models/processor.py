@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dtl.config.schema import Model
 from dtl.core.errors import DtlError
@@ -12,13 +12,12 @@ from dtl.models.load_errors import translate_load_errors
 from dtl.models.locate import locate_model
 from dtl.models.trust import LOCATION, check_no_remote_code
 
-if TYPE_CHECKING:
-    pass
-
 
 def load_tokenizer(model: Model) -> Any:
-    """The model's tokenizer, with a padding token: its own, else its end token (padding is masked
-    by length, so a learnt end token stays learnt)."""
+    """Return the model's tokenizer, with a padding token: its own, else its end token.
+
+    Padding is masked by length, so a supervised end token stays supervised.
+    """
     from transformers import AutoTokenizer
 
     where = locate_model(model)
@@ -45,9 +44,11 @@ def load_tokenizer(model: Model) -> Any:
 
 
 def load_processor(model: Model, processor_kind: str) -> Any:
-    """What reads the model's input: its tokenizer, its feature extractor (`feature_extractor`), its image
-    processor (`image_processor`), or extractor and tokenizer together (`processor`; the tokenizer is None where
-    the model has none)."""
+    """Return what prepares the model's input.
+
+    `processor_kind`: `tokenizer`, `feature_extractor`, `image_processor`, or `processor`, which is
+    feature extractor and tokenizer together (the tokenizer is None if the model has none).
+    """
     import transformers
 
     if processor_kind == "tokenizer":
@@ -61,7 +62,7 @@ def load_processor(model: Model, processor_kind: str) -> Any:
 
 
 def load_exported_processor(export: Path, processor_kind: str) -> Any:
-    """The same from what a run has exported, beside an adapter too."""
+    """Return the processor from the export of a run, also of a run that exports an adapter."""
     import transformers
 
     autos = {
@@ -77,7 +78,7 @@ def load_exported_processor(export: Path, processor_kind: str) -> Any:
 
 @dataclass
 class SpeechProcessor:
-    """A feature extractor and a tokenizer, which files of their own hold."""
+    """A feature extractor and a tokenizer, each with its own files."""
 
     feature_extractor: Any
     tokenizer: Any
@@ -88,10 +89,10 @@ class SpeechProcessor:
 
 
 def get_pad_token_id(processor: Any) -> int | None:
-    """Its tokenizer's; None where nothing of it reads text."""
+    """Return the id of the tokenizer's padding token; None if the processor has no tokenizer."""
     tokenizer = getattr(processor, "tokenizer", processor)
-    number: int | None = getattr(tokenizer, "pad_token_id", None)
-    return number
+    pad_token_id: int | None = getattr(tokenizer, "pad_token_id", None)
+    return pad_token_id
 
 
 def _load_component(model: Model, auto: Any, part: str) -> Any:
@@ -104,7 +105,7 @@ def _load_component(model: Model, auto: Any, part: str) -> Any:
 
 
 def _has_tokenizer(model: Model) -> bool:
-    """A base that was pretrained on sounds alone brings none."""
+    """Return whether the model has a tokenizer; one that was pretrained only on audio has none."""
     from transformers.utils import cached_file
 
     found = [

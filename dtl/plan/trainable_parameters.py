@@ -10,6 +10,7 @@ from dtl.config.optimizers import OPTIMIZERS
 from dtl.config.schema import RunConfig
 from dtl.models.head_input import find_inseparable_reason
 from dtl.models.load import load_on_meta_device
+from dtl.models.pretrained_config import HeadConfig
 from dtl.models.quantization import quantize
 from dtl.plan.memory import FP32_BYTES
 from dtl.plan.parameter_groups import assign_update_rules, moment_bytes
@@ -45,7 +46,7 @@ def count_trainable_parameters(
     import torch
 
     loaded = load_on_meta_device(
-        config.model, auto_class=parts.task.auto_class, config_changes=parts.task.head_config(stats)
+        config.model, head=HeadConfig(parts.task.auto_class, parts.task.head_config(stats))
     )
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the run raises them again, into its log

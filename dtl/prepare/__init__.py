@@ -1,1 +1,1 @@
-"""What is prepared before any process starts: encoded examples, a plan, a run folder."""
+"""What is prepared before any process starts: the data, the plan, the run folder."""

@@ -1,4 +1,4 @@
-"""What is found out at the desk, before any process starts: config, data, plan, faults."""
+"""Prepare a run before any process starts: its data, its plan and its folder."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from dtl.plan.hardware import detect_hardware, free_disk_bytes
 from dtl.plan.planner import make_plan
 from dtl.plan.records import Hardware, OuterLaunch, Plan
 from dtl.plan.request import CacheableExamples, PlanRequest
-from dtl.prepare.dataset import Examples, prepare
+from dtl.prepare.prepared_data import PreparedData, prepare_data
 from dtl.run.folder import RunFolder
 
-PACKAGES = {"tensorboard": "'dtl[tracking]'"}  # what pip is told, where it is not the name
+PIP_NAMES = {"tensorboard": "'dtl[tracking]'"}  # of a tracker, if it is not the tracker's name
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Prepared:
 
     config: RunConfig
     parts: Parts
-    examples: Examples
+    data: PreparedData
     plan: Plan
 
 
@@ -41,91 +41,101 @@ def prepare_run(
     hardware: Hardware | None = None,
     writes: bool = True,
 ) -> Prepared:
-    """Read and encode the data, then plan. Starts nothing. `hardware`: of a node, if not of this
-    machine."""
-    refuse_absent_trackers(config.tracking)
+    """Read and encode the data, then plan. Starts nothing.
+
+    `hardware`: of a node; None: this machine's. `writes`: this process encodes; the others wait.
+    """
+    check_trackers(config.tracking)
     parts = assemble(config)
-    examples = prepare(config, parts, writes=writes)
+    data = prepare_data(config, parts, writes=writes)
     request = PlanRequest(
         config=config,
         parts=parts,
-        dataset_stats=examples.dataset_stats,
-        model_config=examples.settings,
-        batching=examples.batching,
-        lengths=examples.train.lengths,
+        dataset_stats=data.dataset_stats,
+        model_config=data.model_config,
+        batching=data.batching,
+        lengths=data.train.lengths,
         hardware=hardware or detect_hardware(),
         outer=outer,
         free_disk_bytes=free_disk_bytes(config.run.dir),
-        cacheable=_cacheable_examples(parts, examples),
+        cacheable=_find_cacheable_examples(parts, data),
     )
-    return Prepared(config, parts, examples, make_plan(request))
+    return Prepared(config, parts, data, make_plan(request))
 
 
-def _cacheable_examples(parts: Parts, examples: Examples) -> CacheableExamples:
+def _find_cacheable_examples(parts: Parts, data: PreparedData) -> CacheableExamples:
     free = free_disk_bytes(str(feature_caches_folder()))
-    if isinstance(examples.train, StreamedData):
-        streamed = "streamed rows are encoded again each time"
-        return CacheableExamples(streamed, examples.train.lengths, free)
-    data = examples.wider or examples.train
-    reason = parts.task.uncacheable_reason(data, processor=examples.processor)
-    return CacheableExamples(reason, data.lengths, free)
+    if isinstance(data.train, StreamedData):
+        reason = "streamed rows are encoded again each time"
+        return CacheableExamples(reason, data.train.lengths, free)
+    examples = data.feature_cache_data or data.train
+    uncacheable = parts.task.uncacheable_reason(examples, processor=data.processor)
+    return CacheableExamples(uncacheable, examples.lengths, free)
 
 
-def prepare_file(
+def prepare_config_file(
     path: str | Path, overrides: Sequence[str], *, outer: OuterLaunch | None, writes: bool
 ) -> Prepared:
-    """The same from a config file."""
+    """Prepare the run of a config file."""
     return prepare_run(load_config(path, overrides), outer=outer, writes=writes)
 
 
-def create(folder: RunFolder, prepared: Prepared) -> None:
-    """Begin the run on disk. Raises DtlError where the folder holds something else."""
-    examples = prepared.examples
+def write_run(folder: RunFolder, prepared: Prepared) -> None:
+    """Create the run folder, or write the new plan into that of an interrupted run.
+
+    Raises DtlError if the folder contains something else than a run.
+    """
+    if folder.state != "absent":
+        folder.update_plan(prepared.config, prepared.plan)
+        return
+    data = prepared.data
     folder.create(
         prepared.config,
         prepared.plan,
-        examples.dataset_stats,
-        examples.data,
-        skipped=examples.skipped_rows(),
-        batching=examples.batching,
+        data.dataset_stats,
+        data.to_record(),
+        skipped=data.iter_skipped_rows(),
+        batching=data.batching,
     )
 
 
-def reopen(folder: RunFolder, *, writes: bool) -> Prepared:
-    """A run as its folder has it: the plan stands."""
+def reopen_run(folder: RunFolder, *, writes: bool) -> Prepared:
+    """Prepare the run of a folder again, with its config and its plan."""
     config = folder.config
     parts = assemble(config)
-    examples = prepare(config, parts, writes=writes)
-    refuse_other_data(folder, examples)
-    return Prepared(config, parts, examples, folder.plan)
+    data = prepare_data(config, parts, writes=writes)
+    check_data_unchanged(folder, data)
+    return Prepared(config, parts, data, folder.plan)
 
 
-def refuse_other_data(folder: RunFolder, examples: Examples) -> None:
-    """A run goes on with the data and the base that it began with. Raises DtlError."""
-    if examples.data["base"] != folder.data["base"]:
+def check_data_unchanged(folder: RunFolder, data: PreparedData) -> None:
+    """Raise DtlError if data or base are not those that the run started with."""
+    record = data.to_record()
+    fix = "restore it, or start a new run with another run.name"
+    if record["base"] != folder.data["base"]:
         raise DtlError.of(
             "model.path",
-            f"the weights of {folder.config.model.path} have changed since the run began",
-            "put back what was there, or start a new run under another run.name",
+            f"the weights of {folder.config.model.path} have changed since the run started",
+            fix,
         )
-    if examples.data["continued"] != folder.data.get("continued"):
+    if record["adapter"] != folder.data.get("adapter"):
         raise DtlError.of(
             "strategy.continue_from",
-            "the adapter that learns further has changed since the run began",
-            "put back what was there, or start a new run under another run.name",
+            "the adapter whose training is continued has changed since the run started",
+            fix,
         )
-    if examples.train.key != folder.data["key"]:
+    if record["key"] != folder.data["key"]:
         raise DtlError.of(
             folder.config.data.train.path,
-            "the data, or its tokenizer, has changed since the run began",
-            "put back what was there, or start a new run under another run.name",
+            "the data, or its tokenizer, has changed since the run started",
+            fix,
         )
 
 
-def refuse_absent_trackers(names: Iterable[str]) -> None:
-    """Raises DtlError for trackers that are not installed."""
+def check_trackers(names: Iterable[str]) -> None:
+    """Raise DtlError for trackers that are not installed."""
     faults = [
-        Fault("tracking", f"{name} is not installed", f"pip install {PACKAGES.get(name, name)}")
+        Fault("tracking", f"{name} is not installed", f"pip install {PIP_NAMES.get(name, name)}")
         for name in names
         if importlib.util.find_spec(name) is None
     ]
@@ -133,34 +143,37 @@ def refuse_absent_trackers(names: Iterable[str]) -> None:
         raise DtlError(*faults)
 
 
-def refuse_used(folder: RunFolder, config: RunConfig) -> None:
-    """A folder that holds another run is never written over. Raises DtlError."""
+def check_unused(folder: RunFolder, config: RunConfig) -> None:
+    """Raise DtlError if the folder contains a run; a run is never overwritten."""
     state = folder.state
     if state == "absent":
         return
-    what = "a finished run" if state == "finished" else "an interrupted run of another config"
+    content = "a finished run" if state == "finished" else "an interrupted run of another config"
     raise DtlError.of(
-        str(folder.path), f"holds {what}", "choose another run.name, or remove the folder yourself"
+        str(folder.path),
+        f"the folder contains {content}",
+        "choose another run.name, or remove the folder",
     )
 
 
-def holds(folder: RunFolder, config: RunConfig) -> bool:
-    """Whether the folder holds this very run, begun or finished, on whatever layout."""
+def has_same_run(folder: RunFolder, config: RunConfig) -> bool:
+    """Return whether the folder contains a run with the same result, on whatever layout."""
     return folder.state != "absent" and not changed_keys(folder.config, config)
 
 
-def reconfigure(
+def load_changed_config(
     folder: RunFolder, overrides: Sequence[str], *, allow_change: frozenset[str]
 ) -> RunConfig:
-    """The run's own config with overrides. Raises DtlError where these would change the result and
-    are not allowed by name."""
+    """Return the run's own config with overrides.
+
+    Raises DtlError for keys that would change the result and are not in `allow_change`.
+    """
     config = load_config(folder.path / "config.yaml", overrides)
     refused = [key for key in changed_keys(folder.config, config) if key not in allow_change]
     if refused:
-        names = ", ".join(refused)
         raise DtlError.of(
-            names,
-            "changing this would change what the run learns",
+            ", ".join(refused),
+            "a change of this changes what the run learns",
             f"start a new run, or add --allow-change {','.join(refused)}",
         )
     return config

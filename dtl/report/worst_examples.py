@@ -14,10 +14,11 @@ from dtl.core.units import format_bytes
 from dtl.data.modalities.audio import load_audio, read_sampling_rate
 from dtl.data.modalities.image import load_image
 from dtl.data.sources.rows import Row
+from dtl.metrics.base import EvalRecord
 from dtl.prepare.dataset import held_out_rows
 from dtl.report.page import ExampleCard
 from dtl.run.folder import RunFolder
-from dtl.tasks.base import EvalRecord, Task
+from dtl.tasks.base import Task
 
 MAX_EXAMPLES = 12
 MAX_TEXT_LENGTH = 600  # characters

@@ -117,9 +117,9 @@ class CheckpointStore:
             return "it is a symbolic link, not what was written"
         try:
             manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-            files: dict[str, dict[str, Any]] = manifest["files"]
+            files = {name: FileDigest(**digest) for name, digest in manifest["files"].items()}
             step, run = int(manifest["step"]), manifest["run"]
-        except (OSError, ValueError, KeyError, TypeError) as problem:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as problem:
             return f"its manifest cannot be read ({problem})"
         if path.name != f"step-{step:08d}":
             return f"it contains step {step}"
@@ -147,15 +147,15 @@ def _checkpoint_names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.glob("step-*"))
 
 
-def _find_file_damage(path: Path, files: dict[str, dict[str, Any]]) -> str | None:
+def _find_file_damage(path: Path, files: dict[str, FileDigest]) -> str | None:
     present = {entry.name for entry in path.iterdir()} - {MANIFEST}
     if present != set(files):
         return f"files missing or unknown: {', '.join(sorted(present ^ set(files)))}"
-    for name, record in files.items():
+    for name, digest in files.items():
         file = path / name
         if file.is_symlink() or not file.is_file():
             return f"{name} is not a regular file"
-        if reason := verify_file(file, FileDigest(**record)):
+        if reason := verify_file(file, digest):
             return reason
     return None
 

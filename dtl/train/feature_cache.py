@@ -15,6 +15,7 @@ from dtl.assembly.parts import Parts
 from dtl.core.errors import DtlError, RunFailed
 from dtl.data.cache.encoded import EncodedData
 from dtl.data.cache.feature_cache import (
+    BuildState,
     FeatureCache,
     FeatureSubset,
     claim_build,
@@ -102,9 +103,11 @@ def _wait_for_other_run(extractor: FeatureExtractor, folder: Path, lock: ExitSta
     `lock` is closed."""
     engine, has_waited = extractor.engine, False
     while True:
-        turn = engine.broadcast_object(claim_build(folder, lock) if engine.is_main_process else "")
-        if turn != "other_run":
-            return turn == "ready"
+        state: BuildState = engine.broadcast_object(
+            claim_build(folder, lock) if engine.is_main_process else ""
+        )
+        if state != "other_run":
+            return state == "ready"
         if not has_waited:
             extractor.print_line(f"features: waiting for another run that extracts them ({folder})")
         has_waited = True

@@ -21,6 +21,7 @@ from dtl.models.load import LoadedModel, load_pretrained
 from dtl.models.locate import locate_model
 from dtl.models.new_parameters import init_new_parameters, write_language_weights
 from dtl.models.peft.base import vera_matrices
+from dtl.models.pretrained_config import HeadConfig
 from dtl.models.processor import get_pad_token_id
 from dtl.models.staging import resolve_staged_model, stage_weights
 from dtl.plan.records import Plan
@@ -107,8 +108,7 @@ def _load_base(
     in_fp32 = trains_all and engine.trainable_dtype == torch.float32
     loaded = load_pretrained(
         config.model if parts.is_from_random else _stage_on_node(config.model, engine),
-        auto_class=parts.task.auto_class,
-        config_changes=parts.task.head_config(examples.dataset_stats),
+        head=HeadConfig(parts.task.auto_class, parts.task.head_config(examples.dataset_stats)),
         random_init=parts.is_from_random,
         seed=config.train.seed,
         dtype="fp32" if in_fp32 else plan.layout.dtype,

@@ -23,7 +23,7 @@ from dtl.models.anatomy import batch_norms, head_modules
 from dtl.models.load import LoadedModel, load_on_meta_device, load_pretrained
 from dtl.models.new_parameters import init_new_parameters
 from dtl.models.peft.compatibility import COMPATIBILITY
-from dtl.models.pretrained_config import load_model_config
+from dtl.models.pretrained_config import HeadConfig, load_model_config
 from dtl.models.processor import get_pad_token_id, load_processor
 from dtl.strategies.base import Adapter
 from tests import tiny, tiny_speech, tiny_vision, tiny_whisper
@@ -89,8 +89,7 @@ class Bench:
         """As the run loads it, up to the strategy."""
         loaded = load_pretrained(
             self.source,
-            auto_class=self.task.auto_class,
-            config_changes=self.task.head_config(self.dataset_stats),
+            head=HeadConfig(self.task.auto_class, self.task.head_config(self.dataset_stats)),
             random_init=self.strategy.starts_from == "random",
             seed=seed,
             dtype="fp32",
@@ -262,8 +261,7 @@ def test_the_weightless_model_learns_the_same_names_and_counts(bench):
     model = bench.apply(bench.load())
     planned = load_on_meta_device(
         bench.source,
-        auto_class=bench.task.auto_class,
-        config_changes=bench.task.head_config(bench.dataset_stats),
+        head=HeadConfig(bench.task.auto_class, bench.task.head_config(bench.dataset_stats)),
     )
     with torch.device("meta"):
         counted = bench.parts.apply_strategy(planned)

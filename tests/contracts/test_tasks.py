@@ -22,7 +22,7 @@ from dtl.data.sources.rows import Row
 from dtl.models.anatomy import batch_norms, head_modules
 from dtl.models.load import load_pretrained
 from dtl.models.new_parameters import init_new_parameters
-from dtl.models.pretrained_config import load_model_config
+from dtl.models.pretrained_config import HeadConfig, load_model_config
 from dtl.models.processor import get_pad_token_id, load_processor
 from tests import tiny, tiny_sound, tiny_speech, tiny_vision, tiny_whisper
 
@@ -169,8 +169,7 @@ def set_up(folder: Path, name: str, place: int) -> Bench:
     assert json.loads(json.dumps(dataset_stats)) == dataset_stats
     loaded = load_pretrained(
         source,
-        auto_class=task.auto_class,
-        config_changes=task.head_config(dataset_stats),
+        head=HeadConfig(task.auto_class, task.head_config(dataset_stats)),
         random_init=False,
         seed=0,
         dtype="fp32",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from dtl.core.units import format_bytes
-from dtl.evaluation.groups import groups_in
+from dtl.evaluation.groups import read_group_scores
 from dtl.report.axis import Axis
 from dtl.report.charts import ConfusionMatrix, GroupPlot, GroupScores
 from dtl.report.page import Block, Charts, Examples, Table, Text
@@ -65,7 +65,9 @@ def make_groups_section(run: RunRecord) -> list[Block]:
     column = run.folder.config.task.group_by
     if column is None:
         return []
-    groups_by_model = {model: groups_in(scores, column) for model, scores in run.scores.items()}
+    groups_by_model = {
+        model: read_group_scores(scores, column) for model, scores in run.scores.items()
+    }
     groups_by_model = {model: groups for model, groups in groups_by_model.items() if groups}
     if not groups_by_model:
         return []

@@ -8,9 +8,10 @@ from typing import Any
 
 from dtl.config import registry
 from dtl.export.evidence import Evidence, evidence_of
+from dtl.metrics.base import EvalRecord
 from dtl.plan.records import Plan
 from dtl.run.folder import EvaluatedStep, RunFolder
-from dtl.tasks.base import EvalRecord, Task
+from dtl.tasks.base import Task
 
 MAX_LISTED_ROWS = 30  # of a table
 
@@ -78,12 +79,12 @@ class RunRecord:
     @property
     def score_name(self) -> str:
         """The name of the task's main score."""
-        return self.task.best.removeprefix("-")
+        return self.task.metric.name
 
     @property
     def higher_is_better(self) -> bool:
         """The direction of the task's main score."""
-        return not self.task.best.startswith("-")
+        return self.task.metric.higher_is_better
 
     @property
     def last_step(self) -> int:

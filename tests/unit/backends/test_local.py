@@ -1,4 +1,4 @@
-"""Jobs on this machine, watched with the operating system's own eyes."""
+"""Jobs on this machine, checked through the operating system."""
 
 import os
 import shlex
@@ -29,107 +29,107 @@ def backend():
     return Plugin(Options())
 
 
-def python(tmp_path, code, *arguments, **environment):
+def python_job(tmp_path, code, *arguments, **environment):
     return Job(tmp_path / "a run", (sys.executable, "-c", code, *arguments), environment)
 
 
 def until(holds, *, seconds=20.0):
     end = time.monotonic() + seconds
     while not holds():
-        assert time.monotonic() < end, "waited in vain"
+        assert time.monotonic() < end, "timed out"
         time.sleep(0.02)
 
 
-def phase(backend, number):
-    return backend.states([number])[number].phase
+def state_of(backend, number):
+    return backend.query_states([number])[number].state
 
 
-def test_a_command_that_is_not_there_is_refused(backend, tmp_path):
-    backend.check(python(tmp_path, ""))
+def test_missing_command_is_reported(backend, tmp_path):
+    backend.check(python_job(tmp_path, ""))
     with pytest.raises(DtlError, match="no such command"):
         backend.check(Job(tmp_path, ("no-such-command",), {}))
 
 
-def printed(backend, job):
-    (log,) = backend.logs(job)
+def read_log(backend, job):
+    (log,) = backend.log_files(job)
     return log.read_text(encoding="utf-8") if log.exists() else ""
 
 
-def test_what_is_rendered_is_a_line_that_a_shell_runs_as_meant(backend, tmp_path):
+def test_rendered_line_runs_the_same_in_a_shell(backend, tmp_path):
     code = "import os, sys; print(sys.argv[1:], os.environ['GREETING'])"
-    job = python(tmp_path, code, "two words", "it's $HOME", GREETING="good 'day' $USER")
+    job = python_job(tmp_path, code, "two words", "it's $HOME", GREETING="good 'day' $USER")
     text = backend.render(job)
     assert "\n" not in text
-    assert not job.run.exists()
-    told = subprocess.run(["bash", "-c", text], capture_output=True, text=True, check=True).stdout
-    assert told == """['two words', "it's $HOME"] good 'day' $USER\n"""
+    assert not job.run_folder.exists()
+    output = subprocess.run(["bash", "-c", text], capture_output=True, text=True, check=True).stdout
+    assert output == """['two words', "it's $HOME"] good 'day' $USER\n"""
     assert shlex.split(text) == ["GREETING=good 'day' $USER", *job.argv]
 
 
-def test_a_job_runs_in_a_session_of_its_own_and_its_words_go_to_its_log(backend, tmp_path):
+def test_job_runs_in_its_own_session_and_writes_to_its_log(backend, tmp_path):
     code = "import os, sys; print(os.getsid(0), os.environ['ANSWER']); sys.stderr.write('oh')"
-    job = python(tmp_path, code, ANSWER="42")
+    job = python_job(tmp_path, code, ANSWER="42")
     (number,) = backend.submit(job)
-    until(lambda: phase(backend, number) == "ended")
+    until(lambda: state_of(backend, number) == "ended")
     assert (
-        printed(backend, job) == f"{number} 42\noh" or printed(backend, job) == f"oh{number} 42\n"
+        read_log(backend, job) == f"{number} 42\noh" or read_log(backend, job) == f"oh{number} 42\n"
     )
     assert os.getsid(0) != int(number)
-    assert phase(backend, number) == "ended"
+    assert state_of(backend, number) == "ended"
 
 
-def test_a_job_has_our_environment_too(backend, tmp_path, monkeypatch):
+def test_job_inherits_the_environment(backend, tmp_path, monkeypatch):
     monkeypatch.setenv("DTL_TEST_OURS", "ours")
-    job = python(tmp_path, "import os; print(os.environ['DTL_TEST_OURS'])")
+    job = python_job(tmp_path, "import os; print(os.environ['DTL_TEST_OURS'])")
     (number,) = backend.submit(job)
-    until(lambda: phase(backend, number) == "ended")
-    assert printed(backend, job) == "ours\n"
+    until(lambda: state_of(backend, number) == "ended")
+    assert read_log(backend, job) == "ours\n"
 
 
-def test_a_second_job_of_a_run_adds_to_the_log(backend, tmp_path):
+def test_second_job_of_a_run_appends_to_the_log(backend, tmp_path):
     for word in ("first", "second"):
-        (number,) = backend.submit(python(tmp_path, f"print({word!r})"))
-        until(lambda number=number: phase(backend, number) == "ended")
-    assert printed(backend, python(tmp_path, "")) == "first\nsecond\n"
+        (number,) = backend.submit(python_job(tmp_path, f"print({word!r})"))
+        until(lambda number=number: state_of(backend, number) == "ended")
+    assert read_log(backend, python_job(tmp_path, "")) == "first\nsecond\n"
 
 
-def test_a_cancelled_job_may_save_before_it_ends(backend, tmp_path):
-    job = python(tmp_path, WAITS)
+def test_cancelled_job_may_save_before_it_ends(backend, tmp_path):
+    job = python_job(tmp_path, WAITS)
     (number,) = backend.submit(job)
-    until(lambda: printed(backend, job) == "started\n")
-    assert phase(backend, number) == "running"
+    until(lambda: read_log(backend, job) == "started\n")
+    assert state_of(backend, number) == "running"
     backend.cancel(number)
-    until(lambda: phase(backend, number) == "ended")
-    assert printed(backend, job) == "started\nsaved\n"
+    until(lambda: state_of(backend, number) == "ended")
+    assert read_log(backend, job) == "started\nsaved\n"
     backend.cancel(number)  # again, where there is nothing left to cancel
 
 
-def test_another_process_sees_the_job_too(backend, tmp_path):
-    job = python(tmp_path, WAITS)
+def test_state_is_visible_from_another_process(backend, tmp_path):
+    job = python_job(tmp_path, WAITS)
     (number,) = backend.submit(job)
-    until(lambda: printed(backend, job) == "started\n")
-    asks = (
+    until(lambda: read_log(backend, job) == "started\n")
+    code = (
         "import sys; from dtl.backends.local import Options, Plugin; "
-        "print(Plugin(Options()).states(sys.argv[1:])[sys.argv[1]].phase)"
+        "print(Plugin(Options()).query_states(sys.argv[1:])[sys.argv[1]].state)"
     )
-    argv = [sys.executable, "-c", asks, number]
-    told = subprocess.run(argv, capture_output=True, text=True, check=True).stdout
+    argv = [sys.executable, "-c", code, number]
+    output = subprocess.run(argv, capture_output=True, text=True, check=True).stdout
     os.kill(int(number), signal.SIGKILL)
-    until(lambda: phase(backend, number) == "ended")
+    until(lambda: state_of(backend, number) == "ended")
     after = subprocess.run(argv, capture_output=True, text=True, check=True).stdout
-    assert (told, after) == ("running\n", "ended\n")
+    assert (output, after) == ("running\n", "ended\n")
 
 
-def test_a_process_of_somebody_else_with_that_number_is_not_the_job(backend, monkeypatch):
-    """The job ended long ago and its number was given away; we may not signal the new owner."""
+def test_process_of_another_user_with_that_id_is_not_the_job(backend, monkeypatch):
+    """The job ended long ago and its process id belongs to another user now."""
 
-    def refuse(*_):
+    def deny(*_):
         raise PermissionError
 
     def not_ours(*_):
         raise ChildProcessError
 
     monkeypatch.setattr(os, "waitpid", not_ours)
-    monkeypatch.setattr(os, "kill", refuse)
-    assert phase(backend, "12345") == "ended"
+    monkeypatch.setattr(os, "kill", deny)
+    assert state_of(backend, "12345") == "ended"
     backend.cancel("12345")

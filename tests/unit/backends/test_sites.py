@@ -1,6 +1,6 @@
-"""The sites that dtl brings: each file is valid, names its pages, and leads to a sound script.
+"""The site files that dtl ships: each is valid, names its sources, and gives a valid script.
 
-`python -m tests.unit.backends.test_sites` writes the stored scripts anew.
+`python -m tests.unit.backends.test_sites` writes the golden scripts again.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from dtl.backends.base import Job
 from dtl.backends.slurm import Plugin, list_sites, read_site
 from dtl.core.package_files import find_package_folder
 
-STORED = Path(__file__).parent / "golden"
-PYTHON = "/opt/dtl/bin/python"  # instead of the interpreter of this machine
-GENERIC = {"generic", "apptainer", "pyxis"}  # any cluster: there is no page to name
-NO_CLAIM = {"description", "documentation", "sources"}
+GOLDEN = Path(__file__).parent / "golden"
+PYTHON = "/opt/dtl/bin/python"  # in place of the interpreter of this machine
+GENERIC = {"generic", "apptainer", "pyxis"}  # for any cluster: there is no page to cite
+WITHOUT_SOURCE = {"description", "documentation", "sources"}
 SECRET = re.compile(
     r"(?i)\b(hf_[a-z0-9]{20,}|gh[pousr]_\w{20,}|sk-\w{20,}|AKIA[0-9A-Z]{16})\b"
     r"|-----BEGIN|(password|passwd|secret|token|api_?key)\s*[=:]\s*['\"]?\w"
@@ -31,7 +31,7 @@ SITES = list_sites()
 
 
 def script(name: str) -> str:
-    """What a site makes of one and the same job: two whole nodes."""
+    """Return the script of a site for one and the same job on two nodes."""
     site, run = read_site(name), Path("/data/runs/a run")
     job = Job(
         run,
@@ -48,65 +48,65 @@ def script(name: str) -> str:
     return Plugin(site).render(job)
 
 
-def file_of(name: str) -> str:
+def read_site_file(name: str) -> str:
     return (find_package_folder("slurm") / "clusters" / f"{name}.yaml").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("name", SITES)
-def test_the_file_is_valid(name):
+def test_site_file_is_valid(name):
     assert read_site(name).description
 
 
 @pytest.mark.parametrize("name", sorted(set(SITES) - GENERIC))
-def test_every_field_names_the_page_it_came_from(name):
-    """Of exactly the fields that it sets, and the pages are addresses."""
-    values = yaml.safe_load(file_of(name))
-    assert set(values["sources"]) == set(values) - NO_CLAIM
+def test_every_field_names_its_source(name):
+    """The sources are of exactly the fields that are set, and each is an address."""
+    values = yaml.safe_load(read_site_file(name))
+    assert set(values["sources"]) == set(values) - WITHOUT_SOURCE
     for address in [values["documentation"], *values["sources"].values()]:
         assert re.fullmatch(r"https://[\w.-]+/\S*", address)
     assert "account" not in values, "accounts are the user's"
 
 
 @pytest.mark.parametrize("name", SITES)
-def test_the_script_is_the_stored_one(name):
-    stored = STORED / f"{name}.sbatch"
+def test_script_is_the_golden_one(name):
+    golden = GOLDEN / f"{name}.sbatch"
     fix = "run: python -m tests.unit.backends.test_sites"
-    assert stored.is_file(), fix
-    assert script(name) == stored.read_text(encoding="utf-8"), fix
+    assert golden.is_file(), fix
+    assert script(name) == golden.read_text(encoding="utf-8"), fix
 
 
-def test_no_script_is_stored_of_a_site_that_is_gone():
-    assert sorted(file.stem for file in STORED.glob("*.sbatch")) == list(SITES)
+def test_golden_scripts_are_those_of_the_sites():
+    assert sorted(file.stem for file in GOLDEN.glob("*.sbatch")) == list(SITES)
 
 
 @pytest.mark.parametrize("name", SITES)
-def test_the_shell_reads_it(name):
-    read = subprocess.run(["bash", "-n"], input=script(name), capture_output=True, text=True)
-    assert (read.returncode, read.stderr) == (0, "")
+def test_script_is_valid_shell(name):
+    done = subprocess.run(["bash", "-n"], input=script(name), capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_shellcheck_finds_no_fault(tmp_path):
     """All at once: it takes longer to start than to read them."""
-    beside = str(Path(sys.executable).parent)
-    checker = shutil.which("shellcheck", path=os.pathsep.join([beside, os.environ["PATH"]]))
+    scripts = str(Path(sys.executable).parent)
+    checker = shutil.which("shellcheck", path=os.pathsep.join([scripts, os.environ["PATH"]]))
     if checker is None:
         pytest.skip("ShellCheck is not installed: pip install 'dtl[test]'")
     files = []
     for name in SITES:
         files.append(tmp_path / f"{name}.sbatch")
         files[-1].write_text(script(name), encoding="utf-8")
-    told = subprocess.run(
-        # 1090, 1091: a script in `setup` lies on the cluster only; 2016: a $ is meant as it is.
+    done = subprocess.run(
+        # 1090, 1091: a script in `setup` exists on the cluster only; 2016: a $ in single quotes is intended.
         [checker, "--shell=bash", "--exclude=SC1090,SC1091,SC2016", "--format=gcc", *files],
         capture_output=True,
         text=True,
     )
-    assert told.stdout == ""
+    assert done.stdout == ""
 
 
 @pytest.mark.parametrize("name", SITES)
-def test_options_are_read_by_sbatch(name):
-    """They stand before the first command, hold no variable, and none is given twice."""
+def test_sbatch_reads_all_options(name):
+    """Options are above the first command, hold no variable, and none is given twice."""
     lines = script(name).splitlines()
     options = [line.removeprefix("#SBATCH ") for line in lines if line.startswith("#SBATCH ")]
     first = next(n for n, line in enumerate(lines) if line and not line.startswith("#"))
@@ -160,19 +160,19 @@ def test_every_variable_is_set(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", SITES)
-def test_it_holds_no_secret(name):
-    text = file_of(name) + script(name)
+def test_site_and_script_hold_no_secret(name):
+    text = read_site_file(name) + script(name)
     assert not SECRET.search(text)
 
 
-def test_a_secret_would_be_seen():
-    for planted in ("HF_TOKEN=abc", "password: x", "hf_" + "a" * 34, "-----BEGIN KEY"):
-        assert SECRET.search(planted)
+def test_secret_pattern_finds_secrets():
+    for secret in ("HF_TOKEN=abc", "password: x", "hf_" + "a" * 34, "-----BEGIN KEY"):
+        assert SECRET.search(secret)
 
 
 if __name__ == "__main__":
-    STORED.mkdir(exist_ok=True)
-    for old in STORED.glob("*.sbatch"):
+    GOLDEN.mkdir(exist_ok=True)
+    for old in GOLDEN.glob("*.sbatch"):
         old.unlink()
     for name in SITES:
-        (STORED / f"{name}.sbatch").write_text(script(name), encoding="utf-8")
+        (GOLDEN / f"{name}.sbatch").write_text(script(name), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Job scripts for Slurm, and what becomes of its answers; with commands of our own in its place."""
+"""Job scripts for Slurm and the handling of its answers, with scripts in place of its commands."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import pytest
 from typer.testing import CliRunner
 
 from dtl import api
+from dtl.backends._slurm.job_script import PORTS, format_time
 from dtl.backends.base import CANCELLED, Job
-from dtl.backends.slurm import PORTS, Options, Plugin, read_site, slurm_time
+from dtl.backends.slurm import Options, Plugin, read_site
 from dtl.cli import app as cli
 from dtl.core.errors import DtlError
 from dtl.core.lock import Lease
@@ -28,7 +29,7 @@ strategy: lora
 optim: {learning_rate: 0.003}
 train: {steps: 4, global_batch: 8}
 """
-# Notes how it was called, what the script was, and answers as a file of its name tells it.
+# Records its arguments, and runs the file with its name, if there is one.
 FAKE = """
 echo "$(basename "$0") $*" >> "$FAKE/calls"
 answer="$FAKE/$(basename "$0")"
@@ -43,13 +44,19 @@ def site(**fields):
 
 def job(run=Path("/data/a run"), **fields):
     argv = ("/usr/bin/python3", "-m", "dtl.launch.worker", "run", str(run))
-    given = {"name": "dtl-x", "folder": Path("/data"), "nodes": 2, "processes": 4, **fields}
+    given = {
+        "name": "dtl-x",
+        "working_dir": Path("/data"),
+        "nodes": 2,
+        "processes_per_node": 4,
+        **fields,
+    }
     return Job(run, argv, {"PYTHONUNBUFFERED": "1"}, **given)
 
 
 @pytest.fixture
 def fake(tmp_path, monkeypatch):
-    """A folder in which a file sbatch, squeue ... holds what that command does."""
+    """Return a folder in which a file sbatch, squeue ... holds what that command does."""
     folder = tmp_path / "fake"
     (folder / "bin").mkdir(parents=True)
     for name in ("sbatch", "squeue", "scancel", "scontrol", "srun"):
@@ -63,7 +70,7 @@ def fake(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def desk(tmp_path, monkeypatch):
+def workdir(tmp_path, monkeypatch):
     tiny.decoder(tmp_path / "base")
     tiny.write_texts(tmp_path / "train.jsonl", 20)
     (tmp_path / "config.yaml").write_text(CONFIG)
@@ -75,14 +82,14 @@ def calls(fake):
     return (fake / "calls").read_text().splitlines() if (fake / "calls").exists() else []
 
 
-def submit(**asked):
-    asked = {"cluster": "generic", "say": lambda _: None, **asked}
-    return api.submit("config.yaml", asked.pop("overrides", ()), **asked)
+def submit(**options):
+    options = {"cluster": "generic", "say": lambda _: None, **options}
+    return api.submit("config.yaml", options.pop("overrides", ()), **options)
 
 
 @pytest.mark.parametrize("launcher", ["srun", "torchrun"])
 @pytest.mark.parametrize("kind", [None, "apptainer", "pyxis", "enroot"])
-def test_every_kind_of_site_gives_a_script_that_a_shell_reads(launcher, kind):
+def test_script_of_every_kind_of_site_is_valid_shell(launcher, kind):
     container = {"kind": kind, "image": "an image", "mounts": ["/d"]} if kind else None
     made = Plugin(
         site(
@@ -95,22 +102,22 @@ def test_every_kind_of_site_gives_a_script_that_a_shell_reads(launcher, kind):
             interface="hsn0",
             node_local="$TMPDIR",
         )
-    ).render(job(cells=(Path("/data/a run/x"), Path("/data/a run/y'z")), processes=4))
+    ).render(job(array_runs=(Path("/data/a run/x"), Path("/data/a run/y'z"))))
     subprocess.run(["bash", "-n"], input=made, text=True, check=True)
 
 
-def test_what_goes_to_a_shell_is_what_was_meant(tmp_path, fake):
+def test_special_characters_reach_the_run_unchanged(tmp_path, fake):
     """A run and values with all that shells take apart, through the script itself."""
     run = tmp_path / 'it\'s a "run" `x` $(touch hurt) $HOME'
     run.mkdir()
     (fake / "srun").write_text(
-        'shift 4; printf "%s|" "$@" "$SAID" "$KEPT"; touch "${@: -1}/result.json"'
+        'shift 4; printf "%s|" "$@" "$FROM_JOB" "$FROM_SITE"; touch "${@: -1}/result.json"'
     )
-    environment = {"KEPT": 'a `b` $(touch hurt) \\ $PLACE ${PLACE} $ "q"'}
+    environment = {"FROM_SITE": 'a `b` $(touch hurt) \\ $PLACE ${PLACE} $ "q"'}
     made = Plugin(site(environment=environment)).render(
-        Job(run, ("py thon", "run", str(run)), {"SAID": "it's $x"}, folder=tmp_path)
+        Job(run, ("py thon", "run", str(run)), {"FROM_JOB": "it's $x"}, working_dir=tmp_path)
     )
-    told = subprocess.run(
+    output = subprocess.run(
         ["bash", "-c", made],
         cwd=tmp_path,
         env={**os.environ, "SLURM_JOB_ID": "7", "PLACE": "here"},
@@ -118,19 +125,26 @@ def test_what_goes_to_a_shell_is_what_was_meant(tmp_path, fake):
         text=True,
         check=True,
     )
-    kept = 'a `b` $(touch hurt) \\ here here $ "q"'
-    assert told.stdout == f"py thon|run|{run}|it's $x|{kept}|"
-    assert told.stderr == "" and not (tmp_path / "hurt").exists()
+    expanded = 'a `b` $(touch hurt) \\ here here $ "q"'
+    assert output.stdout == f"py thon|run|{run}|it's $x|{expanded}|"
+    assert output.stderr == "" and not (tmp_path / "hurt").exists()
 
 
-def ran(tmp_path, fake, *, srun="", folder=None, nodes=1, links=1, **fields):
-    """The job script, run here; its exit code, what it said, and what it called."""
+def run_script(tmp_path, fake, *, srun="", folder=None, nodes=1, chain_length=1, **fields):
+    """Run the job script here; return its exit code, its output, and the commands it called."""
     run = folder or tmp_path / "run"
     run.mkdir(exist_ok=True)
     (fake / "srun").write_text(srun)
     (fake / "squeue").write_text("echo RUNNING")
     made = Plugin(site(**fields)).render(
-        Job(run, ("python", "run", str(run)), {}, folder=tmp_path, nodes=nodes, links=links)
+        Job(
+            run,
+            ("python", "run", str(run)),
+            {},
+            working_dir=tmp_path,
+            nodes=nodes,
+            chain_length=chain_length,
+        )
     )
     done = subprocess.run(
         ["bash", "-c", made],
@@ -153,7 +167,7 @@ def ends(code):
 
 
 @pytest.mark.parametrize(
-    ("srun", "code", "again"),
+    ("srun", "code", "requeues"),
     [
         ('touch "${@: -1}/result.json"; exit 1', 0, False),
         (ends(75), 75, True),
@@ -162,10 +176,10 @@ def ends(code):
         ("kill -KILL $$", 1, True),
     ],
 )
-def test_how_it_ended_decides_whether_it_starts_again(tmp_path, fake, srun, code, again):
-    found, _, called = ran(tmp_path, fake, srun=srun)
+def test_exit_code_decides_whether_the_job_is_requeued(tmp_path, fake, srun, code, requeues):
+    found, _, called = run_script(tmp_path, fake, srun=srun)
     assert found == code
-    assert ("scontrol requeue 20007" in called) is again
+    assert ("scontrol requeue 20007" in called) is requeues
 
 
 # What Slurm does on a requeue: all processes of the job get it, now and later.
@@ -174,93 +188,95 @@ TERM_TO_ALL = (
 )
 
 
-def test_an_unfit_node_is_left_out_and_nothing_is_loaded(tmp_path, fake):
+def test_unfit_node_is_excluded_and_no_model_is_loaded(tmp_path, fake):
     getent = fake / "bin" / "getent"
     getent.write_text("#!/bin/bash\necho 10.0.0.1\n")
     getent.chmod(0o755)
     run = tmp_path / "run"
     run.mkdir()
-    (run / "unfit_nodes").write_text("n2")
+    (run / "excluded_nodes").write_text("n2")
     (fake / "scontrol").write_text(
         'case "$*" in "show job"*) sleep 0.2; echo " ReqNodeList=(null) ExcNodeList=n[7-9]";;'
         " show*) echo n1;; update*) sleep 0.2; echo updated;;"
         f" requeue*) {TERM_TO_ALL};; esac"
     )
-    found, told, called = ran(tmp_path, fake, srun=ends_in(run, 3), nodes=2)
-    assert found == 3 and "left out from now on: n2" in told
-    assert "updated" in told, "what a requeue sends to the job has ended it"
+    found, output, called = run_script(tmp_path, fake, srun=ends_in(run, 3), nodes=2)
+    assert found == 3 and "excluded from now on: n2" in output
+    assert "updated" in output, "what a requeue sends to the job has ended it"
     assert "scontrol requeue 20007" in called
     assert "scontrol update JobId=20007 ExcNodeList=n[7-9],n2" in called
     started = [call for call in called if call.startswith("srun")]
     assert len(started) == 1 and "-m dtl.cluster.preflight" in started[0]
-    found, _, called = ran(tmp_path, fake, srun=ends_in(run, 2), nodes=2)
+    found, _, called = run_script(tmp_path, fake, srun=ends_in(run, 2), nodes=2)
     assert found == 2 and called.count("scontrol requeue 20007") == 1, "the user has to fix it"
 
 
-def test_crashes_are_counted_and_a_new_submission_counts_anew(tmp_path, fake):
+def test_crashes_are_counted_per_submission(tmp_path, fake):
     run = tmp_path / "run"
     for expected in (1, 2, 2):
-        ran(tmp_path, fake, srun="exit 9", crashes=2)
+        run_script(tmp_path, fake, srun="exit 9", crashes=2)
         assert calls(fake).count("scontrol requeue 20007") == expected
     with (run / "launches").open("a") as file:
         file.write("submitted 0\n")
-    ran(tmp_path, fake, srun="exit 9", crashes=2)
+    run_script(tmp_path, fake, srun="exit 9", crashes=2)
     assert calls(fake).count("scontrol requeue 20007") == 3
     assert count_starts(run) == 1
 
 
-def test_starts_are_capped(tmp_path, fake):
+def test_restarts_are_limited(tmp_path, fake):
     for _ in range(3):
-        _, told, _ = ran(tmp_path, fake, srun=ends(75), restarts=2)
+        _, output, _ = run_script(tmp_path, fake, srun=ends(75), restarts=2)
     assert calls(fake).count("scontrol requeue 20007") == 2
-    assert "which is enough" in told
+    assert "the limit of this site" in output
 
 
-def test_a_link_hands_on_and_the_last_one_to_finish_ends_the_chain(tmp_path, fake):
+def test_chain_continues_and_a_finished_run_cancels_its_later_jobs(tmp_path, fake):
     run = tmp_path / "run"
     run.mkdir()
-    (run / "followers").write_text("20006 20007 20008 20009\n")
-    code, told, called = ran(tmp_path, fake, srun=ends(75), links=3)
-    assert code == 75 and "next link" in told and "scontrol requeue 20007" not in called
-    ran(tmp_path, fake, srun='touch "${@: -1}/result.json"', links=3)
+    (run / "chain_jobs").write_text("20006 20007 20008 20009\n")
+    code, output, called = run_script(tmp_path, fake, srun=ends(75), chain_length=3)
+    assert (
+        code == 75 and "next job of the chain" in output and "scontrol requeue 20007" not in called
+    )
+    run_script(tmp_path, fake, srun='touch "${@: -1}/result.json"', chain_length=3)
     ended = [call for call in calls(fake) if call.startswith("scancel")]
     assert ended == [f"scancel --state=PENDING {number}" for number in (20008, 20009)]
     before = len(calls(fake))
-    assert ran(tmp_path, fake, links=3)[0] == 0
+    assert run_script(tmp_path, fake, chain_length=3)[0] == 0
     assert len(calls(fake)) == before, "a link after the end starts nothing"
 
 
-def test_a_cancelled_run_does_not_come_back(tmp_path, fake):
+def test_cancelled_run_is_not_requeued(tmp_path, fake):
     srun = f'touch "${{@: -1}}/{CANCELLED}"; {ends(75)}'
-    code, told, called = ran(tmp_path, fake, srun=srun)
-    assert code == 75 and "dtl resume" in told
+    code, output, called = run_script(tmp_path, fake, srun=srun)
+    assert code == 75 and "dtl resume" in output
     assert "scontrol requeue 20007" not in called
 
 
-def test_a_site_without_requeue_says_what_goes_on(tmp_path, fake):
-    _, told, called = ran(tmp_path, fake, srun=ends(75), requeue=False)
-    assert "dtl resume" in told and "scontrol requeue 20007" not in called
+def test_site_without_requeue_says_how_to_continue(tmp_path, fake):
+    _, output, called = run_script(tmp_path, fake, srun=ends(75), requeue=False)
+    assert "dtl resume" in output and "scontrol requeue 20007" not in called
 
 
 @pytest.mark.parametrize("hosts", ["", "127.0.1.1 n1"])
-def test_a_first_node_without_an_address_is_told_and_never_is_localhost(tmp_path, fake, hosts):
+def test_first_node_without_an_address_is_reported_and_never_is_localhost(tmp_path, fake, hosts):
     (fake / "scontrol").write_text(
         'case "$*" in "show hostnames"*) echo n1; echo n2;; *) echo "NodeAddr=n1";; esac'
     )
     getent = fake / "bin" / "getent"
     getent.write_text(f"#!/bin/bash\necho '{hosts}'\n")
     getent.chmod(0o755)
-    code, told, called = ran(tmp_path, fake, srun="echo started", nodes=2)
-    assert code == 1 and "the first node n1 has no address" in told
+    code, output, called = run_script(tmp_path, fake, srun="echo started", nodes=2)
+    assert code == 1 and "the first node n1 has no address" in output
     assert not [call for call in called if call.startswith("srun")]
 
 
-def test_a_signal_is_handed_to_the_steps_and_not_to_srun(tmp_path, fake):
+def test_signal_is_forwarded_to_the_steps_and_not_to_srun(tmp_path, fake):
     """The batch shell gets it; the steps are asked; srun is waited for."""
     batch = "batch=$(ps -o ppid= -p $PPID)"
     srun = f"{batch}; kill -USR1 $batch; sleep 0.5; kill -TERM $batch; sleep 0.5; {ends(75)}"
-    code, told, called = ran(tmp_path, fake, srun=srun)
-    assert code == 75, told
+    code, output, called = run_script(tmp_path, fake, srun=srun)
+    assert code == 75, output
     assert called.count("scancel --signal=USR1 20007") == 2
     assert called[-1] == "scontrol requeue 20007"
 
@@ -274,24 +290,24 @@ def test_a_signal_is_handed_to_the_steps_and_not_to_srun(tmp_path, fake):
         ("sbatch: error: Unable to contact slurm controller (connect failure)", "scontrol ping"),
     ],
 )
-def test_a_refusal_is_told_in_slurms_words_with_the_fix(desk, fake, words, fix):
+def test_rejected_job_is_reported_in_slurms_words_with_a_fix(workdir, fake, words, fix):
     (fake / "sbatch").write_text(f'echo "{words}" >&2; exit 1')
     with pytest.raises(DtlError) as caught:
         submit()
     assert words.rpartition("error: ")[2] in str(caught.value) and fix in str(caught.value)
     assert caught.value.exit_code == 2
-    assert not (desk / "runs").exists(), "what is refused leaves nothing"
+    assert not (workdir / "runs").exists(), "what is refused leaves nothing"
 
 
-def test_an_account_that_is_needed_is_asked_for(desk, fake):
-    (desk / "mine.yaml").write_text("description: mine\naccount_needed: true\n")
-    with pytest.raises(DtlError, match="--account: this site wants an account"):
+def test_missing_account_is_reported(workdir, fake):
+    (workdir / "mine.yaml").write_text("description: mine\naccount_needed: true\n")
+    with pytest.raises(DtlError, match="--account: this site needs an account"):
         submit(cluster="mine.yaml")
     submit(cluster="mine.yaml", account="p1")
-    assert "--account=p1" in (desk / "runs/config/job.sbatch").read_text()
+    assert "--account=p1" in (workdir / "runs/config/job.sbatch").read_text()
 
 
-def test_where_there_is_no_slurm_it_says_so(desk, monkeypatch):
+def test_missing_slurm_is_reported(workdir, monkeypatch):
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
     monkeypatch.setattr("shutil.which", lambda _: None)
     run = subprocess.run
@@ -302,53 +318,61 @@ def test_where_there_is_no_slurm_it_says_so(desk, monkeypatch):
         return run(argv, **more)
 
     monkeypatch.setattr(subprocess, "run", absent)
-    with pytest.raises(DtlError, match="sbatch: there is no such command here; use a login node"):
+    with pytest.raises(
+        DtlError, match="sbatch: there is no such command here. Fix: use a login node"
+    ):
         submit()
 
 
-def test_all_faults_of_a_site_file_are_told_with_line_and_fix(tmp_path):
+def test_all_faults_of_a_site_file_are_reported_with_line_and_fix(tmp_path):
     file = tmp_path / "mine.yaml"
     file.write_text("description: mine\npartiton: x\ngpus_per_node: four\nmax_time: soon\n")
     with pytest.raises(DtlError) as caught:
         read_site(str(file))
-    told = str(caught.value)
-    assert f"{file}:2: partiton: no such key; did you mean 'partition'?" in told
-    assert f"{file}:3: gpus_per_node: 'four' is not a whole number" in told
+    output = str(caught.value)
+    assert f"{file}:2: partiton: no such key. Fix: did you mean 'partition'?" in output
+    assert f"{file}:3: gpus_per_node: 'four' is not a whole number" in output
     with pytest.raises(DtlError, match="did you mean 'generic'"):
         read_site("genric")
 
 
-def test_a_submitted_run_is_followed_resumed_and_not_submitted_twice(desk, fake):
+def test_submitted_run_has_a_status_resumes_and_is_not_submitted_twice(workdir, fake):
     (folder,) = submit(chain=3, time="4h")
     assert folder.plan.layout.world_size == 1
     assert "--dependency=afterany:41" in "\n".join(calls(fake))
     (fake / "squeue").write_text('echo "41|PENDING|Priority"')
     (state,) = api.status("runs")
     assert (state.state, state.reason, state.job) == ("queued", "Priority", "41")
-    with pytest.raises(DtlError, match="is queued as job 41; wait for it, or end it: dtl cancel"):
+    with pytest.raises(
+        DtlError, match="is queued as job 41. Fix: wait for it, or cancel it: dtl cancel"
+    ):
         submit()
     with pytest.raises(DtlError, match="is queued as job 41"):
         api.resume(folder.path)
     (fake / "scancel").write_text(f"echo > {fake}/squeue")
-    told = []
-    api.cancel(folder.path, say=told.append)
-    assert "scancel 41" in calls(fake) and "stopped after step 0" in told[0]
-    api.resume(folder.path, ["layout.micro_batch=2"], nodes=2, say=told.append)
+    output = []
+    api.cancel(folder.path, say=output.append)
+    assert "scancel 41" in calls(fake) and "stopped after step 0" in output[0]
+    api.resume(folder.path, ["layout.micro_batch=2"], nodes=2, say=output.append)
     assert not (folder.path / CANCELLED).exists()
     assert folder.plan.layout.world_size == 2 and folder.config.layout.micro_batch == 2
     again = Submission.load(folder.path)
-    assert again is not None and (again.nodes, again.seconds, again.links) == (2, 4 * 3600, 3)
+    assert again is not None and (again.nodes, again.time_limit_seconds, again.chain_length) == (
+        2,
+        4 * 3600,
+        3,
+    )
 
 
-def test_dry_run_prints_the_script_alone_and_changes_nothing(desk, fake):
+def test_dry_run_prints_the_script_alone_and_changes_nothing(workdir, fake):
     argv = ["submit", "config.yaml", "--cluster", "generic", "--nodes", "2", "--dry-run"]
     ran = CliRunner().invoke(cli.app, argv)
     assert ran.exit_code == 0, ran.output
     assert ran.stdout.startswith("#!/bin/bash\n") and ran.stdout.endswith("esac\n")
-    assert not (desk / "runs").exists() and not calls(fake)
+    assert not (workdir / "runs").exists() and not calls(fake)
 
 
-def test_a_grid_is_one_array_with_a_folder_for_each_cell(desk, fake):
+def test_grid_is_one_array_with_a_folder_for_each_run(workdir, fake):
     folders = submit(grid=("train.seed=0,1,2", "strategy.rank=4"))
     assert [folder.path.name for folder in folders] == [
         f"train.seed={seed},strategy.rank=4" for seed in range(3)
@@ -362,7 +386,7 @@ def test_a_grid_is_one_array_with_a_folder_for_each_cell(desk, fake):
         submit(grid=("train.seed",))
 
 
-def test_twenty_jobs_at_once_meet_nowhere(tmp_path):
+def test_twenty_jobs_at_once_share_no_port_log_or_cache(tmp_path):
     """No port, no log, no cache of one is another's."""
     ports = {PORTS.start + number % len(PORTS) for number in range(49_990, 50_010)}
     assert len(ports) == 20 and max(ports) < 32_768
@@ -380,29 +404,29 @@ def test_twenty_jobs_at_once_meet_nowhere(tmp_path):
     assert len(caches) == 20
 
 
-def test_a_task_of_srun_is_a_rank_where_the_job_says_so():
+def test_task_of_srun_is_a_rank_where_the_job_says_so():
     task = {"SLURM_PROCID": "5", "SLURM_LOCALID": "1", "SLURM_NTASKS": "8"}
     plain = dict(task)
     take_slurm_rank(plain)
     assert plain == task, "a task of an interactive job is none"
-    told = task | {"DTL_SLURM_TASKS_PER_NODE": "4"}
-    take_slurm_rank(told)
-    assert [told[name] for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")] == [
+    output = task | {"DTL_SLURM_TASKS_PER_NODE": "4"}
+    take_slurm_rank(output)
+    assert [output[name] for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")] == [
         *("5", "8", "1", "4")
     ]
     alone = task | {"DTL_SLURM_TASKS_PER_NODE": "4", "CUDA_VISIBLE_DEVICES": "2"}
     take_slurm_rank(alone)
-    assert alone["LOCAL_RANK"] == "0", "the one GPU that it sees has number 0"
+    assert alone["LOCAL_RANK"] == "0", "the only GPU that it sees has index 0"
 
 
-def test_the_lead_is_what_saves_take_and_no_more_than_half_the_time():
+def test_lead_is_at_least_that_of_the_site_and_at_most_half_the_time():
     def lead(**fields):
         text = Plugin(site(lead_seconds=100)).render(job(**fields))
         return text.partition("USR1@")[2].partition("\n")[0]
 
     assert lead() == "100"
-    assert lead(lead_seconds=700.4, seconds=7200.0) == "700"
-    assert lead(lead_seconds=700.0, seconds=600.0) == "300"
+    assert lead(lead_seconds=700.4, time_limit_seconds=7200.0) == "700"
+    assert lead(lead_seconds=700.0, time_limit_seconds=600.0) == "300"
 
 
 @pytest.mark.parametrize(
@@ -413,7 +437,7 @@ def test_the_lead_is_what_saves_take_and_no_more_than_half_the_time():
         ({"gpu_request": "gpus-per-task"}, "--gpus-per-task=1"),
     ],
 )
-def test_gpus_are_asked_for_as_the_site_wants_it(fields, flag):
+def test_gpus_are_requested_by_the_flag_of_the_site(fields, flag):
     text = Plugin(site(gpus_per_node=4, **fields)).render(job())
     assert f"#SBATCH {flag}\n" in text
 
@@ -421,7 +445,7 @@ def test_gpus_are_asked_for_as_the_site_wants_it(fields, flag):
 @pytest.mark.parametrize(
     "gpus, options, flags", [(4, [], "--nv"), (4, ["--rocm"], "--rocm"), (0, [], "")]
 )
-def test_apptainer_is_given_the_devices_that_there_are(gpus, options, flags):
+def test_apptainer_gets_the_flag_of_the_devices(gpus, options, flags):
     container = {"kind": "apptainer", "image": "/i.sif", "options": options}
     text = Plugin(site(gpus_per_node=gpus, container=container)).render(job())
     line = next(line for line in text.splitlines() if "apptainer exec" in line)
@@ -429,17 +453,17 @@ def test_apptainer_is_given_the_devices_that_there_are(gpus, options, flags):
 
 
 def test_times_are_written_as_slurm_reads_them():
-    assert [slurm_time(seconds) for seconds in (90, 5400, 129_600)] == [
+    assert [format_time(seconds) for seconds in (90, 5400, 129_600)] == [
         *("0-00:01:30", "0-01:30:00", "1-12:00:00")
     ]
 
 
-def test_a_run_that_was_not_submitted_has_a_status_too(desk, fake):
+def test_run_that_was_not_submitted_has_a_status(workdir, fake):
     (folder,) = submit()
     (folder.path / "job.json").unlink()
     with Lease(folder.path):
         assert api.status("runs")[0].state == "running"
     folder.append_line({"kind": "train", "step": 1, "loss": 2.5, "seconds": 60.0})
-    told = CliRunner().invoke(cli.app, ["status"]).stdout.splitlines()
-    assert told[1].split() == ["runs/config", "interrupted", "1/4", "2.5000"]
+    output = CliRunner().invoke(cli.app, ["status"]).stdout.splitlines()
+    assert output[1].split() == ["runs/config", "interrupted", "1/4", "2.5000"]
     assert calls(fake)[-1].startswith("sbatch"), "nobody asks Slurm about it"

@@ -1,4 +1,4 @@
-"""A draft of a site file, from a Slurm that is two scripts."""
+"""A draft of a site file, from two scripts in place of Slurm."""
 
 from pathlib import Path
 
@@ -34,7 +34,7 @@ LINKS = """1: lo: <LOOPBACK,UP,LOWER_UP> mtu 65536
 
 @pytest.fixture
 def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of commands that is the whole PATH; the answers lie beside them."""
+    """Return a folder of commands that is the whole PATH, with the output of each."""
     for name, text in {
         "sinfo.txt": SINFO,
         "config.txt": CONFIG,
@@ -55,14 +55,14 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def _drafted(capsys: pytest.CaptureFixture[str], *options: str) -> tuple[str, Options]:
+def draft(capsys: pytest.CaptureFixture[str], *options: str) -> tuple[str, Options]:
     assert main(["doctor", "--cluster", *options]) == 0
     text = capsys.readouterr().out
     return text, Options.model_validate(yaml.safe_load(text))
 
 
-def test_it_is_what_every_node_of_the_default_partition_has(slurm, capsys):
-    text, site = _drafted(capsys)
+def test_draft_has_what_every_node_of_the_default_partition_has(slurm, capsys):
+    text, site = draft(capsys)
     assert site.partition == "gpu"
     assert (site.gpus_per_node, site.gpu_request) == (4, "gres")
     assert site.cpus_per_task == 62 // 4
@@ -71,57 +71,60 @@ def test_it_is_what_every_node_of_the_default_partition_has(slurm, capsys):
     assert site.requeue
     assert site.interface == "hsn0,hsn1"
     assert "birch" in site.description
-    assert "nodes differ" in text
-    assert "# or: cpu (0 GPUs a node, no time limit)" in text
-    assert "# The partition takes account: physics,maths" in text
+    assert "nodes of the partition differ" in text
+    assert "# or: cpu (0 GPUs per node, no time limit)" in text
+    assert "# The partition accepts account: physics,maths" in text
     assert site.account is None
 
 
-def test_a_partition_without_gpus_or_limit(slurm, capsys):
+def test_draft_of_a_partition_without_gpus_or_limit(slurm, capsys):
     (slurm / "partition.txt").write_text("PartitionName=cpu MaxTime=UNLIMITED")
     (slurm / "config.txt").write_text(CONFIG.replace("= 1", "= 0"))
     (slurm / "ip").unlink()
-    text, site = _drafted(capsys, "--partition", "cpu")
+    text, site = draft(capsys, "--partition", "cpu")
     assert (site.gpus_per_node, site.gpu_request, site.cpus_per_task) == (0, "none", 8)
     assert site.max_time is None
     assert site.interface is None
     assert not site.requeue
-    assert "nodes differ" not in text
+    assert "nodes of the partition differ" not in text
 
 
-def test_it_is_written_once(slurm, capsys):
+def test_draft_is_written_once(slurm, capsys):
     file = slurm / "birch.yaml"
     assert main(["doctor", "--cluster", "--out", str(file)]) == 0
     assert Options.model_validate(yaml.safe_load(file.read_text())).partition == "gpu"
     capsys.readouterr()
     assert main(["doctor", "--cluster", "--out", str(file)]) == 2
-    assert capsys.readouterr().err == f"--out: {file} is there already; name another\n"
+    assert capsys.readouterr().err == f"--out: {file} is there already. Fix: name another\n"
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
-        (["--cluster", "--partition", "gpus"], "--partition: Slurm shows no partition 'gpus'; did"),
+        (
+            ["--cluster", "--partition", "gpus"],
+            "--partition: Slurm lists no partition 'gpus'. Fix: did",
+        ),
         (["--cluster", "--out", "/no/such/x.yaml"], "--out: /no/such/x.yaml cannot be written"),
-        (["--out", "x.yaml"], "--out: it goes with --cluster only; add --cluster"),
+        (["--out", "x.yaml"], "--out: it goes with --cluster only. Fix: add --cluster"),
     ],
 )
-def test_faults_are_one_sentence(slurm, capsys, options, said):
+def test_faults_are_one_line(slurm, capsys, options, message):
     assert main(["doctor", *options]) == 2
     err = capsys.readouterr().err
-    assert err.startswith(said) and err.count("\n") == 1
+    assert err.startswith(message) and err.count("\n") == 1
 
 
-def test_without_slurm(slurm, capsys):
+def test_draft_without_slurm_names_a_login_node(slurm, capsys):
     (slurm / "sinfo").unlink()
     assert main(["doctor", "--cluster"]) == 2
     assert capsys.readouterr().err == (
-        "sinfo is not on PATH, so this machine has no Slurm; "
-        "run it on a login node of the cluster\n"
+        "sinfo is not on PATH, so this machine has no Slurm. "
+        "Fix: run it on a login node of the cluster\n"
     )
 
 
-def test_a_slurm_that_does_not_answer(slurm, capsys):
+def test_slurm_that_does_not_answer_is_reported(slurm, capsys):
     (slurm / "sinfo").write_text("#!/bin/sh\necho 'first\nUnable to contact slurm' >&2\nexit 1\n")
     assert main(["doctor", "--cluster"]) == 2
-    assert "Unable to contact slurm; try it by hand" in capsys.readouterr().err
+    assert "Unable to contact slurm. Fix: run it by hand" in capsys.readouterr().err

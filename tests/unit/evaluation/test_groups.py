@@ -10,7 +10,7 @@ from dtl.api import train
 from dtl.config import registry
 from dtl.config.load import load_config
 from dtl.core.errors import DtlError
-from dtl.evaluation.groups import interval, scores_by_group
+from dtl.evaluation.groups import bootstrap_interval, scores_by_group
 
 LABELS = ["early", "late", "never"]
 
@@ -68,7 +68,7 @@ def test_the_interval_is_that_of_resampling_row_by_row():
     from sklearn.metrics import f1_score
 
     outcomes, task = guesses(80, right=0.7), make_task("text_classification")
-    low, high = interval(task, task.metric_counts(outcomes, {"labels": LABELS}))
+    low, high = bootstrap_interval(task, task.metric_counts(outcomes, {"labels": LABELS}))
     draw = np.random.default_rng(9)
     truth = np.array([outcome["label"] for outcome in outcomes])
     guess = np.array([outcome["predicted"] for outcome in outcomes])
@@ -77,7 +77,7 @@ def test_the_interval_is_that_of_resampling_row_by_row():
         chosen = draw.integers(80, size=80)
         found.append(f1_score(truth[chosen], guess[chosen], average="macro"))
     assert (low, high) == pytest.approx(tuple(np.percentile(found, (2.5, 97.5))), abs=0.015)
-    assert (low, high) == interval(task, task.metric_counts(outcomes, {"labels": LABELS}))
+    assert (low, high) == bootstrap_interval(task, task.metric_counts(outcomes, {"labels": LABELS}))
 
 
 def test_many_examples_are_drawn_some_samples_at_a_time(monkeypatch):
@@ -87,9 +87,9 @@ def test_many_examples_are_drawn_some_samples_at_a_time(monkeypatch):
         for place in range(300)
     ]
     counts = task.metric_counts(outcomes, {})
-    whole = interval(task, counts)
+    whole = bootstrap_interval(task, counts)
     monkeypatch.setattr(sys.modules["dtl.core.statistics"], "WEIGHTS_AT_ONCE", 2000)
-    assert interval(task, counts) == whole
+    assert bootstrap_interval(task, counts) == whole
     spread = np.sqrt(2 / 3 * 1 / 3 / 300)
     assert whole == pytest.approx((2 / 3 - 1.96 * spread, 2 / 3 + 1.96 * spread), abs=0.01)
 

@@ -14,7 +14,7 @@ from PIL import Image
 from transformers import AutoFeatureExtractor, AutoImageProcessor, AutoModel, AutoTokenizer
 
 from dtl.data.sources.rows import Row
-from dtl.evaluation.pooled_features import pooled
+from dtl.evaluation.pooled_features import pool_features
 from tests.unit.train.test_feature_cache import CASES, configure
 
 
@@ -56,7 +56,7 @@ def test_a_vector_is_the_mean_of_what_the_plain_base_makes(
     case = CASES[name]
     config = configure(tmp_path, case, "run", None)
     rows = case.rows(5, seed=1)
-    found = pooled(config, [Row(n, f"row {n}", row) for n, row in enumerate(rows)])
+    found = pool_features(config, [Row(n, f"row {n}", row) for n, row in enumerate(rows)])
     with torch.no_grad():
         expected = np.stack([plain(tmp_path / "base", row).numpy() for row in rows])
     assert found.dtype == np.float32
@@ -67,4 +67,4 @@ def test_a_row_of_which_nothing_can_be_read_is_no_number(tmp_path: Path, cache: 
     config = configure(tmp_path, CASES["bert"], "run", None)
     texts = ["", *(row["text"] for row in CASES["bert"].rows(2, seed=1))]
     rows = [Row(n, f"row {n}", {"text": text, "label": "l0"}) for n, text in enumerate(texts)]
-    assert np.isnan(pooled(config, rows)).all(1).tolist() == [True, False, False]
+    assert np.isnan(pool_features(config, rows)).all(1).tolist() == [True, False, False]

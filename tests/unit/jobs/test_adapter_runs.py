@@ -17,6 +17,7 @@ from dtl.jobs import train as jobs
 from dtl.models.fingerprint import fingerprint_model
 from dtl.models.load import load_on_meta_device, load_pretrained
 from dtl.models.peft.base import ADAPTER_WEIGHTS
+from dtl.models.pretrained_config import HeadConfig
 from dtl.prepare import preparation
 from dtl.run.folder import RunFolder
 from dtl.train.heartbeat import Watchdog
@@ -141,10 +142,10 @@ def test_a_head_that_an_adapter_brought_is_not_new(encoder, tagged):
         model = Model(path=str(encoder), adapters=(str(tagged.export),))
         changes = {"num_labels": labels}
         loaded = load_pretrained(
-            model, auto_class=HEAD, config_changes=changes, random_init=False, seed=0, dtype="fp32"
+            model, head=HeadConfig(HEAD, changes), random_init=False, seed=0, dtype="fp32"
         )
         assert loaded.new_parameters == new
-        assert load_on_meta_device(model, auto_class=HEAD, config_changes=changes).new == new
+        assert load_on_meta_device(model, head=HeadConfig(HEAD, changes)).new == new
         assert all(parameter.requires_grad for parameter in loaded.model.parameters())
         if not new:
             from safetensors.torch import load_file
@@ -169,7 +170,7 @@ def refusal(base, *folders):
     """What the desk says, before any weight is read."""
     model = Model(path=str(base), adapters=tuple(map(str, folders)))
     with pytest.raises(DtlError) as caught:
-        load_on_meta_device(model, auto_class="AutoModelForCausalLM", config_changes={})
+        load_on_meta_device(model, head=HeadConfig("AutoModelForCausalLM", {}))
     (fault,) = caught.value.faults
     assert fault.location == "model.adapters"
     return f"{fault.problem}; {fault.fix}"
@@ -190,8 +191,7 @@ def test_what_is_no_adapter_of_this_base_is_refused_at_the_desk(
     assert f"[{first.export.resolve()}, {second.export}]" in told
     load_on_meta_device(
         Model(path=str(decoder), adapters=(str(first.export), str(second.export))),
-        auto_class="AutoModelForCausalLM",
-        config_changes={},
+        head=HeadConfig("AutoModelForCausalLM", {}),
     )
 
 
@@ -199,8 +199,7 @@ def test_a_model_path_that_is_an_adapter_is_told_where_it_belongs(first):
     with pytest.raises(DtlError, match=r"holds no config.json|model.adapters: \["):
         load_pretrained(
             Model(path=str(first.export)),
-            auto_class="AutoModelForCausalLM",
-            config_changes={},
+            head=HeadConfig("AutoModelForCausalLM", {}),
             random_init=False,
             seed=0,
             dtype="fp32",

@@ -76,9 +76,9 @@ def test_base_can_be_trained_and_packed_again(small_source, cache, monkeypatch, 
     outcome = api.train(load_config(recipe, overrides), say=lambda line: None)
     assert outcome.exit_code == 0
     assert main(["text", str(tmp_path / "base"), "--weights", str(outcome.run.export)]) == 0
-    made = load_file(tmp_path / "base" / "model.safetensors")
+    packed = load_file(tmp_path / "base" / "model.safetensors")
     shipped = load_file(mini.base_folder("text") / "model.safetensors")
-    assert {name: (v.shape, v.dtype) for name, v in generated.items()} == {
+    assert {name: (v.shape, v.dtype) for name, v in packed.items()} == {
         name: (v.shape, v.dtype) for name, v in shipped.items()
     }
     assert sum(value.numel() for value in made.values()) == 2_557_632

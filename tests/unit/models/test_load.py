@@ -12,7 +12,7 @@ from dtl.models.anatomy import head_module_names, head_modules, head_parameters
 from dtl.models.load import load_on_meta_device, load_pretrained
 from dtl.models.locate import locate_model
 from dtl.models.new_parameters import init_new_parameters
-from dtl.models.pretrained_config import load_model_config
+from dtl.models.pretrained_config import HeadConfig, load_model_config
 from dtl.models.processor import load_tokenizer
 
 LM = "AutoModelForCausalLM"
@@ -24,8 +24,7 @@ def load(path, *, head=LM, changes=None, random=False, seed=0, dtype="fp32", **m
     model = Model(path=str(path), **more)
     return load_pretrained(
         model,
-        auto_class=head,
-        config_changes=changes or {},
+        head=HeadConfig(head, changes or {}),
         random_init=random,
         seed=seed,
         dtype=dtype,
@@ -154,7 +153,7 @@ def test_a_model_that_has_no_form_for_the_task_is_refused(tmp_path):
 
     ViTConfig().save_pretrained(tmp_path)
     for random in (False, True):
-        with pytest.raises(DtlError, match="which has no AutoModelForCausalLM form"):
+        with pytest.raises(DtlError, match="which has no AutoModelForCausalLM class"):
             load(tmp_path, random=random)
 
 
@@ -234,9 +233,7 @@ def test_a_known_head_of_another_size_is_new(encoder, tmp_path):
     changed = load(tmp_path, head=CLASSIFIER, changes=THREE)
     assert changed.new == head
     assert changed.model.classifier.weight.shape == (3, 32)
-    planned = load_on_meta_device(
-        Model(path=str(tmp_path)), auto_class=CLASSIFIER, config_changes=THREE
-    )
+    planned = load_on_meta_device(Model(path=str(tmp_path)), head=HeadConfig(CLASSIFIER, THREE))
     assert planned.new_parameters == head
     same = load(tmp_path, head=CLASSIFIER, changes={"num_labels": 5})
     assert same.new == frozenset()
@@ -244,7 +241,7 @@ def test_a_known_head_of_another_size_is_new(encoder, tmp_path):
 
 
 def test_planning_prints_nothing(encoder, capfd):
-    load_on_meta_device(Model(path=str(encoder)), auto_class=CLASSIFIER, config_changes=THREE)
+    load_on_meta_device(Model(path=str(encoder)), head=HeadConfig(CLASSIFIER, THREE))
     assert capfd.readouterr() == ("", "")
 
 
@@ -349,9 +346,7 @@ def test_what_a_base_does_not_bring_is_new_in_the_plan_and_in_the_run(
     base.save_pretrained(tmp_path)
     loaded = load(tmp_path, head=CLASSIFIER, changes=THREE)
     assert loaded.new_parameters == frozenset(head.split())
-    planned = load_on_meta_device(
-        Model(path=str(tmp_path)), auto_class=CLASSIFIER, config_changes=THREE
-    )
+    planned = load_on_meta_device(Model(path=str(tmp_path)), head=HeadConfig(CLASSIFIER, THREE))
     assert planned.new_parameters == loaded.new_parameters
     counted = {name: parameter.shape for name, parameter in planned.model.named_parameters()}
     assert counted == {name: parameter.shape for name, parameter in loaded.model.named_parameters()}
@@ -367,6 +362,5 @@ def test_a_causal_lm_brings_all_it_needs(name, settings, tied, tmp_path):
     build(name, {**settings, "tie_word_embeddings": tied}).save_pretrained(tmp_path)
     assert load(tmp_path).new == frozenset()
     assert (
-        load_on_meta_device(Model(path=str(tmp_path)), auto_class=LM, config_changes={}).new
-        == frozenset()
+        load_on_meta_device(Model(path=str(tmp_path)), head=HeadConfig(LM, {})).new == frozenset()
     )

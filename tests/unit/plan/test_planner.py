@@ -17,7 +17,7 @@ from dtl.core.units import format_bytes
 from dtl.data.batching import Batching
 from dtl.models.load import load_pretrained
 from dtl.models.new_parameters import init_new_parameters
-from dtl.models.pretrained_config import load_model_config
+from dtl.models.pretrained_config import HeadConfig, load_model_config
 from dtl.plan import zero_stage
 from dtl.plan.hardware import free_disk_bytes
 from dtl.plan.memory import checkpoint_bytes, estimate_model_state
@@ -150,8 +150,7 @@ def test_the_counts_are_those_of_the_model_that_is_trained(base, task, strategie
         parts = assemble(config)
         loaded = load_pretrained(
             config.model,
-            auto_class=parts.task.auto_class,
-            config_changes=parts.task.head_config(DATASET_STATS[task]),
+            head=HeadConfig(parts.task.auto_class, parts.task.head_config(DATASET_STATS[task])),
             random_init=parts.strategy.starts_from == "random",
             seed=0,
             dtype="fp32",
@@ -490,8 +489,7 @@ def test_initialise_is_not_needed_for_a_head_that_is_there(decoder):
     config = configure(decoder)
     loaded = load_pretrained(
         config.model,
-        auto_class="AutoModelForCausalLM",
-        config_changes={},
+        head=HeadConfig("AutoModelForCausalLM", {}),
         random_init=False,
         seed=0,
         dtype="fp32",

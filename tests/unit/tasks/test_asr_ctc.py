@@ -17,7 +17,7 @@ from dtl.data.example import Skip
 from dtl.data.modalities.text_normalization import create_text_normalizer
 from dtl.models.load import load_pretrained
 from dtl.models.new_parameters import init_new_parameters, write_language_weights
-from dtl.models.pretrained_config import load_model_config
+from dtl.models.pretrained_config import HeadConfig, load_model_config
 from dtl.models.processor import load_processor
 from dtl.models.speech import ctc_vocabulary as letters
 from tests import tiny_sound, tiny_speech
@@ -49,8 +49,7 @@ def bench(folder: Path, fields: list[dict[str, Any]], **options: Any) -> Bench:
     changes = task.head_config(dataset_stats)
     loaded = load_pretrained(
         source,
-        auto_class=task.auto_class,
-        config_changes=changes,
+        head=HeadConfig(task.auto_class, changes),
         random_init=False,
         seed=0,
         dtype="fp32",
@@ -162,8 +161,7 @@ def test_a_model_that_writes_keeps_its_letters_and_their_case(capitals):
     assert not made.dataset_stats["new_head"] and made.dataset_stats["loading"] == {}
     theirs = load_pretrained(
         Model(path=str(capitals)),
-        auto_class="AutoModelForCTC",
-        config_changes={},
+        head=HeadConfig("AutoModelForCTC", {}),
         random_init=False,
         seed=0,
         dtype="fp32",

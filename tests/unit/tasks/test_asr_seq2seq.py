@@ -23,7 +23,7 @@ from dtl.data.sources.rows import Row
 from dtl.export.opened import Exported
 from dtl.jobs.predict import predictions
 from dtl.models.load import load_pretrained
-from dtl.models.pretrained_config import load_model_config
+from dtl.models.pretrained_config import HeadConfig, load_model_config
 from dtl.models.processor import get_pad_token_id, load_processor
 from dtl.models.speech.decoder_prompt import configure_prompt
 from dtl.tasks.asr_seq2seq import Options, Plugin
@@ -74,8 +74,7 @@ def bench(folder: Path, **options: Any) -> Bench:
     )
     loaded = load_pretrained(
         source,
-        auto_class=task.auto_class,
-        config_changes=task.head_config(dataset_stats),
+        head=HeadConfig(task.auto_class, task.head_config(dataset_stats)),
         random_init=False,
         seed=0,
         dtype="fp32",

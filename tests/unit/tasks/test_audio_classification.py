@@ -18,7 +18,7 @@ from dtl.data.modalities.audio import load_audio, to_float32
 from dtl.data.sources.rows import Row
 from dtl.models.load import load_pretrained
 from dtl.models.new_parameters import init_new_parameters
-from dtl.models.pretrained_config import load_model_config
+from dtl.models.pretrained_config import HeadConfig, load_model_config
 from dtl.models.processor import load_processor
 from dtl.strategies import full, lora, scratch
 from dtl.tasks.audio_classification import Options, Plugin
@@ -53,8 +53,7 @@ def model_of(folder: Path, strategy: Any = full, *, random: bool = False) -> Any
     changes = plugin.head_config(dataset_stats)
     loaded = load_pretrained(
         source,
-        auto_class=plugin.auto_class,
-        config_changes=changes,
+        head=HeadConfig(plugin.auto_class, changes),
         random_init=random,
         seed=0,
         dtype="fp32",

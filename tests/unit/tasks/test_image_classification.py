@@ -27,7 +27,7 @@ from dtl.data.modalities.image import find_image_fault, load_image
 from dtl.data.sources.rows import Row, open_rows
 from dtl.models.anatomy import batch_norms
 from dtl.models.load import load_pretrained
-from dtl.models.pretrained_config import load_model_config
+from dtl.models.pretrained_config import HeadConfig, load_model_config
 from dtl.models.processor import load_processor
 from dtl.strategies import frozen, full, scratch
 from dtl.tasks.image_classification import Options, Plugin
@@ -264,8 +264,7 @@ def test_statistics_of_a_pretrained_base_stay(resnet, strategy, moves):
     parts = Parts(plugin, (strategy.Plugin(strategy.Options()),))
     loaded = load_pretrained(
         Model(path=str(resnet)),
-        auto_class=plugin.auto_class,
-        config_changes=plugin.head_config(FACTS),
+        head=HeadConfig(plugin.auto_class, plugin.head_config(FACTS)),
         random_init=strategy is scratch,
         seed=0,
         dtype="fp32",

@@ -1,4 +1,4 @@
-"""A head learnt from what its frozen base was seen to make: the same run, without the base."""
+"""Training on cached features: the same run without its frozen base."""
 
 from __future__ import annotations
 
@@ -20,15 +20,14 @@ from safetensors.torch import load_file
 
 from dtl.config.load import load_config
 from dtl.core.errors import DtlError, RunFailed
-from dtl.data.cache import feature_cache
-from dtl.data.cache.feature_cache import FeatureCache, batch_by_extent
+from dtl.data.cache.feature_cache import FeatureCache, batch_by_extent, claim_build
 from dtl.prepare import preparation
 from dtl.run.folder import RunFolder
-from dtl.train import feature_cache
+from dtl.train import feature_cache, feature_extraction
 from tests import tiny, tiny_sound, tiny_speech, tiny_vision
 from tests.unit.jobs.test_adapter_runs import run_here
 
-STILL = {"flip": False, "smallest_crop": 1.0}  # pictures as they are
+WITHOUT_AUGMENTATION = {"flip": False, "smallest_crop": 1.0}  # images unchanged
 ROWS, HELD_OUT, STEPS = 11, 5, 6  # two epochs
 
 
@@ -43,9 +42,9 @@ class Case:
     options: dict[str, Any] = field(default_factory=dict)
 
 
-def labelled(count: int, *, seed: int) -> list[dict[str, Any]]:
-    draw = random.Random(seed)
-    texts = [tiny.sentence(draw, 16) for _ in range(count)]
+def labeled(count: int, *, seed: int) -> list[dict[str, Any]]:
+    rng = random.Random(seed)
+    texts = [tiny.sentence(rng, 16) for _ in range(count)]
     return [{"text": text, "label": f"l{number % 2}"} for number, text in enumerate(texts)]
 
 
@@ -79,23 +78,23 @@ def weighted(folder: Path) -> Path:
 LAST = {"last_hidden_state": "all"}
 SPOKEN = {"longest_seconds": 5.0}
 CASES = {
-    "bert": Case(tiny.encoder, "text_classification", labelled, {"pooler_output": "whole"}),
-    "roberta": Case(roberta, "text_classification", labelled, {"last_hidden_state": "first"}),
-    "llama": Case(tiny.decoder, "text_classification", labelled, {"last_hidden_state": "last"}),
+    "bert": Case(tiny.encoder, "text_classification", labeled, {"pooler_output": "whole"}),
+    "roberta": Case(roberta, "text_classification", labeled, {"last_hidden_state": "first"}),
+    "llama": Case(tiny.decoder, "text_classification", labeled, {"last_hidden_state": "last"}),
     "tags": Case(tiny.encoder, "token_classification", tiny.tagged, LAST),
     "vit": Case(
         tiny_vision.vit,
         "image_classification",
         tiny_vision.pictures,
         {"last_hidden_state": "first"},
-        STILL,
+        WITHOUT_AUGMENTATION,
     ),
     "resnet": Case(
         tiny_vision.resnet,
         "image_classification",
         tiny_vision.pictures,
         {"pooler_output": "all"},
-        STILL,
+        WITHOUT_AUGMENTATION,
     ),
     "wav2vec2": Case(tiny_sound.wav2vec2, "audio_classification", tiny_sound.tones, LAST),
     "weighted": Case(
@@ -146,12 +145,14 @@ def lines(run: RunFolder, kind: str) -> list[dict[str, Any]]:
     return [line for line in run.read_metrics() if line["kind"] == kind]
 
 
-def kept(cache: Path) -> list[FeatureCache]:
+def cached_features(cache: Path) -> list[FeatureCache]:
     return [FeatureCache(folder.parent) for folder in sorted(cache.glob("features/*/index.json"))]
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_run_from_features_is_the_run_without(tmp_path: Path, cache: Path, name: str) -> None:
+def test_run_on_cached_features_equals_the_run_without(
+    tmp_path: Path, cache: Path, name: str
+) -> None:
     case = CASES[name]
     with_base, from_cache = (
         run_here(configure(tmp_path, case, f"cached-{cached}", cached)) for cached in (False, True)
@@ -166,9 +167,11 @@ def test_a_run_from_features_is_the_run_without(tmp_path: Path, cache: Path, nam
     weights = [load_file(run.export / "model.safetensors") for run in (with_base, from_cache)]
     for place, value in weights[0].items():
         torch.testing.assert_close(weights[1][place], value, rtol=1e-4, atol=1e-5)
-    found = {field.name: field.positions for each in kept(cache) for field in each.fields}
+    found = {
+        field.name: field.positions for each in cached_features(cache) for field in each.fields
+    }
     assert found == case.reads
-    assert sorted(map(len, kept(cache))) == [HELD_OUT, ROWS]
+    assert sorted(map(len, cached_features(cache))) == [HELD_OUT, ROWS]
 
 
 @pytest.fixture
@@ -181,7 +184,7 @@ def bert(tmp_path: Path, cache: Path) -> Callable[..., Any]:
     return made
 
 
-def test_a_step_leaves_the_base_alone_and_a_second_run_makes_nothing(
+def test_steps_do_not_run_the_base_and_a_second_run_extracts_nothing(
     bert: Callable[..., Any], cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from transformers.models.bert.modeling_bert import BertLayer
@@ -195,19 +198,19 @@ def test_a_step_leaves_the_base_alone_and_a_second_run_makes_nothing(
 
     monkeypatch.setattr(BertLayer, "forward", counted)
     run_here(bert("first"))
-    looked_at = 4 + 4  # together and each alone, to see what the head reads
-    assert sum(seen) == 2 * (looked_at + ROWS + HELD_OUT)
+    probes = 4 + 4  # in a batch and one by one, to find what the head reads
+    assert sum(seen) == 2 * (probes + ROWS + HELD_OUT)
     made = {file: file.stat().st_mtime_ns for file in cache.glob("features/*/*")}
     seen.clear()
     run_here(bert("second", optim={"learning_rate": 0.1}, train={"seed": 5, "steps": 9}))
-    assert sum(seen) == 2 * looked_at
+    assert sum(seen) == 2 * probes
     assert made == {file: file.stat().st_mtime_ns for file in cache.glob("features/*/*")}
 
 
-def test_runs_with_fewer_labels_share_what_was_made_for_more(
+def test_runs_with_fewer_labels_share_the_features_of_more(
     bert: Callable[..., Any], cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """They learn what the same rows teach where features were made for these alone."""
+    """They train the same as with features that were extracted for their rows alone."""
     losses = {}
     for within in (4, None):
         for labels in (1, 3):
@@ -215,28 +218,32 @@ def test_runs_with_fewer_labels_share_what_was_made_for_more(
             run = run_here(bert(f"{labels}-of-{within}", data={"subsample": draw}))
             losses[within, labels] = [line["loss"] for line in lines(run, "train")]
             rows = 2 * (within or labels)
-            how = "kept" if (within, labels) == (4, 3) else "made, and kept"
-            assert f"features of {rows} examples: {how} in" in capsys.readouterr().out
-    assert sorted(map(len, kept(cache))) == [2, HELD_OUT, 6, 8]
+            action = "read from" if (within, labels) == (4, 3) else "extracted and cached in"
+            assert f"features of {rows} examples: {action} " in capsys.readouterr().out
+    assert sorted(map(len, cached_features(cache))) == [2, HELD_OUT, 6, 8]
     for labels in (1, 3):
         assert losses[4, labels] == pytest.approx(losses[None, labels], rel=1e-6)
     assert losses[4, 1] != losses[4, 3]
 
 
-def test_more_than_there_are_is_all(bert: Callable[..., Any], cache: Path) -> None:
+def test_feature_cache_size_above_the_number_of_rows_means_all(
+    bert: Callable[..., Any], cache: Path
+) -> None:
     run_here(bert(data={"subsample": {"size": 1, "feature_cache_size": 9}}))
-    assert sorted(map(len, kept(cache))) == [HELD_OUT, ROWS]
+    assert sorted(map(len, cached_features(cache))) == [HELD_OUT, ROWS]
 
 
-def test_the_plan_tells_the_size_of_what_is_shared(bert: Callable[..., Any]) -> None:
+def test_plan_shows_the_size_of_shared_features(bert: Callable[..., Any]) -> None:
     alone, shared = (
-        told(bert(cached=None, data={"subsample": {"size": 1, "feature_cache_size": within}}))[1]
+        planned_decision(
+            bert(cached=None, data={"subsample": {"size": 1, "feature_cache_size": within}})
+        )[1]
         for within in (None, "all")
     )
     assert shared != alone and "at most a layer" in shared
 
 
-def test_what_changes_features_makes_others(bert: Callable[..., Any], cache: Path) -> None:
+def test_changed_features_have_their_own_cache(bert: Callable[..., Any], cache: Path) -> None:
     found = {}
     for name, more in {
         "plain": {},
@@ -254,28 +261,28 @@ def test_what_changes_features_makes_others(bert: Callable[..., Any], cache: Pat
     )
 
 
-def test_a_write_that_is_cut_off_leaves_nothing_that_is_used(
+def test_interrupted_extraction_leaves_nothing_that_is_used(
     bert: Callable[..., Any], cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Killed, so that nobody cleans up: what is there is not taken for features."""
+    """As after a kill, nothing is removed; what is there is not used as features."""
     with monkeypatch.context() as patch:
-        patch.setattr(features, "remove_staging_folder", lambda staged: None)
-        patch.setattr(features, "finalize_feature_cache", lambda *given, **named: 1 / 0)
+        patch.setattr(feature_cache, "remove_staging_folder", lambda staged: None)
+        patch.setattr(feature_cache, "finalize_feature_cache", lambda *given, **named: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             run_here(bert("killed"))
-    assert list(cache.glob("features/*.staged/*.values")) and not kept(cache)
+    assert list(cache.glob("features/*.staged/*.values")) and not cached_features(cache)
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
     again, whole = (
         run_here(bert(name, cached)) for name, cached in (("killed", True), ("w", False))
     )
-    assert len(kept(cache)) == 2 and not list(cache.glob("features/*.staged"))
+    assert len(cached_features(cache)) == 2 and not list(cache.glob("features/*.staged"))
     found, expected = ([line["loss"] for line in lines(run, "train")] for run in (again, whole))
     assert found == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("end", ["made", "killed"])
-def test_another_run_that_makes_the_same_is_waited_for(
+def test_run_waits_for_another_run_that_extracts_the_same(
     bert: Callable[..., Any],
     cache: Path,
     tmp_path: Path,
@@ -283,12 +290,12 @@ def test_another_run_that_makes_the_same_is_waited_for(
     capsys: pytest.CaptureFixture[str],
     end: str,
 ) -> None:
-    """Until it has made them; or has not, and then this one does."""
+    """Until it has extracted them; if it was killed, this run extracts them."""
     first = run_here(bert("first"))
-    (folder,) = (each.folder for each in kept(cache) if len(each) == ROWS)
+    (folder,) = (each.folder for each in cached_features(cache) if len(each) == ROWS)
     made = folder.rename(tmp_path / "made").stat().st_ino
     held, looks = ExitStack(), []
-    assert features.claim_build(folder, held) == "ours"
+    assert claim_build(folder, held) == "ours"
 
     def look_again(seconds: float) -> None:
         looks.append(seconds)
@@ -300,13 +307,13 @@ def test_another_run_that_makes_the_same_is_waited_for(
     monkeypatch.setattr(feature_cache, "time", SimpleNamespace(sleep=look_again))
     second = run_here(bert("second"))
     assert len(looks) == 3 and (folder.stat().st_ino == made) is (end == "made")
-    assert capsys.readouterr().out.count("another run makes them now") == 1
-    assert not list(cache.glob("making/*")) and len(kept(cache)) == 2
+    assert capsys.readouterr().out.count("waiting for another run that extracts them (") == 1
+    assert not list(cache.glob("making/*")) and len(cached_features(cache)) == 2
     found, expected = ([line["loss"] for line in lines(run, "train")] for run in (second, first))
     assert found == expected
 
 
-def test_a_phase_that_moves_the_base_comes_after(bert: Callable[..., Any], cache: Path) -> None:
+def test_phase_that_trains_the_base_must_come_later(bert: Callable[..., Any], cache: Path) -> None:
     def phased(name: str, cached: bool) -> Any:
         phases = [{"name": "frozen", "cache_features": cached, "length": 4}, {"name": "full"}]
         return run_here(bert(name, strategy=phases))
@@ -314,7 +321,7 @@ def test_a_phase_that_moves_the_base_comes_after(bert: Callable[..., Any], cache
     without, cached = phased("without", False), phased("with", True)
     found, expected = ([line["loss"] for line in lines(run, "train")] for run in (cached, without))
     assert found == pytest.approx(expected, rel=1e-5) and len(found) == STEPS
-    assert len(kept(cache)) == 2
+    assert len(cached_features(cache)) == 2
     later = [{"name": "full", "length": 4}, {"name": "frozen", "cache_features": True}]
     with pytest.raises(DtlError, match=r"strategy\.1\.cache_features: only the first phase"):
         preparation.prepare_run(bert("later", strategy=later))
@@ -323,18 +330,21 @@ def test_a_phase_that_moves_the_base_comes_after(bert: Callable[..., Any], cache
 # What the plan says ------------------------------------------------------------------------------
 
 
-def told(config: Any) -> tuple[str, str]:
-    """Whether features are kept, and why."""
+def planned_decision(config: Any) -> tuple[str, str]:
+    """The plan's decision on the feature cache, and its reason."""
     chosen = preparation.prepare_run(config).plan.decisions
     return next((one.value, one.reason) for one in chosen if one.key == "feature cache")
 
 
-def test_the_plan_keeps_features_where_an_example_is_read_twice(bert: Callable[..., Any]) -> None:
-    value, why = told(bert(cached=None))
+def test_plan_caches_features_where_an_example_is_read_twice(bert: Callable[..., Any]) -> None:
+    value, why = planned_decision(bert(cached=None))
     assert value == "on" and why.startswith("the base makes the same of an example in every epoch")
-    assert told(bert(cached=None, train={"steps": 3})) == ("off", "no example is read twice")
-    assert told(bert(cached=True, train={"steps": 3}))[0] == "on"
-    assert told(bert(cached=False)) == ("off", "strategy.cache_features")
+    assert planned_decision(bert(cached=None, train={"steps": 3})) == (
+        "off",
+        "no example is read twice",
+    )
+    assert planned_decision(bert(cached=True, train={"steps": 3}))[0] == "on"
+    assert planned_decision(bert(cached=False)) == ("off", "strategy.cache_features")
 
 
 def group_norm(folder: Path) -> Path:
@@ -350,7 +360,7 @@ def without_pooler(folder: Path) -> Path:
     return folder
 
 
-NOT_THE_SAME = {
+UNSUPPORTED = {
     "task.flip=false": Case(
         tiny_vision.vit, "image_classification", tiny_vision.pictures, {}, {"flip": True}
     ),
@@ -358,26 +368,26 @@ NOT_THE_SAME = {
         tiny_sound.wav2vec2, "audio_classification", tiny_sound.tones, {}, {"longest_seconds": 0.4}
     ),
     "without a mask for padding": Case(group_norm, "asr_ctc", tiny_speech.transcribed, {}),
-    "bert.pooler.dense.weight is inside": Case(without_pooler, "text_classification", labelled, {}),
-    "token by token": Case(tiny.decoder, "causal_lm", labelled, {}),
+    "bert.pooler.dense.weight is inside": Case(without_pooler, "text_classification", labeled, {}),
+    "token by token": Case(tiny.decoder, "causal_lm", labeled, {}),
 }
 
 
-@pytest.mark.parametrize("why", NOT_THE_SAME)
-def test_where_it_would_not_be_the_same_it_is_refused(
+@pytest.mark.parametrize("why", UNSUPPORTED)
+def test_cache_is_refused_where_the_result_would_differ(
     tmp_path: Path, cache: Path, why: str
 ) -> None:
-    value, reason = told(configure(tmp_path, NOT_THE_SAME[why], "planned", None))
+    value, reason = planned_decision(configure(tmp_path, UNSUPPORTED[why], "planned", None))
     assert value == "off" and why in reason
     with pytest.raises(DtlError, match=re.escape(why)) as refused:
-        preparation.prepare_run(configure(tmp_path, NOT_THE_SAME[why], "asked", True))
+        preparation.prepare_run(configure(tmp_path, UNSUPPORTED[why], "asked", True))
     assert refused.value.exit_code == 2 and "strategy.cache_features" in str(refused.value)
 
 
-def test_what_only_the_run_can_see_is_told(
+def test_obstacle_that_only_the_run_finds_is_printed(
     tmp_path: Path, cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A base that is told of padding, and hears it all the same."""
+    """A base that gets a mask for padding, and whose output depends on padding all the same."""
     case = Case(group_norm, "audio_classification", tiny_sound.tones, {})
     made = configure(tmp_path, case, "planned", None)
     settings = tmp_path / "base" / "preprocessor_config.json"
@@ -386,15 +396,15 @@ def test_what_only_the_run_can_see_is_told(
     )
     run_here(made)
     assert (
-        "no feature cache: what the base makes of an example depends on" in capsys.readouterr().out
+        "no feature cache: the base's output for an example depends on" in capsys.readouterr().out
     )
-    assert not kept(cache)
-    with pytest.raises(DtlError, match="depends on those beside it") as refused:
+    assert not cached_features(cache)
+    with pytest.raises(DtlError, match="depends on the others in its batch") as refused:
         run_here(configure(tmp_path, case, "asked", True))
     assert refused.value.exit_code == 2
 
 
-def test_a_disk_that_is_too_small_is_told(
+def test_too_small_disk_is_reported(
     bert: Callable[..., Any],
     cache: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -402,7 +412,7 @@ def test_a_disk_that_is_too_small_is_told(
 ) -> None:
     """11 vectors of 32 numbers of 4 bytes, and one byte less than may be taken: nine tenths."""
     monkeypatch.setattr(
-        feature_cache, "free_disk_bytes", lambda place: (ROWS * 32 * 4) * 10 // 9 - 1
+        feature_extraction, "free_disk_bytes", lambda place: (ROWS * 32 * 4) * 10 // 9 - 1
     )
     run_here(bert(cached=None))
     assert "no feature cache: features would take 1.38 KiB, of 1.53" in capsys.readouterr().out
@@ -411,12 +421,12 @@ def test_a_disk_that_is_too_small_is_told(
         run_here(bert("asked"))
 
 
-def test_a_cache_that_a_node_does_not_see_is_told(tmp_path: Path) -> None:
-    engine: Any = SimpleNamespace(gather=lambda mine: [*mine, False])
-    with pytest.raises(RunFailed, match="do not all see the cache"):
+def test_cache_that_a_node_does_not_see_is_reported(tmp_path: Path) -> None:
+    engine: Any = SimpleNamespace(all_gather_object=lambda local: [*local, False])
+    with pytest.raises(RunFailed, match="not all processes of this run see the cache"):
         feature_cache._check_shared_folder(tmp_path, engine)
 
 
-def test_batches_hold_examples_of_one_extent() -> None:
+def test_batches_contain_examples_of_one_extent() -> None:
     found = [ids.tolist() for ids in batch_by_extent(np.array([3, 5, 3, 5, 5, 1]), batch=2)]
     assert found == [[1, 3], [4], [0, 2], [5]]

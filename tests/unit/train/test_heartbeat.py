@@ -104,7 +104,7 @@ def test_full_disk_does_not_end_the_watchdog(tmp_path, monkeypatch, capsys):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(heartbeat_module.Path, "write_text", full)
+    monkeypatch.setattr(heartbeat_module, "write_text", full)
     heartbeat_module._write(tmp_path / "rank-0.json", {})
     assert "No space left" in capsys.readouterr().err
 

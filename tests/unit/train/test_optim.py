@@ -13,6 +13,7 @@ from dtl.config.schema.optim import Optim
 from dtl.core.errors import DtlError
 from dtl.models.load import load_on_meta_device
 from dtl.models.parameter_roles import hidden_matrix_ids, weight_decay_ids
+from dtl.models.pretrained_config import HeadConfig
 from dtl.plan.parameter_groups import moment_bytes, updates
 from dtl.train import optim
 from dtl.train import weight_averages as average
@@ -274,8 +275,7 @@ def adapted(folder, task, strategy, **options):
     dataset_stats = {"labels": ["early", "late", "never"]} if task == "text_classification" else {}
     loaded = load_on_meta_device(
         Model(path=str(folder)),
-        auto_class=plugin.head,
-        config_changes=plugin.head_settings(dataset_stats),
+        head=HeadConfig(plugin.head, plugin.head_settings(dataset_stats)),
     )
     module = registry.load("strategies", strategy)
     with torch.device("meta"):

@@ -26,6 +26,7 @@ from dtl.data.batching import Batching
 from dtl.export.opened import open_export
 from dtl.models.load import LoadedModel, load_on_meta_device, load_pretrained
 from dtl.models.new_parameters import init_new_parameters
+from dtl.models.pretrained_config import HeadConfig
 from dtl.models.quantization import quantize
 from dtl.plan.planner import make_plan
 from dtl.plan.records import Hardware, OuterLaunch
@@ -46,7 +47,7 @@ def base(folder: Path, kind: str = "nf4", *, double: bool = True) -> Model:
 
 def load(model: Model, *, head: str = LM, dtype: str = "fp32", **changes: Any) -> LoadedModel:
     loaded = load_pretrained(
-        model, auto_class=head, config_changes=changes, random_init=False, seed=0, dtype=dtype
+        model, head=HeadConfig(head, changes), random_init=False, seed=0, dtype=dtype
     )
     init_new_parameters(
         loaded.model,
@@ -142,7 +143,7 @@ def plan(made: RunConfig, *, hardware: Hardware = LAPTOP, outer: OuterLaunch | N
 def test_the_bytes_that_are_counted_are_those_that_are_held(decoder, kind, double):
     model = base(decoder, kind, double=double)
     counted = quantize.measure_quantized_size(
-        load_on_meta_device(model, auto_class=LM, config_changes={}).model, model
+        load_on_meta_device(model, head=HeadConfig(LM, {})).model, model
     )
     layers = [layer for _, layer in quantize.quantized_layers(load(model).model)]
     levels = sum(layer.weight.numel() * layer.weight.element_size() for layer in layers)
@@ -207,7 +208,7 @@ def test_heads_and_new_modules_stay_whole_in_the_plan_and_in_the_run(name, head,
     model = base(request.getfixturevalue(name))
     loaded, planned = (
         load(model, head=head),
-        load_on_meta_device(model, auto_class=head, config_changes={}),
+        load_on_meta_device(model, head=HeadConfig(head, {})),
     )
     names = [
         {name for name, _ in quantize.quantized_layers(one.model)} for one in (loaded, planned)
@@ -539,8 +540,7 @@ def test_a_run_leaves_an_adapter_that_is_opened_on_the_same_base(finished, tmp_p
     source = finished.config.model
     loaded = load_pretrained(
         source,
-        auto_class="AutoModelForSequenceClassification",
-        config_changes={},
+        head=HeadConfig("AutoModelForSequenceClassification", {}),
         random_init=False,
         seed=0,
         dtype="fp32",

@@ -1,0 +1,135 @@
+"""Encode rows into examples, or take them from the cache; form batches of them."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from dtl.config.schema import BatchSize, RunConfig, Train
+from dtl.config.schema.batch_size import COUNTS_PER_UNIT
+from dtl.core.errors import DtlError
+from dtl.data.batching import Batching
+from dtl.data.cache.encoded import EncodedData
+from dtl.data.cache.encoder import encode_rows, wait_for_encoded_data
+from dtl.data.cache.store import cache_key
+from dtl.data.cache.streamed import StreamedData
+from dtl.data.example import EncodedExample, Skip
+from dtl.data.sources.rows import Row, Rows
+from dtl.prepare.row_sets import Mixture, RowSubset
+from dtl.prepare.sources import ScannedSource
+from dtl.tasks.base import DatasetStats, Task
+
+
+@dataclass(frozen=True)
+class RowEncoding:
+    """How rows become examples.
+
+    `model_config`: the base's, with room for virtual tokens. `is_checked`: another check than the
+    task's decides which rows are valid. `writes`: this process encodes; the others wait for it.
+    """
+
+    config: RunConfig
+    task: Task
+    processor: Any
+    dataset_stats: DatasetStats
+    model_config: Any
+    is_checked: bool
+    writes: bool
+
+    @cached_property
+    def _processor_fingerprint(self) -> str:
+        """Computed once: a tokenizer stores its last truncation settings."""
+        return fingerprint_processor(self.processor)
+
+    @cached_property
+    def _encoder(self) -> Callable[[Row], EncodedExample | Skip]:
+        return self.task.encoder(self.processor, self.dataset_stats, self.model_config)
+
+    def encode(
+        self, rows: Rows | RowSubset | Mixture, key: str, group_by: str | None = None
+    ) -> EncodedData:
+        """Return the examples of the rows; `key`: the config key that names them."""
+        name = self._cache_key(rows, group_by)
+        if not self.writes:
+            return wait_for_encoded_data(name)
+        return encode_rows(rows, self._encoder, key=name, location=key, group_by=group_by)
+
+    def stream(self, source: ScannedSource, train: Rows | RowSubset | Mixture) -> StreamedData:
+        """Return examples that are encoded in the step that trains on them."""
+        assert source.index is not None
+        processor = copy.deepcopy(self.processor)  # rows are encoded while the other one is used
+        return StreamedData(
+            source.rows,
+            source.index,
+            source.rows.open_readers(source.key),
+            self.task.encoder(processor, self.dataset_stats, self.model_config),
+            key=self._cache_key(train),
+            max_length=self.task.max_length(self.processor, self.dataset_stats, self.model_config),
+            row_numbers=_row_numbers(train, source.valid_rows),
+        )
+
+    def _cache_key(self, rows: Rows | RowSubset | Mixture, group_by: str | None = None) -> str:
+        """Return a hash of everything that the examples depend on."""
+        return cache_key(
+            rows=rows.fingerprint + ("/checked" if self.is_checked else ""),
+            processor=self._processor_fingerprint,
+            base=[getattr(self.model_config, "max_position_embeddings", None)],
+            task=self.config.task.training_options,
+            dataset_stats=self.dataset_stats,
+            **({} if group_by is None else {"group_by": group_by}),
+        )
+
+
+def _row_numbers(rows: Rows | RowSubset | Mixture, total: int) -> np.ndarray | None:
+    """Return the indices of the rows that are not held out; None: all of them."""
+    if not isinstance(rows, RowSubset):
+        return None
+    return np.delete(np.arange(total), sorted(rows.indices))
+
+
+def make_batching(
+    options: Train, task: Task, data: EncodedData | StreamedData, processor: Any
+) -> Batching:
+    """Return how batches are formed. Raises DtlError for an example larger than a global batch."""
+    size = options.global_batch
+    if isinstance(data, StreamedData):
+        return Batching(len(data), size.limit, options.seed)
+    sizes = None if size.unit == "examples" else task.example_sizes(data, processor=processor)
+    if sizes is not None and sizes.max() > size.limit:
+        largest = BatchSize(math.ceil(sizes.max() / COUNTS_PER_UNIT[size.unit]), size.unit)
+        raise DtlError.of(
+            "train.global_batch",
+            f"the longest example has {largest}, more than a global batch of {size}",
+            f"set train.global_batch to {largest} or more, or use shorter examples",
+        )
+    lengths = data.lengths if options.group_by_length else None
+    return Batching(len(data), size.limit, options.seed, sizes=sizes, lengths=lengths)
+
+
+def fingerprint_processor(processor: Any) -> str:
+    """Return a hash of everything that decides how a tokenizer or feature extractor works."""
+    if hasattr(processor, "feature_extractor"):
+        extractor = fingerprint_processor(processor.feature_extractor)
+        return f"{extractor}/{fingerprint_processor(processor.tokenizer)}"
+    if not hasattr(processor, "get_vocab"):
+        return hashlib.sha256(processor.to_json_string().encode()).hexdigest()
+    return _fingerprint_tokenizer(processor)
+
+
+def _fingerprint_tokenizer(tokenizer: Any) -> str:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    vocabulary = backend.to_str() if backend else json.dumps(tokenizer.get_vocab(), sort_keys=True)
+    special: Iterable[Any] = (
+        tokenizer.chat_template,
+        tokenizer.special_tokens_map,
+        tokenizer.model_max_length,
+    )
+    return hashlib.sha256(f"{vocabulary}{special}".encode()).hexdigest()
