@@ -29,7 +29,7 @@ from dtl.engine.base import Engine
 from dtl.models.locate import locate_model
 from dtl.models.processor import get_pad_token_id
 from dtl.prepare import preparation
-from dtl.prepare.dataset import Examples
+from dtl.prepare.prepared_data import PreparedData
 from dtl.train import optim
 from dtl.train.feature_cache import FeatureExtractor, use_cached_features
 from dtl.train.setup import build_model, start_engine
@@ -89,7 +89,7 @@ def measure(case: str, folder: Path) -> Measured:
         prepared.config,
         prepared.plan,
         prepared.parts,
-        prepared.examples,
+        prepared.data,
     )
     engine = start_engine(config, plan)
     adapted = build_model(config, plan, parts, examples, engine)
@@ -149,7 +149,7 @@ def make_large(folder: Path) -> None:
     AutoTokenizer.from_pretrained(small).save_pretrained(folder)
 
 
-def _loader(plan: Any, engine: Engine, parts: Parts, examples: Examples) -> Loader:
+def _loader(plan: Any, engine: Engine, parts: Parts, examples: PreparedData) -> Loader:
     return Loader(
         data=examples.train,
         collate=partial(parts.task.collate, pad_token_id=get_pad_token_id(examples.processor) or 0),

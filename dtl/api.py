@@ -89,9 +89,9 @@ def _train(config: RunConfig, supervisor: Supervisor) -> Outcome:
     from dtl.prepare import preparation
 
     folder, say = RunFolder.from_config(config), supervisor.print_line
-    if preparation.holds(folder, config):
+    if preparation.has_same_run(folder, config):
         return _resume(folder, _layout_of(config, folder), frozenset(), supervisor)
-    preparation.refuse_used(folder, config)
+    preparation.check_unused(folder, config)
     if config.layout.nodes > 1:
         raise DtlError.of(
             "layout.nodes",
@@ -101,9 +101,9 @@ def _train(config: RunConfig, supervisor: Supervisor) -> Outcome:
     prepared = preparation.prepare_run(config)
     for line in prepared.plan.format_lines():
         say(line)
-    for line in prepared.examples.lines():
+    for line in prepared.data.format_lines():
         say(line)
-    preparation.create(folder, prepared)
+    preparation.write_run(folder, prepared)
     return Outcome(supervisor.launch(folder, prepared), folder)
 
 
@@ -131,7 +131,7 @@ def resume(
         from dtl.cluster.submit import check_not_queued, resubmit
         from dtl.prepare import preparation
 
-        config = preparation.reconfigure(folder, overrides, allow_change=allowed)
+        config = preparation.load_changed_config(folder, overrides, allow_change=allowed)
         if not here:
             resubmit(folder, job, config, nodes=nodes, time_limit=time, print_line=say)
             return Outcome(0, folder)
@@ -198,10 +198,10 @@ def _resume(
     say(f"{folder.path} was interrupted; it goes on")
     prepared = None
     if overrides or anew:
-        config = preparation.reconfigure(folder, overrides, allow_change=allow_change)
+        config = preparation.load_changed_config(folder, overrides, allow_change=allow_change)
         prepared = preparation.prepare_run(config)
-        preparation.refuse_other_data(folder, prepared.examples)
-        folder.update_plan(config, prepared.plan)
+        preparation.check_data_unchanged(folder, prepared.data)
+        preparation.write_run(folder, prepared)
         for line in prepared.plan.format_lines():
             say(line)
     return Outcome(supervisor.launch(folder, prepared), folder)
@@ -262,11 +262,13 @@ def evaluate(
     folder = None if out is None else Path(out)
     if is_config(path):
         given = [] if data is None else [f"data.eval={data}", "data.eval_fraction=null"]
-        return score_base(load_config(path, [*overrides, *given]), out=folder, say=say).scores
+        return score_base(
+            load_config(path, [*overrides, *given]), out=folder, print_line=say
+        ).scores
     run = RunFolder.open(path)
     if data is None:
         raise DtlError.of("--data", "nothing to score the run on is named", "give --data ROWS")
-    return score_run(run, Source(path=data), list(overrides), out=folder, say=say).scores
+    return score_run(run, Source(path=data), list(overrides), out=folder, print_line=say).scores
 
 
 def is_config(path: str | Path) -> bool:

@@ -92,7 +92,7 @@ def submit_runs(
     runs = []
     for config in configs:
         folder = RunFolder.from_config(config)
-        if preparation.holds(folder, config) and folder.state == "finished":
+        if preparation.has_same_run(folder, config) and folder.state == "finished":
             print_line(f"{folder.path} is finished; nothing to do")
             continue
         check_not_queued(folder)
@@ -129,7 +129,7 @@ def resubmit(
         working_dir=Path(former.working_dir),
     )
     prepared = _plan(config, allocation)
-    preparation.refuse_other_data(folder, prepared.examples)
+    preparation.check_data_unchanged(folder, prepared.data)
     _submit([_PreparedRun(folder, prepared, is_new=False)], allocation, print_line)
 
 
@@ -192,12 +192,12 @@ def _allocate(config: RunConfig, request: SubmitRequest) -> _Allocation:
 
 def _prepare(config: RunConfig, allocation: _Allocation) -> _PreparedRun:
     folder = RunFolder.from_config(config)
-    exists = preparation.holds(folder, config)
+    exists = preparation.has_same_run(folder, config)
     if not exists:
-        preparation.refuse_used(folder, config)
+        preparation.check_unused(folder, config)
     prepared = _plan(config, allocation)
     if exists and folder.state != "finished":
-        preparation.refuse_other_data(folder, prepared.examples)
+        preparation.check_data_unchanged(folder, prepared.data)
     return _PreparedRun(folder, prepared, is_new=not exists)
 
 
@@ -223,10 +223,7 @@ def _submit(
     backend.check(job)
     submissions = []
     for run, log in zip(runs, backend.log_files(job), strict=True):
-        if run.is_new:
-            preparation.create(run.folder, run.prepared)
-        else:
-            run.folder.update_plan(run.prepared.config, run.prepared.plan)
+        preparation.write_run(run.folder, run.prepared)
         submissions.append(_build_submission(allocation, log))
         submissions[-1].record_start(run.folder.path)
     ids = backend.submit(job)

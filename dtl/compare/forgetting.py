@@ -14,7 +14,7 @@ from dtl.export.opened import open_export
 from dtl.jobs.evaluate import score_base, score_run
 from dtl.models.anatomy import adapted_layers, head_parameters
 from dtl.models.peft.merge import merge_adapter
-from dtl.prepare.dataset import prepare
+from dtl.prepare.prepared_data import prepare_data
 from dtl.run.folder import RunFolder
 
 if TYPE_CHECKING:
@@ -39,12 +39,12 @@ def score_source(
     config = config.model_copy(update={"data": whole})
     if _keeps_head(config):
         if run is not None:
-            return score_run(run, source, ["task.group_by=null"], out=out, say=say)
+            return score_run(run, source, ["task.group_by=null"], out=out, print_line=say)
         data = whole.model_copy(update={"eval": source, "eval_fraction": None})
-        return score_base(_plain(config, data), out=out, say=say)
+        return score_base(_plain(config, data), out=out, print_line=say)
     data = Data(train=source, eval=source, columns=config.data.columns)
     change = None if run is None else _puts_in(run.path)
-    return score_base(_plain(config, data), out=out, say=say, change=change)
+    return score_base(_plain(config, data), out=out, print_line=say, change=change)
 
 
 def _plain(config: RunConfig, data: Data) -> RunConfig:
@@ -56,7 +56,7 @@ def _plain(config: RunConfig, data: Data) -> RunConfig:
 def _keeps_head(config: RunConfig) -> bool:
     """Return whether the pretrained head of the base fits the task."""
     parts = assemble(config)
-    return why_unscored(parts, prepare(config, parts)) is None
+    return why_unscored(parts, prepare_data(config, parts)) is None
 
 
 def _puts_in(run: Path) -> Callable[[nn.Module], None]:

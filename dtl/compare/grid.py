@@ -99,8 +99,8 @@ class Grid:
     @property
     def search_runs(self) -> tuple[PlannedRun, ...]:
         """The runs of the learning-rate searches, with the first seed."""
-        searched = dict.fromkeys(map(self.searched, self.labels))
-        rounds = {strategy: self.rounds(strategy) for strategy in self.strategies}
+        searched = dict.fromkeys(map(self.search_labels, self.labels))
+        rounds = {strategy: self.search_rounds(strategy) for strategy in self.strategies}
         return tuple(
             PlannedRun("rate", strategy, labels, self.seeds[0], share, number, place)
             for number in range(max(map(len, rounds.values())))
@@ -110,15 +110,15 @@ class Grid:
             for place in range(rates)
         )
 
-    def searched(self, labels: LabelCount) -> LabelCount:
+    def search_labels(self, labels: LabelCount) -> LabelCount:
         """Return the labels of the search for cells with `labels`: the same, or the middle ones."""
         if self.config.compare.learning_rate_search == "per_size":
             return labels
         return self.labels[(len(self.labels) - 1) // 2]
 
-    def same_rate(self, one: PlannedRun, other: PlannedRun) -> bool:
+    def share_search(self, one: PlannedRun, other: PlannedRun) -> bool:
         """Return whether two runs take the learning rate of the same search."""
-        alike = self.searched(one.labels) == self.searched(other.labels)
+        alike = self.search_labels(one.labels) == self.search_labels(other.labels)
         return one.strategy == other.strategy and alike
 
     @property
@@ -131,15 +131,15 @@ class Grid:
         )
 
     @property
-    def hint_config(self) -> RunConfig:
+    def probe_config(self) -> RunConfig:
         """The config of the feature probe: fewest labels, scored on the validation rows."""
         fewest = PlannedRun("rate", "full", self.labels[0], self.seeds[0])
-        return self.config_of(fewest, self.usual_rate("full"), runs=".")
+        return self.config_of(fewest, self.default_rate("full"), runs=".")
 
-    def rounds(self, strategy: str) -> list[tuple[float, int]]:
+    def search_rounds(self, strategy: str) -> list[tuple[float, int]]:
         """Return the share of the steps and the number of rates of each search round. With a time
         budget each round drops the worse half of the rates (successive halving)."""
-        rates = len(self.rates(strategy))
+        rates = len(self.candidate_rates(strategy))
         if rates == 1:
             return []
         if self.config.compare.time_budget is None:
@@ -150,15 +150,15 @@ class Grid:
             rates = ceil(rates / 2)
         return rounds
 
-    def rates(self, strategy: str) -> tuple[float, ...]:
+    def candidate_rates(self, strategy: str) -> tuple[float, ...]:
         """Return the candidate learning rates of a strategy, in ascending order."""
         given = self.config.compare.learning_rates.get(strategy)
         if given is not None:
             return tuple(sorted(given))
-        usual = self.usual_rate(strategy)
+        usual = self.default_rate(strategy)
         return tuple(float(f"{usual * times:.3g}") for times in RATE_FACTORS)
 
-    def usual_rate(self, strategy: str) -> float:
+    def default_rate(self, strategy: str) -> float:
         """Return the default learning rate of a strategy: scaled with the config's own rate if the
         ratio is fixed (LoRA's is ten times full's); else the strategy's."""
         own, given = own_strategy(self.config), self.config.optim.learning_rate
@@ -167,31 +167,31 @@ class Grid:
             return usual
         return given * usual / _default_rate(own)
 
-    def rate_of(self, planned: PlannedRun, tried: Sequence[TrialResult]) -> float | None:
+    def choose_rate(self, planned: PlannedRun, trials: Sequence[TrialResult]) -> float | None:
         """Return the learning rate of a run; None: its search is not finished."""
-        rates = self.rates(planned.strategy)
-        search = [one for one in tried if self.same_rate(one.planned_run, planned)]
+        rates = self.candidate_rates(planned.strategy)
+        search = [one for one in trials if self.share_search(one.planned_run, planned)]
         if planned.kind == "rate" and planned.search_round == 0:
             return rates[planned.rank]
         if planned.kind == "rate":
             ranked = _ranked(search, round=planned.search_round - 1)
-            wanted = self.rounds(planned.strategy)[planned.search_round - 1][1]
-            return ranked[planned.rank] if len(ranked) == wanted else None
+            trials_needed = self.search_rounds(planned.strategy)[planned.search_round - 1][1]
+            return ranked[planned.rank] if len(ranked) == trials_needed else None
         if len(rates) == 1:
             return rates[0]
-        last = len(self.rounds(planned.strategy)) - 1
-        wanted = self.rounds(planned.strategy)[last][1]
+        last = len(self.search_rounds(planned.strategy)) - 1
+        trials_needed = self.search_rounds(planned.strategy)[last][1]
         ranked = _ranked(search, round=last)
-        return ranked[0] if len(ranked) == wanted else None
+        return ranked[0] if len(ranked) == trials_needed else None
 
-    def best_so_far(self, planned: PlannedRun, tried: Sequence[TrialResult]) -> float:
+    def best_so_far(self, planned: PlannedRun, trials: Sequence[TrialResult]) -> float:
         """Return the best rate of the latest search round with results, for a search that the time
         budget has ended; the middle candidate if there are no results."""
-        search = [one for one in tried if self.same_rate(one.planned_run, planned)]
-        for number in reversed(range(len(self.rounds(planned.strategy)))):
+        search = [one for one in trials if self.share_search(one.planned_run, planned)]
+        for number in reversed(range(len(self.search_rounds(planned.strategy)))):
             if ranked := _ranked(search, round=number):
                 return ranked[0]
-        rates = self.rates(planned.strategy)
+        rates = self.candidate_rates(planned.strategy)
         return rates[len(rates) // 2]
 
     def config_of(self, planned: PlannedRun, rate: float, *, runs: str) -> RunConfig:
@@ -237,7 +237,7 @@ class Grid:
     def strategy(self, name: str, rate: float) -> Any:
         """Return a config's `strategy` section, with the user's options if it is the user's."""
         if name == LP_FT:
-            head = {"name": "frozen", "length": 0.5, "learning_rate": self.usual_rate("frozen")}
+            head = {"name": "frozen", "length": 0.5, "learning_rate": self.default_rate("frozen")}
             return [head, {**self._options("full"), "learning_rate": rate}]
         return self._options(name)
 

@@ -15,7 +15,7 @@ from dtl.config.schema import RunConfig
 from dtl.data.labels import get_label
 from dtl.data.sources.rows import Row
 from dtl.evaluation.pooled_features import pool_features
-from dtl.prepare.dataset import prepare
+from dtl.prepare.prepared_data import prepare_data
 
 NEIGHBOURS = 5
 MOST_ROWS = 2000  # per split
@@ -40,7 +40,7 @@ def hint(config: RunConfig) -> Told:
     from sklearn.neighbors import KNeighborsClassifier
     from sklearn.preprocessing import StandardScaler
 
-    of_train, of_held_out = (rows for _, rows, _ in prepare(config, assemble(config)).rows)
+    of_train, of_held_out = (each.rows for each in prepare_data(config, assemble(config)).encoded)
     learnt, truth = _vectors(config, of_train)
     scored, wanted = _vectors(config, of_held_out)
     scale = StandardScaler().fit(learnt)

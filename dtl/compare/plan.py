@@ -14,7 +14,7 @@ from dtl.config.schema.compare import STRATEGIES
 from dtl.core.errors import DtlError, Fault
 from dtl.data.subsample import draw_subsample
 from dtl.prepare import preparation
-from dtl.prepare.dataset import labelled
+from dtl.prepare.splits import find_class_rows
 from dtl.tasks.base import Classification, Task
 
 
@@ -29,7 +29,7 @@ def plan(config: RunConfig) -> tuple[Grid, tuple[MissingRuns, ...], tuple[str, .
         )
     config = on_this_machine(config)
     task = assemble(config).task
-    classes = labelled(config, task)
+    classes = find_class_rows(config, task)
     labels, left_out = _labels(config, task, classes)
     grid = Grid(config, (), labels, len(classes) if isinstance(task, Classification) else None)
     strategies, unfit = _strategies(grid)
@@ -133,7 +133,7 @@ def _strategies(grid: Grid) -> tuple[tuple[str, ...], list[MissingRuns]]:
     for strategy in asked or STRATEGIES:
         first = PlannedRun("cell", strategy, grid.labels[0], grid.seeds[0])
         try:
-            preparation.prepare_run(grid.config_of(first, grid.usual_rate(strategy), runs="."))
+            preparation.prepare_run(grid.config_of(first, grid.default_rate(strategy), runs="."))
             fit.append(strategy)
         except DtlError as fault:
             faults[strategy] = fault

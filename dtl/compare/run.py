@@ -147,7 +147,9 @@ class Running:
         if "ood" in kinds:
             assert compare.ood_data is not None
             out = self.state.scores_of(planned, "ood")
-            score_run(run, compare.ood_data, ["task.group_by=null"], out=out, say=_say_nothing)
+            score_run(
+                run, compare.ood_data, ["task.group_by=null"], out=out, print_line=_say_nothing
+            )
         if "source" in kinds:
             self._score_source(run, self.state.scores_of(planned, "source"))
 
@@ -187,7 +189,7 @@ class Running:
     def _ask_for_hint(self) -> None:
         from dtl.compare.hint import hint
 
-        write_json(self.state.hint_file, asdict(hint(self.state.grid.hint_config)))
+        write_json(self.state.hint_file, asdict(hint(self.state.grid.probe_config)))
 
     def _aside(self, work: Callable[[], None], name: str) -> None:
         """Run `work` in a forked process, because torch must not compute in this one. Raises the

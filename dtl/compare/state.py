@@ -91,14 +91,14 @@ class State:
         the others take the same; None if none has started."""
         for cell in self.grid.cell_runs:
             run = self.folder_of(cell)
-            if self.grid.same_rate(cell, planned) and run.state != "absent":
+            if self.grid.share_search(cell, planned) and run.state != "absent":
                 return run.config.optim.learning_rate
         return None
 
     def rate_of(self, planned: PlannedRun) -> float | None:
         """Return the learning rate of a run; None: its search is not finished."""
         settled = self.settled(planned) if planned.kind == "cell" else None
-        return settled or self.grid.rate_of(planned, self.tried)
+        return settled or self.grid.choose_rate(planned, self.tried)
 
     @cached_property
     def task(self) -> Task:

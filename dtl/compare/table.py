@@ -147,9 +147,9 @@ def _rates(state: State, sign: int) -> list[LearningRateTrial]:
 def _edges(state: State) -> list[str]:
     """Return a note for each strategy whose best rate is its lowest or highest candidate."""
     notes, grid = [], state.grid
-    searches = {(cell.strategy, grid.searched(cell.labels)): cell for cell in grid.cell_runs}
+    searches = {(cell.strategy, grid.search_labels(cell.labels)): cell for cell in grid.cell_runs}
     for (strategy, labels), cell in searches.items():
-        rates, chosen = grid.rates(strategy), state.rate_of(cell)
+        rates, chosen = grid.candidate_rates(strategy), state.rate_of(cell)
         if len(rates) > 1 and chosen in (rates[0], rates[-1]):
             end = "lowest" if chosen == rates[0] else "highest"
             notes.append(

@@ -59,15 +59,13 @@ def evaluate(
     Batches are formed before they are distributed, so that the same sums are added on any layout.
     `check_stop` is called on all ranks before each batch; it may end the run.
     """
-    task, data = setup.task, setup.data
     records = _collect_records(engine, setup, check_stop)
-    if setup.group_by is None or data.groups is None:
-        return Evaluation(task.score(records, setup.dataset_stats), records)
-    scores = task.score(records, setup.dataset_stats)
-    grouped = [
-        {**record, "group": group} for record, group in zip(records, data.groups, strict=True)
-    ]
-    by_group = scores_by_group(task, grouped, setup.dataset_stats, setup.group_by)
+    scores = setup.task.score(records, setup.dataset_stats)
+    groups = setup.data.groups
+    if setup.group_by is None or groups is None:
+        return Evaluation(scores, records)
+    grouped = [{**record, "group": group} for record, group in zip(records, groups, strict=True)]
+    by_group = scores_by_group(setup.task, grouped, setup.dataset_stats, setup.group_by)
     return Evaluation({**scores, **by_group}, grouped)
 
 

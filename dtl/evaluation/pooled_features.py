@@ -20,7 +20,7 @@ from dtl.models.head_input import find_base_name, flatten_output, record_outputs
 from dtl.models.load import load_pretrained
 from dtl.models.pretrained_config import HeadConfig
 from dtl.models.processor import get_pad_token_id
-from dtl.prepare.dataset import Examples, prepare
+from dtl.prepare.prepared_data import PreparedData, prepare_data
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -37,15 +37,15 @@ def pooled(config: RunConfig, rows: Iterable[Row]) -> np.ndarray:
     real tokens, frames or patches; of a convolutional network, what it has pooled itself. A row of
     which nothing can be read is NaN.
 
-    `rows` are as the task reads them, such as those of `Examples.rows`. Raises DtlError for a base
+    `rows` are as the task reads them, such as those of `PreparedData.rows`. Raises DtlError for a base
     that cannot be told from its head.
     """
     parts = assemble(config)
-    examples = prepare(config, parts)
+    examples = prepare_data(config, parts)
     task, processor = parts.task, examples.processor
     model = _opened(config, task, examples)
     padding, size = get_pad_token_id(processor) or 0, config.train.evaluation_batch
-    encode = task.encoder(processor, examples.dataset_stats, examples.settings)
+    encode = task.encoder(processor, examples.dataset_stats, examples.model_config)
     found: dict[int, np.ndarray] = {}
     read, left = 0, iter(rows)
     while together := [encode(row) for row in islice(left, ROWS_AT_ONCE)]:
@@ -67,7 +67,7 @@ def pooled(config: RunConfig, rows: Iterable[Row]) -> np.ndarray:
     return np.array([found.get(number, nothing) for number in range(read)], dtype=np.float32)
 
 
-def _opened(config: RunConfig, task: Task, examples: Examples) -> nn.Module:
+def _opened(config: RunConfig, task: Task, examples: PreparedData) -> nn.Module:
     """The unadapted model of a config, in evaluation mode."""
     model = load_pretrained(
         config.model,

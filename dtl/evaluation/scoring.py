@@ -8,8 +8,8 @@ from typing import Self
 
 from dtl.assembly.parts import Parts
 from dtl.engine.base import Engine
-from dtl.evaluation.evaluate import evaluate
-from dtl.prepare.dataset import Examples
+from dtl.evaluation.evaluate import EvaluationSetup, evaluate
+from dtl.prepare.prepared_data import PreparedData
 from dtl.run.evaluations import LoggedEvaluation, read_evaluations
 from dtl.run.folder import RunFolder
 from dtl.train.log import RunLog
@@ -98,17 +98,16 @@ class Scorer:
     def score(self, state: TrainState, model: str) -> dict[str, float]:
         """Score the current model, and log it under the name `model`. Every rank must call."""
         assert state.examples.held_out is not None
-        evaluation = evaluate(
-            self.engine,
-            state.parts.task,
-            state.examples.held_out,
-            state.collate,
-            state.examples.dataset_stats,
-            batch=self.batch_size,
+        setup = EvaluationSetup(
+            task=state.parts.task,
+            data=state.examples.held_out,
+            collate=state.collate,
+            dataset_stats=state.examples.dataset_stats,
             processor=state.examples.processor,
+            batch_size=self.batch_size,
             group_by=self.group_by,
-            pause=self.check_stop,
         )
+        evaluation = evaluate(self.engine, setup, check_stop=self.check_stop)
         step = state.progress.step
         if self.engine.is_main_process:
             evaluation.write(self.folder.eval_records_file(step, weights=model))
@@ -120,7 +119,7 @@ class Scorer:
         return read_evaluations(self.folder.read_metrics() if self.engine.is_main_process else ())
 
 
-def why_unscored(parts: Parts, examples: Examples) -> str | None:
+def why_unscored(parts: Parts, examples: PreparedData) -> str | None:
     """Return why the model before the first step is not the base that can be scored; None: it
     is."""
     if parts.is_from_random:
@@ -132,7 +131,7 @@ def why_unscored(parts: Parts, examples: Examples) -> str | None:
     if examples.dataset_stats.get("new_head"):
         return "the base has no head for this task"
     labels = examples.dataset_stats.get("labels")
-    names = [str(name) for _, name in sorted((examples.settings.id2label or {}).items())]
+    names = [str(name) for _, name in sorted((examples.model_config.id2label or {}).items())]
     if labels is None or names == labels:
         return None
     return "the base has no head for these labels"

@@ -16,7 +16,7 @@ from dtl.engine.start import start
 from dtl.export.opened import open_export
 from dtl.plan.records import Plan
 from dtl.prepare import preparation
-from dtl.prepare.dataset import Examples
+from dtl.prepare.prepared_data import PreparedData
 from dtl.run.folder import RunFolder
 from dtl.train import checkpoint
 from dtl.train.checkpoint import CheckpointStore
@@ -33,7 +33,7 @@ class Trained:
 
     model: nn.Module
     parts: Parts
-    examples: Examples
+    examples: PreparedData
     step: int
     scores: dict[str, dict[str, float]]
     weights: str = "adapted"  # or which average of the weights
@@ -43,7 +43,7 @@ def open_trained(folder: RunFolder, *, say: Callable[[str], None]) -> Trained:
     """From the checkpoint that the run exports, or else its newest; where a finished run has lost
     it, or exports what is in none, from its export. Raises DtlError."""
     step, saved = _checkpoint_of(folder)
-    prepared = preparation.reopen(folder, writes=True)
+    prepared = preparation.reopen_run(folder, writes=True)
     finished = folder.state == "finished"
     weights = folder.result["weights"] if finished else "adapted"
     parts = prepared.parts.for_phase(prepared.plan.phase_index(max(0, step - 1)))
@@ -54,7 +54,7 @@ def open_trained(folder: RunFolder, *, say: Callable[[str], None]) -> Trained:
     else:
         model = _restored(prepared, parts, saved)
     scores = folder.result["scores"] if finished else _scores_at(folder, step)
-    return Trained(model.eval(), parts, prepared.examples, step, scores, weights)
+    return Trained(model.eval(), parts, prepared.data, step, scores, weights)
 
 
 def _rounds(config: RunConfig) -> bool:
@@ -98,7 +98,7 @@ def _restored(prepared: preparation.Prepared, parts: Parts, saved: Path) -> nn.M
     )
     try:
         model = build_model(
-            prepared.config, _alone(prepared.plan), parts, prepared.examples, engine, saved=saved
+            prepared.config, _alone(prepared.plan), parts, prepared.data, engine, saved=saved
         ).model
         load_weights(saved, engine, model)
     finally:

@@ -1,4 +1,4 @@
-"""What this machine has, what it lacks, and how to get it."""
+"""Examine this machine: what is installed, what is missing, and how to get it."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from typing import Any, Literal
 
 from dtl.core.units import format_bytes
 
-_LOOK_AT_TORCH = """
+_TORCH_PROBE = """
 import json, torch
 from torch.utils.cpp_extension import CUDA_HOME
 print(json.dumps({
     "cuda": torch.version.cuda,
     "cuda_home": CUDA_HOME,
     "devices": [
-        {"name": at.name, "memory": at.total_memory, "bf16": at.major >= 8}
-        for at in map(torch.cuda.get_device_properties, range(torch.cuda.device_count()))
+        {"name": gpu.name, "memory": gpu.total_memory, "bf16": gpu.major >= 8}
+        for gpu in map(torch.cuda.get_device_properties, range(torch.cuda.device_count()))
     ],
 }))
 """
@@ -32,40 +32,40 @@ print(json.dumps({
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing looked at. `note` is worth knowing but stops nothing; only `missing` does."""
+    """One result. `note` is worth knowing but prevents nothing; only `missing` does."""
 
     state: Literal["ok", "note", "missing"]
-    what: str
+    text: str
     fix: str = ""
 
     def __str__(self) -> str:
-        line = f"{self.state:<8} {self.what}"
-        return f"{line}; {self.fix}" if self.fix else line
+        line = f"{self.state:<8} {self.text}"
+        return f"{line}. Fix: {self.fix}" if self.fix else line
 
 
 def examine() -> Iterator[Finding]:
-    """Every finding, cheap ones first; a fresh process looks at torch, so it cannot stop us."""
-    yield _python()
-    yield from _packages()
-    yield from _extras()
-    yield from _machine()
-    yield from _devices()
-    yield from _builders()
-    yield from _folders()
+    """Yield every finding, cheap ones first. Torch is imported in a process of its own, which may fail."""
+    yield _check_python()
+    yield from _check_packages()
+    yield from _check_extras()
+    yield from _check_machine()
+    yield from _check_devices()
+    yield from _check_build_tools()
+    yield from _check_folders()
 
 
-def _python() -> Finding:
+def _check_python() -> Finding:
     return Finding("ok", f"Python {platform.python_version()} ({sys.executable})")
 
 
-def _packages() -> Iterator[Finding]:
-    """Every package that dtl needs, against the bounds of its own metadata."""
-    for requirement in _requirements():
+def _check_packages() -> Iterator[Finding]:
+    """Compare every package that dtl needs with the versions that its metadata requires."""
+    for requirement in _read_requirements():
         if "extra ==" not in str(requirement.marker or ""):
-            yield _package(requirement)
+            yield _check_package(requirement)
 
 
-def _requirements() -> list[Any]:
+def _read_requirements() -> list[Any]:
     from packaging.requirements import Requirement
 
     try:
@@ -74,35 +74,35 @@ def _requirements() -> list[Any]:
         return []
 
 
-def _package(requirement: Any) -> Finding:
+def _check_package(requirement: Any) -> Finding:
     fix = f"pip install '{requirement.name}{requirement.specifier}'"
     try:
         version = metadata.version(requirement.name)
     except metadata.PackageNotFoundError:
         return Finding("missing", f"{requirement.name} is not installed", fix)
     if not requirement.specifier.contains(version, prereleases=True):
-        wanted = f"dtl needs {requirement.specifier}"
-        return Finding("missing", f"{requirement.name} {version}, but {wanted}", fix)
+        text = f"{requirement.name} {version} (expected {requirement.specifier})"
+        return Finding("missing", text, fix)
     return Finding("ok", f"{requirement.name} {version}")
 
 
-def _extras() -> Iterator[Finding]:
-    """Extras for users; those for the project's own tests are not looked at."""
-    needs: dict[str, list[Any]] = {}
-    for requirement in _requirements():
+def _check_extras() -> Iterator[Finding]:
+    """Check the extras for users, not those for the tests of this project."""
+    by_extra: dict[str, list[Any]] = {}
+    for requirement in _read_requirements():
         _, equals, extra = str(requirement.marker or "").partition("extra == ")
         if equals and extra.strip("\"'") not in ("test", "dev"):
-            needs.setdefault(extra.strip("\"'"), []).append(requirement)
-    for extra, requirements in sorted(needs.items()):
-        lacking = [need.name for need in requirements if _package(need).state != "ok"]
-        if lacking:
-            what = f"extra {extra}: {', '.join(lacking)} not installed or of another version"
-            yield Finding("note", what, f"if you need it: pip install 'dtl[{extra}]'")
+            by_extra.setdefault(extra.strip("\"'"), []).append(requirement)
+    for extra, requirements in sorted(by_extra.items()):
+        missing = [one.name for one in requirements if _check_package(one).state != "ok"]
+        if missing:
+            text = f"extra {extra}: {', '.join(missing)} not installed or of another version"
+            yield Finding("note", text, f"if you need it: pip install 'dtl[{extra}]'")
         else:
             yield Finding("ok", f"extra {extra}")
 
 
-def _machine() -> Iterator[Finding]:
+def _check_machine() -> Iterator[Finding]:
     import psutil
 
     memory = psutil.virtual_memory()
@@ -113,38 +113,38 @@ def _machine() -> Iterator[Finding]:
         yield Finding("ok", "Slurm (sbatch is on PATH)")
 
 
-def _devices() -> Iterator[Finding]:
-    """GPUs as torch sees them."""
-    seen = _seen_by_torch()
-    if isinstance(seen, str):
-        yield Finding("missing", f"torch does not start ({seen})", "install torch again")
+def _check_devices() -> Iterator[Finding]:
+    """Check the GPUs that torch finds."""
+    found = _query_torch()
+    if isinstance(found, str):
+        yield Finding("missing", f"torch cannot be imported ({found})", "install torch again")
         return
-    for number, device in enumerate(seen["devices"]):
+    for number, device in enumerate(found["devices"]):
         bf16 = "bf16" if device["bf16"] else "no bf16"
         memory = format_bytes(device["memory"])
         yield Finding("ok", f"GPU {number}: {device['name']}, {memory}, {bf16}")
-    if seen["devices"] and not seen["cuda_home"]:
+    if found["devices"] and not found["cuda_home"]:
         fix = "install the CUDA toolkit and set CUDA_HOME"
-        yield Finding("note", "no CUDA toolkit, so DeepSpeed cannot build its GPU operators", fix)
-    if not seen["devices"]:
-        yield _no_gpu(seen["cuda"])
+        yield Finding("note", "no CUDA toolkit: DeepSpeed cannot build its GPU operators", fix)
+    if not found["devices"]:
+        yield _explain_missing_gpu(found["cuda"])
 
 
-def _no_gpu(cuda: str | None) -> Finding:
+def _explain_missing_gpu(cuda: str | None) -> Finding:
     if shutil.which("nvidia-smi") and cuda is None:
         fix = "install the CUDA build of torch (see pytorch.org)"
         return Finding("missing", "there is an NVIDIA driver, but this torch is for CPU only", fix)
     if shutil.which("nvidia-smi"):
         fix = f"update the driver for CUDA {cuda}, or check CUDA_VISIBLE_DEVICES"
-        return Finding("missing", "there is an NVIDIA driver, but torch sees no GPU", fix)
+        return Finding("missing", "there is an NVIDIA driver, but torch finds no GPU", fix)
     return Finding("note", "no GPU: dtl trains on the CPU")
 
 
-def _seen_by_torch() -> dict[str, Any] | str:
-    """What torch reports, or the last line of its complaint."""
+def _query_torch() -> dict[str, Any] | str:
+    """Return what torch reports, or the last line of its error."""
     try:
-        looked = subprocess.run(
-            [sys.executable, "-W", "ignore", "-c", _LOOK_AT_TORCH],
+        done = subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", _TORCH_PROBE],
             capture_output=True,
             text=True,
             timeout=120,
@@ -152,50 +152,50 @@ def _seen_by_torch() -> dict[str, Any] | str:
         )
     except subprocess.TimeoutExpired:
         return "no answer within 120 s"
-    if looked.returncode:
-        return (looked.stderr.strip().splitlines() or [f"exit code {looked.returncode}"])[-1]
-    seen: dict[str, Any] = json.loads(looked.stdout.splitlines()[-1])
-    return seen
+    if done.returncode:
+        return (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+    report: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return report
 
 
-def _builders() -> Iterator[Finding]:
-    """What DeepSpeed needs to build its operators on first use."""
+def _check_build_tools() -> Iterator[Finding]:
+    """Check what DeepSpeed needs to build its operators on first use."""
     compiler = shutil.which(os.environ.get("CXX", "c++")) or shutil.which("g++")
     if compiler:
         yield Finding("ok", f"C++ compiler {compiler}")
     else:
-        what = "no C++ compiler: DeepSpeed cannot start on CPU, so dtl plans ZeRO 0 there"
-        yield Finding("missing", what, "install g++ (on Debian: apt install g++)")
+        text = "no C++ compiler: DeepSpeed cannot start on a CPU, so dtl plans ZeRO 0 there"
+        yield Finding("missing", text, "install g++ (on Debian: apt install g++)")
     ninja = shutil.which("ninja") or shutil.which("ninja", path=str(Path(sys.executable).parent))
     if ninja:
         yield Finding("ok", f"ninja {ninja}")
     else:
-        yield Finding(
-            "missing", "ninja is not found, DeepSpeed builds with it", "pip install ninja"
-        )
+        yield Finding("missing", "no ninja, which DeepSpeed builds with", "pip install ninja")
 
 
-def _folders() -> Iterator[Finding]:
-    """Where models, data and builds are cached."""
+def _check_folders() -> Iterator[Finding]:
+    """Check the folders where models, data and builds are cached."""
     home = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
     hub = Path(os.environ.get("HF_HOME", home / "huggingface")).expanduser()
     builds = Path(os.environ.get("TORCH_EXTENSIONS_DIR", home / "torch_extensions")).expanduser()
     own = Path(os.environ.get("DTL_CACHE", "~/.cache/dtl")).expanduser()
-    yield _folder("model and data cache", hub, variable="HF_HOME")
-    yield _folder("dtl cache", own, variable="DTL_CACHE")
-    yield _folder("build cache", builds, variable="TORCH_EXTENSIONS_DIR")
+    yield _check_folder("model and data cache", hub, variable="HF_HOME")
+    yield _check_folder("dtl cache", own, variable="DTL_CACHE")
+    yield _check_folder("build cache", builds, variable="TORCH_EXTENSIONS_DIR")
     for lock in sorted(builds.glob("**/lock")):
-        what = f"{lock} is held by a build that runs, or was left by one that was killed"
-        yield Finding("note", what, "if no build runs, remove it, or the next build waits forever")
+        text = f"{lock} is held by a running build, or was left by one that was killed"
+        yield Finding(
+            "note", text, "if no build is running, remove it: the next build waits for it"
+        )
     if os.environ.get("HF_HUB_OFFLINE") or os.environ.get("TRANSFORMERS_OFFLINE"):
         yield Finding("note", "offline mode is on: models come from the cache or local folders")
 
 
-def _folder(what: str, folder: Path, *, variable: str) -> Finding:
-    """Whether the folder, or the nearest one above it that exists, can be written to."""
-    there = next(at for at in (folder, *folder.parents) if at.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+def _check_folder(name: str, folder: Path, *, variable: str) -> Finding:
+    """Check that the folder, or the nearest existing one above it, is writable."""
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         fix = f"set {variable} to a folder that you may write to"
-        return Finding("missing", f"{what} {folder} cannot be written to", fix)
-    free = format_bytes(shutil.disk_usage(there).free)
-    return Finding("ok", f"{what} {folder}, {free} free on its disk")
+        return Finding("missing", f"{name} {folder} is not writable", fix)
+    free = format_bytes(shutil.disk_usage(existing).free)
+    return Finding("ok", f"{name} {folder}, {free} free on its disk")

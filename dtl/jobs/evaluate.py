@@ -1,4 +1,4 @@
-"""Evaluate: the export of a finished run, or the base of a config, scored on this machine alone."""
+"""Score the export of a finished run, or the base of a config, in one process."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dtl.data.cache.store import cache_key
 from dtl.data.sources.rows import open_rows
 from dtl.engine.base import Engine, EngineSettings
 from dtl.engine.start import start
-from dtl.evaluation.evaluate import Evaluation, evaluate
+from dtl.evaluation.evaluate import Evaluation, EvaluationSetup, evaluate
 from dtl.evaluation.scoring import why_unscored
 from dtl.export.opened import Exported, open_export
 from dtl.models.load import silence_transformers
@@ -32,7 +32,7 @@ from dtl.train.setup import start_engine
 if TYPE_CHECKING:
     from torch import nn
 
-PLACE = "--data"
+LOCATION = "--data"
 
 
 def score_run(
@@ -41,49 +41,48 @@ def score_run(
     overrides: list[str],
     *,
     out: Path | None,
-    say: Callable[[str], None],
+    print_line: Callable[[str], None],
 ) -> Evaluation:
-    """Scores and outcomes; also as evaluation.json and evaluation.jsonl in the run folder, or in
-    `out`. Raises DtlError."""
+    """Return scores and records of a finished run's export on `source`. Raises DtlError.
+
+    Writes evaluation.json and evaluation.jsonl into `out`; None: into the run folder.
+    """
     if folder.state != "finished":
         raise DtlError.of(
-            str(folder.path), "the run is not finished", f"`dtl resume {folder.path}` finishes it"
+            str(folder.path),
+            "the run is not finished",
+            f"finish it with `dtl resume {folder.path}`",
         )
     config = load_config(folder.path / "config.yaml", overrides)
     exported = open_export(folder.path)
-    data = _encoded(source, config, exported)
-    engine = _engine(dtype=folder.plan.layout.dtype)
-    found = _scored(
-        engine,
-        exported.model,
-        exported.task,
-        data,
-        config,
-        dataset_stats=exported.dataset_stats,
-        processor=exported.processor,
-        say=say,
+    data = _encode_source(source, config, exported)
+    engine = _start_single_process_engine(dtype=folder.plan.layout.dtype)
+    setup = _make_setup(
+        config, exported.task, data, exported.dataset_stats, processor=exported.processor
     )
-    _write(found, source.path, out or folder.path)
-    return found
+    evaluation = _score(engine, exported.model, setup, print_line)
+    _write(evaluation, source.path, out or folder.path)
+    return evaluation
 
 
 def score_base(
     config: RunConfig,
     *,
     out: Path | None,
-    say: Callable[[str], None],
+    print_line: Callable[[str], None],
     change: Callable[[nn.Module], None] | None = None,
 ) -> Evaluation:
-    """Scores of a config's base on its held-out rows: those that its run takes before the first
-    step. `change`: what is done to the base before. Raises DtlError where there are no rows, or no
-    head that has learnt the task."""
-    held = config.data.eval or config.data.train
+    """Return scores and records of a config's base on its held-out rows, as before the first step.
+
+    `change`: modifies the base before it is scored. Raises DtlError where there are no held-out
+    rows, or no trained head.
+    """
     if config.data.eval is None and config.data.eval_fraction is None:
         raise DtlError.of(
             "data.eval", "there are no held-out rows to score on", "set it, or add --data"
         )
-    alone = config.model_copy(update={"layout": Layout(processes_per_node=1, zero_stage=0)})
-    prepared = preparation.prepare_run(alone)
+    config = config.model_copy(update={"layout": Layout(processes_per_node=1, zero_stage=0)})
+    prepared = preparation.prepare_run(config)
     parts, examples = prepared.parts, prepared.examples
     if reason := why_unscored(parts, examples):
         raise DtlError.of(
@@ -92,72 +91,65 @@ def score_base(
             "score it after training, with `dtl evaluate RUN`",
         )
     assert examples.held_out is not None
-    engine = start_engine(alone, prepared.plan)
+    engine = start_engine(config, prepared.plan)
     with silence_transformers():
-        model = build_model(alone, prepared.plan, parts, examples, engine).model
+        model = build_model(config, prepared.plan, parts, examples, engine).model
     if change is not None:
         change(model)
-    found = _scored(
-        engine,
-        model,
-        parts.task,
-        examples.held_out,
-        alone,
-        dataset_stats=examples.dataset_stats,
-        processor=examples.processor,
-        say=say,
+    setup = _make_setup(
+        config, parts.task, examples.held_out, examples.dataset_stats, processor=examples.processor
     )
+    evaluation = _score(engine, model, setup, print_line)
     if out is not None:
-        _write(found, held.path, out)
-    return found
+        _write(evaluation, (config.data.eval or config.data.train).path, out)
+    return evaluation
 
 
-def _scored(
+def _make_setup(
+    config: RunConfig, task: Task, data: EncodedData, dataset_stats: DatasetStats, *, processor: Any
+) -> EvaluationSetup:
+    pad_token_id = get_pad_token_id(processor)
+    return EvaluationSetup(
+        task=task,
+        data=data,
+        collate=partial(task.collate, pad_token_id=0 if pad_token_id is None else pad_token_id),
+        dataset_stats=dataset_stats,
+        processor=processor,
+        batch_size=config.train.evaluation_batch,
+        group_by=config.task.group_by,
+    )
+
+
+def _score(
     engine: Engine,
     model: nn.Module,
-    task: Task,
-    data: EncodedData,
-    config: RunConfig,
-    *,
-    dataset_stats: DatasetStats,
-    processor: Any,
-    say: Callable[[str], None],
+    setup: EvaluationSetup,
+    print_line: Callable[[str], None],
 ) -> Evaluation:
-    """By one process, in which nothing learns; the engine ends with it. Says how many rows are left
-    out, such as clips that are too long."""
+    """Score a model in one process, and close the engine. Prints how many rows are skipped."""
     import torch
 
-    if data.summary.skipped:
-        say(data.summary.format_line("held out"))
-    padding = get_pad_token_id(processor)
+    if setup.data.summary.skipped:
+        print_line(setup.data.summary.format_line("held out"))
     try:
+        # The engine needs an optimizer, which never steps.
         engine.prepare(model, torch.optim.SGD(list(model.parameters())[:1], lr=0.0))
-        return evaluate(
-            engine,
-            task,
-            data,
-            partial(task.collate, pad_token_id=0 if padding is None else padding),
-            dataset_stats,
-            batch=config.train.evaluation_batch,
-            processor=processor,
-            group_by=config.task.group_by,
-            pause=lambda doing: None,
-        )
+        return evaluate(engine, setup, check_stop=lambda activity: None)
     finally:
         engine.close()
 
 
-def _write(found: Evaluation, data: str, folder: Path) -> None:
-    found.write(folder / "evaluation.jsonl")
-    write_json(folder / "evaluation.json", {"data": data, "scores": found.scores})
+def _write(evaluation: Evaluation, data: str, folder: Path) -> None:
+    evaluation.write(folder / "evaluation.jsonl")
+    write_json(folder / "evaluation.json", {"data": data, "scores": evaluation.scores})
 
 
-def _encoded(source: Source, config: RunConfig, exported: Exported) -> EncodedData:
+def _encode_source(source: Source, config: RunConfig, exported: Exported) -> EncodedData:
     task, group_by = exported.task, config.task.group_by
     rows = open_rows(
         source,
         config.data.columns,
-        PLACE,
+        LOCATION,
         check=task.find_row_fault,
         skip_invalid=config.data.on_bad_row == "skip",
         media=task.media_column,
@@ -172,11 +164,11 @@ def _encoded(source: Source, config: RunConfig, exported: Exported) -> EncodedDa
         group_by=group_by,
     )
     encoder = task.encoder(exported.processor, exported.dataset_stats, exported.settings)
-    return encode_rows(rows, encoder, key=key, location=PLACE, group_by=group_by)
+    return encode_rows(rows, encoder, key=key, location=LOCATION, group_by=group_by)
 
 
-def _engine(*, dtype: str) -> Engine:
-    """One process on this machine's device."""
+def _start_single_process_engine(*, dtype: str) -> Engine:
+    """Start an engine of one process on this machine's device."""
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from dtl.core.errors import RunFailed
-from dtl.prepare.preparation import refuse_absent_trackers
+from dtl.prepare.preparation import check_trackers
 from dtl.run.folder import RunFolder
 
 
@@ -13,7 +13,7 @@ def track(folder: RunFolder, names: Iterable[str]) -> list[str]:
     """Send every line of metrics.jsonl, as a new run there; the names of the trackers. Raises
     DtlError where one is not installed, or does not take it."""
     chosen = list(dict.fromkeys(names))
-    refuse_absent_trackers(chosen)
+    check_trackers(chosen)
     from dtl.engine.trackers import open_tracker
     from dtl.train.trackers import send_lines
 

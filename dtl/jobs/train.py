@@ -10,7 +10,7 @@ from dtl.engine.base import Engine
 from dtl.evaluation.final_weights import choose_final_weights
 from dtl.evaluation.scoring import Scorer
 from dtl.export.finished_run import export_run
-from dtl.prepare.dataset import Examples
+from dtl.prepare.prepared_data import PreparedData
 from dtl.run.folder import RunFolder
 from dtl.train.checkpoint import size_on_disk
 from dtl.train.guards import LossSpike, StepGuard
@@ -28,7 +28,7 @@ from dtl.train.state import RunContext, TrainState, make_loader
 
 
 def run(
-    folder: RunFolder, engine: Engine, examples: Examples, process: ProcessContext
+    folder: RunFolder, engine: Engine, examples: PreparedData, process: ProcessContext
 ) -> RunResult:
     """Run the whole job on one rank. Every rank must call."""
     end: End

@@ -98,7 +98,7 @@ def _open_folder(path: str, rank: int, prepared: Prepared | None) -> _RankRun:
     folder = RunFolder.open(path)
     redirect_output(folder.logs / f"rank-{rank}.log")
     try:
-        prepared = prepared or preparation.reopen(folder, writes=rank == 0)
+        prepared = prepared or preparation.reopen_run(folder, writes=rank == 0)
     except DtlError as fault:
         # A launcher stops the other ranks when one has died, and that looks like a crash.
         folder.write_exit_code(fault.exit_code, rank=rank)
@@ -113,17 +113,17 @@ def _open_config(
     from dtl.prepare import preparation
 
     outer = read_outer_launch(os.environ)
-    prepared = preparation.prepare_file(config, overrides, outer=outer, writes=rank == 0)
+    prepared = preparation.prepare_config_file(config, overrides, outer=outer, writes=rank == 0)
     folder = RunFolder.from_config(prepared.config)
-    exists = preparation.holds(folder, prepared.config)
+    exists = preparation.has_same_run(folder, prepared.config)
     if exists and folder.state == "finished":
         if rank == 0:
             print(f"{folder.path} is finished; nothing to do", file=terminal, flush=True)
         return None
     if exists:
-        preparation.refuse_other_data(folder, prepared.examples)
+        preparation.check_data_unchanged(folder, prepared.data)
     else:
-        preparation.refuse_used(folder, prepared.config)
+        preparation.check_unused(folder, prepared.config)
     return _RankRun(folder, prepared, outer)
 
 
@@ -185,7 +185,7 @@ def _train_with_lock(
             check_lease=lease.hold if lease is not None else _check_nothing,
         )
         with report_resource_failures(run.prepared, watchdog):
-            result = run_job(folder, engine, run.prepared.examples, process)
+            result = run_job(folder, engine, run.prepared.data, process)
         code = 0 if result.end == "done" else STOPPED
         if engine.is_main_process:
             folder.write_exit_code(code)
@@ -202,14 +202,13 @@ def _create_folder(
         f"{outer.launcher} fixes the layout: {engine.world_size} ranks, ZeRO {layout.zero_stage}, "
         f"{layout.accumulation_steps} x {layout.micro_batch} examples per rank"
     )
-    if engine.is_main_process and folder.state == "absent":
+    if engine.is_main_process:
         from dtl.prepare import preparation
 
-        for line in prepared.examples.lines():
-            print_line(line)
-        preparation.create(folder, prepared)
-    elif engine.is_main_process:
-        folder.update_plan(prepared.config, prepared.plan)
+        if folder.state == "absent":
+            for line in prepared.data.format_lines():
+                print_line(line)
+        preparation.write_run(folder, prepared)
     engine.barrier()
 
 

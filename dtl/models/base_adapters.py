@@ -9,7 +9,6 @@ from dtl.config.schema import Model
 from dtl.core.errors import DtlError
 from dtl.models.peft.save_load import check_adapter_folder
 
-
 EXPORT_METADATA = "dtl.json"  # in an export: what dtl needs to load it
 
 

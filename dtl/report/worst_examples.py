@@ -15,7 +15,7 @@ from dtl.data.modalities.audio import load_audio, read_sampling_rate
 from dtl.data.modalities.image import load_image
 from dtl.data.sources.rows import Row
 from dtl.metrics.base import EvalRecord
-from dtl.prepare.dataset import held_out_rows
+from dtl.prepare.splits import find_held_out_rows
 from dtl.report.page import ExampleCard
 from dtl.run.folder import RunFolder
 from dtl.tasks.base import Task
@@ -63,10 +63,10 @@ def select_worst_examples(
 
 
 def _read_rows(folder: RunFolder, task: Task, row_indices: set[int]) -> dict[int, Row]:
-    held_out = held_out_rows(folder.config, task)
+    held_out = find_held_out_rows(folder.config, task)
     assert held_out is not None, "scored examples are held out"
     source, rows = held_out
-    recorded_hash = folder.data.get("sources", {}).get(source.place, {}).get("sha256")
+    recorded_hash = folder.data.get("sources", {}).get(source.key, {}).get("sha256")
     if recorded_hash != source.rows.fingerprint:
         raise DtlError.of(
             source.rows.name,

@@ -26,7 +26,7 @@ from dtl.data.cache.feature_cache import (
 )
 from dtl.engine.base import Engine
 from dtl.plan.feature_cache import LOCATION
-from dtl.prepare.dataset import Examples
+from dtl.prepare.prepared_data import PreparedData
 from dtl.run.folder import RunFolder
 from dtl.train.feature_extraction import FeatureExtractor, FeaturesUnsupported, write_part
 from dtl.train.feature_split import find_common_split_point
@@ -36,7 +36,7 @@ POLL_SECONDS = 1.0  # while another run extracts the features
 
 
 @torch.no_grad()
-def use_cached_features(extractor: FeatureExtractor) -> tuple[Parts, Examples]:
+def use_cached_features(extractor: FeatureExtractor) -> tuple[Parts, PreparedData]:
     """Return the parts and the examples of a run that trains only the head, on cached features of
     the base. Where that is not possible, print why and return the same parts and examples.
 
@@ -46,7 +46,7 @@ def use_cached_features(extractor: FeatureExtractor) -> tuple[Parts, Examples]:
     engine.unwrapped_model.eval()
     try:
         split = find_common_split_point(extractor)
-        wider = examples.wider or extractor.train
+        wider = examples.feature_cache_data or extractor.train
         train = _add_features(extractor.train, _load_or_extract(extractor, split, wider))
         held_out = examples.held_out
         if held_out is not None:
@@ -153,7 +153,7 @@ def _cache_folder(extractor: FeatureExtractor, split: SplitPoint, data: EncodedD
     layout, engine = extractor.plan.layout, extractor.engine
     model_config = engine.unwrapped_model.config
     return feature_cache_folder(
-        base=extractor.examples.base,
+        base=extractor.examples.base_fingerprint,
         data=data.key,
         head=[extractor.parts.task.auto_class, split.base, repr(split.fields)],
         settings=extractor.parts.task.head_config(extractor.examples.dataset_stats),

@@ -25,7 +25,7 @@ from dtl.engine.base import Engine
 from dtl.models.anatomy import unwrap
 from dtl.models.head_input import flatten_output, record_outputs
 from dtl.plan.hardware import free_disk_bytes
-from dtl.prepare.dataset import Examples
+from dtl.prepare.prepared_data import PreparedData
 from dtl.train.feature_task import SplitPoint, split_field
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class FeatureExtractor:
     config: RunConfig
     plan: Plan
     parts: Parts
-    examples: Examples
+    examples: PreparedData
     engine: Engine
     collate: Collate
     check_stop: Callable[[str], None]

@@ -25,7 +25,7 @@ from dtl.models.pretrained_config import HeadConfig
 from dtl.models.processor import get_pad_token_id
 from dtl.models.staging import resolve_staged_model, stage_weights
 from dtl.plan.records import Plan
-from dtl.prepare.dataset import Examples
+from dtl.prepare.prepared_data import PreparedData
 from dtl.train.checkpoint import read_progress
 from dtl.train.checkpoint_tensors import CheckpointTensors, load_weights
 
@@ -50,7 +50,7 @@ def build_model(
     config: RunConfig,
     plan: Plan,
     parts: Parts,
-    examples: Examples,
+    examples: PreparedData,
     engine: Engine,
     *,
     saved: Path | None = None,
@@ -101,7 +101,7 @@ def enable_activation_checkpointing(model: nn.Module) -> None:
 
 
 def _load_base(
-    config: RunConfig, plan: Plan, parts: Parts, examples: Examples, engine: Engine
+    config: RunConfig, plan: Plan, parts: Parts, examples: PreparedData, engine: Engine
 ) -> LoadedModel:
     """Load the base and initialize what it does not have."""
     trains_all = plan.phases[parts.phase].parameters.frozen == 0

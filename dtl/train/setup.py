@@ -9,7 +9,7 @@ from dtl.engine.start import start
 from dtl.engine.trackers import open_tracker
 from dtl.plan.memory import checkpoint_bytes
 from dtl.plan.records import Plan
-from dtl.prepare.dataset import Examples
+from dtl.prepare.prepared_data import PreparedData
 from dtl.run.folder import RunFolder
 from dtl.tasks.base import Task
 from dtl.train.checkpoint import CheckpointStore
@@ -38,7 +38,7 @@ def start_engine(config: RunConfig, plan: Plan) -> Engine:
 
 
 def open_context(
-    folder: RunFolder, engine: Engine, examples: Examples, process: ProcessContext
+    folder: RunFolder, engine: Engine, examples: PreparedData, process: ProcessContext
 ) -> RunContext:
     """Return what stays the same during the run. Every rank must call."""
     config, plan = folder.config, folder.plan

@@ -11,7 +11,7 @@ from dtl.data.loader import Collate, Loader
 from dtl.engine.base import Engine
 from dtl.models.processor import get_pad_token_id
 from dtl.plan.records import PhasePlan, Plan
-from dtl.prepare.dataset import Examples
+from dtl.prepare.prepared_data import PreparedData
 from dtl.run.folder import RunFolder
 from dtl.train.checkpoint import CheckpointStore
 from dtl.train.log import RunLog
@@ -32,7 +32,7 @@ class RunContext:
     config: RunConfig
     plan: Plan
     parts: Parts
-    examples: Examples
+    examples: PreparedData
     engine: Engine
     process: ProcessContext
     log: RunLog
@@ -50,7 +50,7 @@ class TrainState:
     """
 
     parts: Parts
-    examples: Examples
+    examples: PreparedData
     progress: Progress
 
     @property

@@ -56,12 +56,12 @@ def main(jobs_file: str) -> int:
         engine = start_engine(config, prepared.plan)
         folder = RunFolder.from_config(config)
         if engine.is_main_process and folder.state == "absent":
-            examples = prepared.examples
+            examples = prepared.data
             folder.create(
                 config,
                 prepared.plan,
                 examples.dataset_stats,
-                examples.data,
+                examples.to_record(),
                 batching=examples.batching,
             )
         elif engine.is_main_process:
@@ -84,7 +84,7 @@ def main(jobs_file: str) -> int:
                 exports_model=not job.get("bare"),
             )
             with watch:
-                train.run(folder, engine, prepared.examples, process)
+                train.run(folder, engine, prepared.data, process)
             if hasattr(engine, "model"):
                 refuse_different_buffers(engine)
         AcceleratorState._reset_state(reset_partial_state=True)

@@ -74,7 +74,7 @@ def test_the_run_lists_what_it_skipped_and_says_so(desk: Path) -> None:
     ended = _train(desk, *SKIPPING, "run.name=listed", "train.steps=1")
     assert ended.returncode == 0, ended.stdout + ended.stderr
     (line,) = (line for line in ended.stdout.splitlines() if line.startswith("data.train:"))
-    assert line.startswith("data.train: 7 of 47 rows are at fault and skipped: dirty.jsonl:1 (")
+    assert line.startswith("data.train: 7 of 47 rows are invalid and skipped: dirty.jsonl:1 (")
     text = (desk / "runs" / "listed" / "skipped_rows.jsonl").read_text(encoding="utf-8")
     listed = [json.loads(line) for line in text.splitlines()]
     numbers = [number + place for place, number in enumerate(BAD, start=1)]

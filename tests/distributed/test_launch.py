@@ -218,7 +218,7 @@ def test_a_finished_run_is_left_alone(desk: Path, trained: tuple[list[str], Ende
     other = _end(_dtl(desk, *command, "train.seed=1"))
     assert other.code == 2
     assert len(other.errors.splitlines()) == 1, "one clear message"
-    assert "holds a finished run" in other.errors and "run.name" in other.errors
+    assert "contains a finished run" in other.errors and "run.name" in other.errors
     assert _content(run.path) == before
 
 

@@ -1,4 +1,4 @@
-"""Examples as a person reads them, with what is learnt of them."""
+"""PreparedData as a person reads them, with what is learnt of them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from dtl.data.cache.encoded import EncodedData
 from dtl.data.sources.rows import Row
-from dtl.prepare.dataset import Examples
+from dtl.prepare.prepared_data import PreparedData
 from dtl.tasks.base import Task
 
 PREVIEWS = 5  # examples
@@ -25,7 +25,7 @@ class Preview:
     spans: tuple[tuple[str, bool], ...]
 
 
-def preview_examples(rows: Iterable[Row], examples: Examples, task: Task) -> Iterator[Preview]:
+def preview_examples(rows: Iterable[Row], examples: PreparedData, task: Task) -> Iterator[Preview]:
     """A few, evenly spaced."""
     data = examples.train
     assert isinstance(data, EncodedData), "for a look nothing is streamed"

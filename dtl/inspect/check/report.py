@@ -16,7 +16,9 @@ from dtl.inspect.check.media import find_decode_fault
 from dtl.inspect.check.preview import Preview, preview_examples
 from dtl.inspect.check.render import format_finding, format_preview, format_source, summarize_source
 from dtl.inspect.check.stats import SourceStats, collect_source_stats
-from dtl.prepare.dataset import Examples, ReadSource, prepare, split
+from dtl.prepare.prepared_data import PreparedData, prepare_data
+from dtl.prepare.sources import ScannedSource
+from dtl.prepare.splits import split_rows
 from dtl.tasks.base import Task
 
 
@@ -61,13 +63,13 @@ def check_data(config: RunConfig, parts: Parts) -> DataReport:
         }
     )
     try:
-        return _create_report(config, parts, prepare(lenient, parts), decode_faults={})
+        return _create_report(config, parts, prepare_data(lenient, parts), decode_faults={})
     except MediaDecodeError:
         check = _DecodingCheck(parts.task)
-        examples = prepare(lenient, parts, check=check)
+        examples = prepare_data(lenient, parts, check=check)
         return _create_report(config, parts, examples, decode_faults=check.faults)
     except DtlError:
-        prepare(config, parts)  # what a run would tell, where too few rows are good to go on
+        prepare_data(config, parts)  # what a run would tell, where too few rows are good to go on
         raise
 
 
@@ -90,9 +92,10 @@ class _DecodingCheck:
 
 
 def _create_report(
-    config: RunConfig, parts: Parts, examples: Examples, *, decode_faults: dict[str, Fault]
+    config: RunConfig, parts: Parts, examples: PreparedData, *, decode_faults: dict[str, Fault]
 ) -> DataReport:
-    train_rows, held_out_rows = split(config, parts.task, examples.sources, examples.mixed)
+    split = split_rows(config, parts.task, examples.sources, examples.mixed_sources)
+    train_rows, held_out_rows = split.train, split.held_out
     assert isinstance(examples.train, EncodedData), "for a look nothing is streamed"
     train = collect_source_stats("train", train_rows, examples.train, parts.task, examples)
     held_out = None
@@ -109,15 +112,15 @@ def _create_report(
 
 
 def _add_invalid_rows(
-    stats: SourceStats, source: ReadSource, data: Data, decode_faults: dict[str, Fault]
+    stats: SourceStats, source: ScannedSource, data: Data, decode_faults: dict[str, Fault]
 ) -> SourceStats:
     """Add the rows at fault of a source; where it is split, the training part has them all."""
-    bad = tuple(fault for fault in source.bad if fault.location not in decode_faults)
-    share = len(bad) / (source.good + len(source.bad))
+    bad = tuple(fault for fault in source.faults if fault.location not in decode_faults)
+    share = len(bad) / (source.valid_rows + len(source.faults))
     return replace(
         stats,
         invalid_rows=bad,
-        corrupted_media=tuple(fault for fault in source.bad if fault.location in decode_faults),
+        corrupted_media=tuple(fault for fault in source.faults if fault.location in decode_faults),
         invalid_rows_stop_run=bool(bad)
         and (data.on_bad_row == "fail" or share > data.max_bad_fraction),
     )

@@ -14,7 +14,7 @@ from dtl.data.cache.encoded import EncodedData
 from dtl.data.example import EncodedExample
 from dtl.data.sources.rows import Row
 from dtl.inspect.check.media import AudioStats, ImageStats, digest_media, measure_media
-from dtl.prepare.dataset import Examples
+from dtl.prepare.prepared_data import PreparedData
 from dtl.tasks.base import Task, TokenSpan
 
 MAX_SAMPLED_EXAMPLES = 20_000  # examples whose tokens are looked at, evenly spaced
@@ -86,7 +86,7 @@ class SourceStats:
 
 
 def collect_source_stats(
-    name: str, rows: Iterable[Row], data: EncodedData, task: Task, examples: Examples
+    name: str, rows: Iterable[Row], data: EncodedData, task: Task, examples: PreparedData
 ) -> SourceStats:
     """One pass over the rows; those that may have been cut are encoded again without a limit."""
     reasons, encoder = (
@@ -149,7 +149,9 @@ def _normalize_text(text: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
-def _create_unlimited_encoder(task: Task, examples: Examples, *, ignore_model_limits: bool) -> Any:
+def _create_unlimited_encoder(
+    task: Task, examples: PreparedData, *, ignore_model_limits: bool
+) -> Any:
     """The same encoder with the options out of reach; None where the task has no limit. `endless`:
     so are the limits of the model and its tokenizer."""
     if not task.truncation_options:
@@ -157,7 +159,7 @@ def _create_unlimited_encoder(task: Task, examples: Examples, *, ignore_model_li
     raised = {
         name: max(UNLIMITED_OPTION, getattr(task.options, name)) for name in task.truncation_options
     }
-    processor, settings = copy.deepcopy(examples.processor), copy.copy(examples.settings)
+    processor, settings = copy.deepcopy(examples.processor), copy.copy(examples.model_config)
     if ignore_model_limits:
         settings.max_position_embeddings = UNLIMITED_MODEL
         if hasattr(processor, "model_max_length"):
@@ -167,7 +169,7 @@ def _create_unlimited_encoder(task: Task, examples: Examples, *, ignore_model_li
 
 
 def _find_model_limits(
-    longest: dict[str, tuple[int, Row]], task: Task, examples: Examples
+    longest: dict[str, tuple[int, Row]], task: Task, examples: PreparedData
 ) -> dict[str, int]:
     """What the model reads of the longest rows, if the options let it; ENDLESS: all of them."""
     encoder, reads = _create_unlimited_encoder(task, examples, ignore_model_limits=False), {}
@@ -193,11 +195,11 @@ def _length(found: tuple[int, Row]) -> int:
     return found[0]
 
 
-def _max_positions(examples: Examples) -> int:
-    return getattr(examples.settings, "max_position_embeddings", None) or UNLIMITED_MODEL
+def _max_positions(examples: PreparedData) -> int:
+    return getattr(examples.model_config, "max_position_embeddings", None) or UNLIMITED_MODEL
 
 
-def _tokenizer_limit(examples: Examples) -> int:
+def _tokenizer_limit(examples: PreparedData) -> int:
     return int(
         min(UNLIMITED_MODEL, getattr(examples.processor, "model_max_length", UNLIMITED_MODEL))
     )

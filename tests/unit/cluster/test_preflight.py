@@ -50,9 +50,9 @@ def run(decoder, tmp_path_factory) -> Path:
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("DTL_CACHE", str(folder / "cache"))
         prepared = preparation.prepare_run(api.load_config(folder / "run.yaml"))
-        examples = prepared.examples
+        examples = prepared.data
         RunFolder(folder / "run").create(
-            prepared.config, prepared.plan, examples.dataset_stats, examples.data
+            prepared.config, prepared.plan, examples.dataset_stats, examples.to_record()
         )
     return folder / "run"
 

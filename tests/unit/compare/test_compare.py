@@ -156,10 +156,10 @@ def test_the_hint_is_scikit_learns_on_what_the_head_is_given(whole):
     from dtl import mini
     from dtl.assembly.parts import assemble
     from dtl.compare.state import State
-    from dtl.prepare.dataset import prepare
+    from dtl.prepare.prepared_data import prepare_data
 
-    config = State.at(whole).grid.hint_config
-    examples, parts = prepare(config, assemble(config)), assemble(config)
+    config = State.at(whole).grid.probe_config
+    examples, parts = prepare_data(config, assemble(config)), assemble(config)
     body = AutoModel.from_pretrained(mini.base_folder("vision")).eval()
     known = []
     for data in (examples.train, examples.held_out):

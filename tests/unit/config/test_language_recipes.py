@@ -99,5 +99,5 @@ def test_a_language_recipe_plans(
     counts = prepared.plan.parameters
     assert (counts.frozen == 0) == (learns == "all") and counts.trainable > 0
     assert (counts.quantized.weights > 0) == (config.model.quantize is not None)
-    held_out = 0 if config.data.eval else len(prepared.examples.held_out)  # type: ignore[arg-type]
-    assert len(prepared.examples.train) == len(rows.read_text().splitlines()) - held_out
+    held_out = 0 if config.data.eval else len(prepared.data.held_out)  # type: ignore[arg-type]
+    assert len(prepared.data.train) == len(rows.read_text().splitlines()) - held_out

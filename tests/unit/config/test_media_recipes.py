@@ -39,7 +39,7 @@ def test_a_recipe_plans(
     given += [f"data.{part}={tmp_path / 'rows.parquet'}" for part in ("train", "eval")]
     prepared = preparation.prepare_run(load_config(RECIPES[name], given))
     counts = prepared.plan.parameters
-    assert len(prepared.examples.train) == 12
+    assert len(prepared.data.train) == 12
     assert {"all": counts.frozen == 0, "head": counts.trainable < counts.frozen}.get(
         learns, counts.trainable > counts.frozen > 0
     )

@@ -41,8 +41,8 @@ def test_a_ctc_recipe_plans(
         RECIPES[name], [f"model.path={model}", f"data.train={file}", f"data.eval={file}"]
     )
     prepared = preparation.prepare_run(config)
-    counts, dataset_stats = prepared.plan.parameters, prepared.examples.dataset_stats
-    assert len(prepared.examples.train) == 20
+    counts, dataset_stats = prepared.plan.parameters, prepared.data.dataset_stats
+    assert len(prepared.data.train) == 20
     if learns == "all":
         assert dataset_stats["new_head"] and counts.trainable > 9 * counts.frozen > 0
     else:

@@ -43,5 +43,5 @@ def test_a_whisper_recipe_plans(
     else:
         # In 2 x 2 blocks, of which the decoder's attend twice: q and v of 6 attentions.
         assert counts.trainable == 6 * 2 * 32 * (32 + 32)
-    assert len(prepared.examples.train) == 20
-    assert prepared.examples.dataset_stats["language"] == "de"
+    assert len(prepared.data.train) == 20
+    assert prepared.data.dataset_stats["language"] == "de"

@@ -8,7 +8,7 @@ from dtl.config.load import load_config
 from dtl.config.schema import Subsample
 from dtl.core.errors import DtlError
 from dtl.data.subsample import MAX_VALIDATION_ROWS, draw_subsample
-from dtl.prepare.dataset import prepare
+from dtl.prepare.prepared_data import prepare_data
 from tests import tiny_vision
 
 CLASSES = {"a": list(range(0, 300, 3)), "b": list(range(1, 90, 3)), "c": [2, 5]}
@@ -69,7 +69,7 @@ def bed(tmp_path_factory):
 
 def prepared(bed, *overrides):
     config = load_config(bed, overrides)
-    return prepare(config, assemble(config))
+    return prepare_data(config, assemble(config))
 
 
 def pictures(data):
@@ -98,7 +98,7 @@ def test_labels_are_known_that_are_in_no_drawn_row(bed):
 
 def test_more_labels_than_there_are_is_refused(bed):
     with pytest.raises(
-        DtlError, match=r"no class has 11 labelled rows .* 10 at most; set it to 10"
+        DtlError, match=r"no class has 11 labeled rows .* at most 10. Fix: set it to 10"
     ):
         prepared(bed, "data.subsample.size=11")
     with pytest.raises(DtlError, match="no rows are kept apart"):

@@ -1,4 +1,4 @@
-"""What the doctor finds."""
+"""The findings of `dtl doctor`."""
 
 import pytest
 from packaging.requirements import Requirement
@@ -7,53 +7,53 @@ from dtl.inspect import doctor
 
 
 def states(findings):
-    return {finding.what: finding.state for finding in findings}
+    return {finding.text: finding.state for finding in findings}
 
 
-def test_a_package_that_is_absent_is_missing():
-    finding = doctor._package(Requirement("no-such-package>=1"))
+def test_absent_package_is_missing():
+    finding = doctor._check_package(Requirement("no-such-package>=1"))
     assert finding.state == "missing"
     assert str(finding).endswith(
-        "no-such-package is not installed; pip install 'no-such-package>=1'"
+        "no-such-package is not installed. Fix: pip install 'no-such-package>=1'"
     )
 
 
-def test_a_package_of_another_version_is_missing():
-    finding = doctor._package(Requirement("pytest>=1000"))
+def test_package_of_another_version_is_missing():
+    finding = doctor._check_package(Requirement("pytest>=1000"))
     assert finding.state == "missing"
-    assert "but dtl needs >=1000" in finding.what
+    assert "(expected >=1000)" in finding.text
     assert finding.fix == "pip install 'pytest>=1000'"
 
 
-def test_a_missing_compiler_is_told(monkeypatch, tmp_path):
+def test_missing_compiler_is_reported(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
-    findings = list(doctor._builders())
+    findings = list(doctor._check_build_tools())
     assert findings[0].state == "missing"
-    assert "ZeRO 0" in findings[0].what
+    assert "ZeRO 0" in findings[0].text
 
 
-def test_a_lock_of_a_killed_build_is_told(monkeypatch, tmp_path):
+def test_lock_of_a_killed_build_is_reported(monkeypatch, tmp_path):
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
     (tmp_path / "py311" / "op").mkdir(parents=True)
     (tmp_path / "py311" / "op" / "lock").touch()
-    told = [str(finding) for finding in doctor._folders()]
-    assert any("op/lock is held by a build" in line for line in told)
+    lines = [str(finding) for finding in doctor._check_folders()]
+    assert any("op/lock is held by a running build" in line for line in lines)
 
 
-def test_a_cache_that_cannot_be_written_is_missing(monkeypatch, tmp_path):
+def test_cache_that_is_not_writable_is_missing(monkeypatch, tmp_path):
     file = tmp_path / "file"
     file.touch()
     monkeypatch.setenv("HF_HOME", str(file))
-    finding = next(doctor._folders())
+    finding = next(doctor._check_folders())
     assert finding.state == "missing"
     assert finding.fix == "set HF_HOME to a folder that you may write to"
 
 
 @pytest.mark.parametrize(
-    ("seen", "state", "words"),
+    ("report", "state", "words"),
     [
-        ("ImportError: broken", "missing", "torch does not start (ImportError: broken)"),
+        ("ImportError: broken", "missing", "torch cannot be imported (ImportError: broken)"),
         ({"cuda": None, "cuda_home": None, "devices": []}, "note", "trains on the CPU"),
         (
             {
@@ -66,18 +66,18 @@ def test_a_cache_that_cannot_be_written_is_missing(monkeypatch, tmp_path):
         ),
     ],
 )
-def test_devices(monkeypatch, tmp_path, seen, state, words):
+def test_devices_are_those_that_torch_reports(monkeypatch, tmp_path, report, state, words):
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(doctor, "_seen_by_torch", lambda: seen)
-    (finding,) = doctor._devices()
+    monkeypatch.setattr(doctor, "_query_torch", lambda: report)
+    (finding,) = doctor._check_devices()
     assert finding.state == state
-    assert words in finding.what
+    assert words in finding.text
 
 
-def test_a_driver_without_a_gpu_for_torch_is_missing(monkeypatch, tmp_path):
+def test_driver_without_a_gpu_for_torch_is_missing(monkeypatch, tmp_path):
     driver = tmp_path / "nvidia-smi"
     driver.write_text("#!/bin/sh\n")
     driver.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert "this torch is for CPU only" in doctor._no_gpu(None).what
-    assert "torch sees no GPU" in doctor._no_gpu("13.0").what
+    assert "this torch is for CPU only" in doctor._explain_missing_gpu(None).text
+    assert "torch finds no GPU" in doctor._explain_missing_gpu("13.0").text

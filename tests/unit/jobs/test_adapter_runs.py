@@ -50,7 +50,7 @@ def run_here(config, *, stop_after=sys.maxsize):
     prepared = preparation.prepare_run(config)
     run = RunFolder.from_config(config)
     if run.state == "absent":
-        run.create(config, prepared.plan, prepared.examples.dataset_stats, prepared.examples.data)
+        run.create(config, prepared.plan, prepared.data.dataset_stats, prepared.data.to_record())
     engine = start_engine(config, prepared.plan)
     watch = Watchdog(run.heartbeats, rank=0, ranks=1, tell=print)
     asked = itertools.count()
@@ -61,7 +61,7 @@ def run_here(config, *, stop_after=sys.maxsize):
         check_lease=lambda: None,
     )
     with watch:
-        end = jobs.run(run, engine, prepared.examples, process).end
+        end = jobs.run(run, engine, prepared.data, process).end
     assert end == ("done" if stop_after == sys.maxsize else "stopped")
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
@@ -242,14 +242,14 @@ def test_a_run_does_not_go_on_from_another_adapter(folder, decoder, texts, first
     earlier = shutil.copytree(first.export, tmp_path / "earlier")
     options = {"name": "lora", "continue_from": str(earlier)}
     run = train(folder, "moved", decoder, "causal_lm", texts, options, stop_after=1)
-    preparation.reopen(run, writes=True)
+    preparation.reopen_run(run, writes=True)
     settings = earlier / "adapter_config.json"
     settings.write_text(settings.read_text().replace('"lora_alpha": 32.0', '"lora_alpha": 16.0'))
     for gone in (False, True):
         if gone:
             shutil.rmtree(earlier)
         with pytest.raises(DtlError, match=r"strategy.continue_from: the adapter .* has changed"):
-            preparation.reopen(run, writes=True)
+            preparation.reopen_run(run, writes=True)
 
 
 def test_an_adapter_goes_on_over_what_it_was_learnt_over(folder, decoder, texts, first):

@@ -59,10 +59,10 @@ def test_a_run_does_not_go_on_with_another_base(base, tmp_path, cache):
     )
     config = load_config(tmp_path / "run.yaml")
     prepared = preparation.prepare_run(config)
-    folder, examples = RunFolder.from_config(config), prepared.examples
-    folder.create(config, prepared.plan, examples.dataset_stats, examples.data)
-    preparation.reopen(folder, writes=True)
+    folder, examples = RunFolder.from_config(config), prepared.data
+    folder.create(config, prepared.plan, examples.dataset_stats, examples.to_record())
+    preparation.reopen_run(folder, writes=True)
     shutil.rmtree(base)
     tiny.decoder(base, chat=True, seed=8)
-    with pytest.raises(DtlError, match="have changed since the run began"):
-        preparation.reopen(folder, writes=True)
+    with pytest.raises(DtlError, match="have changed since the run started"):
+        preparation.reopen_run(folder, writes=True)

@@ -12,7 +12,7 @@ from dtl.config.load import load_config
 from dtl.config.schema import Source
 from dtl.core.errors import DtlError, Fault
 from dtl.data.sources.rows import open_rows
-from dtl.prepare.dataset import prepare
+from dtl.prepare.prepared_data import prepare_data
 from tests import tiny
 
 CONFIG = """
@@ -48,7 +48,7 @@ def opened(path, *, skips, columns=None, **keys):
 
 def prepared(*overrides):
     config = load_config("run.yaml", overrides)
-    return prepare(config, assemble(config))
+    return prepare_data(config, assemble(config))
 
 
 def write(*lines, name="rows.jsonl"):
@@ -217,9 +217,8 @@ def test_more_than_the_share_that_may_be_skipped_stops_the_run(share, fits):
             prepared(f"data.max_bad_fraction={share}")
         (fault,) = caught.value.faults
         assert fault.location == "data.max_bad_fraction"
-        assert (
-            f"29 of 100 rows of rows.jsonl are at fault, and no more than the share {share} "
-            in (fault.problem)
+        assert "29 of 100 rows of rows.jsonl are invalid, and the share that may be " in (
+            fault.problem
         )
         assert "rows.jsonl:72 (no valid JSON" in fault.problem and fault.problem.endswith("...")
 
@@ -234,7 +233,7 @@ def test_one_in_a_hundred_is_the_default():
 
 def test_no_good_row_at_all_stops_the_run():
     write("bad", "worse")
-    with pytest.raises(DtlError, match=r"2 of 2 rows of rows\.jsonl are at fault"):
+    with pytest.raises(DtlError, match=r"2 of 2 rows of rows\.jsonl are invalid"):
         prepared("data.max_bad_fraction=1")
 
 
@@ -261,12 +260,12 @@ def test_every_row_that_is_no_example_is_listed(more):
     expected = [*AT_FAULT, ("rows.jsonl:4", "empty text")]
     for _ in range(2):  # the second time from the cache
         examples = prepared(*more)
-        listed = list(examples.skipped_rows())
-        assert [(row["place"], row["reason"]) for row in listed] == expected
+        listed = list(examples.iter_skipped_rows())
+        assert [(row["location"], row["reason"]) for row in listed] == expected
         assert {row["source"] for row in listed} == {"data.train"}
-        assert examples.data["skipped_rows"] == 3
-        line = examples.lines()[0]
-        assert line.startswith("data.train: 3 of 12 rows are at fault and skipped: rows.jsonl:2 (")
+        assert examples.to_record()["skipped_rows"] == 3
+        line = examples.format_lines()[0]
+        assert line.startswith("data.train: 3 of 12 rows are invalid and skipped: rows.jsonl:2 (")
         assert "rows.jsonl:6 (not UTF-8 text (byte 0xff))" in line
 
 
@@ -274,7 +273,7 @@ def test_both_sources_are_listed():
     write(*GOOD, "bad")
     write(GOOD[0], "bad", '{"text": ""}', name="eval.jsonl")
     listed = list(prepared("data.eval=eval.jsonl").skipped_rows())
-    assert [(row["source"], row["place"]) for row in listed] == [
+    assert [(row["source"], row["location"]) for row in listed] == [
         ("data.train", "rows.jsonl:9"),
         ("data.eval", "eval.jsonl:2"),
         ("data.eval", "eval.jsonl:3"),
@@ -288,7 +287,7 @@ def test_a_renamed_file_is_listed_under_its_new_name():
     Path("rows.jsonl").rename("renamed.jsonl")
     again = prepared("data.train=renamed.jsonl")
     assert again.train.key == first.train.key
-    assert [row["place"] for row in again.skipped_rows()] == [
+    assert [row["location"] for row in again.skipped_rows()] == [
         f"renamed.jsonl:{line}" for line in (2, 6, 7, 4)
     ]
 

@@ -13,8 +13,8 @@ from dtl.config.load import load_config
 from dtl.config.schema import RunConfig
 from dtl.core.errors import DtlError
 from dtl.data.cache.encoder import wait_for_encoded_data
-from dtl.prepare import dataset
-from dtl.prepare.dataset import prepare
+from dtl.prepare import encoding
+from dtl.prepare.prepared_data import prepare_data
 from tests import tiny
 
 
@@ -40,7 +40,9 @@ def test_a_process_that_only_reads_finds_what_another_has_written(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """It would wait for an hour for data of another name."""
-    monkeypatch.setattr(dataset, "wait_for", partial(wait_for_encoded_data, timeout_seconds=0.5))
+    monkeypatch.setattr(
+        encoding, "wait_for_encoded_data", partial(wait_for_encoded_data, timeout_seconds=0.5)
+    )
     file = tiny.write_rows(tmp_path / "rows.jsonl", rows)
     config = RunConfig.model_validate(
         {
@@ -52,8 +54,8 @@ def test_a_process_that_only_reads_finds_what_another_has_written(
             "train": {"steps": 1, "global_batch": 2},
         }
     )
-    written = prepare(config, assemble(config), writes=True)
-    read = prepare(config, assemble(config), writes=False)
+    written = prepare_data(config, assemble(config), writes=True)
+    read = prepare_data(config, assemble(config), writes=False)
     assert (written.train.key, len(written.held_out)) == (read.train.key, 1)  # type: ignore[arg-type]
     assert written.held_out.key == read.held_out.key  # type: ignore[union-attr]
 
@@ -71,7 +73,7 @@ def mixture(tmp_path, decoder, *overrides):
         f"data:\n  train: {tmp_path / 'a.jsonl'}\n  mix: [{{path: {tmp_path / 'b.jsonl'}}}]\n"
     )
     config = load_config(tmp_path / "mixed.yaml", list(overrides))
-    return prepare(config, assemble(config))
+    return prepare_data(config, assemble(config))
 
 
 def half(tmp_path):
@@ -109,18 +111,20 @@ def test_a_mixed_row_at_fault_is_told_with_its_source(tmp_path, decoder, cache):
     (tmp_path / "b.jsonl").write_text('{"text": "b0 fine"}\n{"text": 7}\n{"text": ""}\n')
     with pytest.raises(DtlError, match=r"b.jsonl:2: `text` is int"):
         config = load_config(tmp_path / "mixed.yaml")
-        prepare(config, assemble(config))
+        prepare_data(config, assemble(config))
     skips = ["data.on_bad_row=skip", "data.max_bad_fraction=0.5"]
     config = load_config(tmp_path / "mixed.yaml", skips)
-    examples = prepare(config, assemble(config))
+    examples = prepare_data(config, assemble(config))
     assert read(examples, examples.train) == ["a0", "a1", "a2", "b0"]
-    told = [(row["source"], row["place"].rpartition("/")[2]) for row in examples.skipped_rows()]
+    told = [
+        (row["source"], row["location"].rpartition("/")[2]) for row in examples.iter_skipped_rows()
+    ]
     assert told == [("data.mix[0]", "b.jsonl:2"), ("data.train", "b.jsonl:3")]
 
 
 def test_a_held_out_source_has_no_weight(tmp_path, decoder):
     mixture(tmp_path, decoder)
-    with pytest.raises(DtlError, match="every held-out row is scored once"):
+    with pytest.raises(DtlError, match="every held-out row is evaluated once"):
         load_config(
             tmp_path / "mixed.yaml",
             ["data.eval={path: x.jsonl, weight: 2}"],

@@ -220,17 +220,17 @@ def test_a_file_is_whole_or_as_it_was(tmp_path):
 def test_the_desk_refuses_a_used_folder_and_says_what_it_holds(run, config, tmp_path):
     other = configure(tmp_path / "runs", seed=1)
     with pytest.raises(DtlError, match="an interrupted run of another config"):
-        preparation.refuse_used(run, other)
-    assert preparation.holds(run, config)
+        preparation.check_unused(run, other)
+    assert preparation.has_same_run(run, config)
     run.finish({})
-    assert preparation.holds(run, config)
-    assert not preparation.holds(run, other)
+    assert preparation.has_same_run(run, config)
+    assert not preparation.has_same_run(run, other)
     with pytest.raises(DtlError, match="a finished run"):
-        preparation.refuse_used(run, other)
+        preparation.check_unused(run, other)
 
 
 def test_the_desk_lets_a_new_run_begin(config):
-    preparation.refuse_used(RunFolder.from_config(config), config)
+    preparation.check_unused(RunFolder.from_config(config), config)
 
 
 def test_the_scores_of_a_run_are_those_of_the_weights_that_it_exports(tmp_path):

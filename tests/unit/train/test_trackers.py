@@ -158,7 +158,7 @@ def test_failure_of_a_tracker_is_printed_once(run):
 def test_missing_tracker_package_is_refused_before_the_launch(tmp_path, monkeypatch, run, capsys):
     monkeypatch.setattr(preparation.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(DtlError) as caught:
-        preparation.refuse_absent_trackers(["tensorboard", "wandb"])
+        preparation.check_trackers(["tensorboard", "wandb"])
     assert str(caught.value).splitlines() == [
         "tracking: tensorboard is not installed; pip install 'dtl[tracking]'",
         "tracking: wandb is not installed; pip install wandb",

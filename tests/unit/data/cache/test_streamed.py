@@ -23,7 +23,7 @@ from dtl.data.loader import Loader
 from dtl.data.sources import rows as source
 from dtl.inspect.audit import audit
 from dtl.prepare import preparation
-from dtl.prepare.dataset import prepare
+from dtl.prepare.prepared_data import prepare_data
 from tests import tiny, tiny_sound, tiny_speech
 from tests.unit.jobs.test_adapter_runs import run_here
 
@@ -102,7 +102,7 @@ def test_stopped_and_resumed_it_is_bitwise_the_same(folder, decoder, streamed):
 def test_ranks_read_their_own_shares_of_the_same_global_batches(folder, decoder, ranks):
     config = configure(folder, decoder, f"shares-{ranks}")
     parts = assemble(config)
-    examples = prepare(config, parts)
+    examples = prepare_data(config, parts)
 
     def windows(ranks, step):
         return [
@@ -137,16 +137,16 @@ def test_a_row_is_encoded_in_its_step_and_not_before(folder, decoder, monkeypatc
     assert len(seen) == 401  # the first row is also looked at when the file is opened
     seen.clear()
     again = preparation.prepare_run(config)  # from the index
-    assert (len(seen), again.examples.train.key) == (1, prepared.examples.train.key)
+    assert (len(seen), again.data.train.key) == (1, prepared.data.train.key)
     seen.clear()
-    share = again.examples.train.take(np.array([399, 7, 120]))
+    share = again.data.train.take(np.array([399, 7, 120]))
     assert [at[0] for at in seen] == [7, 120, 399] and len(share.ids) == 3
 
 
 def test_the_planner_counts_the_longest_row_there_may_be(folder, decoder):
     config = configure(folder, decoder, "planned", "task.max_length=40")
     prepared = preparation.prepare_run(config)
-    assert set(prepared.examples.train.lengths.tolist()) == {40}
+    assert set(prepared.data.train.lengths.tolist()) == {40}
 
 
 def test_labels_are_found_once(folder, encoder, monkeypatch):
@@ -158,23 +158,23 @@ def test_labels_are_found_once(folder, encoder, monkeypatch):
         task="text_classification",
         rows="labelled.jsonl",
     )
-    dataset_stats = prepare(config, assemble(config)).dataset_stats
+    dataset_stats = prepare_data(config, assemble(config)).dataset_stats
     assert (
         dataset_stats["labels"] == sorted(dataset_stats["labels"])
         and len(dataset_stats["labels"]) > 1
     )
     parts = assemble(config)
     monkeypatch.setattr(type(parts.task), "survey", None)  # it would fail
-    assert prepare(config, parts, writes=False).dataset_stats == dataset_stats
+    assert prepare_data(config, parts, writes=False).dataset_stats == dataset_stats
 
 
 def test_held_out_rows_are_none_of_those_streamed(folder, decoder):
     config = configure(folder, decoder, "split", "data.eval=null", "data.eval_fraction=0.2")
-    examples = prepare(config, assemble(config))
+    examples = prepare_data(config, assemble(config))
     whole = configure(
         folder, decoder, "whole", "data.eval=null", "data.eval_fraction=0.2", streaming=False
     )
-    encoded = prepare(whole, assemble(whole))
+    encoded = prepare_data(whole, assemble(whole))
     assert (len(examples.train), len(examples.held_out)) == (18, 5)
     for number in range(18):
         share = examples.train.take(np.array([number]))
@@ -204,7 +204,7 @@ def test_rows_that_are_no_examples_are_counted_told_and_listed_once(folder, deco
     skipped = [line["step"] for line in run.read_metrics() if line["kind"] == "skip"]
     assert skipped == empty
     assert all((line["targets"] == 0) == (line["loss"] is None) for line in steps)
-    examples = prepare(
+    examples = prepare_data(
         configure(folder, decoder, "gaps", *overrides, rows="gaps.jsonl"), assemble(run.config)
     )
     share = examples.train.take(np.array([0, 3]))
@@ -214,7 +214,7 @@ def test_rows_that_are_no_examples_are_counted_told_and_listed_once(folder, deco
 def test_a_row_that_was_changed_while_the_run_goes_on_is_named(folder, decoder):
     tiny.write_texts(folder / "changing.jsonl", 9)
     config = configure(folder, decoder, "changing", "data.eval=null", rows="changing.jsonl")
-    examples = prepare(config, assemble(config))
+    examples = prepare_data(config, assemble(config))
     tiny.write_texts(folder / "changing.jsonl", 9, seed=3)
     with pytest.raises(RankFailed, match=r"changing\.jsonl: has changed since the run was started"):
         examples.train.take(np.arange(9))
@@ -270,7 +270,7 @@ def test_a_run_does_not_go_on_with_other_rows(folder, decoder):
     run = run_here(config, stop_after=1)
     tiny.write_texts(folder / "moved.jsonl", 9, seed=4)
     with pytest.raises(DtlError, match="the data, or its tokenizer, has changed"):
-        preparation.reopen(run, writes=True)
+        preparation.reopen_run(run, writes=True)
 
 
 REFUSED = [
@@ -302,10 +302,10 @@ def test_a_folder_of_classes_is_refused(folder, vit):
         folder, vit, "pictures", "data.eval=null", task="image_classification", rows="pictures"
     )
     with pytest.raises(DtlError, match=r"data.train.streaming: .*; list them in a JSON lines file"):
-        prepare(config, assemble(config))
+        prepare_data(config, assemble(config))
 
 
 def test_a_hub_data_set_is_refused_before_it_is_fetched(folder, decoder):
     config = configure(folder, decoder, "hub", "data.train.path=owner/name")
     with pytest.raises(DtlError, match=r"data.train.streaming: owner/name .*; fetch it as Parquet"):
-        prepare(config, assemble(config))
+        prepare_data(config, assemble(config))
