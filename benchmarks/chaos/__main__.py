@@ -12,7 +12,7 @@ from pathlib import Path
 
 import benchmarks.chaos
 from benchmarks.chaos import kinds, table
-from benchmarks.chaos.bed import Bed
+from benchmarks.chaos.setup import Setup
 from benchmarks.chaos.trials import Store, run_kind, run_one
 
 
@@ -20,30 +20,30 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     began = time.monotonic()
     with _folder(options.folder) as folder:
-        bed = Bed(folder, options.seed, options.most_kills)
-        bed.make()
+        setup = Setup(folder, options.seed, options.most_kills)
+        setup.create()
         if options.repeat:
-            return _repeat(bed, options)
+            return _repeat(setup, options)
         store = Store(folder / "trials.jsonl", options.seed)
         results = [
-            (kind, run_kind(kind, bed, store, jobs=options.jobs))
-            for kind in kinds.chosen(bed, options)
+            (kind, run_kind(kind, setup, store, jobs=options.jobs))
+            for kind in kinds.select_kinds(setup, options)
         ]
     minutes = (time.monotonic() - began) / 60
     page = "\n".join(table.report(results, seed=options.seed, minutes=minutes)) + "\n"
     print(page)
     if options.out:
         options.out.write_text(page, encoding="utf-8")
-    return 0 if table.holds(results) else 1
+    return 0 if table.all_passed(results) else 1
 
 
-def _repeat(bed: Bed, options: argparse.Namespace) -> int:
+def _repeat(setup: Setup, options: argparse.Namespace) -> int:
     """One trial once more, by `kind:number`."""
     options.only, _, number = options.repeat.partition(":")
-    (kind,) = kinds.chosen(bed, options)
-    found = run_one(kind, bed, int(number))
-    print("\n".join(f"{key}: {value}" for key, value in found.found.items()))
-    return 1 if found.broken else 0
+    (kind,) = kinds.select_kinds(setup, options)
+    found = run_one(kind, setup, int(number))
+    print("\n".join(f"{key}: {value}" for key, value in result.measurements.items()))
+    return 1 if result.violations else 0
 
 
 @contextlib.contextmanager

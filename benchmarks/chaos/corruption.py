@@ -5,64 +5,64 @@ from __future__ import annotations
 import shutil
 import signal
 
-from benchmarks.chaos.bed import ALONE, Bed
-from benchmarks.chaos.damage import HARMLESS, Spoiled, apply, draw_damage
-from benchmarks.chaos.ends import faults_of_end, reference
-from benchmarks.chaos.runs import Hung, Run
-from benchmarks.chaos.table import counted
-from benchmarks.chaos.trials import Trial
+from benchmarks.chaos.damage import HARMLESS, DamagedCheckpoint, damage_checkpoint, draw_damage
+from benchmarks.chaos.outputs import find_differences, reference_output
+from benchmarks.chaos.runs import Run, TimedOut
+from benchmarks.chaos.setup import SINGLE_PROCESS, Setup
+from benchmarks.chaos.table import count_values
+from benchmarks.chaos.trials import TrialResult
 
 NAME = "corruption"
-HOLDS = "found out before it is loaded, named, the older one taken, ends bitwise"
+REQUIREMENT = "found out before it is loaded, named, the older one taken, ends bitwise"
 FILES = ["manifest.json", "progress.json", "part-00001.safetensors"]
 INTERRUPTED_AFTER, FOREIGN_AFTER = 20, 30  # steps, of a run that saves every 10
 
 
-def trial(bed: Bed, number: int) -> Trial:
+def run_trial(setup: Setup, number: int) -> TrialResult:
     """One damage to one copy of the interrupted run."""
     damage = draw_damage(number, FILES)
-    found = Trial(NAME, number, landed=1, did=[str(damage)])
-    found.found = {"way": damage.way, "file": damage.file or "whole checkpoint"}
-    mine = interrupted(bed, "mine", after=INTERRUPTED_AFTER)
-    other = interrupted(bed, "foreign", ("train.seed=1",), after=FOREIGN_AFTER)
-    run = Run(bed, bed.place(NAME, number), ALONE)
+    result = TrialResult(NAME, number, injected=1, actions=[str(damage)])
+    result.measurements = {"way": damage.way, "file": damage.file or "whole checkpoint"}
+    mine = interrupted(setup, "mine", after=INTERRUPTED_AFTER)
+    other = interrupted(setup, "foreign", ("train.seed=1",), after=FOREIGN_AFTER)
+    run = Run(setup, setup.trial_folder(NAME, number), SINGLE_PROCESS)
     run.remove()
     shutil.copytree(mine.folder, run.folder, symlinks=True)
-    draw = bed.draw(NAME, number)
-    spoiled = apply(damage, draw, checkpoints=run.checkpoints, foreign=other.checkpoints)
+    rng = setup.rng(NAME, number)
+    damaged = damage_checkpoint(damage, rng, checkpoints=run.checkpoints, foreign=other.checkpoints)
     try:
         run.start()
         code = run.wait()
-    except Hung as hung:
-        found.broken.append(str(hung))
-        return found
+    except TimedOut as timeout:
+        result.violations.append(str(timeout))
+        return result
     finally:
-        run.end_all()
-    found.broken += _faults_of_telling(run, spoiled, harmless=damage.way in HARMLESS)
+        run.kill_all()
+    result.violations += _faults_of_telling(run, damaged, harmless=damage.way in HARMLESS)
     if code:
-        found.broken.append(f"exit code {code}: {run.last_words}")
+        result.violations.append(f"exit code {code}: {run.last_output}")
     else:
-        found.broken += faults_of_end(run, reference(bed, ALONE))
-    if not found.broken:
+        result.violations += find_differences(run, reference_output(setup, SINGLE_PROCESS))
+    if not result.violations:
         run.remove()
-    return found
+    return result
 
 
-def line(trials: list[Trial]) -> str:
+def describe(trials: list[TrialResult]) -> str:
     """What the table says."""
-    files = counted(trials, "file")
-    ways = len({found.found.get("way") for found in trials})
+    files = count_values(trials, "file")
+    ways = len({result.measurements.get("way") for result in trials})
     return f"{len(trials)} damaged checkpoints in {ways} ways ({files})"
 
 
-def interrupted(bed: Bed, name: str, overrides: tuple[str, ...] = (), *, after: int) -> Run:
+def interrupted(setup: Setup, name: str, overrides: tuple[str, ...] = (), *, after: int) -> Run:
     """A run of one process that was asked to stop after some steps; made once."""
-    run = Run(bed, bed.folder / "references" / f"interrupted-{name}", ALONE, overrides)
-    with bed.once(name):
+    run = Run(setup, setup.folder / "references" / f"interrupted-{name}", SINGLE_PROCESS, overrides)
+    with setup.lock(name):
         while not _is_interrupted(run, after):
             run.remove()
             run.start()
-            run.until(lambda: run.step >= after + 2)
+            run.wait_until(lambda: run.step >= after + 2)
             assert run.process is not None
             run.process.send_signal(signal.SIGTERM)
             run.wait()
@@ -72,19 +72,21 @@ def interrupted(bed: Bed, name: str, overrides: tuple[str, ...] = (), *, after: 
 def _is_interrupted(run: Run, after: int) -> bool:
     """Whether it has stopped between the last rhythmic save and the next."""
     steps = sorted(int(path.name[-8:]) for path in run.checkpoints.glob("step-*"))
-    return bool(steps) and not run.finished and after < steps[-1] < after + run.scene.save_every
+    return (
+        bool(steps) and not run.is_finished and after < steps[-1] < after + run.scenario.save_every
+    )
 
 
-def _faults_of_telling(run: Run, spoiled: Spoiled, *, harmless: bool) -> list[str]:
+def _faults_of_telling(run: Run, damaged: DamagedCheckpoint, *, harmless: bool) -> list[str]:
     """The damaged one is named, with what is wrong, before the run resumes from the right one."""
-    before, resumed, after = run.told.partition("resuming from ")
+    before, resumed, after = run.output.partition("resuming from ")
     if not resumed:
         return ["it has not resumed from a checkpoint"]
     faults = []
     taken = after.splitlines()[0]
-    if not taken.endswith(spoiled.taken.name):
-        faults.append(f"resumed from {taken}, not from {spoiled.taken.name}")
-    name = spoiled.checkpoint.name
+    if not taken.endswith(damaged.fallback.name):
+        faults.append(f"resumed from {taken}, not from {damaged.fallback.name}")
+    name = damaged.checkpoint.name
     named = any("set aside" in text and name in text for text in before.splitlines())
     if not named and not harmless:
         faults.append(f"{name} was not named as damaged")

@@ -9,16 +9,16 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.chaos.bed import Bed, Scene
-from benchmarks.chaos.runs import Hung, Run, kill
-from benchmarks.chaos.table import listed
-from benchmarks.chaos.trials import Trial
+from benchmarks.chaos.runs import Run, TimedOut, kill
+from benchmarks.chaos.setup import Scenario, Setup
+from benchmarks.chaos.table import collect
+from benchmarks.chaos.trials import TrialResult
 
 NAME = "cost"
 SAVE_EVERY = 50
 BAR = 0.02
-HOLDS = f"a save every {SAVE_EVERY} LoRA steps takes less than {BAR:.0%} of their time"
-SCENE = Scene(
+REQUIREMENT = f"a save every {SAVE_EVERY} LoRA steps takes less than {BAR:.0%} of their time"
+SCENARIO = Scenario(
     "lora, a larger model",
     steps=3 * SAVE_EVERY + 5,
     overrides=(
@@ -32,38 +32,40 @@ SCENE = Scene(
 )
 
 
-def trial(bed: Bed, number: int) -> Trial:
+def run_trial(setup: Setup, number: int) -> TrialResult:
     """One run, alone on the machine; killed once, right after its first save."""
-    found = Trial(NAME, number, did=[f"{SCENE.steps} steps"])
-    overrides = (f"model.path={_larger_model(bed)}",)
-    run = Run(bed, bed.place(NAME, number), SCENE, overrides)
+    result = TrialResult(NAME, number, actions=[f"{SCENARIO.steps} steps"])
+    overrides = (f"model.path={_larger_model(setup)}",)
+    run = Run(setup, setup.trial_folder(NAME, number), SCENARIO, overrides)
     run.remove()
     try:
         run.start()
         living = run.wait_for_ranks()
-        if living is None or not run.until(lambda: run.step > SAVE_EVERY):
-            raise Hung(f"it did not start: {run.last_words}")
+        if living is None or not run.wait_until(lambda: run.step > SAVE_EVERY):
+            raise TimedOut(f"it did not start: {run.last_output}")
         kill(living.ranks[0], signal.SIGKILL)
-        at = time.monotonic()
-        run.gone([*living.ranks.values()])
+        start = time.monotonic()
+        run.wait_until_ended([*living.ranks.values()])
         step = run.step
-        run.until(lambda: run.step > step)
-        found.found["resume_seconds"] = time.monotonic() - at
-        found.landed = 1
+        run.wait_until(lambda: run.step > step)
+        result.measurements["resume_seconds"] = time.monotonic() - start
+        result.injected = 1
         code = run.wait(seconds=600)
         if code:
-            raise Hung(f"exit code {code}: {run.last_words}")
-        found.found |= measure(_lines(run.folder / "metrics.jsonl"), save_every=SAVE_EVERY)
-    except Hung as hung:
-        found.landed = 1
-        found.broken.append(str(hung))
-        return found
+            raise TimedOut(f"exit code {code}: {run.last_output}")
+        result.measurements |= measure(_lines(run.folder / "metrics.jsonl"), save_every=SAVE_EVERY)
+    except TimedOut as timeout:
+        result.injected = 1
+        result.violations.append(str(timeout))
+        return result
     finally:
-        run.end_all()
-    if found.found["share"] >= BAR:
-        found.broken.append(f"a save takes {found.found['share']:.1%} of the steps between two")
+        run.kill_all()
+    if result.measurements["share"] >= BAR:
+        result.violations.append(
+            f"a save takes {result.measurements['share']:.1%} of the steps between two"
+        )
     run.remove()
-    return found
+    return result
 
 
 def measure(lines: list[dict[str, Any]], *, save_every: int) -> dict[str, float]:
@@ -79,10 +81,10 @@ def measure(lines: list[dict[str, Any]], *, save_every: int) -> dict[str, float]
     return {"step": step, "stall": stall, "share": stall / (save_every * step)}
 
 
-def line(trials: list[Trial]) -> str:
+def describe(trials: list[TrialResult]) -> str:
     """What the table says."""
-    (step,), (stall,), (share,) = (listed(trials, name) for name in ("step", "stall", "share"))
-    (resume,) = listed(trials, "resume_seconds")
+    (step,), (stall,), (share,) = (collect(trials, name) for name in ("step", "stall", "share"))
+    (resume,) = collect(trials, "resume_seconds")
     return (
         f"LoRA on 2 processes, {step:.2f} s a step (median): a save stalls it for {stall:.3f} s, "
         f"{share:.2%} of {SAVE_EVERY} steps; kill to next new step {resume:.1f} s, of which 1 s is "
@@ -90,14 +92,14 @@ def line(trials: list[Trial]) -> str:
     )
 
 
-def _larger_model(bed: Bed) -> Path:
+def _larger_model(setup: Setup) -> Path:
     """Large enough that a step takes half a second on one core a process."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from tests import tiny
 
-    folder = bed.folder / "larger"
+    folder = setup.folder / "larger"
     if not folder.exists():
         made = tiny.tokenizer()
         torch.manual_seed(7)

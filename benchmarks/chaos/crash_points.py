@@ -4,48 +4,50 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from benchmarks.chaos.bed import ALONE, Bed
-from benchmarks.chaos.ends import faults_of_end, reference
-from benchmarks.chaos.runs import Hung, Run
-from benchmarks.chaos.trials import Trial
+from benchmarks.chaos.outputs import find_differences, reference_output
+from benchmarks.chaos.runs import Run, TimedOut
+from benchmarks.chaos.setup import SINGLE_PROCESS, Setup
+from benchmarks.chaos.trials import TrialResult
 
 NAME = "crash-point"
-HOLDS = "resumes from a whole checkpoint, ends bitwise"
+REQUIREMENT = "resumes from a whole checkpoint, ends bitwise"
 SAVE = 30  # the third of its saves, so that it also removes an older one
 FEWEST = 12  # calls of a save; fewer would mean that they are not seen any more
 
 
-def trial(bed: Bed, number: int) -> Trial:
+def run_trial(setup: Setup, number: int) -> TrialResult:
     """One run that dies at one call."""
-    points = calls(bed)
-    found = Trial(NAME, number)
+    points = calls(setup)
+    result = TrialResult(NAME, number)
     if number >= len(points):
-        return found
-    run = Run(bed, bed.place(NAME, number), ALONE, ("train.keep_last=2",))
+        return result
+    run = Run(setup, setup.trial_folder(NAME, number), SINGLE_PROCESS, ("train.keep_last=2",))
     run.remove()
     run.environment = _environment(run, at=number + 1)
-    found.did.append(f"killed before call {number + 1} of {len(points)}: {points[number]}")
+    result.actions.append(f"killed before call {number + 1} of {len(points)}: {points[number]}")
     try:
         run.start()
         code = run.wait()
-    except Hung as hung:
-        found.broken.append(str(hung))
-        return found
+    except TimedOut as timeout:
+        result.violations.append(str(timeout))
+        return result
     finally:
-        run.end_all()
-    found.landed = int(_done(run).exists())
+        run.kill_all()
+    result.injected = int(_done(run).exists())
     if code:
-        found.broken.append(f"exit code {code}: {run.last_words}")
+        result.violations.append(f"exit code {code}: {run.last_output}")
     else:
-        found.broken += faults_of_end(run, reference(bed, ALONE, ("train.keep_last=2",)))
-    if "starting again" not in run.told or "resuming from" not in run.told:
-        found.broken.append("it was not started again from a checkpoint")
-    if not found.broken:
+        result.violations += find_differences(
+            run, reference_output(setup, SINGLE_PROCESS, ("train.keep_last=2",))
+        )
+    if "starting again" not in run.output or "resuming from" not in run.output:
+        result.violations.append("it was not started again from a checkpoint")
+    if not result.violations:
         run.remove()
-    return found
+    return result
 
 
-def line(trials: list[Trial]) -> str:
+def describe(trials: list[TrialResult]) -> str:
     """What the table says."""
     return (
         f"{len(trials)} points of one save of a single process: before each call that makes, "
@@ -53,20 +55,22 @@ def line(trials: list[Trial]) -> str:
     )
 
 
-def calls(bed: Bed) -> list[str]:
+def calls(setup: Setup) -> list[str]:
     """The calls of one save in their order, from a run that only lists them."""
-    run = Run(bed, bed.folder / "references" / "crash-points", ALONE, ("train.keep_last=2",))
-    listing = run.place / "calls.txt"
-    with bed.once("crash points"):
+    run = Run(
+        setup, setup.folder / "references" / "crash-points", SINGLE_PROCESS, ("train.keep_last=2",)
+    )
+    listing = run.workdir / "calls.txt"
+    with setup.lock("crash points"):
         if not listing.exists():
             run.remove()
             run.environment = _environment(run, at=0)
             run.start()
             if run.wait() or not listing.exists():
-                raise SystemExit(f"the calls of a save were not seen:\n{run.told}")
+                raise SystemExit(f"the calls of a save were not seen:\n{run.output}")
     found = listing.read_text(encoding="utf-8").splitlines()
     assert len(found) >= FEWEST, found
-    return found
+    return result
 
 
 def _environment(run: Run, *, at: int) -> dict[str, str]:
@@ -74,9 +78,9 @@ def _environment(run: Run, *, at: int) -> dict[str, str]:
         "CHAOS_CRASH_AT": str(at),
         "CHAOS_CRASH_STEP": str(SAVE),
         "CHAOS_CRASH_DONE": str(_done(run)),
-        "CHAOS_CRASH_LIST": str(run.place / "calls.txt"),
+        "CHAOS_CRASH_LIST": str(run.workdir / "calls.txt"),
     }
 
 
 def _done(run: Run) -> Path:
-    return run.place / "died.txt"
+    return run.workdir / "died.txt"

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
-OF_FILES = ("truncate", "zeros", "bit", "delete", "empty", "swap", "link", "folder")
-OF_CHECKPOINTS = (
+FILE_DAMAGES = ("truncate", "zeros", "bit", "delete", "empty", "swap", "link", "folder")
+CHECKPOINT_DAMAGES = (
     "extra file",
     "linked checkpoint",
     "older one under a newer name",
@@ -38,81 +38,83 @@ class Damage:
         return f"{self.way} {self.file}".strip()
 
 
-def every(files: list[str]) -> list[Damage]:
+def list_damages(files: list[str]) -> list[Damage]:
     """Each way for each file, then the ways that take a whole checkpoint."""
-    of_files = [Damage(way, file) for file in files for way in OF_FILES]
-    return of_files + [Damage(way, "") for way in OF_CHECKPOINTS]
+    of_files = [Damage(way, file) for file in files for way in FILE_DAMAGES]
+    return of_files + [Damage(way, "") for way in CHECKPOINT_DAMAGES]
 
 
 def draw_damage(number: int, files: list[str]) -> Damage:
     """Ways take turns; places in the files are drawn anew each time round."""
-    ways = every(files)
+    ways = list_damages(files)
     return ways[number % len(ways)]
 
 
 @dataclass(frozen=True)
-class Spoiled:
+class DamagedCheckpoint:
     """The checkpoint that must be found out, and the one that must be taken instead."""
 
     checkpoint: Path
-    taken: Path
+    fallback: Path
 
 
-def apply(damage: Damage, draw: Random, *, checkpoints: Path, foreign: Path) -> Spoiled:
+def damage_checkpoint(
+    damage: Damage, rng: Random, *, checkpoints: Path, foreign: Path
+) -> DamagedCheckpoint:
     """Damage one of these checkpoints; `foreign`: those of another run."""
     oldest, older, newest = sorted(checkpoints.glob("step-*"))[-3:]
     if damage.file:
-        of_file(damage, draw, newest=newest, older=older)
-        return Spoiled(newest, older)
+        damage_file(damage, rng, newest=newest, older=older)
+        return DamagedCheckpoint(newest, older)
     if damage.way == "foreign checkpoint in its place":
         shutil.rmtree(newest)
         shutil.rmtree(older)
         shutil.copytree(foreign / older.name, older)
-        return Spoiled(older, oldest)
-    spoiled = _CHECKPOINT[damage.way](newest, older, foreign, draw)
-    return Spoiled(spoiled, older if spoiled == newest else newest)
+        return DamagedCheckpoint(older, oldest)
+    damaged = _CHECKPOINT[damage.way](newest, older, foreign, rng)
+    return DamagedCheckpoint(damaged, older if damaged == newest else newest)
 
 
-def of_file(damage: Damage, draw: Random, *, newest: Path, older: Path) -> None:
+def damage_file(damage: Damage, rng: Random, *, newest: Path, older: Path) -> None:
     """Damage one file of a checkpoint, whoever wrote it."""
-    _FILE[damage.way](newest / damage.file, older / damage.file, draw)
+    _FILE[damage.way](newest / damage.file, older / damage.file, rng)
 
 
-def _truncate(file: Path, _: Path, draw: Random) -> None:
+def _truncate(file: Path, _: Path, rng: Random) -> None:
     data = file.read_bytes()
-    file.write_bytes(data[: draw.randrange(1, len(data))])
+    file.write_bytes(data[: rng.randrange(1, len(data))])
 
 
-def _zeros(file: Path, _: Path, draw: Random) -> None:
+def _zeros(file: Path, _: Path, rng: Random) -> None:
     data = bytearray(file.read_bytes())
-    start = draw.randrange(len(data) - 1)
-    length = draw.randrange(1, len(data) - start + 1)
+    start = rng.randrange(len(data) - 1)
+    length = rng.randrange(1, len(data) - start + 1)
     if not any(data[start : start + length]):  # there were zeros already
         start, length = 0, len(data)
     data[start : start + length] = bytes(length)
     file.write_bytes(data)
 
 
-def _bit(file: Path, _: Path, draw: Random) -> None:
+def _bit(file: Path, _: Path, rng: Random) -> None:
     data = bytearray(file.read_bytes())
-    data[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
+    data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
     file.write_bytes(data)
 
 
-def _swap(file: Path, other: Path, draw: Random) -> None:
+def _swap(file: Path, other: Path, rng: Random) -> None:
     mine, yours = file.read_bytes(), other.read_bytes()
     file.write_bytes(yours)
-    if draw.random() < 0.5 and file.name.startswith("part-"):  # the older one stays whole
+    if rng.random() < 0.5 and file.name.startswith("part-"):  # the older one stays whole
         file.with_name(f"{file.name}.bak").write_bytes(mine)
 
 
-def _link(file: Path, _: Path, draw: Random) -> None:
-    kept = file.parents[2] / f"kept-{draw.randrange(10**6)}-{file.name}"
-    shutil.move(file, kept)
-    file.symlink_to(kept)
+def _link(file: Path, _: Path, rng: Random) -> None:
+    moved = file.parents[2] / f"moved-{rng.randrange(10**6)}-{file.name}"
+    shutil.move(file, moved)
+    file.symlink_to(moved)
 
 
-def _folder(file: Path, _: Path, draw: Random) -> None:
+def _folder(file: Path, _: Path, rng: Random) -> None:
     file.unlink()
     file.mkdir()
 
@@ -121,77 +123,77 @@ _FILE: dict[str, Callable[[Path, Path, Random], None]] = {
     "truncate": _truncate,
     "zeros": _zeros,
     "bit": _bit,
-    "delete": lambda file, other, draw: file.unlink(),
-    "empty": lambda file, other, draw: file.write_bytes(b"") and None,
+    "delete": lambda file, other, rng: file.unlink(),
+    "empty": lambda file, other, rng: file.write_bytes(b"") and None,
     "swap": _swap,
     "link": _link,
     "folder": _folder,
 }
 
 
-def _extra_file(newest: Path, older: Path, foreign: Path, draw: Random) -> Path:
-    name = draw.choice(["part-00002.safetensors", "optimizer.pt", ".hidden"])
+def _extra_file(newest: Path, older: Path, foreign: Path, rng: Random) -> Path:
+    name = rng.choice(["part-00002.safetensors", "optimizer.pt", ".hidden"])
     shutil.copy(newest / "part-00001.safetensors", newest / name)
     return newest
 
 
-def _linked(newest: Path, older: Path, foreign: Path, draw: Random) -> Path:
-    kept = newest.parents[2] / f"kept-{newest.name}"
-    shutil.move(newest, kept)
-    newest.symlink_to(kept, target_is_directory=True)
+def _linked(newest: Path, older: Path, foreign: Path, rng: Random) -> Path:
+    moved = newest.parents[2] / f"moved-{newest.name}"
+    shutil.move(newest, moved)
+    newest.symlink_to(moved, target_is_directory=True)
     return newest
 
 
-def _older_as_newer(newest: Path, older: Path, foreign: Path, draw: Random) -> Path:
-    step = int(newest.name.removeprefix("step-")) + draw.randint(1, 5)
+def _older_as_newer(newest: Path, older: Path, foreign: Path, rng: Random) -> Path:
+    step = int(newest.name.removeprefix("step-")) + rng.randint(1, 5)
     later = newest.with_name(f"step-{step:08d}")
     shutil.copytree(older, later)
     return later
 
 
-def _empty_folder(newest: Path, older: Path, foreign: Path, draw: Random) -> Path:
+def _empty_folder(newest: Path, older: Path, foreign: Path, rng: Random) -> Path:
     shutil.rmtree(newest)
     newest.mkdir()
     return newest
 
 
-def _file_in_place(newest: Path, older: Path, foreign: Path, draw: Random) -> Path:
+def _file_in_place(newest: Path, older: Path, foreign: Path, rng: Random) -> Path:
     shutil.rmtree(newest)
     newest.write_bytes(b"step")
     return newest
 
 
-def _foreign_as_newer(newest: Path, older: Path, foreign: Path, draw: Random) -> Path:
+def _foreign_as_newer(newest: Path, older: Path, foreign: Path, rng: Random) -> Path:
     later = max(foreign.glob("step-*"))
     assert later.name > newest.name
     shutil.copytree(later, newest.with_name(later.name))
     return newest.with_name(later.name)
 
 
-def _two_files(newest: Path, older: Path, foreign: Path, draw: Random) -> Path:
+def _two_files(newest: Path, older: Path, foreign: Path, rng: Random) -> Path:
     for name in ("progress.json", "part-00001.safetensors"):
         shutil.copy(older / name, newest / name)
     return newest
 
 
-def _stale_staged(newest: Path, older: Path, foreign: Path, draw: Random) -> Path:
-    staged = newest.with_name(f".staged-{draw.randint(1, 40):08d}")
+def _stale_staged(newest: Path, older: Path, foreign: Path, rng: Random) -> Path:
+    staged = newest.with_name(f".staged-{rng.randint(1, 40):08d}")
     shutil.copytree(newest, staged)
-    _truncate(staged / "part-00001.safetensors", staged, draw)
+    _truncate(staged / "part-00001.safetensors", staged, rng)
     return staged
 
 
-def _second_time(newest: Path, older: Path, foreign: Path, draw: Random) -> Path:
+def _second_time(newest: Path, older: Path, foreign: Path, rng: Random) -> Path:
     """A damaged one of this step has been set aside before."""
     shutil.copytree(newest, newest.with_name(f"damaged-{newest.name}"))
-    _bit(newest / "part-00001.safetensors", newest, draw)
+    _bit(newest / "part-00001.safetensors", newest, rng)
     return newest
 
 
-def _bit_in_key(newest: Path, draw: Random, keys: tuple[str, ...]) -> Path:
+def _bit_in_key(newest: Path, rng: Random, keys: tuple[str, ...]) -> Path:
     file = newest / "manifest.json"
     data = bytearray(file.read_bytes())
-    data[data.index(f'"{draw.choice(keys)}'.encode()) + 1] ^= 1
+    data[data.index(f'"{rng.choice(keys)}'.encode()) + 1] ^= 1
     file.write_bytes(data)
     return newest
 

@@ -1,16 +1,16 @@
-"""Faults as pure records, drawn from a seed: whom to kill or ask, when, and what to damage."""
+"""Faults as pure records, drawn from a seed: whom to kill or request, when, and what to damage."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from random import Random
 
-from benchmarks.chaos.bed import EVALUATE_EVERY, Scene
+from benchmarks.chaos.setup import EVALUATE_EVERY, Scenario
 
-VICTIMS = ("rank 0", "rank 1", "launcher", "desk", "all")
-ASKED = ("rank 0", "rank 1", "launcher", "desk")
+VICTIMS = ("rank 0", "rank 1", "launcher", "supervisor", "all")
+SIGNAL_TARGETS = ("rank 0", "rank 1", "launcher", "supervisor")
 SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP")
-MOMENTS = ("steps", "save", "start-up", "evaluation", "export", "tokenising")
+MOMENTS = ("steps", "save", "start-up", "evaluation", "export", "tokenizing")
 RESTARTS = 3  # by the supervisor, a command
 SHARE_IN_SAVES = 0.4  # some of these miss the save by a moment
 SECOND_SIGNAL = 0.3  # share of the trials with a second signal
@@ -37,7 +37,7 @@ class Kill:
 
 
 @dataclass(frozen=True)
-class Ask:
+class StopRequest:
     """A signal to a victim at a moment, and perhaps a second one some seconds later."""
 
     victim: str
@@ -47,43 +47,43 @@ class Ask:
     second_after: float
 
 
-def draw_kills(draw: Random, scene: Scene) -> list[Kill]:
+def draw_kills(rng: Random, scenario: Scenario) -> list[Kill]:
     """Several kills of one run, in the order of their steps; some hit its start-up or its end."""
-    steps = sorted(draw.randint(1, scene.steps - 1) for _ in range(draw.randint(5, 7)))
+    steps = sorted(rng.randint(1, scenario.steps - 1) for _ in range(rng.randint(5, 7)))
     kills: list[Kill] = []
     for step in steps:
         shares = {"save": SHARE_IN_SAVES, "steps": 0.25, "start-up": 0.2, "evaluation": 0.15}
-        (phase,) = draw.choices(list(shares), list(shares.values()))
-        kills.append(Kill(_victim(draw, kills), _moment(draw, phase, step)))
-    if draw.random() < 0.4:
-        kills.append(Kill(_victim(draw, kills), _moment(draw, "export", scene.steps)))
+        (phase,) = rng.choices(list(shares), list(shares.values()))
+        kills.append(Kill(_victim(rng, kills), _moment(rng, phase, step)))
+    if rng.random() < 0.4:
+        kills.append(Kill(_victim(rng, kills), _moment(rng, "export", scenario.steps)))
     return kills
 
 
-def _victim(draw: Random, before: list[Kill]) -> str:
+def _victim(rng: Random, before: list[Kill]) -> str:
     """The supervisor starts a run again so many times a command: then the desk's turn has come."""
     last = [kill.victim for kill in before[-RESTARTS:]]
-    spent = len(last) == RESTARTS and not {"desk", "all"} & set(last)
-    return draw.choice(("desk", "all") if spent else VICTIMS)
+    spent = len(last) == RESTARTS and not {"supervisor", "all"} & set(last)
+    return rng.choice(("supervisor", "all") if spent else VICTIMS)
 
 
-def draw_ask(draw: Random, scene: Scene, number: int) -> Ask:
+def draw_stop_request(rng: Random, scenario: Scenario, number: int) -> StopRequest:
     """Moments take turns, so that none is left out; the rest is drawn."""
     phase = MOMENTS[number % len(MOMENTS)]
-    victim = "desk" if phase == "tokenising" else draw.choice(ASKED)
-    second = draw.choice(SIGNALS) if draw.random() < SECOND_SIGNAL else None
-    step = scene.steps if phase == "export" else draw.randint(1, scene.steps * 2 // 3)
-    return Ask(
+    victim = "supervisor" if phase == "tokenizing" else rng.choice(SIGNAL_TARGETS)
+    second = rng.choice(SIGNALS) if rng.random() < SECOND_SIGNAL else None
+    step = scenario.steps if phase == "export" else rng.randint(1, scenario.steps * 2 // 3)
+    return StopRequest(
         victim,
-        draw.choice(SIGNALS),
-        _moment(draw, phase, step),
+        rng.choice(SIGNALS),
+        _moment(rng, phase, step),
         second,
-        draw.uniform(0.02, 0.5),
+        rng.uniform(0.02, 0.5),
     )
 
 
-def _moment(draw: Random, phase: str, step: int) -> Moment:
-    longest = {"start-up": 3.0, "tokenising": 0.5, "save": 0.006, "evaluation": 0.02}
+def _moment(rng: Random, phase: str, step: int) -> Moment:
+    longest = {"start-up": 3.0, "tokenizing": 0.5, "save": 0.006, "evaluation": 0.02}
     if phase == "evaluation":  # the next step after which the model is scored
         step = -(-step // EVALUATE_EVERY) * EVALUATE_EVERY
-    return Moment(phase, step, draw.uniform(0.0, longest.get(phase, 0.05)))
+    return Moment(phase, step, rng.uniform(0.0, longest.get(phase, 0.05)))

@@ -6,112 +6,120 @@ import signal
 import time
 
 from benchmarks.chaos import moments
-from benchmarks.chaos.bed import SCENES, Bed
-from benchmarks.chaos.ends import faults_of_end, reference
 from benchmarks.chaos.faults import Kill, draw_kills
-from benchmarks.chaos.runs import GONE_SECONDS, Hung, Processes, Run, kill
-from benchmarks.chaos.table import counted, listed, median_seconds, total
-from benchmarks.chaos.trials import Trial
+from benchmarks.chaos.outputs import find_differences, reference_output
+from benchmarks.chaos.runs import END_SECONDS, Processes, Run, TimedOut, kill
+from benchmarks.chaos.setup import SCENARIOS, Setup
+from benchmarks.chaos.table import collect, count_values, median_seconds, total
+from benchmarks.chaos.trials import TrialResult
 
 NAME = "kill"
-HOLDS = "comes back by itself from SIGKILL, ends bitwise"
+REQUIREMENT = "comes back by itself from SIGKILL, ends bitwise"
 COMMANDS = 12  # more than any run here needs
 ORDER = (0, 1, 0, 2, 0, 3, 0, 4, 0, 5)  # every second run where a start is quickest
 GAVE_UP = ("crashed 3 times", "crashed 4 times")
 
 
-def trial(bed: Bed, number: int) -> Trial:
+def run_trial(setup: Setup, number: int) -> TrialResult:
     """One run with several kills."""
-    scene = SCENES[ORDER[number % len(ORDER)]]
-    found = Trial(NAME, number, did=[scene.name])
-    expected = reference(bed, scene)
-    run = Run(bed, bed.place(NAME, number), scene)
+    scenario = SCENARIOS[ORDER[number % len(ORDER)]]
+    result = TrialResult(NAME, number, actions=[scenario.name])
+    expected = reference_output(setup, scenario)
+    run = Run(setup, setup.trial_folder(NAME, number), scenario)
     run.remove()
-    found.found |= {"resume_seconds": [], "phases": [], "victims": [], "gave_up": 0, "again": 0}
+    result.measurements |= {
+        "resume_seconds": [],
+        "phases": [],
+        "victims": [],
+        "gave_up": 0,
+        "again": 0,
+    }
     try:
         run.start()
-        for planned in draw_kills(bed.draw(NAME, number), scene)[: bed.most_kills]:
-            _kill(run, planned, found)
-        while _go_on(run, found):
+        for planned in draw_kills(setup.rng(NAME, number), scenario)[: setup.most_kills]:
+            _kill(run, planned, result)
+        while _continue(run, result):
             run.wait()
-        found.broken += faults_of_end(run, expected)
-    except Hung as hung:
-        found.broken.append(str(hung))
+        result.violations += find_differences(run, expected)
+    except TimedOut as timeout:
+        result.violations.append(str(timeout))
     finally:
-        found.broken += [f"left: {left}" for left in run.leftovers(seconds=5.0)]
-        run.end_all()
-    if not found.broken:
+        result.violations += [f"left: {left}" for left in run.find_leftovers(seconds=5.0)]
+        run.kill_all()
+    if not result.violations:
         run.remove()
-    return found
+    return result
 
 
-def line(trials: list[Trial]) -> str:
+def describe(trials: list[TrialResult]) -> str:
     """What the table says."""
-    back = sum(not found.broken and not found.found.get("gave_up") for found in trials)
-    equal = sum(not found.broken for found in trials)
-    landed = sum(found.landed for found in trials)
-    in_saves = listed(trials, "phases").count("save")
+    back = sum(
+        not result.violations and not result.measurements.get("gave_up") for result in trials
+    )
+    equal = sum(not result.violations for result in trials)
+    landed = sum(result.injected for result in trials)
+    in_saves = collect(trials, "phases").count("save")
     return (
         f"{landed} kills in {len(trials)} runs, {in_saves} of them inside a save "
-        f"(phases: {counted(trials, 'phases')}; victims: {counted(trials, 'victims')}). "
+        f"(phases: {count_values(trials, 'phases')}; victims: {count_values(trials, 'victims')}). "
         f"{back} of {len(trials)} runs came back by themselves, {equal} ended bitwise equal. "
         f"The command was given again {total(trials, 'again')} times as the desk itself had been "
         f"killed, and {total(trials, 'gave_up')} times as the supervisor had given up after its "
         "limit of restarts. Kill to next new step in the log, back-off and other runs beside it "
-        f"included: median {median_seconds(listed(trials, 'resume_seconds'))}"
+        f"included: median {median_seconds(collect(trials, 'resume_seconds'))}"
     )
 
 
-def _kill(run: Run, planned: Kill, found: Trial) -> None:
+def _kill(run: Run, planned: Kill, result: TrialResult) -> None:
     """Wait for the moment, kill, wait until those who must die are dead, measure the way back."""
-    if not _go_on(run, found):
+    if not _continue(run, result):
         return
-    living = moments.reach(run, planned.moment, planned.victim)
+    living = moments.wait_for_moment(run, planned.moment, planned.victim)
     if living is None:
-        _go_on(run, found)
+        _continue(run, result)
         return
-    victims = living.of(planned.victim)
-    phase, saving, step = run.phase, run.saving, run.step
+    victims = living.ids_of(planned.victim)
+    phase, saving, step = run.phase, run.is_saving, run.step
     hit = [kill(process, signal.SIGKILL) for process in victims]
-    at = time.monotonic()
+    start = time.monotonic()
     if not any(hit) or phase == "finished":
         return
-    phase = "steps" if saving and not run.saving else phase
-    found.landed += 1
-    found.found["phases"].append(phase)
-    found.found["victims"].append(planned.victim)
-    found.did.append(f"{planned.victim} in {phase} after step {step}")
-    _see_them_end(run, living, planned.victim)
-    run.note_torn()
-    goes_on = _go_on(run, found) and run.until(lambda: run.step > step or run.finished)
-    if goes_on and run.step > step:
-        found.found["resume_seconds"].append(time.monotonic() - at)
+    phase = "steps" if saving and not run.is_saving else phase
+    result.injected += 1
+    result.measurements["phases"].append(phase)
+    result.measurements["victims"].append(planned.victim)
+    result.actions.append(f"{planned.victim} in {phase} after step {step}")
+    _wait_for_deaths(run, living, planned.victim)
+    run.record_stale_saves()
+    continues = _continue(run, found) and run.wait_until(lambda: run.step > step or run.is_finished)
+    if continues and run.step > step:
+        result.measurements["resume_seconds"].append(time.monotonic() - start)
 
 
-def _see_them_end(run: Run, living: Processes, victim: str) -> None:
-    """No rank outlives a rank, its launcher or its desk. Raises Hung."""
+def _wait_for_deaths(run: Run, living: Processes, victim: str) -> None:
+    """No rank outlives a rank, its launcher or its desk. Raises TimedOut."""
     dying = [*living.ranks.values(), *([living.launcher] if living.launcher else [])]
-    if victim in ("desk", "all"):
-        run.wait(GONE_SECONDS)
-    left = run.gone(dying)
+    if victim in ("supervisor", "all"):
+        run.wait(END_SECONDS)
+    left = run.wait_until_ended(dying)
     if left:
-        raise Hung(f"{victim} was killed, {left} lived on for {GONE_SECONDS:.0f} s")
+        raise TimedOut(f"{victim} was killed, {left} lived on for {END_SECONDS:.0f} s")
 
 
-def _go_on(run: Run, found: Trial) -> bool:
+def _continue(run: Run, result: TrialResult) -> bool:
     """Whether the command runs; where its desk was killed, or gave up, it is given again."""
     code = run.exit_code
     if code is None:
         return True
     if code == 0:
         return False
-    if code == 1 and any(words in run.told[-300:] for words in GAVE_UP):
-        found.found["gave_up"] += 1
+    if code == 1 and any(words in run.output[-300:] for words in GAVE_UP):
+        result.measurements["gave_up"] += 1
     elif code == -signal.SIGKILL:
-        found.found["again"] += 1
+        result.measurements["again"] += 1
     else:
-        raise Hung(f"the command ended with {code}: {run.last_words}")
+        raise TimedOut(f"the command ended with {code}: {run.last_output}")
     if run.starts >= COMMANDS:
-        raise Hung(f"not finished after {run.starts} commands")
+        raise TimedOut(f"not finished after {run.starts} commands")
     run.start()
     return True

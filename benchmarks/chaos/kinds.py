@@ -7,33 +7,33 @@ from collections.abc import Callable
 from typing import Any
 
 from benchmarks.chaos import (
-    ask,
     corruption,
     cost,
     crash_points,
     disk,
+    frozen_rank,
     kill,
     nonfinite,
     peer,
     rows,
-    stopped,
+    stop_request,
 )
-from benchmarks.chaos.bed import Bed
+from benchmarks.chaos.setup import Setup
 from benchmarks.chaos.trials import Kind
 
-ALONE = (cost.NAME,)
-YARDSTICKS = (peer.Kills.NAME, peer.Corruptions.NAME)
+EXCLUSIVE = (cost.NAME,)
+BASELINES = (peer.Kills.NAME, peer.Corruptions.NAME)
 
 
-def chosen(bed: Bed, options: Namespace) -> list[Kind]:
+def select_kinds(setup: Setup, options: Namespace) -> list[Kind]:
     """Those that were asked for and of which any are wanted, in the order of the table."""
     wanted: list[tuple[Any, Callable[[], int]]] = [
         (kill, lambda: options.kills),
-        (crash_points, lambda: len(crash_points.calls(bed))),
+        (crash_points, lambda: len(crash_points.calls(setup))),
         (corruption, lambda: options.corruptions),
-        (ask, lambda: options.signals),
+        (stop_request, lambda: options.signals),
         (disk, lambda: len(disk.CASES)),
-        (stopped, lambda: 6),
+        (frozen_rank, lambda: 6),
         (nonfinite, lambda: 6),
         (rows, lambda: 6),
         (cost, lambda: 1),
@@ -47,12 +47,12 @@ def chosen(bed: Bed, options: Namespace) -> list[Kind]:
     return [
         Kind(
             part.NAME,
-            part.HOLDS,
-            part.trial,
+            part.REQUIREMENT,
+            part.run_trial,
             count,
-            part.line,
-            alone=part.NAME in ALONE,
-            yardstick=part.NAME in YARDSTICKS,
+            part.describe,
+            is_exclusive=part.NAME in EXCLUSIVE,
+            is_baseline=part.NAME in BASELINES,
         )
         for part, how_many in wanted
         if part.NAME in names and (count := how_many())

@@ -9,38 +9,40 @@ from pathlib import Path
 from benchmarks.chaos.faults import Moment
 from benchmarks.chaos.runs import Processes, Run, is_before_evaluation
 
-LISTENS_SECONDS = 5.0  # by then a process listens to signals, or it never does
+IMPORT_SECONDS = 5.0  # by then a process listens to signals, or it never does
 
 
-def reach(run: Run, moment: Moment, victim: str, *, listening: bool = False) -> Processes | None:
+def wait_for_moment(
+    run: Run, moment: Moment, victim: str, *, after_imports: bool = False
+) -> Processes | None:
     """Wait for it; the processes as they live then. None when the command has ended before.
 
-    `listening`: the victim is past its first imports, in which no program hears a signal.
+    `after_imports`: the victim is past its first imports, in which no program hears a signal.
     """
-    if moment.phase in ("start-up", "tokenising"):
-        return _in_start_up(run, moment, victim, listening=listening)
+    if moment.phase in ("start-up", "tokenizing"):
+        return _in_start_up(run, moment, victim, after_imports=listening)
     found = run.wait_for_ranks()
-    if found is None or not run.until(lambda: _is_there(run, moment)):
+    if found is None or not run.wait_until(lambda: _is_reached(run, moment)):
         return None
     time.sleep(moment.delay)
-    return found
+    return result
 
 
-def _in_start_up(run: Run, moment: Moment, victim: str, *, listening: bool) -> Processes | None:
+def _in_start_up(run: Run, moment: Moment, victim: str, *, after_imports: bool) -> Processes | None:
     """Some time after the victim was started."""
-    while not (victims := run.processes().of(victim)):
+    while not (victims := run.processes().ids_of(victim)):
         if run.exit_code is not None:
             return None
         time.sleep(0.02)
-    ready = _tokenises if moment.phase == "tokenising" else _listens
-    limit = time.monotonic() + LISTENS_SECONDS
-    while listening and not ready(victims[0]) and time.monotonic() < limit:
+    ready = _has_tokenizer if moment.phase == "tokenizing" else _handles_sigterm
+    limit = time.monotonic() + IMPORT_SECONDS
+    while after_imports and not ready(victims[0]) and time.monotonic() < limit:
         time.sleep(0.01)
     time.sleep(moment.delay)
     return None if run.exit_code is not None else run.processes()
 
 
-def _listens(process: int) -> bool:
+def _handles_sigterm(process: int) -> bool:
     """Whether the process takes SIGTERM itself."""
     for line in _proc(process, "status").splitlines():
         if line.startswith("SigCgt:"):
@@ -48,7 +50,7 @@ def _listens(process: int) -> bool:
     return False
 
 
-def _tokenises(process: int) -> bool:
+def _has_tokenizer(process: int) -> bool:
     """Whether the process has loaded the library that tokenises."""
     return "/tokenizers/" in _proc(process, "maps")
 
@@ -60,14 +62,14 @@ def _proc(process: int, name: str) -> str:
         return ""
 
 
-def _is_there(run: Run, moment: Moment) -> bool:
+def _is_reached(run: Run, moment: Moment) -> bool:
     """Whether the run, in this launch, has come to the moment."""
     line = run.last_line()
     step = int(line.get("step", 0))
     if moment.phase == "export":
-        return run.exporting or run.finished
-    if step < moment.step or step <= run.begun_at_step:
+        return run.is_exporting or run.is_finished
+    if step < moment.step or step <= run.start_step:
         return False
     if moment.phase == "save":
-        return run.saving
+        return run.is_saving
     return is_before_evaluation(line) if moment.phase == "evaluation" else True

@@ -4,27 +4,29 @@ from __future__ import annotations
 
 import json
 
-from benchmarks.chaos.bed import SCENES, Bed
-from benchmarks.chaos.ends import read_end
-from benchmarks.chaos.runs import Hung, Run
+from benchmarks.chaos.outputs import read_output
+from benchmarks.chaos.runs import Run, TimedOut
+from benchmarks.chaos.setup import SCENARIOS, Setup
 from benchmarks.chaos.table import total
-from benchmarks.chaos.trials import Trial
+from benchmarks.chaos.trials import TrialResult
 
 NAME = "nan"
-HOLDS = "steps left out, counted and told, the run ends; twice bitwise the same"
-SPOILED = 4  # steps of a run
+REQUIREMENT = "steps left out, counted and told, the run ends; twice bitwise the same"
+NAN_STEPS = 4  # steps of a run
 
 
-def trial(bed: Bed, number: int) -> Trial:
-    """Two runs with the same steps spoiled on the same rank."""
-    scene = SCENES[number % len(SCENES)]
-    draw = bed.draw(NAME, number)
-    steps = sorted(draw.sample(range(2, scene.steps), SPOILED))
-    rank = draw.randrange(2)
-    found = Trial(NAME, number, did=[f"{scene.name}: NaN on rank {rank} at steps {steps}"])
+def run_trial(setup: Setup, number: int) -> TrialResult:
+    """Two runs with the same steps damaged on the same rank."""
+    scenario = SCENARIOS[number % len(SCENARIOS)]
+    rng = setup.rng(NAME, number)
+    steps = sorted(rng.sample(range(2, scenario.steps), NAN_STEPS))
+    rank = rng.randrange(2)
+    result = TrialResult(
+        NAME, number, actions=[f"{scenario.name}: NaN on rank {rank} at steps {steps}"]
+    )
     ends = []
     for name in ("one", "two"):
-        run = Run(bed, bed.place(NAME, number) / name, scene)
+        run = Run(setup, setup.trial_folder(NAME, number) / name, scenario)
         run.remove()
         run.environment = {
             "CHAOS_NAN_STEPS": ",".join(map(str, steps)),
@@ -33,27 +35,27 @@ def trial(bed: Bed, number: int) -> Trial:
         try:
             run.start()
             code = run.wait()
-        except Hung as hung:
-            found.broken.append(str(hung))
-            return found
+        except TimedOut as timeout:
+            result.violations.append(str(timeout))
+            return result
         finally:
-            run.end_all()
-        found.landed = 1
+            run.kill_all()
+        result.injected = 1
         if code:
-            found.broken.append(f"exit code {code}: {run.last_words}")
-            return found
+            result.violations.append(f"exit code {code}: {run.last_output}")
+            return result
         skipped = _skipped(run)
-        found.found["skipped"] = len(skipped)
+        result.measurements["skipped"] = len(skipped)
         if skipped != steps:
-            found.broken.append(f"left out {skipped}")
-        if run.told.count("skipped") < len(steps):
-            found.broken.append("not every step that was left out was told")
-        ends.append(read_end(run.folder, step=scene.steps))
-    found.broken += ends[0].differences(ends[1])
-    return found
+            result.violations.append(f"left out {skipped}")
+        if run.output.count("skipped") < len(steps):
+            result.violations.append("not every step that was left out was told")
+        ends.append(read_output(run.folder, step=scenario.steps))
+    result.violations += ends[0].differences(ends[1])
+    return result
 
 
-def line(trials: list[Trial]) -> str:
+def describe(trials: list[TrialResult]) -> str:
     """What the table says."""
     return f"{len(trials)} pairs of runs, {total(trials, 'skipped')} steps left out in each"
 

@@ -8,20 +8,20 @@ import re
 import sys
 from pathlib import Path
 
-from benchmarks.chaos.bed import HOUSE, Bed, Scene
 from benchmarks.chaos.runs import Run
+from benchmarks.chaos.setup import REPOSITORY, Scenario, Setup
 from dtl.core.process_env import free_port
 
-SCENE = Scene("plain Trainer", 60)
+SCENARIO = Scenario("plain Trainer", 60)
 LAST = ("model.safetensors", "optimizer.pt")  # files of the last checkpoint that are compared
 
 
-def peer_run(bed: Bed, place: Path, *, processes: int, save_every: int = 4) -> Run:
+def peer_run(setup: Setup, place: Path, *, processes: int, save_every: int = 4) -> Run:
     """The script on the same model and data, under torchrun where there are several processes."""
-    run = Run(bed, place, SCENE)
-    script = [str(HOUSE / "benchmarks" / "plain_trainer.py")]
-    files = [str(bed.folder / "base"), str(bed.folder / "train.jsonl"), str(place / "out")]
-    rhythm = ["--steps", str(SCENE.steps), "--save-every", str(save_every)]
+    run = Run(setup, place, SCENARIO)
+    script = [str(REPOSITORY / "benchmarks" / "plain_trainer.py")]
+    files = [str(setup.folder / "base"), str(setup.folder / "train.jsonl"), str(place / "out")]
+    rhythm = ["--steps", str(SCENARIO.steps), "--save-every", str(save_every)]
     launch = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
     launch += ["--master-port", str(free_port())]
     run.argv = (sys.executable, *(launch if processes > 1 else ()), *script, *files, *rhythm)
@@ -30,7 +30,7 @@ def peer_run(bed: Bed, place: Path, *, processes: int, save_every: int = 4) -> R
 
 def peer_losses(run: Run) -> dict[int, float]:
     """The newest loss of each step."""
-    path = run.place / "out" / "losses.jsonl"
+    path = run.workdir / "out" / "losses.jsonl"
     text = path.read_text(encoding="utf-8") if path.exists() else ""
     lines = [json.loads(line) for line in text.splitlines() if line.endswith("}")]
     return {line["step"]: line["loss"] for line in lines}
@@ -41,44 +41,44 @@ def peer_step(run: Run) -> int:
     return next(reversed(peer_losses(run)), 0)
 
 
-def peer_saving(run: Run) -> bool:
+def is_peer_saving(run: Run) -> bool:
     """Whether its newest checkpoint lacks the file that is written last."""
-    newest = max(run.place.glob("out/checkpoint-*"), key=_number, default=None)
+    newest = max(run.workdir.glob("out/checkpoint-*"), key=_number, default=None)
     return newest is not None and not (newest / "trainer_state.json").exists()
 
 
 def peer_end(run: Run) -> tuple[dict[int, float], dict[str, str]]:
     """Losses by step, and hashes of the last checkpoint."""
-    last = run.place / "out" / f"checkpoint-{SCENE.steps}"
+    last = run.workdir / "out" / f"checkpoint-{SCENARIO.steps}"
     found = {
         name: hashlib.sha256((last / name).read_bytes()).hexdigest()
         for name in LAST
         if (last / name).exists()
     }
-    losses = {step: loss for step, loss in peer_losses(run).items() if step <= SCENE.steps}
+    losses = {step: loss for step, loss in peer_losses(run).items() if step <= SCENARIO.steps}
     return dict(sorted(losses.items())), found
 
 
 def last_error(run: Run) -> str:
     """The last line that names an error of Python's."""
-    lines = [text.strip() for text in run.told.splitlines() if re.search(r"\w+Error: \S", text)]
-    return lines[-1][-250:] if lines else run.last_words
+    lines = [text.strip() for text in run.output.splitlines() if re.search(r"\w+Error: \S", text)]
+    return lines[-1][-250:] if lines else run.last_output
 
 
 def peer_reference(
-    bed: Bed, *, processes: int, save_every: int = 4
+    setup: Setup, *, processes: int, save_every: int = 4
 ) -> tuple[dict[int, float], dict[str, str]]:
     """What the undisturbed script ends with; run once."""
     name = f"plain-trainer-{processes}-{save_every}"
     run = peer_run(
-        bed, bed.folder / "references" / name, processes=processes, save_every=save_every
+        setup, setup.folder / "references" / name, processes=processes, save_every=save_every
     )
-    with bed.once(name):
-        if SCENE.steps not in peer_losses(run):
+    with setup.lock(name):
+        if SCENARIO.steps not in peer_losses(run):
             run.remove()
             run.start()
             if run.wait():
-                raise SystemExit(f"the undisturbed plain script failed:\n{run.told}")
+                raise SystemExit(f"the undisturbed plain script failed:\n{run.output}")
     return peer_end(run)
 
 

@@ -5,57 +5,57 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from benchmarks.chaos.bed import SCENES, Bed
-from benchmarks.chaos.ends import read_end, reference
-from benchmarks.chaos.runs import Hung, Run
-from benchmarks.chaos.trials import Trial
+from benchmarks.chaos.outputs import read_output, reference_output
+from benchmarks.chaos.runs import Run, TimedOut
+from benchmarks.chaos.setup import SCENARIOS, Setup
+from benchmarks.chaos.trials import TrialResult
 
 NAME = "rows"
-HOLDS = "losses, scores and weights are those of the good rows alone; the bad ones are told"
+REQUIREMENT = "losses, scores and weights are those of the good rows alone; the bad ones are told"
 BAD = ('{"text": "torn', '{"other": "no text"}', '{"text": 7}', "[1, 2]", "not JSON")
 BY_KEY = {"checkpoint differ", "digests differ"}  # these begin with the key of the data
 
 
-def trial(bed: Bed, number: int) -> Trial:
+def run_trial(setup: Setup, number: int) -> TrialResult:
     """One run on the same rows with bad ones in between."""
-    scene = SCENES[number % len(SCENES)]
-    draw = bed.draw(NAME, number)
-    found = Trial(NAME, number, landed=1, did=[scene.name])
-    expected = reference(bed, scene)
-    run = Run(bed, bed.place(NAME, number), scene)
+    scenario = SCENARIOS[number % len(SCENARIOS)]
+    rng = setup.rng(NAME, number)
+    result = TrialResult(NAME, number, injected=1, actions=[scenario.name])
+    expected = reference_output(setup, scenario)
+    run = Run(setup, setup.trial_folder(NAME, number), scenario)
     run.remove()
-    rows = (bed.folder / "train.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = (setup.folder / "train.jsonl").read_text(encoding="utf-8").splitlines()
     for bad in BAD:
-        rows.insert(draw.randrange(len(rows) + 1), bad)
-    spoiled = _write(run.place / "spoiled.jsonl", rows)
+        rows.insert(rng.randrange(len(rows) + 1), bad)
+    damaged = _write(run.workdir / "damaged.jsonl", rows)
     run.overrides = (
-        f"data.train={spoiled}",
+        f"data.train={damaged}",
         "data.on_bad_row=skip",
         "data.max_bad_fraction=0.5",
     )
     try:
         run.start()
         code = run.wait()
-    except Hung as hung:
-        found.broken.append(str(hung))
-        return found
+    except TimedOut as timeout:
+        result.violations.append(str(timeout))
+        return result
     finally:
-        run.end_all()
+        run.kill_all()
     if code:
-        found.broken.append(f"exit code {code}: {run.last_words}")
-        return found
-    end = read_end(run.folder, step=scene.steps)
-    found.broken += [text for text in expected.differences(end) if text not in BY_KEY]
+        result.violations.append(f"exit code {code}: {run.last_output}")
+        return result
+    end = read_output(run.folder, step=scenario.steps)
+    result.violations += [text for text in expected.differences(end) if text not in BY_KEY]
     if _weights(end.checkpoint) != _weights(expected.checkpoint):
-        found.broken.append("the tensors of the last checkpoint differ")
-    if str(len(BAD)) not in run.told or "skip" not in run.told:
-        found.broken.append(f"{len(BAD)} skipped rows were not told")
-    if not found.broken:
+        result.violations.append("the tensors of the last checkpoint differ")
+    if str(len(BAD)) not in run.output or "skip" not in run.output:
+        result.violations.append(f"{len(BAD)} skipped rows were not told")
+    if not result.violations:
         run.remove()
-    return found
+    return result
 
 
-def line(trials: list[Trial]) -> str:
+def describe(trials: list[TrialResult]) -> str:
     """What the table says."""
     return f"{len(trials)} runs, each with {len(BAD)} bad rows: {json.dumps(BAD)}".replace("|", "/")
 

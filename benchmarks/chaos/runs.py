@@ -17,16 +17,16 @@ from typing import Any
 
 import psutil
 
-from benchmarks.chaos.bed import EVALUATE_EVERY, Bed, Scene
+from benchmarks.chaos.setup import EVALUATE_EVERY, Scenario, Setup
 from dtl.launch.child_process import die_with_parent
 
 LIMIT_SECONDS = 240.0  # nothing here takes so long unless it hangs
-GONE_SECONDS = 45.0  # a launcher gives its ranks 30 s
+END_SECONDS = 45.0  # a launcher gives its ranks 30 s
 LAUNCHERS = {"accelerate.commands.launch", "torch.distributed.run"}
 POLL_SECONDS = 0.001
 
 
-class Hung(Exception):
+class TimedOut(Exception):
     """Something did not come about in the time that it may take."""
 
 
@@ -34,23 +34,23 @@ class Hung(Exception):
 class Processes:
     """The ids of the living processes of a run."""
 
-    desk: int | None
+    supervisor: int | None
     launcher: int | None
     ranks: dict[int, int]
 
     @property
     def all(self) -> list[int]:
-        found = [self.desk, self.launcher, *self.ranks.values()]
+        found = [self.supervisor, self.launcher, *self.ranks.values()]
         return [process for process in found if process is not None]
 
-    def of(self, victim: str) -> list[int]:
+    def ids_of(self, victim: str) -> list[int]:
         """The ids that a victim's name stands for; none where it does not live."""
         if victim == "all":
             return self.all
         if victim.startswith("rank "):
             rank = self.ranks.get(int(victim.removeprefix("rank ")))
             return [] if rank is None else [rank]
-        one = self.desk if victim == "desk" else self.launcher
+        one = self.supervisor if victim == "supervisor" else self.launcher
         return [] if one is None else [one]
 
 
@@ -58,55 +58,57 @@ class Processes:
 class Run:
     """A command that may be started again and again, and the folder that it writes."""
 
-    bed: Bed
-    place: Path
-    scene: Scene
+    setup: Setup
+    workdir: Path
+    scenario: Scenario
     overrides: tuple[str, ...] = ()
     environment: dict[str, str] = field(default_factory=dict)
     mark: str = field(default_factory=lambda: uuid.uuid4().hex)
     argv: tuple[str, ...] = ()  # another command than dtl's
     process: subprocess.Popen[bytes] | None = None
     starts: int = 0
-    torn: set[tuple[str, int]] = field(default_factory=set)  # staged folders of dead processes
-    begun_at_step: int = 0
+    stale_saves: set[tuple[str, int]] = field(
+        default_factory=set
+    )  # staged folders of dead processes
+    start_step: int = 0
     _read: tuple[int, dict[str, Any]] = (-1, {})  # size of the log, its last line
 
     @property
     def folder(self) -> Path:
-        return self.place / "runs" / "run"
+        return self.workdir / "runs" / "run"
 
     @property
     def checkpoints(self) -> Path:
         return self.folder / "checkpoints"
 
     @property
-    def told(self) -> str:
+    def output(self) -> str:
         """All that the command has told the user."""
-        path = self.place / "told.txt"
+        path = self.workdir / "output.txt"
         return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
 
     @property
-    def last_words(self) -> str:
+    def last_output(self) -> str:
         """The end of what it has told, in one line."""
-        return " ".join(self.told.split())[-250:]
+        return " ".join(self.output.split())[-250:]
 
     def command(self) -> list[str]:
         """Of dtl, unless another one was given."""
         if self.argv:
             return list(self.argv)
-        arguments = [*self.scene.arguments(), *self.overrides, "run.name=run"]
-        return [sys.executable, "-m", "dtl", "train", str(self.bed.config), *arguments]
+        arguments = [*self.scenario.arguments(), *self.overrides, "run.name=run"]
+        return [sys.executable, "-m", "dtl", "train", str(self.setup.config), *arguments]
 
     def start(self) -> None:
         """Give the command, the first time or again."""
-        self.place.mkdir(parents=True, exist_ok=True)
-        self.note_torn()
+        self.workdir.mkdir(parents=True, exist_ok=True)
+        self.record_stale_saves()
         self.starts += 1
-        with (self.place / "told.txt").open("ab") as told:
+        with (self.workdir / "output.txt").open("ab") as told:
             self.process = subprocess.Popen(
                 self.command(),
-                cwd=self.place,
-                env={**self.bed.environment(self.mark), **self.environment},
+                cwd=self.workdir,
+                env={**self.setup.environment(self.mark), **self.environment},
                 stdin=subprocess.DEVNULL,
                 stdout=told,
                 stderr=subprocess.STDOUT,
@@ -121,21 +123,21 @@ class Run:
         return self.process.poll()
 
     def wait(self, seconds: float = LIMIT_SECONDS) -> int:
-        """The exit code of the command. Raises Hung."""
+        """The exit code of the command. Raises TimedOut."""
         assert self.process is not None
         try:
             return self.process.wait(timeout=seconds)
         except subprocess.TimeoutExpired:
-            raise Hung(f"the command did not end within {seconds:.0f} s") from None
+            raise TimedOut(f"the command did not end within {seconds:.0f} s") from None
 
-    def until(self, condition: Callable[[], bool], seconds: float = LIMIT_SECONDS) -> bool:
-        """Wait until it is so; False when the command has ended first. Raises Hung."""
+    def wait_until(self, condition: Callable[[], bool], seconds: float = LIMIT_SECONDS) -> bool:
+        """Wait until it is so; False when the command has ended first. Raises TimedOut."""
         limit = time.monotonic() + seconds
         while not condition():
             if self.exit_code is not None:
                 return condition()
             if time.monotonic() > limit:
-                raise Hung(f"nothing happened for {seconds:.0f} s")
+                raise TimedOut(f"nothing happened for {seconds:.0f} s")
             time.sleep(POLL_SECONDS)
         return True
 
@@ -158,34 +160,34 @@ class Run:
         return int(self.last_line().get("step", 0))
 
     @property
-    def finished(self) -> bool:
+    def is_finished(self) -> bool:
         return (self.folder / "result.json").exists()
 
     @property
-    def saving(self) -> bool:
+    def is_saving(self) -> bool:
         """Whether a save is under way that no dead process has left behind."""
-        return bool(self._staged() - self.torn)
+        return bool(self._staged() - self.stale_saves)
 
     @property
-    def exporting(self) -> bool:
+    def is_exporting(self) -> bool:
         return any(self.folder.glob(".export*"))
 
     @property
     def phase(self) -> str:
         """What the run does now, as far as its files tell."""
-        if self.finished:
+        if self.is_finished:
             return "finished"
         if not (self.folder / "run.json").exists():
-            return "desk"
-        if self.saving:
+            return "supervisor"
+        if self.is_saving:
             return "save"
-        if self.exporting:
+        if self.is_exporting:
             return "export"
         line = self.last_line()
         step = int(line.get("step", 0))
-        if step >= self.scene.steps:
+        if step >= self.scenario.steps:
             return "after the last step"
-        if step <= self.begun_at_step:
+        if step <= self.start_step:
             return "start-up"
         return "evaluation" if is_before_evaluation(line) else "steps"
 
@@ -197,17 +199,17 @@ class Run:
         except OSError:
             return set()
 
-    def note_torn(self) -> None:
+    def record_stale_saves(self) -> None:
         """All processes are dead: what they have left, and how far they came."""
-        self.torn = self._staged()
-        self.begun_at_step = self.step
+        self.stale_saves = self._staged()
+        self.start_step = self.step
 
     def processes(self) -> Processes:
         """Desk, launcher and ranks as they live now."""
         assert self.process is not None
         desk = self.process.pid if self.exit_code is None else None
         launcher, ranks = None, {}
-        for child in _below(desk):
+        for child in _descendants(desk):
             try:
                 words, rank = child.cmdline(), child.environ().get("RANK")
             except psutil.Error:
@@ -218,7 +220,7 @@ class Run:
                 launcher = child.pid
         return Processes(desk, launcher, ranks)
 
-    def living(self) -> list[psutil.Process]:
+    def running_processes(self) -> list[psutil.Process]:
         """Every process on this machine that bears this run's mark."""
         found = []
         for process in psutil.process_iter():
@@ -228,7 +230,7 @@ class Run:
                     found.append(process)
             except psutil.Error:
                 continue
-        return found
+        return result
 
     def wait_for_ranks(self, ranks: int = 2) -> Processes | None:
         """All ranks live; None when the command has ended first."""
@@ -237,15 +239,15 @@ class Run:
             found = self.processes()
             if len(found.ranks) == ranks:
                 return found
-            if found.desk is None:
+            if found.supervisor is None:
                 return None
             time.sleep(0.05)
-        raise Hung("the ranks were not started")
+        raise TimedOut("the ranks were not started")
 
-    def gone(self, processes: list[int], seconds: float = GONE_SECONDS) -> list[int]:
+    def wait_until_ended(self, processes: list[int], seconds: float = END_SECONDS) -> list[int]:
         """Wait until these have ended; those that live on."""
         limit = time.monotonic() + seconds
-        while left := [process for process in processes if _lives(process)]:
+        while left := [process for process in processes if _is_running(process)]:
             if time.monotonic() > limit:
                 return left
             if self.process is not None:
@@ -253,26 +255,26 @@ class Run:
             time.sleep(0.005)
         return []
 
-    def leftovers(self, seconds: float = GONE_SECONDS) -> list[str]:
+    def find_leftovers(self, seconds: float = END_SECONDS) -> list[str]:
         """The command has ended: what of it lives on, after some time to end."""
         limit = time.monotonic() + seconds
-        while left := self.living():
+        while left := self.running_processes():
             if time.monotonic() > limit:
                 return [f"process {process.pid} lives on" for process in left]
             time.sleep(0.02)
         return []
 
-    def end_all(self) -> None:
-        """End whatever of this run still lives."""
-        for process in self.living():
+    def kill_all(self) -> None:
+        """RunOutput whatever of this run still lives."""
+        for process in self.running_processes():
             kill(process.pid, signal.SIGCONT)
             kill(process.pid, signal.SIGKILL)
         if self.process is not None:
-            self.process.wait(timeout=GONE_SECONDS)
+            self.process.wait(timeout=END_SECONDS)
 
     def remove(self) -> None:
         """Take the folder off the disk."""
-        shutil.rmtree(self.place, ignore_errors=True)
+        shutil.rmtree(self.workdir, ignore_errors=True)
 
 
 def is_before_evaluation(line: dict[str, Any]) -> bool:
@@ -289,7 +291,7 @@ def kill(process: int, number: signal.Signals) -> bool:
     return True
 
 
-def _below(process: int | None) -> list[psutil.Process]:
+def _descendants(process: int | None) -> list[psutil.Process]:
     """All children of a process and theirs."""
     try:
         return psutil.Process(process).children(recursive=True) if process else []
@@ -297,7 +299,7 @@ def _below(process: int | None) -> list[psutil.Process]:
         return []
 
 
-def _lives(process: int) -> bool:
+def _is_running(process: int) -> bool:
     try:
         return psutil.Process(process).status() != psutil.STATUS_ZOMBIE
     except psutil.Error:

@@ -12,12 +12,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from benchmarks.chaos.trials import Kind, Trial
+from benchmarks.chaos.trials import Kind, TrialResult
 
 STACK = ("dtl", "torch", "transformers", "peft", "accelerate", "deepspeed")
 
 
-def report(results: list[tuple[Kind, list[Trial]]], *, seed: int, minutes: float) -> Iterator[str]:
+def report(
+    results: list[tuple[Kind, list[TrialResult]]], *, seed: int, minutes: float
+) -> Iterator[str]:
     """The page, line by line."""
     yield "# What a run survives"
     yield ""
@@ -34,44 +36,46 @@ def report(results: list[tuple[Kind, list[Trial]]], *, seed: int, minutes: float
     yield ""
     for kind, trials in results:
         for trial in trials:
-            if trial.broken and not kind.yardstick:
-                yield f"- `--seed {seed} --repeat {kind.name}:{trial.number}`: " + told(trial)
+            if trial.violations and not kind.is_baseline:
+                yield f"- `--seed {seed} --repeat {kind.name}:{trial.number}`: " + format_failure(
+                    trial
+                )
     yield f"- date: {date.today()}, {minutes:.0f} minutes"
     yield f"- hardware: {_hardware()}"
     yield f"- versions: Python {platform.python_version()}, {_versions()}"
     yield f"- command: `python -m benchmarks.chaos {' '.join(sys.argv[1:])}`"
 
 
-def row(kind: Kind, trials: list[Trial]) -> str:
+def row(kind: Kind, trials: list[TrialResult]) -> str:
     """One kind: how many of its trials held."""
-    missing = next((trial.missing for trial in trials if trial.missing), "")
-    counted = [trial for trial in trials if trial.landed]
-    held = sum(not trial.broken for trial in counted)
+    missing = next((trial.skip_reason for trial in trials if trial.skip_reason), "")
+    counted = [trial for trial in trials if trial.injected]
+    held = sum(not trial.violations for trial in counted)
     if missing:
-        return f"| {kind.name} | {kind.holds} | not run | {missing} |"
-    return f"| {kind.name} | {kind.holds} | {held} of {len(counted)} | {kind.line(counted)} |"
+        return f"| {kind.name} | {kind.requirement} | not run | {missing} |"
+    return f"| {kind.name} | {kind.requirement} | {held} of {len(counted)} | {kind.describe(counted)} |"
 
 
-def told(trial: Trial) -> str:
+def format_failure(trial: TrialResult) -> str:
     """A failing trial in one line: what was done, and what did not hold."""
-    return f"{'; '.join(trial.did) or 'nothing done'}: **{'; '.join(trial.broken)}**"
+    return f"{'; '.join(trial.actions) or 'nothing done'}: **{'; '.join(trial.violations)}**"
 
 
-def holds(results: list[tuple[Kind, list[Trial]]]) -> bool:
+def all_passed(results: list[tuple[Kind, list[TrialResult]]]) -> bool:
     """Whether everything held, and as many faults landed as were wanted."""
     for kind, trials in results:
-        if kind.yardstick or any(trial.missing for trial in trials):
+        if kind.is_baseline or any(trial.skip_reason for trial in trials):
             continue
-        if any(trial.broken for trial in trials):
+        if any(trial.violations for trial in trials):
             return False
-        if sum(trial.landed for trial in trials) < kind.wanted:
+        if sum(trial.injected for trial in trials) < kind.required:
             return False
     return True
 
 
-def total(trials: list[Trial], name: str) -> int:
+def total(trials: list[TrialResult], name: str) -> int:
     """The sum of a count over the trials."""
-    return sum(listed(trials, name))
+    return sum(collect(trials, name))
 
 
 def median_seconds(values: Iterable[float]) -> str:
@@ -80,15 +84,15 @@ def median_seconds(values: Iterable[float]) -> str:
     return f"{statistics.median(found):.1f} s" if found else "not measured"
 
 
-def counted(trials: list[Trial], name: str) -> str:
+def count_values(trials: list[TrialResult], name: str) -> str:
     """How often each value occurs, be it one a trial or a list: `3 start-up, 2 save`."""
-    values = listed(trials, name)
+    values = collect(trials, name)
     return ", ".join(f"{values.count(value)} {value}" for value in sorted(set(values)))
 
 
-def listed(trials: list[Trial], name: str) -> list[Any]:
+def collect(trials: list[TrialResult], name: str) -> list[Any]:
     """What was found under a name, over all trials."""
-    found = [trial.found[name] for trial in trials if name in trial.found]
+    found = [trial.measurements[name] for trial in trials if name in trial.measurements]
     return [one for value in found for one in (value if isinstance(value, list) else [value])]
 
 

@@ -311,10 +311,10 @@ def compare(
     partly = asked or overrides or only_list or cell or job
     found = show.finished(path) if not partly else None
     if found is None:
-        from dtl.compare.cluster import Queue
+        from dtl.compare.cluster import QueueOptions
         from dtl.compare.start import start
 
-        queue = None if cluster is None else Queue(cluster, time, account, partition)
+        queue = None if cluster is None else QueueOptions(cluster, time, account, partition)
 
         changes = [*(overrides or ()), *asked]
         with _places_of(path, changes) if path.is_file() else nullcontext():

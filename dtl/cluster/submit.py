@@ -60,11 +60,10 @@ class _Allocation:
 
 @dataclass(frozen=True)
 class _PreparedRun:
-    """A run that is about to be submitted. `is_new`: whether its folder must be created."""
+    """A run that is about to be submitted."""
 
     folder: RunFolder
     prepared: Prepared
-    is_new: bool
 
 
 def render_job_script(path: Path, overrides: Sequence[str], request: SubmitRequest) -> str:
@@ -130,7 +129,7 @@ def resubmit(
     )
     prepared = _plan(config, allocation)
     preparation.check_data_unchanged(folder, prepared.data)
-    _submit([_PreparedRun(folder, prepared, is_new=False)], allocation, print_line)
+    _submit([_PreparedRun(folder, prepared)], allocation, print_line)
 
 
 def check_not_queued(folder: RunFolder) -> None:
@@ -198,7 +197,7 @@ def _prepare(config: RunConfig, allocation: _Allocation) -> _PreparedRun:
     prepared = _plan(config, allocation)
     if exists and folder.state != "finished":
         preparation.check_data_unchanged(folder, prepared.data)
-    return _PreparedRun(folder, prepared, is_new=not exists)
+    return _PreparedRun(folder, prepared)
 
 
 def _plan(config: RunConfig, allocation: _Allocation) -> Prepared:

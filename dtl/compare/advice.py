@@ -10,7 +10,7 @@ from statistics import mean
 import numpy as np
 
 from dtl.compare.grid import SCRATCH
-from dtl.compare.measure import LEVEL, Measured, interval_of
+from dtl.compare.measure import CONFIDENCE_LEVEL, MeasuredCell, confidence_interval
 from dtl.compare.records import (
     UNADAPTED,
     BaseScores,
@@ -29,53 +29,62 @@ from dtl.core.statistics import Sample, Spread, crossing, holm, joined, spread
 from dtl.tasks.base import Task
 
 
-def points(measured: Sequence[Measured], task: Task, *, sign: int) -> list[StrategySummary]:
+def summarize_cells(
+    measured: Sequence[MeasuredCell], task: Task, *, sign: int
+) -> list[StrategySummary]:
     """Return the means over seeds, one record per strategy and number of labels. `sign`: -1 if
     lower scores are better."""
-    found = [_point(cells, task) for cells in _together(measured).values()]
+    found = [_summarize(cells, task) for cells in _group_by_strategy(measured).values()]
     curve = sorted((one for one in found if one.strategy == SCRATCH), key=lambda one: one.labels)
     if not curve:
         return found
     heights, at = [sign * one.score for one in curve], [float(one.labels) for one in curve]
-    found = [_with_labels_saved(one, sign * one.score, heights, at) for one in found]
+    found = [_add_label_efficiency(one, sign * one.score, heights, at) for one in found]
     ends = {one.labels: one.score for one in curve}
-    cells = {key: [one.cell for one in group] for key, group in _together(measured).items()}
+    cells = {
+        key: [one.cell for one in group] for key, group in _group_by_strategy(measured).items()
+    }
     return [
-        replace(one, to_scratch=_reached(cells[one.strategy, one.labels], ends[one.labels], sign))
+        replace(
+            one,
+            time_to_scratch_score=_time_to_score(
+                cells[one.strategy, one.labels], ends[one.labels], sign
+            ),
+        )
         if one.strategy != SCRATCH and one.labels in ends
         else one
         for one in found
     ]
 
 
-def differences(measured: Sequence[Measured], *, sign: int) -> list[PairedDifference]:
+def held_out_differences(measured: Sequence[MeasuredCell], *, sign: int) -> list[PairedDifference]:
     """Return the paired differences on the held-out examples: of all pairs of strategies with the
     same number of labels, over their common seeds, and of the unadapted base and each strategy.
     For each number of labels the two groups of p-values are adjusted separately."""
-    base = next((one.unadapted for one in measured if one.unadapted is not None), None)
-    return _all_pairs(measured, lambda one: one.held_out, base, sign)
+    base = next((one.base for one in measured if one.base is not None), None)
+    return _compare_all_pairs(measured, lambda one: one.held_out, base, sign)
 
 
 def source_differences(
-    measured: Sequence[Measured], base: Sample | None, *, sign: int
+    measured: Sequence[MeasuredCell], base: Sample | None, *, sign: int
 ) -> list[PairedDifference]:
     """Return the paired differences on the examples of --source. `base`: the sample of the
     unadapted base there."""
-    return _all_pairs(measured, lambda one: one.source, base, sign)
+    return _compare_all_pairs(measured, lambda one: one.source, base, sign)
 
 
 _Seeds = dict[int, Sample]  # samples of one strategy with one number of labels, by seed
 
 
-def _all_pairs(
-    measured: Sequence[Measured],
-    sample_of: Callable[[Measured], Sample | None],
+def _compare_all_pairs(
+    measured: Sequence[MeasuredCell],
+    read_sample: Callable[[MeasuredCell], Sample | None],
     base: Sample | None,
     sign: int,
 ) -> list[PairedDifference]:
     scored: dict[int, dict[str, _Seeds]] = {}
-    for (name, labels), group in _together(measured).items():
-        samples = ((one.cell.seed, sample_of(one)) for one in group)
+    for (name, labels), group in _group_by_strategy(measured).items():
+        samples = ((one.cell.seed, read_sample(one)) for one in group)
         if known := {seed: sample for seed, sample in samples if sample is not None}:
             scored.setdefault(labels, {})[name] = known
     found = []
@@ -83,20 +92,20 @@ def _all_pairs(
         pairs = {
             (first, second): apart
             for first, second in combinations(here, 2)
-            if (apart := _paired(here[first], here[second], sign)) is not None
+            if (apart := _paired_spread(here[first], here[second], sign)) is not None
         }
-        found += _differences(labels, pairs)
+        found += _adjust_family(labels, pairs)
         if base is not None:
             against = {
                 (UNADAPTED, name): apart
                 for name, seeds in here.items()
-                if (apart := _paired(dict.fromkeys(seeds, base), seeds, sign)) is not None
+                if (apart := _paired_spread(dict.fromkeys(seeds, base), seeds, sign)) is not None
             }
-            found += _differences(labels, against)
+            found += _adjust_family(labels, against)
     return found
 
 
-def _differences(labels: int, family: dict[tuple[str, str], Spread]) -> list[PairedDifference]:
+def _adjust_family(labels: int, family: dict[tuple[str, str], Spread]) -> list[PairedDifference]:
     """Return the differences with p-values adjusted over this family."""
     corrected = holm([one.p for one in family.values()])
     return [
@@ -105,16 +114,16 @@ def _differences(labels: int, family: dict[tuple[str, str], Spread]) -> list[Pai
             first=first,
             second=second,
             difference=one.estimate,
-            interval=ConfidenceInterval(*one.interval(LEVEL)),
+            interval=ConfidenceInterval(*one.interval(CONFIDENCE_LEVEL)),
             p_value=one.p,
             adjusted_p_value=p,
-            is_significant=p < 1 - LEVEL,
+            is_significant=p < 1 - CONFIDENCE_LEVEL,
         )
         for ((first, second), one), p in zip(family.items(), corrected, strict=True)
     ]
 
 
-def recommendations(
+def recommend(
     found: Sequence[StrategySummary],
     pairs: Sequence[PairedDifference],
     source_pairs: Sequence[PairedDifference],
@@ -130,13 +139,13 @@ def recommendations(
         here = {one.strategy: one for one in found if one.labels == labels}
         if len(here) > 1:
             of_these = [pair for pair in pairs if pair.labels == labels]
-            learnt = _recommend(labels, here, of_these, sign, unit)
-            beside = _beside_base(learnt, here, of_these, base, sign, unit)
-            advice.append(_with_what_is_forgotten(beside, source_pairs))
+            learnt = _recommend_strategy(labels, here, of_these, sign, unit)
+            beside = _compare_with_base(learnt, here, of_these, base, sign, unit)
+            advice.append(_add_forgetting(beside, source_pairs))
     return advice
 
 
-def _recommend(
+def _recommend_strategy(
     labels: int,
     here: dict[str, StrategySummary],
     pairs: Sequence[PairedDifference],
@@ -157,11 +166,11 @@ def _recommend(
     if tied == [SCRATCH]:
         verdict, choice = "scratch", SCRATCH
         first = f"{where}, train from scratch: transfer is negative."
-        second = _margin(SCRATCH, rest[0], here, pairs)
+        second = _describe_difference(SCRATCH, rest[0], here, pairs)
     elif len(tied) == 1:
         verdict, choice = "best", leader
         first = f"{where}, use {leader}."
-        second = _margin(leader, rest[0], here, pairs)
+        second = _describe_difference(leader, rest[0], here, pairs)
         if SCRATCH in rest[1:]:
             second = second[:-1] + f"; scratch has {here[SCRATCH].score:.3f}."
     else:
@@ -173,14 +182,14 @@ def _recommend(
         else:
             first = f"{where}, use {quickest}, the fastest to train of the best."
         scores = ", ".join(f"{name} {here[name].score:.3f}" for name in tied)
-        second = f"{_listed(tied)} are not significantly different ({scores})"
+        second = f"{_join_names(tied)} are not significantly different ({scores})"
         if SCRATCH in rest:
             second += f"; scratch has {here[SCRATCH].score:.3f}"
         second = f"{second[0].upper()}{second[1:]}."
     return Recommendation(labels, choice, verdict, f"{first} {second}")
 
 
-def _beside_base(
+def _compare_with_base(
     advice: Recommendation,
     here: dict[str, StrategySummary],
     pairs: Sequence[PairedDifference],
@@ -212,7 +221,7 @@ def _beside_base(
     return replace(advice, choice=UNADAPTED, verdict="not significantly different", text=text)
 
 
-def _with_what_is_forgotten(
+def _add_forgetting(
     advice: Recommendation, source_pairs: Sequence[PairedDifference]
 ) -> Recommendation:
     """Return the advice with the forgetting of its choice, if that is known."""
@@ -230,7 +239,7 @@ def _with_what_is_forgotten(
     return replace(advice, text=f"{advice.text[:-1]}; {told}.")
 
 
-def _margin(
+def _describe_difference(
     better: str, other: str, here: dict[str, StrategySummary], pairs: Sequence[PairedDifference]
 ) -> str:
     pair = next(one for one in pairs if {one.first, one.second} == {better, other})
@@ -242,19 +251,21 @@ def _margin(
     )
 
 
-def _listed(names: Sequence[str]) -> str:
+def _join_names(names: Sequence[str]) -> str:
     return f"{', '.join(names[:-1])} and {names[-1]}"
 
 
-def _together(measured: Sequence[Measured]) -> dict[tuple[str, int], list[Measured]]:
+def _group_by_strategy(
+    measured: Sequence[MeasuredCell],
+) -> dict[tuple[str, int], list[MeasuredCell]]:
     """Return the cells of each strategy and number of labels, ordered by seed."""
-    found: dict[tuple[str, int], list[Measured]] = {}
+    found: dict[tuple[str, int], list[MeasuredCell]] = {}
     for one in sorted(measured, key=lambda one: one.cell.seed):
         found.setdefault((one.cell.strategy, one.cell.labels), []).append(one)
     return found
 
 
-def _point(group: Sequence[Measured], task: Task) -> StrategySummary:
+def _summarize(group: Sequence[MeasuredCell], task: Task) -> StrategySummary:
     cells = [one.cell for one in group]
     whole = joined([one.held_out for one in group])
     return StrategySummary(
@@ -262,30 +273,32 @@ def _point(group: Sequence[Measured], task: Task) -> StrategySummary:
         labels=cells[0].labels,
         seeds=tuple(cell.seed for cell in cells),
         score=float(whole.values_S.mean()),
-        interval=interval_of(whole, task),
+        interval=confidence_interval(whole, task),
         label_efficiency=None,
         time_to_scratch_score=None,
         train_seconds=mean(cell.train_seconds for cell in cells),
         peak_memory_bytes=max(cell.peak_memory_bytes for cell in cells),
         export_bytes=max(cell.export_bytes for cell in cells),
-        source_score=_mean([cell.source_score for cell in cells]),
-        source_interval=_interval([one.source for one in group], task),
-        ood_score=_mean([cell.ood_score for cell in cells]),
-        ood_interval=_interval([one.ood for one in group], task),
-        worst_group_score=_mean([cell.worst_group_score for cell in cells]),
+        source_score=_mean_if_complete([cell.source_score for cell in cells]),
+        source_interval=_joint_interval([one.source for one in group], task),
+        ood_score=_mean_if_complete([cell.ood_score for cell in cells]),
+        ood_interval=_joint_interval([one.ood for one in group], task),
+        worst_group_score=_mean_if_complete([cell.worst_group_score for cell in cells]),
     )
 
 
-def _with_labels_saved(
+def _add_label_efficiency(
     point: StrategySummary, height: float, heights: Sequence[float], at: Sequence[float]
 ) -> StrategySummary:
     if point.strategy == SCRATCH:
         return point
     found = crossing(height, heights, at=at, log=True)
-    return replace(point, labels_saved=LabelEfficiency(found.at, found.bound))
+    return replace(point, label_efficiency=LabelEfficiency(found.at, found.bound))
 
 
-def _reached(cells: Sequence[CellResult], score: float, sign: int) -> TimeToScratchScore | None:
+def _time_to_score(
+    cells: Sequence[CellResult], score: float, sign: int
+) -> TimeToScratchScore | None:
     curve = average_curves(cells)
     if not curve:
         return None
@@ -294,19 +307,19 @@ def _reached(cells: Sequence[CellResult], score: float, sign: int) -> TimeToScra
     return TimeToScratchScore(found.at, float(np.interp(found.at, steps, seconds)), found.bound)
 
 
-def _mean(values: Sequence[float | None]) -> float | None:
+def _mean_if_complete(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return mean(known) if len(known) == len(values) else None
 
 
-def _interval(samples: Sequence[Sample | None], task: Task) -> ConfidenceInterval | None:
+def _joint_interval(samples: Sequence[Sample | None], task: Task) -> ConfidenceInterval | None:
     known = [one for one in samples if one is not None]
     if len(known) < len(samples):
         return None
-    return interval_of(joined(known), task)
+    return confidence_interval(joined(known), task)
 
 
-def _paired(first: _Seeds, second: _Seeds, sign: int) -> Spread | None:
+def _paired_spread(first: _Seeds, second: _Seeds, sign: int) -> Spread | None:
     """Return the spread of the difference over the common seeds, on the same examples."""
     seeds = sorted(first.keys() & second.keys())
     if not seeds:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from dtl.backends.base import Job
 from dtl.backends.slurm import Options, Plugin, read_site
-from dtl.compare.state import State
+from dtl.compare.state import ComparisonState
 from dtl.core.errors import DtlError
 from dtl.core.files import write_json
 from dtl.core.process_env import surroundings
@@ -22,13 +22,13 @@ from dtl.run.folder import RunFolder
 if TYPE_CHECKING:
     from dtl.compare.grid import PlannedRun
 
-JOBS = "jobs"  # a folder per job, named after its run
-NOTE = "submitted.json"
-TABLE = "table"
+JOBS_FOLDER = "jobs"  # a folder per job, named after its run
+SUBMITTED_FILE = "submitted.json"
+TABLE_JOB = "table"
 
 
 @dataclass(frozen=True)
-class Queue:
+class QueueOptions:
     """The cluster and the options of each job. `time`: time limit of one job."""
 
     cluster: str
@@ -46,36 +46,36 @@ class Queue:
         )
 
 
-def submit(state: State, queue: Queue) -> tuple[str, ...]:
+def submit(state: ComparisonState, queue: QueueOptions) -> tuple[str, ...]:
     """Submit all unfinished runs and a last job that writes the results; return the job ids.
     Raises DtlError, with Slurm's message if it rejects a job."""
-    if state.budget is not None:
+    if state.budget_seconds is not None:
         raise DtlError.of(
             "--budget", "a cluster queue has no time limit over all jobs", "remove it"
         )
     check_not_queued(state)
     site = queue.site()
     backend = Plugin(site)
-    left = [one for one in state.grid.planned_runs if not state.finished(one)]
+    left = [one for one in state.grid.planned_runs if not state.is_finished(one)]
     parts = [
         [one.name for one in left if one.kind == "rate"],
         [one.name for one in left if one.kind == "cell"],
-        [TABLE],
+        [TABLE_JOB],
     ]
     ids: list[str] = []
     for names in filter(None, parts):
-        job = _job(state, names, queue, site, after=ids[-1].partition("_")[0] if ids else None)
+        job = _make_job(state, names, queue, site, after=ids[-1].partition("_")[0] if ids else None)
         if not ids:
             backend.check(job)
         ids += backend.submit(job)
     note = {"options": site.model_dump(mode="json"), "ids": ids}
-    write_json(state.folder / NOTE, note)
+    write_json(state.folder / SUBMITTED_FILE, note)
     return tuple(ids)
 
 
-def check_not_queued(state: State) -> None:
+def check_not_queued(state: ComparisonState) -> None:
     """Raise DtlError while jobs of the comparison are pending or running."""
-    note = state.folder / NOTE
+    note = state.folder / SUBMITTED_FILE
     if not note.is_file():
         return
     before = json.loads(note.read_text(encoding="utf-8"))
@@ -83,23 +83,23 @@ def check_not_queued(state: State) -> None:
     live = [number for number, one in states.items() if one.state != "ended"]
     if live:
         runs = state.grid.planned_runs
-        done = sum(map(state.finished, runs))
+        done = sum(map(state.is_finished, runs))
         raise DtlError.of(
             str(state.folder),
             f"{len(live)} of its jobs are pending or running, {done} of {len(runs)} runs are finished",
-            f"wait for job {live[-1]}, or cancel them: scancel {' '.join(_whole(live))}",
+            f"wait for job {live[-1]}, or cancel them: scancel {' '.join(_array_ids(live))}",
         )
 
 
-def of_job(state: State, folder: Path) -> PlannedRun | None:
+def find_planned_run(state: ComparisonState, folder: Path) -> PlannedRun | None:
     """Return the run of a job folder; None: the results. Raises DtlError for other folders."""
     by_name = {one.name: one for one in state.grid.planned_runs}
-    if folder.name != TABLE and folder.name not in by_name:
+    if folder.name != TABLE_JOB and folder.name not in by_name:
         raise DtlError.of("--job", f"{folder.name} is not a run of {state.folder}", "see --list")
     return by_name.get(folder.name)
 
 
-def close(folder: Path, *, exit_code: int) -> None:
+def record_job_end(folder: Path, *, exit_code: int) -> None:
     """Record the exit code for the job script."""
     job = RunFolder(folder)
     if exit_code == 0:
@@ -108,19 +108,24 @@ def close(folder: Path, *, exit_code: int) -> None:
         job.write_exit_code(exit_code)
 
 
-def _whole(ids: Sequence[str]) -> list[str]:
+def _array_ids(ids: Sequence[str]) -> list[str]:
     """Return the ids of job arrays, without those of their tasks."""
     return list(dict.fromkeys(number.partition("_")[0] for number in ids))
 
 
-def _job(
-    state: State, names: Sequence[str], queue: Queue, site: Options, *, after: str | None
+def _make_job(
+    state: ComparisonState,
+    names: Sequence[str],
+    queue: QueueOptions,
+    site: Options,
+    *,
+    after: str | None,
 ) -> Job:
-    jobs = (state.folder / JOBS).absolute()
+    jobs = (state.folder / JOBS_FOLDER).absolute()
     folders = tuple(jobs / name for name in names)
     for folder in folders:
         (folder / "result.json").unlink(missing_ok=True)
-    run = jobs if names != [TABLE] else folders[0]
+    run = jobs if names != [TABLE_JOB] else folders[0]
     argv = (sys.executable, "-m", "dtl", "compare", str(state.folder.absolute()), "--job", str(run))
     return Job(
         run,
@@ -130,5 +135,5 @@ def _job(
         time_limit_seconds=None if queue.time is None else parse_seconds(queue.time),
         dependency=after,
         dependency_may_fail=True,
-        array_runs=() if names == [TABLE] else folders,
+        array_runs=() if names == [TABLE_JOB] else folders,
     )

@@ -37,29 +37,29 @@ def score_source(
     """
     whole = config.data.model_copy(update={"subsample": None})
     config = config.model_copy(update={"data": whole})
-    if _keeps_head(config):
+    if _uses_pretrained_head(config):
         if run is not None:
             return score_run(run, source, ["task.group_by=null"], out=out, print_line=say)
         data = whole.model_copy(update={"eval": source, "eval_fraction": None})
-        return score_base(_plain(config, data), out=out, print_line=say)
+        return score_base(_without_groups(config, data), out=out, print_line=say)
     data = Data(train=source, eval=source, columns=config.data.columns)
-    change = None if run is None else _puts_in(run.path)
-    return score_base(_plain(config, data), out=out, print_line=say, change=change)
+    change = None if run is None else _body_loader(run.path)
+    return score_base(_without_groups(config, data), out=out, print_line=say, change=change)
 
 
-def _plain(config: RunConfig, data: Data) -> RunConfig:
+def _without_groups(config: RunConfig, data: Data) -> RunConfig:
     """Return the config for other rows, which may have no groups."""
     task = config.task.model_copy(update={"group_by": None})
     return config.model_copy(update={"data": data, "task": task})
 
 
-def _keeps_head(config: RunConfig) -> bool:
+def _uses_pretrained_head(config: RunConfig) -> bool:
     """Return whether the pretrained head of the base fits the task."""
     parts = assemble(config)
     return why_unscored(parts, prepare_data(config, parts)) is None
 
 
-def _puts_in(run: Path) -> Callable[[nn.Module], None]:
+def _body_loader(run: Path) -> Callable[[nn.Module], None]:
     def put_in(base: nn.Module) -> None:
         """Copy the trained body of the run into the base."""
         import torch

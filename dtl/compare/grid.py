@@ -99,15 +99,15 @@ class Grid:
     @property
     def search_runs(self) -> tuple[PlannedRun, ...]:
         """The runs of the learning-rate searches, with the first seed."""
-        searched = dict.fromkeys(map(self.search_labels, self.labels))
-        rounds = {strategy: self.search_rounds(strategy) for strategy in self.strategies}
+        search_labels = dict.fromkeys(map(self.search_labels, self.labels))
+        search_rounds = {strategy: self.search_rounds(strategy) for strategy in self.strategies}
         return tuple(
             PlannedRun("rate", strategy, labels, self.seeds[0], share, number, place)
-            for number in range(max(map(len, rounds.values())))
-            for labels in searched
+            for number in range(max(map(len, search_rounds.values())))
+            for labels in search_labels
             for strategy in self.strategies
-            for share, rates in rounds[strategy][number : number + 1]
-            for place in range(rates)
+            for share, candidate_rates in search_rounds[strategy][number : number + 1]
+            for place in range(candidate_rates)
         )
 
     def search_labels(self, labels: LabelCount) -> LabelCount:
@@ -134,21 +134,21 @@ class Grid:
     def probe_config(self) -> RunConfig:
         """The config of the feature probe: fewest labels, scored on the validation rows."""
         fewest = PlannedRun("rate", "full", self.labels[0], self.seeds[0])
-        return self.config_of(fewest, self.default_rate("full"), runs=".")
+        return self.make_config(fewest, self.default_rate("full"), runs=".")
 
     def search_rounds(self, strategy: str) -> list[tuple[float, int]]:
         """Return the share of the steps and the number of rates of each search round. With a time
         budget each round drops the worse half of the rates (successive halving)."""
-        rates = len(self.candidate_rates(strategy))
-        if rates == 1:
+        candidate_rates = len(self.candidate_rates(strategy))
+        if candidate_rates == 1:
             return []
         if self.config.compare.time_budget is None:
-            return [(1.0, rates)]
-        rounds = []
-        for share in ROUND_STEP_SHARES if rates > 2 else ROUND_STEP_SHARES[-1:]:
-            rounds.append((share, rates))
-            rates = ceil(rates / 2)
-        return rounds
+            return [(1.0, candidate_rates)]
+        search_rounds = []
+        for share in ROUND_STEP_SHARES if candidate_rates > 2 else ROUND_STEP_SHARES[-1:]:
+            search_rounds.append((share, candidate_rates))
+            candidate_rates = ceil(candidate_rates / 2)
+        return search_rounds
 
     def candidate_rates(self, strategy: str) -> tuple[float, ...]:
         """Return the candidate learning rates of a strategy, in ascending order."""
@@ -161,70 +161,72 @@ class Grid:
     def default_rate(self, strategy: str) -> float:
         """Return the default learning rate of a strategy: scaled with the config's own rate if the
         ratio is fixed (LoRA's is ten times full's); else the strategy's."""
-        own, given = own_strategy(self.config), self.config.optim.learning_rate
-        usual = _default_rate(strategy)
+        own, given = configured_strategy(self.config), self.config.optim.learning_rate
+        usual = _plugin_learning_rate(strategy)
         if given is None or (own != strategy and not {own, strategy} <= set(RATES_SCALED_TOGETHER)):
             return usual
-        return given * usual / _default_rate(own)
+        return given * usual / _plugin_learning_rate(own)
 
     def choose_rate(self, planned: PlannedRun, trials: Sequence[TrialResult]) -> float | None:
         """Return the learning rate of a run; None: its search is not finished."""
-        rates = self.candidate_rates(planned.strategy)
+        candidate_rates = self.candidate_rates(planned.strategy)
         search = [one for one in trials if self.share_search(one.planned_run, planned)]
         if planned.kind == "rate" and planned.search_round == 0:
-            return rates[planned.rank]
+            return candidate_rates[planned.rank]
         if planned.kind == "rate":
-            ranked = _ranked(search, round=planned.search_round - 1)
+            ranked = _rank_rates(search, search_round=planned.search_round - 1)
             trials_needed = self.search_rounds(planned.strategy)[planned.search_round - 1][1]
             return ranked[planned.rank] if len(ranked) == trials_needed else None
-        if len(rates) == 1:
-            return rates[0]
+        if len(candidate_rates) == 1:
+            return candidate_rates[0]
         last = len(self.search_rounds(planned.strategy)) - 1
         trials_needed = self.search_rounds(planned.strategy)[last][1]
-        ranked = _ranked(search, round=last)
+        ranked = _rank_rates(search, search_round=last)
         return ranked[0] if len(ranked) == trials_needed else None
 
-    def best_so_far(self, planned: PlannedRun, trials: Sequence[TrialResult]) -> float:
+    def best_rate_so_far(self, planned: PlannedRun, trials: Sequence[TrialResult]) -> float:
         """Return the best rate of the latest search round with results, for a search that the time
         budget has ended; the middle candidate if there are no results."""
         search = [one for one in trials if self.share_search(one.planned_run, planned)]
         for number in reversed(range(len(self.search_rounds(planned.strategy)))):
-            if ranked := _ranked(search, round=number):
+            if ranked := _rank_rates(search, search_round=number):
                 return ranked[0]
-        rates = self.candidate_rates(planned.strategy)
-        return rates[len(rates) // 2]
+        candidate_rates = self.candidate_rates(planned.strategy)
+        return candidate_rates[len(candidate_rates) // 2]
 
-    def config_of(self, planned: PlannedRun, rate: float, *, runs: str) -> RunConfig:
+    def make_config(self, planned: PlannedRun, rate: float, *, runs: str) -> RunConfig:
         """Return the config of a run. `runs`: the parent of its run folder."""
         values = self.config.model_dump(mode="json")
         train, compare = values["train"], self.config.compare
-        searches = planned.kind == "rate"
+        is_search = planned.kind == "rate"
         steps = max(1, round(train["steps"] * planned.step_share))
         train |= {
             "steps": steps,
             "seed": planned.seed,
-            "evaluate_every": None if searches else _rhythm(train["evaluate_every"], steps),
+            "evaluate_every": None
+            if is_search
+            else _evaluation_interval(train["evaluate_every"], steps),
             "keep_best": False,
             "export": "last",
             "ema": None,
             "average": None,
         }
-        values["strategy"] = self.strategy(planned.strategy, rate)
+        values["strategy"] = self.strategy_config(planned.strategy, rate)
         values["optim"]["learning_rate"] = rate
         values["data"]["subsample"] = {
             "size": planned.labels.requested,
-            "feature_cache_size": self._shared(planned.labels),
+            "feature_cache_size": self._feature_cache_labels(planned.labels),
             "seed": planned.seed,
             "validation_fraction": compare.validation_fraction,
-            "evaluate_on": "validation" if searches else "eval",
+            "evaluate_on": "validation" if is_search else "eval",
         }
-        if searches:
+        if is_search:
             values["task"]["group_by"] = None
         values["run"] = {"name": planned.name, "dir": runs}
         values.pop("compare")
         return RunConfig.model_validate(values)
 
-    def _shared(self, labels: LabelCount) -> int | str | None:
+    def _feature_cache_labels(self, labels: LabelCount) -> int | str | None:
         """Return the largest number of labels with which every row is read more than once, if it
         is larger than `labels`: the cells of a seed share the features of its rows."""
         train = self.config.train
@@ -234,20 +236,20 @@ class Grid:
         fit = [one for one in self.labels if labels.rows < one.rows < reads]
         return ("all" if fit[-1].requested is None else fit[-1].requested) if fit else None
 
-    def strategy(self, name: str, rate: float) -> Any:
+    def strategy_config(self, name: str, rate: float) -> Any:
         """Return a config's `strategy` section, with the user's options if it is the user's."""
         if name == LP_FT:
             head = {"name": "frozen", "length": 0.5, "learning_rate": self.default_rate("frozen")}
-            return [head, {**self._options("full"), "learning_rate": rate}]
-        return self._options(name)
+            return [head, {**self._strategy_options("full"), "learning_rate": rate}]
+        return self._strategy_options(name)
 
-    def _options(self, name: str) -> dict[str, Any]:
-        if own_strategy(self.config) == name:
+    def _strategy_options(self, name: str) -> dict[str, Any]:
+        if configured_strategy(self.config) == name:
             return dict(self.config.model_dump(mode="json")["strategy"])
         return {"name": name}
 
 
-def own_strategy(config: RunConfig) -> str:
+def configured_strategy(config: RunConfig) -> str:
     """Return the strategy of the config; of phases lp-ft or an empty string."""
     if not isinstance(config.strategy, tuple):
         return config.strategy.name
@@ -255,21 +257,21 @@ def own_strategy(config: RunConfig) -> str:
     return LP_FT if names == ("frozen", "full") else ""
 
 
-def _default_rate(strategy: str) -> float:
+def _plugin_learning_rate(strategy: str) -> float:
     name = "full" if strategy == LP_FT else strategy
     return float(registry.load("strategies", name).Plugin.learning_rate)
 
 
-def _rhythm(given: int | None, steps: int) -> int | None:
+def _evaluation_interval(given: int | None, steps: int) -> int | None:
     return given or max(1, steps // EVALUATIONS_PER_CELL)
 
 
-def _ranked(tried: Sequence[TrialResult], *, round: int) -> list[float]:
+def _rank_rates(trials: Sequence[TrialResult], *, search_round: int) -> list[float]:
     """Return the learning rates of a round, best first. A failed run is the worst. Of equal scores
     the lower rate is first."""
-    of_round = [one for one in tried if one.planned_run.search_round == round]
+    of_round = [one for one in trials if one.planned_run.search_round == search_round]
 
-    def worth(one: TrialResult) -> tuple[bool, float, float]:
+    def sort_key(one: TrialResult) -> tuple[bool, float, float]:
         return one.score is None, -(one.score or 0.0), one.learning_rate
 
-    return [one.learning_rate for one in sorted(of_round, key=worth)]
+    return [one.learning_rate for one in sorted(of_round, key=sort_key)]

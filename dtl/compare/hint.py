@@ -17,21 +17,21 @@ from dtl.data.sources.rows import Row
 from dtl.evaluation.pooled_features import pool_features
 from dtl.prepare.prepared_data import prepare_data
 
-NEIGHBOURS = 5
-MOST_ROWS = 2000  # per split
+NEIGHBORS = 5
+MAX_ROWS = 2000  # per split
 
 
 @dataclass(frozen=True)
-class Told:
+class ProbeAccuracies:
     """Accuracies on the held-out rows of the config. `rows`: training rows of the classifiers."""
 
     rows: int
     probe: float
-    neighbours: float
-    chance: float
+    nearest_neighbors: float
+    majority_class: float
 
 
-def hint(config: RunConfig) -> Told:
+def probe_features(config: RunConfig) -> ProbeAccuracies:
     """Return the accuracies of logistic regression and nearest neighbors on the standardized
     feature vectors of the base. `config`: of a task with classes. Raises DtlError if the model has
     no separable base.
@@ -41,27 +41,27 @@ def hint(config: RunConfig) -> Told:
     from sklearn.preprocessing import StandardScaler
 
     of_train, of_held_out = (each.rows for each in prepare_data(config, assemble(config)).encoded)
-    learnt, truth = _vectors(config, of_train)
-    scored, wanted = _vectors(config, of_held_out)
+    learnt, truth = _extract_vectors(config, of_train)
+    scored, wanted = _extract_vectors(config, of_held_out)
     scale = StandardScaler().fit(learnt)
     learnt, scored = scale.transform(learnt), scale.transform(scored)
     probe = LogisticRegression(max_iter=1000).fit(learnt, truth)
-    near = KNeighborsClassifier(min(NEIGHBOURS, len(truth))).fit(learnt, truth)
+    near = KNeighborsClassifier(min(NEIGHBORS, len(truth))).fit(learnt, truth)
     names, counts = np.unique(truth, return_counts=True)
-    return Told(
+    return ProbeAccuracies(
         rows=len(truth),
         probe=float(probe.score(scored, wanted)),
-        neighbours=float(near.score(scored, wanted)),
-        chance=float((wanted == names[counts.argmax()]).mean()),
+        nearest_neighbors=float(near.score(scored, wanted)),
+        majority_class=float((wanted == names[counts.argmax()]).mean()),
     )
 
 
-def _vectors(config: RunConfig, rows: Iterable[Row]) -> tuple[np.ndarray, np.ndarray]:
+def _extract_vectors(config: RunConfig, rows: Iterable[Row]) -> tuple[np.ndarray, np.ndarray]:
     """Return the vectors (N, W) and labels (N,) of all readable rows."""
     labels: list[str] = []
 
     def seen() -> Iterator[Row]:
-        for row in islice(rows, MOST_ROWS):
+        for row in islice(rows, MAX_ROWS):
             labels.append(get_label(row))
             yield row
 

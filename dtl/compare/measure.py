@@ -15,13 +15,13 @@ from dtl.run.folder import RunFolder
 from dtl.tasks.base import Classification, DatasetStats, Task
 from dtl.train.usage import read_usage
 
-LEVEL = 0.95  # of all confidence intervals
-SHARES = ("accuracy", "macro_f1", "f1")  # scores with maximum 1
-EVALUATION = "evaluation"  # .json: scores; .jsonl: prediction records
+CONFIDENCE_LEVEL = 0.95  # of all confidence intervals
+BOUNDED_SCORES = ("accuracy", "macro_f1", "f1")  # scores with maximum 1
+EVALUATION_STEM = "evaluation"  # .json: scores; .jsonl: prediction records
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredCell:
     """A cell and its bootstrap samples of the score on the held-out, --source and --ood examples.
     `base`: of the unadapted base on the held-out examples."""
 
@@ -29,13 +29,13 @@ class Measured:
     held_out: Sample
     source: Sample | None
     ood: Sample | None
-    unadapted: Sample | None = None
+    base: Sample | None = None
 
 
-def measure(planned: PlannedRun, run: RunFolder, task: Task, *, scores: Path) -> Measured:
+def measure_cell(planned: PlannedRun, run: RunFolder, task: Task, *, scores: Path) -> MeasuredCell:
     """Return the results of a finished run. `scores`: its folder of source and OOD evaluations."""
     dataset_stats = run.dataset_stats
-    name = best_score(task)
+    name = score_name(task)
     result = run.result
     lines = list(run.read_metrics())
     trained = [line for line in lines if line["kind"] == "train"]
@@ -43,7 +43,7 @@ def measure(planned: PlannedRun, run: RunFolder, task: Task, *, scores: Path) ->
         task.metric_from_counts,
         task.metric_counts(run.read_eval_records(result["steps"]), dataset_stats),
     )
-    source, ood = (sample_of(scores / kind, task, dataset_stats) for kind in ("source", "ood"))
+    source, ood = (read_sample(scores / kind, task, dataset_stats) for kind in ("source", "ood"))
     found = result["scores"]["adapted"]
     before = run.read_eval_records(0) if "unadapted" in result["scores"] else []
     usage = read_usage(run.usage)
@@ -54,17 +54,17 @@ def measure(planned: PlannedRun, run: RunFolder, task: Task, *, scores: Path) ->
         seed=planned.seed,
         learning_rate=float(run.config.optim.learning_rate or 0.0),
         score=float(held_out.values_S[0]),
-        interval=interval_of(held_out, task),
+        interval=confidence_interval(held_out, task),
         scores={key: value for key, value in found.items() if not key.startswith("confusion/")},
         steps=result["steps"],
         train_seconds=sum(line["seconds"] for line in trained),
         wall_seconds=usage.seconds if usage is not None else 0.0,
         peak_memory_bytes=max(line["memory_bytes"] for line in trained),
-        export_bytes=_bytes(run.export),
-        curve=tuple(_curve(lines, name)),
-        source_score=score_of(scores / "source", name),
-        ood_score=score_of(scores / "ood", name),
-        worst_group_score=next((found[key] for key in found if _is_worst(key)), None),
+        export_bytes=_export_bytes(run.export),
+        curve=tuple(_learning_curve(lines, name)),
+        source_score=read_score(scores / "source", name),
+        ood_score=read_score(scores / "ood", name),
+        worst_group_score=next((found[key] for key in found if _is_worst_group_score(key)), None),
         run=f"cells/{planned.name}",
     )
     unadapted = (
@@ -72,34 +72,34 @@ def measure(planned: PlannedRun, run: RunFolder, task: Task, *, scores: Path) ->
         if before
         else None
     )
-    return Measured(cell, held_out, source, ood, unadapted)
+    return MeasuredCell(cell, held_out, source, ood, unadapted)
 
 
-def best_score(task: Task) -> str:
+def score_name(task: Task) -> str:
     """Return the name of the task's main score."""
     return task.metric.name
 
 
-def interval_of(sample: Sample, task: Task) -> ConfidenceInterval:
+def confidence_interval(sample: Sample, task: Task) -> ConfidenceInterval:
     """Return the confidence interval of a mean score, clipped to the range of the score."""
-    low, high = spread(sample).interval(LEVEL)
-    most = 1.0 if best_score(task) in SHARES else inf
+    low, high = spread(sample).interval(CONFIDENCE_LEVEL)
+    most = 1.0 if score_name(task) in BOUNDED_SCORES else inf
     return ConfidenceInterval(max(low, 0.0), min(high, most))
 
 
-def worth(task: Task, run: RunFolder) -> float:
+def oriented_score(task: Task, run: RunFolder) -> float:
     """Return the score of a finished run, negated if lower is better."""
-    value = float(run.result["scores"]["adapted"][best_score(task)])
+    value = float(run.result["scores"]["adapted"][score_name(task)])
     return task.metric.sign * value
 
 
-def _bytes(export: Path) -> int:
+def _export_bytes(export: Path) -> int:
     """Return the size of an export without README.md, which contains the run time."""
     files = (file for file in export.rglob("*") if file.is_file() and file.name != "README.md")
     return sum(file.stat().st_size for file in files)
 
 
-def _curve(lines: list[dict[str, Any]], name: str) -> list[CurvePoint]:
+def _learning_curve(lines: list[dict[str, Any]], name: str) -> list[CurvePoint]:
     """Return the held-out score over training steps and seconds."""
     seconds, curve = 0.0, []
     for line in lines:
@@ -110,25 +110,25 @@ def _curve(lines: list[dict[str, Any]], name: str) -> list[CurvePoint]:
     return curve
 
 
-def _is_worst(key: str) -> bool:
+def _is_worst_group_score(key: str) -> bool:
     return key.startswith("group/") and key.endswith("/worst")
 
 
-def score_of(folder: Path, name: str) -> float | None:
+def read_score(folder: Path, name: str) -> float | None:
     """Return the score of an evaluation folder; None if there is none."""
-    path = folder / f"{EVALUATION}.json"
+    path = folder / f"{EVALUATION_STEM}.json"
     if not path.is_file():
         return None
     return float(json.loads(path.read_text(encoding="utf-8"))["scores"][name])
 
 
-def sample_of(folder: Path, task: Task, dataset_stats: DatasetStats) -> Sample | None:
+def read_sample(folder: Path, task: Task, dataset_stats: DatasetStats) -> Sample | None:
     """Return the bootstrap sample of an evaluation folder; None if there is none, or if its labels
     cannot be mapped to the run's."""
-    path = folder / f"{EVALUATION}.jsonl"
+    path = folder / f"{EVALUATION_STEM}.jsonl"
     if not path.is_file():
         return None
-    outcomes = _read(path)
+    outcomes = _read_json_lines(path)
     if isinstance(task, Classification):  # the source may have other classes than the run
         classes = 1 + max(max(one["label"], one["predicted"]) for one in outcomes)
         dataset_stats = {
@@ -140,5 +140,5 @@ def sample_of(folder: Path, task: Task, dataset_stats: DatasetStats) -> Sample |
     return Sample.of(task.metric_from_counts, task.metric_counts(outcomes, dataset_stats))
 
 
-def _read(path: Path) -> list[dict[str, Any]]:
+def _read_json_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from dtl.assembly.parts import assemble
-from dtl.compare.grid import Grid, LabelCount, PlannedRun, own_strategy
+from dtl.compare.grid import Grid, LabelCount, PlannedRun, configured_strategy
 from dtl.compare.records import MissingRuns
 from dtl.config.diff import changed_keys
 from dtl.config.schema import RunConfig, Subsample
@@ -18,29 +18,29 @@ from dtl.prepare.splits import find_class_rows
 from dtl.tasks.base import Classification, Task
 
 
-def plan(config: RunConfig) -> tuple[Grid, tuple[MissingRuns, ...], tuple[str, ...]]:
+def plan_grid(config: RunConfig) -> tuple[Grid, tuple[MissingRuns, ...], tuple[str, ...]]:
     """Return the grid, the runs that are impossible, and notes. Raises DtlError."""
-    _refuse_unfit(config)
+    _check_config(config)
     notes = []
     if config.train.export != "last" or config.train.ema_decay or config.train.average_checkpoints:
         notes.append(
             "each cell uses the weights of its last step: choosing the best step would use the rows "
             "that are scored"
         )
-    config = on_this_machine(config)
+    config = with_local_layout(config)
     task = assemble(config).task
     classes = find_class_rows(config, task)
-    labels, left_out = _labels(config, task, classes)
+    labels, missing_runs = _plan_label_counts(config, task, classes)
     grid = Grid(config, (), labels, len(classes) if isinstance(task, Classification) else None)
-    strategies, unfit = _strategies(grid)
+    strategies, unfit = _plan_strategies(grid)
     notes.append(
-        f"learning rates were chosen on {_apart(config, classes)} labeled validation rows, "
+        f"learning rates were chosen on {_count_validation_rows(config, classes)} labeled validation rows, "
         "which no number of labels counts"
     )
-    return replace(grid, strategies=strategies), (*unfit, *left_out), tuple(notes)
+    return replace(grid, strategies=strategies), (*unfit, *missing_runs), tuple(notes)
 
 
-def _apart(config: RunConfig, classes: dict[str, list[int]]) -> int:
+def _count_validation_rows(config: RunConfig, classes: dict[str, list[int]]) -> int:
     return len(
         draw_subsample(
             classes, Subsample(validation_fraction=config.compare.validation_fraction)
@@ -48,7 +48,7 @@ def _apart(config: RunConfig, classes: dict[str, list[int]]) -> int:
     )
 
 
-def on_this_machine(config: RunConfig) -> RunConfig:
+def with_local_layout(config: RunConfig) -> RunConfig:
     """Return the config with one process on a CPU, unless it sets layout.processes or nodes."""
     import torch
 
@@ -59,7 +59,7 @@ def on_this_machine(config: RunConfig) -> RunConfig:
     return config.model_copy(update={"layout": alone})
 
 
-def _refuse_unfit(config: RunConfig) -> None:
+def _check_config(config: RunConfig) -> None:
     faults = []
     if config.data.eval is None and config.data.eval_fraction is None:
         faults.append(
@@ -89,17 +89,17 @@ def _refuse_unfit(config: RunConfig) -> None:
         raise DtlError(*faults)
 
 
-def _labels(
+def _plan_label_counts(
     config: RunConfig, task: Task, classes: dict[str, list[int]]
 ) -> tuple[tuple[LabelCount, ...], list[MissingRuns]]:
     """Return the numbers of labels that the data has rows for, and the others. Raises DtlError if
     the user configured one of the others."""
     found: list[LabelCount] = []
-    left_out = []
+    missing_runs = []
     compare = config.compare
     many = len(classes)
-    for asked in compare.train_sizes:
-        number = None if asked == "all" else asked
+    for requested in compare.train_sizes:
+        number = None if requested == "all" else requested
         got = draw_subsample(
             classes,
             Subsample(
@@ -116,40 +116,40 @@ def _labels(
         problem = f"{limit} {got.largest_class} labeled rows without the validation rows"
         if "labels" in compare.model_fields_set:
             raise DtlError.of(
-                "compare.train_sizes", f"{asked} are too many: {problem}", "use fewer, or all"
+                "compare.train_sizes", f"{requested} are too many: {problem}", "use fewer, or all"
             )
-        left_out.append(MissingRuns(f"{asked} labels", problem))
+        missing_runs.append(MissingRuns(f"{requested} labels", problem))
     if not found:
-        raise DtlError.of("compare.train_sizes", left_out[0].why, "add training rows")
-    return tuple(found), left_out
+        raise DtlError.of("compare.train_sizes", missing_runs[0].reason, "add training rows")
+    return tuple(found), missing_runs
 
 
-def _strategies(grid: Grid) -> tuple[tuple[str, ...], list[MissingRuns]]:
+def _plan_strategies(grid: Grid) -> tuple[tuple[str, ...], list[MissingRuns]]:
     """Return the strategies that fit the model, and the others. Raises DtlError if the user
     configured one of the others."""
-    asked = grid.config.compare.strategies
+    requested = grid.config.compare.strategies
     fit: list[str] = []
     faults: dict[str, DtlError] = {}
-    for strategy in asked or STRATEGIES:
+    for strategy in requested or STRATEGIES:
         first = PlannedRun("cell", strategy, grid.labels[0], grid.seeds[0])
         try:
-            preparation.prepare_run(grid.config_of(first, grid.default_rate(strategy), runs="."))
+            preparation.prepare_run(grid.make_config(first, grid.default_rate(strategy), runs="."))
             fit.append(strategy)
         except DtlError as fault:
             faults[strategy] = fault
-    if faults and (asked is not None or not fit):
+    if faults and (requested is not None or not fit):
         raise DtlError(*dict.fromkeys(one for each in faults.values() for one in each.faults))
-    own = own_strategy(grid.config)
-    if asked is None and own and own not in STRATEGIES:
+    own = configured_strategy(grid.config)
+    if requested is None and own and own not in STRATEGIES:
         fit.append(own)
     return tuple(fit), [
         MissingRuns(strategy, fault.faults[0].problem) for strategy, fault in faults.items()
     ]
 
 
-def refuse_other(before: RunConfig, now: RunConfig, folder: Path) -> None:
+def check_same_comparison(before: RunConfig, now: RunConfig, folder: Path) -> None:
     """Raise DtlError if two configs differ in more than seeds and time budget."""
-    alone = on_this_machine(now)
+    alone = with_local_layout(now)
     grids = [one.compare.model_dump(mode="json") for one in (before, alone)]
     keys = [f"compare.{key}" for key in grids[0] if key not in ("seeds", "budget")]
     differs = changed_keys(before, alone)

@@ -16,7 +16,7 @@ from dtl.core.errors import DtlError
 COMPARISON_FILE = "comparison.json"
 UNADAPTED = "unadapted"  # the base without training, in the place of a strategy
 
-Verdict = Literal["best", "not distinguishable", "scratch", "unadapted"]
+Verdict = Literal["best", "not significantly different", "scratch", "unadapted"]
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,11 @@ from pathlib import Path
 
 from dtl import api
 from dtl.compare.grid import PlannedRun
-from dtl.compare.measure import EVALUATION, best_score
-from dtl.compare.plan import on_this_machine, plan, refuse_other
+from dtl.compare.measure import EVALUATION_STEM, score_name
+from dtl.compare.plan import check_same_comparison, plan_grid, with_local_layout
 from dtl.compare.records import Comparison
-from dtl.compare.state import GRID, SPENT, State, last_word
-from dtl.compare.table import write_table
+from dtl.compare.state import GRID_FILE, SPENT_FILE, ComparisonState, describe_failure
+from dtl.compare.table import write_comparison
 from dtl.config.schema import RunConfig
 from dtl.core.errors import DtlError, Fault, RunFailed, StoppedEarly
 from dtl.core.files import write_json
@@ -26,132 +26,130 @@ from dtl.core.units import format_seconds
 from dtl.launch.child_process import fork_process
 from dtl.run.folder import RunFolder
 
-SEARCH_SHARE = 1 / 3  # maximum share of the time budget for the learning-rate search
-WARM = ("dtl.jobs.train", "dtl.compare.forgetting", "sklearn.metrics")
+SEARCH_BUDGET_SHARE = 1 / 3  # maximum share of the time budget for the learning-rate search
+PRELOADED_MODULES = ("dtl.jobs.train", "dtl.compare.forgetting", "sklearn.metrics")
 
 Say = Callable[[str], None]
 
 
-def begin(config: RunConfig, folder: Path) -> State:
+def create_or_resume(config: RunConfig, folder: Path) -> ComparisonState:
     """Return the state of a new or existing comparison. Raises DtlError for invalid configs."""
-    if (folder / GRID).is_file():
-        state = State.at(folder)
-        refuse_other(state.grid.config, config, folder)
-        state.grid = replace(state.grid, config=on_this_machine(config))
+    if (folder / GRID_FILE).is_file():
+        state = ComparisonState.load(folder)
+        check_same_comparison(state.grid.config, config, folder)
+        state.grid = replace(state.grid, config=with_local_layout(config))
     else:
-        state = State(folder, *plan(config))
+        state = ComparisonState(folder, *plan_grid(config))
         folder.mkdir(parents=True, exist_ok=True)
     state.write_grid()
     return state
 
 
 @dataclass
-class Running:
+class Runner:
     """Runs what a comparison still needs. `fork`: start runs as forks of this process; False if
     torch has already computed in it."""
 
-    state: State
+    state: ComparisonState
     say: Say
     fork: bool
 
-    def all(self) -> Comparison:
+    def run_all(self) -> Comparison:
         """Run everything that is not finished, in order, and write the results. Raises StoppedEarly
         after a stop signal: the same call continues."""
         state = self.state
         with Lease(state.folder), Stop(interrupts=True):
             try:
-                self._warm()
-                self._before()
-                self._timed()
+                self._preload_modules()
+                self._measure_base()
+                self._run_all_timed()
             except StoppedEarly as stopped:
-                write_table(state)
+                write_comparison(state)
                 told = f"stopped; `dtl compare {state.folder}` goes on"
                 raise StoppedEarly.of("", told, "") from stopped
-            return write_table(state)
+            return write_comparison(state)
 
-    def one(self, planned: PlannedRun) -> None:
+    def run_one(self, planned: PlannedRun) -> None:
         """Run one planned run. Several processes may do so at once. Raises DtlError if its
         learning-rate search is not finished, or if it fails."""
-        self._warm()
-        rate = self.state.rate_of(planned)
+        self._preload_modules()
+        rate = self.state.choose_rate(planned)
         if rate is None:
             raise DtlError.of(
                 planned.name,
                 "the search of its learning rate is not finished",
                 f"run the search runs first: see `dtl compare {self.state.folder} --list`",
             )
-        self._run(planned, rate)
-        if planned.name in self.state.failed:
-            raise RunFailed.of(planned.name, self.state.failed[planned.name], "")
+        self._train_and_score(planned, rate)
+        if planned.name in self.state.failures:
+            raise RunFailed.of(planned.name, self.state.failures[planned.name], "")
 
-    def _timed(self) -> None:
+    def _run_all_timed(self) -> None:
         """Run all; record the time spent, also after a failure."""
-        began, spent = time.monotonic(), self.state.spent
+        began, spent = time.monotonic(), self.state.spent_seconds
 
         def seconds() -> float:
             return spent + time.monotonic() - began
 
         try:
             for number, planned in enumerate(self.state.grid.planned_runs, start=1):
-                self._in_turn(number, planned, seconds)
+                self._run_if_due(number, planned, seconds)
         finally:
-            write_json(self.state.folder / SPENT, {"seconds": seconds()})
+            write_json(self.state.folder / SPENT_FILE, {"seconds": seconds()})
 
-    def _in_turn(self, number: int, planned: PlannedRun, seconds: Callable[[], float]) -> None:
+    def _run_if_due(self, number: int, planned: PlannedRun, seconds: Callable[[], float]) -> None:
         """Run it, unless it is finished or the time budget is too short."""
-        state, budget = self.state, self.state.budget
+        state, budget = self.state, self.state.budget_seconds
         searching = planned.kind == "rate"
-        if state.finished(planned) or (searching and state.settled(planned)):
+        if state.is_finished(planned) or (searching and state.started_rate(planned)):
             return
-        rate = state.rate_of(planned)
+        rate = state.choose_rate(planned)
         if budget is not None:
-            limit = budget * (SEARCH_SHARE if searching else 1)
-            if seconds() + state.likely_seconds(planned) > limit:
+            limit = budget * (SEARCH_BUDGET_SHARE if searching else 1)
+            if seconds() + state.estimate_seconds(planned) > limit:
                 return
             if rate is None and not searching:
-                rate = state.grid.best_so_far(planned, state.tried)
+                rate = state.grid.best_rate_so_far(planned, state.trial_results)
         if rate is None:
             return
         before = seconds()
-        self._run(planned, rate)
-        told = state.failed.get(planned.name) or self._told(planned)
+        self._train_and_score(planned, rate)
+        told = state.failures.get(planned.name) or self._format_result(planned)
         took = format_seconds(seconds() - before)
         self.say(f"{number:>3} of {len(state.grid.planned_runs)}  {planned.name}  {told}  ({took})")
 
-    def _told(self, planned: PlannedRun) -> str:
-        run, name = self.state.folder_of(planned), best_score(self.state.task)
+    def _format_result(self, planned: PlannedRun) -> str:
+        run, name = self.state.run_folder(planned), score_name(self.state.task)
         value = run.result["scores"]["adapted"][name]
         return f"{name} {value:.4g} at rate {run.config.optim.learning_rate:.3g}"
 
-    def _run(self, planned: PlannedRun, rate: float) -> None:
+    def _train_and_score(self, planned: PlannedRun, rate: float) -> None:
         """Train it in a run folder, then score it on the source and OOD data."""
         state = self.state
-        config = state.grid.config_of(planned, rate, runs=str(state.cells))
+        config = state.grid.make_config(planned, rate, runs=str(state.cells_folder))
         folder = RunFolder.from_config(config)
         if folder.state != "finished":
-            state.failed.pop(planned.name, None)
-            outcome = api.train(config, say=_say_nothing, fork=self.fork, quiet=True)
+            state.failures.pop(planned.name, None)
+            outcome = api.train(config, say=_discard, fork=self.fork, quiet=True)
             if outcome.exit_code == STOPPED:
                 raise StoppedEarly.of(planned.name, "stopped", "")
             if outcome.exit_code:
-                state.failed[planned.name] = last_word(folder)
+                state.failures[planned.name] = describe_failure(folder)
                 return
-        kinds = state.unscored(planned) if planned.kind == "cell" else []
+        kinds = state.missing_scores(planned) if planned.kind == "cell" else []
         if kinds:
-            self._aside(lambda: self._score_beside(planned, kinds), planned.name)
+            self._run_in_child(lambda: self._score_other_data(planned, kinds), planned.name)
 
-    def _score_beside(self, planned: PlannedRun, kinds: list[str]) -> None:
+    def _score_other_data(self, planned: PlannedRun, kinds: list[str]) -> None:
         from dtl.jobs.evaluate import score_run
 
-        run, compare = self.state.folder_of(planned), self.state.grid.config.compare
+        run, compare = self.state.run_folder(planned), self.state.grid.config.compare
         if "ood" in kinds:
             assert compare.ood_data is not None
-            out = self.state.scores_of(planned, "ood")
-            score_run(
-                run, compare.ood_data, ["task.group_by=null"], out=out, print_line=_say_nothing
-            )
+            out = self.state.scores_folder(planned, "ood")
+            score_run(run, compare.ood_data, ["task.group_by=null"], out=out, print_line=_discard)
         if "source" in kinds:
-            self._score_source(run, self.state.scores_of(planned, "source"))
+            self._score_source(run, self.state.scores_folder(planned, "source"))
 
     def _score_source(self, run: RunFolder | None, out: Path) -> None:
         from dtl.compare.forgetting import score_source
@@ -159,15 +157,18 @@ class Running:
         config = self.state.grid.config
         assert config.compare.source_data is not None
         base = RunConfig.model_validate({**config.model_dump(mode="json"), "strategy": "full"})
-        score_source(base, config.compare.source_data, run, out=out, say=_say_nothing)
+        score_source(base, config.compare.source_data, run, out=out, say=_discard)
 
-    def _before(self) -> None:
+    def _measure_base(self) -> None:
         """Score the base on the data of --source and probe its features, before any training."""
         state = self.state
-        out = state.scores_of_base
-        if state.grid.config.compare.source_data and not (out / f"{EVALUATION}.json").is_file():
+        out = state.base_scores_folder
+        if (
+            state.grid.config.compare.source_data
+            and not (out / f"{EVALUATION_STEM}.json").is_file()
+        ):
             try:
-                self._aside(lambda: self._score_source(None, out), "base")
+                self._run_in_child(lambda: self._score_source(None, out), "base")
             except DtlError as fault:
                 told = "; ".join(one.problem for one in fault.faults)
                 raise DtlError.of(
@@ -175,23 +176,23 @@ class Running:
                     told,
                     "remove it, or use data that the base was trained for",
                 ) from fault
-        if state.hint_file.is_file():
+        if state.probe_file.is_file():
             return
         if state.grid.classes is None:
             why = "the task has no classes"
-            write_json(state.hint_file, {"why": why})
+            write_json(state.probe_file, {"why": why})
             return
         try:
-            self._aside(self._ask_for_hint, "hint")
+            self._run_in_child(self._write_feature_probe, "hint")
         except DtlError as fault:
-            write_json(state.hint_file, {"why": fault.faults[0].problem})
+            write_json(state.probe_file, {"why": fault.faults[0].problem})
 
-    def _ask_for_hint(self) -> None:
-        from dtl.compare.hint import hint
+    def _write_feature_probe(self) -> None:
+        from dtl.compare.hint import probe_features
 
-        write_json(self.state.hint_file, asdict(hint(self.state.grid.probe_config)))
+        write_json(self.state.probe_file, asdict(probe_features(self.state.grid.probe_config)))
 
-    def _aside(self, work: Callable[[], None], name: str) -> None:
+    def _run_in_child(self, work: Callable[[], None], name: str) -> None:
         """Run `work` in a forked process, because torch must not compute in this one. Raises the
         DtlError of `work`."""
         if not self.fork:
@@ -217,12 +218,12 @@ class Running:
         if status:
             raise RunFailed.of(name, "scoring failed", f"see {logs / name}.log")
 
-    def _warm(self) -> None:
+    def _preload_modules(self) -> None:
         """Import modules once that each forked process would import again."""
         if self.fork:
-            for name in WARM:
+            for name in PRELOADED_MODULES:
                 import_module(name)
 
 
-def _say_nothing(_: str) -> None:
+def _discard(_: str) -> None:
     return None

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from dtl.assembly.parts import assemble
 from dtl.compare.grid import SCRATCH, Grid, PlannedRun, TrialResult
-from dtl.compare.measure import EVALUATION, worth
+from dtl.compare.measure import EVALUATION_STEM, oriented_score
 from dtl.compare.records import MissingRuns
 from dtl.core.errors import DtlError
 from dtl.core.files import write_json
@@ -18,25 +18,25 @@ from dtl.launch.supervisor import TERMINAL_LOG
 from dtl.run.folder import RunFolder
 from dtl.tasks.base import Task
 
-GRID = "grid.json"
-SPENT = "spent.json"
+GRID_FILE = "grid.json"
+SPENT_FILE = "spent.json"
 
 
 @dataclass
-class State:
+class ComparisonState:
     """A comparison and its folder. `missing_runs`: what cannot be run. `failures`: runs that have
     failed in this process, by name, and why."""
 
     folder: Path
     grid: Grid
-    left_out: tuple[MissingRuns, ...]
+    missing_runs: tuple[MissingRuns, ...]
     notes: tuple[str, ...]
-    failed: dict[str, str] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)
 
     @classmethod
-    def at(cls, folder: Path) -> State:
+    def load(cls, folder: Path) -> ComparisonState:
         """Load an existing comparison. Raises DtlError if there is none."""
-        path = folder / GRID
+        path = folder / GRID_FILE
         try:
             stored = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as fault:
@@ -45,103 +45,103 @@ class State:
                 f"contains no readable comparison ({fault})",
                 "run `dtl compare CONFIG`",
             ) from fault
-        left_out = tuple(MissingRuns(**each) for each in stored["left_out"])
-        return cls(folder, Grid.from_dict(stored["grid"]), left_out, tuple(stored["notes"]))
+        missing_runs = tuple(MissingRuns(**each) for each in stored["left_out"])
+        return cls(folder, Grid.from_dict(stored["grid"]), missing_runs, tuple(stored["notes"]))
 
     def write_grid(self) -> None:
         write_json(
-            self.folder / GRID,
+            self.folder / GRID_FILE,
             {
                 "grid": self.grid.to_dict(),
-                "left_out": [asdict(each) for each in self.left_out],
+                "left_out": [asdict(each) for each in self.missing_runs],
                 "notes": self.notes,
             },
         )
 
     @property
-    def cells(self) -> Path:
+    def cells_folder(self) -> Path:
         return self.folder / "cells"
 
-    def folder_of(self, planned: PlannedRun) -> RunFolder:
-        return RunFolder(self.cells / planned.name)
+    def run_folder(self, planned: PlannedRun) -> RunFolder:
+        return RunFolder(self.cells_folder / planned.name)
 
-    def finished(self, planned: PlannedRun) -> bool:
+    def is_finished(self, planned: PlannedRun) -> bool:
         """Return whether nothing is left to run: finished and scored, or a search run that failed."""
-        run = self.folder_of(planned)
+        run = self.run_folder(planned)
         if planned.kind == "rate":
             return run.state == "finished" or _has_failed(run)
-        return run.state == "finished" and not self.unscored(planned)
+        return run.state == "finished" and not self.missing_scores(planned)
 
     @property
-    def tried(self) -> list[TrialResult]:
+    def trial_results(self) -> list[TrialResult]:
         """The results of all search runs that have ended."""
         found = []
         for planned in self.grid.search_runs:
-            run = self.folder_of(planned)
+            run = self.run_folder(planned)
             done = run.state == "finished"
             if done or _has_failed(run):
-                score = worth(self.task, run) if done else None
+                score = oriented_score(self.task, run) if done else None
                 found.append(
                     TrialResult(planned, float(run.config.optim.learning_rate or 0), score)
                 )
         return found
 
-    def settled(self, planned: PlannedRun) -> float | None:
+    def started_rate(self, planned: PlannedRun) -> float | None:
         """Return the learning rate of the cells that have started with the same search, so that
         the others take the same; None if none has started."""
         for cell in self.grid.cell_runs:
-            run = self.folder_of(cell)
+            run = self.run_folder(cell)
             if self.grid.share_search(cell, planned) and run.state != "absent":
                 return run.config.optim.learning_rate
         return None
 
-    def rate_of(self, planned: PlannedRun) -> float | None:
+    def choose_rate(self, planned: PlannedRun) -> float | None:
         """Return the learning rate of a run; None: its search is not finished."""
-        settled = self.settled(planned) if planned.kind == "cell" else None
-        return settled or self.grid.choose_rate(planned, self.tried)
+        started_rate = self.started_rate(planned) if planned.kind == "cell" else None
+        return started_rate or self.grid.choose_rate(planned, self.trial_results)
 
     @cached_property
     def task(self) -> Task:
         return assemble(self.grid.config).task
 
     @property
-    def budget(self) -> float | None:
+    def budget_seconds(self) -> float | None:
         budget = self.grid.config.compare.time_budget
         return None if budget is None else parse_seconds(budget)
 
     @property
-    def spent(self) -> float:
-        path = self.folder / SPENT
+    def spent_seconds(self) -> float:
+        path = self.folder / SPENT_FILE
         if not path.is_file():
             return 0.0
         return float(json.loads(path.read_text(encoding="utf-8"))["seconds"])
 
-    def likely_seconds(self, planned: PlannedRun) -> float:
+    def estimate_seconds(self, planned: PlannedRun) -> float:
         """Return the expected seconds of a run: the slowest finished one of its strategy, else of any."""
         from dtl.train.usage import read_usage
 
         seen: dict[bool, list[float]] = {True: [], False: []}
         for other in self.grid.planned_runs:
-            run = self.folder_of(other)
+            run = self.run_folder(other)
             if run.state == "finished" and (usage := read_usage(run.usage)) is not None:
                 same = other.strategy == planned.strategy
                 seen[same].append(usage.seconds / other.step_share * planned.step_share)
         return max(seen[True] or seen[False] or [0.0])
 
     @property
-    def hint_file(self) -> Path:
+    def probe_file(self) -> Path:
         return self.folder / "hint.json"
 
-    def scores_of(self, planned: PlannedRun, kind: str) -> Path:
+    def scores_folder(self, planned: PlannedRun, kind: str) -> Path:
         """Return the folder of a run's evaluation on other data. `kind`: source or ood."""
         return self.folder / "scores" / planned.name / kind
 
     @property
-    def scores_of_base(self) -> Path:
+    def base_scores_folder(self) -> Path:
         """The folder of the unadapted base's evaluation on the data of --source."""
         return self.folder / "scores" / "base"
 
-    def unscored(self, planned: PlannedRun) -> list[str]:
+    def missing_scores(self, planned: PlannedRun) -> list[str]:
         """Return the evaluations on other data that a run still needs: source, ood."""
         compare, kinds = self.grid.config.compare, []
         if compare.ood_data is not None:
@@ -149,7 +149,9 @@ class State:
         if compare.source_data is not None and planned.strategy != SCRATCH:
             kinds.append("source")
         return [
-            k for k in kinds if not (self.scores_of(planned, k) / f"{EVALUATION}.json").is_file()
+            k
+            for k in kinds
+            if not (self.scores_folder(planned, k) / f"{EVALUATION_STEM}.json").is_file()
         ]
 
 
@@ -157,7 +159,7 @@ def _has_failed(run: RunFolder) -> bool:
     return run.state == "interrupted" and run.exit_code == 1
 
 
-def last_word(folder: RunFolder) -> str:
+def describe_failure(folder: RunFolder) -> str:
     told = folder.logs / TERMINAL_LOG
     lines = told.read_text(encoding="utf-8").strip().splitlines() if told.is_file() else []
     return f"failed: {lines[-1] if lines else f'see {folder.logs}'}"

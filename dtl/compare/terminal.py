@@ -15,11 +15,11 @@ from dtl.compare.records import (
 )
 from dtl.core.units import format_bytes, format_seconds
 
-PLOT = 32  # characters
-WIDTH = 100
+PLOT_WIDTH = 32  # characters
+TEXT_WIDTH = 100
 
 
-def finished(folder: Path) -> Comparison | None:
+def load_if_finished(folder: Path) -> Comparison | None:
     """Return the comparison of a folder if all of it is finished."""
     if not (folder / COMPARISON_FILE).is_file():
         return None
@@ -27,27 +27,27 @@ def finished(folder: Path) -> Comparison | None:
     return found if found.is_finished else None
 
 
-def lines(found: Comparison) -> list[str]:
+def format_comparison(found: Comparison) -> list[str]:
     """Return the lines of the terminal output."""
     return [
-        *_table(found),
+        *_format_table(found),
         "",
-        *_hint(found),
-        *(line for one in found.recommendations for line in [*_wrapped(one.text), ""]),
-        *_notes(found),
-        *_not_run(found),
+        *_format_feature_probe(found),
+        *(line for one in found.recommendations for line in [*_wrap(one.text), ""]),
+        *_format_notes(found),
+        *_format_missing_runs(found),
     ]
 
 
-def _table(found: Comparison) -> list[str]:
+def _format_table(found: Comparison) -> list[str]:
     """Return a line per number of labels and strategy."""
     better = "higher" if found.higher_is_better else "lower"
-    low, high = _span(found)
+    low, high = _score_range(found)
     heads = [
         "",
         found.score_name,
         f"{found.confidence_level:.0%}",
-        f"{low:.3g}".ljust(PLOT - 6) + f"{high:>6.3g}",
+        f"{low:.3g}".ljust(PLOT_WIDTH - 6) + f"{high:>6.3g}",
     ]
     columns = [
         column
@@ -62,7 +62,7 @@ def _table(found: Comparison) -> list[str]:
             rows.append([f"{format_label_count(labels, classes=found.classes)}{everything}"])
         for one in here:
             interval = f"{one.interval.low:.3f}-{one.interval.high:.3f}"
-            plot = _plot(one, low, high)
+            plot = _draw_interval(one, low, high)
             rest = [_COLUMNS[column](found, one) for column in columns]
             rows.append([f"  {one.strategy}", f"{one.score:.3f}", interval, plot, *rest])
     seeds = f"{len(found.seeds)} seed{'s' if len(found.seeds) > 1 else ''}"
@@ -74,17 +74,17 @@ def _table(found: Comparison) -> list[str]:
         before.append(f"unadapted base: {found.score_name} {base.score:.3f} ({between})")
     if base.source_score is not None:
         before.append(f"source: {found.source}, score of the base {base.source_score:.3f}")
-    return [about, *before, "", *_aligned(rows)]
+    return [about, *before, "", *_align_columns(rows)]
 
 
-def saved(point: StrategySummary) -> str:
+def format_label_efficiency(point: StrategySummary) -> str:
     """Return the number of labels that scratch needs for the same score."""
     if point.label_efficiency is None:
         return ""
     return f"{_BOUNDS[point.label_efficiency.bound]}{point.label_efficiency.scratch_labels:.3g}"
 
 
-def caught_up(point: StrategySummary) -> str:
+def format_time_to_scratch(point: StrategySummary) -> str:
     """Return the training time until the final score of scratch."""
     if point.time_to_scratch_score is None:
         return ""
@@ -93,7 +93,7 @@ def caught_up(point: StrategySummary) -> str:
     return f"{_BOUNDS[point.time_to_scratch_score.bound]}{format_seconds(point.time_to_scratch_score.seconds)}"
 
 
-def forgets(found: Comparison, point: StrategySummary) -> str:
+def format_forgetting(found: Comparison, point: StrategySummary) -> str:
     """Return how much lower the source score is than that of the base, with a question mark if the
     two are not significantly different."""
     lost = found.find_forgetting(point.strategy, point.labels)
@@ -103,42 +103,42 @@ def forgets(found: Comparison, point: StrategySummary) -> str:
     return f"{lost.difference:.3f}{'' if sure else '?'}"
 
 
-def _number(value: float | None) -> str:
+def _format_score(value: float | None) -> str:
     return "" if value is None else f"{value:.3f}"
 
 
 _BOUNDS = {"more than": ">", "at most": "<=", None: ""}
 _COLUMNS: dict[str, Callable[[Comparison, StrategySummary], str]] = {
-    "scratch labels": lambda _, point: saved(point),
-    "time to scratch score": lambda _, point: caught_up(point),
+    "scratch labels": lambda _, point: format_label_efficiency(point),
+    "time to scratch score": lambda _, point: format_time_to_scratch(point),
     "train time": lambda _, point: format_seconds(point.train_seconds),
     "peak memory": lambda _, point: format_bytes(point.peak_memory_bytes),
     "export size": lambda _, point: format_bytes(point.export_bytes),
-    "source score": lambda _, point: _number(point.source_score),
-    "forgetting": forgets,
-    "OOD": lambda _, point: _number(point.ood_score),
-    "worst group": lambda _, point: _number(point.worst_group_score),
+    "source score": lambda _, point: _format_score(point.source_score),
+    "forgetting": format_forgetting,
+    "OOD": lambda _, point: _format_score(point.ood_score),
+    "worst group": lambda _, point: _format_score(point.worst_group_score),
 }
 
 
-def _span(found: Comparison) -> tuple[float, float]:
+def _score_range(found: Comparison) -> tuple[float, float]:
     ends = [end for one in found.summaries for end in (one.interval.low, one.interval.high)]
     return (min(ends), max(ends)) if ends else (0.0, 1.0)
 
 
-def _plot(point: StrategySummary, low: float, high: float) -> str:
+def _draw_interval(point: StrategySummary, low: float, high: float) -> str:
     """Return the confidence interval and the score as text, on an axis from `low` to `high`."""
 
     def place(value: float) -> int:
-        return round((PLOT - 1) * (value - low) / (high - low)) if high > low else 0
+        return round((PLOT_WIDTH - 1) * (value - low) / (high - low)) if high > low else 0
 
     start, end = place(point.interval.low), place(point.interval.high)
-    drawn = ["-" if start <= at <= end else " " for at in range(PLOT)]
+    drawn = ["-" if start <= at <= end else " " for at in range(PLOT_WIDTH)]
     drawn[place(point.score)] = "o"
     return "".join(drawn)
 
 
-def _aligned(rows: list[list[str]]) -> list[str]:
+def _align_columns(rows: list[list[str]]) -> list[str]:
     """Return lines with aligned columns; a row with one text is a line of its own."""
     whole = [row for row in rows if len(row) > 1]
     widths = [max(len(row[at]) for row in whole) for at in range(len(whole[0]))]
@@ -155,31 +155,31 @@ def _aligned(rows: list[list[str]]) -> list[str]:
     return drawn
 
 
-def _hint(found: Comparison) -> list[str]:
+def _format_feature_probe(found: Comparison) -> list[str]:
     hint = found.feature_probe
     if hint is None:
-        return [*_wrapped(f"no feature probe: {found.no_feature_probe}"), ""]
+        return [*_wrap(f"no feature probe: {found.no_feature_probe}"), ""]
     told = (
         f"feature probe, before any training: accuracy on features of the base, with "
         f"{format_label_count(hint.labels, classes=found.classes)}, linear probe "
         f"{hint.linear_probe:.3f}, nearest neighbors {hint.nearest_neighbors:.3f}, majority class "
         f"{hint.majority_class:.3f} (validation rows)"
     )
-    return [*_wrapped(told), ""]
+    return [*_wrap(told), ""]
 
 
-def _notes(found: Comparison) -> list[str]:
+def _format_notes(found: Comparison) -> list[str]:
     pairs = f"significance level {1 - found.confidence_level:.0%}, Holm-adjusted p-values"
-    return [line for note in (*found.notes, pairs) for line in _wrapped(f"note: {note}")]
+    return [line for note in (*found.notes, pairs) for line in _wrap(f"note: {note}")]
 
 
-def _not_run(found: Comparison) -> list[str]:
+def _format_missing_runs(found: Comparison) -> list[str]:
     return [
         line
         for one in found.missing_runs
-        for line in _wrapped(f"not run: {one.description} ({one.reason})")
+        for line in _wrap(f"not run: {one.description} ({one.reason})")
     ]
 
 
-def _wrapped(text: str) -> list[str]:
-    return textwrap.wrap(text, width=WIDTH, subsequent_indent="  ")
+def _wrap(text: str) -> list[str]:
+    return textwrap.wrap(text, width=TEXT_WIDTH, subsequent_indent="  ")

@@ -27,7 +27,7 @@ class DeepSpeedEngine(Engine):
         super().__init__(settings, accelerator)
         assert settings.deepspeed is not None
         self.stage: int = settings.deepspeed["zero_optimization"]["stage"]
-        register_shape_reader(_read_full_shape)
+        register_shape_reader(read_full_shape)
 
     @property
     def needs_optimizer_state_init(self) -> bool:
@@ -207,7 +207,7 @@ class DeepSpeedEngine(Engine):
             self.optimizer._lazy_init_hp_params_optimizer_state()  # type: ignore[attr-defined]
 
 
-def _read_full_shape(parameter: Tensor) -> tuple[int, ...] | None:
+def read_full_shape(parameter: Tensor) -> tuple[int, ...] | None:
     """Return the shape of a parameter that stage 3 has partitioned; None for other tensors."""
     shape = getattr(parameter, "ds_shape", None)
     return None if shape is None else tuple(shape)

@@ -14,39 +14,39 @@ TOLERANCE = {"fp32": 1e-4, "fp16": 0.02, "bf16": 0.1, "int8": 0.25, "nf4": 1.0}
 
 
 @dataclass(frozen=True)
-class Difference:
+class LogitDifference:
     """`largest`: of any two logits that should be equal; `scale`: the largest logit of the trained
     model; `same`: the share of answers whose likeliest class is the same; `rows`: how many were
     asked, and which; `allowed`: the share of `scale` that `largest` may have."""
 
-    largest: float
-    scale: float
-    same: float
-    rows: str
-    allowed: float
+    max_difference: float
+    max_logit: float
+    argmax_agreement: float
+    compared_rows: str
+    tolerance: float
 
     @property
-    def is_small(self) -> bool:
-        return self.largest <= self.allowed * self.scale  # false for NaN
+    def is_within_tolerance(self) -> bool:
+        return self.max_difference <= self.tolerance * self.max_logit  # false for NaN
 
     def __str__(self) -> str:
-        share = self.largest / self.scale if self.scale else self.largest
+        share = self.max_difference / self.max_logit if self.max_logit else self.max_difference
         return (
-            f"largest difference of a logit {self.largest:.2g}, {share:.2g} of the largest logit "
-            f"({self.allowed:g} allowed), the likeliest class the same in {self.same:.2%} of the "
-            f"answers, on {self.rows}"
+            f"largest difference of a logit {self.max_difference:.2g}, {share:.2g} of the largest logit "
+            f"({self.tolerance:g} allowed), the likeliest class the same in {self.argmax_agreement:.2%} of the "
+            f"answers, on {self.compared_rows}"
         )
 
 
-def difference(
+def compare_logits(
     trained: list[Tensor], saved: list[Tensor], *, rows: str, allowed: float
-) -> Difference:
+) -> LogitDifference:
     """Of the logits of two models, row by row; other shapes are infinitely far."""
     import torch
 
     shapes = [[tuple(one.shape) for one in logits] for logits in (trained, saved)]
     if shapes[0] != shapes[1]:
-        return Difference(float("inf"), 1.0, 0.0, rows, allowed)
+        return LogitDifference(float("inf"), 1.0, 0.0, rows, allowed)
     largest, scale, same, answers = torch.zeros(()), torch.zeros(()), 0, 0
     for expected, found in zip(trained, saved, strict=True):
         apart = torch.where(expected == found, 0, (expected - found).abs())
@@ -54,4 +54,4 @@ def difference(
         scale = torch.maximum(scale, expected[expected.isfinite()].abs().max())
         agrees = expected.argmax(-1) == found.argmax(-1)
         same, answers = same + int(agrees.sum()), answers + agrees.numel()
-    return Difference(float(largest), float(scale), same / answers, rows, allowed)
+    return LogitDifference(float(largest), float(scale), same / answers, rows, allowed)

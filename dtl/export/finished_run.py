@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from dtl.evaluation.final_weights import FinalWeights
-from dtl.export.model_card import run_card
-from dtl.export.write import export, note_of
+from dtl.export.model_card import write_run_card
+from dtl.export.write import export, build_export_metadata
 from dtl.models.quantization import quantize
 from dtl.train.state import RunContext, TrainState
 
@@ -19,7 +19,7 @@ def export_run(
     kind, dataset_stats = state.parts.strategy.export_kind, state.examples.dataset_stats
     dtype, card = context.plan.layout.dtype, ""
     if context.engine.is_main_process:
-        card = run_card(
+        card = write_run_card(
             context.folder,
             state.parts.task,
             dataset_stats,
@@ -36,7 +36,7 @@ def export_run(
         kind=kind,
         dtype=dtype,
         card=card,
-        note=note_of(context.config, dataset_stats, kind=kind, dtype=dtype),
+        note=build_export_metadata(context.config, dataset_stats, kind=kind, dtype=dtype),
         learnt=final.source,
         pause=context.safe_points.check_stop,
     )

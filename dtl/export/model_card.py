@@ -11,14 +11,14 @@ from dtl.config.schema import Model, RunConfig, Source
 from dtl.config.schema.batch_size import BatchSize
 from dtl.core.units import format_count, format_seconds
 from dtl.evaluation.groups import read_group_scores
-from dtl.export.difference import Difference
-from dtl.export.evidence import Evidence, evidence_of
+from dtl.export.difference import LogitDifference
+from dtl.export.evidence import RunEvidence, evidence_of
 from dtl.plan.records import Plan
 from dtl.run.folder import RunFolder
 from dtl.tasks.base import DatasetStats, Task
 from dtl.train.usage import Usage
 
-LOADING = {
+LOADING_CODE = {
     "adapter": """from peft import PeftModel
 from transformers import {classes}
 
@@ -43,7 +43,7 @@ QUANTIZED = (
     "dequantized: merged into the original weights of the base, the adapter is another model.",
 )
 LIBRARIES = {"adapter": "peft", "model": "transformers", "onnx": "onnx", "gguf": "gguf"}
-READERS = {  # what a task reads by -> the names in the code, and the classes that open the files
+PROCESSOR_CLASSES = {  # what a task reads by -> the names in the code, and the classes that open the files
     "tokenizer": {"tokenizer": "AutoTokenizer"},
     "feature_extractor": {"feature_extractor": "AutoFeatureExtractor"},
     "image_processor": {"image_processor": "AutoImageProcessor"},
@@ -52,7 +52,7 @@ READERS = {  # what a task reads by -> the names in the code, and the classes th
 }
 
 
-def run_card(
+def write_run_card(
     folder: RunFolder,
     task: Task,
     dataset_stats: DatasetStats,
@@ -62,7 +62,7 @@ def run_card(
     step: int,
     weights: str = "adapted",
     quantized: dict[str, Any] | None = None,
-    saved: Saved | None = None,
+    saved: ExportSummary | None = None,
 ) -> str:
     """The card of an export of a run, from what the run has stored. `step`: after which the weights
     are those that are exported. `weights`: adapted, or an average. `quantized`: the arguments of
@@ -86,12 +86,12 @@ def run_card(
 
 
 @dataclass(frozen=True)
-class Saved:
+class ExportSummary:
     """How an export was written, in words, and what it says in a fresh process; `difference` None:
     nobody has asked it."""
 
     how: str
-    difference: Difference | None
+    difference: LogitDifference | None
 
 
 def model_card(
@@ -107,9 +107,9 @@ def model_card(
     base_needs: dict[str, Any] | None = None,
     quantized: dict[str, Any] | None = None,
     step: int | None = None,
-    evidence: Evidence | None = None,
+    evidence: RunEvidence | None = None,
     best: str = "",
-    saved: Saved | None = None,
+    saved: ExportSummary | None = None,
 ) -> str:
     """README.md of an export: base, data, strategy, scores, versions, and how to load it.
 
@@ -117,7 +117,7 @@ def model_card(
     `quantized`: the arguments of BitsAndBytesConfig, where the base is quantized.
     `step`: of the weights; None: the last. `best`: the score that `evidence` has intervals of.
     """
-    known = evidence or Evidence()
+    known = evidence or RunEvidence()
     front = {
         **({"base_model": config.model.path} if _is_on_the_hub(config.model.path) else {}),
         "library_name": LIBRARIES[kind],
@@ -129,14 +129,14 @@ def model_card(
     rows = [
         ("base", f"{config.model.path} (revision {config.model.revision or 'as found'})"),
         *(("worked into it", path) for path in config.model.adapters),
-        *([("base held in", _held_in(config.model))] if quantized else []),
-        *_row("fingerprint of the base", known.base),
+        *([("base held in", _quantization_text(config.model))] if quantized else []),
+        *_optional_row("fingerprint of the base", known.base),
         ("task", config.task.name),
         ("strategy", json.dumps(config.model_dump(mode="json")["strategy"])),
         ("learning parameters", format_count(plan.parameters.trainable)),
-        ("trained on", ", ".join(_sources(config, known))),
-        ("scored on", _scored(config, held_out, known) if scores else "nothing"),
-        ("steps", _steps(plan, step, config.train.global_batch)),
+        ("trained on", ", ".join(_training_sources(config, known))),
+        ("scored on", _held_out_source(config, held_out, known) if scores else "nothing"),
+        ("steps", _steps_text(plan, step, config.train.global_batch)),
         (
             "learning rate",
             f"{', then '.join(f'{phase.learning_rate:g}' for phase in plan.phases)}, "
@@ -146,14 +146,14 @@ def model_card(
             "layout",
             f"{plan.layout.world_size} ranks, ZeRO {plan.layout.zero_stage}, {plan.layout.dtype}",
         ),
-        *_usage(known.usage),
-        *_proof(saved),
+        *_usage_rows(known.usage),
+        *_verification_rows(saved),
     ]
     lines = ["---", *(f"{key}: {json.dumps(value)}" for key, value in front.items()), "---", ""]
     lines += [f"# {config.run.name}", "", "| | |", "|---|---|"]
     lines += [f"| {key} | {value} |" for key, value in rows]
     lines += ["", "## Held-out scores", "", *_score_table(scores)]
-    lines += _intervals(known, best) if scores else []
+    lines += _interval_lines(known, best) if scores else []
     if config.task.group_by is not None and scores:
         lines += ["", f"## Held-out scores by {config.task.group_by}", ""]
         lines += _group_table(list(scores.values())[-1], config.task.group_by, best)
@@ -163,11 +163,11 @@ def model_card(
             "With llama.cpp or what is built on it, as `llama-cli -m FILE.gguf`; its input:",
             "",
         ]
-    needs = {**_labelled(labels), **(base_needs or {})}
+    needs = {**_label_arguments(labels), **(base_needs or {})}
     if quantized:
         needs |= {"dtype": plan.layout.dtype.replace("bf", "bfloat").replace("fp", "float")}
-    readers = READERS[reads_by]
-    code = _loading(kind, head, config.model, needs, readers, quantized or {})
+    readers = PROCESSOR_CLASSES[reads_by]
+    code = _loading_code(kind, head, config.model, needs, readers, quantized or {})
     lines += ["```python", code, "```"]
     lines += ["", *QUANTIZED] if quantized else []
     lines += [
@@ -184,34 +184,34 @@ def _is_on_the_hub(path: str) -> bool:
     return not path.startswith("mini:") and not Path(path).expanduser().is_dir()
 
 
-def _row(name: str, value: str | None) -> list[tuple[str, str]]:
+def _optional_row(name: str, value: str | None) -> list[tuple[str, str]]:
     return [] if value is None else [(name, value)]
 
 
-def _sources(config: RunConfig, known: Evidence) -> list[str]:
+def _training_sources(config: RunConfig, known: RunEvidence) -> list[str]:
     """What was learnt from: each with its rows and digest, where they are known."""
     named = {"data.train": config.data.train}
     named |= {f"data.mix[{number}]": source for number, source in enumerate(config.data.mix)}
-    return [_named(source) + _digest(known, place) for place, source in named.items()]
+    return [_source_name(source) + _source_digest(known, place) for place, source in named.items()]
 
 
-def _scored(config: RunConfig, held_out: str, known: Evidence) -> str:
+def _held_out_source(config: RunConfig, held_out: str, known: RunEvidence) -> str:
     if config.data.eval:
-        return held_out + _digest(known, "data.eval")
+        return held_out + _source_digest(known, "data.eval")
     return held_out if known.scored is None else f"{held_out} ({known.scored})"
 
 
-def _digest(known: Evidence, place: str) -> str:
+def _source_digest(known: RunEvidence, place: str) -> str:
     source = known.sources.get(place)
     return "" if source is None else f" ({source['rows']} rows, SHA-256 {source['sha256']})"
 
 
-def _steps(plan: Plan, step: int | None, global_batch: BatchSize) -> str:
+def _steps_text(plan: Plan, step: int | None, global_batch: BatchSize) -> str:
     of = "" if step in (None, plan.steps) else f"{step} of the planned "
     return f"{of}{plan.steps} of {global_batch}"
 
 
-def _usage(usage: Usage | None) -> list[tuple[str, str]]:
+def _usage_rows(usage: Usage | None) -> list[tuple[str, str]]:
     if usage is None:
         return []
     energy = (
@@ -220,17 +220,17 @@ def _usage(usage: Usage | None) -> list[tuple[str, str]]:
         else f"{usage.energy_joules / 3.6e6:.3g} kWh (the GPUs alone)"
     )
     rows = [("hardware", ", ".join(usage.hardware)), ("wall time", format_seconds(usage.seconds))]
-    return [*rows, *_row("energy", energy)]
+    return [*rows, *_optional_row("energy", energy)]
 
 
-def _proof(saved: Saved | None) -> list[tuple[str, str]]:
+def _verification_rows(saved: ExportSummary | None) -> list[tuple[str, str]]:
     if saved is None:
         return []
     asked = "not compared" if saved.difference is None else str(saved.difference)
     return [("saved", saved.how), ("against the trained model", asked)]
 
 
-def _intervals(known: Evidence, best: str) -> list[str]:
+def _interval_lines(known: RunEvidence, best: str) -> list[str]:
     told = [f"{model} {low:.6g} to {high:.6g}" for model, (low, high) in known.intervals.items()]
     return (
         ["", f"95 % interval of {best} (bootstrap over examples): {', '.join(told)}."]
@@ -239,22 +239,22 @@ def _intervals(known: Evidence, best: str) -> list[str]:
     )
 
 
-def _labelled(labels: list[str] | None) -> dict[str, Any]:
+def _label_arguments(labels: list[str] | None) -> dict[str, Any]:
     if not labels:
         return {}
     return {"id2label": dict(enumerate(labels)), "ignore_mismatched_sizes": True}
 
 
-def _held_in(model: Model) -> str:
+def _quantization_text(model: Model) -> str:
     doubled = ", its scales in 8 bits" if model.quantize == "nf4" and model.double_quantize else ""
     return f"{model.quantize} (bitsandbytes){doubled}; head and adapter are not quantized"
 
 
-def _named(source: Source) -> str:
+def _source_name(source: Source) -> str:
     return source.path if source.weight == 1 else f"{source.path} x {source.weight:g}"
 
 
-def _loading(
+def _loading_code(
     kind: str,
     head: str,
     model: Model,
@@ -274,7 +274,9 @@ def _loading(
     quantizing = ["BitsAndBytesConfig"] if quantized else []
     heads = [head, *quantizing] if kind in ("adapter", "model") else []
     classes = ", ".join([*heads, *readers.values()])
-    code = LOADING[kind].format(head=head, classes=classes, base=base, extra=extra, below=below)
+    code = LOADING_CODE[kind].format(
+        head=head, classes=classes, base=base, extra=extra, below=below
+    )
     if quantized:
         given = "".join(f"    {name}={value!r},\n" for name, value in quantized.items())
         code = code.replace("base =", f"quantized = BitsAndBytesConfig(\n{given})\nbase =", 1)

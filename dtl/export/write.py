@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 SHARD_SIZE = "5GB"  # of one weight file, at most
 
 
-def base_of(model: Model, *, dtype: str) -> dict[str, Any]:
+def describe_base_model(model: Model, *, dtype: str) -> dict[str, Any]:
     """What to load the base from, as it was loaded for the run: a quantized one is made of weights
     in `dtype`."""
     base = model.model_dump(mode="json", include={"path", "revision", "adapters"})
@@ -62,9 +62,9 @@ def export(
     Raises RunFailed when the reopened files are not what was trained.
     """
     pause("export, gathering the weights")
-    state = _gather(engine, learnt, learning_only=kind == "adapter")
+    state = _gather_state_dict(engine, learnt, learning_only=kind == "adapter")
     pause("export, writing")
-    staged = staged_beside(folder)
+    staged = staging_folder(folder)
     if engine.is_main_process:
         shutil.rmtree(staged, ignore_errors=True)
         with engine.init_context(False):
@@ -73,8 +73,8 @@ def export(
             else:
                 write_model(engine.unwrapped_model, state, staged, dtype=torch_dtype(dtype))
         processor.save_pretrained(staged)
-        write_papers(staged, card=card, note=note)
-        to_disk(staged)
+        write_card_and_metadata(staged, card=card, note=note)
+        sync_folder(staged)
     pause("export, giving it its name")
     if engine.is_main_process:
         shutil.rmtree(folder, ignore_errors=True)
@@ -82,7 +82,7 @@ def export(
     engine.barrier()
 
 
-def note_of(
+def build_export_metadata(
     config: RunConfig, dataset_stats: DatasetStats, *, kind: str, dtype: str
 ) -> dict[str, Any]:
     """What dtl must know to open an export of this run again; `dtype`: of the run's weights."""
@@ -91,31 +91,31 @@ def note_of(
         "task": config.task.training_options,
         "dataset_stats": dataset_stats,
         "columns": config.data.columns,
-        "base": base_of(config.model, dtype=dtype),
+        "base": describe_base_model(config.model, dtype=dtype),
     }
 
 
-def staged_beside(folder: Path) -> Path:
+def staging_folder(folder: Path) -> Path:
     """Where an export is written before it takes its name."""
     return folder.with_name(f".{folder.name}-staged")
 
 
-def write_papers(folder: Path, *, card: str, note: dict[str, Any] | None) -> None:
+def write_card_and_metadata(folder: Path, *, card: str, note: dict[str, Any] | None) -> None:
     """The model card, and what dtl itself must know; `note` None: dtl does not open it again."""
     (folder / "README.md").write_text(card, encoding="utf-8")
     if note is not None:
         (folder / EXPORT_METADATA).write_text(json.dumps(note, indent=1) + "\n", encoding="utf-8")
 
 
-def to_disk(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Every file open to all who may read the folder, and written out."""
-    _open_to_readers(folder)
+    _make_readable(folder)
     for file in folder.iterdir():
         sync_to_disk(file)
     sync_to_disk(folder)
 
 
-def _open_to_readers(folder: Path) -> None:
+def _make_readable(folder: Path) -> None:
     """safetensors keeps its files to their owner; an export is for all who may read the folder."""
     mask = os.umask(0)
     os.umask(mask)
@@ -123,7 +123,7 @@ def _open_to_readers(folder: Path) -> None:
         file.chmod(0o666 & ~mask)
 
 
-def _gather(
+def _gather_state_dict(
     engine: Engine, learnt: WeightSource | None, *, learning_only: bool
 ) -> dict[str, Tensor]:
     """Whole tensors on rank 0; the others take part and keep nothing."""
@@ -146,7 +146,7 @@ def _gather(
     return state
 
 
-def state_of(model: nn.Module, *, learning_only: bool) -> dict[str, Tensor]:
+def local_state_dict(model: nn.Module, *, learning_only: bool) -> dict[str, Tensor]:
     """The same of a model that is whole in this process; nothing is copied."""
     state = {
         name: parameter.detach()
@@ -162,9 +162,9 @@ def write_adapter(
     model: nn.Module, state: dict[str, Tensor], folder: Path, *, dtype: torch.dtype
 ) -> None:
     """As PEFT opens it; read back and compared bit by bit."""
-    adapter = build_adapter_files(model, _cast(state, dtype))
+    adapter = build_adapter_files(model, _cast_floating(state, dtype))
     adapter.save(folder, base=model.get_base_model())  # type: ignore[operator]
-    _compare(adapter.tensors, load_adapter_tensors(folder).get, folder)
+    _check_bitwise_equal(adapter.tensors, load_adapter_tensors(folder).get, folder)
 
 
 def write_model(
@@ -176,7 +176,7 @@ def write_model(
     shard_size: str = SHARD_SIZE,
 ) -> None:
     """As transformers opens it; read back and compared bit by bit."""
-    whole = _cast(state, dtype)
+    whole = _cast_floating(state, dtype)
     model.config.dtype = dtype
     model.save_pretrained(folder, state_dict=dict(whole), max_shard_size=shard_size)  # type: ignore[operator]
     reopened = type(model).from_pretrained(folder, dtype=dtype, use_safetensors=True)  # type: ignore[attr-defined]
@@ -184,17 +184,17 @@ def write_model(
         **dict(reopened.named_parameters(remove_duplicate=False)),
         **dict(reopened.named_buffers()),
     }
-    _compare(whole, stored.get, folder)
+    _check_bitwise_equal(whole, stored.get, folder)
 
 
-def _cast(state: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+def _cast_floating(state: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
     return {
         name: value.to(dtype) if value.is_floating_point() else value
         for name, value in state.items()
     }
 
 
-def _compare(
+def _check_bitwise_equal(
     expected: dict[str, Tensor], reopened: Callable[[str], Tensor | None], folder: Path
 ) -> None:
     """Bitwise: a saved file is not called saved before it has been read back."""

@@ -83,7 +83,7 @@ def score_base(
         )
     config = config.model_copy(update={"layout": Layout(processes_per_node=1, zero_stage=0)})
     prepared = preparation.prepare_run(config)
-    parts, examples = prepared.parts, prepared.examples
+    parts, examples = prepared.parts, prepared.data
     if reason := why_unscored(parts, examples):
         raise DtlError.of(
             "model.path",

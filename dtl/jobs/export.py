@@ -15,19 +15,19 @@ from dtl.core.units import format_bytes
 from dtl.export import gguf
 from dtl.export import onnx as graph
 from dtl.export import quantized as quantised
-from dtl.export.difference import TOLERANCE, Difference, difference
-from dtl.export.model_card import Saved, run_card
+from dtl.export.difference import TOLERANCE, LogitDifference, compare_logits
+from dtl.export.model_card import ExportSummary, write_run_card
 from dtl.export.trained_model import Trained, open_trained
 from dtl.export.verify import Question, answers, answers_in_fresh_process, ask
 from dtl.export.write import (
     SHARD_SIZE,
-    note_of,
-    staged_beside,
-    state_of,
-    to_disk,
+    build_export_metadata,
+    staging_folder,
+    local_state_dict,
+    sync_folder,
     write_adapter,
     write_model,
-    write_papers,
+    write_card_and_metadata,
 )
 from dtl.models.anatomy import head_module_names
 from dtl.models.dtypes import dtype_name, torch_dtype
@@ -88,7 +88,7 @@ class Export:
     """Where it lies, and how far it is from the trained model; None: that was not asked."""
 
     path: Path
-    difference: Difference | None
+    difference: LogitDifference | None
 
 
 def export_run(folder: RunFolder, wanted: Wanted, *, say: Callable[[str], None]) -> Export:
@@ -110,7 +110,7 @@ def _export(
     asked, rows = ask(trained)
     expected = answers(trained.model, asked)
     model = _merged(trained, asked, expected, rows) if decision.merges else trained.model
-    work = staged_beside(decision.target)
+    work = staging_folder(decision.target)
     shutil.rmtree(work, ignore_errors=True)
     try:
         work.mkdir(parents=True)
@@ -122,10 +122,10 @@ def _export(
             if reduced is not None:  # what is lost, fewer bits have lost, and no file
                 _held(answers(reduced, asked), replies, decision, rows, precision="fp32")
             found = _held(expected, replies, decision, rows, precision=decision.precision)
-        saved = Saved(str(decision), found)
+        saved = ExportSummary(str(decision), found)
         kind = decision.kind if decision.form == "safetensors" else decision.form
-        write_papers(written, card=_card(folder, trained, kind, saved), note=None)
-        to_disk(written)
+        write_card_and_metadata(written, card=_card(folder, trained, kind, saved), note=None)
+        sync_folder(written)
         written.rename(decision.target)
     except Exception as fault:
         if is_disk_full(fault):
@@ -227,7 +227,7 @@ def _merged(
 ) -> nn.Module:
     """The adapter in its base; in fp32 that must be the same function. Raises RunFailed."""
     model = trained.parts.strategy.merge(trained.model).eval()
-    found = difference(expected, answers(model, asked), rows=rows, allowed=TOLERANCE["fp32"])
+    found = compare_logits(expected, answers(model, asked), rows=rows, allowed=TOLERANCE["fp32"])
     if not found.is_small:
         raise RunFailed.of(
             "--merge", f"the merged model is another function ({found})", "export the adapter alone"
@@ -247,7 +247,7 @@ def _write(
     """Into work/export; what that is made from lies beside it. The model as it is written, where
     that is in fewer bits."""
     written, dtype = work / "export", torch_dtype(decision.dtype)
-    note = note_of(
+    note = build_export_metadata(
         folder.config,
         trained.examples.dataset_stats,
         kind=decision.kind,
@@ -258,7 +258,7 @@ def _write(
         trained.examples.processor.save_pretrained(written)
         return None
     first = work / "model" if decision.quantize or decision.form == "gguf" else written
-    state = state_of(model, learning_only=decision.kind == "adapter")
+    state = local_state_dict(model, learning_only=decision.kind == "adapter")
     if decision.kind == "adapter":
         write_adapter(model, state, first, dtype=dtype)
     else:
@@ -282,7 +282,7 @@ def _write(
         gguf.convert(converter, first, written / name, dtype=decision.dtype)
         trained.examples.processor.save_pretrained(written)
         return None
-    write_papers(written, card="", note=note)
+    write_card_and_metadata(written, card="", note=note)
     return reduced
 
 
@@ -293,9 +293,9 @@ def _held(
     rows: str,
     *,
     precision: str,
-) -> Difference:
+) -> LogitDifference:
     """Raises RunFailed where the export is too far from what it should answer."""
-    found = difference(expected, replies, rows=rows, allowed=TOLERANCE[precision])
+    found = compare_logits(expected, replies, rows=rows, allowed=TOLERANCE[precision])
     if not found.is_small:
         raise RunFailed.of(
             str(decision.target),
@@ -305,8 +305,8 @@ def _held(
     return found
 
 
-def _card(folder: RunFolder, trained: Trained, kind: str, saved: Saved) -> str:
-    return run_card(
+def _card(folder: RunFolder, trained: Trained, kind: str, saved: ExportSummary) -> str:
+    return write_run_card(
         folder,
         trained.parts.task,
         trained.examples.dataset_stats,

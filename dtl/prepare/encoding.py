@@ -20,7 +20,7 @@ from dtl.data.batching import Batching
 from dtl.data.cache.encoded import EncodedData
 from dtl.data.cache.encoder import encode_rows, wait_for_encoded_data
 from dtl.data.cache.store import cache_key
-from dtl.data.cache.streamed import StreamedData
+from dtl.data.cache.streamed import IndexedRows, StreamedData
 from dtl.data.example import EncodedExample, Skip
 from dtl.data.sources.rows import Row, Rows
 from dtl.prepare.row_sets import Mixture, RowSubset
@@ -67,9 +67,7 @@ class RowEncoding:
         assert source.index is not None
         processor = copy.deepcopy(self.processor)  # rows are encoded while the other one is used
         return StreamedData(
-            source.rows,
-            source.index,
-            source.rows.open_readers(source.key),
+            IndexedRows(source.rows, source.index, source.rows.open_readers(source.key)),
             self.task.encoder(processor, self.dataset_stats, self.model_config),
             key=self._cache_key(train),
             max_length=self.task.max_length(self.processor, self.dataset_stats, self.model_config),

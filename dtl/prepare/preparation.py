@@ -12,7 +12,7 @@ from dtl.config.diff import changed_keys
 from dtl.config.load import load_config
 from dtl.config.schema import RunConfig
 from dtl.core.errors import DtlError, Fault
-from dtl.data.cache.features import feature_caches_folder
+from dtl.data.cache.feature_cache import feature_caches_folder
 from dtl.data.cache.streamed import StreamedData
 from dtl.plan.hardware import detect_hardware, free_disk_bytes
 from dtl.plan.planner import make_plan

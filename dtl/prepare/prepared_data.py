@@ -13,8 +13,10 @@ from dtl.data.cache.encoded import EncodedData
 from dtl.data.cache.streamed import StreamedData
 from dtl.data.sources.rows import Row, RowCheck
 from dtl.models.fingerprint import fingerprint_adapter, fingerprint_model
-from dtl.models.load import load_model_config, load_processor, locate_model
-from dtl.models.peft.adapters import reserve_virtual_tokens
+from dtl.models.locate import locate_model
+from dtl.models.peft.virtual_tokens import reserve_virtual_tokens
+from dtl.models.pretrained_config import load_model_config
+from dtl.models.processor import load_processor
 from dtl.models.trust import check_safetensors
 from dtl.prepare.dataset_stats import collect_stats
 from dtl.prepare.encoding import RowEncoding, make_batching

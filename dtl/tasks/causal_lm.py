@@ -12,7 +12,7 @@ from pydantic import Field
 
 from dtl.config.schema.base import Record
 from dtl.core.errors import Fault
-from dtl.data.chat.render import assistant_indices, find_messages_fault, tokenize_chat
+from dtl.data.chat.render import ChatTokenizer, assistant_indices, find_messages_fault
 from dtl.data.example import EncodedExample, Skip
 from dtl.data.modalities.text import (
     bos_tokens,
@@ -145,16 +145,15 @@ class Plugin(Task):
     def _chat_tokens(self, row: Row, tokenizer: Any, limit: int) -> tuple[list[int], list[bool]]:
         """Supervise what each assistant turn adds, or all tokens."""
         turns: Any = row.fields["messages"]
-        return tokenize_chat(
+        chat_tokenizer = ChatTokenizer(
             tokenizer,
-            turns,
-            row,
-            supervised=None if self.options.train_on == "all" else assistant_indices(turns),
             max_tokens=limit,
             max_characters=max_characters(limit),
             plain_format="`prompt` and `completion`",
             alternative="set task.train_on=all, or give the data as `prompt` and `completion`",
         )
+        supervised = None if self.options.train_on == "all" else assistant_indices(turns)
+        return chat_tokenizer.tokenize(turns, row, supervised=supervised)
 
     def collate(self, examples: list[dict[str, Any]], *, pad_token_id: int) -> dict[str, Tensor]:
         labels = [example["labels"] for example in examples]

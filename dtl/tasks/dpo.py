@@ -22,7 +22,7 @@ from dtl.data.chat.preference import (
     find_preference_fault,
     preference_turns,
 )
-from dtl.data.chat.render import tokenize_chat
+from dtl.data.chat.render import ChatTokenizer
 from dtl.data.example import EncodedExample, Skip
 from dtl.data.modalities.text import (
     bos_tokens,
@@ -267,17 +267,17 @@ def _pair_of_turns(
         return Skip("both responses are the same")
     if not turns.prompt:
         return Skip("no prompt")
+    chat_tokenizer = ChatTokenizer(
+        tokenizer,
+        max_tokens=limit,
+        max_characters=max_characters(limit),
+        plain_format="the prompt and its responses as plain texts",
+        alternative="give the prompt and its responses as plain texts",
+    )
     pair = []
     for response in (turns.chosen, turns.rejected):
-        tokens, counted = tokenize_chat(
-            tokenizer,
-            [*turns.prompt, *response],
-            row,
-            supervised=[len(turns.prompt)],
-            max_tokens=limit,
-            max_characters=max_characters(limit),
-            plain_format="the prompt and its responses as plain texts",
-            alternative="give the prompt and its responses as plain texts",
+        tokens, counted = chat_tokenizer.tokenize(
+            [*turns.prompt, *response], row, supervised=[len(turns.prompt)]
         )
         start = counted.index(True) if True in counted else len(tokens)
         pair.append(_TokenizedResponse(tokens[: start + sum(counted)], start))

@@ -11,29 +11,31 @@ import pytest
 
 from benchmarks.chaos import __main__ as command
 from benchmarks.chaos import cost, damage, faults, table
-from benchmarks.chaos.bed import EVALUATE_EVERY, SCENES, Bed
-from benchmarks.chaos.ends import read_end
-from benchmarks.chaos.stopped import names_late_rank
-from benchmarks.chaos.trials import Kind, Store, Trial, run_kind
+from benchmarks.chaos.frozen_rank import names_late_rank
+from benchmarks.chaos.outputs import read_output
+from benchmarks.chaos.setup import EVALUATE_EVERY, SCENARIOS, Setup
+from benchmarks.chaos.trials import Kind, Store, TrialResult, run_kind
 
 
 def draws(number: int, seed: int = 0) -> random.Random:
-    return Bed(Path("nowhere"), seed).draw("kill", number)
+    return Setup(Path("nowhere"), seed).draw("kill", number)
 
 
 def test_a_seed_gives_the_same_faults_and_another_gives_others() -> None:
-    scene = SCENES[0]
-    first = faults.draw_kills(draws(3), scene)
-    assert faults.draw_kills(draws(3), scene) == first
-    assert faults.draw_kills(draws(4), scene) != first
-    assert faults.draw_kills(draws(3, seed=1), scene) != first
+    scenario = SCENARIOS[0]
+    first = faults.draw_kills(draws(3), scenario)
+    assert faults.draw_kills(draws(3), scenario) == first
+    assert faults.draw_kills(draws(4), scenario) != first
+    assert faults.draw_kills(draws(3, seed=1), scenario) != first
 
 
 def test_kills_come_in_the_order_of_their_steps_and_spare_the_supervisor() -> None:
-    plans = [faults.draw_kills(draws(number), scene) for number in range(50) for scene in SCENES]
+    plans = [
+        faults.draw_kills(draws(number), scenario) for number in range(50) for scenario in SCENARIOS
+    ]
     for plan in plans:
         victims = [kill.victim for kill in plan]
-        starts = [place for place, name in enumerate(victims) if name in ("desk", "all")]
+        starts = [place for place, name in enumerate(victims) if name in ("supervisor", "all")]
         gaps = [after - before - 1 for before, after in zip([-1, *starts], starts, strict=False)]
         assert max(gaps, default=0) <= faults.RESTARTS
         assert len(victims) - 1 - max(starts, default=-1) <= faults.RESTARTS
@@ -47,12 +49,16 @@ def test_kills_come_in_the_order_of_their_steps_and_spare_the_supervisor() -> No
 
 
 def test_signals_take_turns_with_their_moments() -> None:
-    asks = [faults.draw_ask(draws(number), SCENES[0], number) for number in range(60)]
-    phases = [ask.moment.phase for ask in asks]
+    requests = [
+        faults.draw_stop_request(draws(number), SCENARIOS[0], number) for number in range(60)
+    ]
+    phases = [request.moment.phase for request in requests]
     assert all(phases.count(phase) == 10 for phase in faults.MOMENTS)
-    assert {ask.signal for ask in asks} == set(faults.SIGNALS)
-    assert {ask.victim for ask in asks} == set(faults.ASKED)
-    assert any(ask.second for ask in asks) and not all(ask.second for ask in asks)
+    assert {request.signal for request in requests} == set(faults.SIGNALS)
+    assert {request.victim for request in requests} == set(faults.SIGNAL_TARGETS)
+    assert any(request.second for request in requests) and not all(
+        request.second for request in requests
+    )
 
 
 @pytest.fixture
@@ -85,17 +91,19 @@ def content(folder: Path) -> dict[str, str]:
 FILES = ["manifest.json", "progress.json", "part-00001.safetensors"]
 
 
-@pytest.mark.parametrize("way", damage.every(FILES), ids=str)
+@pytest.mark.parametrize("way", damage.list_damages(FILES), ids=str)
 @pytest.mark.parametrize("seed", range(5))
 def test_each_damage_changes_one_checkpoint_and_leaves_the_one_to_be_taken(
     checkpoints: Path, way: damage.Damage, seed: int
 ) -> None:
     before = content(checkpoints)
     foreign = checkpoints.with_name("foreign")
-    found = damage.apply(way, random.Random(seed), checkpoints=checkpoints, foreign=foreign)
+    found = damage.damage_checkpoint(
+        way, random.Random(seed), checkpoints=checkpoints, foreign=foreign
+    )
     after = content(checkpoints)
     assert after != before
-    kept = {name: value for name, value in before.items() if name.startswith(found.taken.name)}
+    moved = {name: value for name, value in before.items() if name.startswith(found.fallback.name)}
     assert kept.items() <= after.items()
     changed = {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
     assert any(name.startswith(found.checkpoint.name) for name in changed)
@@ -120,36 +128,36 @@ def finished_run(folder: Path, losses: list[float]) -> Path:
 
 def test_two_ends_are_the_same_only_bit_by_bit(tmp_path: Path) -> None:
     """The name of the run and its times may differ, and nothing else."""
-    one = read_end(finished_run(tmp_path / "one", [3.0, 2.0]), step=2)
-    assert one.differences(read_end(finished_run(tmp_path / "two", [3.0, 2.0]), step=2)) == []
+    one = read_output(finished_run(tmp_path / "one", [3.0, 2.0]), step=2)
+    assert one.differences(read_output(finished_run(tmp_path / "two", [3.0, 2.0]), step=2)) == []
     three = finished_run(tmp_path / "three", [3.0, 2.0000000000000004])
-    assert one.differences(read_end(three, step=2)) == ["losses differ"]
+    assert one.differences(read_output(three, step=2)) == ["losses differ"]
     (three / "checkpoints" / "step-00000002" / "part-00001.safetensors").write_bytes(b"tensort")
     (three / "export" / "model.safetensors").write_bytes(b"weightt")
-    found = one.differences(read_end(three, step=2))
+    found = one.differences(read_output(three, step=2))
     assert found == ["losses differ", "checkpoint differ", "export differ"]
     shutil.rmtree(three / "checkpoints")
-    assert "checkpoint differ" in one.differences(read_end(three, step=2))
+    assert "checkpoint differ" in one.differences(read_output(three, step=2))
 
 
-def kind(trial, *, wanted: int = 4, yardstick: bool = False) -> Kind:
-    return Kind("kill", "holds", trial, wanted, lambda trials: "seen", yardstick=yardstick)
+def kind(trial, *, required: int = 4, is_baseline: bool = False) -> Kind:
+    return Kind("kill", "holds", trial, required, lambda trials: "seen", is_baseline=is_baseline)
 
 
 def test_trials_go_on_until_enough_faults_have_landed_and_are_remembered(tmp_path: Path) -> None:
     made = []
 
-    def trial(bed: Bed, number: int) -> Trial:
+    def run_trial(setup: Setup, number: int) -> TrialResult:
         made.append(number)
         if number == 1:
             raise OSError("no such luck")
-        return Trial("kill", number, landed=number % 2)
+        return TrialResult("kill", number, injected=number % 2)
 
-    bed, store = Bed(tmp_path, 0), Store(tmp_path / "trials.jsonl", 0)
-    found = run_kind(kind(trial), bed, store, jobs=1)
+    setup, store = Setup(tmp_path, 0), Store(tmp_path / "trials.jsonl", 0)
+    found = run_kind(kind(run_trial), setup, store, jobs=1)
     assert made == list(range(8)), "trials without a fault do not count"
-    assert found[1].broken == ["OSError: no such luck"]
-    assert run_kind(kind(trial), bed, store, jobs=2) == found
+    assert found[1].violations == ["OSError: no such luck"]
+    assert run_kind(kind(run_trial), setup, store, jobs=2) == found
     assert made == list(range(8)), "what was done is not done again"
     other = Store(tmp_path / "trials.jsonl", seed=1)
     assert other.trials("kill") == {}
@@ -157,20 +165,29 @@ def test_trials_go_on_until_enough_faults_have_landed_and_are_remembered(tmp_pat
 
 def test_the_table_counts_what_landed_and_names_what_failed() -> None:
     trials = [
-        Trial("kill", 0, landed=3, found={"phases": ["save", "steps"], "seconds": 1.0}),
-        Trial("kill", 1, landed=1, did=["rank 0"], broken=["losses differ"], found={"phases": []}),
-        Trial("kill", 2),
+        TrialResult(
+            "kill", 0, injected=3, measurements={"phases": ["save", "steps"], "seconds": 1.0}
+        ),
+        TrialResult(
+            "kill",
+            1,
+            injected=1,
+            actions=["rank 0"],
+            violations=["losses differ"],
+            measurements={"phases": []},
+        ),
+        TrialResult("kill", 2),
     ]
     results = [(kind(None), trials)]
     page = "\n".join(table.report(results, seed=5, minutes=2.0))
     assert "| kill | holds | 1 of 2 | seen |" in page
     assert "- `--seed 5 --repeat kill:1`: rank 0: **losses differ**" in page
-    assert not table.holds(results)
-    assert table.holds([(kind(None, yardstick=True), trials)])
-    assert not table.holds([(kind(None, wanted=9), trials[:1])]), "too few have landed"
-    assert table.counted(trials, "phases") == "1 save, 1 steps"
+    assert not table.all_passed(results)
+    assert table.all_passed([(kind(None, is_baseline=True), trials)])
+    assert not table.all_passed([(kind(None, required=9), trials[:1])]), "too few have landed"
+    assert table.count_values(trials, "phases") == "1 save, 1 steps"
     assert table.total(trials, "seconds") == 1.0
-    missing = [(kind(None), [Trial("kill", 0, missing="no disk")])]
+    missing = [(kind(None), [TrialResult("kill", 0, skip_reason="no disk")])]
     assert "| not run | no disk |" in "\n".join(table.report(missing, seed=0, minutes=0.0))
 
 

@@ -18,7 +18,9 @@ from torch import nn
 
 from dtl.config import registry
 from dtl.core.errors import DtlError
+from dtl.engine.deepspeed import read_full_shape
 from dtl.models.anatomy import head_parameters
+from dtl.models.full_shape import register_shape_reader
 from dtl.models.peft.base import ADAPTER_WEIGHTS
 from dtl.models.peft.compatibility import COMPATIBILITY, MODEL_KIND_EXAMPLES, find_model_kind
 from dtl.models.peft.save_load import build_adapter_files, load_adapter
@@ -171,14 +173,14 @@ def beds() -> dict[str, dict[str, Bed]]:
         "classifier on an encoder-decoder": {
             "bart": Bed(_bart("SequenceClassification"), {**TEXT, "input_ids": ends}, new=True)
         },
-        "sound": {
+        "speech": {
             "ctc": Bed(_hubert, {"input_values": _noise(2, 4000)}, new=True),
             "whisper": Bed(
                 _whisper, {"input_features": _noise(2, 16, 100), "decoder_input_ids": IDS[1:]}
             ),
         },
-        "pictures": {"vit": Bed(_vit, {"pixel_values": _noise(2, 3, 32, 32)}, new=True)},
-        "convolutions": {
+        "vision": {"vit": Bed(_vit, {"pixel_values": _noise(2, 3, 32, 32)}, new=True)},
+        "convolutional": {
             "resnet": Bed(
                 _resnet,
                 {"pixel_values": _noise(2, 3, 32, 32)},
@@ -334,10 +336,10 @@ def test_what_is_refused_fails_or_is_wrong(
 ) -> None:
     given = beds()[kind][bed]
     strategy = make_strategy(method, given)
-    with pytest.raises(DtlError, match=f"{method} does not go with .*take strategy lora"):
+    with pytest.raises(DtlError, match=f"{method} does not work with .*take strategy lora"):
         put_on(strategy, given, fresh(given))
     of_base = scores(fresh(given), given.shown)
-    monkeypatch.setattr(base, "check_compatibility", lambda method, model: None)
+    monkeypatch.setattr("dtl.strategies.base.check_compatibility", lambda method, model: None)
     try:
         model = put_on(strategy, given, fresh(given))
         start = scores(model, given.shown)
@@ -504,7 +506,7 @@ def test_ia3_scales_what_the_paper_does_and_asks_where_it_does_not_know_the_mode
     model = put_on(usual, given, fresh(given))
     scaled = {name.split(".")[-3]: p.shape for name, p in model.named_parameters() if "ia3" in name}
     assert scaled == {"k_proj": (16, 1), "v_proj": (16, 1), "down_proj": (1, 64)}
-    heard = beds()["sound"]["ctc"]
+    heard = beds()["speech"]["ctc"]
     with pytest.raises(DtlError, match=r"'usual' does not fit HubertForCTC.*or all-linear"):
         put_on(usual, heard, fresh(heard))
 
@@ -583,6 +585,7 @@ def test_what_goes_up_to_zero_2_wants_weights_that_zero_3_has_emptied(strategy: 
     takes = strategy in ("pissa", "olora")
     made = lora(init=strategy) if takes else make_strategy(strategy, given)
     base = fresh(given)
+    register_shape_reader(read_full_shape)
     for name, parameter in base.named_parameters():
         if name.endswith("_proj.weight"):
             parameter.ds_shape = parameter.shape  # type: ignore[attr-defined]
@@ -611,7 +614,7 @@ CONTINUED = [
     (method, kind, bed)
     for method in COMPATIBILITY
     if hasattr(registry.load("strategies", method).Options(), "continue_from")
-    for kind, bed in (("decoder", "llama"), ("encoder", "bert"), ("sound", "whisper"))
+    for kind, bed in (("decoder", "llama"), ("encoder", "bert"), ("speech", "whisper"))
 ]
 
 
@@ -689,7 +692,7 @@ def test_a_head_for_other_labels_is_left_out(tmp_path: Path) -> None:
 
 
 def test_an_adapter_brings_its_form_and_another_one_is_refused(tmp_path: Path) -> None:
-    given, other = beds()["decoder"]["llama"], beds()["sound"]["whisper"]
+    given, other = beds()["decoder"]["llama"], beds()["speech"]["whisper"]
     former = lora(rank=2, alpha=6.0, target_modules=("q_proj", "v_proj"), use_dora=True)
     folder = saved(former, given, tmp_path / "former")
     config = gone_on("lora", given, folder).peft_config["default"]
@@ -704,7 +707,7 @@ def test_an_adapter_brings_its_form_and_another_one_is_refused(tmp_path: Path) -
         ("lora", folder, given, {"rank": 8}, "has r 2, and the config asks for 8; leave the opt"),
         ("ia3", folder, given, {}, "holds an adapter of lora; take strategy lora"),
         ("lora", folder, other, {}, "does not belong to this base (base_model"),
-        ("lora", tmp_path, given, {}, "holds no adapter (adapter_config.json and"),
+        ("lora", tmp_path, given, {}, "has no adapter (adapter_config.json and"),
         ("lora", biased, bert, {}, "biases in place of those of the base; work it into the base"),
     ):
         with pytest.raises(DtlError) as caught:

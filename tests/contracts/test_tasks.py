@@ -95,19 +95,19 @@ CASES: dict[str, list[Case]] = {
     ],
     "token_classification": [
         Case("encoder", tagged(9), classes=4, options={}),
-        Case("decoder", tagged(9), classes=5, options={"label_all": True}),
+        Case("decoder", tagged(9), classes=5, options={"label_all_tokens": True}),
     ],
     "image_classification": [
         Case("vit", tuple(tiny_vision.pictures(9)), classes=3, options={}),
         Case("resnet", tuple(tiny_vision.pictures(9)), classes=3, options={}),
     ],
     "seq2seq": [
-        Case("t5", shortened(9), classes=320, options={"generate_length": 24}),
-        Case("bart", shortened(9), classes=None, options={"metric": "bleu", "beams": 2}),
+        Case("t5", shortened(9), classes=320, options={"max_new_tokens": 24}),
+        Case("bart", shortened(9), classes=None, options={"metric": "bleu", "num_beams": 2}),
     ],
     "asr_seq2seq": [
         Case("whisper", tiny_whisper.spoken(9), classes=None, options={"language": "de"}),
-        Case("english_whisper", tiny_whisper.spoken(9), classes=None, options={"beams": 2}),
+        Case("english_whisper", tiny_whisper.spoken(9), classes=None, options={"num_beams": 2}),
         Case("speech_to_text", tiny_whisper.spoken(9), classes=320, options={}),
     ],
 }
@@ -519,7 +519,7 @@ def test_a_template_without_a_mark_for_the_answer_works_too():
 
 def test_a_chat_may_be_learnt_whole():
     tokenizer = tiny.tokenizer(chat=True)
-    encoded = encode_with(tokenizer, {"messages": TALK}, learn="all")
+    encoded = encode_with(tokenizer, {"messages": TALK}, train_on="all")
     assert learnt(encoded) == encoded.values["input_ids"][1:]
 
 
@@ -535,9 +535,9 @@ def test_of_prompt_and_completion_the_completion_and_the_end_are_learnt(change, 
     assert tokenizer.decode(encoded.values["input_ids"]) == (
         f"{start}the old ship carries a letter</s>"
     )
-    open_end = encode_with(tokenizer, row, end_token=False)
+    open_end = encode_with(tokenizer, row, append_eos=False)
     assert tokenizer.decode(learnt(open_end)) == " carries a letter"
-    everything = encode_with(tokenizer, row, learn="all")
+    everything = encode_with(tokenizer, row, train_on="all")
     assert learnt(everything) == everything.values["input_ids"][1:]
 
 
@@ -629,7 +629,7 @@ def test_a_template_that_rewrites_earlier_turns_is_not_guessed_at():
     tokenizer.chat_template = REWRITING
     with pytest.raises(DtlError, match="rewrites earlier turns"):
         encode_with(tokenizer, {"messages": TALK})
-    assert encode_with(tokenizer, {"messages": TALK}, learn="all").targets > 0
+    assert encode_with(tokenizer, {"messages": TALK}, train_on="all").targets > 0
 
 
 def test_a_template_that_refuses_a_row_says_why():

@@ -51,7 +51,7 @@ OPTIONS = {
     "partial": ("strategy.top=1",),
     "norm": (FASTER,),
     "ia3": ("strategy.target_modules=all-linear", FASTER),
-    "oft": ("strategy.block=8",),
+    "oft": ("strategy.block_size=8",),
     "vera": ("strategy.rank=8", FASTER),
     **dict.fromkeys(("prompt_tuning", "p_tuning"), TOKENS),
     "prefix_tuning": (*TOKENS, FASTER),

@@ -20,7 +20,7 @@ PLAIN = {"full": [], "lora": ["strategy.rank=4"], "frozen": []}
 CONVOLUTIONS = {**PLAIN, "lora": ["strategy.rank=4", "strategy.target_modules=[convolution]"]}
 TIED = {"full": [], "lora": ["strategy.rank=4"]}  # there is no head of its own
 # Untrained models write no end token, and at ZeRO 3 each token costs an all-gather of layers.
-WRITES = "name: asr_seq2seq, generate_length: 8"
+WRITES = "name: asr_seq2seq, max_new_tokens: 8"
 
 
 CASES = {

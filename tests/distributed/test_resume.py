@@ -211,15 +211,15 @@ def test_after_a_loss_spike_the_run_is_bitwise_one_that_skipped_those_batches(
     with_jump, without = (RunFolder(run(stage).path(bed)) for run in (jumped, spared))
     (spike,) = with_jump.spikes
     assert (spike["step"], len(spike["examples"])) == (JUMP, 12)
-    assert spike["skip_steps"] == list(SKIPPED)
+    assert spike["skipped_steps"] == list(SKIPPED)
     assert spike["back_to"] <= JUMP - ROLLBACK
     assert spike["score"] > 20
     lines = [run(stage).lines(bed) for run in (jumped, spared)]
     assert [line["step"] for line in lines[0]] == list(range(1, JUMP + 11))
     assert [line["loss"] for line in lines[0]] == [line["loss"] for line in lines[1]], "bitwise"
-    assert [line["step"] for line in lines[0] if line["loss"] is None] == spike["skip_steps"]
+    assert [line["step"] for line in lines[0] if line["loss"] is None] == spike["skipped_steps"]
     skipped = [line["step"] for line in with_jump.read_metrics() if line["kind"] == "skip"]
-    assert skipped == spike["skip_steps"]
+    assert skipped == spike["skipped_steps"]
     newest = [sorted(run.checkpoints.glob("step-*"))[-1] for run in (with_jump, without)]
     parts = [sorted(path.glob("part-*")) for path in newest]
     assert [p.read_bytes() for p in parts[0]] == [p.read_bytes() for p in parts[1]]

@@ -18,7 +18,7 @@ train: {{steps: {TEXT_STEPS}, global_batch: {BATCH}, evaluation_batch: 2}}
 """
 SUMMARY = f"""
 model: {{path: summarizer, dtype: fp32}}
-task: {{name: seq2seq, prefix: "shorten: ", generate_length: 16}}
+task: {{name: seq2seq, source_prefix: "shorten: ", max_new_tokens: 16}}
 data: {{train: summaries.jsonl, eval: summaries_held_out.jsonl}}
 strategy: full
 optim: {{learning_rate: {RATE}, warmup: 0}}

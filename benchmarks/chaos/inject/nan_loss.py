@@ -34,8 +34,8 @@ def _wrap(engine) -> None:
         factor = float("nan") if done["steps"] + 1 in chosen else 1.0
         return backward(self, loss_sum * factor, targets=targets)
 
-    def counted(self):
+    def count_values(self):
         done["steps"] += 1
         return step(self)
 
-    engine.backward, engine.step = corrupted, counted
+    engine.backward, engine.step = corrupted, count_values

@@ -1,6 +1,6 @@
 """Faults inside a process of a trial, found on its PYTHONPATH: dtl itself has no hooks.
 
-What the environment asks for is done: `CHAOS_CRASH_AT` (die at the n-th disk call of one save),
+What the environment requests for is done: `CHAOS_CRASH_AT` (die at the n-th disk call of one save),
 `CHAOS_NAN_STEPS` (a loss that is not finite on one rank).
 """
 

@@ -1,4 +1,4 @@
-"""Sounds as a speech model hears them: its own features, padded to one batch."""
+"""Audio features: extracted by a model's feature extractor, padded to one batch."""
 
 # B batch, T samples or frames, F features of a frame
 
@@ -12,27 +12,28 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-AUDIO_FEATURES, USES_MASK = "heard", "masked"
+AUDIO_FEATURES, USES_MASK = "audio_features", "uses_mask"
 
 
 def extract_features(samples_T: np.ndarray, extractor: Any) -> dict[str, Any]:
-    """What the extractor makes of one sound: `heard`, (T,) or of its own shape, and whether padding
-    beside it is to be told to the model (`masked`): models that were pretrained without a mask are
-    used without one."""
+    """Return the features of one recording, float32: `audio_features`, (T,) or (T, F), and
+    `uses_mask`: whether the model takes an attention mask for padding. Models that were pretrained
+    without a mask are used without one."""
     import numpy as np
 
     name = extractor.model_input_names[0]
-    made = extractor(
+    features = extractor(
         to_float32(samples_T), sampling_rate=extractor.sampling_rate, return_tensors="np"
     )[name][0]
     return {
-        AUDIO_FEATURES: np.asarray(made, dtype=np.float32),
+        AUDIO_FEATURES: np.asarray(features, dtype=np.float32),
         USES_MASK: _uses_attention_mask(extractor),
     }
 
 
 def blank_features(samples_T: np.ndarray, extractor: Any) -> dict[str, Any] | None:
-    """Silence in the place of what `heard` makes; None where it would not tell how long that is."""
+    """Return silence instead of the output of `extract_features`; None if the extractor outputs a
+    spectrogram, whose length is not known without extracting it."""
     import numpy as np
 
     if not _outputs_waveform(extractor):
@@ -44,8 +45,8 @@ def blank_features(samples_T: np.ndarray, extractor: Any) -> dict[str, Any] | No
 
 
 def explain_batch_dependence(sample_counts: np.ndarray, extractor: Any) -> str | None:
-    """Why what a model makes of a sound depends on those beside it in a batch; None: it does not.
-    `samples`: how many each sound has (N,)."""
+    """Return why a model's output for a recording depends on the others in its batch, or None.
+    `sample_counts`: the number of samples of each recording, shape (N,)."""
     if (
         _uses_attention_mask(extractor)
         or not _outputs_waveform(extractor)
@@ -53,15 +54,16 @@ def explain_batch_dependence(sample_counts: np.ndarray, extractor: Any) -> str |
     ):
         return None
     return (
-        "sounds are of different lengths and the base was pretrained without a mask for padding, "
-        "so that what it makes of one depends on those beside it"
+        "recordings differ in length and the base was pretrained without an attention mask, so "
+        "that its output for one depends on the others in the batch"
     )
 
 
 def _outputs_waveform(extractor: Any) -> bool:
-    """And not a spectrogram."""
-    samples = extractor.model_input_names[0] == "input_values"
-    return samples and not hasattr(extractor, "num_mel_bins")  # AST calls its spectrogram so too
+    """Return whether the extractor outputs a waveform and not a spectrogram."""
+    has_input_values = extractor.model_input_names[0] == "input_values"
+    # AST uses the same name for its spectrogram.
+    return has_input_values and not hasattr(extractor, "num_mel_bins")
 
 
 def _uses_attention_mask(extractor: Any) -> bool:
@@ -69,19 +71,19 @@ def _uses_attention_mask(extractor: Any) -> bool:
 
 
 def pad_audio(examples: list[dict[str, Any]], *, name: str) -> dict[str, Tensor]:
-    """One tensor (B, T) or (B, T, F) under the model's name for it, padded with silence on the
-    right; and the attention mask (B, T) where the model is told of padding."""
+    """Return the features (B, T) or (B, T, F) float32 under the model's name for them, padded with
+    zeros on the right, and the attention mask (B, T) int64 if the model takes one."""
     import numpy as np
     import torch
 
-    sounds = [example[AUDIO_FEATURES] for example in examples]
-    longest = max(len(sound) for sound in sounds)
-    padded = np.zeros((len(sounds), longest, *sounds[0].shape[1:]), dtype=np.float32)
-    mask_BT = np.zeros((len(sounds), longest), dtype=np.int64)
-    for place, sound in enumerate(sounds):
-        padded[place, : len(sound)] = sound
-        mask_BT[place, : len(sound)] = 1
+    features = [example[AUDIO_FEATURES] for example in examples]
+    longest = max(map(len, features))
+    padded = np.zeros((len(features), longest, *features[0].shape[1:]), dtype=np.float32)
+    mask_BT = np.zeros((len(features), longest), dtype=np.int64)
+    for index, values in enumerate(features):
+        padded[index, : len(values)] = values
+        mask_BT[index, : len(values)] = 1
     batch = {name: torch.from_numpy(padded)}
-    return (
-        {**batch, "attention_mask": torch.from_numpy(mask_BT)} if examples[0][USES_MASK] else batch
-    )
+    if examples[0][USES_MASK]:
+        batch["attention_mask"] = torch.from_numpy(mask_BT)
+    return batch

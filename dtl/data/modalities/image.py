@@ -1,4 +1,4 @@
-"""Pictures of any kind as 8-bit RGB."""
+"""Decodes images to 8-bit RGB."""
 
 from __future__ import annotations
 
@@ -14,66 +14,66 @@ if TYPE_CHECKING:
 
     from dtl.data.sources.rows import Row
 
-BACKGROUND = (255, 255, 255)  # what a transparent picture is laid on
+BACKGROUND = (255, 255, 255)  # behind transparent pixels
 
 
 def find_image_fault(row: Row) -> Fault | None:
-    """What is wrong with a row's `image`, as its header and its place tell; None: nothing."""
+    """Return the fault of a row's `image`, or None; only the file's header is read."""
     value = row.fields.get("image")
     file = resolve_media_file(value, row.folder)
     if file is not None and not file.is_file():
         return Fault(
-            row.location, f"there is no file {file}", "correct `image`, or put the file there"
+            row.location, f"image file not found: {file}", "correct `image`, or add the file"
         )
-    opened = _open_image(row)
-    if opened is None:
+    content = _get_content(row)
+    if content is None:
         return _no_image_fault(row, value)
-    image, unreadable = _import_pillow()
+    pillow, decode_errors = _import_pillow()
     try:
-        with image.open(opened):
+        with pillow.open(content):
             return None
-    except unreadable as fault:
-        return _decode_fault(row, fault)
+    except decode_errors as error:
+        return _decode_fault(row, error)
 
 
 def load_image(row: Row, *, max_short_side: int | None = None) -> np.ndarray:
-    """Pixels (H, W, 3) uint8 of a row that `picture_fault` has passed: turned as the camera says,
-    transparency laid on white. One whose shorter side is longer than asked is made smaller.
+    """Return the pixels (H, W, 3) uint8 of a valid row, rotated as its EXIF data says, transparent
+    pixels on white. An image whose shorter side exceeds `max_short_side` is resized to it.
 
-    Raises Undecodable where the picture cannot be decoded to its end.
+    Raises MediaDecodeError if the image cannot be decoded to its end.
     """
     import numpy as np
 
-    image, unreadable = _import_pillow()
+    pillow, decode_errors = _import_pillow()
     try:
-        with image.open(_open_image(row)) as opened:
-            picture = _convert_to_rgb(opened)
-    except unreadable as fault:
-        raise MediaDecodeError(_decode_fault(row, fault)) from None
-    short = min(picture.size)
-    if max_short_side is not None and short > max_short_side:
-        scale = max_short_side / short
-        size = tuple(max(1, round(side * scale)) for side in picture.size)
-        picture = picture.resize(size, image.Resampling.BICUBIC)
-    return np.asarray(picture, dtype=np.uint8)
+        with pillow.open(_get_content(row)) as encoded:
+            image = _convert_to_rgb(encoded)
+    except decode_errors as error:
+        raise MediaDecodeError(_decode_fault(row, error)) from None
+    short_side = min(image.size)
+    if max_short_side is not None and short_side > max_short_side:
+        scale = max_short_side / short_side
+        size = tuple(max(1, round(side * scale)) for side in image.size)
+        image = image.resize(size, pillow.Resampling.BICUBIC)
+    return np.asarray(image, dtype=np.uint8)
 
 
-def _convert_to_rgb(opened: Any) -> Any:
+def _convert_to_rgb(encoded: Any) -> Any:
     import numpy as np
     from PIL import Image, ImageOps
 
-    picture = ImageOps.exif_transpose(opened)
-    if picture.mode.startswith("I"):  # 16 bits a pixel, which convert() would cut off at 255
-        deep = np.asarray(picture, dtype=np.float64)
-        picture = Image.fromarray((deep / (257.0 if deep.max() > 255 else 1.0)).astype(np.uint8))
-    if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
-        above = picture.convert("RGBA")
-        ground = Image.new("RGBA", above.size, (*BACKGROUND, 255))
-        return Image.alpha_composite(ground, above).convert("RGB")
-    return picture.convert("RGB")
+    image = ImageOps.exif_transpose(encoded)
+    if image.mode.startswith("I"):  # 16 bits per pixel, which convert() would clip at 255
+        pixels = np.asarray(image, dtype=np.float64)
+        image = Image.fromarray((pixels / (257.0 if pixels.max() > 255 else 1.0)).astype(np.uint8))
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        foreground = image.convert("RGBA")
+        background = Image.new("RGBA", foreground.size, (*BACKGROUND, 255))
+        return Image.alpha_composite(background, foreground).convert("RGB")
+    return image.convert("RGB")
 
 
-def _open_image(row: Row) -> Path | io.BytesIO | None:
+def _get_content(row: Row) -> Path | io.BytesIO | None:
     value: Any = row.fields.get("image")
     file = resolve_media_file(value, row.folder)
     if file is not None:
@@ -83,33 +83,33 @@ def _open_image(row: Row) -> Path | io.BytesIO | None:
 
 
 def _no_image_fault(row: Row, value: Any) -> Fault:
-    named = ", ".join(map(repr, row.fields)) or "nothing"
+    columns = ", ".join(map(repr, row.fields)) or "nothing"
     return Fault(
         row.location,
-        f"there is no `image` (the row has {named})"
+        f"the column `image` is missing (the row has {columns})"
         if value is None
-        else f"`image` is {type(value).__name__}, neither a file name nor a picture",
+        else f"`image` is {type(value).__name__} (expected a file name or image data)",
         "name a file, or map its column in data.columns: {image: ...}",
     )
 
 
-def _decode_fault(row: Row, fault: Exception) -> Fault:
-    reason = " ".join(str(fault).split())[:120].rstrip(".")
+def _decode_fault(row: Row, error: Exception) -> Fault:
+    reason = " ".join(str(error).split())[:120].rstrip(".")
     return Fault(
         row.location,
         f"`image` cannot be decoded ({reason})",
-        "give PNG, JPEG, WebP, BMP, GIF or TIFF",
+        "convert it to PNG, JPEG, WebP, BMP, GIF or TIFF",
     )
 
 
 def _import_pillow() -> tuple[Any, tuple[type[Exception], ...]]:
-    """The library, and what it raises for a file that is no picture."""
+    """Return Pillow's Image module, and the errors that it raises for an invalid image."""
     try:
         from PIL import Image
     except ImportError:
         raise DtlError.of(
             "task",
-            "pictures are read by Pillow, which is not installed",
+            "images need the package Pillow, which is not installed",
             "pip install 'dtl[vision]'",
         ) from None
     return Image, (OSError, SyntaxError, ValueError, Image.DecompressionBombError)

@@ -1,4 +1,4 @@
-"""Files that rows name: where they lie, and a digest of them that costs little."""
+"""Audio and image files that rows name: their columns, their paths and a cheap digest."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 
 from dtl.core.errors import DtlError
 
-DIGEST_BYTES = 4096  # bytes read of each end of a file: enough to tell two sounds or pictures apart
+DIGEST_BYTES = 4096  # read at each end of a file: enough to distinguish two recordings or images
 SUFFIXES = {
     "audio": (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff", ".au", ".sph"),
     "image": (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff"),
 }
-# What other tools call the column: audiofolder and imagefolder, NeMo, Common Voice.
+# The column's names in other tools: audiofolder and imagefolder, NeMo, Common Voice.
 ALIASES = {
     "audio": ("file_name", "audio_filepath", "audio_path", "path", "file"),
     "image": ("file_name", "image_path", "path", "file"),
@@ -22,11 +22,11 @@ ALIASES = {
 
 
 class MediaDecodeError(DtlError):
-    """A file whose header is good cannot be decoded to its end."""
+    """A media file with a valid header cannot be decoded to its end."""
 
 
 def rename_media_column(fields: dict[str, Any], media: str) -> dict[str, Any]:
-    """The fields, with what other tools call the column under its own name."""
+    """Return the fields with the media column renamed from its name in other tools."""
     if media in fields:
         return fields
     alias = next((name for name in ALIASES[media] if isinstance(fields.get(name), str)), None)
@@ -36,8 +36,7 @@ def rename_media_column(fields: dict[str, Any], media: str) -> dict[str, Any]:
 
 
 def resolve_media_file(value: Any, folder: Path) -> Path | None:
-    """The file that a value names, relative to the folder that the row stands in; None for bytes
-    and arrays."""
+    """Return the file that a value names, relative to the row's folder; None for data itself."""
     if isinstance(value, dict) and value.get("bytes") is None and "array" not in value:
         value = value.get("path")
     if not isinstance(value, str):
@@ -48,7 +47,7 @@ def resolve_media_file(value: Any, folder: Path) -> Path | None:
 
 
 def digest_media_files(files: Iterable[tuple[str, Path]]) -> str:
-    """SHA-256 over names, sizes and both ends of the files; what is not there counts as nothing."""
+    """Return the SHA-256 over names, sizes and both ends of the files; of a missing one, its name."""
     digest = hashlib.sha256()
     for name, path in files:
         digest.update(f"{name}\n".encode())

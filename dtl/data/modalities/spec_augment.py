@@ -1,5 +1,4 @@
-"""SpecAugment: spans of time and bands of frequency that a model must do without (Park et al. 2019,
-arXiv:1904.08779)."""
+"""SpecAugment: random masks over time and frequency (Park et al. 2019, arXiv:1904.08779)."""
 
 # M mel bands, T frames
 
@@ -15,8 +14,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SpecAugment:
-    """As transformers' configs have it. `..._prob`: the share that spans cover, were there no
-    overlap; `..._length`: of a span, in frames or bands."""
+    """The SpecAugment settings of transformers' configs. `..._prob`: the fraction that masks would
+    cover without overlap; `..._length`: the length of a mask, in frames or bands."""
 
     mask_time_prob: float
     mask_time_length: int
@@ -27,14 +26,14 @@ class SpecAugment:
 
     @classmethod
     def from_config(cls, config: Any) -> Self | None:
-        """What a model's config says; None where it has no such numbers."""
+        """Return the settings of a model's config; None if it has none."""
         names = cls.__dataclass_fields__
         if not all(hasattr(config, name) for name in names):
             return None
         return cls(**{name: getattr(config, name) for name in names})
 
     def mask_features(self, features_MT: np.ndarray, *, frames: int, rng: Generator) -> np.ndarray:
-        """A copy with spans of 0 among the first `frames` frames, which hold the sound."""
+        """Return a copy (M, T) with masks of zeros in the first `frames` frames, which are audio."""
         features_MT = features_MT.copy()
         for start in draw_span_starts(
             frames,
@@ -61,7 +60,7 @@ class SpecAugment:
 def draw_span_starts(
     size: int, *, fraction: float, length: int, min_spans: int, rng: Generator
 ) -> list[int]:
-    """Where spans of `length` begin, no two at one place; none where not even one fits."""
+    """Return distinct start positions of spans of `length`; empty if not even one fits."""
     positions = size - length + 1
     if fraction <= 0 or positions < 1:
         return []

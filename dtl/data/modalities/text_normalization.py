@@ -1,4 +1,4 @@
-"""Texts as a model that writes letter by letter is to spell them."""
+"""Text normalization for models that output characters."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ APOSTROPHE = "'"
 def create_text_normalizer(
     normalization: Normalization, *, case: Case = "lower"
 ) -> Callable[[str], str]:
-    """`basic`: one case, no punctuation, one blank between words. Apostrophes inside a word stay,
-    as do marks on letters, and the joiners of Indic and Persian scripts. `none`: as written, but
-    for blanks."""
-    return (
-        _collapse_whitespace
-        if normalization == "none"
-        else lambda text: _normalize_basic(text, case)
-    )
+    """Return a function that normalizes a text.
+
+    `basic`: one case, no punctuation, single spaces. Apostrophes inside a word, diacritics, and the
+    joiners of Indic and Persian scripts are kept. `none`: only collapse whitespace.
+    """
+    if normalization == "none":
+        return _collapse_whitespace
+    return lambda text: _normalize_basic(text, case)
 
 
 def _collapse_whitespace(text: str) -> str:
@@ -36,9 +36,11 @@ def _normalize_basic(text: str, case: Case) -> str:
     normalized = normalized.upper() if case == "upper" else normalized.lower()
     characters = [
         _normalize_character(
-            mark, before=normalized[place - 1 : place], after=normalized[place + 1 : place + 2]
+            character,
+            before=normalized[index - 1 : index],
+            after=normalized[index + 1 : index + 2],
         )
-        for place, mark in enumerate(normalized)
+        for index, character in enumerate(normalized)
     ]
     return " ".join("".join(characters).split())
 
@@ -54,15 +56,15 @@ def _is_letter(character: str) -> bool:
 
 
 def count_characters(texts: Iterable[str]) -> dict[str, int]:
-    """How often each character occurs, in the order of their numbers."""
-    found: Counter[str] = Counter()
+    """Return the count of each character, in the order of their code points."""
+    counts: Counter[str] = Counter()
     for text in texts:
-        found.update(text)
-    return dict(sorted(found.items()))
+        counts.update(text)
+    return dict(sorted(counts.items()))
 
 
 def detect_case(vocabulary: Collection[str]) -> Case:
-    """The case of a vocabulary: upper where it has capitals alone, as that of Librispeech."""
-    letters = [token for token in vocabulary if len(token) == 1]
-    only_capitals = any(map(str.isupper, letters)) and not any(map(str.islower, letters))
-    return "upper" if only_capitals else "lower"
+    """Return the case of a vocabulary: upper if it has only capital letters, as LibriSpeech's."""
+    characters = [token for token in vocabulary if len(token) == 1]
+    is_upper = any(map(str.isupper, characters)) and not any(map(str.islower, characters))
+    return "upper" if is_upper else "lower"

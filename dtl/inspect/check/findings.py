@@ -211,7 +211,7 @@ def _find_token_problems(sums: TokenStats) -> Iterator[Finding]:
     if len(sums.missing_eos) > TOLERATED_FRACTION * sums.targets:
         what = "answers have no end token that is learnt, so the model would not learn to stop"
         other = "take a tokenizer or chat template that closes them with one"
-        fix = f"set task.end_token=true, or {other}" if sums.end_token is False else other
+        fix = f"set task.append_eos=true, or {other}" if sums.end_token is False else other
         yield _create_finding("no end", sums.missing_eos, sums.targets, what, fix)
     if sums.unknown > TOLERATED_FRACTION * sums.total:
         what = f"rows have unknown tokens, {sums.unknown / sums.total:.1%} of all tokens"

@@ -18,30 +18,32 @@ if TYPE_CHECKING:
 def attach_adapter(
     model: nn.Module, method: str, settings: dict[str, Any], *, new_parameters: frozenset[str]
 ) -> nn.Module:
-    """The model with what PEFT adds. `new`: parameters that the base did not bring; they learn.
+    """Return the model with an adapter of PEFT.
 
-    Raises ValueError as PEFT does, where the settings find no place in the model.
+    `settings`: arguments of the method's PEFT config. `new_parameters`: names of parameters that
+    the weight files do not contain; they are trained. Raises ValueError, as PEFT does, if the model
+    does not have the layers that the settings name, and DtlError for a rank that is too high.
     """
     from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PeftType, get_peft_model
 
     task = find_task_type(model)
-    also = collect_modules_to_save(
+    modules_to_save = collect_modules_to_save(
         model, task, new_parameters, settings.pop("modules_to_save", None)
     )
     init = settings.get("init_lora_weights")
     if init is not None and is_on_meta_device(model):
-        settings["init_lora_weights"] = True  # there are no values to begin from
+        settings["init_lora_weights"] = True  # there are no values to initialize from
     config = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType[method.upper()]](
-        **settings, task_type=task, modules_to_save=also
+        **settings, task_type=task, modules_to_save=modules_to_save
     )
     adapted = get_peft_model(model, config)
     for name, parameter in adapted.named_parameters():
         if ".ranknum." in name:  # AdaLoRA's scale, which PEFT forgets to freeze without weights
             parameter.requires_grad_(False)
     if init in BASE_CHANGING_INITS:
-        start = _copy_lora_factors(adapted)
-        _check_rank(start, init, settings["r"])
-        setattr(adapted, INITIAL_FACTORS, start)
+        factors = _copy_lora_factors(adapted)
+        _check_rank(factors, init, settings["r"])
+        setattr(adapted, INITIAL_FACTORS, factors)
     return drop_virtual_token_logits(adapted)
 
 
@@ -51,8 +53,9 @@ def collect_modules_to_save(
     new_parameters: frozenset[str],
     requested: Iterable[str] | None,
 ) -> list[str] | None:
-    """Modules that learn whole: those asked for, the head, and whatever holds new parameters."""
-    # PEFT makes the head of a tagger learn whole, and would give it an adapter as well.
+    """Return the modules that are trained in full: those requested, the head, and the modules with
+    new parameters."""
+    # PEFT trains the head of a token classifier in full, and would also give it an adapter.
     heads = head_module_names(model) if new_parameters or task == "TOKEN_CLS" else ()
     return (
         sorted({*(requested or ()), *heads, *_modules_with_new_parameters(new_parameters, heads)})
@@ -60,26 +63,27 @@ def collect_modules_to_save(
     )
 
 
-def _check_rank(start: dict[str, Tensor], init: str, rank: int) -> None:
-    """A weight cannot be taken apart into more than its rank. Raises DtlError."""
-    for name, value in start.items():
+def _check_rank(factors: dict[str, Tensor], init: str, rank: int) -> None:
+    """Raise DtlError if the rank is higher than that of a weight, which is decomposed."""
+    for name, value in factors.items():
         narrowest = value.shape[1] if ".lora_A." in name else value.shape[0]
         if rank > narrowest:
             layer = name.removeprefix("base_model.model.").partition(".lora_")[0]
             raise DtlError.of(
                 "strategy.rank",
-                f"init {init} takes a rank of {rank} out of {layer}, whose rank is {narrowest}",
-                f"set strategy.rank to {narrowest} or less, or leave it out by strategy.exclude",
+                f"init {init} decomposes {layer}, whose rank is {narrowest} (got {rank})",
+                f"set strategy.rank to {narrowest} or less, or exclude the layer by "
+                "strategy.exclude_modules",
             )
 
 
 def _modules_with_new_parameters(new: frozenset[str], heads: tuple[str, ...]) -> set[str]:
-    """Modules inside the base that hold new parameters, such as a pooler the base did not bring."""
+    """Return modules inside the base that have new parameters, such as a new pooler."""
     return {name.rpartition(".")[0] for name in new if name.partition(".")[0] not in heads}
 
 
 def _copy_lora_factors(adapted: nn.Module) -> dict[str, Tensor]:
-    """LoRA's factors as they are, in fp32, by their names in a file."""
+    """Return copies of LoRA's factors A (rank, in) and B (out, rank), fp32, by file names."""
     from peft import get_peft_model_state_dict
 
     return {

@@ -1,4 +1,4 @@
-"""Names and facts that all code on PEFT adapters shares."""
+"""What all modules about PEFT adapters share: file names, task types, shared matrices."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ if TYPE_CHECKING:
 
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
-ADAPTER_NAME = "default"  # PEFT's name for a model's only adapter; it stands in no file
-INITIAL_FACTORS = "_start_of_adapter"  # where a model keeps what was taken out of its base
+ADAPTER_NAME = "default"  # PEFT's name for a model's only adapter; no file contains it
+INITIAL_FACTORS = (
+    "_start_of_adapter"  # attribute of a model: the factors that were subtracted from its base
+)
 
 
 def find_task_type(model: nn.Module) -> str | None:
-    """PEFT wants to know which forward it wraps; None serves any model."""
+    """Return PEFT's task type, which says which forward it wraps; None is right for any model."""
     name = type(model).__name__
     if name.endswith("ForSequenceClassification"):
         return "SEQ_CLS"
@@ -22,7 +24,7 @@ def find_task_type(model: nn.Module) -> str | None:
         return "TOKEN_CLS"
     if name.endswith("ForCausalLM") or name.endswith("LMHeadModel"):
         return "CAUSAL_LM"
-    # Whisper too has a decoder beside an encoder, but reads sounds: PEFT would give it input_ids.
+    # Whisper is an encoder-decoder too, but reads audio: PEFT would pass input_ids to it.
     reads_text = getattr(model, "main_input_name", None) == "input_ids"
     generates = name.endswith(("ForConditionalGeneration", "MTModel"))
     if reads_text and generates and getattr(model.config, "is_encoder_decoder", False):
@@ -31,12 +33,12 @@ def find_task_type(model: nn.Module) -> str | None:
 
 
 def is_on_meta_device(model: nn.Module) -> bool:
-    """Whether there are only shapes, as where the planner counts."""
+    """Return whether the model has only shapes, as in the planner."""
     return any(parameter.is_meta for parameter in model.parameters())
 
 
 def vera_matrices(model: nn.Module) -> dict[str, Tensor]:
-    """What the layers of VeRA share and do not learn; nothing with other methods."""
+    """Return the frozen matrices that all layers of VeRA share; empty for other methods."""
     return {
         name: value
         for name, value in model.named_buffers(remove_duplicate=False)

@@ -16,38 +16,37 @@ if TYPE_CHECKING:
 BASE_CHANGING_INITS = (
     "pissa",
     "olora",
-)  # what such an adapter begins with is no longer in the base
+)  # the initial adapter is subtracted from the base
 ModelKind = Literal[
     "decoder",
     "classifier on a decoder",
     "encoder",
     "encoder-decoder",
     "classifier on an encoder-decoder",
-    "sound",
-    "pictures",
-    "convolutions",
+    "speech",
+    "vision",
+    "convolutional",
 ]
 MODEL_KIND_EXAMPLES: dict[ModelKind, str] = {
-    "decoder": "Llama, Qwen, GPT, going on with a text",
-    "classifier on a decoder": "the same, with a label for a text",
-    "encoder": "BERT, RoBERTa; labels for tokens on any model",
-    "encoder-decoder": "T5, BART, turning a text into another",
-    "classifier on an encoder-decoder": "the same, with a label for a text",
-    "sound": "wav2vec2, HuBERT, Whisper",
-    "pictures": "ViT, Swin, ConvNeXt",
-    "convolutions": "ResNet, with `target` naming its convolutions",
+    "decoder": "Llama, Qwen, GPT: text generation",
+    "classifier on a decoder": "the same models: a label for a text",
+    "encoder": "BERT, RoBERTa; on any model: labels for tokens",
+    "encoder-decoder": "T5, BART: text to text",
+    "classifier on an encoder-decoder": "the same models: a label for a text",
+    "speech": "wav2vec2, HuBERT, Whisper",
+    "vision": "ViT, Swin, ConvNeXt",
+    "convolutional": "ResNet; `target_modules` must name its convolutions",
 }
 LINEAR_KINDS: tuple[ModelKind, ...] = tuple(
-    kind for kind in MODEL_KIND_EXAMPLES if kind != "convolutions"
+    kind for kind in MODEL_KIND_EXAMPLES if kind != "convolutional"
 )
 TEXT_KINDS: tuple[ModelKind, ...] = ("decoder", "encoder", "encoder-decoder")
 
 
 @dataclass(frozen=True)
 class Compatibility:
-    """What a method goes with. `zero`: the highest ZeRO stage. `merges`: whether it can become part
-    of the weights. `recomputes`: whether activations may be recomputed. `instead`: the nearest
-    method for the other kinds of model."""
+    """The kinds of model that a method works with, its highest ZeRO stage, whether it can be merged
+    into the weights, and the method to take for other kinds of model."""
 
     kinds: tuple[ModelKind, ...]
     max_zero_stage: int = 3
@@ -57,11 +56,11 @@ class Compatibility:
 
 
 COMPATIBILITY: dict[str, Compatibility] = {
-    "lora": Compatibility((*LINEAR_KINDS, "convolutions")),
-    "adalora": Compatibility((*LINEAR_KINDS, "convolutions"), max_zero_stage=0),
-    "ia3": Compatibility((*LINEAR_KINDS, "convolutions")),
-    "loha": Compatibility((*LINEAR_KINDS, "convolutions"), max_zero_stage=2),
-    "lokr": Compatibility((*LINEAR_KINDS, "convolutions"), max_zero_stage=2),
+    "lora": Compatibility((*LINEAR_KINDS, "convolutional")),
+    "adalora": Compatibility((*LINEAR_KINDS, "convolutional"), max_zero_stage=0),
+    "ia3": Compatibility((*LINEAR_KINDS, "convolutional")),
+    "loha": Compatibility((*LINEAR_KINDS, "convolutional"), max_zero_stage=2),
+    "lokr": Compatibility((*LINEAR_KINDS, "convolutional"), max_zero_stage=2),
     "oft": Compatibility(LINEAR_KINDS),
     "vera": Compatibility(LINEAR_KINDS),
     "prompt_tuning": Compatibility(TEXT_KINDS, can_merge=False),
@@ -75,16 +74,16 @@ COMPATIBILITY: dict[str, Compatibility] = {
 
 
 def find_model_kind(model: nn.Module) -> ModelKind:
-    """What a method must know of a model: how it reads, and what it makes of it."""
+    """Return the kind of a model: by its input, its task and its architecture."""
     reads = getattr(model, "main_input_name", "input_ids")
     if reads in ("input_values", "input_features"):
-        return "sound"
+        return "speech"
     if reads == "pixel_values":
-        return "pictures" if _has_linear_layers(model) else "convolutions"
-    task, both = find_task_type(model), getattr(model.config, "is_encoder_decoder", False)
-    if task == "SEQ_CLS" and both:
+        return "vision" if _has_linear_layers(model) else "convolutional"
+    task = find_task_type(model)
+    if task == "SEQ_CLS" and getattr(model.config, "is_encoder_decoder", False):
         return "classifier on an encoder-decoder"
-    if task == "SEQ_CLS" and hasattr(model, "score"):  # it reads the label at the last token
+    if task == "SEQ_CLS" and hasattr(model, "score"):  # it classifies the last token
         return "classifier on a decoder"
     if task == "CAUSAL_LM":
         return "decoder"
@@ -102,12 +101,12 @@ def _has_linear_layers(model: nn.Module) -> bool:
 
 
 def check_compatibility(method: str, model: nn.Module) -> None:
-    """Raise DtlError where the method does nothing right with this kind of model."""
+    """Raise DtlError if the method does not work with this kind of model."""
     entry, kind = COMPATIBILITY[method], find_model_kind(model)
     if kind not in entry.kinds:
         raise DtlError.of(
             "strategy",
-            f"{method} does not go with {type(model).__name__} ({kind})",
+            f"{method} does not work with {type(model).__name__} ({kind})",
             f"take strategy {entry.alternative}"
-            + (", with target naming its convolutions" if kind == "convolutions" else ""),
+            + (" and name its convolutions in target_modules" if kind == "convolutional" else ""),
         )

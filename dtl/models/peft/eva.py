@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
-MAX_EVA_BATCHES = 100  # that EVA looks at
+MAX_EVA_BATCHES = 100
 
 
 def init_eva(
@@ -23,17 +23,21 @@ def init_eva(
     batches: Iterable[dict[str, Tensor]],
     forward: Callable[[nn.Module, dict[str, Tensor]], Any],
 ) -> None:
-    """Point LoRA's A along the directions in which its layer's inputs vary most (EVA), until these
-    stay; B is zero. Raises DtlError where they do not within so many batches, or A stays as it is.
+    """Set LoRA's A to the principal components of its layer's inputs, until these converge; B is
+    zero.
+
+    `batches`: training batches without end. `forward(model, batch)` runs the model on one. Raises
+    DtlError if the components do not converge within `MAX_EVA_BATCHES` batches, or if a layer has
+    none.
     """
     import torch
     from peft import EvaConfig
     from peft.tuners.lora.eva import get_eva_state_dict
 
     config = copy.deepcopy(adapted.peft_config[ADAPTER_NAME])
-    config.eva_config = EvaConfig(rho=1.0)  # the same rank everywhere, as it was planned
+    config.eva_config = EvaConfig(rho=1.0)  # the same rank in each layer, as planned
     with torch.no_grad():
-        found = get_eva_state_dict(
+        components = get_eva_state_dict(
             adapted,
             _LimitedBatches(iter(batches)),
             config,
@@ -44,19 +48,20 @@ def init_eva(
             show_progress_bar=False,
         )
         for name, module in adapted.named_modules():
-            if hasattr(module, "lora_A") and name not in found:
+            if hasattr(module, "lora_A") and name not in components:
                 raise DtlError.of(
                     "strategy.init",
-                    f"eva knows nothing of {name}, a {type(module.get_base_layer()).__name__}",
-                    "name linear layers in strategy.target, or take another init",
+                    f"eva does not support {name}, a {type(module.get_base_layer()).__name__}",
+                    "name linear layers in strategy.target_modules, or take another init",
                 )
-            if name in found:
-                module.lora_A[ADAPTER_NAME].weight.copy_(found[name])
+            if name in components:
+                module.lora_A[ADAPTER_NAME].weight.copy_(components[name])
 
 
 @dataclass(frozen=True)
 class _LimitedBatches:
-    """PEFT reads the first batch twice, and goes on until the directions stay; here it ends."""
+    """The first batches of an iterator: PEFT reads the first one twice, and reads until the
+    components converge; after `MAX_EVA_BATCHES` this raises DtlError."""
 
     source: Iterator[dict[str, Tensor]]
     read: list[dict[str, Tensor]] = field(default_factory=list)
@@ -65,20 +70,20 @@ class _LimitedBatches:
         return MAX_EVA_BATCHES
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        for place in range(MAX_EVA_BATCHES):
-            if place == len(self.read):
+        for index in range(MAX_EVA_BATCHES):
+            if index == len(self.read):
                 self.read.append(next(self.source))
-            yield self.read[place]
+            yield self.read[index]
         raise DtlError.of(
             "strategy.init",
-            f"eva has found no steady directions in {MAX_EVA_BATCHES} batches of training examples",
+            f"eva did not converge within {MAX_EVA_BATCHES} batches of training examples",
             "take a lower strategy.rank, more examples, or init kaiming",
         )
 
 
-def _select_layer_inputs(given: Any, mask: Tensor | None, _: str) -> Tensor:
-    """What a layer reads (N, D), in fp32, without padding."""
-    read: Tensor = given[0] if isinstance(given, tuple) else given
-    if mask is not None and read.ndim == 3 and read.shape[:2] == mask.shape:
-        return read[mask.to(read.device).bool()].float()
-    return read.flatten(0, -2).float()
+def _select_layer_inputs(inputs: Any, mask: Tensor | None, _: str) -> Tensor:
+    """Return the inputs of a layer (N positions, D), fp32, without those at padding."""
+    values: Tensor = inputs[0] if isinstance(inputs, tuple) else inputs
+    if mask is not None and values.ndim == 3 and values.shape[:2] == mask.shape:
+        return values[mask.to(values.device).bool()].float()
+    return values.flatten(0, -2).float()

@@ -15,10 +15,11 @@ if TYPE_CHECKING:
 
 
 def merge_into_base(network: nn.Module, folder: Path) -> tuple[nn.Module, frozenset[str]]:
-    """A model with a written adapter in its weights, and the names of what it brought whole, such
-    as a head; a head for something else is left out. A weightless model stays as it is.
+    """Return the model with an adapter merged into its weights, and the names of the parameters
+    that the adapter replaces, such as those of a head.
 
-    Raises DtlError where the adapter is none that merges, or belongs to another base.
+    A head for other labels is dropped. A model on the meta device does not change. Raises DtlError
+    if the adapter cannot be merged or belongs to another base.
     """
     import torch
     from peft import PeftConfig, get_peft_model, set_peft_model_state_dict
@@ -27,53 +28,53 @@ def merge_into_base(network: nn.Module, folder: Path) -> tuple[nn.Module, frozen
     if config.is_prompt_learning:
         raise DtlError.of(
             "model.adapters",
-            f"{folder} holds virtual tokens, which no weight of the model can take in",
-            "take an adapter that has been learnt by lora",
+            f"{folder} holds virtual tokens, which cannot be merged into the model's weights",
+            "take an adapter of another method, such as lora",
         )
-    own = dict(network.named_parameters())
+    parameters = dict(network.named_parameters())
     inner = {name.removeprefix("base_model.model."): name for name in tensors}
-    whole = {name: tensors.pop(inner[name]) for name in set(inner) & set(own)}
+    saved = {name: tensors.pop(inner[name]) for name in set(inner) & set(parameters)}
     heads = tuple(f"{name}." for name in config.modules_to_save or ())
-    for name in [name for name in inner if name.startswith(heads) and name not in whole]:
+    for name in [name for name in inner if name.startswith(heads) and name not in saved]:
         del tensors[inner[name]]  # of another head
-    brought = {name for name, value in whole.items() if value.shape == own[name].shape}
-    strange = [name for name in set(whole) - brought if not name.startswith(heads)]
-    strange += [
+    replaced = {name for name, value in saved.items() if value.shape == parameters[name].shape}
+    unmatched = [name for name in set(saved) - replaced if not name.startswith(heads)]
+    unmatched += [
         name for name in inner if inner[name] in tensors and not _has_target_layer(network, name)
     ]
-    if not is_on_meta_device(network) and not strange:
+    if not is_on_meta_device(network) and not unmatched:
         with torch.no_grad():
-            for name in brought:
-                own[name].copy_(whole[name])
-        config.modules_to_save = config.task_type = None  # a plain wrapping, that adds no head
+            for name in replaced:
+                parameters[name].copy_(saved[name])
+        config.modules_to_save = config.task_type = None  # PEFT must not add a head
         config.inference_mode = True
         try:
             with suppress_peft_warnings():
                 adapted = get_peft_model(network, config)
-            strange += set_peft_model_state_dict(adapted, tensors).unexpected_keys
+            unmatched += set_peft_model_state_dict(adapted, tensors).unexpected_keys
         except (RuntimeError, ValueError) as fault:
-            strange.append(str(fault).splitlines()[0])
+            unmatched.append(str(fault).splitlines()[0])
         else:
             network = merge_adapter(adapted).requires_grad_(True)
-    if strange:
+    if unmatched:
         raise DtlError.of(
             "model.adapters",
-            f"{folder} does not belong to this base ({strange[0]})",
-            f"name the base that it was learnt over: {config.base_model_name_or_path}",
+            f"{folder} does not belong to this base ({unmatched[0]})",
+            f"name the base that it was trained over: {config.base_model_name_or_path}",
         )
-    return network, frozenset(brought)
+    return network, frozenset(replaced)
 
 
 def _has_target_layer(network: nn.Module, name: str) -> bool:
-    """Whether the layer is there that a tensor of an adapter goes beside."""
-    layer, beside, _ = name.rsplit(".", 2) if name.count(".") > 1 else ("", name, "")
+    """Return whether the model has the layer that a tensor of an adapter belongs to."""
+    layer, part, _ = name.rsplit(".", 2) if name.count(".") > 1 else ("", name, "")
     modules = dict(network.named_modules())
-    shared = name.startswith("base_model.vera_")
-    return shared or layer in modules or f"{layer}.{beside}" in modules
+    is_shared = name.startswith("base_model.vera_")
+    return is_shared or layer in modules or f"{layer}.{part}" in modules
 
 
 def merge_adapter(adapted: Any) -> nn.Module:
-    """The plain model, with the adapter in its weights."""
+    """Return the plain model, with the adapter merged into its weights."""
     from peft.utils import ModulesToSaveWrapper
 
     adapted = dequantize_base(adapted)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class AdapterFiles:
-    """An adapter as plain PEFT opens it over the plain base."""
+    """The config and tensors of an adapter, as plain PEFT loads them over the plain base."""
 
     config: PeftConfig
     tensors: dict[str, Tensor]
@@ -30,27 +30,30 @@ class AdapterFiles:
 
         folder.mkdir(parents=True)
         save_file(self.tensors, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
-        kind = type(base)  # PEFT asks for it where the task does not tell
-        mapping = {"base_model_class": kind.__name__, "parent_library": kind.__module__}
+        cls = type(base)  # PEFT needs it if there is no task type
+        mapping = {"base_model_class": cls.__name__, "parent_library": cls.__module__}
         self.config.save_pretrained(
             str(folder), auto_mapping_dict=None if self.config.task_type else mapping
         )
 
 
 def build_adapter_files(adapted: Any, trained: dict[str, Tensor]) -> AdapterFiles:
-    """What a file must hold, from the whole learning parameters on the CPU: the model's own may be
-    partitioned, or be those of another step."""
+    """Return the files of an adapter from the trained parameters.
+
+    `trained`: full tensors on the CPU, by their names in the model. The model's own parameters may
+    be partitioned, or be those of another step.
+    """
     from peft import get_peft_model_state_dict
 
-    learning = adapted.peft_config[ADAPTER_NAME]
-    lets_go = learning.peft_type == "ADALORA"
-    if lets_go:
-        present, kept = learning.rank_pattern, find_active_ranks(trained)
-        learning.rank_pattern = None if all(map(all, kept.values())) else kept
-    learning.inference_mode = True  # then PEFT does not run the model for its virtual tokens
+    model_config = adapted.peft_config[ADAPTER_NAME]
+    prunes_ranks = model_config.peft_type == "ADALORA"
+    if prunes_ranks:
+        pattern_before, active = model_config.rank_pattern, find_active_ranks(trained)
+        model_config.rank_pattern = None if all(map(all, active.values())) else active
+    model_config.inference_mode = True  # then PEFT does not run the model for its virtual tokens
     try:
-        config = copy.deepcopy(learning)
-        # Drawn anew, what is shared could differ elsewhere: it is in the file.
+        config = copy.deepcopy(model_config)
+        # The file contains the shared matrices: another machine could draw others.
         shared = {
             name: value.detach().to("cpu", copy=True).float()
             for name, value in vera_matrices(adapted).items()
@@ -58,12 +61,12 @@ def build_adapter_files(adapted: Any, trained: dict[str, Tensor]) -> AdapterFile
         tensors = get_peft_model_state_dict(
             adapted, state_dict=shared | trained, save_embedding_layers=False
         )
-        if lets_go:
-            config.rank_pattern = learning.rank_pattern  # by the names in the file
+        if prunes_ranks:
+            config.rank_pattern = model_config.rank_pattern  # by the names in the file
     finally:
-        learning.inference_mode = False
-        if lets_go:
-            learning.rank_pattern = present
+        model_config.inference_mode = False
+        if prunes_ranks:
+            model_config.rank_pattern = pattern_before
     if config.is_prompt_learning:
         tensors["prompt_embeddings"] = _encode_virtual_tokens(adapted, trained)
     if hasattr(adapted, INITIAL_FACTORS):
@@ -72,8 +75,8 @@ def build_adapter_files(adapted: Any, trained: dict[str, Tensor]) -> AdapterFile
 
 
 def find_active_ranks(trained: dict[str, Tensor]) -> dict[str, list[bool]]:
-    """Which ranks of each layer AdaLoRA has in use, by PEFT's names: a singular value that was let
-    go of is zero."""
+    """Return which ranks of each layer AdaLoRA uses, by PEFT's names. The singular value of a
+    pruned rank is zero."""
     return {
         name.removeprefix("base_model.model."): (value != 0).view(-1).tolist()
         for name, value in trained.items()
@@ -82,7 +85,8 @@ def find_active_ranks(trained: dict[str, Tensor]) -> dict[str, list[bool]]:
 
 
 def _encode_virtual_tokens(adapted: Any, trained: dict[str, Tensor]) -> Tensor:
-    """What the base is given, without the network that it was learnt through."""
+    """Return the virtual tokens (tokens, D) that the base reads, computed by their network if they
+    have one."""
     import torch
 
     prefix = f"prompt_encoder.{ADAPTER_NAME}."
@@ -100,15 +104,17 @@ def _encode_virtual_tokens(adapted: Any, trained: dict[str, Tensor]) -> Tensor:
     if config.peft_type == "PREFIX_TUNING":
         tokens = tokens[:, : config.num_virtual_tokens]
     with torch.no_grad():
-        made: Tensor = encoder(tokens)[0]
-    return made
+        encoded: Tensor = encoder(tokens)[0]
+    return encoded
 
 
 def _convert_to_plain_lora(
     config: Any, tensors: dict[str, Tensor], start: dict[str, Tensor]
 ) -> tuple[PeftConfig, dict[str, Tensor]]:
-    """LoRA that began from a part of the base, which the base in use then lacked: the difference to
-    that beginning, of twice the rank, is LoRA over the base as its files have it."""
+    """Return LoRA over the original base, for LoRA whose initial factors were subtracted from it.
+
+    It is the difference between the trained and the initial factors `start`, of twice the rank.
+    """
     import torch
 
     config.init_lora_weights = True
@@ -124,32 +130,29 @@ def _convert_to_plain_lora(
 
 
 def check_adapter_folder(folder: Path, location: str) -> None:
-    """Raise DtlError where a folder that a config names at `place` is not one of an adapter."""
+    """Raise DtlError if a folder that the config names at `location` has no adapter."""
     if not (folder / ADAPTER_WEIGHTS).is_file() or not (folder / ADAPTER_CONFIG).is_file():
         raise DtlError.of(
             location,
-            f"{folder} holds no adapter ({ADAPTER_CONFIG} and {ADAPTER_WEIGHTS})",
+            f"{folder} has no adapter ({ADAPTER_CONFIG} and {ADAPTER_WEIGHTS})",
             "name the export of a run, or a folder that PEFT has saved",
         )
 
 
 def load_adapter_tensors(folder: Path) -> dict[str, Tensor]:
-    """The tensors of a written adapter."""
+    """Return the tensors of a saved adapter, on the CPU, by their names in the file."""
     from peft.utils import load_peft_weights
 
     return dict(load_peft_weights(str(folder), device="cpu"))
 
 
 def load_adapter(base: nn.Module, folder: Path) -> nn.Module:
-    """A written adapter over its base."""
+    """Return the base with a saved adapter."""
     from peft import PeftModel
 
     with suppress_peft_warnings():
-        opened = PeftModel.from_pretrained(base, str(folder))
-    if (
-        opened.peft_config[ADAPTER_NAME].peft_type == "ADALORA"
-    ):  # PEFT forgets it where nothing learns, and
-        opened.base_model.trainable_adapter_name = (
-            ADAPTER_NAME  # asks for it where there are labels
-        )
-    return drop_virtual_token_logits(opened)
+        model = PeftModel.from_pretrained(base, str(folder))
+    if model.peft_config[ADAPTER_NAME].peft_type == "ADALORA":
+        # PEFT does not set it for inference, and reads it if the batch has labels.
+        model.base_model.trainable_adapter_name = ADAPTER_NAME
+    return drop_virtual_token_logits(model)

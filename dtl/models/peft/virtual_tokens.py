@@ -13,39 +13,40 @@ if TYPE_CHECKING:
 
 
 def drop_virtual_token_logits(adapted: Any) -> nn.Module:
-    """PEFT leaves the scores of virtual tokens before those of the real ones: cut them off."""
+    """Remove the logits of virtual tokens, which PEFT puts before those of the real tokens."""
     config = adapted.peft_config[ADAPTER_NAME]
     if config.is_prompt_learning and config.task_type in ("CAUSAL_LM", "TOKEN_CLS"):
         adapted.register_forward_hook(_slice_logits, with_kwargs=True)
     return adapted
 
 
-def _slice_logits(_: nn.Module, given: Any, named: dict[str, Any], output: Any) -> Any:
-    output.logits = output.logits[:, -named["input_ids"].shape[1] :]
+def _slice_logits(_: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
+    output.logits = output.logits[:, -kwargs["input_ids"].shape[1] :]
     return output
 
 
 def count_virtual_tokens(model: nn.Module) -> int:
-    """How many positions an opened adapter takes; none where there is no adapter."""
+    """Return the number of positions that an adapter uses; 0 if the model has no adapter."""
     config = getattr(model, "peft_config", {}).get(ADAPTER_NAME)
     return getattr(config, "num_virtual_tokens", None) or 0
 
 
-def reserve_virtual_tokens(settings: Any, virtual_tokens: int) -> Any:
-    """A model's config with as many positions as virtual tokens leave to a text.
+def reserve_virtual_tokens(config: Any, virtual_tokens: int) -> Any:
+    """Return a model's config with the number of positions that virtual tokens leave for a text.
 
-    Batches are padded to a multiple of 8, and RoBERTa counts its positions from 2.
+    Batches are padded to a multiple of 8, and RoBERTa counts its positions from 2. Raises DtlError
+    if fewer than 8 positions are left.
     """
-    positions = getattr(settings, "max_position_embeddings", None)
+    positions = getattr(config, "max_position_embeddings", None)
     if not positions or not virtual_tokens:
-        return settings
+        return config
     left = (positions - virtual_tokens - 2) // 8 * 8
     if left < 8:
         raise DtlError.of(
-            "strategy.tokens",
-            f"{virtual_tokens} virtual tokens leave no room in the model's {positions} positions",
-            f"set strategy.tokens to {max(positions - 10, 1)} or less",
+            "strategy.num_virtual_tokens",
+            f"{virtual_tokens} virtual tokens leave no text in the model's {positions} positions",
+            f"set strategy.num_virtual_tokens to {max(positions - 10, 1)} or less",
         )
-    narrowed = copy.copy(settings)
+    narrowed = copy.copy(config)
     narrowed.max_position_embeddings = left
     return narrowed

@@ -73,7 +73,7 @@ def configure_prompt(
         raise DtlError.of(
             LOCATION,
             f"{type(tokenizer).__name__} knows no languages",
-            "leave the key out; task.normalise names the language for the normalised scores",
+            "leave the key out; task.normalizer_language names the language for the normalised scores",
         )
     if language not in known:
         raise DtlError.of(

@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Any
 
 from dtl.config import registry
-from dtl.export.evidence import Evidence, evidence_of
+from dtl.export.evidence import RunEvidence, evidence_of
 from dtl.metrics.base import EvalRecord
 from dtl.plan.records import Plan
 from dtl.run.folder import EvaluatedStep, RunFolder
@@ -66,7 +66,7 @@ class RunRecord:
         return {line["model"]: _scores_in_line(line) for line in self.lines_of_kind("eval")}
 
     @cached_property
-    def evidence(self) -> Evidence:
+    def evidence(self) -> RunEvidence:
         scored = self.scored or EvaluatedStep(0, "unadapted")
         return evidence_of(
             self.folder,

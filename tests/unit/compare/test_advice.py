@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from dtl.compare.advice import differences, points, recommendations, source_differences
+from dtl.compare.advice import held_out_differences, recommend, source_differences, summarize_cells
 from dtl.compare.measure import Measured
 from dtl.compare.records import (
     BaseScores,
@@ -69,11 +69,11 @@ def guesses(draw, ease, *, of_seed=0.02):
 
 
 def advice(measured, *, sign=1, base=BASE, before=None):
-    found = points(measured, TASK, sign=sign)
-    pairs = differences(measured, sign=sign)
+    found = summarize_cells(measured, TASK, sign=sign)
+    pairs = held_out_differences(measured, sign=sign)
     lost = source_differences(measured, before, sign=sign)
     unit = "{} labels".format
-    return recommendations(found, pairs, lost, base, sign=sign, unit=unit)
+    return recommend(found, pairs, lost, base, sign=sign, unit=unit)
 
 
 def beside(base, measured):
@@ -133,7 +133,7 @@ def test_less_of_an_error_is_better():
     ]
     (told,) = advice(measured, sign=-1)
     assert told.choice == "full"
-    (pair,) = differences(measured, sign=-1)
+    (pair,) = held_out_differences(measured, sign=-1)
     assert pair.is_significant and pair.difference < 0  # scratch minus full
 
 
@@ -167,7 +167,7 @@ def test_nothing_is_claimed_of_transfer_that_does_as_well_as_scratch():
 def test_a_difference_is_of_the_seeds_that_both_have():
     draw = np.random.default_rng(5)
     measured = [*cells("scratch", 5, guesses(draw, 0.3))[:2], *cells("full", 5, guesses(draw, 0.7))]
-    (pair,) = differences(measured, sign=1)
+    (pair,) = held_out_differences(measured, sign=1)
     means = [
         np.mean([one.cell.score for one in measured if one.cell.strategy == name][:2])
         for name in ("scratch", "full")
@@ -187,7 +187,9 @@ def test_labels_saved_are_read_from_scratchs_curve():
         for name, share in (("scratch", scratch), ("full", full))
         for cell in cells(name, labels, [right.astype(float) for right in exactly(share)])
     ]
-    found = {one.labels: one.label_efficiency for one in points(measured, TASK, sign=1)[1::2]}
+    found = {
+        one.labels: one.label_efficiency for one in summarize_cells(measured, TASK, sign=1)[1::2]
+    }
     assert found[5].scratch_labels == pytest.approx((20 * 80) ** 0.5)
     assert found[5].bound is None
     assert (found[20].scratch_labels, found[20].bound) == (80, "more than")
@@ -211,7 +213,9 @@ def test_how_soon_it_had_what_scratch_ends_with():
         *learnt("frozen", [(1.0, 10, 0.5), (2.0, 20, 0.6)]),
         *learnt("bitfit", [(1.0, 10, 0.1), (2.0, 20, 0.2)]),
     ]
-    found = {one.strategy: one.time_to_scratch_score for one in points(measured, TASK, sign=1)}
+    found = {
+        one.strategy: one.time_to_scratch_score for one in summarize_cells(measured, TASK, sign=1)
+    }
     assert found["scratch"] is None
     assert found["full"] == TimeToScratchScore(pytest.approx(12.5), pytest.approx(2.5), None)
     assert found["frozen"] == TimeToScratchScore(10, 1.0, "at most")
@@ -231,7 +235,9 @@ def test_learning_is_advised_where_it_is_better_than_the_base_as_it_is():
         assert (told.choice, told.verdict) == (choice, verdict)
         assert said in told.text and f"{base.score:.3f}" in told.text
         assert told.text.count(". ") == 1  # two sentences
-        with_base = [one for one in differences(measured, sign=1) if one.first == "unadapted"]
+        with_base = [
+            one for one in held_out_differences(measured, sign=1) if one.first == "unadapted"
+        ]
         assert [one.second for one in with_base] == ["scratch", "lora"]
         lora = np.mean([one.cell.score for one in learnt if one.cell.strategy == "lora"])
         assert with_base[1].difference == pytest.approx(base.score - lora)

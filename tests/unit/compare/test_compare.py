@@ -18,7 +18,7 @@ from tests.distributed.launching import environment
 
 CONFIG = """\
 model: {path: "mini:vision"}
-task: {name: image_classification, smallest_crop: 1.0, flip: false}
+task: {name: image_classification, min_crop_scale: 1.0, flip: false}
 data:
   train: {path: "mini:digits/train", limit: 100}
   eval: {path: "mini:digits/heldout", limit: 60}
@@ -155,10 +155,9 @@ def test_the_hint_is_scikit_learns_on_what_the_head_is_given(whole):
 
     from dtl import mini
     from dtl.assembly.parts import assemble
-    from dtl.compare.state import State
     from dtl.prepare.prepared_data import prepare_data
 
-    config = State.at(whole).grid.probe_config
+    config = ComparisonState.load(whole).grid.probe_config
     examples, parts = prepare_data(config, assemble(config)), assemble(config)
     body = AutoModel.from_pretrained(mini.base_folder("vision")).eval()
     known = []

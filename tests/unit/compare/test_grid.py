@@ -38,7 +38,7 @@ def tried(grid, strategy, scores, *, round=0):
     planned = [one for one in grid.searches if (one.strategy, one.round) == (strategy, round)]
     found = []
     for one, score in zip(planned, scores, strict=True):
-        rate = grid.rate_of(one, tried.before)
+        rate = grid.choose_rate(one, tried.before)
         found.append(TrialResult(one, rate, score))
     return found
 
@@ -63,7 +63,7 @@ def test_all_strategies_learn_from_the_same_rows_by_the_same_seed(grid):
                 json.dumps(config.data.model_dump(mode="json"))
                 for planned in one.cells
                 if (planned.labels, planned.seed) == (labels, seed)
-                for config in [one.config_of(planned, 0.1, runs="runs")]
+                for config in [one.make_config(planned, 0.1, runs="runs")]
                 if config.train.seed == seed
             }
             (draw,) = map(json.loads, draws)
@@ -79,10 +79,10 @@ def test_all_strategies_learn_from_the_same_rows_by_the_same_seed(grid):
 def test_rates_are_chosen_by_rows_that_no_cell_is_scored_on(grid):
     one = grid()
     for planned in one.searches:
-        config = one.config_of(planned, 0.1, runs="runs")
+        config = one.make_config(planned, 0.1, runs="runs")
         assert config.data.subsample.evaluate_on == "validation"
         assert config.data.subsample.size == 20  # the middle number
-    cell = one.config_of(one.cells[0], 0.1, runs="runs")
+    cell = one.make_config(one.cells[0], 0.1, runs="runs")
     assert cell.data.subsample.evaluate_on == "eval"
     assert (cell.train.export, cell.train.keep_best) == ("last", False)
 
@@ -99,7 +99,7 @@ def test_rates_are_chosen_by_rows_that_no_cell_is_scored_on(grid):
 def test_a_frozen_base_reads_the_rows_of_all_cells_that_read_them_often(grid, change, shared):
     one = grid(change)
     cells = [planned for planned in one.cells if (planned.strategy, planned.seed) == ("full", 0)]
-    configs = [one.config_of(planned, 0.1, runs="runs") for planned in cells]
+    configs = [one.make_config(planned, 0.1, runs="runs") for planned in cells]
     assert [config.data.subsample.feature_cache_size for config in configs] == shared
 
 
@@ -119,9 +119,9 @@ def test_a_strategy_has_the_options_that_the_config_gives_it(grid):
 def test_usual_rates_go_with_the_configs_own(grid):
     """LoRA is at 15 times its usual rate here, so full is too; LoRA has ten times full's."""
     one = grid()
-    assert one.usual_rate("lora") == pytest.approx(3e-3)
-    assert one.usual_rate("full") == one.usual_rate("lp-ft") == pytest.approx(3e-4)
-    assert one.usual_rate("scratch") == one.usual_rate("frozen") == 1e-3
+    assert one.default_rate("lora") == pytest.approx(3e-3)
+    assert one.default_rate("full") == one.default_rate("lp-ft") == pytest.approx(3e-4)
+    assert one.default_rate("scratch") == one.default_rate("frozen") == 1e-3
     assert one.rates("full") == pytest.approx((3e-5, 9e-5, 3e-4, 9e-4, 3e-3))
     assert grid("compare.learning_rates.full=[0.3,0.1]").rates("full") == (0.1, 0.3)
 
@@ -130,12 +130,12 @@ def test_the_best_rate_is_taken_once_all_were_tried(grid):
     one = grid("compare.learning_rates={full: [0.1, 0.2, 0.3], lora: 0.5}")
     cell = next(planned for planned in one.cells if planned.strategy == "full")
     found = tried(one, "full", [-3.0, -1.0, None])  # the third run failed
-    assert one.rate_of(cell, found) == 0.2
-    assert one.rate_of(cell, found[:2]) is None
-    assert one.best_so_far(cell, found[:1]) == 0.1
-    assert one.best_so_far(cell, []) == 0.2
+    assert one.choose_rate(cell, found) == 0.2
+    assert one.choose_rate(cell, found[:2]) is None
+    assert one.best_rate_so_far(cell, found[:1]) == 0.1
+    assert one.best_rate_so_far(cell, []) == 0.2
     lora = next(planned for planned in one.cells if planned.strategy == "lora")
-    assert one.rate_of(lora, []) == 0.5
+    assert one.choose_rate(lora, []) == 0.5
 
 
 def test_rates_are_searched_with_each_number_of_labels_where_that_is_asked(grid):
@@ -146,33 +146,35 @@ def test_rates_are_searched_with_each_number_of_labels_where_that_is_asked(grid)
     )
     names = [planned.name for planned in one.searches]
     assert names == [f"rate-full-{labels}-1.{place}" for labels in (5, 20, 90) for place in (1, 2)]
-    drawn = [one.config_of(planned, 0.1, runs="r").data.subsample.size for planned in one.searches]
+    drawn = [
+        one.make_config(planned, 0.1, runs="r").data.subsample.size for planned in one.searches
+    ]
     assert drawn == [5, 5, 20, 20, None, None]
     found = [
-        TrialResult(planned, one.rate_of(planned, []), score)
+        TrialResult(planned, one.choose_rate(planned, []), score)
         for planned, score in zip(one.searches, (0.1, 0.2, 0.4, 0.3, 0.5, 0.6), strict=True)
     ]
     cells = [planned for planned in one.cells if planned.seed == 0]
-    assert [one.rate_of(cell, found) for cell in cells] == [0.2, 0.1, 0.2]
-    assert [one.rate_of(cell, found[:4]) for cell in cells] == [0.2, 0.1, None]
-    assert one.best_so_far(cells[1], found[:3]) == 0.1
+    assert [one.choose_rate(cell, found) for cell in cells] == [0.2, 0.1, 0.2]
+    assert [one.choose_rate(cell, found[:4]) for cell in cells] == [0.2, 0.1, None]
+    assert one.best_rate_so_far(cells[1], found[:3]) == 0.1
 
 
 def test_under_a_budget_the_worse_half_is_dropped_after_each_round(grid):
     one = grid("compare.time_budget=2h", "compare.learning_rates={full: [1, 2, 3, 4, 5]}")
     assert one.rounds("full") == [(0.25, 5), (0.5, 3)]
     first = tried(one, "full", [0.1, 0.2, 0.5, 0.4, 0.3])
-    assert one.config_of(first[0].planned, 1.0, runs="r").train.steps == 10
+    assert one.make_config(first[0].planned, 1.0, runs="r").train.steps == 10
     second = [planned for planned in one.searches if planned.round == 1]
     second = [planned for planned in second if planned.strategy == "full"]
-    assert [one.rate_of(planned, first) for planned in second] == [3, 4, 5]
+    assert [one.choose_rate(planned, first) for planned in second] == [3, 4, 5]
     done = [
         TrialResult(planned, rate, score)
         for planned, rate, score in zip(second, (3.0, 4.0, 5.0), (0.6, 0.9, 0.7), strict=True)
     ]
     cell = next(planned for planned in one.cells if planned.strategy == "full")
-    assert one.rate_of(cell, [*first, *done]) == 4
-    assert one.best_so_far(cell, [*first, *done[:1]]) == 3
+    assert one.choose_rate(cell, [*first, *done]) == 4
+    assert one.best_rate_so_far(cell, [*first, *done[:1]]) == 3
 
 
 @pytest.mark.parametrize(
@@ -195,9 +197,9 @@ def test_a_wrong_grid_is_told(grid, override, told):
 class Counted(Running):
     """Runs nothing: each takes ten seconds, and leaves what a finished run does."""
 
-    def _run(self, planned, rate):
-        folder = self.state.folder_of(planned)
-        config = self.state.grid.config_of(planned, rate, runs=str(self.state.cells))
+    def _train_and_score(self, planned, rate):
+        folder = self.state.run_folder(planned)
+        config = self.state.grid.make_config(planned, rate, runs=str(self.state.cells_folder))
         folder.path.mkdir(parents=True)
         record = {"config": config.model_dump(mode="json")}
         (folder.path / "run.json").write_text(json.dumps(record), encoding="utf-8")
@@ -212,10 +214,10 @@ class Counted(Running):
         config = grid.config.model_copy(update={"compare": compare})
         self.state.grid = replace(grid, config=config)
         for number, planned in enumerate(self.state.grid.planned_runs, start=1):
-            self._in_turn(number, planned, lambda: sum(self.clock))
+            self._run_if_due(number, planned, lambda: sum(self.clock))
         return {
             path.parent.name: json.loads(path.read_text())["config"]["optim"]["learning_rate"]
-            for path in self.state.cells.glob("*/run.json")
+            for path in self.state.cells_folder.glob("*/run.json")
         }
 
 

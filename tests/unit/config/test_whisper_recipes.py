@@ -33,7 +33,7 @@ def test_a_whisper_recipe_plans(
     )
     given = [f"model.path={whisper}", f"data.train={rows}", f"data.eval={rows}"]
     if learns == "all":
-        given.append("task.longest_seconds=2")
+        given.append("task.max_seconds=2")
     config = load_config(RECIPES[name], given)
     prepared = preparation.prepare_run(config)
     counts = prepared.plan.parameters

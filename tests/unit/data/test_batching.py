@@ -248,7 +248,7 @@ class HearsAndWrites:
     [
         ("asr_ctc", HearsAndWrites(), [1000, 2001, 30_000]),
         ("asr_seq2seq", HearsAndWrites(), [1000, 2001, 30_000]),
-        ({"name": "audio_classification", "longest_seconds": 2.5}, Hears(), [1000, 2001, 2500]),
+        ({"name": "audio_classification", "max_seconds": 2.5}, Hears(), [1000, 2001, 2500]),
     ],
 )
 def test_sound_is_counted_in_milliseconds_that_are_heard(cache, task, processor, seconds):

@@ -11,10 +11,10 @@ from dtl.assembly.parts import assemble
 from dtl.config.load import load_config
 from dtl.core.errors import DtlError, RunFailed
 from dtl.export import reopen as reopened
-from dtl.export.difference import difference
+from dtl.export.difference import compare_logits
 from dtl.export.opened import open_export
 from dtl.export.verify import answers, read_questions, write_questions
-from dtl.export.write import state_of, write_model
+from dtl.export.write import local_state_dict, write_model
 from dtl.jobs import export as job
 from dtl.plan.hardware import free_disk_bytes
 from dtl.run.folder import RunFolder
@@ -265,7 +265,7 @@ def merged_and_reopened(model, folder, dtype=torch.float32):
     from dtl.strategies.lora import Options, Plugin
 
     merged = Plugin(Options()).merge(model).eval()
-    write_model(merged, state_of(merged, learning_only=False), folder, dtype=dtype)
+    write_model(merged, local_state_dict(merged, learning_only=False), folder, dtype=dtype)
     return type(merged).from_pretrained(folder).eval()
 
 
@@ -390,11 +390,13 @@ def test_four_bits_that_are_read_otherwise_than_written_are_refused(run, tmp_pat
 def test_a_difference_is_measured_against_the_largest_logit():
     trained = [torch.tensor([[4.0, -8.0]]), torch.tensor([[1.0, 2.0]])]
     saved = [torch.tensor([[4.5, -8.0]]), torch.tensor([[2.0, 1.75]])]
-    found = difference(trained, saved, rows="2 rows", allowed=0.125)
+    found = compare_logits(trained, saved, rows="2 rows", allowed=0.125)
     assert (found.largest, found.scale, found.same, found.is_small) == (1.0, 8.0, 0.5, True)
-    assert not difference(trained, saved, rows="", allowed=0.12).is_small
-    assert not difference(trained, [saved[0], saved[1] * float("nan")], rows="", allowed=9).is_small
-    assert not difference(trained, [saved[0], saved[1][:, :1]], rows="", allowed=9).is_small
+    assert not compare_logits(trained, saved, rows="", allowed=0.12).is_small
+    assert not compare_logits(
+        trained, [saved[0], saved[1] * float("nan")], rows="", allowed=9
+    ).is_small
+    assert not compare_logits(trained, [saved[0], saved[1][:, :1]], rows="", allowed=9).is_small
 
 
 def test_questions_are_read_as_they_were_written(tmp_path, decoder):

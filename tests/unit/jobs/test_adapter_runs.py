@@ -179,9 +179,9 @@ def refusal(base, *folders):
 def test_what_is_no_adapter_of_this_base_is_refused_at_the_desk(
     folder, decoder, encoder, texts, first, tagged
 ):
-    assert "holds no adapter" in refusal(decoder, folder)
+    assert "has no adapter" in refusal(decoder, folder)
     assert "does not belong to this base (" in refusal(decoder, tagged.export)
-    assert "was learnt over: " in refusal(decoder, tagged.export)
+    assert "was trained over: " in refusal(decoder, tagged.export)
     strategy = {"name": "prompt_tuning", "num_virtual_tokens": 2}
     tokens = train(folder, "tokens", decoder, "causal_lm", texts, strategy)
     assert "virtual tokens" in refusal(decoder, tokens.export)
@@ -196,7 +196,7 @@ def test_what_is_no_adapter_of_this_base_is_refused_at_the_desk(
 
 
 def test_a_model_path_that_is_an_adapter_is_told_where_it_belongs(first):
-    with pytest.raises(DtlError, match=r"holds no config.json|model.adapters: \["):
+    with pytest.raises(DtlError, match=r"has no config.json|model.adapters: \["):
         load_pretrained(
             Model(path=str(first.export)),
             head=HeadConfig("AutoModelForCausalLM", {}),

@@ -68,7 +68,7 @@ def test_a_folder_in_a_folder_that_is_not_there(tmp_path):
 
 
 def test_a_folder_without_a_config_is_no_model(tmp_path):
-    with pytest.raises(DtlError, match=r"holds no config\.json"):
+    with pytest.raises(DtlError, match=r"has no config\.json"):
         locate_model(Model(path=str(tmp_path)))
 
 

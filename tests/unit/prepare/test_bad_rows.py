@@ -217,9 +217,10 @@ def test_more_than_the_share_that_may_be_skipped_stops_the_run(share, fits):
             prepared(f"data.max_bad_fraction={share}")
         (fault,) = caught.value.faults
         assert fault.location == "data.max_bad_fraction"
-        assert "29 of 100 rows of rows.jsonl are invalid, and the share that may be " in (
-            fault.problem
-        )
+        assert (
+            "29 of 100 rows of rows.jsonl are invalid, and the share that may be skipped is "
+            f"{share}: "
+        ) in fault.problem
         assert "rows.jsonl:72 (no valid JSON" in fault.problem and fault.problem.endswith("...")
 
 

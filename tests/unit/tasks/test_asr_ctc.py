@@ -133,7 +133,7 @@ def test_scores_are_those_of_jiwer_and_reach_the_raw_text(wav2vec2):
     words = jiwer.process_words(said, written)
     assert scores["wer"] == words.wer
     assert scores["cer"] == jiwer.cer(said, written)
-    assert scores["wer_normalised"] == jiwer.wer(["tea at sea", *said[1:]], written)
+    assert scores["wer_normalized"] == jiwer.wer(["tea at sea", *said[1:]], written)
     for name in ("substitutions", "deletions", "insertions", "hits"):
         assert scores[name] == getattr(words, name)
     assert scores["loss"] == 0.5
@@ -221,7 +221,7 @@ def test_what_cannot_be_learnt_is_left_out_with_its_reason(wav2vec2):
         {**tiny_speech.row("sea" * 5), "text": "a"},
         {"audio": five_frames, "text": "mosna"},
     ]
-    *left_out, kept = bench(wav2vec2, rows, longest_seconds=2.0).encoded
+    *left_out, kept = bench(wav2vec2, rows, max_seconds=2.0).encoded
     assert left_out == [
         Skip("more letters than frames"),
         Skip("no letters in the text"),
@@ -290,7 +290,7 @@ def test_all_that_learns_has_a_gradient(family, request):
     assert [name for name, p in learning.items() if p.grad is None] == []
     assert not any("feature_extractor" in name or "masked" in name for name in learning)
     if family == "wav2vec2":
-        whole = make_task("asr_ctc", train_features=True)
+        whole = make_task("asr_ctc", train_feature_encoder=True)
         fixed = {id(p) for p in whole.fixed(copy.deepcopy(made.model), random=False)}
         assert len(fixed) == 1
 

@@ -181,10 +181,10 @@ def test_silence_has_no_features_for_speech2text(speech_to_text: Path, whisper: 
 
 
 def test_more_than_the_model_hears_at_once_is_refused(whisper: Path) -> None:
-    made = bench(whisper, language="de", longest_seconds=30)
-    with pytest.raises(DtlError, match=r"longest_seconds: the model hears 2 s at once"):
+    made = bench(whisper, language="de", max_seconds=30)
+    with pytest.raises(DtlError, match=r"max_seconds: the model hears 2 s at once"):
         made.encode(clip(1.0))
-    assert bench(whisper, language="de", longest_seconds=1).encode(clip(1.1)) == [
+    assert bench(whisper, language="de", max_seconds=1).encode(clip(1.1)) == [
         Skip("longer than 1 s")
     ]
 
@@ -304,7 +304,7 @@ def test_a_whisper_processor_opens_what_is_exported(whisper: Path, tmp_path: Pat
 def test_the_models_own_generation_settings_stay(whisper: Path) -> None:
     made, encoded = taught(whisper, "de")
     before = copy.deepcopy(made.model.generation_config).to_dict()
-    plugin = Plugin(Options(language="de", generate_length=4, beams=2))
+    plugin = Plugin(Options(language="de", max_new_tokens=4, num_beams=2))
     outcomes = plugin.eval_records(made.model, made.batch(encoded), processor=made.processor)
     assert made.model.generation_config.to_dict() == before
     tokenizer = made.processor.tokenizer
@@ -331,7 +331,7 @@ def test_scores_are_those_of_jiwer(whisper: Path) -> None:
         words.deletions,
         words.insertions,
     ]
-    assert scores["wer_normalised"] == pytest.approx(2 / 6), "by hand: one word too many, one wrong"
+    assert scores["wer_normalized"] == pytest.approx(2 / 6), "by hand: one word too many, one wrong"
     assert (scores["loss"], scores["accuracy"]) == (0.5, 0.5)
 
 
@@ -389,7 +389,7 @@ def test_a_long_recording_is_written_piece_by_piece_as_transformers_writes_each(
     family: str, request: pytest.FixtureRequest
 ) -> None:
     """In prediction alone, beside a short one; scoring leaves it out."""
-    made = bench(request.getfixturevalue(family), **FAMILIES[family], longest_seconds=2)
+    made = bench(request.getfixturevalue(family), **FAMILIES[family], max_seconds=2)
     pause = np.zeros(tiny_whisper.RATE // 4)
     clips = [part for row in tiny_whisper.spoken(8) for part in (row["audio"]["array"], pause)]
     long = {"audio": {"array": np.concatenate(clips), "sampling_rate": tiny_whisper.RATE}}

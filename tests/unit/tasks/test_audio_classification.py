@@ -103,7 +103,7 @@ def test_lengths_are_the_models_frames(wav2vec2):
 def test_of_a_long_sound_training_hears_parts_and_scoring_the_beginning(wav2vec2):
     sound = np.arange(16_000, dtype=np.float64)[:, None] / 40_000
     rows = [{"audio": tiny_sound.wav(sound), "label": label} for label in ("deep", "high")]
-    plugin, processor, (example, _) = ready(wav2vec2, rows, longest_seconds=0.25)
+    plugin, processor, (example, _) = ready(wav2vec2, rows, max_seconds=0.25)
     assert isinstance(example, EncodedExample) and len(example.values["samples"]) == 16_000
     processor.do_normalize = False
 

@@ -233,7 +233,7 @@ def test_training_varies_pictures_the_same_on_every_layout(vit, cache):
 
 
 def test_pictures_may_be_shown_as_they_are(vit, cache):
-    plugin = task(smallest_crop=1.0, flip=False)
+    plugin = task(min_crop_scale=1.0, horizontal_flip=False)
     data = data_of(vit, plugin, cache)
     processor = processor_of(vit)
     for number, view in views(vit, data, plugin, ranks=1, micro=4, step=1).items():
@@ -242,7 +242,7 @@ def test_pictures_may_be_shown_as_they_are(vit, cache):
 
 
 def test_a_part_is_as_large_as_asked_and_half_are_mirrored(vit):
-    plugin, whole = task(smallest_crop=0.5), np.arange(40 * 60 * 3).reshape(40, 60, 3)
+    plugin, whole = task(min_crop_scale=0.5), np.arange(40 * 60 * 3).reshape(40, 60, 3)
     draws = [np.random.default_rng(seed) for seed in range(400)]
     parts = [plugin._varied(whole, draw) for draw in draws]
     shares = [part.shape[0] * part.shape[1] / (40 * 60) for part in parts]

@@ -86,7 +86,7 @@ def test_a_batch_generates_what_transformers_generates_row_by_row(
     """So padding changes nothing, and each text is that of its row."""
     folder = request.getfixturevalue(family)
     model, tokenizer = taught(folder), load_tokenizer(Model(path=str(folder)))
-    plugin = task(beams=beams, generate_length=20)
+    plugin = task(num_beams=beams, max_new_tokens=20)
     batch, _ = collate(plugin, tokenizer)
     with torch.no_grad():
         outcomes = plugin.eval_records(model, batch, processor=tokenizer)
@@ -158,7 +158,7 @@ def test_a_model_that_is_set_to_long_answers_may_give_short_ones(t5: Path) -> No
     """bart-large-cnn asks for 56 tokens at least, which nobody wants of a headline."""
     model, tokenizer = copy.deepcopy(taught(t5)), load_tokenizer(Model(path=str(t5)))
     model.generation_config.update(min_length=56, max_length=142, num_beams=2)
-    plugin = task(generate_length=20)
+    plugin = task(max_new_tokens=20)
     batch, _ = collate(plugin, tokenizer)
     outcomes = plugin.eval_records(model, batch, processor=tokenizer)
     assert [outcome["generated"] for outcome in outcomes] == [target for _, target in PAIRS]
@@ -167,7 +167,7 @@ def test_a_model_that_is_set_to_long_answers_may_give_short_ones(t5: Path) -> No
 
 def test_what_is_read_and_what_is_learnt(t5: Path) -> None:
     tokenizer = tiny.closing_tokenizer()
-    encoded = encode(tokenizer, "the river", "a stone", prefix="shorten: ")
+    encoded = encode(tokenizer, "the river", "a stone", source_prefix="shorten: ")
     assert isinstance(encoded, EncodedExample)
     assert encoded.values["input_ids"] == tokenizer("shorten: the river")["input_ids"]
     assert encoded.values["labels"] == tokenizer("a stone")["input_ids"]
@@ -261,7 +261,7 @@ def test_a_translation_is_of_the_named_languages(
 ) -> None:
     """The decoder reads in training what it starts from in generation."""
     tokenizer, model = multilingual(name)
-    plugin = task(source_language="en_XX", target_language="ro_RO", generate_length=4)
+    plugin = task(source_language="en_XX", target_language="ro_RO", max_new_tokens=4)
     encoded = plugin.encoder(tokenizer, {}, None)(row("a b", "c d"))
     assert isinstance(encoded, EncodedExample)
     assert tokenizer.convert_ids_to_tokens(encoded.values["input_ids"]) == source

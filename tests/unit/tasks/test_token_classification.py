@@ -85,7 +85,7 @@ def test_words_are_read_as_in_running_text() -> None:
 
 def test_all_pieces_may_be_labelled_and_only_the_first_begins() -> None:
     tokenizer = word_piece()
-    encoded = encode(tokenizer, ["ships", "go"], ["B-PER", "I-PER"], label_all=True)
+    encoded = encode(tokenizer, ["ships", "go"], ["B-PER", "I-PER"], label_all_tokens=True)
     pieces = tokenizer.convert_ids_to_tokens(encoded.values["input_ids"])
     assert pieces == ["[CLS]", "ship", "##s", "g", "##o", "[SEP]"]
     labels = [-100 if label < 0 else NAMES[label] for label in encoded.values["labels"]]
@@ -207,7 +207,7 @@ def test_loss_is_that_of_transformers(base: str, request: pytest.FixtureRequest)
 def test_tags_are_those_of_the_rows_the_outside_first() -> None:
     rows = [row(["a", "b"], ["O", "B-PER"]), row(["c", "d"], ["I-PER", "B-LOC"])]
     assert task().collect_dataset_stats(rows, None) == {"labels": ["O", "B-LOC", "B-PER", "I-PER"]}
-    all_pieces = task(label_all=True).collect_dataset_stats(rows, None)
+    all_pieces = task(label_all_tokens=True).collect_dataset_stats(rows, None)
     assert all_pieces == {"labels": ["O", "B-LOC", "I-LOC", "B-PER", "I-PER"]}
     assert task(labels=("B-PER", "O", "I-PER", "B-LOC", "B-X")).collect_dataset_stats(
         rows, None
@@ -278,7 +278,7 @@ def test_a_tag_that_is_not_known_is_named(tag: str, told: str) -> None:
 def test_a_row_in_order_has_no_fault() -> None:
     assert task().find_row_fault(row(SENTENCE, TAGS)) is None
     assert task(labels=tuple(NAMES)).find_row_fault(row(["a", "b"], [2, "O"])) is None
-    inside = task(labels=("O", "B-PER"), label_all=True)
+    inside = task(labels=("O", "B-PER"), label_all_tokens=True)
     assert inside.find_row_fault(row(["a", "b"], ["B-PER", "I-PER"])) is None
 
 

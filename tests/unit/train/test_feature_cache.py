@@ -27,7 +27,7 @@ from dtl.train import feature_cache, feature_extraction
 from tests import tiny, tiny_sound, tiny_speech, tiny_vision
 from tests.unit.jobs.test_adapter_runs import run_here
 
-WITHOUT_AUGMENTATION = {"flip": False, "smallest_crop": 1.0}  # images unchanged
+WITHOUT_AUGMENTATION = {"horizontal_flip": False, "min_crop_scale": 1.0}  # images unchanged
 ROWS, HELD_OUT, STEPS = 11, 5, 6  # two epochs
 
 
@@ -76,7 +76,7 @@ def weighted(folder: Path) -> Path:
 
 
 LAST = {"last_hidden_state": "all"}
-SPOKEN = {"longest_seconds": 5.0}
+SPOKEN = {"max_seconds": 5.0}
 CASES = {
     "bert": Case(tiny.encoder, "text_classification", labeled, {"pooler_output": "whole"}),
     "roberta": Case(roberta, "text_classification", labeled, {"last_hidden_state": "first"}),
@@ -361,11 +361,11 @@ def without_pooler(folder: Path) -> Path:
 
 
 UNSUPPORTED = {
-    "task.flip=false": Case(
-        tiny_vision.vit, "image_classification", tiny_vision.pictures, {}, {"flip": True}
+    "task.horizontal_flip=false": Case(
+        tiny_vision.vit, "image_classification", tiny_vision.pictures, {}, {"horizontal_flip": True}
     ),
-    "task.longest_seconds": Case(
-        tiny_sound.wav2vec2, "audio_classification", tiny_sound.tones, {}, {"longest_seconds": 0.4}
+    "task.max_seconds": Case(
+        tiny_sound.wav2vec2, "audio_classification", tiny_sound.tones, {}, {"max_seconds": 0.4}
     ),
     "without a mask for padding": Case(group_norm, "asr_ctc", tiny_speech.transcribed, {}),
     "bert.pooler.dense.weight is inside": Case(without_pooler, "text_classification", labeled, {}),

@@ -1,4 +1,4 @@
-"""The optimizer's groups, steps and learning rates, against papers and numbers worked by hand."""
+"""The optimizer's groups, steps and learning rates, against papers and hand-computed numbers."""
 
 import math
 
@@ -11,10 +11,12 @@ from dtl.config import registry
 from dtl.config.optimizers import OPTIMIZERS
 from dtl.config.schema.optim import Optim
 from dtl.core.errors import DtlError
+from dtl.engine.deepspeed import read_full_shape
+from dtl.models.full_shape import register_shape_reader
 from dtl.models.load import load_on_meta_device
 from dtl.models.parameter_roles import hidden_matrix_ids, weight_decay_ids
 from dtl.models.pretrained_config import HeadConfig
-from dtl.plan.parameter_groups import moment_bytes, updates
+from dtl.plan.parameter_groups import assign_update_rules, moment_bytes
 from dtl.train import optim
 from dtl.train import weight_averages as average
 from tests import plain_optimizers as plain
@@ -22,7 +24,7 @@ from tests.architectures import ARCHITECTURES
 
 
 class Net(nn.Module):
-    """Two matrices, and vectors beside them."""
+    """Two matrices and three vectors."""
 
     def __init__(self, *, bias=True):
         super().__init__()
@@ -31,9 +33,14 @@ class Net(nn.Module):
         self.out = nn.Linear(4, 3, bias=bias)
 
 
-def make(model, *, learning_rate=0.1, new=frozenset(), **options):
-    chosen = Optim(**options)
-    return optim.build_optimizer(model, chosen, learning_rate=learning_rate, new=new, device="cpu")
+def make_optimizer(model, *, learning_rate=0.1, new_parameters=frozenset(), **options):
+    return optim.build_optimizer(
+        model,
+        Optim(**options),
+        learning_rate=learning_rate,
+        new_parameters=new_parameters,
+        device="cpu",
+    )
 
 
 def decay_by_name(model, optimizer):
@@ -45,7 +52,7 @@ def decay_by_name(model, optimizer):
 
 def test_norms_and_biases_do_not_decay():
     model = Net()
-    assert decay_by_name(model, make(model, weight_decay=0.1)) == {
+    assert decay_by_name(model, make_optimizer(model, weight_decay=0.1)) == {
         "embed.weight": 0.1,
         "out.weight": 0.1,
         "norm.weight": 0.0,
@@ -58,28 +65,32 @@ def test_frozen_parameters_are_in_no_group():
     model = Net()
     model.embed.requires_grad_(False)
     model.norm.requires_grad_(False)
-    assert set(decay_by_name(model, make(model))) == {"out.weight", "out.bias"}
+    assert set(decay_by_name(model, make_optimizer(model))) == {"out.weight", "out.bias"}
 
 
 @pytest.mark.parametrize(
     ("frozen", "left"), [(("norm",), "matrices"), (("embed", "out"), "vectors")]
 )
-def test_a_group_with_nothing_in_it_is_left_out(frozen, left):
+def test_empty_groups_are_omitted(frozen, left):
     model = Net(bias=False)
     for name in frozen:
         getattr(model, name).requires_grad_(False)
-    (group,) = make(model, weight_decay=0.1).param_groups
+    (group,) = make_optimizer(model, weight_decay=0.1).param_groups
     assert group["weight_decay"] == (0.1 if left == "matrices" else 0.0)
     assert all((p.ndim > 1) == (left == "matrices") for p in group["params"])
 
 
-def test_a_matrix_that_zero_3_has_emptied_still_decays():
-    """DeepSpeed leaves a parameter of no elements and keeps its true shape in `ds_shape`."""
+def test_partitioned_matrix_has_weight_decay():
+    """An engine leaves a parameter without elements and registers how to read its shape."""
+    register_shape_reader(read_full_shape)
     model = nn.Linear(4, 3)
     for parameter, shape in ((model.weight, (3, 4)), (model.bias, (3,))):
         parameter.data = torch.empty(0)
         parameter.ds_shape = torch.Size(shape)
-    assert decay_by_name(model, make(model, weight_decay=0.1)) == {"weight": 0.1, "bias": 0.0}
+    assert decay_by_name(model, make_optimizer(model, weight_decay=0.1)) == {
+        "weight": 0.1,
+        "bias": 0.0,
+    }
 
 
 def test_one_step_is_adamw_by_hand():
@@ -88,7 +99,7 @@ def test_one_step_is_adamw_by_hand():
     model = nn.Linear(2, 1)
     nn.init.constant_(model.weight, 2.0)
     nn.init.constant_(model.bias, 2.0)
-    optimizer = make(model, weight_decay=0.5, betas=(0.8, 0.9), epsilon=1e-12)
+    optimizer = make_optimizer(model, weight_decay=0.5, betas=(0.8, 0.9), epsilon=1e-12)
     model.weight.grad = torch.tensor([[3.0, -0.01]])
     model.bias.grad = torch.tensor([7.0])
     optimizer.step()
@@ -110,7 +121,7 @@ def lessons(steps=20):
     return [torch.randn(12, 6, generator=draw) for _ in range(steps)]
 
 
-def learn(model, *optimizers, penalty=lambda: 0.0):
+def train_steps(model, *optimizers, penalty=lambda: 0.0):
     """The loss of each step, without the penalty."""
     losses = []
     for inputs in lessons():
@@ -142,14 +153,16 @@ def by_decay(model, decay):
         ("lion_8bit", 0.003, plain.Lion, 1e-6),
     ],
 )
-def test_twenty_steps_are_those_of_the_paper(name, rate, reference, near):
+def test_twenty_steps_equal_those_of_the_paper(name, rate, reference, near):
     model, other = small(), small()
-    found = learn(model, make(model, name=name, learning_rate=rate, weight_decay=0.1))
-    expected = learn(other, reference(by_decay(other, 0.1), lr=rate))
+    found = train_steps(
+        model, make_optimizer(model, name=name, learning_rate=rate, weight_decay=0.1)
+    )
+    expected = train_steps(other, reference(by_decay(other, 0.1), lr=rate))
     assert found == pytest.approx(expected, rel=near)
 
 
-def test_muon_takes_the_matrices_inside_and_adamw_all_others():
+def test_muon_updates_the_hidden_matrices_and_adamw_all_others():
     model, other = (ARCHITECTURES_BY_NAME["BertForSequenceClassification"].build() for _ in "ab")
     other.load_state_dict(model.state_dict())
     inside = [
@@ -163,7 +176,7 @@ def test_muon_takes_the_matrices_inside_and_adamw_all_others():
     decaying = [each for each in outside if each.dim() > 1]
     fixed = {"params": [each for each in outside if each.dim() == 1], "weight_decay": 0.0}
     rest = torch.optim.AdamW([{"params": decaying}, fixed], lr=0.01, weight_decay=0.1)
-    mine = [make(model, name="muon", learning_rate=0.01, weight_decay=0.1)]
+    mine = [make_optimizer(model, name="muon", learning_rate=0.01, weight_decay=0.1)]
     assert decaying
     labels = torch.tensor([0, 1])
     for learner, optimizers in ((model, mine), (other, [matrices, rest])):
@@ -180,33 +193,37 @@ def test_muon_takes_the_matrices_inside_and_adamw_all_others():
 def test_l2_sp_is_the_penalty_of_the_paper():
     """arXiv:1802.01483: alpha / 2 times the squared distance from the start, in the loss."""
     model, other = small(), small()
-    optimizer = make(
-        model, learning_rate=0.01, l2_sp=0.5, weight_decay=0.3, new=frozenset({"3.weight"})
+    optimizer = make_optimizer(
+        model,
+        learning_rate=0.01,
+        l2_sp=0.5,
+        weight_decay=0.3,
+        new_parameters=frozenset({"3.weight"}),
     )
-    masters = [(group, each) for group in optimizer.param_groups for each in group["params"]]
-    optimizer.register_step_pre_hook(optim.L2SPPenalty(masters))
+    master_weights = [(group, each) for group in optimizer.param_groups for each in group["params"]]
+    optimizer.register_step_pre_hook(optim.L2SPPenalty(master_weights))
     start = {name: each.detach().clone() for name, each in other.named_parameters()}
 
     def penalty():
-        pulled = {name: each for name, each in other.named_parameters() if name != "3.weight"}
-        return 0.25 * sum(((each - start[name]) ** 2).sum() for name, each in pulled.items())
+        penalized = {name: each for name, each in other.named_parameters() if name != "3.weight"}
+        return 0.25 * sum(((each - start[name]) ** 2).sum() for name, each in penalized.items())
 
     head = other.get_parameter("3.weight")
     others = [each for each in other.parameters() if each is not head]
     groups = [{"params": [head], "weight_decay": 0.3}, {"params": others}]
-    expected = learn(other, plain.Adam(groups, lr=0.01), penalty=penalty)
-    assert learn(model, optimizer) == pytest.approx(expected, rel=1e-5)
-    free = learn(third := small(), plain.Adam(third.parameters(), lr=0.01))
-    assert free != pytest.approx(expected, rel=1e-3), "the pull must matter"
+    expected = train_steps(other, plain.Adam(groups, lr=0.01), penalty=penalty)
+    assert train_steps(model, optimizer) == pytest.approx(expected, rel=1e-5)
+    unpenalized = train_steps(third := small(), plain.Adam(third.parameters(), lr=0.01))
+    assert unpenalized != pytest.approx(expected, rel=1e-3), "the penalty has an effect"
 
 
-def test_the_moving_average_by_hand():
-    """From the start on: 0.8 of what it was and 0.2 of the new weight, each step."""
+def test_moving_average_equals_hand_computed_numbers():
+    """From the start value on: 0.8 of the average and 0.2 of the new weight, at each step."""
     model = nn.Linear(2, 1, bias=False)
     nn.init.constant_(model.weight, 1.0)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
-    masters = [(group, each) for group in optimizer.param_groups for each in group["params"]]
-    optimizer.register_step_post_hook(average.MovingAverageHook(masters, decay=0.8))
+    master_weights = [(group, each) for group in optimizer.param_groups for each in group["params"]]
+    optimizer.register_step_post_hook(average.MovingAverageHook(master_weights, decay=0.8))
     for _ in range(2):
         model.weight.grad = torch.ones(1, 2)
         optimizer.step()  # 1, 0.5, 0
@@ -214,7 +231,7 @@ def test_the_moving_average_by_hand():
     assert found.tolist()[0] == pytest.approx([0.8 * (0.8 + 0.1) + 0.0] * 2)
 
 
-def test_the_mean_of_checkpoints_takes_the_newest_buffers():
+def test_mean_of_checkpoints_has_the_newest_buffers():
     class Checkpoint(dict):
         def read(self, name):
             return self[name]
@@ -242,13 +259,13 @@ KINDS = (
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_what_decays_is_what_transformers_lets_decay_less_scales_and_single_vectors(name):
+def test_weight_decay_is_that_of_transformers_without_scales_and_single_vectors(name):
     from transformers.trainer_pt_utils import get_parameter_names
 
     with torch.device("meta"):
         model = ARCHITECTURES_BY_NAME[name].build()
-    left_out = ["bias", "layernorm", "rmsnorm", r"(?:^|\.)norm(?:$|\.)", r"_norm(?:$|\.)"]
-    theirs = set(get_parameter_names(model, [nn.LayerNorm], left_out))
+    excluded = ["bias", "layernorm", "rmsnorm", r"(?:^|\.)norm(?:$|\.)", r"_norm(?:$|\.)"]
+    theirs = set(get_parameter_names(model, [nn.LayerNorm], excluded))
     shapes = {name: tuple(each.shape) for name, each in model.named_parameters()}
     vectors = {name for name, shape in shapes.items() if sum(size > 1 for size in shape) == 1}
     ids = weight_decay_ids(model)
@@ -257,7 +274,7 @@ def test_what_decays_is_what_transformers_lets_decay_less_scales_and_single_vect
     assert mine
 
 
-def test_the_length_of_a_normed_kernel_does_not_decay():
+def test_norm_of_a_weight_normed_kernel_does_not_decay():
     from torch.nn.utils import parametrizations
 
     model = parametrizations.weight_norm(nn.Linear(4, 3))
@@ -267,7 +284,7 @@ def test_the_length_of_a_normed_kernel_does_not_decay():
 
 
 def adapted(folder, task, strategy, **options):
-    """A weightless model with its strategy, and what the base did not bring."""
+    """A model on the meta device with its strategy, and the names of its new parameters."""
     from dtl.config.schema import Model
 
     made = registry.load("tasks", task)
@@ -286,11 +303,11 @@ def adapted(folder, task, strategy, **options):
 
 
 def rates_by_name(model, new, *, learning_rate=1.0, **options):
-    found = updates(model, Optim(**options), learning_rate=learning_rate, new=new)
+    found = assign_update_rules(model, Optim(**options), learning_rate=learning_rate, new=new)
     return {name: update.learning_rate for name, update in found.items()}
 
 
-def test_the_head_has_a_rate_of_its_own(encoder):
+def test_head_has_its_own_learning_rate(encoder):
     model, new = adapted(encoder, "text_classification", "full")
     found = rates_by_name(model, new, head_learning_rate=7.0)
     assert {name for name, rate in found.items() if rate == 7.0} == {
@@ -300,7 +317,7 @@ def test_the_head_has_a_rate_of_its_own(encoder):
     assert set(found.values()) == {1.0, 7.0}
 
 
-def test_so_does_a_head_beside_adapters(encoder):
+def test_head_next_to_adapters_has_its_own_learning_rate(encoder):
     model, new = adapted(encoder, "text_classification", "lora")
     found = rates_by_name(model, new, head_learning_rate=7.0)
     for name, rate in found.items():
@@ -308,14 +325,14 @@ def test_so_does_a_head_beside_adapters(encoder):
     assert any("lora_A" in name for name in found)
 
 
-def test_what_the_base_did_not_bring_is_head_too(encoder):
+def test_new_parameters_count_as_head(encoder):
     model, _ = adapted(encoder, "text_classification", "lora", modules_to_save=("pooler",))
     new = frozenset({"bert.pooler.dense.weight", "bert.pooler.dense.bias"})
     found = rates_by_name(model, new, head_learning_rate=7.0)
     assert found["base_model.model.bert.pooler.modules_to_save.default.dense.weight"] == 7.0
 
 
-def test_a_block_has_a_share_of_the_rate_of_the_block_above(encoder):
+def test_layer_decay_multiplies_the_rate_of_each_block(encoder):
     """2 blocks: the head is at height 3, and the embeddings three below it."""
     model, new = adapted(encoder, "text_classification", "full")
     found = rates_by_name(model, new, layer_decay=0.5)
@@ -326,12 +343,12 @@ def test_a_block_has_a_share_of_the_rate_of_the_block_above(encoder):
     assert set(found.values()) == set(places.values())
 
 
-def test_each_way_to_update_is_one_group_and_keeps_its_peak(encoder):
+def test_each_update_rule_is_one_group_with_its_peak_rate(encoder):
     model, _ = adapted(encoder, "text_classification", "full")
-    optimizer = make(model, layer_decay=0.5, head_learning_rate=0.7, weight_decay=0.1)
+    optimizer = make_optimizer(model, layer_decay=0.5, head_learning_rate=0.7, weight_decay=0.1)
     groups = optimizer.param_groups
     found = sorted((group["peak_learning_rate"], group["weight_decay"]) for group in groups)
-    rates = (0.0125, 0.025, 0.05, 0.1, 0.7)  # the pooler stands above the blocks
+    rates = (0.0125, 0.025, 0.05, 0.1, 0.7)  # the pooler is above the blocks
     assert found == [(rate, decay) for rate in rates for decay in (0.0, 0.1)]
 
 
@@ -343,10 +360,10 @@ def test_each_way_to_update_is_one_group_and_keeps_its_peak(encoder):
         ("frozen", "text_classification", {"name": "muon"}, "finds no matrix that learns"),
     ],
 )
-def test_an_option_with_nothing_to_work_on_is_refused(decoder, strategy, task, options, problem):
+def test_option_that_applies_to_no_parameter_is_refused(decoder, strategy, task, options, problem):
     model, new = adapted(decoder, task, strategy)
     with pytest.raises(DtlError, match=problem):
-        updates(model, Optim(**options), learning_rate=1.0, new=new)
+        assign_update_rules(model, Optim(**options), learning_rate=1.0, new=new)
 
 
 def test_adafactor_has_no_betas():
@@ -356,9 +373,9 @@ def test_adafactor_has_no_betas():
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 @pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU")
-def test_the_bytes_that_are_counted_are_those_that_are_kept(name):
+def test_planned_bytes_of_the_optimizer_equal_the_actual_ones(name):
     class Large(nn.Module):
-        """A tensor that 8 bits are used for, and one of three dimensions."""
+        """A tensor large enough for 8-bit moments, and one with three dimensions."""
 
         base_model_prefix = "base"
 
@@ -371,17 +388,17 @@ def test_the_bytes_that_are_counted_are_those_that_are_kept(name):
             return self.head(self.base[2](self.base[1](self.base[0](inputs).T)).view(-1, 4))
 
     model = Large()
-    optimizer = make(model, name=name, learning_rate=1e-3)
+    optimizer = make_optimizer(model, name=name, learning_rate=1e-3)
     model(torch.randn(6, 100)).sum().backward()
     optimizer.step()
-    kept = 0
+    actual = 0
     for state in optimizer.state.values():
         moments = {name: each for name, each in state.items() if isinstance(each, torch.Tensor)}
         shared = ("step", "qmap1", "qmap2", "RMS")
-        kept += sum(each.nbytes for name, each in moments.items() if name not in shared)
-    how = updates(model, Optim(name=name), learning_rate=1e-3, new=frozenset())
-    counted = {key: moment_bytes(name, model.get_parameter(key), how[key]) for key in how}
-    assert sum(counted.values()) == kept
+        actual += sum(each.nbytes for name, each in moments.items() if name not in shared)
+    rules = assign_update_rules(model, Optim(name=name), learning_rate=1e-3, new=frozenset())
+    planned = {key: moment_bytes(name, model.get_parameter(key), rules[key]) for key in rules}
+    assert sum(planned.values()) == actual
 
 
 def test_hidden_matrices_are_neither_embeddings_nor_head(encoder):
@@ -395,12 +412,12 @@ def test_hidden_matrices_are_neither_embeddings_nor_head(encoder):
 # Rates ------------------------------------------------------------------------------------------
 
 
-def test_moments_and_epsilon_are_the_configs():
-    (group, *_) = make(Net(), betas=(0.7, 0.95), epsilon=1e-5).param_groups
+def test_betas_and_epsilon_come_from_the_config():
+    (group, *_) = make_optimizer(Net(), betas=(0.7, 0.95), epsilon=1e-5).param_groups
     assert (group["betas"], group["eps"], group["lr"]) == ((0.7, 0.95), 1e-5, 0.1)
     assert group["peak_learning_rate"] == 0.1
-    assert make(Net()).param_groups[0]["betas"] == (0.9, 0.999)
-    assert make(Net(), name="lion").param_groups[0]["betas"] == (0.9, 0.99)
+    assert make_optimizer(Net()).param_groups[0]["betas"] == (0.9, 0.999)
+    assert make_optimizer(Net(), name="lion").param_groups[0]["betas"] == (0.9, 0.99)
 
 
 def rates(steps, **options):
@@ -410,13 +427,13 @@ def rates(steps, **options):
     ]
 
 
-def test_linear_rises_in_the_warmup_and_falls_to_one_part_of_what_is_left():
+def test_linear_schedule_equals_hand_computed_numbers():
     """10 steps, 2 of warm-up: thirds up to 1 at step 3, then an eighth less each step."""
     expected = [1 / 3, 2 / 3, 1, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8]
     assert rates(10, schedule="linear", warmup=2.0) == pytest.approx(expected)
 
 
-def test_cosine_is_half_way_down_in_the_middle():
+def test_cosine_schedule_is_one_half_in_the_middle():
     """8 steps after 2 of warm-up: cos 0, 45, 90, 135 degrees at steps 3, 5, 7, 9."""
     found = rates(10, schedule="cosine", warmup=2.0)
     assert found[:2] == pytest.approx([1 / 3, 2 / 3])
@@ -425,11 +442,11 @@ def test_cosine_is_half_way_down_in_the_middle():
     assert found[9] == pytest.approx(0.0380602, abs=1e-6)  # (1 + cos 157.5 degrees) / 2
 
 
-def test_constant_stays():
+def test_constant_schedule_is_constant_after_warmup():
     assert rates(5, schedule="constant", warmup=1.0) == pytest.approx([0.5, 1, 1, 1, 1])
 
 
-def test_wsd_stays_and_falls_at_the_end():
+def test_wsd_schedule_is_stable_and_decays_at_the_end():
     """10 steps, 1 of warm-up, the last 4 fall from 1: by quarters, or by roots of quarters."""
     quarters = [1, 0.75, 0.5, 0.25]
     found = rates(10, schedule="wsd", warmup=1.0, decay=0.4, decay_type="linear")
@@ -439,7 +456,7 @@ def test_wsd_stays_and_falls_at_the_end():
     assert found == pytest.approx([0.5, 1, 1, 1, 1, 1, *roots])
 
 
-def test_the_lowest_rate_is_a_share_of_the_highest():
+def test_minimum_rate_is_a_share_of_the_peak():
     """Linear from 1 to 0.2 in 4 steps: a fifth less each; at inverse root it is a floor."""
     found = rates(4, schedule="linear", warmup=0.0, min_lr_ratio=0.2)
     assert found == pytest.approx([1, 0.8, 0.6, 0.4])
@@ -463,16 +480,16 @@ def test_the_lowest_rate_is_a_share_of_the_highest():
         ),
     ],
 )
-def test_after_the_warmup_the_rates_are_those_of_transformers(theirs, options):
+def test_rates_after_warmup_equal_those_of_transformers(theirs, options):
     import transformers
 
     given = {"num_warmup_steps": 5}
     if theirs != "get_inverse_sqrt_schedule":
         given["num_training_steps"] = 40
-    if "minimum" in options:
+    if "min_lr_ratio" in options:
         given["min_lr_ratio" if "wsd" in theirs else "min_lr_rate"] = 0.1
     if "wsd" in theirs:
-        given |= {"num_decay_steps": 12, "decay_type": options["decay_shape"]}
+        given |= {"num_decay_steps": 12, "decay_type": options["decay_type"]}
     optimizer = torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=1.0)
     scheduler = getattr(transformers, theirs)(optimizer, **given)
     expected = []
@@ -495,7 +512,7 @@ def test_warmup_below_one_is_a_share_of_all_steps(schedule):
 @pytest.mark.parametrize("schedule", ALL)
 @pytest.mark.parametrize("warmup", [0.0, 0.03, 0.5, 1.0, 3.0, 99.0])
 @pytest.mark.parametrize("steps", [1, 2, 7, 30])
-def test_no_step_is_wasted_and_none_is_above_the_peak(schedule, warmup, steps):
+def test_rates_are_positive_and_at_most_the_peak(schedule, warmup, steps):
     found = rates(steps, schedule=schedule, warmup=warmup)
     assert all(0 < rate <= 1 for rate in found)
 

@@ -368,9 +368,9 @@ def test_plain_texts_that_are_cut_are_told_once(desk):
 
 
 def test_no_end_is_learnt(desk):
-    found = only(desk.check("causal_lm", prompted(10), end_token=False), "no end")
+    found = only(desk.check("causal_lm", prompted(10), append_eos=False), "no end")
     assert at(found, "train.jsonl", 1) and found.count == 10
-    assert "set task.end_token=true" in found.fault.fix
+    assert "set task.append_eos=true" in found.fault.fix
 
 
 def test_no_end_is_learnt_of_a_template_that_has_none(desk, tmp_path, decoder):

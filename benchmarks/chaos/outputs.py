@@ -8,12 +8,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.chaos.bed import Bed, Scene
 from benchmarks.chaos.runs import Run
+from benchmarks.chaos.setup import Scenario, Setup
 
 
 @dataclass(frozen=True)
-class End:
+class RunOutput:
     """The log by step, the scores by step, and the hash of every file that counts."""
 
     losses: list[float | None]
@@ -23,18 +23,18 @@ class End:
     checkpoint: dict[str, str]
     export: dict[str, str]
 
-    def differences(self, other: End) -> list[str]:
+    def differences(self, other: RunOutput) -> list[str]:
         """What is not bitwise the same."""
         mine, yours = asdict(self), asdict(other)
         return [f"{name} differ" for name in mine if mine[name] != yours[name]]
 
 
-def read_end(folder: Path, *, step: int) -> End:
+def read_output(folder: Path, *, step: int) -> RunOutput:
     """A finished run, with its checkpoint of that step."""
     text = (folder / "metrics.jsonl").read_text(encoding="utf-8")
     lines = [json.loads(line) for line in text.splitlines()]
     steps = [line for line in lines if line["kind"] == "train"]
-    return End(
+    return RunOutput(
         losses=[line["loss"] for line in steps],
         norms=[line["gradient_norm"] for line in steps],
         digests=[line["digest"] for line in steps],
@@ -57,23 +57,27 @@ def _hash(path: Path) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def reference(bed: Bed, scene: Scene, overrides: tuple[str, ...] = ()) -> End:
-    """What the undisturbed run of a scene ends with; run once."""
-    name = "-".join([scene.name.replace(" ", "-"), *(word.replace("/", "_") for word in overrides)])
-    run = Run(bed, bed.folder / "references" / name, scene, overrides)
-    with bed.once(f"reference {name}"):
-        if not run.finished:
+def reference_output(
+    setup: Setup, scenario: Scenario, overrides: tuple[str, ...] = ()
+) -> RunOutput:
+    """What the undisturbed run of a scenario ends with; run once."""
+    name = "-".join(
+        [scenario.name.replace(" ", "-"), *(word.replace("/", "_") for word in overrides)]
+    )
+    run = Run(setup, setup.folder / "references" / name, scenario, overrides)
+    with setup.lock(f"reference {name}"):
+        if not run.is_finished:
             run.remove()
             run.start()
             if run.wait():
-                raise SystemExit(f"the undisturbed run '{name}' failed:\n{run.told}")
-    return read_end(run.folder, step=scene.steps)
+                raise SystemExit(f"the undisturbed run '{name}' failed:\n{run.output}")
+    return read_output(run.folder, step=scenario.steps)
 
 
-def faults_of_end(run: Run, expected: End) -> list[str]:
+def find_differences(run: Run, expected: RunOutput) -> list[str]:
     """What of a finished run is not that of the undisturbed one."""
     try:
-        found = read_end(run.folder, step=run.scene.steps)
+        found = read_output(run.folder, step=run.scenario.steps)
     except (OSError, ValueError, KeyError) as fault:
         return [f"the run has not left what it should ({fault})"]
     return expected.differences(found)

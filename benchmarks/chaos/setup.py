@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tests import tiny
 
-HOUSE = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[2]
 INJECT = Path(__file__).parent / "inject"
 SAVE_EVERY = 4
 EVALUATE_EVERY = 20
@@ -31,7 +31,7 @@ layout: {{processes_per_node: 2, zero_stage: 0, micro_batch: 3}}
 
 
 @dataclass(frozen=True)
-class Scene:
+class Scenario:
     """One config; `steps` and `save_every` are those of its overrides."""
 
     name: str
@@ -46,21 +46,21 @@ class Scene:
 
 
 # Long enough for several kills: a step takes 7 ms at stage 0 and 40 ms at stage 3.
-SCENES = (
-    Scene("zero-0 full", 240, ("layout.zero_stage=0",)),
-    Scene("zero-2 lora", 120, ("layout.zero_stage=2", "strategy=lora")),
-    Scene("zero-3 full", 80, ("layout.zero_stage=3",)),
-    Scene("zero-0 lora", 240, ("layout.zero_stage=0", "strategy=lora")),
-    Scene("zero-2 full", 120, ("layout.zero_stage=2",)),
-    Scene("zero-3 lora", 80, ("layout.zero_stage=3", "strategy=lora")),
+SCENARIOS = (
+    Scenario("zero-0 full", 240, ("layout.zero_stage=0",)),
+    Scenario("zero-2 lora", 120, ("layout.zero_stage=2", "strategy=lora")),
+    Scenario("zero-3 full", 80, ("layout.zero_stage=3",)),
+    Scenario("zero-0 lora", 240, ("layout.zero_stage=0", "strategy=lora")),
+    Scenario("zero-2 full", 120, ("layout.zero_stage=2",)),
+    Scenario("zero-3 lora", 80, ("layout.zero_stage=3", "strategy=lora")),
 )
-ALONE = Scene(
+SINGLE_PROCESS = Scenario(
     "one process", 40, ("layout.processes_per_node=1", "train.keep_last=3"), save_every=10
 )
 
 
 @dataclass
-class Bed:
+class Setup:
     """A folder with models and data; every trial works in a folder of its own below it."""
 
     folder: Path
@@ -73,7 +73,7 @@ class Bed:
     def config(self) -> Path:
         return self.folder / "config.yaml"
 
-    def make(self) -> None:
+    def create(self) -> None:
         """Write models, data and config, unless an earlier call has."""
         if self.config.exists():
             return
@@ -86,22 +86,22 @@ class Bed:
         )
         self.config.write_text(text, encoding="utf-8")
 
-    def draw(self, kind: str, number: int) -> random.Random:
+    def rng(self, kind: str, number: int) -> random.Random:
         """What a trial draws from: nothing but seed, kind and number."""
         return random.Random(f"{self.seed}:{kind}:{number}")
 
-    def place(self, kind: str, number: int) -> Path:
+    def trial_folder(self, kind: str, number: int) -> Path:
         """The folder of a trial."""
         return self.folder / "trials" / f"{kind}-{number:04d}"
 
-    def once(self, name: str) -> threading.Lock:
+    def lock(self, name: str) -> threading.Lock:
         """A lock by name, for what is made once and used by many trials."""
         with self._lock:
             return self.locks.setdefault(name, threading.Lock())
 
     def environment(self, mark: str) -> dict[str, str]:
         """Of every process of a trial; by `CHAOS_MARK` its processes are found again."""
-        path = os.pathsep.join([str(INJECT), str(HOUSE)])
+        path = os.pathsep.join([str(INJECT), str(REPOSITORY)])
         return {
             **os.environ,
             "PYTHONPATH": path,
