@@ -55,7 +55,7 @@ data: {train: mini:sentiment/train, eval: mini:sentiment/heldout}
 """,
     "mini:vision, a picture": """
 model: {path: mini:vision}
-task: {name: image_classification, flip: false, min_crop_scale: 1}
+task: {name: image_classification, horizontal_flip: false, min_crop_scale: 1}
 data: {train: mini:digits/train, eval: mini:digits/heldout}
 """,
     "mini:speech, letters of a clip": """

@@ -292,15 +292,15 @@ def export(
 
     Returns the new folder, in the run's or `to`. Raises DtlError.
     """
-    from dtl.jobs.export import Wanted, export_run
+    from dtl.jobs.export import ExportRequest, export_run
 
-    wanted = Wanted(
+    wanted = ExportRequest(
         merge=merge,
         dtype=dtype,
         shard_size=shard_size,
-        to=None if to is None else Path(to),
+        target=None if to is None else Path(to),
         quantize=quantize,
-        form=form,
+        format=form,
         converter=None if converter is None else Path(converter),
     )
     return export_run(RunFolder.open(path), wanted, say=say).path
@@ -329,14 +329,14 @@ def predict(
 
     Raises DtlError for an input at fault.
     """
-    from dtl.export.opened import open_export
-    from dtl.jobs.predict import predictions, read_inputs, refuse_absent
+    from dtl.export.opened import load_export
+    from dtl.jobs.predict import predict_rows, read_input_rows, check_inputs_exist
 
     given = [str(one) for one in inputs]
-    refuse_absent(given)
-    exported = open_export(Path(path))
-    rows = read_inputs(given, exported)
-    return predictions(rows, exported, batch=batch, longest=max_new_tokens)
+    check_inputs_exist(given)
+    exported = load_export(Path(path))
+    rows = read_input_rows(given, exported)
+    return predict_rows(rows, exported, batch=batch, longest=max_new_tokens)
 
 
 def _layout_of(config: RunConfig, folder: RunFolder) -> list[str]:

@@ -1,4 +1,4 @@
-"""The command: run the trials that were asked for, print the table, fail where something failed."""
+"""The command: run the requested trials, print the table, and fail where a trial failed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from benchmarks.chaos.trials import Store, run_kind, run_one
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
-    began = time.monotonic()
+    start = time.monotonic()
     with _folder(options.folder) as folder:
         setup = Setup(folder, options.seed, options.most_kills)
         setup.create()
@@ -29,7 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
             (kind, run_kind(kind, setup, store, jobs=options.jobs))
             for kind in kinds.select_kinds(setup, options)
         ]
-    minutes = (time.monotonic() - began) / 60
+    minutes = (time.monotonic() - start) / 60
     page = "\n".join(table.report(results, seed=options.seed, minutes=minutes)) + "\n"
     print(page)
     if options.out:
@@ -38,22 +38,22 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _repeat(setup: Setup, options: argparse.Namespace) -> int:
-    """One trial once more, by `kind:number`."""
+    """Run one trial again, by `kind:number`."""
     options.only, _, number = options.repeat.partition(":")
     (kind,) = kinds.select_kinds(setup, options)
-    found = run_one(kind, setup, int(number))
+    result = run_one(kind, setup, int(number))
     print("\n".join(f"{key}: {value}" for key, value in result.measurements.items()))
     return 1 if result.violations else 0
 
 
 @contextlib.contextmanager
-def _folder(given: Path | None) -> Iterator[Path]:
-    """Where the trials are; one of our own is removed at the end."""
-    if given is not None:
-        yield given.absolute()
+def _folder(path: Path | None) -> Iterator[Path]:
+    """Yield the folder of the trials; a temporary one is removed at the end."""
+    if path is not None:
+        yield path.absolute()
         return
-    with tempfile.TemporaryDirectory(prefix="dtl-chaos-") as made:
-        yield Path(made)
+    with tempfile.TemporaryDirectory(prefix="dtl-chaos-") as temporary:
+        yield Path(temporary)
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -62,19 +62,21 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         description=benchmarks.chaos.__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--kills", type=int, default=200, help="kills that land")
+    parser.add_argument("--kills", type=int, default=200, help="kills to inject")
     parser.add_argument("--most-kills", type=int, default=7, help="of one run")
-    parser.add_argument("--signals", type=int, default=50, help="signals that land")
+    parser.add_argument("--signals", type=int, default=50, help="signals to inject")
     parser.add_argument("--corruptions", type=int, default=100, help="damaged checkpoints")
     parser.add_argument("--peer-kills", type=int, default=60, help="kills of plain Trainer runs")
     parser.add_argument(
         "--peer-corruptions", type=int, default=40, help="damaged checkpoints of plain Trainer runs"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of all that is drawn")
-    parser.add_argument("--only", help="kinds, with commas between them")
-    parser.add_argument("--repeat", metavar="KIND:NUMBER", help="one trial once more")
-    parser.add_argument("--jobs", type=int, default=2, help="runs side by side")
-    parser.add_argument("--folder", type=Path, help="keep trials here, and go on with those here")
+    parser.add_argument("--seed", type=int, default=0, help="of all random choices")
+    parser.add_argument("--only", help="kinds, comma-separated")
+    parser.add_argument("--repeat", metavar="KIND:NUMBER", help="run one trial again")
+    parser.add_argument("--jobs", type=int, default=2, help="runs at the same time")
+    parser.add_argument(
+        "--folder", type=Path, help="keep trials in this folder, and continue with those in it"
+    )
     parser.add_argument("--out", type=Path, help="also write the table to this file")
     return parser.parse_args(arguments)
 

@@ -1,4 +1,4 @@
-"""Death at every single write, sync, rename and removal of one save."""
+"""Kill a run at every single write, sync, rename and removal of one save."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from benchmarks.chaos.setup import SINGLE_PROCESS, Setup
 from benchmarks.chaos.trials import TrialResult
 
 NAME = "crash-point"
-REQUIREMENT = "resumes from a whole checkpoint, ends bitwise"
+REQUIREMENT = "resumes from an intact checkpoint, ends bitwise equal"
 SAVE = 30  # the third of its saves, so that it also removes an older one
-FEWEST = 12  # calls of a save; fewer would mean that they are not seen any more
+FEWEST = 12  # calls of a save; fewer would mean that the listing is broken
 
 
 def run_trial(setup: Setup, number: int) -> TrialResult:
-    """One run that dies at one call."""
+    """Kill one run at one call."""
     points = calls(setup)
     result = TrialResult(NAME, number)
     if number >= len(points):
@@ -40,23 +40,23 @@ def run_trial(setup: Setup, number: int) -> TrialResult:
         result.violations += find_differences(
             run, reference_output(setup, SINGLE_PROCESS, ("train.keep_last=2",))
         )
-    if "starting again" not in run.output or "resuming from" not in run.output:
-        result.violations.append("it was not started again from a checkpoint")
+    if "restarting in" not in run.output or "resuming from" not in run.output:
+        result.violations.append("it did not restart from a checkpoint")
     if not result.violations:
         run.remove()
     return result
 
 
 def describe(trials: list[TrialResult]) -> str:
-    """What the table says."""
+    """Return the text of the table."""
     return (
-        f"{len(trials)} points of one save of a single process: before each call that makes, "
+        f"{len(trials)} points of one save of a single process: before each call that creates, "
         "syncs, renames or removes a file or folder, and with each file empty and half written"
     )
 
 
 def calls(setup: Setup) -> list[str]:
-    """The calls of one save in their order, from a run that only lists them."""
+    """Return the calls of one save in their order, from a run that only lists them."""
     run = Run(
         setup, setup.folder / "references" / "crash-points", SINGLE_PROCESS, ("train.keep_last=2",)
     )
@@ -67,10 +67,10 @@ def calls(setup: Setup) -> list[str]:
             run.environment = _environment(run, at=0)
             run.start()
             if run.wait() or not listing.exists():
-                raise SystemExit(f"the calls of a save were not seen:\n{run.output}")
-    found = listing.read_text(encoding="utf-8").splitlines()
-    assert len(found) >= FEWEST, found
-    return result
+                raise SystemExit(f"the calls of a save were not listed:\n{run.output}")
+    names = listing.read_text(encoding="utf-8").splitlines()
+    assert len(names) >= FEWEST, names
+    return names
 
 
 def _environment(run: Run, *, at: int) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Kill ranks, launcher and desk of running commands, and see whether the runs come back."""
+"""Kill ranks, launchers and supervisors of runs, and check that the runs recover."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from benchmarks.chaos.table import collect, count_values, median_seconds, total
 from benchmarks.chaos.trials import TrialResult
 
 NAME = "kill"
-REQUIREMENT = "comes back by itself from SIGKILL, ends bitwise"
+REQUIREMENT = "recovers by itself from SIGKILL, ends bitwise equal"
 COMMANDS = 12  # more than any run here needs
 ORDER = (0, 1, 0, 2, 0, 3, 0, 4, 0, 5)  # every second run where a start is quickest
 GAVE_UP = ("crashed 3 times", "crashed 4 times")
 
 
 def run_trial(setup: Setup, number: int) -> TrialResult:
-    """One run with several kills."""
+    """Run one training with several kills."""
     scenario = SCENARIOS[ORDER[number % len(ORDER)]]
     result = TrialResult(NAME, number, actions=[scenario.name])
     expected = reference_output(setup, scenario)
@@ -52,7 +52,7 @@ def run_trial(setup: Setup, number: int) -> TrialResult:
 
 
 def describe(trials: list[TrialResult]) -> str:
-    """What the table says."""
+    """Return the text of the table."""
     back = sum(
         not result.violations and not result.measurements.get("gave_up") for result in trials
     )
@@ -62,16 +62,16 @@ def describe(trials: list[TrialResult]) -> str:
     return (
         f"{landed} kills in {len(trials)} runs, {in_saves} of them inside a save "
         f"(phases: {count_values(trials, 'phases')}; victims: {count_values(trials, 'victims')}). "
-        f"{back} of {len(trials)} runs came back by themselves, {equal} ended bitwise equal. "
-        f"The command was given again {total(trials, 'again')} times as the desk itself had been "
-        f"killed, and {total(trials, 'gave_up')} times as the supervisor had given up after its "
-        "limit of restarts. Kill to next new step in the log, back-off and other runs beside it "
-        f"included: median {median_seconds(collect(trials, 'resume_seconds'))}"
+        f"{back} of {len(trials)} runs recovered by themselves, {equal} ended bitwise equal. "
+        f"The command was started again {total(trials, 'again')} times because the supervisor had "
+        f"been killed, and {total(trials, 'gave_up')} times because it had reached its limit of "
+        "restarts. Time from a kill to the next new step, with back-off and other runs at the same "
+        f"time: median {median_seconds(collect(trials, 'resume_seconds'))}"
     )
 
 
 def _kill(run: Run, planned: Kill, result: TrialResult) -> None:
-    """Wait for the moment, kill, wait until those who must die are dead, measure the way back."""
+    """Wait for the moment, kill, wait until the run has ended, and time its recovery."""
     if not _continue(run, result):
         return
     living = moments.wait_for_moment(run, planned.moment, planned.victim)
@@ -91,23 +91,28 @@ def _kill(run: Run, planned: Kill, result: TrialResult) -> None:
     result.actions.append(f"{planned.victim} in {phase} after step {step}")
     _wait_for_deaths(run, living, planned.victim)
     run.record_stale_saves()
-    continues = _continue(run, found) and run.wait_until(lambda: run.step > step or run.is_finished)
+    continues = _continue(run, result) and run.wait_until(
+        lambda: run.step > step or run.is_finished
+    )
     if continues and run.step > step:
         result.measurements["resume_seconds"].append(time.monotonic() - start)
 
 
 def _wait_for_deaths(run: Run, living: Processes, victim: str) -> None:
-    """No rank outlives a rank, its launcher or its desk. Raises TimedOut."""
+    """Wait until no rank runs without the others, its launcher and its supervisor.
+
+    Raises TimedOut.
+    """
     dying = [*living.ranks.values(), *([living.launcher] if living.launcher else [])]
     if victim in ("supervisor", "all"):
         run.wait(END_SECONDS)
     left = run.wait_until_ended(dying)
     if left:
-        raise TimedOut(f"{victim} was killed, {left} lived on for {END_SECONDS:.0f} s")
+        raise TimedOut(f"{victim} was killed, {left} still ran after {END_SECONDS:.0f} s")
 
 
 def _continue(run: Run, result: TrialResult) -> bool:
-    """Whether the command runs; where its desk was killed, or gave up, it is given again."""
+    """Return whether the command runs; start it again where it was killed or gave up."""
     code = run.exit_code
     if code is None:
         return True
@@ -120,6 +125,6 @@ def _continue(run: Run, result: TrialResult) -> bool:
     else:
         raise TimedOut(f"the command ended with {code}: {run.last_output}")
     if run.starts >= COMMANDS:
-        raise TimedOut(f"not finished after {run.starts} commands")
+        raise TimedOut(f"not finished after {run.starts} starts")
     run.start()
     return True

@@ -9,27 +9,27 @@ from pathlib import Path
 from benchmarks.chaos.faults import Moment
 from benchmarks.chaos.runs import Processes, Run, is_before_evaluation
 
-IMPORT_SECONDS = 5.0  # by then a process listens to signals, or it never does
+IMPORT_SECONDS = 5.0  # by then a process handles signals, or it never does
 
 
 def wait_for_moment(
     run: Run, moment: Moment, victim: str, *, after_imports: bool = False
 ) -> Processes | None:
-    """Wait for it; the processes as they live then. None when the command has ended before.
+    """Wait for a moment; return the processes that run then, or None when the command ended first.
 
-    `after_imports`: the victim is past its first imports, in which no program hears a signal.
+    `after_imports`: wait until the victim has installed its signal handlers.
     """
     if moment.phase in ("start-up", "tokenizing"):
-        return _in_start_up(run, moment, victim, after_imports=listening)
-    found = run.wait_for_ranks()
-    if found is None or not run.wait_until(lambda: _is_reached(run, moment)):
+        return _in_start_up(run, moment, victim, after_imports=after_imports)
+    processes = run.wait_for_ranks()
+    if processes is None or not run.wait_until(lambda: _is_reached(run, moment)):
         return None
     time.sleep(moment.delay)
-    return result
+    return processes
 
 
 def _in_start_up(run: Run, moment: Moment, victim: str, *, after_imports: bool) -> Processes | None:
-    """Some time after the victim was started."""
+    """Wait for some time after the start of the victim."""
     while not (victims := run.processes().ids_of(victim)):
         if run.exit_code is not None:
             return None
@@ -51,7 +51,7 @@ def _handles_sigterm(process: int) -> bool:
 
 
 def _has_tokenizer(process: int) -> bool:
-    """Whether the process has loaded the library that tokenises."""
+    """Whether the process has loaded the tokenizer library."""
     return "/tokenizers/" in _proc(process, "maps")
 
 
@@ -63,7 +63,7 @@ def _proc(process: int, name: str) -> str:
 
 
 def _is_reached(run: Run, moment: Moment) -> bool:
-    """Whether the run, in this launch, has come to the moment."""
+    """Whether the run has reached the moment in this launch."""
     line = run.last_line()
     step = int(line.get("step", 0))
     if moment.phase == "export":

@@ -1,4 +1,4 @@
-"""One run under test: start its command, watch its files from outside, find its processes."""
+"""One run under test: start its command, watch its files, find its processes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ POLL_SECONDS = 0.001
 
 
 class TimedOut(Exception):
-    """Something did not come about in the time that it may take."""
+    """A wait that took longer than its limit."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Processes:
         return [process for process in found if process is not None]
 
     def ids_of(self, victim: str) -> list[int]:
-        """The ids that a victim's name stands for; none where it does not live."""
+        """Return the process ids of a victim; none where it is not running."""
         if victim == "all":
             return self.all
         if victim.startswith("rank "):
@@ -56,7 +56,7 @@ class Processes:
 
 @dataclass
 class Run:
-    """A command that may be started again and again, and the folder that it writes."""
+    """A command that may be started several times, and the folder that it writes."""
 
     setup: Setup
     workdir: Path
@@ -83,37 +83,37 @@ class Run:
 
     @property
     def output(self) -> str:
-        """All that the command has told the user."""
+        """All that the command has printed."""
         path = self.workdir / "output.txt"
         return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
 
     @property
     def last_output(self) -> str:
-        """The end of what it has told, in one line."""
+        """The end of its output, in one line."""
         return " ".join(self.output.split())[-250:]
 
     def command(self) -> list[str]:
-        """Of dtl, unless another one was given."""
+        """Return the command: of dtl, unless `argv` is set."""
         if self.argv:
             return list(self.argv)
         arguments = [*self.scenario.arguments(), *self.overrides, "run.name=run"]
         return [sys.executable, "-m", "dtl", "train", str(self.setup.config), *arguments]
 
     def start(self) -> None:
-        """Give the command, the first time or again."""
+        """Start the command."""
         self.workdir.mkdir(parents=True, exist_ok=True)
         self.record_stale_saves()
         self.starts += 1
-        with (self.workdir / "output.txt").open("ab") as told:
+        with (self.workdir / "output.txt").open("ab") as output:
             self.process = subprocess.Popen(
                 self.command(),
                 cwd=self.workdir,
                 env={**self.setup.environment(self.mark), **self.environment},
                 stdin=subprocess.DEVNULL,
-                stdout=told,
+                stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                preexec_fn=die_with_parent,  # whoever ends the trials ends their runs
+                preexec_fn=die_with_parent,  # ending the trials ends their runs
             )
 
     @property
@@ -123,7 +123,7 @@ class Run:
         return self.process.poll()
 
     def wait(self, seconds: float = LIMIT_SECONDS) -> int:
-        """The exit code of the command. Raises TimedOut."""
+        """Return the exit code of the command. Raises TimedOut."""
         assert self.process is not None
         try:
             return self.process.wait(timeout=seconds)
@@ -131,7 +131,7 @@ class Run:
             raise TimedOut(f"the command did not end within {seconds:.0f} s") from None
 
     def wait_until(self, condition: Callable[[], bool], seconds: float = LIMIT_SECONDS) -> bool:
-        """Wait until it is so; False when the command has ended first. Raises TimedOut."""
+        """Wait for a condition; return False when the command ended first. Raises TimedOut."""
         limit = time.monotonic() + seconds
         while not condition():
             if self.exit_code is not None:
@@ -142,7 +142,7 @@ class Run:
         return True
 
     def last_line(self) -> dict[str, Any]:
-        """The newest whole line of the log."""
+        """Return the newest complete line of the log."""
         try:
             with (self.folder / "metrics.jsonl").open("rb") as file:
                 size = os.fstat(file.fileno()).st_size
@@ -165,7 +165,7 @@ class Run:
 
     @property
     def is_saving(self) -> bool:
-        """Whether a save is under way that no dead process has left behind."""
+        """Whether a save is in progress that no ended process has left behind."""
         return bool(self._staged() - self.stale_saves)
 
     @property
@@ -174,7 +174,7 @@ class Run:
 
     @property
     def phase(self) -> str:
-        """What the run does now, as far as its files tell."""
+        """What the run does now, by its files."""
         if self.is_finished:
             return "finished"
         if not (self.folder / "run.json").exists():
@@ -200,15 +200,16 @@ class Run:
             return set()
 
     def record_stale_saves(self) -> None:
-        """All processes are dead: what they have left, and how far they came."""
+        """Record the unfinished saves and the step of processes that have all ended."""
         self.stale_saves = self._staged()
         self.start_step = self.step
 
     def processes(self) -> Processes:
-        """Desk, launcher and ranks as they live now."""
+        """Return the running processes by their role."""
         assert self.process is not None
         desk = self.process.pid if self.exit_code is None else None
-        launcher, ranks = None, {}
+        launcher: int | None = None
+        ranks: dict[int, int] = {}
         for child in _descendants(desk):
             try:
                 words, rank = child.cmdline(), child.environ().get("RANK")
@@ -221,7 +222,7 @@ class Run:
         return Processes(desk, launcher, ranks)
 
     def running_processes(self) -> list[psutil.Process]:
-        """Every process on this machine that bears this run's mark."""
+        """Return every process of this machine with the mark of this run."""
         found = []
         for process in psutil.process_iter():
             try:
@@ -230,10 +231,10 @@ class Run:
                     found.append(process)
             except psutil.Error:
                 continue
-        return result
+        return found
 
     def wait_for_ranks(self, ranks: int = 2) -> Processes | None:
-        """All ranks live; None when the command has ended first."""
+        """Wait until all ranks run; return None when the command ended first."""
         limit = time.monotonic() + LIMIT_SECONDS
         while time.monotonic() < limit:
             found = self.processes()
@@ -245,7 +246,7 @@ class Run:
         raise TimedOut("the ranks were not started")
 
     def wait_until_ended(self, processes: list[int], seconds: float = END_SECONDS) -> list[int]:
-        """Wait until these have ended; those that live on."""
+        """Wait until these have ended; return those that still run after the limit."""
         limit = time.monotonic() + seconds
         while left := [process for process in processes if _is_running(process)]:
             if time.monotonic() > limit:
@@ -256,11 +257,11 @@ class Run:
         return []
 
     def find_leftovers(self, seconds: float = END_SECONDS) -> list[str]:
-        """The command has ended: what of it lives on, after some time to end."""
+        """Describe the processes that still run some time after the command has ended."""
         limit = time.monotonic() + seconds
         while left := self.running_processes():
             if time.monotonic() > limit:
-                return [f"process {process.pid} lives on" for process in left]
+                return [f"process {process.pid} still runs" for process in left]
             time.sleep(0.02)
         return []
 
@@ -273,7 +274,7 @@ class Run:
             self.process.wait(timeout=END_SECONDS)
 
     def remove(self) -> None:
-        """Take the folder off the disk."""
+        """Remove the folder of the trial."""
         shutil.rmtree(self.workdir, ignore_errors=True)
 
 
@@ -283,7 +284,7 @@ def is_before_evaluation(line: dict[str, Any]) -> bool:
 
 
 def kill(process: int, number: signal.Signals) -> bool:
-    """Send a signal; False where nobody lives to get it."""
+    """Send a signal; return False where the process has ended."""
     try:
         os.kill(process, number)
     except ProcessLookupError:
@@ -292,7 +293,7 @@ def kill(process: int, number: signal.Signals) -> bool:
 
 
 def _descendants(process: int | None) -> list[psutil.Process]:
-    """All children of a process and theirs."""
+    """Return the children of a process and theirs."""
     try:
         return psutil.Process(process).children(recursive=True) if process else []
     except psutil.Error:

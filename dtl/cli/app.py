@@ -431,14 +431,14 @@ def audit(
 ) -> None:
     """Prove from the log that each example was read exactly once an epoch, in the planned order."""
     from dtl.api import load_run
-    from dtl.inspect.audit import audit as hold_to_order
-    from dtl.inspect.audit import difference
+    from dtl.inspect.audit import audit_run as hold_to_order
+    from dtl.inspect.audit import find_data_difference
 
     runs = [load_run(path) for path in (run, other) if path is not None]
     found = [hold_to_order(folder) for folder in runs]
     for folder, result in zip(runs, found, strict=True):
         print(result.line(str(folder.path)))
-    differs = difference(*runs) if len(runs) == 2 else None
+    differs = find_data_difference(*runs) if len(runs) == 2 else None
     if len(runs) == 2:
         print(differs or "both read the same examples in the same order")
     raise typer.Exit(1 if differs or any(result.fault for result in found) else 0)
@@ -471,13 +471,13 @@ def diff(
 ) -> None:
     """Show what differs between two runs; as diff does, end with 0 if nothing does, else with 1."""
     from dtl.api import load_run
-    from dtl.inspect.diff import differences, table, to_dict
+    from dtl.inspect.diff import diff_runs, format_diff_table, diff_to_dict
 
-    found = differences(load_run(first), load_run(second))
+    found = diff_runs(load_run(first), load_run(second))
     if as_json:
-        _print_json(to_dict(found))
+        _print_json(diff_to_dict(found))
     elif found:
-        print("\n".join(table(found, (str(first), str(second)))))
+        print("\n".join(format_diff_table(found, (str(first), str(second)))))
     else:
         print("nothing differs")
     raise typer.Exit(1 if found else 0)
@@ -493,7 +493,7 @@ def track(
 ) -> None:
     """Send what a run has written to metrics.jsonl to a tracker, as a new run there."""
     from dtl.api import load_run
-    from dtl.jobs.track import track as send
+    from dtl.jobs.track import send_to_trackers as send
 
     folder = load_run(run)
     names = [to] if to is not None else folder.config.tracking or ["tensorboard"]

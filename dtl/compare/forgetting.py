@@ -10,7 +10,7 @@ from dtl.assembly.parts import assemble
 from dtl.config.schema import Data, RunConfig, Source
 from dtl.evaluation.evaluate import Evaluation
 from dtl.evaluation.scoring import why_unscored
-from dtl.export.opened import open_export
+from dtl.export.opened import load_export
 from dtl.jobs.evaluate import score_base, score_run
 from dtl.models.anatomy import adapted_layers, head_parameters
 from dtl.models.peft.merge import merge_adapter
@@ -64,7 +64,7 @@ def _body_loader(run: Path) -> Callable[[nn.Module], None]:
         """Copy the trained body of the run into the base."""
         import torch
 
-        learnt = open_export(run).model
+        learnt = load_export(run).model
         if adapted_layers(learnt):
             learnt = merge_adapter(learnt)
         heads = head_parameters(base)

@@ -33,7 +33,7 @@ class PlannedRun:
     validation rows; a cell is in the results. `step_share`: share of train.steps. `rank`: of a
     search run, the index of its learning rate in the ranking of the previous round."""
 
-    kind: Literal["rate", "cell"]
+    kind: Literal["search", "cell"]
     strategy: str
     labels: LabelCount
     seed: int
@@ -44,10 +44,18 @@ class PlannedRun:
     @property
     def name(self) -> str:
         """The name of its run folder."""
-        if self.kind == "rate":
-            which = f"{self.search_round + 1}.{self.rank + 1}"
-            return f"rate-{self.strategy}-{self.labels.number}-{which}"
+        if self.kind == "search":
+            trial = f"{self.search_round + 1}.{self.rank + 1}"
+            return f"search-{self.strategy}-{self.labels.number}-{trial}"
         return f"{self.strategy}-{self.labels.number}-seed{self.seed}"
+
+
+@dataclass(frozen=True)
+class SearchRound:
+    """A round of a learning-rate search: share of train.steps, and number of rates."""
+
+    step_share: float
+    rates: int
 
 
 @dataclass(frozen=True)
@@ -69,6 +77,7 @@ class Grid:
     classes: int | None
 
     def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
         return {
             "config": self.config.model_dump(mode="json"),
             "strategies": list(self.strategies),
@@ -78,6 +87,7 @@ class Grid:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Grid:
+        """Return the grid that `to_dict` has written."""
         return cls(
             RunConfig.model_validate(values["config"]),
             tuple(values["strategies"]),
@@ -87,6 +97,7 @@ class Grid:
 
     @property
     def seeds(self) -> tuple[int, ...]:
+        """Consecutive seeds, from train.seed."""
         first = self.config.train.seed
         return tuple(range(first, first + self.config.compare.seeds))
 
@@ -99,15 +110,15 @@ class Grid:
     @property
     def search_runs(self) -> tuple[PlannedRun, ...]:
         """The runs of the learning-rate searches, with the first seed."""
-        search_labels = dict.fromkeys(map(self.search_labels, self.labels))
-        search_rounds = {strategy: self.search_rounds(strategy) for strategy in self.strategies}
+        all_labels = dict.fromkeys(map(self.search_labels, self.labels))
+        rounds = {strategy: self.search_rounds(strategy) for strategy in self.strategies}
         return tuple(
-            PlannedRun("rate", strategy, labels, self.seeds[0], share, number, place)
-            for number in range(max(map(len, search_rounds.values())))
-            for labels in search_labels
+            PlannedRun("search", strategy, labels, self.seeds[0], one.step_share, number, rank)
+            for number in range(max(map(len, rounds.values())))
+            for labels in all_labels
             for strategy in self.strategies
-            for share, candidate_rates in search_rounds[strategy][number : number + 1]
-            for place in range(candidate_rates)
+            for one in rounds[strategy][number : number + 1]
+            for rank in range(one.rates)
         )
 
     def search_labels(self, labels: LabelCount) -> LabelCount:
@@ -118,11 +129,12 @@ class Grid:
 
     def share_search(self, one: PlannedRun, other: PlannedRun) -> bool:
         """Return whether two runs take the learning rate of the same search."""
-        alike = self.search_labels(one.labels) == self.search_labels(other.labels)
-        return one.strategy == other.strategy and alike
+        has_same_labels = self.search_labels(one.labels) == self.search_labels(other.labels)
+        return one.strategy == other.strategy and has_same_labels
 
     @property
     def cell_runs(self) -> tuple[PlannedRun, ...]:
+        """The cells: each strategy with each number of labels and each seed."""
         return tuple(
             PlannedRun("cell", strategy, labels, seed)
             for seed in self.seeds
@@ -133,56 +145,53 @@ class Grid:
     @property
     def probe_config(self) -> RunConfig:
         """The config of the feature probe: fewest labels, scored on the validation rows."""
-        fewest = PlannedRun("rate", "full", self.labels[0], self.seeds[0])
+        fewest = PlannedRun("search", "full", self.labels[0], self.seeds[0])
         return self.make_config(fewest, self.default_rate("full"), runs=".")
 
-    def search_rounds(self, strategy: str) -> list[tuple[float, int]]:
-        """Return the share of the steps and the number of rates of each search round. With a time
-        budget each round drops the worse half of the rates (successive halving)."""
-        candidate_rates = len(self.candidate_rates(strategy))
-        if candidate_rates == 1:
+    def search_rounds(self, strategy: str) -> list[SearchRound]:
+        """Return the rounds of a learning-rate search. With a time budget each round drops the
+        worse half of the rates (successive halving)."""
+        rates = len(self.candidate_rates(strategy))
+        if rates == 1:
             return []
         if self.config.compare.time_budget is None:
-            return [(1.0, candidate_rates)]
-        search_rounds = []
-        for share in ROUND_STEP_SHARES if candidate_rates > 2 else ROUND_STEP_SHARES[-1:]:
-            search_rounds.append((share, candidate_rates))
-            candidate_rates = ceil(candidate_rates / 2)
-        return search_rounds
+            return [SearchRound(1.0, rates)]
+        rounds = []
+        for step_share in ROUND_STEP_SHARES if rates > 2 else ROUND_STEP_SHARES[-1:]:
+            rounds.append(SearchRound(step_share, rates))
+            rates = ceil(rates / 2)
+        return rounds
 
     def candidate_rates(self, strategy: str) -> tuple[float, ...]:
         """Return the candidate learning rates of a strategy, in ascending order."""
-        given = self.config.compare.learning_rates.get(strategy)
-        if given is not None:
-            return tuple(sorted(given))
-        usual = self.default_rate(strategy)
-        return tuple(float(f"{usual * times:.3g}") for times in RATE_FACTORS)
+        configured = self.config.compare.learning_rates.get(strategy)
+        if configured is not None:
+            return tuple(sorted(configured))
+        default = self.default_rate(strategy)
+        return tuple(float(f"{default * factor:.3g}") for factor in RATE_FACTORS)
 
     def default_rate(self, strategy: str) -> float:
         """Return the default learning rate of a strategy: scaled with the config's own rate if the
         ratio is fixed (LoRA's is ten times full's); else the strategy's."""
-        own, given = configured_strategy(self.config), self.config.optim.learning_rate
-        usual = _plugin_learning_rate(strategy)
-        if given is None or (own != strategy and not {own, strategy} <= set(RATES_SCALED_TOGETHER)):
-            return usual
-        return given * usual / _plugin_learning_rate(own)
+        own, rate = configured_strategy(self.config), self.config.optim.learning_rate
+        default = _plugin_learning_rate(strategy)
+        is_scaled = own == strategy or {own, strategy} <= set(RATES_SCALED_TOGETHER)
+        if rate is None or not is_scaled:
+            return default
+        return rate * default / _plugin_learning_rate(own)
 
     def choose_rate(self, planned: PlannedRun, trials: Sequence[TrialResult]) -> float | None:
         """Return the learning rate of a run; None: its search is not finished."""
-        candidate_rates = self.candidate_rates(planned.strategy)
+        candidates = self.candidate_rates(planned.strategy)
+        if planned.kind == "search" and planned.search_round == 0:
+            return candidates[planned.rank]
+        if planned.kind == "cell" and len(candidates) == 1:
+            return candidates[0]
+        rounds = self.search_rounds(planned.strategy)
+        last = planned.search_round - 1 if planned.kind == "search" else len(rounds) - 1
         search = [one for one in trials if self.share_search(one.planned_run, planned)]
-        if planned.kind == "rate" and planned.search_round == 0:
-            return candidate_rates[planned.rank]
-        if planned.kind == "rate":
-            ranked = _rank_rates(search, search_round=planned.search_round - 1)
-            trials_needed = self.search_rounds(planned.strategy)[planned.search_round - 1][1]
-            return ranked[planned.rank] if len(ranked) == trials_needed else None
-        if len(candidate_rates) == 1:
-            return candidate_rates[0]
-        last = len(self.search_rounds(planned.strategy)) - 1
-        trials_needed = self.search_rounds(planned.strategy)[last][1]
         ranked = _rank_rates(search, search_round=last)
-        return ranked[0] if len(ranked) == trials_needed else None
+        return ranked[planned.rank] if len(ranked) == rounds[last].rates else None
 
     def best_rate_so_far(self, planned: PlannedRun, trials: Sequence[TrialResult]) -> float:
         """Return the best rate of the latest search round with results, for a search that the time
@@ -191,21 +200,20 @@ class Grid:
         for number in reversed(range(len(self.search_rounds(planned.strategy)))):
             if ranked := _rank_rates(search, search_round=number):
                 return ranked[0]
-        candidate_rates = self.candidate_rates(planned.strategy)
-        return candidate_rates[len(candidate_rates) // 2]
+        candidates = self.candidate_rates(planned.strategy)
+        return candidates[len(candidates) // 2]
 
     def make_config(self, planned: PlannedRun, rate: float, *, runs: str) -> RunConfig:
         """Return the config of a run. `runs`: the parent of its run folder."""
         values = self.config.model_dump(mode="json")
         train, compare = values["train"], self.config.compare
-        is_search = planned.kind == "rate"
+        is_search = planned.kind == "search"
         steps = max(1, round(train["steps"] * planned.step_share))
+        interval = _evaluation_interval(train["evaluate_every"], steps)
         train |= {
             "steps": steps,
             "seed": planned.seed,
-            "evaluate_every": None
-            if is_search
-            else _evaluation_interval(train["evaluate_every"], steps),
+            "evaluate_every": None if is_search else interval,
             "keep_best": False,
             "export": "last",
             "ema": None,
@@ -215,7 +223,7 @@ class Grid:
         values["optim"]["learning_rate"] = rate
         values["data"]["subsample"] = {
             "size": planned.labels.requested,
-            "feature_cache_size": self._feature_cache_labels(planned.labels),
+            "feature_cache_size": self._feature_cache_size(planned.labels),
             "seed": planned.seed,
             "validation_fraction": compare.validation_fraction,
             "evaluate_on": "validation" if is_search else "eval",
@@ -226,7 +234,7 @@ class Grid:
         values.pop("compare")
         return RunConfig.model_validate(values)
 
-    def _feature_cache_labels(self, labels: LabelCount) -> int | str | None:
+    def _feature_cache_size(self, labels: LabelCount) -> int | str | None:
         """Return the largest number of labels with which every row is read more than once, if it
         is larger than `labels`: the cells of a seed share the features of its rows."""
         train = self.config.train
@@ -262,8 +270,8 @@ def _plugin_learning_rate(strategy: str) -> float:
     return float(registry.load("strategies", name).Plugin.learning_rate)
 
 
-def _evaluation_interval(given: int | None, steps: int) -> int | None:
-    return given or max(1, steps // EVALUATIONS_PER_CELL)
+def _evaluation_interval(configured: int | None, steps: int) -> int | None:
+    return configured or max(1, steps // EVALUATIONS_PER_CELL)
 
 
 def _rank_rates(trials: Sequence[TrialResult], *, search_round: int) -> list[float]:

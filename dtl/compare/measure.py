@@ -38,14 +38,14 @@ def measure_cell(planned: PlannedRun, run: RunFolder, task: Task, *, scores: Pat
     name = score_name(task)
     result = run.result
     lines = list(run.read_metrics())
-    trained = [line for line in lines if line["kind"] == "train"]
+    train_lines = [line for line in lines if line["kind"] == "train"]
     held_out = Sample.of(
         task.metric_from_counts,
         task.metric_counts(run.read_eval_records(result["steps"]), dataset_stats),
     )
     source, ood = (read_sample(scores / kind, task, dataset_stats) for kind in ("source", "ood"))
-    found = result["scores"]["adapted"]
-    before = run.read_eval_records(0) if "unadapted" in result["scores"] else []
+    adapted = result["scores"]["adapted"]
+    base_records = run.read_eval_records(0) if "unadapted" in result["scores"] else []
     usage = read_usage(run.usage)
     cell = CellResult(
         strategy=planned.strategy,
@@ -55,24 +55,26 @@ def measure_cell(planned: PlannedRun, run: RunFolder, task: Task, *, scores: Pat
         learning_rate=float(run.config.optim.learning_rate or 0.0),
         score=float(held_out.values_S[0]),
         interval=confidence_interval(held_out, task),
-        scores={key: value for key, value in found.items() if not key.startswith("confusion/")},
+        scores={key: value for key, value in adapted.items() if not key.startswith("confusion/")},
         steps=result["steps"],
-        train_seconds=sum(line["seconds"] for line in trained),
+        train_seconds=sum(line["seconds"] for line in train_lines),
         wall_seconds=usage.seconds if usage is not None else 0.0,
-        peak_memory_bytes=max(line["memory_bytes"] for line in trained),
+        peak_memory_bytes=max(line["memory_bytes"] for line in train_lines),
         export_bytes=_export_bytes(run.export),
         curve=tuple(_learning_curve(lines, name)),
         source_score=read_score(scores / "source", name),
         ood_score=read_score(scores / "ood", name),
-        worst_group_score=next((found[key] for key in found if _is_worst_group_score(key)), None),
+        worst_group_score=next(
+            (value for key, value in adapted.items() if _is_worst_group_score(key)), None
+        ),
         run=f"cells/{planned.name}",
     )
-    unadapted = (
-        Sample.of(task.metric_from_counts, task.metric_counts(before, dataset_stats))
-        if before
+    base = (
+        Sample.of(task.metric_from_counts, task.metric_counts(base_records, dataset_stats))
+        if base_records
         else None
     )
-    return MeasuredCell(cell, held_out, source, ood, unadapted)
+    return MeasuredCell(cell, held_out, source, ood, base)
 
 
 def score_name(task: Task) -> str:
@@ -83,8 +85,8 @@ def score_name(task: Task) -> str:
 def confidence_interval(sample: Sample, task: Task) -> ConfidenceInterval:
     """Return the confidence interval of a mean score, clipped to the range of the score."""
     low, high = spread(sample).interval(CONFIDENCE_LEVEL)
-    most = 1.0 if score_name(task) in BOUNDED_SCORES else inf
-    return ConfidenceInterval(max(low, 0.0), min(high, most))
+    maximum = 1.0 if score_name(task) in BOUNDED_SCORES else inf
+    return ConfidenceInterval(max(low, 0.0), min(high, maximum))
 
 
 def oriented_score(task: Task, run: RunFolder) -> float:
@@ -128,16 +130,16 @@ def read_sample(folder: Path, task: Task, dataset_stats: DatasetStats) -> Sample
     path = folder / f"{EVALUATION_STEM}.jsonl"
     if not path.is_file():
         return None
-    outcomes = _read_json_lines(path)
+    records = _read_json_lines(path)
     if isinstance(task, Classification):  # the source may have other classes than the run
-        classes = 1 + max(max(one["label"], one["predicted"]) for one in outcomes)
+        classes = 1 + max(max(one["label"], one["predicted"]) for one in records)
         dataset_stats = {
             **dataset_stats,
             "labels": list(range(max(classes, len(dataset_stats["labels"])))),
         }
     elif "labels" in dataset_stats:
         return None
-    return Sample.of(task.metric_from_counts, task.metric_counts(outcomes, dataset_stats))
+    return Sample.of(task.metric_from_counts, task.metric_counts(records, dataset_stats))
 
 
 def _read_json_lines(path: Path) -> list[dict[str, Any]]:

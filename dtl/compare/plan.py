@@ -34,8 +34,8 @@ def plan_grid(config: RunConfig) -> tuple[Grid, tuple[MissingRuns, ...], tuple[s
     grid = Grid(config, (), labels, len(classes) if isinstance(task, Classification) else None)
     strategies, unfit = _plan_strategies(grid)
     notes.append(
-        f"learning rates were chosen on {_count_validation_rows(config, classes)} labeled validation rows, "
-        "which no number of labels counts"
+        f"learning rates were chosen on {_count_validation_rows(config, classes)} labeled validation "
+        "rows, which no number of labels counts"
     )
     return replace(grid, strategies=strategies), (*unfit, *missing_runs), tuple(notes)
 
@@ -55,8 +55,8 @@ def with_local_layout(config: RunConfig) -> RunConfig:
     layout = config.layout
     if torch.cuda.is_available() or layout.processes_per_node is not None or layout.nodes > 1:
         return config
-    alone = layout.model_copy(update={"processes": 1})
-    return config.model_copy(update={"layout": alone})
+    single_process = layout.model_copy(update={"processes_per_node": 1})
+    return config.model_copy(update={"layout": single_process})
 
 
 def _check_config(config: RunConfig) -> None:
@@ -65,8 +65,8 @@ def _check_config(config: RunConfig) -> None:
         faults.append(
             Fault(
                 "data.eval",
-                "there are no held-out rows to compare on",
-                "set it or data.eval_fraction",
+                "no held-out rows to compare on",
+                "set data.eval or data.eval_fraction",
             )
         )
     if config.train.steps is None:
@@ -94,34 +94,34 @@ def _plan_label_counts(
 ) -> tuple[tuple[LabelCount, ...], list[MissingRuns]]:
     """Return the numbers of labels that the data has rows for, and the others. Raises DtlError if
     the user configured one of the others."""
-    found: list[LabelCount] = []
+    counts: list[LabelCount] = []
     missing_runs = []
     compare = config.compare
-    many = len(classes)
     for requested in compare.train_sizes:
         number = None if requested == "all" else requested
-        got = draw_subsample(
+        subsample = draw_subsample(
             classes,
             Subsample(
                 size=number, validation_fraction=compare.validation_fraction, seed=config.train.seed
             ),
         )
-        if got.largest_class is None:
-            each = round(len(got.training_rows) / many) if number is None else number
-            if number is None and found and found[-1].number >= each:
+        if subsample.largest_class is None:
+            rows = len(subsample.training_rows)
+            per_class = round(rows / len(classes)) if number is None else number
+            if number is None and counts and counts[-1].number >= per_class:
                 continue  # the same number as the one before
-            found.append(LabelCount(number, each, len(got.training_rows)))
+            counts.append(LabelCount(number, per_class, rows))
             continue
         limit = "no class has more than" if isinstance(task, Classification) else "there are only"
-        problem = f"{limit} {got.largest_class} labeled rows without the validation rows"
-        if "labels" in compare.model_fields_set:
+        problem = f"{limit} {subsample.largest_class} labeled rows without the validation rows"
+        if "train_sizes" in compare.model_fields_set:
             raise DtlError.of(
                 "compare.train_sizes", f"{requested} are too many: {problem}", "use fewer, or all"
             )
         missing_runs.append(MissingRuns(f"{requested} labels", problem))
-    if not found:
+    if not counts:
         raise DtlError.of("compare.train_sizes", missing_runs[0].reason, "add training rows")
-    return tuple(found), missing_runs
+    return tuple(counts), missing_runs
 
 
 def _plan_strategies(grid: Grid) -> tuple[tuple[str, ...], list[MissingRuns]]:
@@ -149,11 +149,14 @@ def _plan_strategies(grid: Grid) -> tuple[tuple[str, ...], list[MissingRuns]]:
 
 def check_same_comparison(before: RunConfig, now: RunConfig, folder: Path) -> None:
     """Raise DtlError if two configs differ in more than seeds and time budget."""
-    alone = with_local_layout(now)
-    grids = [one.compare.model_dump(mode="json") for one in (before, alone)]
-    keys = [f"compare.{key}" for key in grids[0] if key not in ("seeds", "budget")]
-    differs = changed_keys(before, alone)
-    differs += [key for key in keys if len({str(g[key.partition(".")[2]]) for g in grids}) > 1]
+    now = with_local_layout(now)
+    old, new = (one.compare.model_dump(mode="json") for one in (before, now))
+    differs = changed_keys(before, now)
+    differs += [
+        f"compare.{key}"
+        for key in old
+        if key not in ("seeds", "time_budget") and str(old[key]) != str(new[key])
+    ]
     if (before.compare.time_budget is None) != (now.compare.time_budget is None):
         differs.append("compare.time_budget")
     if differs:

@@ -29,7 +29,7 @@ from dtl.run.folder import RunFolder
 SEARCH_BUDGET_SHARE = 1 / 3  # maximum share of the time budget for the learning-rate search
 PRELOADED_MODULES = ("dtl.jobs.train", "dtl.compare.forgetting", "sklearn.metrics")
 
-Say = Callable[[str], None]
+PrintLine = Callable[[str], None]
 
 
 def create_or_resume(config: RunConfig, folder: Path) -> ComparisonState:
@@ -51,7 +51,7 @@ class Runner:
     torch has already computed in it."""
 
     state: ComparisonState
-    say: Say
+    print_line: PrintLine
     fork: bool
 
     def run_all(self) -> Comparison:
@@ -65,8 +65,8 @@ class Runner:
                 self._run_all_timed()
             except StoppedEarly as stopped:
                 write_comparison(state)
-                told = f"stopped; `dtl compare {state.folder}` goes on"
-                raise StoppedEarly.of("", told, "") from stopped
+                message = f"stopped; `dtl compare {state.folder}` continues"
+                raise StoppedEarly.of("", message, "") from stopped
             return write_comparison(state)
 
     def run_one(self, planned: PlannedRun) -> None:
@@ -86,10 +86,10 @@ class Runner:
 
     def _run_all_timed(self) -> None:
         """Run all; record the time spent, also after a failure."""
-        began, spent = time.monotonic(), self.state.spent_seconds
+        start, spent = time.monotonic(), self.state.spent_seconds
 
         def seconds() -> float:
-            return spent + time.monotonic() - began
+            return spent + time.monotonic() - start
 
         try:
             for number, planned in enumerate(self.state.grid.planned_runs, start=1):
@@ -100,28 +100,29 @@ class Runner:
     def _run_if_due(self, number: int, planned: PlannedRun, seconds: Callable[[], float]) -> None:
         """Run it, unless it is finished or the time budget is too short."""
         state, budget = self.state, self.state.budget_seconds
-        searching = planned.kind == "rate"
-        if state.is_finished(planned) or (searching and state.started_rate(planned)):
+        is_search = planned.kind == "search"
+        if state.is_finished(planned) or (is_search and state.started_rate(planned)):
             return
         rate = state.choose_rate(planned)
         if budget is not None:
-            limit = budget * (SEARCH_BUDGET_SHARE if searching else 1)
+            limit = budget * (SEARCH_BUDGET_SHARE if is_search else 1)
             if seconds() + state.estimate_seconds(planned) > limit:
                 return
-            if rate is None and not searching:
+            if rate is None and not is_search:
                 rate = state.grid.best_rate_so_far(planned, state.trial_results)
         if rate is None:
             return
         before = seconds()
         self._train_and_score(planned, rate)
-        told = state.failures.get(planned.name) or self._format_result(planned)
-        took = format_seconds(seconds() - before)
-        self.say(f"{number:>3} of {len(state.grid.planned_runs)}  {planned.name}  {told}  ({took})")
+        result = state.failures.get(planned.name) or self._format_result(planned)
+        duration = format_seconds(seconds() - before)
+        total = len(state.grid.planned_runs)
+        self.print_line(f"{number:>3} of {total}  {planned.name}  {result}  ({duration})")
 
     def _format_result(self, planned: PlannedRun) -> str:
         run, name = self.state.run_folder(planned), score_name(self.state.task)
         value = run.result["scores"]["adapted"][name]
-        return f"{name} {value:.4g} at rate {run.config.optim.learning_rate:.3g}"
+        return f"{name} {value:.4g} at learning rate {run.config.optim.learning_rate:.3g}"
 
     def _train_and_score(self, planned: PlannedRun, rate: float) -> None:
         """Train it in a run folder, then score it on the source and OOD data."""
@@ -130,10 +131,10 @@ class Runner:
         folder = RunFolder.from_config(config)
         if folder.state != "finished":
             state.failures.pop(planned.name, None)
-            outcome = api.train(config, say=_discard, fork=self.fork, quiet=True)
-            if outcome.exit_code == STOPPED:
+            result = api.train(config, say=_discard, fork=self.fork, quiet=True)
+            if result.exit_code == STOPPED:
                 raise StoppedEarly.of(planned.name, "stopped", "")
-            if outcome.exit_code:
+            if result.exit_code:
                 state.failures[planned.name] = describe_failure(folder)
                 return
         kinds = state.missing_scores(planned) if planned.kind == "cell" else []
@@ -141,6 +142,7 @@ class Runner:
             self._run_in_child(lambda: self._score_other_data(planned, kinds), planned.name)
 
     def _score_other_data(self, planned: PlannedRun, kinds: list[str]) -> None:
+        """Evaluate a run on the data of --ood and --source."""
         from dtl.jobs.evaluate import score_run
 
         run, compare = self.state.run_folder(planned), self.state.grid.config.compare
@@ -152,6 +154,7 @@ class Runner:
             self._score_source(run, self.state.scores_folder(planned, "source"))
 
     def _score_source(self, run: RunFolder | None, out: Path) -> None:
+        """Evaluate a run, or the unadapted base, on the data of --source."""
         from dtl.compare.forgetting import score_source
 
         config = self.state.grid.config
@@ -170,25 +173,24 @@ class Runner:
             try:
                 self._run_in_child(lambda: self._score_source(None, out), "base")
             except DtlError as fault:
-                told = "; ".join(one.problem for one in fault.faults)
+                problems = "; ".join(one.problem for one in fault.faults)
                 raise DtlError.of(
                     "compare.source_data",
-                    told,
+                    problems,
                     "remove it, or use data that the base was trained for",
                 ) from fault
         if state.probe_file.is_file():
             return
         if state.grid.classes is None:
-            why = "the task has no classes"
-            write_json(state.probe_file, {"why": why})
+            write_json(state.probe_file, {"reason": "the task has no classes"})
             return
         try:
-            self._run_in_child(self._write_feature_probe, "hint")
+            self._run_in_child(self._write_feature_probe, "feature_probe")
         except DtlError as fault:
-            write_json(state.probe_file, {"why": fault.faults[0].problem})
+            write_json(state.probe_file, {"reason": fault.faults[0].problem})
 
     def _write_feature_probe(self) -> None:
-        from dtl.compare.hint import probe_features
+        from dtl.compare.feature_probe import probe_features
 
         write_json(self.state.probe_file, asdict(probe_features(self.state.grid.probe_config)))
 
@@ -199,24 +201,24 @@ class Runner:
             work()
             return
         logs = self.state.folder / "logs"
-        fault = logs / f"{name}.fault.json"
-        fault.unlink(missing_ok=True)
+        fault_file = logs / f"{name}.fault.json"
+        fault_file.unlink(missing_ok=True)
         logs.mkdir(exist_ok=True)
 
-        def in_copy() -> int:
+        def run_and_record_fault() -> int:
             try:
                 work()
             except DtlError as error:
-                write_json(fault, [asdict(one) for one in error.faults])
+                write_json(fault_file, [asdict(one) for one in error.faults])
                 return error.exit_code
             return 0
 
-        child = fork_process(in_copy, log=logs / f"{name}.log")
+        child = fork_process(run_and_record_fault, log=logs / f"{name}.log")
         _, status = os.waitpid(child, 0)
-        if fault.is_file():
-            raise DtlError(*(Fault(**one) for one in json.loads(fault.read_text())))
+        if fault_file.is_file():
+            raise DtlError(*(Fault(**one) for one in json.loads(fault_file.read_text())))
         if status:
-            raise RunFailed.of(name, "scoring failed", f"see {logs / name}.log")
+            raise RunFailed.of(name, "the evaluation failed", f"see {logs / name}.log")
 
     def _preload_modules(self) -> None:
         """Import modules once that each forked process would import again."""

@@ -45,15 +45,16 @@ class ComparisonState:
                 f"contains no readable comparison ({fault})",
                 "run `dtl compare CONFIG`",
             ) from fault
-        missing_runs = tuple(MissingRuns(**each) for each in stored["left_out"])
+        missing_runs = tuple(MissingRuns(**each) for each in stored["missing_runs"])
         return cls(folder, Grid.from_dict(stored["grid"]), missing_runs, tuple(stored["notes"]))
 
     def write_grid(self) -> None:
+        """Write grid.json."""
         write_json(
             self.folder / GRID_FILE,
             {
                 "grid": self.grid.to_dict(),
-                "left_out": [asdict(each) for each in self.missing_runs],
+                "missing_runs": [asdict(each) for each in self.missing_runs],
                 "notes": self.notes,
             },
         )
@@ -66,25 +67,25 @@ class ComparisonState:
         return RunFolder(self.cells_folder / planned.name)
 
     def is_finished(self, planned: PlannedRun) -> bool:
-        """Return whether nothing is left to run: finished and scored, or a search run that failed."""
+        """Return whether it is finished and fully evaluated, or a search run that failed."""
         run = self.run_folder(planned)
-        if planned.kind == "rate":
+        if planned.kind == "search":
             return run.state == "finished" or _has_failed(run)
         return run.state == "finished" and not self.missing_scores(planned)
 
     @property
     def trial_results(self) -> list[TrialResult]:
         """The results of all search runs that have ended."""
-        found = []
+        results = []
         for planned in self.grid.search_runs:
             run = self.run_folder(planned)
-            done = run.state == "finished"
-            if done or _has_failed(run):
-                score = oriented_score(self.task, run) if done else None
-                found.append(
+            has_finished = run.state == "finished"
+            if has_finished or _has_failed(run):
+                score = oriented_score(self.task, run) if has_finished else None
+                results.append(
                     TrialResult(planned, float(run.config.optim.learning_rate or 0), score)
                 )
-        return found
+        return results
 
     def started_rate(self, planned: PlannedRun) -> float | None:
         """Return the learning rate of the cells that have started with the same search, so that
@@ -117,20 +118,22 @@ class ComparisonState:
         return float(json.loads(path.read_text(encoding="utf-8"))["seconds"])
 
     def estimate_seconds(self, planned: PlannedRun) -> float:
-        """Return the expected seconds of a run: the slowest finished one of its strategy, else of any."""
+        """Return the expected seconds of a run: the maximum of the finished runs with its strategy,
+        else of all finished runs."""
         from dtl.train.usage import read_usage
 
-        seen: dict[bool, list[float]] = {True: [], False: []}
+        same_strategy: list[float] = []
+        others: list[float] = []
         for other in self.grid.planned_runs:
             run = self.run_folder(other)
             if run.state == "finished" and (usage := read_usage(run.usage)) is not None:
-                same = other.strategy == planned.strategy
-                seen[same].append(usage.seconds / other.step_share * planned.step_share)
-        return max(seen[True] or seen[False] or [0.0])
+                durations = same_strategy if other.strategy == planned.strategy else others
+                durations.append(usage.seconds / other.step_share * planned.step_share)
+        return max(same_strategy or others or [0.0])
 
     @property
     def probe_file(self) -> Path:
-        return self.folder / "hint.json"
+        return self.folder / "feature_probe.json"
 
     def scores_folder(self, planned: PlannedRun, kind: str) -> Path:
         """Return the folder of a run's evaluation on other data. `kind`: source or ood."""
@@ -149,9 +152,9 @@ class ComparisonState:
         if compare.source_data is not None and planned.strategy != SCRATCH:
             kinds.append("source")
         return [
-            k
-            for k in kinds
-            if not (self.scores_folder(planned, k) / f"{EVALUATION_STEM}.json").is_file()
+            kind
+            for kind in kinds
+            if not (self.scores_folder(planned, kind) / f"{EVALUATION_STEM}.json").is_file()
         ]
 
 
@@ -160,6 +163,7 @@ def _has_failed(run: RunFolder) -> bool:
 
 
 def describe_failure(folder: RunFolder) -> str:
-    told = folder.logs / TERMINAL_LOG
-    lines = told.read_text(encoding="utf-8").strip().splitlines() if told.is_file() else []
+    """Return the last line of the terminal log of a failed run."""
+    log = folder.logs / TERMINAL_LOG
+    lines = log.read_text(encoding="utf-8").strip().splitlines() if log.is_file() else []
     return f"failed: {lines[-1] if lines else f'see {folder.logs}'}"

@@ -37,10 +37,10 @@ from dtl.core.statistics import Sample
 
 def write_comparison(state: ComparisonState) -> Comparison:
     """Write comparison.json and comparison.csv of all finished runs."""
-    found = build_comparison(state)
-    write_json(state.folder / COMPARISON_FILE, found.to_dict())
-    _write_csv(found, state.folder / "comparison.csv")
-    return found
+    comparison = build_comparison(state)
+    write_json(state.folder / COMPARISON_FILE, comparison.to_dict())
+    _write_csv(comparison, state.folder / "comparison.csv")
+    return comparison
 
 
 def build_comparison(state: ComparisonState) -> Comparison:
@@ -104,8 +104,8 @@ def _read_feature_probe(state: ComparisonState) -> tuple[FeatureProbe | None, st
     if not state.probe_file.is_file():
         return None, "not computed yet"
     stored: dict[str, Any] = json.loads(state.probe_file.read_text(encoding="utf-8"))
-    if "why" in stored:
-        return None, str(stored["why"])
+    if "reason" in stored:
+        return None, str(stored["reason"])
     return FeatureProbe(labels=state.grid.labels[0].number, **stored), None
 
 
@@ -156,8 +156,8 @@ def _edge_rate_notes(state: ComparisonState) -> list[str]:
             end = "lowest" if chosen == rates[0] else "highest"
             notes.append(
                 f"the best learning rate of {strategy} is the {end} candidate with "
-                f"{_format_labels(state, labels.number)} ({chosen:.3g}): give compare.learning_rates.{strategy} "
-                "others beyond"
+                f"{_format_labels(state, labels.number)} ({chosen:.3g}): add candidates "
+                f"beyond it to compare.learning_rates.{strategy}"
             )
     return notes
 
@@ -193,15 +193,15 @@ def _list_missing_runs(state: ComparisonState) -> list[MissingRuns]:
     return missing
 
 
-def _write_csv(found: Comparison, path: Path) -> None:
+def _write_csv(comparison: Comparison, path: Path) -> None:
     """Write one line per cell."""
     rows = []
-    for cell in found.cells:
+    for cell in comparison.cells:
         row = asdict(cell)
-        low_high = row.pop("interval")
+        interval = row.pop("interval")
         scores = row.pop("scores")
         row.pop("curve")
-        row |= {"low": low_high["low"], "high": low_high["high"]}
+        row |= {"low": interval["low"], "high": interval["high"]}
         rows.append(row | {f"scores/{name}": value for name, value in scores.items()})
     names = list(dict.fromkeys(name for row in rows for name in row))
     with open_atomic(path, sync=False, newline="") as file:

@@ -17,21 +17,21 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Evidence:
+class RunEvidence:
     """`base`: the fingerprint of the base model. `sources`: by the config key of each source, the
     digest and the number of its rows. `intervals`: of the unadapted and the adapted model, 95 % of
     the task's best score. `scored`: held-out examples. None or empty: not known."""
 
-    base: str | None = None
+    base_fingerprint: str | None = None
     sources: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
-    scored: int | None = None
+    held_out_examples: int | None = None
     usage: Usage | None = None
 
 
-def evidence_of(
+def collect_evidence(
     folder: RunFolder, task: Task, dataset_stats: DatasetStats, *, step: int, weights: str
-) -> Evidence:
+) -> RunEvidence:
     """From run.json, the stored outcomes of the scorings, and what its launches noted. `step`:
     after which the weights are those that are exported. `weights`: adapted, or an average."""
     outcomes = {
@@ -39,13 +39,13 @@ def evidence_of(
         for model, at, of in (("unadapted", 0, "unadapted"), ("adapted", step, weights))
         if (stored := folder.read_eval_records(at, weights=of))
     }
-    return Evidence(
-        base=folder.data["base"],
+    return RunEvidence(
+        base_fingerprint=folder.data["base"],
         sources=folder.data.get("sources", {}),
         intervals={
             model: bootstrap_interval(task, np.asarray(task.metric_counts(stored, dataset_stats)))
             for model, stored in outcomes.items()
         },
-        scored=len(outcomes["adapted"]) if "adapted" in outcomes else None,
+        held_out_examples=len(outcomes["adapted"]) if "adapted" in outcomes else None,
         usage=read_usage(folder.usage),
     )

@@ -25,7 +25,7 @@ def find_converter(given: Path | None) -> Path:
             place = "--converter" if given else VARIABLE
             raise DtlError.of(place, f"there is no file {script}", f"name llama.cpp's {SCRIPT}")
         return script
-    found = shutil.which(SCRIPT) or _on_path()
+    found = shutil.which(SCRIPT) or find_on_path()
     if found is None:
         raise DtlError.of(
             "--format",
@@ -37,13 +37,13 @@ def find_converter(given: Path | None) -> Path:
     return Path(found)
 
 
-def _on_path() -> Path | None:
+def find_on_path() -> Path | None:
     """Also where the script is not marked as a program."""
     folders = os.environ.get("PATH", "").split(os.pathsep)
     return next((file for one in folders if (file := Path(one) / SCRIPT).is_file()), None)
 
 
-def convert(converter: Path, model: Path, file: Path, *, dtype: str) -> None:
+def convert_to_gguf(converter: Path, model: Path, file: Path, *, dtype: str) -> None:
     """Raises RunFailed with the converter's last words where it fails."""
     file.parent.mkdir(parents=True, exist_ok=True)
     argv = [sys.executable, str(converter), str(model)]

@@ -12,7 +12,7 @@ from dtl.config.schema.batch_size import BatchSize
 from dtl.core.units import format_count, format_seconds
 from dtl.evaluation.groups import read_group_scores
 from dtl.export.difference import LogitDifference
-from dtl.export.evidence import RunEvidence, evidence_of
+from dtl.export.evidence import RunEvidence, collect_evidence
 from dtl.plan.records import Plan
 from dtl.run.folder import RunFolder
 from dtl.tasks.base import DatasetStats, Task
@@ -79,7 +79,7 @@ def write_run_card(
         base_needs=dataset_stats.get("loading"),
         quantized=quantized,
         step=step,
-        evidence=evidence_of(folder, task, dataset_stats, step=step, weights=weights),
+        evidence=collect_evidence(folder, task, dataset_stats, step=step, weights=weights),
         best=task.metric.name,
         saved=saved,
     )
@@ -130,7 +130,7 @@ def model_card(
         ("base", f"{config.model.path} (revision {config.model.revision or 'as found'})"),
         *(("worked into it", path) for path in config.model.adapters),
         *([("base held in", _quantization_text(config.model))] if quantized else []),
-        *_optional_row("fingerprint of the base", known.base),
+        *_optional_row("fingerprint of the base", known.base_fingerprint),
         ("task", config.task.name),
         ("strategy", json.dumps(config.model_dump(mode="json")["strategy"])),
         ("learning parameters", format_count(plan.parameters.trainable)),
@@ -198,7 +198,7 @@ def _training_sources(config: RunConfig, known: RunEvidence) -> list[str]:
 def _held_out_source(config: RunConfig, held_out: str, known: RunEvidence) -> str:
     if config.data.eval:
         return held_out + _source_digest(known, "data.eval")
-    return held_out if known.scored is None else f"{held_out} ({known.scored})"
+    return held_out if known.held_out_examples is None else f"{held_out} ({known.scored})"
 
 
 def _source_digest(known: RunEvidence, place: str) -> str:

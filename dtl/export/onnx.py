@@ -10,24 +10,24 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from dtl.core.errors import DtlError, RunFailed
-from dtl.export.reopen import ONNX
+from dtl.export.reopen import ONNX_FILE
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from dtl.export.verify import Question
+    from dtl.export.verify import ForwardInputs
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 
-def refuse_absent() -> None:
+def check_packages() -> None:
     """Raise DtlError where a package is not installed."""
     lacking = [name for name in PACKAGES if find_spec(name) is None]
     if lacking:
         raise DtlError.of("--format", f"onnx needs {', '.join(lacking)}", "pip install 'dtl[onnx]'")
 
 
-class _Logits(torch.nn.Module):
+class _LogitsModule(torch.nn.Module):
     """From tensors in order to logits; `settings`: what else the model is called with."""
 
     def __init__(self, model: nn.Module, names: list[str], settings: dict[str, Any]) -> None:
@@ -40,22 +40,22 @@ class _Logits(torch.nn.Module):
         return logits
 
 
-def write_graph(model: nn.Module, asked: list[Question], folder: Path) -> None:
+def write_onnx(model: nn.Module, asked: list[ForwardInputs], folder: Path) -> None:
     """model.onnx and the model's config. Raises RunFailed where torch cannot trace the model."""
     folder.mkdir()
-    example = max(asked, key=lambda question: sum(map(_numbers, question.values())))
+    example = max(asked, key=lambda question: sum(map(_numel, question.values())))
     tensors = {name: value for name, value in example.items() if isinstance(value, torch.Tensor)}
     settings = {name: value for name, value in example.items() if name not in tensors}
     # Two rows: an axis of one would be taken for a fixed one.
     twice = {name: torch.cat([value, value]) for name, value in tensors.items()}
-    axes = tuple(_free_axes([question[name] for question in asked]) for name in twice)
+    axes = tuple(_dynamic_axes([question[name] for question in asked]) for name in twice)
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
             torch.onnx.export(
-                _Logits(model, list(twice), settings),
+                _LogitsModule(model, list(twice), settings),
                 tuple(twice.values()),
-                folder / ONNX,
+                folder / ONNX_FILE,
                 input_names=list(twice),
                 output_names=["logits"],
                 dynamic_shapes={"tensors": axes},
@@ -72,7 +72,7 @@ def write_graph(model: nn.Module, asked: list[Question], folder: Path) -> None:
     model.config.save_pretrained(folder)  # type: ignore[union-attr, operator]
 
 
-def _free_axes(values: list[Tensor]) -> dict[int, Any]:
+def _dynamic_axes(values: list[Tensor]) -> dict[int, Any]:
     """Axes that may have any size: the rows, the length of a matrix, and what is seen to vary."""
     first = values[0]
     varying = {
@@ -82,5 +82,5 @@ def _free_axes(values: list[Tensor]) -> dict[int, Any]:
     return {axis: torch.export.Dim.DYNAMIC for axis in sorted({0} | lengths | varying)}
 
 
-def _numbers(value: Any) -> int:
+def _numel(value: Any) -> int:
     return value.numel() if isinstance(value, torch.Tensor) else 0

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Exported:
+class ExportedModel:
     """`columns`: dtl's name of a column -> its name in the data that it was trained on."""
 
     task: Task
@@ -35,10 +35,10 @@ class Exported:
     columns: dict[str, str]
     model: nn.Module
     processor: Any
-    settings: Any
+    model_config: Any
 
 
-def folder_of(path: Path) -> Path:
+def find_export_folder(path: Path) -> Path:
     """The export that a path names: itself, or that of a finished run. Raises DtlError."""
     if (path / EXPORT_METADATA).is_file():
         return path
@@ -54,15 +54,15 @@ def folder_of(path: Path) -> Path:
     )
 
 
-def open_export(path: Path, *, asks: bool = True) -> Exported:
+def load_export(path: Path, *, for_task: bool = True) -> ExportedModel:
     """Load it on the CPU, in fp32, on a base that is quantized as it was for the run. Code that a
     model brings is never run. `asks`: whether its task will be asked to predict or to score. Raises
     DtlError."""
-    folder = folder_of(path)
-    note = _read(folder)
+    folder = find_export_folder(path)
+    note = _read_metadata(folder)
     choice = TaskConfig.model_validate(note["task"])
     task: Task = registry.load("tasks", choice.name).Plugin(choice.options)
-    if task.compares_with_base and note["kind"] != "adapter" and asks:
+    if task.compares_with_base and note["kind"] != "adapter" and for_task:
         raise DtlError.of(
             str(folder),
             f"task {choice.name} compares with the base, which a merged model no longer has",
@@ -84,21 +84,23 @@ def open_export(path: Path, *, asks: bool = True) -> Exported:
             dtype=source.dtype or "fp32",
         )
         quantize.prepare_saved_model(loaded.model)
-        model = _with_adapter(loaded.model, folder) if adapter else loaded.model
+        model = _load_adapter(loaded.model, folder) if adapter else loaded.model
     if (padding := get_pad_token_id(processor)) is not None:
         loaded.model.config.pad_token_id = padding  # type: ignore[union-attr]
     task.configure_model(loaded.model, processor=processor)
     settings = reserve_virtual_tokens(settings, count_virtual_tokens(model))
-    return Exported(task, dataset_stats, dict(note["columns"]), model.eval(), processor, settings)
+    return ExportedModel(
+        task, dataset_stats, dict(note["columns"]), model.eval(), processor, settings
+    )
 
 
-def _with_adapter(base: nn.Module, folder: Path) -> nn.Module:
+def _load_adapter(base: nn.Module, folder: Path) -> nn.Module:
     if not (folder / ADAPTER_WEIGHTS).is_file():
         raise DtlError.of(str(folder), f"there is no {ADAPTER_WEIGHTS}", "export the run again")
     return load_adapter(base, folder)
 
 
-def _read(folder: Path) -> dict[str, Any]:
+def _read_metadata(folder: Path) -> dict[str, Any]:
     try:
         return dict(json.loads((folder / EXPORT_METADATA).read_text(encoding="utf-8")))
     except ValueError as fault:

@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-Bits = Literal["int8", "nf4"]
+QuantizedDtype = Literal["int8", "nf4"]
 
 
-def refuse_absent() -> None:
+def check_package() -> None:
     """Raise DtlError where bitsandbytes is not installed."""
     if find_spec("bitsandbytes") is None:
         raise DtlError.of(
@@ -25,11 +25,11 @@ def refuse_absent() -> None:
         )
 
 
-def write_quantised(
+def write_quantized(
     model: Path,
     written: Path,
     *,
-    bits: Bits,
+    bits: QuantizedDtype,
     architecture: Any,
     heads: tuple[str, ...],
     dtype: torch.dtype,
@@ -39,13 +39,17 @@ def write_quantised(
     quantised model, which computes in fp32. `dtype`: of what is not quantised."""
     with silence_transformers():
         made = architecture.from_pretrained(
-            model, quantization_config=_settings(bits, heads=heads, dtype=dtype), dtype=dtype
+            model,
+            quantization_config=_quantization_config(bits, heads=heads, dtype=dtype),
+            dtype=dtype,
         )
     made.save_pretrained(written, max_shard_size=shard_size)
     return prepare_saved_model(made.eval())
 
 
-def _settings(bits: Bits, *, heads: tuple[str, ...], dtype: torch.dtype) -> Any:
+def _quantization_config(
+    bits: QuantizedDtype, *, heads: tuple[str, ...], dtype: torch.dtype
+) -> Any:
     from transformers import BitsAndBytesConfig
 
     if bits == "int8":

@@ -10,21 +10,21 @@ from typing import TYPE_CHECKING
 from safetensors.torch import save_file
 
 from dtl.core.errors import DtlError
-from dtl.export.opened import open_export
-from dtl.export.verify import Question, answers, read_questions
+from dtl.export.opened import load_export
+from dtl.export.verify import ForwardInputs, compute_logits, load_inputs
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-ONNX = "model.onnx"
+ONNX_FILE = "model.onnx"
 
 
 def main(arguments: list[str]) -> int:
     """EXPORT QUESTIONS ANSWERS: folder, and two safetensors files."""
     export, questions, replies = map(Path, arguments)
     try:
-        answer = _with_onnxruntime if (export / ONNX).is_file() else _with_transformers
-        found = answer(export)(read_questions(questions))
+        answer = _with_onnxruntime if (export / ONNX_FILE).is_file() else _with_transformers
+        found = answer(export)(load_inputs(questions))
     except DtlError as fault:
         print(fault, file=sys.stderr)
         return fault.exit_code
@@ -32,19 +32,19 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _with_transformers(export: Path) -> Callable[[list[Question]], list[Tensor]]:
-    model = open_export(export, asks=False).model
-    return lambda asked: answers(model, asked)
+def _with_transformers(export: Path) -> Callable[[list[ForwardInputs]], list[Tensor]]:
+    model = load_export(export, asks=False).model
+    return lambda asked: compute_logits(model, asked)
 
 
-def _with_onnxruntime(export: Path) -> Callable[[list[Question]], list[Tensor]]:
+def _with_onnxruntime(export: Path) -> Callable[[list[ForwardInputs]], list[Tensor]]:
     import onnxruntime
     import torch
 
-    session = onnxruntime.InferenceSession(export / ONNX, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(export / ONNX_FILE, providers=["CPUExecutionProvider"])
     names = [given.name for given in session.get_inputs()]
 
-    def answer(asked: list[Question]) -> list[Tensor]:
+    def answer(asked: list[ForwardInputs]) -> list[Tensor]:
         given = ({name: question[name].numpy() for name in names} for question in asked)
         return [torch.from_numpy(session.run(["logits"], one)[0]) for one in given]
 

@@ -13,7 +13,7 @@ from dtl.core.errors import DtlError
 from dtl.core.parallel_dims import ParallelDims
 from dtl.engine.base import EngineSettings
 from dtl.engine.start import start
-from dtl.export.opened import open_export
+from dtl.export.opened import load_export
 from dtl.plan.records import Plan
 from dtl.prepare import preparation
 from dtl.prepare.prepared_data import PreparedData
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainedModel:
     """`step`: after which the weights are those; `scores`: as the run has stored them."""
 
     model: nn.Module
@@ -36,33 +36,33 @@ class Trained:
     examples: PreparedData
     step: int
     scores: dict[str, dict[str, float]]
-    weights: str = "adapted"  # or which average of the weights
+    weights_kind: str = "adapted"  # or which average of the weights
 
 
-def open_trained(folder: RunFolder, *, say: Callable[[str], None]) -> Trained:
+def load_trained_model(folder: RunFolder, *, say: Callable[[str], None]) -> TrainedModel:
     """From the checkpoint that the run exports, or else its newest; where a finished run has lost
     it, or exports what is in none, from its export. Raises DtlError."""
-    step, saved = _checkpoint_of(folder)
+    step, saved = _find_exported_checkpoint(folder)
     prepared = preparation.reopen_run(folder, writes=True)
     finished = folder.state == "finished"
     weights = folder.result["weights"] if finished else "adapted"
     parts = prepared.parts.for_phase(prepared.plan.phase_index(max(0, step - 1)))
-    if saved is None or weights != "adapted" or (finished and _rounds(folder.config)):
+    if saved is None or weights != "adapted" or (finished and _has_rounded_base(folder.config)):
         if saved is None:
             say(f"there is no checkpoint of step {step}: the weights are those of {folder.export}")
-        model = open_export(folder.path).model
+        model = load_export(folder.path).model
     else:
-        model = _restored(prepared, parts, saved)
-    scores = folder.result["scores"] if finished else _scores_at(folder, step)
-    return Trained(model.eval(), parts, prepared.data, step, scores, weights)
+        model = _load_from_checkpoint(prepared, parts, saved)
+    scores = folder.result["scores"] if finished else _logged_scores(folder, step)
+    return TrainedModel(model.eval(), parts, prepared.data, step, scores, weights)
 
 
-def _rounds(config: RunConfig) -> bool:
+def _has_rounded_base(config: RunConfig) -> bool:
     """Whether the base is made of rounded weights, as only its export is told."""
     return config.model.quantize is not None
 
 
-def _checkpoint_of(folder: RunFolder) -> tuple[int, Path | None]:
+def _find_exported_checkpoint(folder: RunFolder) -> tuple[int, Path | None]:
     """The step whose weights count, and its checkpoint."""
     store = CheckpointStore(folder.checkpoints, folder.identity, folder.previous_identities)
     if folder.state == "finished":
@@ -84,7 +84,7 @@ def _checkpoint_of(folder: RunFolder) -> tuple[int, Path | None]:
     return checkpoint.read_progress(newest).step, newest
 
 
-def _restored(prepared: preparation.Prepared, parts: Parts, saved: Path) -> nn.Module:
+def _load_from_checkpoint(prepared: preparation.Prepared, parts: Parts, saved: Path) -> nn.Module:
     """As the run makes its model, then the learnt weights; every number in fp32."""
     engine = start(
         EngineSettings(
@@ -98,7 +98,12 @@ def _restored(prepared: preparation.Prepared, parts: Parts, saved: Path) -> nn.M
     )
     try:
         model = build_model(
-            prepared.config, _alone(prepared.plan), parts, prepared.data, engine, saved=saved
+            prepared.config,
+            _single_process_plan(prepared.plan),
+            parts,
+            prepared.data,
+            engine,
+            saved=saved,
         ).model
         load_weights(saved, engine, model)
     finally:
@@ -106,7 +111,7 @@ def _restored(prepared: preparation.Prepared, parts: Parts, saved: Path) -> nn.M
     return model
 
 
-def _alone(plan: Plan) -> Plan:
+def _single_process_plan(plan: Plan) -> Plan:
     """The same plan on one process that holds everything in fp32."""
     layout = replace(
         plan.layout,
@@ -120,7 +125,7 @@ def _alone(plan: Plan) -> Plan:
     return replace(plan, layout=layout)
 
 
-def _scores_at(folder: RunFolder, step: int) -> dict[str, dict[str, float]]:
+def _logged_scores(folder: RunFolder, step: int) -> dict[str, dict[str, float]]:
     """What the log of an unfinished run has: of the base, and of the model at this step."""
     found: dict[str, dict[str, float]] = {}
     for line in folder.read_metrics():

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from dtl.core.errors import RunFailed
-from dtl.export.trained_model import Trained
+from dtl.export.trained_model import TrainedModel
 from dtl.models.processor import get_pad_token_id
 
 if TYPE_CHECKING:
@@ -22,15 +22,15 @@ if TYPE_CHECKING:
 
     from dtl.tasks.base import Task
 
-ROWS = 16
-Question = dict[str, Any]  # what a model's forward is called with
+SAMPLE_ROWS = 16
+ForwardInputs = dict[str, Any]  # what a model's forward is called with
 
 
-class _Seen(Exception):
+class _ForwardCalled(Exception):
     """The forward has been called."""
 
 
-def ask(trained: Trained) -> tuple[list[Question], str]:
+def build_sample_inputs(trained: TrainedModel) -> tuple[list[ForwardInputs], str]:
     """What the model is asked about a few held-out rows, each alone, and which rows these are;
     where nothing is held out, training rows."""
     examples, task = trained.examples, trained.parts.task
@@ -38,25 +38,27 @@ def ask(trained: Trained) -> tuple[list[Question], str]:
     data = examples.held_out if examples.held_out is not None else examples.train
     padding = get_pad_token_id(examples.processor)
     collate = partial(task.collate, pad_token_id=0 if padding is None else padding)
-    chosen = data.sample(ROWS)
+    chosen = data.sample(SAMPLE_ROWS)
     shown = (task.transform(values, processor=examples.processor, rng=None) for values in chosen)
-    asked = [_call(task, trained.model, collate([one])) for one in shown]
+    asked = [_capture_forward_inputs(task, trained.model, collate([one])) for one in shown]
     return asked, f"{len(chosen)} {'held-out' if held_out else 'training'} rows"
 
 
-def _call(task: Task, model: nn.Module, batch: dict[str, Tensor]) -> Question:
+def _capture_forward_inputs(
+    task: Task, model: nn.Module, batch: dict[str, Tensor]
+) -> ForwardInputs:
     """How the task calls the model, which it does in its own way; the first time in its loss."""
-    seen: Question = {}
+    seen: ForwardInputs = {}
 
-    def look(module: nn.Module, given: tuple[Any, ...], named: Question) -> None:
+    def look(module: nn.Module, given: tuple[Any, ...], named: ForwardInputs) -> None:
         seen.update({name: value for name, value in named.items() if value is not None})
-        raise _Seen
+        raise _ForwardCalled
 
     hook = model.register_forward_pre_hook(look, with_kwargs=True)
     try:
         with torch.no_grad():
             task.loss(model, batch)
-    except _Seen:
+    except _ForwardCalled:
         pass
     finally:
         hook.remove()
@@ -67,16 +69,18 @@ def _call(task: Task, model: nn.Module, batch: dict[str, Tensor]) -> Question:
 
 
 @torch.no_grad()
-def answers(model: nn.Module, asked: list[Question]) -> list[Tensor]:
+def compute_logits(model: nn.Module, asked: list[ForwardInputs]) -> list[Tensor]:
     """The logits of each question, in fp32."""
     return [model(**question).logits.float().contiguous() for question in asked]
 
 
-def answers_in_fresh_process(export: Path, asked: list[Question], folder: Path) -> list[Tensor]:
+def compute_logits_in_fresh_process(
+    export: Path, asked: list[ForwardInputs], folder: Path
+) -> list[Tensor]:
     """Those of an export, which another process opens. `folder`: for the files between the two.
     Raises RunFailed."""
     questions, replies = folder / "questions.safetensors", folder / "answers.safetensors"
-    write_questions(asked, questions)
+    save_inputs(asked, questions)
     argv = [sys.executable, "-m", "dtl.export.reopen", *map(str, (export, questions, replies))]
     ended = subprocess.run(argv, capture_output=True, text=True, errors="replace", check=False)
     if ended.returncode != 0:
@@ -88,7 +92,7 @@ def answers_in_fresh_process(export: Path, asked: list[Question], folder: Path) 
     return [found[str(number)] for number in range(len(asked))]
 
 
-def write_questions(asked: list[Question], file: Path) -> None:
+def save_inputs(asked: list[ForwardInputs], file: Path) -> None:
     """Tensors by number and name; what is no tensor goes into the notes of the file."""
     tensors, plain = {}, {}
     for number, question in enumerate(asked):
@@ -100,12 +104,12 @@ def write_questions(asked: list[Question], file: Path) -> None:
     save_file(tensors, file, metadata={"plain": json.dumps(plain)})
 
 
-def read_questions(file: Path) -> list[Question]:
+def load_inputs(file: Path) -> list[ForwardInputs]:
     """The same questions again."""
     with safe_open(file, framework="pt") as opened:
         values: dict[str, Any] = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
         values |= json.loads(opened.metadata()["plain"])
-    asked: dict[int, Question] = {}
+    asked: dict[int, ForwardInputs] = {}
     for place, value in values.items():
         number, _, name = place.partition("/")
         asked.setdefault(int(number), {})[name] = value

@@ -11,7 +11,7 @@ from dtl.run.folder import LENGTHS, RunFolder
 
 
 @dataclass(frozen=True)
-class Audit:
+class AuditResult:
     """What the log of a run proves. `fault` is None when every step read what it had to read."""
 
     steps: int
@@ -27,42 +27,44 @@ class Audit:
         )
 
 
-def audit(run: RunFolder) -> Audit:
+def audit_run(run: RunFolder) -> AuditResult:
     """Form the batches once more and hold each logged digest to them."""
     batching = run.batching
     if batching is None:
-        return Audit(0, 0, f"there is no {LENGTHS} to form its batches from")
+        return AuditResult(0, 0, f"there is no {LENGTHS} to form its batches from")
     digest, step, epoch = str(run.data["key"]), 0, -1
     for line in run.read_metrics():
         if line["kind"] != "train":
             continue
         if line["step"] != step + 1:
-            return Audit(step, max(epoch, 0), f"step {line['step']} follows step {step}")
+            return AuditResult(step, max(epoch, 0), f"step {line['step']} follows step {step}")
         batch = batching.batch_for_step(step + 1)
-        if batch.epoch > epoch and not _each_once(
+        if batch.epoch > epoch and not _is_permutation(
             batching.form_epoch(batch.epoch), batching.examples
         ):
             told = f"epoch {batch.epoch} does not hold every example exactly once"
-            return Audit(step, batch.epoch, told)
+            return AuditResult(step, batch.epoch, told)
         digest, epoch = chain_order_digest(digest, batch.examples), batch.epoch
         if line["digest"] != digest:
-            return Audit(step, epoch, f"step {step + 1} read other examples than its order says")
+            return AuditResult(
+                step, epoch, f"step {step + 1} read other examples than its order says"
+            )
         step += 1
-    return Audit(step, batching.batch_for_step(step + 1).epoch, None)
+    return AuditResult(step, batching.batch_for_step(step + 1).epoch, None)
 
 
-def difference(one: RunFolder, other: RunFolder) -> str | None:
+def find_data_difference(one: RunFolder, other: RunFolder) -> str | None:
     """The first step at which two runs read different examples; None when there is none."""
-    pairs = zip(_digests(one), _digests(other), strict=False)
+    pairs = zip(_logged_digests(one), _logged_digests(other), strict=False)
     for step, (mine, yours) in enumerate(pairs, start=1):
         if mine != yours:
             return f"from step {step} on they read different examples"
     return None
 
 
-def _digests(run: RunFolder) -> list[str]:
+def _logged_digests(run: RunFolder) -> list[str]:
     return [line["digest"] for line in run.read_metrics() if line["kind"] == "train"]
 
 
-def _each_once(batches: list[np.ndarray], examples: int) -> bool:
+def _is_permutation(batches: list[np.ndarray], examples: int) -> bool:
     return bool(np.array_equal(np.sort(np.concatenate(batches)), np.arange(examples)))

@@ -20,7 +20,7 @@ from dtl.engine.base import Engine, EngineSettings
 from dtl.engine.start import start
 from dtl.evaluation.evaluate import Evaluation, EvaluationSetup, evaluate
 from dtl.evaluation.scoring import why_unscored
-from dtl.export.opened import Exported, open_export
+from dtl.export.opened import ExportedModel, load_export
 from dtl.models.load import silence_transformers
 from dtl.models.processor import get_pad_token_id
 from dtl.prepare import preparation
@@ -54,7 +54,7 @@ def score_run(
             f"finish it with `dtl resume {folder.path}`",
         )
     config = load_config(folder.path / "config.yaml", overrides)
-    exported = open_export(folder.path)
+    exported = load_export(folder.path)
     data = _encode_source(source, config, exported)
     engine = _start_single_process_engine(dtype=folder.plan.layout.dtype)
     setup = _make_setup(
@@ -144,7 +144,7 @@ def _write(evaluation: Evaluation, data: str, folder: Path) -> None:
     write_json(folder / "evaluation.json", {"data": data, "scores": evaluation.scores})
 
 
-def _encode_source(source: Source, config: RunConfig, exported: Exported) -> EncodedData:
+def _encode_source(source: Source, config: RunConfig, exported: ExportedModel) -> EncodedData:
     task, group_by = exported.task, config.task.group_by
     rows = open_rows(
         source,
@@ -163,7 +163,7 @@ def _encode_source(source: Source, config: RunConfig, exported: Exported) -> Enc
         base=config.model.model_dump(mode="json"),
         group_by=group_by,
     )
-    encoder = task.encoder(exported.processor, exported.dataset_stats, exported.settings)
+    encoder = task.encoder(exported.processor, exported.dataset_stats, exported.model_config)
     return encode_rows(rows, encoder, key=key, location=LOCATION, group_by=group_by)
 
 

@@ -20,10 +20,10 @@ def push(path: Path, repository: str, *, private: bool, revision: str | None) ->
     """
     from huggingface_hub import HfApi, get_token
 
-    folder = _export_of(path)
+    folder = _find_export(path)
     if get_token() is None:
         raise DtlError.of("dtl push", "there is no token for the hub", LOGIN)
-    with _faults_of_the_hub(repository):
+    with _translate_hub_errors(repository):
         api = HfApi()
         # None: public, unless the organisation keeps its own private.
         name = api.create_repo(repository, private=private or None, exist_ok=True).repo_id
@@ -37,13 +37,13 @@ def push(path: Path, repository: str, *, private: bool, revision: str | None) ->
             repo_id=name,
             folder_path=folder,
             revision=revision,
-            commit_message=f"Upload {_title(folder)}",
+            commit_message=f"Upload {_card_title(folder)}",
             ignore_patterns=[".*"],
         )
     return str(done.commit_url)
 
 
-def _export_of(path: Path) -> Path:
+def _find_export(path: Path) -> Path:
     """The export itself, or that of a finished run. Raises DtlError."""
     run = RunFolder(path)
     if run.state == "interrupted":
@@ -60,14 +60,14 @@ def _export_of(path: Path) -> Path:
     return folder
 
 
-def _title(folder: Path) -> str:
+def _card_title(folder: Path) -> str:
     """The heading of its card."""
     lines = (folder / CARD).read_text(encoding="utf-8").splitlines()
     return next((line[2:] for line in lines if line.startswith("# ")), folder.name)
 
 
 @contextmanager
-def _faults_of_the_hub(repository: str) -> Iterator[None]:
+def _translate_hub_errors(repository: str) -> Iterator[None]:
     """What it says, in one sentence, without what was sent to it."""
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
@@ -77,7 +77,7 @@ def _faults_of_the_hub(repository: str) -> Iterator[None]:
         reason = str(fault).splitlines()[0].rstrip(".")
         raise DtlError.of(repository, reason, "write it as owner/name") from None
     except HfHubHTTPError as fault:
-        raise _refused(repository, fault.response.status_code, fault.server_message) from None
+        raise _http_error(repository, fault.response.status_code, fault.server_message) from None
     except OfflineModeIsEnabled:
         raise DtlError.of(
             repository, "the hub is switched off here (HF_HUB_OFFLINE)", "unset it, and push again"
@@ -86,7 +86,7 @@ def _faults_of_the_hub(repository: str) -> Iterator[None]:
         reason = " ".join(str(fault).split())[:300]
         raise DtlError.of(repository, f"the hub does not take it ({reason})", "fix it") from None
     except Exception as fault:
-        if not _lost_on_the_way(fault):
+        if not _is_connection_error(fault):
             raise
         raise RunFailed.of(
             repository,
@@ -95,13 +95,13 @@ def _faults_of_the_hub(repository: str) -> Iterator[None]:
         ) from None
 
 
-def _lost_on_the_way(fault: Exception) -> bool:
+def _is_connection_error(fault: Exception) -> bool:
     """By name: the hub's library has changed what it speaks HTTP with, and may again."""
     kinds = {kind.__name__ for kind in type(fault).__mro__}
     return bool(kinds & {"TransportError", "ConnectionError"})
 
 
-def _refused(repository: str, status: int, said: str | None) -> DtlError:
+def _http_error(repository: str, status: int, said: str | None) -> DtlError:
     reason = f": {' '.join(said.split())[:200]}" if said else ""
     if status == 401:
         return DtlError.of(repository, f"the hub does not know the token (401{reason})", LOGIN)

@@ -9,7 +9,7 @@ from dtl.prepare.preparation import check_trackers
 from dtl.run.folder import RunFolder
 
 
-def track(folder: RunFolder, names: Iterable[str]) -> list[str]:
+def send_to_trackers(folder: RunFolder, names: Iterable[str]) -> list[str]:
     """Send every line of metrics.jsonl, as a new run there; the names of the trackers. Raises
     DtlError where one is not installed, or does not take it."""
     chosen = list(dict.fromkeys(names))

@@ -30,7 +30,7 @@ LENGTHS = "lengths.npz"  # lengths of the examples, if batches depend on them
 
 @dataclass(frozen=True)
 class EvaluatedStep:
-    """The step after which a run was evaluated, and the weights: unadapted, adapted, ema, average."""
+    """The step of an evaluation, and the weights: unadapted, adapted, ema or average."""
 
     step: int
     weights: str

@@ -18,7 +18,7 @@ from tests.unit.compare.test_compare import comparison_values
 
 CONFIG = """\
 model: {path: "mini:vision"}
-task: {name: image_classification, min_crop_scale: 1.0, flip: false}
+task: {name: image_classification, min_crop_scale: 1.0, horizontal_flip: false}
 data:
   train: {path: "mini:digits/train", limit: 60}
   eval: {path: "mini:digits/heldout", limit: 30}

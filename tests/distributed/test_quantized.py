@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from dtl.inspect.audit import difference
+from dtl.inspect.audit import find_data_difference
 from dtl.run.folder import RunFolder
 from tests.distributed.layouts import LAYOUTS, lora_run, single, zero
 from tests.distributed.runs import Run, interrupted, needs
@@ -70,7 +70,7 @@ RESUMED = interrupted(replace(UNDISTURBED, name="nf4-resumed"), stop_after=QUANT
 @needs(UNDISTURBED, RESUMED)
 def test_resume_is_bitwise_the_undisturbed_run(bed: Path) -> None:
     resumed, undisturbed = RESUMED.path(bed), UNDISTURBED.path(bed)
-    assert difference(RunFolder(resumed), RunFolder(undisturbed)) is None
+    assert find_data_difference(RunFolder(resumed), RunFolder(undisturbed)) is None
     assert RESUMED.losses(bed) == UNDISTURBED.losses(bed)
     assert len(RESUMED.losses(bed)) == QUANTIZED_STEPS
     files = sorted(

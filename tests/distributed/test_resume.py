@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from dtl.inspect.audit import audit, difference
+from dtl.inspect.audit import audit_run, find_data_difference
 from dtl.run.folder import RunFolder
 from tests.distributed.covering import cases
 from tests.distributed.layouts import STAGES, STEPS, STRATEGIES, lora_run, matrix_run, single, zero
@@ -57,7 +57,7 @@ def test_loss_after_a_move_to_other_processes_and_another_stage_is_the_same(
     assert (layout.world_size, layout.zero_stage) == (move[1], (stage + 2) % 4)
     assert [line["step"] for line in run.lines(bed)] == list(range(1, STEPS + 1))
     assert run.losses(bed) == pytest.approx(single(strategy).losses(bed), rel=1e-5)
-    assert audit(folder).fault is None
+    assert audit_run(folder).fault is None
 
 
 # What is saved in other ways than AdamW's moments: optimizer, ZeRO stage, more.
@@ -127,7 +127,7 @@ def test_resume_on_the_same_layout_is_bitwise_the_undisturbed_run(bed: Path, nam
     ]
     assert lines[0] == lines[1]
     assert hashes(runs[0]) == hashes(runs[1]), "weights, moments and progress"
-    assert difference(RunFolder(runs[0]), RunFolder(runs[1])) is None
+    assert find_data_difference(RunFolder(runs[0]), RunFolder(runs[1])) is None
 
 
 def hashes(run: Path) -> dict[str, str]:
@@ -223,7 +223,7 @@ def test_after_a_loss_spike_the_run_is_bitwise_one_that_skipped_those_batches(
     newest = [sorted(run.checkpoints.glob("step-*"))[-1] for run in (with_jump, without)]
     parts = [sorted(path.glob("part-*")) for path in newest]
     assert [p.read_bytes() for p in parts[0]] == [p.read_bytes() for p in parts[1]]
-    assert audit(with_jump).fault is None
+    assert audit_run(with_jump).fault is None
 
 
 EXPORT_MOMENTS = ("export, gathering", "export, writing", "export, giving")

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from dtl.inspect.audit import audit
+from dtl.inspect.audit import audit_run
 from dtl.run.folder import RunFolder
 from tests.distributed import reference
 from tests.distributed.covering import cases
@@ -211,7 +211,7 @@ def test_loss_of_batches_of_tokens_equals_plain_pytorch_on_every_layout(bed: Pat
         assert [line["gradient_norm"] for line in lines] == pytest.approx(norms, rel=1e-4)
         assert len({line["examples"] for line in lines}) > 2, "batches of tokens differ in examples"
         assert {line["epoch"] for line in lines} >= {0, 1}
-        assert audit(RunFolder(run.path(bed))).fault is None
+        assert audit_run(RunFolder(run.path(bed))).fault is None
     plans = [RunFolder(run.path(bed)).plan for run in batching_runs()]
     assert len({plan.layout.accumulation_steps for plan in plans}) > 1
 
@@ -226,7 +226,7 @@ def test_loss_of_grouped_batches_is_the_same_on_every_layout(bed: Path, name: st
             expected = [line[key] for line in first]
             assert [line[key] for line in lines] == pytest.approx(expected, rel=tolerance), run.name
         assert [line["digest"] for line in lines] == [line["digest"] for line in first]
-        assert audit(RunFolder(run.path(bed))).fault is None
+        assert audit_run(RunFolder(run.path(bed))).fault is None
     assert first[0]["digest"] != batching_runs()[0].lines(bed)[0]["digest"]
 
 

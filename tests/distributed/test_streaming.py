@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from dtl.inspect.audit import audit
+from dtl.inspect.audit import audit_run
 from dtl.run.folder import RunFolder
 from tests.distributed.layouts import STEPS, single, zero
 from tests.distributed.runs import Run, needs
@@ -60,7 +60,7 @@ def test_moved_to_two_ranks_it_resumes_and_lists_rows_that_are_no_examples(bed: 
     assert found[-1]["loss"] is expected[-1]["loss"] is None
     skipped = [line["step"] for line in moved.read_metrics() if line["kind"] == "skip"]
     assert skipped == [STEPS]
-    assert audit(moved).fault is None
+    assert audit_run(moved).fault is None
     gaps = (bed / "gaps.jsonl").read_text().splitlines()
     empty = {f"gaps.jsonl:{line}" for line, text in enumerate(gaps, 1) if text == '{"text": ""}'}
     assert 5 < len(empty) < 25

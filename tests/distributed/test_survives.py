@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from dtl.inspect.audit import audit
+from dtl.inspect.audit import audit_run
 from dtl.run.folder import RunFolder
 from tests import tiny
 from tests.distributed.launching import losses, ranks_of, start, wait_for_step
@@ -70,7 +70,7 @@ def test_killed_ranks_launcher_and_desk(desk: Path) -> None:
     assert start(desk, "killed").wait(timeout=300) == 0
     assert losses(killed) == losses(whole)
     assert hashes(killed) == hashes(whole)
-    assert audit(killed).fault is None
+    assert audit_run(killed).fault is None
     told = (desk / "killed.txt").read_text()
     assert told.count("starting again") == 3
     assert "was interrupted; it goes on" in told

@@ -1,4 +1,4 @@
-"""AdaLoRA's budget of ranks, which falls while a run learns where they are worth most."""
+"""AdaLoRA's allocation of ranks to layers, as hooks of the optimizer."""
 
 from __future__ import annotations
 
@@ -11,16 +11,18 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.optim import Optimizer
 
-IMPORTANCE, UNCERTAINTY = "importance", "uncertainty"  # beside the moments, until the last cut
+IMPORTANCE, UNCERTAINTY = (
+    "importance",
+    "uncertainty",
+)  # in the optimizer's state, until the last pruning
 
 
 class RankBudget:
-    """PEFT's allocation of ranks (arXiv:2303.10512), tied to an optimizer whose weights and
-    gradients are whole. What it remembers stands beside the moments in the optimizer's state, and
-    so is saved as they are.
+    """PEFT's rank allocation (arXiv:2303.10512) for an optimizer with full weights and gradients.
 
-    `warmup`, `settling`: steps of `steps` with all ranks, and with those that stay; `done`: steps
-    that have been taken.
+    Its state per parameter, two fp32 tensors of the parameter's shape, is in the optimizer's state,
+    so that checkpoints hold it. `warmup_steps`: first steps, with all ranks. `final_steps`: last
+    steps, without pruning. `completed_steps`: steps before this process.
     """
 
     def __init__(
@@ -32,16 +34,12 @@ class RankBudget:
         final_steps: int,
         completed_steps: int,
     ) -> None:
-        self.model, self.config, self.completed_steps = (
-            adapted.base_model,
-            adapted.peft_config[ADAPTER_NAME],
-            completed_steps,
-        )
-        self.config.total_step, self.config.tinit, self.config.tfinal = (
-            total_steps,
-            warmup_steps,
-            final_steps,
-        )
+        self.model = adapted.base_model
+        self.config = adapted.peft_config[ADAPTER_NAME]
+        self.config.total_step = total_steps
+        self.config.tinit = warmup_steps
+        self.config.tfinal = final_steps
+        self.completed_steps = completed_steps
         self.trainable = {
             name: parameter
             for name, parameter in self.model.model.named_parameters()
@@ -49,13 +47,13 @@ class RankBudget:
         }
 
     def register_hooks(self, optimizer: Optimizer) -> None:
-        """Have every step of an optimizer seen, before and after."""
+        """Register the hooks that run before and after each optimizer step."""
         optimizer.register_step_pre_hook(self.add_orthogonality_gradient)
         optimizer.register_step_post_hook(self.allocate_ranks)
 
     def add_orthogonality_gradient(self, optimizer: Optimizer, *_: Any) -> None:
-        """Add the gradient of the penalty that holds the rows of A and the columns of B at right
-        angles, once a step. The gradient of the loss alone is what was clipped."""
+        """Add the gradient of the penalty on non-orthogonal rows of A and columns of B, once a
+        step; only the gradient of the loss is clipped."""
         import torch
 
         if _is_priming_step(optimizer):
@@ -77,7 +75,7 @@ class RankBudget:
             factor.grad.add_(gradient)
 
     def allocate_ranks(self, optimizer: Optimizer, *_: Any) -> None:
-        """Learn from the step what each rank is worth, and let go of the least where it is time."""
+        """Update the importance of each rank after a step, and prune ranks when it is time."""
         if _is_priming_step(optimizer):
             return
         self.completed_steps += 1

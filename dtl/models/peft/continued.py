@@ -1,8 +1,8 @@
-"""An adapter that goes on learning from where an earlier one ended."""
+"""Continue the training of an earlier adapter."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 LOCATION = "strategy.continue_from"
-BASE_PRESERVING_INITS = ("gaussian", "orthogonal", "eva")  # beginnings that have left it whole
+BASE_PRESERVING_INITS = ("gaussian", "orthogonal", "eva")  # the base is unchanged
 
 
 def attach_continued_adapter(
@@ -28,10 +28,10 @@ def attach_continued_adapter(
     requested: dict[str, Any],
     new_parameters: frozenset[str],
 ) -> nn.Module:
-    """The model with an adapter of the same form, to be filled. `asked`: what the config says of
-    that form, by PEFT's names.
+    """Return the model with an adapter of the same config, whose weights are to be written.
 
-    Raises DtlError where the adapter is of another method, form or base.
+    `requested`: arguments of PEFT's config that the run's config sets. Raises DtlError if the
+    earlier adapter has another method, config or base.
     """
     from peft import get_peft_model
 
@@ -47,107 +47,108 @@ def attach_continued_adapter(
         adapted = get_peft_model(model, config)
     except ValueError as fault:
         _raise_other_base(folder, str(fault).splitlines()[0])
-    places, tensors = _named_tensors(adapted), load_adapter_tensors(folder)
-    heads = tuple(f".{name}." for name in config.modules_to_save or ())
-    inside = {name for name in places.keys() | tensors.keys() if not _is_inside(name, heads)}
-    for name in sorted(inside):
-        if (
-            name not in places
-            or name not in tensors
-            or not _has_same_shape(places[name], tensors[name])
-        ):
-            _raise_other_base(folder, name)
+    _check_tensors_match(adapted, folder, heads=config.modules_to_save or ())
     return adapted
+
+
+def _check_tensors_match(adapted: nn.Module, folder: Path, *, heads: Iterable[str]) -> None:
+    """Raise DtlError if the file and the model do not have the same tensors, outside of heads."""
+    parameters, tensors = _named_tensors(adapted), load_adapter_tensors(folder)
+    infixes = tuple(f".{name}." for name in heads)
+    for name in sorted(parameters.keys() | tensors.keys()):
+        if any(infix in f".{name}" for infix in infixes):
+            continue
+        is_in_both = name in parameters and name in tensors
+        if not is_in_both or not _has_same_shape(parameters[name], tensors[name]):
+            _raise_other_base(folder, name)
 
 
 def write_continued_weights(
     adapted: nn.Module, folder: Path, *, write_parameter: Callable[..., None]
 ) -> None:
-    """Write the earlier adapter's weights. A head for something else is left out. `fill(parameter,
-    value)` writes a whole tensor, also into a partitioned one."""
+    """Write the weights of the earlier adapter, except a head for other labels.
+
+    `write_parameter(parameter, value)` writes a full tensor, also into a partitioned one.
+    """
     import torch
 
-    tensors, shared = (
-        load_adapter_tensors(folder),
-        {id(each) for each in vera_matrices(adapted).values()},
-    )
-    for name, place in _named_tensors(adapted).items():
-        if name not in tensors or not _has_same_shape(place, tensors[name]):
+    tensors = load_adapter_tensors(folder)
+    shared = {id(matrix) for matrix in vera_matrices(adapted).values()}
+    for name, parameter in _named_tensors(adapted).items():
+        if name not in tensors or not _has_same_shape(parameter, tensors[name]):
             continue
-        if id(place) in shared:  # each rank has them whole
+        if id(parameter) in shared:  # not partitioned
             with torch.no_grad():
-                place.copy_(tensors[name])
+                parameter.copy_(tensors[name])
         else:
-            write_parameter(place, tensors[name])
+            write_parameter(parameter, tensors[name])
 
 
-def _load_peft_config(folder: Path, method: str, asked: dict[str, Any]) -> PeftConfig:
-    """How the adapter was made. Raises DtlError where it cannot go on, or not so."""
+def _load_peft_config(folder: Path, method: str, requested: dict[str, Any]) -> PeftConfig:
+    """Return the adapter's config. Raises DtlError if its training cannot continue like this."""
     from peft import PeftConfig
 
     check_adapter_folder(folder, LOCATION)
     config = PeftConfig.from_pretrained(str(folder))
-    found = str(getattr(config.peft_type, "value", config.peft_type)).lower()
-    if found != method:
+    saved_method = str(getattr(config.peft_type, "value", config.peft_type)).lower()
+    if saved_method != method:
         raise DtlError.of(
-            LOCATION, f"{folder} holds an adapter of {found}", f"take strategy {found}"
+            LOCATION,
+            f"{folder} has an adapter of method {saved_method} (expected {method})",
+            f"take strategy {saved_method}",
         )
-    for name, value in asked.items():
-        theirs = getattr(config, name, None)
-        if _to_comparable(theirs) != _to_comparable(value):
+    for name, value in requested.items():
+        saved, expected = _to_comparable(getattr(config, name, None)), _to_comparable(value)
+        if saved != expected:
             raise DtlError.of(
                 LOCATION,
-                f"the adapter in {folder} has {name} {_to_comparable(theirs)}, and the config asks for "
-                f"{_to_comparable(value)}",
-                "leave the option out: the adapter brings its own",
+                f"the adapter in {folder} has another {name} than the config (expected {expected}, "
+                f"got {saved})",
+                "remove the option: the adapter's own value is used",
             )
     init = getattr(config, "init_lora_weights", True)
     if isinstance(init, str) and init not in BASE_PRESERVING_INITS:
         raise DtlError.of(
             LOCATION,
-            f"the adapter in {folder} began by {init}, with a part of its base taken out",
-            "save it as plain LoRA (PEFT's path_initial_model_for_weight_conversion); dtl's export "
-            "is so",
+            f"the adapter in {folder} was initialized by {init}, which changes the base",
+            "save it as plain LoRA (PEFT's path_initial_model_for_weight_conversion), as dtl's "
+            "exports are",
         )
     if getattr(config, "bias", "none") != "none":
         raise DtlError.of(
             LOCATION,
-            f"the adapter in {folder} has biases in place of those of the base",
-            f"work it into the base, model.adapters: [{folder}], and train another one over it",
+            f"the adapter in {folder} replaces biases of the base",
+            f"merge it into the base, model.adapters: [{folder}], and train another one over it",
         )
     if hasattr(config, "init_lora_weights"):
-        config.init_lora_weights = True  # any values, as they are written over
+        config.init_lora_weights = True  # any values: they are overwritten
     return config
 
 
 def _named_tensors(adapted: nn.Module) -> dict[str, Tensor]:
-    """The parameters, and what they share, by their names in a file."""
+    """Return the trainable parameters and shared matrices, by their names in a file."""
     from peft import get_peft_model_state_dict
 
-    learning = {name: value for name, value in adapted.named_parameters() if value.requires_grad}
+    trainable = {name: value for name, value in adapted.named_parameters() if value.requires_grad}
     return dict(
         get_peft_model_state_dict(
-            adapted, state_dict=vera_matrices(adapted) | learning, save_embedding_layers=False
+            adapted, state_dict=vera_matrices(adapted) | trainable, save_embedding_layers=False
         )
     )
 
 
-def _is_inside(name: str, modules: tuple[str, ...]) -> bool:
-    return any(module in f".{name}" for module in modules)
-
-
-def _has_same_shape(place: Tensor, value: Tensor) -> bool:
-    return full_shape(place) == tuple(value.shape)
+def _has_same_shape(parameter: Tensor, value: Tensor) -> bool:
+    return full_shape(parameter) == tuple(value.shape)
 
 
 def _to_comparable(value: Any) -> Any:
-    """PEFT keeps names of layers in sets, and its files in lists."""
+    """Return a sorted list for collections: PEFT has sets of layer names, its files lists."""
     return sorted(value) if isinstance(value, (set, list, tuple)) else value
 
 
-def _raise_other_base(folder: Path, strange: str) -> NoReturn:
+def _raise_other_base(folder: Path, reason: str) -> NoReturn:
     raise DtlError.of(
         LOCATION,
-        f"{folder} does not belong to this base ({strange})",
-        "name the base that it was learnt over as model.path",
+        f"{folder} does not belong to this base ({reason})",
+        "set model.path to the base that it was trained over",
     )

@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Any
 
 from dtl.config import registry
-from dtl.export.evidence import RunEvidence, evidence_of
+from dtl.export.evidence import RunEvidence, collect_evidence
 from dtl.metrics.base import EvalRecord
 from dtl.plan.records import Plan
 from dtl.run.folder import EvaluatedStep, RunFolder
@@ -68,7 +68,7 @@ class RunRecord:
     @cached_property
     def evidence(self) -> RunEvidence:
         scored = self.scored or EvaluatedStep(0, "unadapted")
-        return evidence_of(
+        return collect_evidence(
             self.folder,
             self.task,
             self.folder.dataset_stats,

@@ -18,7 +18,7 @@ from tests.distributed.launching import environment
 
 CONFIG = """\
 model: {path: "mini:vision"}
-task: {name: image_classification, min_crop_scale: 1.0, flip: false}
+task: {name: image_classification, min_crop_scale: 1.0, horizontal_flip: false}
 data:
   train: {path: "mini:digits/train", limit: 100}
   eval: {path: "mini:digits/heldout", limit: 60}

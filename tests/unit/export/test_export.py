@@ -12,8 +12,8 @@ from dtl.config.load import load_config
 from dtl.core.errors import DtlError, RunFailed
 from dtl.export import reopen as reopened
 from dtl.export.difference import compare_logits
-from dtl.export.opened import open_export
-from dtl.export.verify import answers, read_questions, write_questions
+from dtl.export.opened import load_export
+from dtl.export.verify import compute_logits, load_inputs, save_inputs
 from dtl.export.write import local_state_dict, write_model
 from dtl.jobs import export as job
 from dtl.plan.hardware import free_disk_bytes
@@ -25,7 +25,7 @@ TEXTS = [" ".join(tiny.WORDS[:length]) for length in range(3, 11)]
 
 def in_this_process(export, asked, folder):
     """What the fresh process does, without its start."""
-    write_questions(asked, folder / "questions.safetensors")
+    save_inputs(asked, folder / "questions.safetensors")
     found = [folder / name for name in ("questions.safetensors", "answers.safetensors")]
     assert reopened.main([str(export), *map(str, found)]) == 0
     from safetensors.torch import load_file
@@ -363,7 +363,7 @@ def test_four_bits_lose_what_the_levels_lose_and_nothing_more(run, tmp_path, dty
                 layer.weight.data, quant_type="nf4", compress_statistics=True
             )
             layer.weight.data = functional.dequantize_4bit(levels, scales)
-    rounded, opened = logits(plain, merged), logits(open_export(path).model, path)
+    rounded, opened = logits(plain, merged), logits(load_export(path).model, path)
     assert torch.allclose(opened, rounded, atol=1e-5 * float(trained.abs().max()))
     assert not torch.allclose(opened, trained, atol=0.01 * float(trained.abs().max()))
     card = (path / "README.md").read_text()
@@ -405,11 +405,11 @@ def test_questions_are_read_as_they_were_written(tmp_path, decoder):
     asked = [
         {"input_ids": torch.tensor([[3 + number, 4]]), "use_cache": False} for number in range(12)
     ]
-    write_questions(asked, tmp_path / "questions")
-    again = read_questions(tmp_path / "questions")
+    save_inputs(asked, tmp_path / "questions")
+    again = load_inputs(tmp_path / "questions")
     assert [question["use_cache"] for question in again] == [False] * 12
     model = AutoModelForCausalLM.from_pretrained(decoder).eval()
-    assert all(map(torch.equal, answers(model, asked), answers(model, again)))
+    assert all(map(torch.equal, compute_logits(model, asked), compute_logits(model, again)))
 
 
 def test_a_run_that_is_not_there_is_one_sentence(tmp_path):

@@ -7,7 +7,7 @@ import pytest
 
 from dtl.data.batching import Batching
 from dtl.data.order import chain_order_digest
-from dtl.inspect.audit import audit, difference
+from dtl.inspect.audit import audit_run, find_data_difference
 from dtl.run.folder import RunFolder
 
 EXAMPLES, BATCH, SEED, KEY = 10, 4, 3, "k" * 32
@@ -43,7 +43,7 @@ def log(tmp_path):
 
 
 def test_a_clean_log_is_proven(log):
-    found = audit(log())
+    found = audit_run(log())
     assert (found.steps, found.epochs, found.fault) == (7, 2, None)
     assert "every example exactly once" in found.line("run")
 
@@ -57,14 +57,14 @@ def test_a_clean_log_is_proven(log):
     ],
 )
 def test_what_is_wrong_is_named(log, change, told):
-    assert told in (audit(log(change=change)).fault or "")
+    assert told in (audit_run(log(change=change)).fault or "")
 
 
 def test_another_seed_reads_other_examples(log):
     mine, other = log("mine"), log("other", seed=SEED + 1)
-    assert audit(other).fault == "step 1 read other examples than its order says"
-    assert difference(mine, other) == "from step 1 on they read different examples"
-    assert difference(mine, log("same")) is None
+    assert audit_run(other).fault == "step 1 read other examples than its order says"
+    assert find_data_difference(mine, other) == "from step 1 on they read different examples"
+    assert find_data_difference(mine, log("same")) is None
 
 
 @pytest.mark.parametrize("kept", ["sizes", "lengths", "sizes lengths"])
@@ -82,9 +82,13 @@ def test_batches_that_depend_on_lengths_are_proven_from_those_in_the_folder(log,
             digest = chain_order_digest(digest, batch)
             lines.append({"kind": "train", "step": len(lines) + 1, "digest": digest})
     (run.path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert audit(run).fault == "there is no lengths.npz to form its batches from"
+    assert audit_run(run).fault == "there is no lengths.npz to form its batches from"
     np.savez(run.path / "lengths.npz", **numbers)
-    assert (audit(run).steps, audit(run).epochs, audit(run).fault) == (len(lines), 2, None)
+    assert (audit_run(run).steps, audit_run(run).epochs, audit_run(run).fault) == (
+        len(lines),
+        2,
+        None,
+    )
     other = {name: found[::-1] for name, found in numbers.items()}
     np.savez(run.path / "lengths.npz", **other)
-    assert audit(run).fault == "step 1 read other examples than its order says"
+    assert audit_run(run).fault == "step 1 read other examples than its order says"

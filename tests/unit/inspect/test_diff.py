@@ -6,7 +6,7 @@ import pytest
 
 from dtl.cli.app import main
 from dtl.core.files import write_json
-from dtl.inspect.diff import differences
+from dtl.inspect.diff import diff_runs
 from dtl.run.folder import RunFolder
 from tests.tiny_run import stopped_run
 
@@ -41,7 +41,7 @@ def test_the_same_run_twice_differs_in_nothing(runs, capsys):
         run.usage.mkdir()
         note = {"began": 1e9, "seconds": seconds, "devices": {"card": 2}, "energy_joules": None}
         write_json(run.usage / "launch-1.json", note)
-    assert differences(*runs) == []
+    assert diff_runs(*runs) == []
     assert main(["diff", *(str(run.path) for run in runs)]) == 0
     assert capsys.readouterr().out == "nothing differs\n"
 

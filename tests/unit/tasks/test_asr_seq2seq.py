@@ -20,8 +20,8 @@ from dtl.data.example import EncodedExample, Skip
 from dtl.data.modalities.audio import split_audio
 from dtl.data.modalities.spec_augment import SpecAugment
 from dtl.data.sources.rows import Row
-from dtl.export.opened import Exported
-from dtl.jobs.predict import predictions
+from dtl.export.opened import ExportedModel
+from dtl.jobs.predict import predict_rows
 from dtl.models.load import load_pretrained
 from dtl.models.pretrained_config import HeadConfig, load_model_config
 from dtl.models.processor import get_pad_token_id, load_processor
@@ -394,10 +394,10 @@ def test_a_long_recording_is_written_piece_by_piece_as_transformers_writes_each(
     clips = [part for row in tiny_whisper.spoken(8) for part in (row["audio"]["array"], pause)]
     long = {"audio": {"array": np.concatenate(clips), "sampling_rate": tiny_whisper.RATE}}
     rows = [Row(0, "a", tiny_whisper.spoken(1)[0]), Row(1, "b", long), Row(2, "c", clip(0.05))]
-    exported = Exported(
+    exported = ExportedModel(
         made.task, made.dataset_stats, {}, made.model, made.processor, made.settings
     )
-    short, found, none = predictions(rows, exported, batch=3, longest=20)
+    short, found, none = predict_rows(rows, exported, batch=3, longest=20)
     expected = []
     pieces = split_audio(rows[1], rate=tiny_whisper.RATE, longest=2, shortest=0.1)
     for piece in [rows[0], *pieces]:

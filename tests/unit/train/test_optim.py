@@ -292,7 +292,7 @@ def adapted(folder, task, strategy, **options):
     dataset_stats = {"labels": ["early", "late", "never"]} if task == "text_classification" else {}
     loaded = load_on_meta_device(
         Model(path=str(folder)),
-        head=HeadConfig(plugin.head, plugin.head_settings(dataset_stats)),
+        head=HeadConfig(plugin.auto_class, plugin.head_config(dataset_stats)),
     )
     module = registry.load("strategies", strategy)
     with torch.device("meta"):

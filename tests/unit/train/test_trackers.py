@@ -160,13 +160,13 @@ def test_missing_tracker_package_is_refused_before_the_launch(tmp_path, monkeypa
     with pytest.raises(DtlError) as caught:
         preparation.check_trackers(["tensorboard", "wandb"])
     assert str(caught.value).splitlines() == [
-        "tracking: tensorboard is not installed; pip install 'dtl[tracking]'",
-        "tracking: wandb is not installed; pip install wandb",
+        "tracking: tensorboard is not installed. Fix: pip install 'dtl[tracking]'",
+        "tracking: wandb is not installed. Fix: pip install wandb",
     ]
     config = tmp_path / "c.yaml"
     config.write_text((run.path / "config.yaml").read_text())
     assert main(["plan", str(config), "tracking=[mlflow]"]) == 2
-    assert "mlflow is not installed; pip install mlflow" in capsys.readouterr().err
+    assert "mlflow is not installed. Fix: pip install mlflow" in capsys.readouterr().err
     assert main(["track", str(run.path), "--to", "trackio"]) == 2
 
 

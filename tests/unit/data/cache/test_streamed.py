@@ -21,7 +21,7 @@ from dtl.core.errors import DtlError, RankFailed
 from dtl.core.parallel_dims import ParallelDims
 from dtl.data.loader import Loader
 from dtl.data.sources import rows as source
-from dtl.inspect.audit import audit
+from dtl.inspect.audit import audit_run
 from dtl.prepare import preparation
 from dtl.prepare.prepared_data import prepare_data
 from tests import tiny, tiny_sound, tiny_speech
@@ -87,7 +87,7 @@ def test_the_run_is_bitwise_the_one_of_encoded_rows(folder, decoder, streamed):
         1
     ] * 3
     assert same(weights(streamed), weights(encoded))
-    assert audit(streamed).fault is None
+    assert audit_run(streamed).fault is None
 
 
 def test_stopped_and_resumed_it_is_bitwise_the_same(folder, decoder, streamed):
@@ -95,7 +95,7 @@ def test_stopped_and_resumed_it_is_bitwise_the_same(folder, decoder, streamed):
     stopped = run_here(config, stop_after=3)  # it is also asked before each scored batch
     assert 0 < stopped.last_step < 6
     assert same(weights(run_here(config)), weights(streamed))
-    assert audit(stopped).fault is None
+    assert audit_run(stopped).fault is None
 
 
 @pytest.mark.parametrize("ranks", [2, 3])

@@ -23,7 +23,7 @@ from dtl.config.load import load_config
 from dtl.config.schema import Model, RunConfig
 from dtl.core.errors import DtlError
 from dtl.data.batching import Batching
-from dtl.export.opened import open_export
+from dtl.export.opened import load_export
 from dtl.models.load import LoadedModel, load_on_meta_device, load_pretrained
 from dtl.models.new_parameters import init_new_parameters
 from dtl.models.pretrained_config import HeadConfig
@@ -517,7 +517,7 @@ def test_a_run_leaves_an_adapter_that_is_opened_on_the_same_base(finished, tmp_p
     told: dict[str, Any] = {}
     exec(run, told)
     inputs = AutoTokenizer.from_pretrained(finished.export)("a letter", return_tensors="pt")
-    opened = open_export(finished.export)
+    opened = load_export(finished.export)
     levels = [
         [bits(layer.weight) for _, layer in quantize.quantized_layers(model)]
         for model in (opened.model, told["base"])
