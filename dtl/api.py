@@ -1,11 +1,11 @@
-"""The same as the command line, from a notebook or a script."""
+"""The Python API: what the commands do, from a notebook or a script."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from dtl.config.load import load_config
 from dtl.config.schema import RunConfig
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from dtl.launch.torchrun import Rendezvous
 
 __all__ = [
-    "Outcome",
+    "RunResult",
     "cancel",
     "check",
     "evaluate",
@@ -40,22 +40,37 @@ __all__ = [
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """How a command ended: 0 done, 1 the run failed, 75 stopped early and resumable."""
+class RunResult:
+    """How a run ended: exit code 0 finished, 1 failed, 75 stopped early and resumable."""
 
     exit_code: int
     run: RunFolder
 
 
+@dataclass(frozen=True)
+class ResumeOptions:
+    """Options of `resume`.
+
+    `allow_change`: config keys that may change although they change the result. For a submitted
+    run: `here` continues it on this machine instead of the queue, `nodes` and `time` (as 4h) change
+    the number of machines and the time limit of its job.
+    """
+
+    allow_change: Iterable[str] = ()
+    here: bool = False
+    nodes: int | None = None
+    time: str | None = None
+
+
 def plan(config: RunConfig) -> Plan:
-    """What `train` would launch, and why. Reads the data; starts nothing."""
+    """Return what `train` would launch, and why. Reads the data; starts nothing."""
     from dtl.prepare.preparation import prepare_run
 
     return prepare_run(config).plan
 
 
 def check(config: RunConfig) -> DataReport:
-    """What the data looks like, and what in it would waste a run. Reads no weights."""
+    """Return a report on the data, with the problems that would waste a run. Reads no weights."""
     from dtl.assembly.parts import assemble
     from dtl.inspect.check.report import check_data
 
@@ -63,148 +78,131 @@ def check(config: RunConfig) -> DataReport:
 
 
 def load_run(path: str | Path) -> RunFolder:
-    """A run folder: its config, plan, metrics and result."""
+    """Return a run folder: its config, plan, metrics and result. Raises DtlError if it is none."""
     return RunFolder.open(path)
 
 
 def train(
     config: RunConfig,
     *,
-    say: Callable[[str], None] = print,
-    fork: bool = False,
+    print_line: Callable[[str], None] = print,
+    can_fork: bool = False,
     quiet: bool = False,
-) -> Outcome:
-    """Validate, plan, launch on this machine, train, score, export.
+) -> RunResult:
+    """Validate, plan, launch on this machine, train, evaluate and export.
 
-    A finished run of the same config is left as it is; an interrupted one goes on. `fork`: a single
-    process may be a copy of this one, which saves seconds; never where torch has computed before,
-    since its threads do not live on in a copy. `quiet`: what the run's processes tell goes to its
-    logs. Raises DtlError for the user's faults.
+    A finished run of the same config is not changed; an interrupted one is resumed. `can_fork`: a
+    single process may be a fork of this one, which saves seconds; not where torch has computed
+    before, because its threads do not survive a fork. `quiet`: the output of the run's processes
+    goes to its logs only. Raises DtlError for faults of the user.
     """
-    with Supervisor(say, can_fork=fork, quiet=quiet) as supervisor:
+    with Supervisor(print_line, can_fork=can_fork, quiet=quiet) as supervisor:
         return _train(config, supervisor)
 
 
-def _train(config: RunConfig, supervisor: Supervisor) -> Outcome:
+def _train(config: RunConfig, supervisor: Supervisor) -> RunResult:
     from dtl.prepare import preparation
 
-    folder, say = RunFolder.from_config(config), supervisor.print_line
+    # 1. Resume a run of the same config.
+    folder = RunFolder.from_config(config)
     if preparation.has_same_run(folder, config):
-        return _resume(folder, _layout_of(config, folder), frozenset(), supervisor)
+        overrides = _layout_overrides(config, folder)
+        return _resume(folder, overrides, supervisor)
+    # 2. Check that the run can start here.
     preparation.check_unused(folder, config)
     if config.layout.nodes > 1:
         raise DtlError.of(
             "layout.nodes",
-            f"`dtl train` starts this machine alone, not {config.layout.nodes}",
-            "give `dtl launch CONFIG --node-rank R --master HOST` on each of them, R from 0",
+            f"`dtl train` starts processes on this machine only, not on {config.layout.nodes}",
+            "run `dtl launch CONFIG --node-rank R --master HOST` on each machine, R from 0",
         )
+    # 3. Prepare data, plan and folder; then launch.
     prepared = preparation.prepare_run(config)
-    for line in prepared.plan.format_lines():
-        say(line)
-    for line in prepared.data.format_lines():
-        say(line)
+    for line in (*prepared.plan.format_lines(), *prepared.data.format_lines()):
+        supervisor.print_line(line)
     preparation.write_run(folder, prepared)
-    return Outcome(supervisor.launch(folder, prepared), folder)
+    return RunResult(supervisor.launch(folder, prepared), folder)
 
 
 def resume(
     path: str | Path,
     overrides: Sequence[str] = (),
     *,
-    allow_change: Iterable[str] = (),
-    here: bool = False,
-    nodes: int | None = None,
-    time: str | None = None,
-    say: Callable[[str], None] = print,
-    fork: bool = False,
-) -> Outcome:
-    """Continue an interrupted run from its newest whole checkpoint; leave a finished one alone.
+    print_line: Callable[[str], None] = print,
+    can_fork: bool = False,
+    **options: Any,
+) -> RunResult:
+    """Resume an interrupted run from its newest intact checkpoint; do not change a finished one.
 
-    A submitted run goes into its queue again, perhaps on other `nodes` or for another `time`,
-    unless it is to go on `here`.
-
-    Another layout (`layout.processes_per_node=4`) gives the same result. Keys that would change it are
-    refused, unless they are named in `allow_change`. Raises DtlError.
+    A submitted run is put into its queue again. Another layout (`layout.processes_per_node=4`)
+    gives the same result. `options`: fields of ResumeOptions. Raises DtlError, also for overrides
+    that change the result and are not in `allow_change`.
     """
-    folder, allowed = RunFolder.open(path), frozenset(allow_change)
-    if (job := Submission.load(folder.path)) is not None and folder.state != "finished":
+    chosen = ResumeOptions(**options)
+    folder, allow_change = RunFolder.open(path), frozenset(chosen.allow_change)
+    job = Submission.load(folder.path)
+    if job is not None and folder.state != "finished":
         from dtl.cluster.submit import check_not_queued, resubmit
         from dtl.prepare import preparation
 
-        config = preparation.load_changed_config(folder, overrides, allow_change=allowed)
-        if not here:
-            resubmit(folder, job, config, nodes=nodes, time_limit=time, print_line=say)
-            return Outcome(0, folder)
+        config = preparation.load_changed_config(folder, overrides, allow_change=allow_change)
+        if not chosen.here:
+            resubmit(
+                folder,
+                job,
+                config,
+                nodes=chosen.nodes,
+                time_limit=chosen.time,
+                print_line=print_line,
+            )
+            return RunResult(0, folder)
         check_not_queued(folder)
-    if nodes is not None or time is not None:
+    if chosen.nodes is not None or chosen.time is not None:
         raise DtlError.of(
-            str(path), "this run does not wait in a queue", "leave out --nodes and --time"
+            str(path), "this run is not resumed in a queue", "leave out --nodes and --time"
         )
-    with Supervisor(say, can_fork=fork) as supervisor:
-        return _resume(folder, overrides, allowed, supervisor, anew=job is not None)
-
-
-def submit(
-    config: str | Path,
-    overrides: Sequence[str] = (),
-    *,
-    cluster: str,
-    say: Callable[[str], None] = print,
-    dry_run: bool = False,
-    **options: Any,
-) -> list[RunFolder]:
-    """Plan a run for a cluster and put it into the queue there; the run folders, of a grid one for
-    each cell. `cluster`: a site's name or file; `options`: fields of dtl.cluster.submit.SubmitRequest. `dry_run`:
-    only say the script. Raises DtlError.
-    """
-    from dtl.cluster.submit import SubmitRequest, render_job_script, submit_runs
-
-    request = SubmitRequest(cluster, **options)
-    if dry_run:
-        say(render_job_script(Path(config), overrides, request))
-        return []
-    return submit_runs(Path(config), overrides, request, say)
-
-
-def status(path: str | Path = "runs") -> list[Status]:
-    """Where a run is, or each run below a folder."""
-    from dtl.cluster.status import query_runs
-
-    return query_runs(Path(path))
-
-
-def cancel(path: str | Path, *, say: Callable[[str], None] = print) -> None:
-    """Ask a run, or each run below a folder, to save and end; return when it has."""
-    from dtl.cluster.cancel import cancel_runs
-
-    cancel_runs(Path(path), print_line=say)
+    with Supervisor(print_line, can_fork=can_fork) as supervisor:
+        return _resume(
+            folder,
+            overrides,
+            supervisor,
+            allow_change=allow_change,
+            needs_new_plan=job is not None,
+        )
 
 
 def _resume(
     folder: RunFolder,
     overrides: Sequence[str],
-    allow_change: frozenset[str],
     supervisor: Supervisor,
     *,
-    anew: bool = False,
-) -> Outcome:
-    """`anew`: it was laid out for another machine."""
+    allow_change: frozenset[str] = frozenset(),
+    needs_new_plan: bool = False,
+) -> RunResult:
+    """Resume on this machine. `needs_new_plan`: the run was planned for another machine."""
     from dtl.prepare import preparation
 
-    say = supervisor.print_line
     if folder.state == "finished":
-        say(f"{folder.path} is finished; nothing to do")
-        return Outcome(0, folder)
-    say(f"{folder.path} was interrupted; it goes on")
+        supervisor.print_line(f"{folder.path} is finished; nothing to do")
+        return RunResult(0, folder)
+    supervisor.print_line(f"{folder.path} was interrupted; resuming")
     prepared = None
-    if overrides or anew:
+    if overrides or needs_new_plan:
         config = preparation.load_changed_config(folder, overrides, allow_change=allow_change)
         prepared = preparation.prepare_run(config)
         preparation.check_data_unchanged(folder, prepared.data)
         preparation.write_run(folder, prepared)
         for line in prepared.plan.format_lines():
-            say(line)
-    return Outcome(supervisor.launch(folder, prepared), folder)
+            supervisor.print_line(line)
+    return RunResult(supervisor.launch(folder, prepared), folder)
+
+
+def _layout_overrides(config: RunConfig, folder: RunFolder) -> list[str]:
+    """Return overrides that give an interrupted run the layout of the config."""
+    if folder.state == "finished" or folder.config.layout == config.layout:
+        return []
+    layout = config.layout.model_dump(mode="json")
+    return [f"layout.{key}={'null' if value is None else value}" for key, value in layout.items()]
 
 
 def launch(
@@ -212,34 +210,70 @@ def launch(
     overrides: Sequence[str] = (),
     *,
     rendezvous: Rendezvous,
-    say: Callable[[str], None] = print,
-) -> Outcome:
-    """This machine's part of a run over `layout.nodes` machines that share the run folder; the
-    same command on each of them starts the run, and goes on with it.
+    print_line: Callable[[str], None] = print,
+) -> RunResult:
+    """Start this machine's processes of a run over `layout.nodes` machines.
 
-    Each starts `layout.processes_per_node`, or one a device. Raises DtlError.
+    The machines share the run folder. The same command on each of them starts the run, or resumes
+    it. Each starts `layout.processes_per_node` processes, or one for each device. Raises DtlError.
     """
     from dtl.launch.torchrun import build_node_command
     from dtl.plan.hardware import detect_hardware
 
     config = load_config(path, overrides)
     hardware = detect_hardware()
-    ranks = config.layout.processes_per_node or (
-        hardware.device_count if hardware.device == "cuda" else 1
-    )
+    devices = hardware.device_count if hardware.device == "cuda" else 1
+    processes = config.layout.processes_per_node or devices
     folder = RunFolder.from_config(config)
     if folder.state == "finished":
-        say(f"{folder.path} is finished; nothing to do")
-        return Outcome(0, folder)
-    started = build_node_command(
-        rendezvous, Path(path), overrides, processes=ranks, device=hardware.device
+        print_line(f"{folder.path} is finished; nothing to do")
+        return RunResult(0, folder)
+    command = build_node_command(
+        rendezvous, Path(path), overrides, processes=processes, device=hardware.device
     )
-    say(
-        f"machine {rendezvous.node_rank} of {rendezvous.nnodes}: {ranks} processes meet those of the "
-        f"others at {rendezvous.master_addr}, port {rendezvous.master_port}"
+    print_line(
+        f"machine {rendezvous.node_rank} of {rendezvous.nnodes}: {processes} processes connect to "
+        f"{rendezvous.master_addr}, port {rendezvous.master_port}"
     )
-    with Supervisor(say, can_fork=False) as supervisor:
-        return Outcome(supervisor.launch(folder, None, started), folder)
+    with Supervisor(print_line, can_fork=False) as supervisor:
+        return RunResult(supervisor.launch(folder, None, command), folder)
+
+
+def submit(
+    config: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    cluster: str,
+    print_line: Callable[[str], None] = print,
+    dry_run: bool = False,
+    **options: Any,
+) -> list[RunFolder]:
+    """Plan a run for a cluster and put it into the queue; return the run folders.
+
+    A grid has one run for each combination. `cluster`: a site's name or file. `dry_run`: print the
+    job script only. `options`: fields of dtl.cluster.submit.SubmitRequest. Raises DtlError.
+    """
+    from dtl.cluster.submit import SubmitRequest, render_job_script, submit_runs
+
+    request = SubmitRequest(cluster, **options)
+    if dry_run:
+        print_line(render_job_script(Path(config), overrides, request))
+        return []
+    return submit_runs(Path(config), overrides, request, print_line)
+
+
+def status(path: str | Path = "runs") -> list[Status]:
+    """Return the state of a run, or of each run below a folder."""
+    from dtl.cluster.status import query_runs
+
+    return query_runs(Path(path))
+
+
+def cancel(path: str | Path, *, print_line: Callable[[str], None] = print) -> None:
+    """Request a run, or each run below a folder, to save and stop; return when they have."""
+    from dtl.cluster.cancel import cancel_runs
+
+    cancel_runs(Path(path), print_line=print_line)
 
 
 def evaluate(
@@ -248,68 +282,51 @@ def evaluate(
     overrides: Sequence[str] = (),
     *,
     out: str | Path | None = None,
-    say: Callable[[str], None] = print,
+    print_line: Callable[[str], None] = print,
 ) -> dict[str, float]:
-    """Scores on this machine: of a finished run's export on other data, or, of a config, those of
-    its unadapted base on its held-out rows, or on `data`.
+    """Return scores, computed on this machine.
 
-    Writes evaluation.json and evaluation.jsonl into `out`; left out, into the run folder, and for a
-    config nowhere. Raises DtlError.
+    Of a finished run: those of its export on `data`. Of a config: those of its unadapted base on
+    its held-out rows, or on `data`. Writes evaluation.json and evaluation.jsonl into `out`; None:
+    into the run folder, and for a config nowhere. Raises DtlError.
     """
     from dtl.config.schema import Source
     from dtl.jobs.evaluate import score_base, score_run
 
     folder = None if out is None else Path(out)
     if is_config(path):
-        given = [] if data is None else [f"data.eval={data}", "data.eval_fraction=null"]
-        return score_base(
-            load_config(path, [*overrides, *given]), out=folder, print_line=say
-        ).scores
+        replaced = [] if data is None else [f"data.eval={data}", "data.eval_fraction=null"]
+        config = load_config(path, [*overrides, *replaced])
+        return score_base(config, out=folder, print_line=print_line).scores
     run = RunFolder.open(path)
     if data is None:
-        raise DtlError.of("--data", "nothing to score the run on is named", "give --data ROWS")
-    return score_run(run, Source(path=data), list(overrides), out=folder, print_line=say).scores
+        raise DtlError.of("--data", "the rows to score the run on are missing", "add --data ROWS")
+    source = Source(path=data)
+    return score_run(run, source, list(overrides), out=folder, print_line=print_line).scores
 
 
 def is_config(path: str | Path) -> bool:
-    """Whether it names a config, and no run folder."""
+    """Return whether a path names a config, not a run folder."""
     return Path(path).is_file() or Path(path).suffix in (".yaml", ".yml")
 
 
-def export(
-    path: str | Path,
-    *,
-    merge: bool = False,
-    dtype: Literal["fp32", "bf16", "fp16"] | None = None,
-    shard_size: str = "5GB",
-    to: str | Path | None = None,
-    quantize: Literal["int8", "nf4"] | None = None,
-    form: Literal["safetensors", "onnx", "gguf"] = "safetensors",
-    converter: str | Path | None = None,
-    say: Callable[[str], None] = print,
-) -> Path:
-    """Write what a run has learnt in another form, held to the trained model in a fresh process.
+def export(path: str | Path, *, print_line: Callable[[str], None] = print, **options: Any) -> Path:
+    """Write the trained model in another format; return the new folder.
 
-    Returns the new folder, in the run's or `to`. Raises DtlError.
+    A fresh process compares it with the trained model. `options`: fields of
+    dtl.jobs.export.ExportRequest, such as merge=True. Raises DtlError.
     """
     from dtl.jobs.export import ExportRequest, export_run
 
-    wanted = ExportRequest(
-        merge=merge,
-        dtype=dtype,
-        shard_size=shard_size,
-        target=None if to is None else Path(to),
-        quantize=quantize,
-        format=form,
-        converter=None if converter is None else Path(converter),
-    )
-    return export_run(RunFolder.open(path), wanted, say=say).path
+    paths = {key: Path(options[key]) for key in ("to", "converter") if options.get(key)}
+    request = ExportRequest(**{**options, **paths})
+    return export_run(RunFolder.open(path), request, say=print_line).path
 
 
 def push(
     path: str | Path, repository: str, *, private: bool = False, revision: str | None = None
 ) -> str:
-    """Upload the export of a run, or an export, to the hub; returns its address there.
+    """Upload an export, or that of a run, to the Hugging Face hub; return its address there.
 
     The token is that of `hf auth login` or HF_TOKEN. Raises DtlError.
     """
@@ -325,23 +342,16 @@ def predict(
     batch: int = 16,
     max_new_tokens: int | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """What an export, or that of a run, says of each text, sound, picture or row, in order.
+    """Yield the prediction of an export, or that of a run, for each input in order.
 
-    Raises DtlError for an input at fault.
+    `inputs`: texts, files of rows or lines, audio files, images. Raises DtlError for an invalid
+    input.
     """
-    from dtl.export.opened import load_export
-    from dtl.jobs.predict import predict_rows, read_input_rows, check_inputs_exist
+    from dtl.export.load_export import open_export
+    from dtl.jobs.predict import check_inputs_exist, predict_rows, read_input_rows
 
-    given = [str(one) for one in inputs]
-    check_inputs_exist(given)
-    exported = load_export(Path(path))
-    rows = read_input_rows(given, exported)
+    names = [str(each) for each in inputs]
+    check_inputs_exist(names)
+    exported = open_export(Path(path))
+    rows = read_input_rows(names, exported)
     return predict_rows(rows, exported, batch=batch, longest=max_new_tokens)
-
-
-def _layout_of(config: RunConfig, folder: RunFolder) -> list[str]:
-    """Overrides that give a begun run the layout that the config now asks for."""
-    if folder.state == "finished" or folder.config.layout == config.layout:
-        return []
-    asked = config.layout.model_dump(mode="json")
-    return [f"layout.{key}={'null' if value is None else value}" for key, value in asked.items()]

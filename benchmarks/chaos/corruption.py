@@ -1,4 +1,4 @@
-"""Damage the newest checkpoint of an interrupted run: it is found out before it is loaded."""
+"""Damage the newest checkpoint of an interrupted run: it must be detected before it is loaded."""
 
 from __future__ import annotations
 
@@ -13,13 +13,15 @@ from benchmarks.chaos.table import count_values
 from benchmarks.chaos.trials import TrialResult
 
 NAME = "corruption"
-REQUIREMENT = "found out before it is loaded, named, the older one taken, ends bitwise"
+REQUIREMENT = (
+    "detected and named before it is loaded, resumes from an older one, ends bitwise equal"
+)
 FILES = ["manifest.json", "progress.json", "part-00001.safetensors"]
 INTERRUPTED_AFTER, FOREIGN_AFTER = 20, 30  # steps, of a run that saves every 10
 
 
 def run_trial(setup: Setup, number: int) -> TrialResult:
-    """One damage to one copy of the interrupted run."""
+    """Apply one damage to a copy of the interrupted run, and resume it."""
     damage = draw_damage(number, FILES)
     result = TrialResult(NAME, number, injected=1, actions=[str(damage)])
     result.measurements = {"way": damage.way, "file": damage.file or "whole checkpoint"}
@@ -49,14 +51,14 @@ def run_trial(setup: Setup, number: int) -> TrialResult:
 
 
 def describe(trials: list[TrialResult]) -> str:
-    """What the table says."""
+    """Return the text of the table."""
     files = count_values(trials, "file")
     ways = len({result.measurements.get("way") for result in trials})
     return f"{len(trials)} damaged checkpoints in {ways} ways ({files})"
 
 
 def interrupted(setup: Setup, name: str, overrides: tuple[str, ...] = (), *, after: int) -> Run:
-    """A run of one process that was asked to stop after some steps; made once."""
+    """Return a single-process run that was stopped after some steps; it is created once."""
     run = Run(setup, setup.folder / "references" / f"interrupted-{name}", SINGLE_PROCESS, overrides)
     with setup.lock(name):
         while not _is_interrupted(run, after):
@@ -70,7 +72,7 @@ def interrupted(setup: Setup, name: str, overrides: tuple[str, ...] = (), *, aft
 
 
 def _is_interrupted(run: Run, after: int) -> bool:
-    """Whether it has stopped between the last rhythmic save and the next."""
+    """Whether it stopped between the last regular save and the next."""
     steps = sorted(int(path.name[-8:]) for path in run.checkpoints.glob("step-*"))
     return (
         bool(steps) and not run.is_finished and after < steps[-1] < after + run.scenario.save_every
@@ -78,16 +80,16 @@ def _is_interrupted(run: Run, after: int) -> bool:
 
 
 def _faults_of_telling(run: Run, damaged: DamagedCheckpoint, *, harmless: bool) -> list[str]:
-    """The damaged one is named, with what is wrong, before the run resumes from the right one."""
+    """Check that the damaged one is named before the run resumes from the right one."""
     before, resumed, after = run.output.partition("resuming from ")
     if not resumed:
-        return ["it has not resumed from a checkpoint"]
+        return ["it did not resume from a checkpoint"]
     faults = []
     taken = after.splitlines()[0]
     if not taken.endswith(damaged.fallback.name):
         faults.append(f"resumed from {taken}, not from {damaged.fallback.name}")
     name = damaged.checkpoint.name
-    named = any("set aside" in text and name in text for text in before.splitlines())
+    named = any("renamed to" in text and name in text for text in before.splitlines())
     if not named and not harmless:
         faults.append(f"{name} was not named as damaged")
     return faults

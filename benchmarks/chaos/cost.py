@@ -1,4 +1,4 @@
-"""What it costs: the stall of a save as a share of the steps between two, and the way back."""
+"""The cost of a save as a share of the steps between two, and the time to resume."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SCENARIO = Scenario(
 
 
 def run_trial(setup: Setup, number: int) -> TrialResult:
-    """One run, alone on the machine; killed once, right after its first save."""
+    """Run alone on the machine; kill once, right after the first save."""
     result = TrialResult(NAME, number, actions=[f"{SCENARIO.steps} steps"])
     overrides = (f"model.path={_larger_model(setup)}",)
     run = Run(setup, setup.trial_folder(NAME, number), SCENARIO, overrides)
@@ -69,8 +69,8 @@ def run_trial(setup: Setup, number: int) -> TrialResult:
 
 
 def measure(lines: list[dict[str, Any]], *, save_every: int) -> dict[str, float]:
-    """Medians of the steps and of what a save adds: its own line where the log has one, and how
-    much longer the step after it takes."""
+    """Return medians of a step, and of the time that a save adds: its own in the log, and how much
+    longer the step after it takes."""
     steps = {line["step"]: line["seconds"] for line in lines if line["kind"] == "train"}
     after = [seconds for step, seconds in steps.items() if step > 1 and step % save_every == 1]
     others = [seconds for step, seconds in steps.items() if step % save_every != 1]
@@ -82,7 +82,7 @@ def measure(lines: list[dict[str, Any]], *, save_every: int) -> dict[str, float]
 
 
 def describe(trials: list[TrialResult]) -> str:
-    """What the table says."""
+    """Return the text of the table."""
     (step,), (stall,), (share,) = (collect(trials, name) for name in ("step", "stall", "share"))
     (resume,) = collect(trials, "resume_seconds")
     return (
@@ -93,7 +93,7 @@ def describe(trials: list[TrialResult]) -> str:
 
 
 def _larger_model(setup: Setup) -> Path:
-    """Large enough that a step takes half a second on one core a process."""
+    """Return a model so large that a step takes half a second on one core per process."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 

@@ -1,4 +1,4 @@
-"""Ways to damage a checkpoint, each a function of the folders; drawn from a seed."""
+"""Damages to a checkpoint, each a function of the folders, drawn from a seed."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ HARMLESS = ("stale staged folder",)
 
 @dataclass(frozen=True)
 class Damage:
-    """What is done; `file` names one of the newest checkpoint's, or is empty."""
+    """One damage. `file`: a file of the newest checkpoint; "" for the whole checkpoint."""
 
     way: str
     file: str
@@ -39,20 +39,20 @@ class Damage:
 
 
 def list_damages(files: list[str]) -> list[Damage]:
-    """Each way for each file, then the ways that take a whole checkpoint."""
+    """Return each damage to each file, then the damages to a whole checkpoint."""
     of_files = [Damage(way, file) for file in files for way in FILE_DAMAGES]
     return of_files + [Damage(way, "") for way in CHECKPOINT_DAMAGES]
 
 
 def draw_damage(number: int, files: list[str]) -> Damage:
-    """Ways take turns; places in the files are drawn anew each time round."""
+    """Return the damage of a trial; its position in the file is drawn."""
     ways = list_damages(files)
     return ways[number % len(ways)]
 
 
 @dataclass(frozen=True)
 class DamagedCheckpoint:
-    """The checkpoint that must be found out, and the one that must be taken instead."""
+    """The checkpoint that must be rejected, and the one to resume from instead."""
 
     checkpoint: Path
     fallback: Path
@@ -61,7 +61,7 @@ class DamagedCheckpoint:
 def damage_checkpoint(
     damage: Damage, rng: Random, *, checkpoints: Path, foreign: Path
 ) -> DamagedCheckpoint:
-    """Damage one of these checkpoints; `foreign`: those of another run."""
+    """Damage one of the checkpoints. `foreign`: the checkpoints of another run."""
     oldest, older, newest = sorted(checkpoints.glob("step-*"))[-3:]
     if damage.file:
         damage_file(damage, rng, newest=newest, older=older)
@@ -76,7 +76,7 @@ def damage_checkpoint(
 
 
 def damage_file(damage: Damage, rng: Random, *, newest: Path, older: Path) -> None:
-    """Damage one file of a checkpoint, whoever wrote it."""
+    """Damage one file of a checkpoint."""
     _FILE[damage.way](newest / damage.file, older / damage.file, rng)
 
 
@@ -104,7 +104,7 @@ def _bit(file: Path, _: Path, rng: Random) -> None:
 def _swap(file: Path, other: Path, rng: Random) -> None:
     mine, yours = file.read_bytes(), other.read_bytes()
     file.write_bytes(yours)
-    if rng.random() < 0.5 and file.name.startswith("part-"):  # the older one stays whole
+    if rng.random() < 0.5 and file.name.startswith("part-"):  # the older one stays intact
         file.with_name(f"{file.name}.bak").write_bytes(mine)
 
 
@@ -184,7 +184,7 @@ def _stale_staged(newest: Path, older: Path, foreign: Path, rng: Random) -> Path
 
 
 def _second_time(newest: Path, older: Path, foreign: Path, rng: Random) -> Path:
-    """A damaged one of this step has been set aside before."""
+    """Damage a checkpoint of whose step a damaged one was renamed before."""
     shutil.copytree(newest, newest.with_name(f"damaged-{newest.name}"))
     _bit(newest / "part-00001.safetensors", newest, rng)
     return newest

@@ -1,5 +1,7 @@
-"""The disk fills up while a run saves: one clear message, an older whole checkpoint, and it goes on
-when there is room again."""
+"""The disk fills up while a run saves: an older checkpoint stays intact, and the run resumes.
+
+There is one clear message, and the run resumes when there is space.
+"""
 
 from __future__ import annotations
 
@@ -15,15 +17,17 @@ from benchmarks.chaos.setup import SCENARIOS, SINGLE_PROCESS, Scenario, Setup
 from benchmarks.chaos.trials import TrialResult
 
 NAME = "disk"
-REQUIREMENT = "names the full disk once, older checkpoint whole, goes on bitwise when there is room"
+REQUIREMENT = (
+    "names the full disk once, an older checkpoint is intact, resumes bitwise equal with space"
+)
 CASES: tuple[Scenario, ...] = (SINGLE_PROCESS, *SCENARIOS[:3])
 KEEP = ("train.keep_last=2", "train.save_every=10")
-ROOM = 2.4  # checkpoints that fit: the third is written while two are kept
+SPACE = 2.4  # checkpoints that fit: the third is written while two exist
 OTHER_BYTES = 160_000  # the rest of a run folder
 
 
 def run_trial(setup: Setup, number: int) -> TrialResult:
-    """A run on a small file system."""
+    """Run on a small file system."""
     scenario = CASES[number % len(CASES)]
     result = TrialResult(NAME, number, actions=[scenario.name])
     run = Run(setup, setup.trial_folder(NAME, number), scenario, KEEP)
@@ -31,7 +35,7 @@ def run_trial(setup: Setup, number: int) -> TrialResult:
     run.remove()
     mount = run.folder.parent
     mount.mkdir(parents=True)
-    size = int(_checkpoint_bytes(setup, scenario) * ROOM) + OTHER_BYTES
+    size = int(_checkpoint_bytes(setup, scenario) * SPACE) + OTHER_BYTES
     if os.geteuid() or not _mount(mount, f"size={size}"):
         result.skip_reason = "a small file system needs root and the right to mount"
         return result
@@ -42,7 +46,7 @@ def run_trial(setup: Setup, number: int) -> TrialResult:
         run.start()
         code = run.wait()
         if code:
-            result.violations.append(f"with room it ended with {code}: {run.last_output}")
+            result.violations.append(f"with space it ended with {code}: {run.last_output}")
         else:
             result.violations += find_differences(run, expected)
     except TimedOut as timeout:
@@ -56,29 +60,29 @@ def run_trial(setup: Setup, number: int) -> TrialResult:
 
 
 def describe(trials: list[TrialResult]) -> str:
-    """What the table says."""
-    return f"{len(trials)} layouts on a tmpfs with room for {ROOM} checkpoints"
+    """Return the text of the table."""
+    return f"{len(trials)} layouts on a tmpfs with space for {SPACE} checkpoints"
 
 
 def _fill(run: Run) -> list[str]:
-    """Run into the full disk; what does not hold."""
+    """Run until the disk is full; return what is wrong."""
     run.start()
     code = run.wait()
     faults = [f"{left} after a full disk" for left in run.find_leftovers()]
-    told = run.output.splitlines()
-    naming = [text for text in told if "disk is full" in text or "No space left" in text]
+    lines = run.output.splitlines()
+    naming = [text for text in lines if "disk is full" in text or "No space left" in text]
     if code in (0, 75):
         faults.append(f"exit code {code} on a full disk")
-    if len(naming) != 1 or any("Traceback" in text for text in told):
+    if len(naming) != 1 or any("Traceback" in text for text in lines):
         faults.append(f"the full disk is named in {len(naming)} lines: {run.last_output}")
     newest = max(run.checkpoints.glob("step-*"), default=None)
     if newest is None or not is_intact(newest):
-        faults.append(f"the newest checkpoint is not whole ({newest})")
+        faults.append(f"the newest checkpoint is not intact ({newest})")
     return faults
 
 
 def is_intact(checkpoint: Path) -> bool:
-    """Every file is there with the hash that the manifest has."""
+    """Whether every file has the hash that is in the manifest."""
     files = json.loads((checkpoint / "manifest.json").read_text(encoding="utf-8"))["files"]
     return all(
         hashlib.sha256((checkpoint / name).read_bytes()).hexdigest() == seal["sha256"]

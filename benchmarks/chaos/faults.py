@@ -1,4 +1,4 @@
-"""Faults as pure records, drawn from a seed: whom to kill or request, when, and what to damage."""
+"""Faults as records, drawn from a seed: which process gets which signal, and when."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SECOND_SIGNAL = 0.3  # share of the trials with a second signal
 
 @dataclass(frozen=True)
 class Moment:
-    """When: `phase` from `step` on, and so many seconds after it was seen."""
+    """A moment of a run: the first `phase` from `step` on, and `delay` seconds later."""
 
     phase: str
     step: int
@@ -30,7 +30,7 @@ class Moment:
 
 @dataclass(frozen=True)
 class Kill:
-    """SIGKILL of a victim at a moment."""
+    """SIGKILL to a victim at a moment."""
 
     victim: str
     moment: Moment
@@ -38,7 +38,7 @@ class Kill:
 
 @dataclass(frozen=True)
 class StopRequest:
-    """A signal to a victim at a moment, and perhaps a second one some seconds later."""
+    """A signal to a victim at a moment, and possibly a second one some seconds later."""
 
     victim: str
     signal: str
@@ -48,7 +48,7 @@ class StopRequest:
 
 
 def draw_kills(rng: Random, scenario: Scenario) -> list[Kill]:
-    """Several kills of one run, in the order of their steps; some hit its start-up or its end."""
+    """Draw several kills of one run, in the order of their steps; some hit its start or its end."""
     steps = sorted(rng.randint(1, scenario.steps - 1) for _ in range(rng.randint(5, 7)))
     kills: list[Kill] = []
     for step in steps:
@@ -61,14 +61,14 @@ def draw_kills(rng: Random, scenario: Scenario) -> list[Kill]:
 
 
 def _victim(rng: Random, before: list[Kill]) -> str:
-    """The supervisor starts a run again so many times a command: then the desk's turn has come."""
+    """Draw a victim. After as many restarts as the supervisor allows, it is killed itself."""
     last = [kill.victim for kill in before[-RESTARTS:]]
     spent = len(last) == RESTARTS and not {"supervisor", "all"} & set(last)
     return rng.choice(("supervisor", "all") if spent else VICTIMS)
 
 
 def draw_stop_request(rng: Random, scenario: Scenario, number: int) -> StopRequest:
-    """Moments take turns, so that none is left out; the rest is drawn."""
+    """Draw a stop request. Its phase depends on the number, so that every phase occurs."""
     phase = MOMENTS[number % len(MOMENTS)]
     victim = "supervisor" if phase == "tokenizing" else rng.choice(SIGNAL_TARGETS)
     second = rng.choice(SIGNALS) if rng.random() < SECOND_SIGNAL else None

@@ -1,4 +1,4 @@
-"""One rank is stopped by SIGSTOP, as by a hanging disk or card: it is found, named, and resumed."""
+"""SIGSTOP to one rank, as by a hanging disk: it is detected and named, and the run resumes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from benchmarks.chaos.table import collect, median_seconds
 from benchmarks.chaos.trials import TrialResult
 
 NAME = "stopped"
-REQUIREMENT = "the late rank is named, the run ends and resumes by itself, ends bitwise"
+REQUIREMENT = "the hanging rank is named, the run restarts by itself, ends bitwise equal"
 HANG_SECONDS, LOADING_SECONDS = 6, 40  # the second also holds for saves
 WATCHED = (
     f"train.hang_seconds={HANG_SECONDS}.0",
@@ -23,7 +23,7 @@ END_SECONDS = LOADING_SECONDS + 45.0  # a launcher may give its ranks 30 s
 
 
 def run_trial(setup: Setup, number: int) -> TrialResult:
-    """One rank of two stands still in the middle of a run."""
+    """Stop one rank of two in the middle of a run."""
     scenario, rank = SCENARIOS[number // 2 % 3], number % 2
     rng = setup.rng(NAME, number)
     result = TrialResult(NAME, number, actions=[scenario.name])
@@ -41,7 +41,7 @@ def run_trial(setup: Setup, number: int) -> TrialResult:
         start = time.monotonic()
         result.injected = 1
         result.actions.append(f"rank {rank} stopped after step {run.step}")
-        result.violations += [f"process {left} lives on" for left in _left(run, living)]
+        result.violations += [f"process {left} still runs" for left in _left(run, living)]
         result.measurements["seconds"] = time.monotonic() - start
         if result.violations:
             return result
@@ -59,7 +59,7 @@ def run_trial(setup: Setup, number: int) -> TrialResult:
 
 
 def describe(trials: list[TrialResult]) -> str:
-    """What the table says."""
+    """Return the text of the table."""
     return (
         f"{len(trials)} runs with a rank stopped by SIGSTOP, train.hang_seconds={HANG_SECONDS} "
         f"and, in saves, train.loading_hang_seconds={LOADING_SECONDS}; "
@@ -71,7 +71,7 @@ def _left(run: Run, living: Processes) -> list[int]:
     return run.wait_until_ended([*living.ranks.values()], END_SECONDS)
 
 
-def names_late_rank(told: str, rank: int) -> bool:
-    """Whether a line on a rank that stood still blames this one, and not the other."""
-    verdicts = [text for text in told.splitlines() if "stood still" in text]
-    return any(re.search(rf"rank {rank}\b", text.partition(";")[2]) for text in verdicts)
+def names_late_rank(output: str, rank: int) -> bool:
+    """Whether the line about a hanging rank names this one, and not the other."""
+    lines = [text for text in output.splitlines() if "has made no progress" in text]
+    return any(re.search(rf"rank {rank}\b", text.partition(";")[2]) for text in lines)

@@ -57,10 +57,10 @@ def describe(trials: list[TrialResult]) -> str:
         not result.violations and not result.measurements.get("gave_up") for result in trials
     )
     equal = sum(not result.violations for result in trials)
-    landed = sum(result.injected for result in trials)
+    injected = sum(result.injected for result in trials)
     in_saves = collect(trials, "phases").count("save")
     return (
-        f"{landed} kills in {len(trials)} runs, {in_saves} of them inside a save "
+        f"{injected} kills in {len(trials)} runs, {in_saves} of them inside a save "
         f"(phases: {count_values(trials, 'phases')}; victims: {count_values(trials, 'victims')}). "
         f"{back} of {len(trials)} runs recovered by themselves, {equal} ended bitwise equal. "
         f"The command was started again {total(trials, 'again')} times because the supervisor had "

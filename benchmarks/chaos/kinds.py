@@ -1,4 +1,4 @@
-"""All kinds of trials, and how many faults of each are wanted."""
+"""All kinds of trials, and how many faults of each are required."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ BASELINES = (peer.Kills.NAME, peer.Corruptions.NAME)
 
 
 def select_kinds(setup: Setup, options: Namespace) -> list[Kind]:
-    """Those that were asked for and of which any are wanted, in the order of the table."""
+    """Return the requested kinds that require faults, in the order of the table."""
     wanted: list[tuple[Any, Callable[[], int]]] = [
         (kill, lambda: options.kills),
         (crash_points, lambda: len(crash_points.calls(setup))),

@@ -1,4 +1,4 @@
-"""A loss that is not finite on one rank: the step is left out on all, counted and told."""
+"""A loss that is not finite on one rank: all ranks skip the step, and it is counted and logged."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from benchmarks.chaos.table import total
 from benchmarks.chaos.trials import TrialResult
 
 NAME = "nan"
-REQUIREMENT = "steps left out, counted and told, the run ends; twice bitwise the same"
+REQUIREMENT = "steps are skipped, counted and logged, the run ends; two runs are bitwise equal"
 NAN_STEPS = 4  # steps of a run
 
 
@@ -47,20 +47,20 @@ def run_trial(setup: Setup, number: int) -> TrialResult:
         skipped = _skipped(run)
         result.measurements["skipped"] = len(skipped)
         if skipped != steps:
-            result.violations.append(f"left out {skipped}")
+            result.violations.append(f"skipped {skipped}")
         if run.output.count("skipped") < len(steps):
-            result.violations.append("not every step that was left out was told")
+            result.violations.append("not every skipped step was logged")
         ends.append(read_output(run.folder, step=scenario.steps))
     result.violations += ends[0].differences(ends[1])
     return result
 
 
 def describe(trials: list[TrialResult]) -> str:
-    """What the table says."""
-    return f"{len(trials)} pairs of runs, {total(trials, 'skipped')} steps left out in each"
+    """Return the text of the table."""
+    return f"{len(trials)} pairs of runs, {total(trials, 'skipped')} steps skipped in each"
 
 
 def _skipped(run: Run) -> list[int]:
     text = (run.folder / "metrics.jsonl").read_text(encoding="utf-8")
-    lines = [json.loads(found) for found in text.splitlines()]
-    return [found["step"] for found in lines if found["kind"] == "skip"]
+    lines = [json.loads(text_line) for text_line in text.splitlines()]
+    return [line["step"] for line in lines if line["kind"] == "skip"]

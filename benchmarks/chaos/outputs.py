@@ -1,4 +1,4 @@
-"""What a run has left on disk, and in what two runs differ: bit for bit."""
+"""The output of a run on disk, and how two outputs differ, bit for bit."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from benchmarks.chaos.setup import Scenario, Setup
 
 @dataclass(frozen=True)
 class RunOutput:
-    """The log by step, the scores by step, and the hash of every file that counts."""
+    """Losses, norms, data digests and scores by step, and the hash of every compared file."""
 
     losses: list[float | None]
     norms: list[float | None]
@@ -24,13 +24,13 @@ class RunOutput:
     export: dict[str, str]
 
     def differences(self, other: RunOutput) -> list[str]:
-        """What is not bitwise the same."""
+        """Return what is not bitwise equal."""
         mine, yours = asdict(self), asdict(other)
         return [f"{name} differ" for name in mine if mine[name] != yours[name]]
 
 
 def read_output(folder: Path, *, step: int) -> RunOutput:
-    """A finished run, with its checkpoint of that step."""
+    """Read the output of a finished run, with its checkpoint of that step."""
     text = (folder / "metrics.jsonl").read_text(encoding="utf-8")
     lines = [json.loads(line) for line in text.splitlines()]
     steps = [line for line in lines if line["kind"] == "train"]
@@ -45,7 +45,7 @@ def read_output(folder: Path, *, step: int) -> RunOutput:
 
 
 def hashes(folder: Path, *, pattern: str = "*") -> dict[str, str]:
-    """The hash of each file; of a manifest without what names the run, which differs by right."""
+    """Return the hash of each file; of a manifest without the name of the run."""
     return {path.name: _hash(path) for path in sorted(folder.glob(pattern))}
 
 
@@ -60,7 +60,7 @@ def _hash(path: Path) -> str:
 def reference_output(
     setup: Setup, scenario: Scenario, overrides: tuple[str, ...] = ()
 ) -> RunOutput:
-    """What the undisturbed run of a scenario ends with; run once."""
+    """Return the output of a run of the scenario without faults; it runs once."""
     name = "-".join(
         [scenario.name.replace(" ", "-"), *(word.replace("/", "_") for word in overrides)]
     )
@@ -70,14 +70,14 @@ def reference_output(
             run.remove()
             run.start()
             if run.wait():
-                raise SystemExit(f"the undisturbed run '{name}' failed:\n{run.output}")
+                raise SystemExit(f"the run without faults '{name}' failed:\n{run.output}")
     return read_output(run.folder, step=scenario.steps)
 
 
 def find_differences(run: Run, expected: RunOutput) -> list[str]:
-    """What of a finished run is not that of the undisturbed one."""
+    """Return in what a finished run differs from the run without faults."""
     try:
-        found = read_output(run.folder, step=run.scenario.steps)
+        output = read_output(run.folder, step=run.scenario.steps)
     except (OSError, ValueError, KeyError) as fault:
-        return [f"the run has not left what it should ({fault})"]
-    return expected.differences(found)
+        return [f"the output of the run is incomplete ({fault})"]
+    return expected.differences(output)

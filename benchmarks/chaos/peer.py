@@ -1,4 +1,4 @@
-"""The same kills and damages on a plain transformers Trainer: a yardstick, nothing has to hold."""
+"""The same kills and damages on a plain transformers Trainer: a baseline without requirements."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ FILES = ["model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "
 
 
 class Kills:
-    """One run of two processes with several kills; the same command again after each."""
+    """A run of two processes with several kills; the same command is started again after each."""
 
     NAME = "peer-kill"
-    REQUIREMENT = "plain Trainer, 2 processes, the same kills: comes back, ends bitwise"
+    REQUIREMENT = "plain Trainer, 2 processes, the same kills: recovers, ends bitwise equal"
 
     @staticmethod
     def run_trial(setup: Setup, number: int) -> TrialResult:
@@ -60,9 +60,9 @@ class Kills:
             run.kill_all()
         if code:
             result.measurements["back"] = 0
-            result.violations.append(f"never came back: {last_error(run)}")
+            result.violations.append(f"did not recover: {last_error(run)}")
         elif peer_end(run) != expected:
-            result.violations.append("came back with another result")
+            result.violations.append("ended with another result")
         run.remove()
         return result
 
@@ -71,18 +71,18 @@ class Kills:
         dead = len(trials) - total(trials, "back")
         in_saves = collect(trials, "phases").count("save")
         return (
-            f"{sum(result.injected for result in trials)} kills in {len(trials)} runs, {in_saves} of "
-            f"them inside a save ({count_values(trials, 'phases')}); {dead} runs never came back, "
+            f"{sum(result.injected for result in trials)} kills in {len(trials)} runs, {in_saves} "
+            f"of them inside a save ({count_values(trials, 'phases')}); {dead} runs did not recover, "
             f"{sum(not result.violations for result in trials)} ended bitwise equal; "
-            f"{total(trials, 'orphans')} times ranks trained on without their launcher"
+            f"{total(trials, 'orphans')} times ranks continued without their launcher"
         )
 
 
 class Corruptions:
-    """The newest checkpoint of an interrupted run is damaged, file by file."""
+    """Damages to the newest checkpoint of an interrupted run, file by file."""
 
     NAME = "peer-corruption"
-    REQUIREMENT = "plain Trainer, the same damages to files: harmless or found out"
+    REQUIREMENT = "plain Trainer, the same damages to files: harmless or detected"
 
     @staticmethod
     def run_trial(setup: Setup, number: int) -> TrialResult:
@@ -108,7 +108,7 @@ class Corruptions:
             run.kill_all()
         equal = code == 0 and peer_end(run) == expected
         result.measurements["end"] = (
-            "harmless" if equal else "died" if code else "wrong without a word"
+            "harmless" if equal else "died" if code else "wrong without an error"
         )
         if not equal:
             result.violations.append(result.measurements["end"])
@@ -121,7 +121,7 @@ class Corruptions:
 
 
 def _kill(run: Run, planned: Kill, result: TrialResult) -> bool:
-    """Wait, kill, start again; False when the run ended by itself, well or not."""
+    """Wait, kill, start again; return False when the run ended by itself."""
     if planned.moment.phase == "export":
         return True
     before = peer_step(run)
@@ -147,7 +147,7 @@ def _kill(run: Run, planned: Kill, result: TrialResult) -> bool:
 
 
 def _reach(run: Run, moment: Moment, before: int) -> Processes | None:
-    """As for dtl; what the script has no part for counts as a step."""
+    """Wait for a moment, as for dtl; phases that the script does not have count as a step."""
     living = run.wait_for_ranks()
     if living is None:
         return None
@@ -166,7 +166,7 @@ def _reach(run: Run, moment: Moment, before: int) -> Processes | None:
 
 
 def _interrupted(setup: Setup) -> Run:
-    """A run of one process that was killed between two saves; made once."""
+    """Return a single-process run that was killed between two saves; it is created once."""
     place = setup.folder / "references" / "plain-trainer-interrupted"
     run = peer_run(setup, place, processes=1, save_every=SAVE_EVERY)
     done = place / "interrupted"

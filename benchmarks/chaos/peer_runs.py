@@ -1,4 +1,4 @@
-"""A plain Trainer under test: its command, and what its files tell from outside."""
+"""A plain Trainer under test: its command, and its state by its files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LAST = ("model.safetensors", "optimizer.pt")  # files of the last checkpoint tha
 
 
 def peer_run(setup: Setup, place: Path, *, processes: int, save_every: int = 4) -> Run:
-    """The script on the same model and data, under torchrun where there are several processes."""
+    """Return a run of the script on the same data, under torchrun for several processes."""
     run = Run(setup, place, SCENARIO)
     script = [str(REPOSITORY / "benchmarks" / "plain_trainer.py")]
     files = [str(setup.folder / "base"), str(setup.folder / "train.jsonl"), str(place / "out")]
@@ -29,7 +29,7 @@ def peer_run(setup: Setup, place: Path, *, processes: int, save_every: int = 4) 
 
 
 def peer_losses(run: Run) -> dict[int, float]:
-    """The newest loss of each step."""
+    """Return the newest loss of each step."""
     path = run.workdir / "out" / "losses.jsonl"
     text = path.read_text(encoding="utf-8") if path.exists() else ""
     lines = [json.loads(line) for line in text.splitlines() if line.endswith("}")]
@@ -37,7 +37,7 @@ def peer_losses(run: Run) -> dict[int, float]:
 
 
 def peer_step(run: Run) -> int:
-    """The step that was told last."""
+    """Return the last step in the log."""
     return next(reversed(peer_losses(run)), 0)
 
 
@@ -48,19 +48,19 @@ def is_peer_saving(run: Run) -> bool:
 
 
 def peer_end(run: Run) -> tuple[dict[int, float], dict[str, str]]:
-    """Losses by step, and hashes of the last checkpoint."""
+    """Return losses by step, and hashes of the last checkpoint."""
     last = run.workdir / "out" / f"checkpoint-{SCENARIO.steps}"
-    found = {
+    hashes = {
         name: hashlib.sha256((last / name).read_bytes()).hexdigest()
         for name in LAST
         if (last / name).exists()
     }
     losses = {step: loss for step, loss in peer_losses(run).items() if step <= SCENARIO.steps}
-    return dict(sorted(losses.items())), found
+    return dict(sorted(losses.items())), hashes
 
 
 def last_error(run: Run) -> str:
-    """The last line that names an error of Python's."""
+    """Return the last line of the output that names a Python error."""
     lines = [text.strip() for text in run.output.splitlines() if re.search(r"\w+Error: \S", text)]
     return lines[-1][-250:] if lines else run.last_output
 
@@ -68,7 +68,7 @@ def last_error(run: Run) -> str:
 def peer_reference(
     setup: Setup, *, processes: int, save_every: int = 4
 ) -> tuple[dict[int, float], dict[str, str]]:
-    """What the undisturbed script ends with; run once."""
+    """Return the output of the script without faults; it runs once."""
     name = f"plain-trainer-{processes}-{save_every}"
     run = peer_run(
         setup, setup.folder / "references" / name, processes=processes, save_every=save_every
@@ -78,7 +78,7 @@ def peer_reference(
             run.remove()
             run.start()
             if run.wait():
-                raise SystemExit(f"the undisturbed plain script failed:\n{run.output}")
+                raise SystemExit(f"the plain script without faults failed:\n{run.output}")
     return peer_end(run)
 
 

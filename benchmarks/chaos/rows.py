@@ -1,4 +1,4 @@
-"""Bad rows in the data, to be skipped: what is learnt is what the good rows alone teach."""
+"""Bad rows in the data, which are skipped: the result is that of the valid rows alone."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from benchmarks.chaos.setup import SCENARIOS, Setup
 from benchmarks.chaos.trials import TrialResult
 
 NAME = "rows"
-REQUIREMENT = "losses, scores and weights are those of the good rows alone; the bad ones are told"
+REQUIREMENT = "losses, scores and weights are those of the valid rows alone; bad rows are reported"
 BAD = ('{"text": "torn', '{"other": "no text"}', '{"text": 7}', "[1, 2]", "not JSON")
 BY_KEY = {"checkpoint differ", "digests differ"}  # these begin with the key of the data
 
 
 def run_trial(setup: Setup, number: int) -> TrialResult:
-    """One run on the same rows with bad ones in between."""
+    """Run on the same rows with bad ones in between."""
     scenario = SCENARIOS[number % len(SCENARIOS)]
     rng = setup.rng(NAME, number)
     result = TrialResult(NAME, number, injected=1, actions=[scenario.name])
@@ -49,14 +49,14 @@ def run_trial(setup: Setup, number: int) -> TrialResult:
     if _weights(end.checkpoint) != _weights(expected.checkpoint):
         result.violations.append("the tensors of the last checkpoint differ")
     if str(len(BAD)) not in run.output or "skip" not in run.output:
-        result.violations.append(f"{len(BAD)} skipped rows were not told")
+        result.violations.append(f"{len(BAD)} skipped rows were not reported")
     if not result.violations:
         run.remove()
     return result
 
 
 def describe(trials: list[TrialResult]) -> str:
-    """What the table says."""
+    """Return the text of the table."""
     return f"{len(trials)} runs, each with {len(BAD)} bad rows: {json.dumps(BAD)}".replace("|", "/")
 
 

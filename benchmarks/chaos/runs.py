@@ -32,7 +32,7 @@ class TimedOut(Exception):
 
 @dataclass(frozen=True)
 class Processes:
-    """The ids of the living processes of a run."""
+    """The process ids of a run."""
 
     supervisor: int | None
     launcher: int | None
@@ -40,8 +40,8 @@ class Processes:
 
     @property
     def all(self) -> list[int]:
-        found = [self.supervisor, self.launcher, *self.ranks.values()]
-        return [process for process in found if process is not None]
+        processes = [self.supervisor, self.launcher, *self.ranks.values()]
+        return [process for process in processes if process is not None]
 
     def ids_of(self, victim: str) -> list[int]:
         """Return the process ids of a victim; none where it is not running."""
@@ -207,10 +207,10 @@ class Run:
     def processes(self) -> Processes:
         """Return the running processes by their role."""
         assert self.process is not None
-        desk = self.process.pid if self.exit_code is None else None
+        supervisor = self.process.pid if self.exit_code is None else None
         launcher: int | None = None
         ranks: dict[int, int] = {}
-        for child in _descendants(desk):
+        for child in _descendants(supervisor):
             try:
                 words, rank = child.cmdline(), child.environ().get("RANK")
             except psutil.Error:
@@ -219,28 +219,28 @@ class Run:
                 ranks.setdefault(int(rank), child.pid)  # not a rank's own children
             elif launcher is None and not LAUNCHERS.isdisjoint(words):
                 launcher = child.pid
-        return Processes(desk, launcher, ranks)
+        return Processes(supervisor, launcher, ranks)
 
     def running_processes(self) -> list[psutil.Process]:
         """Return every process of this machine with the mark of this run."""
-        found = []
+        running = []
         for process in psutil.process_iter():
             try:
                 marked = process.environ().get("CHAOS_MARK") == self.mark
                 if marked and process.status() != psutil.STATUS_ZOMBIE:
-                    found.append(process)
+                    running.append(process)
             except psutil.Error:
                 continue
-        return found
+        return running
 
     def wait_for_ranks(self, ranks: int = 2) -> Processes | None:
         """Wait until all ranks run; return None when the command ended first."""
         limit = time.monotonic() + LIMIT_SECONDS
         while time.monotonic() < limit:
-            found = self.processes()
-            if len(found.ranks) == ranks:
-                return found
-            if found.supervisor is None:
+            processes = self.processes()
+            if len(processes.ranks) == ranks:
+                return processes
+            if processes.supervisor is None:
                 return None
             time.sleep(0.05)
         raise TimedOut("the ranks were not started")
@@ -266,7 +266,7 @@ class Run:
         return []
 
     def kill_all(self) -> None:
-        """RunOutput whatever of this run still lives."""
+        """Kill all processes of this run."""
         for process in self.running_processes():
             kill(process.pid, signal.SIGCONT)
             kill(process.pid, signal.SIGKILL)

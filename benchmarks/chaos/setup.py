@@ -1,4 +1,4 @@
-"""The ground of all trials: tiny models, data, configs and what undisturbed runs end with."""
+"""The setup of all trials: tiny models, data, configs and scenarios."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ layout: {{processes_per_node: 2, zero_stage: 0, micro_batch: 3}}
 
 @dataclass(frozen=True)
 class Scenario:
-    """One config; `steps` and `save_every` are those of its overrides."""
+    """One config. `steps`, `save_every`: written into its overrides."""
 
     name: str
     steps: int
@@ -40,7 +40,7 @@ class Scenario:
     save_every: int = SAVE_EVERY
 
     def arguments(self) -> list[str]:
-        """The overrides of the command."""
+        """Return the overrides of the command."""
         rhythm = [f"train.steps={self.steps}", f"train.save_every={self.save_every}"]
         return [*rhythm, *self.overrides]
 
@@ -61,7 +61,7 @@ SINGLE_PROCESS = Scenario(
 
 @dataclass
 class Setup:
-    """A folder with models and data; every trial works in a folder of its own below it."""
+    """A folder with models and data. Every trial has its own folder in it."""
 
     folder: Path
     seed: int
@@ -74,7 +74,7 @@ class Setup:
         return self.folder / "config.yaml"
 
     def create(self) -> None:
-        """Write models, data and config, unless an earlier call has."""
+        """Write models, data and config, unless they exist."""
         if self.config.exists():
             return
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -87,20 +87,20 @@ class Setup:
         self.config.write_text(text, encoding="utf-8")
 
     def rng(self, kind: str, number: int) -> random.Random:
-        """What a trial draws from: nothing but seed, kind and number."""
+        """Return the random generator of a trial: it depends only on seed, kind and number."""
         return random.Random(f"{self.seed}:{kind}:{number}")
 
     def trial_folder(self, kind: str, number: int) -> Path:
-        """The folder of a trial."""
+        """Return the folder of a trial."""
         return self.folder / "trials" / f"{kind}-{number:04d}"
 
     def lock(self, name: str) -> threading.Lock:
-        """A lock by name, for what is made once and used by many trials."""
+        """Return a lock by name, for what is created once and used by many trials."""
         with self._lock:
             return self.locks.setdefault(name, threading.Lock())
 
     def environment(self, mark: str) -> dict[str, str]:
-        """Of every process of a trial; by `CHAOS_MARK` its processes are found again."""
+        """Return the environment of the processes of a trial; `CHAOS_MARK` identifies them."""
         path = os.pathsep.join([str(INJECT), str(REPOSITORY)])
         return {
             **os.environ,

@@ -1,4 +1,4 @@
-"""Signals that request a run to stop: it saves, ends with 75, leaves nobody behind, and goes on."""
+"""Signals that stop a run: it saves, ends with 75, leaves no process, and resumes."""
 
 from __future__ import annotations
 
@@ -17,14 +17,16 @@ from benchmarks.chaos.trials import TrialResult
 from tests import tiny
 
 NAME = "signal"
-REQUIREMENT = "saves and ends with 75, at most one step lost, nobody left, goes on bitwise"
+REQUIREMENT = (
+    "saves and ends with 75, loses at most one step, leaves no process, resumes bitwise equal"
+)
 STOPPED = 75
 STOP_SECONDS = 60.0
-ROWS = 20_000  # to keep the desk busy with tokenizing
+ROWS = 20_000  # so that tokenizing takes some time
 
 
 def run_trial(setup: Setup, number: int) -> TrialResult:
-    """One run that is asked to stop once, or twice in short order."""
+    """Stop one run by one signal, or by two in quick succession, and resume it."""
     scenario = SCENARIOS[number % len(SCENARIOS)]
     request = draw_stop_request(
         setup.rng(NAME, number), scenario, number // len(SCENARIOS) + number
@@ -57,17 +59,17 @@ def run_trial(setup: Setup, number: int) -> TrialResult:
 
 
 def describe(trials: list[TrialResult]) -> str:
-    """What the table says."""
+    """Return the text of the table."""
     lost = max(collect(trials, "lost"), default=0)
     return (
-        f"{len(trials)} runs were asked to stop (phases: {count_values(trials, 'phase')}; asked: "
-        f"{count_values(trials, 'victim')}; signals: {count_values(trials, 'signals')}); most steps lost: "
-        f"{lost}; median time from signal to exit {median_seconds(collect(trials, 'seconds'))}"
+        f"{len(trials)} runs were stopped (phases: {count_values(trials, 'phase')}; targets: "
+        f"{count_values(trials, 'victim')}; signals: {count_values(trials, 'signals')}); most steps "
+        f"lost: {lost}; median time from signal to exit {median_seconds(collect(trials, 'seconds'))}"
     )
 
 
 def _send_signals(run: Run, request: StopRequest, result: TrialResult) -> bool:
-    """Send the signals; False when the run was finished, or nearly, before the first landed."""
+    """Send the signals; return False when the run was finished, or nearly, before the first."""
     living = moments.wait_for_moment(run, request.moment, request.victim, after_imports=True)
     if living is None:
         if run.exit_code:
@@ -98,33 +100,33 @@ def _send_signals(run: Run, request: StopRequest, result: TrialResult) -> bool:
 
 
 def _check_end(run: Run, result: TrialResult) -> None:
-    """The command ends as it should, alone, and with what it had learnt."""
+    """Check that the command ends with 75, leaves no process, and has saved its last step."""
     code = run.wait(STOP_SECONDS)
     result.measurements["seconds"] = time.monotonic() - result.measurements.pop("at")
     left = run.find_leftovers()
     result.violations += left
     if code == 0 and run.is_finished and result.measurements["step"] >= run.scenario.steps - 1:
         result.injected = 0  # it was over before anyone could stop it
-        result.actions.append("was finished before it could stop")
+        result.actions.append("finished before it could stop")
     elif code != STOPPED:
         result.violations.append(f"exit code {code}: {run.last_output}")
     saved, logged = newest_saved(run.checkpoints), last_train_step(run)
     result.measurements["lost"] = max(0, logged - saved)
     if result.measurements["lost"] > 1:
-        result.violations.append(f"{logged} steps were told, {saved} are saved")
+        result.violations.append(f"{logged} steps are logged, {saved} are saved")
 
 
 def newest_saved(folder: Path) -> int:
-    """The step of the newest checkpoint by its name; 0 where there is none."""
+    """Return the step of the newest checkpoint, by its name; 0 where there is none."""
     return max((int(path.name.removeprefix("step-")) for path in folder.glob("step-*")), default=0)
 
 
 def last_train_step(run: Run) -> int:
-    """The newest optimizer step that the log tells of; 0 before the first."""
+    """Return the last optimizer step in the log; 0 before the first."""
     path = run.folder / "metrics.jsonl"
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     steps = [json.loads(text) for text in lines]
-    return max((found["step"] for found in steps if found["kind"] == "train"), default=0)
+    return max((entry["step"] for entry in steps if entry["kind"] == "train"), default=0)
 
 
 def _many_rows(setup: Setup) -> Path:

@@ -1,4 +1,4 @@
-"""One Markdown table of all kinds, with what it was made on and by which command."""
+"""One Markdown table of all kinds, with hardware, versions and command."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ STACK = ("dtl", "torch", "transformers", "peft", "accelerate", "deepspeed")
 def report(
     results: list[tuple[Kind, list[TrialResult]]], *, seed: int, minutes: float
 ) -> Iterator[str]:
-    """The page, line by line."""
-    yield "# What a run survives"
+    """Yield the lines of the page."""
+    yield "# Fault injection"
     yield ""
     yield (
-        "Real runs of tiny models with faults drawn from a seed. The bar is that all of them hold. "
+        "Real runs of tiny models with faults drawn from a seed. All requirements must hold. "
         "Bitwise: every file of the last checkpoint, the exported weights, losses, gradient norms, "
-        "scores and digests of the data order are those of the same run left undisturbed."
+        "scores and digests of the data order equal those of the same run without faults."
     )
     yield ""
-    yield "| | must hold | held | what was seen |"
+    yield "| kind | requirement | passed | measured |"
     yield "|---|---|---|---|"
     for kind, trials in results:
         yield row(kind, trials)
@@ -47,22 +47,23 @@ def report(
 
 
 def row(kind: Kind, trials: list[TrialResult]) -> str:
-    """One kind: how many of its trials held."""
+    """Return the row of one kind."""
     missing = next((trial.skip_reason for trial in trials if trial.skip_reason), "")
     counted = [trial for trial in trials if trial.injected]
     held = sum(not trial.violations for trial in counted)
     if missing:
         return f"| {kind.name} | {kind.requirement} | not run | {missing} |"
-    return f"| {kind.name} | {kind.requirement} | {held} of {len(counted)} | {kind.describe(counted)} |"
+    passed = f"{held} of {len(counted)}"
+    return f"| {kind.name} | {kind.requirement} | {passed} | {kind.describe(counted)} |"
 
 
 def format_failure(trial: TrialResult) -> str:
-    """A failing trial in one line: what was done, and what did not hold."""
-    return f"{'; '.join(trial.actions) or 'nothing done'}: **{'; '.join(trial.violations)}**"
+    """Return a failed trial in one line: actions and violations."""
+    return f"{'; '.join(trial.actions) or 'no action'}: **{'; '.join(trial.violations)}**"
 
 
 def all_passed(results: list[tuple[Kind, list[TrialResult]]]) -> bool:
-    """Whether everything held, and as many faults landed as were wanted."""
+    """Whether every trial passed, and enough faults were injected."""
     for kind, trials in results:
         if kind.is_baseline or any(trial.skip_reason for trial in trials):
             continue
@@ -74,26 +75,26 @@ def all_passed(results: list[tuple[Kind, list[TrialResult]]]) -> bool:
 
 
 def total(trials: list[TrialResult], name: str) -> int:
-    """The sum of a count over the trials."""
+    """Return the sum of a measurement over the trials."""
     return sum(collect(trials, name))
 
 
 def median_seconds(values: Iterable[float]) -> str:
-    """The median in words."""
-    found = list(values)
-    return f"{statistics.median(found):.1f} s" if found else "not measured"
+    """Return the median as text."""
+    numbers = list(values)
+    return f"{statistics.median(numbers):.1f} s" if numbers else "not measured"
 
 
 def count_values(trials: list[TrialResult], name: str) -> str:
-    """How often each value occurs, be it one a trial or a list: `3 start-up, 2 save`."""
+    """Count each value of a measurement, which may be a list: `3 start-up, 2 save`."""
     values = collect(trials, name)
     return ", ".join(f"{values.count(value)} {value}" for value in sorted(set(values)))
 
 
 def collect(trials: list[TrialResult], name: str) -> list[Any]:
-    """What was found under a name, over all trials."""
-    found = [trial.measurements[name] for trial in trials if name in trial.measurements]
-    return [one for value in found for one in (value if isinstance(value, list) else [value])]
+    """Return the values of a measurement, over all trials."""
+    values = [trial.measurements[name] for trial in trials if name in trial.measurements]
+    return [one for value in values for one in (value if isinstance(value, list) else [value])]
 
 
 def _versions() -> str:
@@ -101,7 +102,7 @@ def _versions() -> str:
 
 
 def _hardware() -> str:
-    """Processor and number of cores."""
+    """Return processor and number of cores."""
     names = [
         line.partition(":")[2].strip()
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()

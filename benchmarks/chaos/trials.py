@@ -1,4 +1,4 @@
-"""Trials: what one is, what it found, and how many of them are run and remembered."""
+"""Trials: their results, their kinds, and how many of them run."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from typing import Any
 
 from benchmarks.chaos.setup import Setup
 
-MAX_TRIES = 3  # trials may miss their moment: so many times more are tried than wanted
+MAX_TRIES = 3  # trials may miss their moment: so many times the required number are tried
 
 
 @dataclass
 class TrialResult:
-    """One trial. `injected`: faults that hit; `violations`: what had to hold and did not."""
+    """The result of a trial. `injected`: faults that took effect. `violations`: what failed."""
 
     kind: str
     number: int
@@ -26,24 +26,24 @@ class TrialResult:
     actions: list[str] = field(default_factory=list)
     violations: list[str] = field(default_factory=list)
     measurements: dict[str, Any] = field(default_factory=dict)
-    skip_reason: str = ""  # why this trial cannot be made here
+    skip_reason: str = ""  # why this trial cannot run here
 
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind of trial. `required`: faults that have to land, over all trials together."""
+    """A kind of trial. `required`: faults to inject, over all its trials."""
 
     name: str
-    requirement: str  # what must hold, in a few words
+    requirement: str  # what must hold, in short
     run_trial: Callable[[Setup, int], TrialResult]
     required: int
-    describe: Callable[[list[TrialResult]], str]  # what the table says of the trials
-    is_exclusive: bool = False  # whether its trials may not run side by side
-    is_baseline: bool = False  # another tool's: told, but nothing has to hold
+    describe: Callable[[list[TrialResult]], str]  # returns the text of the table
+    is_exclusive: bool = False  # whether only one of its trials may run at a time
+    is_baseline: bool = False  # of another tool: recorded, but without requirements
 
 
 class Store:
-    """Trials on disk, a JSON object a line, so that a second call goes on where one ended."""
+    """Results on disk, one JSON object per line, so that a second call continues the first."""
 
     def __init__(self, path: Path, seed: int) -> None:
         self.path, self.seed = path, seed
@@ -54,7 +54,7 @@ class Store:
             file.write(json.dumps({"seed": self.seed, **asdict(trial)}) + "\n")
 
     def trials(self, kind: str) -> dict[int, TrialResult]:
-        """Those of this seed, by number; the newest counts."""
+        """Return the results of this seed, by number; the newest counts."""
         if not self.path.exists():
             return {}
         lines = map(json.loads, self.path.read_text(encoding="utf-8").splitlines())
@@ -63,7 +63,7 @@ class Store:
 
 
 def run_kind(kind: Kind, setup: Setup, store: Store, *, jobs: int) -> list[TrialResult]:
-    """Trials by number until enough faults have landed."""
+    """Run trials by number until enough faults are injected."""
     done = store.trials(kind.name)
     lock = threading.Lock()
     running: set[int] = set()
@@ -71,9 +71,9 @@ def run_kind(kind: Kind, setup: Setup, store: Store, *, jobs: int) -> list[Trial
 
     def next_number() -> int | None:
         with lock:
-            landed = sum(trial.injected for trial in done.values()) + len(running)
+            injected = sum(trial.injected for trial in done.values()) + len(running)
             missing = any(trial.skip_reason for trial in done.values())
-            number = None if landed >= kind.required or missing else next(numbers, None)
+            number = None if injected >= kind.required or missing else next(numbers, None)
             running.update(() if number is None else (number,))
             return number
 
@@ -93,16 +93,16 @@ def run_kind(kind: Kind, setup: Setup, store: Store, *, jobs: int) -> list[Trial
 
 
 def run_one(kind: Kind, setup: Setup, number: int) -> TrialResult:
-    """One trial; what goes wrong in it is a finding, not the end of all."""
+    """Run one trial; an exception in it is a violation and does not end the others."""
     try:
         trial = kind.run_trial(setup, number)
     except Exception as fault:
-        told = traceback.format_exc()
+        text = traceback.format_exc()
         trial = TrialResult(
             kind.name, number, injected=1, violations=[f"{type(fault).__name__}: {fault}"]
         )
-        trial.measurements["traceback"] = told
-    failing = "told" if kind.is_baseline else "BROKEN"
+        trial.measurements["traceback"] = text
+    failing = "recorded" if kind.is_baseline else "FAILED"
     state = failing if trial.violations else "missed" if not trial.injected else "ok"
     print(
         f"{trial.kind}:{number} {state}: {'; '.join([*trial.actions, *trial.violations])}",

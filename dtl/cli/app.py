@@ -259,70 +259,66 @@ def evaluate(
 @app.command()
 def compare(
     path: Annotated[
-        Path, typer.Argument(metavar="CONFIG|FOLDER", help="a config, or a comparison to go on")
+        Path, typer.Argument(metavar="CONFIG|FOLDER", help="a config, or a comparison to continue")
     ],
     overrides: Overrides = None,
     strategies: Annotated[
         str | None, typer.Option(help="with commas, as scratch,frozen,lora,partial,full,lp-ft")
     ] = None,
-    labels: Annotated[
-        str | None, typer.Option(help="with commas, as 5,20,100,all; of each class, or rows")
-    ] = None,
-    seeds: Annotated[int | None, typer.Option(min=1, help="runs of each")] = None,
-    budget: Annotated[
-        str | None, typer.Option(metavar="TIME", help="longest time of it all, as 45min or 2h")
-    ] = None,
-    ood: Annotated[
-        str | None, typer.Option(metavar="DATA", help="rows of another kind to score on as well")
-    ] = None,
-    source: Annotated[
+    train_sizes: Annotated[
         str | None,
-        typer.Option(metavar="DATA", help="rows of what the base had learnt: what is forgotten"),
+        typer.Option(help="labeled rows per class, or rows; with commas, as 5,20,100,all"),
+    ] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="runs per strategy and size")] = None,
+    time_budget: Annotated[
+        str | None, typer.Option(metavar="TIME", help="total time limit, as 45min or 2h")
+    ] = None,
+    ood_data: Annotated[
+        str | None, typer.Option(metavar="DATA", help="out-of-distribution rows to score on")
+    ] = None,
+    source_data: Annotated[
+        str | None,
+        typer.Option(metavar="DATA", help="rows that the base was trained for: forgetting"),
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="folder to write to; left out: comparisons/NAME")
     ] = None,
-    cell: Annotated[
-        int | None, typer.Option(min=1, help="run this one alone, as --list numbers them")
-    ] = None,
-    only_list: Annotated[
-        bool, typer.Option("--list", help="show what would be run, and run nothing")
-    ] = False,
+    cell: Annotated[int | None, typer.Option(min=1, help="run only this number of --list")] = None,
+    only_list: Annotated[bool, typer.Option("--list", help="list the runs and run none")] = False,
     cluster: Annotated[
-        str | None, typer.Option(metavar="SITE", help="put all runs into a cluster's queue")
+        str | None, typer.Option(metavar="SITE", help="submit all runs to a Slurm cluster")
     ] = None,
-    time: Annotated[str | None, typer.Option(help="longest of a job there, as 45min")] = None,
-    account: Annotated[str | None, typer.Option(help="account that pays there")] = None,
-    partition: Annotated[str | None, typer.Option(help="queue there")] = None,
+    time: Annotated[str | None, typer.Option(help="time limit per job, as 45min")] = None,
+    account: Annotated[str | None, typer.Option(help="Slurm account")] = None,
+    partition: Annotated[str | None, typer.Option(help="Slurm partition")] = None,
     job: Annotated[Path | None, typer.Option(hidden=True)] = None,
 ) -> None:
-    """Run strategies against scratch with few and many labels, and say which one to take."""
-    from dtl.compare import terminal as show
+    """Compare transfer strategies with each other and with training from scratch."""
+    from dtl.compare import terminal
 
     given = {
         "strategies": strategies and f"[{strategies}]",
-        "labels": labels and f"[{labels}]",
+        "train_sizes": train_sizes and f"[{train_sizes}]",
         "seeds": seeds,
-        "budget": budget,
-        "ood": ood,
-        "source": source,
+        "time_budget": time_budget,
+        "ood_data": ood_data,
+        "source_data": source_data,
     }
-    asked = [f"compare.{key}={value}" for key, value in given.items() if value is not None]
-    partly = asked or overrides or only_list or cell or job
-    found = show.finished(path) if not partly else None
-    if found is None:
+    flags = [f"compare.{key}={value}" for key, value in given.items() if value is not None]
+    is_partial = flags or overrides or only_list or cell or job
+    comparison = terminal.load_if_finished(path) if not is_partial else None
+    if comparison is None:
         from dtl.compare.cluster import QueueOptions
-        from dtl.compare.start import start
+        from dtl.compare.start import StartOptions, start
 
         queue = None if cluster is None else QueueOptions(cluster, time, account, partition)
 
-        changes = [*(overrides or ()), *asked]
+        options = StartOptions(out=out, cell=cell, only_list=only_list, queue=queue, job=job)
+        changes = [*(overrides or ()), *flags]
         with _places_of(path, changes) if path.is_file() else nullcontext():
-            found = start(
-                path, changes, out=out, cell=cell, only_list=only_list, queue=queue, job=job
-            )
-    if found is not None:
-        print("\n".join(show.lines(found)))
+            comparison = start(path, changes, options)
+    if comparison is not None:
+        print("\n".join(terminal.format_comparison(comparison)))
 
 
 @app.command()
@@ -471,7 +467,7 @@ def diff(
 ) -> None:
     """Show what differs between two runs; as diff does, end with 0 if nothing does, else with 1."""
     from dtl.api import load_run
-    from dtl.inspect.diff import diff_runs, format_diff_table, diff_to_dict
+    from dtl.inspect.diff import diff_runs, diff_to_dict, format_diff_table
 
     found = diff_runs(load_run(first), load_run(second))
     if as_json:

@@ -68,7 +68,7 @@ def held_out_differences(measured: Sequence[MeasuredCell], *, sign: int) -> list
 def source_differences(
     measured: Sequence[MeasuredCell], base: Sample | None, *, sign: int
 ) -> list[PairedDifference]:
-    """Return the paired differences on the examples of --source. `base`: the sample of the
+    """Return the paired differences on the examples of --source-data. `base`: the sample of the
     unadapted base there."""
     return _compare_all_pairs(measured, lambda one: one.source, base, sign)
 

@@ -39,8 +39,8 @@ class QueueOptions:
     def site(self) -> Options:
         """Return the site's options with one GPU per job, if it has GPUs."""
         site = read_site(self.cluster)
-        asked: dict[str, Any] = {"account": self.account, "partition": self.partition}
-        changes = {name: value for name, value in asked.items() if value is not None}
+        overrides: dict[str, Any] = {"account": self.account, "partition": self.partition}
+        changes = {name: value for name, value in overrides.items() if value is not None}
         return site.model_copy(
             update={**changes, "gpus_per_node": min(1, site.gpus_per_node), "exclusive": False}
         )
@@ -51,42 +51,45 @@ def submit(state: ComparisonState, queue: QueueOptions) -> tuple[str, ...]:
     Raises DtlError, with Slurm's message if it rejects a job."""
     if state.budget_seconds is not None:
         raise DtlError.of(
-            "--budget", "a cluster queue has no time limit over all jobs", "remove it"
+            "--time-budget", "a cluster queue has no time limit over all jobs", "remove it"
         )
     check_not_queued(state)
     site = queue.site()
     backend = Plugin(site)
-    left = [one for one in state.grid.planned_runs if not state.is_finished(one)]
+    unfinished = [one for one in state.grid.planned_runs if not state.is_finished(one)]
     parts = [
-        [one.name for one in left if one.kind == "rate"],
-        [one.name for one in left if one.kind == "cell"],
+        [one.name for one in unfinished if one.kind == "search"],
+        [one.name for one in unfinished if one.kind == "cell"],
         [TABLE_JOB],
     ]
     ids: list[str] = []
     for names in filter(None, parts):
-        job = _make_job(state, names, queue, site, after=ids[-1].partition("_")[0] if ids else None)
+        dependency = ids[-1].partition("_")[0] if ids else None
+        job = _make_job(state, names, queue, site, dependency=dependency)
         if not ids:
             backend.check(job)
         ids += backend.submit(job)
-    note = {"options": site.model_dump(mode="json"), "ids": ids}
-    write_json(state.folder / SUBMITTED_FILE, note)
+    submitted = {"options": site.model_dump(mode="json"), "ids": ids}
+    write_json(state.folder / SUBMITTED_FILE, submitted)
     return tuple(ids)
 
 
 def check_not_queued(state: ComparisonState) -> None:
     """Raise DtlError while jobs of the comparison are pending or running."""
-    note = state.folder / SUBMITTED_FILE
-    if not note.is_file():
+    path = state.folder / SUBMITTED_FILE
+    if not path.is_file():
         return
-    before = json.loads(note.read_text(encoding="utf-8"))
-    states = Plugin(Options.model_validate(before["options"])).query_states(before["ids"])
+    submitted = json.loads(path.read_text(encoding="utf-8"))
+    backend = Plugin(Options.model_validate(submitted["options"]))
+    states = backend.query_states(submitted["ids"])
     live = [number for number, one in states.items() if one.state != "ended"]
     if live:
         runs = state.grid.planned_runs
-        done = sum(map(state.is_finished, runs))
+        finished = sum(map(state.is_finished, runs))
         raise DtlError.of(
             str(state.folder),
-            f"{len(live)} of its jobs are pending or running, {done} of {len(runs)} runs are finished",
+            f"{len(live)} of its jobs are pending or running, {finished} of {len(runs)} runs are "
+            "finished",
             f"wait for job {live[-1]}, or cancel them: scancel {' '.join(_array_ids(live))}",
         )
 
@@ -119,7 +122,7 @@ def _make_job(
     queue: QueueOptions,
     site: Options,
     *,
-    after: str | None,
+    dependency: str | None,
 ) -> Job:
     jobs = (state.folder / JOBS_FOLDER).absolute()
     folders = tuple(jobs / name for name in names)
@@ -133,7 +136,7 @@ def _make_job(
         surroundings(detect_hardware().device if site.gpus_per_node == 0 else "cuda"),
         name=f"dtl-{state.folder.name}",
         time_limit_seconds=None if queue.time is None else parse_seconds(queue.time),
-        dependency=after,
+        dependency=dependency,
         dependency_may_fail=True,
         array_runs=() if names == [TABLE_JOB] else folders,
     )

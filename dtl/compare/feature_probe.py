@@ -26,7 +26,7 @@ class ProbeAccuracies:
     """Accuracies on the held-out rows of the config. `rows`: training rows of the classifiers."""
 
     rows: int
-    probe: float
+    linear_probe: float
     nearest_neighbors: float
     majority_class: float
 
@@ -40,19 +40,20 @@ def probe_features(config: RunConfig) -> ProbeAccuracies:
     from sklearn.neighbors import KNeighborsClassifier
     from sklearn.preprocessing import StandardScaler
 
-    of_train, of_held_out = (each.rows for each in prepare_data(config, assemble(config)).encoded)
-    learnt, truth = _extract_vectors(config, of_train)
-    scored, wanted = _extract_vectors(config, of_held_out)
-    scale = StandardScaler().fit(learnt)
-    learnt, scored = scale.transform(learnt), scale.transform(scored)
-    probe = LogisticRegression(max_iter=1000).fit(learnt, truth)
-    near = KNeighborsClassifier(min(NEIGHBORS, len(truth))).fit(learnt, truth)
-    names, counts = np.unique(truth, return_counts=True)
+    train_rows, eval_rows = (each.rows for each in prepare_data(config, assemble(config)).encoded)
+    train_NW, train_labels_N = _extract_vectors(config, train_rows)
+    eval_NW, eval_labels_N = _extract_vectors(config, eval_rows)
+    scaler = StandardScaler().fit(train_NW)
+    train_NW, eval_NW = scaler.transform(train_NW), scaler.transform(eval_NW)
+    linear = LogisticRegression(max_iter=1000).fit(train_NW, train_labels_N)
+    neighbors = KNeighborsClassifier(min(NEIGHBORS, len(train_labels_N)))
+    neighbors.fit(train_NW, train_labels_N)
+    names, counts = np.unique(train_labels_N, return_counts=True)
     return ProbeAccuracies(
-        rows=len(truth),
-        probe=float(probe.score(scored, wanted)),
-        nearest_neighbors=float(near.score(scored, wanted)),
-        majority_class=float((wanted == names[counts.argmax()]).mean()),
+        rows=len(train_labels_N),
+        linear_probe=float(linear.score(eval_NW, eval_labels_N)),
+        nearest_neighbors=float(neighbors.score(eval_NW, eval_labels_N)),
+        majority_class=float((eval_labels_N == names[counts.argmax()]).mean()),
     )
 
 
@@ -60,11 +61,11 @@ def _extract_vectors(config: RunConfig, rows: Iterable[Row]) -> tuple[np.ndarray
     """Return the vectors (N, W) and labels (N,) of all readable rows."""
     labels: list[str] = []
 
-    def seen() -> Iterator[Row]:
+    def rows_with_labels() -> Iterator[Row]:
         for row in islice(rows, MAX_ROWS):
             labels.append(get_label(row))
             yield row
 
-    vectors_NW = pool_features(config, seen())
-    read_N = ~np.isnan(vectors_NW).any(1)
-    return vectors_NW[read_N], np.array(labels)[read_N]
+    vectors_NW = pool_features(config, rows_with_labels())
+    is_readable_N = ~np.isnan(vectors_NW).any(1)
+    return vectors_NW[is_readable_N], np.array(labels)[is_readable_N]

@@ -10,7 +10,7 @@ from dtl.assembly.parts import assemble
 from dtl.config.schema import Data, RunConfig, Source
 from dtl.evaluation.evaluate import Evaluation
 from dtl.evaluation.scoring import why_unscored
-from dtl.export.opened import load_export
+from dtl.export.load_export import load_export
 from dtl.jobs.evaluate import score_base, score_run
 from dtl.models.anatomy import adapted_layers, head_parameters
 from dtl.models.peft.merge import merge_adapter
@@ -27,7 +27,7 @@ def score_source(
     run: RunFolder | None,
     *,
     out: Path | None,
-    say: Callable[[str], None],
+    print_line: Callable[[str], None],
 ) -> Evaluation:
     """Return the evaluation on `source` of the base, or of a run's model. `config`: with the same
     base and any strategy.
@@ -35,16 +35,16 @@ def score_source(
     If the task has a new head, the trained body is scored with the head of the base. Raises DtlError
     if the base has no head for these rows.
     """
-    whole = config.data.model_copy(update={"subsample": None})
-    config = config.model_copy(update={"data": whole})
+    all_data = config.data.model_copy(update={"subsample": None})
+    config = config.model_copy(update={"data": all_data})
     if _uses_pretrained_head(config):
         if run is not None:
-            return score_run(run, source, ["task.group_by=null"], out=out, print_line=say)
-        data = whole.model_copy(update={"eval": source, "eval_fraction": None})
-        return score_base(_without_groups(config, data), out=out, print_line=say)
+            return score_run(run, source, ["task.group_by=null"], out=out, print_line=print_line)
+        data = all_data.model_copy(update={"eval": source, "eval_fraction": None})
+        return score_base(_without_groups(config, data), out=out, print_line=print_line)
     data = Data(train=source, eval=source, columns=config.data.columns)
-    change = None if run is None else _body_loader(run.path)
-    return score_base(_without_groups(config, data), out=out, print_line=say, change=change)
+    change = None if run is None else _make_body_loader(run.path)
+    return score_base(_without_groups(config, data), out=out, print_line=print_line, change=change)
 
 
 def _without_groups(config: RunConfig, data: Data) -> RunConfig:
@@ -59,21 +59,21 @@ def _uses_pretrained_head(config: RunConfig) -> bool:
     return why_unscored(parts, prepare_data(config, parts)) is None
 
 
-def _body_loader(run: Path) -> Callable[[nn.Module], None]:
-    def put_in(base: nn.Module) -> None:
+def _make_body_loader(run: Path) -> Callable[[nn.Module], None]:
+    def load_body(base: nn.Module) -> None:
         """Copy the trained body of the run into the base."""
         import torch
 
         learnt = load_export(run).model
-        if adapted_layers(learnt):
-            learnt = merge_adapter(learnt)
+        if adapted_layers(model):
+            model = merge_adapter(model)
         heads = head_parameters(base)
-        body = {name: value for name, value in learnt.state_dict().items() if name not in heads}
-        own = base.state_dict()
-        missing = own.keys() - body.keys() - heads
-        assert not missing, f"the run has no {sorted(missing)}"
+        body = {name: value for name, value in model.state_dict().items() if name not in heads}
+        base_state = base.state_dict()
+        missing = base_state.keys() - body.keys() - heads
+        assert not missing, f"the run lacks {sorted(missing)}"
         with torch.no_grad():
-            for name in own.keys() - heads:
-                own[name].copy_(body[name])
+            for name in base_state.keys() - heads:
+                base_state[name].copy_(body[name])
 
-    return put_in
+    return load_body

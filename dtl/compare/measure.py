@@ -22,7 +22,7 @@ EVALUATION_STEM = "evaluation"  # .json: scores; .jsonl: prediction records
 
 @dataclass(frozen=True)
 class MeasuredCell:
-    """A cell and its bootstrap samples of the score on the held-out, --source and --ood examples.
+    """A cell and its bootstrap samples of the score on the held-out, --source-data and --ood-data examples.
     `base`: of the unadapted base on the held-out examples."""
 
     cell: CellResult

@@ -142,7 +142,7 @@ class Runner:
             self._run_in_child(lambda: self._score_other_data(planned, kinds), planned.name)
 
     def _score_other_data(self, planned: PlannedRun, kinds: list[str]) -> None:
-        """Evaluate a run on the data of --ood and --source."""
+        """Evaluate a run on the data of --ood-data and --source-data."""
         from dtl.jobs.evaluate import score_run
 
         run, compare = self.state.run_folder(planned), self.state.grid.config.compare
@@ -154,16 +154,16 @@ class Runner:
             self._score_source(run, self.state.scores_folder(planned, "source"))
 
     def _score_source(self, run: RunFolder | None, out: Path) -> None:
-        """Evaluate a run, or the unadapted base, on the data of --source."""
+        """Evaluate a run, or the unadapted base, on the data of --source-data."""
         from dtl.compare.forgetting import score_source
 
         config = self.state.grid.config
         assert config.compare.source_data is not None
         base = RunConfig.model_validate({**config.model_dump(mode="json"), "strategy": "full"})
-        score_source(base, config.compare.source_data, run, out=out, say=_discard)
+        score_source(base, config.compare.source_data, run, out=out, print_line=_discard)
 
     def _measure_base(self) -> None:
-        """Score the base on the data of --source and probe its features, before any training."""
+        """Score the base on the data of --source-data and probe its features, before any training."""
         state = self.state
         out = state.base_scores_folder
         if (

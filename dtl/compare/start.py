@@ -1,8 +1,9 @@
-"""Starts or continues a comparison: all of it, or one of its runs."""
+"""Starts or continues a comparison: all of it, one of its runs, or its jobs on a cluster."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from dtl.compare import cluster
@@ -16,73 +17,82 @@ from dtl.core.errors import DtlError
 COMPARISONS_FOLDER = Path("comparisons")
 
 
+@dataclass(frozen=True)
+class StartOptions:
+    """What to start. `out`: the folder of a new comparison; None: comparisons/NAME. `cell`: run
+    only this run, counted from 1. `only_list`: list the runs. `queue`: submit all runs there. `job`:
+    run the part of this job folder, inside a cluster job."""
+
+    out: Path | None = None
+    cell: int | None = None
+    only_list: bool = False
+    queue: QueueOptions | None = None
+    job: Path | None = None
+
+
 def start(
     path: Path,
     overrides: Sequence[str],
+    options: StartOptions,
     *,
-    out: Path | None = None,
-    cell: int | None = None,
-    only_list: bool = False,
-    queue: QueueOptions | None = None,
-    job: Path | None = None,
-    say: Callable[[str], None] = print,
+    print_line: Callable[[str], None] = print,
     fork: bool = True,
 ) -> Comparison | None:
-    """`path`: a config, or the folder of a comparison. `cell`: the number of a run, from 1, that is
-    run alone. `queue`: put all into it. `job`: the folder of a job from there, whose part is run.
-    None where not all was to be run. Raises DtlError; StoppedEarly where it was asked to
-    end, and goes on when it is started again."""
-    state = _open_state(path, overrides, out)
-    planned = state.grid.planned_runs
-    if only_list:
-        for number, one in enumerate(planned, start=1):
-            say(f"{number:>4}  {one.name}")
+    """Start or continue a comparison. `path`: a config, or the folder of a comparison. Return its
+    results, or None if the options select only a part. Raises DtlError; StoppedEarly after a stop
+    signal, and the same call continues."""
+    state = _open_state(path, overrides, options.out)
+    planned_runs = state.grid.planned_runs
+    if options.only_list:
+        for number, planned in enumerate(planned_runs, start=1):
+            print_line(f"{number:>4}  {planned.name}")
         return None
-    if queue is not None:
-        _submit(queue, state, say)
+    if options.queue is not None:
+        _submit(options.queue, state, print_line)
         return None
-    runner = Runner(state, say, fork)
-    if job is not None:
-        return _run_job(runner, job)
+    runner = Runner(state, print_line, fork)
+    if options.job is not None:
+        return _run_job(runner, options.job)
     cluster.check_not_queued(state)
-    if cell is None:
+    if options.cell is None:
         return runner.run_all()
-    if cell > len(planned):
+    total = len(planned_runs)
+    if options.cell > total:
         raise DtlError.of(
-            "--cell",
-            f"the comparison has {len(planned)} runs",
-            f"use a number from 1 to {len(planned)}",
+            "--cell", f"the comparison has {total} runs", f"use a number from 1 to {total}"
         )
-    runner.run_one(planned[cell - 1])
+    runner.run_one(planned_runs[options.cell - 1])
     return None
 
 
-def _submit(queue: QueueOptions, state: ComparisonState, say: Callable[[str], None]) -> None:
+def _submit(queue: QueueOptions, state: ComparisonState, print_line: Callable[[str], None]) -> None:
     ids = cluster.submit(state, queue)
     for number in dict.fromkeys(one.partition("_")[0] for one in ids):
-        say(f"job {number}: {state.folder}")
-    say(f"`dtl compare {state.folder}` shows the results after job {ids[-1]}")
+        print_line(f"job {number}: {state.folder}")
+    print_line(f"`dtl compare {state.folder}` shows the results after job {ids[-1]}")
 
 
 def _run_job(runner: Runner, job: Path) -> Comparison | None:
-    """Run the part of a Slurm job and record its exit code."""
+    """Run the part of a cluster job and record its exit code. A failed search run is no failure of
+    its job, because the search continues without it."""
     planned = cluster.find_planned_run(runner.state, job)
+    comparison = None
     try:
-        found = None
         if planned is None:
-            found = runner.run_all()
+            comparison = runner.run_all()
         elif not runner.state.is_finished(planned):
             runner.run_one(planned)
     except DtlError as fault:
-        rate_failed = planned is not None and runner.state.is_finished(planned)
-        if not rate_failed:
+        is_failed_search = planned is not None and runner.state.is_finished(planned)
+        if not is_failed_search:
             cluster.record_job_end(job, exit_code=fault.exit_code)
             raise
     cluster.record_job_end(job, exit_code=0)
-    return found
+    return comparison
 
 
 def _open_state(path: Path, overrides: Sequence[str], out: Path | None) -> ComparisonState:
+    """Create or load the state of a comparison."""
     if not path.is_dir():
         config = load_config(path, overrides)
         assert config.run.name is not None

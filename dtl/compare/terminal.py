@@ -6,177 +6,166 @@ import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
+from dtl.compare.formatting import (
+    format_forgetting,
+    format_label_count,
+    format_label_efficiency,
+    format_score,
+    format_seed_count,
+    format_time_to_scratch,
+)
 from dtl.compare.records import (
     COMPARISON_FILE,
     Comparison,
+    ConfidenceInterval,
     StrategySummary,
-    format_label_count,
     load_comparison,
 )
 from dtl.core.units import format_bytes, format_seconds
 
 PLOT_WIDTH = 32  # characters
 TEXT_WIDTH = 100
+LEFT_ALIGNED = (0, 3)  # columns: strategy and plot
+
+COLUMNS: dict[str, Callable[[Comparison, StrategySummary], str]] = {
+    "scratch labels": lambda _, one: format_label_efficiency(one),
+    "time to scratch score": lambda _, one: format_time_to_scratch(one),
+    "train time": lambda _, one: format_seconds(one.train_seconds),
+    "peak memory": lambda _, one: format_bytes(one.peak_memory_bytes),
+    "export size": lambda _, one: format_bytes(one.export_bytes),
+    "source score": lambda _, one: format_score(one.source_score),
+    "forgetting": format_forgetting,
+    "OOD score": lambda _, one: format_score(one.ood_score),
+    "worst group": lambda _, one: format_score(one.worst_group_score),
+}
 
 
 def load_if_finished(folder: Path) -> Comparison | None:
     """Return the comparison of a folder if all of it is finished."""
     if not (folder / COMPARISON_FILE).is_file():
         return None
-    found = load_comparison(folder)
-    return found if found.is_finished else None
+    comparison = load_comparison(folder)
+    return comparison if comparison.is_finished else None
 
 
-def format_comparison(found: Comparison) -> list[str]:
+def format_comparison(comparison: Comparison) -> list[str]:
     """Return the lines of the terminal output."""
     return [
-        *_format_table(found),
+        *_format_header(comparison),
         "",
-        *_format_feature_probe(found),
-        *(line for one in found.recommendations for line in [*_wrap(one.text), ""]),
-        *_format_notes(found),
-        *_format_missing_runs(found),
+        *_align_columns(_make_table(comparison)),
+        "",
+        *_format_feature_probe(comparison),
+        *(line for one in comparison.recommendations for line in [*_wrap(one.text), ""]),
+        *_format_notes(comparison),
+        *_format_missing_runs(comparison),
     ]
 
 
-def _format_table(found: Comparison) -> list[str]:
-    """Return a line per number of labels and strategy."""
-    better = "higher" if found.higher_is_better else "lower"
-    low, high = _score_range(found)
-    heads = [
-        "",
-        found.score_name,
-        f"{found.confidence_level:.0%}",
-        f"{low:.3g}".ljust(PLOT_WIDTH - 6) + f"{high:>6.3g}",
+def _format_header(comparison: Comparison) -> list[str]:
+    """Return the lines above the table: task, score and the unadapted base."""
+    name, base = comparison.score_name, comparison.base
+    better = "higher" if comparison.higher_is_better else "lower"
+    lines = [
+        f"{comparison.name}: {comparison.task}, {name} ({better} is better), "
+        f"{format_seed_count(comparison)}"
     ]
+    if base.score is not None and base.interval is not None:
+        interval = _format_interval(base.interval)
+        lines.append(f"unadapted base: {name} {base.score:.3f} ({interval})")
+    if base.source_score is not None:
+        lines.append(f"source data: {comparison.source}, unadapted base {base.source_score:.3f}")
+    return lines
+
+
+def _make_table(comparison: Comparison) -> list[list[str]]:
+    """Return a row per number of labels and one per strategy, without empty columns."""
+    low, high = _score_range(comparison)
     columns = [
         column
-        for column, tell in _COLUMNS.items()
-        if any(tell(found, one) for one in found.summaries)
+        for column, read in COLUMNS.items()
+        if any(read(comparison, one) for one in comparison.summaries)
     ]
-    rows = [[*heads, *columns]]
-    for labels in found.labels:
-        here = [point for name in found.strategies if (point := found.find_summary(name, labels))]
-        if here:
-            everything = ", all data" if labels == found.all_labels else ""
-            rows.append([f"{format_label_count(labels, classes=found.classes)}{everything}"])
-        for one in here:
-            interval = f"{one.interval.low:.3f}-{one.interval.high:.3f}"
-            plot = _draw_interval(one, low, high)
-            rest = [_COLUMNS[column](found, one) for column in columns]
-            rows.append([f"  {one.strategy}", f"{one.score:.3f}", interval, plot, *rest])
-    seeds = f"{len(found.seeds)} seed{'s' if len(found.seeds) > 1 else ''}"
-    about = f"{found.name}: {found.task}, {found.score_name} ({better} is better), {seeds}"
-    before = []
-    base = found.base
-    if base.score is not None and base.interval is not None:
-        between = f"{base.interval.low:.3f}-{base.interval.high:.3f}"
-        before.append(f"unadapted base: {found.score_name} {base.score:.3f} ({between})")
-    if base.source_score is not None:
-        before.append(f"source: {found.source}, score of the base {base.source_score:.3f}")
-    return [about, *before, "", *_align_columns(rows)]
+    plot_header = f"{low:.3g}".ljust(PLOT_WIDTH - 6) + f"{high:>6.3g}"
+    level = f"{comparison.confidence_level:.0%} CI"
+    rows = [["", comparison.score_name, level, plot_header, *columns]]
+    for labels in comparison.labels:
+        summaries = [
+            summary
+            for name in comparison.strategies
+            if (summary := comparison.find_summary(name, labels)) is not None
+        ]
+        if summaries:
+            suffix = ", all data" if labels == comparison.all_labels else ""
+            rows.append([f"{format_label_count(labels, classes=comparison.classes)}{suffix}"])
+        for one in summaries:
+            interval, plot = _format_interval(one.interval), _draw_interval(one, low, high)
+            cells = [COLUMNS[column](comparison, one) for column in columns]
+            rows.append([f"  {one.strategy}", f"{one.score:.3f}", interval, plot, *cells])
+    return rows
 
 
-def format_label_efficiency(point: StrategySummary) -> str:
-    """Return the number of labels that scratch needs for the same score."""
-    if point.label_efficiency is None:
-        return ""
-    return f"{_BOUNDS[point.label_efficiency.bound]}{point.label_efficiency.scratch_labels:.3g}"
+def _format_interval(interval: ConfidenceInterval) -> str:
+    return f"{interval.low:.3f}-{interval.high:.3f}"
 
 
-def format_time_to_scratch(point: StrategySummary) -> str:
-    """Return the training time until the final score of scratch."""
-    if point.time_to_scratch_score is None:
-        return ""
-    if point.time_to_scratch_score.steps == 0:
-        return "at once"
-    return f"{_BOUNDS[point.time_to_scratch_score.bound]}{format_seconds(point.time_to_scratch_score.seconds)}"
-
-
-def format_forgetting(found: Comparison, point: StrategySummary) -> str:
-    """Return how much lower the source score is than that of the base, with a question mark if the
-    two are not significantly different."""
-    lost = found.find_forgetting(point.strategy, point.labels)
-    if lost is None:
-        return ""
-    sure = lost.is_significant or lost.difference == 0
-    return f"{lost.difference:.3f}{'' if sure else '?'}"
-
-
-def _format_score(value: float | None) -> str:
-    return "" if value is None else f"{value:.3f}"
-
-
-_BOUNDS = {"more than": ">", "at most": "<=", None: ""}
-_COLUMNS: dict[str, Callable[[Comparison, StrategySummary], str]] = {
-    "scratch labels": lambda _, point: format_label_efficiency(point),
-    "time to scratch score": lambda _, point: format_time_to_scratch(point),
-    "train time": lambda _, point: format_seconds(point.train_seconds),
-    "peak memory": lambda _, point: format_bytes(point.peak_memory_bytes),
-    "export size": lambda _, point: format_bytes(point.export_bytes),
-    "source score": lambda _, point: _format_score(point.source_score),
-    "forgetting": format_forgetting,
-    "OOD": lambda _, point: _format_score(point.ood_score),
-    "worst group": lambda _, point: _format_score(point.worst_group_score),
-}
-
-
-def _score_range(found: Comparison) -> tuple[float, float]:
-    ends = [end for one in found.summaries for end in (one.interval.low, one.interval.high)]
+def _score_range(comparison: Comparison) -> tuple[float, float]:
+    """Return the lowest and highest end of all confidence intervals."""
+    ends = [end for one in comparison.summaries for end in (one.interval.low, one.interval.high)]
     return (min(ends), max(ends)) if ends else (0.0, 1.0)
 
 
-def _draw_interval(point: StrategySummary, low: float, high: float) -> str:
+def _draw_interval(summary: StrategySummary, low: float, high: float) -> str:
     """Return the confidence interval and the score as text, on an axis from `low` to `high`."""
 
-    def place(value: float) -> int:
+    def column_of(value: float) -> int:
         return round((PLOT_WIDTH - 1) * (value - low) / (high - low)) if high > low else 0
 
-    start, end = place(point.interval.low), place(point.interval.high)
-    drawn = ["-" if start <= at <= end else " " for at in range(PLOT_WIDTH)]
-    drawn[place(point.score)] = "o"
-    return "".join(drawn)
+    start, end = column_of(summary.interval.low), column_of(summary.interval.high)
+    characters = ["-" if start <= column <= end else " " for column in range(PLOT_WIDTH)]
+    characters[column_of(summary.score)] = "o"
+    return "".join(characters)
 
 
 def _align_columns(rows: list[list[str]]) -> list[str]:
     """Return lines with aligned columns; a row with one text is a line of its own."""
-    whole = [row for row in rows if len(row) > 1]
-    widths = [max(len(row[at]) for row in whole) for at in range(len(whole[0]))]
-    drawn = []
+    full_rows = [row for row in rows if len(row) > 1]
+    widths = [max(map(len, column)) for column in zip(*full_rows, strict=True)]
+    lines = []
     for row in rows:
         if len(row) == 1:
-            drawn.append(row[0])
+            lines.append(row[0])
             continue
         cells = [
-            text.ljust(width) if at in (0, 3) else text.rjust(width)
-            for at, (text, width) in enumerate(zip(row, widths, strict=True))
+            text.ljust(width) if column in LEFT_ALIGNED else text.rjust(width)
+            for column, (text, width) in enumerate(zip(row, widths, strict=True))
         ]
-        drawn.append("  ".join(cells).rstrip())
-    return drawn
+        lines.append("  ".join(cells).rstrip())
+    return lines
 
 
-def _format_feature_probe(found: Comparison) -> list[str]:
-    hint = found.feature_probe
-    if hint is None:
-        return [*_wrap(f"no feature probe: {found.no_feature_probe}"), ""]
-    told = (
-        f"feature probe, before any training: accuracy on features of the base, with "
-        f"{format_label_count(hint.labels, classes=found.classes)}, linear probe "
-        f"{hint.linear_probe:.3f}, nearest neighbors {hint.nearest_neighbors:.3f}, majority class "
-        f"{hint.majority_class:.3f} (validation rows)"
+def _format_feature_probe(comparison: Comparison) -> list[str]:
+    probe = comparison.feature_probe
+    if probe is None:
+        return [*_wrap(f"no feature probe: {comparison.no_feature_probe}"), ""]
+    text = (
+        "feature probe before any training, on validation rows, with "
+        f"{format_label_count(probe.labels, classes=comparison.classes)}: accuracy of a linear "
+        f"probe {probe.linear_probe:.3f}, nearest neighbors {probe.nearest_neighbors:.3f}, "
+        f"majority class {probe.majority_class:.3f}"
     )
-    return [*_wrap(told), ""]
+    return [*_wrap(text), ""]
 
 
-def _format_notes(found: Comparison) -> list[str]:
-    pairs = f"significance level {1 - found.confidence_level:.0%}, Holm-adjusted p-values"
-    return [line for note in (*found.notes, pairs) for line in _wrap(f"note: {note}")]
+def _format_notes(comparison: Comparison) -> list[str]:
+    level = f"significance level {1 - comparison.confidence_level:.0%}, Holm-adjusted p-values"
+    return [line for note in (*comparison.notes, level) for line in _wrap(f"note: {note}")]
 
 
-def _format_missing_runs(found: Comparison) -> list[str]:
+def _format_missing_runs(comparison: Comparison) -> list[str]:
     return [
         line
-        for one in found.missing_runs
+        for one in comparison.missing_runs
         for line in _wrap(f"not run: {one.description} ({one.reason})")
     ]
 

@@ -44,13 +44,13 @@ class Scorer:
 
     def has_held_out(self, state: TrainState) -> bool:
         """Return whether there are held-out examples to score on."""
-        return state.examples.held_out is not None
+        return state.data.held_out is not None
 
     def score_base(self, state: TrainState) -> None:
         """Score the unchanged base: before the first step, or from the log."""
         scores = self.read_logged("unadapted", 0)
         is_unchanged = (
-            why_unscored(state.parts, state.examples) is None
+            why_unscored(state.parts, state.data) is None
             and not state.parts.strategies[0].needs_base_weights
         )
         if scores is None and state.progress.step == 0 and is_unchanged:
@@ -97,13 +97,13 @@ class Scorer:
 
     def score(self, state: TrainState, model: str) -> dict[str, float]:
         """Score the current model, and log it under the name `model`. Every rank must call."""
-        assert state.examples.held_out is not None
+        assert state.data.held_out is not None
         setup = EvaluationSetup(
             task=state.parts.task,
-            data=state.examples.held_out,
+            data=state.data.held_out,
             collate=state.collate,
-            dataset_stats=state.examples.dataset_stats,
-            processor=state.examples.processor,
+            dataset_stats=state.data.dataset_stats,
+            processor=state.data.processor,
             batch_size=self.batch_size,
             group_by=self.group_by,
         )
@@ -119,7 +119,7 @@ class Scorer:
         return read_evaluations(self.folder.read_metrics() if self.engine.is_main_process else ())
 
 
-def why_unscored(parts: Parts, examples: PreparedData) -> str | None:
+def why_unscored(parts: Parts, data: PreparedData) -> str | None:
     """Return why the model before the first step is not the base that can be scored; None: it
     is."""
     if parts.is_from_random:
@@ -128,10 +128,10 @@ def why_unscored(parts: Parts, examples: PreparedData) -> str | None:
         return "the strategy starts with virtual tokens that are not trained"
     if parts.strategies[0].continue_from is not None:
         return "the strategy continues a trained adapter"
-    if examples.dataset_stats.get("new_head"):
+    if data.dataset_stats.get("new_head"):
         return "the base has no head for this task"
-    labels = examples.dataset_stats.get("labels")
-    names = [str(name) for _, name in sorted((examples.model_config.id2label or {}).items())]
+    labels = data.dataset_stats.get("labels")
+    names = [str(name) for _, name in sorted((data.model_config.id2label or {}).items())]
     if labels is None or names == labels:
         return None
     return "the base has no head for these labels"

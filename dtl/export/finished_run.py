@@ -1,44 +1,86 @@
-"""The export of a run that has finished training."""
+"""Export the final weights of a run, as the last part of its training."""
 
 from __future__ import annotations
 
+import shutil
+
+import torch
+
 from dtl.evaluation.final_weights import FinalWeights
-from dtl.export.model_card import write_run_card
-from dtl.export.write import export, build_export_metadata
+from dtl.export.folder import (
+    build_export_metadata,
+    staging_folder,
+    sync_folder,
+    write_card_and_metadata,
+)
+from dtl.export.model_card import ExportedRun, render_run_card
+from dtl.export.weights import gather_state_dict, write_adapter, write_model
+from dtl.models.dtypes import torch_dtype
 from dtl.models.quantization import quantize
 from dtl.train.state import RunContext, TrainState
 
 
-def export_run(
+def export_finished_run(
     context: RunContext,
     state: TrainState,
     final: FinalWeights,
     scores: dict[str, dict[str, float]],
 ) -> None:
-    """Export the final weights to the run folder. Every rank must call; rank 0 writes."""
+    """Write the final weights to the run folder: an adapter in fp32, a model in the run's dtype.
+
+    Every rank must call; rank 0 writes. Raises RunFailed if the files read back are not what was
+    trained, and StopRequested.
+    """
+    engine, folder = context.engine, context.folder.export
     kind, dataset_stats = state.parts.strategy.export_kind, state.examples.dataset_stats
-    dtype, card = context.plan.layout.dtype, ""
-    if context.engine.is_main_process:
-        card = write_run_card(
-            context.folder,
-            state.parts.task,
-            dataset_stats,
-            kind=kind,
-            scores=scores,
-            step=_exported_step(context, state, final),
-            weights=final.name,
-            quantized=quantize.get_quantization_kwargs(context.engine.unwrapped_model),
-        )
-    export(
-        context.engine,
-        context.folder.export,
-        processor=state.examples.processor,
-        kind=kind,
-        dtype=dtype,
-        card=card,
-        note=build_export_metadata(context.config, dataset_stats, kind=kind, dtype=dtype),
-        learnt=final.source,
-        pause=context.safe_points.check_stop,
+    dtype = context.plan.layout.dtype
+    card = _render_card(context, state, final, scores) if engine.is_main_process else ""
+
+    # 1. Gather the weights on rank 0.
+    context.safe_points.check_stop("export, gathering weights")
+    weights = gather_state_dict(engine, final.source, trainable_only=kind == "adapter")
+
+    # 2. Write all files under a temporary name, and read the weights back.
+    context.safe_points.check_stop("export, writing")
+    staged = staging_folder(folder)
+    if engine.is_main_process:
+        shutil.rmtree(staged, ignore_errors=True)
+        with engine.init_context(False):
+            if kind == "adapter":
+                write_adapter(engine.unwrapped_model, weights, staged, dtype=torch.float32)
+            else:
+                write_model(engine.unwrapped_model, weights, staged, dtype=torch_dtype(dtype))
+        state.examples.processor.save_pretrained(staged)
+        metadata = build_export_metadata(context.config, dataset_stats, kind=kind, dtype=dtype)
+        write_card_and_metadata(staged, card=card, metadata=metadata)
+        sync_folder(staged)
+
+    # 3. Rename.
+    context.safe_points.check_stop("export, renaming")
+    if engine.is_main_process:
+        shutil.rmtree(folder, ignore_errors=True)
+        staged.rename(folder)
+    engine.barrier()
+
+
+def _render_card(
+    context: RunContext,
+    state: TrainState,
+    final: FinalWeights,
+    scores: dict[str, dict[str, float]],
+) -> str:
+    exported = ExportedRun(
+        folder=context.folder,
+        task=state.parts.task,
+        dataset_stats=state.examples.dataset_stats,
+        step=_exported_step(context, state, final),
+        scores=scores,
+        weights=final.name,
+    )
+    return render_run_card(
+        exported,
+        kind=state.parts.strategy.export_kind,
+        quantization=quantize.get_quantization_kwargs(context.engine.unwrapped_model),
     )
 
 

@@ -11,8 +11,8 @@ from dtl.config.schema import Model, RunConfig, Source
 from dtl.config.schema.batch_size import BatchSize
 from dtl.core.units import format_count, format_seconds
 from dtl.evaluation.groups import read_group_scores
-from dtl.export.difference import LogitDifference
 from dtl.export.evidence import RunEvidence, collect_evidence
+from dtl.export.logit_difference import LogitDifference
 from dtl.plan.records import Plan
 from dtl.run.folder import RunFolder
 from dtl.tasks.base import DatasetStats, Task
@@ -75,7 +75,7 @@ def write_run_card(
         labels=dataset_stats.get("labels"),
         scores=scores,
         versions=folder.versions,
-        reads_by=task.processor_kind,
+        processor_kind=task.processor_kind,
         base_needs=dataset_stats.get("loading"),
         quantized=quantized,
         step=step,
@@ -103,7 +103,7 @@ def model_card(
     labels: list[str] | None,
     scores: dict[str, dict[str, float]],
     versions: dict[str, Any],
-    reads_by: str = "tokenizer",
+    processor_kind: str = "tokenizer",
     base_needs: dict[str, Any] | None = None,
     quantized: dict[str, Any] | None = None,
     step: int | None = None,
@@ -166,7 +166,7 @@ def model_card(
     needs = {**_label_arguments(labels), **(base_needs or {})}
     if quantized:
         needs |= {"dtype": plan.layout.dtype.replace("bf", "bfloat").replace("fp", "float")}
-    readers = PROCESSOR_CLASSES[reads_by]
+    readers = PROCESSOR_CLASSES[processor_kind]
     code = _loading_code(kind, head, config.model, needs, readers, quantized or {})
     lines += ["```python", code, "```"]
     lines += ["", *QUANTIZED] if quantized else []

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from dtl.core.errors import DtlError, RunFailed
-from dtl.export.reopen import ONNX_FILE
+from dtl.export.verify_process import ONNX_FILE
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

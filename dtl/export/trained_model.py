@@ -13,7 +13,7 @@ from dtl.core.errors import DtlError
 from dtl.core.parallel_dims import ParallelDims
 from dtl.engine.base import EngineSettings
 from dtl.engine.start import start
-from dtl.export.opened import load_export
+from dtl.export.load_export import load_export
 from dtl.plan.records import Plan
 from dtl.prepare import preparation
 from dtl.prepare.prepared_data import PreparedData

@@ -81,7 +81,12 @@ def compute_logits_in_fresh_process(
     Raises RunFailed."""
     questions, replies = folder / "questions.safetensors", folder / "answers.safetensors"
     save_inputs(asked, questions)
-    argv = [sys.executable, "-m", "dtl.export.reopen", *map(str, (export, questions, replies))]
+    argv = [
+        sys.executable,
+        "-m",
+        "dtl.export.verify_process",
+        *map(str, (export, questions, replies)),
+    ]
     ended = subprocess.run(argv, capture_output=True, text=True, errors="replace", check=False)
     if ended.returncode != 0:
         said = ended.stderr.strip().splitlines() or [f"exit code {ended.returncode}"]

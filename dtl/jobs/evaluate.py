@@ -20,7 +20,7 @@ from dtl.engine.base import Engine, EngineSettings
 from dtl.engine.start import start
 from dtl.evaluation.evaluate import Evaluation, EvaluationSetup, evaluate
 from dtl.evaluation.scoring import why_unscored
-from dtl.export.opened import ExportedModel, load_export
+from dtl.export.load_export import ExportedModel, load_export
 from dtl.models.load import silence_transformers
 from dtl.models.processor import get_pad_token_id
 from dtl.prepare import preparation

@@ -15,24 +15,24 @@ from dtl.core.units import format_bytes
 from dtl.export import gguf
 from dtl.export import onnx as graph
 from dtl.export import quantized as quantised
-from dtl.export.difference import TOLERANCE, LogitDifference, compare_logits
+from dtl.export.logit_difference import TOLERANCE, LogitDifference, compare_logits
 from dtl.export.model_card import ExportSummary, write_run_card
 from dtl.export.trained_model import TrainedModel, load_trained_model
 from dtl.export.verify import (
     ForwardInputs,
+    build_sample_inputs,
     compute_logits,
     compute_logits_in_fresh_process,
-    build_sample_inputs,
 )
-from dtl.export.write import (
+from dtl.export.weights import (
     SHARD_SIZE,
     build_export_metadata,
-    staging_folder,
     local_state_dict,
+    staging_folder,
     sync_folder,
     write_adapter,
-    write_model,
     write_card_and_metadata,
+    write_model,
 )
 from dtl.models.anatomy import head_module_names
 from dtl.models.dtypes import dtype_name, torch_dtype

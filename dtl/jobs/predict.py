@@ -15,7 +15,7 @@ from dtl.core.errors import DtlError, Fault
 from dtl.data.example import Skip
 from dtl.data.modalities.media_files import SUFFIXES
 from dtl.data.sources.rows import Row, open_rows
-from dtl.export.opened import ExportedModel
+from dtl.export.load_export import ExportedModel
 from dtl.models.processor import get_pad_token_id
 
 if TYPE_CHECKING:

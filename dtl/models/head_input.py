@@ -1,4 +1,4 @@
-"""What a base gives its head: where the two meet, what passes, and how to give it again."""
+"""The output of a base that its head reads: which tensors they are, and how to replay them."""
 
 # B batch, T positions
 
@@ -15,68 +15,69 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 NamedTensors = dict[str, "Tensor"]
-Positions = Literal["whole", "all", "first", "last"]  # of an example's (T, ...); whole: no T
+# The positions T of an example that the head reads; "pooled": the tensor has no dimension T.
+Positions = Literal["pooled", "all", "first", "last"]
 SINGLE_POSITIONS: tuple[Positions, ...] = ("first", "last")
 
 
 def find_base_name(model: nn.Module) -> str | None:
-    """The one module beside the head that holds weights; None where there are several."""
+    """Return the name of the one module with weights besides the head; None if there are several."""
     heads = head_module_names(model)
-    found = [
+    names = [
         name
         for name, child in model.named_children()
         if name not in heads and any(True for _ in child.parameters())
     ]
-    return found[0] if len(found) == 1 else None
+    return names[0] if len(names) == 1 else None
 
 
 def find_inseparable_reason(model: nn.Module) -> str | None:
-    """Why the base of a model whose strategy is applied does not stand still as a whole, or cannot
-    be told from the head; None: it does, and can."""
+    """Return why the base of a model, with its strategy applied, is not frozen or not separable
+    from the head; None if it is both."""
     base = find_base_name(model)
     if base is None:
         return f"{type(model).__name__} keeps its base in several modules"
-    learning = [
+    trainable = [
         name
         for name, value in model.named_parameters()
         if value.requires_grad and name.startswith(f"{base}.")
     ]
-    if learning:
-        return f"{learning[0]} is inside of the base, and learns"
+    if trainable:
+        return f"{trainable[0]} is inside the base and is trained"
     return None
 
 
 @dataclass(frozen=True)
 class OutputLayout:
-    """How a base's output is built: its class, its tensors and tuples of so many tensors, and the
-    shape of each tensor for one example, with one position where there are any."""
+    """How a base's output is built: its class, the names of its tensors, the names and lengths of
+    its tuples of tensors, and the shape of each tensor for one example, (...) or (1, ...)."""
 
     output_class: type
     tensors: tuple[str, ...]
     tuples: tuple[tuple[str, int], ...]
     shapes: dict[str, tuple[int, ...]]
 
-    def build_output(self, leaves: NamedTensors) -> Any:
-        """An output with these tensors, and NaN wherever nothing is given: who reads that, sees."""
+    def build_output(self, tensors: NamedTensors) -> Any:
+        """Return an output with these tensors, and NaN for all others, so that reading them shows."""
         import torch
 
-        first = next(iter(leaves.values()))
+        first = next(iter(tensors.values()))
 
-        def of(name: str) -> Tensor:
-            if name in leaves:
-                return leaves[name]
-            nothing = torch.full((1,), torch.nan, dtype=first.dtype, device=first.device)
-            return nothing.expand(len(first), *self.shapes[name])
+        def get(name: str) -> Tensor:
+            if name in tensors:
+                return tensors[name]
+            missing = torch.full((1,), torch.nan, dtype=first.dtype, device=first.device)
+            return missing.expand(len(first), *self.shapes[name])
 
-        single = {name: of(name) for name in self.tensors}
+        single = {name: get(name) for name in self.tensors}
         several = {
-            name: tuple(of(f"{name}.{n}") for n in range(count)) for name, count in self.tuples
+            name: tuple(get(f"{name}.{n}") for n in range(count)) for name, count in self.tuples
         }
         return self.output_class(**single, **several)
 
 
 def describe_output(output: Any) -> OutputLayout | None:
-    """None for what is no output of transformers, with a name for each of its tensors."""
+    """Return the layout of an output; None if it is not a `ModelOutput` with named tensors."""
     from transformers.utils import ModelOutput
 
     if not isinstance(output, ModelOutput):
@@ -93,16 +94,16 @@ def describe_output(output: Any) -> OutputLayout | None:
 
 
 def flatten_output(output: Any) -> NamedTensors:
-    """The tensors of an output by name; those of a tuple are numbered."""
-    found = {name: value for name, value in output.items() if _is_feature(value)}
+    """Return the tensors of an output by name; those of a tuple are `name.0`, `name.1` ..."""
+    tensors = {name: value for name, value in output.items() if _is_feature(value)}
     for name, value in output.items():
         if _are_features(value):
-            found |= {f"{name}.{number}": tensor for number, tensor in enumerate(value)}
-    return found
+            tensors |= {f"{name}.{number}": tensor for number, tensor in enumerate(value)}
+    return tensors
 
 
 def _is_feature(value: Any) -> bool:
-    """Not keys and values of attention, or codes of a quantizer."""
+    """Return whether a value is a float tensor with a batch: no key-value cache, no codes."""
     import torch
 
     return isinstance(value, torch.Tensor) and value.is_floating_point() and value.ndim > 1
@@ -114,31 +115,31 @@ def _are_features(value: Any) -> bool:
 
 @contextmanager
 def record_outputs(base: nn.Module) -> Iterator[list[Any]]:
-    """The outputs of a base while it is at work."""
-    seen: list[Any] = []
-    handle = base.register_forward_hook(lambda module, given, output: seen.append(output))
+    """Collect the outputs of a base in a list."""
+    outputs: list[Any] = []
+    handle = base.register_forward_hook(lambda module, args, output: outputs.append(output))
     try:
-        yield seen
+        yield outputs
     finally:
         handle.remove()
 
 
 @contextmanager
 def replace_output(base: nn.Module, output: Any) -> Iterator[None]:
-    """A base that gives this output whatever it is asked, without any work."""
-    before = base.__dict__.get("forward")
-    base.forward = lambda *given, **named: output
+    """Make a base return this output for any input, without computing."""
+    original = base.__dict__.get("forward")
+    base.forward = lambda *args, **kwargs: output
     try:
         yield
     finally:
-        if before is None:
+        if original is None:
             del base.forward
         else:
-            base.forward = before
+            base.forward = original
 
 
 def last_positions(mask_BT: Tensor) -> Tensor:
-    """The number of each example's last real position (B,); padding is on the right."""
+    """Return the index of each example's last real position (B,); padding is on the right."""
     return mask_BT.sum(1) - 1
 
 
@@ -149,10 +150,10 @@ def find_read_tensors(
     *,
     mask_BT: Tensor | None,
 ) -> dict[str, Positions]:
-    """The tensors, each with the positions of it, on which the head's answer depends.
+    """Return the tensors that the head reads, with the positions that it reads of each.
 
-    `head` gives the answer for an output of the base. One tensor after another is replaced by NaN,
-    wholly or but for one position: an answer that stays the same has not read it.
+    `head` returns the scores for an output of the base. One tensor after another is replaced by
+    NaN, in full or except for one position: if the scores do not change, the head does not read it.
     """
     expected = head(layout.build_output(tensors))
     read: dict[str, Positions] = {}
@@ -160,21 +161,22 @@ def find_read_tensors(
         others = {other: value for other, value in tensors.items() if other != name}
         if others and _gives_same_scores(expected, head, layout, others):
             continue
-        read[name] = "all" if tensor.ndim > 2 else "whole"
-        for tried in SINGLE_POSITIONS if tensor.ndim == 3 and tensor.shape[1] > 1 else ():
-            places_B = position_indices(tried, tensor, mask_BT)
-            if places_B is None:
+        read[name] = "all" if tensor.ndim > 2 else "pooled"
+        for positions in SINGLE_POSITIONS if tensor.ndim == 3 and tensor.shape[1] > 1 else ():
+            indices_B = position_indices(positions, tensor, mask_BT)
+            if indices_B is None:
                 continue
             if _gives_same_scores(
-                expected, head, layout, {**tensors, name: _keep_one_position(tensor, places_B)}
+                expected, head, layout, {**tensors, name: _keep_one_position(tensor, indices_B)}
             ):
-                read[name] = tried
+                read[name] = positions
                 break
     return read
 
 
 def position_indices(positions: str, tensor_BT: Tensor, mask_BT: Tensor | None) -> Tensor | None:
-    """The first or the last real position of each example (B,); None where no mask tells."""
+    """Return the index of the first or last real position of each example (B,), int64; None if the
+    mask does not have this length."""
     import torch
 
     size, length = tensor_BT.shape[:2]
@@ -185,22 +187,23 @@ def position_indices(positions: str, tensor_BT: Tensor, mask_BT: Tensor | None) 
     return last_positions(mask_BT)
 
 
-def _keep_one_position(tensor_BT: Tensor, places_B: Tensor) -> Tensor:
+def _keep_one_position(tensor_BT: Tensor, indices_B: Tensor) -> Tensor:
+    """Return a copy (B, T, ...) that is NaN except at one position of each example."""
     import torch
 
     rows_B = torch.arange(len(tensor_BT), device=tensor_BT.device)
-    poisoned = torch.full_like(tensor_BT, torch.nan)
-    poisoned[rows_B, places_B] = tensor_BT[rows_B, places_B]
-    return poisoned
+    masked_BT = torch.full_like(tensor_BT, torch.nan)
+    masked_BT[rows_B, indices_B] = tensor_BT[rows_B, indices_B]
+    return masked_BT
 
 
 def _gives_same_scores(
-    expected: Tensor, head: Callable[[Any], Tensor], form: OutputLayout, leaves: NamedTensors
+    expected: Tensor, head: Callable[[Any], Tensor], layout: OutputLayout, tensors: NamedTensors
 ) -> bool:
-    """A head that cannot work with what is left has read what is missing."""
+    """Return whether the head's scores do not change; a head that fails has read what is missing."""
     import torch
 
     try:
-        return torch.equal(expected, head(form.build_output(leaves)))
+        return torch.equal(expected, head(layout.build_output(tensors)))
     except (RuntimeError, ValueError, IndexError):
         return False

@@ -1,4 +1,4 @@
-"""What a parameter is for, where its update depends on that: head, matrix, norm, bias."""
+"""The role of a parameter, where its update depends on it: head, matrix, norm, bias."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ if TYPE_CHECKING:
 
 
 def _get_base_model(model: nn.Module) -> nn.Module:
-    """The model that PEFT has put adapters into, with them; any other model as it is."""
+    """Return the model inside PEFT's wrapper, with its adapters; any other model unchanged."""
     inner: nn.Module = model.get_base_model() if hasattr(model, "peft_config") else model  # type: ignore[operator]
     return inner
 
 
 def head_parameter_ids(model: nn.Module, new_parameters: frozenset[str]) -> frozenset[int]:
-    """The identities of the parameters of the head, and of those that the base did not bring, also
-    where PEFT keeps a learning copy of them. `new`: their names before a strategy was applied."""
+    """Return the ids of the parameters of the head, and of new parameters, also where PEFT has a
+    trainable copy of them. `new_parameters`: their names before a strategy was applied."""
     inner = _get_base_model(model)
     head = head_parameters(inner)
     return frozenset(
@@ -30,16 +30,15 @@ def head_parameter_ids(model: nn.Module, new_parameters: frozenset[str]) -> froz
 
 
 def _remove_peft_infixes(name: str) -> str:
-    """A parameter's name without what PEFT puts between module and parameter."""
+    """Return a parameter's name without the infixes of PEFT's `ModulesToSaveWrapper`."""
     return name.replace(".modules_to_save.default.", ".").replace(".original_module.", ".")
 
 
 def weight_decay_ids(model: nn.Module) -> frozenset[int]:
-    """The identities of the parameters that weight decay is meant for: all but norms, biases and
-    scales.
+    """Return the ids of the parameters that get weight decay: all but norms, biases and scales.
 
-    Biases and norms are told by name and kind, as some have two dimensions (relative positions,
-    class tokens); so are the lengths of a normed kernel.
+    Biases and norms are identified by name and class, because some have two dimensions (relative
+    positions, class tokens); so are the magnitudes of weight norm.
     """
     of_norms = {
         id(value) for _, module in norm_modules(model) for value in module.parameters(recurse=False)
@@ -52,15 +51,15 @@ def weight_decay_ids(model: nn.Module) -> frozenset[int]:
 
 
 def _is_matrix(name: str, shape: tuple[int, ...]) -> bool:
-    """Whether a tensor maps one space into another, and is no vector or set of scales."""
-    if name.endswith((".weight_g", ".original0")):  # of torch's weight norm
+    """Return whether a tensor is a matrix or kernel, not a vector or a set of scales."""
+    if name.endswith((".weight_g", ".original0")):  # torch's weight norm
         return False
-    vector = len(shape) > 2 and sum(size > 1 for size in shape) <= 1
-    return len(shape) > 1 and not vector
+    is_vector = len(shape) > 2 and sum(size > 1 for size in shape) <= 1
+    return len(shape) > 1 and not is_vector
 
 
 def hidden_matrix_ids(model: nn.Module) -> frozenset[int]:
-    """The identities of the weights of two dimensions between the embeddings and the head."""
+    """Return the ids of the two-dimensional weights between the embeddings and the head."""
     from torch import nn
 
     inner = _get_base_model(model)

@@ -42,13 +42,13 @@ def use_cached_features(extractor: FeatureExtractor) -> tuple[Parts, PreparedDat
 
     Every rank must call. Raises DtlError where the config requires it and it is not possible.
     """
-    parts, examples, engine = extractor.parts, extractor.examples, extractor.engine
+    parts, data, engine = extractor.parts, extractor.data, extractor.engine
     engine.unwrapped_model.eval()
     try:
         split = find_common_split_point(extractor)
-        wider = examples.feature_cache_data or extractor.train
+        wider = data.feature_cache_data or extractor.train
         train = _add_features(extractor.train, _load_or_extract(extractor, split, wider))
-        held_out = examples.held_out
+        held_out = data.held_out
         if held_out is not None:
             held_out = _add_features(held_out, _load_or_extract(extractor, split, held_out))
     except FeaturesUnsupported as unsupported:
@@ -57,9 +57,9 @@ def use_cached_features(extractor: FeatureExtractor) -> tuple[Parts, PreparedDat
                 LOCATION, str(unsupported), "remove it: the run trains the same"
             ) from unsupported
         extractor.print_line(f"no feature cache: {unsupported}")
-        return parts, examples
+        return parts, data
     task = make_feature_task(parts.task, split)
-    return replace(parts, task=task), replace(examples, train=train, held_out=held_out)
+    return replace(parts, task=task), replace(data, train=train, held_out=held_out)
 
 
 @dataclass(frozen=True)
@@ -153,10 +153,10 @@ def _cache_folder(extractor: FeatureExtractor, split: SplitPoint, data: EncodedD
     layout, engine = extractor.plan.layout, extractor.engine
     model_config = engine.unwrapped_model.config
     return feature_cache_folder(
-        base=extractor.examples.base_fingerprint,
+        base=extractor.data.base_fingerprint,
         data=data.key,
         head=[extractor.parts.task.auto_class, split.base, repr(split.fields)],
-        settings=extractor.parts.task.head_config(extractor.examples.dataset_stats),
+        settings=extractor.parts.task.head_config(extractor.data.dataset_stats),
         attention=model_config._attn_implementation,  # type: ignore[union-attr]
         dtype=[layout.dtype, engine.uses_autocast, layout.device],
         batch=extractor.config.train.evaluation_batch,

@@ -48,7 +48,7 @@ class FeatureExtractor:
     config: RunConfig
     plan: Plan
     parts: Parts
-    examples: PreparedData
+    data: PreparedData
     engine: Engine
     collate: Collate
     check_stop: Callable[[str], None]
@@ -57,13 +57,13 @@ class FeatureExtractor:
     @property
     def train(self) -> EncodedData:
         """The training examples."""
-        data = self.examples.train
+        data = self.data.train
         assert isinstance(data, EncodedData), "the plan caches no features of streamed rows"
         return data
 
     def collate_examples(self, data: EncodedData, ids: Sequence[int]) -> dict[str, Tensor]:
         """Return these examples as a batch on the device."""
-        task, processor = self.parts.task, self.examples.processor
+        task, processor = self.parts.task, self.data.processor
         batch = self.collate([task.transform(data[i], processor=processor, rng=None) for i in ids])
         return self.engine.to_device(batch)
 

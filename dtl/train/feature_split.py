@@ -118,7 +118,7 @@ def _check_loss(
     expected: Tensor,
 ) -> None:
     """Raise FeaturesUnsupported where the loss from features is not the one from the examples."""
-    engine, data, processor = extractor.engine, extractor.train, extractor.examples.processor
+    engine, data, processor = extractor.engine, extractor.train, extractor.data.processor
     task = make_feature_task(extractor.parts.task, split)
     examples = [
         task.transform({**data[number], FEATURES: parts}, processor=processor, rng=None)

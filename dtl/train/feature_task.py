@@ -38,7 +38,7 @@ class SplitPoint:
 
 def describe_field(name: str, tensor_B: Tensor, *, positions: str) -> FeatureField:
     """Return how a tensor of the base's output is cached."""
-    shape = tuple(tensor_B.shape[1 if positions == "whole" else 2 :])
+    shape = tuple(tensor_B.shape[1 if positions == "pooled" else 2 :])
     return FeatureField(name, positions, str(tensor_B.dtype).removeprefix("torch."), shape)
 
 
@@ -104,7 +104,7 @@ def join_field(parts: list[CachedFeature], field: FeatureField, mask_BT: Tensor 
     """Return a field of several examples as one tensor: (B, *shape), or (B, T, *shape) with zeros
     as padding."""
     size = len(parts)
-    if field.positions == "whole":
+    if field.positions == "pooled":
         return _to_tensor(np.stack([part.values[0] for part in parts]), field)
     longest = max(part.positions for part in parts)
     padded = np.zeros((size, longest, *field.shape), dtype=DTYPES[field.dtype])
@@ -124,7 +124,7 @@ def split_field(
 ) -> list[CachedFeature]:
     """Return what is cached of each example of a batch, on the CPU; the inverse of `join_field`."""
     values = _to_array(tensor_B, field)
-    if field.positions == "whole":
+    if field.positions == "pooled":
         return [CachedFeature(row[None], 1) for row in values]
     length = values.shape[1]
     if field.positions == "all":

@@ -50,7 +50,7 @@ def build_model(
     config: RunConfig,
     plan: Plan,
     parts: Parts,
-    examples: PreparedData,
+    data: PreparedData,
     engine: Engine,
     *,
     saved: Path | None = None,
@@ -61,7 +61,7 @@ def build_model(
     merged. New parameters are the same on every layout.
     """
     layout = plan.layout
-    loaded = _load_base(config, plan, parts, examples, engine)
+    loaded = _load_base(config, plan, parts, data, engine)
     if saved is not None and is_phase_transition(plan, parts, saved):
         previous = parts.for_phase(parts.phase - 1)
         merged = _merge_previous_phase(loaded, config.train.seed, previous, engine, saved)
@@ -101,14 +101,14 @@ def enable_activation_checkpointing(model: nn.Module) -> None:
 
 
 def _load_base(
-    config: RunConfig, plan: Plan, parts: Parts, examples: PreparedData, engine: Engine
+    config: RunConfig, plan: Plan, parts: Parts, data: PreparedData, engine: Engine
 ) -> LoadedModel:
     """Load the base and initialize what it does not have."""
     trains_all = plan.phases[parts.phase].parameters.frozen == 0
     in_fp32 = trains_all and engine.trainable_dtype == torch.float32
     loaded = load_pretrained(
         config.model if parts.is_from_random else _stage_on_node(config.model, engine),
-        head=HeadConfig(parts.task.auto_class, parts.task.head_config(examples.dataset_stats)),
+        head=HeadConfig(parts.task.auto_class, parts.task.head_config(data.dataset_stats)),
         random_init=parts.is_from_random,
         seed=config.train.seed,
         dtype="fp32" if in_fp32 else plan.layout.dtype,
@@ -122,9 +122,9 @@ def _load_base(
         write_parameter=engine.write_full_tensor,
     )
     write_language_weights(loaded, write_parameter=engine.write_full_tensor)
-    if (padding := get_pad_token_id(examples.processor)) is not None:
+    if (padding := get_pad_token_id(data.processor)) is not None:
         loaded.model.config.pad_token_id = padding  # type: ignore[union-attr]
-    parts.task.configure_model(loaded.model, processor=examples.processor)
+    parts.task.configure_model(loaded.model, processor=data.processor)
     return loaded
 
 

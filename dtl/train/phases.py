@@ -29,10 +29,10 @@ CALIBRATION_BATCH = 8  # examples, on every layout
 
 def make_state(context: RunContext, saved: Path | None) -> TrainState:
     """Return the state at a checkpoint, or at the start of the run."""
-    start = Progress(digest=context.examples.train.key)
+    start = Progress(digest=context.data.train.key)
     progress = start if saved is None else read_progress(saved)
     parts = context.parts.for_phase(context.plan.phase_index(progress.step))
-    return TrainState(parts, context.examples, progress)
+    return TrainState(parts, context.data, progress)
 
 
 def open_phase(context: RunContext, state: TrainState, saved: Path | None) -> TrainState:
@@ -44,7 +44,7 @@ def open_phase(context: RunContext, state: TrainState, saved: Path | None) -> Tr
     phase, progress = state.phase(plan), state.progress
     is_start = saved is None or is_phase_transition(plan, parts, saved)
     context.safe_points.long_heartbeat("loading the model")
-    adapted = build_model(context.config, plan, parts, state.examples, engine, saved=saved)
+    adapted = build_model(context.config, plan, parts, state.data, engine, saved=saved)
     parts.set_training_mode(adapted.model)
     if is_start:
         _init_strategy(context, state, adapted)
@@ -79,14 +79,14 @@ def cache_features(context: RunContext, state: TrainState) -> TrainState:
         context.config,
         context.plan,
         state.parts,
-        state.examples,
+        state.data,
         context.engine,
         state.collate,
         check_stop=context.safe_points.check_stop,
         print_line=context.log.print_line,
     )
-    parts, examples = use_cached_features(extractor)
-    return replace(state, parts=parts, examples=examples)
+    parts, data = use_cached_features(extractor)
+    return replace(state, parts=parts, data=data)
 
 
 def make_limits(
@@ -98,7 +98,7 @@ def make_limits(
         context.plan.steps,
         phase.start_step,
         phase.last_step,
-        options.evaluate_every if state.examples.held_out is not None else None,
+        options.evaluate_every if state.data.held_out is not None else None,
         options.save_every,
         saves_best=options.keep_best,
         skip_steps=skip_steps,

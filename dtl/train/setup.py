@@ -38,7 +38,7 @@ def start_engine(config: RunConfig, plan: Plan) -> Engine:
 
 
 def open_context(
-    folder: RunFolder, engine: Engine, examples: PreparedData, process: ProcessContext
+    folder: RunFolder, engine: Engine, data: PreparedData, process: ProcessContext
 ) -> RunContext:
     """Return what stays the same during the run. Every rank must call."""
     config, plan = folder.config, folder.plan
@@ -62,7 +62,7 @@ def open_context(
         config=config,
         plan=plan,
         parts=parts,
-        examples=examples,
+        data=data,
         engine=engine,
         process=process,
         log=log,

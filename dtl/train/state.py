@@ -25,14 +25,14 @@ from dtl.train.usage import UsageMeter
 class RunContext:
     """What stays the same during a run, on one rank.
 
-    `parts`: the task and the strategies of all phases. `examples`: as they are encoded.
+    `parts`: the task and the strategies of all phases. `data`: as it is encoded.
     """
 
     folder: RunFolder
     config: RunConfig
     plan: Plan
     parts: Parts
-    examples: PreparedData
+    data: PreparedData
     engine: Engine
     process: ProcessContext
     log: RunLog
@@ -45,18 +45,18 @@ class RunContext:
 class TrainState:
     """What changes during a run.
 
-    `parts`: in the current phase. `examples`: with the features of the base, where the phase caches
+    `parts`: in the current phase. `data`: with the features of the base, where the phase caches
     them. `progress`: as it is saved in the newest checkpoint.
     """
 
     parts: Parts
-    examples: PreparedData
+    data: PreparedData
     progress: Progress
 
     @property
     def collate(self) -> Collate:
         """The function that makes a batch of encoded examples."""
-        pad_token_id = get_pad_token_id(self.examples.processor) or 0
+        pad_token_id = get_pad_token_id(self.data.processor) or 0
         return partial(self.parts.task.collate, pad_token_id=pad_token_id)
 
     def phase(self, plan: Plan) -> PhasePlan:
@@ -67,10 +67,10 @@ class TrainState:
 def make_loader(context: RunContext, state: TrainState) -> Loader:
     """Return the loader of this rank's batches."""
     return Loader(
-        data=state.examples.train,
+        data=state.data.train,
         collate=state.collate,
-        transform=partial(state.parts.task.transform, processor=state.examples.processor),
-        batching=state.examples.batching,
+        transform=partial(state.parts.task.transform, processor=state.data.processor),
+        batching=state.data.batching,
         micro_batch=context.plan.layout.micro_batch,
         parallel_dims=context.engine.parallel_dims,
     )

@@ -1,4 +1,4 @@
-"""The proof of survival proves something: what is drawn, what is compared, what the table says."""
+"""Fault injection: the faults that are drawn, the outputs that are compared, and the table."""
 
 from __future__ import annotations
 
@@ -17,21 +17,23 @@ from benchmarks.chaos.setup import EVALUATE_EVERY, SCENARIOS, Setup
 from benchmarks.chaos.trials import Kind, Store, TrialResult, run_kind
 
 
-def draws(number: int, seed: int = 0) -> random.Random:
-    return Setup(Path("nowhere"), seed).draw("kill", number)
+def make_rng(number: int, seed: int = 0) -> random.Random:
+    return Setup(Path("nowhere"), seed).rng("kill", number)
 
 
-def test_a_seed_gives_the_same_faults_and_another_gives_others() -> None:
+def test_seed_determines_the_faults() -> None:
     scenario = SCENARIOS[0]
-    first = faults.draw_kills(draws(3), scenario)
-    assert faults.draw_kills(draws(3), scenario) == first
-    assert faults.draw_kills(draws(4), scenario) != first
-    assert faults.draw_kills(draws(3, seed=1), scenario) != first
+    first = faults.draw_kills(make_rng(3), scenario)
+    assert faults.draw_kills(make_rng(3), scenario) == first
+    assert faults.draw_kills(make_rng(4), scenario) != first
+    assert faults.draw_kills(make_rng(3, seed=1), scenario) != first
 
 
-def test_kills_come_in_the_order_of_their_steps_and_spare_the_supervisor() -> None:
+def test_kills_are_in_the_order_of_steps_and_stay_within_the_restarts() -> None:
     plans = [
-        faults.draw_kills(draws(number), scenario) for number in range(50) for scenario in SCENARIOS
+        faults.draw_kills(make_rng(number), scenario)
+        for number in range(50)
+        for scenario in SCENARIOS
     ]
     for plan in plans:
         victims = [kill.victim for kill in plan]
@@ -48,9 +50,9 @@ def test_kills_come_in_the_order_of_their_steps_and_spare_the_supervisor() -> No
     assert all(step % EVALUATE_EVERY == 0 for step in scored)
 
 
-def test_signals_take_turns_with_their_moments() -> None:
+def test_every_phase_gets_equally_many_signals() -> None:
     requests = [
-        faults.draw_stop_request(draws(number), SCENARIOS[0], number) for number in range(60)
+        faults.draw_stop_request(make_rng(number), SCENARIOS[0], number) for number in range(60)
     ]
     phases = [request.moment.phase for request in requests]
     assert all(phases.count(phase) == 10 for phase in faults.MOMENTS)
@@ -77,7 +79,7 @@ def checkpoints(tmp_path: Path) -> Path:
 
 
 def content(folder: Path) -> dict[str, str]:
-    """What is there, links and folders too."""
+    """Return files, links and folders, with the content of files."""
     return {
         str(path.relative_to(folder)): "link"
         if path.is_symlink()
@@ -93,7 +95,7 @@ FILES = ["manifest.json", "progress.json", "part-00001.safetensors"]
 
 @pytest.mark.parametrize("way", damage.list_damages(FILES), ids=str)
 @pytest.mark.parametrize("seed", range(5))
-def test_each_damage_changes_one_checkpoint_and_leaves_the_one_to_be_taken(
+def test_each_damage_changes_one_checkpoint_and_leaves_the_fallback(
     checkpoints: Path, way: damage.Damage, seed: int
 ) -> None:
     before = content(checkpoints)
@@ -103,8 +105,10 @@ def test_each_damage_changes_one_checkpoint_and_leaves_the_one_to_be_taken(
     )
     after = content(checkpoints)
     assert after != before
-    moved = {name: value for name, value in before.items() if name.startswith(found.fallback.name)}
-    assert kept.items() <= after.items()
+    fallback = {
+        name: value for name, value in before.items() if name.startswith(found.fallback.name)
+    }
+    assert fallback.items() <= after.items()
     changed = {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
     assert any(name.startswith(found.checkpoint.name) for name in changed)
 
@@ -126,7 +130,7 @@ def finished_run(folder: Path, losses: list[float]) -> Path:
     return folder
 
 
-def test_two_ends_are_the_same_only_bit_by_bit(tmp_path: Path) -> None:
+def test_outputs_are_equal_only_bit_by_bit(tmp_path: Path) -> None:
     """The name of the run and its times may differ, and nothing else."""
     one = read_output(finished_run(tmp_path / "one", [3.0, 2.0]), step=2)
     assert one.differences(read_output(finished_run(tmp_path / "two", [3.0, 2.0]), step=2)) == []
@@ -144,26 +148,26 @@ def kind(trial, *, required: int = 4, is_baseline: bool = False) -> Kind:
     return Kind("kill", "holds", trial, required, lambda trials: "seen", is_baseline=is_baseline)
 
 
-def test_trials_go_on_until_enough_faults_have_landed_and_are_remembered(tmp_path: Path) -> None:
+def test_trials_run_until_enough_faults_are_injected_and_are_stored(tmp_path: Path) -> None:
     made = []
 
     def run_trial(setup: Setup, number: int) -> TrialResult:
         made.append(number)
         if number == 1:
-            raise OSError("no such luck")
+            raise OSError("no such file")
         return TrialResult("kill", number, injected=number % 2)
 
     setup, store = Setup(tmp_path, 0), Store(tmp_path / "trials.jsonl", 0)
     found = run_kind(kind(run_trial), setup, store, jobs=1)
     assert made == list(range(8)), "trials without a fault do not count"
-    assert found[1].violations == ["OSError: no such luck"]
+    assert found[1].violations == ["OSError: no such file"]
     assert run_kind(kind(run_trial), setup, store, jobs=2) == found
-    assert made == list(range(8)), "what was done is not done again"
+    assert made == list(range(8)), "stored trials do not run again"
     other = Store(tmp_path / "trials.jsonl", seed=1)
     assert other.trials("kill") == {}
 
 
-def test_the_table_counts_what_landed_and_names_what_failed() -> None:
+def test_table_counts_injected_faults_and_names_failed_trials() -> None:
     trials = [
         TrialResult(
             "kill", 0, injected=3, measurements={"phases": ["save", "steps"], "seconds": 1.0}
@@ -184,14 +188,14 @@ def test_the_table_counts_what_landed_and_names_what_failed() -> None:
     assert "- `--seed 5 --repeat kill:1`: rank 0: **losses differ**" in page
     assert not table.all_passed(results)
     assert table.all_passed([(kind(None, is_baseline=True), trials)])
-    assert not table.all_passed([(kind(None, required=9), trials[:1])]), "too few have landed"
+    assert not table.all_passed([(kind(None, required=9), trials[:1])]), "too few were injected"
     assert table.count_values(trials, "phases") == "1 save, 1 steps"
     assert table.total(trials, "seconds") == 1.0
     missing = [(kind(None), [TrialResult("kill", 0, skip_reason="no disk")])]
     assert "| not run | no disk |" in "\n".join(table.report(missing, seed=0, minutes=0.0))
 
 
-def test_cost_of_a_save_from_the_log() -> None:
+def test_cost_of_a_save_is_computed_from_the_log() -> None:
     """By hand: steps of 1 s, a save that the log has with 0.4 s, and 0.1 s in the step after it."""
     lines = [
         {"kind": "train", "step": step, "seconds": 1.1 if step in (11, 21) else 1.0}
@@ -205,15 +209,15 @@ def test_cost_of_a_save_from_the_log() -> None:
     assert found["share"] == pytest.approx(0.05)
 
 
-def test_the_late_rank_is_the_one_that_is_blamed() -> None:
-    told = "rank 1 has stood still for 6 s in step 9; rank 0 does not run; the stack is in its log"
-    assert names_late_rank(told, 0)
-    assert not names_late_rank(told, 1)
+def test_late_rank_is_the_one_that_is_named() -> None:
+    text = "rank 1 has made no progress for 6 s in step 9; rank 0 does not run; the stack is in its log"
+    assert names_late_rank(text, 0)
+    assert not names_late_rank(text, 1)
     assert not names_late_rank("rank 0 failed", 0)
 
 
 @pytest.mark.slow
-def test_two_kills_are_survived(tmp_path: Path) -> None:
+def test_run_recovers_from_two_kills(tmp_path: Path) -> None:
     few = ["--only", "kill", "--kills", "2", "--most-kills", "2", "--jobs", "1"]
     code = command.main([*few, "--folder", str(tmp_path), "--out", str(tmp_path / "table.md")])
     page = (tmp_path / "table.md").read_text(encoding="utf-8")

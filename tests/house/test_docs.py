@@ -263,7 +263,7 @@ def _small(line: str, desk: Path) -> str:
         return f"{line} {_few_steps(line, desk)} {alone}"
     if line.startswith("dtl compare configs/"):
         rates = "compare.learning_rates={scratch: 0.01, frozen: 0.01, full: 0.001, lp-ft: 0.001}"
-        return f"{line} {_few_steps(line, desk)} '{rates}' --labels 1 --seeds 1"
+        return f"{line} {_few_steps(line, desk)} '{rates}' --train-sizes 1 --seeds 1"
     if line.startswith("dtl evaluate configs/"):
         return f"{line} {_few_steps(line, desk)}"
     return line

@@ -12,7 +12,7 @@ state = {"count": 0}
 
 
 def install() -> None:
-    """Listen to audit events, and wrap what has none."""
+    """Install an audit hook, and wrap calls without audit events."""
     sys.addaudithook(_audit)
     os.fsync = _before("os.fsync", os.fsync)
     os.write = _before("os.write", os.write)
@@ -22,7 +22,7 @@ def install() -> None:
 
 
 def point(name: str) -> None:
-    """One call; the process ends here when it is the one. It dies once: then a file says so."""
+    """Count one call, and kill the process at the chosen one; a file records that it died once."""
     if not _in_the_save() or os.path.exists(os.environ["CHAOS_CRASH_DONE"]):
         return
     state["count"] += 1
@@ -35,7 +35,7 @@ def point(name: str) -> None:
 
 
 def _note(path: str, text: str) -> None:
-    """With calls that are not counted."""
+    """Append a line with calls that are not counted."""
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     plain_write(file, text.encode() + b"\n")
     os.close(file)
@@ -45,7 +45,7 @@ plain_write = os.write
 
 
 def _in_the_save() -> bool:
-    """Whether `save` of the checkpoint module is saving the step that was chosen."""
+    """Whether `save` of the checkpoint module is saving the chosen step."""
     frame = sys._getframe(1)
     while frame is not None:
         code = frame.f_code
@@ -70,7 +70,7 @@ def _before(name, call):
 
 
 def _open(plain):
-    """Counted where it writes: before the file is there, while it is empty, and half written."""
+    """Count writing opens: before the file exists, while it is empty, and half written."""
 
     def wrapped(file, mode="r", *arguments, **options):
         writes = set(mode) & set("wax+")
@@ -87,7 +87,7 @@ def _open(plain):
 
 
 def _halve(opened, name: str) -> None:
-    """From the second write on, what was written before may be all that gets to the disk."""
+    """Count the second write: at that point only the first may be on the disk."""
     write = opened.write
 
     def wrapped(text):
@@ -101,7 +101,7 @@ def _halve(opened, name: str) -> None:
 
 
 class _AfterSafetensors:
-    """When safetensors has been imported: its writer is not Python's, so it is wrapped whole."""
+    """Wrap the writer of safetensors, which is not Python, once it is imported."""
 
     def find_spec(self, name, path=None, target=None):
         if name == "safetensors.torch":

@@ -1,4 +1,4 @@
-"""A loss that is not finite, on one rank at some steps: the engine's backward is given NaN."""
+"""A loss that is not finite, on one rank at some steps: NaN is passed to the engine's backward."""
 
 import importlib.util
 import os
@@ -6,7 +6,7 @@ import sys
 
 
 class AfterImport:
-    """Wraps dtl's engine when it has been imported."""
+    """Wrap the engines of dtl once they are imported."""
 
     def find_spec(self, name, path=None, target=None):
         if name != "dtl.engine.start":

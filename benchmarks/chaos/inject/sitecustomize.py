@@ -1,4 +1,4 @@
-"""Faults inside a process of a trial, found on its PYTHONPATH: dtl itself has no hooks.
+"""Faults inside a process of a trial, loaded through its PYTHONPATH: dtl itself has no hooks.
 
 What the environment requests for is done: `CHAOS_CRASH_AT` (die at the n-th disk call of one save),
 `CHAOS_NAN_STEPS` (a loss that is not finite on one rank).

@@ -47,7 +47,7 @@ def resolve_media_file(value: Any, folder: Path) -> Path | None:
 
 
 def digest_media_files(files: Iterable[tuple[str, Path]]) -> str:
-    """Return the SHA-256 over names, sizes and both ends of the files; of a missing one, its name."""
+    """Return the SHA-256 over names, sizes and both ends of files; of a missing one, its name."""
     digest = hashlib.sha256()
     for name, path in files:
         digest.update(f"{name}\n".encode())

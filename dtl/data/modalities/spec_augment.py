@@ -33,7 +33,7 @@ class SpecAugment:
         return cls(**{name: getattr(config, name) for name in names})
 
     def mask_features(self, features_MT: np.ndarray, *, frames: int, rng: Generator) -> np.ndarray:
-        """Return a copy (M, T) with masks of zeros in the first `frames` frames, which are audio."""
+        """Return a copy (M, T) with masks of zeros in the first `frames` frames, those of audio."""
         features_MT = features_MT.copy()
         for start in draw_span_starts(
             frames,

@@ -1,4 +1,4 @@
-"""What the facts mean: each finding with its rows and its fix."""
+"""Problems of the training and held-out data, each with its rows and its fix."""
 
 from __future__ import annotations
 
@@ -6,24 +6,17 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from dtl.core.errors import Fault
-from dtl.inspect.check.media import AudioStats, ImageStats
-from dtl.inspect.check.stats import RowSummary, SourceStats, TokenStats
+from dtl.inspect.check.row_summary import RowSummary
+from dtl.inspect.check.stats import SourceStats
 
 MAX_LOCATIONS_DISPLAYED = 3
-RARE_CLASS_FRACTION, IMBALANCE_FRACTION = 0.01, 0.95  # shares of the rows
-TOLERATED_FRACTION = 0.01  # share of answers cut, of tokens unknown
-FATAL_LOST_TARGETS_FRACTION = 0.2  # share of answers cut entirely that wastes a run
-SILENCE_RMS = 1e-3  # -60 dB of full scale
-CLIPPING_FRACTION = 1e-3  # share of a sound's samples
-MIN_IMAGE_SIDE = 8  # pixels
+RARE_CLASS_FRACTION, IMBALANCE_FRACTION = 0.01, 0.95  # of the rows
 
 
 @dataclass(frozen=True)
 class Finding:
-    """`wastes`: a run on this data would be for nothing. `count`: the rows concerned."""
+    """A problem of the data. `count`: the affected rows; `is_fatal`: a run would be useless."""
 
     kind: str
     fault: Fault
@@ -31,27 +24,7 @@ class Finding:
     is_fatal: bool = False
 
 
-def find_problems(train: SourceStats, held_out: SourceStats | None) -> tuple[Finding, ...]:
-    """Those that would waste a run first."""
-    both = [train] if held_out is None else [train, held_out]
-    found = [*_find_duplicates(train), *_find_class_problems(train)]
-    if held_out is not None:
-        found += [*_find_leakage(train, held_out), *_find_unseen_labels(train, held_out)]
-    for source in both:
-        found += [
-            *_find_invalid_rows(source),
-            *_find_skipped_rows(source),
-            *_find_empty_targets(source),
-        ]
-        found += [
-            *_find_truncation(source.tokens),
-            *_find_token_problems(source.tokens),
-            *_find_media_problems(source),
-        ]
-    return tuple(sorted(found, key=lambda finding: not finding.is_fatal))
-
-
-def _create_finding(
+def create_finding(
     kind: str,
     locations: Sequence[str],
     total: int,
@@ -60,201 +33,135 @@ def _create_finding(
     *,
     is_fatal: bool = False,
 ) -> Finding:
-    """Told at its first row, with the next ones and the share."""
-    others = "".join(f", {place}" for place in locations[1:MAX_LOCATIONS_DISPLAYED])
-    also = (
-        f" (also {others[2:]}{' ...' * (len(locations) > MAX_LOCATIONS_DISPLAYED)})"
-        if others
-        else ""
-    )
-    share = f"{len(locations)} of {total} {problem}{also}"
-    return Finding(kind, Fault(locations[0], share, fix), len(locations), is_fatal)
+    """Return a finding at its first row, with the next locations and the number of rows."""
+    others = ", ".join(locations[1:MAX_LOCATIONS_DISPLAYED])
+    more = ", ..." if len(locations) > MAX_LOCATIONS_DISPLAYED else ""
+    also = f" (also {others}{more})" if others else ""
+    text = f"{len(locations)} of {total} {problem}{also}"
+    return Finding(kind, Fault(locations[0], text, fix), len(locations), is_fatal)
 
 
-def _find_duplicates(train: SourceStats) -> Iterator[Finding]:
-    same: dict[str, list[RowSummary]] = defaultdict(list)
-    for note in train.summaries:
-        same[note.input_digest].append(note)
-    twins = [notes for notes in same.values() if len(notes) > 1]
-    torn = [
-        note.location for notes in twins if len({n.labels for n in notes}) > 1 for note in notes
+def find_duplicates(train: SourceStats) -> Iterator[Finding]:
+    """Yield findings for training rows with the same input."""
+    by_input: dict[str, list[RowSummary]] = defaultdict(list)
+    for row in train.summaries:
+        by_input[row.input_digest].append(row)
+    duplicates = [rows for rows in by_input.values() if len(rows) > 1]
+    conflicts = [
+        row.location
+        for rows in duplicates
+        if len({each.labels for each in rows}) > 1
+        for row in rows
     ]
     total = len(train.summaries)
-    if torn:
-        what = "rows have the input of another row and a different label"
-        yield _create_finding("conflicts", torn, total, what, "keep the right one of each")
-    first: set[tuple[object, ...]] = set()
-    again = []
-    for notes in twins:
-        for note in notes:
-            whole = (note.input_digest, note.target, note.labels)
-            again += [note.location] * (whole in first)
-            first.add(whole)
-    if again:
-        what = "rows of data.train repeat an earlier one"
-        yield _create_finding(
-            "duplicates", again, total, what, "remove them, unless they should count more"
-        )
+    if conflicts:
+        problem = "rows have the same input as another row and a different label"
+        fix = "keep only the row with the correct label"
+        yield create_finding("conflicting_labels", conflicts, total, problem, fix)
+    seen: set[tuple[object, ...]] = set()
+    repeated = []
+    for row in (row for rows in duplicates for row in rows):
+        content = (row.input_digest, row.target, row.labels)
+        if content in seen:
+            repeated.append(row.location)
+        seen.add(content)
+    if repeated:
+        problem = "rows of data.train are duplicates of an earlier row"
+        fix = "remove the duplicates, unless they should count more"
+        yield create_finding("duplicates", repeated, total, problem, fix)
 
 
-def _find_leakage(train: SourceStats, held_out: SourceStats) -> Iterator[Finding]:
-    seen = {note.input_digest: note.location for note in reversed(train.summaries)}
-    leaks = [
-        f"{n.location} (as {seen[n.input_digest]})" for n in held_out.summaries if n.given in seen
+def find_leakage(train: SourceStats, held_out: SourceStats) -> Iterator[Finding]:
+    """Yield a finding for held-out rows whose input is also a training row."""
+    train_locations = {row.input_digest: row.location for row in reversed(train.summaries)}
+    leaked = [
+        f"{row.location} (same as {train_locations[row.input_digest]})"
+        for row in held_out.summaries
+        if row.input_digest in train_locations
     ]
-    if leaks:
+    if leaked:
         total = len(held_out.summaries)
-        what = "held-out rows are also in data.train"
-        fix = "remove them from one of the two: a score on them says nothing"
-        yield _create_finding("leak", leaks, total, what, fix, is_fatal=len(leaks) == total)
+        problem = "held-out rows are also in data.train (leakage)"
+        fix = "remove them from one of the two, because scores on them are too high"
+        yield create_finding("leakage", leaked, total, problem, fix, is_fatal=len(leaked) == total)
 
 
-def _find_class_problems(train: SourceStats) -> Iterator[Finding]:
+def find_class_problems(train: SourceStats) -> Iterator[Finding]:
+    """Yield findings for a single class, a dominant class and rare classes."""
     first: dict[str, str] = {}
     counts: Counter[str] = Counter()
-    for note in train.summaries:
-        counts.update(note.labels)
-        for label in note.labels:
-            first.setdefault(label, note.location)
+    for row in train.summaries:
+        counts.update(row.labels)
+        for label in row.labels:
+            first.setdefault(label, row.location)
     total = counts.total()
-    one_each = all(len(note.labels) == 1 for note in train.summaries)
-    fix = "add rows of it, or merge it with another class"
+    has_one_label = all(len(row.labels) == 1 for row in train.summaries)
     for label, count in counts.items():
-        share = f"the class {label!r} has {count} of {total}"
+        text = f"the class {label!r} has {count} of {total} labels"
         if len(counts) == 1:
-            fault = Fault(first[label], f"{share}: there is no other class", "add other classes")
-            yield Finding("single class", fault, count, True)
-        elif one_each and count / total > IMBALANCE_FRACTION:
-            more = "add rows of the others; always saying this one would be right as often"
-            yield Finding("imbalance", Fault(first[label], share, more), count)
-        elif count < 2 or (one_each and count / total < RARE_CLASS_FRACTION):
-            yield Finding("rare class", Fault(first[label], share, fix), count)
+            fault = Fault(first[label], f"{text}: there is no other class", "add other classes")
+            yield Finding("single_class", fault, count, is_fatal=True)
+        elif has_one_label and count / total > IMBALANCE_FRACTION:
+            text += f" (class imbalance: always predicting it has accuracy {count / total:.1%})"
+            fault = Fault(first[label], text, "add rows of the other classes")
+            yield Finding("imbalance", fault, count)
+        elif count < 2 or (has_one_label and count / total < RARE_CLASS_FRACTION):
+            fix = "add rows of this class, or merge it with another class"
+            yield Finding("rare_class", Fault(first[label], text, fix), count)
 
 
-def _find_unseen_labels(train: SourceStats, held_out: SourceStats) -> Iterator[Finding]:
-    known = {label for note in train.summaries for label in note.labels}
-    strange = [note.location for note in held_out.summaries if set(note.labels) - known]
-    if strange:
-        what = "held-out rows have a label that no training row has"
-        yield _create_finding(
-            "unseen label", strange, len(held_out.summaries), what, "add such rows", is_fatal=True
+def find_unseen_labels(train: SourceStats, held_out: SourceStats) -> Iterator[Finding]:
+    """Yield a finding for held-out rows with a label that no training row has."""
+    train_labels = {label for row in train.summaries for label in row.labels}
+    unseen = [row.location for row in held_out.summaries if set(row.labels) - train_labels]
+    if unseen:
+        problem = "held-out rows have a label that no training row has"
+        fix = "add training rows with this label, or remove the held-out rows"
+        yield create_finding(
+            "unseen_label", unseen, len(held_out.summaries), problem, fix, is_fatal=True
         )
 
 
-def _find_invalid_rows(source: SourceStats) -> Iterator[Finding]:
-    bad, total = source.invalid_rows, source.rows
-    if bad:
-        fate = (
-            "are at fault, and stop a run"
-            if source.invalid_rows_stop_run
-            else "are at fault, and skipped"
+def find_invalid_rows(source: SourceStats) -> Iterator[Finding]:
+    """Yield findings for rows that cannot be read, used or decoded."""
+    if faults := source.invalid_rows:
+        effect = "stop a run" if source.invalid_rows_stop_run else "are skipped"
+        yield create_finding(
+            "invalid_rows",
+            [fault.location for fault in faults],
+            source.rows,
+            f"rows are invalid and {effect}: {faults[0].problem}",
+            faults[0].fix,
+            is_fatal=source.invalid_rows_stop_run,
         )
-        what, places = f"rows {fate}: {bad[0].problem}", [fault.location for fault in bad]
-        yield _create_finding(
-            "at fault", places, total, what, bad[0].fix, is_fatal=source.invalid_rows_stop_run
+    if faults := source.corrupted_media:
+        yield create_finding(
+            "corrupted_media",
+            [fault.location for fault in faults],
+            source.rows,
+            f"rows have corrupted media and stop a run: {faults[0].problem}",
+            faults[0].fix,
+            is_fatal=True,
         )
-    if bad := source.corrupted_media:
-        what, places = f"rows stop a run: {bad[0].problem}", [fault.location for fault in bad]
-        yield _create_finding("undecodable", places, total, what, bad[0].fix, is_fatal=True)
 
 
-def _find_skipped_rows(source: SourceStats) -> Iterator[Finding]:
-    for reason, places in source.skipped_rows.items():
-        what = f"rows are left out: {reason}"
-        yield _create_finding("left out", places, len(source.summaries), what, "fix or remove them")
+def find_skipped_rows(source: SourceStats) -> Iterator[Finding]:
+    """Yield a finding for each reason to skip rows."""
+    for reason, locations in source.skipped_rows.items():
+        problem, fix = f"rows are skipped: {reason}", "fix or remove the rows"
+        yield create_finding("skipped_rows", locations, len(source.summaries), problem, fix)
 
 
-def _find_empty_targets(source: SourceStats) -> Iterator[Finding]:
-    given = [note for note in source.summaries if note.target is not None]
-    empty = [note.location for note in given if not (note.target or "").strip()]
+def find_empty_targets(source: SourceStats) -> Iterator[Finding]:
+    """Yield a finding for rows whose target text is empty."""
+    with_target = [row for row in source.summaries if row.target is not None]
+    empty = [row.location for row in with_target if not (row.target or "").strip()]
     if empty:
-        what, fix = "rows have an empty answer", "fill them in, or remove the rows"
-        wastes = len(empty) == len(given)
-        yield _create_finding(
-            "empty answers", empty, len(source.summaries), what, fix, is_fatal=wastes
+        yield create_finding(
+            "empty_targets",
+            empty,
+            len(source.summaries),
+            "rows have an empty target",
+            "add the target text, or remove the rows",
+            is_fatal=len(empty) == len(with_target),
         )
-
-
-def _find_truncation(sums: TokenStats) -> Iterator[Finding]:
-    of = sums.sampled
-    for option, places in sums.truncated.items():
-        if len(places) > TOLERATED_FRACTION * of:
-            reads, asked = sums.model_limits[option], sums.limits[option]
-            end = f"task.{option}" if asked <= reads else f"the {reads} tokens that the model reads"
-            what, fix = f"rows are cut off at {end}", _suggest_limit(sums, option, "shorten them")
-            yield _create_finding("cut", places, of, what, fix)
-    if not sums.lengths:
-        return
-    option = list(sums.lengths)[-1]  # what comes out stands last
-    if sums.lost_targets:
-        what, wastes = (
-            "answers lie wholly beyond the limit",
-            len(sums.lost_targets) > FATAL_LOST_TARGETS_FRACTION * of,
-        )
-        fix = _suggest_limit(sums, option, "shorten the prompts")
-        yield _create_finding("answers gone", sums.lost_targets, of, what, fix, is_fatal=wastes)
-    if len(sums.truncated_targets) > TOLERATED_FRACTION * of:
-        what, fix = "rows lose tokens to learn", _suggest_limit(sums, option, "shorten the rows")
-        yield _create_finding("answers cut", sums.truncated_targets, of, what, fix)
-
-
-def _suggest_limit(sums: TokenStats, option: str, instead: str) -> str:
-    """The limit that would do, as far as the model reads."""
-    enough, reads = recommend_limit(sums.lengths[option]), sums.model_limits[option]
-    if enough <= reads:
-        return f"set task.{option}={enough}, or {instead}"
-    other = f"{instead}, or take a model that reads {enough} tokens"
-    return other if sums.limits[option] >= reads else f"set task.{option}={reads}, and {other}"
-
-
-def _find_token_problems(sums: TokenStats) -> Iterator[Finding]:
-    if len(sums.missing_eos) > TOLERATED_FRACTION * sums.targets:
-        what = "answers have no end token that is learnt, so the model would not learn to stop"
-        other = "take a tokenizer or chat template that closes them with one"
-        fix = f"set task.append_eos=true, or {other}" if sums.end_token is False else other
-        yield _create_finding("no end", sums.missing_eos, sums.targets, what, fix)
-    if sums.unknown > TOLERATED_FRACTION * sums.total:
-        what = f"rows have unknown tokens, {sums.unknown / sums.total:.1%} of all tokens"
-        fix = "take a model whose tokenizer knows this language and script"
-        yield _create_finding("unknown tokens", sums.unknown_locations, sums.sampled, what, fix)
-
-
-def _find_media_problems(source: SourceStats) -> Iterator[Finding]:
-    sounds = [medium for medium in source.media if isinstance(medium, AudioStats)]
-    pictures = [medium for medium in source.media if isinstance(medium, ImageStats)]
-    of = len(source.media)
-    silent = [sound.location for sound in sounds if sound.seconds and sound.rms < SILENCE_RMS]
-    if silent:
-        wastes = len(silent) == of
-        what = "sounds looked at are silent (below -60 dB)"
-        yield _create_finding("silence", silent, of, what, "remove them", is_fatal=wastes)
-    if clipped := [
-        sound.location for sound in sounds if sound.clipped_fraction > CLIPPING_FRACTION
-    ]:
-        what = "sounds looked at are clipped"
-        yield _create_finding(
-            "clipping", clipped, of, what, "record or convert them at a lower level"
-        )
-    rates = Counter(sound.sampling_rate for sound in sounds)
-    if len(rates) > 1:
-        usual = rates.most_common(1)[0][0]
-        others = [sound.location for sound in sounds if sound.sampling_rate != usual]
-        what = f"sounds looked at are not at {usual} Hz ({sorted(rates)})"
-        yield _create_finding(
-            "sample rates", others, of, what, "check their source: a low rate sounds dull"
-        )
-    if tiny := [p.location for p in pictures if min(p.width, p.height) < MIN_IMAGE_SIDE]:
-        what = f"pictures looked at have a side below {MIN_IMAGE_SIDE} pixels"
-        yield _create_finding(
-            "tiny pictures", tiny, of, what, "remove them", is_fatal=len(tiny) == of
-        )
-    if flat := [p.location for p in pictures if p.is_blank]:
-        what = "pictures looked at are of one colour"
-        yield _create_finding(
-            "blank pictures", flat, of, what, "remove them", is_fatal=len(flat) == of
-        )
-
-
-def recommend_limit(lengths: Sequence[int]) -> int:
-    """So that 99 % are read whole; rounded up to 8."""
-    return int(-(-np.percentile(lengths, 99, method="higher") // 8) * 8)

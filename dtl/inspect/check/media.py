@@ -1,4 +1,4 @@
-"""What a look at one sound or picture shows."""
+"""Measurements of one decoded audio file or image."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from dtl.data.modalities.image import load_image
 from dtl.data.modalities.media_files import MediaDecodeError, digest_media_files, resolve_media_file
 from dtl.data.sources.rows import Row
 
-MAX_HASHED_BYTES = 2**20  # bytes; of a larger file the size and both ends
+MAX_HASHED_BYTES = 2**20  # of a larger file, only the size and both ends are hashed
 
 
 @dataclass(frozen=True)
 class AudioStats:
-    """`level`: root mean square, a fraction of full scale; `clipped`: share of its samples."""
+    """The measurements of one recording: its sampling rate (Hz), its duration, its root mean square
+    as a fraction of full scale, and the fraction of samples that are clipped."""
 
     location: str
     sampling_rate: int
@@ -30,7 +31,7 @@ class AudioStats:
 
 @dataclass(frozen=True)
 class ImageStats:
-    """`flat`: all of its pixels are the same."""
+    """The measurements of one image, in pixels. `is_blank`: all pixels have the same color."""
 
     location: str
     width: int
@@ -39,12 +40,12 @@ class ImageStats:
 
 
 def measure_media(row: Row, media: str) -> AudioStats | ImageStats:
-    """Decoded whole. Raises Undecodable."""
+    """Decode the media of a row and measure it. Raises MediaDecodeError."""
     return _measure_audio(row) if media == "audio" else _measure_image(row)
 
 
 def find_decode_fault(row: Row, media: str) -> Fault | None:
-    """What keeps a row whose header is good from being decoded to its end."""
+    """Return the fault of media that has a valid header and cannot be decoded, or None."""
     try:
         measure_media(row, media)
     except MediaDecodeError as error:
@@ -53,31 +54,36 @@ def find_decode_fault(row: Row, media: str) -> Fault | None:
 
 
 def digest_media(row: Row, media: str) -> str:
-    """Of a sound or picture; a part of a file counts as that part."""
+    """Return a digest of a row's media; different segments of a file have different digests."""
     value: Any = row.fields.get(media)
-    part = f"{row.fields.get('offset')}/{row.fields.get('duration')}"
+    segment = f"{row.fields.get('offset')}/{row.fields.get('duration')}"
     file = resolve_media_file(value, row.folder)
     if file is not None and file.stat().st_size <= MAX_HASHED_BYTES:
-        return hashlib.sha256(file.read_bytes()).hexdigest() + part
+        return hashlib.sha256(file.read_bytes()).hexdigest() + segment
     if file is not None:
-        return digest_media_files([("", file)]) + part
+        return digest_media_files([("", file)]) + segment
     if isinstance(value, dict):
         array = value.get("array")
         value = value.get("bytes") if array is None else np.asarray(array).tobytes()
-    return hashlib.sha256(value or b"").hexdigest() + part
+    return hashlib.sha256(value or b"").hexdigest() + segment
 
 
 def _measure_audio(row: Row) -> AudioStats:
-    rate = read_sampling_rate(row)
-    samples_T = load_audio(row, sampling_rate=rate).astype(np.float64)
+    sampling_rate = read_sampling_rate(row)
+    samples_T = load_audio(row, sampling_rate=sampling_rate).astype(np.float64)
     if not len(samples_T):
-        return AudioStats(row.location, rate, 0.0, 0.0, 0.0)
-    level = float(np.sqrt(np.mean(samples_T**2))) / FULL_SCALE
-    clipped = float(np.mean(np.abs(samples_T) >= FULL_SCALE - 1))
-    return AudioStats(row.location, rate, len(samples_T) / rate, level, clipped)
+        return AudioStats(row.location, sampling_rate, 0.0, 0.0, 0.0)
+    return AudioStats(
+        row.location,
+        sampling_rate,
+        seconds=len(samples_T) / sampling_rate,
+        rms=float(np.sqrt(np.mean(samples_T**2))) / FULL_SCALE,
+        clipped_fraction=float(np.mean(np.abs(samples_T) >= FULL_SCALE - 1)),
+    )
 
 
 def _measure_image(row: Row) -> ImageStats:
     pixels = load_image(row)
     height, width = pixels.shape[:2]
-    return ImageStats(row.location, width, height, bool((pixels == pixels[:1, :1]).all()))
+    is_blank = bool((pixels == pixels[:1, :1]).all())
+    return ImageStats(row.location, width, height, is_blank)

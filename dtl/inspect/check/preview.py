@@ -1,4 +1,4 @@
-"""PreparedData as a person reads them, with what is learnt of them."""
+"""Previews of encoded examples as text, with their supervised tokens."""
 
 from __future__ import annotations
 
@@ -6,50 +6,49 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from dtl.data.cache.encoded import EncodedData
+from dtl.data.cache.encoded import EncodedData, evenly_spaced_indices
 from dtl.data.sources.rows import Row
 from dtl.prepare.prepared_data import PreparedData
 from dtl.tasks.base import Task
 
-PREVIEWS = 5  # examples
-MAX_SPAN_CHARACTERS = 160  # characters of a run of tokens
+PREVIEWS = 5
+MAX_SPAN_CHARACTERS = 160
 
 
 @dataclass(frozen=True)
 class Preview:
-    """An example as text: runs of tokens, and whether each is learnt."""
+    """An example as text: spans of tokens, and whether each is supervised."""
 
     location: str
     spans: tuple[tuple[str, bool], ...]
 
 
-def preview_examples(rows: Iterable[Row], examples: PreparedData, task: Task) -> Iterator[Preview]:
-    """A few, evenly spaced."""
-    data = examples.train
-    assert isinstance(data, EncodedData), "for a look nothing is streamed"
-    chosen = np.unique(np.linspace(0, len(data) - 1, PREVIEWS).astype(int)).tolist()
-    numbers = {int(data.rows[number]): number for number in chosen}
-    tokenizer = getattr(examples.processor, "tokenizer", examples.processor)
+def preview_examples(rows: Iterable[Row], prepared: PreparedData, task: Task) -> Iterator[Preview]:
+    """Yield previews of a few evenly spaced training examples."""
+    data = prepared.train
+    assert isinstance(data, EncodedData), "check_data does not stream"
+    indices = {int(data.rows[i]): i for i in evenly_spaced_indices(len(data), PREVIEWS)}
+    tokenizer = getattr(prepared.processor, "tokenizer", prepared.processor)
     for row in rows:
-        if row.index in numbers:
-            yield _preview_example(row, data[numbers[row.index]], task, tokenizer)
+        if row.index in indices:
+            yield _preview_example(row, data[indices[row.index]], task, tokenizer)
 
 
 def _preview_example(row: Row, values: dict[str, Any], task: Task, tokenizer: Any) -> Preview:
-    runs = [
-        (_make_printable(tokenizer.decode(part.tokens)), part.supervised)
-        for part in (task.token_spans(values) if hasattr(tokenizer, "decode") else [])
+    token_spans = task.token_spans(values) if hasattr(tokenizer, "decode") else []
+    spans = [
+        (_make_printable(tokenizer.decode(span.tokens)), span.supervised) for span in token_spans
     ]
     labels = task.preview(row).labels
     if labels:
-        runs.append((_make_printable(" ".join(labels)), True))
-    return Preview(row.location, tuple(runs))
+        spans.append((_make_printable(" ".join(labels)), True))
+    return Preview(row.location, tuple(spans))
 
 
 def _make_printable(text: str) -> str:
-    """On one line, without what would steer a terminal, and not too long."""
-    clean = "".join(c if c.isprintable() else "\\n" if c == "\n" else "?" for c in text)
+    """Return the text on one line, without terminal control characters, and shortened."""
+    printable = "".join(c if c.isprintable() else "\\n" if c == "\n" else "?" for c in text)
+    if len(printable) <= MAX_SPAN_CHARACTERS:
+        return printable
     half = MAX_SPAN_CHARACTERS // 2
-    return clean if len(clean) <= MAX_SPAN_CHARACTERS else f"{clean[:half]} ... {clean[-half:]}"
+    return f"{printable[:half]} ... {printable[-half:]}"

@@ -1,4 +1,4 @@
-"""The data X-ray of a config: read, look, and tell."""
+"""The data report of a config: statistics, findings and example previews."""
 
 from __future__ import annotations
 
@@ -11,11 +11,22 @@ from dtl.core.errors import DtlError, Fault
 from dtl.data.cache.encoded import EncodedData
 from dtl.data.modalities.media_files import MediaDecodeError
 from dtl.data.sources.rows import Row
-from dtl.inspect.check.findings import Finding, find_problems
+from dtl.inspect.check.findings import (
+    Finding,
+    find_class_problems,
+    find_duplicates,
+    find_empty_targets,
+    find_invalid_rows,
+    find_leakage,
+    find_skipped_rows,
+    find_unseen_labels,
+)
 from dtl.inspect.check.media import find_decode_fault
+from dtl.inspect.check.media_findings import find_audio_problems, find_image_problems
 from dtl.inspect.check.preview import Preview, preview_examples
 from dtl.inspect.check.render import format_finding, format_preview, format_source, summarize_source
 from dtl.inspect.check.stats import SourceStats, collect_source_stats
+from dtl.inspect.check.token_findings import find_token_problems, find_truncation
 from dtl.prepare.prepared_data import PreparedData, prepare_data
 from dtl.prepare.sources import ScannedSource
 from dtl.prepare.splits import split_rows
@@ -24,7 +35,7 @@ from dtl.tasks.base import Task
 
 @dataclass(frozen=True)
 class DataReport:
-    """What `dtl check` found."""
+    """The report of `dtl check`."""
 
     sources: tuple[SourceStats, ...]
     findings: tuple[Finding, ...]
@@ -32,49 +43,46 @@ class DataReport:
 
     @property
     def exit_code(self) -> int:
-        """2 where a run would be wasted."""
+        """Return 2 if there is a fatal finding, else 0."""
         return 2 if any(finding.is_fatal for finding in self.findings) else 0
 
     def to_dict(self) -> dict[str, Any]:
-        """The same as JSON."""
+        """Return the report as JSON values."""
         return {
             "sources": [summarize_source(source) for source in self.sources],
             "findings": [asdict(finding) for finding in self.findings],
-            "examples": [asdict(shown) for shown in self.previews],
+            "examples": [asdict(preview) for preview in self.previews],
         }
 
     def format_lines(self, *, color: bool = False) -> list[str]:
-        """For a terminal; learnt tokens are coloured, or stand in brackets."""
+        """Return the report as lines for a terminal; supervised tokens are colored or bracketed."""
         lines = [line for source in self.sources for line in format_source(source)]
-        lines += [format_preview(shown, color=color) for shown in self.previews]
+        lines += [format_preview(preview, color=color) for preview in self.previews]
         lines += [format_finding(finding) for finding in self.findings]
-        return lines if self.findings else [*lines, "nothing is wrong with the data"]
+        return lines if self.findings else [*lines, "no problems found"]
 
 
 def check_data(config: RunConfig, parts: Parts) -> DataReport:
-    """Read, encode (or take from the cache) and look. Rows at fault are findings; what else stops a
-    run raises DtlError as a run would."""
-    encoded = config.data.train.model_copy(update={"streaming": False})  # all is looked at
-    lenient = config.model_copy(
-        update={
-            "data": config.data.model_copy(
-                update={"train": encoded, "on_bad_row": "skip", "max_bad_fraction": 1.0}
-            )
-        }
+    """Read and encode the data (or take it from the cache), and report on it. Invalid rows are
+    findings; anything else that stops a run raises DtlError."""
+    train = config.data.train.model_copy(update={"streaming": False})  # all rows are read
+    data = config.data.model_copy(
+        update={"train": train, "on_bad_row": "skip", "max_bad_fraction": 1.0}
     )
+    lenient = config.model_copy(update={"data": data})
     try:
         return _create_report(config, parts, prepare_data(lenient, parts), decode_faults={})
     except MediaDecodeError:
         check = _DecodingCheck(parts.task)
-        examples = prepare_data(lenient, parts, check=check)
-        return _create_report(config, parts, examples, decode_faults=check.faults)
+        prepared = prepare_data(lenient, parts, check=check)
+        return _create_report(config, parts, prepared, decode_faults=check.faults)
     except DtlError:
-        prepare_data(config, parts)  # what a run would tell, where too few rows are good to go on
+        prepare_data(config, parts)  # raises a run's error if too few rows are valid
         raise
 
 
 class _DecodingCheck:
-    """A task's check that also decodes a row's media to its end, once for each row."""
+    """A row check that also decodes the media of each row to its end, once."""
 
     def __init__(self, task: Task) -> None:
         self.task = task
@@ -92,35 +100,53 @@ class _DecodingCheck:
 
 
 def _create_report(
-    config: RunConfig, parts: Parts, examples: PreparedData, *, decode_faults: dict[str, Fault]
+    config: RunConfig, parts: Parts, prepared: PreparedData, *, decode_faults: dict[str, Fault]
 ) -> DataReport:
-    split = split_rows(config, parts.task, examples.sources, examples.mixed_sources)
+    split = split_rows(config, parts.task, prepared.sources, prepared.mixed_sources)
     train_rows, held_out_rows = split.train, split.held_out
-    assert isinstance(examples.train, EncodedData), "for a look nothing is streamed"
-    train = collect_source_stats("train", train_rows, examples.train, parts.task, examples)
+    assert isinstance(prepared.train, EncodedData), "check_data does not stream"
+    train = collect_source_stats("train", train_rows, prepared.train, parts.task, prepared)
     held_out = None
-    if held_out_rows is not None and examples.held_out is not None:
+    if held_out_rows is not None and prepared.held_out is not None:
         held_out = collect_source_stats(
-            "held out", held_out_rows, examples.held_out, parts.task, examples
+            "held-out", held_out_rows, prepared.held_out, parts.task, prepared
         )
-    train = _add_invalid_rows(train, examples.sources[0], config.data, decode_faults)
-    if held_out is not None and len(examples.sources) > 1:
-        held_out = _add_invalid_rows(held_out, examples.sources[1], config.data, decode_faults)
+    train = _add_invalid_rows(train, prepared.sources[0], config.data, decode_faults)
+    if held_out is not None and len(prepared.sources) > 1:
+        held_out = _add_invalid_rows(held_out, prepared.sources[1], config.data, decode_faults)
     sources = (train,) if held_out is None else (train, held_out)
-    shown = tuple(preview_examples(train_rows, examples, parts.task))
-    return DataReport(sources, find_problems(train, held_out), shown)
+    previews = tuple(preview_examples(train_rows, prepared, parts.task))
+    return DataReport(sources, find_problems(train, held_out), previews)
 
 
 def _add_invalid_rows(
     stats: SourceStats, source: ScannedSource, data: Data, decode_faults: dict[str, Fault]
 ) -> SourceStats:
-    """Add the rows at fault of a source; where it is split, the training part has them all."""
-    bad = tuple(fault for fault in source.faults if fault.location not in decode_faults)
-    share = len(bad) / (source.valid_rows + len(source.faults))
+    """Add the invalid rows of a source; if it is split, the training part gets all of them."""
+    invalid = tuple(fault for fault in source.faults if fault.location not in decode_faults)
+    fraction = len(invalid) / (source.valid_rows + len(source.faults))
+    stops = data.on_bad_row == "fail" or fraction > data.max_bad_fraction
     return replace(
         stats,
-        invalid_rows=bad,
+        invalid_rows=invalid,
         corrupted_media=tuple(fault for fault in source.faults if fault.location in decode_faults),
-        invalid_rows_stop_run=bool(bad)
-        and (data.on_bad_row == "fail" or share > data.max_bad_fraction),
+        invalid_rows_stop_run=bool(invalid) and stops,
     )
+
+
+def find_problems(train: SourceStats, held_out: SourceStats | None) -> tuple[Finding, ...]:
+    """Return all findings, the fatal ones first."""
+    findings = [*find_duplicates(train), *find_class_problems(train)]
+    if held_out is not None:
+        findings += [*find_leakage(train, held_out), *find_unseen_labels(train, held_out)]
+    for source in [train] if held_out is None else [train, held_out]:
+        findings += [
+            *find_invalid_rows(source),
+            *find_skipped_rows(source),
+            *find_empty_targets(source),
+            *find_truncation(source.tokens),
+            *find_token_problems(source.tokens),
+            *find_audio_problems(source),
+            *find_image_problems(source),
+        ]
+    return tuple(sorted(findings, key=lambda finding: not finding.is_fatal))

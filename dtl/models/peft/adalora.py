@@ -87,13 +87,13 @@ class RankBudget:
         allocator.exp_avg_unc = {name: state[UNCERTAINTY] for name, state in known.items()}
         self.model.update_and_allocate(self.completed_steps)
         for name, state in states.items():
-            for key, found in (
+            for key, averages in (
                 (IMPORTANCE, allocator.exp_avg_ipt),
                 (UNCERTAINTY, allocator.exp_avg_unc),
             ):
                 state.pop(key, None)
-                if name in found:
-                    state[key] = found[name]
+                if name in averages:
+                    state[key] = averages[name]
 
     @property
     def _last_allocation_step(self) -> int:
@@ -102,6 +102,7 @@ class RankBudget:
 
 
 def _orthogonality_penalty(name: str, factor: Tensor) -> Any:
+    """Return the norm of A A^T - I or B^T B - I, with A (rank, in) and B (out, rank)."""
     import torch
 
     if ".lora_E." in name:
@@ -111,5 +112,5 @@ def _orthogonality_penalty(name: str, factor: Tensor) -> Any:
 
 
 def _is_priming_step(optimizer: Optimizer) -> bool:
-    """Whether a step changes nothing, as one that only makes the optimizer's states."""
+    """Return whether the step changes nothing: it only creates the optimizer's state."""
     return all(group["lr"] == 0 for group in optimizer.param_groups)

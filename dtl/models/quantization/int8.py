@@ -1,8 +1,8 @@
-"""A linear layer of 8-bit weights that multiplies in the model's own dtype.
+"""A linear layer with 8-bit weights that multiplies in the model's dtype.
 
-bitsandbytes itself rounds the inputs to 8 bits too, and on a GPU splits off columns by what else is
-in the micro-batch (arXiv:2208.07339): then the loss would depend on the layout, evaluation on a CPU
-would differ from training, and a merged model from the trained one.
+bitsandbytes itself also rounds the inputs to 8 bits, and on a GPU separates columns depending on
+the other examples of the micro-batch (arXiv:2208.07339). Then the loss would depend on the layout,
+evaluation on a CPU would differ from training, and a merged model from the trained one.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch.nn.functional import linear
 
 
 class WeightOnly8bit(Linear8bitLt):  # type: ignore[misc]
-    """The levels of bitsandbytes' layer, without its arithmetic."""
+    """bitsandbytes' layer with its int8 levels, but a product in `compute_dtype`."""
 
     compute_dtype: torch.dtype
 
@@ -30,8 +30,10 @@ class WeightOnly8bit(Linear8bitLt):  # type: ignore[misc]
 
 
 class _DequantizedLinear(torch.autograd.Function):
-    """x (..., in) times the weight of levels (out, in) and scales (out); only these are kept for
-    the backward pass."""
+    """x (..., in) times the transposed weight, from int8 levels (out, in) and fp32 scales (out).
+
+    Only levels and scales are saved for the backward pass. The result is (..., out), in x's dtype.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, levels: Tensor, scale: Tensor) -> Tensor:
@@ -46,11 +48,11 @@ class _DequantizedLinear(torch.autograd.Function):
 
 
 def dequantize_int8(levels: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
-    """The weight: a row's largest number is its scale, and has the level 127."""
+    """Return the weight (out, in): the largest absolute value of a row is its scale, level 127."""
     return (levels.float() * (scale / 127).unsqueeze(1)).to(dtype)
 
 
 def row_scales(layer: Linear8bitLt) -> Tensor:
-    """Of each row; bitsandbytes moves it where it first computes with it."""
+    """Return the fp32 scales (out) of a layer; bitsandbytes moves them at the first forward."""
     scale: Tensor = layer.weight.SCB if layer.weight.SCB is not None else layer.state.SCB
     return scale

@@ -1,4 +1,4 @@
-"""A base whose linear layers are held in 4 or 8 bits, by bitsandbytes."""
+"""A base whose linear layers are stored in 4 or 8 bits, with bitsandbytes."""
 
 from __future__ import annotations
 
@@ -20,13 +20,11 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 LOCATION = "model.quantize"
-BLOCK_SIZE, SCALE_BLOCK_SIZE = (
-    64,
-    256,
-)  # numbers that share a scale; scales that share one, if doubled
-NF4_TABLE_BYTES = 16 * 4  # bytes: every layer keeps its table of fp32 levels
-PACK_SIZE = 8  # numbers in one fp32 word of 4-bit ones: a layer that leaves some over stays whole
-SAVED_CONFIG_KEYS = (  # of the arguments of BitsAndBytesConfig, those that say what the base is
+BLOCK_SIZE = 64  # weights that share a scale
+SCALE_BLOCK_SIZE = 256  # scales that share a scale, if double-quantized
+NF4_TABLE_BYTES = 16 * 4  # every layer has a table of 16 fp32 levels
+PACK_SIZE = 8  # 4-bit weights in one fp32 word: a layer whose size is no multiple is not quantized
+SAVED_CONFIG_KEYS = (  # arguments of BitsAndBytesConfig that are needed to load the base again
     "load_in_4bit",
     "load_in_8bit",
     "bnb_4bit_quant_type",
@@ -38,8 +36,8 @@ SAVED_CONFIG_KEYS = (  # of the arguments of BitsAndBytesConfig, those that say 
 
 @dataclass(frozen=True)
 class QuantizedSize:
-    """Of a model: how many numbers are quantized, the bytes of their levels, and the bytes of the
-    scales and tables that bring them back, which ZeRO does not share out."""
+    """The number of quantized weights, the bytes of their levels, and the bytes of their scales and
+    tables, which ZeRO does not partition."""
 
     weights: int = 0
     level_bytes: int = 0
@@ -47,12 +45,12 @@ class QuantizedSize:
 
 
 def check_bitsandbytes(device: str) -> None:
-    """Raise DtlError where bitsandbytes is not installed, or has nothing for this device's CUDA."""
+    """Raise DtlError if bitsandbytes is not installed, or has no library for this CUDA version."""
     if find_spec("bitsandbytes") is None:
         raise DtlError.of(
             LOCATION,
             "bitsandbytes is not installed",
-            "pip install 'dtl[quantize]', or leave it out",
+            "pip install 'dtl[quantize]', or remove it",
         )
     from bitsandbytes import cextension
 
@@ -61,24 +59,25 @@ def check_bitsandbytes(device: str) -> None:
         raise DtlError.of(
             LOCATION,
             "the installed bitsandbytes has no library for this CUDA",
-            "`python -m bitsandbytes` says what it looks for; or leave model.quantize out",
+            "run `python -m bitsandbytes` to see what it needs, or remove model.quantize",
         )
 
 
 def check_not_quantized(base: Any, path: str) -> None:
-    """Raise DtlError where the base is quantized as it comes. `base`: its config."""
+    """Raise DtlError if the weight files are quantized. `base`: the model's config."""
     if getattr(base, "quantization_config", None) is not None:
         raise DtlError.of(
             LOCATION,
             f"the weights of {path} are quantized already",
-            "take the base that it was made of",
+            "take the unquantized base",
         )
 
 
 def find_modules_to_skip(network: nn.Module, new_parameters: Iterable[str]) -> list[str]:
-    """Modules that stay as they are: the head, what holds `new` parameters, what does not pack.
+    """Return the modules that are not quantized: the head, modules with new parameters, and layers
+    whose size is no multiple of `PACK_SIZE`.
 
-    Raises DtlError where no linear layer is left.
+    Raises DtlError if no linear layer is left.
     """
     from torch import nn
 
@@ -90,19 +89,19 @@ def find_modules_to_skip(network: nn.Module, new_parameters: Iterable[str]) -> l
         if type(module) is nn.Linear or type(module).__name__ == "Conv1D"
     }
     uneven = {name for name, module in linear.items() if module.weight.numel() % PACK_SIZE}
-    kept = {*heads, *owners, *uneven}
-    if all(name in kept or name.partition(".")[0] in heads for name in linear):
+    skipped = {*heads, *owners, *uneven}
+    if all(name in skipped or name.partition(".")[0] in heads for name in linear):
         raise DtlError.of(
             LOCATION,
-            f"{type(network).__name__} has no linear layers inside that could be quantized",
-            "leave model.quantize out",
+            f"{type(network).__name__} has no linear layers that can be quantized",
+            "remove model.quantize",
         )
-    return sorted(kept)
+    return sorted(skipped)
 
 
 def make_quantization_config(model: Model, *, dtype: str, skip_modules: list[str]) -> Any:
-    """transformers' BitsAndBytesConfig. Levels are stored in the dtype of the other weights: ZeRO-3
-    cuts and gathers weights of one dtype."""
+    """Return the BitsAndBytesConfig. Levels are stored in the dtype of the other weights, because
+    ZeRO stage 3 partitions and gathers weights of one dtype."""
     from transformers import BitsAndBytesConfig
 
     if model.quantize == "int8":
@@ -118,18 +117,19 @@ def make_quantization_config(model: Model, *, dtype: str, skip_modules: list[str
 
 
 def get_quantization_kwargs(model: Any) -> dict[str, Any]:
-    """The arguments of BitsAndBytesConfig that load such a base; nothing of one that is whole.
+    """Return the arguments of BitsAndBytesConfig that load such a base; empty if not quantized.
 
-    Not how levels are stored, for which only ZeRO-3 asks."""
-    how = getattr(model.config, "quantization_config", None)
-    if how is None or not quantized_layers(model):
+    The storage dtype of the levels is not among them: only ZeRO stage 3 needs it.
+    """
+    config = getattr(model.config, "quantization_config", None)
+    if config is None or not quantized_layers(model):
         return {}
-    given = how.to_diff_dict()
-    return {name: given[name] for name in SAVED_CONFIG_KEYS if name in given}
+    values = config.to_diff_dict()
+    return {name: values[name] for name in SAVED_CONFIG_KEYS if name in values}
 
 
 def quantize_on_meta_device(network: Any, model: Model, skip_modules: list[str]) -> None:
-    """Put quantized layers into a model on the meta device, as reading the weights would."""
+    """Replace linear layers of a model on the meta device by quantized ones, as loading does."""
     from transformers.quantizers.auto import AutoHfQuantizer
 
     quantizer = AutoHfQuantizer.from_config(
@@ -141,8 +141,8 @@ def quantize_on_meta_device(network: Any, model: Model, skip_modules: list[str])
 
 
 def configure_quantized_layers(network: nn.Module, *, dtype: str) -> None:
-    """Make the quantized layers of a model that has been read compute in `dtype`, and compute the
-    same in training, evaluation and any micro-batch."""
+    """Set the quantized layers of a loaded model to compute in `dtype`, and the same in training,
+    in evaluation and in any micro-batch."""
     _disable_repacking(network)
     for _, layer in quantized_layers(network):
         layer.compute_dtype = torch_dtype(dtype)
@@ -153,56 +153,60 @@ def configure_quantized_layers(network: nn.Module, *, dtype: str) -> None:
 
 
 def _disable_repacking(network: nn.Module) -> None:
-    """On a CPU with AVX512-BF16 an evaluation would repack 4-bit weights for good: it fails with a
-    layer that reads fewer than 64 numbers, computes in bf16, and no gradient would come through the
-    weights any more (bitsandbytes 0.50)."""
+    """Disable the repacking of 4-bit weights for CPUs with AVX512-BF16 (bitsandbytes 0.50).
+
+    The first evaluation would repack them permanently: it fails for layers with fewer than 64
+    inputs, computes in bf16, and has no gradient with respect to the input.
+    """
     for _, layer in quantized_layers(network):
         layer.support_avx512bf16_for_cpu = False
 
 
 def quantized_layers(model: nn.Module) -> list[tuple[str, Any]]:
-    """Names and modules of the quantized layers."""
-    loaded = sys.modules.get("bitsandbytes")  # it takes seconds to import: not for a plain model
+    """Return names and modules of the quantized layers."""
+    loaded = sys.modules.get("bitsandbytes")  # importing it takes seconds
     if loaded is None:
         return []
-    kinds = (loaded.nn.Linear4bit, loaded.nn.Linear8bitLt)
-    return [pair for pair in model.named_modules() if isinstance(pair[1], kinds)]
+    classes = (loaded.nn.Linear4bit, loaded.nn.Linear8bitLt)
+    return [pair for pair in model.named_modules() if isinstance(pair[1], classes)]
 
 
-def measure_quantized_size(model: nn.Module, how: Model) -> QuantizedSize:
-    """What the quantized layers of a weightless model will hold. Raises DtlError where one of their
-    own parameters would learn: rounding or casting would undo its steps."""
-    found = QuantizedSize()
+def measure_quantized_size(model: nn.Module, config: Model) -> QuantizedSize:
+    """Return the size of the quantized layers of a model on the meta device.
+
+    Raises DtlError if a parameter of such a layer is trainable: rounding would undo its updates.
+    """
+    total = QuantizedSize()
     for name, layer in quantized_layers(model):
-        learning = [each for each, value in layer.named_parameters() if value.requires_grad]
-        if learning:
+        trainable = [each for each, value in layer.named_parameters() if value.requires_grad]
+        if trainable:
             raise DtlError.of(
                 LOCATION,
-                f"{name}.{learning[0]} would learn, and lies in a quantized layer",
-                "let only adapters and new modules learn (bias: none), or leave model.quantize out",
+                f"{name}.{trainable[0]} is trainable, and its layer is quantized",
+                "train only adapters and new modules (bias: none), or remove model.quantize",
             )
-        held = _measure_layer(layer, how)
-        found = QuantizedSize(
-            found.weights + held.weights,
-            found.level_bytes + held.level_bytes,
-            found.scale_bytes + held.scale_bytes,
+        size = _measure_layer(layer, config)
+        total = QuantizedSize(
+            total.weights + size.weights,
+            total.level_bytes + size.level_bytes,
+            total.scale_bytes + size.scale_bytes,
         )
-    return found
+    return total
 
 
-def _measure_layer(layer: Any, how: Model) -> QuantizedSize:
-    numbers = layer.in_features * layer.out_features
-    if how.quantize == "int8":
-        return QuantizedSize(numbers, numbers, 4 * layer.out_features)
-    blocks = -(-numbers // BLOCK_SIZE)
-    # Doubled: a byte for each scale, an fp32 number for a block of them, and one for their mean.
-    doubled = blocks + 4 * -(-blocks // SCALE_BLOCK_SIZE) + 4
-    scales = doubled if how.double_quantize else 4 * blocks
-    return QuantizedSize(numbers, -(-numbers // 2), scales + NF4_TABLE_BYTES)
+def _measure_layer(layer: Any, config: Model) -> QuantizedSize:
+    weights = layer.in_features * layer.out_features
+    if config.quantize == "int8":
+        return QuantizedSize(weights, weights, 4 * layer.out_features)
+    blocks = -(-weights // BLOCK_SIZE)
+    # Double-quantized: a byte for each scale, an fp32 number for a block of them, one for their mean.
+    double_quantized = blocks + 4 * -(-blocks // SCALE_BLOCK_SIZE) + 4
+    scales = double_quantized if config.double_quantize else 4 * blocks
+    return QuantizedSize(weights, -(-weights // 2), scales + NF4_TABLE_BYTES)
 
 
 def compute_in_fp32(model: nn.Module) -> None:
-    """Compute in fp32, with what the levels stand for before it is rounded to any dtype."""
+    """Make a model compute in fp32, with dequantized weights that are not rounded to a dtype."""
     import torch
 
     levels = {id(layer.weight) for _, layer in quantized_layers(model)}
@@ -216,7 +220,7 @@ def compute_in_fp32(model: nn.Module) -> None:
 
 
 def prepare_saved_model(network: nn.Module) -> nn.Module:
-    """A model that was saved quantized, as it is to be used here; a plain one as it is."""
+    """Return a model that was saved quantized, made to compute in fp32; another one unchanged."""
     if quantized_layers(network):
         _disable_repacking(network)
         compute_in_fp32(network)
@@ -224,7 +228,7 @@ def prepare_saved_model(network: nn.Module) -> nn.Module:
 
 
 def dequantize(network: nn.Module) -> nn.Module:
-    """The plain model that a quantized one stands for, in fp32; it is changed in place."""
+    """Return the model with dequantized layers, fp32; it is changed in place."""
     compute_in_fp32(network)
     for name, layer in quantized_layers(network):
         network.set_submodule(name, _dequantize_layer(layer))
@@ -240,45 +244,47 @@ def dequantize(network: nn.Module) -> nn.Module:
 
 
 def _dequantize_layer(layer: Any) -> nn.Module:
-    """GPT-2's layers are no nn.Linear, and keep their weight the other way round."""
+    """Return the plain layer, fp32; that of GPT-2 is a Conv1D with a transposed weight."""
     import torch
     from torch import nn
     from transformers.pytorch_utils import Conv1D
 
-    turned = issubclass(layer.source_cls, Conv1D)
-    inner, outer, has_bias = layer.in_features, layer.out_features, layer.bias is not None
+    is_conv1d = issubclass(layer.source_cls, Conv1D)
+    inputs, outputs, has_bias = layer.in_features, layer.out_features, layer.bias is not None
     with torch.device("meta"):
-        plain = Conv1D(outer, inner) if turned else nn.Linear(inner, outer, bias=has_bias)
+        plain = Conv1D(outputs, inputs) if is_conv1d else nn.Linear(inputs, outputs, bias=has_bias)
     weight = dequantize_weight(layer)
-    plain.weight = nn.Parameter(weight.t().contiguous() if turned else weight, requires_grad=False)
+    plain.weight = nn.Parameter(
+        weight.t().contiguous() if is_conv1d else weight, requires_grad=False
+    )
     plain.bias = layer.bias
     return plain.train(layer.training)
 
 
 def dequantize_base(model: Any) -> Any:
-    """An adapter model of PEFT on a quantized base, as the same adapter on the base that it was
-    trained against, dequantized to fp32; a model that is not quantized as it is."""
+    """Return a PEFT model with the same adapter over the base dequantized to fp32; a model that is
+    not quantized unchanged."""
     if not quantized_layers(model):
         return model
     from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 
-    learnt = {
+    adapter = {
         name: value.detach().float()
         for name, value in get_peft_model_state_dict(model, save_embedding_layers=False).items()
     }
-    how = model.peft_config[model.active_adapter]
+    config = model.peft_config[model.active_adapter]
     with suppress_peft_warnings():
-        again = get_peft_model(dequantize(model.unload()), how)
-    set_peft_model_state_dict(again, learnt)
-    return again.train(model.training)
+        adapted = get_peft_model(dequantize(model.unload()), config)
+    set_peft_model_state_dict(adapted, adapter)
+    return adapted.train(model.training)
 
 
 @contextmanager
 def suppress_peft_warnings() -> Iterator[None]:
-    """Without what PEFT warns of, and then sees to itself."""
+    """Hide warnings of PEFT about things that it then corrects itself."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="fan_in_fan_out")  # of GPT-2
-        warnings.filterwarnings("ignore", message="The following rank_pattern keys")  # of AdaLoRA
+        warnings.filterwarnings("ignore", message="fan_in_fan_out")  # GPT-2
+        warnings.filterwarnings("ignore", message="The following rank_pattern keys")  # AdaLoRA
         yield
 
 
@@ -287,7 +293,7 @@ def _is_4bit(layer: Any) -> bool:
 
 
 def dequantize_weight(layer: Any) -> Tensor:
-    """The weight (out, in) that a layer's levels stand for, in fp32."""
+    """Return the weight (out, in) of a quantized layer, fp32."""
     import torch
 
     if not _is_4bit(layer):
@@ -298,5 +304,5 @@ def dequantize_weight(layer: Any) -> Tensor:
 
     state = copy.copy(layer.weight.quant_state)
     state.dtype = torch.float32
-    whole: Tensor = dequantize_4bit(layer.weight.data, state)
-    return whole
+    weight: Tensor = dequantize_4bit(layer.weight.data, state)
+    return weight

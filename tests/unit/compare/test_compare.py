@@ -294,11 +294,11 @@ def test_cells_are_numbered_and_each_can_be_run_alone(desk, whole):
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["--labels", "90"], "compare.train_sizes: 90 are too many: no class has more than 8"),
+        (["--train-sizes", "90"], "compare.train_sizes: 90 are too many: no class has more than 8"),
         (["--strategies", "lora"], "'all-linear' does not fit"),
         (["train.steps=null", "train.epochs=1"], "train.epochs: few labels would mean few steps"),
         (["data.eval=null"], "data.eval: there are no held-out rows to compare on"),
-        (["--source", "mini:digits/heldout"], "compare.source_data: the base has no head for"),
+        (["--source-data", "mini:digits/heldout"], "compare.source_data: the base has no head for"),
     ],
     ids=["labels", "strategy", "epochs", "eval", "source"],
 )

@@ -76,7 +76,7 @@ def test_on_raw_digits_scratch_is_taken(tmp_path):
     found = compare(
         tmp_path / "digits",
         *(f"data.train={tmp_path}/train.parquet", f"data.eval={tmp_path}/eval.parquet"),
-        *("compare.source_data=null", "--labels", "all"),
+        *("compare.source_data=null", "--train-sizes", "all"),
         "compare.learning_rates={scratch: 0.01, frozen: 0.01, full: 0.001, lp-ft: 0.001}",
     )
     (told,) = found.recommendations
@@ -88,7 +88,7 @@ def test_on_raw_digits_scratch_is_taken(tmp_path):
     found = compare(
         tmp_path / "frozen",
         *(f"data.train={tmp_path}/train.parquet", f"data.eval={tmp_path}/eval.parquet"),
-        *("compare.source_data=null", "--labels", "all", "--strategies", "scratch,frozen"),
+        *("compare.source_data=null", "--train-sizes", "all", "--strategies", "scratch,frozen"),
         *("--seeds", "2", "compare.learning_rates={scratch: 0.01, frozen: 0.01}"),
     )
     (told,) = found.recommendations

@@ -1,4 +1,4 @@
-"""Scores by group: those of the reference libraries on each group's rows, and honest intervals."""
+"""Scores by group equal those of reference libraries on the rows of each group."""
 
 import json
 import sys
@@ -35,12 +35,12 @@ def guesses(count, *, right):
 def test_each_group_has_the_score_of_scikit_learn_on_its_rows():
     from sklearn.metrics import f1_score
 
-    outcomes = guesses(90, right=0.6)
+    records = guesses(90, right=0.6)
     task = make_task("text_classification")
-    scores = scores_by_group(task, outcomes, {"labels": LABELS}, "place")
+    scores = scores_by_group(task, records, {"labels": LABELS}, "place")
     expected = {}
     for group in ("north", "south", "(none)"):
-        rows = [outcome for outcome in outcomes if outcome["group"] == group]
+        rows = [outcome for record in records if record["group"] == group]
         pairs = [[row[name] for row in rows] for name in ("label", "predicted")]
         expected[group] = f1_score(*pairs, average="macro")
         assert scores[f"group/place/{group}/macro_f1"] == pytest.approx(expected[group])
@@ -53,40 +53,40 @@ def test_each_group_has_the_score_of_scikit_learn_on_its_rows():
 
 
 def test_the_worst_perplexity_is_the_highest():
-    outcomes = [
-        {"loss": loss, "targets": 2, "hits": 1, "group": group}
+    records = [
+        {"loss": loss, "targets": 2, "correct": 1, "group": group}
         for loss, group in ((2.0, "a"), (4.0, "b"), (6.0, "b"))
     ]
-    scores = scores_by_group(make_task("causal_lm"), outcomes, {}, "kind")
+    scores = scores_by_group(make_task("causal_lm"), records, {}, "kind")
     assert scores["group/kind/worst"] == pytest.approx(np.exp(10 / 4))
     assert scores["group/kind/a/perplexity"] == pytest.approx(np.exp(1))
     assert scores["group/kind/a/low"] == scores["group/kind/a/high"] == pytest.approx(np.exp(1))
 
 
-def test_the_interval_is_that_of_resampling_row_by_row():
+def test_interval_is_that_of_resampling_row_by_row():
     """Rows drawn one by one, each sample scored by scikit-learn; two draws differ a little."""
     from sklearn.metrics import f1_score
 
-    outcomes, task = guesses(80, right=0.7), make_task("text_classification")
-    low, high = bootstrap_interval(task, task.metric_counts(outcomes, {"labels": LABELS}))
+    records, task = guesses(80, right=0.7), make_task("text_classification")
+    low, high = bootstrap_interval(task, task.metric_counts(records, {"labels": LABELS}))
     draw = np.random.default_rng(9)
-    truth = np.array([outcome["label"] for outcome in outcomes])
-    guess = np.array([outcome["predicted"] for outcome in outcomes])
+    truth = np.array([record["label"] for record in records])
+    guess = np.array([record["predicted"] for record in records])
     found = []
     for _ in range(1000):
         chosen = draw.integers(80, size=80)
         found.append(f1_score(truth[chosen], guess[chosen], average="macro"))
     assert (low, high) == pytest.approx(tuple(np.percentile(found, (2.5, 97.5))), abs=0.015)
-    assert (low, high) == bootstrap_interval(task, task.metric_counts(outcomes, {"labels": LABELS}))
+    assert (low, high) == bootstrap_interval(task, task.metric_counts(records, {"labels": LABELS}))
 
 
-def test_many_examples_are_drawn_some_samples_at_a_time(monkeypatch):
+def test_bootstrap_in_chunks_gives_the_same_interval(monkeypatch):
     task = make_task("dpo")
-    outcomes = [
+    records = [
         {"loss": 0.0, "chosen_reward": float(place % 3), "rejected_reward": 0.5}
         for place in range(300)
     ]
-    counts = task.metric_counts(outcomes, {})
+    counts = task.metric_counts(records, {})
     whole = bootstrap_interval(task, counts)
     monkeypatch.setattr(sys.modules["dtl.core.statistics"], "WEIGHTS_AT_ONCE", 2000)
     assert bootstrap_interval(task, counts) == whole
@@ -115,11 +115,11 @@ def config_of(folder, base, **held_out):
     return path
 
 
-def test_a_run_tells_groups_everywhere(cache, tmp_path, encoder):
+def test_run_reports_groups_in_scores_log_and_card(cache, tmp_path, encoder):
     from sklearn.metrics import f1_score
 
-    said = []
-    outcome = train(load_config(config_of(tmp_path, encoder)), say=said.append)
+    printed = []
+    outcome = train(load_config(config_of(tmp_path, encoder)), say=printed.append)
     assert outcome.exit_code == 0
     run = outcome.run
     lines = (run.path / "evaluations" / "step-00000001.jsonl").read_text().splitlines()
@@ -138,7 +138,7 @@ def test_a_run_tells_groups_everywhere(cache, tmp_path, encoder):
     assert "## Held-out scores by place" in card and "| (none) | 2 |" in card
 
 
-def test_a_column_that_no_row_has_is_refused_at_the_desk(cache, tmp_path, encoder):
+def test_unknown_column_is_rejected_before_launch(cache, tmp_path, encoder):
     path = config_of(tmp_path, encoder)
     config = load_config(path, ["task.group_by=plaec"])
     with pytest.raises(DtlError, match=r"task\.group_by: .*'plaec'; did you mean 'place'\?"):
@@ -151,7 +151,7 @@ def test_groups_need_held_out_rows(tmp_path, encoder):
         load_config(config_of(tmp_path, encoder), ["data.eval=null"])
 
 
-def test_how_scores_are_told_does_not_change_what_is_learnt(cache, tmp_path, encoder):
+def test_group_by_does_not_change_the_training_config(cache, tmp_path, encoder):
     from dtl.config.diff import changed_keys
 
     path = config_of(tmp_path, encoder)

@@ -10,11 +10,10 @@ from dtl import api
 from dtl.assembly.parts import assemble
 from dtl.config.load import load_config
 from dtl.core.errors import DtlError, RunFailed
-from dtl.export import reopen as reopened
-from dtl.export.difference import compare_logits
-from dtl.export.opened import load_export
+from dtl.export.load_export import load_export
+from dtl.export.logit_difference import compare_logits
 from dtl.export.verify import compute_logits, load_inputs, save_inputs
-from dtl.export.write import local_state_dict, write_model
+from dtl.export.weights import local_state_dict, write_model
 from dtl.jobs import export as job
 from dtl.plan.hardware import free_disk_bytes
 from dtl.run.folder import RunFolder

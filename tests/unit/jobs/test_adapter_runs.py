@@ -21,6 +21,7 @@ from dtl.models.pretrained_config import HeadConfig
 from dtl.prepare import preparation
 from dtl.run.folder import RunFolder
 from dtl.train.heartbeat import Watchdog
+from dtl.train.process import ProcessContext
 from dtl.train.setup import start_engine
 from tests import tiny
 
@@ -52,9 +53,9 @@ def run_here(config, *, stop_after=sys.maxsize):
     if run.state == "absent":
         run.create(config, prepared.plan, prepared.data.dataset_stats, prepared.data.to_record())
     engine = start_engine(config, prepared.plan)
-    watch = Watchdog(run.heartbeats, rank=0, ranks=1, tell=print)
+    watch = Watchdog(run.heartbeats, rank=0, world_size=1, print_line=print)
     asked = itertools.count()
-    process = jobs.ProcessContext(
+    process = ProcessContext(
         sys.stdout,
         watch,
         is_stop_requested=lambda: next(asked) >= stop_after,

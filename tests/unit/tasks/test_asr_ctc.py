@@ -19,9 +19,9 @@ from dtl.models.load import load_pretrained
 from dtl.models.new_parameters import init_new_parameters, write_language_weights
 from dtl.models.pretrained_config import HeadConfig, load_model_config
 from dtl.models.processor import load_processor
-from dtl.models.speech import ctc_vocabulary as letters
+from dtl.models.speech import ctc_vocabulary
 from tests import tiny_sound, tiny_speech
-from tests.contracts.test_tasks import Bench, make_task, numbered
+from tests.task_bench import Bench, make_rows, make_task
 
 CAPITALS = {name: n for n, name in enumerate(["<pad>", "<unk>", "|", *"AEIMNOST"])}
 MMS = {
@@ -41,7 +41,7 @@ def one_thread():
 def bench(folder: Path, fields: list[dict[str, Any]], **options: Any) -> Bench:
     """As a run opens it; `encoded` may hold what is skipped."""
     task = make_task("asr_ctc", **options)
-    source, rows = Model(path=str(folder)), numbered(fields)
+    source, rows = Model(path=str(folder)), make_rows(fields)
     settings = load_model_config(source)
     processor, dataset_stats = task.adapt_processor(
         load_processor(source, "processor"), task.collect_dataset_stats(rows, settings)
@@ -96,12 +96,12 @@ def test_the_loss_is_that_of_transformers(family, request):
     made = bench(request.getfixturevalue(family), tiny_speech.transcribed(4))
     model = made.model
     model.config.ctc_loss_reduction = "sum"
-    for places in ([0, 1, 2, 3], [1]) if family != "group" else ([0], [1], [3]):
-        batch = made.collate(places)
-        inputs = {k: v for k, v in batch.items() if k not in ("frames", "hidden", "reference")}
+    for indices in ([0, 1, 2, 3], [1]) if family != "group" else ([0], [1], [3]):
+        batch = made.collate(indices)
+        inputs = {k: v for k, v in batch.items() if k not in ("frames", "time_mask", "reference")}
         with torch.no_grad():
             theirs = model(**inputs).loss.item()
-        assert made.loss(places) == pytest.approx(theirs, rel=1e-5)
+        assert made.loss(indices) == pytest.approx(theirs, rel=1e-5)
 
 
 @pytest.mark.parametrize("seconds", [0.31, 0.3137, 1.0])
@@ -124,11 +124,11 @@ def test_frames_are_counted_as_the_models_count_them(seconds, wav2vec2, wav2vec2
 
 def test_scores_are_those_of_jiwer_and_reach_the_raw_text(wav2vec2):
     pairs = [("Tea, at sea", "tea at sea"), ("moon", "mon moon"), ("a mat in", "a in")]
-    outcomes = [
+    records = [
         {"loss": 1.0, "targets": 2, "reference": said, "hypothesis": written}
         for said, written in pairs
     ]
-    scores = make_task("asr_ctc").score(outcomes, {})
+    scores = make_task("asr_ctc").score(records, {})
     said, written = map(list, zip(*pairs, strict=True))
     words = jiwer.process_words(said, written)
     assert scores["wer"] == words.wer
@@ -149,7 +149,7 @@ def test_letters_come_from_the_training_rows(wav2vec2):
     other = made.task.encoder(
         made.processor, made.dataset_stats, load_model_config(Model(path=str(wav2vec2)))
     )
-    (row,) = numbered([tiny_speech.row("zea")])
+    (row,) = make_rows([tiny_speech.row("zea")])
     found = other(row)
     assert found.values["labels"][0] == vocabulary["[UNK]"]
     assert bytes(found.values["reference"]).decode() == "zea"
@@ -176,7 +176,9 @@ def test_a_head_of_equal_size_is_not_taken_for_that_of_new_letters(capitals):
 
 
 def test_letters_that_the_model_lacks_are_told(capitals):
-    with pytest.raises(DtlError, match=r"task.vocabulary: .* lacks 75% .* \(r x\); take data"):
+    with pytest.raises(
+        DtlError, match=r"task.vocabulary: .* lacks 75% .* \(r x\)\. Fix: set it to data"
+    ):
         bench(capitals, [{**tiny_speech.row("no"), "text": "rrx n"}])
     made = bench(capitals, [{**tiny_speech.row("no"), "text": "rrx n"}], vocabulary="model")
     assert made.processor.tokenizer.vocab_size == len(CAPITALS)
@@ -223,8 +225,8 @@ def test_what_cannot_be_learnt_is_left_out_with_its_reason(wav2vec2):
     ]
     *left_out, kept = bench(wav2vec2, rows, max_seconds=2.0).encoded
     assert left_out == [
-        Skip("more letters than frames"),
-        Skip("no letters in the text"),
+        Skip("more characters than frames"),
+        Skip("no characters in the text"),
         Skip("shorter than 0.1 s"),
         Skip("longer than 2 s"),
     ]
@@ -253,14 +255,16 @@ def test_spans_are_hidden_by_example_in_training_alone(wav2vec2):
     made = bench(wav2vec2, tiny_speech.transcribed(4), mask_time_prob=0.4, mask_time_length=3)
     assert made.model.config.mask_time_prob == 0.4
 
-    def shown(place: int) -> dict[str, Any]:
-        draw = np.random.Generator(np.random.Philox(key=[1, place]))
-        values = made.encoded[place].values
+    def shown(index: int) -> dict[str, Any]:
+        draw = np.random.Generator(np.random.Philox(key=[1, index]))
+        values = made.encoded[index].values
         return made.task.transform(values, processor=made.processor, rng=draw)
 
-    assert shown(1)["hidden"].sum() >= 3 and (shown(1)["hidden"] == shown(1)["hidden"]).all()
-    batch = made.task.collate([shown(place) for place in range(4)], pad_token_id=0)
-    parts = [made.task.collate([shown(place)], pad_token_id=0) for place in range(4)]
+    assert (
+        shown(1)["time_mask"].sum() >= 3 and (shown(1)["time_mask"] == shown(1)["time_mask"]).all()
+    )
+    batch = made.task.collate([shown(index) for index in range(4)], pad_token_id=0)
+    parts = [made.task.collate([shown(index)], pad_token_id=0) for index in range(4)]
     seen = made.loss([0, 1, 2, 3])
     with torch.no_grad():
         assert made.task.loss(made.model, batch).item() == pytest.approx(seen, rel=1e-5)
@@ -283,7 +287,7 @@ def test_all_that_learns_has_a_gradient(family, request):
         **options,
     )
     model = copy.deepcopy(made.model).train()
-    for parameter in made.task.always_frozen(model, random=False):
+    for parameter in made.task.always_frozen(model, random_init=False):
         parameter.requires_grad_(False)
     made.task.loss(model, made.collate([0, 1, 2])).backward()
     learning = {n: p for n, p in model.named_parameters() if p.requires_grad}
@@ -291,7 +295,7 @@ def test_all_that_learns_has_a_gradient(family, request):
     assert not any("feature_extractor" in name or "masked" in name for name in learning)
     if family == "wav2vec2":
         whole = make_task("asr_ctc", train_feature_encoder=True)
-        fixed = {id(p) for p in whole.fixed(copy.deepcopy(made.model), random=False)}
+        fixed = {id(p) for p in whole.always_frozen(copy.deepcopy(made.model), random_init=False)}
         assert len(fixed) == 1
 
 
@@ -312,7 +316,7 @@ def test_eight_clips_are_learnt_and_what_is_saved_writes_them_in_transformers(
         optimizer.step()
         optimizer.zero_grad()
     model.eval()
-    scores = made.task.score(made.outcomes(list(range(8))), made.dataset_stats)
+    scores = made.task.score(made.eval_records(list(range(8))), made.dataset_stats)
     assert (scores["wer"], scores["cer"]) == (0.0, 0.0)
     model.save_pretrained(tmp_path)
     made.processor.save_pretrained(tmp_path)
@@ -326,12 +330,12 @@ def test_eight_clips_are_learnt_and_what_is_saved_writes_them_in_transformers(
 
 
 def test_a_path_is_written_as_transformers_writes_it():
-    tokenizer = letters.build_tokenizer("aeo", base=None, language=None)
+    tokenizer = ctc_vocabulary.build_tokenizer("aeo", base=None, language=None)
     draw = np.random.default_rng(1)
     for _ in range(20):
         path = draw.integers(0, len(tokenizer), 40).tolist()
         theirs = " ".join(tokenizer.batch_decode([path])[0].split())
-        assert letters.decode_path(path, tokenizer) == theirs
+        assert ctc_vocabulary.decode_path(path, tokenizer) == theirs
 
 
 @pytest.mark.parametrize(

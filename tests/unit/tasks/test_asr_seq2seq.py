@@ -20,7 +20,7 @@ from dtl.data.example import EncodedExample, Skip
 from dtl.data.modalities.audio import split_audio
 from dtl.data.modalities.spec_augment import SpecAugment
 from dtl.data.sources.rows import Row
-from dtl.export.opened import ExportedModel
+from dtl.export.load_export import ExportedModel
 from dtl.jobs.predict import predict_rows
 from dtl.models.load import load_pretrained
 from dtl.models.pretrained_config import HeadConfig, load_model_config
@@ -61,7 +61,7 @@ class Bench:
         ]
         return self.task.collate(shown, pad_token_id=get_pad_token_id(self.processor) or 0)
 
-    def outcomes(self, encoded: list[Any]) -> list[dict[str, Any]]:
+    def eval_records(self, encoded: list[Any]) -> list[dict[str, Any]]:
         with torch.no_grad():
             return self.task.eval_records(self.model, self.batch(encoded), processor=self.processor)
 
@@ -260,11 +260,11 @@ def test_english_by_name_needs_no_tokens(english_whisper: Path) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_eight_clips_are_learnt_by_heart(family: str, request: pytest.FixtureRequest) -> None:
     made, encoded = taught(request.getfixturevalue(family), FAMILIES[family].get("language"))
-    outcomes = made.outcomes(encoded)
-    assert [outcome["reference"] for outcome in outcomes] == tiny_whisper.texts(8)
-    assert made.task.score(outcomes, made.dataset_stats)["wer"] == 0
-    alone = [outcome for one in encoded for outcome in made.outcomes([one])]
-    for one, other in zip(outcomes, alone, strict=True):
+    records = made.eval_records(encoded)
+    assert [record["reference"] for record in records] == tiny_whisper.texts(8)
+    assert made.task.score(records, made.dataset_stats)["wer"] == 0
+    alone = [record for one in encoded for record in made.eval_records([one])]
+    for one, other in zip(records, alone, strict=True):
         assert one.pop("loss") == pytest.approx(other.pop("loss"), rel=1e-4)
         assert one == other
 
@@ -287,7 +287,7 @@ def test_an_exported_model_generates_the_same_by_itself(
         heard = extractor(row["audio"]["array"], sampling_rate=16_000, return_tensors="pt")
         tokens = model.generate(**heard, max_new_tokens=56)
         theirs.append(tokenizer.batch_decode(tokens, skip_special_tokens=True)[0].strip())
-    assert theirs == [outcome["generated"] for outcome in made.outcomes(encoded)]
+    assert theirs == [record["hypothesis"] for record in made.eval_records(encoded)]
     assert tokenizer("a")["input_ids"] == made.processor.tokenizer("a")["input_ids"]
 
 
@@ -305,12 +305,12 @@ def test_the_models_own_generation_settings_stay(whisper: Path) -> None:
     made, encoded = taught(whisper, "de")
     before = copy.deepcopy(made.model.generation_config).to_dict()
     plugin = Plugin(Options(language="de", max_new_tokens=4, num_beams=2))
-    outcomes = plugin.eval_records(made.model, made.batch(encoded), processor=made.processor)
+    records = plugin.eval_records(made.model, made.batch(encoded), processor=made.processor)
     assert made.model.generation_config.to_dict() == before
     tokenizer = made.processor.tokenizer
     lengths = [
-        len(tokenizer(outcome["generated"], add_special_tokens=False)["input_ids"])
-        for outcome in outcomes
+        len(tokenizer(record["hypothesis"], add_special_tokens=False)["input_ids"])
+        for record in records
     ]
     assert 0 < max(lengths) <= 4 < max(one.targets - 4 for one in encoded)
 
@@ -318,11 +318,11 @@ def test_the_models_own_generation_settings_stay(whisper: Path) -> None:
 def test_scores_are_those_of_jiwer(whisper: Path) -> None:
     made = bench(whisper, language="de")
     truth, found = ["Der Fluss, der alte.", "ein Stein"], ["der fluss der alte", "ein ein Haus"]
-    outcomes = [
-        {"loss": 3.0, "targets": 6, "hits": 3, "reference": one, "generated": other}
+    records = [
+        {"loss": 3.0, "targets": 6, "correct": 3, "reference": one, "hypothesis": other}
         for one, other in zip(truth, found, strict=True)
     ]
-    scores = made.task.score(outcomes, made.dataset_stats)
+    scores = made.task.score(records, made.dataset_stats)
     words = jiwer.process_words(truth, found)
     assert scores["wer"] == words.wer
     assert scores["cer"] == jiwer.cer(truth, found)

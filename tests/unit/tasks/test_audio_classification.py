@@ -1,4 +1,4 @@
-"""Sounds as the model hears them, and what is learnt of them."""
+"""Audio classification: model input, frozen parameters and a run."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def ready(folder: Path, rows: list[dict[str, Any]], **options: Any) -> tuple[Any
 
 
 def batch_of(plugin: Any, processor: Any, examples: list[Any]) -> dict[str, torch.Tensor]:
-    shown = [plugin.present(one.values, processor=processor, draw=None) for one in examples]
+    shown = [plugin.transform(one.values, processor=processor, rng=None) for one in examples]
     return plugin.collate(shown, pad_token_id=0)
 
 
@@ -78,7 +78,7 @@ def test_a_batch_is_what_the_models_own_extractor_makes(wav2vec2):
     assert batch["labels"].tolist() == [LABELS.index(row["label"]) for row in rows]
 
 
-def test_models_that_know_no_mask_get_none(tmp_path):
+def test_models_without_attention_mask_get_none(tmp_path):
     folder = tiny_sound.wav2vec2(tmp_path / "group", norm="group")
     batch = batch_of(*ready(folder, tiny_sound.tones(4)))
     assert batch.keys() == {"input_values", "labels"}
@@ -100,7 +100,7 @@ def test_lengths_are_the_models_frames(wav2vec2):
         assert example.length == int(model._get_feat_extract_output_lengths(samples))
 
 
-def test_of_a_long_sound_training_hears_parts_and_scoring_the_beginning(wav2vec2):
+def test_training_reads_random_parts_of_a_long_recording_and_scoring_its_beginning(wav2vec2):
     sound = np.arange(16_000, dtype=np.float64)[:, None] / 40_000
     rows = [{"audio": tiny_sound.wav(sound), "label": label} for label in ("deep", "high")]
     plugin, processor, (example, _) = ready(wav2vec2, rows, max_seconds=0.25)
@@ -108,7 +108,7 @@ def test_of_a_long_sound_training_hears_parts_and_scoring_the_beginning(wav2vec2
     processor.do_normalize = False
 
     def start(draw: Any) -> float:
-        heard = plugin.present(example.values, processor=processor, draw=draw)["heard"]
+        heard = plugin.transform(example.values, processor=processor, rng=draw)["heard"]
         assert len(heard) == 4000
         return round(float(heard[0]) * 40_000)
 
@@ -118,7 +118,7 @@ def test_of_a_long_sound_training_hears_parts_and_scoring_the_beginning(wav2vec2
     assert start(np.random.default_rng(3)) == start(np.random.default_rng(3))
 
 
-def test_a_sound_that_is_too_short_is_left_out_with_its_reason(wav2vec2):
+def test_short_recording_is_skipped_with_its_reason(wav2vec2):
     rows = tiny_sound.tones(3)
     rows[1]["audio"] = tiny_sound.wav(tiny_sound.tone("deep", seed=1)[:500])
     _, _, examples = ready(wav2vec2, rows)
@@ -154,7 +154,7 @@ def test_the_model_masks_nothing_of_its_own_accord(wav2vec2, tmp_path):
     assert not model.wav2vec2.masked_spec_embed.requires_grad, "no gradient where nothing is masked"
 
 
-def test_a_run_learns_and_its_adapter_is_opened_by_peft(wav2vec2, tmp_path, cache):
+def test_run_trains_and_its_adapter_is_opened_by_peft(wav2vec2, tmp_path, cache):
     from peft import PeftModel
     from transformers import AutoFeatureExtractor, AutoModelForAudioClassification
 

@@ -1,4 +1,4 @@
-"""Preferences: the loss of the paper, beside plain PyTorch and PEFT."""
+"""The DPO loss of the paper, compared with plain PyTorch and PEFT."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dtl.config.schema import RunConfig
 from dtl.core.errors import DtlError
 from dtl.data.example import EncodedExample, Skip
 from dtl.data.sources.rows import Row
-from dtl.tasks.dpo import Options, Plugin, _as_base, _log_likelihoods
+from dtl.tasks.dpo import Options, Plugin, _base_mode, _log_likelihoods
 from tests import tiny
 
 ROWS = (
@@ -34,8 +34,8 @@ def encode(fields: dict[str, Any], tokenizer: Any = None, **options: Any) -> Any
     return encoder(Row(4, "rows.jsonl:5", fields))
 
 
-def adapted(folder: Path, *, dropout: float = 0.0, **settings: float) -> Any:
-    """A model whose adapter says something: plain PEFT."""
+def make_adapted_model(folder: Path, *, dropout: float = 0.0, **settings: float) -> Any:
+    """Return a model whose adapter changes its logits, by plain PEFT."""
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
@@ -48,18 +48,20 @@ def adapted(folder: Path, *, dropout: float = 0.0, **settings: float) -> Any:
     return model
 
 
-def log_likelihood(model: Any, tokenizer: Any, prompt: str, answer: str) -> torch.Tensor:
-    """By the book: one answer alone, token by token."""
-    start, tokens = (tokenizer(text)["input_ids"] for text in (prompt, answer))
+def log_likelihood(model: Any, tokenizer: Any, prompt: str, response: str) -> torch.Tensor:
+    """Return the log-likelihood of one response alone, token by token."""
+    start, tokens = (tokenizer(text)["input_ids"] for text in (prompt, response))
     whole = torch.tensor([[*start, *tokens, tokenizer.eos_token_id]])
     logs = model(input_ids=whole).logits[0].log_softmax(-1)
-    return sum(logs[place - 1, whole[0, place]] for place in range(len(start), whole.shape[1]))  # type: ignore[return-value]
+    return sum(
+        logs[position - 1, whole[0, position]] for position in range(len(start), whole.shape[1])
+    )  # type: ignore[return-value]
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
 def test_loss_and_gradient_are_those_of_the_formula(decoder: Path, smoothing: float) -> None:
     tokenizer, beta = tiny.tokenizer(), 0.3
-    model = adapted(decoder).train()
+    model = make_adapted_model(decoder).train()
     expected: Any = 0.0
     margins = []
     for row in ROWS:
@@ -77,13 +79,13 @@ def test_loss_and_gradient_are_those_of_the_formula(decoder: Path, smoothing: fl
 
     task = Plugin(Options(beta=beta, label_smoothing=smoothing))
     encoder = task.encoder(tokenizer, {}, None)
-    examples = [encoder(Row(place, "", dict(row))) for place, row in enumerate(ROWS)]
+    examples = [encoder(Row(index, "", dict(row))) for index, row in enumerate(ROWS)]
     assert [example.targets for example in examples] == [1, 1, 1]  # type: ignore[union-attr]
     batch = task.collate([example.values for example in examples], pad_token_id=0)  # type: ignore[union-attr]
     loss = task.loss(model, batch)
     loss.backward()
     assert float(loss.detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
-    assert abs(float(loss.detach()) - 3 * math.log(2)) > 0.05, "the adapter must say something"
+    assert abs(float(loss.detach()) - 3 * math.log(2)) > 0.05, "the adapter must change the loss"
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             assert torch.allclose(parameter.grad, gradients[name], rtol=1e-4, atol=1e-6), name
@@ -97,23 +99,23 @@ def test_loss_and_gradient_are_those_of_the_formula(decoder: Path, smoothing: fl
     assert difference == pytest.approx(scores["margin"], rel=1e-4)
 
 
-def test_the_base_is_read_without_dropout_and_the_model_learns_on(decoder: Path) -> None:
-    model = adapted(decoder, dropout=0.5, attention_dropout=0.5).train()
+def test_base_runs_without_dropout_and_training_mode_is_restored(decoder: Path) -> None:
+    model = make_adapted_model(decoder, dropout=0.5, attention_dropout=0.5).train()
     task = Plugin(Options())
     batch = task.collate([encode(dict(row)).values for row in ROWS], pad_token_id=0)
-    with _as_base(model):
+    with _base_mode(model):
         first, second = _log_likelihoods(model, batch), _log_likelihoods(model, batch)
     assert torch.equal(first, second) and not first.requires_grad
     assert all(module.training for module in model.modules())
-    assert task.loss(model, batch).item() != task.loss(model, batch).item(), "dropout still learns"
+    assert task.loss(model, batch).item() != task.loss(model, batch).item(), "dropout is on"
 
 
 def test_scores_by_hand() -> None:
-    outcomes = [
+    records = [
         {"loss": 0.5, "chosen_reward": 1.0, "rejected_reward": -1.0},
         {"loss": 0.9, "chosen_reward": 0.0, "rejected_reward": 0.0},  # undecided is not right
     ]
-    assert Plugin(Options()).score(outcomes, {}) == pytest.approx(
+    assert Plugin(Options()).score(records, {}) == pytest.approx(
         {
             "loss": 0.7,
             "accuracy": 0.5,
@@ -124,7 +126,7 @@ def test_scores_by_hand() -> None:
     )
 
 
-def test_only_answers_count_and_they_end() -> None:
+def test_only_responses_are_supervised_and_they_end_with_eos() -> None:
     tokenizer = tiny.tokenizer()
     encoded = encode(dict(ROWS[0]), tokenizer)
     assert isinstance(encoded, EncodedExample)
@@ -145,9 +147,15 @@ def test_only_answers_count_and_they_end() -> None:
         {"chosen": [*EARLIER, YES], "rejected": [*EARLIER, NO]},
         {"prompt": "a stone again", "chosen": [*EARLIER, YES], "rejected": [*EARLIER, NO]},
     ],
-    ids=["explicit", "answer as text", "prompt repeated", "implicit", "implicit beside a text"],
+    ids=[
+        "explicit",
+        "response as text",
+        "prompt repeated",
+        "implicit",
+        "implicit with a text prompt",
+    ],
 )
-def test_answers_to_a_chat_have_the_likelihood_that_plain_transformers_gives(
+def test_likelihood_of_chat_responses_is_that_of_transformers(
     decoder: Path, fields: dict[str, Any]
 ) -> None:
     """Of the answer and its end-of-turn mark, after the template's own prompt, token by token."""
@@ -183,16 +191,16 @@ def test_answers_to_a_chat_have_the_likelihood_that_plain_transformers_gives(
 @pytest.mark.parametrize(
     ("fields", "options", "reason"),
     [
-        ({"chosen": [HELLO, YES], "rejected": [HELLO, YES]}, {}, "both answers are the same"),
+        ({"chosen": [HELLO, YES], "rejected": [HELLO, YES]}, {}, "both responses are the same"),
         ({"chosen": [YES], "rejected": [NO]}, {}, "no prompt"),
         (
             {"prompt": [HELLO], "chosen": [YES], "rejected": [NO]},
             {"max_length": 4},
-            "no answer left after truncation",
+            "no response left after truncation",
         ),
     ],
 )
-def test_a_chat_that_teaches_nothing_is_left_out(
+def test_chat_without_a_preference_is_skipped(
     fields: dict[str, Any], options: dict[str, int], reason: str
 ) -> None:
     tokenizer = tiny.tokenizer(chat=True)
@@ -205,38 +213,38 @@ def test_a_chat_that_teaches_nothing_is_left_out(
 @pytest.mark.parametrize(
     ("change", "options", "reason"),
     [
-        ({"rejected": " carries a letter"}, {}, "both answers are the same"),
+        ({"rejected": " carries a letter"}, {}, "both responses are the same"),
         ({"prompt": ""}, {}, "no prompt"),
-        ({}, {"max_length": 2}, "no answer left after truncation"),
+        ({}, {"max_length": 2}, "no response left after truncation"),
     ],
 )
-def test_a_pair_that_teaches_nothing_is_left_out(
+def test_pair_without_a_preference_is_skipped(
     change: dict[str, str], options: dict[str, int], reason: str
 ) -> None:
     assert encode(ROWS[0] | change, **options) == Skip(reason)
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"chosen": None}, "there is no `chosen`"),
         ({"prompt": ["x"]}, "`prompt` is not a list of turns"),
         ({"chosen": ["x"]}, "`chosen` is not a list of turns"),
-        ({"chosen": [HELLO]}, "only `chosen` holds turns"),
+        ({"chosen": [HELLO]}, "only `chosen` has turns"),
         ({"chosen": [HELLO, YES], "rejected": [HELLO, YES, HELLO]}, "(it has assistant, user)"),
         ({"prompt": [HELLO], "chosen": []}, "`chosen` is not a list of turns"),
         ({"prompt": [HELLO], "chosen": [HELLO]}, "(it has none)"),
     ],
 )
-def test_a_row_at_fault_is_named(change: dict[str, Any], told: str) -> None:
+def test_a_row_at_fault_is_named(change: dict[str, Any], message: str) -> None:
     fault = Plugin(Options()).find_row_fault(Row(4, "rows.jsonl:5", ROWS[0] | change))
     assert fault is not None and fault.location == "rows.jsonl:5"
-    assert told in fault.problem and fault.fix
+    assert message in fault.problem and fault.fix
     assert Plugin(Options()).find_row_fault(Row(4, "", dict(ROWS[0]))) is None
 
 
 @pytest.mark.parametrize("strategy", ["full", "frozen", "scratch", {"name": "lora", "bias": "all"}])
-def test_a_strategy_that_changes_the_base_is_refused(strategy: Any) -> None:
+def test_strategy_that_changes_the_base_is_rejected(strategy: Any) -> None:
     with pytest.raises(DtlError, match="take strategy lora with bias none"):
         assemble(_config(strategy))
     assert assemble(_config("lora")).task.compares_with_base

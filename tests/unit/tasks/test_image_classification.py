@@ -1,4 +1,4 @@
-"""Pictures as the model is shown them, and what is learnt of them."""
+"""Image classification: reading, augmentation, batch norm statistics, scores and a run."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from dtl.core.parallel_dims import ParallelDims
 from dtl.data.batching import Batching
 from dtl.data.cache.encoded import EncodedData
 from dtl.data.cache.encoder import encode_rows
-from dtl.data.labels import guesses, scores_of
 from dtl.data.loader import Loader
 from dtl.data.modalities.image import find_image_fault, load_image
 from dtl.data.sources.rows import Row, open_rows
+from dtl.metrics.classification import classification_records, classification_scores
 from dtl.models.anatomy import batch_norms
 from dtl.models.load import load_pretrained
 from dtl.models.pretrained_config import HeadConfig, load_model_config
@@ -33,7 +33,7 @@ from dtl.strategies import frozen, full, scratch
 from dtl.tasks.image_classification import Options, Plugin
 from tests import tiny_vision
 
-FACTS = {"labels": ["blue", "green", "red"], "size": [32, 32]}
+DATASET_STATS = {"labels": ["blue", "green", "red"], "size": [32, 32]}
 
 
 def row(value: Any, *, label: str = "red", folder: Path = Path()) -> Row:
@@ -63,7 +63,7 @@ def test_pixels_of_a_plain_picture_are_its_own():
     assert np.array_equal(load_image(row({"bytes": tiny_vision.png(pixels)})), pixels)
 
 
-def test_what_is_transparent_is_white():
+def test_transparent_pixels_become_white():
     picture = Image.new("RGBA", (4, 3), (255, 0, 0, 0))
     picture.putpixel((1, 2), (10, 20, 30, 255))
     found = load_image(row(saved(picture, "PNG")))
@@ -76,7 +76,7 @@ def test_what_is_transparent_is_white():
     assert found[0].tolist() == [[255, 255, 255], [9, 8, 7]]
 
 
-def test_a_picture_lies_as_the_camera_says():
+def test_exif_orientation_is_applied():
     picture = Image.fromarray(tiny_vision.pixels("blue", seed=1))
     how = Image.Exif()
     how[0x0112] = 6  # the camera was turned to the right
@@ -95,7 +95,7 @@ def test_sixteen_bits_and_grey_become_eight_bits_and_three_channels():
     assert load_image(row(saved(grey, "PNG")))[0].tolist() == [[7, 7, 7], [200, 200, 200]]
 
 
-def test_a_large_picture_is_kept_small():
+def test_large_image_is_downscaled():
     found = load_image(
         row(tiny_vision.png(np.zeros((400, 300, 3), np.uint8))), longest_short_side=64
     )
@@ -103,7 +103,7 @@ def test_a_large_picture_is_kept_small():
 
 
 @pytest.mark.parametrize(
-    ("value", "said"),
+    ("value", "message"),
     [
         (None, "there is no `image`"),
         (3, "`image` is int"),
@@ -111,16 +111,16 @@ def test_a_large_picture_is_kept_small():
         (b"no picture", "cannot be decoded"),
     ],
 )
-def test_a_row_at_fault_is_told_at_the_desk(value, said, tmp_path):
+def test_row_fault_is_found_without_a_model(value, message, tmp_path):
     fault = find_image_fault(row(value, folder=tmp_path))
-    assert fault is not None and fault.location == "rows:1" and said in fault.problem
+    assert fault is not None and fault.location == "rows:1" and message in fault.problem
 
 
-def test_a_torn_picture_is_told_with_its_row():
-    torn = tiny_vision.png(tiny_vision.pixels("red", seed=3))[:900]
-    assert find_image_fault(row(torn)) is None, "its header is whole"
+def test_truncated_image_is_reported_with_its_row():
+    truncated = tiny_vision.png(tiny_vision.pixels("red", seed=3))[:900]
+    assert find_image_fault(row(truncated)) is None, "its header is intact"
     with pytest.raises(DtlError, match=r"rows:1: `image` cannot be decoded"):
-        load_image(row(torn))
+        load_image(row(truncated))
 
 
 # Folders ----------------------------------------------------------------------------------------
@@ -162,16 +162,16 @@ def test_another_picture_under_the_same_name_is_other_data(tmp_path):
     assert fingerprint() != before
 
 
-# What is shown ----------------------------------------------------------------------------------
+# Model input ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("base", ["vit", "resnet"])
-def test_evaluation_shows_what_the_models_own_processor_makes(base, request):
+def test_evaluation_input_is_that_of_the_models_own_processor(base, request):
     processor = processor_of(request.getfixturevalue(base))
     pixels = tiny_vision.pixels("green", seed=5)
     plugin = task()
-    fitted, dataset_stats = plugin.adapt_processor(processor, {"labels": FACTS["labels"]})
-    assert dataset_stats == FACTS
+    fitted, dataset_stats = plugin.adapt_processor(processor, {"labels": DATASET_STATS["labels"]})
+    assert dataset_stats == DATASET_STATS
     encoded = plugin.encoder(fitted, dataset_stats, None)(row(tiny_vision.png(pixels)))
     shown = plugin.transform(encoded.values, processor=fitted, rng=None)
     theirs = processor(Image.fromarray(pixels), return_tensors="pt")["pixel_values"]
@@ -180,14 +180,14 @@ def test_evaluation_shows_what_the_models_own_processor_makes(base, request):
     assert batch["labels"].tolist() == [2]
 
 
-def test_a_processor_that_makes_many_sizes_is_refused(vit):
+def test_processor_with_several_sizes_is_rejected(vit):
     processor = processor_of(vit)
     processor.size = type(processor.size)(shortest_edge=32)
-    with pytest.raises(DtlError, match="pictures of many sizes"):
+    with pytest.raises(DtlError, match="images of several sizes"):
         task().adapt_processor(processor, {})
 
 
-def test_a_model_of_one_channel_is_refused(vit):
+def test_model_of_one_channel_is_rejected(vit):
     base = load_model_config(Model(path=str(vit)))
     base.num_channels = 1
     with pytest.raises(DtlError, match="reads 1 channels"):
@@ -195,13 +195,13 @@ def test_a_model_of_one_channel_is_refused(vit):
 
 
 def data_of(folder: Path, plugin: Plugin, cache: Path) -> EncodedData:
-    encoder = plugin.encoder(processor_of(folder), FACTS, None)
+    encoder = plugin.encoder(processor_of(folder), DATASET_STATS, None)
     rows = [Row(n, f"rows:{n}", fields) for n, fields in enumerate(tiny_vision.pictures(9))]
-    return encode_rows(rows, encoder, key="pictures", place="data.train")
+    return encode_rows(rows, encoder, key="pictures", location="data.train")
 
 
 def views(folder: Path, data: EncodedData, plugin: Plugin, *, ranks: int, micro: int, step: int):
-    """Example -> what was shown of it."""
+    """Return the pixel values of each example in a step."""
     found = {}
     for rank in range(ranks):
         loader = Loader(
@@ -210,7 +210,7 @@ def views(folder: Path, data: EncodedData, plugin: Plugin, *, ranks: int, micro:
             batching=Batching(len(data), 4, 5),
             micro_batch=micro,
             parallel_dims=ParallelDims(ranks, rank),
-            present=partial(plugin.transform, processor=processor_of(folder)),
+            transform=partial(plugin.transform, processor=processor_of(folder)),
         )
         for batch in loader.window(step).batches:
             found |= dict(zip(batch.ids, batch.tensors["pixel_values"], strict=False))
@@ -232,7 +232,7 @@ def test_training_varies_pictures_the_same_on_every_layout(vit, cache):
     )
 
 
-def test_pictures_may_be_shown_as_they_are(vit, cache):
+def test_augmentation_can_be_turned_off(vit, cache):
     plugin = task(min_crop_scale=1.0, horizontal_flip=False)
     data = data_of(vit, plugin, cache)
     processor = processor_of(vit)
@@ -241,17 +241,17 @@ def test_pictures_may_be_shown_as_they_are(vit, cache):
         assert np.array_equal(view.numpy(), plain)
 
 
-def test_a_part_is_as_large_as_asked_and_half_are_mirrored(vit):
+def test_crops_have_the_requested_area_and_half_are_mirrored(vit):
     plugin, whole = task(min_crop_scale=0.5), np.arange(40 * 60 * 3).reshape(40, 60, 3)
     draws = [np.random.default_rng(seed) for seed in range(400)]
-    parts = [plugin._varied(whole, draw) for draw in draws]
+    parts = [plugin._augment(whole, rng=draw) for draw in draws]
     shares = [part.shape[0] * part.shape[1] / (40 * 60) for part in parts]
     assert 0.45 < min(shares) < 0.55 and max(shares) > 0.9
     mirrored = [part[0, 0, 0] > part[0, -1, 0] for part in parts]
     assert 150 < sum(mirrored) < 250
 
 
-# Batch normalisation ----------------------------------------------------------------------------
+# Batch normalization ----------------------------------------------------------------------------
 
 
 def statistics(model: Any) -> list[torch.Tensor]:
@@ -264,7 +264,7 @@ def test_statistics_of_a_pretrained_base_stay(resnet, strategy, moves):
     parts = Parts(plugin, (strategy.Plugin(strategy.Options()),))
     loaded = load_pretrained(
         Model(path=str(resnet)),
-        head=HeadConfig(plugin.auto_class, plugin.head_config(FACTS)),
+        head=HeadConfig(plugin.auto_class, plugin.head_config(DATASET_STATS)),
         random_init=strategy is scratch,
         seed=0,
         dtype="fp32",
@@ -289,7 +289,7 @@ def test_scores_are_scikit_learns():
     torch.manual_seed(0)
     logits, labels = torch.randn(200, 9), torch.randint(9, (200,))
     names = [f"class {number}" for number in range(9)]
-    found = scores_of(guesses(logits, labels), names)
+    found = classification_scores(classification_records(logits, labels), names)
     guess = logits.argmax(-1)
     assert found["accuracy"] == accuracy_score(labels, guess)
     assert found["macro_f1"] == f1_score(labels, guess, average="macro")
@@ -297,10 +297,12 @@ def test_scores_are_scikit_learns():
     assert sum(value for name, value in found.items() if name.startswith("confusion/")) == 200
 
 
-def test_of_many_classes_only_the_commonest_confusions_are_told():
+def test_with_many_classes_only_the_most_frequent_confusions_are_listed():
     torch.manual_seed(0)
     logits, labels = torch.randn(500, 40), torch.randint(40, (500,))
-    found = scores_of(guesses(logits, labels), [str(number) for number in range(40)])
+    found = classification_scores(
+        classification_records(logits, labels), [str(number) for number in range(40)]
+    )
     cells = {name: value for name, value in found.items() if name.startswith("confusion/")}
     assert len(cells) == 100 and min(cells.values()) >= 1
     assert all(name.split("/")[1] != name.split("/")[2] for name in cells)
@@ -309,7 +311,7 @@ def test_of_many_classes_only_the_commonest_confusions_are_told():
 # The whole way ----------------------------------------------------------------------------------
 
 
-def test_a_run_learns_and_its_export_is_opened_by_transformers(resnet, tmp_path, cache):
+def test_run_trains_and_its_export_is_opened_by_transformers(resnet, tmp_path, cache):
     from transformers import AutoImageProcessor, AutoModelForImageClassification
 
     tiny_vision.write_folder(tmp_path / "train", 30)
@@ -319,7 +321,7 @@ def test_a_run_learns_and_its_export_is_opened_by_transformers(resnet, tmp_path,
         f"run: {{dir: {tmp_path / 'runs'}, name: colours}}\nmodel: {{path: {resnet}}}\n"
         f"task: image_classification\nstrategy: full\noptim: {{learning_rate: 0.01}}\n"
         f"data: {{train: {tmp_path / 'train'}, eval: {tmp_path / 'heldout'}}}\n"
-        "train: {steps: 15, global_batch: 10}\nlayout: {processes: 1, zero: 0}\n"
+        "train: {steps: 15, global_batch: 10}\nlayout: {processes_per_node: 1, zero_stage: 0}\n"
     )
     outcome = api.train(load_config(config), say=lambda _: None)
     assert outcome.exit_code == 0

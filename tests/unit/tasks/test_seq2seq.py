@@ -1,4 +1,4 @@
-"""One text into another: what is learnt, what is generated, and how it is scored."""
+"""seq2seq: supervised tokens, generated texts, scores and languages."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from dtl.config.schema import Model
 from dtl.core.errors import DtlError
 from dtl.data.example import EncodedExample, Skip
 from dtl.data.sources.rows import Row
+from dtl.metrics.base import Metric
 from dtl.models.pretrained_config import load_model_config
 from dtl.models.processor import load_tokenizer
 from dtl.tasks.seq2seq import Options, Plugin
@@ -50,8 +51,8 @@ def collate(plugin: Plugin, tokenizer: Any, base: Any = None) -> tuple[dict[str,
 
 
 @cache
-def taught(folder: Path) -> Any:
-    """A model that has learnt the pairs by heart, so that it generates more than noise."""
+def overfitted_model(folder: Path) -> Any:
+    """Return a model that reproduces the pairs, so that it generates more than noise."""
     from transformers import AutoModelForSeq2SeqLM
 
     model = AutoModelForSeq2SeqLM.from_pretrained(folder).train()
@@ -85,12 +86,12 @@ def test_a_batch_generates_what_transformers_generates_row_by_row(
 ) -> None:
     """So padding changes nothing, and each text is that of its row."""
     folder = request.getfixturevalue(family)
-    model, tokenizer = taught(folder), load_tokenizer(Model(path=str(folder)))
+    model, tokenizer = overfitted_model(folder), load_tokenizer(Model(path=str(folder)))
     plugin = task(num_beams=beams, max_new_tokens=20)
     batch, _ = collate(plugin, tokenizer)
     with torch.no_grad():
-        outcomes = plugin.eval_records(model, batch, processor=tokenizer)
-    for outcome, (source, target) in zip(outcomes, PAIRS, strict=True):
+        records = plugin.eval_records(model, batch, processor=tokenizer)
+    for record, (source, target) in zip(records, PAIRS, strict=True):
         alone = model.generate(
             **tokenizer(source, return_tensors="pt", return_token_type_ids=False),
             num_beams=beams,
@@ -98,9 +99,9 @@ def test_a_batch_generates_what_transformers_generates_row_by_row(
             max_length=None,
             max_new_tokens=20,
         )
-        assert outcome["generated"] == tokenizer.decode(alone[0], skip_special_tokens=True).strip()
-        assert outcome["reference"] == target
-    assert [outcome["generated"] for outcome in outcomes] == [target for _, target in PAIRS]
+        assert record["generated"] == tokenizer.decode(alone[0], skip_special_tokens=True).strip()
+        assert record["reference"] == target
+    assert [record["generated"] for record in records] == [target for _, target in PAIRS]
 
 
 def test_rouge_is_that_of_rouge_score(t5: Path) -> None:
@@ -108,11 +109,11 @@ def test_rouge_is_that_of_rouge_score(t5: Path) -> None:
 
     truth = ["The ships sail. They carry letters.", "a stone", "old house"]
     found = ["Ships carry a letter. The river.", "a stone", ""]
-    outcomes = [
-        {"loss": 2.0, "targets": 4, "hits": 1, "reference": one, "generated": other}
+    records = [
+        {"loss": 2.0, "targets": 4, "correct": 1, "reference": one, "generated": other}
         for one, other in zip(truth, found, strict=True)
     ]
-    scores = task().score(outcomes, {})
+    scores = task().score(records, {})
     scorer = RougeScorer(["rouge1", "rouge2", "rougeL", "rougeLsum"], use_stemmer=True)
     split = [
         ("The ships sail.\nThey carry letters.", "Ships carry a letter.\nThe river."),
@@ -132,11 +133,11 @@ def test_bleu_and_chrf_are_those_of_sacrebleu() -> None:
 
     truth = ["the old ship carries a letter", "a stone in the river"]
     found = ["the old ship carries the letter", "stone in the river"]
-    outcomes = [
-        {"loss": 1.0, "targets": 1, "hits": 0, "reference": one, "generated": other}
+    records = [
+        {"loss": 1.0, "targets": 1, "correct": 0, "reference": one, "generated": other}
         for one, other in zip(truth, found, strict=True)
     ]
-    scores = task(metric="bleu").score(outcomes, {})
+    scores = task(metric="bleu").score(records, {})
     assert scores["bleu"] == sacrebleu.corpus_bleu(found, [truth]).score > 40
     assert scores["chrf"] == sacrebleu.corpus_chrf(found, [truth]).score > 40
 
@@ -144,28 +145,28 @@ def test_bleu_and_chrf_are_those_of_sacrebleu() -> None:
 def test_without_a_metric_nothing_is_generated(t5: Path) -> None:
     plugin, tokenizer = task(metric="none"), load_tokenizer(Model(path=str(t5)))
     batch, _ = collate(plugin, tokenizer)
-    outcomes = plugin.eval_records(taught(t5), batch, processor=tokenizer)
-    assert "generated" not in outcomes[0]
-    assert set(plugin.score(outcomes, {})) == {"loss", "perplexity", "accuracy"}
-    assert [task(metric=name).best for name in ("rouge", "bleu", "none")] == [
-        "rougeLsum",
-        "bleu",
-        "-loss",
+    records = plugin.eval_records(overfitted_model(t5), batch, processor=tokenizer)
+    assert "generated" not in records[0]
+    assert set(plugin.score(records, {})) == {"loss", "perplexity", "accuracy"}
+    assert [task(metric=name).metric for name in ("rouge", "bleu", "none")] == [
+        Metric("rougeLsum"),
+        Metric("bleu"),
+        Metric("loss", higher_is_better=False),
     ]
 
 
-def test_a_model_that_is_set_to_long_answers_may_give_short_ones(t5: Path) -> None:
+def test_min_length_of_the_generation_config_yields_to_a_shorter_limit(t5: Path) -> None:
     """bart-large-cnn asks for 56 tokens at least, which nobody wants of a headline."""
-    model, tokenizer = copy.deepcopy(taught(t5)), load_tokenizer(Model(path=str(t5)))
+    model, tokenizer = copy.deepcopy(overfitted_model(t5)), load_tokenizer(Model(path=str(t5)))
     model.generation_config.update(min_length=56, max_length=142, num_beams=2)
     plugin = task(max_new_tokens=20)
     batch, _ = collate(plugin, tokenizer)
-    outcomes = plugin.eval_records(model, batch, processor=tokenizer)
-    assert [outcome["generated"] for outcome in outcomes] == [target for _, target in PAIRS]
+    records = plugin.eval_records(model, batch, processor=tokenizer)
+    assert [record["generated"] for record in records] == [target for _, target in PAIRS]
     assert model.generation_config.min_length == 56, "the model's own settings stay"
 
 
-def test_what_is_read_and_what_is_learnt(t5: Path) -> None:
+def test_source_and_target_tokens_are_those_of_the_tokenizer(t5: Path) -> None:
     tokenizer = tiny.closing_tokenizer()
     encoded = encode(tokenizer, "the river", "a stone", source_prefix="shorten: ")
     assert isinstance(encoded, EncodedExample)
@@ -176,7 +177,7 @@ def test_what_is_read_and_what_is_learnt(t5: Path) -> None:
     assert encoded.length == len(encoded.values["input_ids"]) + encoded.targets
 
 
-def test_a_tokenizer_that_closes_nothing_still_learns_to_stop() -> None:
+def test_eos_is_appended_where_the_tokenizer_adds_none() -> None:
     tokenizer = tiny.tokenizer()
     labels = encode(tokenizer, "the river", "a stone").values["labels"]
     assert labels == [*tokenizer("a stone")["input_ids"], tokenizer.eos_token_id]
@@ -184,7 +185,7 @@ def test_a_tokenizer_that_closes_nothing_still_learns_to_stop() -> None:
     assert len(cut) == 5 and cut[-1] == tokenizer.eos_token_id
 
 
-def test_what_is_cut_off_the_target_stays_in_the_reference(bart: Path) -> None:
+def test_reference_is_the_full_target(bart: Path) -> None:
     """Against a cut reference, a model that generates less would score as if it had said all."""
     base = load_model_config(Model(path=str(bart)))
     target = "a stone in the river " * 40 + "äöü"
@@ -193,23 +194,23 @@ def test_what_is_cut_off_the_target_stays_in_the_reference(bart: Path) -> None:
     assert encoded.targets == 128
     plugin = task(metric="none")
     batch = plugin.collate([encoded.values], pad_token_id=0)
-    outcomes = plugin.eval_records(taught(bart), batch, processor=None)
-    assert outcomes[0]["reference"] == target
+    records = plugin.eval_records(overfitted_model(bart), batch, processor=None)
+    assert records[0]["reference"] == target
 
 
 @pytest.mark.parametrize(("source", "target"), [("", "x"), ("x", " ")])
-def test_an_empty_text_is_left_out(source: str, target: str) -> None:
+def test_empty_text_is_skipped(source: str, target: str) -> None:
     assert encode(tiny.closing_tokenizer(), source, target) == Skip("empty text")
 
 
 @pytest.mark.parametrize(
-    ("source", "target", "told"),
+    ("source", "target", "message"),
     [(None, "x", "there is no `source`"), ("x", 5, "`target` is int")],
 )
-def test_a_row_at_fault_is_named(source: Any, target: Any, told: str) -> None:
+def test_a_row_at_fault_is_named(source: Any, target: Any, message: str) -> None:
     fault = task().find_row_fault(row(source, target))
     assert fault is not None and fault.location == "rows.jsonl:5"
-    assert told in fault.problem and fault.fix
+    assert message in fault.problem and fault.fix
     assert task().find_row_fault(row("x", "y")) is None
 
 
@@ -272,17 +273,17 @@ def test_a_translation_is_of_the_named_languages(
     )
     batch = plugin.collate([encoded.values], pad_token_id=tokenizer.pad_token_id)
     plugin.eval_records(model, batch, processor=tokenizer)
-    taught_with = tokenizer.convert_ids_to_tokens(seen[0])
+    teacher_forced = tokenizer.convert_ids_to_tokens(seen[0])
     generated = [tokenizer.convert_ids_to_tokens(tokens)[-1] for tokens in seen[1:]]
-    assert taught_with[: len(starts)] == generated[: len(starts)] == starts
+    assert teacher_forced[: len(starts)] == generated[: len(starts)] == starts
 
 
-def test_languages_that_are_not_there_are_told() -> None:
+def test_unknown_languages_are_reported() -> None:
     tokenizer, _ = multilingual("MBart50")
-    with pytest.raises(DtlError, match="reads many languages, and none is named"):
+    with pytest.raises(DtlError, match="reads several languages, and none is named"):
         task().encoder(tokenizer, {}, None)
     asked = task(source_language="en_XX", target_language="fr")
     with pytest.raises(DtlError, match="no language 'fr'"):
         asked.encoder(tokenizer, {}, None)
-    with pytest.raises(DtlError, match="knows no languages"):
+    with pytest.raises(DtlError, match="has no languages"):
         asked.encoder(tiny.closing_tokenizer(), {}, None)

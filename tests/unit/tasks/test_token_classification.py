@@ -1,4 +1,4 @@
-"""Tags of words: how they are laid on tokens, and that scores are seqeval's over the full rows."""
+"""Token classification: alignment of tags with tokens, and seqeval's scores over full rows."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dtl.tasks.token_classification import Options, Plugin
 from tests import tiny
 
 NAMES = ["O", "B-PER", "I-PER"]
-FACTS = {"labels": NAMES}
+DATASET_STATS = {"labels": NAMES}
 SENTENCE = ["The", "old", "Ship", "carries", "a-letter", "."]
 TAGS = ["O", "B-PER", "I-PER", "O", "B-PER", "O"]
 
@@ -28,7 +28,7 @@ def row(tokens: Any, tags: Any) -> Row:
 
 
 def encode(tokenizer: Any, words: list[str], tags: list[Any], **options: Any) -> EncodedExample:
-    encoded = task(**options).encoder(tokenizer, FACTS, None)(row(words, tags))
+    encoded = task(**options).encoder(tokenizer, DATASET_STATS, None)(row(words, tags))
     assert isinstance(encoded, EncodedExample)
     return encoded
 
@@ -83,7 +83,7 @@ def test_words_are_read_as_in_running_text() -> None:
     assert encoded.values["first"][0] == 1, "after the start token"
 
 
-def test_all_pieces_may_be_labelled_and_only_the_first_begins() -> None:
+def test_all_pieces_may_be_labeled_and_only_the_first_begins() -> None:
     tokenizer = word_piece()
     encoded = encode(tokenizer, ["ships", "go"], ["B-PER", "I-PER"], label_all_tokens=True)
     pieces = tokenizer.convert_ids_to_tokens(encoded.values["input_ids"])
@@ -93,11 +93,14 @@ def test_all_pieces_may_be_labelled_and_only_the_first_begins() -> None:
     assert encoded.targets == 4
 
 
-def test_a_word_of_which_nothing_is_left_counts_as_missed() -> None:
+def test_word_without_tokens_counts_as_missed() -> None:
     encoded = encode(word_piece(), ["old", "\u200b", "ship"], ["O", "B-PER", "O"])
     assert encoded.values["first"] == [1, -1, 2]
     assert encoded.targets == 2
-    assert task().encoder(word_piece(), FACTS, None)(row(["\u200b"], ["O"])).reason == "no words"  # type: ignore[union-attr]
+    assert (
+        task().encoder(word_piece(), DATASET_STATS, None)(row(["\u200b"], ["O"])).reason
+        == "no words"
+    )  # type: ignore[union-attr]
 
 
 class Oracle(torch.nn.Module):
@@ -114,7 +117,7 @@ class Oracle(torch.nn.Module):
         return SimpleNamespace(logits=torch.nn.functional.one_hot(torch.tensor(chosen), 3).float())
 
 
-def test_entities_that_were_cut_off_count_as_missed() -> None:
+def test_truncated_entities_count_as_missed() -> None:
     """A model that is right on all that it reads: seqeval over the full rows finds what is lost."""
     from seqeval.metrics import f1_score, precision_score, recall_score
 
@@ -122,11 +125,11 @@ def test_entities_that_were_cut_off_count_as_missed() -> None:
     words = [["a", "ship", "b"], ["b", "c"] * 6 + ["ship", "a", "ship"], ["a"] * 9 + ["ship"]]
     tags = [["B-PER" if word == "ship" else "O" for word in text] for text in words]
     plugin = task(max_length=8)  # six words, with [CLS] and [SEP]
-    encoder = plugin.encoder(tokenizer, FACTS, None)
+    encoder = plugin.encoder(tokenizer, DATASET_STATS, None)
     examples = [encoder(row(*pair)) for pair in zip(words, tags, strict=True)]
     batch = plugin.collate([example.values for example in examples], pad_token_id=0)  # type: ignore[union-attr]
     model = Oracle({tokenizer.convert_tokens_to_ids("ship"): NAMES.index("B-PER")})
-    scores = plugin.score(plugin.eval_records(model, batch, processor=tokenizer), FACTS)
+    scores = plugin.score(plugin.eval_records(model, batch, processor=tokenizer), DATASET_STATS)
     seen = [text[:6] + ["O"] * (len(text) - 6) for text in tags]
     assert scores["recall"] == recall_score(tags, seen) == 1 / 4
     assert scores["precision"] == precision_score(tags, seen) == 1.0
@@ -134,7 +137,7 @@ def test_entities_that_were_cut_off_count_as_missed() -> None:
     assert scores["support/PER"] == 4
 
 
-def outcomes(truth: list[list[str]], guess: list[list[str]], names: list[str]) -> list[Any]:
+def make_records(truth: list[list[str]], guess: list[list[str]], names: list[str]) -> list[Any]:
     return [
         {
             "loss": 0.5,
@@ -160,7 +163,7 @@ def test_scores_are_those_of_seqeval_in_a_table_by_type() -> None:
         ["O", "B-LOC", "I-LOC", "O"],
         ["B-LOC", "I-LOC", "I-LOC"],
     ]
-    scores = task().score(outcomes(truth, guess, names), {"labels": names})
+    scores = task().score(make_records(truth, guess, names), {"labels": names})
     report = classification_report(truth, guess, output_dict=True, zero_division=0)
     assert scores["f1"] == report["micro avg"]["f1-score"] == pytest.approx(2 * 2 / (5 + 4))
     assert scores["precision"] == report["micro avg"]["precision"]
@@ -175,7 +178,7 @@ def test_scores_are_those_of_seqeval_in_a_table_by_type() -> None:
 
 
 def test_without_any_entity_there_is_nothing_to_find() -> None:
-    scores = task().score(outcomes([["O", "O"]], [["O", "O"]], NAMES), FACTS)
+    scores = task().score(make_records([["O", "O"]], [["O", "O"]], NAMES), DATASET_STATS)
     assert (scores["f1"], scores["accuracy"]) == (0.0, 1.0)
 
 
@@ -183,7 +186,7 @@ def test_tags_of_no_scheme_are_scored_word_by_word() -> None:
     """Parts of speech: F1 over all is the share of words that are right."""
     names = ["ADJ", "NOUN"]
     truth, guess = [["ADJ", "NOUN", "NOUN", "NOUN"]], [["ADJ", "NOUN", "NOUN", "ADJ"]]
-    scores = task().score(outcomes(truth, guess, names), {"labels": names})
+    scores = task().score(make_records(truth, guess, names), {"labels": names})
     assert scores["f1"] == scores["accuracy"] == 0.75
     assert scores["f1/ADJ"] == pytest.approx(2 / 3) and scores["f1/NOUN"] == pytest.approx(0.8)
 
@@ -194,7 +197,7 @@ def test_loss_is_that_of_transformers(base: str, request: pytest.FixtureRequest)
 
     folder = request.getfixturevalue(base)
     model = AutoModelForTokenClassification.from_pretrained(folder, num_labels=3).eval()
-    encoder = task().encoder(tiny.tokenizer(), FACTS, model.config)
+    encoder = task().encoder(tiny.tokenizer(), DATASET_STATS, model.config)
     rows = [row(["the", "ship", "turns"], ["O", "B-PER", "O"]), row(["night"], ["I-PER"])]
     examples = [encoder(one) for one in rows]
     batch = task().collate([example.values for example in examples], pad_token_id=0)  # type: ignore[union-attr]
@@ -212,7 +215,7 @@ def test_tags_are_those_of_the_rows_the_outside_first() -> None:
     assert task(labels=("B-PER", "O", "I-PER", "B-LOC", "B-X")).collect_dataset_stats(
         rows, None
     ) == {"labels": ["B-PER", "O", "I-PER", "B-LOC", "B-X"]}
-    head = task().head_config(FACTS)
+    head = task().head_config(DATASET_STATS)
     assert head["id2label"] == {0: "O", 1: "B-PER", 2: "I-PER"}
     assert (head["num_labels"], head["label2id"]["I-PER"]) == (3, 2)
 
@@ -237,7 +240,7 @@ def test_the_bases_own_order_is_kept_only_where_its_tags_are_the_same(
 def test_class_numbers_have_the_names_that_are_given() -> None:
     plugin = task(labels=tuple(NAMES))
     rows = [row(["a", "b", "c"], [0, 1, 2])]
-    assert plugin.collect_dataset_stats(rows, None) == FACTS
+    assert plugin.collect_dataset_stats(rows, None) == DATASET_STATS
     assert encode(tiny.tokenizer(), ["a", "b", "c"], [0, 1, 2], labels=NAMES).values["tags"] == [
         0,
         1,
@@ -246,33 +249,33 @@ def test_class_numbers_have_the_names_that_are_given() -> None:
 
 
 @pytest.mark.parametrize(
-    ("tokens", "tags", "told"),
+    ("tokens", "tags", "message"),
     [
         (["a", "b"], ["O"], "2 tokens have 1 tags"),
         ("a b", ["O", "O"], "`tokens` is str ('a b'), not a list"),
         (["a"], None, "there is no `tags`"),
         (["a", 5], ["O", "O"], "the word 5 is not text"),
-        (["a"], [0.5], "the tag 0.5 is no name"),
+        (["a"], [0.5], "the tag 0.5 is not text"),
         (["a"], [1], "the class number 1 has no name"),
     ],
 )
-def test_a_row_at_fault_is_named(tokens: Any, tags: Any, told: str) -> None:
+def test_a_row_at_fault_is_named(tokens: Any, tags: Any, message: str) -> None:
     fault = task().find_row_fault(row(tokens, tags))
     assert fault is not None and fault.location == "rows.jsonl:5"
-    assert told in fault.problem and fault.fix
+    assert message in fault.problem and fault.fix
 
 
 @pytest.mark.parametrize(
-    ("tag", "told"),
+    ("tag", "message"),
     [("B-PRE", "did you mean 'B-PER'?"), ("X", "the tags are O, B-PER, I-PER")],
 )
-def test_a_tag_that_is_not_known_is_named(tag: str, told: str) -> None:
+def test_a_tag_that_is_not_known_is_named(tag: str, message: str) -> None:
     fault = task(labels=tuple(NAMES)).find_row_fault(row(["a"], [tag]))
-    assert fault is not None and told in fault.problem
+    assert fault is not None and message in fault.problem
     with pytest.raises(DtlError) as caught:
         encode(tiny.tokenizer(), ["a"], [tag])
     assert caught.value.faults[0].location == "rows.jsonl:5"
-    assert told in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_a_row_in_order_has_no_fault() -> None:
@@ -284,12 +287,12 @@ def test_a_row_in_order_has_no_fault() -> None:
 
 def test_a_class_number_beyond_the_names_is_told() -> None:
     fault = task(labels=tuple(NAMES)).find_row_fault(row(["a"], [3]))
-    assert fault is not None and "the class number 3 is beyond the 3 task.labels" in fault.problem
+    assert fault is not None and "the class number 3 exceeds the 3 task.labels" in fault.problem
 
 
 def test_a_tag_outside_of_the_scheme_is_told_where_others_are_in_it() -> None:
     rows = [row(["a"], ["O"]), Row(5, "rows.jsonl:6", {"tokens": ["b"], "tags": ["PER"]})]
-    with pytest.raises(DtlError, match="'PER' is none of O, B-name and I-name") as caught:
+    with pytest.raises(DtlError, match="'PER' is not O, B-name or I-name") as caught:
         task().collect_dataset_stats(rows, None)
     assert caught.value.faults[0].location == "rows.jsonl:6"
     parts_of_speech = [row(["a", "b"], ["DET", "NOUN"])]
@@ -302,8 +305,8 @@ def test_one_tag_is_not_a_choice(tags: list[str]) -> None:
         task().collect_dataset_stats([row(["a"] * len(tags), tags)], None)
 
 
-def test_a_slow_tokenizer_is_refused() -> None:
+def test_slow_tokenizer_is_rejected() -> None:
     from transformers import ByT5Tokenizer
 
     with pytest.raises(DtlError, match="ByT5Tokenizer is a slow tokenizer"):
-        task().encoder(ByT5Tokenizer(), FACTS, None)
+        task().encoder(ByT5Tokenizer(), DATASET_STATS, None)

@@ -78,7 +78,7 @@ def weighted(folder: Path) -> Path:
 LAST = {"last_hidden_state": "all"}
 SPOKEN = {"max_seconds": 5.0}
 CASES = {
-    "bert": Case(tiny.encoder, "text_classification", labeled, {"pooler_output": "whole"}),
+    "bert": Case(tiny.encoder, "text_classification", labeled, {"pooler_output": "pooled"}),
     "roberta": Case(roberta, "text_classification", labeled, {"last_hidden_state": "first"}),
     "llama": Case(tiny.decoder, "text_classification", labeled, {"last_hidden_state": "last"}),
     "tags": Case(tiny.encoder, "token_classification", tiny.tagged, LAST),
@@ -104,7 +104,10 @@ CASES = {
         {f"hidden_states.{layer}": "all" for layer in range(3)},
     ),
     "spectrogram": Case(
-        tiny_sound.spectrogram, "audio_classification", tiny_sound.tones, {"pooler_output": "whole"}
+        tiny_sound.spectrogram,
+        "audio_classification",
+        tiny_sound.tones,
+        {"pooler_output": "pooled"},
     ),
     "writing": Case(tiny_sound.wav2vec2, "asr_ctc", tiny_speech.transcribed, LAST),
     "wav2vec2-bert": Case(tiny_speech.wav2vec2_bert, "asr_ctc", tiny_speech.transcribed, LAST),

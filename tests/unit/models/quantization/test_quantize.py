@@ -23,7 +23,7 @@ from dtl.config.load import load_config
 from dtl.config.schema import Model, RunConfig
 from dtl.core.errors import DtlError
 from dtl.data.batching import Batching
-from dtl.export.opened import load_export
+from dtl.export.load_export import load_export
 from dtl.models.load import LoadedModel, load_on_meta_device, load_pretrained
 from dtl.models.new_parameters import init_new_parameters
 from dtl.models.pretrained_config import HeadConfig

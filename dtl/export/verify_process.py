@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from safetensors.torch import save_file
 
 from dtl.core.errors import DtlError
-from dtl.export.opened import load_export
+from dtl.export.load_export import load_export
 from dtl.export.verify import ForwardInputs, compute_logits, load_inputs
 
 if TYPE_CHECKING:

@@ -1,0 +1,124 @@
+"""The commands for trained models: evaluate, predict, export, push."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from dtl.cli.arguments import Overrides, located_faults
+from dtl.cli.output import print_table
+from dtl.core.errors import DtlError
+
+Model = Annotated[
+    Path, typer.Argument(metavar="RUN|EXPORT", help="a finished run, or an exported model")
+]
+
+
+def evaluate(
+    path: Annotated[
+        Path, typer.Argument(metavar="RUN|CONFIG", help="a finished run, or a config for its base")
+    ],
+    overrides: Overrides = None,
+    data: Annotated[
+        str | None, typer.Option(help="rows to score on, as data.eval; optional for a config")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="folder to write to; left out: RUN, if it is one")
+    ] = None,
+) -> None:
+    """Score the export of a run on other data, or the unadapted base of a config."""
+    from dtl import api
+
+    is_config = api.is_config(path)
+    with located_faults(path, overrides or ()) if is_config else nullcontext():
+        scores = api.evaluate(path, data, overrides or (), out=out)
+    print_table([(name, f"{value:.6g}") for name, value in scores.items()])
+
+
+def predict(
+    path: Model,
+    inputs: Annotated[
+        list[str],
+        typer.Argument(metavar="INPUT...", help="texts, files of rows or lines, audio, images"),
+    ],
+    out: Annotated[Path | None, typer.Option(help="file to write; left out: the terminal")] = None,
+    batch: Annotated[int, typer.Option(min=1, help="rows in one forward pass")] = 16,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, help="longest generated text, in tokens")
+    ] = None,
+) -> None:
+    """Print the model's prediction for each text, audio file, image or row, as JSON lines."""
+    import json
+
+    from dtl import api
+    from dtl.core.files import open_atomic
+
+    predictions = api.predict(path, inputs, batch=batch, max_new_tokens=max_new_tokens)
+    lines = (json.dumps(row, ensure_ascii=False, default=str) for row in predictions)
+    if out is None:
+        for line in lines:
+            print(line)
+        return
+    if not out.parent.is_dir():
+        raise DtlError.of("--out", f"there is no folder {out.parent}", "create it, or name another")
+    with open_atomic(out, sync=False) as file:
+        file.writelines(f"{line}\n" for line in lines)
+
+
+def export(
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", help="a finished run, or one with a checkpoint")
+    ],
+    merge: Annotated[bool, typer.Option("--merge", help="merge the adapter into its base")] = False,
+    dtype: Annotated[
+        Literal["fp32", "bf16", "fp16"] | None,
+        typer.Option(help="number format; left out: fp32 of an adapter, else the base's"),
+    ] = None,
+    shard_size: Annotated[str, typer.Option(help="largest size of one weight file")] = "5GB",
+    to: Annotated[
+        Path | None, typer.Option(help="folder to create; left out: in RUN, as export-merged")
+    ] = None,
+    quantize: Annotated[
+        Literal["int8", "nf4"] | None,
+        typer.Option(help="linear layers in 8 or 4 bits, by bitsandbytes"),
+    ] = None,
+    form: Annotated[
+        Literal["safetensors", "onnx", "gguf"],
+        typer.Option("--format", help="onnx and gguf merge an adapter first"),
+    ] = "safetensors",
+    converter: Annotated[
+        Path | None, typer.Option(help="llama.cpp's convert_hf_to_gguf.py, for gguf")
+    ] = None,
+) -> None:
+    """Write the trained model in another format, and compare it with the trained model."""
+    from dtl import api
+
+    options = {
+        "merge": merge,
+        "dtype": dtype,
+        "shard_size": shard_size,
+        "to": to,
+        "quantize": quantize,
+        "form": form,
+        "converter": converter,
+    }
+    api.export(run, **options)
+
+
+def push(
+    path: Model,
+    repository: Annotated[str, typer.Argument(metavar="REPO", help="as name, or owner/name")],
+    private: Annotated[
+        bool, typer.Option("--private", help="visible only to you and your organization")
+    ] = False,
+    revision: Annotated[
+        str | None, typer.Option(help="branch to upload to; left out: main")
+    ] = None,
+) -> None:
+    """Upload an export to the Hugging Face hub, with the token of `hf auth login` or HF_TOKEN."""
+    from dtl import api
+
+    print(api.push(path, repository, private=private, revision=revision))

@@ -1,0 +1,71 @@
+"""The folder of an export: its name while it is written, its metadata and its model card."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dtl.config.schema import Model
+from dtl.core.files import sync_tree
+from dtl.models.base_adapters import EXPORT_METADATA
+
+if TYPE_CHECKING:
+    from dtl.config.schema import RunConfig
+    from dtl.tasks.base import DatasetStats
+
+MODEL_CARD = "README.md"
+
+
+def staging_folder(folder: Path) -> Path:
+    """Return where an export is written before it is renamed to `folder`."""
+    return folder.with_name(f".{folder.name}-staged")
+
+
+def build_export_metadata(
+    config: RunConfig, dataset_stats: DatasetStats, *, kind: str, dtype: str
+) -> dict[str, Any]:
+    """Return what dtl needs to load an export of this run.
+
+    `kind`: adapter or model. `dtype`: of the run's weights.
+    """
+    return {
+        "kind": kind,
+        "task": config.task.training_options,
+        "dataset_stats": dataset_stats,
+        "columns": config.data.columns,
+        "base": describe_base_model(config.model, dtype=dtype),
+    }
+
+
+def describe_base_model(model: Model, *, dtype: str) -> dict[str, Any]:
+    """Return the config section `model` that loads the base as the run has loaded it.
+
+    `dtype`: of the weights from which a quantized base is made.
+    """
+    base = model.model_dump(mode="json", include={"path", "revision", "adapters"})
+    if model.quantize is not None:
+        base |= {
+            "dtype": dtype,
+            "quantize": model.quantize,
+            "double_quantize": model.double_quantize,
+        }
+    return base
+
+
+def write_card_and_metadata(folder: Path, *, card: str, metadata: dict[str, Any] | None) -> None:
+    """Write README.md and dtl.json. `metadata` None: there is none, or it is written already."""
+    (folder / MODEL_CARD).write_text(card, encoding="utf-8")
+    if metadata is not None:
+        text = json.dumps(metadata, indent=1) + "\n"
+        (folder / EXPORT_METADATA).write_text(text, encoding="utf-8")
+
+
+def sync_folder(folder: Path) -> None:
+    """Make every file readable as the umask allows, and wait until all are on disk."""
+    mask = os.umask(0)
+    os.umask(mask)
+    for file in folder.iterdir():  # safetensors creates files that only their owner can read
+        file.chmod(0o666 & ~mask)
+    sync_tree(folder)

@@ -1,0 +1,78 @@
+"""Encoding without length limits, to measure what the limits truncate."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+from dtl.data.example import EncodedExample, Skip
+from dtl.data.sources.rows import Row
+from dtl.prepare.prepared_data import PreparedData
+from dtl.tasks.base import Task
+
+UNLIMITED_OPTION = 100_000  # tokens; the task's limit for encoding a row without truncation
+UNLIMITED_MODEL = 2**31  # tokens; more than any model reads
+
+
+def create_unlimited_encoder(
+    task: Task, prepared: PreparedData, *, ignore_model_limits: bool
+) -> Callable[[Row], EncodedExample | Skip] | None:
+    """Return the task's encoder with raised limits; None if the task has no limits.
+
+    `ignore_model_limits`: also raise the limits of the model and its tokenizer.
+    """
+    if not task.truncation_options:
+        return None
+    raised = {
+        name: max(UNLIMITED_OPTION, getattr(task.options, name)) for name in task.truncation_options
+    }
+    processor, model_config = copy.deepcopy(prepared.processor), copy.copy(prepared.model_config)
+    if ignore_model_limits:
+        model_config.max_position_embeddings = UNLIMITED_MODEL
+        if hasattr(processor, "model_max_length"):
+            processor.model_max_length = UNLIMITED_MODEL
+    unlimited_task = type(task)(task.options.model_copy(update=raised))
+    return unlimited_task.encoder(processor, prepared.dataset_stats, model_config)
+
+
+def find_model_limits(
+    longest: dict[str, tuple[int, Row]], task: Task, prepared: PreparedData
+) -> dict[str, int]:
+    """Return, for each limit option, the tokens that the model can read (UNLIMITED_MODEL: all).
+
+    `longest`: option -> the length of the longest row in tokens, and that row.
+    """
+    encoder = create_unlimited_encoder(task, prepared, ignore_model_limits=False)
+    limits = {}
+    for option, (length, row) in longest.items():
+        assert encoder is not None, "a task without limits has no lengths"
+        example = encoder(row)
+        readable = (
+            measure_lengths(example.values, task)[option]
+            if isinstance(example, EncodedExample)
+            else get_max_positions(prepared)
+        )
+        limits[option] = readable if readable < length else UNLIMITED_MODEL
+    return limits
+
+
+def measure_lengths(values: dict[str, Any] | None, task: Task) -> dict[str, int]:
+    """Return the length of an example in tokens for each limit option."""
+    if values is None:
+        return {}
+    return {
+        option: max(len(values[name]) for name in names)
+        for option, names in task.truncation_options.items()
+    }
+
+
+def get_max_positions(prepared: PreparedData) -> int:
+    """Return the model's number of positions, in tokens."""
+    return getattr(prepared.model_config, "max_position_embeddings", None) or UNLIMITED_MODEL
+
+
+def get_tokenizer_limit(prepared: PreparedData) -> int:
+    """Return the tokenizer's model_max_length, in tokens."""
+    limit = getattr(prepared.processor, "model_max_length", UNLIMITED_MODEL)
+    return int(min(UNLIMITED_MODEL, limit))

@@ -1,0 +1,198 @@
+"""A tiny model and rows for every task, as its trials need them.
+
+A new file in dtl/tasks/ needs an entry in CASES.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dtl.config import registry
+from dtl.config.schema import Model
+from dtl.data.example import EncodedExample
+from dtl.data.sources.rows import Row
+from dtl.models.load import load_pretrained
+from dtl.models.new_parameters import init_new_parameters
+from dtl.models.pretrained_config import HeadConfig, load_model_config
+from dtl.models.processor import get_pad_token_id, load_processor
+from tests import tiny, tiny_sound, tiny_speech, tiny_vision, tiny_whisper
+
+
+@dataclass(frozen=True)
+class Case:
+    """A tiny model and rows for a task. `base`: a fixture; `rows`: uneven in length, and the last
+    one is the longest; `classes`: between how many a head of zeros is undecided, or None where the
+    loss is not that of a choice."""
+
+    base: str
+    rows: tuple[dict[str, Any], ...]
+    classes: int | None
+    options: dict[str, Any]
+
+
+def make_text_rows(count: int) -> tuple[dict[str, Any], ...]:
+    draw = random.Random(3)
+    rows = [{"text": tiny.sentence(draw, 12)} for _ in range(count - 1)]
+    return (*rows, {"text": " ".join(tiny.WORDS[:20])})
+
+
+def make_labeled_rows(count: int) -> tuple[dict[str, Any], ...]:
+    labels = ["early", "late", "never"]
+    return tuple(
+        {"text": f"{labels[index % 3]} {row['text']}", "label": labels[index % 3]}
+        for index, row in enumerate(make_text_rows(count))
+    )
+
+
+def make_tagged_rows(count: int) -> tuple[dict[str, Any], ...]:
+    return tuple(tiny.tag(row["text"]) for row in make_text_rows(count))
+
+
+def make_summary_rows(count: int) -> tuple[dict[str, Any], ...]:
+    return tuple(tiny.shorten(row["text"]) for row in make_text_rows(count))
+
+
+def make_preference_rows(count: int) -> tuple[dict[str, Any], ...]:
+    return tuple(
+        {"prompt": row["text"], "chosen": f" {word} again", "rejected": f" {other} and {word}"}
+        for row, word, other in zip(make_text_rows(count), tiny.WORDS, tiny.WORDS[9:], strict=False)
+    )
+
+
+PROMPT_ROWS = tuple(
+    {"prompt": f"{row['text']} ?", "completion": f" {tiny.WORDS[index]} {row['text']}"}
+    for index, row in enumerate(make_text_rows(9))
+)
+CASES: dict[str, list[Case]] = {
+    "asr_ctc": [
+        Case("wav2vec2", tuple(tiny_speech.transcribed(9)), classes=None, options={}),
+        Case("wav2vec2_bert", tuple(tiny_speech.transcribed(9)), classes=None, options={}),
+    ],
+    "audio_classification": [
+        Case("wav2vec2", tuple(tiny_sound.tones(9)), classes=3, options={}),
+        Case("spectrogram", tuple(tiny_sound.tones(9)), classes=3, options={}),
+    ],
+    "causal_lm": [
+        Case("decoder", make_text_rows(9), classes=320, options={}),
+        Case("tied_decoder", PROMPT_ROWS, classes=None, options={"max_length": 64}),
+    ],
+    "dpo": [
+        Case("decoder", make_preference_rows(9), classes=2, options={"beta": 1.0}),
+        Case("tied_decoder", make_preference_rows(9), classes=None, options={"beta": 1.0}),
+    ],
+    "text_classification": [
+        Case("encoder", make_labeled_rows(9), classes=3, options={}),
+        Case("decoder", make_labeled_rows(9), classes=3, options={}),
+    ],
+    "token_classification": [
+        Case("encoder", make_tagged_rows(9), classes=4, options={}),
+        Case("decoder", make_tagged_rows(9), classes=5, options={"label_all_tokens": True}),
+    ],
+    "image_classification": [
+        Case("vit", tuple(tiny_vision.pictures(9)), classes=3, options={}),
+        Case("resnet", tuple(tiny_vision.pictures(9)), classes=3, options={}),
+    ],
+    "seq2seq": [
+        Case("t5", make_summary_rows(9), classes=320, options={"max_new_tokens": 24}),
+        Case(
+            "bart", make_summary_rows(9), classes=None, options={"metric": "bleu", "num_beams": 2}
+        ),
+    ],
+    "asr_seq2seq": [
+        Case("whisper", tiny_whisper.spoken(9), classes=None, options={"language": "de"}),
+        Case("english_whisper", tiny_whisper.spoken(9), classes=None, options={"num_beams": 2}),
+        Case("speech_to_text", tiny_whisper.spoken(9), classes=320, options={}),
+    ],
+}
+TRIALS = [(name, index) for name in CASES for index in range(len(CASES[name]))]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A task with its model, and its examples as the cache would give them."""
+
+    task: Any
+    model: Any
+    dataset_stats: dict[str, Any]
+    processor: Any
+    encoded: list[EncodedExample]
+    longest: int
+
+    def collate(self, indices: list[int]) -> dict[str, torch.Tensor]:
+        shown = [
+            self.task.transform(self.encoded[index].values, processor=self.processor, rng=None)
+            for index in indices
+        ]
+        return self.task.collate(shown, pad_token_id=get_pad_token_id(self.processor) or 0)
+
+    def loss(self, indices: list[int]) -> float:
+        with torch.no_grad():
+            return self.task.loss(self.model, self.collate(indices)).item()
+
+    def eval_records(self, indices: list[int]) -> list[dict[str, Any]]:
+        with torch.no_grad():
+            return self.task.eval_records(
+                self.model, self.collate(indices), processor=self.processor
+            )
+
+    @property
+    def all(self) -> list[int]:
+        return list(range(len(self.encoded)))
+
+
+def make_task(name: str, **options: Any) -> Any:
+    module = registry.load("tasks", name)
+    return module.Plugin(module.Options(**options))
+
+
+def make_rows(fields: tuple[dict[str, Any], ...] | list[dict[str, Any]]) -> list[Row]:
+    return [Row(index, f"rows.jsonl:{index + 1}", row) for index, row in enumerate(fields)]
+
+
+@cache
+def make_bench(folder: Path, name: str, index: int) -> Bench:
+    case = CASES[name][index]
+    task = make_task(name, **case.options)
+    source = Model(path=str(folder))
+    processor, settings = load_processor(source, task.processor_kind), load_model_config(source)
+    rows = make_rows(case.rows)
+    processor, dataset_stats = task.adapt_processor(
+        processor, task.collect_dataset_stats(rows, settings)
+    )
+    assert json.loads(json.dumps(dataset_stats)) == dataset_stats
+    loaded = load_pretrained(
+        source,
+        head=HeadConfig(task.auto_class, task.head_config(dataset_stats)),
+        random_init=False,
+        seed=0,
+        dtype="fp32",
+    )
+    init_new_parameters(
+        loaded.model,
+        loaded.new_parameters,
+        seed=0,
+        write_parameter=lambda p, value: p.data.copy_(value),
+    )
+    if (padding := get_pad_token_id(processor)) is not None:
+        loaded.model.config.pad_token_id = padding
+    task.configure_model(loaded.model, processor=processor)
+    model = add_adapter(loaded.model) if task.compares_with_base else loaded.model
+    encode = task.encoder(processor, dataset_stats, settings)
+    encoded = [encode(row) for row in rows]
+    assert all(isinstance(example, EncodedExample) for example in encoded)
+    longest = task.max_length(processor, dataset_stats, settings)
+    return Bench(task, model.eval(), dataset_stats, processor, encoded, longest)
+
+
+def add_adapter(model: Any) -> Any:
+    """A small adapter, for tasks that compare with the base beside it."""
+    torch.manual_seed(0)
+    lora = registry.load("strategies", "lora")
+    return lora.Plugin(lora.Options(rank=4)).apply(model, new_parameters=frozenset())
