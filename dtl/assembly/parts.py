@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 from dtl.config import registry
 from dtl.config.schema import RunConfig
 from dtl.core.errors import DtlError
-from dtl.models.anatomy import batch_norms
 from dtl.models.base_adapters import read_base_adapters
 from dtl.models.load import LoadedModel
+from dtl.models.module_kinds import batch_norms
 from dtl.strategies.base import Strategy
 from dtl.tasks.base import Task
 

@@ -12,7 +12,8 @@ from dtl.evaluation.evaluate import Evaluation
 from dtl.evaluation.scoring import why_unscored
 from dtl.export.load_export import load_export
 from dtl.jobs.evaluate import score_base, score_run
-from dtl.models.anatomy import adapted_layers, head_parameters
+from dtl.models.head import head_parameters
+from dtl.models.module_kinds import adapted_layers
 from dtl.models.peft.merge import merge_adapter
 from dtl.prepare.prepared_data import prepare_data
 from dtl.run.folder import RunFolder
@@ -64,7 +65,7 @@ def _make_body_loader(run: Path) -> Callable[[nn.Module], None]:
         """Copy the trained body of the run into the base."""
         import torch
 
-        learnt = load_export(run).model
+        model = load_export(run).model
         if adapted_layers(model):
             model = merge_adapter(model)
         heads = head_parameters(base)

@@ -131,7 +131,7 @@ class Runner:
         folder = RunFolder.from_config(config)
         if folder.state != "finished":
             state.failures.pop(planned.name, None)
-            result = api.train(config, say=_discard, fork=self.fork, quiet=True)
+            result = api.train(config, print_line=_discard, can_fork=self.fork, quiet=True)
             if result.exit_code == STOPPED:
                 raise StoppedEarly.of(planned.name, "stopped", "")
             if result.exit_code:

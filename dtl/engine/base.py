@@ -12,7 +12,7 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from dtl.core.parallel_dims import ParallelDims
-from dtl.models.anatomy import BATCH_NORM_STATISTICS, batch_norms, unwrap
+from dtl.models.module_kinds import BATCH_NORM_STATISTICS, batch_norms, unwrap
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

@@ -1,4 +1,4 @@
-"""What a run has stored of itself, for its model card."""
+"""Results and resources that a run folder records, for model cards and reports."""
 
 from __future__ import annotations
 
@@ -18,9 +18,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RunEvidence:
-    """`base`: the fingerprint of the base model. `sources`: by the config key of each source, the
-    digest and the number of its rows. `intervals`: of the unadapted and the adapted model, 95 % of
-    the task's best score. `scored`: held-out examples. None or empty: not known."""
+    """Recorded results of a run; None or empty: not recorded.
+
+    `sources`: SHA-256 and number of rows by the config key of the source. `intervals`: 95 % interval
+    of the task's metric, by model (unadapted, adapted). `held_out_examples`: their number.
+    """
 
     base_fingerprint: str | None = None
     sources: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -32,20 +34,26 @@ class RunEvidence:
 def collect_evidence(
     folder: RunFolder, task: Task, dataset_stats: DatasetStats, *, step: int, weights: str
 ) -> RunEvidence:
-    """From run.json, the stored outcomes of the scorings, and what its launches noted. `step`:
-    after which the weights are those that are exported. `weights`: adapted, or an average."""
-    outcomes = {
-        model: stored
-        for model, at, of in (("unadapted", 0, "unadapted"), ("adapted", step, weights))
-        if (stored := folder.read_eval_records(at, weights=of))
+    """Return what run.json, the stored evaluation records and the usage records say.
+
+    `step`: after which the weights are those that are exported. `weights`: adapted, or the name of
+    an average.
+    """
+    evaluations = (("unadapted", 0, "unadapted"), ("adapted", step, weights))
+    records_by_model = {
+        model: records
+        for model, at_step, name in evaluations
+        if (records := folder.read_eval_records(at_step, weights=name))
     }
     return RunEvidence(
         base_fingerprint=folder.data["base"],
         sources=folder.data.get("sources", {}),
         intervals={
-            model: bootstrap_interval(task, np.asarray(task.metric_counts(stored, dataset_stats)))
-            for model, stored in outcomes.items()
+            model: bootstrap_interval(task, np.asarray(task.metric_counts(records, dataset_stats)))
+            for model, records in records_by_model.items()
         },
-        held_out_examples=len(outcomes["adapted"]) if "adapted" in outcomes else None,
+        held_out_examples=(
+            len(records_by_model["adapted"]) if "adapted" in records_by_model else None
+        ),
         usage=read_usage(folder.usage),
     )

@@ -34,8 +34,8 @@ from dtl.export.weights import (
     write_card_and_metadata,
     write_model,
 )
-from dtl.models.anatomy import head_module_names
 from dtl.models.dtypes import dtype_name, torch_dtype
+from dtl.models.head import head_module_names
 from dtl.models.load import silence_transformers
 from dtl.models.pretrained_config import load_model_config
 from dtl.models.quantization import quantize

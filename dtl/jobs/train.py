@@ -9,7 +9,7 @@ from functools import partial
 from dtl.engine.base import Engine
 from dtl.evaluation.final_weights import choose_final_weights
 from dtl.evaluation.scoring import Scorer
-from dtl.export.finished_run import export_run
+from dtl.export.finished_run import export_finished_run
 from dtl.prepare.prepared_data import PreparedData
 from dtl.run.folder import RunFolder
 from dtl.train.checkpoint import size_on_disk
@@ -152,7 +152,7 @@ def finish(context: RunContext, scorer: Scorer, state: TrainState) -> TrainState
     context.meter.write()
     final, progress = choose_final_weights(context, state, scorer), state.progress
     if context.process.exports_model:
-        export_run(context, state, final, scorer.scores)
+        export_finished_run(context, state, final, scorer.scores)
     if engine.is_main_process:
         folder.finish(
             {

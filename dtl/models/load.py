@@ -63,7 +63,7 @@ def load_on_meta_device(model: Model, *, head: HeadConfig) -> LoadedModel:
 def _load_unquantized_on_meta_device(model: Model, head: HeadConfig) -> LoadedModel:
     import torch
 
-    from dtl.models.anatomy import head_parameters
+    from dtl.models.head import head_parameters
 
     if not list(Path(locate_model(model)).glob("*.safetensors")):
         config, auto_class = load_changed_config(model, head), get_auto_class(model, head)
@@ -207,7 +207,7 @@ def _load_language_weights(loaded: LoadedModel, model: Model, head: HeadConfig) 
 
 def _check_weights_match(network: nn.Module, new: frozenset[str], model: Model) -> None:
     """Raise DtlError if most of the base is not in the files: that would be training from scratch."""
-    from dtl.models.anatomy import head_parameters
+    from dtl.models.head import head_parameters
 
     inside = [
         name for name, _ in network.named_parameters() if name not in head_parameters(network)

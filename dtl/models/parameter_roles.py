@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from dtl.models.anatomy import head_parameters, norm_modules, num_dimensions
 from dtl.models.full_shape import full_shape
+from dtl.models.head import head_parameters
+from dtl.models.module_kinds import norm_modules, num_dimensions
 
 if TYPE_CHECKING:
     from torch import nn

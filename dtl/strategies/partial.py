@@ -10,12 +10,8 @@ from pydantic import Field, model_validator
 
 from dtl.config.schema.base import ConfigFault, Record, raise_config_faults
 from dtl.core.errors import DtlError, Fault, near
-from dtl.models.anatomy import (
-    find_anatomy,
-    norm_parameters,
-    parameter_depths,
-    set_training_from_depth,
-)
+from dtl.models.anatomy import find_anatomy, parameter_depths, set_training_from_depth
+from dtl.models.module_kinds import norm_parameters
 from dtl.strategies.base import Strategy, set_trainable
 
 if TYPE_CHECKING:

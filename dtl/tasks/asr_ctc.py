@@ -38,7 +38,7 @@ from dtl.losses.ctc import ctc_losses, min_frames
 from dtl.metrics.base import EvalRecord, Metric
 from dtl.metrics.perplexity import mean_loss
 from dtl.metrics.transcripts import transcript_scores, wer_counts, wer_from_counts
-from dtl.models.anatomy import unwrap
+from dtl.models.module_kinds import unwrap
 from dtl.models.speech import ctc_vocabulary
 from dtl.models.speech.ctc_processor import adapt_ctc_processor
 from dtl.models.speech.encoder import (

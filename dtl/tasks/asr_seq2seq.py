@@ -32,7 +32,7 @@ from dtl.metrics.transcripts import (
     wer_counts,
     wer_from_counts,
 )
-from dtl.models.anatomy import unwrap
+from dtl.models.module_kinds import unwrap
 from dtl.models.processor import SpeechProcessor
 from dtl.models.speech.decoder_prompt import (
     configure_generation,

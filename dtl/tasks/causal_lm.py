@@ -31,7 +31,7 @@ from dtl.metrics.perplexity import (
     perplexity_scores,
     token_records,
 )
-from dtl.models.anatomy import unwrap
+from dtl.models.module_kinds import unwrap
 from dtl.tasks.base import DatasetStats, Encoder, ExamplePreview, Task
 
 if TYPE_CHECKING:

@@ -22,8 +22,8 @@ from dtl.data.cache.feature_cache import (
 )
 from dtl.data.loader import Collate
 from dtl.engine.base import Engine
-from dtl.models.anatomy import unwrap
 from dtl.models.head_input import flatten_output, record_outputs
+from dtl.models.module_kinds import unwrap
 from dtl.plan.hardware import free_disk_bytes
 from dtl.prepare.prepared_data import PreparedData
 from dtl.train.feature_task import SplitPoint, split_field

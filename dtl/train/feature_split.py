@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from dtl.data.cache.feature_cache import CachedFeature
-from dtl.models.anatomy import unwrap
 from dtl.models.head_input import (
     describe_output,
     find_base_name,
@@ -20,6 +19,7 @@ from dtl.models.head_input import (
     record_outputs,
     replace_output,
 )
+from dtl.models.module_kinds import unwrap
 from dtl.models.processor import get_pad_token_id
 from dtl.train.feature_extraction import FeatureExtractor, FeaturesUnsupported, select_example
 from dtl.train.feature_task import (

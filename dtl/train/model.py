@@ -15,10 +15,10 @@ from dtl.assembly.parts import Parts
 from dtl.config.schema import Model, RunConfig
 from dtl.core.process_env import number_on_node
 from dtl.engine.base import Engine
-from dtl.models.anatomy import adapted_layers, convolution_kernels
 from dtl.models.dtypes import torch_dtype
 from dtl.models.load import LoadedModel, load_pretrained
 from dtl.models.locate import locate_model
+from dtl.models.module_kinds import adapted_layers, convolution_kernels
 from dtl.models.new_parameters import init_new_parameters, write_language_weights
 from dtl.models.peft.base import vera_matrices
 from dtl.models.pretrained_config import HeadConfig

@@ -163,7 +163,7 @@ def _submit_all(bed: Bed) -> None:
 
 def _submit(name: str, *overrides: str, cluster: str = "site.yaml", **asked: object) -> None:
     every = [f"run.name={name}", *overrides]
-    api.submit("config.yaml", every, cluster=cluster, say=lambda _: None, **asked)
+    api.submit("config.yaml", every, cluster=cluster, print_line=lambda _: None, **asked)
 
 
 def job_of(run: RunFolder) -> str:
@@ -226,13 +226,13 @@ def _by_links(bed: Bed) -> None:
 def _by_cancel(bed: Bed) -> None:
     run = reach(bed, "cancelled", EARLY)
     told: list[str] = []
-    api.cancel(run.path, say=told.append)
+    api.cancel(run.path, print_line=told.append)
     bed.seen["cancel"] = "\n".join(told)
     bed.seen["stopped at"] = str(run.last_step)
     bed.seen["status"] = api.status(run.path)[0].state
     newest = sorted(run.checkpoints.glob("step-*"))[-1]
     bed.seen["newest"] = newest.name
-    api.resume(run.path, nodes=1, time="4min", say=told.append)
+    api.resume(run.path, nodes=1, time="4min", print_line=told.append)
 
 
 def _follow_all(bed: Bed) -> None:

@@ -104,7 +104,7 @@ def test_slurm_refuses_in_its_own_words(
 
 def _refused(**asked: object) -> None:
     every = ["run.name=refused", "train.global_batch=18"]
-    api.submit("config.yaml", every, cluster="site.yaml", say=lambda _: None, **asked)
+    api.submit("config.yaml", every, cluster="site.yaml", print_line=lambda _: None, **asked)
 
 
 def test_compilers_left_nothing_on_the_nodes(bed: Bed) -> None:

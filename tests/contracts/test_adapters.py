@@ -19,8 +19,8 @@ from torch import nn
 from dtl.config import registry
 from dtl.core.errors import DtlError
 from dtl.engine.deepspeed import read_full_shape
-from dtl.models.anatomy import head_parameters
 from dtl.models.full_shape import register_shape_reader
+from dtl.models.head import head_parameters
 from dtl.models.peft.base import ADAPTER_WEIGHTS
 from dtl.models.peft.compatibility import COMPATIBILITY, MODEL_KIND_EXAMPLES, find_model_kind
 from dtl.models.peft.save_load import build_adapter_files, load_adapter

@@ -19,8 +19,9 @@ from dtl.config import registry
 from dtl.config.schema import Model
 from dtl.core.errors import DtlError
 from dtl.data.sources.rows import Row
-from dtl.models.anatomy import batch_norms, head_modules
+from dtl.models.head import head_modules
 from dtl.models.load import LoadedModel, load_on_meta_device, load_pretrained
+from dtl.models.module_kinds import batch_norms
 from dtl.models.new_parameters import init_new_parameters
 from dtl.models.peft.compatibility import COMPATIBILITY
 from dtl.models.pretrained_config import HeadConfig, load_model_config

@@ -15,7 +15,8 @@ import torch
 from dtl.config import registry
 from dtl.data.cache.encoder import convert_to_stored_dtypes, encode_rows
 from dtl.data.sources.rows import Row
-from dtl.models.anatomy import batch_norms, head_modules
+from dtl.models.head import head_modules
+from dtl.models.module_kinds import batch_norms
 from dtl.models.processor import get_pad_token_id
 from tests.task_bench import CASES, TRIALS, Bench, Case, make_bench, make_rows
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from dtl.core.errors import DtlError
-from dtl.models.anatomy import head_module_names
+from dtl.models.head import head_module_names
 from dtl.models.peft.base import find_task_type
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from dtl.config.schema import Model
 from dtl.core.errors import DtlError
-from dtl.models.anatomy import head_module_names
 from dtl.models.dtypes import torch_dtype
+from dtl.models.head import head_module_names
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -351,9 +351,9 @@ def test_submitted_run_has_a_status_resumes_and_is_not_submitted_twice(workdir, 
         api.resume(folder.path)
     (fake / "scancel").write_text(f"echo > {fake}/squeue")
     output = []
-    api.cancel(folder.path, say=output.append)
+    api.cancel(folder.path, print_line=output.append)
     assert "scancel 41" in calls(fake) and "stopped after step 0" in output[0]
-    api.resume(folder.path, ["layout.micro_batch=2"], nodes=2, say=output.append)
+    api.resume(folder.path, ["layout.micro_batch=2"], nodes=2, print_line=output.append)
     assert not (folder.path / CANCELLED).exists()
     assert folder.plan.layout.world_size == 2 and folder.config.layout.micro_batch == 2
     again = Submission.load(folder.path)

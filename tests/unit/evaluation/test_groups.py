@@ -40,7 +40,7 @@ def test_each_group_has_the_score_of_scikit_learn_on_its_rows():
     scores = scores_by_group(task, records, {"labels": LABELS}, "place")
     expected = {}
     for group in ("north", "south", "(none)"):
-        rows = [outcome for record in records if record["group"] == group]
+        rows = [record for record in records if record["group"] == group]
         pairs = [[row[name] for row in rows] for name in ("label", "predicted")]
         expected[group] = f1_score(*pairs, average="macro")
         assert scores[f"group/place/{group}/macro_f1"] == pytest.approx(expected[group])

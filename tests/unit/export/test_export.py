@@ -51,7 +51,7 @@ def trained(tmp_path_factory, tied_decoder):
             "layout": {"processes_per_node": 1, "zero_stage": 0},
         }
         (folder / "done.yaml").write_text(json.dumps(config))
-        done = api.train(load_config(folder / "done.yaml"), say=lambda line: None)
+        done = api.train(load_config(folder / "done.yaml"), print_line=lambda line: None)
     assert done.exit_code == 0
     return done.run
 
@@ -85,7 +85,7 @@ def test_a_merged_model_opens_without_peft_and_says_the_same(trained, monkeypatc
 
     monkeypatch.setenv("DTL_CACHE", str(trained.path.parents[1] / "cache"))
     said = []
-    path = api.export(trained.path, merge=True, say=said.append)
+    path = api.export(trained.path, merge=True, print_line=said.append)
     assert path == trained.path / "export-merged"
     model = AutoModelForCausalLM.from_pretrained(path).eval()
     assert type(model).__name__ == "LlamaForCausalLM"
@@ -108,7 +108,7 @@ def test_shards_of_a_size_and_another_number_format(run, tied_decoder):
     from safetensors import safe_open
     from transformers import AutoModelForCausalLM
 
-    path = api.export(run.path, merge=True, dtype="bf16", shard_size="20KB", say=str)
+    path = api.export(run.path, merge=True, dtype="bf16", shard_size="20KB", print_line=str)
     assert path.name == "export-merged-bf16"
     shards = sorted(path.glob("model-*.safetensors"))
     assert len(shards) > 1
@@ -127,7 +127,7 @@ def test_the_adapter_alone_from_an_unfinished_run(run, tmp_path, tied_decoder):
     import shutil
 
     stopped = shutil.copytree(run.path, tmp_path / "stopped", ignore=lambda *_: ["result.json"])
-    path = api.export(stopped, to=tmp_path / "adapter", say=str)
+    path = api.export(stopped, to=tmp_path / "adapter", print_line=str)
     model = as_trained(run, tied_decoder)
     from peft.utils import load_peft_weights
 
@@ -137,7 +137,7 @@ def test_the_adapter_alone_from_an_unfinished_run(run, tmp_path, tied_decoder):
     whole = shutil.copytree(run.path, tmp_path / "whole")
     shutil.rmtree(whole / "checkpoints")
     said = []
-    again = api.export(whole, merge=True, to=tmp_path / "merged", say=said.append)
+    again = api.export(whole, merge=True, to=tmp_path / "merged", print_line=said.append)
     assert any("there is no checkpoint of step 3" in line for line in said)
     from transformers import AutoModelForCausalLM
 
@@ -145,7 +145,7 @@ def test_the_adapter_alone_from_an_unfinished_run(run, tmp_path, tied_decoder):
     assert torch.allclose(logits(merged, again), logits(model, again), atol=1e-5)
     shutil.rmtree(stopped / "checkpoints")
     with pytest.raises(DtlError, match="has no whole checkpoint yet"):
-        api.export(stopped, to=tmp_path / "none", say=str)
+        api.export(stopped, to=tmp_path / "none", print_line=str)
 
 
 def test_an_export_that_is_not_what_was_trained_is_refused(run, tmp_path, monkeypatch):
@@ -155,7 +155,7 @@ def test_an_export_that_is_not_what_was_trained_is_refused(run, tmp_path, monkey
 
     monkeypatch.setattr(job, "answers_in_fresh_process", other)
     with pytest.raises(RunFailed, match="what was written is not what was trained"):
-        api.export(run.path, to=tmp_path / "new" / "wrong", say=str)
+        api.export(run.path, to=tmp_path / "new" / "wrong", print_line=str)
     assert list((tmp_path / "new").iterdir()) == []
 
 
@@ -163,7 +163,7 @@ def test_a_merge_that_changes_the_model_is_refused(run, tmp_path, monkeypatch):
     strategy = type(assemble(run.config).strategy)
     monkeypatch.setattr(strategy, "merge", lambda self, model: model.unload())
     with pytest.raises(RunFailed, match="the merged model is another function"):
-        api.export(run.path, merge=True, to=tmp_path / "lost", say=str)
+        api.export(run.path, merge=True, to=tmp_path / "lost", print_line=str)
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ def test_a_merge_that_changes_the_model_is_refused(run, tmp_path, monkeypatch):
 )
 def test_what_cannot_be_asked_for_is_one_sentence(run, asked, told):
     with pytest.raises(DtlError) as fault:
-        api.export(run.path, say=str, **asked)
+        api.export(run.path, print_line=str, **asked)
     assert told in str(fault.value) and len(str(fault.value).splitlines()) == 1
 
 
@@ -188,19 +188,19 @@ def test_a_disk_that_is_too_small_is_told_before_anything_is_read(run, monkeypat
     monkeypatch.setattr(job, "free_disk_bytes", lambda folder: 1000)
     monkeypatch.setattr(job, "open_trained", None)
     with pytest.raises(DtlError, match="1000 B are free, and the export takes"):
-        api.export(run.path, merge=True, to=tmp_path / "new", say=str)
+        api.export(run.path, merge=True, to=tmp_path / "new", print_line=str)
 
 
 def test_onnx_without_its_packages_says_how_to_get_them(run, monkeypatch):
     monkeypatch.setattr(job.graph, "find_spec", lambda name: None)
     with pytest.raises(DtlError, match=r"onnx needs onnx, .*; pip install 'dtl\[onnx\]'"):
-        api.export(run.path, form="onnx", say=str)
+        api.export(run.path, form="onnx", print_line=str)
 
 
 def test_an_onnx_graph_says_the_same_to_onnxruntime_at_other_lengths(run, tmp_path, tied_decoder):
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
-    path = api.export(run.path, form="onnx", to=tmp_path / "graph", say=str)
+    path = api.export(run.path, form="onnx", to=tmp_path / "graph", print_line=str)
     session = onnxruntime.InferenceSession(path / "model.onnx")
     tokens = torch.arange(3, 3 + 2 * 13).view(2, 13)
     given = {"input_ids": tokens.numpy(), "attention_mask": torch.ones_like(tokens).numpy()}
@@ -222,16 +222,18 @@ def test_gguf_comes_of_the_merged_model_by_the_named_converter(run, tmp_path, mo
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("DTL_GGUF_CONVERTER", raising=False)
     with pytest.raises(DtlError, match=r"convert_hf_to_gguf.py, which is not on PATH; git clone"):
-        api.export(run.path, form="gguf", say=str)
+        api.export(run.path, form="gguf", print_line=str)
     (tmp_path / "convert_hf_to_gguf.py").write_text(CONVERTER)
     said = []
-    path = api.export(run.path, form="gguf", dtype="fp16", to=tmp_path / "g", say=said.append)
+    path = api.export(
+        run.path, form="gguf", dtype="fp16", to=tmp_path / "g", print_line=said.append
+    )
     assert (path / "done-fp16.gguf").read_text() == "GGUF f16{"
     assert not list(path.glob("*.safetensors")) and "not compared" in said[1]
     assert "| against the trained model | not compared |" in (path / "README.md").read_text()
     (tmp_path / "convert_hf_to_gguf.py").write_text("import sys; sys.exit('no such architecture')")
     with pytest.raises(RunFailed, match="no such architecture"):
-        api.export(run.path, form="gguf", to=tmp_path / "h", say=str)
+        api.export(run.path, form="gguf", to=tmp_path / "h", print_line=str)
     assert not (tmp_path / "h").exists()
 
 
@@ -336,7 +338,7 @@ def test_convolutions_and_running_statistics_survive_the_merge(resnet, tmp_path)
 
 def test_eight_bits_are_saved_and_opened_again(run, tmp_path):
     pytest.importorskip("bitsandbytes")
-    path = api.export(run.path, merge=True, quantize="int8", to=tmp_path / "eight", say=str)
+    path = api.export(run.path, merge=True, quantize="int8", to=tmp_path / "eight", print_line=str)
     from safetensors import safe_open
 
     with safe_open(path / "model.safetensors", framework="pt") as opened:
@@ -352,8 +354,8 @@ def test_four_bits_lose_what_the_levels_lose_and_nothing_more(run, tmp_path, dty
 
     said = []
     how = {"merge": True, "dtype": dtype}
-    path = api.export(run.path, quantize="nf4", to=tmp_path / "four", say=said.append, **how)
-    merged = api.export(run.path, to=tmp_path / "whole", say=str, **how)
+    path = api.export(run.path, quantize="nf4", to=tmp_path / "four", print_line=said.append, **how)
+    merged = api.export(run.path, to=tmp_path / "whole", print_line=str, **how)
     plain = AutoModelForCausalLM.from_pretrained(merged, dtype=torch.float32).eval()
     trained = logits(plain, merged)
     for name, layer in plain.named_modules():
@@ -379,7 +381,7 @@ def test_four_bits_that_are_read_otherwise_than_written_are_refused(run, tmp_pat
 
     monkeypatch.setattr(job, "answers_in_fresh_process", nearly)
     with pytest.raises(RunFailed, match=r"0\.001 of the largest logit \(0\.0001 allowed\)"):
-        api.export(run.path, merge=True, quantize="nf4", to=tmp_path / "four", say=str)
+        api.export(run.path, merge=True, quantize="nf4", to=tmp_path / "four", print_line=str)
     assert not (tmp_path / "four").exists()
 
 
@@ -413,5 +415,5 @@ def test_questions_are_read_as_they_were_written(tmp_path, decoder):
 
 def test_a_run_that_is_not_there_is_one_sentence(tmp_path):
     with pytest.raises(DtlError, match="there is no run in this folder"):
-        api.export(tmp_path, say=str)
+        api.export(tmp_path, print_line=str)
     assert RunFolder(tmp_path).state == "absent"

@@ -27,7 +27,7 @@ def train(folder, base, task, rows, strategy, dtype="fp32"):
         "layout": {"processes_per_node": 1, "zero_stage": 0},
     }
     (folder / "done.yaml").write_text(json.dumps(config))
-    outcome = api.train(load_config(folder / "done.yaml"), say=lambda line: None)
+    outcome = api.train(load_config(folder / "done.yaml"), print_line=lambda line: None)
     assert outcome.exit_code == 0
     return outcome.run
 

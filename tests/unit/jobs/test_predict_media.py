@@ -39,7 +39,7 @@ def trained(
         f"train: {{steps: {more.get('steps', '12')}, global_batch: 12}}\n"
         "layout: {processes_per_node: 1, zero_stage: 0}\n"
     )
-    outcome = api.train(load_config(folder / "config.yaml"), say=lambda _: None)
+    outcome = api.train(load_config(folder / "config.yaml"), print_line=lambda _: None)
     assert outcome.exit_code == 0
     return outcome.run
 

@@ -119,7 +119,7 @@ def test_speech_base_can_be_trained_and_packed_again(tmp_path):
 
     overrides = ["data.train.limit=8", "data.eval.limit=4", "train.steps=2", "train.global_batch=4"]
     config = load_config(CONFIGS / "mini" / "speech.yaml", [*overrides, f"run.dir={tmp_path}"])
-    outcome = api.train(config, say=lambda _: None)
+    outcome = api.train(config, print_line=lambda _: None)
     assert outcome.exit_code == 0
     assert main(["speech", str(tmp_path / "base")]) == 0
     assert main(["speech", str(tmp_path / "base"), "--weights", str(outcome.run.export)]) == 0
@@ -177,7 +177,7 @@ def accuracy(strategy: str, folder: Path, *, seed: int, shots: int = 5) -> float
     if strategy == "scratch":  # the settings of the base's own training
         overrides += ["optim.learning_rate=0.003", "layout.micro_batch=32"]
     config = load_config(CONFIGS / "quickstart" / "vision.yaml", overrides)
-    outcome = api.train(config, say=lambda _: None)
+    outcome = api.train(config, print_line=lambda _: None)
     assert outcome.exit_code == 0
     return float(outcome.run.result["scores"]["adapted"]["accuracy"])
 
@@ -202,6 +202,6 @@ def test_frozen_features_are_fifteen_points_better_than_scratch(tmp_path, shots)
 def test_forty_clips_halve_the_error_rate_in_another_accent(tmp_path, seed):
     overrides = [f"run.dir={tmp_path}", f"train.seed={seed}", "layout.processes_per_node=1"]
     config = load_config(CONFIGS / "quickstart" / "speech.yaml", overrides)
-    outcome = api.train(config, say=lambda _: None)
+    outcome = api.train(config, print_line=lambda _: None)
     scores = outcome.run.result["scores"]
     assert scores["adapted"]["wer"] <= 0.5 * scores["unadapted"]["wer"]

@@ -73,7 +73,7 @@ def test_base_can_be_trained_and_packed_again(small_source, cache, monkeypatch, 
     recipe = Path(__file__).parents[3] / "configs" / "mini" / "text.yaml"
     overrides = ["data.train=train.jsonl", "data.eval=heldout.jsonl", "task.max_length=16"]
     overrides += ["train.epochs=null", "train.steps=2", "train.global_batch=4"]
-    outcome = api.train(load_config(recipe, overrides), say=lambda line: None)
+    outcome = api.train(load_config(recipe, overrides), print_line=lambda line: None)
     assert outcome.exit_code == 0
     assert main(["text", str(tmp_path / "base"), "--weights", str(outcome.run.export)]) == 0
     packed = load_file(tmp_path / "base" / "model.safetensors")

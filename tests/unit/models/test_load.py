@@ -8,7 +8,7 @@ import torch
 
 from dtl.config.schema import Model
 from dtl.core.errors import DtlError
-from dtl.models.anatomy import head_module_names, head_modules, head_parameters
+from dtl.models.head import head_module_names, head_modules, head_parameters
 from dtl.models.load import load_on_meta_device, load_pretrained
 from dtl.models.locate import locate_model
 from dtl.models.new_parameters import init_new_parameters

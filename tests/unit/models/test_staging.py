@@ -110,7 +110,9 @@ def test_a_run_reads_the_copy_and_names_the_base(decoder, tmp_path, cache):
     )
     losses = []
     for name, more in (("far", ()), ("near", (f"model.staging_dir={tmp_path / 'node'}",))):
-        api.train(api.load_config(tmp_path / "run.yaml", (f"run.name={name}", *more)), fork=False)
+        api.train(
+            api.load_config(tmp_path / "run.yaml", (f"run.name={name}", *more)), can_fork=False
+        )
         run = RunFolder.open(tmp_path / name)
         losses.append([line["loss"] for line in run.read_metrics() if line["kind"] == "train"])
         named = json.loads((run.path / "export" / "adapter_config.json").read_text())

@@ -168,7 +168,7 @@ def test_run_trains_and_its_adapter_is_opened_by_peft(wav2vec2, tmp_path, cache)
         "optim: {learning_rate: 0.02}\ntrain: {steps: 30, global_batch: 8}\n"
         "layout: {processes_per_node: 1, zero_stage: 0}\n"
     )
-    outcome = api.train(load_config(config), say=lambda _: None)
+    outcome = api.train(load_config(config), print_line=lambda _: None)
     assert outcome.exit_code == 0
     scores = outcome.run.result["scores"]["adapted"]
     assert scores["accuracy"] > 0.8

@@ -25,8 +25,8 @@ from dtl.data.loader import Loader
 from dtl.data.modalities.image import find_image_fault, load_image
 from dtl.data.sources.rows import Row, open_rows
 from dtl.metrics.classification import classification_records, classification_scores
-from dtl.models.anatomy import batch_norms
 from dtl.models.load import load_pretrained
+from dtl.models.module_kinds import batch_norms
 from dtl.models.pretrained_config import HeadConfig, load_model_config
 from dtl.models.processor import load_processor
 from dtl.strategies import frozen, full, scratch
@@ -323,7 +323,7 @@ def test_run_trains_and_its_export_is_opened_by_transformers(resnet, tmp_path, c
         f"data: {{train: {tmp_path / 'train'}, eval: {tmp_path / 'heldout'}}}\n"
         "train: {steps: 15, global_batch: 10}\nlayout: {processes_per_node: 1, zero_stage: 0}\n"
     )
-    outcome = api.train(load_config(config), say=lambda _: None)
+    outcome = api.train(load_config(config), print_line=lambda _: None)
     assert outcome.exit_code == 0
     scores = outcome.run.result["scores"]["adapted"]
     assert scores["accuracy"] == 1.0

@@ -10,8 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
+from dtl.core.cache_folder import cache_folder
 from dtl.core.errors import DtlError, RunFailed
-from dtl.data.cache.encoded import EncodedData, cache_folder
+from dtl.data.cache.encoded import EncodedData
 from dtl.data.cache.encoder import encode_rows, wait_for_encoded_data
 from dtl.data.cache.store import cache_key
 from dtl.data.example import EncodedExample, Skip

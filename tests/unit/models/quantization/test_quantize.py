@@ -494,7 +494,7 @@ def finished(cache, tmp_path, encoder) -> RunFolder:
         "layout": {"processes_per_node": 1, "zero_stage": 0},
     }
     (tmp_path / "done.yaml").write_text(json.dumps(written))
-    outcome = api.train(load_config(tmp_path / "done.yaml"), say=lambda line: None)
+    outcome = api.train(load_config(tmp_path / "done.yaml"), print_line=lambda line: None)
     assert outcome.exit_code == 0
     return outcome.run
 
