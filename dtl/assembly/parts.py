@@ -78,21 +78,21 @@ def assemble(config: RunConfig) -> Parts:
         registry.load("strategies", phase.name).Plugin(phase.options) for phase in config.phases
     )
     for phase, strategy in zip(config.phases, strategies, strict=True):
-        if config.model.quantize is not None and strategy.exports != "adapter":
+        if config.model.quantize is not None and strategy.export_kind != "adapter":
             raise DtlError.of(
                 "model.quantize",
                 f"strategy {phase.name} keeps a whole model, which is not to be left in "
                 f"{config.model.quantize}",
                 "take strategy lora, which leaves the base as it is, or leave model.quantize out",
             )
-    if task.needs_base and not all(strategy.keeps_base for strategy in strategies):
+    if task.compares_with_base and not all(strategy.preserves_base for strategy in strategies):
         raise DtlError.of(
             "strategy",
             f"task {config.task.name} compares the model with its base, which strategy "
             f"{' and '.join(phase.name for phase in config.phases)} changes",
             "take strategy lora with bias none, and an init that leaves the base as it is",
         )
-    if task.needs_base and len(strategies) > 1:
+    if task.compares_with_base and len(strategies) > 1:
         raise DtlError.of(
             "strategy",
             f"task {config.task.name} compares the model with its base, and each phase would have "
@@ -100,7 +100,7 @@ def assemble(config: RunConfig) -> Parts:
             "take one strategy",
         )
     for number, strategy in enumerate(strategies[:-1]):
-        if strategy.virtual_tokens:
+        if strategy.num_virtual_tokens:
             raise DtlError.of(
                 f"strategy.{number}",
                 f"{config.phases[number].name} learns tokens, which no weight of the model can "
@@ -116,10 +116,10 @@ def assemble(config: RunConfig) -> Parts:
                 "put it first, or take full",
             )
     for number, strategy in enumerate(strategies):
-        if strategy.makes_good:
+        if strategy.needs_base_weights:
             _refuse_nothing_lost(config, number)
-        if strategy.continues is not None:
-            _refuse_misplaced(config, number, strategy.continues)
+        if strategy.continue_from is not None:
+            _refuse_misplaced(config, number, strategy.continue_from)
     if config.optim.l2_sp is not None:
         _refuse_pull(config, strategies[0])
     _refuse_batches(config, task)

@@ -33,8 +33,8 @@ def score_source(
     """Return the evaluation on `source` of the base, or of a run's model. `config`: with the same
     base and any strategy.
 
-    If the task has a new head, the trained body is scored with the head of the base. Raises DtlError
-    if the base has no head for these rows.
+    If the task has a new head, the trained body is scored with the head of the base. Raises
+    DtlError if the base has no head for these rows.
     """
     all_data = config.data.model_copy(update={"subsample": None})
     config = config.model_copy(update={"data": all_data})

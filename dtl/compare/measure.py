@@ -11,6 +11,7 @@ from typing import Any
 from dtl.compare.grid import PlannedRun
 from dtl.compare.records import CellResult, ConfidenceInterval, CurvePoint
 from dtl.core.statistics import Sample, spread
+from dtl.run.evaluations import EVALUATION_KIND
 from dtl.run.folder import RunFolder
 from dtl.tasks.base import Classification, DatasetStats, Task
 from dtl.train.usage import read_usage
@@ -22,7 +23,7 @@ EVALUATION_STEM = "evaluation"  # .json: scores; .jsonl: prediction records
 
 @dataclass(frozen=True)
 class MeasuredCell:
-    """A cell and its bootstrap samples of the score on the held-out, --source-data and --ood-data examples.
+    """A cell and its bootstrap samples of the score on the held-out, source and OOD examples.
     `base`: of the unadapted base on the held-out examples."""
 
     cell: CellResult
@@ -107,7 +108,7 @@ def _learning_curve(lines: list[dict[str, Any]], name: str) -> list[CurvePoint]:
     for line in lines:
         if line["kind"] == "train":
             seconds += line["seconds"]
-        elif line["kind"] == "eval" and line["model"] in ("unadapted", "adapted"):
+        elif line["kind"] == EVALUATION_KIND and line["model"] in ("unadapted", "adapted"):
             curve.append(CurvePoint(seconds, line["step"], line[name]))
     return curve
 

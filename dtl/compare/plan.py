@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dtl.assembly.parts import assemble
@@ -18,14 +18,23 @@ from dtl.prepare.splits import find_class_rows
 from dtl.tasks.base import Classification, Task
 
 
-def plan_grid(config: RunConfig) -> tuple[Grid, tuple[MissingRuns, ...], tuple[str, ...]]:
-    """Return the grid, the runs that are impossible, and notes. Raises DtlError."""
+@dataclass(frozen=True)
+class GridPlan:
+    """A planned grid. `missing_runs`: what is impossible. `notes`: for the user."""
+
+    grid: Grid
+    missing_runs: tuple[MissingRuns, ...]
+    notes: tuple[str, ...]
+
+
+def plan_grid(config: RunConfig) -> GridPlan:
+    """Return the planned grid of a config. Raises DtlError for all faults."""
     _check_config(config)
     notes = []
     if config.train.export != "last" or config.train.ema_decay or config.train.average_checkpoints:
         notes.append(
-            "each cell uses the weights of its last step: choosing the best step would use the rows "
-            "that are scored"
+            "each cell uses the weights of its last step: choosing the best step would use the "
+            "rows that are scored"
         )
     config = with_local_layout(config)
     task = assemble(config).task
@@ -33,19 +42,18 @@ def plan_grid(config: RunConfig) -> tuple[Grid, tuple[MissingRuns, ...], tuple[s
     labels, missing_runs = _plan_label_counts(config, task, classes)
     grid = Grid(config, (), labels, len(classes) if isinstance(task, Classification) else None)
     strategies, unfit = _plan_strategies(grid)
+    validation_rows = _count_validation_rows(config, classes)
     notes.append(
-        f"learning rates were chosen on {_count_validation_rows(config, classes)} labeled validation "
-        "rows, which no number of labels counts"
+        f"learning rates were chosen on {validation_rows} labeled validation rows, which no number "
+        "of labels counts"
     )
-    return replace(grid, strategies=strategies), (*unfit, *missing_runs), tuple(notes)
+    grid = replace(grid, strategies=strategies)
+    return GridPlan(grid, (*unfit, *missing_runs), tuple(notes))
 
 
 def _count_validation_rows(config: RunConfig, classes: dict[str, list[int]]) -> int:
-    return len(
-        draw_subsample(
-            classes, Subsample(validation_fraction=config.compare.validation_fraction)
-        ).validation_rows
-    )
+    subsample = Subsample(validation_fraction=config.compare.validation_fraction)
+    return len(draw_subsample(classes, subsample).validation_rows)
 
 
 def with_local_layout(config: RunConfig) -> RunConfig:

@@ -43,7 +43,7 @@ class CellResult:
     `labels`: labeled rows per class, or rows if the task has no classes. `rows`: training rows.
     `interval`: over held-out examples. `train_seconds`: without loading and evaluation;
     `wall_seconds`: all launches. `peak_memory_bytes`: of the device, or on a CPU of the process.
-    `source_score`: on the data of --source-data after training. `run`: its run folder, relative to the
+    `source_score`: on the source data after training. `run`: its run folder, relative to the
     comparison's. None: not measured.
     """
 
@@ -111,8 +111,8 @@ class StrategySummary:
 
 @dataclass(frozen=True)
 class BaseScores:
-    """The scores of the unadapted base on the held-out rows and on the data of --source-data. None: it
-    has no head for the task, or there is no source."""
+    """The scores of the unadapted base on the held-out rows and on the source data. None: it has no
+    head for the task, or there is no source."""
 
     score: float | None = None
     interval: ConfidenceInterval | None = None
@@ -183,7 +183,7 @@ class Comparison:
     """The results of a comparison. `name`: of its folder. `score_name`: the task's main score.
     `classes`: None if labels are counted in rows. `all_labels`: the number of labels that is all of
     the data; None: not in the grid. `differences`: on the held-out rows; `source_differences`: on
-    the data of --source-data. `no_feature_probe`: why there is no probe."""
+    the source data. `no_feature_probe`: why there is no probe."""
 
     name: str
     task: str
@@ -220,7 +220,7 @@ class Comparison:
         return next(found, None)
 
     def find_forgetting(self, strategy: str, labels: int) -> PairedDifference | None:
-        """Return how much better the unadapted base is on the data of --source-data than the trained
+        """Return how much better the unadapted base is on the source data than the trained
         model; None if either has no score there."""
         return find_base_difference(self.source_differences, strategy, labels)
 
@@ -246,13 +246,6 @@ def average_curves(cells: Sequence[CellResult]) -> list[CurvePoint]:
         seconds, scores = ([one.seconds for one in here], [one.score for one in here])
         curve.append(CurvePoint(fsum(seconds) / len(here), step, fsum(scores) / len(here)))
     return curve
-
-
-def format_label_count(labels: int, *, classes: int | None) -> str:
-    """Return a number of labels with its unit."""
-    if classes is None:
-        return f"{labels} labeled rows"
-    return f"{labels} label{'s' if labels > 1 else ''} per class"
 
 
 _ADAPTER = TypeAdapter(Comparison)

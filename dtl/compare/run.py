@@ -39,7 +39,8 @@ def create_or_resume(config: RunConfig, folder: Path) -> ComparisonState:
         check_same_comparison(state.grid.config, config, folder)
         state.grid = replace(state.grid, config=with_local_layout(config))
     else:
-        state = ComparisonState(folder, *plan_grid(config))
+        planned = plan_grid(config)
+        state = ComparisonState(folder, planned.grid, planned.missing_runs, planned.notes)
         folder.mkdir(parents=True, exist_ok=True)
     state.write_grid()
     return state
@@ -47,12 +48,12 @@ def create_or_resume(config: RunConfig, folder: Path) -> ComparisonState:
 
 @dataclass
 class Runner:
-    """Runs what a comparison still needs. `fork`: start runs as forks of this process; False if
-    torch has already computed in it."""
+    """Runs what a comparison still needs. `can_fork`: runs may be forks of this process;
+    False if torch has already computed in it."""
 
     state: ComparisonState
     print_line: PrintLine
-    fork: bool
+    can_fork: bool
 
     def run_all(self) -> Comparison:
         """Run everything that is not finished, in order, and write the results. Raises StoppedEarly
@@ -131,7 +132,7 @@ class Runner:
         folder = RunFolder.from_config(config)
         if folder.state != "finished":
             state.failures.pop(planned.name, None)
-            result = api.train(config, print_line=_discard, can_fork=self.fork, quiet=True)
+            result = api.train(config, print_line=_discard, can_fork=self.can_fork, quiet=True)
             if result.exit_code == STOPPED:
                 raise StoppedEarly.of(planned.name, "stopped", "")
             if result.exit_code:
@@ -142,7 +143,7 @@ class Runner:
             self._run_in_child(lambda: self._score_other_data(planned, kinds), planned.name)
 
     def _score_other_data(self, planned: PlannedRun, kinds: list[str]) -> None:
-        """Evaluate a run on the data of --ood-data and --source-data."""
+        """Evaluate a run on the source and OOD data."""
         from dtl.jobs.evaluate import score_run
 
         run, compare = self.state.run_folder(planned), self.state.grid.config.compare
@@ -154,7 +155,7 @@ class Runner:
             self._score_source(run, self.state.scores_folder(planned, "source"))
 
     def _score_source(self, run: RunFolder | None, out: Path) -> None:
-        """Evaluate a run, or the unadapted base, on the data of --source-data."""
+        """Evaluate a run, or the unadapted base, on the source data."""
         from dtl.compare.forgetting import score_source
 
         config = self.state.grid.config
@@ -163,7 +164,7 @@ class Runner:
         score_source(base, config.compare.source_data, run, out=out, print_line=_discard)
 
     def _measure_base(self) -> None:
-        """Score the base on the data of --source-data and probe its features, before any training."""
+        """Score the base on the source data and probe its features, before any training."""
         state = self.state
         out = state.base_scores_folder
         if (
@@ -197,7 +198,7 @@ class Runner:
     def _run_in_child(self, work: Callable[[], None], name: str) -> None:
         """Run `work` in a forked process, because torch must not compute in this one. Raises the
         DtlError of `work`."""
-        if not self.fork:
+        if not self.can_fork:
             work()
             return
         logs = self.state.folder / "logs"
@@ -222,7 +223,7 @@ class Runner:
 
     def _preload_modules(self) -> None:
         """Import modules once that each forked process would import again."""
-        if self.fork:
+        if self.can_fork:
             for name in PRELOADED_MODULES:
                 import_module(name)
 

@@ -20,8 +20,8 @@ COMPARISONS_FOLDER = Path("comparisons")
 @dataclass(frozen=True)
 class StartOptions:
     """What to start. `out`: the folder of a new comparison; None: comparisons/NAME. `cell`: run
-    only this run, counted from 1. `only_list`: list the runs. `queue`: submit all runs there. `job`:
-    run the part of this job folder, inside a cluster job."""
+    only this run, counted from 1. `only_list`: list the runs. `queue`: submit all runs there.
+    `job`: run the part of this job folder, inside a cluster job."""
 
     out: Path | None = None
     cell: int | None = None
@@ -36,7 +36,7 @@ def start(
     options: StartOptions,
     *,
     print_line: Callable[[str], None] = print,
-    fork: bool = True,
+    can_fork: bool = True,
 ) -> Comparison | None:
     """Start or continue a comparison. `path`: a config, or the folder of a comparison. Return its
     results, or None if the options select only a part. Raises DtlError; StoppedEarly after a stop
@@ -50,7 +50,7 @@ def start(
     if options.queue is not None:
         _submit(options.queue, state, print_line)
         return None
-    runner = Runner(state, print_line, fork)
+    runner = Runner(state, print_line, can_fork)
     if options.job is not None:
         return _run_job(runner, options.job)
     cluster.check_not_queued(state)

@@ -141,7 +141,7 @@ class ComparisonState:
 
     @property
     def base_scores_folder(self) -> Path:
-        """The folder of the unadapted base's evaluation on the data of --source-data."""
+        """The folder of the unadapted base's evaluation on the source data."""
         return self.folder / "scores" / "base"
 
     def missing_scores(self, planned: PlannedRun) -> list[str]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dtl.compare.advice import held_out_differences, recommend, source_differences, summarize_cells
+from dtl.compare.differences import held_out_differences, source_differences
+from dtl.compare.formatting import format_label_count
 from dtl.compare.grid import PlannedRun
 from dtl.compare.measure import (
     CONFIDENCE_LEVEL,
@@ -21,6 +21,7 @@ from dtl.compare.measure import (
     read_score,
     score_name,
 )
+from dtl.compare.recommend import Evidence, recommend
 from dtl.compare.records import (
     COMPARISON_FILE,
     BaseScores,
@@ -28,9 +29,9 @@ from dtl.compare.records import (
     FeatureProbe,
     LearningRateTrial,
     MissingRuns,
-    format_label_count,
 )
 from dtl.compare.state import ComparisonState
+from dtl.compare.summaries import summarize_cells
 from dtl.core.files import open_atomic, write_json
 from dtl.core.statistics import Sample
 
@@ -48,12 +49,13 @@ def build_comparison(state: ComparisonState) -> Comparison:
     grid, task = state.grid, state.task
     sign = task.metric.sign
     measured = [_measure(state, one) for one in grid.cell_runs if state.is_finished(one)]
-    mean_points = summarize_cells(measured, task, sign=sign)
+    summaries = summarize_cells(measured, task, sign=sign)
     pairs = held_out_differences(measured, sign=sign)
-    hint, no_hint = _read_feature_probe(state)
     base_on_source = _base_source_sample(state)
     base = _base_scores(state, measured, base_on_source)
     source_pairs = source_differences(measured, base_on_source, sign=sign)
+    evidence = Evidence(summaries, pairs, source_pairs, base, sign, grid.classes)
+    probe, no_probe = _read_feature_probe(state)
     compare = grid.config.compare
     return Comparison(
         name=state.folder.name,
@@ -70,22 +72,13 @@ def build_comparison(state: ComparisonState) -> Comparison:
         base=base,
         ood=compare.ood_data.path if compare.ood_data else None,
         cells=tuple(one.cell for one in measured),
-        summaries=tuple(mean_points),
+        summaries=tuple(summaries),
         differences=tuple(pairs),
         source_differences=tuple(source_pairs),
-        recommendations=tuple(
-            recommend(
-                mean_points,
-                pairs,
-                source_pairs,
-                base,
-                sign=sign,
-                unit=partial(format_label_count, classes=grid.classes),
-            )
-        ),
+        recommendations=tuple(recommend(evidence)),
         learning_rate_trials=tuple(_learning_rate_trials(state, sign)),
-        feature_probe=hint,
-        no_feature_probe=no_hint,
+        feature_probe=probe,
+        no_feature_probe=no_probe,
         notes=(*state.notes, *_edge_rate_notes(state)),
         missing_runs=(*state.missing_runs, *_list_missing_runs(state)),
     )
@@ -123,13 +116,12 @@ def _base_scores(
 
 
 def _base_source_sample(state: ComparisonState) -> Sample | None:
+    """Return the sample of the unadapted base on the source data; None without a finished run."""
     runs = (state.run_folder(one) for one in state.grid.cell_runs if state.is_finished(one))
     dataset_stats = next((run.dataset_stats for run in runs), None)
-    return (
-        None
-        if dataset_stats is None
-        else read_sample(state.base_scores_folder, state.task, dataset_stats)
-    )
+    if dataset_stats is None:
+        return None
+    return read_sample(state.base_scores_folder, state.task, dataset_stats)
 
 
 def _learning_rate_trials(state: ComparisonState, sign: int) -> list[LearningRateTrial]:
@@ -164,15 +156,25 @@ def _edge_rate_notes(state: ComparisonState) -> list[str]:
 
 def _list_missing_runs(state: ComparisonState) -> list[MissingRuns]:
     """Return the runs that are possible and not finished."""
+    return [*_missing_search_runs(state), *_missing_cells(state)]
+
+
+def _missing_search_runs(state: ComparisonState) -> Iterator[MissingRuns]:
+    """Yield the strategies whose learning-rate search the time budget has ended."""
+    if state.budget_seconds is None:
+        return
     tried = {one.planned_run.name for one in state.trial_results}
-    spent = state.budget_seconds is not None
-    missing = []
     for strategy in state.grid.strategies:
         searches = [one for one in state.grid.search_runs if one.strategy == strategy]
-        left = sum(one.name not in tried for one in searches)
-        if left and spent:
-            what = f"{strategy}: {left} of {len(searches)} learning-rate search runs"
-            missing.append(MissingRuns(what, "a third of the time budget is spent"))
+        missing = sum(one.name not in tried for one in searches)
+        if missing:
+            description = f"{strategy}: {missing} of {len(searches)} learning-rate search runs"
+            yield MissingRuns(description, "a third of the time budget is spent")
+
+
+def _missing_cells(state: ComparisonState) -> Iterator[MissingRuns]:
+    """Yield the failed and the pending seeds of each strategy and number of labels."""
+    pending_reason = "not run yet" if state.budget_seconds is None else "time budget spent"
     for strategy in state.grid.strategies:
         for labels in state.grid.labels:
             cells = [
@@ -181,16 +183,17 @@ def _list_missing_runs(state: ComparisonState) -> list[MissingRuns]:
                 if (one.strategy, one.labels) == (strategy, labels) and not state.is_finished(one)
             ]
             failed = [one for one in cells if one.name in state.failures]
-            waiting = [one for one in cells if one.name not in state.failures]
-            for group, why in (
-                (failed, failed and state.failures[failed[0].name]),
-                (waiting, "time budget spent" if spent else "not run yet"),
-            ):
-                if group:
-                    seeds = ", ".join(str(one.seed) for one in group)
-                    what = f"{strategy} with {_format_labels(state, labels.number)}, seeds {seeds}"
-                    missing.append(MissingRuns(what, str(why)))
-    return missing
+            pending = [one for one in cells if one.name not in state.failures]
+            name = f"{strategy} with {_format_labels(state, labels.number)}"
+            if failed:
+                reason = state.failures[failed[0].name]
+                yield MissingRuns(f"{name}, seeds {_format_seeds(failed)}", reason)
+            if pending:
+                yield MissingRuns(f"{name}, seeds {_format_seeds(pending)}", pending_reason)
+
+
+def _format_seeds(cells: Sequence[PlannedRun]) -> str:
+    return ", ".join(str(one.seed) for one in cells)
 
 
 def _write_csv(comparison: Comparison, path: Path) -> None:

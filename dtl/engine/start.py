@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import MutableMapping
 from datetime import timedelta
 
 from accelerate import Accelerator
@@ -12,6 +13,7 @@ from accelerate.utils import (
     InitProcessGroupKwargs,
 )
 
+from dtl.core.process_env import free_port
 from dtl.engine.base import Engine, EngineSettings
 from dtl.engine.ddp import DdpEngine
 from dtl.engine.deepspeed import DeepSpeedEngine
@@ -59,6 +61,7 @@ def _start_ddp(settings: EngineSettings) -> DdpEngine:
 def _start_deepspeed(settings: EngineSettings) -> DeepSpeedEngine:
     from accelerate.utils import DeepSpeedPlugin
 
+    _describe_single_process_group(os.environ)
     os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
     if settings.device == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"
@@ -69,6 +72,14 @@ def _start_deepspeed(settings: EngineSettings) -> DeepSpeedEngine:
         kwargs_handlers=[_process_group(settings)],
     )
     return DeepSpeedEngine(settings, accelerator)
+
+
+def _describe_single_process_group(environment: MutableMapping[str, str]) -> None:
+    """Describe a process group of one process where no launcher has described one: DeepSpeed needs
+    a group in any case."""
+    if "RANK" not in environment:
+        environment.update({"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"})
+        environment.update({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())})
 
 
 def _accumulation_plugin(settings: EngineSettings) -> GradientAccumulationPlugin:

@@ -32,7 +32,7 @@ def export_finished_run(
     trained, and StopRequested.
     """
     engine, folder = context.engine, context.folder.export
-    kind, dataset_stats = state.parts.strategy.export_kind, state.examples.dataset_stats
+    kind, dataset_stats = state.parts.strategy.export_kind, state.data.dataset_stats
     dtype = context.plan.layout.dtype
     card = _render_card(context, state, final, scores) if engine.is_main_process else ""
 
@@ -50,7 +50,7 @@ def export_finished_run(
                 write_adapter(engine.unwrapped_model, weights, staged, dtype=torch.float32)
             else:
                 write_model(engine.unwrapped_model, weights, staged, dtype=torch_dtype(dtype))
-        state.examples.processor.save_pretrained(staged)
+        state.data.processor.save_pretrained(staged)
         metadata = build_export_metadata(context.config, dataset_stats, kind=kind, dtype=dtype)
         write_card_and_metadata(staged, card=card, metadata=metadata)
         sync_folder(staged)
@@ -72,7 +72,7 @@ def _render_card(
     exported = ExportedRun(
         folder=context.folder,
         task=state.parts.task,
-        dataset_stats=state.examples.dataset_stats,
+        dataset_stats=state.data.dataset_stats,
         step=_exported_step(context, state, final),
         scores=scores,
         weights=final.name,

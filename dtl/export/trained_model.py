@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dtl.assembly.parts import Parts
 from dtl.config.schema import RunConfig
@@ -17,6 +17,7 @@ from dtl.export.load_export import load_export
 from dtl.plan.records import Plan
 from dtl.prepare import preparation
 from dtl.prepare.prepared_data import PreparedData
+from dtl.run.evaluations import read_evaluations
 from dtl.run.folder import RunFolder
 from dtl.train import checkpoint
 from dtl.train.checkpoint import CheckpointStore
@@ -126,11 +127,11 @@ def _single_process_plan(plan: Plan) -> Plan:
 
 
 def _logged_scores(folder: RunFolder, step: int) -> dict[str, dict[str, float]]:
-    """What the log of an unfinished run has: of the base, and of the model at this step."""
-    found: dict[str, dict[str, float]] = {}
-    for line in folder.read_metrics():
-        at: dict[str, Any] = {"unadapted": 0, "adapted": step}
-        if line["kind"] == "eval" and line["step"] == at[line["model"]]:
-            kept = {key: line[key] for key in line if key not in ("kind", "step", "model")}
-            found[line["model"]] = kept
-    return found
+    """Return the scores that the log of an unfinished run has: of the base, and of the model at
+    this step."""
+    steps = {"unadapted": 0, "adapted": step}
+    return {
+        evaluation.model: evaluation.scores
+        for evaluation in read_evaluations(folder.read_metrics())
+        if evaluation.step == steps.get(evaluation.model)
+    }

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import MutableMapping
 from pathlib import Path
 
-from dtl.core.process_env import free_port, number_on_node, threads
+from dtl.core.process_env import number_on_node, threads
 
 NODE_LOCAL = "DTL_NODE_LOCAL"  # variable: a folder on the node's own disk; may name variables
 COMPILER_CACHES = ("TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "TORCH_EXTENSIONS_DIR")
@@ -37,10 +37,3 @@ def set_threads(*, processes: int, device: str) -> None:
     if device == "cpu":
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or threads(processes)))
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-
-
-def set_single_process_group(environment: MutableMapping[str, str]) -> None:
-    """Describe a process group of one process, where no launcher has described one."""
-    if "RANK" not in environment:
-        environment.update({"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"})
-        environment.update({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())})

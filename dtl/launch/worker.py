@@ -20,7 +20,6 @@ from dtl.launch.child_process import die_with_launcher, redirect_output
 from dtl.launch.foreign import read_outer_launch
 from dtl.launch.rank_environment import (
     set_compiler_caches,
-    set_single_process_group,
     set_threads,
 )
 from dtl.launch.rank_failures import report_resource_failures
@@ -136,8 +135,6 @@ def _train(run: _RankRun, stop: Stop, terminal: IO[str]) -> int:
     stop.interrupts = False
     folder, layout = run.folder, run.prepared.plan.layout
     set_threads(processes=layout.processes_per_node, device=layout.device)
-    if layout.zero_stage > 0:
-        set_single_process_group(os.environ)
     engine = start_engine(run.prepared.config, run.prepared.plan)
     print_line = partial(print, file=terminal, flush=True)
     print_once = print_line if engine.is_main_process else _print_nothing

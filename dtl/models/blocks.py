@@ -13,8 +13,6 @@ from dtl.models.module_kinds import num_dimensions
 if TYPE_CHECKING:
     from torch import nn
 
-    Part = nn.Module | nn.Parameter
-
 
 MAX_STAGE_MATRICES = 2  # a stage has at most so many besides its blocks, to change the width
 LAYER_COUNT_KEYS = ("num_hidden_layers", "encoder_layers", "decoder_layers")

@@ -1,4 +1,4 @@
-"""The order in which a module's forward uses what it is made of."""
+"""The order in which a module's `forward` uses its children and parameters."""
 
 from __future__ import annotations
 
@@ -12,34 +12,35 @@ if TYPE_CHECKING:
 
 
 def children_in_forward_order(module: nn.Module) -> list[str]:
-    """Names of its own children and parameters, as its forward uses them.
+    """Return the names of a module's own children and parameters, in the order of its `forward`.
 
     They are often registered in another order: OPT registers its last norm before its blocks, BART
-    the norm of its embeddings after them. So the order is read in the source of forward. What
-    forward does not name stays behind the one that was registered before it.
+    the norm of its embeddings after them. So the order is read from the source of `forward`. A
+    child that `forward` does not name follows the one that was registered before it.
     """
     from torch import nn
 
     registered = [*module._parameters, *module._modules]
     if isinstance(module, (nn.ModuleList, nn.Sequential)):
         return registered
-    used = {name: place for place, name in enumerate(_attributes_used_in_forward(type(module)))}  # type: ignore[arg-type]
-    places, place = {}, -1
+    used = {name: index for index, name in enumerate(_attributes_used_in_forward(type(module)))}  # type: ignore[arg-type]
+    indices, index = {}, -1
     for name in registered:
-        place = places[name] = used.get(name, place)
-    return sorted(registered, key=places.__getitem__)
+        index = indices[name] = used.get(name, index)
+    return sorted(registered, key=indices.__getitem__)
 
 
 @cache
 def _attributes_used_in_forward(kind: type) -> tuple[str, ...]:
-    """Attributes of self in the order of their first use in forward, through its own methods."""
+    """Return the attributes of self in the order of their first use in `forward`, also in methods
+    that it calls."""
     reader = _AttributeReader(kind)
     reader.read("forward")
     return tuple(reader.names)
 
 
 class _AttributeReader(ast.NodeVisitor):
-    """Collects `self.x` in the order of evaluation."""
+    """Collects each `self.x` in the order of evaluation."""
 
     def __init__(self, kind: type) -> None:
         self.kind = kind
@@ -50,7 +51,7 @@ class _AttributeReader(ast.NodeVisitor):
         self.methods.add(method)
         try:
             source = inspect.getsource(inspect.unwrap(getattr(self.kind, method)))
-        except (OSError, TypeError):  # made without a file: the order of registration remains
+        except (OSError, TypeError):  # no source file: the order of registration is used
             return
         indented = source[0].isspace()
         self.visit(ast.parse(f"class Around:\n{source}" if indented else source))
@@ -61,7 +62,7 @@ class _AttributeReader(ast.NodeVisitor):
         self.visit(node.func)
 
     def visit_For(self, node: ast.For) -> None:
-        """What a loop over blocks uses beside them comes between them, so below the last one."""
+        """Visit the body first: what a loop uses besides its blocks is below the last block."""
         for statement in node.body:
             self.visit(statement)
         self.visit(node.iter)

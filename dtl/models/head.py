@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import nn
 
-    Part = nn.Module | nn.Parameter
-
 
 def head_module_names(model: nn.Module) -> tuple[str, ...]:
     """Return the top-level modules with weights besides the base: `score`, `lm_head` ...

@@ -9,8 +9,6 @@ from dtl.models.full_shape import full_shape
 if TYPE_CHECKING:
     from torch import nn
 
-    Part = nn.Module | nn.Parameter
-
 
 BATCH_NORM_STATISTICS = ("running_mean", "running_var")
 

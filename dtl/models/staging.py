@@ -1,4 +1,4 @@
-"""Weights on this node's own disk: copied by one process, checked, and then read by all of them."""
+"""Stage weights on the node's own disk: one process copies and verifies them, then all read them."""
 
 from __future__ import annotations
 
@@ -20,17 +20,15 @@ from dtl.models.locate import locate_model
 from dtl.models.trust import PICKLE_SUFFIXES
 
 LOCATION = "model.staging_dir"
-CHECKSUM_FILE = "staged.json"  # written last: of each file the size and SHA-256
-CHUNK_BYTES = 16 * 2**20  # bytes read at a time
-COPY_THREADS = (
-    8  # files at a time: a parallel file system gives one reader only a part of its speed
-)
+CHECKSUM_FILE = "staged.json"  # size and SHA-256 of each file, written last
+CHUNK_BYTES = 16 * 2**20
+COPY_THREADS = 8  # files at a time: a parallel file system gives one reader a part of its speed
 
 
 def stage_weights(model: Model) -> None:
-    """Copy the weights to `model.staging_dir`, unless they are there whole: for one process a node.
+    """Copy the weights to `model.staging_dir`, unless they are there intact. One process per node.
 
-    Raises RankFailed, which names the node, where the disk is too small or spoils what it keeps.
+    Raises RankFailed, which names the node, if the disk is too small or corrupts a file.
     """
     files, target = _list_files(model), _target_folder(model)
     if not is_intact(target):
@@ -38,22 +36,24 @@ def stage_weights(model: Model) -> None:
 
 
 def resolve_staged_model(model: Model) -> Model:
-    """The model as it is read from there, once `stage` has ended. Raises RankFailed where nothing
-    has been copied."""
+    """Return the config of the staged model, after `stage_weights`.
+
+    Raises RankFailed if nothing is staged.
+    """
     target = _target_folder(model)
     if not (target / CHECKSUM_FILE).is_file():
         raise _rank_failure(
-            f"the first process of this node has left no {target}",
+            f"the first process of this node has not staged {target}",
             "name a folder that all processes of a node share",
         )
-    return model.model_copy(update={"path": str(target), "revision": None, "stage_to": None})
+    return model.model_copy(update={"path": str(target), "revision": None, "staging_dir": None})
 
 
 def is_intact(folder: Path) -> bool:
-    """Whether every file of a staged folder has the content that was copied."""
+    """Return whether every file of a staged folder has the content that was copied."""
     try:
-        sums = json.loads((folder / CHECKSUM_FILE).read_text(encoding="utf-8"))
-        return all(_checksum_file(folder / name) == expected for name, expected in sums.items())
+        checksums = json.loads((folder / CHECKSUM_FILE).read_text(encoding="utf-8"))
+        return all(_checksum_file(folder / name) == value for name, value in checksums.items())
     except (OSError, ValueError):
         return False
 
@@ -66,14 +66,14 @@ def _source_folder(model: Model) -> Path:
     if snapshot is None:
         raise DtlError.of(
             LOCATION,
-            f"{model.path} is not in this machine's cache of the hub, so there is nothing to copy",
-            f"fetch it once where there is a network: hf download {model.path}",
+            f"{model.path} is not in the hub cache of this machine, so it cannot be staged",
+            f"download it once where there is a network: hf download {model.path}",
         )
     return snapshot
 
 
 def _list_files(model: Model) -> list[Path]:
-    """What may be read of it: no pickles, no notes of git."""
+    """Return the files that a library may read: no pickles, no hidden files."""
     return sorted(
         file
         for file in _source_folder(model).iterdir()
@@ -82,17 +82,17 @@ def _list_files(model: Model) -> list[Path]:
 
 
 def _target_folder(model: Model) -> Path:
-    named = os.path.expandvars(os.path.expanduser(str(model.staging_dir)))
-    if "$" in named:
+    parent = os.path.expandvars(os.path.expanduser(str(model.staging_dir)))
+    if "$" in parent:
         raise _rank_failure(
-            f"{model.staging_dir} names a variable that is not set", "name a folder of this node"
+            f"{model.staging_dir} uses a variable that is not set", "name a folder of this node"
         )
-    number = hashlib.sha256(fingerprint_model(model).encode()).hexdigest()[:16]
-    return Path(named) / f"{_source_folder(model).name}-{number}"
+    digest = hashlib.sha256(fingerprint_model(model).encode()).hexdigest()[:16]
+    return Path(parent) / f"{_source_folder(model).name}-{digest}"
 
 
 def _copy_files(files: list[Path], target: Path, *, size: int) -> None:
-    """Beside it first, and renamed when whole: another run on this node may do the same now."""
+    """Copy to a temporary folder, verify, and rename: another run on this node may do the same."""
     private = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
     try:
         private.mkdir(parents=True)
@@ -101,40 +101,40 @@ def _copy_files(files: list[Path], target: Path, *, size: int) -> None:
             raise _rank_failure(
                 f"the weights take {format_bytes(size)}, and {target.parent} has "
                 f"{format_bytes(free)} left",
-                "name another disk, or leave model.staging_dir out",
+                "name another disk, or remove model.staging_dir",
             )
         with ThreadPoolExecutor(COPY_THREADS) as pool:
             copies = [private / file.name for file in files]
-            read = list(pool.map(_copy_file, files, copies))
-            written = list(pool.map(_checksum_file, copies))
-        for copy, before, after in zip(copies, read, written, strict=True):
+            expected = list(pool.map(_copy_file, files, copies))
+            actual = list(pool.map(_checksum_file, copies))
+        for copy, before, after in zip(copies, expected, actual, strict=True):
             if before != after:
                 raise _rank_failure(
-                    f"{copy.name} was not written as it was read", "name another disk"
+                    f"the copy of {copy.name} differs from its source", "name another disk"
                 )
-        sums = {copy.name: found for copy, found in zip(copies, written, strict=True)}
-        (private / CHECKSUM_FILE).write_text(json.dumps(sums), encoding="utf-8")
+        checksums = {copy.name: value for copy, value in zip(copies, actual, strict=True)}
+        (private / CHECKSUM_FILE).write_text(json.dumps(checksums), encoding="utf-8")
         publish_folder(private, target, is_valid=is_intact)
     except OSError as fault:
-        raise _rank_failure(
-            str(fault), "name another disk, or leave model.staging_dir out"
-        ) from fault
+        raise _rank_failure(str(fault), "name another disk, or remove model.staging_dir") from fault
     finally:
         shutil.rmtree(private, ignore_errors=True)
 
 
 def _copy_file(source: Path, copy: Path) -> list[int | str]:
+    """Copy a file; return the size in bytes and the SHA-256 of what was read."""
     digest = hashlib.sha256()
-    with source.open("rb") as read, copy.open("wb") as written:
-        while piece := read.read(CHUNK_BYTES):
-            digest.update(piece)
-            written.write(piece)
-        return [written.tell(), digest.hexdigest()]
+    with source.open("rb") as reader, copy.open("wb") as writer:
+        while chunk := reader.read(CHUNK_BYTES):
+            digest.update(chunk)
+            writer.write(chunk)
+        return [writer.tell(), digest.hexdigest()]
 
 
 def _checksum_file(file: Path) -> list[int | str]:
-    with file.open("rb") as read:
-        return [file.stat().st_size, hashlib.file_digest(read, "sha256").hexdigest()]
+    """Return the size of a file in bytes and its SHA-256."""
+    with file.open("rb") as reader:
+        return [file.stat().st_size, hashlib.file_digest(reader, "sha256").hexdigest()]
 
 
 def _rank_failure(problem: str, fix: str) -> RankFailed:

@@ -1,4 +1,4 @@
-"""Refuses model files that could run code, before a library opens them."""
+"""Reject model files that could run code, before a library opens them."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ ADAPTER_CONFIG = "adapter_config.json"
 
 
 def check_no_remote_code(where: str, model: Model) -> None:
-    """Raise DtlError where the notes of a model lead a library to code or to a pickle.
+    """Raise DtlError if the config files of a model lead a library to code or to a pickle.
 
-    `where`: its folder or hub id. Pickles that nothing leads to are never opened, and no fault.
+    `where`: its folder or hub id. Other pickles are never opened, so they are no fault.
     """
     if _find_file(where, model, ADAPTER_CONFIG) is not None:
         raise DtlError.of(
             LOCATION,
-            f"{model.path} holds an adapter ({ADAPTER_CONFIG}), not a whole model",
-            f"name its base, and this folder in model.adapters: [{model.path}]",
+            f"{model.path} is an adapter ({ADAPTER_CONFIG}), not a full model",
+            f"name its base here, and this folder in model.adapters: [{model.path}]",
         )
     _check_weight_files(where, model)
     settings = _read_json(where, model, "config.json")
@@ -37,7 +37,7 @@ def check_no_remote_code(where: str, model: Model) -> None:
 
 
 def check_safetensors(where: str) -> None:
-    """Raise DtlError for a folder without weights in safetensors."""
+    """Raise DtlError if a folder has no weights in safetensors."""
     folder = Path(where)
     if not folder.is_dir() or list(folder.glob("*.safetensors")):
         return
@@ -45,18 +45,18 @@ def check_safetensors(where: str) -> None:
     if pickles:
         raise DtlError.of(
             LOCATION,
-            f"{folder} holds its weights as a pickle ({pickles[0]}), which can run code",
-            "convert it to safetensors: open it where you trust it and call save_pretrained",
+            f"{folder} has its weights in a pickle ({pickles[0]}), which can run code",
+            "convert it to safetensors: load it where you trust it and call save_pretrained",
         )
     raise DtlError.of(
         LOCATION,
-        f"{folder} holds no weights (*.safetensors)",
+        f"{folder} has no weights (*.safetensors)",
         "take strategy scratch, or add the weights",
     )
 
 
 def _check_weight_files(where: str, model: Model) -> None:
-    """Weights lie beside their index, in safetensors."""
+    """Raise DtlError unless all weight files are safetensors files in the model's folder."""
     named = _read_json(where, model, "config.json").get("transformers_weights")
     if isinstance(named, str) and not _is_plain_file_name(
         named, (".safetensors", ".safetensors.index.json")
@@ -75,29 +75,31 @@ def _is_plain_file_name(name: str, endings: tuple[str, ...]) -> bool:
 def _weight_file_fault(model: Model, file: str, name: str) -> DtlError:
     return DtlError.of(
         LOCATION,
-        f"{file} of {model.path} names the weights '{name}', no safetensors file beside it",
+        f"{file} of {model.path} names the weights '{name}', which is no safetensors file in its "
+        "folder",
         "save the model again with save_pretrained, where you trust it",
     )
 
 
 def _check_attention_kernels(settings: dict[str, Any], model: Model) -> None:
-    """An attention implementation with a slash is code that is fetched from the hub."""
+    """Raise DtlError for an attention implementation with a slash: code of the hub."""
     for key in ("attn_implementation", "_attn_implementation"):
         if "/" in json.dumps(settings.get(key)):
             raise DtlError.of(
                 LOCATION,
-                f"config.json of {model.path} asks for code of the hub ({key})",
-                "remove the key from it, and set model.attention",
+                f"config.json of {model.path} requests code of the hub ({key})",
+                "remove the key from config.json, and set model.attention",
             )
 
 
 def _check_code_is_local(notes: dict[str, Any], model: Model, file: str) -> None:
-    """`owner/name--module.Class` is code of another repository, in whatever version it has."""
+    """Raise DtlError for `owner/name--module.Class`: code of another repository, of any version."""
     for name in _iter_strings(notes.get("auto_map")):
         if "--" in name:
             raise DtlError.of(
                 LOCATION,
-                f"{file} of {model.path} takes code of no pinned version from elsewhere ('{name}')",
+                f"{file} of {model.path} takes code of no pinned version from another repository "
+                f"('{name}')",
                 "copy that code into the model's folder and name it in auto_map",
             )
 
@@ -111,17 +113,17 @@ def _iter_strings(value: Any) -> Iterator[str]:
 
 
 def _read_json(where: str, model: Model, name: str) -> dict[str, Any]:
-    """A JSON file of a model; empty where there is none that a library could read."""
+    """Return a JSON object of a model; empty if there is none that a library can read."""
     file = _find_file(where, model, name)
     try:
-        read = json.loads(file.read_text(encoding="utf-8")) if file else {}
+        content = json.loads(file.read_text(encoding="utf-8")) if file else {}
     except (OSError, ValueError, RecursionError):
         return {}
-    return read if isinstance(read, dict) else {}
+    return content if isinstance(content, dict) else {}
 
 
 def _find_file(where: str, model: Model, name: str) -> Path | None:
-    """A file of a model folder, or of a hub model as its cache has it."""
+    """Return a file of a model folder, or of a hub model in the cache; None if there is none."""
     if Path(where).is_dir():
         file = Path(where) / name
         return file if file.is_file() else None

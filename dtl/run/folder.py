@@ -19,6 +19,7 @@ from dtl.core.errors import DtlError
 from dtl.core.files import read_json, write_json, write_text
 from dtl.data.batching import Batching
 from dtl.plan.records import Plan
+from dtl.run.evaluations import read_evaluations
 from dtl.run.versions import find_git_commit, find_package_versions
 from dtl.tasks.base import DatasetStats
 
@@ -222,8 +223,9 @@ class RunFolder:
         """The evaluation whose scores are the run's: of the exported weights, or, while the run is
         not finished, the newest one. None: there is none yet."""
         if self.state != "finished":
-            lines = [line for line in self.read_metrics() if line["kind"] == "eval"]
-            return EvaluatedStep(lines[-1]["step"], lines[-1]["model"]) if lines else None
+            evaluations = list(read_evaluations(self.read_metrics()))
+            newest = evaluations[-1] if evaluations else None
+            return EvaluatedStep(newest.step, newest.model) if newest else None
         result = self.result
         if "adapted" not in result["scores"]:
             return None

@@ -275,29 +275,41 @@ REFUSED = [
     Refused(
         "weights only in a pickle", weights_only_in_a_pickle, "as a pickle (pytorch_model.bin)"
     ),
-    Refused("index naming a pickle", index_naming("shard.bin"), "no safetensors file beside it"),
-    Refused("index leading out", index_naming("../out.bin"), "no safetensors file beside it"),
+    Refused(
+        "index naming a pickle",
+        index_naming("shard.bin"),
+        "which is no safetensors file in its folder",
+    ),
+    Refused(
+        "index leading out",
+        index_naming("../out.bin"),
+        "which is no safetensors file in its folder",
+    ),
     Refused(
         "index leading out to safetensors",
         index_naming("../out.safetensors"),
         "names the weights '../out.safetensors'",
     ),
-    Refused("adapter beside a model", adapter_beside_a_model, "holds an adapter"),
-    Refused("adapter named as weights", adapter_named_as_weights, "no safetensors file beside it"),
+    Refused("adapter beside a model", adapter_beside_a_model, "is an adapter"),
+    Refused(
+        "adapter named as weights",
+        adapter_named_as_weights,
+        "which is no safetensors file in its folder",
+    ),
     Refused("architecture of its own", architecture_of_its_own, "cannot read the config of base"),
     Refused(
         "model code from elsewhere",
         code_from_elsewhere("config.json", "AutoModelForCausalLM"),
-        "takes code of no pinned version from elsewhere",
+        "takes code of no pinned version from another repository",
         ("model.trust_remote_code=true",),
     ),
     Refused(
         "tokenizer code from elsewhere",
         code_from_elsewhere("tokenizer_config.json", "AutoTokenizer"),
-        "takes code of no pinned version from elsewhere",
+        "takes code of no pinned version from another repository",
         ("model.trust_remote_code=true",),
     ),
-    Refused("kernel of the hub", kernel_of_the_hub, "asks for code of the hub"),
+    Refused("kernel of the hub", kernel_of_the_hub, "requests code of the hub"),
     data_file("rows.npy", pickled),
     data_file("rows.pkl", pickled),
     data_file("rows.pt", saved_by_torch),
@@ -338,8 +350,8 @@ def test_what_would_run_code_is_refused_in_one_sentence(refused, desk, canaries,
 @pytest.mark.parametrize(
     ("plant", "told"),
     [
-        (index_naming("shard.bin"), "no safetensors file beside it"),
-        (adapter_beside_a_model, "holds an adapter"),
+        (index_naming("shard.bin"), "which is no safetensors file in its folder"),
+        (adapter_beside_a_model, "is an adapter"),
     ],
     ids=["index", "adapter"],
 )

@@ -87,6 +87,6 @@ def _feature_probe_text(comparison: Comparison) -> Text:
     return Text(
         "Feature probe before any training: accuracy on features of the unadapted base, with "
         f"{format_label_count(probe.labels, classes=comparison.classes)}: linear probe "
-        f"{probe.linear_probe:.3f}, nearest neighbors {probe.nearest_neighbors:.3f}, majority class "
-        f"{probe.majority_class:.3f}."
+        f"{probe.linear_probe:.3f}, nearest neighbors {probe.nearest_neighbors:.3f}, majority "
+        f"class {probe.majority_class:.3f}."
     )

@@ -10,6 +10,7 @@ from dtl.config import registry
 from dtl.export.evidence import RunEvidence, collect_evidence
 from dtl.metrics.base import EvalRecord
 from dtl.plan.records import Plan
+from dtl.run.evaluations import EVALUATION_KIND, LoggedEvaluation, read_evaluations
 from dtl.run.folder import EvaluatedStep, RunFolder
 from dtl.tasks.base import Task
 
@@ -59,11 +60,16 @@ class RunRecord:
         )
 
     @cached_property
+    def evaluations(self) -> list[LoggedEvaluation]:
+        """The evaluations in the log, in their order."""
+        return list(read_evaluations(self.lines_of_kind(EVALUATION_KIND)))
+
+    @cached_property
     def scores(self) -> dict[str, dict[str, float]]:
         """The scores by model: the final ones of a finished run, else the latest."""
         if self.folder.state == "finished":
             return dict(self.folder.result["scores"])
-        return {line["model"]: _scores_in_line(line) for line in self.lines_of_kind("eval")}
+        return {evaluation.model: evaluation.scores for evaluation in self.evaluations}
 
     @cached_property
     def evidence(self) -> RunEvidence:
@@ -104,7 +110,3 @@ class RunRecord:
         """Return the confidence interval of the main score of a model; empty if unknown."""
         interval = self.evidence.intervals.get("unadapted" if model == "unadapted" else "adapted")
         return "" if interval is None else f"{interval[0]:.4g} to {interval[1]:.4g}"
-
-
-def _scores_in_line(line: dict[str, Any]) -> dict[str, float]:
-    return {key: value for key, value in line.items() if key not in ("kind", "step", "model")}

@@ -19,11 +19,8 @@ def make_scores_section(run: RunRecord) -> list[Block]:
         count = len(run.eval_records)
         data = f"{count:,} held-out examples" if count else "held-out data"
         better = "Higher" if run.higher_is_better else "Lower"
-        blocks.append(
-            Text(
-                f"EvaluatedStep on {data} after step {scored.step:,}. {better} {run.score_name} is better."
-            )
-        )
+        direction = f"{better} {run.score_name} is better."
+        blocks.append(Text(f"Evaluated on {data} after step {scored.step:,}. {direction}"))
     if "unadapted" not in run.scores:
         blocks.append(Text("The unadapted base has no score: it has no head for this task."))
     blocks.append(_make_table(run))
@@ -54,9 +51,10 @@ def _make_chart(run: RunRecord) -> LinePlot | None:
     """Return the main score over the steps; None without an evaluation after training."""
     name = run.score_name
     points_by_model: dict[str, list[tuple[int, float]]] = {}
-    for line in run.lines_of_kind("eval"):
-        if line["model"] != "unadapted":
-            points_by_model.setdefault(line["model"], []).append((line["step"], line[name]))
+    for evaluation in run.evaluations:
+        if evaluation.model != "unadapted":
+            point = evaluation.step, evaluation.scores[name]
+            points_by_model.setdefault(evaluation.model, []).append(point)
     if not points_by_model:
         return None
     series = tuple(

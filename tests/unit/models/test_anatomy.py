@@ -270,7 +270,7 @@ def same_block_again() -> Any:
     ("make", "problem"),
     [
         (albert, "runs 3 layers over the weights of 1"),
-        (xlm, r"keeps the parts of its blocks in several lists \(transformer.attentions, "),
+        (xlm, r"has the parts of its blocks in several lists \(transformer.attentions, "),
         (same_block_again, "runs 3 layers over the weights of 1"),
         (lambda: nn.Linear(2, 2), "Linear has no list of blocks"),
         (lambda: nn.Sequential(nn.Linear(2, 2), nn.ReLU()), "has no list of blocks"),

@@ -154,7 +154,7 @@ def test_png_charts_are_written_if_matplotlib_is_installed(run, monkeypatch, cap
     with pytest.raises(DtlError, match=r"matplotlib is not installed\. Fix: run pip install"):
         write_report(run.path, png=True)
     assert main(["report", str(run.path)]) == 0
-    assert "no PNG: matplotlib is not installed" in capsys.readouterr().out
+    assert "no PNG charts: matplotlib is not installed" in capsys.readouterr().out
 
 
 def test_comparison_charts_match_comparison_json(tmp_path):
