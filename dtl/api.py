@@ -314,13 +314,14 @@ def export(path: str | Path, *, print_line: Callable[[str], None] = print, **opt
     """Write the trained model in another format; return the new folder.
 
     A fresh process compares it with the trained model. `options`: fields of
-    dtl.jobs.export.ExportRequest, such as merge=True. Raises DtlError.
+    dtl.export.plan.ExportRequest, such as merge=True. Raises DtlError.
     """
-    from dtl.jobs.export import ExportRequest, export_run
+    from dtl.export.plan import ExportRequest
+    from dtl.jobs.export import export_run
 
-    paths = {key: Path(options[key]) for key in ("to", "converter") if options.get(key)}
+    paths = {key: Path(options[key]) for key in ("target", "converter") if options.get(key)}
     request = ExportRequest(**{**options, **paths})
-    return export_run(RunFolder.open(path), request, say=print_line).path
+    return export_run(RunFolder.open(path), request, print_line=print_line).path
 
 
 def push(
@@ -347,11 +348,11 @@ def predict(
     `inputs`: texts, files of rows or lines, audio files, images. Raises DtlError for an invalid
     input.
     """
-    from dtl.export.load_export import open_export
+    from dtl.export.load_export import load_export
     from dtl.jobs.predict import check_inputs_exist, predict_rows, read_input_rows
 
     names = [str(each) for each in inputs]
     check_inputs_exist(names)
-    exported = open_export(Path(path))
+    exported = load_export(Path(path))
     rows = read_input_rows(names, exported)
     return predict_rows(rows, exported, batch=batch, longest=max_new_tokens)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from benchmarks.chaos.runs import Run
 from benchmarks.chaos.setup import REPOSITORY, Scenario, Setup
-from dtl.core.process_env import free_port
+from dtl.core.process_env import find_free_port
 
 SCENARIO = Scenario("plain Trainer", 60)
 LAST = ("model.safetensors", "optimizer.pt")  # files of the last checkpoint that are compared
@@ -23,7 +23,7 @@ def peer_run(setup: Setup, place: Path, *, processes: int, save_every: int = 4) 
     files = [str(setup.folder / "base"), str(setup.folder / "train.jsonl"), str(place / "out")]
     rhythm = ["--steps", str(SCENARIO.steps), "--save-every", str(save_every)]
     launch = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
-    launch += ["--master-port", str(free_port())]
+    launch += ["--master-port", str(find_free_port())]
     run.argv = (sys.executable, *(launch if processes > 1 else ()), *script, *files, *rhythm)
     return run
 

@@ -1,1 +1,1 @@
-"""A config's task and strategies, put together and checked against each other."""
+"""The task and the strategies of a config, combined and checked against each other."""

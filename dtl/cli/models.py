@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -96,13 +96,13 @@ def export(
     """Write the trained model in another format, and compare it with the trained model."""
     from dtl import api
 
-    options = {
+    options: dict[str, Any] = {
         "merge": merge,
         "dtype": dtype,
         "shard_size": shard_size,
-        "to": to,
+        "target": to,
         "quantize": quantize,
-        "form": form,
+        "format": form,
         "converter": converter,
     }
     api.export(run, **options)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -40,7 +40,7 @@ def submit(
     """Check, plan, and put the run into the queue of a Slurm cluster."""
     from dtl import api
 
-    options = {
+    options: dict[str, Any] = {
         "nodes": nodes,
         "gpus_per_node": gpus_per_node,
         "time": time,

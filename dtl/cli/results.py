@@ -24,7 +24,7 @@ def audit(
     runs = [load_run(path) for path in (run, other) if path is not None]
     audits = [audit_run(folder) for folder in runs]
     for folder, result in zip(runs, audits, strict=True):
-        print(result.line(str(folder.path)))
+        print(result.format_line(str(folder.path)))
     difference = find_data_difference(*runs) if len(runs) == 2 else None
     if len(runs) == 2:
         print(difference or "both read the same examples in the same order")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -62,6 +62,6 @@ def resume(
     from dtl import api
 
     allowed = [key for key in allow_change.split(",") if key]
-    options = {"allow_change": allowed, "here": here, "nodes": nodes, "time": time}
+    options: dict[str, Any] = {"allow_change": allowed, "here": here, "nodes": nodes, "time": time}
     result = api.resume(run, overrides or (), can_fork=True, **options)
     raise typer.Exit(result.exit_code)

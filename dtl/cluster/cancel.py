@@ -10,7 +10,7 @@ from dtl.backends.base import CANCELLED
 from dtl.cluster.status import find_runs, query_runs
 from dtl.config import registry
 from dtl.core.errors import DtlError, RunFailed
-from dtl.core.lock import holder_here, is_held
+from dtl.core.lock import find_local_holder, is_held
 from dtl.run.folder import RunFolder
 from dtl.run.submission import FILE, Submission
 
@@ -44,7 +44,7 @@ def _cancel_submitted(folder: RunFolder) -> None:
 
 
 def _cancel_local(folder: RunFolder) -> None:
-    process = holder_here(folder.path)
+    process = find_local_holder(folder.path)
     (folder.path / CANCELLED).unlink()
     if process is not None:
         local = registry.load("backends", "local")

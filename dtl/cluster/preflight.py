@@ -18,7 +18,7 @@ from dtl.cluster.node_probe import Blame, NodeReport, probe_node
 from dtl.cluster.rank_group import RankGroup
 from dtl.core.errors import DtlError, Fault, RankFailed
 from dtl.core.files import write_json
-from dtl.core.process_env import take_slurm_rank
+from dtl.core.process_env import set_rank_from_slurm
 from dtl.run.folder import RunFolder
 
 USAGE = (
@@ -154,7 +154,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
         folder, options = _parse_arguments(arguments)
-        take_slurm_rank(os.environ)
+        set_rank_from_slurm(os.environ)
         group = RankGroup.from_environment(
             os.environ,
             hosts=[host for host in options.get("nodes", "").split(",") if host],

@@ -11,7 +11,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from dtl.core.errors import RankFailed
-from dtl.core.process_env import number_on_node
+from dtl.core.process_env import get_local_rank
 
 if TYPE_CHECKING:
     from torch.distributed import Store  # type: ignore[attr-defined]
@@ -41,7 +41,7 @@ class RankGroup:
         """Read the variables that a launcher has set."""
         return cls(
             rank=int(environment.get("RANK", "0")),
-            local_rank=number_on_node(environment),
+            local_rank=get_local_rank(environment),
             world_size=int(environment.get("WORLD_SIZE", "1")),
             master_addr=environment.get("MASTER_ADDR", "127.0.0.1"),
             master_port=int(environment.get("MASTER_PORT", "0")),

@@ -12,7 +12,7 @@ from dtl.backends.slurm import Options, Plugin, read_site
 from dtl.cluster.grid import load_configs
 from dtl.config.schema import RunConfig
 from dtl.core.errors import DtlError
-from dtl.core.process_env import surroundings
+from dtl.core.process_env import launcher_environment
 from dtl.core.units import parse_seconds
 from dtl.plan.hardware import node_hardware
 from dtl.plan.records import OuterLaunch
@@ -251,7 +251,7 @@ def _build_job(runs: list[_PreparedRun], allocation: _Allocation) -> Job:
     return Job(
         run_folder,
         (sys.executable, "-m", "dtl.launch.worker", "run", str(run_folder)),
-        surroundings(runs[0].prepared.plan.layout.device),
+        launcher_environment(runs[0].prepared.plan.layout.device),
         name=f"dtl-{run_folder.name}",
         working_dir=allocation.working_dir,
         nodes=allocation.nodes,

@@ -14,7 +14,7 @@ from dtl.backends.slurm import Options, Plugin, read_site
 from dtl.compare.state import ComparisonState
 from dtl.core.errors import DtlError
 from dtl.core.files import write_json
-from dtl.core.process_env import surroundings
+from dtl.core.process_env import launcher_environment
 from dtl.core.units import parse_seconds
 from dtl.plan.hardware import detect_hardware
 from dtl.run.folder import RunFolder
@@ -133,7 +133,7 @@ def _make_job(
     return Job(
         run,
         argv,
-        surroundings(detect_hardware().device if site.gpus_per_node == 0 else "cuda"),
+        launcher_environment(detect_hardware().device if site.gpus_per_node == 0 else "cuda"),
         name=f"dtl-{state.folder.name}",
         time_limit_seconds=None if queue.time is None else parse_seconds(queue.time),
         dependency=dependency,

@@ -8,9 +8,15 @@ from itertools import combinations
 from dtl.compare.measure import CONFIDENCE_LEVEL, MeasuredCell
 from dtl.compare.records import UNADAPTED, ConfidenceInterval, PairedDifference
 from dtl.compare.summaries import group_by_strategy
-from dtl.core.statistics import Sample, Spread, holm, joined, spread
+from dtl.core.statistics import (
+    BootstrapMean,
+    ScoreSample,
+    bootstrap_mean,
+    concatenate_seeds,
+    holm_correction,
+)
 
-SamplesBySeed = dict[int, Sample]  # of one strategy with one number of labels
+SamplesBySeed = dict[int, ScoreSample]  # of one strategy with one number of labels
 Pair = tuple[str, str]
 
 
@@ -23,7 +29,7 @@ def held_out_differences(measured: Sequence[MeasuredCell], *, sign: int) -> list
 
 
 def source_differences(
-    measured: Sequence[MeasuredCell], base: Sample | None, *, sign: int
+    measured: Sequence[MeasuredCell], base: ScoreSample | None, *, sign: int
 ) -> list[PairedDifference]:
     """Return the paired differences on the source data. `base`: the sample of the unadapted base
     there."""
@@ -32,8 +38,8 @@ def source_differences(
 
 def _compare_all_pairs(
     measured: Sequence[MeasuredCell],
-    read_sample: Callable[[MeasuredCell], Sample | None],
-    base: Sample | None,
+    read_sample: Callable[[MeasuredCell], ScoreSample | None],
+    base: ScoreSample | None,
     sign: int,
 ) -> list[PairedDifference]:
     samples_by_labels: dict[int, dict[str, SamplesBySeed]] = {}
@@ -43,38 +49,44 @@ def _compare_all_pairs(
             samples_by_labels.setdefault(labels, {})[name] = known
     differences = []
     for labels, by_strategy in sorted(samples_by_labels.items()):
-        spreads = {
-            (first, second): _paired_spread(by_strategy[first], by_strategy[second], sign)
+        bootstrapped = {
+            (first, second): _bootstrap_difference(by_strategy[first], by_strategy[second], sign)
             for first, second in combinations(by_strategy, 2)
         }
-        differences += _adjust_family(labels, spreads)
+        differences += _adjust_family(labels, bootstrapped)
         if base is not None:
-            base_spreads = {
-                (UNADAPTED, name): _paired_spread(dict.fromkeys(samples, base), samples, sign)
+            base_bootstrapped = {
+                (UNADAPTED, name): _bootstrap_difference(
+                    dict.fromkeys(samples, base), samples, sign
+                )
                 for name, samples in by_strategy.items()
             }
-            differences += _adjust_family(labels, base_spreads)
+            differences += _adjust_family(labels, base_bootstrapped)
     return differences
 
 
-def _paired_spread(first: SamplesBySeed, second: SamplesBySeed, sign: int) -> Spread | None:
-    """Return the spread of the difference over the common seeds, on the same examples; None without
+def _bootstrap_difference(
+    first: SamplesBySeed, second: SamplesBySeed, sign: int
+) -> BootstrapMean | None:
+    """Return the bootstrapped difference over the common seeds, on the same examples; None without
     common seeds."""
     seeds = sorted(first.keys() & second.keys())
     if not seeds:
         return None
-    difference = joined([first[seed] for seed in seeds]).minus(
-        joined([second[seed] for seed in seeds])
+    difference = concatenate_seeds([first[seed] for seed in seeds]).subtract(
+        concatenate_seeds([second[seed] for seed in seeds])
     )
-    return spread(
-        Sample(sign * difference.values_S, sign * difference.values_RS, difference.examples)
+    return bootstrap_mean(
+        ScoreSample(sign * difference.values_S, sign * difference.values_RS, difference.examples)
     )
 
 
-def _adjust_family(labels: int, spreads: dict[Pair, Spread | None]) -> list[PairedDifference]:
+def _adjust_family(
+    labels: int, bootstrapped: dict[Pair, BootstrapMean | None]
+) -> list[PairedDifference]:
     """Return the differences of a family of pairs, with p-values adjusted over the family."""
-    family = {pair: one for pair, one in spreads.items() if one is not None}
-    adjusted = holm([one.p for one in family.values()])
+    family = {pair: one for pair, one in bootstrapped.items() if one is not None}
+    adjusted = holm_correction([one.p_value for one in family.values()])
     return [
         PairedDifference(
             labels=labels,
@@ -82,7 +94,7 @@ def _adjust_family(labels: int, spreads: dict[Pair, Spread | None]) -> list[Pair
             second=second,
             difference=one.estimate,
             interval=ConfidenceInterval(*one.interval(CONFIDENCE_LEVEL)),
-            p_value=one.p,
+            p_value=one.p_value,
             adjusted_p_value=p_value,
             is_significant=p_value < 1 - CONFIDENCE_LEVEL,
         )

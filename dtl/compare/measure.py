@@ -10,7 +10,7 @@ from typing import Any
 
 from dtl.compare.grid import PlannedRun
 from dtl.compare.records import CellResult, ConfidenceInterval, CurvePoint
-from dtl.core.statistics import Sample, spread
+from dtl.core.statistics import ScoreSample, bootstrap_mean
 from dtl.run.evaluations import EVALUATION_KIND
 from dtl.run.folder import RunFolder
 from dtl.tasks.base import Classification, DatasetStats, Task
@@ -27,10 +27,10 @@ class MeasuredCell:
     `base`: of the unadapted base on the held-out examples."""
 
     cell: CellResult
-    held_out: Sample
-    source: Sample | None
-    ood: Sample | None
-    base: Sample | None = None
+    held_out: ScoreSample
+    source: ScoreSample | None
+    ood: ScoreSample | None
+    base: ScoreSample | None = None
 
 
 def measure_cell(planned: PlannedRun, run: RunFolder, task: Task, *, scores: Path) -> MeasuredCell:
@@ -40,7 +40,7 @@ def measure_cell(planned: PlannedRun, run: RunFolder, task: Task, *, scores: Pat
     result = run.result
     lines = list(run.read_metrics())
     train_lines = [line for line in lines if line["kind"] == "train"]
-    held_out = Sample.of(
+    held_out = ScoreSample.from_counts(
         task.metric_from_counts,
         task.metric_counts(run.read_eval_records(result["steps"]), dataset_stats),
     )
@@ -71,7 +71,9 @@ def measure_cell(planned: PlannedRun, run: RunFolder, task: Task, *, scores: Pat
         run=f"cells/{planned.name}",
     )
     base = (
-        Sample.of(task.metric_from_counts, task.metric_counts(base_records, dataset_stats))
+        ScoreSample.from_counts(
+            task.metric_from_counts, task.metric_counts(base_records, dataset_stats)
+        )
         if base_records
         else None
     )
@@ -83,9 +85,9 @@ def score_name(task: Task) -> str:
     return task.metric.name
 
 
-def confidence_interval(sample: Sample, task: Task) -> ConfidenceInterval:
+def confidence_interval(sample: ScoreSample, task: Task) -> ConfidenceInterval:
     """Return the confidence interval of a mean score, clipped to the range of the score."""
-    low, high = spread(sample).interval(CONFIDENCE_LEVEL)
+    low, high = bootstrap_mean(sample).interval(CONFIDENCE_LEVEL)
     maximum = 1.0 if score_name(task) in BOUNDED_SCORES else inf
     return ConfidenceInterval(max(low, 0.0), min(high, maximum))
 
@@ -125,7 +127,7 @@ def read_score(folder: Path, name: str) -> float | None:
     return float(json.loads(path.read_text(encoding="utf-8"))["scores"][name])
 
 
-def read_sample(folder: Path, task: Task, dataset_stats: DatasetStats) -> Sample | None:
+def read_sample(folder: Path, task: Task, dataset_stats: DatasetStats) -> ScoreSample | None:
     """Return the bootstrap sample of an evaluation folder; None if there is none, or if its labels
     cannot be mapped to the run's."""
     path = folder / f"{EVALUATION_STEM}.jsonl"
@@ -140,7 +142,9 @@ def read_sample(folder: Path, task: Task, dataset_stats: DatasetStats) -> Sample
         }
     elif "labels" in dataset_stats:
         return None
-    return Sample.of(task.metric_from_counts, task.metric_counts(records, dataset_stats))
+    return ScoreSample.from_counts(
+        task.metric_from_counts, task.metric_counts(records, dataset_stats)
+    )
 
 
 def _read_json_lines(path: Path) -> list[dict[str, Any]]:

@@ -17,7 +17,7 @@ from dtl.compare.records import (
     TimeToScratchScore,
     average_curves,
 )
-from dtl.core.statistics import Sample, crossing, joined
+from dtl.core.statistics import ScoreSample, concatenate_seeds, find_crossing
 from dtl.tasks.base import Task
 
 Groups = dict[tuple[str, int], list[MeasuredCell]]  # by strategy and number of labels
@@ -60,7 +60,7 @@ def group_by_strategy(measured: Sequence[MeasuredCell]) -> Groups:
 
 def _summarize(group: Sequence[MeasuredCell], task: Task) -> StrategySummary:
     cells = [one.cell for one in group]
-    held_out = joined([one.held_out for one in group])
+    held_out = concatenate_seeds([one.held_out for one in group])
     return StrategySummary(
         strategy=cells[0].strategy,
         labels=cells[0].labels,
@@ -84,13 +84,13 @@ def _label_efficiency(
     summary: StrategySummary, scratch: Sequence[StrategySummary], sign: int
 ) -> LabelEfficiency:
     """Return where the curve of scratch over the logarithm of the labels has the same score."""
-    crossed = crossing(
+    crossed = find_crossing(
         sign * summary.score,
         [sign * one.score for one in scratch],
-        at=[float(one.labels) for one in scratch],
+        positions=[float(one.labels) for one in scratch],
         log=True,
     )
-    return LabelEfficiency(crossed.at, crossed.bound)
+    return LabelEfficiency(crossed.position, crossed.bound)
 
 
 def _time_to_score(
@@ -101,9 +101,11 @@ def _time_to_score(
     if not curve or score is None:
         return None
     steps, seconds = [one.step for one in curve], [one.seconds for one in curve]
-    crossed = crossing(sign * score, [sign * one.score for one in curve], at=steps, log=False)
-    crossed_seconds = float(np.interp(crossed.at, steps, seconds))
-    return TimeToScratchScore(crossed.at, crossed_seconds, crossed.bound)
+    crossed = find_crossing(
+        sign * score, [sign * one.score for one in curve], positions=steps, log=False
+    )
+    crossed_seconds = float(np.interp(crossed.position, steps, seconds))
+    return TimeToScratchScore(crossed.position, crossed_seconds, crossed.bound)
 
 
 def _mean_if_complete(values: Sequence[float | None]) -> float | None:
@@ -111,8 +113,8 @@ def _mean_if_complete(values: Sequence[float | None]) -> float | None:
     return mean(known) if len(known) == len(values) else None
 
 
-def _joint_interval(samples: Sequence[Sample | None], task: Task) -> ConfidenceInterval | None:
+def _joint_interval(samples: Sequence[ScoreSample | None], task: Task) -> ConfidenceInterval | None:
     known = [one for one in samples if one is not None]
     if len(known) < len(samples):
         return None
-    return confidence_interval(joined(known), task)
+    return confidence_interval(concatenate_seeds(known), task)

@@ -33,7 +33,7 @@ from dtl.compare.records import (
 from dtl.compare.state import ComparisonState
 from dtl.compare.summaries import summarize_cells
 from dtl.core.files import open_atomic, write_json
-from dtl.core.statistics import Sample
+from dtl.core.statistics import ScoreSample
 
 
 def write_comparison(state: ComparisonState) -> Comparison:
@@ -103,7 +103,7 @@ def _read_feature_probe(state: ComparisonState) -> tuple[FeatureProbe | None, st
 
 
 def _base_scores(
-    state: ComparisonState, measured: Sequence[MeasuredCell], on_source: Sample | None
+    state: ComparisonState, measured: Sequence[MeasuredCell], on_source: ScoreSample | None
 ) -> BaseScores:
     task = state.task
     held_out = next((one.base for one in measured if one.base is not None), None)
@@ -115,7 +115,7 @@ def _base_scores(
     )
 
 
-def _base_source_sample(state: ComparisonState) -> Sample | None:
+def _base_source_sample(state: ComparisonState) -> ScoreSample | None:
     """Return the sample of the unadapted base on the source data; None without a finished run."""
     runs = (state.run_folder(one) for one in state.grid.cell_runs if state.is_finished(one))
     dataset_stats = next((run.dataset_stats for run in runs), None)

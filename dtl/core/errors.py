@@ -1,4 +1,4 @@
-"""Faults that the user can fix, and the one form of their messages."""
+"""Errors that the user can fix, and the one form of their messages."""
 
 from __future__ import annotations
 
@@ -11,7 +11,11 @@ from typing import Self
 
 @dataclass(frozen=True)
 class Fault:
-    """One thing that is wrong: `location` (a config key, a file and line, an option), `problem` and `fix`."""
+    """One fault.
+
+    `location`: a config key, a file and line, or an option. `problem`: without a final full stop.
+    `fix`: an imperative.
+    """
 
     location: str
     problem: str
@@ -28,7 +32,7 @@ def sentence(location: str, problem: str, fix: str) -> str:
 
 
 class DtlError(Exception):
-    """The user's fault: every fault found, one line each. The command ends with exit_code."""
+    """One or more faults of the user, one line each. The command ends with `exit_code`."""
 
     exit_code = 2
 
@@ -37,22 +41,22 @@ class DtlError(Exception):
         self.faults = faults
 
     @classmethod
-    def of(cls, place: str, problem: str, fix: str) -> Self:
-        """An error of one fault."""
-        return cls(Fault(place, problem, fix))
+    def of(cls, location: str, problem: str, fix: str) -> Self:
+        """Return an error with one fault."""
+        return cls(Fault(location, problem, fix))
 
     def __str__(self) -> str:
         return "\n".join(str(fault) for fault in self.faults)
 
 
 class RunFailed(DtlError):
-    """The run itself failed; the config was fine."""
+    """The run itself failed; the config was valid."""
 
     exit_code = 1
 
 
 class RankFailed(RunFailed):
-    """The run failed on this rank; the others do not know."""
+    """The run failed on this rank; the other ranks do not know."""
 
 
 class StoppedEarly(DtlError):
@@ -62,13 +66,13 @@ class StoppedEarly(DtlError):
 
 
 def without_secrets(text: str) -> str:
-    """The text with what an address may carry hidden: user and password, and the query."""
+    """Return the text with the secrets of URLs hidden: user and password, and the query."""
     hidden = re.sub(r"://[^\s/]*@", "://***@", text)
     return re.sub(r"(://[^\s?]*\?)\S*?(?=[:;]?(\s|$))", r"\1***", hidden)
 
 
 def near(name: str, known: Iterable[str]) -> str:
-    """The hint "did you mean 'steps'?", or "" when nothing known is near."""
+    """Return the hint "did you mean 'steps'?", or "" if no known name is similar."""
     by_lower_case = {candidate.lower(): candidate for candidate in known}
-    found = get_close_matches(name.lower(), by_lower_case, n=1, cutoff=0.6)
-    return f"did you mean '{by_lower_case[found[0]]}'?" if found else ""
+    matches = get_close_matches(name.lower(), by_lower_case, n=1, cutoff=0.6)
+    return f"did you mean '{by_lower_case[matches[0]]}'?" if matches else ""

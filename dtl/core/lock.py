@@ -1,4 +1,4 @@
-"""One writer a run folder: a lease with a heartbeat, since some cluster disks fake file locks."""
+"""One writer per folder: a lock file with a heartbeat, because some cluster disks fake file locks."""
 
 from __future__ import annotations
 
@@ -12,88 +12,103 @@ from pathlib import Path
 from typing import Any, Self
 
 from dtl.core.errors import DtlError, RunFailed
+from dtl.core.files import write_text
 
-BEAT_SECONDS = 5.0
+HEARTBEAT_SECONDS = 5.0
 STALE_SECONDS = 60.0
-SETTLE_SECONDS = 0.2  # between taking a stale lease and believing that it is ours
+CONFIRM_SECONDS = 0.2  # between taking a stale lease and checking that it is still ours
+FILE = "lease.json"
 
 
-class TakenOver(RunFailed):
-    """The folder is another process's now: this one must write nothing more into it."""
+class LeaseLost(RunFailed):
+    """Another process has taken the folder: this one must not write into it."""
 
 
 class Lease:
-    """Held while a run is written. `lost` tells that another process has taken the folder over."""
+    """The right to write a folder, held while a `with` block runs."""
 
     def __init__(self, folder: Path, *, wait: float = 0.0) -> None:
-        """`wait`: seconds in which another holder may turn out to be lost."""
-        self.path, self.wait = folder / "lease.json", wait
+        """`wait`: seconds to wait for another holder's heartbeat to stop."""
+        self.path, self.wait = folder / FILE, wait
         self.token = uuid.uuid4().hex
         self._ended = threading.Event()
-        self._beating = threading.Thread(target=self._beat, daemon=True)
+        self._heartbeat = threading.Thread(target=self._write_heartbeats, daemon=True)
 
     def __enter__(self) -> Self:
-        """Take the folder. Raises DtlError while somebody else holds it."""
-        until = time.monotonic() + self.wait
-        while not (created := self._create()) and time.monotonic() < until:
-            holder = self._read()
-            if holder is None or not _alive(holder) or holder.get("host") == socket.gethostname():
-                break
-            time.sleep(0.5)
-        if not created:
-            holder = self._read()
-            if holder is not None and _alive(holder):
-                raise DtlError.of(
-                    str(self.path.parent),
-                    f"is being written by process {holder['process']} on {holder['host']}",
-                    "wait for that run, or end it; a lease without heartbeat is free after "
-                    f"{STALE_SECONDS:.0f} s",
-                )
-            self._write()
-            time.sleep(SETTLE_SECONDS)
-            if self.lost:
-                raise DtlError.of(
-                    str(self.path.parent), "another process took it at the same time", "wait for it"
-                )
-        self._beating.start()
+        """Take the folder. Raises DtlError while another process holds it."""
+        if not self._create_or_wait():
+            self._take_stale()
+        self._heartbeat.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._ended.set()
-        self._beating.join()
-        if not self.lost:
+        self._heartbeat.join()
+        if not self.is_lost:
             self.path.unlink(missing_ok=True)
 
     @property
-    def lost(self) -> bool:
-        """Whether the folder is another process's now."""
-        holder = self._read()
+    def is_lost(self) -> bool:
+        """Whether another process has taken the folder."""
+        holder = _read_holder(self.path)
         return holder is None or holder.get("token") != self.token
 
-    def hold(self) -> None:
-        """Raises TakenOver when the folder is another process's now."""
-        if self.lost:
-            holder = self._read() or {"process": "?", "host": "?"}
-            raise TakenOver.of(
+    def check(self) -> None:
+        """Raise LeaseLost if another process has taken the folder."""
+        if self.is_lost:
+            holder = _read_holder(self.path) or {"process": "?", "host": "?"}
+            raise LeaseLost.of(
                 str(self.path.parent),
-                f"was taken over by process {holder['process']} on {holder['host']}",
+                f"process {holder['process']} on {holder['host']} has taken over the folder",
                 "end one of the two; this one has written nothing since",
             )
 
-    def _record(self) -> str:
+    def _create_or_wait(self) -> bool:
+        """Create the file, or wait for its holder to stop; return whether it was created."""
+        deadline = time.monotonic() + self.wait
+        while not (is_created := self._create()) and time.monotonic() < deadline:
+            holder = _read_holder(self.path)
+            if holder is None or not _is_alive(holder):
+                break
+            if holder.get("host") == socket.gethostname():
+                break
+            time.sleep(0.5)
+        return is_created
+
+    def _take_stale(self) -> None:
+        """Take the folder of a holder that is not alive. Raises DtlError if it is."""
+        holder = _read_holder(self.path)
+        if holder is not None and _is_alive(holder):
+            raise DtlError.of(
+                str(self.path.parent),
+                f"process {holder['process']} on {holder['host']} is writing the folder",
+                "wait for that run, or end it; a lease expires "
+                f"{STALE_SECONDS:.0f} s after its last heartbeat",
+            )
+        self._write()
+        time.sleep(CONFIRM_SECONDS)
+        if self.is_lost:
+            raise DtlError.of(
+                str(self.path.parent),
+                "another process has taken the folder at the same time",
+                "wait for it",
+            )
+
+    def _to_json(self) -> str:
         return json.dumps(
             {
                 "token": self.token,
                 "host": socket.gethostname(),
                 "process": os.getpid(),
-                "began": _began(os.getpid()),
-                "beat": time.time(),
+                "start_ticks": _read_start_ticks(os.getpid()),
+                "heartbeat": time.time(),
             }
         )
 
     def _create(self) -> bool:
-        """Make the file unless it is there; linking a whole file into place is atomic."""
-        staged = self._staged()
+        """Create the file unless it exists; a hard link to a complete file is atomic."""
+        staged = self.path.with_name(f".lease-{self.token}")
+        staged.write_text(self._to_json(), encoding="utf-8")
         try:
             os.link(staged, self.path)
             return True
@@ -103,43 +118,39 @@ class Lease:
             staged.unlink()
 
     def _write(self) -> None:
-        self._staged().replace(self.path)
+        write_text(self.path, self._to_json(), sync=False)
 
-    def _staged(self) -> Path:
-        staged = self.path.with_name(f".lease-{self.token}")
-        staged.write_text(self._record(), encoding="utf-8")
-        return staged
-
-    def _read(self) -> dict[str, Any] | None:
-        try:
-            found: dict[str, Any] = json.loads(self.path.read_text(encoding="utf-8"))
-            return found
-        except (OSError, ValueError):
-            return None
-
-    def _beat(self) -> None:
-        while not self._ended.wait(BEAT_SECONDS):
-            if self.lost:
+    def _write_heartbeats(self) -> None:
+        while not self._ended.wait(HEARTBEAT_SECONDS):
+            if self.is_lost:
                 return
             self._write()
 
 
-def holder_here(folder: Path) -> int | None:
-    """The process on this machine that writes the folder; None where there is none."""
-    holder = Lease(folder)._read()
-    if holder is None or holder.get("host") != socket.gethostname() or not _alive(holder):
+def find_local_holder(folder: Path) -> int | None:
+    """Return the process on this machine that writes the folder, or None."""
+    holder = _read_holder(folder / FILE)
+    if holder is None or holder.get("host") != socket.gethostname() or not _is_alive(holder):
         return None
     return int(holder["process"])
 
 
 def is_held(folder: Path) -> bool:
-    """Whether a process, on whatever machine, writes the folder."""
-    holder = Lease(folder)._read()
-    return holder is not None and _alive(holder)
+    """Return whether a process, on any machine, writes the folder."""
+    holder = _read_holder(folder / FILE)
+    return holder is not None and _is_alive(holder)
 
 
-def _alive(holder: dict[str, Any]) -> bool:
-    """On this host: whether the process lives. Elsewhere: whether its heart beats."""
+def _read_holder(path: Path) -> dict[str, Any] | None:
+    try:
+        holder: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return holder
+    except (OSError, ValueError):
+        return None
+
+
+def _is_alive(holder: dict[str, Any]) -> bool:
+    """Return whether the process runs on this host, or has a recent heartbeat on another."""
     if holder.get("host") == socket.gethostname():
         try:
             os.kill(int(holder["process"]), 0)
@@ -147,26 +158,26 @@ def _alive(holder: dict[str, Any]) -> bool:
             return False
         except PermissionError:
             return True
-        return _runs(int(holder["process"]), since=holder.get("began"))
-    return time.time() - float(holder.get("beat", 0.0)) < STALE_SECONDS
+        return _is_same_process(int(holder["process"]), holder.get("start_ticks"))
+    return time.time() - float(holder.get("heartbeat", 0.0)) < STALE_SECONDS
 
 
-def _runs(process: int, *, since: str | None) -> bool:
-    """Whether it is no zombie, nor another process that was given its number after it had ended."""
-    state = _state(process)
-    return state[:1] != ["Z"] and (since is None or not state or state[19] == since)
+def _is_same_process(process: int, start_ticks: str | None) -> bool:
+    """Return whether it is neither a zombie nor another process with a reused number."""
+    stat = _read_stat(process)
+    return stat[:1] != ["Z"] and (start_ticks is None or not stat or stat[19] == start_ticks)
 
 
-def _began(process: int) -> str | None:
-    """When it began, in ticks since the machine was started; None where nobody tells."""
-    state = _state(process)
-    return state[19] if state else None
+def _read_start_ticks(process: int) -> str | None:
+    """Return the start time in clock ticks since boot; None where it is unknown."""
+    stat = _read_stat(process)
+    return stat[19] if stat else None
 
 
-def _state(process: int) -> list[str]:
-    """What Linux tells of a process, from its state on; elsewhere nothing."""
+def _read_stat(process: int) -> list[str]:
+    """Return the fields of /proc/PID/stat from the state on; [] on other systems than Linux."""
     try:
-        status = Path(f"/proc/{process}/stat").read_text(encoding="utf-8")
+        stat = Path(f"/proc/{process}/stat").read_text(encoding="utf-8")
     except OSError:
         return []
-    return status.rpartition(")")[2].split()
+    return stat.rpartition(")")[2].split()

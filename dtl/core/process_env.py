@@ -6,51 +6,49 @@ import os
 import socket
 from collections.abc import Mapping, MutableMapping
 
-SLURM_TASKS = "DTL_SLURM_TASKS_PER_NODE"  # srun starts the ranks: so many on each node
+SLURM_TASKS = "DTL_SLURM_TASKS_PER_NODE"  # ranks on each node, if srun starts the ranks
+TORCHRUN_TIMEOUT_SECONDS = 3600  # how long torchrun waits for the ranks to save
 
 
-SAVING_SECONDS = 3600  # so long torchrun waits for the ranks to save
-
-
-def surroundings(device: str) -> dict[str, str]:
-    """What a launcher and its ranks want in their environment, wherever they run."""
+def launcher_environment(device: str) -> dict[str, str]:
+    """Return the variables that a launcher and its ranks need on a device ("cpu" or "cuda")."""
     environment = {
         "PYTHONUNBUFFERED": "1",
-        "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(SAVING_SECONDS),
+        "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(TORCHRUN_TIMEOUT_SECONDS),
     }
     if device == "cpu":
         environment |= {"ACCELERATE_USE_CPU": "true", "DS_ACCELERATOR": "cpu"}
     return environment
 
 
-def take_slurm_rank(environment: MutableMapping[str, str]) -> None:
-    """What torchrun would have said of this process, from what srun says of its task.
+def set_rank_from_slurm(environment: MutableMapping[str, str]) -> None:
+    """Set the variables of torchrun from those of srun.
 
-    Only where the job says that its tasks are ranks: in an interactive job they are not.
+    Only if the job script says that its tasks are ranks: in an interactive job they are not.
     """
     if SLURM_TASKS not in environment or "RANK" in environment:
         return
-    alone = len(environment.get("CUDA_VISIBLE_DEVICES", "0,1").split(",")) == 1
+    sees_one_gpu = len(environment.get("CUDA_VISIBLE_DEVICES", "0,1").split(",")) == 1
     environment["RANK"] = environment["SLURM_PROCID"]
     environment["WORLD_SIZE"] = environment["SLURM_NTASKS"]
-    # A task that sees one GPU only finds its own at number 0.
-    environment["LOCAL_RANK"] = "0" if alone else environment["SLURM_LOCALID"]
+    # A task that sees only its own GPU has it as device 0.
+    environment["LOCAL_RANK"] = "0" if sees_one_gpu else environment["SLURM_LOCALID"]
     environment["LOCAL_WORLD_SIZE"] = environment[SLURM_TASKS]
 
 
-def number_on_node(environment: Mapping[str, str]) -> int:
-    """Which of its node's processes this is, from 0."""
-    of_task = SLURM_TASKS in environment
-    return int(environment.get("SLURM_LOCALID" if of_task else "LOCAL_RANK", "0"))
+def get_local_rank(environment: Mapping[str, str]) -> int:
+    """Return the rank of the process on its node, from 0."""
+    is_slurm = SLURM_TASKS in environment
+    return int(environment.get("SLURM_LOCALID" if is_slurm else "LOCAL_RANK", "0"))
 
 
-def threads(processes: int) -> int:
-    """CPU threads of one process: the cores shared out."""
+def threads_per_process(processes: int) -> int:
+    """Return the number of CPU threads of one process: its share of the cores, at least 1."""
     return max(1, (os.cpu_count() or 1) // processes)
 
 
-def free_port() -> int:
-    """A port on this machine that nobody listens on now."""
+def find_free_port() -> int:
+    """Return a port of this machine that no process listens on now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -1,4 +1,4 @@
-"""Signals that ask a process to end: noted at once, obeyed at the next safe point."""
+"""Signals that request a process to stop: stored at once, obeyed at the next safe point."""
 
 from __future__ import annotations
 
@@ -11,51 +11,59 @@ from dtl.core.errors import StoppedEarly
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 STOPPED = StoppedEarly.exit_code
-HANDED_ON = "SIGTERM,SIGINT,SIGHUP,SIGUSR1,SIGQUIT"  # by torchrun, to the ranks
+FORWARDED_BY_TORCHRUN = "SIGTERM,SIGINT,SIGHUP,SIGUSR1,SIGQUIT"
 
 
 class Stop:
-    """Listens to the signals by which people, launchers and clusters end a process.
+    """Handles the signals by which people, launchers and clusters stop a process.
 
-    While `interrupts` is set there is nothing to save, and the first signal raises StoppedEarly.
-    Else it is noted, and `passes_on` is called, each time: asking again changes nothing.
+    While `interrupts` is set, there is nothing to save, and the first signal raises StoppedEarly.
+    Otherwise the signal is stored, and `forward` is called for each one; a second signal changes
+    nothing.
     """
 
     def __init__(
-        self, *, interrupts: bool = False, passes_on: Callable[[], None] | None = None
+        self, *, interrupts: bool = False, forward: Callable[[], None] | None = None
     ) -> None:
-        self.interrupts, self.passes_on = interrupts, passes_on
-        self.by: str | None = None  # the first signal's name
-        self._before: dict[int, Any] = {}
+        self.interrupts, self.forward = interrupts, forward
+        self.signal_name: str | None = None  # of the first signal
+        self._previous_handlers: dict[int, Any] = {}
 
     @property
-    def asked(self) -> bool:
-        return self.by is not None
+    def is_requested(self) -> bool:
+        """Whether a signal has arrived."""
+        return self.signal_name is not None
 
     def __enter__(self) -> Self:
-        """Only the main thread may take signals; elsewhere nobody is listened to."""
+        """Install the handlers; only the main thread may do so, other threads get no signals."""
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+            self._previous_handlers = {
+                number: signal.signal(number, self._handle) for number in SIGNALS
+            }
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
+        for number, handler in self._previous_handlers.items():
             signal.signal(number, handler)
 
-    def _note(self, number: int, _: object) -> None:
-        first = not self.asked
-        self.by = self.by or signal.Signals(number).name
-        if self.passes_on is not None:
-            self.passes_on()
-        elif first and self.interrupts:
+    def _handle(self, number: int, _: object) -> None:
+        is_first = not self.is_requested
+        self.signal_name = self.signal_name or signal.Signals(number).name
+        if self.forward is not None:
+            self.forward()
+        elif is_first and self.interrupts:
             raise StoppedEarly.of(
-                "", f"stopped by {self.by} before the first step", "the same command goes on"
+                "",
+                f"stopped by {self.signal_name} before the first step",
+                "run the same command to continue",
             )
 
 
 def ignore_signals() -> None:
-    """This process is ending because it was asked to: asking again must not change its exit code,
-    while Python takes down what it has loaded."""
+    """Ignore stop signals from now on, because the process is ending already.
+
+    Another signal must not change its exit code while Python shuts down.
+    """
     if threading.current_thread() is threading.main_thread():
         for number in SIGNALS:
             signal.signal(number, signal.SIG_IGN)

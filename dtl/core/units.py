@@ -1,4 +1,4 @@
-"""Numbers with their units, as people read and write them."""
+"""Format and parse numbers with units: bytes, counts, seconds."""
 
 import re
 
@@ -7,13 +7,13 @@ _COUNT_UNITS = ("", " k", " M", " B", " T")
 
 
 def format_bytes(size: float) -> str:
-    """1536 -> '1.50 KiB'; whole bytes below 1024."""
+    """Return a size as text: 1536 -> '1.50 KiB'; below 1024 in whole bytes."""
     value, unit = _scale(float(size), _BYTE_UNITS, step=1024)
     return f"{size:.0f} B" if unit == "B" else f"{_three_digits(value)} {unit}"
 
 
 def format_count(number: float) -> str:
-    """1234567 -> '1.23 M'; whole numbers below 10 000 are written out."""
+    """Return a count as text: 1234567 -> '1.23 M'; below 10 000 as a whole number."""
     if abs(number) < 10_000:
         return f"{number:.0f}"
     value, unit = _scale(float(number), _COUNT_UNITS, step=1000)
@@ -21,7 +21,7 @@ def format_count(number: float) -> str:
 
 
 def format_seconds(seconds: float) -> str:
-    """0.0123 -> '12 ms', 7.25 -> '7.2 s', 75 -> '1 min 15 s', 7200 -> '2 h 00 min'."""
+    """Return a duration as text: 0.0123 -> '12 ms', 7.25 -> '7.2 s', 75 -> '1 min 15 s', 7200 -> '2 h 00 min'."""
     if seconds < 0:
         return f"-{format_seconds(-seconds)}"
     if seconds < 0.9995:
@@ -39,9 +39,9 @@ def format_seconds(seconds: float) -> str:
 
 
 def parse_seconds(text: str) -> float:
-    """'90', '90s', '45min', '4h', '1d12h', '4:00:00', '1-12:00:00' (as Slurm writes) -> seconds.
+    """Return the seconds of '90', '90s', '45min', '4h', '1d12h', '4:00:00' or '1-12:00:00'.
 
-    Raises ValueError for anything else, and for no time at all.
+    The last two are Slurm's formats. Raises ValueError for other text and for 0 seconds.
     """
     days, dash, clock = text.strip().rpartition("-")
     colons = re.fullmatch(r"(?:(\d+):)?(\d+):(\d+)", clock)
@@ -58,7 +58,7 @@ def parse_seconds(text: str) -> float:
         float(number or 0) * unit for number, unit in zip(parts, (86400, 3600, 60, 1), strict=False)
     )
     if seconds <= 0:
-        raise ValueError(f"'{text}' is no length of time")
+        raise ValueError(f"'{text}' is not a length of time")
     return seconds
 
 

@@ -13,7 +13,7 @@ from accelerate.utils import (
     InitProcessGroupKwargs,
 )
 
-from dtl.core.process_env import free_port
+from dtl.core.process_env import find_free_port
 from dtl.engine.base import Engine, EngineSettings
 from dtl.engine.ddp import DdpEngine
 from dtl.engine.deepspeed import DeepSpeedEngine
@@ -79,7 +79,7 @@ def _describe_single_process_group(environment: MutableMapping[str, str]) -> Non
     a group in any case."""
     if "RANK" not in environment:
         environment.update({"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"})
-        environment.update({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())})
+        environment.update({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(find_free_port())})
 
 
 def _accumulation_plugin(settings: EngineSettings) -> GradientAccumulationPlugin:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dtl.core.statistics import resampled
+from dtl.core.statistics import resample_scores
 
 if TYPE_CHECKING:
     from dtl.metrics.base import EvalRecord
@@ -73,6 +73,6 @@ def read_group_scores(scores: dict[str, float], column: str) -> list[GroupScore]
 
 def bootstrap_interval(task: Task, counts_NK: np.ndarray) -> tuple[float, float]:
     """Return the percentile bootstrap interval (Efron 1979) over examples, equal at every call."""
-    values_R = resampled(task.metric_from_counts, counts_NK, resamples=RESAMPLES)
+    values_R = resample_scores(task.metric_from_counts, counts_NK, resamples=RESAMPLES)
     low, high = np.percentile(values_R, PERCENTILES)
     return float(low), float(high)

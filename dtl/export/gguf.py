@@ -1,4 +1,4 @@
-"""A saved model as a GGUF file, by llama.cpp's converter."""
+"""Convert a saved model to a GGUF file, with llama.cpp's converter."""
 
 from __future__ import annotations
 
@@ -10,49 +10,54 @@ from pathlib import Path
 
 from dtl.core.errors import DtlError, RunFailed
 
-SCRIPT = "convert_hf_to_gguf.py"
-VARIABLE = "DTL_GGUF_CONVERTER"
-TYPES = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
+CONVERTER = "convert_hf_to_gguf.py"
+CONVERTER_VARIABLE = "DTL_GGUF_CONVERTER"
+OUTPUT_TYPES = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 
 
-def find_converter(given: Path | None) -> Path:
-    """The script that was named, or that the environment names, or that is on PATH.
-    Raises DtlError."""
-    named = given or os.environ.get(VARIABLE)
-    if named is not None:
-        script = Path(named).expanduser()
+def find_converter(option: Path | None) -> Path:
+    """Return the script that `--converter` or the environment variable names, or that is on PATH.
+
+    Raises DtlError.
+    """
+    path = option or os.environ.get(CONVERTER_VARIABLE)
+    if path is not None:
+        script = Path(path).expanduser()
         if not script.is_file():
-            place = "--converter" if given else VARIABLE
-            raise DtlError.of(place, f"there is no file {script}", f"name llama.cpp's {SCRIPT}")
+            location = "--converter" if option else CONVERTER_VARIABLE
+            raise DtlError.of(
+                location, f"there is no file {script}", f"name llama.cpp's {CONVERTER}"
+            )
         return script
-    found = shutil.which(SCRIPT) or find_on_path()
-    if found is None:
+    on_path = shutil.which(CONVERTER) or find_on_path()
+    if on_path is None:
         raise DtlError.of(
             "--format",
-            f"gguf needs llama.cpp's {SCRIPT}, which is not on PATH",
-            "git clone https://github.com/ggml-org/llama.cpp, pip install its "
+            f"gguf needs llama.cpp's {CONVERTER}, which is not on PATH",
+            "run `git clone https://github.com/ggml-org/llama.cpp`, pip install its "
             "requirements/requirements-convert_hf_to_gguf.txt, and name the script with "
-            f"--converter or {VARIABLE}",
+            f"--converter or {CONVERTER_VARIABLE}",
         )
-    return Path(found)
+    return Path(on_path)
 
 
 def find_on_path() -> Path | None:
-    """Also where the script is not marked as a program."""
+    """Return the script in a folder of PATH, even if it is not executable."""
     folders = os.environ.get("PATH", "").split(os.pathsep)
-    return next((file for one in folders if (file := Path(one) / SCRIPT).is_file()), None)
+    files = (Path(folder) / CONVERTER for folder in folders)
+    return next((file for file in files if file.is_file()), None)
 
 
 def convert_to_gguf(converter: Path, model: Path, file: Path, *, dtype: str) -> None:
-    """Raises RunFailed with the converter's last words where it fails."""
+    """Write `file` from the model in a folder. Raises RunFailed with the converter's last line."""
     file.parent.mkdir(parents=True, exist_ok=True)
     argv = [sys.executable, str(converter), str(model)]
-    argv += ["--outfile", str(file), "--outtype", TYPES[dtype]]
+    argv += ["--outfile", str(file), "--outtype", OUTPUT_TYPES[dtype]]
     ended = subprocess.run(argv, capture_output=True, text=True, errors="replace", check=False)
     if ended.returncode != 0 or not file.is_file() or file.stat().st_size == 0:
-        said = (ended.stderr or ended.stdout).strip().splitlines() or ["it wrote nothing"]
+        lines = (ended.stderr or ended.stdout).strip().splitlines() or ["it wrote no file"]
         raise RunFailed.of(
             str(converter),
-            f"ended with exit code {ended.returncode} ({said[-1][:300]})",
-            "llama.cpp may not know this kind of model; export safetensors with --merge",
+            f"exit code {ended.returncode} ({lines[-1][:300]})",
+            "check that llama.cpp supports this model, or export safetensors with --merge",
         )

@@ -1,4 +1,4 @@
-"""An export, opened to be used: its model, what reads its input, and its task."""
+"""Load an export: its model, its processor and its task."""
 
 from __future__ import annotations
 
@@ -28,7 +28,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ExportedModel:
-    """`columns`: dtl's name of a column -> its name in the data that it was trained on."""
+    """An export on the CPU, ready for inference.
+
+    `columns`: name of a column in the training data, by dtl's name of it. `model_config`: the
+    config of the base.
+    """
 
     task: Task
     dataset_stats: DatasetStats
@@ -38,72 +42,84 @@ class ExportedModel:
     model_config: Any
 
 
+def load_export(path: Path, *, for_task: bool = True) -> ExportedModel:
+    """Load an export, or that of a finished run, on the CPU in fp32.
+
+    A base that was quantized for the run is quantized again. Code in a model folder is never run.
+    `for_task`: whether the task will predict or score with it. Raises DtlError.
+    """
+    folder = find_export_folder(path)
+    metadata = _read_metadata(folder)
+    task, is_adapter = _load_task(metadata), metadata["kind"] == "adapter"
+    if task.compares_with_base and not is_adapter and for_task:
+        raise DtlError.of(
+            str(folder),
+            f"task {metadata['task']['name']} needs the base, which a merged model does not have",
+            "name the export of the adapter",
+        )
+    source = Model(**metadata["base"]) if is_adapter else Model(path=str(folder))
+    model_config = load_model_config(source)
+    processor, dataset_stats = task.adapt_processor(
+        load_exported_processor(folder, task.processor_kind), metadata["dataset_stats"]
+    )
+    head = HeadConfig(task.auto_class, task.head_config(dataset_stats) if is_adapter else {})
+    with silence_transformers():  # it warns of a missing head, which the adapter brings
+        loaded = load_pretrained(
+            source, head=head, random_init=False, seed=0, dtype=source.dtype or "fp32"
+        )
+        quantize.prepare_saved_model(loaded.model)
+        model = _load_adapter(loaded.model, folder) if is_adapter else loaded.model
+    if (pad_token_id := get_pad_token_id(processor)) is not None:
+        loaded.model.config.pad_token_id = pad_token_id  # type: ignore[union-attr]
+    task.configure_model(loaded.model, processor=processor)
+    return ExportedModel(
+        task=task,
+        dataset_stats=dataset_stats,
+        columns=dict(metadata["columns"]),
+        model=model.eval(),
+        processor=processor,
+        model_config=reserve_virtual_tokens(model_config, count_virtual_tokens(model)),
+    )
+
+
 def find_export_folder(path: Path) -> Path:
-    """The export that a path names: itself, or that of a finished run. Raises DtlError."""
+    """Return the export that a path names: the folder itself, or that of a finished run.
+
+    Raises DtlError.
+    """
     if (path / EXPORT_METADATA).is_file():
         return path
     run = RunFolder(path)
     if run.state == "interrupted":
-        raise DtlError.of(str(path), "the run is not finished", f"`dtl resume {path}` finishes it")
+        raise DtlError.of(
+            str(path), "the run is not finished", f"finish it with `dtl resume {path}`"
+        )
     if run.state == "finished" and (run.export / EXPORT_METADATA).is_file():
         return run.export
     raise DtlError.of(
         str(path),
-        f"there is no export with a {EXPORT_METADATA} in it",
+        f"there is no export with a file {EXPORT_METADATA}",
         "name a run folder, or its export",
     )
 
 
-def load_export(path: Path, *, for_task: bool = True) -> ExportedModel:
-    """Load it on the CPU, in fp32, on a base that is quantized as it was for the run. Code that a
-    model brings is never run. `asks`: whether its task will be asked to predict or to score. Raises
-    DtlError."""
-    folder = find_export_folder(path)
-    note = _read_metadata(folder)
-    choice = TaskConfig.model_validate(note["task"])
-    task: Task = registry.load("tasks", choice.name).Plugin(choice.options)
-    if task.compares_with_base and note["kind"] != "adapter" and for_task:
+def _read_metadata(folder: Path) -> dict[str, Any]:
+    file = folder / EXPORT_METADATA
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    except ValueError as fault:
         raise DtlError.of(
-            str(folder),
-            f"task {choice.name} compares with the base, which a merged model no longer has",
-            "name the export of the adapter",
-        )
-    dataset_stats = note["dataset_stats"]
-    adapter = note["kind"] == "adapter"
-    source = Model(**note["base"]) if adapter else Model(path=str(folder))
-    settings = load_model_config(source)
-    processor, dataset_stats = task.adapt_processor(
-        load_exported_processor(folder, task.processor_kind), dataset_stats
-    )
-    with silence_transformers():  # the head that the base lacks is in the adapter
-        loaded = load_pretrained(
-            source,
-            head=HeadConfig(task.auto_class, task.head_config(dataset_stats) if adapter else {}),
-            random_init=False,
-            seed=0,
-            dtype=source.dtype or "fp32",
-        )
-        quantize.prepare_saved_model(loaded.model)
-        model = _load_adapter(loaded.model, folder) if adapter else loaded.model
-    if (padding := get_pad_token_id(processor)) is not None:
-        loaded.model.config.pad_token_id = padding  # type: ignore[union-attr]
-    task.configure_model(loaded.model, processor=processor)
-    settings = reserve_virtual_tokens(settings, count_virtual_tokens(model))
-    return ExportedModel(
-        task, dataset_stats, dict(note["columns"]), model.eval(), processor, settings
-    )
+            str(file), f"the file cannot be read ({fault})", "export the run again"
+        ) from fault
+
+
+def _load_task(metadata: dict[str, Any]) -> Task:
+    config = TaskConfig.model_validate(metadata["task"])
+    task: Task = registry.load("tasks", config.name).Plugin(config.options)
+    return task
 
 
 def _load_adapter(base: nn.Module, folder: Path) -> nn.Module:
     if not (folder / ADAPTER_WEIGHTS).is_file():
         raise DtlError.of(str(folder), f"there is no {ADAPTER_WEIGHTS}", "export the run again")
     return load_adapter(base, folder)
-
-
-def _read_metadata(folder: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads((folder / EXPORT_METADATA).read_text(encoding="utf-8")))
-    except ValueError as fault:
-        raise DtlError.of(
-            str(folder / EXPORT_METADATA), f"cannot be read ({fault})", "export the run again"
-        ) from fault

@@ -1,4 +1,4 @@
-"""A model as an ONNX graph, by torch's exporter."""
+"""Write a model as an ONNX graph, with torch's exporter."""
 
 from __future__ import annotations
 
@@ -10,73 +10,78 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from dtl.core.errors import DtlError, RunFailed
-from dtl.export.verify_process import ONNX_FILE
+from dtl.export.sample_inputs import ForwardInputs
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from dtl.export.verify import ForwardInputs
-
+ONNX_FILE = "model.onnx"
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 
 def check_packages() -> None:
-    """Raise DtlError where a package is not installed."""
-    lacking = [name for name in PACKAGES if find_spec(name) is None]
-    if lacking:
-        raise DtlError.of("--format", f"onnx needs {', '.join(lacking)}", "pip install 'dtl[onnx]'")
+    """Raise DtlError where a package that ONNX needs is not installed."""
+    missing = [name for name in PACKAGES if find_spec(name) is None]
+    if missing:
+        raise DtlError.of(
+            "--format", f"onnx needs {', '.join(missing)}", "run `pip install 'dtl[onnx]'`"
+        )
 
 
 class _LogitsModule(torch.nn.Module):
-    """From tensors in order to logits; `settings`: what else the model is called with."""
+    """A model with positional tensors as its input and logits as its output.
+
+    `settings`: further keyword arguments of the model, which are not tensors.
+    """
 
     def __init__(self, model: nn.Module, names: list[str], settings: dict[str, Any]) -> None:
         super().__init__()
         self.model, self.names, self.settings = model, names, settings
 
     def forward(self, *tensors: Tensor) -> Tensor:
-        given = dict(zip(self.names, tensors, strict=True))
-        logits: Tensor = self.model(**given, **self.settings).logits
+        """Return the logits of the tensors, which are in the order of `names`."""
+        inputs = dict(zip(self.names, tensors, strict=True))
+        logits: Tensor = self.model(**inputs, **self.settings).logits
         return logits
 
 
-def write_onnx(model: nn.Module, asked: list[ForwardInputs], folder: Path) -> None:
-    """model.onnx and the model's config. Raises RunFailed where torch cannot trace the model."""
+def write_onnx(model: nn.Module, inputs: list[ForwardInputs], folder: Path) -> None:
+    """Write model.onnx and the model's config. Raises RunFailed where torch cannot trace it."""
     folder.mkdir()
-    example = max(asked, key=lambda question: sum(map(_numel, question.values())))
-    tensors = {name: value for name, value in example.items() if isinstance(value, torch.Tensor)}
-    settings = {name: value for name, value in example.items() if name not in tensors}
-    # Two rows: an axis of one would be taken for a fixed one.
-    twice = {name: torch.cat([value, value]) for name, value in tensors.items()}
-    axes = tuple(_dynamic_axes([question[name] for question in asked]) for name in twice)
+    largest = max(inputs, key=lambda arguments: sum(map(_numel, arguments.values())))
+    tensors = {name: value for name, value in largest.items() if isinstance(value, torch.Tensor)}
+    settings = {name: value for name, value in largest.items() if name not in tensors}
+    # Two rows: torch.export makes an axis of size 1 a constant.
+    doubled = {name: torch.cat([tensor, tensor]) for name, tensor in tensors.items()}
+    axes = tuple(_dynamic_axes([arguments[name] for arguments in inputs]) for name in doubled)
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
             torch.onnx.export(
-                _LogitsModule(model, list(twice), settings),
-                tuple(twice.values()),
+                _LogitsModule(model, list(doubled), settings),
+                tuple(doubled.values()),
                 folder / ONNX_FILE,
-                input_names=list(twice),
+                input_names=list(doubled),
                 output_names=["logits"],
                 dynamic_shapes={"tensors": axes},
                 dynamo=True,
                 verbose=False,
             )
-    except Exception as fault:  # torch raises of many kinds, its own and those of the model's code
+    except Exception as fault:  # of many types: torch's own and those of the model's code
         reason = " ".join(str(fault.__cause__ or fault).split())[:300]
         raise RunFailed.of(
             "--format",
             f"torch cannot write a {type(model).__name__} as an ONNX graph ({reason})",
-            "take safetensors",
+            "use --format safetensors",
         ) from fault
     model.config.save_pretrained(folder)  # type: ignore[union-attr, operator]
 
 
-def _dynamic_axes(values: list[Tensor]) -> dict[int, Any]:
-    """Axes that may have any size: the rows, the length of a matrix, and what is seen to vary."""
-    first = values[0]
+def _dynamic_axes(tensors: list[Tensor]) -> dict[int, Any]:
+    """Return the axes that may have any size: rows, the length of a matrix, and those that vary."""
+    first = tensors[0]
     varying = {
-        axis for axis in range(first.dim()) if len({value.shape[axis] for value in values}) > 1
+        axis for axis in range(first.dim()) if len({tensor.shape[axis] for tensor in tensors}) > 1
     }
     lengths = {1} if first.dim() == 2 else set()
     return {axis: torch.export.Dim.DYNAMIC for axis in sorted({0} | lengths | varying)}

@@ -1,4 +1,4 @@
-"""The model that a run has trained, opened whole in this process: in fp32, on the CPU."""
+"""Load the trained model of a run into this process: in fp32, on the CPU."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dtl.assembly.parts import Parts
-from dtl.config.schema import RunConfig
 from dtl.core.errors import DtlError
 from dtl.core.parallel_dims import ParallelDims
 from dtl.engine.base import EngineSettings
@@ -30,63 +29,71 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """`step`: after which the weights are those; `scores`: as the run has stored them."""
+    """The model that a run exports.
+
+    `step`: after which the weights are those. `scores`: as the run has stored them, by model.
+    `weights_kind`: adapted, or the name of an average.
+    """
 
     model: nn.Module
     parts: Parts
-    examples: PreparedData
+    data: PreparedData
     step: int
     scores: dict[str, dict[str, float]]
-    weights_kind: str = "adapted"  # or which average of the weights
+    weights_kind: str = "adapted"
 
 
-def load_trained_model(folder: RunFolder, *, say: Callable[[str], None]) -> TrainedModel:
-    """From the checkpoint that the run exports, or else its newest; where a finished run has lost
-    it, or exports what is in none, from its export. Raises DtlError."""
-    step, saved = _find_exported_checkpoint(folder)
+def load_trained_model(folder: RunFolder, *, print_line: Callable[[str], None]) -> TrainedModel:
+    """Load the checkpoint that a run exports; of an unfinished run, its newest.
+
+    The export of a finished run is loaded instead where no checkpoint has its weights. Raises
+    DtlError.
+    """
+    step, checkpoint_path = _find_exported_checkpoint(folder)
     prepared = preparation.reopen_run(folder, writes=True)
-    finished = folder.state == "finished"
-    weights = folder.result["weights"] if finished else "adapted"
+    is_finished = folder.state == "finished"
+    weights_kind = folder.result["weights"] if is_finished else "adapted"
+    # Only an export says of which dtype the weights were that its base was quantized from.
+    has_quantized_export = is_finished and folder.config.model.quantize is not None
     parts = prepared.parts.for_phase(prepared.plan.phase_index(max(0, step - 1)))
-    if saved is None or weights != "adapted" or (finished and _has_rounded_base(folder.config)):
-        if saved is None:
-            say(f"there is no checkpoint of step {step}: the weights are those of {folder.export}")
+    if checkpoint_path is None or weights_kind != "adapted" or has_quantized_export:
+        if checkpoint_path is None:
+            print_line(
+                f"There is no checkpoint of step {step}. The weights are read from {folder.export}"
+            )
         model = load_export(folder.path).model
     else:
-        model = _load_from_checkpoint(prepared, parts, saved)
-    scores = folder.result["scores"] if finished else _logged_scores(folder, step)
-    return TrainedModel(model.eval(), parts, prepared.data, step, scores, weights)
-
-
-def _has_rounded_base(config: RunConfig) -> bool:
-    """Whether the base is made of rounded weights, as only its export is told."""
-    return config.model.quantize is not None
+        model = _load_from_checkpoint(prepared, parts, checkpoint_path)
+    scores = folder.result["scores"] if is_finished else _logged_scores(folder, step)
+    return TrainedModel(model.eval(), parts, prepared.data, step, scores, weights_kind)
 
 
 def _find_exported_checkpoint(folder: RunFolder) -> tuple[int, Path | None]:
-    """The step whose weights count, and its checkpoint."""
+    """Return the step whose weights are exported, and its checkpoint; None if it was removed."""
     store = CheckpointStore(folder.checkpoints, folder.identity, folder.previous_identities)
     if folder.state == "finished":
         result = folder.result
         best = result["best"]["step"] if folder.config.train.export == "best" else None
         step = int(result["steps"] if best is None else best)
         path = store.step_path(step)
-        if path.is_dir() and (fault := store.find_damage(path)) is not None:
-            raise DtlError.of(str(path), fault, "remove it to export from the run's own export")
+        if path.is_dir() and (reason := store.find_damage(path)) is not None:
+            raise DtlError.of(str(path), reason, "remove it; then the run's own export is used")
         return step, path if path.is_dir() else None
     newest, damaged = store.find_newest_intact()
     if newest is None:
-        why = f" ({damaged[0].path.name}: {damaged[0].reason})" if damaged else ""
+        reason = f" ({damaged[0].path.name}: {damaged[0].reason})" if damaged else ""
         raise DtlError.of(
             str(folder.path),
-            f"the run has not ended and has no whole checkpoint yet{why}",
-            f"`dtl resume {folder.path}` goes on with it",
+            f"the run is not finished and has no intact checkpoint{reason}",
+            f"continue the run with `dtl resume {folder.path}`",
         )
     return checkpoint.read_progress(newest).step, newest
 
 
-def _load_from_checkpoint(prepared: preparation.Prepared, parts: Parts, saved: Path) -> nn.Module:
-    """As the run makes its model, then the learnt weights; every number in fp32."""
+def _load_from_checkpoint(
+    prepared: preparation.Prepared, parts: Parts, checkpoint_path: Path
+) -> nn.Module:
+    """Return the model built as in the run, with the weights of the checkpoint, in fp32."""
     engine = start(
         EngineSettings(
             device="cpu",
@@ -104,16 +111,16 @@ def _load_from_checkpoint(prepared: preparation.Prepared, parts: Parts, saved: P
             parts,
             prepared.data,
             engine,
-            saved=saved,
+            saved=checkpoint_path,
         ).model
-        load_weights(saved, engine, model)
+        load_weights(checkpoint_path, engine, model)
     finally:
         engine.close()
     return model
 
 
 def _single_process_plan(plan: Plan) -> Plan:
-    """The same plan on one process that holds everything in fp32."""
+    """Return the same plan for one process on the CPU, in fp32."""
     layout = replace(
         plan.layout,
         nodes=1,

@@ -1,4 +1,4 @@
-"""In a process of its own: open an export, and answer the questions that lie in a file."""
+"""The process that loads an export and computes its logits (started by verify.py)."""
 
 from __future__ import annotations
 
@@ -11,44 +11,46 @@ from safetensors.torch import save_file
 
 from dtl.core.errors import DtlError
 from dtl.export.load_export import load_export
-from dtl.export.verify import ForwardInputs, compute_logits, load_inputs
+from dtl.export.onnx import ONNX_FILE
+from dtl.export.sample_inputs import ForwardInputs, load_inputs
+from dtl.export.verify import compute_logits
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-ONNX_FILE = "model.onnx"
+ComputeLogits = Callable[[list[ForwardInputs]], list["Tensor"]]
 
 
 def main(arguments: list[str]) -> int:
-    """EXPORT QUESTIONS ANSWERS: folder, and two safetensors files."""
-    export, questions, replies = map(Path, arguments)
+    """Run with EXPORT INPUTS LOGITS: a folder and two safetensors files. Return the exit code."""
+    export, inputs_file, logits_file = map(Path, arguments)
     try:
-        answer = _with_onnxruntime if (export / ONNX_FILE).is_file() else _with_transformers
-        found = answer(export)(load_inputs(questions))
+        load = _load_onnx if (export / ONNX_FILE).is_file() else _load_transformers
+        logits = load(export)(load_inputs(inputs_file))
     except DtlError as fault:
         print(fault, file=sys.stderr)
         return fault.exit_code
-    save_file({str(number): logits for number, logits in enumerate(found)}, replies)
+    save_file({str(index): tensor for index, tensor in enumerate(logits)}, logits_file)
     return 0
 
 
-def _with_transformers(export: Path) -> Callable[[list[ForwardInputs]], list[Tensor]]:
-    model = load_export(export, asks=False).model
-    return lambda asked: compute_logits(model, asked)
+def _load_transformers(export: Path) -> ComputeLogits:
+    model = load_export(export, for_task=False).model
+    return lambda inputs: compute_logits(model, inputs)
 
 
-def _with_onnxruntime(export: Path) -> Callable[[list[ForwardInputs]], list[Tensor]]:
+def _load_onnx(export: Path) -> ComputeLogits:
     import onnxruntime
     import torch
 
     session = onnxruntime.InferenceSession(export / ONNX_FILE, providers=["CPUExecutionProvider"])
-    names = [given.name for given in session.get_inputs()]
+    names = [argument.name for argument in session.get_inputs()]
 
-    def answer(asked: list[ForwardInputs]) -> list[Tensor]:
-        given = ({name: question[name].numpy() for name in names} for question in asked)
-        return [torch.from_numpy(session.run(["logits"], one)[0]) for one in given]
+    def compute(inputs: list[ForwardInputs]) -> list[Tensor]:
+        feeds = ({name: arguments[name].numpy() for name in names} for arguments in inputs)
+        return [torch.from_numpy(session.run(["logits"], feed)[0]) for feed in feeds]
 
-    return answer
+    return compute
 
 
 if __name__ == "__main__":

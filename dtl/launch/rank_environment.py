@@ -1,4 +1,4 @@
-"""Set the environment of one rank: threads, caches of compilers, and a group of one process."""
+"""Set the environment of one rank: threads_per_process, caches of compilers, and a group of one process."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import shutil
 from collections.abc import MutableMapping
 from pathlib import Path
 
-from dtl.core.process_env import number_on_node, threads
+from dtl.core.process_env import get_local_rank, threads_per_process
 
 NODE_LOCAL = "DTL_NODE_LOCAL"  # variable: a folder on the node's own disk; may name variables
 COMPILER_CACHES = ("TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "TORCH_EXTENSIONS_DIR")
@@ -26,7 +26,7 @@ def set_compiler_caches(environment: MutableMapping[str, str]) -> None:
     folder = Path(path) / f"dtl-{os.getuid()}-{environment.get('SLURM_JOB_ID', os.getpid())}"
     for name in COMPILER_CACHES:
         environment.setdefault(name, str(folder / name.lower()))
-    if number_on_node(environment) == 0:
+    if get_local_rank(environment) == 0:
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
 
 
@@ -35,5 +35,7 @@ def set_threads(*, processes: int, device: str) -> None:
     import torch
 
     if device == "cpu":
-        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or threads(processes)))
+        torch.set_num_threads(
+            int(os.environ.get("OMP_NUM_THREADS") or threads_per_process(processes))
+        )
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from dtl.core.errors import DtlError
-from dtl.core.lock import holder_here
+from dtl.core.lock import find_local_holder
 from dtl.core.signals import STOPPED, Stop
 from dtl.launch.child_process import SUPERVISOR_PID, die_with_parent, fork_process
 from dtl.launch.torchrun import LaunchCommand, build_command
@@ -66,13 +66,15 @@ class Supervisor:
         this node, where the run has several nodes.
         """
         self._run = folder.path
-        self._stop.passes_on = self._forward_stop_request
+        self._stop.forward = self._forward_stop_request
         crash_steps: list[int] = []
         for restart in range(MAX_RESTARTS + 1):
             kills_before = count_oom_kills()
             code = self._launch_once(folder, prepared, command)
-            if code == CRASHED and self._stop.asked:
-                self.print_line(f"stopped by {self._stop.by}; `dtl resume {folder.path}` continues")
+            if code == CRASHED and self._stop.is_requested:
+                self.print_line(
+                    f"stopped by {self._stop.signal_name}; `dtl resume {folder.path}` continues"
+                )
                 return STOPPED
             if code != CRASHED:
                 return code
@@ -98,7 +100,7 @@ class Supervisor:
         self, folder: RunFolder, prepared: Prepared | None, command: LaunchCommand | None
     ) -> int:
         """Return the exit code, or CRASHED where the run has not recorded how it ended."""
-        if self._stop.asked:
+        if self._stop.is_requested:
             return CRASHED
         folder.write_exit_code(None)
         if command is None and self.can_fork and folder.plan.layout.world_size == 1:
@@ -118,7 +120,7 @@ class Supervisor:
         """Run a single process without a launcher: a fork of this one, which has imported all."""
 
         def work() -> int:
-            self._stop.passes_on = None
+            self._stop.forward = None
             from dtl.launch import worker
 
             return worker.main(["run", str(folder.path)], prepared=prepared)
@@ -148,14 +150,14 @@ class Supervisor:
 
     def _set_child(self, child: int) -> None:
         self._child = child
-        if self._stop.asked:  # while the child was being started
+        if self._stop.is_requested:  # while the child was being started
             self._forward_stop_request()
 
     def _forward_stop_request(self) -> None:
         """Send SIGTERM to rank 0, which tells the others; to the child while there is no rank 0."""
         if self._child is None or self._run is None:
             return
-        holder = holder_here(self._run)
+        holder = find_local_holder(self._run)
         is_ours = holder is not None and _is_descendant(holder, self._child)
         target = holder if holder is not None and is_ours else self._child
         try:
@@ -166,7 +168,7 @@ class Supervisor:
     def _sleep(self, seconds: float) -> None:
         """Sleep until the time is over or a stop is requested."""
         end = time.monotonic() + seconds
-        while not self._stop.asked and time.monotonic() < end:
+        while not self._stop.is_requested and time.monotonic() < end:
             time.sleep(0.05)
 
 

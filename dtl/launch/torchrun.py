@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dtl.core.errors import DtlError
-from dtl.core.process_env import free_port, surroundings, threads
-from dtl.core.signals import HANDED_ON
+from dtl.core.process_env import find_free_port, launcher_environment, threads_per_process
+from dtl.core.signals import FORWARDED_BY_TORCHRUN
 from dtl.run.folder import RunFolder
 
 DEFAULT_PORT = 29500  # torchrun's own
@@ -84,7 +84,7 @@ def build_command(folder: RunFolder) -> LaunchCommand:
     """
     layout = folder.plan.layout
     worker = ("run", str(folder.path.absolute()))
-    rendezvous = Rendezvous(0, 1, "127.0.0.1", free_port())
+    rendezvous = Rendezvous(0, 1, "127.0.0.1", find_free_port())
     return _torchrun_command(worker, rendezvous, processes=layout.world_size, device=layout.device)
 
 
@@ -100,11 +100,11 @@ def build_node_command(
 def _torchrun_command(
     worker: Sequence[str], rendezvous: Rendezvous, *, processes: int, device: str
 ) -> LaunchCommand:
-    environment = surroundings(device)
+    environment = launcher_environment(device)
     if device == "cpu":
-        environment["OMP_NUM_THREADS"] = str(threads(processes))
+        environment["OMP_NUM_THREADS"] = str(threads_per_process(processes))
     argv = [sys.executable, "-m", "torch.distributed.run"]
-    argv += ["--nproc-per-node", str(processes), "--signals-to-handle", HANDED_ON]
+    argv += ["--nproc-per-node", str(processes), "--signals-to-handle", FORWARDED_BY_TORCHRUN]
     if rendezvous.nnodes > 1:
         argv += ["--nnodes", str(rendezvous.nnodes), "--node-rank", str(rendezvous.node_rank)]
     argv += ["--master-addr", rendezvous.master_addr]

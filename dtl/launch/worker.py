@@ -13,8 +13,8 @@ from functools import partial
 from typing import IO, TYPE_CHECKING
 
 from dtl.core.errors import DtlError, RankFailed, RunFailed
-from dtl.core.lock import Lease, TakenOver
-from dtl.core.process_env import take_slurm_rank
+from dtl.core.lock import Lease, LeaseLost
+from dtl.core.process_env import set_rank_from_slurm
 from dtl.core.signals import STOPPED, Stop
 from dtl.launch.child_process import die_with_launcher, redirect_output
 from dtl.launch.foreign import read_outer_launch
@@ -56,7 +56,7 @@ def main(arguments: list[str] | None = None, *, prepared: Prepared | None = None
     """
     arguments = arguments if arguments is not None else sys.argv[1:]
     # 1. Environment and output.
-    take_slurm_rank(os.environ)
+    set_rank_from_slurm(os.environ)
     set_compiler_caches(os.environ)
     terminal = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8", errors="replace")
     rank = int(os.environ.get("RANK", "0"))
@@ -154,7 +154,7 @@ def _train(run: _RankRun, stop: Stop, terminal: IO[str]) -> int:
         folder.write_exit_code(fault.exit_code)
         raise  # without closing: the other ranks are in the middle of a step and would not come
     except DtlError as fault:
-        is_failure = isinstance(fault, RunFailed) and not isinstance(fault, TakenOver)
+        is_failure = isinstance(fault, RunFailed) and not isinstance(fault, LeaseLost)
         if engine.is_main_process and is_failure:
             folder.write_exit_code(fault.exit_code)
         engine.close()
@@ -178,8 +178,8 @@ def _train_with_lock(
         process = ProcessContext(
             terminal if engine.is_main_process else None,
             watchdog,
-            is_stop_requested=lambda: stop.asked,
-            check_lease=lease.hold if lease is not None else _check_nothing,
+            is_stop_requested=lambda: stop.is_requested,
+            check_lease=lease.check if lease is not None else _check_nothing,
         )
         with report_resource_failures(run.prepared, watchdog):
             result = run_job(folder, engine, run.prepared.data, process)

@@ -200,7 +200,7 @@ def _keep_one_position(tensor_BT: Tensor, indices_B: Tensor) -> Tensor:
 def _gives_same_scores(
     expected: Tensor, head: Callable[[Any], Tensor], layout: OutputLayout, tensors: NamedTensors
 ) -> bool:
-    """Return whether the head's scores do not change; a head that fails has read what is missing."""
+    """Return whether the head's scores stay the same; a head that fails reads what is missing."""
     import torch
 
     try:

@@ -206,7 +206,7 @@ def _load_language_weights(loaded: LoadedModel, model: Model, head: HeadConfig) 
 
 
 def _check_weights_match(network: nn.Module, new: frozenset[str], model: Model) -> None:
-    """Raise DtlError if most of the base is not in the files: that would be training from scratch."""
+    """Raise DtlError if most of the base is missing: that would be training from scratch."""
     from dtl.models.head import head_parameters
 
     inside = [

@@ -11,7 +11,7 @@ from dtl.models.trust import LOCATION
 
 
 def locate_model(model: Model) -> str:
-    """Return the folder or hub id that transformers opens. Raises DtlError if a folder is missing."""
+    """Return the folder or hub id that transformers opens. Raises DtlError for a missing folder."""
     if model.path.startswith("mini:"):
         return str(mini.base_folder(model.path.removeprefix("mini:")))
     folder = Path(model.path).expanduser()

@@ -1,4 +1,4 @@
-"""Stage weights on the node's own disk: one process copies and verifies them, then all read them."""
+"""Stage weights on the node's own disk: one process copies and verifies, then all read."""
 
 from __future__ import annotations
 

@@ -36,8 +36,8 @@ class Options(LayersToTransform, ExcludeModules):
     orth_reg_weight: float = Field(
         0.5,
         ge=0,
-        description="Weight of the penalty on ranks of a layer that are not orthogonal. Its gradient "
-        "is added after clipping, and the logged loss does not contain it.",
+        description="Weight of the penalty on ranks of a layer that are not orthogonal. Its "
+        "gradient is added after clipping, and the logged loss does not contain it.",
     )
 
     @model_validator(mode="after")

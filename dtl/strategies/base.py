@@ -247,8 +247,8 @@ class LayersToTransform(TargetModules):
 
     layers_to_transform: tuple[int, ...] | None = Field(
         None,
-        description="Numbers of the blocks that get adapters, from 0; left out: all. target_modules "
-        "must then be a list.",
+        description="Numbers of the blocks that get adapters, from 0; left out: all. "
+        "target_modules must then be a list.",
     )
 
     @model_validator(mode="after")

@@ -20,8 +20,8 @@ class Options(Record):
 
     cache_features: bool | None = Field(
         None,
-        description="Compute the base's output for each example once, cache it on disk for all runs "
-        "and train the head on it; left out: if that gives the same result and saves time.",
+        description="Compute the base's output for each example once, cache it on disk for all "
+        "runs and train the head on it; left out: if that gives the same result and saves time.",
     )
 
 

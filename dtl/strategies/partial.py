@@ -37,8 +37,8 @@ class Options(Record):
     )
     parameter_names: tuple[str, ...] = Field(
         (),
-        description="Parameters that are trained as well: patterns of full names with * and ?, such "
-        "as '*.q_proj.*'.",
+        description="Parameters that are trained as well: patterns of full names with * and ?, "
+        "such as '*.q_proj.*'.",
     )
     norms: bool = Field(False, description="Train all normalization layers as well.")
     embeddings: bool = Field(
@@ -48,8 +48,8 @@ class Options(Record):
     )
     head: bool = Field(
         True,
-        description="Train what is above the blocks as well: the last norm, the pooler, the head. A "
-        "new head is always trained.",
+        description="Train what is above the blocks as well: the last norm, the pooler, the head. "
+        "A new head is always trained.",
     )
 
     @model_validator(mode="after")

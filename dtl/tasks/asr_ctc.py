@@ -46,7 +46,7 @@ from dtl.models.speech.encoder import (
     count_ctc_frames,
     count_frames,
     count_input_frames,
-    disable_layerdrop,
+    get_layerdrop_overrides,
     min_samples,
 )
 from dtl.tasks.base import DatasetStats, Encoder, Task
@@ -128,7 +128,7 @@ class Plugin(Task):
             "has_head": any(name.endswith("ForCTC") for name in architectures),
             "head_size": getattr(base_config, "vocab_size", None),
             "mask": self._mask(base_config),
-            "settings": disable_layerdrop(base_config),
+            "settings": get_layerdrop_overrides(base_config),
             "frame_counts": [
                 count_ctc_frames(count_frames(samples, base_config), base_config)
                 for samples in PROBE_LENGTHS

@@ -25,8 +25,8 @@ from dtl.data.modalities.audio_features import (
 from dtl.models.speech.encoder import (
     always_frozen_parameters,
     count_frames,
-    disable_layerdrop,
-    disable_spec_augment,
+    get_layerdrop_overrides,
+    get_spec_augment_overrides,
     min_samples,
 )
 from dtl.tasks.base import Classification, DatasetStats, Encoder
@@ -73,7 +73,8 @@ class Plugin(Classification):
         """Return the labels, and changes to the base's config."""
         return {
             "labels": collect_labels(rows, base_config, self.options.labels),
-            "settings": disable_layerdrop(base_config) | disable_spec_augment(base_config),
+            "settings": get_layerdrop_overrides(base_config)
+            | get_spec_augment_overrides(base_config),
         }
 
     def max_length(self, processor: Any, dataset_stats: DatasetStats, base_config: Any) -> int:

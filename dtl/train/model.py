@@ -13,7 +13,7 @@ import torch
 
 from dtl.assembly.parts import Parts
 from dtl.config.schema import Model, RunConfig
-from dtl.core.process_env import number_on_node
+from dtl.core.process_env import get_local_rank
 from dtl.engine.base import Engine
 from dtl.models.dtypes import torch_dtype
 from dtl.models.load import LoadedModel, load_pretrained
@@ -133,7 +133,7 @@ def _stage_on_node(model: Model, engine: Engine) -> Model:
     without `model.staging_dir`."""
     if model.staging_dir is None:
         return model
-    if number_on_node(os.environ) == 0:
+    if get_local_rank(os.environ) == 0:
         stage_weights(model)
     engine.barrier()
     return resolve_staged_model(model)

@@ -41,10 +41,10 @@ def test_every_task_has_a_case():
     )
 
 
-# What every task owes ---------------------------------------------------------------------------
+# Contracts of every task ---------------------------------------------------------------------------
 
 
-def test_the_loss_of_a_batch_is_the_sum_over_its_parts(bench):
+def test_loss_of_a_batch_is_the_sum_over_its_parts(bench):
     whole = bench.loss(bench.all)
     assert whole == pytest.approx(bench.loss([0, 1, 2]) + bench.loss(bench.all[3:]), rel=1e-5)
     assert whole == pytest.approx(sum(bench.loss([index]) for index in bench.all), rel=1e-5)
@@ -55,12 +55,12 @@ def test_the_loss_is_one_number_in_fp32(bench):
     assert (loss.shape, loss.dtype, loss.requires_grad) == ((), torch.float32, True)
 
 
-def test_no_example_is_longer_than_the_longest_there_may_be(bench):
+def test_no_example_is_longer_than_max_length(bench):
     assert 0 < max(example.length for example in bench.encoded) <= bench.longest
 
 
-def test_an_example_that_is_not_written_is_what_would_be_read_back(bench, cache):
-    """Bitwise, in what the model is shown of it."""
+def test_streamed_example_equals_the_cached_one(bench, cache):
+    """Bitwise, in the batch that the model reads."""
     rows = [Row(index, "", {}) for index in bench.all]
     data = encode_rows(rows, lambda row: bench.encoded[row.index], key="k", location="data.train")
     for number in bench.all:
@@ -94,7 +94,7 @@ def test_more_padding_changes_nothing(bench):
             assert other[name] == near
 
 
-def test_targets_are_those_that_the_loss_counts(trial):
+def test_number_of_targets_is_that_of_the_loss(trial):
     """A head of zeros is undecided between all classes: each target then costs log(classes)."""
     case, bench = trial
     assert all(example.targets > 0 for example in bench.encoded)
@@ -136,13 +136,15 @@ def positions(model: Any, mask: torch.Tensor) -> int:
     return int(frames)
 
 
-def test_outcomes_of_any_split_score_the_same(bench):
+def test_records_of_any_split_give_the_same_scores(bench):
     """However the examples are dealt out; and in any order, to the last digit."""
     whole = bench.eval_records(bench.all)
     assert len(whole) == len(bench.all)
     assert json.loads(json.dumps(whole)) == whole
     read = [bench.task.describe_prediction(record, bench.dataset_stats) for record in whole]
-    assert all(isinstance(text, str | None) for one in read for text in (one.expected, one.said))
+    assert all(
+        isinstance(text, str | None) for one in read for text in (one.expected, one.predicted)
+    )
     scores = bench.task.score(whole, bench.dataset_stats)
     for size in (1, 2, 5):
         parts = [bench.all[start : start + size] for start in range(0, len(bench.all), size)]
@@ -153,14 +155,14 @@ def test_outcomes_of_any_split_score_the_same(bench):
     assert all(type(value) in (int, float) for value in scores.values())
 
 
-def test_the_best_score_is_one_that_is_given(bench):
+def test_metric_is_one_of_the_scores(bench):
     scores = bench.task.score(bench.eval_records(bench.all), bench.dataset_stats)
-    assert bench.task.best.removeprefix("-") in scores
+    assert bench.task.metric.name in scores
 
 
-def test_the_best_score_is_a_function_of_sums(bench):
+def test_metric_is_a_function_of_summed_counts(bench):
     """Also of every sample of examples that a bootstrap draws, all at once."""
-    records, name = bench.eval_records(bench.all), bench.task.best.removeprefix("-")
+    records, name = bench.eval_records(bench.all), bench.task.metric.name
     counts = bench.task.metric_counts(records, bench.dataset_stats)
     assert counts.dtype == np.float64 and len(counts) == len(records)
     whole = bench.task.metric_from_counts(counts.sum(0))
@@ -176,7 +178,7 @@ def test_the_best_score_is_a_function_of_sums(bench):
         assert float(value) == pytest.approx(expected, rel=1e-9)
 
 
-def test_rows_without_answers_get_a_prediction(trial):
+def test_rows_without_targets_get_a_prediction(trial):
     """Of a row with its answer taken out; alone or among others, it is the same one."""
     case, bench = trial
     answers = {"label", "tags", "target", "completion"} | (
@@ -193,7 +195,11 @@ def test_rows_without_answers_get_a_prediction(trial):
     def predict(some: list[Any]) -> list[dict[str, Any]]:
         shown = [bench.task.transform(one, processor=bench.processor, rng=None) for one in some]
         batch = bench.task.collate(shown, pad_token_id=get_pad_token_id(bench.processor) or 0)
-        how = {"processor": bench.processor, "dataset_stats": bench.dataset_stats, "longest": 6}
+        how = {
+            "processor": bench.processor,
+            "dataset_stats": bench.dataset_stats,
+            "max_new_tokens": 6,
+        }
         with torch.no_grad():
             return bench.task.predict(bench.model, batch, **how)
 
@@ -203,7 +209,7 @@ def test_rows_without_answers_get_a_prediction(trial):
     assert [one["predicted"] for one in alone] == [one["predicted"] for one in together]
 
 
-def test_the_scores_loss_is_that_of_training(bench):
+def test_loss_of_the_scores_is_that_of_training(bench):
     targets = sum(example.targets for example in bench.encoded)
     scores = bench.task.score(bench.eval_records(bench.all), bench.dataset_stats)
     assert scores["loss"] == pytest.approx(bench.loss(bench.all) / targets, rel=1e-5)
@@ -237,7 +243,7 @@ def test_forty_steps_on_four_examples_overfit(bench):
     assert scores.get("accuracy", 1 - scores.get("cer", 0)) > 0.95
 
 
-def test_every_row_of_the_trials_passes_its_check(trial):
+def test_every_row_of_the_trials_is_without_fault(trial):
     case, bench = trial
     assert [bench.task.find_row_fault(row) for row in make_rows(case.rows)] == [None] * len(
         case.rows

@@ -11,7 +11,7 @@ from dtl.backends._slurm.site import Container, Site
 from dtl.backends.base import CANCELLED, EXCLUDED_NODES, UNFIT_NODE, Job
 from dtl.core.errors import DtlError
 from dtl.core.package_files import find_package_folder
-from dtl.core.signals import HANDED_ON, STOPPED
+from dtl.core.signals import FORWARDED_BY_TORCHRUN, STOPPED
 
 SCRIPT = "job.sbatch"
 PORTS = range(12_000, 32_000)  # below the ephemeral ports of the system
@@ -58,7 +58,7 @@ def render_script(site: Site, job: Job) -> str:
         preflight=job.nodes > 1 or site.gpus_per_node > 0,
         first_port=PORTS.start,
         ports=len(PORTS),
-        signals=HANDED_ON,
+        signals=FORWARDED_BY_TORCHRUN,
         stopped=STOPPED,
         cancelled=CANCELLED,
         unfit_node=UNFIT_NODE,

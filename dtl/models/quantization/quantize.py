@@ -199,7 +199,7 @@ def _measure_layer(layer: Any, config: Model) -> QuantizedSize:
     if config.quantize == "int8":
         return QuantizedSize(weights, weights, 4 * layer.out_features)
     blocks = -(-weights // BLOCK_SIZE)
-    # Double-quantized: a byte for each scale, an fp32 number for a block of them, one for their mean.
+    # Double-quantized: 1 byte for each scale, 4 for each block of them, 4 for their mean.
     double_quantized = blocks + 4 * -(-blocks // SCALE_BLOCK_SIZE) + 4
     scales = double_quantized if config.double_quantize else 4 * blocks
     return QuantizedSize(weights, -(-weights // 2), scales + NF4_TABLE_BYTES)

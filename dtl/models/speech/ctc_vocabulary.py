@@ -1,4 +1,4 @@
-"""The letters that a CTC model writes: its tokenizer, its own or one of the training rows."""
+"""The tokenizer of a CTC model: the pretrained one, or one from the training rows."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LOCATION = "task.language"
 
 
 def has_language_vocabularies(tokenizer: Any) -> bool:
-    """Whether it holds a vocabulary for each language, as that of MMS does."""
+    """Return whether the tokenizer has a vocabulary for each language, as that of MMS."""
     vocabulary = getattr(tokenizer, "vocab", None)
     return isinstance(vocabulary, dict) and any(isinstance(v, dict) for v in vocabulary.values())
 
@@ -25,25 +25,25 @@ def list_languages(tokenizer: Any) -> tuple[str, ...]:
 
 
 def check_language_is_named(tokenizer: Any, language: str | None) -> None:
-    """Raise DtlError where a model of many languages is told none."""
+    """Raise DtlError if a model of several languages is used without a language."""
     if has_language_vocabularies(tokenizer) and language is None:
         raise DtlError.of(
             LOCATION,
-            f"the model writes {len(tokenizer.vocab)} languages, and none is named",
-            "name the one of the texts, as ISO 639-3 has it (swh, eng); one that the model does "
-            "not know is added",
+            f"the model has {len(tokenizer.vocab)} languages, and none is named",
+            "name the language of the texts by its ISO 639-3 code (swh, eng); an unknown language "
+            "is added",
         )
 
 
 def configure_pretrained_tokenizer(tokenizer: Any, language: str | None) -> Any:
-    """The model's own tokenizer, set to the language. Raises DtlError where it cannot be used."""
+    """Return the pretrained tokenizer, set to the language. Raises DtlError if it is not usable."""
     if tokenizer is None or not hasattr(tokenizer, "word_delimiter_token"):
         raise DtlError.of(
             "task.vocabulary",
-            "the model has no letters of its own"
+            "the model has no tokenizer"
             if tokenizer is None
-            else f"{type(tokenizer).__name__} is none that writes letters for CTC",
-            "take data, which makes them of the training rows",
+            else f"{type(tokenizer).__name__} is no CTC tokenizer",
+            "set it to data, which builds one from the training rows",
         )
     check_language_is_named(tokenizer, language)
     if has_language_vocabularies(tokenizer):
@@ -55,18 +55,18 @@ def configure_pretrained_tokenizer(tokenizer: Any, language: str | None) -> Any:
 
 
 def build_tokenizer(characters: Iterable[str], *, base: Any, language: str | None) -> Any:
-    """A tokenizer of these characters; beside the other languages where `base` has several."""
+    """Return a tokenizer with these characters, as a further language if `base` has several."""
     check_language_is_named(base, language)
     names = (BLANK, WORD_DELIMITER, UNKNOWN)
-    if has_language_vocabularies(base):  # its special tokens serve all its languages
+    is_nested = has_language_vocabularies(base)
+    if is_nested:  # its special tokens are the same in all languages
         names = (str(base.pad_token), str(base.word_delimiter_token), str(base.unk_token))
     letters = sorted({c for c in characters if not c.isspace()} - {WORD_DELIMITER})
     vocabulary: dict[str, Any] = {name: n for n, name in enumerate([*names, *letters])}
-    nested = has_language_vocabularies(base)
     return _make_tokenizer(
-        {**base.vocab, str(language): vocabulary} if nested else vocabulary,
+        {**base.vocab, str(language): vocabulary} if is_nested else vocabulary,
         names,
-        language=language if nested else None,
+        language=language if is_nested else None,
     )
 
 
@@ -75,7 +75,7 @@ def _make_tokenizer(
 ) -> Any:
     from transformers import Wav2Vec2CTCTokenizer
 
-    blank, between, unknown = names
+    blank, word_delimiter, unknown = names
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "vocab.json"
         file.write_text(json.dumps(vocabulary, ensure_ascii=False), encoding="utf-8")
@@ -83,7 +83,7 @@ def _make_tokenizer(
             str(file),
             pad_token=blank,
             unk_token=unknown,
-            word_delimiter_token=between,
+            word_delimiter_token=word_delimiter,
             bos_token=None,
             eos_token=None,
             target_lang=language,
@@ -91,19 +91,21 @@ def _make_tokenizer(
 
 
 def encode_labels(text: str, tokenizer: Any) -> list[int]:
-    """Labels of a spelt text; what the vocabulary lacks is its token for the unknown."""
+    """Return the token ids of a text; a character that is not in the vocabulary is UNKNOWN."""
     blank = tokenizer.pad_token_id
     return [n for n in tokenizer(text)["input_ids"] if n is not None and n != blank]
 
 
 def decode_path(path: Iterable[int], tokenizer: Any) -> str:
-    """The text of the most likely token of each frame: repeats are one, blanks part them. The token
-    for the unknown is written out, as transformers writes it."""
+    """Return the text for the most likely token of each frame.
+
+    Repeats are merged and blanks removed. The unknown token is written as transformers writes it.
+    """
     tokens: list[int] = []
-    before = None
+    previous = None
     for token in path:
-        if token != before and token != tokenizer.pad_token_id:
+        if token != previous and token != tokenizer.pad_token_id:
             tokens.append(token)
-        before = token
+        previous = token
     text = tokenizer.decode(tokens, group_tokens=False)
     return " ".join(text.split())

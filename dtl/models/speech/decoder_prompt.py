@@ -1,8 +1,8 @@
-"""The tokens that tell a speech model which language to write, and to transcribe or to translate.
+"""The prompt of a speech decoder: its tokens for the language and for transcribe or translate.
 
-Whisper begins each text with <|startoftranscript|><|de|><|transcribe|><|notimestamps|>; its
-English-only models leave out the two in the middle. Speech2Text of many languages begins with one
-token, which it must be made to generate first.
+Whisper starts each text with <|startoftranscript|><|de|><|transcribe|><|notimestamps|>; its
+English-only models have no language and no action. Multilingual Speech2Text starts with one
+language token, which it must be forced to generate first.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ if TYPE_CHECKING:
 
 LOCATION = "task.language"
 ACTIONS = ("transcribe", "translate")
-ENGLISH_ONLY = 51864  # entries in the vocabulary of all English-only models of OpenAI's
+ENGLISH_ONLY = 51864  # vocabulary size of all English-only models of OpenAI
 FIRST_LANGUAGE = "<|en|>"
 
 
 def read_is_multilingual(base: Any) -> bool | None:
-    """Whether the base's generation_config.json calls it multilingual; None: it does not say.
+    """Return `is_multilingual` of the base's generation_config.json; None if it is not there.
 
-    The tokenizer does not tell: those of English-only models have the languages' tokens too.
-    Raises DtlError where it cannot be read.
+    The tokenizer does not show it: those of English-only models have language tokens too. Raises
+    DtlError if the file cannot be read.
     """
     from transformers.utils import cached_file
 
     try:
-        found = cached_file(
+        file = cached_file(
             base.name_or_path,
             "generation_config.json",
             revision=getattr(base, "_commit_hash", None),
             _raise_exceptions_for_missing_entries=False,
         )
-        settings = json.loads(Path(found).read_text(encoding="utf-8")) if found else {}
+        settings = json.loads(Path(file).read_text(encoding="utf-8")) if file else {}
     except (OSError, ValueError) as fault:
         reason = " ".join(str(fault).split())[:200]
         raise DtlError.of(
@@ -47,24 +47,24 @@ def read_is_multilingual(base: Any) -> bool | None:
             f"cannot read generation_config.json of {base.name_or_path} ({reason})",
             "check the file, or the network",
         ) from fault
-    said = settings.get("is_multilingual")
-    if said is None and "lang_to_id" in settings:
+    value = settings.get("is_multilingual")
+    if value is None and "lang_to_id" in settings:
         return True
-    return None if said is None else bool(said)
+    return None if value is None else bool(value)
 
 
 def configure_prompt(
     tokenizer: Any, *, language: str | None, action: str, multilingual: bool | None
 ) -> str | None:
-    """Make the tokenizer begin its texts as asked; returns the code of the language of the texts,
-    or None where nothing tells it. Raises DtlError for what the model does not know."""
+    """Set the prompt of a tokenizer; return the code of the language of the texts, or None if it is
+    not known. Raises DtlError for a language or action that the model does not have."""
     if hasattr(tokenizer, "set_prefix_tokens"):
         return _configure_whisper(tokenizer, language, action, multilingual)
     if action != "transcribe":
         raise DtlError.of(
             "task.action",
-            f"{type(tokenizer).__name__} has no token for it",
-            "leave the key out: such a model does what it was made for",
+            f"{type(tokenizer).__name__} has no token for {action}",
+            "remove the key: such a model has one action",
         )
     known = sorted(getattr(tokenizer, "lang_code_to_id", None) or ())
     if language is None and not known:
@@ -72,13 +72,13 @@ def configure_prompt(
     if not known:
         raise DtlError.of(
             LOCATION,
-            f"{type(tokenizer).__name__} knows no languages",
+            f"{type(tokenizer).__name__} has no language tokens",
             "leave the key out; task.normalizer_language names the language for the normalised scores",
         )
     if language not in known:
         raise DtlError.of(
             LOCATION,
-            "the model writes several languages, and none is named"
+            "the model has several languages, and none is named"
             if language is None
             else f"the model has no language {language!r}",
             f"name one of {', '.join(known)}",
@@ -98,8 +98,8 @@ def _configure_whisper(
     if code is None:
         raise DtlError.of(
             LOCATION,
-            "the model writes many languages, and none is named",
-            "name the one that is spoken, such as task.language=de",
+            "the model has many languages, and none is named",
+            "name the spoken language, such as task.language=de",
         )
     _check_language_token(tokenizer, code)
     tokenizer.init_kwargs.update(language=code, task=action)
@@ -111,14 +111,14 @@ def _configure_english_only(tokenizer: Any, code: str | None, action: str) -> st
     if code not in (None, "en"):
         raise DtlError.of(
             LOCATION,
-            f"the model knows English only, and {code!r} is asked for",
+            f"the model is English-only (got {code!r})",
             "take a multilingual model, such as one whose name does not end in .en",
         )
     if action != "transcribe":
         raise DtlError.of(
             "task.action",
-            "the model knows English only, and cannot translate",
-            "leave the key out, or take a multilingual model",
+            "the model is English-only and cannot translate",
+            "remove the key, or take a multilingual model",
         )
     tokenizer.language = tokenizer.task = None
     tokenizer.init_kwargs.update(language=None, task=None)
@@ -127,20 +127,23 @@ def _configure_english_only(tokenizer: Any, code: str | None, action: str) -> st
 
 
 def _find_language_code(tokenizer: Any, language: str) -> str:
-    """The code of a language that is named by it or in English. Raises DtlError for another."""
+    """Return the code of a language from its code or English name. Raises DtlError if unknown."""
     from transformers.models.whisper.tokenization_whisper import LANGUAGES, TO_LANGUAGE_CODE
 
-    asked = language.lower().removeprefix("<|").removesuffix("|>")
-    code: str = TO_LANGUAGE_CODE.get(asked, asked)
+    name = language.lower().removeprefix("<|").removesuffix("|>")
+    code: str = TO_LANGUAGE_CODE.get(name, name)
     if code not in LANGUAGES:
-        hint = near(asked, [*TO_LANGUAGE_CODE, *LANGUAGES]) or "give a code such as de, or german"
-        raise DtlError.of(LOCATION, f"Whisper knows no language {language!r}", hint)
+        hint = near(name, [*TO_LANGUAGE_CODE, *LANGUAGES]) or "write a code such as de, or german"
+        raise DtlError.of(LOCATION, f"Whisper has no language {language!r}", hint)
     return code
 
 
 def _check_language_token(tokenizer: Any, code: str) -> None:
-    """The tokenizer counts languages from the start token on: in a vocabulary of fewer languages it
-    would take another token, and say nothing."""
+    """Raise DtlError if the model has no token for the language.
+
+    The tokenizer counts languages from the start token on: with a vocabulary of fewer languages it
+    would silently use another token.
+    """
     from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
     token = tokenizer.get_vocab().get(f"<|{code}|>")
@@ -149,60 +152,61 @@ def _check_language_token(tokenizer: Any, code: str) -> None:
         raise DtlError.of(
             LOCATION,
             f"this model has no token for {code!r}",
-            "take a larger model of the family (large-v3 knows the most languages)",
+            "take a larger model of the family (large-v3 has the most languages)",
         )
 
 
 def configure_generation(model: nn.Module, tokenizer: Any) -> None:
-    """Make the model generate as its tokenizer begins, also by itself once it is exported."""
+    """Set the model's generation config to its tokenizer's prompt, also for the exported model."""
     model.config.forced_decoder_ids = None  # type: ignore[union-attr]
     _set_start_tokens(model.generation_config, tokenizer)
-    # Else transformers, when it saves the model, would make it anew from the config alone.
+    # Otherwise transformers would derive it from the config again when it saves the model.
     model.generation_config._from_model_config = False  # type: ignore[union-attr]
 
 
 def _set_start_tokens(settings: Any, tokenizer: Any) -> None:
-    """Generation configs from before 2023 lack what transformers asks for: it is put in."""
+    """Set the start tokens, and keys that generation configs from before 2023 lack."""
     if hasattr(tokenizer, "set_prefix_tokens"):
         settings.update(**_whisper_generation_settings(tokenizer))
         if tokenizer.language is None and hasattr(settings, "lang_to_id"):
-            del settings.lang_to_id  # with it, the language would be guessed from the sound
+            del settings.lang_to_id  # with it, the language would be detected from the audio
     elif getattr(tokenizer, "lang_code_to_id", None):
         settings.forced_bos_token_id = tokenizer.lang_code_to_id[tokenizer.tgt_lang]
 
 
 def _whisper_generation_settings(tokenizer: Any) -> dict[str, Any]:
-    many = tokenizer.language is not None
-    numbers = tokenizer.get_vocab()
-    found: dict[str, Any] = {
+    is_multilingual = tokenizer.language is not None
+    ids = tokenizer.get_vocab()
+    settings: dict[str, Any] = {
         "forced_decoder_ids": None,
         "return_timestamps": False,
-        "no_timestamps_token_id": numbers["<|notimestamps|>"],
-        "decoder_start_token_id": numbers["<|startoftranscript|>"],
-        "is_multilingual": many,
+        "no_timestamps_token_id": ids["<|notimestamps|>"],
+        "decoder_start_token_id": ids["<|startoftranscript|>"],
+        "is_multilingual": is_multilingual,
         "language": tokenizer.language,
-        "task": tokenizer.task if many else None,
+        "task": tokenizer.task if is_multilingual else None,
     }
-    if many:
-        languages = {name: n for name, n in numbers.items() if _is_language_token(name)}
-        found["lang_to_id"] = dict(sorted(languages.items(), key=lambda pair: pair[1]))
-        found["task_to_id"] = {action: numbers[f"<|{action}|>"] for action in ACTIONS}
-    return found
+    if is_multilingual:
+        languages = {name: token_id for name, token_id in ids.items() if _is_language_token(name)}
+        settings["lang_to_id"] = dict(sorted(languages.items(), key=lambda pair: pair[1]))
+        settings["task_to_id"] = {action: ids[f"<|{action}|>"] for action in ACTIONS}
+    return settings
 
 
 def _is_language_token(token: str) -> bool:
     from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
-    found = re.fullmatch(r"<\|([a-z]+)\|>", token)
-    return found is not None and found[1] in LANGUAGES
+    match = re.fullmatch(r"<\|([a-z]+)\|>", token)
+    return match is not None and match[1] in LANGUAGES
 
 
 def generate_texts(
     model: Any, inputs: dict[str, Any], tokenizer: Any, *, max_new_tokens: int, beams: int | None
 ) -> list[str]:
-    """One text for each sound, in one call of generate: under ZeRO-3 all ranks must make as many.
+    """Return one text for each recording, from one call of `generate`: at ZeRO stage 3 all ranks
+    must make the same number of calls.
 
-    `longest`: tokens after the prompt, no more than the model has positions for.
+    `max_new_tokens`: tokens after the prompt; the model's positions are a further limit.
     """
     settings = copy.deepcopy(model.generation_config)
     prompted = hasattr(tokenizer, "set_prefix_tokens")  # Whisper adds the prompt to max_length
@@ -218,8 +222,8 @@ def generate_texts(
     _set_start_tokens(settings, tokenizer)
     whisper: dict[str, Any] = {}
     if prompted:
-        # Whisper would start over after a time token, a rank more often than another; and its
-        # `synced_gpus` is False where all other models' is found out.
+        # Whisper would generate again after a time token, on some ranks more often than on others;
+        # and its default of `synced_gpus` is False, where other models detect it.
         whisper = {"force_unique_generate_call": True, "synced_gpus": None}
     tokens_BT = model.generate(**inputs, **whisper, generation_config=settings)
     texts: list[str] = tokenizer.batch_decode(tokens_BT, skip_special_tokens=True)

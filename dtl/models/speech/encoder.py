@@ -1,4 +1,4 @@
-"""What the speech models of transformers share."""
+"""Facts about the encoders of speech models: LayerDrop, SpecAugment, numbers of frames."""
 
 from __future__ import annotations
 
@@ -8,31 +8,32 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import nn
 
-# Layers left out at random: each rank would leave out others, and wait for the rest forever.
-NO_LAYERDROP = ("layerdrop", "encoder_layerdrop", "decoder_layerdrop")
+# LayerDrop skips layers at random: each rank would skip others, and wait for the rest forever.
+LAYERDROP_KEYS = ("layerdrop", "encoder_layerdrop", "decoder_layerdrop")
 MASK_EMBEDDING = "masked_spec_embed"  # has no gradient in a batch in which nothing is masked
 
 
-def disable_layerdrop(base: Any) -> dict[str, float]:
-    """Settings under which every layer takes part in every step."""
-    return {name: 0.0 for name in NO_LAYERDROP if hasattr(base, name)}
+def get_layerdrop_overrides(base: Any) -> dict[str, float]:
+    """Return the changes to a model's config that disable LayerDrop."""
+    return {name: 0.0 for name in LAYERDROP_KEYS if hasattr(base, name)}
 
 
-def disable_spec_augment(base: Any) -> dict[str, bool]:
-    """Settings under which the model masks nothing of its own accord: it would draw other spans on
-    each layout."""
+def get_spec_augment_overrides(base: Any) -> dict[str, bool]:
+    """Return the changes to a model's config that disable its own SpecAugment, which would draw
+    other spans on each layout."""
     return {"apply_spec_augment": False} if hasattr(base, "apply_spec_augment") else {}
 
 
 def find_feature_encoder(model: nn.Module) -> nn.Module | None:
-    """The convolutions that turn samples into frames; None where the model reads spectrograms."""
+    """Return the convolutions from samples to frames; None if the model reads spectrograms."""
     base = getattr(model, getattr(model, "base_model_prefix", ""), model)
-    found = getattr(base, "feature_extractor", None)
-    return found if found is not None and hasattr(found, "conv_layers") else None
+    encoder = getattr(base, "feature_extractor", None)
+    return encoder if encoder is not None and hasattr(encoder, "conv_layers") else None
 
 
 def always_frozen_parameters(model: nn.Module, *, random_init: bool) -> Iterable[nn.Parameter]:
-    """The feature encoder, unless it is new, and what would have no gradient in some steps."""
+    """Yield the parameters of a pretrained feature encoder, and the mask embedding, which has no
+    gradient in some steps."""
     encoder = find_feature_encoder(model)
     if encoder is not None and not random_init:
         encoder._requires_grad = False  # type: ignore[assignment]
@@ -43,8 +44,8 @@ def always_frozen_parameters(model: nn.Module, *, random_init: bool) -> Iterable
 
 
 def count_frames(samples: int, base: Any) -> int:
-    """Frames that the feature encoder makes of so many samples; of a spectrogram, one every 20 ms
-    at 16 kHz."""
+    """Return the frames of the feature encoder for a number of samples; for a spectrogram, one
+    frame per 20 ms at 16 kHz."""
     if not hasattr(base, "conv_kernel"):
         return max(1, samples // 320)
     for kernel, stride in zip(base.conv_kernel, base.conv_stride, strict=True):
@@ -53,7 +54,7 @@ def count_frames(samples: int, base: Any) -> int:
 
 
 def min_samples(frames: int, base: Any) -> int:
-    """The fewest samples of which the feature encoder makes so many frames."""
+    """Return the fewest samples for which the feature encoder has this number of frames."""
     if not hasattr(base, "conv_kernel"):
         return 1
     for kernel, stride in reversed(list(zip(base.conv_kernel, base.conv_stride, strict=True))):
@@ -62,8 +63,11 @@ def min_samples(frames: int, base: Any) -> int:
 
 
 def count_input_frames(samples: int, base: Any, extractor: Any) -> int:
-    """Frames that the model's layers read of so many samples: those of the feature encoder, or
-    those of the extractor, which sees 25 ms every 10 ms and stacks a few into one."""
+    """Return the frames that the model's layers read for a number of samples.
+
+    They come from the feature encoder, or from the extractor, which has windows of 25 ms every
+    10 ms and stacks `stride` of them into a frame.
+    """
     if hasattr(base, "conv_kernel"):
         return max(0, count_frames(samples, base))
     rate = extractor.sampling_rate
@@ -72,7 +76,7 @@ def count_input_frames(samples: int, base: Any, extractor: Any) -> int:
 
 
 def count_ctc_frames(frames: int, base: Any) -> int:
-    """Frames that have scores: an adapter after the layers makes fewer of them."""
+    """Return the frames with logits: convolutions after the layers reduce their number."""
     if getattr(base, "add_adapter", False):
         kernel, stride = base.adapter_kernel_size, base.adapter_stride
         for _ in range(base.num_adapter_layers):

@@ -16,7 +16,7 @@ from dtl.backends.slurm import Options, Plugin, read_site
 from dtl.cli import app as cli
 from dtl.core.errors import DtlError
 from dtl.core.lock import Lease
-from dtl.core.process_env import take_slurm_rank
+from dtl.core.process_env import set_rank_from_slurm
 from dtl.launch.rank_environment import set_compiler_caches
 from dtl.run.submission import Submission, count_starts
 from tests import tiny
@@ -407,15 +407,15 @@ def test_twenty_jobs_at_once_share_no_port_log_or_cache(tmp_path):
 def test_task_of_srun_is_a_rank_where_the_job_says_so():
     task = {"SLURM_PROCID": "5", "SLURM_LOCALID": "1", "SLURM_NTASKS": "8"}
     plain = dict(task)
-    take_slurm_rank(plain)
+    set_rank_from_slurm(plain)
     assert plain == task, "a task of an interactive job is none"
     output = task | {"DTL_SLURM_TASKS_PER_NODE": "4"}
-    take_slurm_rank(output)
+    set_rank_from_slurm(output)
     assert [output[name] for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")] == [
         *("5", "8", "1", "4")
     ]
     alone = task | {"DTL_SLURM_TASKS_PER_NODE": "4", "CUDA_VISIBLE_DEVICES": "2"}
-    take_slurm_rank(alone)
+    set_rank_from_slurm(alone)
     assert alone["LOCAL_RANK"] == "0", "the only GPU that it sees has index 0"
 
 

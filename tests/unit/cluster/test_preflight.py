@@ -14,7 +14,7 @@ from dtl import api
 from dtl.cluster.node_probe import NodeReport
 from dtl.cluster.preflight import NodeFault, PreflightResult, find_faults
 from dtl.cluster.rank_group import RankGroup
-from dtl.core.process_env import free_port
+from dtl.core.process_env import find_free_port
 from dtl.prepare import preparation
 from dtl.run.folder import RunFolder
 from tests import tiny
@@ -61,7 +61,7 @@ class Nodes:
     """Starts the check in processes that appear to be on nodes of their own."""
 
     def __init__(self, run: Path) -> None:
-        self.run, self.port, self.processes = run, free_port(), []
+        self.run, self.port, self.processes = run, find_free_port(), []
 
     def start(self, rank, *, ranks=2, versions="-", free="-", more=()):
         environment = {

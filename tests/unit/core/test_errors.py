@@ -1,4 +1,4 @@
-"""How faults are told."""
+"""The messages of faults."""
 
 import pickle
 
@@ -7,26 +7,26 @@ import pytest
 from dtl.core.errors import DtlError, Fault, RunFailed, StoppedEarly, near
 
 
-def test_a_fault_is_one_line_of_place_problem_and_fix():
+def test_a_fault_is_one_line_of_location_problem_and_fix():
     fault = Fault("configs/x.yaml:14: train.stpes", "no such key", "did you mean 'steps'?")
-    assert str(fault) == "configs/x.yaml:14: train.stpes: no such key; did you mean 'steps'?"
+    assert str(fault) == "configs/x.yaml:14: train.stpes: no such key. Fix: did you mean 'steps'?"
 
 
-def test_an_error_tells_all_faults_one_a_line():
+def test_an_error_has_one_line_per_fault():
     error = DtlError(Fault("a", "b", "c"), Fault("d", "e", ""))
-    assert str(error) == "a: b; c\nd: e"
+    assert str(error) == "a: b. Fix: c\nd: e"
 
 
 @pytest.mark.parametrize(("kind", "code"), [(DtlError, 2), (RunFailed, 1), (StoppedEarly, 75)])
 def test_exit_codes(kind, code):
-    error = kind.of("place", "problem", "fix")
+    error = kind.of("location", "problem", "fix")
     assert isinstance(error, kind)
     assert error.exit_code == code
 
 
-def test_an_error_crosses_process_borders():
-    error = pickle.loads(pickle.dumps(DtlError.of("place", "problem", "fix")))
-    assert error.faults == (Fault("place", "problem", "fix"),)
+def test_an_error_can_be_pickled():
+    error = pickle.loads(pickle.dumps(DtlError.of("location", "problem", "fix")))
+    assert error.faults == (Fault("location", "problem", "fix"),)
 
 
 @pytest.mark.parametrize(
@@ -35,9 +35,9 @@ def test_an_error_crosses_process_borders():
         ("stpes", "did you mean 'steps'?"),
         ("STEPS", "did you mean 'steps'?"),
         ("learning-rate", "did you mean 'learning_rate'?"),
-        ("colour", ""),
+        ("color", ""),
         ("", ""),
     ],
 )
-def test_near_misses(name, hint):
+def test_hints_for_similar_names(name, hint):
     assert near(name, ["steps", "epochs", "learning_rate"]) == hint

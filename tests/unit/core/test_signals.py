@@ -1,4 +1,4 @@
-"""Signals are noted at once and obeyed at a safe point."""
+"""Stop signals are stored at once and obeyed at a safe point."""
 
 import os
 import signal
@@ -13,41 +13,43 @@ from dtl.core.signals import SIGNALS, Stop
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_with_nothing_to_save_the_first_signal_ends_at_once_and_a_second_changes_nothing(number):
+def test_the_first_signal_raises_while_there_is_nothing_to_save(number):
     with Stop(interrupts=True) as stop:
         with pytest.raises(StoppedEarly) as ended:
             os.kill(os.getpid(), number)
         os.kill(os.getpid(), signal.SIGTERM)
-        assert stop.by == signal.Signals(number).name
+        assert stop.signal_name == signal.Signals(number).name
     assert ended.value.exit_code == 75
     assert signal.Signals(number).name in str(ended.value)
 
 
-def test_else_it_is_noted_and_passed_on_each_time():
-    passed = []
-    with Stop(passes_on=lambda: passed.append(1)) as stop:
-        assert not stop.asked
+def test_a_signal_is_stored_and_each_one_is_forwarded():
+    forwarded = []
+    with Stop(forward=lambda: forwarded.append(1)) as stop:
+        assert not stop.is_requested
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGUSR1)
-        assert stop.asked
-        assert stop.by == "SIGTERM"
-    assert passed == [1, 1]
+        assert stop.is_requested
+        assert stop.signal_name == "SIGTERM"
+    assert forwarded == [1, 1]
 
 
-def test_the_handlers_of_before_come_back():
+def test_the_previous_handlers_are_restored():
     before = [signal.getsignal(number) for number in SIGNALS]
     with Stop():
         assert [signal.getsignal(number) for number in SIGNALS] != before
     assert [signal.getsignal(number) for number in SIGNALS] == before
 
 
-def test_outside_the_main_thread_nobody_listens_and_nothing_fails():
+def test_another_thread_than_the_main_one_installs_no_handlers():
     before = [signal.getsignal(number) for number in SIGNALS]
     seen = []
 
     def elsewhere():
         with Stop() as stop:
-            seen.append((stop.asked, [signal.getsignal(number) for number in SIGNALS] == before))
+            seen.append(
+                (stop.is_requested, [signal.getsignal(number) for number in SIGNALS] == before)
+            )
 
     thread = threading.Thread(target=elsewhere)
     thread.start()
@@ -56,12 +58,12 @@ def test_outside_the_main_thread_nobody_listens_and_nothing_fails():
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_a_signal_while_a_stopped_command_ends_does_not_change_its_exit_code(number):
+def test_a_signal_during_shutdown_does_not_change_the_exit_code(number):
     code = (
         "import atexit, os, sys\n"
         "from dtl.cli import app as cli\n"
         "from dtl.core.errors import StoppedEarly\n"
-        "def app(**_): raise StoppedEarly.of('', 'stopped', 'go on')\n"
+        "def app(**_): raise StoppedEarly.of('', 'stopped', 'resume')\n"
         "cli.app = app\n"
         "atexit.register(os.kill, os.getpid(), int(sys.argv[1]))\n"
         "sys.exit(cli.main())\n"

@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from dtl.core.statistics import Sample, crossing, holm, joined, resampled, spread
+from dtl.core.statistics import (
+    ScoreSample,
+    bootstrap_mean,
+    concatenate_seeds,
+    find_crossing,
+    holm_correction,
+    resample_scores,
+)
 
 EXPERIMENTS = 500
 LEVEL = 0.9
@@ -16,7 +23,9 @@ def mean(sums):
 
 
 def sample(value_of, counts_of_seeds):
-    return joined([Sample.of(value_of, counts) for counts in counts_of_seeds])
+    return concatenate_seeds(
+        [ScoreSample.from_counts(value_of, counts) for counts in counts_of_seeds]
+    )
 
 
 def counts(values):
@@ -25,17 +34,17 @@ def counts(values):
 
 def experiments(*, seeds, examples, of_seed, of_example, of_both, draw):
     """Simulated scores (experiments, seeds, examples) of mean 0: each has its seed's part, its
-    example's part and its own; of each experiment a Sample of their means."""
+    example's part and its own; of each experiment a ScoreSample of their means."""
     scores = (
         of_seed * draw.normal(size=(EXPERIMENTS, seeds, 1))
         + of_example * draw.normal(size=(EXPERIMENTS, 1, examples))
         + of_both * draw.normal(size=(EXPERIMENTS, seeds, examples))
     )
     flat = scores.reshape(EXPERIMENTS * seeds, examples).T
-    values = resampled(lambda sums: sums / examples, flat, resamples=1000)
+    values = resample_scores(lambda sums: sums / examples, flat, resamples=1000)
     shaped = values.reshape(len(values), EXPERIMENTS, seeds)
     for number in range(EXPERIMENTS):
-        yield Sample(scores[number].mean(1), shaped[:, number], examples)
+        yield ScoreSample(scores[number].mean(1), shaped[:, number], examples)
 
 
 @pytest.mark.parametrize("seeds", [3, 5])
@@ -55,7 +64,7 @@ def test_intervals_of_90_percent_cover_the_truth_as_often(seeds, of_seed, of_exa
         of_both=of_both,
         draw=draw,
     ):
-        low, high = spread(one).interval(LEVEL)
+        low, high = bootstrap_mean(one).interval(LEVEL)
         covered += low <= 0 <= high
     assert 0.86 <= covered / EXPERIMENTS <= 0.94
 
@@ -71,7 +80,7 @@ def test_a_plain_bootstrap_over_three_seeds_would_not_cover_it():
 
 def test_of_one_seed_it_is_scipys_bootstrap():
     values = np.random.default_rng(5).exponential(size=400)
-    ours = spread(sample(mean, [counts(values)])).interval(LEVEL)
+    ours = bootstrap_mean(sample(mean, [counts(values)])).interval(LEVEL)
     theirs = stats.bootstrap(
         (values,),
         np.mean,
@@ -88,8 +97,8 @@ def test_a_paired_difference_is_scipys_and_narrower_than_of_strangers():
     draw = np.random.default_rng(6)
     hard = draw.normal(size=300)
     first, second = (hard + draw.normal(scale=0.2, size=300) for _ in range(2))
-    pair = sample(mean, [counts(first + 0.1)]).minus(sample(mean, [counts(second)]))
-    low, high = spread(pair).interval(LEVEL)
+    pair = sample(mean, [counts(first + 0.1)]).subtract(sample(mean, [counts(second)]))
+    low, high = bootstrap_mean(pair).interval(LEVEL)
     theirs = stats.bootstrap(
         (first + 0.1, second),
         lambda a, b, axis: a.mean(axis) - b.mean(axis),
@@ -107,12 +116,12 @@ def test_a_paired_difference_is_scipys_and_narrower_than_of_strangers():
 def test_where_seeds_alone_differ_it_is_students_t():
     """Ten seeds, each with the same score on every example; scipy's interval and test."""
     values = np.random.default_rng(7).normal(0.05, 0.1, size=10)
-    found = spread(sample(mean, [counts(np.full(50, value)) for value in values]))
+    found = bootstrap_mean(sample(mean, [counts(np.full(50, value)) for value in values]))
     theirs = stats.t.interval(LEVEL, 9, loc=values.mean(), scale=stats.sem(values))
     width = theirs[1] - theirs[0]
     assert found.estimate == pytest.approx(values.mean())
     assert found.interval(LEVEL) == pytest.approx(theirs, abs=width / 8)
-    assert found.p == pytest.approx(stats.ttest_1samp(values, 0).pvalue, abs=0.04)
+    assert found.p_value == pytest.approx(stats.ttest_1samp(values, 0).pvalue, abs=0.04)
 
 
 def test_the_variance_is_that_worked_out_by_hand():
@@ -121,7 +130,7 @@ def test_the_variance_is_that_worked_out_by_hand():
     nothing of both; so Satterthwaite's degrees are (4/3)^2 / ((1/3)^2 / 2 + 1^2 / 1) = 32/19."""
     values = np.array([1.0, 2.0, 3.0])
     resamples = np.tile(values + np.array([[-1], [0], [0], [1]]), (500, 1))  # all four of two
-    found = spread(Sample(values, resamples, examples=2))
+    found = bootstrap_mean(ScoreSample(values, resamples, examples=2))
     assert found.estimate == 2
     draw = np.random.default_rng(20_000_033)
     seeds = (draw.multinomial(3, [1 / 3] * 3, size=2000) / 3 @ values - 2) * np.sqrt(3 / 2)
@@ -134,15 +143,15 @@ def test_the_variance_is_that_worked_out_by_hand():
 
 def test_identical_ones_are_held_to_be_the_same_with_certainty():
     one = sample(mean, [counts(np.arange(10.0)), counts(np.arange(10.0) + 1)])
-    found = spread(one.minus(one))
-    assert (found.interval(LEVEL), found.p) == ((0, 0), 1)
+    found = bootstrap_mean(one.subtract(one))
+    assert (found.interval(LEVEL), found.p_value) == ((0, 0), 1)
 
 
 def test_holm_is_that_worked_out_by_hand():
     """Holm's step-down over 0.01, 0.02, 0.03, 0.04: 4 x 0.01, 3 x 0.02, then never falling."""
-    assert holm([0.04, 0.01, 0.03, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06])
-    assert holm([0.5, 0.9]) == [1, 1]
-    assert holm([]) == []
+    assert holm_correction([0.04, 0.01, 0.03, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06])
+    assert holm_correction([0.5, 0.9]) == [1, 1]
+    assert holm_correction([]) == []
 
 
 @pytest.mark.parametrize(
@@ -155,10 +164,10 @@ def test_holm_is_that_worked_out_by_hand():
     ],
 )
 def test_a_curve_is_read_between_its_points(height, at, bound):
-    found = crossing(height, [0.2, 0.4, 0.6], at=[5, 20, 80], log=True)
-    assert (found.at, found.bound) == (pytest.approx(at), bound)
+    found = find_crossing(height, [0.2, 0.4, 0.6], positions=[5, 20, 80], log=True)
+    assert (found.position, found.bound) == (pytest.approx(at), bound)
 
 
 def test_a_curve_over_time_is_straight_between_its_points():
     """It may begin at 0."""
-    assert crossing(0.3, [0.2, 0.4], at=[0, 10], log=False).at == pytest.approx(5)
+    assert find_crossing(0.3, [0.2, 0.4], positions=[0, 10], log=False).position == pytest.approx(5)

@@ -222,7 +222,12 @@ def test_what_is_no_size_is_refused_in_one_sentence(tmp_path, written, problem, 
         ("causal_lm", {"global_batch": "9 seconds"}, "have no seconds", "write it in tokens, or"),
         ("asr_ctc", {"global_batch": "99 tokens"}, "have no tokens", "write it in seconds, or"),
         ("image_classification", {"global_batch": "9 tokens"}, "have no tokens", "write it as a"),
-        ("image_classification", {"group_by_length": True}, "are all of one length", "remove it"),
+        (
+            "image_classification",
+            {"group_by_length": True},
+            "all have the same length",
+            "remove it",
+        ),
     ],
 )
 def test_a_unit_that_the_task_does_not_have_is_refused(task, train, problem, fix):

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from dtl.core.process_env import free_port, threads
+from dtl.core.process_env import find_free_port, threads_per_process
 from dtl.launch.torchrun import LaunchCommand, build_command
 from dtl.plan.records import Layout, ParameterCounts, Plan
 from dtl.run.folder import RunFolder
@@ -83,7 +83,7 @@ def test_two_runs_started_at_once_use_different_ports(folder):
 
 def test_free_port_can_be_bound():
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", free_port()))
+        probe.bind(("127.0.0.1", find_free_port()))
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_free_port_can_be_bound():
 )
 def test_threads_are_the_cores_divided_by_the_processes(monkeypatch, cores, processes, per_process):
     monkeypatch.setattr(os, "cpu_count", lambda: cores)
-    assert threads(processes) == per_process
+    assert threads_per_process(processes) == per_process
 
 
 def test_shell_line_runs_the_same_command():

@@ -96,7 +96,7 @@ def test_a_disk_that_is_too_small_or_spoils_a_file_is_named(model, monkeypatch, 
 
 
 def test_nothing_staged_and_a_hub_model_that_was_never_fetched(model, cache):
-    with pytest.raises(RankFailed, match="has left no"):
+    with pytest.raises(RankFailed, match="has not staged"):
         resolve_staged_model(model)
     with pytest.raises(DtlError, match="hf download someone/model"):
         stage_weights(model.model_copy(update={"path": "someone/model"}))

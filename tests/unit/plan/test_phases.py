@@ -82,7 +82,7 @@ def test_a_rate_for_all_phases(decoder):
 @pytest.mark.parametrize(
     ("listed", "problem"),
     [
-        (["frozen", "scratch"], "strategy.1: scratch begins with random weights"),
+        (["frozen", "scratch"], "strategy.1: scratch starts from random weights"),
         (["full", "lora"], "strategy.1: the run would leave an adapter"),
         (["lora", "lora"], "strategy.1: the run would leave an adapter"),
     ],
@@ -94,7 +94,7 @@ def test_what_cannot_follow_is_refused(decoder, listed, problem):
 
 def test_preferences_are_measured_against_one_base(decoder):
     config = configure(decoder, task="dpo", strategy=["lora", "lora"])
-    with pytest.raises(DtlError, match="each phase would have another one"):
+    with pytest.raises(DtlError, match="each phase would have another base"):
         plan(config)
 
 

@@ -612,7 +612,7 @@ def test_lions_usual_rate_is_a_tenth(decoder):
 
 
 def test_a_pull_wants_a_base_that_learns(decoder):
-    for strategy, problem in (("lora", "leaves the base as it is"), ("scratch", "random weights")):
+    for strategy, problem in (("lora", "does not change the base"), ("scratch", "random weights")):
         with pytest.raises(DtlError, match=problem):
             assemble(configure(decoder, strategy=strategy, optim={"l2_sp": 0.1}))
 

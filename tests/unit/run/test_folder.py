@@ -204,7 +204,7 @@ def test_there_is_no_run_where_there_is_none(tmp_path):
 @pytest.mark.parametrize("damage", ["", "{", "[1, 2", "\x00\x00"])
 def test_a_damaged_run_json_is_told_in_one_sentence(run, damage):
     (run.path / "run.json").write_text(damage, encoding="utf-8")
-    with pytest.raises(DtlError, match="the run folder is damaged") as caught:
+    with pytest.raises(DtlError, match="restore the run folder") as caught:
         _ = RunFolder.open(run.path).config
     assert "run.json" in str(caught.value)
 

@@ -211,11 +211,11 @@ def test_a_language_may_be_named_in_any_of_whispers_ways(name: str, whisper: Pat
 @pytest.mark.parametrize(
     ("family", "options", "told"),
     [
-        ("whisper", {}, "task.language: the model writes many languages, and none is named"),
-        ("whisper", {"language": "germn"}, "task.language: Whisper knows no language 'germn'"),
-        ("english_whisper", {"language": "de"}, "task.language: the model knows English only"),
-        ("english_whisper", {"action": "translate"}, "task.action: the model knows English only"),
-        ("speech_to_text", {"language": "de"}, "task.language: .* knows no languages"),
+        ("whisper", {}, "task.language: the model has many languages, and none is named"),
+        ("whisper", {"language": "germn"}, "task.language: Whisper has no language 'germn'"),
+        ("english_whisper", {"language": "de"}, "task.language: the model is English-only"),
+        ("english_whisper", {"action": "translate"}, "task.action: the model is English-only"),
+        ("speech_to_text", {"language": "de"}, "task.language: .* has no language tokens"),
         ("speech_to_text", {"action": "translate"}, "task.action: .* has no token"),
         ("speech_to_text", {"spec_augment": True}, "task.spec_augment: .* no numbers"),
     ],

@@ -443,9 +443,12 @@ def test_whole_weights_are_found_by_their_names_in_any_file(encoder, decoder, tm
 
 def test_loftq_wants_a_base_that_nf4_has_rounded(decoder):
     strategy = {"name": "lora", "rank": 4, "init": "loftq"}
-    for kind, problem, instead in ((None, "whole", "pissa"), ("int8", "in 8 bits", "kaiming")):
+    for kind, problem, instead in (
+        (None, "not quantized", "pissa"),
+        ("int8", "in 8 bits", "kaiming"),
+    ):
         made = config(decoder, strategy=strategy, model={"quantize": kind})
-        with pytest.raises(DtlError, match=rf"this one is {problem}.*nf4, or take init {instead}"):
+        with pytest.raises(DtlError, match=rf"this base is {problem}.*nf4, or take init {instead}"):
             assemble(made)
     phases = [{"name": "lora", "length": 0.5}, strategy]
     made = config(decoder).model_dump(mode="json") | {"strategy": phases}
@@ -559,7 +562,7 @@ def test_a_run_leaves_an_adapter_that_is_opened_on_the_same_base(finished, tmp_p
 
 @pytest.mark.parametrize("strategy", ["full", "frozen", "scratch"])
 def test_a_strategy_that_keeps_a_whole_model_is_refused(decoder, strategy):
-    with pytest.raises(DtlError, match=f"strategy {strategy} keeps a whole model"):
+    with pytest.raises(DtlError, match=f"strategy {strategy} exports a full model"):
         plan(config(decoder, strategy=strategy))
 
 
