@@ -331,9 +331,9 @@ def push(
 
     The token is that of `hf auth login` or HF_TOKEN. Raises DtlError.
     """
-    from dtl.jobs.push import push as upload
+    from dtl.jobs.push import push_export
 
-    return upload(Path(path), repository, private=private, revision=revision)
+    return push_export(Path(path), repository, private=private, revision=revision)
 
 
 def predict(
@@ -355,4 +355,4 @@ def predict(
     check_inputs_exist(names)
     exported = load_export(Path(path))
     rows = read_input_rows(names, exported)
-    return predict_rows(rows, exported, batch=batch, longest=max_new_tokens)
+    return predict_rows(rows, exported, batch_size=batch, max_new_tokens=max_new_tokens)

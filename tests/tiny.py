@@ -9,7 +9,7 @@ from typing import Any
 
 WORDS = (  # noqa: SIM905
     "the a one old new small large river stone light night morning house garden letter engine ship "
-    "reads writes carries opens closes finds keeps breaks fixes sends holds turns follows leaves "
+    "reads writes carries opens closes finds keeps breaks mends sends holds turns follows leaves "
     "quietly slowly often never again together under over beside after before"
 ).split()
 TEMPLATE = (

@@ -1,4 +1,4 @@
-"""What runs and comparisons leave, without running any."""
+"""Writes the folders of small runs and comparisons, without running any."""
 
 import json
 
@@ -36,7 +36,7 @@ PLAN = Plan(
 
 
 def line(step):
-    """One step of the log; the loss of step 7 is not finite."""
+    """Return a training step of the log; the loss of step 7 is not finite."""
     return {
         "kind": "train",
         "step": step,
@@ -51,7 +51,8 @@ def line(step):
 
 
 def stopped_run(tmp_path, fields, *, labels, name="text_classification", why="too long"):
-    """`fields`: of each row but its label; every fourth is held for another, row 3 is the worst."""
+    """Write a run that was stopped at step 60 of 120. `fields`: of each row, without its label. Every
+    fourth example is wrong; row 3 has the highest loss."""
     truth = np.random.default_rng(5).integers(len(labels), size=len(fields)).tolist()
     held = tmp_path / "held.jsonl"
     rows = [{**row, "label": labels[t]} for row, t in zip(fields, truth, strict=True)]
@@ -78,7 +79,7 @@ def stopped_run(tmp_path, fields, *, labels, name="text_classification", why="to
     )
     noted = {"sha256": source.fingerprint, "rows": len(rows)}
     data = {"base": "f" * 8, "sources": {"data.eval": noted}}
-    skipped = [{"source": "data.train", "place": "held.jsonl:9", "reason": why}]
+    skipped = [{"source": "data.train", "location": "held.jsonl:9", "reason": why}]
     folder = RunFolder.from_config(config)
     folder.create(config, PLAN, dataset_stats, data, skipped=skipped)
     for step in range(1, 61):
@@ -88,7 +89,7 @@ def stopped_run(tmp_path, fields, *, labels, name="text_classification", why="to
     )
     folder.append_line({"kind": "save", "step": 60, "seconds": 0.25, "bytes": 2048})
     folder.add_spike({"step": 50, "loss": 9.5, "back_to": 40, "score": 12.0})
-    outcomes = [
+    records = [
         {
             "row": number,
             "loss": 9.0 if number == 3 else 1.0 + number / 100,
@@ -100,36 +101,49 @@ def stopped_run(tmp_path, fields, *, labels, name="text_classification", why="to
     ]
     file = folder.eval_records_file(60)
     file.parent.mkdir()
-    file.write_text("".join(json.dumps(outcome) + "\n" for outcome in outcomes))
+    file.write_text("".join(json.dumps(record) + "\n" for record in records))
     scores = {
-        **task.score(outcomes, dataset_stats),
-        **scores_by_group(task, outcomes, dataset_stats, "label"),
+        **task.score(records, dataset_stats),
+        **scores_by_group(task, records, dataset_stats, "label"),
     }
     folder.append_line({"kind": "eval", "step": 60, "model": "adapted", **scores})
     return folder
 
 
 def comparison(names):
-    """Two seeds, 5 and 20 labels a class; `names`: of three strategies, the first the worst, the
-    second the smallest and the third the best."""
+    """Return a comparison with two seeds and 5 and 20 labels per class. `names`: of three strategies,
+    the first the worst, the second the smallest and the third the best."""
     points, cells = [], []
     for labels, gain in ((5, 0.0), (20, 0.1)):
-        for place, (name, score) in enumerate(zip(names, (0.3, 0.6, 0.7), strict=True)):
+        for index, (name, score) in enumerate(zip(names, (0.3, 0.6, 0.7), strict=True)):
             value = round(score + gain, 3)
-            between = ConfidenceInterval(round(value - 0.05, 3), round(value + 0.05, 3))
-            memory = (3, 1, 2)[place] * 2**30
-            known = {
-                "labels_saved": None,
-                "to_scratch": None,
-                "seconds": 4.0,
+            interval = ConfidenceInterval(round(value - 0.05, 3), round(value + 0.05, 3))
+            memory = (3, 1, 2)[index] * 2**30
+            measured = {
+                "label_efficiency": None,
+                "time_to_scratch_score": None,
+                "train_seconds": 4.0,
                 "peak_memory_bytes": memory,
             }
-            unknown = dict.fromkeys(
-                ["source_score", "source_interval", "ood_score", "ood_interval", "worst_group"]
+            not_measured = dict.fromkeys(
+                [
+                    "source_score",
+                    "source_interval",
+                    "ood_score",
+                    "ood_interval",
+                    "worst_group_score",
+                ]
             )
             points.append(
                 StrategySummary(
-                    name, labels, (0, 1), value, between, export_bytes=100, **known, **unknown
+                    name,
+                    labels,
+                    (0, 1),
+                    value,
+                    interval,
+                    export_bytes=100,
+                    **measured,
+                    **not_measured,
                 )
             )
             for seed in (0, 1):
@@ -139,8 +153,8 @@ def comparison(names):
                 )
                 cells.append(
                     CellResult(
-                        *(name, labels, 5 * labels, seed, 1e-3, value, between, {}, 20, 4.0, 5.0),
-                        *(memory, 100, curve, None, None, None, f"cells/{place}-{labels}-{seed}"),
+                        *(name, labels, 5 * labels, seed, 1e-3, value, interval, {}, 20, 4.0, 5.0),
+                        *(memory, 100, curve, None, None, None, f"cells/{index}-{labels}-{seed}"),
                     )
                 )
     return Comparison(
@@ -164,7 +178,7 @@ def comparison(names):
         recommendations=(Recommendation(20, "full", "best", "Take full. It is the best."),),
         learning_rate_trials=(),
         hint=None,
-        no_feature_probe="none was asked for",
+        no_feature_probe="not computed",
         notes=(),
         missing_runs=(),
     )

@@ -1,1 +1,1 @@
-"""What a run leaves: adapters, models, other formats, and their model card."""
+"""Exports of a run: adapters, models and other formats, with a model card."""

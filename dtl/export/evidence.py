@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 class RunEvidence:
     """Recorded results of a run; None or empty: not recorded.
 
-    `sources`: SHA-256 and number of rows by the config key of the source. `intervals`: 95 % interval
-    of the task's metric, by model (unadapted, adapted). `held_out_examples`: their number.
+    `sources`: SHA-256 and number of rows, by the config key of the source. `intervals`: 95 %
+    interval of the task's metric, by model (unadapted, adapted). `held_out_examples`: a number.
     """
 
     base_fingerprint: str | None = None

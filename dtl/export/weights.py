@@ -104,9 +104,9 @@ def _check_bitwise_equal(
         if (stored := read_back(name)) is None or not torch.equal(stored.detach(), tensor)
     ]
     if wrong or not expected:
-        first = f" (the first is {wrong[0]})" if wrong else ""
+        example = f", such as {wrong[0]}" if wrong else ""
         raise RunFailed.of(
             str(folder),
-            f"{len(wrong)} of {len(expected)} tensors read back differ from the trained ones{first}",
+            f"{len(wrong)} of {len(expected)} tensors differ when they are read back{example}",
             "check the disk; the trained weights are in the run's newest checkpoint",
         )

@@ -1,1 +1,1 @@
-"""Look before, during and after a run: data report, audit, diff, doctor."""
+"""Inspect data, runs and the installation: data report, audit, diff, doctor."""

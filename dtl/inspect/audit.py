@@ -1,4 +1,5 @@
-"""Proof from the log: every example once an epoch, and two runs that read the same sequence."""
+"""Prove from the log of a run that each example was read exactly once an epoch, in the planned
+order, and that two runs read the same examples."""
 
 from __future__ import annotations
 
@@ -12,26 +13,31 @@ from dtl.run.folder import LENGTHS, RunFolder
 
 @dataclass(frozen=True)
 class AuditResult:
-    """What the log of a run proves. `fault` is None when every step read what it had to read."""
+    """What the log of a run proves.
+
+    `steps`: steps that are proven. `epochs`: complete epochs among them. `fault`: the first fault;
+    None if there is none.
+    """
 
     steps: int
     epochs: int
     fault: str | None
 
-    def line(self, name: str) -> str:
+    def format_line(self, name: str) -> str:
+        """Return the result in one line."""
         if self.fault:
             return f"{name}: {self.fault}"
         return (
-            f"{name}: {self.steps} steps in their order, {self.epochs} whole epochs, each with "
-            "every example exactly once"
+            f"{name}: {self.steps} steps in the planned order; {self.epochs} complete epochs, each "
+            "with every example exactly once"
         )
 
 
 def audit_run(run: RunFolder) -> AuditResult:
-    """Form the batches once more and hold each logged digest to them."""
+    """Compute the batches of all steps again, and compare their digests with the logged ones."""
     batching = run.batching
     if batching is None:
-        return AuditResult(0, 0, f"there is no {LENGTHS} to form its batches from")
+        return AuditResult(0, 0, f"there is no {LENGTHS}, which the batches depend on")
     digest, step, epoch = str(run.data["key"]), 0, -1
     for line in run.read_metrics():
         if line["kind"] != "train":
@@ -42,23 +48,22 @@ def audit_run(run: RunFolder) -> AuditResult:
         if batch.epoch > epoch and not _is_permutation(
             batching.form_epoch(batch.epoch), batching.examples
         ):
-            told = f"epoch {batch.epoch} does not hold every example exactly once"
-            return AuditResult(step, batch.epoch, told)
+            fault = f"epoch {batch.epoch} does not have every example exactly once"
+            return AuditResult(step, batch.epoch, fault)
         digest, epoch = chain_order_digest(digest, batch.examples), batch.epoch
         if line["digest"] != digest:
-            return AuditResult(
-                step, epoch, f"step {step + 1} read other examples than its order says"
-            )
+            fault = f"step {step + 1} read other examples than planned"
+            return AuditResult(step, epoch, fault)
         step += 1
     return AuditResult(step, batching.batch_for_step(step + 1).epoch, None)
 
 
-def find_data_difference(one: RunFolder, other: RunFolder) -> str | None:
-    """The first step at which two runs read different examples; None when there is none."""
-    pairs = zip(_logged_digests(one), _logged_digests(other), strict=False)
-    for step, (mine, yours) in enumerate(pairs, start=1):
-        if mine != yours:
-            return f"from step {step} on they read different examples"
+def find_data_difference(first: RunFolder, second: RunFolder) -> str | None:
+    """Return from which step on two runs read different examples; None if there is none."""
+    pairs = zip(_logged_digests(first), _logged_digests(second), strict=False)
+    for step, (first_digest, second_digest) in enumerate(pairs, start=1):
+        if first_digest != second_digest:
+            return f"the runs read different examples from step {step} on"
     return None
 
 

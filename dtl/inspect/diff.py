@@ -1,4 +1,4 @@
-"""What differs between two runs: config, code, data, versions, hardware, plan and results."""
+"""Find the differences between two runs: config, code, data, versions, hardware, plan, results."""
 
 from __future__ import annotations
 
@@ -9,16 +9,14 @@ from dtl.config.diff import flatten
 from dtl.run.folder import RunFolder
 from dtl.train.usage import read_usage
 
-IGNORED_KEYS = ("run.", "compare.")  # keys of the config: its folder, and what is run beside it
-DERIVED_PLAN_FIELDS = (
-    "deepspeed",
-    "decisions",
-)  # parts of the plan that follow from the others, and words
+IGNORED_KEYS = ("run.", "compare.")  # of the config: they do not change what a run computes
+DERIVED_PLAN_FIELDS = ("deepspeed", "decisions")  # they follow from the other fields
+MAX_WIDTH = 48  # characters of a value in the table
 
 
 @dataclass(frozen=True)
 class RunDifference:
-    """`part`: config, code, ...; `key`: what of it. None: that run has none."""
+    """One value that differs. `first`, `second`: of each run; None where it has none."""
 
     section: str
     key: str
@@ -27,49 +25,58 @@ class RunDifference:
 
 
 def diff_runs(first: RunFolder, second: RunFolder) -> list[RunDifference]:
-    """All that differs, in the order of the parts. What is never twice the same, as seconds and
-    bytes that were measured, is left out."""
-    found = []
-    told = [_run_sections(first), _run_sections(second)]
-    for part in told[0]:
-        one, other = (parts[part] for parts in told)
-        for key in dict.fromkeys((*one, *other)):
-            if one.get(key) != other.get(key):
-                found.append(RunDifference(part, key, one.get(key), other.get(key)))
-    return found
+    """Return all differences, by section.
+
+    Measurements that are never equal, such as seconds and bytes, are not compared.
+    """
+    first_sections, second_sections = _run_sections(first), _run_sections(second)
+    differences = []
+    for section, first_values in first_sections.items():
+        second_values = second_sections[section]
+        for key in dict.fromkeys((*first_values, *second_values)):
+            values = first_values.get(key), second_values.get(key)
+            if values[0] != values[1]:
+                differences.append(RunDifference(section, key, *values))
+    return differences
 
 
-def diff_to_dict(found: list[RunDifference]) -> dict[str, dict[str, list[Any]]]:
-    """As plain values: by part and key, the value of each run."""
-    parts: dict[str, dict[str, list[Any]]] = {}
-    for one in found:
-        parts.setdefault(one.section, {})[one.key] = [one.first, one.second]
-    return parts
+def diff_to_dict(differences: list[RunDifference]) -> dict[str, dict[str, list[Any]]]:
+    """Return the two values by section and key, as JSON values."""
+    sections: dict[str, dict[str, list[Any]]] = {}
+    for difference in differences:
+        values = [difference.first, difference.second]
+        sections.setdefault(difference.section, {})[difference.key] = values
+    return sections
 
 
 def format_diff_table(
-    found: list[RunDifference], names: tuple[str, str], *, widest: int = 48
+    differences: list[RunDifference], names: tuple[str, str], *, max_width: int = MAX_WIDTH
 ) -> list[str]:
-    """A line a difference under the heading of its part; long values are cut in the middle."""
-    cells = [
-        (one.key, *(_shorten(value, widest) for value in (one.first, one.second))) for one in found
-    ]
-    heads = ("", *names)
-    widths = [max(len(row[at]) for row in [heads, *cells]) for at in range(3)]
+    """Return a line for each difference under the name of its section; long values are shortened.
 
-    def aligned(row: tuple[str, ...]) -> str:
+    `names`: of the two runs. `max_width`: of a value, in characters.
+    """
+    rows = [
+        (each.key, *(_shorten(value, max_width) for value in (each.first, each.second)))
+        for each in differences
+    ]
+    header = ("", *names)
+    widths = [max(len(row[column]) for row in [header, *rows]) for column in range(3)]
+
+    def align(row: tuple[str, ...]) -> str:
         return "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True))
 
-    lines, part = [f"  {aligned(heads)}".rstrip()], None
-    for one, row in zip(found, cells, strict=True):
-        if one.section != part:
-            part = one.section
-            lines.append(part)
-        lines.append(f"  {aligned(row)}".rstrip())
+    lines, section = [f"  {align(header)}".rstrip()], None
+    for difference, row in zip(differences, rows, strict=True):
+        if difference.section != section:
+            section = difference.section
+            lines.append(section)
+        lines.append(f"  {align(row)}".rstrip())
     return lines
 
 
 def _run_sections(run: RunFolder) -> dict[str, dict[str, Any]]:
+    """Return the compared values of a run, by section and key."""
     config = flatten(run.config.model_dump(mode="json"))
     usage = read_usage(run.usage)
     plan = {key: value for key, value in asdict(run.plan).items() if key not in DERIVED_PLAN_FIELDS}
@@ -86,18 +93,19 @@ def _run_sections(run: RunFolder) -> dict[str, dict[str, Any]]:
 
 
 def _result_section(run: RunFolder) -> dict[str, Any]:
-    """Of a finished run its scores, else how far it has come; confusions make no table."""
-    told: dict[str, Any] = {"state": run.state, "steps": run.last_step}
+    """Return state and steps, and the scores of a finished run without its confusion matrix."""
+    results: dict[str, Any] = {"state": run.state, "steps": run.last_step}
     if run.state == "finished":
         result = run.result
-        told |= flatten({"scores": result["scores"], "best": result["best"]})
-        told["weights"] = result["weights"]
-    return {key: value for key, value in told.items() if ".confusion/" not in key}
+        results |= flatten({"scores": result["scores"], "best": result["best"]})
+        results["weights"] = result["weights"]
+    return {key: value for key, value in results.items() if ".confusion/" not in key}
 
 
-def _shorten(value: Any, widest: int) -> str:
+def _shorten(value: Any, max_width: int) -> str:
+    """Return the value as text, its middle replaced by an ellipsis where it is too long."""
     text = "-" if value is None else str(value)
-    if len(text) <= widest:
+    if len(text) <= max_width:
         return text
-    half = (widest - 1) // 2
+    half = (max_width - 1) // 2
     return f"{text[:half]}…{text[-half:]}"

@@ -1,1 +1,1 @@
-"""What a process can do, each job as numbered steps."""
+"""Jobs that one process runs: train, evaluate, predict, export, push, track."""

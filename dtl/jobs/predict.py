@@ -1,4 +1,4 @@
-"""Predict: rows without answers in, the same rows with what the model says of them out."""
+"""Predict: read rows without targets, and return them with the model's predictions."""
 
 from __future__ import annotations
 
@@ -24,50 +24,47 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-def read_input_rows(inputs: Iterable[str], exported: ExportedModel) -> Iterator[Row]:
-    """The rows of all inputs: a text with blanks in it, a line of a text file, a sound or a picture
-    is a row itself; other files are read as for training."""
-    for given in inputs:
-        if _is_text(given, exported):
-            yield Row(0, f"{given[:40]!r}", {"text": given})
-        elif given.startswith(mini.PREFIX):
-            yield from open_rows(Source(path=given), {}, given, media=exported.task.media_column)
-        else:
-            yield from _read_file(Path(given), exported)
-
-
-def _is_text(given: str, exported: ExportedModel) -> bool:
-    """A name that is no file is not taken for a text."""
-    return (
-        exported.task.media_column is None
-        and any(map(str.isspace, given))
-        and not is_existing_input(given)
-    )
-
-
-def is_existing_input(given: str) -> bool:
-    """Whether it is a file, or data that dtl brings."""
-    try:
-        return given.startswith(mini.PREFIX) or Path(given).exists()
-    except OSError:  # too long for a name
-        return False
-
-
 def check_inputs_exist(inputs: Iterable[str]) -> None:
-    """Raise DtlError for every input that is not there and can be no text either."""
-    fix = "name a file of rows, of text lines, or a sound or picture"
-    lost = [
-        given
-        for given in inputs
-        if not is_existing_input(given) and not any(map(str.isspace, given))
+    """Raise DtlError for every input that is neither a file nor a text."""
+    faults = [
+        Fault(name, "no such file", "name a file of rows or of text lines, an audio file or image")
+        for name in inputs
+        if not is_existing_input(name) and not _has_whitespace(name)
     ]
-    faults = [Fault(given, "no such file", fix) for given in lost]
     if faults:
         raise DtlError(*faults)
 
 
-def _read_file(path: Path, exported: ExportedModel) -> Iterator[Row]:
+def is_existing_input(name: str) -> bool:
+    """Whether an input is a file, or data that dtl ships."""
+    try:
+        return name.startswith(mini.PREFIX) or Path(name).exists()
+    except OSError:  # too long for the name of a file
+        return False
+
+
+def read_input_rows(inputs: Iterable[str], exported: ExportedModel) -> Iterator[Row]:
+    """Yield the rows of all inputs.
+
+    A text with whitespace, a line of a text file, an audio file and an image are one row each.
+    Other files are read as for training.
+    """
     media = exported.task.media_column
+    for name in inputs:
+        if media is None and _has_whitespace(name) and not is_existing_input(name):
+            yield Row(0, f"{name[:40]!r}", {"text": name})
+        elif name.startswith(mini.PREFIX):
+            yield from open_rows(Source(path=name), {}, name, media=media)
+        else:
+            yield from _read_file(Path(name), media)
+
+
+def _has_whitespace(text: str) -> bool:
+    return any(map(str.isspace, text))
+
+
+def _read_file(path: Path, media: str | None) -> Iterator[Row]:
+    """Yield the rows of a file; `media`: the column of audio or images that the task reads."""
     if path.suffix.lower() == ".txt":
         yield from _read_text_lines(path)
     elif media is not None and path.suffix.lower() in SUFFIXES[media]:
@@ -83,71 +80,87 @@ def _read_text_lines(path: Path) -> Iterator[Row]:
                 if line.strip():
                     yield Row(number - 1, f"{path}:{number}", {"text": line.rstrip("\n")})
     except UnicodeDecodeError:
-        raise DtlError.of(str(path), "not UTF-8 text", "save the file as UTF-8") from None
+        raise DtlError.of(str(path), "the file is not UTF-8 text", "save it as UTF-8") from None
 
 
 @torch.no_grad()
 def predict_rows(
-    rows: Iterable[Row], exported: ExportedModel, *, batch: int, longest: int | None = None
+    rows: Iterable[Row],
+    exported: ExportedModel,
+    *,
+    batch_size: int,
+    max_new_tokens: int | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """The fields of each row with its prediction, in order; a row of which nothing can be read has
-    `predicted` null and the reason. Raises DtlError for a row at fault, with its place."""
+    """Yield the fields of each row with its prediction, in order.
+
+    A row without anything to read has `predicted` None and a `reason`. Raises DtlError for an
+    invalid row, with its location.
+    """
     task = exported.task
     model = exported.model.to("cuda" if torch.cuda.is_available() else "cpu")
     encode = task.prompt_encoder(exported.processor, exported.dataset_stats, exported.model_config)
-    for together in _batches(rows, batch):
-        asked = [_prompt_row(row, exported) for row in together]
-        pieces = [
-            task.chunk_row(row, processor=exported.processor, dataset_stats=exported.dataset_stats)
-            for row in asked
+    for batch in _batches(rows, batch_size):
+        # 1. Split long rows into chunks, and encode them.
+        chunks_by_row = [
+            task.chunk_row(
+                _prompt_row(row, exported),
+                processor=exported.processor,
+                dataset_stats=exported.dataset_stats,
+            )
+            for row in batch
         ]
-        found = [encode(piece) for of_row in pieces for piece in of_row]
-        shown = (
-            task.transform(dict(one.values), processor=exported.processor, rng=None)
-            for one in found
-            if not isinstance(one, Skip)
+        encoded = [encode(chunk) for chunks in chunks_by_row for chunk in chunks]
+        # 2. Predict the examples; skipped ones have a reason instead.
+        examples = (
+            task.transform(dict(example.values), processor=exported.processor, rng=None)
+            for example in encoded
+            if not isinstance(example, Skip)
         )
-        told = _predict_examples(shown, model, exported, batch=batch, longest=longest)
-        answers = iter(
-            {"predicted": None, "reason": one.reason} if isinstance(one, Skip) else next(told)
-            for one in found
+        predictions = _predict_examples(
+            _batches(examples, batch_size), model, exported, max_new_tokens=max_new_tokens
         )
-        for row, of_row in zip(together, pieces, strict=True):
-            yield {**_json_fields(row.fields), **_join_chunks(list(islice(answers, len(of_row))))}
+        results = iter(
+            {"predicted": None, "reason": example.reason}
+            if isinstance(example, Skip)
+            else next(predictions)
+            for example in encoded
+        )
+        # 3. Join the chunks of each row.
+        for row, chunks in zip(batch, chunks_by_row, strict=True):
+            yield {**_json_fields(row.fields), **_join_chunks(list(islice(results, len(chunks))))}
 
 
 def _predict_examples(
-    shown: Iterable[dict[str, Any]],
+    batches: Iterable[list[dict[str, Any]]],
     model: nn.Module,
     exported: ExportedModel,
     *,
-    batch: int,
-    longest: int | None,
+    max_new_tokens: int | None,
 ) -> Iterator[dict[str, Any]]:
-    """What the model says of each example, so many at a time."""
+    """Yield the prediction of each example."""
     device = next(model.parameters()).device
-    padding = get_pad_token_id(exported.processor) or 0
-    for together in _batches(shown, batch):
-        tensors = exported.task.collate(together, pad_token_id=padding)
+    pad_token_id = get_pad_token_id(exported.processor) or 0
+    for batch in batches:
+        tensors = exported.task.collate(batch, pad_token_id=pad_token_id)
         yield from exported.task.predict(
             model,
             {name: tensor.to(device) for name, tensor in tensors.items()},
             processor=exported.processor,
             dataset_stats=exported.dataset_stats,
-            max_new_tokens=longest,
+            max_new_tokens=max_new_tokens,
         )
 
 
-def _join_chunks(answers: list[dict[str, Any]]) -> dict[str, Any]:
-    """Of the pieces of a row: the texts of those of which there are any."""
-    texts = [answer["predicted"] for answer in answers]
-    if len(answers) == 1 or not any(texts):
-        return answers[0]
+def _join_chunks(predictions: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the prediction of a row: of several chunks, their texts joined by blanks."""
+    texts = [prediction["predicted"] for prediction in predictions]
+    if len(predictions) == 1 or not any(texts):
+        return predictions[0]
     return {"predicted": " ".join(filter(None, texts))}
 
 
 def _json_fields(fields: dict[str, Any]) -> dict[str, Any]:
-    """Without sounds and pictures themselves, which are no JSON."""
+    """Return the fields without the bytes of audio and images, which JSON cannot contain."""
     return {
         name: value
         for name, value in fields.items()
@@ -156,23 +169,26 @@ def _json_fields(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def _prompt_row(row: Row, exported: ExportedModel) -> Row:
-    """The row with its columns named as the task reads them, and an answer that nobody reads."""
-    ours = {theirs: name for name, theirs in exported.columns.items()}
-    fields = {ours.get(name, name): value for name, value in row.fields.items()}
+    """Return the row with the task's column names and a placeholder target.
+
+    Raises DtlError for an invalid row.
+    """
+    names = {column: name for name, column in exported.columns.items()}
+    fields = {names.get(column, column): value for column, value in row.fields.items()}
     if set(row.fields) == {"text"} and "source" in exported.task.required_columns:
         fields = {"source": row.fields["text"]}
-    asked = Row(
+    prompt = Row(
         row.index,
         row.location,
         exported.task.with_placeholder_target(fields, exported.dataset_stats),
         row.folder,
     )
-    if fault := exported.task.find_row_fault(asked):
+    if fault := exported.task.find_row_fault(prompt):
         raise DtlError(fault)
-    return asked
+    return prompt
 
 
-def _batches(things: Iterable[T], size: int) -> Iterator[list[T]]:
-    left = iter(things)
-    while together := list(islice(left, size)):
-        yield together
+def _batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    iterator = iter(items)
+    while batch := list(islice(iterator, size)):
+        yield batch

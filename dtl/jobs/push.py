@@ -1,4 +1,4 @@
-"""Push: an export goes to the Hugging Face hub."""
+"""Upload an export to the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -7,68 +7,72 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from dtl.core.errors import DtlError, RunFailed
+from dtl.export.folder import MODEL_CARD
 from dtl.run.folder import RunFolder
 
-CARD = "README.md"
-LOGIN = "`hf auth login`, or set HF_TOKEN to a token that may write"
+LOGIN_FIX = "run `hf auth login`, or set HF_TOKEN to a token with write permission"
 
 
-def push(path: Path, repository: str, *, private: bool, revision: str | None) -> str:
-    """Upload, in one commit, and return its address. `path`: a finished run, or an export.
+def push_export(path: Path, repository: str, *, private: bool, revision: str | None) -> str:
+    """Upload an export in one commit, and return the address of the commit.
 
-    Raises DtlError for the user's faults, RunFailed where the hub fails.
+    `path`: a finished run, or an export. `revision`: branch; None: the main one. Raises DtlError
+    for what the user can fix, and RunFailed where the Hub fails.
     """
     from huggingface_hub import HfApi, get_token
 
+    # 1. Find the export and the token.
     folder = _find_export(path)
     if get_token() is None:
-        raise DtlError.of("dtl push", "there is no token for the hub", LOGIN)
+        raise DtlError.of("dtl push", "there is no token for the Hub", LOGIN_FIX)
     with _translate_hub_errors(repository):
+        # 2. Create the repository and the branch where they do not exist.
         api = HfApi()
-        # None: public, unless the organisation keeps its own private.
+        # None: public, unless the organization's default is private.
         name = api.create_repo(repository, private=private or None, exist_ok=True).repo_id
         if private and not api.repo_info(name).private:
             raise DtlError.of(
-                "--private", f"{name} is there already, and public", "name another repository"
+                "--private", f"{name} exists already and is public", "name another repository"
             )
         if revision is not None:
             api.create_branch(name, branch=revision, exist_ok=True)
-        done = api.upload_folder(
+        # 3. Upload.
+        commit = api.upload_folder(
             repo_id=name,
             folder_path=folder,
             revision=revision,
             commit_message=f"Upload {_card_title(folder)}",
             ignore_patterns=[".*"],
         )
-    return str(done.commit_url)
+    return str(commit.commit_url)
 
 
 def _find_export(path: Path) -> Path:
-    """The export itself, or that of a finished run. Raises DtlError."""
+    """Return the export itself, or that of a finished run. Raises DtlError."""
     run = RunFolder(path)
     if run.state == "interrupted":
         raise DtlError.of(
             str(path),
             "the run is not finished",
-            f"`dtl resume {path}` finishes it, or name what `dtl export` has written",
+            f"finish it with `dtl resume {path}`, or name a folder that `dtl export` has written",
         )
     folder = run.export if run.state == "finished" else path
-    if not (folder / CARD).is_file():
+    if not (folder / MODEL_CARD).is_file():
         raise DtlError.of(
-            str(path), f"there is no export with a {CARD}", "name a run folder, or an export"
+            str(path), f"there is no export with a {MODEL_CARD}", "name a run folder, or an export"
         )
     return folder
 
 
 def _card_title(folder: Path) -> str:
-    """The heading of its card."""
-    lines = (folder / CARD).read_text(encoding="utf-8").splitlines()
+    """Return the first heading of the model card."""
+    lines = (folder / MODEL_CARD).read_text(encoding="utf-8").splitlines()
     return next((line[2:] for line in lines if line.startswith("# ")), folder.name)
 
 
 @contextmanager
 def _translate_hub_errors(repository: str) -> Iterator[None]:
-    """What it says, in one sentence, without what was sent to it."""
+    """Raise errors of the Hub as DtlError or RunFailed, in one line and without the request."""
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
     try:
@@ -80,39 +84,43 @@ def _translate_hub_errors(repository: str) -> Iterator[None]:
         raise _http_error(repository, fault.response.status_code, fault.server_message) from None
     except OfflineModeIsEnabled:
         raise DtlError.of(
-            repository, "the hub is switched off here (HF_HUB_OFFLINE)", "unset it, and push again"
+            repository,
+            "the Hub is disabled (HF_HUB_OFFLINE is set)",
+            "unset HF_HUB_OFFLINE and push again",
         ) from None
-    except ValueError as fault:  # such as a card that the hub does not take
+    except ValueError as fault:  # such as an invalid model card
         reason = " ".join(str(fault).split())[:300]
-        raise DtlError.of(repository, f"the hub does not take it ({reason})", "fix it") from None
+        raise DtlError.of(
+            repository, f"the Hub rejects the upload ({reason})", "fix the files of the export"
+        ) from None
     except Exception as fault:
         if not _is_connection_error(fault):
             raise
         raise RunFailed.of(
             repository,
-            f"the hub cannot be reached ({type(fault).__name__})",
-            "check the network, and push again: what has arrived is not sent twice",
+            f"there is no connection to the Hub ({type(fault).__name__})",
+            "check the network and push again; uploaded files are not sent twice",
         ) from None
 
 
 def _is_connection_error(fault: Exception) -> bool:
-    """By name: the hub's library has changed what it speaks HTTP with, and may again."""
-    kinds = {kind.__name__ for kind in type(fault).__mro__}
-    return bool(kinds & {"TransportError", "ConnectionError"})
+    """Compare by name, because huggingface_hub has changed its HTTP library before."""
+    names = {cls.__name__ for cls in type(fault).__mro__}
+    return bool(names & {"TransportError", "ConnectionError"})
 
 
-def _http_error(repository: str, status: int, said: str | None) -> DtlError:
-    reason = f": {' '.join(said.split())[:200]}" if said else ""
+def _http_error(repository: str, status: int, message: str | None) -> DtlError:
+    reason = f": {' '.join(message.split())[:200]}" if message else ""
     if status == 401:
-        return DtlError.of(repository, f"the hub does not know the token (401{reason})", LOGIN)
+        return DtlError.of(repository, f"the Hub rejects the token (401{reason})", LOGIN_FIX)
     if status == 403:
         return DtlError.of(
             repository,
-            f"the token may not write there (403{reason})",
-            "take a token with the right to write, or a repository of your own",
+            f"the token has no write permission (403{reason})",
+            "use a token with write permission, or a repository of your own",
         )
     if status == 404:
         return DtlError.of(
-            repository, f"there is no such place for this token (404{reason})", "check the name"
+            repository, f"the repository was not found (404{reason})", "check its name"
         )
-    return RunFailed.of(repository, f"the hub failed ({status}{reason})", "push again later")
+    return RunFailed.of(repository, f"the Hub failed ({status}{reason})", "push again later")

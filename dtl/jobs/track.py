@@ -1,4 +1,4 @@
-"""A run that has been told to metrics.jsonl, told to a tracker as well."""
+"""Send the log of a run (metrics.jsonl) to trackers."""
 
 from __future__ import annotations
 
@@ -10,14 +10,16 @@ from dtl.run.folder import RunFolder
 
 
 def send_to_trackers(folder: RunFolder, names: Iterable[str]) -> list[str]:
-    """Send every line of metrics.jsonl, as a new run there; the names of the trackers. Raises
-    DtlError where one is not installed, or does not take it."""
-    chosen = list(dict.fromkeys(names))
-    check_trackers(chosen)
+    """Send every line of metrics.jsonl to each tracker, as a new run there; return their names.
+
+    Raises DtlError where a tracker is not installed, and RunFailed where one fails.
+    """
+    trackers = list(dict.fromkeys(names))
+    check_trackers(trackers)
     from dtl.engine.trackers import open_tracker
     from dtl.train.trackers import send_lines
 
-    for name in chosen:
+    for name in trackers:
         try:
             send_lines(
                 name, folder, folder.read_metrics(), open_tracker=open_tracker, as_new_run=True
@@ -26,7 +28,7 @@ def send_to_trackers(folder: RunFolder, names: Iterable[str]) -> list[str]:
             reason = " ".join(str(fault).split())[:300]
             raise RunFailed.of(
                 f"tracker {name}",
-                f"failed ({type(fault).__name__}: {reason})",
-                "metrics.jsonl has all: fix it and send again",
+                f"the upload failed ({type(fault).__name__}: {reason})",
+                "fix the reason and send again; metrics.jsonl has all lines",
             ) from fault
-    return chosen
+    return trackers

@@ -33,7 +33,7 @@ def resolve_adapters(model: Model) -> list[Path]:
 
 
 def read_base_adapters(folder: Path) -> list[Path]:
-    """Return the adapters over which an adapter was trained, from dtl's metadata, if there is any."""
+    """Return the adapters over which an adapter was trained, if dtl's metadata names any."""
     file = folder / EXPORT_METADATA
     base = json.loads(file.read_text(encoding="utf-8"))["base"] if file.is_file() else {}
     return [Path(path).expanduser().resolve() for path in base.get("adapters", ())]

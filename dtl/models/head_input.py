@@ -21,7 +21,7 @@ SINGLE_POSITIONS: tuple[Positions, ...] = ("first", "last")
 
 
 def find_base_name(model: nn.Module) -> str | None:
-    """Return the name of the one module with weights besides the head; None if there are several."""
+    """Return the name of the only module with weights besides the head; None if several."""
     heads = head_module_names(model)
     names = [
         name
@@ -58,7 +58,7 @@ class OutputLayout:
     shapes: dict[str, tuple[int, ...]]
 
     def build_output(self, tensors: NamedTensors) -> Any:
-        """Return an output with these tensors, and NaN for all others, so that reading them shows."""
+        """Return an output with these tensors, and NaN for all others to reveal their use."""
         import torch
 
         first = next(iter(tensors.values()))

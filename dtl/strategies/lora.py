@@ -46,8 +46,8 @@ class Options(LayersToTransform, ExcludeModules, ContinueFrom):
         "orthogonal: both at random, with product zero; pissa (arXiv:2404.02948): the largest "
         "singular values of each weight; olora (arXiv:2406.01775): its QR decomposition; eva "
         "(arXiv:2410.07170): A is set to the principal components of the layer's inputs on "
-        "training examples; loftq (arXiv:2310.08659): the low-rank approximation of the weight's nf4 "
-        "quantization error.",
+        "training examples; loftq (arXiv:2310.08659): the low-rank approximation of the weight's "
+        "nf4 quantization error.",
     )
 
     @model_validator(mode="after")

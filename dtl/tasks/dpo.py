@@ -18,9 +18,9 @@ from dtl.core.errors import Fault
 from dtl.data.chat.preference import (
     COLUMNS,
     RESPONSES,
-    PreferenceTurns,
+    PreferenceMessages,
     find_preference_fault,
-    preference_turns,
+    preference_messages,
 )
 from dtl.data.chat.render import ChatTokenizer
 from dtl.data.example import EncodedExample, Skip
@@ -72,7 +72,7 @@ class Plugin(Task):
 
     auto_class = "AutoModelForCausalLM"
     required_columns = (
-        "`prompt`, `chosen` and `rejected`, each a text or chat turns (role, content)"
+        "`prompt`, `chosen` and `rejected`, each a text or chat messages (role, content)"
     )
     metric = Metric("accuracy")
     compares_with_base = True
@@ -84,9 +84,9 @@ class Plugin(Task):
         return find_preference_fault(row)
 
     def preview(self, row: Row) -> ExamplePreview:
-        if turns := preference_turns(row):
-            every = [turns.prompt, turns.chosen, turns.rejected]
-            target = "".join(str(turn["content"] or "") for turn in turns.chosen)
+        if messages := preference_messages(row):
+            every = [messages.prompt, messages.chosen, messages.rejected]
+            target = "".join(str(message["content"] or "") for message in messages.chosen)
             return ExamplePreview(json.dumps(every, sort_keys=True, default=str), target)
         texts = [str(row.fields[column]) for column in COLUMNS]
         return ExamplePreview("\n".join(texts), texts[1])
@@ -111,10 +111,10 @@ class Plugin(Task):
         limit = limit_to_positions(self.options.max_length, base_config)
 
         def encode(row: Row) -> EncodedExample | Skip:
-            turns = preference_turns(row)
+            messages = preference_messages(row)
             pair = (
-                _pair_of_turns(turns, row, processor, limit=limit)
-                if turns
+                _pair_of_messages(messages, row, processor, limit=limit)
+                if messages
                 else _pair_of_texts(row, processor, limit=limit)
             )
             if isinstance(pair, Skip):
@@ -259,13 +259,13 @@ def _pair_of_texts(row: Row, tokenizer: Any, *, limit: int) -> list[_TokenizedRe
     ]
 
 
-def _pair_of_turns(
-    turns: PreferenceTurns, row: Row, tokenizer: Any, *, limit: int
+def _pair_of_messages(
+    messages: PreferenceMessages, row: Row, tokenizer: Any, *, limit: int
 ) -> list[_TokenizedResponse] | Skip:
     """Return both responses in the model's chat template, up to the end-of-turn token."""
-    if turns.chosen == turns.rejected:
+    if messages.chosen == messages.rejected:
         return Skip("both responses are the same")
-    if not turns.prompt:
+    if not messages.prompt:
         return Skip("no prompt")
     chat_tokenizer = ChatTokenizer(
         tokenizer,
@@ -275,9 +275,9 @@ def _pair_of_turns(
         alternative="give the prompt and its responses as plain texts",
     )
     pair = []
-    for response in (turns.chosen, turns.rejected):
+    for response in (messages.chosen, messages.rejected):
         tokens, counted = chat_tokenizer.tokenize(
-            [*turns.prompt, *response], row, supervised=[len(turns.prompt)]
+            [*messages.prompt, *response], row, supervised=[len(messages.prompt)]
         )
         start = counted.index(True) if True in counted else len(tokens)
         pair.append(_TokenizedResponse(tokens[: start + sum(counted)], start))

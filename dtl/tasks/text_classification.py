@@ -91,9 +91,10 @@ class Plugin(Classification):
 def _find_texts_fault(row: Row) -> Fault | None:
     """Return the fault of a row's texts. A text may be null, which is empty, but not missing."""
     if "text" not in row.fields:
+        has = ", ".join(map(repr, row.fields)) or "nothing"
         return Fault(
             row.location,
-            f"there is no `text` (the row has {', '.join(map(repr, row.fields)) or 'nothing'})",
+            f"the column `text` is missing (the row has {has})",
             "map its column in data.columns: {text: ...}",
         )
     columns = (name for name in TEXT_COLUMNS if row.fields.get(name) is not None)

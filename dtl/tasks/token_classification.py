@@ -261,7 +261,7 @@ def _list_fault(row: Row, column: str) -> Fault:
     value = row.fields.get(column)
     return Fault(
         row.location,
-        f"there is no `{column}` (the row has {', '.join(map(repr, row.fields))})"
+        f"the column `{column}` is missing (the row has {', '.join(map(repr, row.fields))})"
         if value is None
         else f"`{column}` is {type(value).__name__} ({str(value)[:40]!r}), not a list",
         f"give lists, or map the column in data.columns: {{{column}: ...}}",

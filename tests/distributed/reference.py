@@ -52,10 +52,10 @@ def placed(model: nn.Module, rate: float) -> list[Optimizer]:
 
 @dataclass(frozen=True)
 class Optimized:
-    """`make`: the optimizers at their highest rate. `pull`: the strength of L2-SP."""
+    """`make`: the optimizers at their highest rate. `l2_sp`: the strength of the L2-SP penalty."""
 
     make: Callable[[nn.Module, float], list[Optimizer]] = adamw
-    pull: float = 0.0
+    l2_sp: float = 0.0
 
 
 ADAMW = Optimized()
@@ -63,7 +63,7 @@ OPTIMIZED = {
     "lion": Optimized(lion),
     "adafactor": Optimized(adafactor),
     "muon": Optimized(muon),
-    "placed": Optimized(placed, pull=0.3),
+    "placed": Optimized(placed, l2_sp=0.3),
 }
 
 

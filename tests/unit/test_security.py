@@ -132,7 +132,7 @@ def dtl(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
 
 
 @pytest.mark.parametrize("plant", [pickled, saved_by_torch, script])
-def test_the_payloads_are_live(plant, tmp_path, canaries):
+def test_the_payloads_work(plant, tmp_path, canaries):
     """What the tests below plant does leave a canary once it is loaded."""
     plant(tmp_path / "payload", canaries)
     if plant is pickled:
@@ -144,7 +144,7 @@ def test_the_payloads_are_live(plant, tmp_path, canaries):
     assert (canaries / "payload").exists()
 
 
-def test_what_is_planted_in_model_data_cache_and_checkpoints_stays_closed(desk, canaries):
+def test_payloads_in_model_data_cache_and_checkpoints_are_not_run(desk, canaries):
     """A run, and its continuation, with a payload in each place where some loader looks."""
     for name, plant in BESIDE_A_MODEL.items():
         plant(desk / "base" / name, canaries)
@@ -338,7 +338,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize("refused", REFUSED, ids=lambda refused: refused.name)
-def test_what_would_run_code_is_refused_in_one_sentence(refused, desk, canaries, capfd):
+def test_files_that_would_run_code_are_one_fault(refused, desk, canaries, capfd):
     refused.plant(desk, canaries)
     assert cli.main(["train", "run.yaml", *refused.overrides]) == 2
     (told,) = capfd.readouterr().err.splitlines()
@@ -355,7 +355,7 @@ def test_what_would_run_code_is_refused_in_one_sentence(refused, desk, canaries,
     ],
     ids=["index", "adapter"],
 )
-def test_a_hub_model_is_held_to_the_same(plant, told, desk, canaries, tmp_path):
+def test_the_same_holds_for_a_hub_model(plant, told, desk, canaries, tmp_path):
     """As the hub's cache has it: a commit, and what its main branch points to."""
     plant(desk, canaries)
     home = tmp_path / "hub" / "models--someone--model"
@@ -368,14 +368,14 @@ def test_a_hub_model_is_held_to_the_same(plant, told, desk, canaries, tmp_path):
     assert list(canaries.iterdir()) == []
 
 
-def test_an_override_that_only_looks_like_a_tag_is_text(desk):
+def test_an_override_that_looks_like_a_tag_is_text(desk):
     from dtl.config.load import load_config
 
     config = load_config("run.yaml", ["model.path=!!python/name:os.system"])
     assert config.model.path == "!!python/name:os.system"
 
 
-def test_cached_numbers_are_numbers(desk, canaries):
+def test_cached_arrays_are_loaded_without_pickle(desk, canaries):
     """Python objects in a memory map would be addresses that anyone could write."""
     from dtl.core.errors import RunFailed
     from dtl.data.cache.encoded import EncodedData
@@ -396,7 +396,7 @@ def test_cached_numbers_are_numbers(desk, canaries):
 
 
 @pytest.mark.parametrize("name", ["../x.pt", "../../x.safetensors", "sub/../../x", "/etc/hostname"])
-def test_a_manifest_that_leads_out_of_its_checkpoint_is_refused(tmp_path, name):
+def test_a_manifest_with_a_path_outside_of_the_checkpoint_is_an_error(tmp_path, name):
     folder = tmp_path / "step-00000001"
     folder.mkdir()
     (tmp_path / "x.pt").write_bytes(b"x")
@@ -406,7 +406,7 @@ def test_a_manifest_that_leads_out_of_its_checkpoint_is_refused(tmp_path, name):
 
 
 @pytest.mark.parametrize("linked", ["step-00000001", "manifest.json", "part-00001.safetensors"])
-def test_a_link_in_a_checkpoint_is_refused(tmp_path, linked):
+def test_a_link_in_a_checkpoint_is_an_error(tmp_path, linked):
     folder = tmp_path / "step-00000001"
     folder.mkdir()
     (folder / "part-00001.safetensors").write_bytes(b"x")
@@ -422,7 +422,7 @@ def test_a_link_in_a_checkpoint_is_refused(tmp_path, linked):
 # --- secrets
 
 
-def test_secrets_of_the_environment_are_told_nowhere(desk):
+def test_secrets_of_the_environment_are_printed_nowhere(desk):
     """Of a run of two processes: its folder, its output, and all command lines."""
     names = ("HF_TOKEN", "WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY", "MY_PASSWORD")
     environment = launching.environment(**dict.fromkeys(names, MARKER))
@@ -462,7 +462,7 @@ def command_lines(parent: int) -> set[str]:
 
 
 @pytest.mark.parametrize("key", ["data.train", "data.eval.path", "model.path"])
-def test_a_password_in_an_address_is_not_told(desk, capfd, key):
+def test_a_password_in_a_url_is_not_printed(desk, capfd, key):
     address = f"https://user:{MARKER}@example.com/rows.jsonl?token={MARKER}"
     assert cli.main(["train", "run.yaml", f"{key}={address}"]) == 2
     told = capfd.readouterr()
@@ -471,7 +471,7 @@ def test_a_password_in_an_address_is_not_told(desk, capfd, key):
     assert not (desk / "runs").exists()
 
 
-def test_what_an_address_may_carry_is_hidden_and_no_more():
+def test_only_the_secrets_of_a_url_are_hidden():
     fault = Fault("at s3://key:pass@bucket/a?sig=1", "see https://example.com/b", "mail a@b?")
     assert str(fault) == "at s3://***@bucket/a?***: see https://example.com/b; mail a@b?"
     assert without_secrets("http://one@two/ http://x?y z") == "http://***@two/ http://x?*** z"

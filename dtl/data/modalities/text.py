@@ -23,7 +23,7 @@ def find_text_fault(row: Row, column: str) -> Fault | None:
         return None
     return Fault(
         row.location,
-        f"there is no `{column}` (the row has {', '.join(map(repr, row.fields))})"
+        f"the column `{column}` is missing (the row has {', '.join(map(repr, row.fields))})"
         if value is None
         else f"`{column}` is {type(value).__name__} ({str(value)[:40]!r}), not text",
         f"give a string, or map the column in data.columns: {{{column}: ...}}",

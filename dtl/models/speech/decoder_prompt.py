@@ -73,7 +73,7 @@ def configure_prompt(
         raise DtlError.of(
             LOCATION,
             f"{type(tokenizer).__name__} has no language tokens",
-            "leave the key out; task.normalizer_language names the language for the normalised scores",
+            "remove the key; task.normalizer_language names the language of normalized scores",
         )
     if language not in known:
         raise DtlError.of(

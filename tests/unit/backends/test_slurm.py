@@ -83,7 +83,7 @@ def calls(fake):
 
 
 def submit(**options):
-    options = {"cluster": "generic", "say": lambda _: None, **options}
+    options = {"cluster": "generic", "print_line": lambda _: None, **options}
     return api.submit("config.yaml", options.pop("overrides", ()), **options)
 
 
@@ -319,7 +319,7 @@ def test_missing_slurm_is_reported(workdir, monkeypatch):
 
     monkeypatch.setattr(subprocess, "run", absent)
     with pytest.raises(
-        DtlError, match="sbatch: there is no such command here. Fix: use a login node"
+        DtlError, match=r"sbatch: there is no such command here\. Fix: use a login node"
     ):
         submit()
 
@@ -344,7 +344,7 @@ def test_submitted_run_has_a_status_resumes_and_is_not_submitted_twice(workdir, 
     (state,) = api.status("runs")
     assert (state.state, state.reason, state.job) == ("queued", "Priority", "41")
     with pytest.raises(
-        DtlError, match="is queued as job 41. Fix: wait for it, or cancel it: dtl cancel"
+        DtlError, match=r"is queued as job 41\. Fix: wait for it, or cancel it: dtl cancel"
     ):
         submit()
     with pytest.raises(DtlError, match="is queued as job 41"):

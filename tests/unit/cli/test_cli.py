@@ -1,4 +1,4 @@
-"""The command: what it prints where, and how it ends."""
+"""The `dtl` command: output and exit codes."""
 
 import json
 from dataclasses import dataclass
@@ -28,29 +28,29 @@ def config(tmp_path):
 
 
 @dataclass
-class Seen:
-    """What the command handed to the Python API."""
+class ApiCall:
+    """What the command passes to the Python API."""
 
     config: object = None
 
 
 @pytest.fixture
 def trained(monkeypatch):
-    """Replaces training by a note of its config; `code` is how it ends."""
+    """Replace training by a function that stores its config and ends with `code`."""
 
-    def ends_with(code):
-        seen = Seen()
+    def replace_train(code):
+        call = ApiCall()
 
-        def train(config, *, fork):
-            seen.config = config
+        def train(config, *, can_fork):
+            call.config = config
             if isinstance(code, Exception):
                 raise code
             return SimpleNamespace(exit_code=code)
 
         monkeypatch.setattr(api, "train", train)
-        return seen
+        return call
 
-    return ends_with
+    return replace_train
 
 
 def test_version(capsys):
@@ -65,11 +65,11 @@ def test_help(capsys, arguments):
 
 
 @pytest.mark.parametrize("code", [0, 1, 2, 75])
-def test_training_decides_the_exit_code(config, trained, code):
-    seen = trained(code)
+def test_the_exit_code_of_train_is_that_of_the_run(config, trained, code):
+    call = trained(code)
     assert main(["train", config, "train.steps=7", "strategy.rank=4"]) == code
-    assert seen.config.train.steps == 7
-    assert seen.config.strategy.options.rank == 4
+    assert call.config.train.steps == 7
+    assert call.config.strategy.options.rank == 4
 
 
 @pytest.mark.parametrize(
@@ -79,11 +79,11 @@ def test_training_decides_the_exit_code(config, trained, code):
         (RunFailed.of("here", "is wrong", "fix it"), 1),
     ],
 )
-def test_a_known_fault_is_told_without_a_traceback(config, trained, capsys, error, code):
+def test_a_fault_of_the_user_is_printed_without_traceback(config, trained, capsys, error, code):
     trained(error)
     assert main(["train", config]) == code
     printed = capsys.readouterr()
-    assert printed.err == "here: is wrong; fix it\n"
+    assert printed.err == "here: is wrong. Fix: fix it\n"
     assert printed.out == ""
 
 
@@ -93,22 +93,22 @@ def test_a_bug_is_not_hidden(config, trained):
         main(["train", config])
 
 
-def test_an_interrupt_is_told_by_the_exit_code(config, monkeypatch):
-    def interrupt(config, *, fork):
+def test_an_interrupt_has_its_own_exit_code(config, monkeypatch):
+    def interrupt(config, *, can_fork):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(api, "train", interrupt)
     assert main(["train", config]) == 130
 
 
-def test_a_wrong_command_is_the_users_fault(capsys):
+def test_an_unknown_command_is_a_fault_of_the_user(capsys):
     assert main(["trian"]) == 2
     assert "trian" in capsys.readouterr().err
 
 
 def test_plan_as_text_and_as_json(config, monkeypatch, capsys):
     planned = SimpleNamespace(
-        lines=lambda: ["one", "two"], to_dict=lambda: {"layout": {"zero_stage": 2}}
+        format_lines=lambda: ["one", "two"], to_dict=lambda: {"layout": {"zero_stage": 2}}
     )
     monkeypatch.setattr(api, "plan", lambda config: planned)
     assert main(["plan", config]) == 0
@@ -143,11 +143,11 @@ def test_schema_is_json(capsys):
     assert json.loads(capsys.readouterr().out)["type"] == "object"
 
 
-def test_doctor_ends_well_only_if_nothing_is_missing(monkeypatch, capsys):
+def test_doctor_exits_with_0_only_if_nothing_is_missing(monkeypatch, capsys):
     from dtl.inspect import doctor
 
     monkeypatch.setattr(doctor, "examine", lambda: [doctor.Finding("ok", "all")])
     assert main(["doctor"]) == 0
     monkeypatch.setattr(doctor, "examine", lambda: [doctor.Finding("missing", "it", "get it")])
     assert main(["doctor"]) == 1
-    assert "missing  it; get it\n\n1 missing\n" in capsys.readouterr().out
+    assert "missing  it. Fix: get it\n\n1 missing\n" in capsys.readouterr().out

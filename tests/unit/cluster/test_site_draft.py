@@ -95,7 +95,7 @@ def test_draft_is_written_once(slurm, capsys):
     assert Options.model_validate(yaml.safe_load(file.read_text())).partition == "gpu"
     capsys.readouterr()
     assert main(["doctor", "--cluster", "--out", str(file)]) == 2
-    assert capsys.readouterr().err == f"--out: {file} is there already. Fix: name another\n"
+    assert capsys.readouterr().err == f"--out: {file} exists already. Fix: name another file\n"
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_draft_is_written_once(slurm, capsys):
             "--partition: Slurm lists no partition 'gpus'. Fix: did",
         ),
         (["--cluster", "--out", "/no/such/x.yaml"], "--out: /no/such/x.yaml cannot be written"),
-        (["--out", "x.yaml"], "--out: it goes with --cluster only. Fix: add --cluster"),
+        (["--out", "x.yaml"], "--out: this option needs --cluster. Fix: add --cluster"),
     ],
 )
 def test_faults_are_one_line(slurm, capsys, options, message):

@@ -185,7 +185,7 @@ def test_under_a_budget_the_worse_half_is_dropped_after_each_round(grid):
         ("compare.strategies=[scrach]", "did you mean 'scratch'"),
         ("compare.strategies=[full,full]", "named twice"),
         ("compare.learning_rates={full: [0.1, 0.1]}", "not different rates"),
-        ("compare.time_budget=soon", "no length of time"),
+        ("compare.time_budget=soon", "not a length of time"),
         ("compare.seeds=0", "compare.seeds"),
     ],
 )

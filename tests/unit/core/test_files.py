@@ -80,7 +80,7 @@ def test_a_staged_folder_gets_its_name_when_it_is_complete(tmp_path):
 
 
 def test_a_failed_staged_folder_is_removed(tmp_path):
-    with pytest.raises(ValueError), staged_folder(tmp_path / "key") as staged:  # noqa: PT011
+    with pytest.raises(ValueError), staged_folder(tmp_path / "key") as staged:
         (staged / "a").write_text("1")
         raise ValueError
     assert not list(tmp_path.iterdir())

@@ -53,7 +53,9 @@ def experiments(*, seeds, examples, of_seed, of_example, of_both, draw):
     [(0.0, 1.0, 1.0), (0.1, 0.5, 0.5), (1.0, 0.5, 0.5), (0.05, 0.0, 1.0)],
     ids=["examples", "mixed", "seeds", "each-its-own"],
 )
-def test_intervals_of_90_percent_cover_the_truth_as_often(seeds, of_seed, of_example, of_both):
+def test_90_percent_intervals_cover_the_true_mean_in_90_percent_of_cases(
+    seeds, of_seed, of_example, of_both
+):
     draw = np.random.default_rng(1)
     covered = 0
     for one in experiments(
@@ -69,7 +71,7 @@ def test_intervals_of_90_percent_cover_the_truth_as_often(seeds, of_seed, of_exa
     assert 0.86 <= covered / EXPERIMENTS <= 0.94
 
 
-def test_a_plain_bootstrap_over_three_seeds_would_not_cover_it():
+def test_a_plain_bootstrap_over_three_seeds_covers_too_rarely():
     """What the correction is for: the percentiles of means of three drawn seeds."""
     draw = np.random.default_rng(1)
     values = draw.normal(size=(EXPERIMENTS, 3))
@@ -78,7 +80,7 @@ def test_a_plain_bootstrap_over_three_seeds_would_not_cover_it():
     assert ((low <= 0) & (high >= 0)).mean() < 0.8
 
 
-def test_of_one_seed_it_is_scipys_bootstrap():
+def test_one_seed_gives_the_interval_of_scipys_bootstrap():
     values = np.random.default_rng(5).exponential(size=400)
     ours = bootstrap_mean(sample(mean, [counts(values)])).interval(LEVEL)
     theirs = stats.bootstrap(
@@ -93,7 +95,7 @@ def test_of_one_seed_it_is_scipys_bootstrap():
     assert ours == pytest.approx((theirs.low, theirs.high), abs=width / 12)
 
 
-def test_a_paired_difference_is_scipys_and_narrower_than_of_strangers():
+def test_a_paired_difference_is_that_of_scipy_and_narrower_than_unpaired():
     draw = np.random.default_rng(6)
     hard = draw.normal(size=300)
     first, second = (hard + draw.normal(scale=0.2, size=300) for _ in range(2))
@@ -113,7 +115,7 @@ def test_a_paired_difference_is_scipys_and_narrower_than_of_strangers():
     assert width < 0.3 * 2 * 1.645 * np.sqrt((first.var() + second.var()) / 300)
 
 
-def test_where_seeds_alone_differ_it_is_students_t():
+def test_seeds_without_examples_give_students_t():
     """Ten seeds, each with the same score on every example; scipy's interval and test."""
     values = np.random.default_rng(7).normal(0.05, 0.1, size=10)
     found = bootstrap_mean(sample(mean, [counts(np.full(50, value)) for value in values]))
@@ -124,7 +126,7 @@ def test_where_seeds_alone_differ_it_is_students_t():
     assert found.p_value == pytest.approx(stats.ttest_1samp(values, 0).pvalue, abs=0.04)
 
 
-def test_the_variance_is_that_worked_out_by_hand():
+def test_the_variance_is_the_hand_computed_one():
     """Seeds of 1, 2 and 3, each a point lower on one of two examples and higher on the other. By
     hand: a seed's part is (1 + 0 + 1) / 2 / 3 = 1/3, an example's part is 2 / 2 = 1, and there is
     nothing of both; so Satterthwaite's degrees are (4/3)^2 / ((1/3)^2 / 2 + 1^2 / 1) = 32/19."""
@@ -141,13 +143,13 @@ def test_the_variance_is_that_worked_out_by_hand():
     )
 
 
-def test_identical_ones_are_held_to_be_the_same_with_certainty():
+def test_identical_samples_have_p_value_1():
     one = sample(mean, [counts(np.arange(10.0)), counts(np.arange(10.0) + 1)])
     found = bootstrap_mean(one.subtract(one))
     assert (found.interval(LEVEL), found.p_value) == ((0, 0), 1)
 
 
-def test_holm_is_that_worked_out_by_hand():
+def test_holm_correction_is_the_hand_computed_one():
     """Holm's step-down over 0.01, 0.02, 0.03, 0.04: 4 x 0.01, 3 x 0.02, then never falling."""
     assert holm_correction([0.04, 0.01, 0.03, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06])
     assert holm_correction([0.5, 0.9]) == [1, 1]
@@ -163,11 +165,11 @@ def test_holm_is_that_worked_out_by_hand():
         (0.7, 80, "more than"),
     ],
 )
-def test_a_curve_is_read_between_its_points(height, at, bound):
+def test_a_crossing_is_interpolated_in_the_logarithm(height, at, bound):
     found = find_crossing(height, [0.2, 0.4, 0.6], positions=[5, 20, 80], log=True)
     assert (found.position, found.bound) == (pytest.approx(at), bound)
 
 
-def test_a_curve_over_time_is_straight_between_its_points():
+def test_a_crossing_is_interpolated_linearly():
     """It may begin at 0."""
     assert find_crossing(0.3, [0.2, 0.4], positions=[0, 10], log=False).position == pytest.approx(5)

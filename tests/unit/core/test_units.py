@@ -63,11 +63,11 @@ def test_seconds(seconds, text):
         ("1-12:00:00", 129600),
     ],
 )
-def test_lengths_of_time_as_people_and_slurm_write_them(text, seconds):
+def test_durations_are_parsed(text, seconds):
     assert parse_seconds(text) == seconds
 
 
 @pytest.mark.parametrize("text", ["", "0", "soon", "-5", "4 hours", "x-1:00:00", "1:2:3:4"])
-def test_what_is_no_length_of_time(text):
-    with pytest.raises(ValueError, match="no length of time"):
+def test_other_text_is_not_a_duration(text):
+    with pytest.raises(ValueError, match="not a length of time"):
         parse_seconds(text)

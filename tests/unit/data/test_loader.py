@@ -1,4 +1,4 @@
-"""The windows of each rank: the same from any start, and empty where there is nothing to do."""
+"""The step batches of each rank: the same from any start, and empty if there is nothing to do."""
 
 from functools import partial
 
@@ -29,7 +29,7 @@ def targets_of(number):
 
 @pytest.fixture
 def data(cache):
-    """Example n holds its number, over and over; its first position is never learnt."""
+    """Example n repeats its number n; its first position is never supervised."""
 
     def encoder(row):
         length, targets = length_of(row.index), targets_of(row.index)
@@ -39,102 +39,136 @@ def data(cache):
         )
 
     rows = [Row(number, f"made:{number}", {}) for number in range(EXAMPLES)]
-    return encode_rows(rows, encoder, key="loader", place="data.train")
+    return encode_rows(rows, encoder, key="loader", location="data.train")
 
 
-def loader(data, *, rank=0, ranks=1, global_batch=8, micro_batch=3, seed=4):
+def create_loader(data, *, rank=0, ranks=1, global_batch=8, micro_batch=3, seed=4):
     batching = Batching(len(data), global_batch, seed)
     return Loader(data, collate, batching, micro_batch, ParallelDims(ranks, rank))
 
 
-def told(window):
-    """All of a window as plain values."""
+def to_plain(step_batches):
+    """Return the step batches as plain values."""
     batches = [
         (batch.ids, batch.targets, batch.weight, {k: v.tolist() for k, v in batch.tensors.items()})
-        for batch in window.batches
+        for batch in step_batches.batches
     ]
-    return (window.step, window.epoch, window.all_examples, window.all_targets, batches)
+    return (
+        step_batches.step,
+        step_batches.epoch,
+        step_batches.global_examples,
+        step_batches.global_targets,
+        batches,
+    )
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])
-def test_a_run_that_starts_in_the_middle_sees_what_the_whole_run_saw(data, ranks):
+def test_loading_from_any_step_gives_the_same_batches(data, ranks):
     steps = 8  # three steps an epoch: the third epoch is under way
     for rank in range(ranks):
-        mine = loader(data, rank=rank, ranks=ranks)
-        whole = [told(window) for window in mine.windows(after_step=0, last_step=steps)]
-        assert [window[0] for window in whole] == list(range(1, steps + 1))
-        assert [window[1] for window in whole] == [0, 0, 0, 1, 1, 1, 2, 2]
+        rank_batches = create_loader(data, rank=rank, ranks=ranks)
+        complete = [
+            to_plain(step_batches)
+            for step_batches in rank_batches.iter_steps(after_step=0, last_step=steps)
+        ]
+        assert [step_batches[0] for step_batches in complete] == list(range(1, steps + 1))
+        assert [step_batches[1] for step_batches in complete] == [0, 0, 0, 1, 1, 1, 2, 2]
         for start in range(steps + 1):
-            fresh = loader(data, rank=rank, ranks=ranks)
-            rest = [told(window) for window in fresh.windows(after_step=start, last_step=steps)]
-            assert rest == whole[start:]
+            fresh = create_loader(data, rank=rank, ranks=ranks)
+            rest = [
+                to_plain(step_batches)
+                for step_batches in fresh.iter_steps(after_step=start, last_step=steps)
+            ]
+            assert rest == complete[start:]
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 5])
 @pytest.mark.parametrize("micro_batch", [1, 3, 8])
-def test_a_step_is_the_same_examples_and_targets_at_any_layout(data, ranks, micro_batch):
+def test_step_has_the_same_examples_on_any_layout(data, ranks, micro_batch):
     for step in range(1, 7):
-        alone = loader(data).window(step)
-        windows = [
-            loader(data, rank=rank, ranks=ranks, micro_batch=micro_batch).window(step)
+        single = create_loader(data).load_step(step)
+        steps_of_ranks = [
+            create_loader(data, rank=rank, ranks=ranks, micro_batch=micro_batch).load_step(step)
             for rank in range(ranks)
         ]
-        expected = sorted(number for batch in alone.batches for number in batch.ids)
-        seen = [number for window in windows for batch in window.batches for number in batch.ids]
+        expected = sorted(number for batch in single.batches for number in batch.ids)
+        seen = [
+            number
+            for step_batches in steps_of_ranks
+            for batch in step_batches.batches
+            for number in batch.ids
+        ]
         assert sorted(seen) == expected
-        targets = sum(batch.targets for window in windows for batch in window.batches)
+        targets = sum(
+            batch.targets for step_batches in steps_of_ranks for batch in step_batches.batches
+        )
         assert targets == sum(targets_of(number) for number in expected)
-        assert {window.all_targets for window in windows} == {targets}
-        assert {window.all_examples for window in windows} == {len(expected)}
-        assert {window.all_length for window in windows} == {sum(map(length_of, expected))}
-        assert len({len(window.batches) for window in windows}) == 1
+        assert {step_batches.global_targets for step_batches in steps_of_ranks} == {targets}
+        assert {step_batches.global_examples for step_batches in steps_of_ranks} == {len(expected)}
+        assert {step_batches.global_length for step_batches in steps_of_ranks} == {
+            sum(map(length_of, expected))
+        }
+        assert len({len(step_batches.batches) for step_batches in steps_of_ranks}) == 1
 
 
 @pytest.mark.parametrize("grouped", [False, True])
 @pytest.mark.parametrize("ranks", [1, 2, 3])
 @pytest.mark.parametrize("micro_batch", [1, 2])
-def test_batches_of_tokens_are_the_same_examples_at_any_layout(data, grouped, ranks, micro_batch):
+def test_token_batches_have_the_same_examples_on_any_layout(data, grouped, ranks, micro_batch):
     """Lengths go from 2 to 12, padded to 8 or 16: a micro-batch holds 16 or 32."""
     lengths = data.lengths
     batching = Batching(len(data), 40, 4, lengths, lengths if grouped else None)
-    steps = batching.steps_in(3)
+    steps = batching.count_steps(3)
     loaders = [
         Loader(data, collate, batching, micro_batch, ParallelDims(ranks, rank))
         for rank in range(ranks)
     ]
     seen, together = [], 0
     for step in range(1, steps + 1):
-        windows = [each.window(step) for each in loaders]
-        batches = [batch for window in windows for batch in window.batches]
+        steps_of_ranks = [each.load_step(step) for each in loaders]
+        batches = [batch for step_batches in steps_of_ranks for batch in step_batches.batches]
         ids = [number for batch in batches for number in batch.ids]
-        assert sorted(ids) == sorted(windows[0].all_ids.tolist())
-        assert sum(batch.targets for batch in batches) == windows[0].all_targets
-        assert 0 < sum(map(length_of, ids)) == windows[0].all_length <= 40
-        assert len({len(window.batches) for window in windows}) == 1
+        assert sorted(ids) == sorted(steps_of_ranks[0].global_ids.tolist())
+        assert sum(batch.targets for batch in batches) == steps_of_ranks[0].global_targets
+        assert 0 < sum(map(length_of, ids)) == steps_of_ranks[0].global_length <= 40
+        assert len({len(step_batches.batches) for step_batches in steps_of_ranks}) == 1
         assert all(batch.tensors["input_ids"].numel() <= 16 * micro_batch for batch in batches)
         assert {batch.weight for batch in batches if not batch.ids} <= {0.0}
         seen += ids
         together = max(together, *(len(batch.ids) for batch in batches))
     assert sorted(seen) == sorted(3 * list(range(EXAMPLES)))
-    assert together > 1, "short ones share a micro-batch"
+    assert together > 1, "short examples share a micro-batch"
     fresh = Loader(
-        data, collate, Batching(len(data), 40, 4, **batching.kept), micro_batch, ParallelDims(ranks)
+        data,
+        collate,
+        Batching(len(data), 40, 4, **batching.stored_arrays),
+        micro_batch,
+        ParallelDims(ranks),
     )
-    assert told(fresh.window(steps)) == told(loaders[0].window(steps))
+    assert to_plain(fresh.load_step(steps)) == to_plain(loaders[0].load_step(steps))
 
 
-def test_an_epoch_of_windows_holds_every_example_once(data):
+def test_steps_of_an_epoch_have_every_example_once(data):
     for epoch in range(3):
-        windows = loader(data).windows(after_step=3 * epoch, last_step=3 * epoch + 3)
-        seen = [number for window in windows for batch in window.batches for number in batch.ids]
+        steps_of_ranks = create_loader(data).iter_steps(
+            after_step=3 * epoch, last_step=3 * epoch + 3
+        )
+        seen = [
+            number
+            for step_batches in steps_of_ranks
+            for batch in step_batches.batches
+            for number in batch.ids
+        ]
         assert sorted(seen) == list(range(EXAMPLES))
 
 
-def test_a_rank_without_examples_calls_the_model_at_weight_zero(data):
+def test_rank_without_examples_gets_a_batch_with_weight_zero(data):
     """Global batches of one example, on three ranks: two ranks of three have nothing."""
-    windows = [loader(data, rank=rank, ranks=3, global_batch=1).window(1) for rank in range(3)]
-    batches = [window.batches[0] for window in windows]
-    assert [len(window.batches) for window in windows] == [1, 1, 1]
+    steps_of_ranks = [
+        create_loader(data, rank=rank, ranks=3, global_batch=1).load_step(1) for rank in range(3)
+    ]
+    batches = [step_batches.batches[0] for step_batches in steps_of_ranks]
+    assert [len(step_batches.batches) for step_batches in steps_of_ranks] == [1, 1, 1]
     assert [batch.weight for batch in batches] == [1.0, 0.0, 0.0]
     assert [len(batch.ids) for batch in batches] == [1, 0, 0]
     assert [batch.targets > 0 for batch in batches] == [True, False, False]
@@ -172,12 +206,12 @@ def test_padding_and_labels_are_exact(data):
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 7])
 @pytest.mark.parametrize("batch", [1, 4, 50])
-def test_every_held_out_example_is_seen_once_in_the_same_batches(data, ranks, batch):
-    alone = [
+def test_evaluation_batches_do_not_depend_on_ranks(data, ranks, batch):
+    single = [
         one.ids
         for one in iter_evaluation_batches(data, collate, batch=batch, parallel_dims=ParallelDims())
     ]
-    dealt = [
+    by_rank = [
         list(
             iter_evaluation_batches(
                 data, collate, batch=batch, parallel_dims=ParallelDims(ranks, rank)
@@ -185,25 +219,28 @@ def test_every_held_out_example_is_seen_once_in_the_same_batches(data, ranks, ba
         )
         for rank in range(ranks)
     ]
-    assert len({len(mine) for mine in dealt}) == 1
-    seen = [one.ids for mine in dealt for one in mine if one.ids]
-    assert sorted(seen) == sorted(alone)
+    assert len({len(rank_batches) for rank_batches in by_rank}) == 1
+    seen = [one.ids for rank_batches in by_rank for one in rank_batches if one.ids]
+    assert sorted(seen) == sorted(single)
     assert sorted(number for ids in seen for number in ids) == list(range(EXAMPLES))
     assert all(
-        one.weight == 0.0 and one.targets == 0 for mine in dealt for one in mine if not one.ids
+        one.weight == 0.0 and one.targets == 0
+        for rank_batches in by_rank
+        for one in rank_batches
+        if not one.ids
     )
 
 
-def test_a_fault_while_reading_ahead_reaches_the_loop(data):
+def test_error_while_prefetching_is_raised(data):
     def broken(examples):
         raise ZeroDivisionError
 
-    windows = Loader(data, broken, Batching(len(data), 8, 0), 3, ParallelDims()).windows(
+    steps_of_ranks = Loader(data, broken, Batching(len(data), 8, 0), 3, ParallelDims()).iter_steps(
         after_step=0, last_step=3
     )
     with pytest.raises(ZeroDivisionError):
-        next(windows)
+        next(steps_of_ranks)
 
 
-def test_no_steps_left_is_no_windows(data):
-    assert list(loader(data).windows(after_step=5, last_step=5)) == []
+def test_no_remaining_steps_load_nothing(data):
+    assert list(create_loader(data).iter_steps(after_step=5, last_step=5)) == []

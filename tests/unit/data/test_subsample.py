@@ -1,4 +1,4 @@
-"""Few labels lie within more, are those of every strategy, and never those that are kept apart."""
+"""Subsamples are nested, the same for every strategy, and disjoint from the validation rows."""
 
 import numpy as np
 import pytest
@@ -14,44 +14,44 @@ from tests import tiny_vision
 CLASSES = {"a": list(range(0, 300, 3)), "b": list(range(1, 90, 3)), "c": [2, 5]}
 
 
-def test_few_labels_lie_within_more_and_each_class_has_as_many():
+def test_smaller_subsample_is_part_of_a_larger_one_with_equal_classes():
     before = frozenset()
     for labels in (1, 5, 20, None):
-        found = draw_subsample(CLASSES, Subsample(size=labels, seed=4, validation_fraction=0.2))
-        assert before < found.learnt
-        assert not found.learnt & found.apart
+        subsample = draw_subsample(CLASSES, Subsample(size=labels, seed=4, validation_fraction=0.2))
+        assert before < subsample.training_rows
+        assert not subsample.training_rows & subsample.validation_rows
         if labels == 5:
-            each = [len(found.learnt & set(numbers)) for numbers in CLASSES.values()]
-            assert each == [5, 5, 1]  # the last class has one row that is not kept apart
-        before = found.learnt
-    assert before | found.apart == frozenset().union(*CLASSES.values())
+            each = [len(subsample.training_rows & set(numbers)) for numbers in CLASSES.values()]
+            assert each == [5, 5, 1]  # the last class has one row that is not in validation
+        before = subsample.training_rows
+    assert before | subsample.validation_rows == frozenset().union(*CLASSES.values())
 
 
-def test_the_seed_changes_what_is_learnt_and_not_what_is_kept_apart():
+def test_seed_changes_training_rows_and_not_validation_rows():
     one, other, again = (
         draw_subsample(CLASSES, Subsample(size=5, seed=seed, validation_fraction=0.2))
         for seed in (0, 1, 0)
     )
     assert one == again
-    assert one.learnt != other.learnt
-    assert one.apart == other.apart
-    assert len(one.apart) == 20 + 6 + 1
+    assert one.training_rows != other.training_rows
+    assert one.validation_rows == other.validation_rows
+    assert len(one.validation_rows) == 20 + 6 + 1
 
 
-def test_no_more_is_kept_apart_than_is_of_use():
-    found = draw_subsample({"": list(range(10_000))}, Subsample(validation_fraction=0.5))
-    assert len(found.apart) == MAX_VALIDATION_ROWS
-    assert len(found.learnt) == 9_500
+def test_validation_rows_are_limited():
+    subsample = draw_subsample({"": list(range(10_000))}, Subsample(validation_fraction=0.5))
+    assert len(subsample.validation_rows) == MAX_VALIDATION_ROWS
+    assert len(subsample.training_rows) == 9_500
 
 
-def test_too_many_labels_are_told():
-    assert draw_subsample(CLASSES, Subsample(size=101)).short == 100
-    assert draw_subsample(CLASSES, Subsample(size=100)).short is None
+def test_largest_class_is_set_if_size_exceeds_it():
+    assert draw_subsample(CLASSES, Subsample(size=101)).largest_class == 100
+    assert draw_subsample(CLASSES, Subsample(size=100)).largest_class is None
 
 
 @pytest.fixture(scope="module")
 def bed(tmp_path_factory):
-    """A config over 30 pictures of three colours, and 9 held-out ones."""
+    """A config with 30 images of three colors, and 9 held-out images."""
     folder = tmp_path_factory.mktemp("bed")
     tiny_vision.resnet(folder / "base")
     tiny_vision.write_folder(folder / "train", 30)
@@ -72,38 +72,38 @@ def prepared(bed, *overrides):
     return prepare_data(config, assemble(config))
 
 
-def pictures(data):
+def image_set(data):
     return {np.asarray(data[n]["pixels"]).tobytes() for n in range(len(data))}
 
 
-def test_a_run_learns_from_what_is_drawn_and_is_scored_on_what_is_asked(bed):
-    whole = prepared(bed)
+def test_run_trains_on_the_subsample_and_evaluates_on_the_configured_rows(bed):
+    all_rows = prepared(bed)
     few = prepared(bed, "data.subsample={size: 2, validation_fraction: 0.2, seed: 3}")
-    apart = prepared(
+    validated = prepared(
         bed, "data.subsample={size: 2, validation_fraction: 0.2, seed: 3, evaluate_on: validation}"
     )
     assert sorted(few.train[n]["labels"] for n in range(len(few.train))) == [0, 0, 1, 1, 2, 2]
-    assert pictures(few.train) < pictures(whole.train)
-    assert pictures(few.held_out) == pictures(whole.held_out)
-    assert pictures(apart.train) == pictures(few.train)
-    assert len(apart.held_out) == 6
-    assert pictures(apart.held_out) < pictures(whole.train) - pictures(few.train)
+    assert image_set(few.train) < image_set(all_rows.train)
+    assert image_set(few.held_out) == image_set(all_rows.held_out)
+    assert image_set(validated.train) == image_set(few.train)
+    assert len(validated.held_out) == 6
+    assert image_set(validated.held_out) < image_set(all_rows.train) - image_set(few.train)
 
 
-def test_labels_are_known_that_are_in_no_drawn_row(bed):
+def test_labels_outside_the_subsample_are_known(bed):
     """One row of no class in particular: it has the head of all three."""
     one = prepared(bed, "data.subsample={size: 1}", "data.train.limit=30")
     assert one.dataset_stats["labels"] == ["blue", "green", "red"]
 
 
-def test_more_labels_than_there_are_is_refused(bed):
+def test_subsample_larger_than_every_class_is_an_error(bed):
     with pytest.raises(
         DtlError, match=r"no class has 11 labeled rows .* at most 10. Fix: set it to 10"
     ):
         prepared(bed, "data.subsample.size=11")
-    with pytest.raises(DtlError, match="no rows are kept apart"):
-        load_config(bed, ["data.subsample.score_on=apart"])
-    with pytest.raises(DtlError, match="3 labels do not lie within 2"):
+    with pytest.raises(DtlError, match="evaluate_on"):
+        load_config(bed, ["data.subsample.evaluate_on=validation"])
+    with pytest.raises(DtlError, match=r"2 is smaller than data\.subsample\.size \(3\)"):
         load_config(bed, ["data.subsample={size: 3, feature_cache_size: 2}"])
-    with pytest.raises(DtlError, match="all labels do not lie within 2"):
+    with pytest.raises(DtlError, match=r"2 is smaller than data\.subsample\.size \(all\)"):
         load_config(bed, ["data.subsample.feature_cache_size=2"])

@@ -1,4 +1,4 @@
-"""After a crash a run restarts; where the kernel killed a process, a message says what to change."""
+"""Restarts after a crash; after an out-of-memory kill, a message says what to change."""
 
 import json
 from types import SimpleNamespace

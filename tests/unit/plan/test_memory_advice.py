@@ -1,4 +1,4 @@
-"""The smallest change when memory did not suffice."""
+"""The smallest change that frees memory."""
 
 from dataclasses import replace
 
@@ -9,13 +9,14 @@ from dtl.plan.memory_advice import is_out_of_memory, suggest_memory_reduction
 from dtl.plan.records import Layout, ParameterCounts, Plan
 
 LAYOUT = Layout(1, 4, 0, "none", 8, 2, False, "bf16", "cuda")
+CHECKPOINTED = {"micro_batch": 1, "activation_checkpointing": True}
 STEP = "step 3, micro-batch 1"
 
 
-def said(doing=STEP, learning=100, **layout):
-    counts = ParameterCounts(learning, 100 - learning)
+def advice(activity=STEP, trainable=100, **layout):
+    counts = ParameterCounts(trainable, 100 - trainable)
     plan = Plan(replace(LAYOUT, **layout), counts, {}, (), 5, 5, None)
-    return suggest_memory_reduction(plan, doing=doing)
+    return suggest_memory_reduction(plan, activity=activity)
 
 
 @pytest.mark.parametrize(
@@ -24,35 +25,43 @@ def said(doing=STEP, learning=100, **layout):
         ({}, "layout.micro_batch=4"),
         ({"micro_batch": 1}, "layout.activation_checkpointing=true"),
         ({"micro_batch": 1, "activation_checkpointing": True}, "layout.zero_stage=2"),
-        ({"micro_batch": 1, "activation_checkpointing": True, "zero": 2}, "layout.zero_stage=3"),
         (
-            {"micro_batch": 1, "activation_checkpointing": True, "zero": 3},
+            {"micro_batch": 1, "activation_checkpointing": True, "zero_stage": 2},
+            "layout.zero_stage=3",
+        ),
+        (
+            {**CHECKPOINTED, "zero_stage": 3},
             "layout.zero_stage=3 layout.offload=optimizer",
         ),
         (
-            {"micro_batch": 1, "activation_checkpointing": True, "zero": 3, "offload": "optimizer"},
+            {
+                "micro_batch": 1,
+                "activation_checkpointing": True,
+                "zero_stage": 3,
+                "offload": "optimizer",
+            },
             "strategy lora",
         ),
     ],
 )
-def test_in_a_step_activations_go_first(layout, change):
-    assert change in said(**layout)
+def test_in_a_step_activations_are_reduced_first(layout, change):
+    assert change in advice(**layout)
 
 
-def test_before_the_first_step_weights_and_optimizer_are_shared_out():
-    assert "layout.zero_stage=2" in said("laying out the model")
-    assert "layout.zero_stage=3" in said("loading the model", zero=2)
-    assert "a smaller model" in said("loading the model", 1, zero=3, offload="optimizer")
+def test_before_the_first_step_weights_and_optimizer_are_sharded():
+    assert "layout.zero_stage=2" in advice("laying out the model")
+    assert "layout.zero_stage=3" in advice("loading the model", zero_stage=2)
+    assert "a smaller model" in advice("loading the model", 1, zero_stage=3, offload="optimizer")
 
 
-def test_in_a_scoring_its_batch_is_halved():
-    assert "train.evaluation_batch" in said("evaluation, batch 3")
+def test_in_an_evaluation_its_batch_is_halved():
+    assert "train.evaluation_batch" in advice("evaluation, batch 3")
 
 
-def test_what_wants_memory():
+def test_out_of_memory_errors_are_recognized():
     assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"))
     assert is_out_of_memory(MemoryError())
     with pytest.raises(RuntimeError) as cpu:
         torch.empty(2**60, dtype=torch.uint8)
-    assert is_out_of_memory(cpu.value), "what torch says on a CPU"
+    assert is_out_of_memory(cpu.value), "the message of torch on a CPU"
     assert not is_out_of_memory(RuntimeError("Connection closed by peer"))

@@ -140,7 +140,7 @@ def test_rows_are_not_shown_if_the_data_has_changed(run, tmp_path):
     text = "".join(Elements(render(run)).texts)
     assert "the data has changed since the run began" in text and "text 36" not in text
     (tmp_path / "held.jsonl").unlink()
-    assert "no such file" in "".join(Elements(render(run)).texts)
+    assert "does not exist" in "".join(Elements(render(run)).texts)
 
 
 def test_png_charts_are_written_if_matplotlib_is_installed(run, monkeypatch, capsys):

@@ -1,4 +1,4 @@
-"""One run on disk: its states, what it remembers, and what it never overwrites."""
+"""The run folder: its states, what it stores, and what it never overwrites."""
 
 import json
 import subprocess
@@ -50,7 +50,7 @@ def run(config):
     return folder
 
 
-def test_a_run_lies_where_the_config_says(config, tmp_path):
+def test_the_config_names_the_folder(config, tmp_path):
     assert RunFolder.from_config(config).path == tmp_path / "runs" / "first"
     assert RunFolder.from_config(config).state == "absent"
 
@@ -62,15 +62,15 @@ def test_a_new_run_is_interrupted_until_it_is_finished(run):
     assert run.result == {"steps": 30, "scores": {"adapted": {"loss": 0.5}}}
 
 
-def test_config_plan_and_facts_come_back_from_the_file_alone(run, config):
+def test_config_plan_and_dataset_stats_are_read_back(run, config):
     again = RunFolder.open(str(run.path))
     assert again.config == config
-    assert again.config.strategy.options.target == ("q_proj", "v_proj")
+    assert again.config.strategy.options.target_modules == ("q_proj", "v_proj")
     assert again.plan == PLAN
     assert again.dataset_stats == {"labels": ["a", "b"]}
 
 
-def test_run_json_is_plain_and_names_the_stack(run):
+def test_run_json_names_the_package_versions(run):
     from importlib import metadata
 
     record = json.loads((run.path / "run.json").read_text(encoding="utf-8"))
@@ -84,7 +84,7 @@ def test_run_json_is_plain_and_names_the_stack(run):
         assert record["versions"][name] == metadata.version(name)
 
 
-def test_run_json_names_the_commit_that_was_checked_out(config, tmp_path, monkeypatch):
+def test_run_json_names_the_git_commit(config, tmp_path, monkeypatch):
     checkout = tmp_path / "checkout"
     checkout.mkdir()
     monkeypatch.chdir(checkout)
@@ -100,7 +100,7 @@ def test_run_json_names_the_commit_that_was_checked_out(config, tmp_path, monkey
     assert record["commit"] == head.stdout.strip()
 
 
-def test_outside_a_checkout_there_is_no_commit(config, tmp_path, monkeypatch):
+def test_there_is_no_commit_outside_a_checkout(config, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     RunFolder.from_config(config).create(config, PLAN, {}, DATA)
@@ -110,7 +110,7 @@ def test_outside_a_checkout_there_is_no_commit(config, tmp_path, monkeypatch):
     assert record["commit"] is None
 
 
-def test_metrics_are_read_in_the_order_they_were_written(run):
+def test_metrics_are_read_in_the_order_of_writing(run):
     lines = [{"kind": "train", "step": 1, "loss": 2.5}, {"kind": "eval", "step": 1, "model": "x"}]
     for line in lines:
         run.append_line(line)
@@ -119,11 +119,11 @@ def test_metrics_are_read_in_the_order_they_were_written(run):
     assert [json.loads(line) for line in text.splitlines()] == lines
 
 
-def test_a_run_that_has_not_told_anything_has_no_metrics(run):
+def test_a_new_run_has_no_metrics(run):
     assert list(run.read_metrics()) == []
 
 
-def test_a_line_that_a_killed_run_left_half_written_is_no_line(run):
+def test_an_incomplete_last_line_is_removed(run):
     run.append_line({"kind": "train", "step": 1})
     with (run.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
         file.write('{"kind": "train", "st')
@@ -132,7 +132,7 @@ def test_a_line_that_a_killed_run_left_half_written_is_no_line(run):
     assert list(run.read_metrics()) == [{"kind": "train", "step": 1}, {"kind": "train", "step": 2}]
 
 
-def test_how_a_launch_ended_is_noted_and_taken_back(run):
+def test_the_exit_code_is_written_and_removed(run):
     assert run.exit_code is None
     run.write_exit_code(75)
     assert run.exit_code == RunFolder(run.path).exit_code == 75
@@ -142,7 +142,7 @@ def test_how_a_launch_ended_is_noted_and_taken_back(run):
     assert run.exit_code is None
 
 
-def test_a_ranks_word_counts_when_every_rank_has_left_it(run):
+def test_the_exit_code_of_a_rank_counts_if_all_ranks_agree(run):
     """One that was killed leaves none, and then the others were asked to stop by the launcher."""
     ranks = run.plan.layout.world_size
     assert ranks > 1
@@ -156,7 +156,7 @@ def test_a_ranks_word_counts_when_every_rank_has_left_it(run):
     assert list(run.path.glob("ended*")) == []
 
 
-def test_a_resumed_run_takes_its_steps_back_from_the_log(run):
+def test_metrics_of_later_steps_are_removed_on_resume(run):
     """Steps 4 and 5 were learnt after the checkpoint of step 3: they come again."""
     assert run.last_step == 0
     lines = [{"kind": "train", "step": step, "loss": 1 / step} for step in range(1, 6)]
@@ -170,7 +170,7 @@ def test_a_resumed_run_takes_its_steps_back_from_the_log(run):
     assert run.last_step == 4
 
 
-def test_a_folder_that_holds_something_else_is_left_alone(config):
+def test_a_folder_with_other_files_is_not_changed(config):
     folder = RunFolder.from_config(config)
     folder.path.mkdir(parents=True)
     (folder.path / "thesis.txt").write_text("ten years of work", encoding="utf-8")
@@ -180,7 +180,7 @@ def test_a_folder_that_holds_something_else_is_left_alone(config):
     assert [entry.name for entry in folder.path.iterdir()] == ["thesis.txt"]
 
 
-def test_a_run_is_not_created_over_another(run, config):
+def test_a_run_is_not_overwritten(run, config):
     before = (run.path / "run.json").read_bytes()
     with pytest.raises(DtlError):
         run.create(config, PLAN, {}, DATA)
@@ -194,7 +194,7 @@ def test_an_empty_folder_can_become_a_run(config):
     assert folder.state == "interrupted"
 
 
-def test_there_is_no_run_where_there_is_none(tmp_path):
+def test_opening_a_folder_without_a_run_is_an_error(tmp_path):
     with pytest.raises(DtlError, match="there is no run in this folder"):
         RunFolder.open(tmp_path / "nothing")
     with pytest.raises(DtlError, match="there is no run in this folder"):
@@ -202,14 +202,14 @@ def test_there_is_no_run_where_there_is_none(tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["", "{", "[1, 2", "\x00\x00"])
-def test_a_damaged_run_json_is_told_in_one_sentence(run, damage):
+def test_a_damaged_run_json_is_one_fault(run, damage):
     (run.path / "run.json").write_text(damage, encoding="utf-8")
     with pytest.raises(DtlError, match="restore the run folder") as caught:
         _ = RunFolder.open(run.path).config
     assert "run.json" in str(caught.value)
 
 
-def test_a_file_is_whole_or_as_it_was(tmp_path):
+def test_a_failed_write_leaves_the_old_file(tmp_path):
     file = tmp_path / "result.json"
     write_json(file, {"steps": 1})
     with pytest.raises(TypeError):
@@ -217,7 +217,7 @@ def test_a_file_is_whole_or_as_it_was(tmp_path):
     assert json.loads(file.read_text(encoding="utf-8")) == {"steps": 1}
 
 
-def test_the_desk_refuses_a_used_folder_and_says_what_it_holds(run, config, tmp_path):
+def test_a_used_folder_is_an_error_that_names_its_content(run, config, tmp_path):
     other = configure(tmp_path / "runs", seed=1)
     with pytest.raises(DtlError, match="an interrupted run of another config"):
         preparation.check_unused(run, other)
@@ -229,11 +229,11 @@ def test_the_desk_refuses_a_used_folder_and_says_what_it_holds(run, config, tmp_
         preparation.check_unused(run, other)
 
 
-def test_the_desk_lets_a_new_run_begin(config):
+def test_a_new_run_can_start(config):
     preparation.check_unused(RunFolder.from_config(config), config)
 
 
-def test_the_scores_of_a_run_are_those_of_the_weights_that_it_exports(tmp_path):
+def test_the_reported_evaluation_is_that_of_the_exported_weights(tmp_path):
     asked = configure(tmp_path).model_dump(mode="json")
     asked["data"]["eval"] = "held.jsonl"
     asked["train"] |= {"export": "best", "evaluate_every": 10}

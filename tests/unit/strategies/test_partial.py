@@ -14,7 +14,7 @@ from dtl.assembly.parts import Parts
 from dtl.config import registry
 from dtl.core.errors import DtlError
 from dtl.models.anatomy import parameter_depths
-from dtl.train.setup import enable_activation_checkpointing
+from dtl.train.model import enable_activation_checkpointing
 from tests import architectures
 from tests.architectures import ARCHITECTURES
 

@@ -376,11 +376,13 @@ def test_what_is_hidden_is_drawn_by_example_and_only_in_training(tmp_path: Path)
 def test_spans_are_hidden_as_often_as_asked() -> None:
     augment = SpecAugment(0.05, 10, 2, 0.1, 4, 0)
     draw = np.random.Generator(np.random.Philox(key=[1, 1]))
-    shares = [augment.masked(np.ones((80, 1000)), frames=1000, draw=draw) == 0 for _ in range(100)]
+    shares = [
+        augment.mask_features(np.ones((80, 1000)), frames=1000, draw=draw) == 0 for _ in range(100)
+    ]
     frames = np.mean([hidden.all(axis=0).mean() for hidden in shares])
     bands = np.mean([hidden.all(axis=1).mean() for hidden in shares])
     assert frames == pytest.approx(0.05, abs=0.005) and bands == pytest.approx(0.1, abs=0.02)
-    short = augment.masked(np.ones((80, 1000)), frames=9, draw=draw)
+    short = augment.mask_features(np.ones((80, 1000)), frames=9, draw=draw)
     assert not (short == 0).all(axis=0).any(), "no span of 10 fits into 9 frames"
 
 
@@ -397,9 +399,9 @@ def test_a_long_recording_is_written_piece_by_piece_as_transformers_writes_each(
     exported = ExportedModel(
         made.task, made.dataset_stats, {}, made.model, made.processor, made.settings
     )
-    short, found, none = predict_rows(rows, exported, batch=3, longest=20)
+    short, found, none = predict_rows(rows, exported, batch_size=3, max_new_tokens=20)
     expected = []
-    pieces = split_audio(rows[1], rate=tiny_whisper.RATE, longest=2, shortest=0.1)
+    pieces = split_audio(rows[1], sampling_rate=tiny_whisper.RATE, max_seconds=2, min_seconds=0.1)
     for piece in [rows[0], *pieces]:
         encoded = made.encode({**piece.fields, "text": "a"})
         batch = {name: made.batch(encoded)[name] for name in ("input_features", "attention_mask")}

@@ -70,7 +70,7 @@ def model_of(folder: Path, strategy: Any = full, *, random: bool = False) -> Any
 def test_a_batch_is_what_the_models_own_extractor_makes(wav2vec2):
     rows = tiny_sound.tones(4)
     plugin, processor, examples = ready(wav2vec2, rows)
-    sounds = [to_float32(load_audio(Row(0, "", row), rate=16_000)) for row in rows]
+    sounds = [to_float32(load_audio(Row(0, "", row), sampling_rate=16_000)) for row in rows]
     theirs = processor(sounds, sampling_rate=16_000, padding=True, return_tensors="pt")
     batch = batch_of(plugin, processor, examples)
     assert torch.equal(batch["attention_mask"], theirs["attention_mask"].long())
@@ -87,7 +87,7 @@ def test_models_without_attention_mask_get_none(tmp_path):
 def test_a_spectrogram_is_the_extractors(spectrogram):
     rows = tiny_sound.tones(3)
     plugin, processor, examples = ready(spectrogram, rows)
-    sounds = [to_float32(load_audio(Row(0, "", row), rate=16_000)) for row in rows]
+    sounds = [to_float32(load_audio(Row(0, "", row), sampling_rate=16_000)) for row in rows]
     theirs = processor(sounds, sampling_rate=16_000, return_tensors="pt")["input_values"]
     assert torch.allclose(batch_of(plugin, processor, examples)["input_values"], theirs, atol=1e-6)
 
@@ -108,7 +108,7 @@ def test_training_reads_random_parts_of_a_long_recording_and_scoring_its_beginni
     processor.do_normalize = False
 
     def start(draw: Any) -> float:
-        heard = plugin.transform(example.values, processor=processor, rng=draw)["heard"]
+        heard = plugin.transform(example.values, processor=processor, rng=draw)["audio_features"]
         assert len(heard) == 4000
         return round(float(heard[0]) * 40_000)
 
@@ -177,7 +177,7 @@ def test_run_trains_and_its_adapter_is_opened_by_peft(wav2vec2, tmp_path, cache)
     extractor = AutoFeatureExtractor.from_pretrained(outcome.run.export)
     guesses = []
     for path in sorted((tmp_path / "heldout").rglob("*.wav")):
-        sound = to_float32(load_audio(Row(0, "", {"audio": str(path)}), rate=16_000))
+        sound = to_float32(load_audio(Row(0, "", {"audio": str(path)}), sampling_rate=16_000))
         heard = extractor(sound, sampling_rate=16_000, return_tensors="pt")
         with torch.no_grad():
             guesses.append(LABELS[int(model(**heard).logits.argmax())] == path.parent.name)

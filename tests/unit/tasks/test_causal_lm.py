@@ -192,11 +192,11 @@ def test_a_row_is_cut_to_what_the_model_can_read(decoder):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"messages": "hello"}, "is not a list of turns"),
-        ({"messages": []}, "is not a list of turns"),
-        ({"messages": ["hello"]}, "is not a list of turns"),
-        ({"messages": [{"role": "user"}]}, "is not a list of turns"),
-        ({"messages": [{"role": "user", "content": 7}]}, "is not a list of turns"),
+        ({"messages": "hello"}, "is not a list of chat messages"),
+        ({"messages": []}, "is not a list of chat messages"),
+        ({"messages": ["hello"]}, "is not a list of chat messages"),
+        ({"messages": [{"role": "user"}]}, "is not a list of chat messages"),
+        ({"messages": [{"role": "user", "content": 7}]}, "is not a list of chat messages"),
         ({"text": 5}, "`text` is int"),
         ({"prompt": "x", "completion": ["y"]}, "`completion` is list"),
         ({"text": None}, "the row has 'text'"),

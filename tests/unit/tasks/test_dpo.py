@@ -227,12 +227,12 @@ def test_pair_without_a_preference_is_skipped(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"chosen": None}, "there is no `chosen`"),
-        ({"prompt": ["x"]}, "`prompt` is not a list of turns"),
-        ({"chosen": ["x"]}, "`chosen` is not a list of turns"),
-        ({"chosen": [HELLO]}, "only `chosen` has turns"),
+        ({"chosen": None}, "the column `chosen` is missing"),
+        ({"prompt": ["x"]}, "`prompt` is not a list of chat messages"),
+        ({"chosen": ["x"]}, "`chosen` is not a list of chat messages"),
+        ({"chosen": [HELLO]}, "only `chosen` has messages"),
         ({"chosen": [HELLO, YES], "rejected": [HELLO, YES, HELLO]}, "(it has assistant, user)"),
-        ({"prompt": [HELLO], "chosen": []}, "`chosen` is not a list of turns"),
+        ({"prompt": [HELLO], "chosen": []}, "`chosen` is not a list of chat messages"),
         ({"prompt": [HELLO], "chosen": [HELLO]}, "(it has none)"),
     ],
 )

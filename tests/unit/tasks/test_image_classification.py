@@ -96,18 +96,16 @@ def test_sixteen_bits_and_grey_become_eight_bits_and_three_channels():
 
 
 def test_large_image_is_downscaled():
-    found = load_image(
-        row(tiny_vision.png(np.zeros((400, 300, 3), np.uint8))), longest_short_side=64
-    )
+    found = load_image(row(tiny_vision.png(np.zeros((400, 300, 3), np.uint8))), max_short_side=64)
     assert found.shape == (85, 64, 3)
 
 
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        (None, "there is no `image`"),
+        (None, "the column `image` is missing"),
         (3, "`image` is int"),
-        ("nowhere.png", "there is no file"),
+        ("nowhere.png", "image file not found"),
         (b"no picture", "cannot be decoded"),
     ],
 )
@@ -212,7 +210,7 @@ def views(folder: Path, data: EncodedData, plugin: Plugin, *, ranks: int, micro:
             parallel_dims=ParallelDims(ranks, rank),
             transform=partial(plugin.transform, processor=processor_of(folder)),
         )
-        for batch in loader.window(step).batches:
+        for batch in loader.load_step(step).batches:
             found |= dict(zip(batch.ids, batch.tensors["pixel_values"], strict=False))
     return found
 

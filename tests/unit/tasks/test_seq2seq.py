@@ -205,7 +205,7 @@ def test_empty_text_is_skipped(source: str, target: str) -> None:
 
 @pytest.mark.parametrize(
     ("source", "target", "message"),
-    [(None, "x", "there is no `source`"), ("x", 5, "`target` is int")],
+    [(None, "x", "the column `source` is missing"), ("x", 5, "`target` is int")],
 )
 def test_a_row_at_fault_is_named(source: Any, target: Any, message: str) -> None:
     fault = task().find_row_fault(row(source, target))

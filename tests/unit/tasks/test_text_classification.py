@@ -82,14 +82,14 @@ def test_a_pair_of_texts_is_read_as_the_tokenizer_reads_pairs(encoder):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"text": "x"}, "there is no `label`"),
-        ({"text": "x", "label": None}, "there is no `label`"),
+        ({"text": "x"}, "the column `label` is missing"),
+        ({"text": "x", "label": None}, "the column `label` is missing"),
         ({"text": "x", "label": ["a"]}, "`label` is a list"),
         ({"text": "x", "label": "eraly"}, "did you mean 'early'?"),
         ({"text": "x", "label": "zzz"}, "the labels are early, late"),
         ({"text": 7, "label": "late"}, "`text` is int"),
         ({"text": "x", "text_pair": 0, "label": "late"}, "`text_pair` is int"),
-        ({"label": "late"}, "there is no `text`"),
+        ({"label": "late"}, "the column `text` is missing"),
     ],
 )
 def test_a_labeled_row_at_fault_is_named(fields, message):
@@ -104,7 +104,7 @@ def test_a_label_that_no_training_row_has_is_named():
 
     task = make_task("text_classification")
     encode = task.encoder(tiny.tokenizer(), {"labels": ["early", "late"]}, None)
-    with pytest.raises(DtlError, match=r"^rows\.jsonl:5: label 'eraly' .*did you mean 'early'"):
+    with pytest.raises(DtlError, match=r"^rows\.jsonl:5: the label 'eraly' .*did you mean 'early'"):
         encode(Row(4, "rows.jsonl:5", {"text": "x", "label": "eraly"}))
 
 

@@ -253,7 +253,7 @@ def test_class_numbers_have_the_names_that_are_given() -> None:
     [
         (["a", "b"], ["O"], "2 tokens have 1 tags"),
         ("a b", ["O", "O"], "`tokens` is str ('a b'), not a list"),
-        (["a"], None, "there is no `tags`"),
+        (["a"], None, "the column `tags` is missing"),
         (["a", 5], ["O", "O"], "the word 5 is not text"),
         (["a"], [0.5], "the tag 0.5 is not text"),
         (["a"], [1], "the class number 1 has no name"),

@@ -1,4 +1,4 @@
-"""The cache of encoded examples: whole or absent, whoever writes it, whatever ends the writer."""
+"""The cache of encoded examples: complete or absent, even if writers run at once or are killed."""
 
 import os
 import signal
@@ -20,8 +20,8 @@ from dtl.data.sources.rows import Row
 
 WRITER = """
 import os, signal, sys
-from dtl.data.cache.encoded import encode
-from dtl.data.example import Encoded, Skip
+from dtl.data.cache.encoder import encode_rows
+from dtl.data.example import EncodedExample, Skip
 from dtl.data.sources.rows import Row
 
 rows, dies_at = int(sys.argv[1]), int(sys.argv[2])
@@ -31,15 +31,15 @@ sys.stdin.readline()
 def encoder(row):
     if row.index == dies_at:
         os.kill(os.getpid(), signal.SIGKILL)
-    return Encoded({"input_ids": [row.index, row.index + 1]}, 2, 1)
+    return EncodedExample({"input_ids": [row.index, row.index + 1]}, 2, 1)
 
-data = encode((Row(n, "", {}) for n in range(rows)), encoder, key="shared", place="data.train")
+data = encode_rows((Row(n, "", {}) for n in range(rows)), encoder, key="shared", location="data.train")
 print(len(data), data[rows - 1]["input_ids"][1], flush=True)
 """
 
 
-def plain(values):
-    """Arrays as lists, to compare them."""
+def to_plain(values):
+    """Return arrays as lists, to compare them."""
     return {n: v.tolist() if isinstance(v, np.ndarray) else v for n, v in values.items()}
 
 
@@ -59,7 +59,7 @@ def encoder(row):
     )
 
 
-def writer(count, *, dies_at=-1):
+def start_writer(count, *, dies_at=-1):
     return subprocess.Popen(
         [sys.executable, "-c", WRITER, str(count), str(dies_at)],
         stdin=subprocess.PIPE,
@@ -69,101 +69,101 @@ def writer(count, *, dies_at=-1):
     )
 
 
-def go(process):
+def start_encoding(process):
     assert process.stdout.readline() == "ready\n"
     process.stdin.write("\n")
     process.stdin.flush()
 
 
 @pytest.mark.parametrize("count", [1, 1023, 1024, 1025, 2500])
-def test_what_is_read_back_is_what_was_encoded(cache, count):
-    """1024 rows are one group of the file: numbers around it, and three groups."""
-    data = encode_rows(rows(count), encoder, key="k", place="data.train")
-    kept = [row for row in rows(count) if row.index % 5 != 4 and row.index % 7 != 6]
-    assert len(data) == len(kept)
-    for place, row in enumerate(kept):
+def test_cached_examples_equal_the_encoded_ones(cache, count):
+    """Row counts around 1024, and more."""
+    data = encode_rows(rows(count), encoder, key="k", location="data.train")
+    examples = [row for row in rows(count) if row.index % 5 != 4 and row.index % 7 != 6]
+    assert len(data) == len(examples)
+    for place, row in enumerate(examples):
         number = row.index
-        assert plain(data[place]) == {
+        assert to_plain(data[place]) == {
             "input_ids": [number * 10 + step for step in range(number % 3 + 1)],
             "labels": number,
         }
-    assert data.rows.tolist() == [row.index for row in kept]
-    assert data.lengths.tolist() == [row.index % 3 + 1 for row in kept]
-    assert data.targets.tolist() == [row.index % 2 + 1 for row in kept]
+    assert data.rows.tolist() == [row.index for row in examples]
+    assert data.lengths.tolist() == [row.index % 3 + 1 for row in examples]
+    assert data.targets.tolist() == [row.index % 2 + 1 for row in examples]
 
 
-def test_rows_left_out_are_counted_by_reason(cache):
-    """Of 35 rows, 7 end in 4 or 9, and 5 leave 6 when divided by 7, of which one (34) does both."""
-    census = encode_rows(rows(35), encoder, key="k", place="data.train").census
-    assert (census.rows, census.kept) == (35, 24)
-    assert census.skipped == {"too long": 7, "empty text": 4}
-    line = census.line("train")
-    assert line == "train: 24 of 35 examples, 7 left out (too long), 4 left out (empty text)"
+def test_skipped_rows_are_counted_by_reason(cache):
+    """Of 35 rows, 7 have index % 5 == 4, and 5 have index % 7 == 6, one of which (34) has both."""
+    summary = encode_rows(rows(35), encoder, key="k", location="data.train").summary
+    assert (summary.rows, summary.examples) == (35, 24)
+    assert summary.skipped == {"too long": 7, "empty text": 4}
+    line = summary.format_line("train")
+    assert line == "train: 24 of 35 examples, 7 skipped (too long), 4 skipped (empty text)"
 
 
-def test_no_example_left_is_the_users_fault_each_time(cache):
+def test_no_example_is_a_user_error_each_time(cache):
     def nothing(row):
         return Skip("no target left after truncation")
 
     for _ in range(2):  # the second time from the cache
         with pytest.raises(DtlError) as caught:
-            encode_rows(rows(3), nothing, key="k", place="data.eval")
+            encode_rows(rows(3), nothing, key="k", location="data.eval")
         (fault,) = caught.value.faults
         assert fault.location == "data.eval"
-        assert "none of 3 examples" in fault.problem
+        assert "none of 3 rows" in fault.problem
         assert "3 x no target left after truncation" in fault.problem
         assert "task.max_length" in fault.fix
         assert caught.value.exit_code == 2
 
 
-def test_what_is_in_the_cache_is_not_encoded_again(cache):
+def test_cached_rows_are_not_encoded_again(cache):
     def never(row):
         raise AssertionError("encoded again")
 
-    first = encode_rows(rows(10), encoder, key="k", place="data.train")
-    again = encode_rows(rows(10), never, key="k", place="data.train")
-    assert [plain(again[place]) for place in range(len(again))] == [
-        plain(first[place]) for place in range(len(first))
+    first = encode_rows(rows(10), encoder, key="k", location="data.train")
+    again = encode_rows(rows(10), never, key="k", location="data.train")
+    assert [to_plain(again[place]) for place in range(len(again))] == [
+        to_plain(first[place]) for place in range(len(first))
     ]
 
 
-def test_a_fault_in_a_row_leaves_nothing_that_is_read(cache):
+def test_error_in_a_row_leaves_no_cache(cache):
     def fails_late(row):
         if row.index == 1500:
-            raise DtlError.of(row.place, "the row is bad", "fix it")
+            raise DtlError.of(row.location, "the row is bad", "fix it")
         return encoder(row)
 
     with pytest.raises(DtlError, match=r"rows\.jsonl:1501"):
-        encode_rows(rows(2000), fails_late, key="k", place="data.train")
+        encode_rows(rows(2000), fails_late, key="k", location="data.train")
     assert list((cache / "encoded").iterdir()) == []
-    assert len(encode_rows(rows(10), encoder, key="k", place="data.train")) == 7
+    assert len(encode_rows(rows(10), encoder, key="k", location="data.train")) == 7
 
 
-def test_a_killed_writer_leaves_nothing_that_is_read(cache):
-    """It dies after it has written one group of rows."""
-    process = writer(3000, dies_at=2000)
-    go(process)
+def test_killed_writer_leaves_no_cache(cache):
+    """The writer is killed after it has written some rows."""
+    process = start_writer(3000, dies_at=2000)
+    start_encoding(process)
     process.communicate(timeout=60)
     assert process.returncode == -signal.SIGKILL
     with pytest.raises(RunFailed):
         wait_for_encoded_data("shared", timeout_seconds=0)
     assert not (cache / "encoded" / "shared").exists()
-    data = encode_rows(rows(10), encoder, key="shared", place="data.train")
-    assert plain(data[0]) == {"input_ids": [0], "labels": 0}
+    data = encode_rows(rows(10), encoder, key="shared", location="data.train")
+    assert to_plain(data[0]) == {"input_ids": [0], "labels": 0}
 
 
-def test_processes_that_write_at_once_all_read_one_whole_cache(cache):
-    processes = [writer(3000) for _ in range(3)]
+def test_concurrent_writers_read_one_complete_cache(cache):
+    processes = [start_writer(3000) for _ in range(3)]
     for process in processes:
-        go(process)
-    told = [process.communicate(timeout=60) for process in processes]
-    assert [process.returncode for process in processes] == [0, 0, 0], told
-    assert {out for out, _ in told} == {"3000 3000\n"}
+        start_encoding(process)
+    outputs = [process.communicate(timeout=60) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0, 0], outputs
+    assert {out for out, _ in outputs} == {"3000 3000\n"}
     assert [entry.name for entry in (cache / "encoded").iterdir()] == ["shared"]
 
 
-def test_writers_with_one_process_id_do_not_share_a_file(cache):
-    """Machines that share a file system can give two processes the same id; so do threads."""
+def test_writers_with_the_same_process_id_do_not_share_files(cache):
+    """Processes on two machines can have the same id; threads always have."""
     together = threading.Barrier(2, timeout=30)
 
     def slow(row):
@@ -172,15 +172,17 @@ def test_writers_with_one_process_id_do_not_share_a_file(cache):
         return EncodedExample({"input_ids": [row.index]}, 1, 1)
 
     with ThreadPoolExecutor(2) as pool:
-        made = [pool.submit(encode_rows, rows(2500), slow, key="k", place="p") for _ in range(2)]
-        found = [one.result() for one in made]
-    for data in found:
+        futures = [
+            pool.submit(encode_rows, rows(2500), slow, key="k", location="p") for _ in range(2)
+        ]
+        results = [future.result() for future in futures]
+    for data in results:
         found = [list(data[place]["input_ids"]) for place in range(2500)]
         assert found == [[n] for n in range(2500)]
     assert [entry.name for entry in (cache / "encoded").iterdir()] == ["k"]
 
 
-def test_the_others_wait_for_the_one_that_writes(cache):
+def test_other_processes_wait_for_the_writer(cache):
     release = threading.Event()
 
     def slow(row):
@@ -190,19 +192,19 @@ def test_the_others_wait_for_the_one_that_writes(cache):
 
     with ThreadPoolExecutor(2) as pool:
         waiting = pool.submit(wait_for_encoded_data, "k", timeout_seconds=30)
-        writing = pool.submit(encode_rows, rows(10), slow, key="k", place="data.train")
+        writing = pool.submit(encode_rows, rows(10), slow, key="k", location="data.train")
         assert not waiting.done()
         release.set()
         assert len(waiting.result()) == len(writing.result()) == 7
 
 
-def test_waiting_in_vain_is_a_failed_run(cache):
+def test_timeout_while_waiting_is_a_failed_run(cache):
     with pytest.raises(RunFailed, match="no encoded data after 0 s") as caught:
         wait_for_encoded_data("never", timeout_seconds=0.01)
     assert caught.value.exit_code == 1
 
 
-def test_the_key_changes_with_everything_it_is_made_of():
+def test_cache_key_changes_with_each_of_its_parts():
     parts = {"rows": "abc", "task": {"name": "causal_lm", "max_length": 8}, "dataset_stats": {}}
     changed = [
         {**parts, "rows": "abd"},
@@ -216,7 +218,7 @@ def test_the_key_changes_with_everything_it_is_made_of():
     assert cache_key(**backwards) == cache_key(**parts)
 
 
-def test_the_cache_lies_where_the_user_says(monkeypatch, tmp_path):
+def test_cache_folder_is_configurable(monkeypatch, tmp_path):
     monkeypatch.setenv("DTL_CACHE", str(tmp_path / "mine"))
     assert cache_folder() == tmp_path / "mine"
     monkeypatch.delenv("DTL_CACHE")
@@ -225,7 +227,7 @@ def test_the_cache_lies_where_the_user_says(monkeypatch, tmp_path):
     assert not os.path.exists(tmp_path / "home")
 
 
-def test_a_folder_without_a_census_is_not_taken_for_data(cache):
+def test_folder_without_index_is_not_read(cache):
     folder = cache / "encoded" / "k"
     folder.mkdir(parents=True)
     with pytest.raises(RunFailed):
@@ -234,46 +236,50 @@ def test_a_folder_without_a_census_is_not_taken_for_data(cache):
         EncodedData(folder)
 
 
-CROWD = """
+CONCURRENT_WRITERS = """
 import fcntl, multiprocessing, os, zlib
-from dtl.data.cache.encoded import encode
-from dtl.data.example import Encoded
+from dtl.data.cache.encoder import encode_rows
+from dtl.data.example import EncodedExample
 from dtl.data.sources.rows import Row
 
 PROCESSES, ROUNDS, ROWS = 16, 50, 40
 
 def no_lock(*_):
-    raise OSError("this disk keeps no locks")
+    raise OSError("this disk has no locks")
 
 fcntl.flock = fcntl.lockf = no_lock
 
 def encoder(row):
-    return Encoded({"input_ids": [row.index * 31 + n for n in range(row.index % 7 + 1)]}, 2, 1)
+    return EncodedExample({"input_ids": [row.index * 31 + n for n in range(row.index % 7 + 1)]}, 2, 1)
 
-def work(start, told):
+def work(start, outputs):
     for number in range(ROUNDS):
         start.wait()
         rows = (Row(n + number, "", {}) for n in range(ROWS))
-        data = encode(rows, encoder, key=f"round-{number}", place="data.train")
+        data = encode_rows(rows, encoder, key=f"round-{number}", location="data.train")
         read = repr([data[n]["input_ids"].tolist() for n in range(ROWS)])
-        told.put((number, zlib.crc32(read.encode())))
+        outputs.put((number, zlib.crc32(read.encode())))
 
 fork = multiprocessing.get_context("fork")
-start, told = fork.Barrier(PROCESSES), fork.Queue()
-crowd = [fork.Process(target=work, args=(start, told)) for _ in range(PROCESSES)]
-for one in crowd:
+start, outputs = fork.Barrier(PROCESSES), fork.Queue()
+processes = [fork.Process(target=work, args=(start, outputs)) for _ in range(PROCESSES)]
+for one in processes:
     one.start()
-found = {told.get(timeout=120) for _ in range(PROCESSES * ROUNDS)}
-for one in crowd:
+found = {outputs.get(timeout=120) for _ in range(PROCESSES * ROUNDS)}
+for one in processes:
     one.join()
-print(len(found), sum(one.exitcode for one in crowd))
+print(len(found), sum(one.exitcode for one in processes))
 """
 
 
-def test_sixteen_processes_fill_one_cache_where_the_disk_keeps_no_locks(cache):
+def test_sixteen_concurrent_writers_without_file_locks(cache):
     ran = subprocess.run(
-        [sys.executable, "-c", CROWD], capture_output=True, text=True, timeout=240, check=True
+        [sys.executable, "-c", CONCURRENT_WRITERS],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=True,
     )
-    assert ran.stdout == "50 0\n", "every process read the same in each of the rounds"
+    assert ran.stdout == "50 0\n", "every process reads the same in each round"
     left = sorted(path.name for path in (cache / "encoded").iterdir())
-    assert left == sorted(f"round-{number}" for number in range(50)), "nothing else was left"
+    assert left == sorted(f"round-{number}" for number in range(50)), "nothing else is left"

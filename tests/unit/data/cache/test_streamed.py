@@ -1,4 +1,4 @@
-"""Streamed rows: the same run as of encoded ones, exactly resumed; what cannot be is refused."""
+"""Streamed rows give the same run as encoded rows, and resume exactly."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from dtl.config.schema import Source
 from dtl.core.errors import DtlError, RankFailed
 from dtl.core.parallel_dims import ParallelDims
 from dtl.data.loader import Loader
+from dtl.data.sources import digests
 from dtl.data.sources import rows as source
 from dtl.inspect.audit import audit_run
 from dtl.prepare import preparation
@@ -27,7 +28,7 @@ from dtl.prepare.prepared_data import prepare_data
 from tests import tiny, tiny_sound, tiny_speech
 from tests.unit.jobs.test_adapter_runs import run_here
 
-NOTHING = {"text": ""}  # no example
+EMPTY_ROW = {"text": ""}  # is skipped
 
 
 @pytest.fixture(scope="module")
@@ -59,18 +60,18 @@ def configure(folder, base, name, *overrides, task="causal_lm", rows="rows.jsonl
     return load_config(folder / f"{name}.yaml", list(overrides))
 
 
-def told(run):
-    """All that a run has said of its steps and scores, but times and memory."""
-    unlike = ("seconds", "tokens_per_second", "memory_bytes", "bytes")
+def comparable_metrics(run):
+    """Return the metrics of a run without times and memory."""
+    ignored = ("seconds", "tokens_per_second", "memory_bytes", "bytes")
     lines = (line for line in run.read_metrics() if line["kind"] != "save")
-    return [{k: v for k, v in line.items() if k not in unlike} for line in lines]
+    return [{k: v for k, v in line.items() if k not in ignored} for line in lines]
 
 
-def weights(run):
+def load_weights(run):
     return load_file(run.export / "adapter_model.safetensors")
 
 
-def same(one, other):
+def equal_weights(one, other):
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
@@ -80,31 +81,31 @@ def streamed(folder, decoder):
     return run_here(configure(folder, decoder, "streamed"))
 
 
-def test_the_run_is_bitwise_the_one_of_encoded_rows(folder, decoder, streamed):
+def test_streamed_run_is_bitwise_equal_to_encoded_run(folder, decoder, streamed):
     encoded = run_here(configure(folder, decoder, "encoded", streaming=False))
-    assert told(streamed) == told(encoded)
-    assert [line["epoch"] for line in told(streamed) if line["kind"] == "train"] == [0] * 3 + [
-        1
-    ] * 3
-    assert same(weights(streamed), weights(encoded))
+    assert comparable_metrics(streamed) == comparable_metrics(encoded)
+    assert [line["epoch"] for line in comparable_metrics(streamed) if line["kind"] == "train"] == [
+        0
+    ] * 3 + [1] * 3
+    assert equal_weights(load_weights(streamed), load_weights(encoded))
     assert audit_run(streamed).fault is None
 
 
-def test_stopped_and_resumed_it_is_bitwise_the_same(folder, decoder, streamed):
+def test_resumed_streamed_run_is_bitwise_equal(folder, decoder, streamed):
     config = configure(folder, decoder, "resumed")
-    stopped = run_here(config, stop_after=3)  # it is also asked before each scored batch
+    stopped = run_here(config, stop_after=3)  # also checked before each evaluation batch
     assert 0 < stopped.last_step < 6
-    assert same(weights(run_here(config)), weights(streamed))
+    assert equal_weights(load_weights(run_here(config)), load_weights(streamed))
     assert audit_run(stopped).fault is None
 
 
 @pytest.mark.parametrize("ranks", [2, 3])
-def test_ranks_read_their_own_shares_of_the_same_global_batches(folder, decoder, ranks):
+def test_ranks_read_disjoint_parts_of_the_global_batches(folder, decoder, ranks):
     config = configure(folder, decoder, f"shares-{ranks}")
     parts = assemble(config)
     examples = prepare_data(config, parts)
 
-    def windows(ranks, step):
+    def step_batches(ranks, step):
         return [
             Loader(
                 examples.train,
@@ -112,44 +113,48 @@ def test_ranks_read_their_own_shares_of_the_same_global_batches(folder, decoder,
                 examples.batching,
                 micro_batch=2,
                 parallel_dims=ParallelDims(ranks, rank),
-            ).window(step)
+            ).load_step(step)
             for rank in range(ranks)
         ]
 
     for step in range(1, 7):
-        (alone,), shared = windows(1, step), windows(ranks, step)
-        read = [id_ for window in shared for batch in window.batches for id_ in batch.ids]
-        assert sorted(read) == sorted(alone.all_ids.tolist())
-        assert sum(window.all_targets for window in shared) == alone.all_targets
-        assert sum(window.all_length for window in shared) == alone.all_length
-        assert len({len(window.batches) for window in shared}) == 1
-        assert all(len(batch.ids) <= 2 for window in shared for batch in window.batches)
+        (alone,), shared = step_batches(1, step), step_batches(ranks, step)
+        read = [id_ for batches in shared for batch in batches.batches for id_ in batch.ids]
+        assert sorted(read) == sorted(alone.global_ids.tolist())
+        assert sum(batches.global_targets for batches in shared) == alone.global_targets
+        assert sum(batches.global_length for batches in shared) == alone.global_length
+        assert len({len(batches.batches) for batches in shared}) == 1
+        assert all(len(batch.ids) <= 2 for batches in shared for batch in batches.batches)
 
 
-def test_a_row_is_encoded_in_its_step_and_not_before(folder, decoder, monkeypatch):
-    """At the desk each row is read once, for the index; then a step reads its own."""
+def test_row_is_encoded_only_in_its_step(folder, decoder, monkeypatch):
+    """Each row is read once for the index; after that, a step reads only its own rows."""
     tiny.write_texts(folder / "many.jsonl", 400, seed=9)
     seen = []
-    judge = source.Rows.validate_row
-    monkeypatch.setattr(source.Rows, "judge", lambda self, *at: seen.append(at) or judge(self, *at))
+    validate_row = source.Rows.validate_row
+    monkeypatch.setattr(
+        source.Rows,
+        "validate_row",
+        lambda self, *args: seen.append(args) or validate_row(self, *args),
+    )
     config = configure(folder, decoder, "many", "data.eval=null", rows="many.jsonl")
     prepared = preparation.prepare_run(config)
-    assert len(seen) == 401  # the first row is also looked at when the file is opened
+    assert len(seen) == 401  # the first row is also validated when the file is opened
     seen.clear()
     again = preparation.prepare_run(config)  # from the index
     assert (len(seen), again.data.train.key) == (1, prepared.data.train.key)
     seen.clear()
-    share = again.data.train.take(np.array([399, 7, 120]))
-    assert [at[0] for at in seen] == [7, 120, 399] and len(share.ids) == 3
+    streamed_examples = again.data.train.read_examples(np.array([399, 7, 120]))
+    assert [at[0] for at in seen] == [7, 120, 399] and len(streamed_examples.ids) == 3
 
 
-def test_the_planner_counts_the_longest_row_there_may_be(folder, decoder):
+def test_planner_uses_the_longest_possible_row(folder, decoder):
     config = configure(folder, decoder, "planned", "task.max_length=40")
     prepared = preparation.prepare_run(config)
     assert set(prepared.data.train.lengths.tolist()) == {40}
 
 
-def test_labels_are_found_once(folder, encoder, monkeypatch):
+def test_labels_are_collected_once(folder, encoder, monkeypatch):
     config = configure(
         folder,
         encoder,
@@ -171,33 +176,38 @@ def test_labels_are_found_once(folder, encoder, monkeypatch):
 def test_held_out_rows_are_none_of_those_streamed(folder, decoder):
     config = configure(folder, decoder, "split", "data.eval=null", "data.eval_fraction=0.2")
     examples = prepare_data(config, assemble(config))
-    whole = configure(
-        folder, decoder, "whole", "data.eval=null", "data.eval_fraction=0.2", streaming=False
+    encoded_config = configure(
+        folder,
+        decoder,
+        "encoded_config",
+        "data.eval=null",
+        "data.eval_fraction=0.2",
+        streaming=False,
     )
-    encoded = prepare_data(whole, assemble(whole))
+    encoded = prepare_data(encoded_config, assemble(encoded_config))
     assert (len(examples.train), len(examples.held_out)) == (18, 5)
     for number in range(18):
-        share = examples.train.take(np.array([number]))
+        streamed_examples = examples.train.read_examples(np.array([number]))
         expected = encoded.train[number]
-        assert {name: list(value) for name, value in share[number].items()} == {
+        assert {name: list(value) for name, value in streamed_examples[number].items()} == {
             name: list(value) for name, value in expected.items()
         }
     assert examples.train.key == encoded.train.key
 
 
-def test_rows_that_are_no_examples_are_counted_told_and_listed_once(folder, decoder, capsys):
+def test_skipped_rows_are_counted_and_listed_once(folder, decoder, capsys):
     """Of 8 rows three are empty: they add nothing, in either epoch, and batches of nothing but them
     are not learnt from."""
     good = [{"text": tiny.sentence(random.Random(n), 9)} for n in range(5)]
-    tiny.write_rows(folder / "gaps.jsonl", [NOTHING, *good[:2], NOTHING, *good[2:], NOTHING])
+    tiny.write_rows(folder / "gaps.jsonl", [EMPTY_ROW, *good[:2], EMPTY_ROW, *good[2:], EMPTY_ROW])
     overrides = ("train.global_batch=2", "train.steps=8", "data.eval=null", "layout.micro_batch=1")
     run = run_here(configure(folder, decoder, "gaps", *overrides, rows="gaps.jsonl"))
-    said = capsys.readouterr().out
+    message = capsys.readouterr().out
     places = [f"{folder / 'gaps.jsonl'}:{line}" for line in (1, 4, 8)]
     listed = list(run.read_skipped_rows())
     assert sorted(line["place"] for line in listed) == places
     assert {(line["source"], line["reason"]) for line in listed} == {("data.train", "empty text")}
-    assert said.count("left out (empty text)") == 1 and "left out: 3 rows" in said
+    assert message.count("left out (empty text)") == 1 and "left out: 3 rows" in message
     steps = [line for line in run.read_metrics() if line["kind"] == "train"]
     assert sum(line.get("left_out", 0) for line in steps) == 6
     empty = [line["step"] for line in steps if line.get("left_out") == 2]
@@ -207,46 +217,52 @@ def test_rows_that_are_no_examples_are_counted_told_and_listed_once(folder, deco
     examples = prepare_data(
         configure(folder, decoder, "gaps", *overrides, rows="gaps.jsonl"), assemble(run.config)
     )
-    share = examples.train.take(np.array([0, 3]))
-    assert (len(share.ids), share.shortest, len(share.left_out)) == (0, 1, 2)
+    streamed_examples = examples.train.read_examples(np.array([0, 3]))
+    assert (
+        len(streamed_examples.ids),
+        streamed_examples.shortest_example,
+        len(streamed_examples.left_out),
+    ) == (0, 1, 2)
 
 
-def test_a_row_that_was_changed_while_the_run_goes_on_is_named(folder, decoder):
+def test_changed_file_is_an_error_with_its_name(folder, decoder):
     tiny.write_texts(folder / "changing.jsonl", 9)
     config = configure(folder, decoder, "changing", "data.eval=null", rows="changing.jsonl")
     examples = prepare_data(config, assemble(config))
     tiny.write_texts(folder / "changing.jsonl", 9, seed=3)
-    with pytest.raises(RankFailed, match=r"changing\.jsonl: has changed since the run was started"):
-        examples.train.take(np.arange(9))
+    with pytest.raises(
+        RankFailed, match=r"changing\.jsonl: the file has changed since the run was started"
+    ):
+        examples.train.read_examples(np.arange(9))
 
 
-def test_the_bytes_of_a_file_are_read_once_until_it_is_touched(folder, tmp_path, monkeypatch):
+def test_file_digest_is_cached_until_the_file_changes(folder, tmp_path, monkeypatch):
     path = tmp_path / "rows.jsonl"
     path.write_text('{"text": "a"}\n')
 
     def fingerprint(streaming=True):
         return source.open_rows(Source(path=str(path), streaming=streaming), {}).fingerprint
 
-    monkeypatch.setattr(source, "SETTLED_SECONDS", -1.0)
+    monkeypatch.setattr(digests, "MIN_FILE_AGE_SECONDS", -1.0)
     first = fingerprint()
     assert first == fingerprint(streaming=False)
     with monkeypatch.context() as patch:
-        patch.setattr(source, "_digest_of", None)  # it would fail
+        patch.setattr(digests, "_digest_file", None)  # a call would fail
         assert fingerprint() == first
     kept = path.stat()
     time.sleep(0.02)  # the tick of time stamps is a hundredth
     path.write_text('{"text": "b"}\n')
     os.utime(path, ns=(kept.st_atime_ns, kept.st_mtime_ns))  # another one in its place
     assert fingerprint() == fingerprint(streaming=False) != first
-    monkeypatch.setattr(source, "SETTLED_SECONDS", 60.0)
+    monkeypatch.setattr(digests, "MIN_FILE_AGE_SECONDS", 60.0)
     notes = list((folder / os.environ["DTL_CACHE"] / "digests").iterdir())
     path.write_text('{"text": "c"}\n')
     assert fingerprint() == fingerprint(streaming=False)
     assert list((folder / os.environ["DTL_CACHE"] / "digests").iterdir()) == notes, "too young"
 
 
-def test_a_row_that_cannot_be_encoded_ends_the_run_with_its_place(folder, wav2vec2):
-    """Its header is good, so that the desk takes it."""
+def test_row_that_cannot_be_encoded_fails_the_run_with_its_location(folder, wav2vec2):
+    """Its header is valid, so that the row check passes."""
     torn = tiny_sound.wav(tiny_speech.spoken("seamen sat"), kind="FLAC")
     torn = torn[: len(torn) // 2] + bytes(len(torn) // 2)
     rows = [*tiny_speech.transcribed(2), {"audio": torn, "text": "seamen sat"}]
@@ -264,7 +280,7 @@ def test_a_row_that_cannot_be_encoded_ends_the_run_with_its_place(folder, wav2ve
         run_here(config)
 
 
-def test_a_run_does_not_go_on_with_other_rows(folder, decoder):
+def test_run_does_not_resume_with_other_rows(folder, decoder):
     tiny.write_texts(folder / "moved.jsonl", 9)
     config = configure(folder, decoder, "moved", "data.eval=null", rows="moved.jsonl")
     run = run_here(config, stop_after=1)
@@ -273,7 +289,7 @@ def test_a_run_does_not_go_on_with_other_rows(folder, decoder):
         preparation.reopen_run(run, writes=True)
 
 
-REFUSED = [
+NOT_STREAMABLE = [
     (["train.global_batch=64 tokens"], "train.global_batch: how many tokens a row has"),
     (["train.group_by_length=true"], "train.group_by_length: how long a row is"),
     (["data.eval.streaming=true"], "data.eval.streaming: only what data.train names"),
@@ -286,13 +302,13 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("overrides", "said"), REFUSED)
-def test_what_does_not_go_with_streaming_is_refused(folder, decoder, overrides, said):
-    with pytest.raises(DtlError, match=said):
+@pytest.mark.parametrize(("overrides", "message"), NOT_STREAMABLE)
+def test_option_that_needs_encoded_rows_is_an_error(folder, decoder, overrides, message):
+    with pytest.raises(DtlError, match=message):
         configure(folder, decoder, "refused", *overrides)
 
 
-def test_a_folder_of_classes_is_refused(folder, vit):
+def test_streaming_a_class_folder_is_an_error(folder, vit):
     from PIL import Image
 
     for kind in ("one", "two"):
@@ -301,11 +317,15 @@ def test_a_folder_of_classes_is_refused(folder, vit):
     config = configure(
         folder, vit, "pictures", "data.eval=null", task="image_classification", rows="pictures"
     )
-    with pytest.raises(DtlError, match=r"data.train.streaming: .*; list them in a JSON lines file"):
+    with pytest.raises(
+        DtlError, match=r"data.train.streaming: .*Fix: list its files in a JSON Lines file"
+    ):
         prepare_data(config, assemble(config))
 
 
-def test_a_hub_data_set_is_refused_before_it_is_fetched(folder, decoder):
+def test_streaming_a_hub_dataset_is_an_error(folder, decoder):
     config = configure(folder, decoder, "hub", "data.train.path=owner/name")
-    with pytest.raises(DtlError, match=r"data.train.streaming: owner/name .*; fetch it as Parquet"):
+    with pytest.raises(
+        DtlError, match=r"data.train.streaming: owner/name .*Fix: download it as Parquet"
+    ):
         prepare_data(config, assemble(config))

@@ -28,6 +28,7 @@ from dtl.models.load import LoadedModel, load_on_meta_device, load_pretrained
 from dtl.models.new_parameters import init_new_parameters
 from dtl.models.pretrained_config import HeadConfig
 from dtl.models.quantization import quantize
+from dtl.plan.memory import estimate_model_state
 from dtl.plan.planner import make_plan
 from dtl.plan.records import Hardware, OuterLaunch
 from dtl.plan.request import PlanRequest

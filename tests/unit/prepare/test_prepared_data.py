@@ -1,4 +1,4 @@
-"""Encoded rows have one name, whoever encodes them."""
+"""Prepared data: cache keys, mixtures, splits."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tests import tiny
         ("seq2seq", "t5", [tiny.shorten("the river turns"), tiny.shorten("a stone")]),
     ],
 )
-def test_a_process_that_only_reads_finds_what_another_has_written(
+def test_a_process_that_waits_reads_what_another_has_encoded(
     task: str,
     base: str,
     rows: Any,
@@ -99,14 +99,14 @@ def test_sources_are_mixed_by_weight(tmp_path, decoder, cache):
     assert len(half_more.train) == 3 + 2 + 4
 
 
-def test_what_is_held_out_is_not_mixed_in(tmp_path, decoder, cache):
+def test_held_out_rows_are_not_mixed_in(tmp_path, decoder, cache):
     examples = mixture(tmp_path, decoder, "data.eval_fraction=0.34", "data.train.weight=3")
     (held_out,) = read(examples, examples.held_out)
     assert held_out.startswith("a") and held_out not in read(examples, examples.train)
     assert len(examples.train) == 2 * 3 + 4
 
 
-def test_a_mixed_row_at_fault_is_told_with_its_source(tmp_path, decoder, cache):
+def test_an_invalid_mixed_row_names_its_source(tmp_path, decoder, cache):
     mixture(tmp_path, decoder)
     (tmp_path / "b.jsonl").write_text('{"text": "b0 fine"}\n{"text": 7}\n{"text": ""}\n')
     with pytest.raises(DtlError, match=r"b.jsonl:2: `text` is int"):

@@ -1,4 +1,4 @@
-"""Rows at fault: found before the split, told or skipped, and listed with file and line."""
+"""Invalid rows: found before the split, reported or skipped, listed with file and line."""
 
 import json
 from pathlib import Path
@@ -38,7 +38,7 @@ def only_text(row):
     """As a task says it."""
     if isinstance(row.fields.get("text"), str):
         return None
-    return Fault(row.place, "`text` is no text", "fix it")
+    return Fault(row.location, "`text` is no text", "fix it")
 
 
 def opened(path, *, skips, columns=None, **keys):
@@ -59,26 +59,36 @@ def write(*lines, name="rows.jsonl"):
 
 def parquet_with_bad_text(path):
     """Three texts of which the second is not UTF-8, as other programs can write them."""
-    kept = pa.array([b"a", b"\xff", b"c"], pa.binary())
-    texts = pa.StringArray.from_buffers(3, *kept.buffers()[1:])
+    binary = pa.array([b"a", b"\xff", b"c"], pa.binary())
+    texts = pa.StringArray.from_buffers(3, *binary.buffers()[1:])
     parquet.write_table(pa.table({"text": texts}), path)
 
 
 # --- a fault of one row
 
 ROW_FAULTS = [
-    ("a.jsonl", b'{"text": "a"}\n{"text": "b\n{"text": "c"}\n', "a.jsonl:2", "no valid JSON"),
+    ("a.jsonl", b'{"text": "a"}\n{"text": "b\n{"text": "c"}\n', "a.jsonl:2", "invalid JSON"),
     ("a.jsonl", b'{"text": "a"}\n["b"]\n{"text": "c"}\n', "a.jsonl:2", "the row is a list"),
     ("a.jsonl", b'{"text": "a"}\n{"text": "\xff"}\n{"text": "c"}\n', "a.jsonl:2", "not UTF-8"),
-    ("a.jsonl", b'{"text": "a"}\n{"text": "\\ud83d"}\n{"text": "c"}', "a.jsonl:2", "half a char"),
+    (
+        "a.jsonl",
+        b'{"text": "a"}\n{"text": "\\ud83d"}\n{"text": "c"}',
+        "a.jsonl:2",
+        "unpaired surrogate",
+    ),
     ("a.jsonl", b'{"text": "a"}\n' + b"[" * 99999 + b'\n{"text": "c"}', "a.jsonl:2", "too deep"),
     ("a.jsonl", b'{"text": "a"}\n' + b"9" * 9999 + b'\n{"text": "c"}', "a.jsonl:2", "too long"),
     ("a.jsonl", b'{"text": "a"}\n{"body": "b"}\n{"text": "c"}\n', "a.jsonl:2", "no text"),
     ("a.jsonl", b'{"text": "a"}\n{"text": 7}\n{"text": "c"}\n', "a.jsonl:2", "no text"),
-    ("a.jsonl", b'{"text": "a"}\n\0\0\0\n{"text": "c"}\n', "a.jsonl:2", "no valid JSON"),
-    ("a.jsonl", b'{"text": "a"}\n{"text": "c"}\n{"te', "a.jsonl:3", "no valid JSON"),
+    ("a.jsonl", b'{"text": "a"}\n\0\0\0\n{"text": "c"}\n', "a.jsonl:2", "invalid JSON"),
+    ("a.jsonl", b'{"text": "a"}\n{"text": "c"}\n{"te', "a.jsonl:3", "invalid JSON"),
     ("a.json", b'[{"text": "a"}, 3, {"text": "c"}]', "a.json: item 2", "the row is a number"),
-    ("a.json", b'[{"text": "a"}, {"text": "\\uD83D"}, {"text": "c"}]', "a.json: item 2", "half a"),
+    (
+        "a.json",
+        b'[{"text": "a"}, {"text": "\\uD83D"}, {"text": "c"}]',
+        "a.json: item 2",
+        "unpaired surrogate",
+    ),
     ("a.csv", b"text,n\na,1\nb\nc,3\n", "a.csv:3", "1 values for 2 columns"),
     ("a.csv", b"text,n\na,1\n\xe4,2\nc,3\n", "a.csv:3", "not UTF-8"),
     ("a.tsv", b"text\tn\na\t1\nb\t2\t3\nc\t3\n", "a.tsv:3", "3 values for 2 columns"),
@@ -87,7 +97,7 @@ ROW_FAULTS = [
 
 
 @pytest.mark.parametrize(("name", "content", "place", "said"), ROW_FAULTS)
-def test_a_row_at_fault_stops_or_is_skipped(name, content, place, said):
+def test_an_invalid_row_stops_the_run_or_is_skipped(name, content, place, said):
     if callable(content):
         content(Path(name))
     else:
@@ -110,20 +120,20 @@ def test_a_column_missing_in_one_row_is_a_fault_of_that_row():
     assert [fault.location for fault in rows.scan().faults] == ["rows.jsonl:2"]
 
 
-def test_places_of_good_rows_stay_those_of_the_file():
+def test_locations_of_valid_rows_are_those_in_the_file():
     write("bad", GOOD[0], "bad", GOOD[1])
     rows = list(opened("rows.jsonl", skips=True))
     assert [(row.index, row.location) for row in rows] == [(0, "rows.jsonl:2"), (1, "rows.jsonl:4")]
 
 
-def test_the_limit_counts_good_rows():
+def test_the_limit_counts_valid_rows():
     write(GOOD[0], "bad", GOOD[1], "bad", GOOD[2])
     rows = opened("rows.jsonl", skips=True, limit=2)
     assert [row.location for row in rows] == ["rows.jsonl:1", "rows.jsonl:3"]
     assert [fault.location for fault in rows.scan().faults] == ["rows.jsonl:2"]
 
 
-# --- a fault of a whole file
+# --- a fault of a file
 
 
 def cut(path, *, keep):
@@ -135,7 +145,7 @@ def cut_parquet(path):
     cut(path, keep=0.9)
 
 
-def spoilt_parquet(path):
+def corrupted_parquet(path):
     parquet.write_table(pa.table({"text": [str(n) for n in range(5000)]}), path)
     content = bytearray(path.read_bytes())
     content[200:400] = b"\xff" * 200
@@ -157,14 +167,18 @@ def cut_arrow_file(path):
 
 
 FILE_FAULTS = [
-    ("a.parquet", cut_parquet, "a.parquet: no readable Parquet file ("),
-    ("a.parquet", spoilt_parquet, "a.parquet: cannot be read (Corrupt"),
-    ("a.parquet", b"", "a.parquet: no readable Parquet file ("),
-    ("a.arrow", cut_arrow_stream, "a.arrow: cannot be read (Expected to be able to read"),
-    ("a.arrow", cut_arrow_file, "a.arrow: no readable Arrow file ("),
-    ("a.json", b'[{"text": "a"}, {"text": "b"}', "a.json:1: no valid JSON"),
+    ("a.parquet", cut_parquet, "a.parquet: not a readable Parquet file ("),
+    ("a.parquet", corrupted_parquet, "a.parquet: the file cannot be read (Corrupt"),
+    ("a.parquet", b"", "a.parquet: not a readable Parquet file ("),
+    ("a.arrow", cut_arrow_stream, "a.arrow: the file cannot be read (Expected to be able to read"),
+    ("a.arrow", cut_arrow_file, "a.arrow: not a readable Arrow file ("),
+    ("a.json", b'[{"text": "a"}, {"text": "b"}', "a.json:1: invalid JSON"),
     ("a.json", b'[{"text": "\xff"}]', "a.json: not UTF-8 text"),
-    ("a.csv", b'text,n\na,1\n"b,2\nc,3\n', "a.csv:3: not readable (unexpected end of data)"),
+    (
+        "a.csv",
+        b'text,n\na,1\n"b,2\nc,3\n',
+        "a.csv:3: the row cannot be parsed (unexpected end of data)",
+    ),
     ("a.csv", b"text,text\na,1\n", "a.csv:1: two columns are named 'text'"),
     ("a.csv", b"text,\xe4\na,1\n", "a.csv:1: the header is not UTF-8 text"),
 ]
@@ -172,19 +186,19 @@ FILE_FAULTS = [
 
 @pytest.mark.parametrize("skips", [False, True], ids=["fail", "skip"])
 @pytest.mark.parametrize(("name", "content", "said"), FILE_FAULTS)
-def test_a_file_at_fault_stops_in_either_case(name, content, said, skips):
+def test_an_unreadable_file_always_stops_the_run(name, content, said, skips):
     if callable(content):
         content(Path(name))
     else:
         Path(name).write_bytes(content)
     with pytest.raises(DtlError) as caught:
         list(opened(name, skips=skips))
-    (told,) = str(caught.value).splitlines()
-    assert told.startswith(said)
+    (message,) = str(caught.value).splitlines()
+    assert message.startswith(said)
     assert caught.value.exit_code == 2
 
 
-def test_a_file_at_fault_behind_skipped_rows_is_all_that_is_told():
+def test_an_unreadable_file_after_skipped_rows_is_the_only_fault():
     Path("shards").mkdir()
     write('{"text": "a"}', "bad", name="shards/a.json")
     write('[{"text": "b"}, ', name="shards/b.json")
@@ -196,7 +210,7 @@ def test_a_file_at_fault_behind_skipped_rows_is_all_that_is_told():
 # --- how many may be skipped, and where they are listed
 
 
-def test_fail_is_the_default_and_tells_of_several():
+def test_fail_is_the_default_and_lists_several_faults():
     write(GOOD[0], *["bad"] * 9)
     with pytest.raises(DtlError) as caught:
         prepared("data.on_bad_row=null", "data.max_bad_fraction=1")
@@ -210,7 +224,7 @@ def test_more_than_the_share_that_may_be_skipped_stops_the_run(share, fits):
     """29 of 100, a share that floating-point products miss by a little."""
     write(*(GOOD * 9)[:71], *["bad"] * 29)
     if fits:
-        assert len(prepared(f"data.max_bad_fraction={share}").sources[0].bad) == 29
+        assert len(prepared(f"data.max_bad_fraction={share}").sources[0].faults) == 29
         return
     for _ in range(2):  # the second time from the cache
         with pytest.raises(DtlError) as caught:
@@ -221,18 +235,18 @@ def test_more_than_the_share_that_may_be_skipped_stops_the_run(share, fits):
             "29 of 100 rows of rows.jsonl are invalid, and the share that may be skipped is "
             f"{share}: "
         ) in fault.problem
-        assert "rows.jsonl:72 (no valid JSON" in fault.problem and fault.problem.endswith("...")
+        assert "rows.jsonl:72 (invalid JSON" in fault.problem and fault.problem.endswith("...")
 
 
-def test_one_in_a_hundred_is_the_default():
+def test_one_percent_is_the_default_limit():
     write(*(GOOD * 13)[:99], "bad")
-    assert prepared("data.max_bad_fraction=null").sources[0].bad[0].location == "rows.jsonl:100"
+    assert prepared("data.max_bad_fraction=null").sources[0].faults[0].location == "rows.jsonl:100"
     write(*(GOOD * 13)[:98], "bad")
     with pytest.raises(DtlError, match=r"^data\.max_bad_fraction: 1 of 99 rows"):
         prepared("data.max_bad_fraction=null")
 
 
-def test_no_good_row_at_all_stops_the_run():
+def test_no_valid_row_stops_the_run():
     write("bad", "worse")
     with pytest.raises(DtlError, match=r"2 of 2 rows of rows\.jsonl are invalid"):
         prepared("data.max_bad_fraction=1")
@@ -249,14 +263,14 @@ DIRTY = [
     *GOOD[3:],
 ]
 AT_FAULT = [
-    ("rows.jsonl:2", "no valid JSON (Invalid control character at column 18)"),
+    ("rows.jsonl:2", "invalid JSON (Invalid control character at column 18)"),
     ("rows.jsonl:6", "not UTF-8 text (byte 0xff)"),
     ("rows.jsonl:7", "`text` is int ('7'), not text"),
 ]
 
 
-@pytest.mark.parametrize("more", [(), ("data.eval_fraction=0.3",)], ids=["whole", "holdout"])
-def test_every_row_that_is_no_example_is_listed(more):
+@pytest.mark.parametrize("more", [(), ("data.eval_fraction=0.3",)], ids=["all", "eval_fraction"])
+def test_every_skipped_row_is_listed(more):
     write(*DIRTY)
     expected = [*AT_FAULT, ("rows.jsonl:4", "empty text")]
     for _ in range(2):  # the second time from the cache
@@ -270,10 +284,10 @@ def test_every_row_that_is_no_example_is_listed(more):
         assert "rows.jsonl:6 (not UTF-8 text (byte 0xff))" in line
 
 
-def test_both_sources_are_listed():
+def test_skipped_rows_of_both_sources_are_listed():
     write(*GOOD, "bad")
     write(GOOD[0], "bad", '{"text": ""}', name="eval.jsonl")
-    listed = list(prepared("data.eval=eval.jsonl").skipped_rows())
+    listed = list(prepared("data.eval=eval.jsonl").iter_skipped_rows())
     assert [(row["source"], row["location"]) for row in listed] == [
         ("data.train", "rows.jsonl:9"),
         ("data.eval", "eval.jsonl:2"),
@@ -281,20 +295,20 @@ def test_both_sources_are_listed():
     ]
 
 
-def test_a_renamed_file_is_listed_under_its_new_name():
+def test_a_renamed_file_is_listed_with_its_new_name():
     """The cache knows its content already."""
     write(*DIRTY)
     first = prepared()
     Path("rows.jsonl").rename("renamed.jsonl")
     again = prepared("data.train=renamed.jsonl")
     assert again.train.key == first.train.key
-    assert [row["location"] for row in again.skipped_rows()] == [
+    assert [row["location"] for row in again.iter_skipped_rows()] == [
         f"renamed.jsonl:{line}" for line in (2, 6, 7, 4)
     ]
 
 
 @pytest.mark.parametrize("more", [(), ("data.eval_fraction=0.3",), ("data.train.limit=6",)])
-def test_the_examples_are_those_of_the_clean_subset(more):
+def test_the_examples_are_those_of_the_valid_rows(more):
     """The same encoded examples in the same order, on either side of the split."""
     dirty = ["bad", *DIRTY]
     write(*dirty)
@@ -310,7 +324,7 @@ def test_the_examples_are_those_of_the_clean_subset(more):
             ]
 
 
-def test_labels_at_fault_are_found_before_the_split(encoder):
+def test_invalid_labels_are_found_before_the_split(encoder):
     Path("encoder").symlink_to(encoder)
     rows = [{"text": "a", "label": label} for label in ("early", "late") * 4]
     rows[2:2] = [{"text": "b"}, {"text": "c", "label": ["late"]}, {"label": "late"}]
@@ -318,7 +332,7 @@ def test_labels_at_fault_are_found_before_the_split(encoder):
     examples = prepared("model.path=encoder", "task=text_classification", "data.eval_fraction=0.25")
     assert examples.dataset_stats == {"labels": ["early", "late"]}
     assert len(examples.train) + len(examples.held_out) == 8
-    assert [fault.location for fault in examples.sources[0].bad] == [
+    assert [fault.location for fault in examples.sources[0].faults] == [
         f"rows.jsonl:{line}" for line in (3, 4, 5)
     ]
 
@@ -335,7 +349,7 @@ def test_labels_at_fault_are_found_before_the_split(encoder):
     ],
     ids=["text", "completion", "chat"],
 )
-def test_a_row_of_many_megabytes_is_cut_off_in_seconds(fields):
+def test_a_row_of_many_megabytes_is_truncated_in_seconds(fields):
     import time
 
     write(*GOOD, json.dumps(fields))
@@ -345,8 +359,8 @@ def test_a_row_of_many_megabytes_is_cut_off_in_seconds(fields):
     assert examples.train.lengths.tolist()[-1] == 128, "what the model can read"
 
 
-def test_what_is_cut_off_changes_nothing_within_reach():
-    """The first tokens of a long text are those of the whole text."""
+def test_truncated_text_does_not_change_the_rest():
+    """The first tokens of a long text are those of the full text."""
     text = "the river turns quietly " * 60_000  # beyond a million characters
     write(json.dumps({"text": text}))
     (found,) = (prepared().train[0]["input_ids"].tolist(),)
