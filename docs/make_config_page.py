@@ -32,14 +32,14 @@ error. A key that is left out has its default; where the default is "planned", `
 was chosen and why.
 
 On the command line, `key=value` after the config changes one key, with dots between the levels:
-`train.steps=100`. `key=null` means left out. Numbers may be written as `2e-4`.
+`train.steps=100`. `key=null` leaves a key out. Numbers may be written as `2e-4`.
 
-`dtl schema` prints the same as a JSON schema, so that an editor completes and checks your YAML.
+`dtl schema` prints the same as a JSON schema, with which an editor completes and checks your YAML.
 """
 
 
 def page() -> str:
-    """The whole page as Markdown."""
+    """Return the page as Markdown."""
     schema = build_json_schema()
     parts = [START, *_sections(schema)]
     return "\n".join(parts)
@@ -77,7 +77,7 @@ def _sections(schema: dict[str, Any]) -> Iterator[str]:
 
 
 def _plugins(key: str, choice: dict[str, Any]) -> Iterator[str]:
-    """A section for each plugin, with its options."""
+    """Yield a section for each plugin, with its options."""
     yield (
         f"Write the name alone, `{key}: NAME`, or the name with options, "
         f"`{key}: {{name: NAME, ...}}`.\n"
@@ -93,7 +93,7 @@ def _plugins(key: str, choice: dict[str, Any]) -> Iterator[str]:
 
 
 def _table(prefix: str, record: dict[str, Any]) -> str:
-    lines = ["| key | type | default | what it says |", "|---|---|---|---|"]
+    lines = ["| key | type | default | meaning |", "|---|---|---|---|"]
     for name, given in record["properties"].items():
         default = "required" if name in record.get("required", []) else _default(given)
         cells = [f"`{prefix}{name}`", _kind(given), default, _plain(given["description"])]
@@ -109,7 +109,7 @@ def _default(given: dict[str, Any]) -> str:
 
 
 def _kind(given: dict[str, Any]) -> str:
-    """The type in words, with its limits."""
+    """Return the type in words, with its limits."""
     if "anyOf" in given:
         kinds = [_kind(form) for form in given["anyOf"] if form.get("type") != "null"]
         return (", or " if "," in "".join(kinds) else " or ").join(kinds)
@@ -137,7 +137,7 @@ def _limits(given: dict[str, Any]) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text that Markdown shows as it is."""
+    """Return the text with characters escaped that Markdown would interpret."""
     return text.replace("<", "\\<").replace("|", "\\|")
 
 

@@ -177,7 +177,7 @@ def comparison(names):
         source_differences=(),
         recommendations=(Recommendation(20, "full", "best", "Take full. It is the best."),),
         learning_rate_trials=(),
-        hint=None,
+        feature_probe=None,
         no_feature_probe="not computed",
         notes=(),
         missing_runs=(),

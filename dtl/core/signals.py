@@ -1,4 +1,15 @@
-"""Signals that request a process to stop: stored at once, obeyed at the next safe point."""
+"""Signals that request a process to stop: stored at once, obeyed at the next safe point.
+
+What happens on SIGTERM, SIGINT, SIGUSR1 or SIGHUP:
+
+1. Before training starts there is nothing to save: `Stop` raises StoppedEarly at once.
+2. The supervisor (`dtl.launch.supervisor`) forwards the signal to rank 0 as SIGTERM. torchrun
+   forwards it to its ranks, and a Slurm job script forwards it to its job steps.
+3. On each rank `Stop` only stores it. After each step the ranks exchange whether one has a stop
+   request, so that all stop after the same step (`dtl.train.loop`).
+4. The run saves a checkpoint and exits with code 75 (STOPPED). The supervisor does not restart it; a
+   Slurm job is requeued. `dtl resume` continues from the checkpoint.
+"""
 
 from __future__ import annotations
 

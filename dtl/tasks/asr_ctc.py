@@ -137,14 +137,14 @@ class Plugin(Task):
         }
 
     def _mask(self, base_config: Any) -> dict[str, Any]:
-        """Return how training masks spans of frames; see spec_augment.spans."""
+        """Return how training masks spans of frames; see draw_span_starts."""
         requested, length = self.options.mask_time_prob, self.options.mask_time_length
         is_on = getattr(base_config, "apply_spec_augment", True)
-        share = getattr(base_config, "mask_time_prob", 0.0) if is_on else 0.0
+        fraction = getattr(base_config, "mask_time_prob", 0.0) if is_on else 0.0
         return {
-            "share": share if requested is None else requested,
+            "fraction": fraction if requested is None else requested,
             "length": length or getattr(base_config, "mask_time_length", 10),
-            "least": getattr(base_config, "mask_time_min_masks", 0),
+            "min_spans": getattr(base_config, "mask_time_min_masks", 0),
         }
 
     def adapt_processor(
@@ -165,8 +165,8 @@ class Plugin(Task):
             "vocab_size": dataset_stats["vocabulary_size"],
             "pad_token_id": dataset_stats["blank"],
             "ctc_zero_infinity": True,
-            "apply_spec_augment": mask["share"] > 0,
-            "mask_time_prob": mask["share"],
+            "apply_spec_augment": mask["fraction"] > 0,
+            "mask_time_prob": mask["fraction"],
             "mask_time_length": mask["length"],
             "mask_feature_prob": 0.0,  # its bands would differ between layouts
             **(

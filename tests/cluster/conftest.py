@@ -1,4 +1,4 @@
-"""A real Slurm of four nodes on this machine, and all runs of the cluster tests at once on it."""
+"""A real Slurm of four nodes on this machine, and all runs of the cluster tests at once."""
 
 from __future__ import annotations
 
@@ -23,12 +23,14 @@ from dtl.run.submission import Submission
 from tests import tiny
 from tests.distributed import launching
 
-HOUSE = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[2]
 LAB = Path(__file__).parent / "cluster.sh"
 NEEDED = ("slurmctld", "slurmd", "sbatch", "munged", "ip", "nsenter", "unshare")
-OWN = Path(tempfile.gettempdir()) / f"dtl-own-{os.getpid()}"  # of each node another folder
+NODE_PRIVATE = (
+    Path(tempfile.gettempdir()) / f"dtl-own-{os.getpid()}"
+)  # a different folder on each node
 STEPS = 150
-EARLY = 12  # the step at which a run is disturbed
+DISTURBED_STEP = 12  # the step at which a run is disturbed
 CONFIG = f"""
 model: {{path: base, dtype: fp32}}
 task: {{name: causal_lm, max_length: 64}}
@@ -51,16 +53,16 @@ SMALL = "64k"  # less than the base
 
 @pytest.fixture(scope="session")
 def lab() -> Iterator[Callable[..., str]]:
-    """A function that calls cluster.sh; Slurm's own commands find the cluster."""
+    """Return a function that runs cluster.sh; Slurm's commands then find the cluster."""
     os.environ["PATH"] += f"{os.pathsep}/usr/sbin{os.pathsep}/sbin"
     absent = [name for name in NEEDED if shutil.which(name) is None]
     if absent:
         pytest.skip(f"no Slurm on this machine ({', '.join(absent)}): see tests/cluster/cluster.sh")
     if os.getuid() != 0:
-        pytest.skip("a Slurm of namespaces wants root")
+        pytest.skip("a Slurm in namespaces needs root")
     number = os.getpid() % 200
     settings = {
-        # munge wants a place that everybody may look into
+        # munge needs a folder that all users can read
         "SLURMLAB_DIR": f"{tempfile.gettempdir()}/dtl-slurm-{os.getpid()}",
         "SLURMLAB_NAME": f"dtl{number}",
         "SLURMLAB_NET": f"10.213.{20 + number}",
@@ -68,9 +70,9 @@ def lab() -> Iterator[Callable[..., str]]:
         "SLURMLAB_CPUS": "16",
         "SLURMLAB_GPUS": "0",
         "SLURMLAB_EXTRA": "EnforcePartLimits=ALL",
-        "SLURMLAB_PRIVATE": str(OWN),
+        "SLURMLAB_PRIVATE": str(NODE_PRIVATE),
     }
-    OWN.mkdir()
+    NODE_PRIVATE.mkdir()
 
     def call(*words: str) -> str:
         done = subprocess.run(
@@ -95,17 +97,17 @@ def lab() -> Iterator[Callable[..., str]]:
         del os.environ["SLURM_CONF"]
         call("stop")
         shutil.rmtree(settings["SLURMLAB_DIR"])
-        shutil.rmtree(OWN)
+        shutil.rmtree(NODE_PRIVATE)
         Path(f"{settings['SLURMLAB_DIR']}.lock").unlink()
 
 
 @dataclass
-class Bed:
-    """A folder with a run for each case, all ended; what was seen on the way."""
+class ClusterRuns:
+    """A folder with a run for each case, all ended. `observed`: what was recorded on the way."""
 
     folder: Path
     lab: Callable[..., str]
-    seen: dict[str, str] = field(default_factory=dict)
+    observed: dict[str, str] = field(default_factory=dict)
 
     def run(self, name: str) -> RunFolder:
         return RunFolder(self.folder / "runs" / name)
@@ -116,54 +118,64 @@ class Bed:
     def losses(self, name: str) -> list[float]:
         return launching.losses(self.run(name))
 
-    def told(self, name: str) -> str:
+    def job_log(self, name: str) -> str:
         return (self.run(name).logs / "job.log").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="session")
-def bed(lab: Callable[..., str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bed]:
-    folder = tmp_path_factory.mktemp("a desk")
+def cluster_runs(
+    lab: Callable[..., str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[ClusterRuns]:
+    folder = tmp_path_factory.mktemp("workdir")
     tiny.decoder(folder / "base")
     tiny.write_texts(folder / "train.jsonl", 53)
     (folder / "config.yaml").write_text(CONFIG, encoding="utf-8")
     (folder / "site.yaml").write_text(SITE % "node[2-3]", encoding="utf-8")
     (folder / "other.yaml").write_text(SITE % "node[0-1]", encoding="utf-8")
     (folder / "third.yaml").write_text(SITE % "node0", encoding="utf-8")
-    shutil.copytree(folder / "base", OWN / "base")  # where the desk sees it, and node0, not node1
-    lab("exec", "node0", "cp", "-r", str(folder / "base"), str(OWN))
-    lab("exec", "node1", "mount", "-t", "tmpfs", "-o", f"size={SMALL}", "tmpfs", str(OWN))
-    made, before = Bed(folder, lab), Path.cwd()
-    os.environ["PYTHONPATH"] = str(HOUSE)
+    shutil.copytree(
+        folder / "base", NODE_PRIVATE / "base"
+    )  # seen by the submitting process and node0, not by node1
+    lab("exec", "node0", "cp", "-r", str(folder / "base"), str(NODE_PRIVATE))
+    lab("exec", "node1", "mount", "-t", "tmpfs", "-o", f"size={SMALL}", "tmpfs", str(NODE_PRIVATE))
+    runs, cwd = ClusterRuns(folder, lab), Path.cwd()
+    os.environ["PYTHONPATH"] = str(REPOSITORY)
     os.chdir(folder)
     try:
-        _submit_all(made)
-        with ThreadPoolExecutor(len(DISTURBED) + 1) as pool:
-            for case in [pool.submit(drive, made) for drive in (*DISTURBED, _follow_all)]:
+        _submit_all(runs)
+        with ThreadPoolExecutor(len(DISTURBANCES) + 1) as pool:
+            for case in [pool.submit(drive, runs) for drive in (*DISTURBANCES, _follow_all)]:
                 case.result()
-        yield made
+        yield runs
     finally:
-        os.chdir(before)
+        os.chdir(cwd)
 
 
-def _submit_all(bed: Bed) -> None:
-    """The plain one by the command line."""
+def _submit_all(cluster_runs: ClusterRuns) -> None:
+    """Submit all runs; the undisturbed one through the command line."""
     argv = [sys.executable, "-m", "dtl", "submit", "config.yaml", "run.name=plain $x"]
     argv += ["--cluster", "site.yaml", "--nodes", "2", "--time", "9min"]
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    bed.seen["submit"] = done.stdout
+    cluster_runs.observed["submit"] = done.stdout
     for name in ("usr1", "term", "requeued", "cancelled"):
         _submit(name, nodes=2)
     _submit("lost", nodes=2, cluster="other.yaml")
     _submit("chain", nodes=2, chain=4)
-    _submit("blind", f"model.path={OWN / 'base'}", nodes=2)
-    _submit("staged", f"model.staging_dir={OWN}", "train.steps=8", nodes=2, cluster="third.yaml")
+    _submit("blind", f"model.path={NODE_PRIVATE / 'base'}", nodes=2)
+    _submit(
+        "staged",
+        f"model.staging_dir={NODE_PRIVATE}",
+        "train.steps=8",
+        nodes=2,
+        cluster="third.yaml",
+    )
     _submit("grid", "train.steps=8", grid=("train.seed=0,1", "strategy.rank=4"))
 
 
-def _submit(name: str, *overrides: str, cluster: str = "site.yaml", **asked: object) -> None:
+def _submit(name: str, *overrides: str, cluster: str = "site.yaml", **options: object) -> None:
     every = [f"run.name={name}", *overrides]
-    api.submit("config.yaml", every, cluster=cluster, print_line=lambda _: None, **asked)
+    api.submit("config.yaml", every, cluster=cluster, print_line=lambda _: None, **options)
 
 
 def job_of(run: RunFolder) -> str:
@@ -178,69 +190,69 @@ def slurm(*words: str) -> str:
     return done.stdout
 
 
-def until(holds: Callable[[], object], what: str, *, seconds: float = 240.0) -> None:
+def until(condition: Callable[[], object], what: str, *, seconds: float = 240.0) -> None:
     limit = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < limit, f"waited in vain for {what}"
+    while not condition():
+        assert time.monotonic() < limit, f"timed out waiting for {what}"
         time.sleep(0.05)
 
 
-def reach(bed: Bed, name: str, step: int) -> RunFolder:
-    run = bed.run(name)
+def wait_for_step(cluster_runs: ClusterRuns, name: str, step: int) -> RunFolder:
+    run = cluster_runs.run(name)
     until(lambda: run.last_step >= step, f"step {step} of {name}: {run.path}")
     return run
 
 
-def _by_usr1(bed: Bed) -> None:
-    run = reach(bed, "usr1", EARLY)
+def _by_usr1(cluster_runs: ClusterRuns) -> None:
+    run = wait_for_step(cluster_runs, "usr1", DISTURBED_STEP)
     slurm("scancel", "--batch", "--signal=USR1", job_of(run))
 
 
-def _by_term(bed: Bed) -> None:
-    run = reach(bed, "term", EARLY)
+def _by_term(cluster_runs: ClusterRuns) -> None:
+    run = wait_for_step(cluster_runs, "term", DISTURBED_STEP)
     slurm("scancel", "--signal=TERM", job_of(run))
 
 
-def _by_requeue(bed: Bed) -> None:
-    run = reach(bed, "requeued", EARLY)
+def _by_requeue(cluster_runs: ClusterRuns) -> None:
+    run = wait_for_step(cluster_runs, "requeued", DISTURBED_STEP)
     slurm("scontrol", "requeue", job_of(run))
 
 
-def _by_a_lost_node(bed: Bed) -> None:
-    run = reach(bed, "lost", 60)  # after a checkpoint
-    bed.lab("crash", "node2")
+def _by_a_lost_node(cluster_runs: ClusterRuns) -> None:
+    run = wait_for_step(cluster_runs, "lost", 60)  # after a checkpoint
+    cluster_runs.lab("crash", "node2")
     until(lambda: _state(job_of(run)) != "RUNNING", "Slurm to see that the node is lost")
-    bed.lab("boot", "node2")
+    cluster_runs.lab("boot", "node2")
 
 
-def _by_links(bed: Bed) -> None:
-    job = Submission.load(bed.run("chain").path)
+def _by_links(cluster_runs: ClusterRuns) -> None:
+    job = Submission.load(cluster_runs.run("chain").path)
     assert job is not None
-    for number, step in zip(job.job_ids[:3], (EARLY, 40, 70), strict=True):
-        reach(bed, "chain", step)
-        until(lambda number=number: _state(number) == "RUNNING", f"link {number}")
+    for number, step in zip(job.job_ids[:3], (DISTURBED_STEP, 40, 70), strict=True):
+        wait_for_step(cluster_runs, "chain", step)
+        until(lambda number=number: _state(number) == "RUNNING", f"job {number}")
         slurm("scancel", "--batch", "--signal=USR1", number)
         until(lambda number=number: _state(number) not in ("RUNNING", "COMPLETING"), "its end")
 
 
-def _by_cancel(bed: Bed) -> None:
-    run = reach(bed, "cancelled", EARLY)
-    told: list[str] = []
-    api.cancel(run.path, print_line=told.append)
-    bed.seen["cancel"] = "\n".join(told)
-    bed.seen["stopped at"] = str(run.last_step)
-    bed.seen["status"] = api.status(run.path)[0].state
+def _by_cancel(cluster_runs: ClusterRuns) -> None:
+    run = wait_for_step(cluster_runs, "cancelled", DISTURBED_STEP)
+    lines: list[str] = []
+    api.cancel(run.path, print_line=lines.append)
+    cluster_runs.observed["cancel"] = "\n".join(lines)
+    cluster_runs.observed["stopped at"] = str(run.last_step)
+    cluster_runs.observed["status"] = api.status(run.path)[0].state
     newest = sorted(run.checkpoints.glob("step-*"))[-1]
-    bed.seen["newest"] = newest.name
-    api.resume(run.path, nodes=1, time="4min", print_line=told.append)
+    cluster_runs.observed["newest"] = newest.name
+    api.resume(run.path, nodes=1, time="4min", print_line=lines.append)
 
 
-def _follow_all(bed: Bed) -> None:
-    """A local run of two processes meanwhile; then the end of all."""
-    process = launching.start(bed.folder, "local", "layout.processes_per_node=2")
+def _follow_all(cluster_runs: ClusterRuns) -> None:
+    """Run two local processes meanwhile, and wait until all runs have ended."""
+    process = launching.start(cluster_runs.folder, "local", "layout.processes_per_node=2")
     argv = [sys.executable, "-m", "dtl", "logs", "runs/plain $x", "--follow"]
     following = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=240)
-    bed.seen["logs"] = following.stdout
+    cluster_runs.observed["logs"] = following.stdout
     assert process.wait(timeout=240) == 0
 
     def going() -> list[Status]:
@@ -249,8 +261,8 @@ def _follow_all(bed: Bed) -> None:
     try:
         until(lambda: not going(), "the end of all runs")
     except AssertionError as late:
-        told = [f"{one}\n{(one.run / 'logs' / 'job.log').read_text()[-1500:]}" for one in going()]
-        raise AssertionError("\n".join(told)) from late
+        lines = [f"{one}\n{(one.run / 'logs' / 'job.log').read_text()[-1500:]}" for one in going()]
+        raise AssertionError("\n".join(lines)) from late
 
 
 def _state(number: str) -> str:
@@ -259,4 +271,4 @@ def _state(number: str) -> str:
     return found[1] if found else "absent"
 
 
-DISTURBED = (_by_usr1, _by_term, _by_requeue, _by_a_lost_node, _by_links, _by_cancel)
+DISTURBANCES = (_by_usr1, _by_term, _by_requeue, _by_a_lost_node, _by_links, _by_cancel)

@@ -1,4 +1,4 @@
-"""A comparison in the queue of a real Slurm gives the table of one that ran here."""
+"""A comparison on a real Slurm gives the table of a local one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from dtl.compare.records import load_comparison
-from tests.cluster.conftest import HOUSE, SITE, slurm, until
+from tests.cluster.conftest import REPOSITORY, SITE, slurm, until
 from tests.distributed.launching import environment
 from tests.unit.compare.test_compare import comparison_values
 
@@ -33,19 +33,19 @@ compare:
 
 
 @pytest.fixture(scope="module")
-def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def workdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("a comparison")
     (folder / "few.yaml").write_text(CONFIG, encoding="utf-8")
     (folder / "site.yaml").write_text(SITE % 'node[2-3]", "--exclusive', encoding="utf-8")
     return folder
 
 
-def compare(desk: Path, *arguments: str, code: int = 0) -> str:
-    house, cache = os.environ.get("PYTHONPATH", str(HOUSE)), str(desk / "cache")
+def compare(workdir: Path, *arguments: str, code: int = 0) -> str:
+    root, cache = os.environ.get("PYTHONPATH", str(REPOSITORY)), str(workdir / "cache")
     done = subprocess.run(
         [sys.executable, "-m", "dtl", "compare", *arguments],
-        cwd=desk,
-        env=environment(PYTHONPATH=house, DTL_CACHE=cache),
+        cwd=workdir,
+        env=environment(PYTHONPATH=root, DTL_CACHE=cache),
         capture_output=True,
         text=True,
         timeout=300,
@@ -55,21 +55,23 @@ def compare(desk: Path, *arguments: str, code: int = 0) -> str:
     return done.stdout + done.stderr
 
 
-def test_its_table_is_that_of_this_machine(lab: Callable[..., str], desk: Path) -> None:
-    told = compare(desk, "few.yaml", "--cluster", "site.yaml", "--time", "8min")
-    searches, cells, table = (line.split(":")[0] for line in told.splitlines()[:3])
-    assert "shows the table when" in told and searches < cells < table
-    assert "of its jobs wait or run" in compare(desk, "comparisons/few", code=2)
-    compare(desk, "few.yaml", "--out", "comparisons/here")
+def test_table_equals_that_of_a_local_comparison(lab: Callable[..., str], workdir: Path) -> None:
+    output = compare(workdir, "few.yaml", "--cluster", "site.yaml", "--time", "8min")
+    searches, cells, table = (line.split(":")[0] for line in output.splitlines()[:3])
+    assert "shows the results after" in output and searches < cells < table
+    assert "of its jobs are pending or running" in compare(workdir, "comparisons/few", code=2)
+    compare(workdir, "few.yaml", "--out", "comparisons/here")
     until(lambda: slurm("squeue", "--noheader") == "", "the end of all jobs")
-    found, here = (load_comparison(desk / "comparisons" / name) for name in ("few", "here"))
+    found, here = (load_comparison(workdir / "comparisons" / name) for name in ("few", "here"))
     assert comparison_values(found) == comparison_values(here)
-    hosts = (path.read_text() for path in desk.glob("comparisons/few/jobs/*/launches"))
+    hosts = (path.read_text() for path in workdir.glob("comparisons/few/jobs/*/launches"))
     assert {line.split()[-1] for one in hosts for line in one.splitlines() if "begin" in line} == {
         "node0",
         "node1",
     }
-    assert "take" in compare(desk, "comparisons/few")
-    told = [path.read_text() for path in desk.glob("comparisons/*/cells/*/logs/terminal.log")]
-    made = re.findall(r"examples: made, and kept in (.+)", "\n".join(told))
-    assert len(made) == len(set(made)) == 3, "more than one run has made the same features"
+    assert "take" in compare(workdir, "comparisons/few")
+    lines = [path.read_text() for path in workdir.glob("comparisons/*/cells/*/logs/terminal.log")]
+    folders = re.findall(r"examples: extracted and cached in (.+)", "\n".join(lines))
+    assert len(folders) == len(set(folders)) == 3, (
+        "more than one run has extracted the same features"
+    )

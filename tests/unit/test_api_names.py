@@ -5,7 +5,6 @@ import dtl
 
 def test_public_functions_stay_functions():
     import dtl.plan.planner
-
     import dtl.train.loop
     from dtl import api
 

@@ -28,8 +28,8 @@ class PreferenceMessages:
 def preference_messages(row: Row) -> PreferenceMessages | None:
     """Return the row as messages; None where it holds texts.
 
-    It has the messages of `prompt` and two responses, or two conversations, whose common beginning is
-    the prompt.
+    It has the messages of `prompt` and two responses, or two conversations, whose common
+    beginning is the prompt.
     """
     prompt, chosen, rejected = (row.fields.get(column) for column in COLUMNS)
     if is_message_list(prompt):

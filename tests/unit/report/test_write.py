@@ -140,7 +140,7 @@ def test_rows_are_not_shown_if_the_data_has_changed(run, tmp_path):
     text = "".join(Elements(render(run)).texts)
     assert "the data has changed since the run began" in text and "text 36" not in text
     (tmp_path / "held.jsonl").unlink()
-    assert "does not exist" in "".join(Elements(render(run)).texts)
+    assert "file not found" in "".join(Elements(render(run)).texts)
 
 
 def test_png_charts_are_written_if_matplotlib_is_installed(run, monkeypatch, capsys):
@@ -154,7 +154,7 @@ def test_png_charts_are_written_if_matplotlib_is_installed(run, monkeypatch, cap
     with pytest.raises(DtlError, match=r"matplotlib is not installed\. Fix: run pip install"):
         write_report(run.path, png=True)
     assert main(["report", str(run.path)]) == 0
-    assert "no PNG charts: matplotlib is not installed" in capsys.readouterr().out
+    assert "no PNG: matplotlib is not installed" in capsys.readouterr().out
 
 
 def test_comparison_charts_match_comparison_json(tmp_path):

@@ -377,12 +377,12 @@ def test_spans_are_hidden_as_often_as_asked() -> None:
     augment = SpecAugment(0.05, 10, 2, 0.1, 4, 0)
     draw = np.random.Generator(np.random.Philox(key=[1, 1]))
     shares = [
-        augment.mask_features(np.ones((80, 1000)), frames=1000, draw=draw) == 0 for _ in range(100)
+        augment.mask_features(np.ones((80, 1000)), frames=1000, rng=draw) == 0 for _ in range(100)
     ]
     frames = np.mean([hidden.all(axis=0).mean() for hidden in shares])
     bands = np.mean([hidden.all(axis=1).mean() for hidden in shares])
     assert frames == pytest.approx(0.05, abs=0.005) and bands == pytest.approx(0.1, abs=0.02)
-    short = augment.mask_features(np.ones((80, 1000)), frames=9, draw=draw)
+    short = augment.mask_features(np.ones((80, 1000)), frames=9, rng=draw)
     assert not (short == 0).all(axis=0).any(), "no span of 10 fits into 9 frames"
 
 

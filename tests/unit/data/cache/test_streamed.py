@@ -169,7 +169,7 @@ def test_labels_are_collected_once(folder, encoder, monkeypatch):
         and len(dataset_stats["labels"]) > 1
     )
     parts = assemble(config)
-    monkeypatch.setattr(type(parts.task), "survey", None)  # it would fail
+    monkeypatch.setattr(type(parts.task), "collect_dataset_stats", None)  # it would fail
     assert prepare_data(config, parts, writes=False).dataset_stats == dataset_stats
 
 
@@ -205,12 +205,12 @@ def test_skipped_rows_are_counted_and_listed_once(folder, decoder, capsys):
     message = capsys.readouterr().out
     places = [f"{folder / 'gaps.jsonl'}:{line}" for line in (1, 4, 8)]
     listed = list(run.read_skipped_rows())
-    assert sorted(line["place"] for line in listed) == places
+    assert sorted(line["location"] for line in listed) == places
     assert {(line["source"], line["reason"]) for line in listed} == {("data.train", "empty text")}
     assert message.count("left out (empty text)") == 1 and "left out: 3 rows" in message
     steps = [line for line in run.read_metrics() if line["kind"] == "train"]
-    assert sum(line.get("left_out", 0) for line in steps) == 6
-    empty = [line["step"] for line in steps if line.get("left_out") == 2]
+    assert sum(line.get("skipped_rows", 0) for line in steps) == 6
+    empty = [line["step"] for line in steps if line.get("skipped_rows") == 2]
     skipped = [line["step"] for line in run.read_metrics() if line["kind"] == "skip"]
     assert skipped == empty
     assert all((line["targets"] == 0) == (line["loss"] is None) for line in steps)
@@ -221,7 +221,7 @@ def test_skipped_rows_are_counted_and_listed_once(folder, decoder, capsys):
     assert (
         len(streamed_examples.ids),
         streamed_examples.shortest_example,
-        len(streamed_examples.left_out),
+        len(streamed_examples.skipped_rows),
     ) == (0, 1, 2)
 
 
