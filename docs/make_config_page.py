@@ -11,7 +11,7 @@ from dtl.config.json_schema import build_json_schema
 
 PAGE = Path(__file__).parent / "config.md"
 KINDS = {
-    "integer": "whole number",
+    "integer": "integer",
     "number": "number",
     "string": "text",
     "boolean": "true or false",

@@ -19,14 +19,14 @@ TABLE = re.compile(
 
 
 def page(text: str) -> str:
-    """The page with its table made anew."""
+    """Return the page with its tables replaced."""
     tables = {"fields": _fields, "sites": _sites}
-    made = {name: "\n".join(rows()) for name, rows in tables.items()}
-    return TABLE.sub(lambda found: f"{found[1]}\n{made[found[2]]}\n\n{found[3]}", text)
+    rendered = {name: "\n".join(rows()) for name, rows in tables.items()}
+    return TABLE.sub(lambda match: f"{match[1]}\n{rendered[match[2]]}\n\n{match[3]}", text)
 
 
 def _sites() -> Iterator[str]:
-    yield "| site | what it is | GPUs a node | launcher | from |"
+    yield "| site | cluster | GPUs per node | launcher | sources |"
     yield "|---|---|---|---|---|"
     for name in list_sites():
         site = read_site(name)
@@ -41,7 +41,7 @@ def _sites() -> Iterator[str]:
 
 
 def _fields() -> Iterator[str]:
-    yield "| field | default | |"
+    yield "| field | default | meaning |"
     yield "|---|---|---|"
     for prefix, record in (("", Options), ("container.", Container)):
         for name, field in record.model_fields.items():
@@ -51,17 +51,17 @@ def _fields() -> Iterator[str]:
 def _row(name: str, field: FieldInfo) -> str:
     words = getattr(field.annotation, "__args__", ())
     choice = ", ".join(f"`{word}`" for word in words if isinstance(word, str))
-    about = f"{field.description}: {choice}" if choice else field.description
-    return f"| `{name}` | {_default(field)} | {about} |"
+    meaning = f"{field.description}: {choice}" if choice else field.description
+    return f"| `{name}` | {_default(field)} | {meaning} |"
 
 
 def _default(field: FieldInfo) -> str:
     if field.is_required():
         return "required"
     value: Any = field.get_default(call_default_factory=True)
-    return "left out" if value is None else f"`{json.dumps(value)}`"
+    return "none" if value is None else f"`{json.dumps(value)}`"
 
 
 if __name__ == "__main__":
-    for one in PAGES:
-        one.write_text(page(one.read_text(encoding="utf-8")), encoding="utf-8")
+    for path in PAGES:
+        path.write_text(page(path.read_text(encoding="utf-8")), encoding="utf-8")

@@ -32,9 +32,19 @@ from typing import Any
 import yaml
 from compare_results import Comparison, compare, print_table, read_results
 
-RENAMED: dict[str, str] = {}  # config keys ("train.old": "train.new") and paths of config files
+RENAMED: dict[str, str] = {  # config keys ("train.old": "train.new") and paths of config files
+    "data.holdout": "data.eval_fraction",
+    "data.draw.labels": "data.subsample.size",
+    "layout.processes": "layout.processes_per_node",
+    "layout.zero": "layout.zero_stage",
+    "task.generate_length": "task.max_new_tokens",
+    "train.ema": "train.ema_decay",
+}
 RENAMED_VALUES: dict[str, str] = {}  # values of config keys: names of tasks, strategies, choices
-RENAMED_OUTPUTS: dict[str, str] = {}  # metrics, keys of results, files and folders of a run
+RENAMED_OUTPUTS: dict[str, str] = {  # metrics, keys of results, files and folders of a run
+    "cer_normalised": "cer_normalized",
+    "wer_normalised": "wer_normalized",
+}
 
 PACKAGES = ("torch", "deepspeed", "accelerate", "transformers", "peft", "datasets", "numpy")
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -46,13 +56,13 @@ CONFIGS = """
 dpo:
   model: {path: mini:text}
   task: {name: dpo, max_length: 64}
-  data: {train: {path: inputs/pairs.jsonl}, holdout: 0.25}
+  data: {train: {path: inputs/pairs.jsonl}, eval_fraction: 0.25}
   strategy: {name: lora, rank: 4}
   train: {steps: 4, evaluate_every: 2, global_batch: 8, export: best}
   layout: {micro_batch: 2}
 whisper:
   model: {path: inputs/whisper}
-  task: {name: asr_seq2seq, language: en, spec_augment: true, generate_length: 16}
+  task: {name: asr_seq2seq, language: en, spec_augment: true, max_new_tokens: 16}
   data: {train: {path: mini:accents/train}, eval: {path: mini:accents/heldout, limit: 6}}
   strategy: {name: full}
   optim: {learning_rate: 0.001}
@@ -63,7 +73,7 @@ phased:
   task: {name: text_classification, max_length: 64}
   data:
     train: {path: mini:sentiment/train}
-    draw: {labels: 8}
+    subsample: {size: 8}
     eval: {path: mini:sentiment/heldout, limit: 16}
   strategy: [frozen, full]
   optim: {layer_decay: 0.9}
@@ -75,8 +85,8 @@ zero-3:
     train: {path: mini:graphs/train, limit: 48}
     eval: {path: mini:graphs/heldout, limit: 8}
   strategy: {name: full}
-  train: {steps: 4, evaluate_every: 2, global_batch: 512 tokens, group_by_length: true, ema: 0.9}
-  layout: {processes: 2, zero: 3}
+  train: {steps: 4, evaluate_every: 2, global_batch: 512 tokens, group_by_length: true, ema_decay: 0.9}
+  layout: {processes_per_node: 2, zero_stage: 3}
 """
 
 

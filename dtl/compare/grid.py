@@ -216,8 +216,8 @@ class Grid:
             "evaluate_every": None if is_search else interval,
             "keep_best": False,
             "export": "last",
-            "ema": None,
-            "average": None,
+            "ema_decay": None,
+            "average_checkpoints": None,
         }
         values["strategy"] = self.strategy_config(planned.strategy, rate)
         values["optim"]["learning_rate"] = rate

@@ -43,8 +43,8 @@ _OTHER_TRAINERS = {
     "attn_implementation": "model.attention",
 }
 _EXPECTED = {
-    "int_type": "a whole number",
-    "int_from_float": "a whole number",
+    "int_type": "an integer",
+    "int_from_float": "an integer",
     "float_type": "a number",
     "bool_type": "true or false",
     "string_type": "text",

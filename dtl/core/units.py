@@ -7,13 +7,13 @@ _COUNT_UNITS = ("", " k", " M", " B", " T")
 
 
 def format_bytes(size: float) -> str:
-    """Return a size as text: 1536 -> '1.50 KiB'; below 1024 in whole bytes."""
+    """Return a size as text: 1536 -> '1.50 KiB'; below 1024 in bytes."""
     value, unit = _scale(float(size), _BYTE_UNITS, step=1024)
     return f"{size:.0f} B" if unit == "B" else f"{_three_digits(value)} {unit}"
 
 
 def format_count(number: float) -> str:
-    """Return a count as text: 1234567 -> '1.23 M'; below 10 000 as a whole number."""
+    """Return a count as text: 1234567 -> '1.23 M'; below 10 000 without a unit."""
     if abs(number) < 10_000:
         return f"{number:.0f}"
     value, unit = _scale(float(number), _COUNT_UNITS, step=1000)

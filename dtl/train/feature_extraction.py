@@ -76,9 +76,9 @@ class FeatureExtractor:
         self, split: SplitPoint, batch: dict[str, Tensor]
     ) -> dict[str, list[CachedFeature]]:
         """Return the features of the examples of a batch, by field."""
-        with record_outputs(unwrap(self.engine.model).get_submodule(split.base)) as seen:
+        with record_outputs(unwrap(self.engine.model).get_submodule(split.base)) as outputs:
             self.loss(batch)
-        leaves, mask_BT = flatten_output(seen[0]), batch.get("attention_mask")
+        leaves, mask_BT = flatten_output(outputs[0]), batch.get("attention_mask")
         return {
             field.name: split_field(leaves[field.name], field, mask_BT) for field in split.fields
         }

@@ -14,7 +14,7 @@ import pytest
 from dtl.compare.records import load_comparison
 from tests.cluster.conftest import REPOSITORY, SITE, slurm, until
 from tests.distributed.launching import environment
-from tests.unit.compare.test_compare import comparison_values
+from tests.unit.compare.test_compare import deterministic_values
 
 CONFIG = """\
 model: {path: "mini:vision"}
@@ -63,7 +63,7 @@ def test_table_equals_that_of_a_local_comparison(lab: Callable[..., str], workdi
     compare(workdir, "few.yaml", "--out", "comparisons/here")
     until(lambda: slurm("squeue", "--noheader") == "", "the end of all jobs")
     found, here = (load_comparison(workdir / "comparisons" / name) for name in ("few", "here"))
-    assert comparison_values(found) == comparison_values(here)
+    assert deterministic_values(found) == deterministic_values(here)
     hosts = (path.read_text() for path in workdir.glob("comparisons/few/jobs/*/launches"))
     assert {line.split()[-1] for one in hosts for line in one.splitlines() if "begin" in line} == {
         "node0",

@@ -75,13 +75,13 @@ def raise_config_faults(faults: Iterable[ConfigFault]) -> None:
 
 
 def check_share_or_steps(value: float) -> float:
-    """Return the value if it is a share below 1 or a whole number of steps; else raise."""
+    """Return the value if it is a share below 1 or an integer number of steps; else raise."""
     if value >= 1 and value != int(value):
         raise_config_faults(
             [
                 ConfigFault(
                     problem=f"{value} is neither a share nor a number of steps",
-                    fix="write a share below 1, such as 0.03, or whole steps, such as 100",
+                    fix="write a share below 1, such as 0.03, or a number of steps, such as 100",
                 )
             ]
         )

@@ -19,14 +19,14 @@ PATTERN = re.compile(r"(-?\d+(?:\.\d+)?) +(examples|tokens|seconds)")
 
 @dataclass(frozen=True)
 class BatchSize:
-    """A number and its unit; the number of examples or tokens is whole."""
+    """A number and its unit; the number of examples or tokens is an integer."""
 
     number: float
     unit: Unit = "examples"
 
     @property
     def limit(self) -> int:
-        """The size in whole examples, tokens or milliseconds."""
+        """The size in examples, tokens or milliseconds."""
         return round(self.number * COUNTS_PER_UNIT[self.unit])
 
     def __str__(self) -> str:
@@ -39,7 +39,7 @@ def format_number(number: float) -> str:
 
 
 def _parse(value: Any) -> BatchSize:
-    """Return the size: a whole number counts examples, a text names its unit."""
+    """Return the size: an integer counts examples, a text names its unit."""
     if isinstance(value, BatchSize):
         return value
     text = f"{value} examples" if type(value) is int else value
@@ -60,7 +60,9 @@ def _faults(value: Any, match: re.Match[str] | None) -> Iterator[ConfigFault]:
         return
     number, unit = float(match[1]), match[2]
     if unit != "seconds" and not number.is_integer():
-        yield ConfigFault(problem=f"{value} is not a whole number", fix=f"write whole {unit}")
+        yield ConfigFault(
+            problem=f"{value} is not an integer", fix=f"write an integer number of {unit}"
+        )
     if number * COUNTS_PER_UNIT[unit] < 1:
         yield ConfigFault(problem=f"{value} is too small", fix=f"write 1 or more {unit}")
 

@@ -19,7 +19,7 @@ class LossSpikeOptions(Record):
         description="a loss is a jump if it is this many normal spreads (scaled median absolute "
         "deviations) above the median of the losses before it",
     )
-    window: int = Field(
+    window_steps: int = Field(
         default=100, ge=20, description="number of losses before it that it is compared with"
     )
     rollback_steps: int = Field(

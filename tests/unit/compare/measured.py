@@ -22,7 +22,7 @@ def accuracy(sums):
 
 
 def make_sample(correct):
-    """Return the bootstrap sample of the accuracy. `correct`: 1 for each correct example, else 0."""
+    """Return the bootstrap sample of the accuracy. `correct`: 1 per correct example, else 0."""
     return ScoreSample.from_counts(accuracy, np.stack([correct, np.ones(len(correct))], axis=1))
 
 

@@ -110,17 +110,17 @@ def test_resume_after_kill_repeats_nothing_and_gives_the_same_results(workdir, f
 def test_results_are_computed_from_the_stored_predictions_of_each_run(finished):
     from sklearn.metrics import f1_score
 
-    found = load_comparison(finished)
-    assert found.is_finished and len(found.cells) == CELLS
-    assert [one.learning_rate for one in found.learning_rate_trials] == [0.003, 0.01]
-    best = max(found.learning_rate_trials, key=lambda one: one.score).learning_rate
+    comparison = load_comparison(finished)
+    assert comparison.is_finished and len(comparison.cells) == CELLS
+    assert [one.learning_rate for one in comparison.learning_rate_trials] == [0.003, 0.01]
+    best = max(comparison.learning_rate_trials, key=lambda one: one.score).learning_rate
     with (finished / "comparison.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    for cell, row in zip(found.cells, rows, strict=True):
+    for cell, row in zip(comparison.cells, rows, strict=True):
         run = finished / cell.run
         lines = (run / "evaluations" / "step-00000012.jsonl").read_text(encoding="utf-8")
         records = [json.loads(line) for line in lines.splitlines()]
-        labels, predicted = ([one[key] for one in outcomes] for key in ("label", "predicted"))
+        labels, predicted = ([one[key] for one in records] for key in ("label", "predicted"))
         assert len(labels) == 60
         assert cell.score == pytest.approx(f1_score(labels, predicted, average="macro"))
         assert float(row["score"]) == cell.score and row["strategy"] == cell.strategy
@@ -131,13 +131,13 @@ def test_results_are_computed_from_the_stored_predictions_of_each_run(finished):
         assert (
             cell.export_bytes > 1_000_000 and cell.train_seconds > 0 and cell.ood_score is not None
         )
-    assert {one.verdict for one in found.recommendations} <= {
+    assert {one.verdict for one in comparison.recommendations} <= {
         "best",
         "not significantly different",
         "scratch",
     }
-    assert found.feature_probe is not None and found.feature_probe.rows == 10
-    assert {(pair.first, pair.second) for pair in found.differences} == {("scratch", "frozen")}
+    assert comparison.feature_probe is not None and comparison.feature_probe.rows == 10
+    assert {(pair.first, pair.second) for pair in comparison.differences} == {("scratch", "frozen")}
 
 
 def test_frozen_features_are_extracted_once_for_all_cells(finished):
@@ -159,6 +159,7 @@ def test_feature_probe_equals_scikit_learn_on_pooled_features(finished):
 
     from dtl import mini
     from dtl.assembly.parts import assemble
+    from dtl.compare.state import ComparisonState
     from dtl.prepare.prepared_data import prepare_data
 
     config = ComparisonState.load(finished).grid.probe_config
@@ -177,7 +178,8 @@ def test_feature_probe_equals_scikit_learn_on_pooled_features(finished):
     scaler = StandardScaler().fit(train)
     train_labels = [int(one["labels"]) for one in train_inputs]
     neighbors = KNeighborsClassifier(5).fit(scaler.transform(train), train_labels)
-    accuracy = near.score(scale.transform(scored), [int(o["labels"]) for o in wanted])
+    eval_labels = [int(one["labels"]) for one in eval_inputs]
+    accuracy = neighbors.score(scaler.transform(held_out), eval_labels)
     assert load_comparison(finished).feature_probe.nearest_neighbors == pytest.approx(accuracy)
 
 
@@ -189,19 +191,21 @@ def test_source_score_is_that_of_the_trained_body_with_the_old_head(finished):
 
     from dtl import mini
 
-    found = load_comparison(finished)
-    frozen = [cell.source_score for cell in found.cells if cell.strategy == "frozen"]
-    assert frozen == [found.base.source_score] * 4
+    comparison = load_comparison(finished)
+    frozen = [cell.source_score for cell in comparison.cells if cell.strategy == "frozen"]
+    assert frozen == [comparison.base.source_score] * 4
     zero = ConfidenceInterval(0.0, 0.0)
-    assert [found.find_forgetting("frozen", labels).interval for labels in (1, 4)] == [zero] * 2
-    assert found.find_forgetting("scratch", 1) is None
-    assert terminal.format_forgetting(found, found.find_summary("frozen", 1)) == "0.000"
-    assert all(cell.source_score is None for cell in found.cells if cell.strategy == "scratch")
+    assert [comparison.find_forgetting("frozen", labels).interval for labels in (1, 4)] == [
+        zero
+    ] * 2
+    assert comparison.find_forgetting("scratch", 1) is None
+    assert terminal.format_forgetting(comparison, comparison.find_summary("frozen", 1)) == "0.000"
+    assert all(cell.source_score is None for cell in comparison.cells if cell.strategy == "scratch")
 
     base = mini.base_folder("vision")
     network = AutoModelForImageClassification.from_pretrained(base)
     processor = AutoImageProcessor.from_pretrained(base)
-    cell = next(cell for cell in found.cells if cell.strategy == "frozen")
+    cell = next(cell for cell in comparison.cells if cell.strategy == "frozen")
     trained = load_file(finished / cell.run / "export" / "model.safetensors")
     body = {name: value for name, value in trained.items() if not name.startswith("classifier")}
     network.load_state_dict(network.state_dict() | body)
@@ -213,8 +217,8 @@ def test_source_score_is_that_of_the_trained_body_with_the_old_head(finished):
     images = [Image.open(io.BytesIO(row["image"])) for row in rows]
     with torch.no_grad():
         logits = network.eval()(**processor(images, return_tensors="pt")).logits
-    guess = [network.config.id2label[int(place)] for place in logits.argmax(-1)]
-    truth = [row["label"] for row in rows]
+    predicted = [network.config.id2label[int(index)] for index in logits.argmax(-1)]
+    labels = [row["label"] for row in rows]
     assert cell.source_score == pytest.approx(f1_score(labels, predicted, average="macro"))
 
 
@@ -236,7 +240,7 @@ def test_unadapted_base_has_the_score_of_dtl_evaluate(workdir):
     """Also: each number of labels has its own learning-rate search."""
     (workdir / "writing.yaml").write_text(WRITING, encoding="utf-8")
     output = compare(workdir, "writing.yaml", "layout.processes_per_node=1")
-    found = load_comparison(workdir / "comparisons" / "writing")
+    comparison = load_comparison(workdir / "comparisons" / "writing")
     evaluated = subprocess.run(
         [sys.executable, "-m", "dtl", "evaluate", "writing.yaml"],
         cwd=workdir,
@@ -246,22 +250,22 @@ def test_unadapted_base_has_the_score_of_dtl_evaluate(workdir):
         check=True,
     )
     alone = float(re.search(r"perplexity +([0-9.]+)", evaluated.stdout)[1])
-    base = found.base
+    base = comparison.base
     assert base.score == pytest.approx(alone, rel=1e-4)
     assert base.interval.low < base.score < base.interval.high
     assert f"unadapted base: perplexity {base.score:.3f}" in output
     # After four steps on four rows, scratch is much worse than the base.
-    pairs = {(pair.first, pair.second): pair for pair in found.differences}
+    pairs = {(pair.first, pair.second): pair for pair in comparison.differences}
     assert pairs["unadapted", "scratch"].is_significant
-    four = [cell for cell in found.cells if cell.labels == 4]
+    four = [cell for cell in comparison.cells if cell.labels == 4]
     assert pairs["unadapted", "scratch"].difference == pytest.approx(
         np.mean([cell.score for cell in four if cell.strategy == "scratch"]) - base.score
     )
-    assert [one.text.count("unadapted base") for one in found.recommendations] == [1, 1]
+    assert [one.text.count("unadapted base") for one in comparison.recommendations] == [1, 1]
     for labels in (2, 4):
-        rates = [one for one in found.learning_rate_trials if one.labels == labels]
+        rates = [one for one in comparison.learning_rate_trials if one.labels == labels]
         best = min(rates, key=lambda one: one.score).learning_rate
-        lora = [one for one in found.cells if (one.strategy, one.labels) == ("lora", labels)]
+        lora = [one for one in comparison.cells if (one.strategy, one.labels) == ("lora", labels)]
         assert len(rates) == 2 and {cell.learning_rate for cell in lora} == {best}
 
 

@@ -1,13 +1,13 @@
-"""The runs of a comparison are a pure function of its config."""
+"""The grid of a comparison is a pure function of its config."""
 
 import json
 from dataclasses import replace
 
 import pytest
 
-from dtl.compare.grid import Grid, LabelCount, TrialResult
-from dtl.compare.run import Running
-from dtl.compare.state import State
+from dtl.compare.grid import Grid, LabelCount, SearchRound, TrialResult
+from dtl.compare.run import Runner
+from dtl.compare.state import ComparisonState
 from dtl.config.load import load_config
 from dtl.core.errors import DtlError
 
@@ -24,7 +24,7 @@ LABELS = (LabelCount(5, 5, 5), LabelCount(20, 20, 20), LabelCount(None, 90, 90))
 
 
 @pytest.fixture
-def grid(tmp_path):
+def make_grid(tmp_path):
     def make(*overrides, strategies=("scratch", "lora", "full")):
         path = tmp_path / "run.yaml"
         path.write_text(CONFIG, encoding="utf-8")
@@ -33,41 +33,42 @@ def grid(tmp_path):
     return make
 
 
-def tried(grid, strategy, scores, *, round=0):
-    """What the rates of a round came to."""
-    planned = [one for one in grid.searches if (one.strategy, one.round) == (strategy, round)]
-    found = []
-    for one, score in zip(planned, scores, strict=True):
-        rate = grid.choose_rate(one, tried.before)
-        found.append(TrialResult(one, rate, score))
-    return found
+def first_round_results(grid, strategy, scores):
+    """The results of the first search round."""
+    runs = [one for one in grid.search_runs if one.strategy == strategy]
+    planned = [one for one in runs if one.search_round == 0]
+    return [
+        TrialResult(one, grid.choose_rate(one, []), score)
+        for one, score in zip(planned, scores, strict=True)
+    ]
 
 
-tried.before = []
+def first_cell(grid, strategy):
+    return next(one for one in grid.cell_runs if one.strategy == strategy)
 
 
-def test_it_is_the_same_from_its_file(grid):
-    one = grid()
-    again = Grid.from_dict(json.loads(json.dumps(one.to_dict())))
-    assert again == one
-    assert again.planned_runs == one.planned
-    names = [planned.name for planned in one.planned]
+def test_grid_is_equal_after_json_round_trip(make_grid):
+    grid = make_grid()
+    loaded = Grid.from_dict(json.loads(json.dumps(grid.to_dict())))
+    assert loaded == grid
+    assert loaded.planned_runs == grid.planned_runs
+    names = [planned.name for planned in grid.planned_runs]
     assert len(set(names)) == len(names) == 3 * 5 + 3 * 3 * 2
 
 
-def test_all_strategies_learn_from_the_same_rows_by_the_same_seed(grid):
-    one = grid()
+def test_all_strategies_train_on_the_same_rows_with_the_same_seed(make_grid):
+    grid = make_grid()
     for labels in LABELS:
         for seed in (0, 1):
-            draws = {
+            data_sections = {
                 json.dumps(config.data.model_dump(mode="json"))
-                for planned in one.cells
+                for planned in grid.cell_runs
                 if (planned.labels, planned.seed) == (labels, seed)
-                for config in [one.make_config(planned, 0.1, runs="runs")]
+                for config in [grid.make_config(planned, 0.1, runs="runs")]
                 if config.train.seed == seed
             }
-            (draw,) = map(json.loads, draws)
-            assert draw["subsample"] == {
+            (data,) = map(json.loads, data_sections)
+            assert data["subsample"] == {
                 "size": labels.requested,
                 "feature_cache_size": None if labels.requested is None else "all",
                 "seed": seed,
@@ -76,109 +77,110 @@ def test_all_strategies_learn_from_the_same_rows_by_the_same_seed(grid):
             }
 
 
-def test_rates_are_chosen_by_rows_that_no_cell_is_scored_on(grid):
-    one = grid()
-    for planned in one.searches:
-        config = one.make_config(planned, 0.1, runs="runs")
+def test_learning_rates_are_chosen_on_validation_rows(make_grid):
+    grid = make_grid()
+    for planned in grid.search_runs:
+        config = grid.make_config(planned, 0.1, runs="runs")
         assert config.data.subsample.evaluate_on == "validation"
         assert config.data.subsample.size == 20  # the middle number
-    cell = one.make_config(one.cells[0], 0.1, runs="runs")
+    cell = grid.make_config(grid.cell_runs[0], 0.1, runs="runs")
     assert cell.data.subsample.evaluate_on == "eval"
     assert (cell.train.export, cell.train.keep_best) == ("last", False)
 
 
 @pytest.mark.parametrize(
-    "change, shared",
+    ("override", "sizes"),
     [
         ("train.global_batch=16", ["all", "all", None]),  # 40 steps read 640 rows
-        ("train.global_batch=2", [20, None, None]),  # 80 rows: not each of 90 is read twice
+        ("train.global_batch=2", [20, None, None]),  # 80 rows are fewer than 90
         ("train.steps=1", [None, None, None]),
         ("train.global_batch=512 tokens", [None, None, None]),
     ],
 )
-def test_a_frozen_base_reads_the_rows_of_all_cells_that_read_them_often(grid, change, shared):
-    one = grid(change)
-    cells = [planned for planned in one.cells if (planned.strategy, planned.seed) == ("full", 0)]
-    configs = [one.make_config(planned, 0.1, runs="runs") for planned in cells]
-    assert [config.data.subsample.feature_cache_size for config in configs] == shared
+def test_cells_share_cached_features_of_rows_read_more_than_once(make_grid, override, sizes):
+    grid = make_grid(override)
+    cells = [
+        planned for planned in grid.cell_runs if (planned.strategy, planned.seed) == ("full", 0)
+    ]
+    configs = [grid.make_config(planned, 0.1, runs="runs") for planned in cells]
+    assert [config.data.subsample.feature_cache_size for config in configs] == sizes
 
 
-def test_a_strategy_has_the_options_that_the_config_gives_it(grid):
-    one = grid(strategies=("lora", "lp-ft"))
-    assert one.strategy("lora", 0.1) == {
-        **one.config.strategy.options.model_dump(mode="json"),
+def test_configured_strategy_keeps_its_options(make_grid):
+    grid = make_grid(strategies=("lora", "lp-ft"))
+    assert grid.strategy_config("lora", 0.1) == {
+        **grid.config.strategy.options.model_dump(mode="json"),
         "name": "lora",
     }
-    assert one.strategy("lora", 0.1)["rank"] == 4
-    assert one.strategy("lp-ft", 0.1) == [
+    assert grid.strategy_config("lora", 0.1)["rank"] == 4
+    assert grid.strategy_config("lp-ft", 0.1) == [
         {"name": "frozen", "length": 0.5, "learning_rate": 0.001},
         {"name": "full", "learning_rate": 0.1},
     ]
 
 
-def test_usual_rates_go_with_the_configs_own(grid):
-    """LoRA is at 15 times its usual rate here, so full is too; LoRA has ten times full's."""
-    one = grid()
-    assert one.default_rate("lora") == pytest.approx(3e-3)
-    assert one.default_rate("full") == one.default_rate("lp-ft") == pytest.approx(3e-4)
-    assert one.default_rate("scratch") == one.default_rate("frozen") == 1e-3
-    assert one.rates("full") == pytest.approx((3e-5, 9e-5, 3e-4, 9e-4, 3e-3))
-    assert grid("compare.learning_rates.full=[0.3,0.1]").rates("full") == (0.1, 0.3)
+def test_default_rates_scale_with_the_configured_rate(make_grid):
+    """LoRA has 15 times its default rate here, and so has full; LoRA has ten times full's rate."""
+    grid = make_grid()
+    assert grid.default_rate("lora") == pytest.approx(3e-3)
+    assert grid.default_rate("full") == grid.default_rate("lp-ft") == pytest.approx(3e-4)
+    assert grid.default_rate("scratch") == grid.default_rate("frozen") == 1e-3
+    assert grid.candidate_rates("full") == pytest.approx((3e-5, 9e-5, 3e-4, 9e-4, 3e-3))
+    assert make_grid("compare.learning_rates.full=[0.3,0.1]").candidate_rates("full") == (0.1, 0.3)
 
 
-def test_the_best_rate_is_taken_once_all_were_tried(grid):
-    one = grid("compare.learning_rates={full: [0.1, 0.2, 0.3], lora: 0.5}")
-    cell = next(planned for planned in one.cells if planned.strategy == "full")
-    found = tried(one, "full", [-3.0, -1.0, None])  # the third run failed
-    assert one.choose_rate(cell, found) == 0.2
-    assert one.choose_rate(cell, found[:2]) is None
-    assert one.best_rate_so_far(cell, found[:1]) == 0.1
-    assert one.best_rate_so_far(cell, []) == 0.2
-    lora = next(planned for planned in one.cells if planned.strategy == "lora")
-    assert one.choose_rate(lora, []) == 0.5
+def test_best_rate_is_chosen_after_all_trials(make_grid):
+    grid = make_grid("compare.learning_rates={full: [0.1, 0.2, 0.3], lora: 0.5}")
+    cell = first_cell(grid, "full")
+    results = first_round_results(grid, "full", [-3.0, -1.0, None])  # the third run failed
+    assert grid.choose_rate(cell, results) == 0.2
+    assert grid.choose_rate(cell, results[:2]) is None
+    assert grid.best_rate_so_far(cell, results[:1]) == 0.1
+    assert grid.best_rate_so_far(cell, []) == 0.2
+    assert grid.choose_rate(first_cell(grid, "lora"), []) == 0.5
 
 
-def test_rates_are_searched_with_each_number_of_labels_where_that_is_asked(grid):
-    one = grid(
-        "compare.learning_rate_search=each",
+def test_search_per_size_has_a_search_for_each_number_of_labels(make_grid):
+    grid = make_grid(
+        "compare.learning_rate_search=per_size",
         "compare.learning_rates={full: [0.1, 0.2]}",
         strategies=("full",),
     )
-    names = [planned.name for planned in one.searches]
-    assert names == [f"rate-full-{labels}-1.{place}" for labels in (5, 20, 90) for place in (1, 2)]
-    drawn = [
-        one.make_config(planned, 0.1, runs="r").data.subsample.size for planned in one.searches
+    names = [planned.name for planned in grid.search_runs]
+    assert names == [f"search-full-{labels}-1.{rank}" for labels in (5, 20, 90) for rank in (1, 2)]
+    sizes = [
+        grid.make_config(planned, 0.1, runs="r").data.subsample.size for planned in grid.search_runs
     ]
-    assert drawn == [5, 5, 20, 20, None, None]
-    found = [
-        TrialResult(planned, one.choose_rate(planned, []), score)
-        for planned, score in zip(one.searches, (0.1, 0.2, 0.4, 0.3, 0.5, 0.6), strict=True)
+    assert sizes == [5, 5, 20, 20, None, None]
+    results = [
+        TrialResult(planned, grid.choose_rate(planned, []), score)
+        for planned, score in zip(grid.search_runs, (0.1, 0.2, 0.4, 0.3, 0.5, 0.6), strict=True)
     ]
-    cells = [planned for planned in one.cells if planned.seed == 0]
-    assert [one.choose_rate(cell, found) for cell in cells] == [0.2, 0.1, 0.2]
-    assert [one.choose_rate(cell, found[:4]) for cell in cells] == [0.2, 0.1, None]
-    assert one.best_rate_so_far(cells[1], found[:3]) == 0.1
+    cells = [planned for planned in grid.cell_runs if planned.seed == 0]
+    assert [grid.choose_rate(cell, results) for cell in cells] == [0.2, 0.1, 0.2]
+    assert [grid.choose_rate(cell, results[:4]) for cell in cells] == [0.2, 0.1, None]
+    assert grid.best_rate_so_far(cells[1], results[:3]) == 0.1
 
 
-def test_under_a_budget_the_worse_half_is_dropped_after_each_round(grid):
-    one = grid("compare.time_budget=2h", "compare.learning_rates={full: [1, 2, 3, 4, 5]}")
-    assert one.rounds("full") == [(0.25, 5), (0.5, 3)]
-    first = tried(one, "full", [0.1, 0.2, 0.5, 0.4, 0.3])
-    assert one.make_config(first[0].planned, 1.0, runs="r").train.steps == 10
-    second = [planned for planned in one.searches if planned.round == 1]
+def test_time_budget_drops_the_worse_half_of_rates_after_each_round(make_grid):
+    grid = make_grid("compare.time_budget=2h", "compare.learning_rates={full: [1, 2, 3, 4, 5]}")
+    assert grid.search_rounds("full") == [SearchRound(0.25, 5), SearchRound(0.5, 3)]
+    first = first_round_results(grid, "full", [0.1, 0.2, 0.5, 0.4, 0.3])
+    assert grid.make_config(first[0].planned_run, 1.0, runs="r").train.steps == 10
+    second = [planned for planned in grid.search_runs if planned.search_round == 1]
     second = [planned for planned in second if planned.strategy == "full"]
-    assert [one.choose_rate(planned, first) for planned in second] == [3, 4, 5]
-    done = [
+    assert [grid.choose_rate(planned, first) for planned in second] == [3, 4, 5]
+    second_results = [
         TrialResult(planned, rate, score)
         for planned, rate, score in zip(second, (3.0, 4.0, 5.0), (0.6, 0.9, 0.7), strict=True)
     ]
-    cell = next(planned for planned in one.cells if planned.strategy == "full")
-    assert one.choose_rate(cell, [*first, *done]) == 4
-    assert one.best_rate_so_far(cell, [*first, *done[:1]]) == 3
+    cell = first_cell(grid, "full")
+    assert grid.choose_rate(cell, [*first, *second_results]) == 4
+    assert grid.best_rate_so_far(cell, [*first, *second_results[:1]]) == 3
 
 
 @pytest.mark.parametrize(
-    ("override", "told"),
+    ("override", "message"),
     [
         ("compare.train_sizes=[20,5]", "does not rise"),
         ("compare.train_sizes=[all,5]", "not the last"),
@@ -189,13 +191,13 @@ def test_under_a_budget_the_worse_half_is_dropped_after_each_round(grid):
         ("compare.seeds=0", "compare.seeds"),
     ],
 )
-def test_a_wrong_grid_is_told(grid, override, told):
-    with pytest.raises(DtlError, match=told):
-        grid(override)
+def test_invalid_grid_is_an_error(make_grid, override, message):
+    with pytest.raises(DtlError, match=message):
+        make_grid(override)
 
 
-class Counted(Running):
-    """Runs nothing: each takes ten seconds, and leaves what a finished run does."""
+class SimulatedRunner(Runner):
+    """Writes finished run folders without training; each run takes ten seconds."""
 
     def _train_and_score(self, planned, rate):
         folder = self.state.run_folder(planned)
@@ -207,8 +209,8 @@ class Counted(Running):
         folder.finish({"scores": scores})
         self.clock.append(10)
 
-    def in_order(self, budget):
-        """Names of what is run, under so many seconds."""
+    def run_with_budget(self, budget):
+        """Return the learning rate of each run folder. `budget`: seconds."""
         grid = self.state.grid
         compare = grid.config.compare.model_copy(update={"time_budget": f"{budget}s"})
         config = grid.config.model_copy(update={"compare": compare})
@@ -221,24 +223,28 @@ class Counted(Running):
         }
 
 
-def test_a_longer_budget_goes_on_with_the_rates_that_cells_have_begun_with(
-    grid, tmp_path, monkeypatch
-):
-    one = grid(
+def test_larger_time_budget_keeps_the_rates_of_started_cells(make_grid, tmp_path, monkeypatch):
+    grid = make_grid(
         "compare.time_budget=60s",
         "compare.learning_rates={full: [0.1, 0.2, 0.3]}",
         strategies=("full",),
     )
-    state = State(tmp_path / "few", one, (), ())
-    monkeypatch.setattr(State, "likely_seconds", lambda *_: 10.0)
-    running = Counted(state, lambda _: None, fork=False)
-    running.clock = []
-    first = running.in_order(60)  # a third of it holds two tries of three
+    state = ComparisonState(tmp_path / "few", grid, (), ())
+    monkeypatch.setattr(ComparisonState, "estimate_seconds", lambda *_: 10.0)
+    runner = SimulatedRunner(state, lambda _: None, can_fork=False)
+    runner.clock = []
+    first = runner.run_with_budget(60)  # a third of it is enough for two trials of three
     assert set(first) == {
-        *("rate-full-20-1.1", "rate-full-20-1.2", "full-5-seed0", "full-20-seed0", "full-90-seed0"),
+        *(
+            "search-full-20-1.1",
+            "search-full-20-1.2",
+            "full-5-seed0",
+            "full-20-seed0",
+            "full-90-seed0",
+        ),
         "full-5-seed1",
     }
     assert {rate for name, rate in first.items() if "seed" in name} == {0.2}
-    whole = running.in_order(600)
-    assert set(whole) == {*first, "full-20-seed1", "full-90-seed1"}
-    assert {rate for name, rate in whole.items() if "seed" in name} == {0.2}
+    extended = runner.run_with_budget(600)
+    assert set(extended) == {*first, "full-20-seed1", "full-90-seed1"}
+    assert {rate for name, rate in extended.items() if "seed" in name} == {0.2}

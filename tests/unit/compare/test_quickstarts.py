@@ -1,4 +1,4 @@
-"""Where transfer pays and where it does not, on data that is known for it."""
+"""Recommendations on data where transfer is known to help, and where it is not."""
 
 import io
 import subprocess
@@ -24,34 +24,34 @@ def compare(folder, *arguments):
 
 
 @pytest.mark.slow
-def test_letters_help_with_digits_and_two_phases_keep_more_of_them(tmp_path):
+def test_letters_help_with_digits_and_lp_ft_forgets_less_than_full(tmp_path):
     """`make demo`."""
-    found = compare(tmp_path / "demo")
+    comparison = compare(tmp_path / "demo")
     for labels in (5, 10):
         frozen, scratch, full, both = (
-            found.find_summary(name, labels) for name in ("frozen", "scratch", "full", "lp-ft")
+            comparison.find_summary(name, labels) for name in ("frozen", "scratch", "full", "lp-ft")
         )
         pair = next(
             pair
-            for pair in found.differences
+            for pair in comparison.differences
             if (pair.first, pair.second, pair.labels) == ("scratch", "frozen", labels)
         )
         assert frozen.score > scratch.score and pair.is_significant
         assert frozen.label_efficiency.scratch_labels >= 20
         assert both.score >= full.score
         assert both.source_score > full.source_score + 0.2
-        lost = next(
+        forgetting = next(
             pair
-            for pair in found.source_differences
+            for pair in comparison.source_differences
             if (pair.first, pair.second, pair.labels) == ("full", "lp-ft", labels)
         )
-        assert lost.interval.high < 0, "full forgets no more than lp-ft"
-        assert frozen.source_score == found.base.source_score
-    assert found.feature_probe.linear_probe > 0.5
+        assert forgetting.interval.high < 0, "full does not forget more than lp-ft"
+        assert frozen.source_score == comparison.base.source_score
+    assert comparison.feature_probe.linear_probe > 0.5
 
 
-def raw_digits(folder):
-    """Scikit-learn's scans as they are, 8 x 8: 800 to learn from and 997 held out."""
+def write_raw_digits(folder):
+    """Write scikit-learn's digits without perturbation, 8 x 8: 800 for training, 997 held out."""
     import pyarrow as pa
     from PIL import Image
     from pyarrow import parquet
@@ -61,36 +61,35 @@ def raw_digits(folder):
     rows = []
     for scan, digit in zip(scans.images, scans.target, strict=True):
         file = io.BytesIO()
-        grey = Image.fromarray((scan * (255 / 16)).round().astype(np.uint8))
-        grey.convert("RGB").save(file, "PNG")
+        gray = Image.fromarray((scan * (255 / 16)).round().astype(np.uint8))
+        gray.convert("RGB").save(file, "PNG")
         rows.append({"image": file.getvalue(), "label": str(digit)})
     for name, part in (("train", rows[:800]), ("eval", rows[800:])):
         parquet.write_table(pa.Table.from_pylist(part), folder / f"{name}.parquet")
 
 
 @pytest.mark.slow
-def test_on_raw_digits_scratch_is_taken(tmp_path):
-    """A network learns these by itself, frozen features of letters do harm, and to begin with them
-    adds nothing."""
-    raw_digits(tmp_path)
-    found = compare(
+def test_scratch_is_recommended_on_write_raw_digits(tmp_path):
+    """Scratch is enough, frozen letter features are worse, and full fine-tuning is no better."""
+    write_raw_digits(tmp_path)
+    comparison = compare(
         tmp_path / "digits",
         *(f"data.train={tmp_path}/train.parquet", f"data.eval={tmp_path}/eval.parquet"),
         *("compare.source_data=null", "--train-sizes", "all"),
         "compare.learning_rates={scratch: 0.01, frozen: 0.01, full: 0.001, lp-ft: 0.001}",
     )
-    (told,) = found.recommendations
-    assert told.choice == "scratch"
-    assert "train from scratch: no transfer is better" in told.text
-    pair = next(pair for pair in found.differences if pair.second == "frozen")
+    (advice,) = comparison.recommendations
+    assert advice.choice == "scratch"
+    assert "train from scratch: no transfer strategy is better" in advice.text
+    pair = next(pair for pair in comparison.differences if pair.second == "frozen")
     assert pair.first == "scratch" and pair.is_significant and pair.difference > 0.02
 
-    found = compare(
+    comparison = compare(
         tmp_path / "frozen",
         *(f"data.train={tmp_path}/train.parquet", f"data.eval={tmp_path}/eval.parquet"),
         *("compare.source_data=null", "--train-sizes", "all", "--strategies", "scratch,frozen"),
         *("--seeds", "2", "compare.learning_rates={scratch: 0.01, frozen: 0.01}"),
     )
-    (told,) = found.recommendations
-    assert (told.choice, told.verdict) == ("scratch", "scratch")
-    assert "train from scratch: transfer is negative here" in told.text
+    (advice,) = comparison.recommendations
+    assert (advice.choice, advice.verdict) == ("scratch", "scratch")
+    assert "train from scratch: transfer is negative" in advice.text

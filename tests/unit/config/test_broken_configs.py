@@ -74,14 +74,14 @@ CONFIGS = [
     ),
     Broken(
         "text for a number",
-        "run.yaml:8: train.steps: 'many' is not a whole number",
-        "write a whole number (optimizer steps to take)",
+        "run.yaml:8: train.steps: 'many' is not an integer",
+        "write an integer (optimizer steps to take)",
         change=("steps: 5", "steps: many"),
     ),
     Broken(
         "quoted number",
-        "run.yaml:8: train.steps: '5' is not a whole number",
-        "write a whole number",
+        "run.yaml:8: train.steps: '5' is not an integer",
+        "write an integer",
         change=("steps: 5", "steps: '5'"),
     ),
     Broken(

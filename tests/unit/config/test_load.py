@@ -167,8 +167,8 @@ def test_all_faults_at_once_in_the_order_of_the_file(write):
         "Fix: add it (hub id, local folder, or mini:NAME for a base that dtl ships)",
         "run.yaml:2: model.pth: no such key. Fix: did you mean 'path'?",
         "run.yaml:8: train.stpes: no such key. Fix: did you mean 'steps'?",
-        "run.yaml:9: train.steps: 'many' is not a whole number. "
-        "Fix: write a whole number (optimizer steps to take)",
+        "run.yaml:9: train.steps: 'many' is not an integer. "
+        "Fix: write an integer (optimizer steps to take)",
         "run.yaml:10: optim.lr: no such key. Fix: did you mean 'optim.learning_rate'?",
         "command line: train.seed=-1: train.seed: -1 is too small. "
         "Fix: write 0 or more (seed of all random numbers)",

@@ -80,13 +80,13 @@ def test_there_are_many_architectures_of_every_kind() -> None:
     assert {"text", "pairs of texts", "sound", "image"} <= {each.shows for each in ARCHITECTURES}
 
 
-def test_blocks_run_once_each_in_the_order_told(name: str) -> None:
+def test_blocks_run_once_each_in_the_reported_order(name: str) -> None:
     blocks = ran(name).parts.blocks
     assert len(blocks) == NAMED[name].blocks
     assert [module for module in ran(name).started if module in blocks] == list(blocks)
 
 
-def test_every_parameter_has_one_place_and_what_runs_agrees(name: str) -> None:
+def test_every_parameter_has_one_depth_that_agrees_with_forward(name: str) -> None:
     """What is in the n-th block has depth n, and nothing else runs there; depth 0 runs before the
     first block, of an encoder or of a decoder, and what is above them after the last."""
     blocks, depth = ran(name).parts.blocks, ran(name).depth
@@ -108,14 +108,14 @@ def test_every_parameter_has_one_place_and_what_runs_agrees(name: str) -> None:
         assert 0 <= place <= len(blocks) + 1
 
 
-def test_no_gradient_goes_below_the_lowest_depth_that_learns(name: str) -> None:
+def test_no_gradient_below_the_lowest_trained_depth(name: str) -> None:
     found = ran(name)
     assert [found.gradient[block] for block in found.parts.blocks] == [
         place > found.cut for place in range(1, len(found.parts.blocks) + 1)
     ]
 
 
-def test_embeddings_are_the_lowest_and_the_head_the_highest(name: str) -> None:
+def test_embeddings_have_the_lowest_depth_and_the_head_the_highest(name: str) -> None:
     parts, depth = ran(name).parts, ran(name).depth
     model, top = built(name), len(ran(name).parts.blocks) + 1
     place = {id(value): depth[path] for path, value in model.named_parameters()}
@@ -129,11 +129,11 @@ def test_embeddings_are_the_lowest_and_the_head_the_highest(name: str) -> None:
             assert place[id(value)] == (0 if id(value) in tied else top), module
 
 
-def test_a_model_without_weights_has_the_same_parts(name: str) -> None:
+def test_model_on_meta_device_has_the_same_anatomy(name: str) -> None:
     with torch.device("meta"):
-        weightless = NAMED[name].build()
-    assert find_anatomy(weightless) == ran(name).parts
-    assert parameter_depths(weightless) == ran(name).depth
+        on_meta = NAMED[name].build()
+    assert find_anatomy(on_meta) == ran(name).parts
+    assert parameter_depths(on_meta) == ran(name).depth
 
 
 # Wrapped and partitioned ------------------------------------------------------------------------
@@ -149,7 +149,7 @@ def test_a_model_without_weights_has_the_same_parts(name: str) -> None:
         ("SwinForImageClassification", "all-linear"),
     ],
 )
-def test_peft_changes_names_alone(name: str, targets: Any) -> None:
+def test_peft_changes_only_names(name: str, targets: Any) -> None:
     from peft import LoraConfig, get_peft_model
 
     plain = NAMED[name].build()
@@ -163,7 +163,7 @@ def test_peft_changes_names_alone(name: str, targets: Any) -> None:
         assert {depth[name] for name in depth if name.startswith(owner)} == {place}, path
 
 
-def test_prompts_stand_with_the_embeddings() -> None:
+def test_prompts_have_the_depth_of_embeddings() -> None:
     from peft import PromptTuningConfig, get_peft_model
 
     model = NAMED["LlamaForCausalLM"].build()
@@ -176,8 +176,8 @@ def test_prompts_stand_with_the_embeddings() -> None:
 
 
 @pytest.mark.parametrize("name", ["LlamaForCausalLM", "ResNetForImageClassification"])
-def test_partitioned_weights_change_nothing(name: str) -> None:
-    """ZeRO-3 leaves a parameter flat and empty, with its shape beside it."""
+def test_partitioned_weights_have_the_same_anatomy(name: str) -> None:
+    """ZeRO-3 leaves a parameter flat and empty, and stores its shape."""
     model = NAMED[name].build()
     expected, depth = find_anatomy(model), parameter_depths(model)
     register_shape_reader(read_full_shape)
@@ -188,7 +188,7 @@ def test_partitioned_weights_change_nothing(name: str) -> None:
     assert parameter_depths(model) == depth
 
 
-def test_a_base_without_a_head_has_none() -> None:
+def test_base_without_head_has_no_head_modules() -> None:
     from transformers import LlamaConfig, LlamaModel
 
     found = find_anatomy(LlamaModel(LlamaConfig(**TEXT)))
@@ -200,8 +200,8 @@ def test_a_base_without_a_head_has_none() -> None:
 # Forward's own order ----------------------------------------------------------------------------
 
 
-class Odd(nn.Module):
-    """Registers nothing in the order of its use."""
+class Unordered(nn.Module):
+    """Registers its children in another order than it uses them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -213,26 +213,26 @@ class Odd(nn.Module):
         self.outer = nn.Linear(2, 2)
         self.start = nn.Parameter(torch.zeros(2))
 
-    def forward(self, given: torch.Tensor) -> torch.Tensor:
-        hidden = self.embed(given)
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        hidden = self.embed(inputs)
         for block in self.blocks:
             hidden = block(hidden) + self.between(hidden)
         return self.last(hidden)
 
-    def embed(self, given: torch.Tensor) -> torch.Tensor:
+    def embed(self, inputs: torch.Tensor) -> torch.Tensor:
         """Its source has a line
         that is not indented."""
-        return self.outer(self.inner(given + self.start))
+        return self.outer(self.inner(inputs + self.start))
 
 
-def test_the_order_is_that_of_the_source() -> None:
-    assert children_in_forward_order(Odd()) == [
+def test_order_is_that_of_the_source_of_forward() -> None:
+    assert children_in_forward_order(Unordered()) == [
         *("start", "inner", "outer"),
         *("between", "blocks", "last", "unnamed"),
     ]
 
 
-def test_what_has_no_source_keeps_the_order_of_registration() -> None:
+def test_class_without_source_has_the_order_of_registration() -> None:
     made: dict[str, Any] = {"nn": nn}
     exec(
         "class Made(nn.Module):\n    def forward(self, x): return self.a(self.b(x))\n",
@@ -243,7 +243,7 @@ def test_what_has_no_source_keeps_the_order_of_registration() -> None:
     assert children_in_forward_order(module) == ["a", "b"]
 
 
-# What cannot be placed --------------------------------------------------------------------------
+# Models without ordered blocks --------------------------------------------------------------------------
 
 
 def albert() -> Any:
@@ -269,16 +269,16 @@ def same_block_again() -> Any:
 @pytest.mark.parametrize(
     ("make", "problem"),
     [
-        (albert, "runs 3 layers over the weights of 1"),
+        (albert, "runs 3 layers with the weights of 1"),
         (xlm, r"has the parts of its blocks in several lists \(transformer.attentions, "),
-        (same_block_again, "runs 3 layers over the weights of 1"),
+        (same_block_again, "runs 3 layers with the weights of 1"),
         (lambda: nn.Linear(2, 2), "Linear has no list of blocks"),
         (lambda: nn.Sequential(nn.Linear(2, 2), nn.ReLU()), "has no list of blocks"),
     ],
 )
-@pytest.mark.parametrize("ask", [find_anatomy, parameter_depths])
-def test_what_has_no_blocks_in_a_row_is_refused(make: Any, problem: str, ask: Any) -> None:
+@pytest.mark.parametrize("function", [find_anatomy, parameter_depths])
+def test_model_without_ordered_blocks_is_rejected(make: Any, problem: str, function: Any) -> None:
     with pytest.raises(DtlError, match=problem) as caught:
-        ask(make())
+        function(make())
     (fault,) = caught.value.faults
     assert fault.location == "model.path" and "full or lora" in fault.fix

@@ -1,4 +1,4 @@
-"""A base is known by its content."""
+"""The fingerprint of a base depends on its content."""
 
 import shutil
 
@@ -19,7 +19,7 @@ def base(decoder, tmp_path):
     return shutil.copytree(decoder, tmp_path / "base")
 
 
-def test_it_follows_the_content_and_not_the_place(base, tmp_path):
+def test_fingerprint_depends_on_content_and_not_on_path(base, tmp_path):
     first = fingerprint_model(Model(path=str(base)))
     moved = shutil.copytree(base, tmp_path / "elsewhere")
     assert fingerprint_model(Model(path=str(moved))) == first
@@ -30,28 +30,26 @@ def test_it_follows_the_content_and_not_the_place(base, tmp_path):
     assert fingerprint_model(Model(path=str(moved))) != first
 
 
-@pytest.mark.parametrize("place", [0, 500, -1])
-def test_of_a_large_file_the_beginning_the_end_and_pieces_in_between_are_read(
-    base, monkeypatch, place
-):
-    monkeypatch.setattr(module, "WHOLE", 1000)
-    monkeypatch.setattr(module, "PIECE", 64)
+@pytest.mark.parametrize("offset", [0, 500, -1])
+def test_large_file_is_sampled_at_start_middle_and_end(base, monkeypatch, offset):
+    monkeypatch.setattr(module, "FULL_HASH_BYTES", 1000)
+    monkeypatch.setattr(module, "SAMPLE_BYTES", 64)
     weights = base / "model.safetensors"
     first = fingerprint_model(Model(path=str(base)))
     data = bytearray(weights.read_bytes())
     step = (len(data) - 64) // 255
-    at = place if place <= 0 else place // step * step + 3
-    data[at] ^= 1
+    position = offset if offset <= 0 else offset // step * step + 3
+    data[position] ^= 1
     weights.write_bytes(data)
     assert fingerprint_model(Model(path=str(base))) != first
 
 
-def test_a_hub_model_is_known_by_its_commit_where_the_cache_has_it():
+def test_uncached_hub_model_is_identified_by_its_revision():
     assert fingerprint_model(Model(path="someone/model")) == "hub:someone/model@main"
     assert fingerprint_model(Model(path="someone/model", revision="a1")) == "hub:someone/model@a1"
 
 
-def test_a_run_does_not_go_on_with_another_base(base, tmp_path, cache):
+def test_run_does_not_resume_with_another_base(base, tmp_path, cache):
     tiny.write_texts(tmp_path / "rows.jsonl", 20)
     (tmp_path / "run.yaml").write_text(
         f"run: {{dir: {tmp_path}}}\nmodel: {{path: {base}}}\ntask: causal_lm\nstrategy: lora\n"

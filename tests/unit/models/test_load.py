@@ -1,4 +1,4 @@
-"""Finding, refusing and loading models; where the head of an architecture is."""
+"""Models are located, checked and loaded; the head of an architecture is found."""
 
 import json
 import shutil
@@ -40,10 +40,10 @@ def edit_json(file, **changes):
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
 
 
-# Finding ----------------------------------------------------------------------------------------
+# Locating ----------------------------------------------------------------------------------------
 
 
-def test_a_folder_a_hub_id_and_a_mini_are_found(decoder):
+def test_folder_hub_id_and_mini_are_located(decoder):
     assert locate_model(Model(path=str(decoder))) == str(decoder)
     assert locate_model(Model(path="someone/some-model")) == "someone/some-model"
     assert locate_model(Model(path="gpt2")) == "gpt2"
@@ -51,7 +51,7 @@ def test_a_folder_a_hub_id_and_a_mini_are_found(decoder):
 
 
 @pytest.mark.parametrize("written", ["models/decodr", "./models/decodr", "{tmp}/models/decodr"])
-def test_a_folder_that_is_not_there_gets_a_near_name(decoder, tmp_path, monkeypatch, written):
+def test_missing_folder_gets_a_similar_name_as_fix(decoder, tmp_path, monkeypatch, written):
     copied(decoder, tmp_path / "models" / "decoder")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DtlError) as caught:
@@ -62,32 +62,32 @@ def test_a_folder_that_is_not_there_gets_a_near_name(decoder, tmp_path, monkeypa
     assert fault.fix == "did you mean 'decoder'?"
 
 
-def test_a_folder_in_a_folder_that_is_not_there(tmp_path):
+def test_missing_parent_folder_is_reported(tmp_path):
     with pytest.raises(DtlError, match="there is no folder"):
         locate_model(Model(path=str(tmp_path / "no" / "such" / "place")))
 
 
-def test_a_folder_without_a_config_is_no_model(tmp_path):
+def test_folder_without_config_is_rejected(tmp_path):
     with pytest.raises(DtlError, match=r"has no config\.json"):
         locate_model(Model(path=str(tmp_path)))
 
 
-def test_a_mini_that_is_not_there_gets_a_near_name():
+def test_unknown_mini_gets_a_similar_name_as_fix():
     with pytest.raises(DtlError, match="did you mean 'text'"):
         locate_model(Model(path="mini:texd"))
 
 
-def test_a_config_that_is_not_json_is_the_users_fault(decoder, tmp_path):
+def test_config_that_is_not_json_raises_dtl_error(decoder, tmp_path):
     folder = copied(decoder, tmp_path / "model")
     (folder / "config.json").write_text("{")
     with pytest.raises(DtlError, match="cannot read the config"):
         load_model_config(Model(path=str(folder)))
 
 
-# Refusing ---------------------------------------------------------------------------------------
+# Rejecting ---------------------------------------------------------------------------------------
 
 
-def test_weights_in_a_pickle_are_not_opened(decoder, tmp_path):
+def test_pickled_weights_are_not_opened(decoder, tmp_path):
     """The pickle would write a file when it is opened."""
     folder = copied(decoder, tmp_path / "model")
     (folder / "model.safetensors").unlink()
@@ -105,7 +105,7 @@ def test_weights_in_a_pickle_are_not_opened(decoder, tmp_path):
     assert not trap.exists()
 
 
-def test_a_model_of_timm_is_refused_before_its_library_is_asked_for(tmp_path):
+def test_timm_model_is_rejected_before_timm_is_imported(tmp_path):
     """As timm writes it, and as transformers saves it again."""
     cfg = {"input_size": [3, 32, 32], "num_classes": 2}
     for number, kind in enumerate(({}, {"model_type": "timm_wrapper"})):
@@ -113,25 +113,25 @@ def test_a_model_of_timm_is_refused_before_its_library_is_asked_for(tmp_path):
         folder.mkdir()
         config = {"architecture": "resnet18", "num_classes": 2, "pretrained_cfg": cfg, **kind}
         (folder / "config.json").write_text(json.dumps(config))
-        with pytest.raises(DtlError, match=r"is a model of timm.*such as microsoft/resnet-50"):
+        with pytest.raises(DtlError, match=r"is a timm model.*such as microsoft/resnet-50"):
             load_model_config(Model(path=str(folder)))
 
 
-def test_a_pickle_beside_safetensors_is_left_closed(decoder, tmp_path):
+def test_pickle_next_to_safetensors_is_not_opened(decoder, tmp_path):
     folder = copied(decoder, tmp_path / "model")
     (folder / "pytorch_model.bin").write_bytes(b"not even a pickle")
-    assert load(folder).new == frozenset()
+    assert load(folder).new_parameters == frozenset()
 
 
-def test_a_folder_without_weights_can_only_start_from_scratch(decoder, tmp_path):
+def test_folder_without_weights_can_only_start_from_random(decoder, tmp_path):
     folder = copied(decoder, tmp_path / "model")
     (folder / "model.safetensors").unlink()
-    with pytest.raises(DtlError, match=r"holds no weights"):
+    with pytest.raises(DtlError, match=r"has no weights"):
         load(folder)
-    assert load(folder, random=True).new == frozenset()
+    assert load(folder, random=True).new_parameters == frozenset()
 
 
-def test_weights_that_are_cut_off_are_told_in_one_sentence(decoder, tmp_path):
+def test_truncated_weights_raise_dtl_error(decoder, tmp_path):
     folder = copied(decoder, tmp_path / "model")
     file = folder / "model.safetensors"
     file.write_bytes(file.read_bytes()[:1000])
@@ -139,7 +139,7 @@ def test_weights_that_are_cut_off_are_told_in_one_sentence(decoder, tmp_path):
         load(folder)
 
 
-def test_weights_of_another_architecture_are_refused(decoder, encoder, tmp_path):
+def test_weights_of_another_architecture_are_rejected(decoder, encoder, tmp_path):
     folder = copied(decoder, tmp_path / "model")
     shutil.copy(encoder / "model.safetensors", folder / "model.safetensors")
     with pytest.raises(DtlError, match=r"lack \d+ of \d+ tensors of LlamaForCausalLM"):
@@ -148,7 +148,7 @@ def test_weights_of_another_architecture_are_refused(decoder, encoder, tmp_path)
         load(folder, head=CLASSIFIER, changes=THREE)
 
 
-def test_a_model_that_has_no_form_for_the_task_is_refused(tmp_path):
+def test_model_without_class_for_the_task_is_rejected(tmp_path):
     from transformers import ViTConfig
 
     ViTConfig().save_pretrained(tmp_path)
@@ -160,25 +160,27 @@ def test_a_model_that_has_no_form_for_the_task_is_refused(tmp_path):
 # Tokenizers -------------------------------------------------------------------------------------
 
 
-def test_a_tokenizer_keeps_its_own_padding_token(decoder):
+def test_tokenizer_uses_its_own_padding_token(decoder):
     assert load_tokenizer(Model(path=str(decoder))).pad_token == "<pad>"
 
 
-def test_a_tokenizer_without_padding_pads_with_its_end_token(decoder, tmp_path):
+def test_tokenizer_without_padding_token_pads_with_end_token(decoder, tmp_path):
     folder = copied(decoder, tmp_path / "model")
     edit_json(folder / "tokenizer_config.json", pad_token=None)
-    found = load_tokenizer(Model(path=str(folder)))
-    assert found.pad_token_id == found.eos_token_id == found.convert_tokens_to_ids("</s>")
+    tokenizer = load_tokenizer(Model(path=str(folder)))
+    assert (
+        tokenizer.pad_token_id == tokenizer.eos_token_id == tokenizer.convert_tokens_to_ids("</s>")
+    )
 
 
-def test_a_tokenizer_with_neither_is_refused(decoder, tmp_path):
+def test_tokenizer_without_padding_and_end_token_is_rejected(decoder, tmp_path):
     folder = copied(decoder, tmp_path / "model")
     edit_json(folder / "tokenizer_config.json", pad_token=None, eos_token=None)
     with pytest.raises(DtlError, match="neither a padding nor an end token"):
         load_tokenizer(Model(path=str(folder)))
 
 
-def test_a_folder_without_a_tokenizer_is_the_users_fault(decoder, tmp_path):
+def test_folder_without_tokenizer_raises_dtl_error(decoder, tmp_path):
     folder = tmp_path / "model"
     folder.mkdir()
     for name in ("config.json", "model.safetensors"):
@@ -190,7 +192,7 @@ def test_a_folder_without_a_tokenizer_is_the_users_fault(decoder, tmp_path):
 # Loading ----------------------------------------------------------------------------------------
 
 
-def test_loaded_weights_are_the_files(decoder):
+def test_loaded_weights_equal_the_files(decoder):
     from safetensors.torch import load_file
 
     stored = load_file(decoder / "model.safetensors")
@@ -201,13 +203,13 @@ def test_loaded_weights_are_the_files(decoder):
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
 @pytest.mark.parametrize("random", [False, True])
-def test_weights_have_the_dtype_that_is_asked_for(decoder, dtype, random):
-    wanted = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[dtype]
+def test_weights_have_the_requested_dtype(decoder, dtype, random):
+    expected = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[dtype]
     model = load(decoder, dtype=dtype, random=random).model
-    assert {parameter.dtype for parameter in model.parameters()} == {wanted}
+    assert {parameter.dtype for parameter in model.parameters()} == {expected}
 
 
-def test_random_weights_are_drawn_from_the_seed_alone(decoder):
+def test_random_weights_depend_only_on_the_seed(decoder):
     from safetensors.torch import load_file
 
     stored = load_file(decoder / "model.safetensors")
@@ -222,8 +224,8 @@ def test_random_weights_are_drawn_from_the_seed_alone(decoder):
     assert not torch.equal(first[name], stored[name])
 
 
-def test_a_known_head_of_another_size_is_new(encoder, tmp_path):
-    """A classifier of 5 labels, adapted to 3: its old head is no use."""
+def test_head_of_another_size_is_new(encoder, tmp_path):
+    """A classifier of 5 labels, adapted to 3: its old head cannot be used."""
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     five = AutoModelForSequenceClassification.from_pretrained(encoder, num_labels=5)
@@ -231,22 +233,22 @@ def test_a_known_head_of_another_size_is_new(encoder, tmp_path):
     AutoTokenizer.from_pretrained(encoder).save_pretrained(tmp_path)
     head = {"classifier.weight", "classifier.bias"}
     changed = load(tmp_path, head=CLASSIFIER, changes=THREE)
-    assert changed.new == head
+    assert changed.new_parameters == head
     assert changed.model.classifier.weight.shape == (3, 32)
     planned = load_on_meta_device(Model(path=str(tmp_path)), head=HeadConfig(CLASSIFIER, THREE))
     assert planned.new_parameters == head
     same = load(tmp_path, head=CLASSIFIER, changes={"num_labels": 5})
-    assert same.new == frozenset()
+    assert same.new_parameters == frozenset()
     assert torch.equal(same.model.classifier.weight, five.classifier.weight)
 
 
-def test_planning_prints_nothing(encoder, capfd):
+def test_loading_on_meta_device_prints_nothing(encoder, capfd):
     load_on_meta_device(Model(path=str(encoder)), head=HeadConfig(CLASSIFIER, THREE))
     assert capfd.readouterr() == ("", "")
 
 
-def test_new_parameters_are_drawn_from_seed_and_name(encoder):
-    """Whatever was drawn before. Matrices like the model's own (0.02), biases zero."""
+def test_new_parameters_depend_only_on_seed_and_name(encoder):
+    """Not on other random numbers. Matrices like the model's own (0.02), biases zero."""
 
     def head(seed, disturb):
         loaded = load(encoder, head=CLASSIFIER, changes={"num_labels": 50}, seed=seed)
@@ -302,8 +304,8 @@ ANATOMIES = [
 def build(name, settings):
     import transformers
 
-    made = getattr(transformers, name)
-    return made(made.config_class(**settings, pad_token_id=0))
+    cls = getattr(transformers, name)
+    return cls(cls.config_class(**settings, pad_token_id=0))
 
 
 @pytest.mark.parametrize(
@@ -311,7 +313,7 @@ def build(name, settings):
     ANATOMIES,
     ids=[f"{row[0]}{'-tied' if 'tie_word_embeddings' in row[1] else ''}" for row in ANATOMIES],
 )
-def test_the_head_is_found(name, settings, modules, parameters):
+def test_head_modules_and_parameters_are_found(name, settings, modules, parameters):
     model = build(name, settings)
     assert head_module_names(model) == tuple(modules.split())
     assert head_modules(model) == [getattr(model, module) for module in modules.split()]
@@ -339,17 +341,17 @@ BASES = [
 
 
 @pytest.mark.parametrize(("name", "settings", "head"), BASES, ids=[row[0] for row in BASES])
-def test_what_a_base_does_not_bring_is_new_in_the_plan_and_in_the_run(
-    name, settings, head, tmp_path
-):
+def test_new_parameters_are_the_same_on_meta_device_and_when_loaded(name, settings, head, tmp_path):
     base = build(name, settings)
     base.save_pretrained(tmp_path)
     loaded = load(tmp_path, head=CLASSIFIER, changes=THREE)
     assert loaded.new_parameters == frozenset(head.split())
     planned = load_on_meta_device(Model(path=str(tmp_path)), head=HeadConfig(CLASSIFIER, THREE))
     assert planned.new_parameters == loaded.new_parameters
-    counted = {name: parameter.shape for name, parameter in planned.model.named_parameters()}
-    assert counted == {name: parameter.shape for name, parameter in loaded.model.named_parameters()}
+    planned_shapes = {name: parameter.shape for name, parameter in planned.model.named_parameters()}
+    assert planned_shapes == {
+        name: parameter.shape for name, parameter in loaded.model.named_parameters()
+    }
     assert {parameter.device.type for parameter in planned.model.parameters()} == {"meta"}
 
 
@@ -358,9 +360,10 @@ def test_what_a_base_does_not_bring_is_new_in_the_plan_and_in_the_run(
     [("LlamaForCausalLM", LLAMA), ("GPT2LMHeadModel", GPT_2), ("GPTNeoXForCausalLM", GPT_NEOX)],
 )
 @pytest.mark.parametrize("tied", [False, True])
-def test_a_causal_lm_brings_all_it_needs(name, settings, tied, tmp_path):
+def test_causal_lm_has_no_new_parameters(name, settings, tied, tmp_path):
     build(name, {**settings, "tie_word_embeddings": tied}).save_pretrained(tmp_path)
-    assert load(tmp_path).new == frozenset()
+    assert load(tmp_path).new_parameters == frozenset()
     assert (
-        load_on_meta_device(Model(path=str(tmp_path)), head=HeadConfig(LM, {})).new == frozenset()
+        load_on_meta_device(Model(path=str(tmp_path)), head=HeadConfig(LM, {})).new_parameters
+        == frozenset()
     )

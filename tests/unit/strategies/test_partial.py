@@ -1,4 +1,4 @@
-"""Which parameters learn in partial, BitFit and norm tuning, in which mode, and what that saves."""
+"""Partial, BitFit and norm tuning: trainable parameters, training mode, and savings."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ from tests.architectures import ARCHITECTURES
 
 NAMED = {architecture.name: architecture for architecture in ARCHITECTURES}
 NOTHING = frozenset[str]()
-RENAMED = pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable. is deprecated")
+IGNORE_DEPRECATION = pytest.mark.filterwarnings(
+    "ignore:.gradient_checkpointing_enable. is deprecated"
+)
 
 
 def strategy(name: str, **options: Any) -> Any:
@@ -33,12 +35,12 @@ def build(name: str, **settings: Any) -> Any:
     return architectures.changed(NAMED[name], **settings).build()
 
 
-def learning(model: Any) -> set[str]:
+def trainable(model: Any) -> set[str]:
     return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def partial(model: Any, *, new: frozenset[str] = NOTHING, **options: Any) -> set[str]:
-    return learning(strategy("partial", **options).apply(model, new_parameters=new))
+    return trainable(strategy("partial", **options).apply(model, new_parameters=new))
 
 
 def of_blocks(model: Any, start: str, *numbers: int) -> set[str]:
@@ -49,7 +51,7 @@ def of_blocks(model: Any, start: str, *numbers: int) -> set[str]:
     }
 
 
-# What learns ------------------------------------------------------------------------------------
+# Trainable parameters ------------------------------------------------------------------------------------
 
 TOP = {"model.norm.weight", "lm_head.weight"}
 
@@ -69,12 +71,14 @@ TOP = {"model.norm.weight", "lm_head.weight"}
     ],
     ids=str,
 )
-def test_blocks_are_those_asked_for(options: dict[str, Any], blocks: tuple[int, ...]) -> None:
+def test_trained_blocks_are_those_requested(
+    options: dict[str, Any], blocks: tuple[int, ...]
+) -> None:
     model = build("LlamaForCausalLM")
     assert partial(model, **options) == of_blocks(model, "model.layers", *blocks) | TOP
 
 
-def test_the_rest_is_chosen_beside_the_blocks() -> None:
+def test_other_parts_are_selected_in_addition_to_blocks() -> None:
     model = build("LlamaForCausalLM")
     last = of_blocks(model, "model.layers", 2)
     norms = {name for name, _ in model.named_parameters() if "norm" in name}
@@ -86,11 +90,11 @@ def test_the_rest_is_chosen_beside_the_blocks() -> None:
     assert len(norms) == 7
     assert partial(model, norms=True) == last | TOP | norms
     queries = {f"model.layers.{n}.self_attn.q_proj.weight" for n in range(3)}
-    assert partial(model, names=("*.q_proj.*",), head=False) == queries
-    assert partial(model, names=("*.q_proj.*",), top=1, head=False) == last | queries
+    assert partial(model, parameter_names=("*.q_proj.*",), head=False) == queries
+    assert partial(model, parameter_names=("*.q_proj.*",), top=1, head=False) == last | queries
 
 
-def test_blocks_of_a_decoder_come_after_those_of_its_encoder() -> None:
+def test_decoder_blocks_follow_encoder_blocks() -> None:
     model = build("WhisperForConditionalGeneration")  # 2 and 3 blocks, its output tied
     last = of_blocks(model, "model.decoder.layers", 2)
     norm = {"model.decoder.layer_norm.weight", "model.decoder.layer_norm.bias"}
@@ -102,7 +106,7 @@ def test_blocks_of_a_decoder_come_after_those_of_its_encoder() -> None:
     assert partial(model, blocks=(1, 2), head=False) == both | between
 
 
-def test_a_tied_head_is_embeddings() -> None:
+def test_tied_head_counts_as_embeddings() -> None:
     model = build("LlamaForCausalLM", tie_word_embeddings=True)
     last = of_blocks(model, "model.layers", 2)
     assert partial(model) == last | {"model.norm.weight"}
@@ -111,25 +115,25 @@ def test_a_tied_head_is_embeddings() -> None:
         "model.embed_tokens.weight"
     }
     with pytest.raises(DtlError) as caught:
-        partial(model, names=("lm_head.*",))
+        partial(model, parameter_names=("lm_head.*",))
     (fault,) = caught.value.faults
     assert "lm_head.weight is tied to model.embed_tokens.weight" in fault.problem
     assert fault.fix == "name model.embed_tokens.weight"
 
 
-def test_bitfit_moves_every_bias_and_the_head() -> None:
+def test_bitfit_trains_every_bias_and_the_head() -> None:
     model = build("BertForSequenceClassification")
     biases = {name for name, _ in model.named_parameters() if name.endswith(".bias")}
-    assert learning(strategy("bitfit").apply(model, new_parameters=NOTHING)) == biases | {
+    assert trainable(strategy("bitfit").apply(model, new_parameters=NOTHING)) == biases | {
         "classifier.weight"
     }
-    assert learning(strategy("bitfit", head=False).apply(model, new_parameters=NOTHING)) == biases
+    assert trainable(strategy("bitfit", head=False).apply(model, new_parameters=NOTHING)) == biases
     assert "bert.encoder.layer.0.attention.self.query.bias" in biases
     relative = build("T5ForConditionalGeneration")  # its relative_attention_bias is a table
     with pytest.raises(DtlError, match="the base of T5ForConditionalGeneration has no biases"):
         strategy("bitfit").apply(relative, new_parameters=NOTHING)
     phi = build("PhiForCausalLM")  # its head, which is not tied, has one as well
-    assert "lm_head.weight" in learning(strategy("bitfit").apply(phi, new_parameters=NOTHING))
+    assert "lm_head.weight" in trainable(strategy("bitfit").apply(phi, new_parameters=NOTHING))
 
 
 @pytest.mark.parametrize(
@@ -143,16 +147,16 @@ def test_bitfit_moves_every_bias_and_the_head() -> None:
         ("Wav2Vec2ForCTC", 2 * (1 + 1 + 1 + 3 * 2)),  # group norm, projection, encoder, blocks
     ],
 )
-def test_norm_tuning_moves_every_norm_and_the_head(name: str, count: int | None) -> None:
+def test_norm_tuning_trains_every_norm_and_the_head(name: str, count: int | None) -> None:
     from torch.nn import BatchNorm2d
 
     model = build(name)
     if count is None:
         count = 2 * sum(isinstance(module, BatchNorm2d) for module in model.modules())
-    found = learning(strategy("norm", head=False).apply(model, new_parameters=NOTHING))
+    found = trainable(strategy("norm", head=False).apply(model, new_parameters=NOTHING))
     assert len(found) == count
     assert all(value.ndim == 1 for value in model.parameters() if value.requires_grad)
-    head = learning(strategy("norm").apply(model, new_parameters=NOTHING)) - found
+    head = trainable(strategy("norm").apply(model, new_parameters=NOTHING)) - found
     assert {name.partition(".")[0] for name in head} <= {"lm_head", "classifier"}
 
 
@@ -164,14 +168,17 @@ def test_norm_tuning_moves_every_norm_and_the_head(name: str, count: int | None)
     [
         ({"top": 4}, "strategy.top: the model has 3 blocks, numbered 0 to 2"),
         ({"blocks": (1, 3)}, "strategy.blocks: the model has 3 blocks, numbered 0 to 2"),
-        ({"names": ("*.bias",)}, "strategy.names: '*.bias' names no parameter of LlamaForCausalLM"),
         (
-            {"names": ("model.layers.0.self_attn.q_proj",)},
+            {"parameter_names": ("*.bias",)},
+            "strategy.parameter_names: '*.bias' matches no parameter of LlamaForCausalLM",
+        ),
+        (
+            {"parameter_names": ("model.layers.0.self_attn.q_proj",)},
             "did you mean 'model.layers.0.self_attn.q_proj.weight'",
         ),
     ],
 )
-def test_what_the_model_has_not_is_the_users_fault(options: dict[str, Any], problem: str) -> None:
+def test_missing_blocks_and_parameters_are_rejected(options: dict[str, Any], problem: str) -> None:
     with pytest.raises(DtlError) as caught:
         partial(build("LlamaForCausalLM"), **options)
     assert problem in str(caught.value)
@@ -181,33 +188,33 @@ def test_what_the_model_has_not_is_the_users_fault(options: dict[str, Any], prob
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
-        ({"top": 2, "blocks": (0, 1)}, "blocks says already which learn"),
-        ({"top": 2.5}, "there are no 2.5 blocks"),
+        ({"top": 2, "blocks": (0, 1)}, "cannot be combined with blocks"),
+        ({"top": 2.5}, "is not a whole number \(got 2.5\)"),
         ({"top": 0}, "greater than 0"),
-        ({"blocks": (2, 1)}, "there are none from 2 to 1"),
-        ({"blocks": (-1, 1)}, "there are none from -1 to 1"),
+        ({"blocks": (2, 1)}, "got 2, 1"),
+        ({"blocks": (-1, 1)}, "got -1, 1"),
     ],
 )
-def test_options_that_contradict_are_refused(options: dict[str, Any], problem: str) -> None:
+def test_contradictory_options_are_rejected(options: dict[str, Any], problem: str) -> None:
     with pytest.raises(ValidationError, match=problem):
         strategy("partial", **options)
 
 
-def test_a_model_whose_blocks_are_shared_is_refused() -> None:
+def test_model_with_shared_blocks_is_rejected() -> None:
     from transformers import AlbertConfig, AlbertForSequenceClassification
 
     settings = {**architectures.TEXT, "embedding_size": 8}
     model = AlbertForSequenceClassification(AlbertConfig(**settings))
-    with pytest.raises(DtlError, match="runs 3 layers over the weights of 1"):
+    with pytest.raises(DtlError, match="runs 3 layers with the weights of 1"):
         partial(model)
-    assert learning(strategy("bitfit").apply(model, new_parameters=NOTHING)), "it needs no blocks"
+    assert trainable(strategy("bitfit").apply(model, new_parameters=NOTHING)), "it needs no blocks"
 
 
-def test_what_the_task_keeps_fixed_cannot_be_all() -> None:
+def test_training_only_what_the_task_freezes_is_rejected() -> None:
     from dtl.models.load import LoadedModel
 
     task = registry.load("tasks", "asr_ctc")
-    options = {"names": ("wav2vec2.feature_extractor.*",), "head": False}
+    options = {"parameter_names": ("wav2vec2.feature_extractor.*",), "head": False}
     parts = Parts(task.Plugin(task.Options()), (strategy("partial", **options),))
     with pytest.raises(DtlError, match="no parameter is trainable: the task always freezes"):
         parts.apply_strategy(LoadedModel(build("Wav2Vec2ForCTC"), NOTHING))
@@ -217,20 +224,20 @@ def test_what_the_task_keeps_fixed_cannot_be_all() -> None:
 
 
 def modes(model: Any) -> tuple[set[str], set[str]]:
-    """Modules that train, and those that do not."""
+    """Return the modules in training mode, and those in evaluation mode."""
     named = dict(model.named_modules())
     training = {name for name, module in named.items() if module.training}
     return training, set(named) - training
 
 
-def test_below_the_lowest_part_that_learns_nothing_is_left_out_at_random() -> None:
+def test_no_dropout_below_the_lowest_trained_part() -> None:
     model = build("BertForSequenceClassification", hidden_dropout_prob=0.5)
     made = strategy("partial", top=1)
     made.apply(model, new_parameters=NOTHING)
     made.set_training_mode(model)
-    training, still = modes(model)
+    training, evaluating = modes(model)
     assert {"bert.encoder.layer.2.output.dropout", "dropout", "classifier"} <= training
-    assert {"bert.embeddings.dropout", "bert.encoder.layer.1.output.dropout", "bert"} <= still
+    assert {"bert.embeddings.dropout", "bert.encoder.layer.1.output.dropout", "bert"} <= evaluating
     seen: dict[int, list[torch.Tensor]] = {0: [], 1: [], 2: []}
     for number, block in enumerate(model.bert.encoder.layer):
         block.register_forward_hook(lambda *given, n=number: seen[n].append(given[2].detach()))
@@ -239,7 +246,7 @@ def test_below_the_lowest_part_that_learns_nothing_is_left_out_at_random() -> No
     assert [torch.equal(*seen[number]) for number in range(3)] == [True, True, False]
 
 
-def test_where_the_embeddings_learn_all_is_as_in_full_tuning() -> None:
+def test_training_embeddings_sets_all_modules_to_training_mode() -> None:
     model = build("BertForSequenceClassification").eval()
     made = strategy("partial", embeddings=True)
     made.apply(model, new_parameters=NOTHING)
@@ -247,7 +254,7 @@ def test_where_the_embeddings_learn_all_is_as_in_full_tuning() -> None:
     assert modes(model)[1] == set()
 
 
-def test_a_frozen_lower_part_hears_no_masked_sound() -> None:
+def test_no_spec_augment_below_the_lowest_trained_part() -> None:
     model = build("Wav2Vec2ForCTC", mask_time_prob=0.9, mask_time_length=2)
     model.requires_grad_(True).train()
     batch = NAMED["Wav2Vec2ForCTC"].batch()
@@ -265,7 +272,7 @@ def test_a_frozen_lower_part_hears_no_masked_sound() -> None:
     assert torch.equal(model(**batch).logits, model(**batch).logits)
 
 
-# What it saves ----------------------------------------------------------------------------------
+# Savings ----------------------------------------------------------------------------------
 
 
 def deep(blocks: int = 12, **settings: Any) -> Any:
@@ -293,10 +300,10 @@ def ready(model: Any, **options: Any) -> Any:
     return model
 
 
-@RENAMED
+@IGNORE_DEPRECATION
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_gradients_are_those_of_the_whole_computation(checkpointing: bool) -> None:
-    """Bitwise, in fp32: all gradients are computed, and those of the frozen part thrown away."""
+def test_gradients_equal_those_of_the_full_computation(checkpointing: bool) -> None:
+    """Bitwise, in fp32: all gradients are computed, and those of the frozen part discarded."""
     gradients = []
     for options in ({}, {"top": 0.25}):
         model = ready(deep(), **options)
@@ -310,34 +317,34 @@ def test_gradients_are_those_of_the_whole_computation(checkpointing: bool) -> No
         )
     naive, found = gradients
     assert len(found) < len(naive) / 3
-    assert found.keys() == learning(model)
+    assert found.keys() == trainable(model)
     for name, gradient in found.items():
         assert torch.equal(gradient, naive[name]), name
         assert gradient.any(), name
 
 
-@RENAMED
+@IGNORE_DEPRECATION
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_nothing_is_kept_below_the_lowest_block_that_learns(checkpointing: bool) -> None:
+def test_no_activation_is_saved_below_the_lowest_trained_block(checkpointing: bool) -> None:
     model = ready(deep(), top=3)
     if checkpointing:
         enable_activation_checkpointing(model)
-    kept: dict[str, int] = {}
+    saved: dict[str, int] = {}
     block = [""]
     for name, module in model.named_modules():
         if name in {f"bert.encoder.layer.{number}" for number in range(12)} | {"bert.embeddings"}:
             module.register_forward_pre_hook(lambda *_, name=name: block.__setitem__(0, name))
 
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        kept[block[0]] = kept.get(block[0], 0) + tensor.numel()
+    def save(tensor: torch.Tensor) -> torch.Tensor:
+        saved[block[0]] = saved.get(block[0], 0) + tensor.numel()
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
         model(**long_batch())
-    assert set(kept) == {f"bert.encoder.layer.{number}" for number in (9, 10, 11)}
+    assert set(saved) == {f"bert.encoder.layer.{number}" for number in (9, 10, 11)}
 
 
-def test_the_top_quarter_takes_little_more_than_half_the_time() -> None:
+def test_training_the_top_quarter_takes_at_most_60_percent_of_the_time() -> None:
     """Of a step of full tuning: forward 1, backward 2, of which 0.5 remain. Medians of processor
     time, in turns, so that a busy machine slows both."""
     batch, models = long_batch(), {"full": ready(deep()), "top": ready(deep(), top=0.25)}
@@ -362,7 +369,7 @@ def test_the_top_quarter_takes_little_more_than_half_the_time() -> None:
     assert top <= 0.6 * full, seconds
 
 
-def test_the_plan_counts_no_gradient_and_no_moment_of_what_is_frozen(decoder: Any) -> None:
+def test_plan_counts_no_gradient_and_no_moment_of_frozen_parameters(decoder: Any) -> None:
     from tests.unit.plan.test_planner import configure, plan
 
     made = plan(configure(decoder, strategy="partial", layout={"zero_stage": 0}))
@@ -388,7 +395,7 @@ def test_the_plan_counts_no_gradient_and_no_moment_of_what_is_frozen(decoder: An
         "Wav2Vec2ForSequenceClassification",
     ],
 )
-def test_the_last_block_is_all_from_its_depth_on(name: str) -> None:
+def test_top_1_trains_all_parameters_from_the_last_depth_on(name: str) -> None:
     with torch.device("meta"):
         model = NAMED[name].build()
     depth, last = parameter_depths(model), NAMED[name].blocks

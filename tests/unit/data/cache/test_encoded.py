@@ -33,7 +33,8 @@ def encoder(row):
         os.kill(os.getpid(), signal.SIGKILL)
     return EncodedExample({"input_ids": [row.index, row.index + 1]}, 2, 1)
 
-data = encode_rows((Row(n, "", {}) for n in range(rows)), encoder, key="shared", location="data.train")
+rows_to_encode = (Row(n, "", {}) for n in range(rows))
+data = encode_rows(rows_to_encode, encoder, key="shared", location="data.train")
 print(len(data), data[rows - 1]["input_ids"][1], flush=True)
 """
 
@@ -250,7 +251,8 @@ def no_lock(*_):
 fcntl.flock = fcntl.lockf = no_lock
 
 def encoder(row):
-    return EncodedExample({"input_ids": [row.index * 31 + n for n in range(row.index % 7 + 1)]}, 2, 1)
+    tokens = [row.index * 31 + n for n in range(row.index % 7 + 1)]
+    return EncodedExample({"input_ids": tokens}, 2, 1)
 
 def work(start, outputs):
     for number in range(ROUNDS):

@@ -196,8 +196,8 @@ def test_held_out_rows_are_none_of_those_streamed(folder, decoder):
 
 
 def test_skipped_rows_are_counted_and_listed_once(folder, decoder, capsys):
-    """Of 8 rows three are empty: they add nothing, in either epoch, and batches of nothing but them
-    are not learnt from."""
+    """Three of 8 rows are empty: they do not count in either epoch, and a batch with only empty rows
+    is skipped."""
     good = [{"text": tiny.sentence(random.Random(n), 9)} for n in range(5)]
     tiny.write_rows(folder / "gaps.jsonl", [EMPTY_ROW, *good[:2], EMPTY_ROW, *good[2:], EMPTY_ROW])
     overrides = ("train.global_batch=2", "train.steps=8", "data.eval=null", "layout.micro_batch=1")
@@ -207,7 +207,7 @@ def test_skipped_rows_are_counted_and_listed_once(folder, decoder, capsys):
     listed = list(run.read_skipped_rows())
     assert sorted(line["location"] for line in listed) == places
     assert {(line["source"], line["reason"]) for line in listed} == {("data.train", "empty text")}
-    assert message.count("left out (empty text)") == 1 and "left out: 3 rows" in message
+    assert message.count("skipped (empty text)") == 1 and "left out: 3 rows" in message
     steps = [line for line in run.read_metrics() if line["kind"] == "train"]
     assert sum(line.get("skipped_rows", 0) for line in steps) == 6
     empty = [line["step"] for line in steps if line.get("skipped_rows") == 2]
@@ -290,14 +290,17 @@ def test_run_does_not_resume_with_other_rows(folder, decoder):
 
 
 NOT_STREAMABLE = [
-    (["train.global_batch=64 tokens"], "train.global_batch: how many tokens a row has"),
-    (["train.group_by_length=true"], "train.group_by_length: how long a row is"),
-    (["data.eval.streaming=true"], "data.eval.streaming: only what data.train names"),
-    (["data.train.weight=2"], "data.train.streaming: rows that are streamed are read once"),
-    (["data.mix=[rows.jsonl]"], "data.train.streaming: rows that are streamed are read once"),
+    (
+        ["train.global_batch=64 tokens"],
+        "train.global_batch: the number of tokens of a row is unknown",
+    ),
+    (["train.group_by_length=true"], "train.group_by_length: the length of a row is unknown"),
+    (["data.eval.streaming=true"], "data.eval.streaming: only data.train is streamed"),
+    (["data.train.weight=2"], "data.train.streaming: streamed rows are read once"),
+    (["data.mix=[rows.jsonl]"], "data.train.streaming: streamed rows are read once"),
     (
         ["data.train.streaming=false", "data.mix=[{path: rows.jsonl, streaming: true}]"],
-        "data.mix.streaming: only what data.train names",
+        "data.mix.streaming: only data.train is streamed",
     ),
 ]
 
