@@ -63,8 +63,8 @@ class Options(Record):
             faults.append(
                 ConfigFault(
                     "top",
-                    problem=f"is not a whole number (got {self.top:g})",
-                    fix="write a whole number of blocks, or a share below 1",
+                    problem=f"is not an integer (got {self.top:g})",
+                    fix="write an integer number of blocks, or a share below 1",
                 )
             )
         if self.blocks is not None and not 0 <= self.blocks[0] <= self.blocks[1]:

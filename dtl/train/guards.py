@@ -109,7 +109,7 @@ class StepGuard:
     def _check_spike(
         self, options: LossSpikeOptions, progress: Progress, batches: StepBatches, loss: float
     ) -> None:
-        score = spike_score(self.previous_losses[-options.window :], loss)
+        score = spike_score(self.previous_losses[-options.window_steps :], loss)
         if score > options.threshold:
             raise LossSpike(
                 step=progress.step, loss=loss, score=score, examples=_example_ids(batches)

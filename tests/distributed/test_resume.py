@@ -188,7 +188,7 @@ def spike_run(name: str, stage: int, **how: Any) -> Run:
     """Return a run that watches for loss spikes."""
     overrides = (
         *("strategy=full", zero(stage), f"train.steps={JUMP + 10}", "train.save_every=4"),
-        f"train.loss_spike={{threshold: 20, window: 30, rollback_steps: {ROLLBACK}}}",
+        f"train.loss_spike={{threshold: 20, window_steps: 30, rollback_steps: {ROLLBACK}}}",
     )
     return Run(f"{name}-{stage}", 2, overrides, bare=False, **how)
 

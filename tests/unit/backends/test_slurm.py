@@ -331,7 +331,7 @@ def test_all_faults_of_a_site_file_are_reported_with_line_and_fix(tmp_path):
         read_site(str(file))
     output = str(caught.value)
     assert f"{file}:2: partiton: no such key. Fix: did you mean 'partition'?" in output
-    assert f"{file}:3: gpus_per_node: 'four' is not a whole number" in output
+    assert f"{file}:3: gpus_per_node: 'four' is not an integer" in output
     with pytest.raises(DtlError, match="did you mean 'generic'"):
         read_site("genric")
 

@@ -209,7 +209,7 @@ def test_batch_size_round_trips_through_json(written, number, unit, limit):
         ("0", "0 is too small", "write 1 or more examples"),
         ("-3 tokens", "-3 tokens is too small", "write 1 or more tokens"),
         ("0 seconds", "0 seconds is too small", "write 1 or more seconds"),
-        ("1.5 tokens", "1.5 tokens is not a whole number", "write whole tokens"),
+        ("1.5 tokens", "1.5 tokens is not an integer", "write an integer number of tokens"),
         ("2.5", "2.5 is not a batch size", "'8192 tokens' or '120 seconds'"),
         ("'16'", "'16' is not a batch size", "write a number of examples, such as 16"),
         ("8 clips", "'8 clips' is not a batch size", "write a number of examples"),

@@ -243,7 +243,7 @@ def test_class_without_source_has_the_order_of_registration() -> None:
     assert children_in_forward_order(module) == ["a", "b"]
 
 
-# Models without ordered blocks --------------------------------------------------------------------------
+# Models without ordered blocks ------------------------------------------------------------------
 
 
 def albert() -> Any:

@@ -97,7 +97,7 @@ def test_missing_gradients_can_be_allowed():
 
 def test_loss_spike_is_detected_and_normal_variation_is_not():
     draw = np.random.Generator(np.random.Philox(key=[1, 2]))
-    mine = guard(loss_spike={"threshold": 6.0, "window": 50})
+    mine = guard(loss_spike={"threshold": 6.0, "window_steps": 50})
     losses = 2.0 + 0.1 * draw.standard_normal(60)
     for step, loss in enumerate(losses, start=1):
         walk(mine, 1, was_applied=True, loss=float(loss), first=step)

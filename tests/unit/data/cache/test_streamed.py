@@ -196,8 +196,7 @@ def test_held_out_rows_are_none_of_those_streamed(folder, decoder):
 
 
 def test_skipped_rows_are_counted_and_listed_once(folder, decoder, capsys):
-    """Three of 8 rows are empty: they do not count in either epoch, and a batch with only empty rows
-    is skipped."""
+    """Three of 8 rows are empty: they do not count, and a batch of only empty rows is skipped."""
     good = [{"text": tiny.sentence(random.Random(n), 9)} for n in range(5)]
     tiny.write_rows(folder / "gaps.jsonl", [EMPTY_ROW, *good[:2], EMPTY_ROW, *good[2:], EMPTY_ROW])
     overrides = ("train.global_batch=2", "train.steps=8", "data.eval=null", "layout.micro_batch=1")
@@ -207,7 +206,7 @@ def test_skipped_rows_are_counted_and_listed_once(folder, decoder, capsys):
     listed = list(run.read_skipped_rows())
     assert sorted(line["location"] for line in listed) == places
     assert {(line["source"], line["reason"]) for line in listed} == {("data.train", "empty text")}
-    assert message.count("skipped (empty text)") == 1 and "left out: 3 rows" in message
+    assert message.count("skipped (empty text)") == 1 and "skipped: 3 rows" in message
     steps = [line for line in run.read_metrics() if line["kind"] == "train"]
     assert sum(line.get("skipped_rows", 0) for line in steps) == 6
     empty = [line["step"] for line in steps if line.get("skipped_rows") == 2]

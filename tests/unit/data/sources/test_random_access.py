@@ -17,12 +17,6 @@ from dtl.data.sources.results import FileFault, RowPosition
 from dtl.data.sources.rows import open_rows
 
 
-@pytest.fixture(autouse=True)
-def _temporary_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("DTL_CACHE", str(tmp_path / "cache"))
-
-
 def open_reader(path, name="data"):
     return open_random_access_readers([path], [name], location="data.train")[0]
 
