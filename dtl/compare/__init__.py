@@ -1,1 +1,1 @@
-"""Comparison of strategies against training from scratch."""
+"""Comparison of transfer strategies with each other and with training from scratch."""

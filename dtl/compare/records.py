@@ -216,8 +216,8 @@ class Comparison:
 
     def find_summary(self, strategy: str, labels: int) -> StrategySummary | None:
         """Return the means over seeds; None if there are none."""
-        found = (one for one in self.summaries if (one.strategy, one.labels) == (strategy, labels))
-        return next(found, None)
+        key = (strategy, labels)
+        return next((one for one in self.summaries if (one.strategy, one.labels) == key), None)
 
     def find_forgetting(self, strategy: str, labels: int) -> PairedDifference | None:
         """Return how much better the unadapted base is on the source data than the trained

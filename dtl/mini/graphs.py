@@ -32,13 +32,13 @@ def generate() -> dict[str, list[dict[str, Any]]]:
 def _files_by_text() -> dict[str, str]:
     """Return each distinct text with the first file that contains it."""
     folder = docstrings.package_folder(PACKAGE)
-    found: dict[bytes, tuple[str, str]] = {}
+    files: dict[bytes, tuple[str, str]] = {}
     for docstring in docstrings.iterate_docstrings(folder, name=PACKAGE):
         blocks = docstrings.extract_paragraphs(docstring.text)
         for text in docstrings.pack_paragraphs(blocks, max_characters=MAX_CHARACTERS):
             if len(text) >= MIN_CHARACTERS:
-                found.setdefault(docstrings.fingerprint(text), (text, docstring.file))
-    return dict(found.values())
+                files.setdefault(docstrings.fingerprint(text), (text, docstring.file))
+    return dict(files.values())
 
 
 def split_shingles(text: str) -> set[str]:

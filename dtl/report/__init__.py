@@ -1,1 +1,1 @@
-"""A report of a run or a comparison: one page, with its charts beside it."""
+"""Reports of runs and comparisons: an HTML page, and its charts as CSV and PNG files."""

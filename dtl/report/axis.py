@@ -45,10 +45,10 @@ class Axis:
 
     def limits(self, values: Iterable[float]) -> tuple[float, float]:
         """Return the lower and upper limit of the axis, with padding around the values."""
-        drawn = [value for value in values if not self.log or value > 0]
-        if not drawn:
+        valid = [value for value in values if not self.log or value > 0]
+        if not valid:
             return (1.0, 10.0) if self.log else (0.0, 1.0)
-        low, high = min(drawn), max(drawn)
+        low, high = min(valid), max(valid)
         if self.log:
             return (low / 1.15, high * 1.15) if low < high else (low / 2, high * 2)
         padding = (high - low) * PADDING or abs(high) * 0.1 or 1.0

@@ -99,10 +99,10 @@ def _set_axis(axes: Any, name: str, axis: Axis) -> None:
         limits = (0.0, limits[1])
     getattr(axes, f"set_{name}lim")(*limits)
     ticks = axis.ticks(*limits)
-    drawn = getattr(axes, f"{name}axis")
-    drawn.set_ticks([tick.value for tick in ticks], [tick.label for tick in ticks])
-    drawn.set_ticks([], minor=True)
-    drawn.set_label_text(_escape_math(axis.label))
+    target = getattr(axes, f"{name}axis")
+    target.set_ticks([tick.value for tick in ticks], [tick.label for tick in ticks])
+    target.set_ticks([], minor=True)
+    target.set_label_text(_escape_math(axis.label))
 
 
 def _draw_group_plot(chart: GroupPlot, axes: Any) -> None:

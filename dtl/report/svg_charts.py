@@ -119,7 +119,12 @@ def _draw_series(series: Series, x: Scale, y: Scale, *, color: int) -> Iterable[
     if "markers" in series.style or len(series.x) == 1:
         for index, point in enumerate(points):
             if point is not None:
-                yield from _draw_point(series, index, point, x, y, color)
+                value = y.axis.format_value(series.y[index])
+                position = x.axis.format_value(series.x[index])
+                name = series.point_labels[index] if series.point_labels else series.name
+                yield _draw_marker(point, color, f"{name}: {value}, {position}")
+                if series.point_labels:
+                    yield _draw_point_label(point, name)
 
 
 def _draw_intervals(series: Series, x: Scale, y: Scale, *, color: int) -> str:
@@ -132,16 +137,11 @@ def _draw_intervals(series: Series, x: Scale, y: Scale, *, color: int) -> str:
     return f'<path class="error-bar s{color}" d="{bars}"/>'
 
 
-def _draw_point(
-    series: Series, index: int, point: tuple[float, float], x: Scale, y: Scale, color: int
-) -> Iterable[str]:
-    value = f"{y.axis.format_value(series.y[index])}, {x.axis.format_value(series.x[index])}"
-    name = series.point_labels[index] if series.point_labels else series.name
-    yield _draw_marker(point, color, f"{name}: {value}")
-    if series.point_labels:
-        is_at_right = point[0] > WIDTH * 0.7
-        offset, anchor = (-8, "end") if is_at_right else (8, "start")
-        yield _draw_text(point[0] + offset, point[1] + 4, name, f"tick {anchor}")
+def _draw_point_label(point: tuple[float, float], name: str) -> str:
+    """Return a label beside a point, on the side with more space."""
+    is_at_right = point[0] > WIDTH * 0.7
+    offset, anchor = (-8, "end") if is_at_right else (8, "start")
+    return _draw_text(point[0] + offset, point[1] + 4, name, f"tick {anchor}")
 
 
 def _path_data(points: Iterable[tuple[float, float] | None]) -> str:

@@ -77,13 +77,13 @@ def _read_rows(folder: RunFolder, task: Task, row_indices: set[int]) -> dict[int
 
 
 def _pick_rows(rows: Iterable[Row], row_indices: set[int]) -> dict[int, Row]:
-    picked: dict[int, Row] = {}
+    rows_by_index: dict[int, Row] = {}
     for row in rows:
         if row.index in row_indices:
-            picked[row.index] = row
-            if len(picked) == len(row_indices):
+            rows_by_index[row.index] = row
+            if len(rows_by_index) == len(row_indices):
                 break
-    return picked
+    return rows_by_index
 
 
 def _make_card(

@@ -88,7 +88,7 @@ def make_groups_section(run: RunRecord) -> list[Block]:
     scores = run.scores[last]
     description = (
         f"Worst group {names[0]} {scores[f'group/{column}/worst']:.4g}, mean over groups "
-        f"{scores[f'group/{column}/macro']:.4g} ({last}). Bars: 95 % confidence intervals."
+        f"{scores[f'group/{column}/macro']:.4g} ({last}). Bars: 95% confidence intervals."
     )
     chart = GroupPlot(
         "groups",

@@ -43,7 +43,7 @@ def _make_table(run: RunRecord) -> Table:
                 for cell, interval in zip(cells, intervals, strict=True)
             ]
         rows.append((name, *cells))
-    caption = f"Held-out scores; {main} with 95 % confidence interval (bootstrap over examples)"
+    caption = f"Held-out scores; {main} with 95% confidence interval (bootstrap over examples)"
     return Table(caption, ("score", *run.scores), tuple(rows))
 
 

@@ -141,7 +141,7 @@ def test_results_are_computed_from_the_stored_predictions_of_each_run(finished):
 
 
 def test_frozen_features_are_extracted_once_for_all_cells(finished):
-    """The four cells and two rates of two seeds: the rows of a seed, those kept apart and those
+    """The four cells and two rates of two seeds: the rows of a seed, the validation rows and those
     held out are each read in one of them."""
     made = []
     for run in sorted((finished / "cells").iterdir()):

@@ -81,4 +81,4 @@ def test_base_can_be_trained_and_packed_again(small_source, cache, monkeypatch, 
     assert {name: (v.shape, v.dtype) for name, v in packed.items()} == {
         name: (v.shape, v.dtype) for name, v in shipped.items()
     }
-    assert sum(value.numel() for value in made.values()) == 2_557_632
+    assert sum(value.numel() for value in packed.values()) == 2_557_632

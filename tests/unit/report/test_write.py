@@ -71,9 +71,9 @@ def test_text_of_the_data_is_escaped(run):
 
 def test_every_chart_has_title_description_and_csv(run):
     text = render(run)
-    drawn = [ElementTree.fromstring(svg) for svg in re.findall(r"<svg.*?</svg>", text, re.DOTALL)]
-    assert len(drawn) == 9  # scores, six curves, confusion, groups
-    for svg in drawn:
+    svgs = [ElementTree.fromstring(svg) for svg in re.findall(r"<svg.*?</svg>", text, re.DOTALL)]
+    assert len(svgs) == 9  # scores, six curves, confusion, groups
+    for svg in svgs:
         title, description = svg[0], svg[1]
         assert svg.get("role") == "img" and title.tag == "title" and description.tag == "desc"
         assert svg.get("aria-labelledby") == f"{title.get('id')} {description.get('id')}"
@@ -90,13 +90,15 @@ def test_confusion_matrix_and_group_scores_match_sklearn(run):
 
     render(run)
     outcomes = run.read_eval_records(60)
-    truth, guess = ([one[key] for one in outcomes] for key in ("label", "predicted"))
-    found = [row[1:] for row in read_csv(run.path / "report" / "confusion.csv")[1:]]
-    assert np.array_equal(np.array(found, dtype=int), confusion_matrix(truth, guess))
+    labels, predicted = ([one[key] for one in outcomes] for key in ("label", "predicted"))
+    counts = [row[1:] for row in read_csv(run.path / "report" / "confusion.csv")[1:]]
+    assert np.array_equal(np.array(counts, dtype=int), confusion_matrix(labels, predicted))
     for group, examples, score, low, high in read_csv(run.path / "report" / "groups.csv")[1:]:
-        of = [n for n, t in enumerate(truth) if LABELS[t] == group]
-        expected = f1_score([truth[n] for n in of], [guess[n] for n in of], average="macro")
-        assert (int(examples), float(score)) == (len(of), pytest.approx(expected))
+        members = [n for n, label in enumerate(labels) if LABELS[label] == group]
+        expected = f1_score(
+            [labels[n] for n in members], [predicted[n] for n in members], average="macro"
+        )
+        assert (int(examples), float(score)) == (len(members), pytest.approx(expected))
         assert float(low) <= float(score) <= float(high)
 
 
