@@ -233,7 +233,9 @@ class Plugin(Task):
     ) -> dict[str, Any]:
         log_mel = extract_log_mel(values["samples"], processor.feature_extractor)
         if rng is not None and processor.augment is not None:
-            masked = processor.augment.masked(log_mel.features, frames=log_mel.frames, draw=rng)
+            masked = processor.augment.mask_features(
+                log_mel.features, frames=log_mel.frames, rng=rng
+            )
             log_mel = replace(log_mel, features=masked)
         return {**values, "log_mel": log_mel}
 

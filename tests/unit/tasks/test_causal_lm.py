@@ -219,12 +219,12 @@ def test_a_chat_needs_a_template():
         encode_with(tiny.tokenizer(), {"messages": TALK})
 
 
-def test_a_template_that_rewrites_earlier_turns_is_not_guessed_at():
+def test_template_that_changes_earlier_messages_is_rejected():
     from dtl.core.errors import DtlError
 
     tokenizer = tiny.tokenizer(chat=True)
     tokenizer.chat_template = REWRITING
-    with pytest.raises(DtlError, match="rewrites earlier turns"):
+    with pytest.raises(DtlError, match="changes earlier messages"):
         encode_with(tokenizer, {"messages": TALK})
     assert encode_with(tokenizer, {"messages": TALK}, train_on="all").targets > 0
 

@@ -54,7 +54,9 @@ def test_labels_are_those_of_the_rows_in_order(encoder):
     assert head["id2label"] == {0: "maybe", 1: "no", 2: "yes"}
     assert head["label2id"] == {"maybe": 0, "no": 1, "yes": 2}
     given = make_task("text_classification", labels=("yes", "no", "maybe", "never"))
-    assert given.survey(rows, settings) == {"labels": ["yes", "no", "maybe", "never"]}
+    assert given.collect_dataset_stats(rows, settings) == {
+        "labels": ["yes", "no", "maybe", "never"]
+    }
 
 
 def test_a_base_that_knows_these_labels_keeps_its_order(encoder):
