@@ -41,8 +41,8 @@ def find_label_fault(row: Row, allowed: Sequence[str] | None) -> Fault | None:
 def collect_labels(rows: Iterable[Row], base: Any, allowed: Sequence[str] | None) -> list[str]:
     """Return the labels in order: those allowed, else those of the rows, sorted; in the base's own
     order if it has a head for exactly these. Raises DtlError for fewer than two."""
-    seen = sorted({get_label(row) for row in rows})
-    labels = list(allowed or seen)
+    occurring = sorted({get_label(row) for row in rows})
+    labels = list(allowed or occurring)
     if len(labels) < 2:
         raise DtlError.of(
             "data.train",

@@ -73,6 +73,7 @@ class StepBatches:
 
     @property
     def global_examples(self) -> int:
+        """Return the number of examples in the global batch."""
         return len(self.global_ids)
 
 
@@ -89,6 +90,7 @@ class Loader:
 
     @property
     def seed(self) -> int:
+        """Return the seed of the order and of augmentation."""
         return self.batching.seed
 
     @cached_property

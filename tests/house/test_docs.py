@@ -181,7 +181,7 @@ def test_shown_strategy_is_the_one_in_the_folder(encoder: Path) -> None:
 def test_strategies_page_tells_of_every_strategy() -> None:
     """One row each, with the learning rate and the kind of export that the plugin has."""
     page = (HOUSE / "docs" / "strategies.md").read_text(encoding="utf-8")
-    start = page.index("| strategy | what moves | learning rate | exported | paper |")
+    start = page.index("| strategy | trained parameters | learning rate | exported | paper |")
     rows = re.findall(
         r"^\| `(\w+)` \|[^|]+\| ([\d.e-]+) \| (\w+) \|",
         page[start : page.index("\n\n", start)],
@@ -191,7 +191,7 @@ def test_strategies_page_tells_of_every_strategy() -> None:
         name: registry.load("strategies", name).Plugin for name in registry.list_names("strategies")
     }
     assert {name: (float(rate), kind) for name, rate, kind in rows} == {
-        name: (plugin.learning_rate, plugin.exports) for name, plugin in plugins.items()
+        name: (plugin.learning_rate, plugin.export_kind) for name, plugin in plugins.items()
     }
 
 

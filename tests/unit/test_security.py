@@ -331,7 +331,7 @@ REFUSED = [
     Refused(
         "escape in a chat template",
         escape_in_the_chat_template,
-        "chat.jsonl:1: the model's chat template refuses the row",
+        "chat.jsonl:1: the model's chat template does not accept the row",
         ("data.train=chat.jsonl",),
     ),
 ]

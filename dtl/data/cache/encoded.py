@@ -32,6 +32,7 @@ class EncodingSummary:
     skipped: dict[str, int] = field(default_factory=dict)
 
     def format_line(self, name: str) -> str:
+        """Return the counts as a line of text."""
         skipped = "".join(f", {count} skipped ({reason})" for reason, count in self.skipped.items())
         return f"{name}: {self.examples} of {self.rows} examples{skipped}"
 

@@ -94,39 +94,27 @@ def _write_files(
 ) -> None:
     skipped_rows: list[tuple[int, str]] = []
     groups: list[str] = []
-    examples = 0
     with ExitStack() as open_files:
-        numbers = {
-            name: open_files.enter_context((staged / f"{name}.numbers").open("wb"))
-            for name in PER_EXAMPLE
-        }
-        columns: dict[str, _ColumnWriter] = {}
+        writer = _ExampleWriter(staged, open_files)
         for row in rows:
             example = encoder(row)
             if isinstance(example, Skip):
                 skipped_rows.append((row.index, example.reason))
                 continue
-            examples += 1
             if group_by is not None:
                 groups.append(format_group(row, group_by))
-            for name, number in zip(
-                PER_EXAMPLE, (example.length, example.targets, row.index), strict=True
-            ):
-                numbers[name].write(np.int64(number).astype("<i8").tobytes())
-            for name, value in example.values.items():
-                if name not in columns:
-                    columns[name] = open_files.enter_context(_ColumnWriter(staged, name, value))
-                columns[name].add(value)
-    skipped = Counter(reason for _, reason in skipped_rows)
+            writer.add(row.index, example)
     summary = EncodingSummary(
-        rows=examples + len(skipped_rows), examples=examples, skipped=dict(skipped)
+        rows=writer.examples + len(skipped_rows),
+        examples=writer.examples,
+        skipped=dict(Counter(reason for _, reason in skipped_rows)),
     )
     (staged / SKIPPED_ROWS_FILE).write_text(json.dumps(skipped_rows), encoding="utf-8")
     if group_by is not None:
         (staged / GROUPS_FILE).write_text(json.dumps(groups), encoding="utf-8")
     index = {
         "summary": asdict(summary),
-        "values": [[name, column.kind] for name, column in columns.items()],
+        "values": [[name, column.kind] for name, column in writer.columns.items()],
     }
     (staged / INDEX_FILE).write_text(json.dumps(index), encoding="utf-8")
 
@@ -144,6 +132,32 @@ def convert_to_stored_dtypes(values: dict[str, Any]) -> dict[str, Any]:
         for name, array in arrays.items()
     }
     return {name: stored[name] if arrays[name].ndim else stored[name][0].item() for name in stored}
+
+
+class _ExampleWriter:
+    """Appends examples to the files of a folder. `examples`: their number."""
+
+    def __init__(self, folder: Path, open_files: ExitStack) -> None:
+        self.examples = 0
+        self.columns: dict[str, _ColumnWriter] = {}
+        self._folder = folder
+        self._open_files = open_files
+        self._numbers = {
+            name: open_files.enter_context((folder / f"{name}.numbers").open("wb"))
+            for name in PER_EXAMPLE
+        }
+
+    def add(self, row_index: int, example: EncodedExample) -> None:
+        """Append the numbers and the values of one example."""
+        self.examples += 1
+        numbers = (example.length, example.targets, row_index)
+        for name, number in zip(PER_EXAMPLE, numbers, strict=True):
+            self._numbers[name].write(np.int64(number).astype("<i8").tobytes())
+        for name, value in example.values.items():
+            if name not in self.columns:
+                column = _ColumnWriter(self._folder, name, value)
+                self.columns[name] = self._open_files.enter_context(column)
+            self.columns[name].add(value)
 
 
 class _ColumnWriter:
@@ -165,6 +179,7 @@ class _ColumnWriter:
         self._ends.close()
 
     def add(self, value: Any) -> None:
+        """Append the value of one example."""
         array = np.atleast_1d(np.asarray(value)).astype(self._dtype, casting="same_kind")
         self._end += array.size
         self._values.write(array.tobytes())

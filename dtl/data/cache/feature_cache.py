@@ -34,8 +34,8 @@ FeatureLocations = dict[str, list[tuple[int, int, int]]]
 
 @dataclass(frozen=True)
 class FeatureField:
-    """A tensor of a base's output, of which an example has (T, *shape). `positions`: which of the T
-    positions are cached (all, first or last); whole: an example has `shape`, without positions."""
+    """A tensor of a base's output, of which an example has (T, *shape). `positions`: which of the
+    T are cached ("all", "first" or "last"); "whole": an example has `shape` without T."""
 
     name: str
     positions: str
@@ -188,6 +188,7 @@ class FeatureWriter:
         self._open.close()
 
     def add(self, example: int, features: dict[str, CachedFeature]) -> None:
+        """Append the features of one example."""
         for name, feature in features.items():
             self.locations[name].append((example, self._ends[name], feature.positions))
             self._files[name].write(np.ascontiguousarray(feature.values).tobytes())

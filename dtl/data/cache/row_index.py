@@ -38,6 +38,7 @@ class RowIndex:
 
     @classmethod
     def open(cls, folder: Path) -> RowIndex:
+        """Open the index in a folder as memory maps."""
         index = json.loads((folder / INDEX_FILE).read_text(encoding="utf-8"))
         offsets, numbers = (memory_map(folder / f"{name}.numbers", "<i8") for name in COLUMNS)
         faults = tuple(Fault(*fault) for fault in index["faults"])

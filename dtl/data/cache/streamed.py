@@ -60,9 +60,11 @@ class StreamedExamples:
 
     @property
     def total_length(self) -> int:
+        """Return the sum of the lengths."""
         return sum(self.examples[number].length for number in self.ids.tolist())
 
     def count_targets(self, ids: np.ndarray) -> int:
+        """Return the number of targets of these examples."""
         return sum(self.examples[number].targets for number in ids.tolist())
 
     def __getitem__(self, number: int) -> dict[str, Any]:

@@ -123,7 +123,9 @@ def _apply_template(
                 messages, tokenize=False, add_generation_prompt=add_generation_prompt
             )
         )
-    except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as fault:
+    except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
         raise DtlError.of(
-            row.location, f"the model's chat template refuses the row: {fault}", "fix the turns"
-        ) from fault
+            row.location,
+            f"the model's chat template does not accept the row ({error})",
+            "fix the messages",
+        ) from error

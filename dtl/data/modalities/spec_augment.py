@@ -54,6 +54,7 @@ class SpecAugment:
         return features_MT
 
     def to_dict(self) -> dict[str, float]:
+        """Return the settings as JSON values."""
         return asdict(self)
 
 

@@ -31,9 +31,7 @@ from dtl.data.sources.results import (
 )
 from dtl.data.sources.tables import read_table_rows
 
-MAX_ROW_GROUP_BYTES = (
-    64 * 2**20
-)  # bytes of a Parquet row group: it is read whole for one of its rows
+MAX_ROW_GROUP_BYTES = 64 * 2**20  # a row group is read completely for one of its rows
 CACHED_ROW_GROUPS = 4  # decoded row groups, of all files together
 RESTORE_FIX = "restore the original file, and resume"
 CACHED_TABLES = 64  # open tables
@@ -48,6 +46,7 @@ class FileVersion:
 
     @classmethod
     def from_path(cls, path: Path) -> FileVersion:
+        """Return the current version of a file."""
         stat = path.stat()
         return cls(path, (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns))
 
@@ -61,6 +60,7 @@ class RandomAccessReader(ABC):
 
     @property
     def path(self) -> Path:
+        """Return the path of the file."""
         return self.version.path
 
     @abstractmethod

@@ -35,11 +35,13 @@ PositionedResults = Iterator[tuple[RowPosition, ReadResult]]
 
 
 def file_starts_with(path: Path, prefix: bytes) -> bool:
+    """Return whether a file starts with these bytes, after a byte order mark and whitespace."""
     with path.open("rb") as file:
         return file.read(64).removeprefix(BYTE_ORDER_MARK).lstrip().startswith(prefix)
 
 
 def is_encodable(text: str) -> bool:
+    """Return whether a text can be encoded as UTF-8."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -48,6 +50,7 @@ def is_encodable(text: str) -> bool:
 
 
 def describe_decode_error(error: UnicodeDecodeError) -> str:
+    """Return the problem of bytes that are not UTF-8."""
     return f"not UTF-8 text (byte 0x{error.object[error.start]:02x})"
 
 

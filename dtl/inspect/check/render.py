@@ -142,4 +142,5 @@ def compute_histogram(values: Sequence[float]) -> list[tuple[float, float, int]]
 def _format_bars(bins: Sequence[tuple[float, float, int]]) -> Iterator[str]:
     largest = max(count for *_, count in bins) or 1
     for start, end, count in bins:
-        yield f"    {start:>8g} to {end:<8g} {'█' * round(BAR_WIDTH * count / largest)} {count}"
+        bounds = f"{start:>8g} to {end:<8g}" if start != end else f"{start:>8g}{'':12}"
+        yield f"    {bounds} {'█' * round(BAR_WIDTH * count / largest)} {count}"

@@ -46,8 +46,7 @@ def find_truncation(stats: TokenStats) -> Iterator[Finding]:
 def find_token_problems(stats: TokenStats) -> Iterator[Finding]:
     """Yield findings for targets without an EOS token and for unknown tokens."""
     if len(stats.missing_eos) > TOLERATED_FRACTION * stats.targets:
-        problem = "targets do not end with a supervised EOS token, so that the model does not "
-        problem += "learn to stop"
+        problem = "targets have no supervised EOS token, so that the model does not learn to stop"
         fix = "use a tokenizer or chat template that adds an EOS token"
         if stats.append_eos is False:
             fix = f"set task.append_eos=true, or {fix}"

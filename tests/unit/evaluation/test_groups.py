@@ -119,7 +119,7 @@ def test_run_reports_groups_in_scores_log_and_card(cache, tmp_path, encoder):
     from sklearn.metrics import f1_score
 
     printed = []
-    outcome = train(load_config(config_of(tmp_path, encoder)), say=printed.append)
+    outcome = train(load_config(config_of(tmp_path, encoder)), print_line=printed.append)
     assert outcome.exit_code == 0
     run = outcome.run
     lines = (run.path / "evaluations" / "step-00000001.jsonl").read_text().splitlines()
