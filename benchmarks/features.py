@@ -163,11 +163,11 @@ def _loader(plan: Any, engine: Engine, parts: Parts, examples: PreparedData) -> 
 def _step(engine: Engine, parts: Parts, loader: Loader, step: int) -> None:
     parts.set_training_mode(engine.unwrapped_model)
     engine.set_learning_rate(1.0)
-    window = loader.window(step)
+    window = loader.load_step(step)
     for batch in window.batches:
         with engine.autocast():
             loss = parts.task.loss(engine.model, engine.to_device(batch.tensors))
-        engine.backward(loss, targets=window.all_targets)
+        engine.backward(loss, targets=window.global_targets)
     engine.step()
 
 

@@ -47,7 +47,7 @@ def _rows(lengths: np.ndarray, ranks: int) -> Iterator[list[str]]:
             )
             turns = [
                 turn
-                for batch in batching.epoch(0)
+                for batch in batching.form_epoch(0)
                 for turn in split_into_micro_batches(
                     batch, lengths, data_parallel_size=ranks, micro_batch=MICRO_BATCH, room=limit
                 )
@@ -62,10 +62,12 @@ def _rows(lengths: np.ndarray, ranks: int) -> Iterator[list[str]]:
 
 
 def _met(batching: Batching) -> float:
-    before = {int(one): place for place, batch in enumerate(batching.epoch(0)) for one in batch}
+    before = {
+        int(one): place for place, batch in enumerate(batching.form_epoch(0)) for one in batch
+    }
     again = [
         before[int(one)] == before[int(other)]
-        for batch in batching.epoch(1)
+        for batch in batching.form_epoch(1)
         for one, other in combinations(batch[:PAIRS_OF], 2)
     ]
     return float(np.mean(again))

@@ -78,7 +78,7 @@ def test_batches_that_depend_on_lengths_are_proven_from_those_in_the_folder(log,
     (run.path / "run.json").write_text(json.dumps(record))
     digest, lines = KEY, []
     for epoch in range(2):
-        for batch in batching.epoch(epoch):
+        for batch in batching.form_epoch(epoch):
             digest = chain_order_digest(digest, batch)
             lines.append({"kind": "train", "step": len(lines) + 1, "digest": digest})
     (run.path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))

@@ -96,7 +96,9 @@ def test_an_exported_listener_writes_as_the_run_scored(wav2vec2, tmp_path, cache
     sound = np.resize(np.concatenate(pauses), 24 * 16_000)
     (tmp_path / "long.wav").write_bytes(tiny_sound.wav(sound, rate=16_000))
     long = Row(0, "long", {"audio": "long.wav"}, tmp_path)
-    for number, piece in enumerate(split_audio(long, rate=16_000, longest=20, shortest=0.1)):
+    for number, piece in enumerate(
+        split_audio(long, sampling_rate=16_000, max_seconds=20, min_seconds=0.1)
+    ):
         file = tmp_path / f"piece-{number}.wav"
         soundfile.write(file, load_audio(piece, rate=16_000), 16_000)
     told = api.predict(run.path, [tmp_path / f"{name}.wav" for name in ("long", *PIECES)])

@@ -100,7 +100,7 @@ def test_loftq_init_equals_peft(decoder):
 
 
 def test_original_weights_are_found_by_name_in_any_file(encoder, decoder, tmp_path):
-    """Of the encoder the classifier has the names with a prefix; the decoder is in several files."""
+    """The classifier has the encoder's names with a prefix; the decoder is in several files."""
     from transformers import AutoModelForCausalLM
 
     plain = AutoModelForCausalLM.from_pretrained(decoder)
