@@ -153,7 +153,7 @@ def _loader(plan: Any, engine: Engine, parts: Parts, examples: PreparedData) -> 
     return Loader(
         data=examples.train,
         collate=partial(parts.task.collate, pad_token_id=get_pad_token_id(examples.processor) or 0),
-        present=partial(parts.task.transform, processor=examples.processor),
+        transform=partial(parts.task.transform, processor=examples.processor),
         batching=examples.batching,
         micro_batch=plan.layout.micro_batch,
         parallel_dims=ParallelDims(),

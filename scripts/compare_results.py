@@ -69,6 +69,11 @@ def read_results(run: Path, *, renamed: Mapping[str, str]) -> Results:
     metrics, result, evaluations, export = (
         run / old_names.get(name, name) for name in (METRICS, RESULT, EVALUATIONS, EXPORT)
     )
+    prefix = f"{EVALUATIONS}/"  # names that are renamed in the records of examples alone
+    in_records = {
+        **renamed,
+        **{old.removeprefix(prefix): new for old, new in renamed.items() if old.startswith(prefix)},
+    }
     results: Results = {group: {} for group in GROUPS}
     for number, line in enumerate(read_lines(metrics), start=1):
         found = dict(leaves(line, place=f"{METRICS}:{number}", renamed=renamed))
@@ -82,7 +87,7 @@ def read_results(run: Path, *, renamed: Mapping[str, str]) -> Results:
     for file, path in enumerate(sorted(evaluations.glob("*.jsonl"))):
         for number, line in enumerate(read_lines(path), start=1):
             place = f"{EVALUATIONS}[{file}]:{number}"
-            results["example values"] |= leaves(line, place=place, renamed=renamed)
+            results["example values"] |= leaves(line, place=place, renamed=in_records)
     results["tensors"] |= read_tensors(export)
     return results
 

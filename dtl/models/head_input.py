@@ -36,7 +36,7 @@ def find_inseparable_reason(model: nn.Module) -> str | None:
     from the head; None if it is both."""
     base = find_base_name(model)
     if base is None:
-        return f"{type(model).__name__} keeps its base in several modules"
+        return f"{type(model).__name__} has its base in several modules"
     trainable = [
         name
         for name, value in model.named_parameters()

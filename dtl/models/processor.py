@@ -108,7 +108,7 @@ def _has_tokenizer(model: Model) -> bool:
     """Return whether the model has a tokenizer; one that was pretrained only on audio has none."""
     from transformers.utils import cached_file
 
-    found = [
+    files = [
         cached_file(
             locate_model(model),
             name,
@@ -117,4 +117,4 @@ def _has_tokenizer(model: Model) -> bool:
         )
         for name in ("tokenizer_config.json", "vocab.json", "tokenizer.json")
     ]
-    return any(found)
+    return any(files)

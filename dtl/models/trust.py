@@ -129,11 +129,11 @@ def _find_file(where: str, model: Model, name: str) -> Path | None:
         return file if file.is_file() else None
     from transformers.utils import cached_file
 
-    found = cached_file(
+    file_name = cached_file(
         where,
         name,
         revision=model.revision,
         _raise_exceptions_for_missing_entries=False,
         _raise_exceptions_for_connection_errors=False,
     )
-    return Path(found) if found else None
+    return Path(file_name) if file_name else None

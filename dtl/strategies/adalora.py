@@ -21,7 +21,7 @@ class Options(LayersToTransform, ExcludeModules):
     target_rank: int = Field(8, ge=1, description="Mean rank of a layer at the end (target_r).")
     init_rank: int = Field(12, ge=2, description="Rank of every layer at the start (init_r).")
     alpha: float = Field(
-        32.0, gt=0, description="Scale: the update is multiplied by alpha / first_rank."
+        32.0, gt=0, description="Scale: the update is multiplied by alpha / init_rank."
     )
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout before the adapter.")
     warmup_share: float = Field(

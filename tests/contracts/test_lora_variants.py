@@ -115,7 +115,7 @@ def test_lora_plus_trains_as_the_optimizer_of_peft() -> None:
                 model,
                 Optim(),
                 learning_rate=1e-3,
-                new=frozenset(),
+                new_parameters=frozenset(),
                 device="cpu",
                 rate_factor=factor,
             )

@@ -226,7 +226,7 @@ def test_after_a_loss_spike_the_run_is_bitwise_one_that_skipped_those_batches(
     assert audit_run(with_jump).fault is None
 
 
-EXPORT_MOMENTS = ("export, gathering", "export, writing", "export, giving")
+EXPORT_MOMENTS = ("export, gathering", "export, writing", "export, renaming")
 
 
 def stopped_run(name: str, *stops: dict[str, Any]) -> Run:

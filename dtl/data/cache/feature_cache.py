@@ -35,7 +35,7 @@ FeatureLocations = dict[str, list[tuple[int, int, int]]]
 @dataclass(frozen=True)
 class FeatureField:
     """A tensor of a base's output, of which an example has (T, *shape). `positions`: which of the
-    T are cached ("all", "first" or "last"); "whole": an example has `shape` without T."""
+    T are cached ("all", "first" or "last"); "pooled": an example has `shape` without T."""
 
     name: str
     positions: str

@@ -20,7 +20,7 @@ def create_text_normalizer(
     """Return a function that normalizes a text.
 
     `basic`: one case, no punctuation, single spaces. Apostrophes inside a word, diacritics, and the
-    joiners of Indic and Persian scripts are kept. `none`: only collapse whitespace.
+    joiners of Indic and Persian scripts are preserved. `none`: only collapse whitespace.
     """
     if normalization == "none":
         return _collapse_whitespace
@@ -64,7 +64,7 @@ def count_characters(texts: Iterable[str]) -> dict[str, int]:
 
 
 def detect_case(vocabulary: Collection[str]) -> Case:
-    """Return the case of a vocabulary: upper if it has only capital letters, as LibriSpeech's."""
+    """Return the case of a vocabulary: upper if all are uppercase, as LibriSpeech's."""
     characters = [token for token in vocabulary if len(token) == 1]
     is_upper = any(map(str.isupper, characters)) and not any(map(str.islower, characters))
     return "upper" if is_upper else "lower"

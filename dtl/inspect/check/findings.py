@@ -110,15 +110,15 @@ def find_class_problems(train: SourceStats) -> Iterator[Finding]:
             yield Finding("rare_class", Fault(first[label], text, fix), count)
 
 
-def find_unseen_labels(train: SourceStats, held_out: SourceStats) -> Iterator[Finding]:
+def find_unknown_labels(train: SourceStats, held_out: SourceStats) -> Iterator[Finding]:
     """Yield a finding for held-out rows with a label that no training row has."""
     train_labels = {label for row in train.summaries for label in row.labels}
-    unseen = [row.location for row in held_out.summaries if set(row.labels) - train_labels]
-    if unseen:
+    unknown = [row.location for row in held_out.summaries if set(row.labels) - train_labels]
+    if unknown:
         problem = "held-out rows have a label that no training row has"
         fix = "add training rows with this label, or remove the held-out rows"
         yield create_finding(
-            "unseen_label", unseen, len(held_out.summaries), problem, fix, is_fatal=True
+            "unknown_label", unknown, len(held_out.summaries), problem, fix, is_fatal=True
         )
 
 

@@ -19,7 +19,7 @@ from dtl.inspect.check.findings import (
     find_invalid_rows,
     find_leakage,
     find_skipped_rows,
-    find_unseen_labels,
+    find_unknown_labels,
 )
 from dtl.inspect.check.media import find_decode_fault
 from dtl.inspect.check.media_findings import find_audio_problems, find_image_problems
@@ -138,7 +138,7 @@ def find_problems(train: SourceStats, held_out: SourceStats | None) -> tuple[Fin
     """Return all findings, the fatal ones first."""
     findings = [*find_duplicates(train), *find_class_problems(train)]
     if held_out is not None:
-        findings += [*find_leakage(train, held_out), *find_unseen_labels(train, held_out)]
+        findings += [*find_leakage(train, held_out), *find_unknown_labels(train, held_out)]
     for source in [train] if held_out is None else [train, held_out]:
         findings += [
             *find_invalid_rows(source),

@@ -1,1 +1,1 @@
-"""Bases whose linear layers are held in 4 or 8 bits, by bitsandbytes."""
+"""Bases whose linear layers are stored in 4 or 8 bits, with bitsandbytes."""

@@ -1,1 +1,1 @@
-"""What the speech models of transformers share."""
+"""The encoders, tokenizers and prompts of speech models."""

@@ -85,10 +85,10 @@ def _head_stats(
 
 def _any_letter(tokenizer: Any) -> str:
     """Return a letter that the tokenizer can write, as the placeholder of a missing text."""
-    letters = sorted(
+    alphabetic = sorted(
         token for token in tokenizer.get_vocab() if len(token) == 1 and token.isalpha()
     )
-    return letters[0] if letters else "a"
+    return alphabetic[0] if alphabetic else "a"
 
 
 def _has_own_vocabulary(

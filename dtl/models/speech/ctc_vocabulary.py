@@ -61,8 +61,8 @@ def build_tokenizer(characters: Iterable[str], *, base: Any, language: str | Non
     is_nested = has_language_vocabularies(base)
     if is_nested:  # its special tokens are the same in all languages
         names = (str(base.pad_token), str(base.word_delimiter_token), str(base.unk_token))
-    letters = sorted({c for c in characters if not c.isspace()} - {WORD_DELIMITER})
-    vocabulary: dict[str, Any] = {name: n for n, name in enumerate([*names, *letters])}
+    ordered = sorted({c for c in characters if not c.isspace()} - {WORD_DELIMITER})
+    vocabulary: dict[str, Any] = {name: n for n, name in enumerate([*names, *ordered])}
     return _make_tokenizer(
         {**base.vocab, str(language): vocabulary} if is_nested else vocabulary,
         names,

@@ -1,4 +1,4 @@
-"""Facts about the encoders of speech models: LayerDrop, SpecAugment, numbers of frames."""
+"""The encoders of speech models: LayerDrop, SpecAugment, numbers of frames."""
 
 from __future__ import annotations
 

@@ -1,7 +1,9 @@
 """Merged models of many architectures compute the same after they were written and read back."""
 
+import pytest
 import torch
 
+from dtl.export.weights import local_state_dict, write_model
 from tests import tiny
 
 TEXT = " ".join(tiny.WORDS[:10])
@@ -59,7 +61,7 @@ def merge_write_and_load(model, folder, dtype=torch.float32):
     ids=["linear", "tied", "tied-trainable-embeddings", "dora-embeddings", "conv1d"],
 )
 @pytest.mark.filterwarnings("ignore::UserWarning:peft")  # PEFT unties trainable embeddings
-def test_merged_language_model_gives_the_same_logits_of_text(base, lora, request, tmp_path):
+def test_merged_language_model_gives_the_same_logits(base, lora, request, tmp_path):
     from transformers import AutoModelForCausalLM
 
     folder = gpt2(tmp_path / "gpt2") if base == "gpt2" else request.getfixturevalue(base)

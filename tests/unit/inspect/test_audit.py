@@ -1,4 +1,4 @@
-"""The log proves what was read: a line too many, too few or from another order is found."""
+"""`dtl audit` finds an additional, a missing and a wrong line in the log of a run."""
 
 import json
 
@@ -15,7 +15,7 @@ EXAMPLES, BATCH, SEED, KEY = 10, 4, 3, "k" * 32
 
 @pytest.fixture
 def log(tmp_path):
-    """Write a run folder whose log follows the order, changed by the test."""
+    """Return a function that writes a run folder; `change` modifies its log."""
 
     def write(name="run", *, steps=7, seed=SEED, change=lambda lines: lines):
         folder = tmp_path / name
@@ -31,9 +31,9 @@ def log(tmp_path):
         (folder / "run.json").write_text(json.dumps(record))
         digest, lines = KEY, []
         for step in range(1, steps + 1):
-            epoch, place = divmod(step - 1, 3)
-            batches = Batching(EXAMPLES, BATCH, seed).epoch(epoch)
-            digest = chain_order_digest(digest, batches[place])
+            epoch, index = divmod(step - 1, 3)
+            batches = Batching(EXAMPLES, BATCH, seed).form_epoch(epoch)
+            digest = chain_order_digest(digest, batches[index])
             lines.append({"kind": "train", "step": step, "digest": digest})
         text = "".join(json.dumps(line) + "\n" for line in change(lines))
         (folder / "metrics.jsonl").write_text(text)
@@ -42,34 +42,34 @@ def log(tmp_path):
     return write
 
 
-def test_a_clean_log_is_proven(log):
-    found = audit_run(log())
-    assert (found.steps, found.epochs, found.fault) == (7, 2, None)
-    assert "every example exactly once" in found.line("run")
+def test_complete_log_is_proven(log):
+    result = audit_run(log())
+    assert (result.steps, result.epochs, result.fault) == (7, 2, None)
+    assert "every example exactly once" in result.format_line("run")
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "fault"),
     [
         (lambda lines: lines[:3] + lines[4:], "step 5 follows step 3"),
         (lambda lines: lines[:4] + lines[3:], "step 4 follows step 4"),
         (lambda lines: [*lines[:2], {**lines[2], "digest": "0" * 32}, *lines[3:]], "step 3 read"),
     ],
 )
-def test_what_is_wrong_is_named(log, change, told):
-    assert told in (audit_run(log(change=change)).fault or "")
+def test_first_fault_is_named(log, change, fault):
+    assert fault in (audit_run(log(change=change)).fault or "")
 
 
-def test_another_seed_reads_other_examples(log):
-    mine, other = log("mine"), log("other", seed=SEED + 1)
-    assert audit_run(other).fault == "step 1 read other examples than its order says"
-    assert find_data_difference(mine, other) == "from step 1 on they read different examples"
-    assert find_data_difference(mine, log("same")) is None
+def test_run_with_another_seed_reads_other_examples(log):
+    run, other = log(), log("other", seed=SEED + 1)
+    assert audit_run(other).fault == "step 1 read other examples than planned"
+    assert find_data_difference(run, other) == "the runs read different examples from step 1 on"
+    assert find_data_difference(run, log("same")) is None
 
 
-@pytest.mark.parametrize("kept", ["sizes", "lengths", "sizes lengths"])
-def test_batches_that_depend_on_lengths_are_proven_from_those_in_the_folder(log, kept):
-    numbers = {name: np.arange(1, EXAMPLES + 1) for name in kept.split()}
+@pytest.mark.parametrize("arrays", ["sizes", "lengths", "sizes lengths"])
+def test_batches_by_length_are_proven_with_the_stored_lengths(log, arrays):
+    numbers = {name: np.arange(1, EXAMPLES + 1) for name in arrays.split()}
     batching = Batching(EXAMPLES, 12 if "sizes" in numbers else BATCH, SEED, **numbers)
     run = log(steps=0)
     record = json.loads((run.path / "run.json").read_text())
@@ -82,13 +82,13 @@ def test_batches_that_depend_on_lengths_are_proven_from_those_in_the_folder(log,
             digest = chain_order_digest(digest, batch)
             lines.append({"kind": "train", "step": len(lines) + 1, "digest": digest})
     (run.path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert audit_run(run).fault == "there is no lengths.npz to form its batches from"
+    assert audit_run(run).fault == "there is no lengths.npz, which the batches depend on"
     np.savez(run.path / "lengths.npz", **numbers)
     assert (audit_run(run).steps, audit_run(run).epochs, audit_run(run).fault) == (
         len(lines),
         2,
         None,
     )
-    other = {name: found[::-1] for name, found in numbers.items()}
-    np.savez(run.path / "lengths.npz", **other)
-    assert audit_run(run).fault == "step 1 read other examples than its order says"
+    reversed_numbers = {name: values[::-1] for name, values in numbers.items()}
+    np.savez(run.path / "lengths.npz", **reversed_numbers)
+    assert audit_run(run).fault == "step 1 read other examples than planned"

@@ -1,4 +1,4 @@
-"""Two runs side by side: what differs is shown, and nothing else."""
+"""`dtl diff` shows the differences between two runs, and nothing else."""
 
 import json
 
@@ -13,7 +13,7 @@ from tests.tiny_run import stopped_run
 
 @pytest.fixture
 def runs(tmp_path):
-    """Two runs of the same config and data in two folders."""
+    """Return two runs of the same config and data."""
     folders = []
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
@@ -28,41 +28,43 @@ def runs(tmp_path):
     return folders
 
 
-def change(run: RunFolder, **parts):
-    """Parts of run.json, each with some of its keys set."""
+def change_record(run: RunFolder, **sections):
+    """Set some keys of sections of run.json."""
     record = json.loads((run.path / "run.json").read_text())
-    for part, values in parts.items():
-        record[part] = {**record[part], **values} if isinstance(values, dict) else values
+    for section, values in sections.items():
+        record[section] = {**record[section], **values} if isinstance(values, dict) else values
     write_json(run.path / "run.json", record)
 
 
-def test_the_same_run_twice_differs_in_nothing(runs, capsys):
+def test_two_runs_of_one_config_have_no_differences(runs, capsys):
     for run, seconds in zip(runs, (3.0, 4.0), strict=True):
         run.usage.mkdir()
-        note = {"began": 1e9, "seconds": seconds, "devices": {"card": 2}, "energy_joules": None}
-        write_json(run.usage / "launch-1.json", note)
+        usage = {"began": 1e9, "seconds": seconds, "devices": {"card": 2}, "energy_joules": None}
+        write_json(run.usage / "launch-1.json", usage)
     assert diff_runs(*runs) == []
     assert main(["diff", *(str(run.path) for run in runs)]) == 0
     assert capsys.readouterr().out == "nothing differs\n"
 
 
-def test_each_part_that_differs_is_shown_with_both_values(runs, capsys):
+def test_each_difference_is_shown_with_both_values(runs, capsys):
     train = {**json.loads((runs[1].path / "run.json").read_text())["config"]["train"], "seed": 7}
-    change(runs[1], config={"train": train}, versions={"torch": "9.9"}, data={"base": "e" * 80})
-    change(runs[0], commit="c" * 40)
-    change(runs[1], commit=None)
+    change_record(
+        runs[1], config={"train": train}, versions={"torch": "9.9"}, data={"base": "e" * 80}
+    )
+    change_record(runs[0], commit="c" * 40)
+    change_record(runs[1], commit=None)
     (runs[1].path / "usage").mkdir()
-    note = {"began": 1e9, "seconds": 3.0, "devices": {"card": 2}, "energy_joules": None}
-    write_json(runs[1].usage / "launch-1.json", note)
+    usage = {"began": 1e9, "seconds": 3.0, "devices": {"card": 2}, "energy_joules": None}
+    write_json(runs[1].usage / "launch-1.json", usage)
     best, scores = {"step": 60, "score": 0.5}, {"loss": 1.0, "confusion/a/b": 3}
     for run, loss in zip(runs, (1.0, 0.75), strict=True):
-        found = {"adapted": {**scores, "loss": loss}}
-        run.finish({"steps": 60, "scores": found, "best": best, "weights": "adapted"})
+        final = {"adapted": {**scores, "loss": loss}}
+        run.finish({"steps": 60, "scores": final, "best": best, "weights": "adapted"})
     names = [str(run.path) for run in runs]
     assert main(["diff", *names, "--json"]) == 1
-    told = json.loads(capsys.readouterr().out)
+    printed = json.loads(capsys.readouterr().out)
     torch = runs[0].versions["torch"]
-    assert told == {
+    assert printed == {
         "config": {"train.seed": [0, 7]},
         "code": {"git commit": ["c" * 40, None]},
         "data": {"base": ["f" * 8, "e" * 80]},
@@ -78,5 +80,5 @@ def test_each_part_that_differs_is_shown_with_both_values(runs, capsys):
     assert f"{'e' * 23}…{'e' * 23}" in lines[6]
 
 
-def test_what_is_no_run_is_trouble(runs, tmp_path):
+def test_folder_without_a_run_is_an_error(runs, tmp_path):
     assert main(["diff", str(runs[0].path), str(tmp_path)]) == 2

@@ -1,4 +1,4 @@
-"""What `dtl predict` and `dtl evaluate` say is what plain transformers and PEFT say."""
+"""`dtl predict` and `dtl evaluate` give what plain transformers and PEFT give."""
 
 import json
 import shutil
@@ -33,9 +33,9 @@ def train(folder, base, task, rows, strategy, dtype="fp32"):
 
 
 @pytest.fixture(scope="module")
-def taught(tmp_path_factory, encoder):
+def finished(tmp_path_factory, encoder):
     """A folder with a run, its data and its cache."""
-    folder = tmp_path_factory.mktemp("taught")
+    folder = tmp_path_factory.mktemp("finished")
     rows = [
         {"text": f"{label} {' '.join(tiny.WORDS[:length])}", "label": label, "half": length % 2}
         for label in LABELS
@@ -49,44 +49,48 @@ def taught(tmp_path_factory, encoder):
 
 
 @pytest.fixture
-def labelled(cache, tmp_path, taught):
-    """A run of this test's own."""
-    shutil.copytree(taught, tmp_path, dirs_exist_ok=True)
+def classifier(cache, tmp_path, finished):
+    """A copy of the run for one test."""
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
     return RunFolder.open(tmp_path / "runs" / "done")
 
 
-def test_a_thousand_rows_get_what_plain_peft_says(labelled, tmp_path, encoder):
+def test_predictions_of_1000_rows_equal_those_of_plain_peft(classifier, tmp_path, encoder):
     from peft import PeftModel
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    texts = [" ".join(tiny.WORDS[: 1 + place % 20]) for place in range(1000)]
+    texts = [" ".join(tiny.WORDS[: 1 + index % 20]) for index in range(1000)]
     inputs, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     inputs.write_text(
-        "".join(json.dumps({"id": place, "text": text}) + "\n" for place, text in enumerate(texts))
+        "".join(json.dumps({"id": index, "text": text}) + "\n" for index, text in enumerate(texts))
     )
-    code = main(["predict", str(labelled.path), str(inputs), "--out", str(out), "--batch", "64"])
+    code = main(["predict", str(classifier.path), str(inputs), "--out", str(out), "--batch", "64"])
     assert code == 0
-    found = [json.loads(line) for line in out.read_text().splitlines()]
-    assert [row["id"] for row in found] == list(range(1000))
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [row["id"] for row in rows] == list(range(1000))
     base = AutoModelForSequenceClassification.from_pretrained(encoder, num_labels=2)
-    model = PeftModel.from_pretrained(base, labelled.export).eval()
-    tokenizer = AutoTokenizer.from_pretrained(labelled.export)
-    for row in found[:20]:
+    model = PeftModel.from_pretrained(base, classifier.export).eval()
+    tokenizer = AutoTokenizer.from_pretrained(classifier.export)
+    for row in rows[:20]:
         with torch.no_grad():
-            shares = model(**tokenizer(row["text"], return_tensors="pt")).logits[0].softmax(-1)
-        assert list(row["probabilities"].values()) == pytest.approx(shares.tolist(), rel=1e-4)
-        assert row["predicted"] == LABELS[int(shares.argmax())]
+            probabilities = (
+                model(**tokenizer(row["text"], return_tensors="pt")).logits[0].softmax(-1)
+            )
+        assert list(row["probabilities"].values()) == pytest.approx(
+            probabilities.tolist(), rel=1e-4
+        )
+        assert row["predicted"] == LABELS[int(probabilities.argmax())]
 
 
-def test_evaluate_repeats_the_final_scores_of_the_run(labelled, tmp_path):
+def test_evaluate_repeats_the_final_scores_of_the_run(classifier, tmp_path):
     data = str(tmp_path / "rows.jsonl")
-    expected = labelled.result["scores"]["adapted"]
-    assert api.evaluate(labelled.path, data) == pytest.approx(expected, rel=1e-6)
-    written = json.loads((labelled.path / "evaluation.json").read_text())
+    expected = classifier.result["scores"]["adapted"]
+    assert api.evaluate(classifier.path, data) == pytest.approx(expected, rel=1e-6)
+    written = json.loads((classifier.path / "evaluation.json").read_text())
     assert written["scores"] == pytest.approx(expected, rel=1e-6)
-    lines = (labelled.path / "evaluation.jsonl").read_text().splitlines()
+    lines = (classifier.path / "evaluation.jsonl").read_text().splitlines()
     assert [json.loads(line)["row"] for line in lines] == list(range(10))
-    scores = api.evaluate(labelled.path, data, ["task.group_by=half"], out=tmp_path / "other")
+    scores = api.evaluate(classifier.path, data, ["task.group_by=half"], out=tmp_path / "other")
     assert scores["group/half/1/n"] == 6
     assert (tmp_path / "other" / "evaluation.json").is_file()
 
@@ -99,77 +103,78 @@ def test_evaluate_repeats_the_final_scores_of_the_run(labelled, tmp_path):
         ("dpo", {"name": "lora", "rank": 2}, "fp32"),
     ],
 )
-def test_a_configs_base_has_the_scores_that_its_run_takes_before_the_first_step(
+def test_scores_of_a_configs_base_equal_those_before_the_first_step(
     cache, tmp_path, decoder, task, strategy, dtype, capsys
 ):
-    """Bit by bit, loss by loss; on rows of another file they are other ones."""
+    """Each loss is bitwise equal. On other rows the scores differ."""
     rows = [
         {"text": f"{word} {other}", "prompt": word, "chosen": other, "rejected": f"no {other}"}
         for word, other in zip(tiny.WORDS[:9], tiny.WORDS[9:18], strict=True)
     ]
     run = train(tmp_path, decoder, task, rows, strategy, dtype)
-    config, out = tmp_path / "done.yaml", tmp_path / "told"
+    config, out = tmp_path / "done.yaml", tmp_path / "scores"
     scores = api.evaluate(config, out=out)
     assert scores == run.result["scores"]["unadapted"]
-    found = (out / "evaluation.jsonl").read_text()
-    assert found == (run.path / "evaluations" / "step-00000000.jsonl").read_text()
+    records = (out / "evaluation.jsonl").read_text()
+    assert records == (run.path / "evaluations" / "step-00000000.jsonl").read_text()
     assert json.loads((out / "evaluation.json").read_text())["scores"] == scores
     tiny.write_rows(tmp_path / "fewer.jsonl", rows[:4])
     capsys.readouterr()
     assert main(["evaluate", str(config), "--data", str(tmp_path / "fewer.jsonl")]) == 0
-    told = dict(line.split() for line in capsys.readouterr().out.splitlines())
-    assert told.keys() == scores.keys()
-    losses = [json.loads(line)["loss"] for line in found.splitlines()]
+    printed = dict(line.split() for line in capsys.readouterr().out.splitlines())
+    assert printed.keys() == scores.keys()
+    losses = [json.loads(line)["loss"] for line in records.splitlines()]
     if task == "dpo":
-        assert float(told["loss"]) == pytest.approx(sum(losses[:4]) / 4, rel=1e-5)
+        assert float(printed["loss"]) == pytest.approx(sum(losses[:4]) / 4, rel=1e-5)
     else:
-        assert float(told["loss"]) != pytest.approx(scores["loss"], rel=1e-5)
+        assert float(printed["loss"]) != pytest.approx(scores["loss"], rel=1e-5)
 
 
-def test_a_base_that_has_not_learnt_the_task_is_not_scored(labelled, tmp_path, capsys):
+def test_base_without_a_trained_head_is_not_scored(classifier, tmp_path, capsys):
     config = str(tmp_path / "done.yaml")
     assert main(["evaluate", config]) == 2
-    told = capsys.readouterr().err
-    assert "done.yaml" in told and "model.path: the base has no head for these labels" in told
+    message = capsys.readouterr().err
+    assert "done.yaml" in message and "model.path: the base has no head for these labels" in message
     assert main(["evaluate", config, "strategy=scratch"]) == 2
     assert "the strategy starts from random weights" in capsys.readouterr().err
     assert main(["evaluate", config, "data.eval=null"]) == 2
     assert "no held-out rows to score on" in capsys.readouterr().err
-    assert main(["evaluate", str(labelled.path)]) == 2
+    assert main(["evaluate", str(classifier.path)]) == 2
     assert "give --data ROWS" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("row", "told"),
+    ("row", "problem"),
     [('{"txt": "x"}', "there is no `text`"), ("{", "no valid JSON"), ('{"text": 5}', "is int")],
 )
-def test_a_bad_input_is_one_sentence(labelled, tmp_path, capsys, row, told):
+def test_invalid_input_gives_one_line(classifier, tmp_path, capsys, row, problem):
     (tmp_path / "in.jsonl").write_text(row + "\n")
-    assert main(["predict", str(labelled.path), str(tmp_path / "in.jsonl")]) == 2
-    said = capsys.readouterr()
-    assert said.out == "" and told in said.err and len(said.err.splitlines()) == 1
+    assert main(["predict", str(classifier.path), str(tmp_path / "in.jsonl")]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == "" and problem in printed.err
+    assert len(printed.err.splitlines()) == 1
 
 
-def test_what_is_not_there_is_one_sentence(labelled, tmp_path, capsys):
-    assert main(["predict", str(labelled.path), str(tmp_path / "none.jsonl")]) == 2
+def test_missing_file_gives_one_line(classifier, tmp_path, capsys):
+    assert main(["predict", str(classifier.path), str(tmp_path / "none.jsonl")]) == 2
     assert main(["predict", str(tmp_path), str(tmp_path / "rows.jsonl")]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 2
 
 
-def test_lines_of_a_text_are_prompts_that_plain_transformers_goes_on_with(cache, tmp_path, decoder):
+def test_text_lines_are_continued_as_by_plain_transformers(cache, tmp_path, decoder):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     rows = [{"text": " ".join(tiny.WORDS[:length])} for length in range(3, 12)]
     run = train(tmp_path, decoder, "causal_lm", rows, "full")
     prompts = ["the old river", "a ship", "large stone reads the letter"]
     (tmp_path / "in.txt").write_text("\n".join(prompts) + "\n")
-    found = list(api.predict(run.path, [tmp_path / "in.txt"], max_new_tokens=5))
+    rows = list(api.predict(run.path, [tmp_path / "in.txt"], max_new_tokens=5))
     model = AutoModelForCausalLM.from_pretrained(run.export).eval()
     tokenizer = AutoTokenizer.from_pretrained(run.export)
-    for row, prompt in zip(found, prompts, strict=True):
+    for row, prompt in zip(rows, prompts, strict=True):
         tokens = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)
-        more = model.generate(**tokens, max_new_tokens=5, do_sample=False)
+        generated = model.generate(**tokens, max_new_tokens=5, do_sample=False)
         expected = tokenizer.decode(
-            more[0, tokens["input_ids"].shape[1] :], skip_special_tokens=True
+            generated[0, tokens["input_ids"].shape[1] :], skip_special_tokens=True
         )
         assert row == {"text": prompt, "predicted": expected}

@@ -1,4 +1,4 @@
-"""`dtl predict` on sounds and pictures as people have them."""
+"""`dtl predict` on audio files and images as users have them."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from dtl.run.folder import RunFolder
 from tests import tiny_sound, tiny_speech, tiny_vision
 
 QUIET = np.zeros(8_000)
-PIECES = ("piece-0", "piece-1")  # of a recording of 24 s, which asr_ctc reads in 20 s at most
+CHUNKS = ("chunk-0", "chunk-1")  # of a recording of 24 s; asr_ctc reads at most 20 s
 
 
-def trained(
+def train(
     folder: Path, base: Path, task: str, rows: list[dict[str, Any]], **more: str
 ) -> RunFolder:
-    """A few steps on rows as bytes."""
+    """Train a few steps on rows with the bytes of media."""
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -44,9 +44,9 @@ def trained(
     return outcome.run
 
 
-def test_a_png_with_alpha_and_rows_beside_it(resnet, tmp_path, cache, capsys):
-    run = trained(tmp_path, resnet, "image_classification", tiny_vision.pictures(24))
-    picture = np.concatenate(
+def test_png_with_alpha_channel_and_rows_are_predicted(resnet, tmp_path, cache, capsys):
+    run = train(tmp_path, resnet, "image_classification", tiny_vision.pictures(24))
+    pixels = np.concatenate(
         [
             tiny_vision.pixels("green", seed=5),
             np.full((*tiny_vision.pixels("green", seed=5).shape[:2], 1), 255, np.uint8),
@@ -54,7 +54,7 @@ def test_a_png_with_alpha_and_rows_beside_it(resnet, tmp_path, cache, capsys):
         axis=2,
     )
     file = io.BytesIO()
-    Image.fromarray(picture, "RGBA").save(file, format="PNG")
+    Image.fromarray(pixels, "RGBA").save(file, format="PNG")
     (tmp_path / "green.png").write_bytes(file.getvalue())
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"image": "green.png", "id": 7}\n' * 3)
@@ -66,19 +66,19 @@ def test_a_png_with_alpha_and_rows_beside_it(resnet, tmp_path, cache, capsys):
     assert "gone.png: no such file" in capsys.readouterr().err
 
 
-def test_a_wav_at_44100_hertz_in_stereo(wav2vec2, tmp_path, cache):
-    run = trained(tmp_path, wav2vec2, "audio_classification", tiny_sound.tones(24), steps="30")
-    sound = tiny_sound.tone("high", seed=77, rate=44_100, channels=2)
-    (tmp_path / "high.wav").write_bytes(tiny_sound.wav(sound, rate=44_100))
+def test_stereo_wav_at_44100_hertz_is_predicted(wav2vec2, tmp_path, cache):
+    run = train(tmp_path, wav2vec2, "audio_classification", tiny_sound.tones(24), steps="30")
+    audio = tiny_sound.tone("high", seed=77, rate=44_100, channels=2)
+    (tmp_path / "high.wav").write_bytes(tiny_sound.wav(audio, rate=44_100))
     (only,) = api.predict(run.export, [tmp_path / "high.wav"])
     assert only["predicted"] == "high" and only["audio"] == "high.wav"
 
 
 @pytest.mark.parametrize("strategy", ["full", "{name: lora, rank: 4}"])
-def test_an_exported_listener_writes_as_the_run_scored(wav2vec2, tmp_path, cache, strategy):
-    """A full export, and an adapter beside its base; 44.1 kHz in stereo is heard as 16 kHz is."""
+def test_exported_ctc_model_transcribes_files_and_rows_alike(wav2vec2, tmp_path, cache, strategy):
+    """A model and an adapter; also 44.1 kHz in stereo, and a recording longer than a chunk."""
     rows = tiny_speech.transcribed(8)
-    run = trained(tmp_path, wav2vec2, "asr_ctc", rows, strategy=strategy, steps="3")
+    run = train(tmp_path, wav2vec2, "asr_ctc", rows, strategy=strategy, steps="3")
     names = []
     for number, row in enumerate(rows[:3]):
         (tmp_path / f"{number}.wav").write_bytes(row["audio"])
@@ -92,15 +92,15 @@ def test_an_exported_listener_writes_as_the_run_scored(wav2vec2, tmp_path, cache
     (tmp_path / "wide.wav").write_bytes(wide)
     (only,) = api.predict(run.path, [tmp_path / "wide.wav"])
     assert isinstance(only["predicted"], str)
-    pauses = [part for row in rows for part in (tiny_speech.spoken(row["text"])[:, 0], QUIET)]
-    sound = np.resize(np.concatenate(pauses), 24 * 16_000)
-    (tmp_path / "long.wav").write_bytes(tiny_sound.wav(sound, rate=16_000))
+    segments = [part for row in rows for part in (tiny_speech.spoken(row["text"])[:, 0], QUIET)]
+    audio = np.resize(np.concatenate(segments), 24 * 16_000)
+    (tmp_path / "long.wav").write_bytes(tiny_sound.wav(audio, rate=16_000))
     long = Row(0, "long", {"audio": "long.wav"}, tmp_path)
-    for number, piece in enumerate(
+    for number, chunk in enumerate(
         split_audio(long, sampling_rate=16_000, max_seconds=20, min_seconds=0.1)
     ):
-        file = tmp_path / f"piece-{number}.wav"
-        soundfile.write(file, load_audio(piece, rate=16_000), 16_000)
-    told = api.predict(run.path, [tmp_path / f"{name}.wav" for name in ("long", *PIECES)])
-    whole, *pieces = (row["predicted"] for row in told)
-    assert whole == " ".join(filter(None, pieces))
+        file = tmp_path / f"chunk-{number}.wav"
+        soundfile.write(file, load_audio(chunk, sampling_rate=16_000), 16_000)
+    rows_of_files = api.predict(run.path, [tmp_path / f"{name}.wav" for name in ("long", *CHUNKS)])
+    joined, *parts = (row["predicted"] for row in rows_of_files)
+    assert joined == " ".join(filter(None, parts))

@@ -86,7 +86,7 @@ def test_dominant_class_is_imbalance(checker):
     assert "add rows of the other classes" in found.fault.fix
 
 
-def test_unseen_label_of_held_out_rows_is_fatal(checker):
+def test_unknown_label_of_held_out_rows_is_fatal(checker):
     held_out = [*create_labeled(2, seed=4), {"text": "never again", "label": "soon"}]
     report = checker.check(
         "text_classification",
@@ -94,7 +94,7 @@ def test_unseen_label_of_held_out_rows_is_fatal(checker):
         held_out=held_out,
         labels=["early", "late", "soon"],
     )
-    found = get_only_finding(report, "unseen_label")
+    found = get_only_finding(report, "unknown_label")
     assert (
         is_at(found, "held_out.jsonl", 3)
         and found.is_fatal

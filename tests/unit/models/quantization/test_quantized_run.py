@@ -56,8 +56,10 @@ def test_export_of_a_quantized_run_loads_on_the_same_base(completed_run, tmp_pat
     trained = completed_run.result["scores"]["adapted"]["loss"]
     assert api.evaluate(completed_run.path, data)["loss"] == pytest.approx(trained, rel=1e-2)
     card = (completed_run.export / "README.md").read_text()
-    assert "| base held in | nf4 (bitsandbytes), its scales in 8 bits" in card
-    assert "A merged model is made of these,\ndequantized" in card
+    assert (
+        "| base quantized to | nf4 (bitsandbytes), double quantization (scales in 8 bits)" in card
+    )
+    assert "To merge it, dequantize these first." in card
     code = card.split("```python\n")[1].split("```")[0]
     run = code.replace("path/of/this/folder", str(completed_run.export))
     namespace: dict[str, Any] = {}
