@@ -1,4 +1,4 @@
-"""Whole runs of adapters: over earlier ones, stopped and resumed, with virtual tokens."""
+"""Runs that train adapters: over earlier adapters, resumed, with virtual tokens."""
 
 import itertools
 import json
@@ -28,12 +28,12 @@ from tests import tiny
 HEAD = "AutoModelForSequenceClassification"
 
 
-def train(folder, name, base, task, rows, strategy, below=(), **more):
-    """A few quick steps. `more`: of run_here."""
+def train(folder, name, base, task, rows, strategy, adapters=(), **options):
+    """Train three steps over the merged `adapters`. `options`: of train_in_this_process."""
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     config = {
         "run": {"dir": str(folder / "runs"), "name": name},
-        "model": {"path": str(base), "dtype": "fp32", "adapters": list(map(str, below))},
+        "model": {"path": str(base), "dtype": "fp32", "adapters": list(map(str, adapters))},
         "task": task,
         "data": {"train": str(folder / "rows.jsonl"), "eval": str(folder / "rows.jsonl")},
         "strategy": strategy,
@@ -42,23 +42,25 @@ def train(folder, name, base, task, rows, strategy, below=(), **more):
         "layout": {"processes_per_node": 1, "zero_stage": 0},
     }
     (folder / f"{name}.yaml").write_text(json.dumps(config))
-    return run_here(load_config(folder / f"{name}.yaml"), **more)
+    return train_in_this_process(load_config(folder / f"{name}.yaml"), **options)
 
 
-def run_here(config, *, stop_after=sys.maxsize):
-    """A run in this very process, which saves the seconds of another one's imports. `stop_after`:
-    how often it may ask whether to stop; the next time it is told to."""
+def train_in_this_process(config, *, stop_after=sys.maxsize):
+    """Train without the seconds of imports in another process, and return the run.
+
+    `stop_after`: number of safe points that the run passes; it is stopped at the next one.
+    """
     prepared = preparation.prepare_run(config)
     run = RunFolder.from_config(config)
     if run.state == "absent":
         run.create(config, prepared.plan, prepared.data.dataset_stats, prepared.data.to_record())
     engine = start_engine(config, prepared.plan)
     watch = Watchdog(run.heartbeats, rank=0, world_size=1, print_line=print)
-    asked = itertools.count()
+    safe_points = itertools.count()
     process = ProcessContext(
         sys.stdout,
         watch,
-        is_stop_requested=lambda: next(asked) >= stop_after,
+        is_stop_requested=lambda: next(safe_points) >= stop_after,
         check_lease=lambda: None,
     )
     with watch:
@@ -71,7 +73,7 @@ def run_here(config, *, stop_after=sys.maxsize):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """With an empty cache."""
+    """A folder for all runs of this module, with an empty cache."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DTL_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield tmp_path_factory.mktemp("stacked")
@@ -79,7 +81,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def texts():
-    return [{"text": " ".join(tiny.WORDS[place : place + 3 + place % 4])} for place in range(16)]
+    return [{"text": " ".join(tiny.WORDS[start : start + 3 + start % 4])} for start in range(16)]
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +110,7 @@ def loss_of(model, tokenizer, texts):
 
 
 @pytest.mark.parametrize("strategy", ["ia3", "full"])
-def test_a_second_run_goes_on_where_the_first_ended(folder, decoder, texts, first, strategy):
+def test_second_run_starts_from_the_scores_of_the_first(folder, decoder, texts, first, strategy):
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -121,24 +123,24 @@ def test_a_second_run_goes_on_where_the_first_ended(folder, decoder, texts, firs
     tokenizer = AutoTokenizer.from_pretrained(second.export)
     if strategy == "full":
         model = AutoModelForCausalLM.from_pretrained(second.export)
-    else:  # as the card says
+    else:  # by the code in the model card
         card = (second.export / "README.md").read_text()
         assert (
             f'base = PeftModel.from_pretrained(base, "{first.export}").merge_and_unload()' in card
         )
-        assert f"| worked into it | {first.export} |" in card
+        assert f"| adapter merged into the base | {first.export} |" in card
         base = AutoModelForCausalLM.from_pretrained(decoder)
         base = PeftModel.from_pretrained(base, first.export).merge_and_unload()
         model = PeftModel.from_pretrained(base, second.export)
-        note = json.loads((second.export / "dtl.json").read_text())
-        assert note["base"]["adapters"] == [str(first.export)]
-    found = loss_of(model.eval(), tokenizer, texts)
-    assert found == pytest.approx(scores["adapted"]["loss"], rel=1e-5)
-    again = api.evaluate(second.path, str(folder / "rows.jsonl"))
-    assert again["loss"] == pytest.approx(scores["adapted"]["loss"], rel=1e-5)
+        metadata = json.loads((second.export / "dtl.json").read_text())
+        assert metadata["base"]["adapters"] == [str(first.export)]
+    loss = loss_of(model.eval(), tokenizer, texts)
+    assert loss == pytest.approx(scores["adapted"]["loss"], rel=1e-5)
+    evaluated = api.evaluate(second.path, str(folder / "rows.jsonl"))
+    assert evaluated["loss"] == pytest.approx(scores["adapted"]["loss"], rel=1e-5)
 
 
-def test_a_head_that_an_adapter_brought_is_not_new(encoder, tagged):
+def test_head_in_an_adapter_is_not_new(encoder, tagged):
     for labels, new in ((2, frozenset()), (5, {"classifier.weight", "classifier.bias"})):
         model = Model(path=str(encoder), adapters=(str(tagged.export),))
         changes = {"num_labels": labels}
@@ -146,7 +148,7 @@ def test_a_head_that_an_adapter_brought_is_not_new(encoder, tagged):
             model, head=HeadConfig(HEAD, changes), random_init=False, seed=0, dtype="fp32"
         )
         assert loaded.new_parameters == new
-        assert load_on_meta_device(model, head=HeadConfig(HEAD, changes)).new == new
+        assert load_on_meta_device(model, head=HeadConfig(HEAD, changes)).new_parameters == new
         assert all(parameter.requires_grad for parameter in loaded.model.parameters())
         if not new:
             from safetensors.torch import load_file
@@ -156,19 +158,19 @@ def test_a_head_that_an_adapter_brought_is_not_new(encoder, tagged):
             assert torch.equal(loaded.model.classifier.weight, expected)
 
 
-def test_the_base_is_known_by_its_adapters_too(decoder, first, tmp_path):
+def test_fingerprint_of_the_base_includes_its_adapters(decoder, first, tmp_path):
     plain = fingerprint_model(Model(path=str(decoder)))
-    with_it = fingerprint_model(Model(path=str(decoder), adapters=(str(first.export),)))
+    with_adapter = fingerprint_model(Model(path=str(decoder), adapters=(str(first.export),)))
     copy = shutil.copytree(first.export, tmp_path / "copy")
-    assert with_it.startswith(f"{plain}+")
-    assert fingerprint_model(Model(path=str(decoder), adapters=(str(copy),))) == with_it
-    settings = copy / "adapter_config.json"
-    settings.write_text(settings.read_text().replace('"lora_alpha": 32.0', '"lora_alpha": 16.0'))
-    assert fingerprint_model(Model(path=str(decoder), adapters=(str(copy),))) != with_it
+    assert with_adapter.startswith(f"{plain}+")
+    assert fingerprint_model(Model(path=str(decoder), adapters=(str(copy),))) == with_adapter
+    config = copy / "adapter_config.json"
+    config.write_text(config.read_text().replace('"lora_alpha": 32.0', '"lora_alpha": 16.0'))
+    assert fingerprint_model(Model(path=str(decoder), adapters=(str(copy),))) != with_adapter
 
 
-def refusal(base, *folders):
-    """What the desk says, before any weight is read."""
+def adapter_fault(base, *folders):
+    """Return the fault that is found before any weight is read."""
     model = Model(path=str(base), adapters=tuple(map(str, folders)))
     with pytest.raises(DtlError) as caught:
         load_on_meta_device(model, head=HeadConfig("AutoModelForCausalLM", {}))
@@ -177,26 +179,26 @@ def refusal(base, *folders):
     return f"{fault.problem}; {fault.fix}"
 
 
-def test_what_is_no_adapter_of_this_base_is_refused_at_the_desk(
+def test_folder_that_is_not_an_adapter_of_the_base_is_rejected_before_launch(
     folder, decoder, encoder, texts, first, tagged
 ):
-    assert "has no adapter" in refusal(decoder, folder)
-    assert "does not belong to this base (" in refusal(decoder, tagged.export)
-    assert "was trained over: " in refusal(decoder, tagged.export)
+    assert "has no adapter" in adapter_fault(decoder, folder)
+    assert "does not belong to this base (" in adapter_fault(decoder, tagged.export)
+    assert "was trained over: " in adapter_fault(decoder, tagged.export)
     strategy = {"name": "prompt_tuning", "num_virtual_tokens": 2}
     tokens = train(folder, "tokens", decoder, "causal_lm", texts, strategy)
-    assert "virtual tokens" in refusal(decoder, tokens.export)
+    assert "virtual tokens" in adapter_fault(decoder, tokens.export)
     second = train(folder, "over", decoder, "causal_lm", texts, "ia3", [first.export])
-    told = refusal(decoder, second.export)
-    assert "over other adapters" in told
-    assert f"[{first.export.resolve()}, {second.export}]" in told
+    fault = adapter_fault(decoder, second.export)
+    assert "over other adapters" in fault
+    assert f"[{first.export.resolve()}, {second.export}]" in fault
     load_on_meta_device(
         Model(path=str(decoder), adapters=(str(first.export), str(second.export))),
         head=HeadConfig("AutoModelForCausalLM", {}),
     )
 
 
-def test_a_model_path_that_is_an_adapter_is_told_where_it_belongs(first):
+def test_adapter_as_model_path_gives_the_right_key(first):
     with pytest.raises(DtlError, match=r"has no config.json|model.adapters: \["):
         load_pretrained(
             Model(path=str(first.export)),
@@ -216,45 +218,49 @@ def losses(run):
 
 
 @pytest.mark.parametrize("strategy", ["pissa", "eva", "vera", "adalora", "p_tuning", "continued"])
-def test_a_resumed_run_is_the_same_to_the_last_digit(folder, decoder, texts, first, strategy):
-    """Also where the adapter began from the base, from the data, or from an earlier adapter."""
+def test_resumed_run_gives_bitwise_the_same_losses_and_adapter(
+    folder, decoder, texts, first, strategy
+):
+    """Also if the adapter was initialized from the base, the data, or an earlier adapter."""
     options = {"name": strategy, "num_virtual_tokens": 3} if strategy == "p_tuning" else strategy
     if strategy in ("pissa", "eva"):
         options = {"name": "lora", "rank": 4, "init": strategy}
     if strategy == "continued":
         options = {"name": "lora", "continue_from": str(first.export)}
-    whole = train(folder, f"whole-{strategy}", decoder, "causal_lm", texts, options)
+    complete = train(folder, f"complete-{strategy}", decoder, "causal_lm", texts, options)
     name = f"stopped-{strategy}"
-    scored = strategy not in ("p_tuning", "continued")  # the unadapted base, at the first ask
-    asks = 2 if scored else 1
-    stopped = train(folder, name, decoder, "causal_lm", texts, options, stop_after=asks)
+    scores_base = strategy not in ("p_tuning", "continued")  # which has a safe point of its own
+    safe_points = 2 if scores_base else 1
+    stopped = train(folder, name, decoder, "causal_lm", texts, options, stop_after=safe_points)
     assert 0 < len(losses(stopped)) < 3
     resumed = train(folder, name, decoder, "causal_lm", texts, options)
-    assert losses(resumed) == losses(whole)
-    assert len(losses(whole)) == 3
-    assert resumed.result["scores"] == whole.result["scores"]
+    assert losses(resumed) == losses(complete)
+    assert len(losses(complete)) == 3
+    assert resumed.result["scores"] == complete.result["scores"]
     assert (resumed.export / ADAPTER_WEIGHTS).read_bytes() == (
-        whole.export / ADAPTER_WEIGHTS
+        complete.export / ADAPTER_WEIGHTS
     ).read_bytes()
 
 
-def test_a_run_does_not_go_on_from_another_adapter(folder, decoder, texts, first, tmp_path):
+def test_changed_adapter_of_continue_from_is_rejected_on_resume(
+    folder, decoder, texts, first, tmp_path
+):
     """Also before its first checkpoint."""
     earlier = shutil.copytree(first.export, tmp_path / "earlier")
     options = {"name": "lora", "continue_from": str(earlier)}
     run = train(folder, "moved", decoder, "causal_lm", texts, options, stop_after=1)
     preparation.reopen_run(run, writes=True)
-    settings = earlier / "adapter_config.json"
-    settings.write_text(settings.read_text().replace('"lora_alpha": 32.0', '"lora_alpha": 16.0'))
-    for gone in (False, True):
-        if gone:
+    config = earlier / "adapter_config.json"
+    config.write_text(config.read_text().replace('"lora_alpha": 32.0', '"lora_alpha": 16.0'))
+    for is_removed in (False, True):
+        if is_removed:
             shutil.rmtree(earlier)
-        with pytest.raises(DtlError, match=r"strategy.continue_from: the adapter .* has changed"):
+        with pytest.raises(DtlError, match=r"strategy.continue_from: the adapter .*has changed"):
             preparation.reopen_run(run, writes=True)
 
 
-def test_an_adapter_goes_on_over_what_it_was_learnt_over(folder, decoder, texts, first):
-    """At once where it ended, scored as what it is, and opened as any other."""
+def test_continued_adapter_starts_where_it_ended(folder, decoder, texts, first):
+    """The base is not scored, and the export is evaluated as any other."""
     options = {"name": "lora", "rank": 4, "continue_from": str(first.export)}
     run = train(folder, "further", decoder, "causal_lm", texts, options)
     started, ended = losses(first), losses(run)
@@ -262,10 +268,10 @@ def test_an_adapter_goes_on_over_what_it_was_learnt_over(folder, decoder, texts,
     scores = run.result["scores"]
     assert "unadapted" not in scores
     assert scores["adapted"]["loss"] < first.result["scores"]["adapted"]["loss"]
-    again = api.evaluate(run.path, str(folder / "rows.jsonl"))
-    assert again["loss"] == pytest.approx(scores["adapted"]["loss"], rel=1e-5)
-    told = [line for line in run.plan.format_lines() if str(first.export) in line]
-    assert len(told) == 1 and "goes on learning" in told[0]
+    evaluated = api.evaluate(run.path, str(folder / "rows.jsonl"))
+    assert evaluated["loss"] == pytest.approx(scores["adapted"]["loss"], rel=1e-5)
+    lines = [line for line in run.plan.format_lines() if str(first.export) in line]
+    assert len(lines) == 1 and "training continues from it" in lines[0]
 
     over = train(folder, "upper", decoder, "causal_lm", texts, "lora", [first.export])
     further = {"name": "lora", "continue_from": str(over.export)}
@@ -281,8 +287,8 @@ def test_an_adapter_goes_on_over_what_it_was_learnt_over(folder, decoder, texts,
 
 
 @pytest.mark.parametrize("strategy", ["prompt_tuning", "p_tuning", "prefix_tuning"])
-def test_texts_leave_room_for_virtual_tokens(folder, encoder, strategy):
-    """Of 128 positions 20 are taken: a text of hundreds of words is cut before that."""
+def test_long_texts_are_truncated_to_leave_positions_for_virtual_tokens(folder, encoder, strategy):
+    """20 of 128 positions are taken; the texts have hundreds of words."""
     from transformers import AutoConfig
 
     assert AutoConfig.from_pretrained(encoder).max_position_embeddings == 128
@@ -291,16 +297,16 @@ def test_texts_leave_room_for_virtual_tokens(folder, encoder, strategy):
         for label in ("early", "late")
         for n in range(1, 6)
     ]
-    run = train(folder, f"room-{strategy}", encoder, "text_classification", rows, strategy)
-    again = api.evaluate(run.path, str(folder / "rows.jsonl"))
-    assert again == pytest.approx(run.result["scores"]["adapted"], rel=1e-5)
+    run = train(folder, f"positions-{strategy}", encoder, "text_classification", rows, strategy)
+    evaluated = api.evaluate(run.path, str(folder / "rows.jsonl"))
+    assert evaluated == pytest.approx(run.result["scores"]["adapted"], rel=1e-5)
 
 
-def test_more_virtual_tokens_than_positions_are_refused_at_the_desk(folder, encoder):
+def test_more_virtual_tokens_than_positions_are_rejected_before_launch(folder, encoder):
     rows = [{"text": "early", "label": "early"}, {"text": "late", "label": "late"}]
     with pytest.raises(
         DtlError,
-        match=r"strategy.num_virtual_tokens: 120 .* set strategy.num_virtual_tokens to 118",
+        match=r"strategy.num_virtual_tokens: 120 .*set strategy.num_virtual_tokens to 118",
     ):
         train(
             folder,

@@ -133,7 +133,7 @@ def test_newest_checkpoint_of_unfinished_run_is_exported(run, tmp_path, tied_dec
     model = load_with_peft(run, tied_decoder)
     from peft.utils import load_peft_weights
 
-    exported, expected = (load_peft_weights(str(one), device="cpu") for one in (path, run.export))
+    exported, expected = (load_peft_weights(str(each), device="cpu") for each in (path, run.export))
     assert exported.keys() == expected.keys()
     assert all(torch.equal(exported[name], expected[name]) for name in expected)
     finished = shutil.copytree(run.path, tmp_path / "finished")

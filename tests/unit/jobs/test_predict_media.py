@@ -58,10 +58,10 @@ def test_png_with_alpha_channel_and_rows_are_predicted(resnet, tmp_path, cache, 
     (tmp_path / "green.png").write_bytes(file.getvalue())
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"image": "green.png", "id": 7}\n' * 3)
-    found = list(api.predict(run.path, [tmp_path / "green.png", rows], batch=2))
-    assert [row["predicted"] for row in found] == ["green"] * 4
-    assert sum(found[0]["probabilities"].values()) == pytest.approx(1.0)
-    assert [row.get("id") for row in found] == [None, 7, 7, 7]
+    predictions = list(api.predict(run.path, [tmp_path / "green.png", rows], batch=2))
+    assert [row["predicted"] for row in predictions] == ["green"] * 4
+    assert sum(predictions[0]["probabilities"].values()) == pytest.approx(1.0)
+    assert [row.get("id") for row in predictions] == [None, 7, 7, 7]
     assert main(["predict", str(run.path), str(tmp_path / "gone.png")]) == 2
     assert "gone.png: no such file" in capsys.readouterr().err
 
@@ -83,11 +83,13 @@ def test_exported_ctc_model_transcribes_files_and_rows_alike(wav2vec2, tmp_path,
     for number, row in enumerate(rows[:3]):
         (tmp_path / f"{number}.wav").write_bytes(row["audio"])
         names.append(tmp_path / f"{number}.wav")
-    found = list(api.predict(run.path, [*names, tmp_path / "rows.parquet"]))
-    assert len(found) == 11
-    assert [row["predicted"] for row in found[:3]] == [row["predicted"] for row in found[3:6]]
-    assert all(isinstance(row["predicted"], str) for row in found)
-    assert json.loads(json.dumps(found)) == found
+    predictions = list(api.predict(run.path, [*names, tmp_path / "rows.parquet"]))
+    assert len(predictions) == 11
+    assert [row["predicted"] for row in predictions[:3]] == [
+        row["predicted"] for row in predictions[3:6]
+    ]
+    assert all(isinstance(row["predicted"], str) for row in predictions)
+    assert json.loads(json.dumps(predictions)) == predictions
     wide = tiny_sound.wav(tiny_speech.spoken("tea", rate=44_100).repeat(2, axis=1), rate=44_100)
     (tmp_path / "wide.wav").write_bytes(wide)
     (only,) = api.predict(run.path, [tmp_path / "wide.wav"])

@@ -163,6 +163,6 @@ def test_nothing_is_uploaded_without_token_card_or_valid_name(hub, export, monke
         api.push(tmp_path, "me/first")
     monkeypatch.delenv("HF_TOKEN")
     monkeypatch.setattr(huggingface_hub, "get_token", lambda: None)
-    with pytest.raises(DtlError, match="there is no token for the Hub. Fix: run `hf auth login`"):
+    with pytest.raises(DtlError, match=r"there is no token for the Hub\. Fix: run `hf auth login`"):
         api.push(export, "me/first")
     assert hub.files == {}
