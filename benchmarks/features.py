@@ -31,8 +31,10 @@ from dtl.models.processor import get_pad_token_id
 from dtl.prepare import preparation
 from dtl.prepare.prepared_data import PreparedData
 from dtl.train import optim
-from dtl.train.feature_cache import FeatureExtractor, use_cached_features
-from dtl.train.setup import build_model, start_engine
+from dtl.train.feature_cache import use_cached_features
+from dtl.train.feature_extraction import FeatureExtractor
+from dtl.train.model import build_model
+from dtl.train.setup import start_engine
 
 HERE = Path(__file__).parent
 TURNS, LEFT_OUT = 40, 5  # steps of each kind; the first ones build things
@@ -97,7 +99,7 @@ def measure(case: str, folder: Path) -> Measured:
         adapted.model,
         config.optim,
         learning_rate=1e-3,
-        new=adapted.new_parameters,
+        new_parameters=adapted.new_parameters,
         device="cpu",
         rate_factor=parts.strategy.learning_rate_factor,
     )
@@ -109,8 +111,8 @@ def measure(case: str, folder: Path) -> Measured:
         examples,
         engine,
         partial(parts.task.collate, pad_token_id=get_pad_token_id(examples.processor) or 0),
-        pause=_say_nothing,
-        say=_say_nothing,
+        check_stop=_print_nothing,
+        print_line=_print_nothing,
     )
     start = time.perf_counter()
     kept_parts, kept_examples = use_cached_features(source)
@@ -171,7 +173,7 @@ def _step(engine: Engine, parts: Parts, loader: Loader, step: int) -> None:
     engine.step()
 
 
-def _say_nothing(_: str) -> None:
+def _print_nothing(_: str) -> None:
     return None
 
 

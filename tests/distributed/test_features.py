@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from dtl.run.folder import RunFolder
-from dtl.train.checkpoint import CheckpointTensors
+from dtl.train.checkpoint_tensors import CheckpointTensors
 from tests.distributed.layouts import LAYOUTS, zero
 from tests.distributed.runs import Run, needs
 from tests.distributed.text_tasks import write_text_tasks
