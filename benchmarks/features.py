@@ -1,8 +1,8 @@
-"""What a step costs when only the head runs: `python -m benchmarks.features [--write]`. A minute.
+"""Measure a step with and without cached features: `python -m benchmarks.features [--write]`. A minute.
 
-A head learns on a frozen base, in one process, with and without kept features by turns: reading a
-batch, forward, backward and update. Ratios of medians of the same minute, as times of a shared
-machine say little. Pass: the time in which all features are made, in epochs without them.
+A head is trained on a frozen base in one process. Steps with and without cached features alternate:
+loading a batch, forward, backward and update. Only ratios of medians of the same minute are comparable,
+because the machine is shared. Extraction: the time to extract all features, in epochs without a cache.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from dtl.train.model import build_model
 from dtl.train.setup import start_engine
 
 HERE = Path(__file__).parent
-TURNS, LEFT_OUT = 40, 5  # steps of each kind; the first ones build things
+STEPS, WARMUP_STEPS = 40, 5  # of each kind
 SETTINGS = """
 strategy: {{name: frozen, cache_features: true}}
 train: {{epochs: 3, global_batch: 16}}
@@ -55,12 +55,12 @@ model: {path: large}
 task: {name: text_classification, max_length: 64}
 data: {train: mini:sentiment/train, eval: mini:sentiment/heldout}
 """,
-    "mini:vision, a picture": """
+    "mini:vision, an image": """
 model: {path: mini:vision}
 task: {name: image_classification, horizontal_flip: false, min_crop_scale: 1}
 data: {train: mini:digits/train, eval: mini:digits/heldout}
 """,
-    "mini:speech, letters of a clip": """
+    "mini:speech, characters of a clip": """
 model: {path: mini:speech}
 task: asr_ctc
 data: {train: mini:spoken/train, eval: mini:spoken/heldout}
@@ -69,20 +69,20 @@ data: {train: mini:spoken/train, eval: mini:spoken/heldout}
 
 
 @dataclass(frozen=True)
-class Measured:
-    """Medians in seconds; what is kept of an example, in bytes."""
+class Measurement:
+    """Median seconds per step, seconds of extraction, and cached bytes per example."""
 
     with_base: float
     from_features: float
-    making: float
-    steps_an_epoch: int
-    size: int
+    extraction: float
+    steps_per_epoch: int
+    bytes_per_example: int
 
 
-def measure(case: str, folder: Path) -> Measured:
-    """Steps with and without the base, by turns, over one and the same engine."""
+def measure(case: str, folder: Path) -> Measurement:
+    """Measure steps with and without the base, alternating, with the same engine."""
     if "path: large" in case:
-        make_large(folder / "large")
+        save_large_model(folder / "large")
         case = case.replace("path: large", f"path: {folder / 'large'}")
     path = folder / "config.yaml"
     path.write_text(case + SETTINGS.format(folder=folder), encoding="utf-8")
@@ -104,7 +104,7 @@ def measure(case: str, folder: Path) -> Measured:
         rate_factor=parts.strategy.learning_rate_factor,
     )
     engine.prepare(adapted.model, optimizer)
-    source = FeatureExtractor(
+    extractor = FeatureExtractor(
         config,
         plan,
         parts,
@@ -115,26 +115,26 @@ def measure(case: str, folder: Path) -> Measured:
         print_line=_print_nothing,
     )
     start = time.perf_counter()
-    kept_parts, kept_examples = use_cached_features(source)
-    making = time.perf_counter() - start
-    assert kept_parts is not parts, "the features were not kept"
-    ways = [
+    cached_parts, cached_data = use_cached_features(extractor)
+    extraction = time.perf_counter() - start
+    assert cached_parts is not parts, "the features were not cached"
+    variants = [
         (some_parts, _loader(prepared.plan, engine, some_parts, some_examples))
-        for some_parts, some_examples in ((parts, examples), (kept_parts, kept_examples))
+        for some_parts, some_examples in ((parts, examples), (cached_parts, cached_data))
     ]
     seconds: list[list[float]] = [[], []]
-    for turn in range(LEFT_OUT + TURNS):
-        for found, (some_parts, loader) in zip(seconds, ways, strict=True):
+    for step in range(WARMUP_STEPS + STEPS):
+        for times, (some_parts, loader) in zip(seconds, variants, strict=True):
             start = time.perf_counter()
-            _step(engine, some_parts, loader, turn + 1)
-            found.append(time.perf_counter() - start)
-    before, after = (statistics.median(found[LEFT_OUT:]) for found in seconds)
-    size = sum(part.values.nbytes for part in kept_examples.train[0]["features"].values())
-    return Measured(before, after, making, plan.steps_per_epoch, size)
+            _step(engine, some_parts, loader, step + 1)
+            times.append(time.perf_counter() - start)
+    before, after = (statistics.median(times[WARMUP_STEPS:]) for times in seconds)
+    size = sum(feature.values.nbytes for feature in cached_data.train[0]["features"].values())
+    return Measurement(before, after, extraction, plan.steps_per_epoch, size)
 
 
-def make_large(folder: Path) -> None:
-    """The architecture and the tokenizer of mini:text, with more and wider blocks."""
+def save_large_model(folder: Path) -> None:
+    """Save a model with the architecture and tokenizer of mini:text, with more and wider blocks."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     small = locate_model(Model(path="mini:text"))
@@ -165,11 +165,11 @@ def _loader(plan: Any, engine: Engine, parts: Parts, examples: PreparedData) -> 
 def _step(engine: Engine, parts: Parts, loader: Loader, step: int) -> None:
     parts.set_training_mode(engine.unwrapped_model)
     engine.set_learning_rate(1.0)
-    window = loader.load_step(step)
-    for batch in window.batches:
+    batches = loader.load_step(step)
+    for batch in batches.batches:
         with engine.autocast():
             loss = parts.task.loss(engine.model, engine.to_device(batch.tensors))
-        engine.backward(loss, targets=window.global_targets)
+        engine.backward(loss, targets=batches.global_targets)
     engine.step()
 
 
@@ -177,46 +177,46 @@ def _print_nothing(_: str) -> None:
     return None
 
 
-def table(found: dict[str, Measured]) -> list[str]:
-    """Markdown."""
+def format_table(measurements: dict[str, Measurement]) -> list[str]:
+    """Return the table as Markdown."""
     lines = [
-        "| base, and an example | step with the base | step from features | ratio | pass | kept |",
+        "| base, and an example | step with the base | step from features | ratio | extraction | cached |",
         "|---|---|---|---|---|---|",
     ]
-    for name, one in found.items():
-        epochs = one.making / (one.with_base * one.steps_an_epoch)
+    for name, one in measurements.items():
+        epochs = one.extraction / (one.with_base * one.steps_per_epoch)
         lines.append(
             f"| {name} | {one.with_base * 1e3:.1f} ms | {one.from_features * 1e3:.1f} ms | "
-            f"{one.with_base / one.from_features:.1f} | {epochs:.2f} epochs | {one.size:,} bytes |"
+            f"{one.with_base / one.from_features:.1f} | {epochs:.2f} epochs | {one.bytes_per_example:,} bytes |"
         )
     return lines
 
 
 def main() -> None:
-    """Print the table, or keep it in results/."""
+    """Print the table, and with --write save it in results/."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--write", action="store_true", help="keep the table in results/")
-    given = parser.parse_args()
-    found = {}
+    parser.add_argument("--write", action="store_true", help="write the table to results/")
+    options = parser.parse_args()
+    measurements = {}
     for name, case in CASES.items():
         with tempfile.TemporaryDirectory() as folder:
             os.environ["DTL_CACHE"] = f"{folder}/cache"
-            found[name] = measure(case, Path(folder))
-    lines = table(found)
-    if given.write:
+            measurements[name] = measure(case, Path(folder))
+    lines = format_table(measurements)
+    if options.write:
         stack = ("torch", "transformers", "accelerate")
         versions = ", ".join(f"{name} {metadata.version(name)}" for name in stack)
         text = [
-            "# What a step costs when only the head runs",
+            "# Cost of a step with cached features",
             "",
             f"{datetime.date.today()}, {platform.machine()} CPU, Python "
             f"{platform.python_version()}, {versions}",
             "",
             "`python -m benchmarks.features --write`: steps of 16 examples in one process, with "
-            f"and without kept features by turns, medians of {TURNS}.",
-            "Ratio: how many times a step is quicker; the times are of a shared machine.",
-            "Pass: the time in which the features of all examples (and held-out ones) are made,",
-            "in epochs of training with the base. Kept: of the first example.",
+            f"and without cached features, alternating, medians of {STEPS}.",
+            "Ratio: how many times faster a step is; the machine is shared.",
+            "Extraction: the time to extract the features of all examples (and held-out ones),",
+            "in epochs of training with the base. Cached: of the first example.",
             "",
             *lines,
         ]

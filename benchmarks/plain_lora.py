@@ -1,8 +1,8 @@
-"""The yardstick for start-up: LoRA by transformers and PEFT alone, in the fewest steps.
+"""The baseline for start-up time: LoRA with transformers and PEFT alone.
 
     python benchmarks/plain_lora.py MODEL ROWS.jsonl --mark FILE
 
-FILE appears when the first optimizer step is done.
+FILE is created after the first optimizer step.
 """
 
 import argparse
@@ -27,16 +27,18 @@ def main() -> None:
     settings = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
     model = get_peft_model(model, settings)
     model.train()
-    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(learning, lr=options.learning_rate, weight_decay=0.0)
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trainable, lr=options.learning_rate, weight_decay=0.0)
     order = torch.randperm(len(rows)).tolist()
     for step in range(options.steps):
-        chosen = [rows[place] for place in order[step * options.batch : (step + 1) * options.batch]]
-        batch = tokenizer.pad({"input_ids": chosen}, return_tensors="pt")
+        examples = [
+            rows[index] for index in order[step * options.batch : (step + 1) * options.batch]
+        ]
+        batch = tokenizer.pad({"input_ids": examples}, return_tensors="pt")
         labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
         loss = model(**batch, labels=labels).loss
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(learning, 1.0)
+        torch.nn.utils.clip_grad_norm_(trainable, 1.0)
         optimizer.step()
         optimizer.zero_grad()
         with open(options.mark, "a", encoding="utf-8") as mark:
@@ -47,9 +49,9 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", help="folder of the base")
     parser.add_argument("rows", help="a JSONL file with a text in each row")
-    parser.add_argument("--mark", required=True, help="file that gets one loss a step")
+    parser.add_argument("--mark", required=True, help="file that gets one loss per step")
     parser.add_argument("--steps", type=int, default=1, help="optimizer steps")
-    parser.add_argument("--batch", type=int, default=16, help="examples a step")
+    parser.add_argument("--batch", type=int, default=16, help="examples per step")
     parser.add_argument("--max-length", type=int, default=256, help="tokens")
     parser.add_argument("--learning-rate", type=float, default=0.002)
     return parser.parse_args()

@@ -1,8 +1,8 @@
-"""The yardstick for survival: a plain transformers Trainer that resumes from its checkpoints.
+"""The baseline for fault injection: a plain transformers Trainer that resumes from its checkpoints.
 
     torchrun --nproc-per-node 2 benchmarks/plain_trainer.py MODEL ROWS.jsonl OUT
 
-OUT gets the checkpoints, and `losses.jsonl` a line a step.
+OUT gets the checkpoints, and `losses.jsonl` with one line per step.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from transformers import (
 
 
 class Losses(TrainerCallback):
-    """A line a step, from the first process."""
+    """Write one line per step, from the first process."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -64,8 +64,8 @@ def main() -> None:
         data_collator=DataCollatorForLanguageModeling(tokenizer, mlm=False),
         callbacks=[Losses(options.out / "losses.jsonl")],
     )
-    begun = any(options.out.glob("checkpoint-*"))
-    trainer.train(resume_from_checkpoint=True if begun else None)
+    has_checkpoint = any(options.out.glob("checkpoint-*"))
+    trainer.train(resume_from_checkpoint=True if has_checkpoint else None)
 
 
 def parse() -> argparse.Namespace:
@@ -75,7 +75,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("out", type=Path, help="folder of the checkpoints")
     parser.add_argument("--steps", type=int, default=60, help="optimizer steps")
     parser.add_argument("--save-every", type=int, default=4, help="steps")
-    parser.add_argument("--batch", type=int, default=3, help="examples a step, a process")
+    parser.add_argument("--batch", type=int, default=3, help="examples per step and process")
     parser.add_argument("--max-length", type=int, default=64, help="tokens")
     parser.add_argument("--learning-rate", type=float, default=0.003)
     return parser.parse_args()

@@ -1,4 +1,4 @@
-"""Does the quickstart's transfer pay off? LoRA and full tuning against scratch and the base.
+"""Compare LoRA and full fine-tuning of the quickstart with scratch and the unadapted base.
 
     python benchmarks/quickstart.py [--seeds 0 1 2] [--steps 100] [--write]
 
@@ -30,7 +30,7 @@ STACK = ("torch", "transformers", "peft", "accelerate", "deepspeed")
 
 
 def perplexities(strategy: str, *, seed: int, steps: int, folder: Path) -> dict[str, float]:
-    """Held-out perplexity of the adapted model, and of the unadapted base where it was scored."""
+    """Return the held-out perplexity of the adapted model, and of the base where it is scored."""
     overrides = [
         *STRATEGIES[strategy],
         f"train.steps={steps}",
@@ -41,22 +41,22 @@ def perplexities(strategy: str, *, seed: int, steps: int, folder: Path) -> dict[
         f"run.name={strategy}-{seed}",
         f"run.dir={folder}",
     ]
-    outcome = dtl.train(dtl.load_config(CONFIG, overrides), say=lambda line: None)
-    if outcome.exit_code:
-        raise SystemExit(f"{strategy}, seed {seed}: exit code {outcome.exit_code}")
-    scores = outcome.run.result["scores"]
-    return {model: found["perplexity"] for model, found in scores.items()}
+    result = dtl.train(dtl.load_config(CONFIG, overrides), print_line=lambda line: None)
+    if result.exit_code:
+        raise SystemExit(f"{strategy}, seed {seed}: exit code {result.exit_code}")
+    scores = result.run.result["scores"]
+    return {model: score["perplexity"] for model, score in scores.items()}
 
 
-def table(found: dict[str, list[float]], base: float) -> list[str]:
-    """Markdown: mean over seeds, each seed, and the ratio to the better of scratch and base."""
-    bar = min(base, statistics.mean(found["scratch"]))
+def format_table(perplexities_by_strategy: dict[str, list[float]], base: float) -> list[str]:
+    """Return Markdown: mean over seeds, each seed, and the ratio to the better of scratch and base."""
+    reference = min(base, statistics.mean(perplexities_by_strategy["scratch"]))
     lines = ["| model | perplexity (mean) | each seed | ratio |", "|---|---|---|---|"]
-    lines.append(f"| unadapted base | {base:.1f} | | {base / bar:.2f} |")
-    for strategy, each in found.items():
-        mean = statistics.mean(each)
-        seeds = ", ".join(f"{value:.1f}" for value in each)
-        lines.append(f"| {strategy} | {mean:.1f} | {seeds} | {mean / bar:.2f} |")
+    lines.append(f"| unadapted base | {base:.1f} | | {base / reference:.2f} |")
+    for strategy, per_seed in perplexities_by_strategy.items():
+        mean = statistics.mean(per_seed)
+        seeds = ", ".join(f"{value:.1f}" for value in per_seed)
+        lines.append(f"| {strategy} | {mean:.1f} | {seeds} | {mean / reference:.2f} |")
     return lines
 
 
@@ -64,31 +64,31 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=100)
-    parser.add_argument("--write", action="store_true", help="keep the table in results/")
-    given = parser.parse_args()
-    found: dict[str, list[float]] = {strategy: [] for strategy in STRATEGIES}
+    parser.add_argument("--write", action="store_true", help="write the table to results/")
+    options = parser.parse_args()
+    values: dict[str, list[float]] = {strategy: [] for strategy in STRATEGIES}
     base = 0.0
     with tempfile.TemporaryDirectory() as folder:
-        for seed in given.seeds:
+        for seed in options.seeds:
             for strategy in STRATEGIES:
-                scores = perplexities(strategy, seed=seed, steps=given.steps, folder=Path(folder))
-                found[strategy].append(scores["adapted"])
+                scores = perplexities(strategy, seed=seed, steps=options.steps, folder=Path(folder))
+                values[strategy].append(scores["adapted"])
                 base = scores.get("unadapted", base)
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in STACK)
     lines = [
-        "# The quickstart's transfer",
+        "# Transfer of the quickstart",
         "",
         f"{datetime.date.today()}, {platform.machine()} CPU, Python {platform.python_version()}, "
         f"{versions}",
         "",
-        f"`python benchmarks/quickstart.py --steps {given.steps} --seeds "
-        f"{' '.join(map(str, given.seeds))} --write`: 200 rows of mini:graphs, {given.steps} steps "
+        f"`python benchmarks/quickstart.py --steps {options.steps} --seeds "
+        f"{' '.join(map(str, options.seeds))} --write`: 200 rows of mini:graphs, {options.steps} steps "
         "of 16, scored on 101 rows of other files. The ratio is to the better of scratch and base.",
         "",
-        *table(found, base),
+        *format_table(values, base),
     ]
     print("\n".join(lines))
-    if given.write:
+    if options.write:
         (HERE / "results" / "quickstart.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return 0
 
