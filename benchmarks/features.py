@@ -1,8 +1,9 @@
-"""Measure a step with and without cached features: `python -m benchmarks.features [--write]`. A minute.
+"""Measure steps with and without cached features: `python -m benchmarks.features [--write]`.
 
 A head is trained on a frozen base in one process. Steps with and without cached features alternate:
-loading a batch, forward, backward and update. Only ratios of medians of the same minute are comparable,
-because the machine is shared. Extraction: the time to extract all features, in epochs without a cache.
+loading a batch, forward, backward and update. Only ratios of medians of the same minute are
+comparable, because the machine is shared. Extraction: the time to extract all features, in epochs
+without a cache. It takes a minute.
 """
 
 from __future__ import annotations
@@ -180,14 +181,15 @@ def _print_nothing(_: str) -> None:
 def format_table(measurements: dict[str, Measurement]) -> list[str]:
     """Return the table as Markdown."""
     lines = [
-        "| base, and an example | step with the base | step from features | ratio | extraction | cached |",
+        "| base, and an example | step with base | step from features | ratio | extraction | cached |",
         "|---|---|---|---|---|---|",
     ]
     for name, one in measurements.items():
         epochs = one.extraction / (one.with_base * one.steps_per_epoch)
         lines.append(
             f"| {name} | {one.with_base * 1e3:.1f} ms | {one.from_features * 1e3:.1f} ms | "
-            f"{one.with_base / one.from_features:.1f} | {epochs:.2f} epochs | {one.bytes_per_example:,} bytes |"
+            f"{one.with_base / one.from_features:.1f} | {epochs:.2f} epochs | "
+            f"{one.bytes_per_example:,} bytes |"
         )
     return lines
 

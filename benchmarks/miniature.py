@@ -2,8 +2,9 @@
 
     python -m benchmarks.miniature speech [--seeds 0 1 2] [--folder RUNS] [--write]
 
-mini:speech is adapted to another accent with 40 clips. Measures word error rates on held-out voices,
-and on the accent of the base (forgetting). The page says below the table how settings were chosen.
+mini:speech is adapted to another accent with 40 clips. Measures word error rates on held-out
+voices, and on the accent of the base (forgetting). The page says below
+the table how settings were chosen.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ STACK = ("torch", "transformers", "peft", "accelerate", "deepspeed")
 SETTINGS_NOTE = (
     "The settings were tuned on another accent (of the West Midlands) and eight other voices, the "
     "`development` files that `python -m dtl.mini.make_speech FOLDER` writes: there 0.315 became "
-    "0.160 (seed 0). The clips of this table were scored after that, once per seed; an earlier base "
-    "and other settings had been scored on them before. Half of the training clips have the accent "
+    "0.160 (seed 0). The clips of this table were scored after that, once per seed; an earlier "
+    "base and other settings had been scored on them before. Half of the training clips have the accent "
     "of the base."
 )
 

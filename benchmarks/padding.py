@@ -1,9 +1,9 @@
 """Measure what batches of similar length save: `python -m benchmarks.padding`. No training.
 
-Lengths are drawn from a skewed distribution, like those of texts. Padding: the share of all positions
-that are padding. Utilization: the share of the time in which the ranks compute, if time is
-proportional to positions and all ranks wait for the slowest. Repeated: the share of pairs in a batch
-that were in one batch in the epoch before, too.
+Lengths are drawn from a skewed distribution, like those of texts. Padding: the share of padding in
+all positions. Utilization: the share of the time in which the ranks compute, if time is
+proportional to positions and all ranks wait for the slowest. Repeated: the share of pairs in a
+batch that were in one batch in the epoch before, too.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ def main() -> None:
         f"half of them below {int(np.median(lengths)) + 1}\n"
     )
     print(
-        "| global batch | ranks | grouped | padding | utilization | repeated |\n|---|---|---|---|---|---|"
+        "| global batch | ranks | grouped | padding | utilization | repeated |\n"
+        "|---|---|---|---|---|---|"
     )
     for ranks in (1, 2, 4):
         for row in _rows(lengths, ranks):

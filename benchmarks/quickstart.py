@@ -82,8 +82,8 @@ def main() -> int:
         f"{versions}",
         "",
         f"`python benchmarks/quickstart.py --steps {options.steps} --seeds "
-        f"{' '.join(map(str, options.seeds))} --write`: 200 rows of mini:graphs, {options.steps} steps "
-        "of 16, scored on 101 rows of other files. The ratio is to the better of scratch and base.",
+        f"{' '.join(map(str, options.seeds))} --write`: 200 rows of mini:graphs, {options.steps} "
+        "steps of 16, scored on 101 rows of other files. The ratio is to the better of scratch and base.",
         "",
         *format_table(values, base),
     ]

@@ -72,7 +72,8 @@ class Kills:
         in_saves = collect(trials, "phases").count("save")
         return (
             f"{sum(result.injected for result in trials)} kills in {len(trials)} runs, {in_saves} "
-            f"of them inside a save ({count_values(trials, 'phases')}); {dead} runs did not recover, "
+            f"of them inside a save ({count_values(trials, 'phases')}); {dead} runs did not "
+            f"recover, "
             f"{sum(not result.violations for result in trials)} ended bitwise equal; "
             f"{total(trials, 'orphans')} times ranks continued without their launcher"
         )

@@ -61,10 +61,11 @@ def run_trial(setup: Setup, number: int) -> TrialResult:
 def describe(trials: list[TrialResult]) -> str:
     """Return the text of the table."""
     lost = max(collect(trials, "lost"), default=0)
+    signals, seconds = count_values(trials, "signals"), collect(trials, "seconds")
     return (
         f"{len(trials)} runs were stopped (phases: {count_values(trials, 'phase')}; targets: "
-        f"{count_values(trials, 'victim')}; signals: {count_values(trials, 'signals')}); most steps "
-        f"lost: {lost}; median time from signal to exit {median_seconds(collect(trials, 'seconds'))}"
+        f"{count_values(trials, 'victim')}; signals: {signals}); most steps lost: {lost}; "
+        f"median time from signal to exit {median_seconds(seconds)}"
     )
 
 

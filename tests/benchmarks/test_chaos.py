@@ -210,7 +210,9 @@ def test_cost_of_a_save_is_computed_from_the_log() -> None:
 
 
 def test_late_rank_is_the_one_that_is_named() -> None:
-    text = "rank 1 has made no progress for 6 s in step 9; rank 0 does not run; the stack is in its log"
+    text = (
+        "rank 1 has made no progress for 6 s in step 9; rank 0 is silent; the stack is in its log"
+    )
     assert names_late_rank(text, 0)
     assert not names_late_rank(text, 1)
     assert not names_late_rank("rank 0 failed", 0)

@@ -96,7 +96,7 @@ def test_shellcheck_finds_no_fault(tmp_path):
         files.append(tmp_path / f"{name}.sbatch")
         files[-1].write_text(script(name), encoding="utf-8")
     done = subprocess.run(
-        # 1090, 1091: a script in `setup` exists on the cluster only; 2016: a $ in single quotes is intended.
+        # 1090, 1091: scripts of `setup` exist on the cluster only; 2016: $ in single quotes.
         [checker, "--shell=bash", "--exclude=SC1090,SC1091,SC2016", "--format=gcc", *files],
         capture_output=True,
         text=True,

@@ -143,11 +143,11 @@ def test_results_are_computed_from_the_stored_predictions_of_each_run(finished):
 def test_frozen_features_are_extracted_once_for_all_cells(finished):
     """The four cells and two rates of two seeds: the rows of a seed, the validation rows and those
     held out are each read in one of them."""
-    made = []
+    extracted = []
     for run in sorted((finished / "cells").iterdir()):
         log = (run / "logs" / "terminal.log").read_text(encoding="utf-8")
-        made += re.findall(r"features of (\d+) examples: made", log)
-    assert sorted(map(int, made)) == [20, 40, 40, 60]
+        extracted += re.findall(r"features of (\d+) examples: extracted", log)
+    assert sorted(map(int, extracted)) == [20, 40, 40, 60]
 
 
 def test_feature_probe_equals_scikit_learn_on_pooled_features(finished):

@@ -58,6 +58,9 @@ SHORT = (
 
 
 def test_child_of_an_ended_process_ends():
-    code = "from dtl.launch import child_process; child_process.die_with_parent(1 << 22); print('continues')"
+    code = (
+        "from dtl.launch import child_process; "
+        "child_process.die_with_parent(1 << 22); print('continues')"
+    )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (ended.returncode, ended.stdout) == (1, "")
