@@ -72,7 +72,7 @@ def _recommendation_blocks(comparison: Comparison) -> tuple[Block, ...]:
 def _method_blocks(comparison: Comparison) -> list[Block]:
     """Return the notes, the feature probe, the learning-rate search and all runs."""
     return [
-        *(Text(note) for note in comparison.notes),
+        *(Text(f"Note: {note}.") for note in comparison.notes),
         _feature_probe_text(comparison),
         make_rates_table(comparison),
         make_runs_table(comparison),

@@ -46,18 +46,16 @@ class RunRecord:
         return self.folder.plan
 
     @cached_property
-    def scored(self) -> EvaluatedStep | None:
+    def reported_step(self) -> EvaluatedStep | None:
         return self.folder.reported_step
 
     @cached_property
     def eval_records(self) -> list[EvalRecord]:
         """The records of the held-out examples, of the weights whose scores are the run's."""
-        scored = self.scored
-        return (
-            []
-            if scored is None
-            else self.folder.read_eval_records(scored.step, weights=scored.weights)
-        )
+        reported = self.reported_step
+        if reported is None:
+            return []
+        return self.folder.read_eval_records(reported.step, weights=reported.weights)
 
     @cached_property
     def evaluations(self) -> list[LoggedEvaluation]:
@@ -73,13 +71,13 @@ class RunRecord:
 
     @cached_property
     def evidence(self) -> RunEvidence:
-        scored = self.scored or EvaluatedStep(0, "unadapted")
+        reported = self.reported_step or EvaluatedStep(0, "unadapted")
         return collect_evidence(
             self.folder,
             self.task,
             self.folder.dataset_stats,
-            step=scored.step,
-            weights=scored.weights,
+            step=reported.step,
+            weights=reported.weights,
         )
 
     @property
