@@ -181,7 +181,7 @@ def _print_nothing(_: str) -> None:
 def format_table(measurements: dict[str, Measurement]) -> list[str]:
     """Return the table as Markdown."""
     lines = [
-        "| base, and an example | step with base | step from features | ratio | extraction | cached |",
+        "| base, and an example | step with base | with features | ratio | extraction | cached |",
         "|---|---|---|---|---|---|",
     ]
     for name, one in measurements.items():

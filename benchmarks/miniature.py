@@ -31,8 +31,8 @@ SETTINGS_NOTE = (
     "The settings were tuned on another accent (of the West Midlands) and eight other voices, the "
     "`development` files that `python -m dtl.mini.make_speech FOLDER` writes: there 0.315 became "
     "0.160 (seed 0). The clips of this table were scored after that, once per seed; an earlier "
-    "base and other settings had been scored on them before. Half of the training clips have the accent "
-    "of the base."
+    "base and other settings had been scored on them before. Half of the training clips have the "
+    "accent of the base."
 )
 
 

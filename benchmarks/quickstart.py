@@ -49,7 +49,7 @@ def perplexities(strategy: str, *, seed: int, steps: int, folder: Path) -> dict[
 
 
 def format_table(perplexities_by_strategy: dict[str, list[float]], base: float) -> list[str]:
-    """Return Markdown: mean over seeds, each seed, and the ratio to the better of scratch and base."""
+    """Return Markdown: mean, each seed, and the ratio to the better of scratch and base."""
     reference = min(base, statistics.mean(perplexities_by_strategy["scratch"]))
     lines = ["| model | perplexity (mean) | each seed | ratio |", "|---|---|---|---|"]
     lines.append(f"| unadapted base | {base:.1f} | | {base / reference:.2f} |")
@@ -83,7 +83,8 @@ def main() -> int:
         "",
         f"`python benchmarks/quickstart.py --steps {options.steps} --seeds "
         f"{' '.join(map(str, options.seeds))} --write`: 200 rows of mini:graphs, {options.steps} "
-        "steps of 16, scored on 101 rows of other files. The ratio is to the better of scratch and base.",
+        "steps of 16, scored on 101 rows of other files. The ratio is to the better of scratch "
+        "and base.",
         "",
         *format_table(values, base),
     ]

@@ -51,8 +51,8 @@ def line(step):
 
 
 def stopped_run(tmp_path, fields, *, labels, name="text_classification", why="too long"):
-    """Write a run that was stopped at step 60 of 120. `fields`: of each row, without its label. Every
-    fourth example is wrong; row 3 has the highest loss."""
+    """Write a run that was stopped at step 60 of 120. `fields`: of each row, without its label.
+    Every fourth example is wrong; row 3 has the highest loss."""
     truth = np.random.default_rng(5).integers(len(labels), size=len(fields)).tolist()
     held = tmp_path / "held.jsonl"
     rows = [{**row, "label": labels[t]} for row, t in zip(fields, truth, strict=True)]
@@ -111,8 +111,8 @@ def stopped_run(tmp_path, fields, *, labels, name="text_classification", why="to
 
 
 def comparison(names):
-    """Return a comparison with two seeds and 5 and 20 labels per class. `names`: of three strategies,
-    the first the worst, the second the smallest and the third the best."""
+    """Return a comparison with two seeds and 5 and 20 labels per class. `names`: of three
+    strategies, the first the worst, the second the smallest and the third the best."""
     points, cells = [], []
     for labels, gain in ((5, 0.0), (20, 0.1)):
         for index, (name, score) in enumerate(zip(names, (0.3, 0.6, 0.7), strict=True)):

@@ -115,19 +115,19 @@ def _check_machine() -> Iterator[Finding]:
 
 def _check_devices() -> Iterator[Finding]:
     """Check the GPUs that torch finds."""
-    found = _query_torch()
-    if isinstance(found, str):
-        yield Finding("missing", f"torch cannot be imported ({found})", "install torch again")
+    report = _query_torch()
+    if isinstance(report, str):
+        yield Finding("missing", f"torch cannot be imported ({report})", "install torch again")
         return
-    for number, device in enumerate(found["devices"]):
+    for number, device in enumerate(report["devices"]):
         bf16 = "bf16" if device["bf16"] else "no bf16"
         memory = format_bytes(device["memory"])
         yield Finding("ok", f"GPU {number}: {device['name']}, {memory}, {bf16}")
-    if found["devices"] and not found["cuda_home"]:
+    if report["devices"] and not report["cuda_home"]:
         fix = "install the CUDA toolkit and set CUDA_HOME"
         yield Finding("note", "no CUDA toolkit: DeepSpeed cannot build its GPU operators", fix)
-    if not found["devices"]:
-        yield _explain_missing_gpu(found["cuda"])
+    if not report["devices"]:
+        yield _explain_missing_gpu(report["cuda"])
 
 
 def _explain_missing_gpu(cuda: str | None) -> Finding:

@@ -14,13 +14,13 @@ def make_scores_section(run: RunRecord) -> list[Block]:
     if not run.scores:
         return [Text("No evaluation yet, or no held-out data.")]
     blocks: list[Block] = []
-    reported_step = run.reported_step
-    if reported_step is not None:
+    reported = run.reported_step
+    if reported is not None:
         count = len(run.eval_records)
         data = f"{count:,} held-out examples" if count else "held-out data"
         better = "Higher" if run.higher_is_better else "Lower"
         direction = f"{better} {run.score_name} is better."
-        blocks.append(Text(f"Evaluated on {data} after step {reported_step.step:,}. {direction}"))
+        blocks.append(Text(f"Evaluated on {data} after step {reported.step:,}. {direction}"))
     if "unadapted" not in run.scores:
         blocks.append(Text("The unadapted base has no score: it has no head for this task."))
     blocks.append(_make_table(run))
