@@ -25,7 +25,7 @@ class Job:
 
     `working_dir`: where the command runs. `time_limit_seconds`: how long it may take.
     `lead_seconds`: how long before that it is requested to save. `chain_length`: jobs that follow
-    one another until the run is finished. `dependency`: id of a job that must succeed before it, or,
+    one another until the run is finished. `dependency`: id of a job that must succeed first, or,
     with `dependency_may_fail`, only end. `array_runs`: the run folders of a job array, in
     `run_folder`; each replaces `run_folder` in `argv`.
     """

@@ -21,9 +21,10 @@ EXTRA_SECONDS = 5.0  # that other ranks wait longer than rank 0, which reports w
 
 @dataclass(frozen=True)
 class RankGroup:
-    """The group, as one rank sees it. `hosts`: the nodes in the order of the ranks, as far as known.
+    """The group, as one rank sees it.
 
-    `timeout_seconds`: how long rank 0 waits for the others.
+    `hosts`: the nodes in the order of the ranks, as far as known. `timeout_seconds`: how long rank 0
+    waits for the others.
     """
 
     rank: int

@@ -44,7 +44,7 @@ class Finding:
 
 
 def examine() -> Iterator[Finding]:
-    """Yield every finding, cheap ones first. Torch is imported in a process of its own, which may fail."""
+    """Yield every finding, cheap ones first; torch is imported in a process of its own."""
     yield _check_python()
     yield from _check_packages()
     yield from _check_extras()

@@ -61,8 +61,8 @@ def die_with_parent(parent: int | None = None) -> None:
 
 
 def die_with_launcher() -> None:
-    """End a rank that `dtl train` started with its launcher, also where the launcher, a child of the
-    supervisor, was killed while this rank started."""
+    """Have a rank of `dtl train` end with its launcher, a child of the supervisor, also where the
+    launcher was killed while this rank started."""
     die_with_parent()
     supervisor = os.environ.get(SUPERVISOR_PID)
     if supervisor is not None and sys.platform == "linux":

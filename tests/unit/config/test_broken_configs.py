@@ -270,26 +270,26 @@ CONFIGS = [
 DATA = [
     Broken(
         "data that is not there",
-        "command line: data.train=goood.jsonl: data.train.path: no such file",
+        "command line: data.train=goood.jsonl: data.train.path: file not found: goood.jsonl",
         "did you mean 'good.jsonl'?",
         overrides=("data.train=goood.jsonl",),
     ),
     Broken(
         "data named in the file that is not there",
-        "run.yaml:5: data.train.path: no such file",
+        "run.yaml:5: data.train.path: file not found: goood.jsonl",
         "did you mean 'good.jsonl'?",
         change=("good.jsonl", "goood.jsonl"),
     ),
     data(
         "unreadable row",
-        "bad.jsonl:3: no valid JSON",
+        "bad.jsonl:3: invalid JSON",
         "fix or remove the line",
         {"bad.jsonl": GOOD + '{"text": "seven\n'},
     ),
     data(
         "row that is no object",
         "bad.jsonl:3: the row is a list",
-        "write a JSON object",
+        "write an object, as",
         {"bad.jsonl": GOOD + '["seven"]\n'},
     ),
     data(
@@ -301,25 +301,25 @@ DATA = [
     data(
         "empty data",
         "command line: data.train=none.jsonl: data.train: none.jsonl has no rows",
-        "name data with rows",
+        "name a source with rows",
         {"none.jsonl": ""},
     ),
     data(
         "uneven row",
         "bad.csv:3: 3 values for 2 columns",
-        "quote values that hold the separator",
+        "quote values that contain the delimiter",
         {"bad.csv": "text,label\na,b\nc,d,e\n"},
     ),
     data(
         "unknown kind of file",
-        "rows.xlsx: dtl reads no '.xlsx' files",
-        "convert it to one of .jsonl",
+        "rows.xlsx: '.xlsx' files are not supported",
+        "convert the file to one of .jsonl",
         {"rows.xlsx": "text\n"},
     ),
     Broken(
         "column that is not there",
         "command line: data.columns={text: body}: data.columns.text: good.jsonl has no column",
-        "it has 'text'",
+        "name one of its columns: 'text'",
         overrides=("data.columns={text: body}",),
     ),
     Broken(
@@ -350,7 +350,7 @@ DATA = [
     ),
     data(
         "label unseen in training",
-        "eval.jsonl:2: label 'maybe' does not occur in the training rows",
+        "eval.jsonl:2: the label 'maybe' does not occur in the training rows",
         "correct the row",
         {"train.jsonl": LABELS, "eval.jsonl": LABELS.replace('"no"', '"maybe"')},
         more=(*CLASSIFY, "data.eval=eval.jsonl", "strategy=frozen"),
@@ -366,7 +366,7 @@ DATA = [
     ),
     data(
         "chat without a chat template",
-        "chat.jsonl:1: the row holds chat messages, but the model's tokenizer has no",
+        "chat.jsonl:1: the row has chat messages, but the model's tokenizer has no",
         "`prompt` and `completion`",
         {"chat.jsonl": '{"messages": [{"role": "user", "content": "one"}]}\n'},
         seconds=WITH_MODEL,
@@ -387,7 +387,7 @@ DATA = [
     ),
     data(
         "no target left after truncation",
-        "command line: data.train=rows.jsonl: data.train: none of 1 examples",
+        "command line: data.train=rows.jsonl: data.train: none of 1 rows can be trained on",
         "raise task.max_length",
         {"rows.jsonl": '{"prompt": "one two three four five", "completion": "six"}\n'},
         more=("task.max_length=2",),
@@ -420,7 +420,7 @@ def test_a_fault_is_one_message_with_location_and_fix(broken, tmp_path, cache):
 
 
 def write(broken: Broken, folder: Path) -> None:
-    """The config and its data, good rows included."""
+    """Write the config and its data, with valid rows."""
     text = CONFIG if broken.text is None else broken.text
     if broken.text is None:
         assert broken.change[0] in text
