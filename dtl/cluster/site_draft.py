@@ -116,7 +116,7 @@ def _node_lines(nodes: list[Node]) -> Iterator[str]:
     cpus = min(node.cpus for node in nodes)
     memory = min(node.memory for node in nodes)
     if len(set(nodes)) > 1:
-        yield "# The nodes of the partition differ: each of them has at least this. See `constraint`."
+        yield "# The nodes of the partition differ: each has at least this. See `constraint`."
     yield f"gpus_per_node: {gpus}"
     yield f"gpu_request: {'gres' if gpus else 'none'}"
     if gpus:
@@ -147,7 +147,7 @@ def _interface_lines() -> Iterator[str]:
         yield "# That of this machine; compute nodes may have others."
         yield f"interface: {','.join(slingshot or interfaces[:1])}"
     else:
-        yield "# interface: NAME  # fast network interface of the nodes, as ib0; default: NCCL chooses"
+        yield "# interface: NAME  # fast network of the nodes, as ib0; default: NCCL chooses"
 
 
 def _run(*command: str) -> str:

@@ -1,4 +1,4 @@
-"""Set the environment of one rank: threads_per_process, caches of compilers, and a group of one process."""
+"""Set the environment of one rank: threads, compiler caches, and a group of one process."""
 
 from __future__ import annotations
 

@@ -4,17 +4,14 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from dtl.data.tags import IOB_TAG, OUTSIDE
 from dtl.metrics.base import EvalRecord
 
 if TYPE_CHECKING:
     import numpy as np
-
-OUTSIDE = "O"
-IOB_TAG = re.compile(r"O|[BI]-.+")
 
 
 @dataclass(frozen=True)

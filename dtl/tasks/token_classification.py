@@ -4,23 +4,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
 from dtl.config.schema.base import Record
-from dtl.core.errors import DtlError, Fault, near
+from dtl.core.errors import DtlError, Fault
 from dtl.data.example import EncodedExample, Skip
 from dtl.data.modalities.text import limit_to_tokenizer
 from dtl.data.padding import pad_sequences, pad_token_inputs
+from dtl.data.tags import (
+    check_tag_scheme,
+    find_list_fault,
+    find_unknown_tag_fault,
+    tag_sort_key,
+    to_inside,
+)
 from dtl.losses.cross_entropy import IGNORE_INDEX, token_cross_entropy
 from dtl.metrics.base import EvalRecord, Metric
 from dtl.metrics.perplexity import mean_loss
 from dtl.metrics.tagging import (
-    IOB_TAG,
-    OUTSIDE,
     entity_counts,
     entity_f1_from_counts,
     entity_scores,
@@ -70,9 +75,9 @@ class Plugin(Task):
 
     def find_row_fault(self, row: Row) -> Fault | None:
         words, tags = row.fields.get("tokens"), row.fields.get("tags")
-        for column, value in {"tokens": words, "tags": tags}.items():
-            if not isinstance(value, list):
-                return _list_fault(row, column)
+        for column in ("tokens", "tags"):
+            if fault := find_list_fault(row, column):
+                return fault
         assert isinstance(words, list) and isinstance(tags, list)
         if len(words) != len(tags):
             return Fault(
@@ -87,11 +92,11 @@ class Plugin(Task):
         names = self.options.labels
         if isinstance(tag, str):
             inside = (
-                {_to_inside(name) for name in names or ()}
+                {to_inside(name) for name in names or ()}
                 if self.options.label_all_tokens
                 else set()
             )
-            return _unknown_tag_fault(tag, [*names, *inside], row) if names else None
+            return find_unknown_tag_fault(row, tag, [*names, *inside]) if names else None
         if not isinstance(tag, int) or isinstance(tag, bool):
             return Fault(row.location, f"the tag {tag!r} is not text", "give strings")
         if names is not None and 0 <= tag < len(names):
@@ -113,10 +118,10 @@ class Plugin(Task):
         for row in rows:
             for tag in self._words_and_tags(row)[1]:
                 first_seen.setdefault(tag, row.location)
-        _check_tag_scheme(first_seen)
+        check_tag_scheme(first_seen)
         tags = set(self.options.labels or first_seen)
         if self.options.label_all_tokens:
-            tags |= {_to_inside(tag) for tag in tags}
+            tags |= {to_inside(tag) for tag in tags}
         if len(tags) < 2:
             raise DtlError.of(
                 "data.train",
@@ -129,7 +134,7 @@ class Plugin(Task):
         if set(known) == tags:
             return {"labels": known}
         listed = list(self.options.labels or ())
-        return {"labels": listed + sorted(tags - set(listed), key=_by_type)}
+        return {"labels": listed + sorted(tags - set(listed), key=tag_sort_key)}
 
     def head_config(self, dataset_stats: DatasetStats) -> dict[str, Any]:
         labels = dataset_stats["labels"]
@@ -150,7 +155,7 @@ class Plugin(Task):
         def encode(row: Row) -> EncodedExample | Skip:
             words, tags = self._words_and_tags(row)
             for tag in tags:
-                if fault := _unknown_tag_fault(tag, class_indices, row):
+                if fault := find_unknown_tag_fault(row, tag, class_indices):
                     raise DtlError(fault)
             encoded = _tokenize_words(words, processor, limit)
             first = _first_tokens(encoded.word_ids, len(words))
@@ -159,7 +164,7 @@ class Plugin(Task):
                 if word is not None and position == first[word]:
                     labels[position] = class_indices[tags[word]]
                 elif word is not None and self.options.label_all_tokens:
-                    labels[position] = class_indices[_to_inside(tags[word])]
+                    labels[position] = class_indices[to_inside(tags[word])]
             targets = sum(label != IGNORE_INDEX for label in labels)
             if targets == 0:
                 return Skip("no words")
@@ -257,29 +262,6 @@ class Plugin(Task):
         return entity_f1_from_counts(counts)
 
 
-def _list_fault(row: Row, column: str) -> Fault:
-    value = row.fields.get(column)
-    return Fault(
-        row.location,
-        f"the column `{column}` is missing (the row has {', '.join(map(repr, row.fields))})"
-        if value is None
-        else f"`{column}` is {type(value).__name__} ({str(value)[:40]!r}), not a list",
-        f"give lists, or map the column in data.columns: {{{column}: ...}}",
-    )
-
-
-def _check_tag_scheme(first_seen: dict[str, str]) -> None:
-    """Raise DtlError where only some tags are O, B-name or I-name; none is fine, as for parts of
-    speech. `first_seen`: the location of each tag."""
-    others = [tag for tag in first_seen if not IOB_TAG.fullmatch(tag)]
-    if others and len(others) < len(first_seen):
-        raise DtlError.of(
-            first_seen[others[0]],
-            f"the tag {others[0]!r} is not O, B-name or I-name, but other tags are",
-            "mark the first word of an entity with B- and the others with I-",
-        )
-
-
 def _check_fast_tokenizer(tokenizer: Any) -> None:
     """Raise DtlError for a slow tokenizer."""
     if not tokenizer.is_fast:
@@ -288,17 +270,6 @@ def _check_fast_tokenizer(tokenizer: Any) -> None:
             f"{type(tokenizer).__name__} is a slow tokenizer, which has no offsets of tokens",
             "use a model with a fast tokenizer (a tokenizer.json)",
         )
-
-
-def _unknown_tag_fault(tag: str, known: Collection[str], row: Row) -> Fault | None:
-    if tag in known:
-        return None
-    hint = near(tag, known) or "the tags are " + ", ".join(known)
-    return Fault(
-        row.location,
-        f"the tag {tag!r} is not among those of the training rows or of task.labels ({hint})",
-        "correct the row, or list every tag in task.labels",
-    )
 
 
 @dataclass(frozen=True)
@@ -350,13 +321,3 @@ def _tag_logits(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     inputs = {name: batch[name] for name in MODEL_INPUTS if name in batch}
     logits: Tensor = model(**inputs).logits
     return logits.float()
-
-
-def _to_inside(tag: str) -> str:
-    return f"I-{tag[2:]}" if tag.startswith("B-") else tag
-
-
-def _by_type(tag: str) -> tuple[bool, str, str]:
-    """Return the sort key of a tag: O first, then B-LOC, I-LOC, B-PER, ..."""
-    is_entity = IOB_TAG.fullmatch(tag) is not None and tag != OUTSIDE
-    return (tag != OUTSIDE, tag[2:] if is_entity else tag, tag)

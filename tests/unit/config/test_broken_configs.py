@@ -164,7 +164,7 @@ CONFIGS = [
     ),
     Broken(
         "more processes than examples",
-        "command line: train.global_batch=2: train.global_batch: 2 examples per step are too few for 4",
+        "command line: train.global_batch=2: train.global_batch: 2 examples per step are too few",
         "set train.global_batch to 4 or more, or use fewer processes",
         overrides=("train.global_batch=2", "layout.processes_per_node=4"),
     ),
@@ -200,7 +200,7 @@ CONFIGS = [
     ),
     Broken(
         "remote code of no known version",
-        "command line: model.trust_remote_code=true: model.trust_remote_code: the newest code of 'a/b'",
+        "command line: model.trust_remote_code=true: model.trust_remote_code: the newest code",
         "set model.revision to a commit that you have read",
         overrides=("model.path=a/b", "model.trust_remote_code=true"),
     ),
