@@ -87,7 +87,8 @@ zero-3:
     train: {path: mini:graphs/train, limit: 48}
     eval: {path: mini:graphs/heldout, limit: 8}
   strategy: {name: full}
-  train: {steps: 4, evaluate_every: 2, global_batch: 512 tokens, group_by_length: true}
+  train:
+    {steps: 4, evaluate_every: 2, global_batch: 512 tokens, group_by_length: true, ema_decay: 0.9}
   layout: {processes_per_node: 2, zero_stage: 3}
 """
 

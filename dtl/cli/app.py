@@ -59,7 +59,7 @@ def root(
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code.
 
-    0 done, 1 the run failed, 2 a fault of the user, 75 stopped early and resumable, 130 interrupted.
+    0 done, 1 the run failed, 2 a fault of the user, 75 stopped early, 130 interrupted.
     """
     _silence_libraries()
     code = _run(arguments)

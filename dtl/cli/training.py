@@ -29,7 +29,7 @@ def launch(
         str, typer.Option(metavar="HOST[:PORT]", help="address of the machine with node rank 0")
     ] = "",
 ) -> None:
-    """Start this machine's processes of a run over layout.nodes machines. Run it on each machine."""
+    """Start this machine's processes of a run over several machines. Run it on each machine."""
     from dtl import api
     from dtl.launch.torchrun import parse_rendezvous
 

@@ -23,8 +23,8 @@ EXTRA_SECONDS = 5.0  # that other ranks wait longer than rank 0, which reports w
 class RankGroup:
     """The group, as one rank sees it.
 
-    `hosts`: the nodes in the order of the ranks, as far as known. `timeout_seconds`: how long rank 0
-    waits for the others.
+    `hosts`: the nodes in the order of the ranks, as far as known. `timeout_seconds`: how long
+    rank 0 waits for the others.
     """
 
     rank: int

@@ -57,7 +57,7 @@ def _count_validation_rows(config: RunConfig, classes: dict[str, list[int]]) -> 
 
 
 def with_local_layout(config: RunConfig) -> RunConfig:
-    """Return the config with one process on a CPU, unless it sets layout.processes or nodes."""
+    """Return the config with one process on a CPU, unless it sets processes or nodes."""
     import torch
 
     layout = config.layout

@@ -1,4 +1,4 @@
-"""One writer per folder: a lock file with a heartbeat, because some cluster disks fake file locks."""
+"""One writer per folder: a lock file with a heartbeat, because some disks fake file locks."""
 
 from __future__ import annotations
 

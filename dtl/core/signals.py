@@ -7,8 +7,8 @@ What happens on SIGTERM, SIGINT, SIGUSR1 or SIGHUP:
    forwards it to its ranks, and a Slurm job script forwards it to its job steps.
 3. On each rank `Stop` only stores it. After each step the ranks exchange whether one has a stop
    request, so that all stop after the same step (`dtl.train.loop`).
-4. The run saves a checkpoint and exits with code 75 (STOPPED). The supervisor does not restart it; a
-   Slurm job is requeued. `dtl resume` continues from the checkpoint.
+4. The run saves a checkpoint and exits with code 75 (STOPPED). The supervisor does not restart it;
+   a Slurm job is requeued. `dtl resume` continues from the checkpoint.
 """
 
 from __future__ import annotations

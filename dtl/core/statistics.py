@@ -51,7 +51,7 @@ class ScoreSample:
     def from_counts(
         cls, score_of: ScoreFunction, counts_EK: np.ndarray, *, resamples: int = 2000
     ) -> ScoreSample:
-        """Return the sample of one seed; `counts_EK`: what each example adds to the sums, (E, K)."""
+        """Return the sample of one seed; `counts_EK`: of each example, shape (E, K)."""
         return cls(
             np.array([score_of(counts_EK.sum(0))], dtype=float),
             resample_scores(score_of, counts_EK, resamples=resamples)[:, None],
@@ -154,7 +154,7 @@ def holm_correction(p_values: Sequence[float]) -> list[float]:
 
 @dataclass(frozen=True)
 class Crossing:
-    """Where a measured curve reaches a height; `bound`: if that is outside of the measured range."""
+    """Where a measured curve reaches a height; `bound`: set if that is outside of the curve."""
 
     position: float
     bound: Literal["more than", "at most"] | None

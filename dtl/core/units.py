@@ -21,7 +21,7 @@ def format_count(number: float) -> str:
 
 
 def format_seconds(seconds: float) -> str:
-    """Return a duration as text: 0.0123 -> '12 ms', 7.25 -> '7.2 s', 75 -> '1 min 15 s', 7200 -> '2 h 00 min'."""
+    """Return seconds as text: 0.0123 -> '12 ms', 7.25 -> '7.2 s', 75 -> '1 min 15 s'."""
     if seconds < 0:
         return f"-{format_seconds(-seconds)}"
     if seconds < 0.9995:

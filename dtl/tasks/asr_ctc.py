@@ -40,7 +40,11 @@ from dtl.metrics.perplexity import mean_loss
 from dtl.metrics.transcripts import transcript_scores, wer_counts, wer_from_counts
 from dtl.models.module_kinds import unwrap
 from dtl.models.speech import ctc_vocabulary
-from dtl.models.speech.ctc_processor import adapt_ctc_processor
+from dtl.models.speech.ctc_processor import (
+    adapt_ctc_processor,
+    ctc_head_config,
+    time_mask_settings,
+)
 from dtl.models.speech.encoder import (
     always_frozen_parameters,
     count_ctc_frames,
@@ -127,24 +131,17 @@ class Plugin(Task):
             "characters": count_characters(normalize(_text(row)) for row in rows),
             "has_head": any(name.endswith("ForCTC") for name in architectures),
             "head_size": getattr(base_config, "vocab_size", None),
-            "mask": self._mask(base_config),
+            "mask": time_mask_settings(
+                base_config,
+                fraction=self.options.mask_time_prob,
+                length=self.options.mask_time_length,
+            ),
             "settings": get_layerdrop_overrides(base_config),
             "frame_counts": [
                 count_ctc_frames(count_frames(samples, base_config), base_config)
                 for samples in PROBE_LENGTHS
             ],
             "has_language_adapters": getattr(base_config, "adapter_attn_dim", None) is not None,
-        }
-
-    def _mask(self, base_config: Any) -> dict[str, Any]:
-        """Return how training masks spans of frames; see draw_span_starts."""
-        requested, length = self.options.mask_time_prob, self.options.mask_time_length
-        is_on = getattr(base_config, "apply_spec_augment", True)
-        fraction = getattr(base_config, "mask_time_prob", 0.0) if is_on else 0.0
-        return {
-            "fraction": fraction if requested is None else requested,
-            "length": length or getattr(base_config, "mask_time_length", 10),
-            "min_spans": getattr(base_config, "mask_time_min_masks", 0),
         }
 
     def adapt_processor(
@@ -159,22 +156,7 @@ class Plugin(Task):
         )
 
     def head_config(self, dataset_stats: DatasetStats) -> dict[str, Any]:
-        mask = dataset_stats["mask"]
-        return {
-            **dataset_stats["settings"],
-            "vocab_size": dataset_stats["vocabulary_size"],
-            "pad_token_id": dataset_stats["blank"],
-            "ctc_zero_infinity": True,
-            "apply_spec_augment": mask["fraction"] > 0,
-            "mask_time_prob": mask["fraction"],
-            "mask_time_length": mask["length"],
-            "mask_feature_prob": 0.0,  # its bands would differ between layouts
-            **(
-                {"target_lang": dataset_stats["target_lang"]}
-                if dataset_stats["target_lang"]
-                else {}
-            ),
-        }
+        return ctc_head_config(dataset_stats)
 
     def max_length(self, processor: Any, dataset_stats: DatasetStats, base_config: Any) -> int:
         extractor = processor.feature_extractor

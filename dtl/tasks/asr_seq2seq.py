@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
@@ -33,12 +33,16 @@ from dtl.metrics.transcripts import (
     wer_from_counts,
 )
 from dtl.models.module_kinds import unwrap
-from dtl.models.processor import SpeechProcessor
 from dtl.models.speech.decoder_prompt import (
     configure_generation,
     configure_prompt,
     generate_texts,
     read_is_multilingual,
+)
+from dtl.models.speech.seq2seq_processor import (
+    Seq2SeqSpeechProcessor,
+    max_input_frames,
+    spec_augment_settings,
 )
 from dtl.tasks.base import DatasetStats, Encoder, Task
 
@@ -114,26 +118,10 @@ class Plugin(Task):
         return {
             "start": base_config.decoder_start_token_id,
             "positions": base_config.max_target_positions,
-            "frames": _max_input_frames(base_config),
+            "frames": max_input_frames(base_config),
             "multilingual": read_is_multilingual(base_config),
-            "spec_augment": self._spec_augment(base_config),
+            "spec_augment": spec_augment_settings(base_config, is_on=self.options.spec_augment),
         }
-
-    def _spec_augment(self, base_config: Any) -> dict[str, float] | None:
-        """Return the settings of SpecAugment, as JSON; None: training does not use it."""
-        is_on = self.options.spec_augment
-        if is_on is None:
-            is_on = getattr(base_config, "apply_spec_augment", False)
-        if not is_on:
-            return None
-        settings = SpecAugment.from_config(base_config)
-        if settings is None:
-            raise DtlError.of(
-                "task.spec_augment",
-                f"the config of a {base_config.model_type} model has no settings for it",
-                "leave the key out",
-            )
-        return settings.to_dict()
 
     def adapt_processor(
         self, processor: Any, dataset_stats: DatasetStats
@@ -335,23 +323,10 @@ class Plugin(Task):
         return wer_from_counts(counts)
 
 
-@dataclass
-class Seq2SeqSpeechProcessor(SpeechProcessor):
-    """Feature extractor and tokenizer, and the SpecAugment of training."""
-
-    augment: SpecAugment | None
-
-
 def target_tokens(text: str, tokenizer: Any, *, start: int) -> list[int]:
     """Return the labels of the decoder: its prompt and the text, without the start token."""
     labels: list[int] = list(tokenizer(text)["input_ids"])
     return labels[1:] if labels[0] == start else labels
-
-
-def _max_input_frames(base_config: Any) -> int:
-    """Return the most frames that the encoder reads; Whisper's always reads as many."""
-    stride = 2 if base_config.model_type == "whisper" else 2**base_config.num_conv_layers
-    return int(base_config.max_source_positions * stride)
 
 
 def _target_logits(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:

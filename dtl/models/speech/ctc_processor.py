@@ -131,3 +131,35 @@ def _loading_arguments(stats: dict[str, Any]) -> dict[str, Any]:
     if stats["new_head"]:
         return {"vocab_size": stats["vocabulary_size"], "ignore_mismatched_sizes": True}
     return {}
+
+
+def time_mask_settings(
+    base_config: Any, *, fraction: float | None, length: int | None
+) -> dict[str, Any]:
+    """Return how training masks spans of frames, for draw_span_starts.
+
+    `fraction` (of the frames) and `length` (frames of a span) default to those of the base.
+    """
+    is_on = getattr(base_config, "apply_spec_augment", True)
+    base_fraction = getattr(base_config, "mask_time_prob", 0.0) if is_on else 0.0
+    return {
+        "fraction": base_fraction if fraction is None else fraction,
+        "length": length or getattr(base_config, "mask_time_length", 10),
+        "min_spans": getattr(base_config, "mask_time_min_masks", 0),
+    }
+
+
+def ctc_head_config(stats: dict[str, Any]) -> dict[str, Any]:
+    """Return the changes to the model's config for the adapted stats."""
+    mask = stats["mask"]
+    config = {
+        **stats["settings"],
+        "vocab_size": stats["vocabulary_size"],
+        "pad_token_id": stats["blank"],
+        "ctc_zero_infinity": True,
+        "apply_spec_augment": mask["fraction"] > 0,
+        "mask_time_prob": mask["fraction"],
+        "mask_time_length": mask["length"],
+        "mask_feature_prob": 0.0,  # its bands would differ between layouts
+    }
+    return {**config, "target_lang": stats["target_lang"]} if stats["target_lang"] else config
