@@ -272,7 +272,7 @@ class Plugin(Task):
                 _losses(model, logits_BFV, batch).tolist(),
                 (batch["labels"] != IGNORE_INDEX).sum(1).tolist(),
                 batch["reference"].tolist(),
-                _decode_greedily(logits_BFV, batch, processor.tokenizer),
+                ctc_vocabulary.decode_greedily(logits_BFV, batch, processor.tokenizer),
                 strict=True,
             )
         ]
@@ -309,7 +309,9 @@ class Plugin(Task):
         """Return the transcripts."""
         return [
             {"predicted": text}
-            for text in _decode_greedily(_logits(model, batch), batch, processor.tokenizer)
+            for text in ctc_vocabulary.decode_greedily(
+                _logits(model, batch), batch, processor.tokenizer
+            )
         ]
 
     def metric_counts(self, records: list[EvalRecord], dataset_stats: DatasetStats) -> ndarray:
@@ -317,15 +319,6 @@ class Plugin(Task):
 
     def metric_from_counts(self, counts: ndarray) -> ndarray:
         return wer_from_counts(counts)
-
-
-def _decode_greedily(logits_BFV: Tensor, batch: dict[str, Tensor], tokenizer: Any) -> list[str]:
-    """Return the text of the most likely tokens, without repeats and blanks."""
-    paths, ends = logits_BFV.argmax(-1).tolist(), batch["frames"].tolist()
-    return [
-        ctc_vocabulary.decode_path(path[:end], tokenizer)
-        for path, end in zip(paths, ends, strict=True)
-    ]
 
 
 def _text(row: Row) -> str:

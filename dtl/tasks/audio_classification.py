@@ -112,8 +112,8 @@ class Plugin(Classification):
         max_samples = round(self.options.max_seconds * processor.sampling_rate)
         spare = len(samples_T) - max_samples
         start = int(rng.integers(spare + 1)) if rng is not None and spare > 0 else 0
-        shown = extract_features(samples_T[start : start + max_samples], processor)
-        return {**values, **shown, "name": processor.model_input_names[0]}
+        features = extract_features(samples_T[start : start + max_samples], processor)
+        return {**values, **features, "name": processor.model_input_names[0]}
 
     def transform_without_input(self, values: dict[str, Any], *, processor: Any) -> dict[str, Any]:
         max_samples = round(self.options.max_seconds * processor.sampling_rate)

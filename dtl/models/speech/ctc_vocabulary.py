@@ -6,9 +6,12 @@ import json
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dtl.core.errors import DtlError, near
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 BLANK, UNKNOWN, WORD_DELIMITER = "[PAD]", "[UNK]", "|"
 LOCATION = "task.language"
@@ -109,3 +112,12 @@ def decode_path(path: Iterable[int], tokenizer: Any) -> str:
         previous = token
     text = tokenizer.decode(tokens, group_tokens=False)
     return " ".join(text.split())
+
+
+def decode_greedily(logits_BFV: Tensor, batch: dict[str, Tensor], tokenizer: Any) -> list[str]:
+    """Return the text of the most likely tokens, without repeats and blanks.
+
+    `batch`: its `frames` (B,) are the frames of each example before padding.
+    """
+    paths, ends = logits_BFV.argmax(-1).tolist(), batch["frames"].tolist()
+    return [decode_path(path[:end], tokenizer) for path, end in zip(paths, ends, strict=True)]
