@@ -62,7 +62,7 @@ class PreflightResult:
 
 
 def run_preflight(folder: RunFolder, group: RankGroup, *, floor: float | None) -> PreflightResult:
-    """Probe this node, and return the same result on every rank that reaches rank 0.
+    """Probe this node, and return the same result on every rank that connects to rank 0.
 
     `floor`: least bandwidth, GB/s. Raises RankFailed on a rank that does not reach rank 0.
     """

@@ -66,7 +66,7 @@ def draft_site_file(*, partition: str | None = None) -> str:
         "# modules: []  # environment modules to load",
         "# setup: []  # shell lines after them, as: source $HOME/venv/bin/activate",
         "# node_local: $TMPDIR  # scratch on the node's own disk",
-        "# offline: false  # compute nodes reach the internet",
+        "# offline: false  # compute nodes have access to the internet",
     ]
     return "\n".join(lines) + "\n"
 

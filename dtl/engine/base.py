@@ -210,7 +210,7 @@ class Engine(ABC):
     @abstractmethod
     def gather_for_update(self, parameters: list[nn.Parameter]) -> AbstractContextManager[Any]:
         """Return the context in which every rank has the full parameters; rank 0's changes are
-        kept."""
+        retained."""
 
     @abstractmethod
     def prepare(self, model: nn.Module, optimizer: Optimizer) -> None:

@@ -30,7 +30,7 @@ from dtl.train.state import RunContext, TrainState, make_loader
 def run(
     folder: RunFolder, engine: Engine, data: PreparedData, process: ProcessContext
 ) -> RunResult:
-    """Run the whole job on one rank. Every rank must call."""
+    """Run the job on one rank. Every rank must call."""
     end: End
     # 1. What stays the same during the run.
     context = open_context(folder, engine, data, process)

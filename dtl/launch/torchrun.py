@@ -38,7 +38,7 @@ class LaunchCommand:
 class Rendezvous:
     """This node among those of a run, in torchrun's terms.
 
-    `master_addr`: of the first node, as the others reach it.
+    `master_addr`: of the first node, as the others connect to it.
     """
 
     node_rank: int

@@ -46,7 +46,7 @@ def text_normalizer(language: str | None) -> Callable[[str], str]:
 
     For English it is Whisper's, without its spelling table: numbers and contractions get one form.
     Otherwise lower case, no punctuation, one blank between words. Marks stay, because they are
-    letters in Indic and many other scripts.
+    characters in Indic and many other scripts.
     """
     if language != "en":
         return _normalize_basic

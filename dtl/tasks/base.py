@@ -157,7 +157,7 @@ class Task(ABC):
 
     @abstractmethod
     def encoder(self, processor: Any, dataset_stats: DatasetStats, base_config: Any) -> Encoder:
-        """Return the function that turns a row into numbers.
+        """Return the function that encodes a row as numbers.
 
         It raises DtlError for a fault that only the model's files or the other rows show.
         """

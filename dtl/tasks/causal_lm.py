@@ -53,7 +53,7 @@ class Options(Record):
     train_on: Literal["completion", "all"] = Field(
         "completion",
         description="Which tokens of a prompt/completion or chat row count in the loss: the "
-        "completion (the assistant's turns), or all. All tokens of plain text count.",
+        "completion (the assistant's messages), or all. All tokens of plain text count.",
     )
     append_eos: bool = Field(
         True,

@@ -42,7 +42,7 @@ class Watchdog:
 
     Its thread writes the heartbeat next to those of the other ranks. A rank that hangs blocks all
     of them, so each ends itself, with its stack in its log, and the first one prints which rank is
-    late. Time in which the whole process was suspended does not count.
+    late. Time in which the process was suspended does not count.
     """
 
     def __init__(

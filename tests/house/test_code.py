@@ -70,7 +70,6 @@ NAMES = {
     "begin": "init_from_data",
     "begin_over": "init_from_base_weights",
     "changing": "gather_for_update",
-    "chosen": "decision",
     "cut": "unshardable_reason",
     "draw": "subsample",
     "fit": "adapt_processor",

@@ -69,7 +69,7 @@ class Site(Record):
     bf16: bool = Field(default=True, description="whether the GPUs support bf16")
     cpus_per_task: int = Field(default=1, ge=1, description="CPU cores per rank")
     memory: str | None = Field(default=None, description="main memory per node, for --mem")
-    exclusive: bool = Field(default=False, description="whether jobs get whole nodes")
+    exclusive: bool = Field(default=False, description="whether jobs get nodes of their own")
     max_time: str | None = Field(
         default=None, description="longest time limit of the partition, as 24:00:00 or 2-00:00:00"
     )
@@ -105,7 +105,7 @@ class Site(Record):
         default=None,
         description="folder on each node's own disk, as $TMPDIR, for the caches of compilers",
     )
-    offline: bool = Field(default=False, description="whether nodes cannot reach the internet")
+    offline: bool = Field(default=False, description="whether nodes have no access to the internet")
     bandwidth_floor: float | None = Field(
         default=None, gt=0, description="lowest bandwidth of an all-reduce over the nodes, GB/s"
     )
@@ -126,7 +126,7 @@ class Site(Record):
                 yield ConfigFault(
                     "environment",
                     problem=f"'{name}' is not a valid variable name",
-                    fix="use letters, digits and _",
+                    fix="use A-Z, a-z, 0-9 and _",
                 )
 
     def _line_faults(self) -> Iterator[ConfigFault]:
