@@ -64,7 +64,7 @@ class PreflightResult:
 def run_preflight(folder: RunFolder, group: RankGroup, *, floor: float | None) -> PreflightResult:
     """Probe this node, and return the same result on every rank that connects to rank 0.
 
-    `floor`: least bandwidth, GB/s. Raises RankFailed on a rank that does not reach rank 0.
+    `floor`: least bandwidth, GB/s. Raises RankFailed on a rank that cannot connect to rank 0.
     """
     # 1. What this process finds on its node.
     report = probe_node(folder, rank=group.rank, local_rank=group.local_rank)

@@ -75,7 +75,7 @@ def connect(group: RankGroup) -> Store:
     except (RuntimeError, ValueError) as error:
         address = f"{group.master_addr} at port {group.master_port}"
         reason = str(error).splitlines()[0]
-        action = "listen at" if is_first else "reach"
+        action = "listen at" if is_first else "connect to"
         raise RankFailed.of(
             socket.gethostname(),
             f"cannot {action} {address} ({reason})",

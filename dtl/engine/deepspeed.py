@@ -67,12 +67,12 @@ class DeepSpeedEngine(Engine):
             bridge.set_hf_deepspeed_config(self.accelerator.state.deepspeed_plugin.dschf)
 
     def gather_for_read(self, parameters: list[nn.Parameter]) -> AbstractContextManager[Any]:
-        return self._gather(parameters, modifier_rank=None)
+        return self._gather_parameters(parameters, modifier_rank=None)
 
     def gather_for_update(self, parameters: list[nn.Parameter]) -> AbstractContextManager[Any]:
-        return self._gather(parameters, modifier_rank=0)
+        return self._gather_parameters(parameters, modifier_rank=0)
 
-    def _gather(
+    def _gather_parameters(
         self, parameters: list[nn.Parameter], *, modifier_rank: int | None
     ) -> AbstractContextManager[Any]:
         from deepspeed.runtime.zero import GatheredParameters

@@ -174,8 +174,8 @@ class Supervisor:
 
 def _describe_oom_kill(folder: RunFolder) -> str:
     """Return what the run did before the kernel killed a process, by the last heartbeats."""
-    beats = read_heartbeats(folder.heartbeats)
-    activity = min(beats, key=lambda beat: beat.last_alive).activity if beats else "start"
+    heartbeats = read_heartbeats(folder.heartbeats)
+    activity = min(heartbeats, key=lambda each: each.last_alive).activity if heartbeats else "start"
     change = suggest_memory_reduction(folder.plan, activity=activity)
     return (
         "the kernel has killed a process because main memory was full; the last activity of the "

@@ -22,10 +22,10 @@ def generate() -> dict[str, list[dict[str, Any]]]:
         split = heldout if docstrings.hash_to_unit_interval(files[text]) < HELDOUT_SHARE else train
         split.append(text)
     seen = {shingle for text in train for shingle in split_shingles(text)}
-    unseen = [text for text in heldout if _seen_share(text, seen) <= MAX_SHARED_SHINGLES]
+    new_texts = [text for text in heldout if _seen_share(text, seen) <= MAX_SHARED_SHINGLES]
     return {
         "train": [{"text": text} for text in train],
-        "heldout": [{"text": text} for text in unseen[:HELDOUT_ROWS]],
+        "heldout": [{"text": text} for text in new_texts[:HELDOUT_ROWS]],
     }
 
 

@@ -45,8 +45,8 @@ def generate() -> dict[str, list[dict[str, Any]]]:
     for file, text in _iterate_texts():
         (heldout if docstrings.hash_to_unit_interval(file) < HELDOUT_SHARE else train).append(text)
     reviews = [row["text"] for row in sentiment.generate()["unlabeled"]]
-    unseen = set(heldout) - set(train)
-    heldout = sorted(unseen, key=docstrings.hash_to_unit_interval)[:HELDOUT_ROWS]
+    new_texts = set(heldout) - set(train)
+    heldout = sorted(new_texts, key=docstrings.hash_to_unit_interval)[:HELDOUT_ROWS]
     return {
         "train": _shuffle_texts(train + reviews[HELDOUT_REVIEWS:]),
         "heldout": _shuffle_texts(heldout + reviews[:HELDOUT_REVIEWS]),

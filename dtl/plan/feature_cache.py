@@ -74,7 +74,7 @@ def _find_obstacle(
     """Return why cached features would not give the same result; None where they would."""
     if not request.parts.task.single_forward:
         return (
-            f"task {request.config.task.name} generates text token by token through the whole "
+            f"task {request.config.task.name} generates text token by token through the full "
             "model, so there is no head that runs alone"
         )
     return examples.varied_reason or phase.inseparable_reason

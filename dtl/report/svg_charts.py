@@ -138,7 +138,7 @@ def _draw_intervals(series: Series, x: Scale, y: Scale, *, color: int) -> str:
 
 
 def _draw_point_label(point: tuple[float, float], name: str) -> str:
-    """Return a label beside a point, on the side with more space."""
+    """Return a label next to a point, on the side with more space."""
     is_at_right = point[0] > WIDTH * 0.7
     offset, anchor = (-8, "end") if is_at_right else (8, "start")
     return _draw_text(point[0] + offset, point[1] + 4, name, f"tick {anchor}")

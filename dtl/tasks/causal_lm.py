@@ -144,7 +144,7 @@ class Plugin(Task):
 
     def _chat_tokens(self, row: Row, tokenizer: Any, limit: int) -> tuple[list[int], list[bool]]:
         """Supervise what each assistant turn adds, or all tokens."""
-        turns: Any = row.fields["messages"]
+        messages: Any = row.fields["messages"]
         chat_tokenizer = ChatTokenizer(
             tokenizer,
             max_tokens=limit,
@@ -152,8 +152,8 @@ class Plugin(Task):
             plain_format="`prompt` and `completion`",
             alternative="set task.train_on=all, or give the data as `prompt` and `completion`",
         )
-        supervised = None if self.options.train_on == "all" else assistant_indices(turns)
-        return chat_tokenizer.tokenize(turns, row, supervised=supervised)
+        supervised = None if self.options.train_on == "all" else assistant_indices(messages)
+        return chat_tokenizer.tokenize(messages, row, supervised=supervised)
 
     def collate(self, examples: list[dict[str, Any]], *, pad_token_id: int) -> dict[str, Tensor]:
         labels = [example["labels"] for example in examples]
@@ -180,9 +180,9 @@ class Plugin(Task):
         self, fields: dict[str, Any], dataset_stats: DatasetStats
     ) -> dict[str, Any]:
         """Return the fields with a completion, or with one more turn of the assistant."""
-        turns = fields.get("messages")
-        if isinstance(turns, list):
-            return {**fields, "messages": [*turns, {"role": "assistant", "content": "-"}]}
+        messages = fields.get("messages")
+        if isinstance(messages, list):
+            return {**fields, "messages": [*messages, {"role": "assistant", "content": "-"}]}
         prompt = {"prompt": fields["text"]} if "prompt" not in fields and "text" in fields else {}
         return {**fields, **prompt, "completion": "-"}
 

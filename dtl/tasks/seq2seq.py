@@ -72,8 +72,8 @@ class Options(Record):
     )
     metric: Literal["rouge", "bleu", "none"] = Field(
         "rouge",
-        description="Metric of generated texts: rouge (ROUGE-1, 2, L and Lsum, of Latin letters "
-        "and digits), bleu (sacreBLEU and chrF), or none: nothing is generated.",
+        description="Metric of generated texts: rouge (ROUGE-1, 2, L and Lsum, of a-z "
+        "and 0-9), bleu (sacreBLEU and chrF), or none: nothing is generated.",
     )
     max_new_tokens: int | None = Field(
         None, ge=1, description="Longest generated text in tokens. Default: max_target_length."

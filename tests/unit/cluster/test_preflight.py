@@ -147,7 +147,7 @@ def test_missing_node_is_named_in_time(nodes, run):
 def test_missing_rank_0_is_reported(nodes):
     nodes.start(1, more=("--seconds", "1"))
     codes, _, errors = nodes.wait()
-    assert codes == [3] and "preflight: node1: cannot reach 127.0.0.1 at port" in errors
+    assert codes == [3] and "preflight: node1: cannot connect to 127.0.0.1 at port" in errors
 
 
 @pytest.mark.parametrize(

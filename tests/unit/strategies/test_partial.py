@@ -189,7 +189,7 @@ def test_missing_blocks_and_parameters_are_rejected(options: dict[str, Any], pro
     ("options", "problem"),
     [
         ({"top": 2, "blocks": (0, 1)}, "cannot be combined with blocks"),
-        ({"top": 2.5}, "is not an integer \(got 2.5\)"),
+        ({"top": 2.5}, r"is not an integer \(got 2.5\)"),
         ({"top": 0}, "greater than 0"),
         ({"blocks": (2, 1)}, "got 2, 1"),
         ({"blocks": (-1, 1)}, "got -1, 1"),
