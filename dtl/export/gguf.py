@@ -29,7 +29,7 @@ def find_converter(option: Path | None) -> Path:
                 location, f"there is no file {script}", f"name llama.cpp's {CONVERTER}"
             )
         return script
-    on_path = shutil.which(CONVERTER) or find_on_path()
+    on_path = shutil.which(CONVERTER) or _find_in_path_folders()
     if on_path is None:
         raise DtlError.of(
             "--format",
@@ -41,7 +41,7 @@ def find_converter(option: Path | None) -> Path:
     return Path(on_path)
 
 
-def find_on_path() -> Path | None:
+def _find_in_path_folders() -> Path | None:
     """Return the script in a folder of PATH, even if it is not executable."""
     folders = os.environ.get("PATH", "").split(os.pathsep)
     files = (Path(folder) / CONVERTER for folder in folders)
