@@ -17,19 +17,19 @@ TOGETHER := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES)
 quickstart: $(VENV)/.dtl-installed
 	$(BIN)/dtl train configs/quickstart/text.yaml
 
-# Does transfer pay? Scanned digits, told by a network that has seen letters alone.
+# Does transfer pay? A network trained on the alphabet, adapted to scanned digits.
 demo: $(VENV)/.dtl-installed
 	$(BIN)/dtl compare configs/quickstart/vision.yaml
 	$(BIN)/dtl report comparisons/vision
 
-# Tests that measure seconds come last, alone.
+# Tests that measure seconds come last, one at a time.
 test: $(VENV)/.dtl-installed-dev
-	$(TOGETHER) -m "not slow and not alone" $(PYTEST_ARGS)
-	$(BIN)/python -m pytest -m "not slow and alone" $(PYTEST_ARGS)
+	$(TOGETHER) -m "not slow and not serial" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "not slow and serial" $(PYTEST_ARGS)
 
 test-all: $(VENV)/.dtl-installed-dev
-	$(TOGETHER) -m "not alone" $(PYTEST_ARGS)
-	$(BIN)/python -m pytest -m "alone" $(PYTEST_ARGS)
+	$(TOGETHER) -m "not serial" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "serial" $(PYTEST_ARGS)
 
 lint: $(VENV)/.dtl-installed-dev
 	$(BIN)/ruff format --check .

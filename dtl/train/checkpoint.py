@@ -34,7 +34,7 @@ class CheckpointStore:
 
     `identity`: of the run that they belong to; checkpoints of another run count as damaged.
     `previous_identities`: of this run before its config was changed by --allow-change.
-    `newest_to_keep`: how many of the newest are retained, in addition to the best. `rollback_steps`:
+    `newest_to_keep`: how many of the newest are retained besides the best. `rollback_steps`:
     steps that the run may have to roll back. `check_lease`: raises where the folder belongs to
     another process by now.
     """

@@ -41,7 +41,7 @@ def test_every_task_has_a_case():
     )
 
 
-# Contracts of every task ---------------------------------------------------------------------------
+# Contracts of every task -------------------------------------------------------------------------
 
 
 def test_loss_of_a_batch_is_the_sum_over_its_parts(bench):

@@ -72,7 +72,7 @@ def test_usr1_to_the_launcher_saves_and_ends_with_75(desk: Path) -> None:
     assert losses(run) == losses(whole)
 
 
-@pytest.mark.alone
+@pytest.mark.serial
 def test_a_launch_ends_before_its_wall_time_and_the_next_one_goes_on(desk: Path) -> None:
     run, began = RunFolder(desk / "runs" / "clock"), time.time()
     long = (ALONE, "train.steps=1000000", "optim.schedule=constant")

@@ -23,8 +23,8 @@ from dtl.config.load import load_config
 from dtl.data.sources.rows import Row
 from tests.distributed import launching
 
-HOUSE = Path(__file__).parents[2]
-PAGES = [HOUSE / "README.md", HOUSE / "CONTRIBUTING.md", *sorted((HOUSE / "docs").glob("*.md"))]
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"(?:<!-- file: (\S+) -->\n)?^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 QUICKSTART = "dtl train configs/quickstart/text.yaml"
@@ -65,7 +65,7 @@ def _plugin(page: str) -> ModuleType:
 
 
 def _script(name: str) -> Any:
-    spec = importlib.util.spec_from_file_location(name, HOUSE / "docs" / f"{name}.py")
+    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -77,7 +77,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkout after `make quickstart`: recipes, launch files, the pages' own files, a run."""
     folder = tmp_path_factory.mktemp("docs")
     for name in ("configs", "launch"):
-        (folder / name).symlink_to(HOUSE / name)
+        (folder / name).symlink_to(ROOT / name)
     for block in [*_blocks("json"), *_blocks("yaml")]:
         if block.file:
             (folder / block.file).write_text(block.text, encoding="utf-8")
@@ -108,8 +108,8 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 def test_every_page_is_reached_from_the_readme() -> None:
-    linked = LINK.findall((HOUSE / "README.md").read_text(encoding="utf-8"))
-    assert {page.relative_to(HOUSE).as_posix() for page in PAGES[1:]} <= set(linked)
+    linked = LINK.findall((ROOT / "README.md").read_text(encoding="utf-8"))
+    assert {page.relative_to(ROOT).as_posix() for page in PAGES[1:]} <= set(linked)
 
 
 @pytest.mark.parametrize("block", _blocks("python"), ids=str)
@@ -129,28 +129,28 @@ def test_configs_load(tmp_path: Path, block: Block) -> None:
 
 
 def test_config_page_is_that_of_the_schema() -> None:
-    page = (HOUSE / "docs" / "config.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "config.md").read_text(encoding="utf-8")
     assert page == _script("make_config_page").page(), "run: python docs/make_config_page.py"
 
 
 def test_anatomy_page_is_that_of_the_models() -> None:
-    page = (HOUSE / "docs" / "anatomy.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "anatomy.md").read_text(encoding="utf-8")
     assert page == _script("make_anatomy_page").page(), "run: python -m docs.make_anatomy_page"
 
 
 def test_the_tables_of_adapters_are_those_of_the_strategies():
-    page = (HOUSE / "docs" / "peft.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "peft.md").read_text(encoding="utf-8")
     assert page == _script("make_peft_tables").page(page), "run: python docs/make_peft_tables.py"
 
 
 @pytest.mark.parametrize("name", ["slurm", "sites"])
 def test_the_tables_of_sites_are_those_of_the_record_and_the_files(name):
-    page = (HOUSE / "docs" / f"{name}.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8")
     assert page == _script("make_site_tables").page(page), "run: python docs/make_site_tables.py"
 
 
 def test_floors_are_those_that_are_enforced() -> None:
-    settings = tomllib.loads((HOUSE / "pyproject.toml").read_text(encoding="utf-8"))
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     layers = settings["tool"]["importlinter"]["contracts"][0]["layers"]
     shown = [block for block in _blocks("text") if block.text.startswith("dtl.__main__")]
     assert [re.split(r"\s{2,}", line)[0] for line in shown[0].text.splitlines()] == layers
@@ -168,7 +168,7 @@ def test_shown_strategy_is_the_one_in_the_folder(encoder: Path) -> None:
     from transformers import AutoModelForSequenceClassification
 
     shown = next(block for block in _blocks("python") if block.page.name == "add-a-strategy.md")
-    file = HOUSE / "dtl" / "strategies" / "bitfit.py"
+    file = ROOT / "dtl" / "strategies" / "bitfit.py"
     assert shown.text == file.read_text(encoding="utf-8")
     module = _plugin("add-a-strategy.md")
     model = AutoModelForSequenceClassification.from_pretrained(encoder)
@@ -180,7 +180,7 @@ def test_shown_strategy_is_the_one_in_the_folder(encoder: Path) -> None:
 
 def test_strategies_page_tells_of_every_strategy() -> None:
     """One row each, with the learning rate and the kind of export that the plugin has."""
-    page = (HOUSE / "docs" / "strategies.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "strategies.md").read_text(encoding="utf-8")
     start = page.index("| strategy | trained parameters | learning rate | exported | paper |")
     rows = re.findall(
         r"^\| `(\w+)` \|[^|]+\| ([\d.e-]+) \| (\w+) \|",
@@ -234,21 +234,21 @@ def test_shown_backend_does_what_it_says(tmp_path: Path) -> None:
 
 def test_the_first_command_installs_all_that_readme_shows():
     """The tests bring their own tools, and nothing else that dtl could be lacking."""
-    project = tomllib.loads((HOUSE / "pyproject.toml").read_text(encoding="utf-8"))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     extras = project["project"]["optional-dependencies"]
     assert "dtl[all]" in extras["test"] and "dtl[test]" in extras["dev"]
     own = [needed for needed in extras["test"] + extras["dev"] if not needed.startswith("dtl[")]
     tools = {re.match(r"[\w-]+", needed)[0].replace("-", "_") for needed in own}
-    code = "\n".join(file.read_text("utf-8") for file in (HOUSE / "dtl").rglob("*.py"))
+    code = "\n".join(file.read_text("utf-8") for file in (ROOT / "dtl").rglob("*.py"))
     imported = set(re.findall(r"^ *(?:from|import) (\w+)", code, re.MULTILINE))
     assert len(tools) > 5 and not tools & imported
-    makefile = (HOUSE / "Makefile").read_text(encoding="utf-8")
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     assert re.search(r"^\$\(VENV\)/.dtl-installed:.*\n.*\n\t.*'\.\[all\]'$", makefile, re.MULTILINE)
 
 
 def _targets() -> dict[str, str]:
     """The Makefile's targets and the first line of their recipes."""
-    text = (HOUSE / "Makefile").read_text(encoding="utf-8")
+    text = (ROOT / "Makefile").read_text(encoding="utf-8")
     return dict(re.findall(r"^([a-z-]+):.*\n\t(.*)$", text, re.MULTILINE))
 
 

@@ -8,7 +8,7 @@ from time import perf_counter
 
 import pytest
 
-HOUSE = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[2]
 HEAVY = ("torch", "transformers", "accelerate", "deepspeed", "peft", "datasets", "pyarrow", "numpy")
 COMMANDS = (
     ["--help"],
@@ -27,7 +27,7 @@ def test_imports_only_point_down():
     pytest.importorskip("importlinter")
     linted = subprocess.run(
         [sys.executable, "-c", "from importlinter.cli import lint_imports_command as run; run()"],
-        cwd=HOUSE,
+        cwd=ROOT,
         capture_output=True,
         text=True,
         check=False,
@@ -47,7 +47,7 @@ def test_desk_commands_import_nothing_heavy(command):
     assert ran.stderr == "0\n"
 
 
-@pytest.mark.alone
+@pytest.mark.serial
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
 def test_desk_commands_answer_quickly(command):
     """The best of five counts: a busy machine slows some of them, never speeds one up."""
