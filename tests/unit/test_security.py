@@ -1,4 +1,4 @@
-"""No pickle and no foreign code is ever run, wherever it is planted; no secret is ever told."""
+"""No pickle and no foreign code is run, wherever it is; no secret is printed."""
 
 import json
 import os
@@ -188,11 +188,11 @@ def test_payloads_in_model_data_cache_and_checkpoints_are_not_run(desk, canaries
 
 @dataclass(frozen=True)
 class Refused:
-    """What is planted, with which command it is met, and what is then told."""
+    """A payload, the command that reads it, and the expected message."""
 
     name: str
     plant: Callable[[Path, Path], object]
-    told: str
+    message: str
     overrides: tuple[str, ...] = ()
 
 
@@ -341,21 +341,21 @@ REFUSED = [
 def test_files_that_would_run_code_are_one_fault(refused, desk, canaries, capfd):
     refused.plant(desk, canaries)
     assert cli.main(["train", "run.yaml", *refused.overrides]) == 2
-    (told,) = capfd.readouterr().err.splitlines()
-    assert refused.told in told
+    (message,) = capfd.readouterr().err.splitlines()
+    assert refused.message in message
     assert list(canaries.iterdir()) == []
     assert not (desk / "runs").exists() and not (desk / "tagged").exists()
 
 
 @pytest.mark.parametrize(
-    ("plant", "told"),
+    ("plant", "message"),
     [
         (index_naming("shard.bin"), "which is no safetensors file in its folder"),
         (adapter_beside_a_model, "is an adapter"),
     ],
     ids=["index", "adapter"],
 )
-def test_the_same_holds_for_a_hub_model(plant, told, desk, canaries, tmp_path):
+def test_the_same_holds_for_a_hub_model(plant, message, desk, canaries, tmp_path):
     """As the hub's cache has it: a commit, and what its main branch points to."""
     plant(desk, canaries)
     home = tmp_path / "hub" / "models--someone--model"
@@ -364,7 +364,7 @@ def test_the_same_holds_for_a_hub_model(plant, told, desk, canaries, tmp_path):
     shutil.copytree(desk / "base", home / "snapshots" / ("0a" * 20))
     ended = dtl("plan", "run.yaml", "model.path=someone/model", HF_HUB_CACHE=str(tmp_path / "hub"))
     assert ended.returncode == 2
-    assert told in ended.stderr.splitlines()[-1]
+    assert message in ended.stderr.splitlines()[-1]
     assert list(canaries.iterdir()) == []
 
 
@@ -465,9 +465,9 @@ def command_lines(parent: int) -> set[str]:
 def test_a_password_in_a_url_is_not_printed(desk, capfd, key):
     address = f"https://user:{MARKER}@example.com/rows.jsonl?token={MARKER}"
     assert cli.main(["train", "run.yaml", f"{key}={address}"]) == 2
-    told = capfd.readouterr()
-    assert "dtl reads no https:// addresses" in told.err
-    assert MARKER not in told.err + told.out
+    message = capfd.readouterr()
+    assert "dtl reads no https:// addresses" in message.err
+    assert MARKER not in message.err + message.out
     assert not (desk / "runs").exists()
 
 
