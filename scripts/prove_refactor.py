@@ -43,6 +43,7 @@ RENAMED: dict[str, str] = {  # config keys ("train.old": "train.new") and paths 
 RENAMED_VALUES: dict[str, str] = {}  # values of config keys: names of tasks, strategies, choices
 RENAMED_OUTPUTS: dict[str, str] = {  # metrics, keys of results, files and folders of a run
     "cer_normalised": "cer_normalized",
+    "evaluations/generated": "hypothesis",
     "evaluations/hits": "correct",
     "evaluations/likelier": "label_rank",
     "wer_normalised": "wer_normalized",

@@ -1,4 +1,4 @@
-"""Generates mini:glyphs: perturbed images of letters and signs in many fonts; without digits.
+"""Generates mini:glyphs: perturbed images of characters and signs in many fonts; without digits.
 
 The clean glyphs are in `glyphs.png`, one column per sign and one row per font.
 """

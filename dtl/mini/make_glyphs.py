@@ -1,4 +1,4 @@
-"""Draws `glyphs.png`: letters and signs in matplotlib's fonts, one row per font.
+"""Draws `glyphs.png`: characters and signs in matplotlib's fonts, one row per font.
 
 `python -m dtl.mini.make_glyphs IMAGE` draws it again (needs `dtl[mini,vision]`). Nothing else in
 dtl imports this module.
