@@ -140,12 +140,16 @@ def test_base_without_a_trained_head_is_not_scored(classifier, tmp_path, capsys)
     assert main(["evaluate", config, "data.eval=null"]) == 2
     assert "no held-out rows to score on" in capsys.readouterr().err
     assert main(["evaluate", str(classifier.path)]) == 2
-    assert "give --data ROWS" in capsys.readouterr().err
+    assert "Fix: add --data ROWS" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("row", "problem"),
-    [('{"txt": "x"}', "there is no `text`"), ("{", "no valid JSON"), ('{"text": 5}', "is int")],
+    [
+        ('{"txt": "x"}', "the column `text` is missing"),
+        ("{", "invalid JSON"),
+        ('{"text": 5}', "is int"),
+    ],
 )
 def test_invalid_input_gives_one_line(classifier, tmp_path, capsys, row, problem):
     (tmp_path / "in.jsonl").write_text(row + "\n")
