@@ -29,11 +29,11 @@ from dtl.data.loader import Loader
 from dtl.engine.base import Engine
 from dtl.models.locate import locate_model
 from dtl.models.processor import get_pad_token_id
-from dtl.prepare import preparation
+from dtl.prepare import prepared_run
 from dtl.prepare.prepared_data import PreparedData
 from dtl.train import optim
-from dtl.train.feature_cache import use_cached_features
-from dtl.train.feature_extraction import FeatureExtractor
+from dtl.train.features.cache import use_cached_features
+from dtl.train.features.extraction import FeatureExtractor
 from dtl.train.model import build_model
 from dtl.train.setup import start_engine
 
@@ -87,7 +87,7 @@ def measure(case: str, folder: Path) -> Measurement:
         case = case.replace("path: large", f"path: {folder / 'large'}")
     path = folder / "config.yaml"
     path.write_text(case + SETTINGS.format(folder=folder), encoding="utf-8")
-    prepared = preparation.prepare_run(load_config(path))
+    prepared = prepared_run.prepare_run(load_config(path))
     config, plan, parts, examples = (
         prepared.config,
         prepared.plan,

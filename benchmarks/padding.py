@@ -14,7 +14,7 @@ from itertools import combinations
 import numpy as np
 
 from dtl.data.batching import Batching
-from dtl.data.order import count_padding, largest_padded_size, split_into_micro_batches
+from dtl.data.micro_batches import count_padding, largest_padded_size, split_into_micro_batches
 
 EXAMPLES, SEED = 5000, 0
 EXAMPLES_PER_STEP, TOKENS_PER_STEP, MICRO_BATCH = 32, 4096, 8

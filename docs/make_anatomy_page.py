@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dtl.models.anatomy import find_anatomy
+from dtl.models.structure.model_structure import find_anatomy
 from tests.architectures import ARCHITECTURES
 
 PAGE = Path(__file__).parent / "anatomy.md"

@@ -64,7 +64,7 @@ class ResumeOptions:
 
 def plan(config: RunConfig) -> Plan:
     """Return what `train` would launch, and why. Reads the data; starts nothing."""
-    from dtl.prepare.preparation import prepare_run
+    from dtl.prepare.prepared_run import prepare_run
 
     return prepare_run(config).plan
 
@@ -101,15 +101,15 @@ def train(
 
 
 def _train(config: RunConfig, supervisor: Supervisor) -> RunResult:
-    from dtl.prepare import preparation
+    from dtl.prepare import prepared_run
 
     # 1. Resume a run of the same config.
     folder = RunFolder.from_config(config)
-    if preparation.has_same_run(folder, config):
+    if prepared_run.has_same_run(folder, config):
         overrides = _layout_overrides(config, folder)
         return _resume(folder, overrides, supervisor)
     # 2. Check that the run can start here.
-    preparation.check_unused(folder, config)
+    prepared_run.check_unused(folder, config)
     if config.layout.nodes > 1:
         raise DtlError.of(
             "layout.nodes",
@@ -117,10 +117,10 @@ def _train(config: RunConfig, supervisor: Supervisor) -> RunResult:
             "run `dtl launch CONFIG --node-rank R --master HOST` on each machine, R from 0",
         )
     # 3. Prepare data, plan and folder; then launch.
-    prepared = preparation.prepare_run(config)
+    prepared = prepared_run.prepare_run(config)
     for line in (*prepared.plan.format_lines(), *prepared.data.format_lines()):
         supervisor.print_line(line)
-    preparation.write_run(folder, prepared)
+    prepared_run.write_run(folder, prepared)
     return RunResult(supervisor.launch(folder, prepared), folder)
 
 
@@ -143,9 +143,9 @@ def resume(
     job = Submission.load(folder.path)
     if job is not None and folder.state != "finished":
         from dtl.cluster.submit import check_not_queued, resubmit
-        from dtl.prepare import preparation
+        from dtl.prepare import prepared_run
 
-        config = preparation.load_changed_config(folder, overrides, allow_change=allow_change)
+        config = prepared_run.load_changed_config(folder, overrides, allow_change=allow_change)
         if not chosen.here:
             resubmit(
                 folder,
@@ -180,7 +180,7 @@ def _resume(
     needs_new_plan: bool = False,
 ) -> RunResult:
     """Resume on this machine. `needs_new_plan`: the run was planned for another machine."""
-    from dtl.prepare import preparation
+    from dtl.prepare import prepared_run
 
     if folder.state == "finished":
         supervisor.print_line(f"{folder.path} is finished; nothing to do")
@@ -188,10 +188,10 @@ def _resume(
     supervisor.print_line(f"{folder.path} was interrupted; resuming")
     prepared = None
     if overrides or needs_new_plan:
-        config = preparation.load_changed_config(folder, overrides, allow_change=allow_change)
-        prepared = preparation.prepare_run(config)
-        preparation.check_data_unchanged(folder, prepared.data)
-        preparation.write_run(folder, prepared)
+        config = prepared_run.load_changed_config(folder, overrides, allow_change=allow_change)
+        prepared = prepared_run.prepare_run(config)
+        prepared_run.check_data_unchanged(folder, prepared.data)
+        prepared_run.write_run(folder, prepared)
         for line in prepared.plan.format_lines():
             supervisor.print_line(line)
     return RunResult(supervisor.launch(folder, prepared), folder)

@@ -18,7 +18,7 @@ from typing import Any
 import psutil
 
 from benchmarks.chaos.setup import EVALUATE_EVERY, Scenario, Setup
-from dtl.launch.child_process import die_with_parent
+from dtl.launch.child_process import set_parent_death_signal
 
 LIMIT_SECONDS = 240.0  # nothing here takes so long unless it hangs
 END_SECONDS = 45.0  # a launcher gives its ranks 30 s
@@ -113,7 +113,7 @@ class Run:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                preexec_fn=die_with_parent,  # ending the trials ends their runs
+                preexec_fn=set_parent_death_signal,  # ending the trials ends their runs
             )
 
     @property

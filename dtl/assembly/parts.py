@@ -10,7 +10,7 @@ from dtl.config import registry
 from dtl.config.schema import RunConfig
 from dtl.core.errors import DtlError
 from dtl.models.load import LoadedModel
-from dtl.models.module_kinds import batch_norms
+from dtl.models.structure.module_kinds import batch_norms
 from dtl.strategies.base import Strategy
 from dtl.tasks.base import Task
 

@@ -80,8 +80,8 @@ def _draft_site(partition: str | None, out: Path | None) -> None:
         with out.open("x", encoding="utf-8") as file:
             file.write(text)
     except FileExistsError:
-        raise DtlError.of("--out", f"{out} exists already", "name another file") from None
+        raise DtlError.of("--out", f"{out} exists already", "use another file") from None
     except OSError as error:
         problem = f"{out} cannot be written ({error.strerror})"
-        raise DtlError.of("--out", problem, "name another folder") from None
+        raise DtlError.of("--out", problem, "use another folder") from None
     print(f"written to {out}; check it before you use it")

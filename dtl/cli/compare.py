@@ -63,7 +63,7 @@ def compare(
     changes = [*(overrides or ()), *flags]
     if not (changes or only_list or cell or job) and _show_finished(path):
         return
-    from dtl.compare.cluster import QueueOptions
+    from dtl.compare.slurm_arrays import QueueOptions
     from dtl.compare.start import StartOptions
 
     queue = None if cluster is None else QueueOptions(cluster, time, account, partition)

@@ -63,7 +63,7 @@ def predict(
             print(line)
         return
     if not out.parent.is_dir():
-        raise DtlError.of("--out", f"there is no folder {out.parent}", "create it, or name another")
+        raise DtlError.of("--out", f"there is no folder {out.parent}", "create it, or use another")
     with open_atomic(out, sync=False) as file:
         file.writelines(f"{line}\n" for line in lines)
 

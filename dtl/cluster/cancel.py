@@ -71,5 +71,5 @@ def _wait_until_stopped(folder: RunFolder, print_line: Callable[[str], None]) ->
         time.sleep(0.5)
     print_line(
         f"{folder.path}: {status.state} after step {status.step}; "
-        f"`dtl resume {folder.path}` continues"
+        f"to continue, run `dtl resume {folder.path}`"
     )

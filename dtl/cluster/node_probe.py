@@ -18,8 +18,8 @@ from dtl.core.units import format_bytes
 from dtl.data.cache.encoded import INDEX_FILE
 from dtl.models.fingerprint import find_hub_snapshot, fingerprint_model
 from dtl.models.locate import locate_model
+from dtl.plan.disk import checkpoint_bytes
 from dtl.plan.hardware import free_disk_bytes
-from dtl.plan.memory import checkpoint_bytes
 from dtl.plan.records import Layout
 from dtl.run.folder import RunFolder
 from dtl.run.versions import find_package_versions

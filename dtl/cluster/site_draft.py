@@ -87,8 +87,8 @@ def _query_partitions() -> list[Partition]:
     for line in _run("sinfo", "--noheader", "--format=%P|%l|%G").splitlines():
         name, max_time, gres = line.split("|", 2)
         name, is_default = name.rstrip("*"), name.endswith("*")
-        former = partitions.get(name)
-        gpus = min(_count_gpus(gres), former.gpus) if former else _count_gpus(gres)
+        previous = partitions.get(name)
+        gpus = min(_count_gpus(gres), previous.gpus) if previous else _count_gpus(gres)
         partitions[name] = Partition(name, is_default, max_time, gpus)
     if not partitions:
         fix = "ask the administrators which partitions you may use"

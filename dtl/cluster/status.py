@@ -73,7 +73,7 @@ def find_runs(path: Path) -> list[RunFolder]:
         for file in path.glob("/".join(["*"] * depth) + "/run.json")
     ]
     if not runs:
-        raise DtlError.of(str(path), "there is no run in this folder", "name another with --dir")
+        raise DtlError.of(str(path), "there is no run in this folder", "choose another with --dir")
     return [RunFolder(run) for run in sorted(runs)]
 
 

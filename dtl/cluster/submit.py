@@ -15,9 +15,9 @@ from dtl.core.errors import DtlError
 from dtl.core.process_env import launcher_environment
 from dtl.core.units import parse_seconds
 from dtl.plan.hardware import node_hardware
-from dtl.plan.records import OuterLaunch
-from dtl.prepare import preparation
-from dtl.prepare.preparation import Prepared
+from dtl.plan.records import ExternalLaunch
+from dtl.prepare import prepared_run
+from dtl.prepare.prepared_run import Prepared
 from dtl.run.folder import RunFolder
 from dtl.run.submission import Submission
 
@@ -91,7 +91,7 @@ def submit_runs(
     runs = []
     for config in configs:
         folder = RunFolder.from_config(config)
-        if preparation.has_same_run(folder, config) and folder.state == "finished":
+        if prepared_run.has_same_run(folder, config) and folder.state == "finished":
             print_line(f"{folder.path} is finished; nothing to do")
             continue
         check_not_queued(folder)
@@ -107,7 +107,7 @@ def submit_runs(
 
 def resubmit(
     folder: RunFolder,
-    former: Submission,
+    previous: Submission,
     config: RunConfig,
     *,
     nodes: int | None,
@@ -116,28 +116,30 @@ def resubmit(
 ) -> None:
     """Submit an interrupted run again, as before or with other nodes or time. Raises DtlError."""
     check_not_queued(folder)
-    site = Options.model_validate(former.options)
+    site = Options.model_validate(previous.options)
     allocation = _Allocation(
         site=site,
-        nodes=nodes or former.nodes,
-        processes_per_node=former.processes_per_node,
+        nodes=nodes or previous.nodes,
+        processes_per_node=previous.processes_per_node,
         time_limit_seconds=(
-            former.time_limit_seconds if time_limit is None else parse_time_limit(time_limit, site)
+            previous.time_limit_seconds
+            if time_limit is None
+            else parse_time_limit(time_limit, site)
         ),
-        chain_length=former.chain_length,
-        working_dir=Path(former.working_dir),
+        chain_length=previous.chain_length,
+        working_dir=Path(previous.working_dir),
     )
     prepared = _plan(config, allocation)
-    preparation.check_data_unchanged(folder, prepared.data)
+    prepared_run.check_data_unchanged(folder, prepared.data)
     _submit([_PreparedRun(folder, prepared)], allocation, print_line)
 
 
 def check_not_queued(folder: RunFolder) -> None:
     """Raise DtlError where a job of the run is queued or running."""
-    former = Submission.load(folder.path)
-    if former is None or not former.job_ids:
+    previous = Submission.load(folder.path)
+    if previous is None or not previous.job_ids:
         return
-    for number, state in former.open_backend().query_states(former.job_ids).items():
+    for number, state in previous.open_backend().query_states(previous.job_ids).items():
         if state.state != "ended":
             raise DtlError.of(
                 str(folder.path),
@@ -159,7 +161,7 @@ def parse_time_limit(text: str | None, site: Options) -> float | None:
         raise DtlError.of(
             "--time",
             f"{text} is longer than the {site.max_time} that this site allows",
-            "request less, and continue with --chain",
+            "request less time, or use --chain to continue in dependent jobs",
         )
     return seconds
 
@@ -191,18 +193,18 @@ def _allocate(config: RunConfig, request: SubmitRequest) -> _Allocation:
 
 def _prepare(config: RunConfig, allocation: _Allocation) -> _PreparedRun:
     folder = RunFolder.from_config(config)
-    exists = preparation.has_same_run(folder, config)
+    exists = prepared_run.has_same_run(folder, config)
     if not exists:
-        preparation.check_unused(folder, config)
+        prepared_run.check_unused(folder, config)
     prepared = _plan(config, allocation)
     if exists and folder.state != "finished":
-        preparation.check_data_unchanged(folder, prepared.data)
+        prepared_run.check_data_unchanged(folder, prepared.data)
     return _PreparedRun(folder, prepared)
 
 
 def _plan(config: RunConfig, allocation: _Allocation) -> Prepared:
     site = allocation.site
-    outer = OuterLaunch(
+    external = ExternalLaunch(
         "dtl submit",
         world_size=allocation.nodes * allocation.processes_per_node,
         local_world_size=allocation.processes_per_node,
@@ -212,7 +214,7 @@ def _plan(config: RunConfig, allocation: _Allocation) -> Prepared:
     hardware = node_hardware(
         gpus=site.gpus_per_node, gpu_gib=site.gpu_memory, supports_bf16=site.bf16
     )
-    return preparation.prepare_run(config, outer=outer, hardware=hardware)
+    return prepared_run.prepare_run(config, external=external, hardware=hardware)
 
 
 def _submit(
@@ -222,7 +224,7 @@ def _submit(
     backend.check(job)
     submissions = []
     for run, log in zip(runs, backend.log_files(job), strict=True):
-        preparation.write_run(run.folder, run.prepared)
+        prepared_run.write_run(run.folder, run.prepared)
         submissions.append(_build_submission(allocation, log))
         submissions[-1].record_start(run.folder.path)
     ids = backend.submit(job)

@@ -12,9 +12,9 @@ from dtl.evaluation.evaluate import Evaluation
 from dtl.evaluation.scoring import why_unscored
 from dtl.export.load_export import load_export
 from dtl.jobs.evaluate import score_base, score_run
-from dtl.models.head import head_parameters
-from dtl.models.module_kinds import adapted_layers
 from dtl.models.peft.merge import merge_adapter
+from dtl.models.structure.head import head_parameters
+from dtl.models.structure.module_kinds import adapted_layers
 from dtl.prepare.prepared_data import prepare_data
 from dtl.run.folder import RunFolder
 

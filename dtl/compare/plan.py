@@ -13,7 +13,7 @@ from dtl.config.schema import RunConfig, Subsample
 from dtl.config.schema.compare import STRATEGIES
 from dtl.core.errors import DtlError, Fault
 from dtl.data.subsample import draw_subsample
-from dtl.prepare import preparation
+from dtl.prepare import prepared_run
 from dtl.prepare.splits import find_class_rows
 from dtl.tasks.base import Classification, Task
 
@@ -141,7 +141,7 @@ def _plan_strategies(grid: Grid) -> tuple[tuple[str, ...], list[MissingRuns]]:
     for strategy in requested or STRATEGIES:
         first = PlannedRun("cell", strategy, grid.labels[0], grid.seeds[0])
         try:
-            preparation.prepare_run(grid.make_config(first, grid.default_rate(strategy), runs="."))
+            prepared_run.prepare_run(grid.make_config(first, grid.default_rate(strategy), runs="."))
             fit.append(strategy)
         except DtlError as fault:
             faults[strategy] = fault

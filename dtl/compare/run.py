@@ -15,8 +15,8 @@ from dtl.compare.grid import PlannedRun
 from dtl.compare.measure import EVALUATION_STEM, score_name
 from dtl.compare.plan import check_same_comparison, plan_grid, with_local_layout
 from dtl.compare.records import Comparison
+from dtl.compare.results import write_comparison
 from dtl.compare.state import GRID_FILE, SPENT_FILE, ComparisonState, describe_failure
-from dtl.compare.table import write_comparison
 from dtl.config.schema import RunConfig
 from dtl.core.errors import DtlError, Fault, RunFailed, StoppedEarly
 from dtl.core.files import write_json
@@ -66,7 +66,7 @@ class Runner:
                 self._run_all_timed()
             except StoppedEarly as stopped:
                 write_comparison(state)
-                message = f"stopped; `dtl compare {state.folder}` continues"
+                message = f"stopped; to continue, run `dtl compare {state.folder}`"
                 raise StoppedEarly.of("", message, "") from stopped
             return write_comparison(state)
 
@@ -78,7 +78,7 @@ class Runner:
         if rate is None:
             raise DtlError.of(
                 planned.name,
-                "the search of its learning rate is not finished",
+                "its learning-rate search is not finished",
                 f"run the search runs first: see `dtl compare {self.state.folder} --list`",
             )
         self._train_and_score(planned, rate)

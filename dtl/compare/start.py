@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dtl.compare import cluster
-from dtl.compare.cluster import QueueOptions
+from dtl.compare import slurm_arrays
 from dtl.compare.records import Comparison
 from dtl.compare.run import Runner, create_or_resume
+from dtl.compare.slurm_arrays import QueueOptions
 from dtl.compare.state import ComparisonState
 from dtl.config.load import load_config
 from dtl.core.errors import DtlError
@@ -53,7 +53,7 @@ def start(
     runner = Runner(state, print_line, can_fork)
     if options.job is not None:
         return _run_job(runner, options.job)
-    cluster.check_not_queued(state)
+    slurm_arrays.check_not_queued(state)
     if options.cell is None:
         return runner.run_all()
     total = len(planned_runs)
@@ -66,7 +66,7 @@ def start(
 
 
 def _submit(queue: QueueOptions, state: ComparisonState, print_line: Callable[[str], None]) -> None:
-    ids = cluster.submit(state, queue)
+    ids = slurm_arrays.submit(state, queue)
     for number in dict.fromkeys(one.partition("_")[0] for one in ids):
         print_line(f"job {number}: {state.folder}")
     print_line(f"`dtl compare {state.folder}` shows the results after job {ids[-1]}")
@@ -75,7 +75,7 @@ def _submit(queue: QueueOptions, state: ComparisonState, print_line: Callable[[s
 def _run_job(runner: Runner, job: Path) -> Comparison | None:
     """Run the part of a cluster job and record its exit code. A failed search run is no failure of
     its job, because the search continues without it."""
-    planned = cluster.find_planned_run(runner.state, job)
+    planned = slurm_arrays.find_planned_run(runner.state, job)
     comparison = None
     try:
         if planned is None:
@@ -85,9 +85,9 @@ def _run_job(runner: Runner, job: Path) -> Comparison | None:
     except DtlError as fault:
         is_failed_search = planned is not None and runner.state.is_finished(planned)
         if not is_failed_search:
-            cluster.record_job_end(job, exit_code=fault.exit_code)
+            slurm_arrays.record_job_end(job, exit_code=fault.exit_code)
             raise
-    cluster.record_job_end(job, exit_code=0)
+    slurm_arrays.record_job_end(job, exit_code=0)
     return comparison
 
 

@@ -65,7 +65,7 @@ def _read(path: Path, overrides: Sequence[str]) -> Document:
 def _check_file(path: Path) -> None:
     if path.is_dir():
         files = sorted(file.name for file in path.glob("*.yaml"))
-        fix = f"name one of its files: {', '.join(files)}" if files else "name a YAML file"
+        fix = f"use one of its files: {', '.join(files)}" if files else "use a YAML file"
         raise DtlError.of(str(path), "this is a folder, not a config", fix)
     if path.is_file():
         return

@@ -42,7 +42,7 @@ def copy_recipe(name: str, *, to: Path) -> Path:
         with copy.open("x", encoding="utf-8") as file:
             file.write(source.read_text(encoding="utf-8"))
     except FileExistsError:
-        fix = "name another file, or remove this one"
+        fix = "use another file, or remove this one"
         raise DtlError.of(str(copy), "the file exists already", fix) from None
     except OSError as error:
         problem = f"the file cannot be written ({error.strerror})"

@@ -91,7 +91,7 @@ def publish_folder(
     """Rename a complete folder to its final name.
 
     If `target` exists already and is valid, it stays and `staged` is removed. If it is not valid,
-    it is replaced; processes that have its files open can read on.
+    it is replaced; processes that have its files open can continue to read.
     """
     try:
         staged.rename(target)

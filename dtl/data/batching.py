@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 from bisect import bisect_left
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
-from dtl.data.order import epoch_rng
-
 LENGTH_NOISE = 0.25  # grouping by length treats an example as longer by up to this fraction
+
+
+def epoch_rng(*, seed: int, epoch: int) -> np.random.Generator:
+    """Return the random generator of an epoch's order.
+
+    Philox is counter-based and specified, so that it gives the same numbers on every machine.
+    """
+    return np.random.Generator(np.random.Philox(key=[seed, epoch]))
 
 
 @dataclass(frozen=True)
@@ -122,3 +129,12 @@ class Batching:
     @cached_property
     def _steps_before_epoch(self) -> list[int]:
         return [0]
+
+
+def chain_order_digest(digest: str, batch: np.ndarray) -> str:
+    """Return the digest of all batches so far, from the previous digest and this batch's ids (N,).
+
+    Two runs with equal digests have read the same examples in the same order.
+    """
+    ids = np.ascontiguousarray(batch, dtype="<i8").tobytes()
+    return hashlib.sha256(digest.encode() + ids).hexdigest()[:32]

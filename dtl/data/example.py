@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-PAD_TO_MULTIPLE = 8  # lengths are padded to a multiple of this
-
 
 @dataclass(frozen=True)
 class EncodedExample:

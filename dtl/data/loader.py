@@ -14,7 +14,7 @@ from dtl.core.parallel_dims import ParallelDims
 from dtl.data.batching import Batching, GlobalBatch
 from dtl.data.cache.encoded import EncodedData
 from dtl.data.cache.streamed import SkippedRow, StreamedData, StreamedExamples
-from dtl.data.order import (
+from dtl.data.micro_batches import (
     accumulation_steps,
     form_evaluation_batches,
     largest_padded_size,
@@ -79,7 +79,10 @@ class StepBatches:
 
 @dataclass(frozen=True)
 class Loader:
-    """Loads the step batches of one rank. Starting at any step is free: the order is a function."""
+    """Loads the step batches of one rank.
+
+    Resuming at any step needs no replay, because the order is a pure function of seed and epoch.
+    """
 
     data: EncodedData | StreamedData
     collate: Collate

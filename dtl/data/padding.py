@@ -6,10 +6,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from dtl.data.example import PAD_TO_MULTIPLE
-
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
+
+PAD_TO_MULTIPLE = 8  # lengths are padded to a multiple of this
 
 
 def pad_sequences(rows: list[Any], *, value: int, multiple: int = PAD_TO_MULTIPLE) -> Tensor:
@@ -46,3 +47,8 @@ def pad_token_inputs(examples: list[dict[str, Any]], *, pad_token_id: int) -> di
         types = [example["token_type_ids"] for example in examples]
         batch["token_type_ids"] = pad_sequences(types, value=0)
     return batch
+
+
+def pad_lengths(lengths: np.ndarray) -> np.ndarray:
+    """Return the lengths (N,) rounded up to the multiple to which tasks pad."""
+    return -(-lengths // PAD_TO_MULTIPLE) * PAD_TO_MULTIPLE

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dtl.data.order import epoch_rng
+from dtl.data.batching import epoch_rng
 
 if TYPE_CHECKING:
     from dtl.config.schema import Subsample

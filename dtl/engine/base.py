@@ -12,7 +12,8 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from dtl.core.parallel_dims import ParallelDims
-from dtl.models.module_kinds import BATCH_NORM_STATISTICS, batch_norms, unwrap
+from dtl.models.structure.module_kinds import BATCH_NORM_STATISTICS, batch_norms
+from dtl.models.structure.wrappers import unwrap
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -47,7 +48,10 @@ class Step:
 
 
 class Engine(ABC):
-    """One process of a run. Every rank makes the same calls in the same order."""
+    """Training backend of one process (Accelerate or DeepSpeed).
+
+    Every rank makes the same calls in the same order.
+    """
 
     model: nn.Module  # as prepared: call this one
     optimizer: Optimizer

@@ -17,10 +17,10 @@ from dtl.config.schema import RunConfig
 from dtl.core.errors import DtlError
 from dtl.data.example import EncodedExample, Skip
 from dtl.data.sources.rows import Row
-from dtl.models.head_input import find_base_name, flatten_output, record_outputs
 from dtl.models.load import load_pretrained
 from dtl.models.pretrained_config import HeadConfig
 from dtl.models.processor import get_pad_token_id
+from dtl.models.structure.head_input import find_base_name, flatten_output, record_outputs
 from dtl.prepare.prepared_data import PreparedData, prepare_data
 
 if TYPE_CHECKING:

@@ -26,7 +26,7 @@ def find_converter(option: Path | None) -> Path:
         if not script.is_file():
             location = "--converter" if option else CONVERTER_VARIABLE
             raise DtlError.of(
-                location, f"there is no file {script}", f"name llama.cpp's {CONVERTER}"
+                location, f"there is no file {script}", f"use llama.cpp's {CONVERTER}"
             )
         return script
     on_path = shutil.which(CONVERTER) or _find_in_path_folders()
@@ -35,7 +35,7 @@ def find_converter(option: Path | None) -> Path:
             "--format",
             f"gguf needs llama.cpp's {CONVERTER}, which is not on PATH",
             "run `git clone https://github.com/ggml-org/llama.cpp`, pip install its "
-            "requirements/requirements-convert_hf_to_gguf.txt, and name the script with "
+            "requirements/requirements-convert_hf_to_gguf.txt, and set the script with "
             f"--converter or {CONVERTER_VARIABLE}",
         )
     return Path(on_path)
@@ -53,11 +53,11 @@ def convert_to_gguf(converter: Path, model: Path, file: Path, *, dtype: str) -> 
     file.parent.mkdir(parents=True, exist_ok=True)
     argv = [sys.executable, str(converter), str(model)]
     argv += ["--outfile", str(file), "--outtype", OUTPUT_TYPES[dtype]]
-    ended = subprocess.run(argv, capture_output=True, text=True, errors="replace", check=False)
-    if ended.returncode != 0 or not file.is_file() or file.stat().st_size == 0:
-        lines = (ended.stderr or ended.stdout).strip().splitlines() or ["it wrote no file"]
+    completed = subprocess.run(argv, capture_output=True, text=True, errors="replace", check=False)
+    if completed.returncode != 0 or not file.is_file() or file.stat().st_size == 0:
+        lines = (completed.stderr or completed.stdout).strip().splitlines() or ["it wrote no file"]
         raise RunFailed.of(
             str(converter),
-            f"exit code {ended.returncode} ({lines[-1][:300]})",
+            f"exit code {completed.returncode} ({lines[-1][:300]})",
             "check that llama.cpp supports this model, or export safetensors with --merge",
         )

@@ -55,7 +55,7 @@ def load_export(path: Path, *, for_task: bool = True) -> ExportedModel:
         raise DtlError.of(
             str(folder),
             f"task {metadata['task']['name']} needs the base, which a merged model does not have",
-            "name the export of the adapter",
+            "use the export of the adapter",
         )
     source = Model(**metadata["base"]) if is_adapter else Model(path=str(folder))
     model_config = load_model_config(source)
@@ -99,7 +99,7 @@ def find_export_folder(path: Path) -> Path:
     raise DtlError.of(
         str(path),
         f"there is no export with a file {EXPORT_METADATA}",
-        "name a run folder, or its export",
+        "use a run folder or its export",
     )
 
 

@@ -119,7 +119,9 @@ def _check_request(request: ExportRequest, strategy: str, *, is_adapter: bool, k
             "remove --merge",
         )
     if request.quantize and kind == "adapter":
-        raise DtlError.of("--quantize", "an adapter alone cannot be quantized", "add --merge")
+        raise DtlError.of(
+            "--quantize", "an adapter cannot be quantized without its base", "add --merge"
+        )
     if request.quantize and request.format != "safetensors":
         raise DtlError.of(
             "--quantize",
@@ -174,11 +176,11 @@ def _default_folder_name(request: ExportRequest, kind: str, *, is_merged: bool) 
 def _check_target(target: Path, size_bytes: int) -> None:
     if target.exists():
         raise DtlError.of(
-            str(target), "the folder exists already", "remove it, or name another one with --to"
+            str(target), "the folder exists already", "remove it, or choose another one with --to"
         )
     if size_bytes > (free := free_disk_bytes(str(target.parent))):
         raise DtlError.of(
             str(target.parent),
             f"the disk is too small (export {format_bytes(size_bytes)}, free {format_bytes(free)})",
-            "free some space, or name a folder on another disk with --to",
+            "free some space, or choose a folder on another disk with --to",
         )

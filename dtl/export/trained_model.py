@@ -14,7 +14,7 @@ from dtl.engine.base import EngineSettings
 from dtl.engine.start import start
 from dtl.export.load_export import load_export
 from dtl.plan.records import Plan
-from dtl.prepare import preparation
+from dtl.prepare import prepared_run
 from dtl.prepare.prepared_data import PreparedData
 from dtl.run.evaluations import read_evaluations
 from dtl.run.folder import RunFolder
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 class TrainedModel:
     """The model that a run exports.
 
-    `step`: after which the weights are those. `scores`: as the run has stored them, by model.
+    `step`: step of the weights. `scores`: as the run has stored them, by model.
     `weights_kind`: adapted, or the name of an average.
     """
 
@@ -50,10 +50,10 @@ def load_trained_model(folder: RunFolder, *, print_line: Callable[[str], None]) 
     DtlError.
     """
     step, checkpoint_path = _find_exported_checkpoint(folder)
-    prepared = preparation.reopen_run(folder, writes=True)
+    prepared = prepared_run.reopen_run(folder, writes=True)
     is_finished = folder.state == "finished"
     weights_kind = folder.result["weights"] if is_finished else "adapted"
-    # Only an export says of which dtype the weights were that its base was quantized from.
+    # Only dtl.json records the dtype before quantization.
     has_quantized_export = is_finished and folder.config.model.quantize is not None
     parts = prepared.parts.for_phase(prepared.plan.phase_index(max(0, step - 1)))
     if checkpoint_path is None or weights_kind != "adapted" or has_quantized_export:
@@ -91,7 +91,7 @@ def _find_exported_checkpoint(folder: RunFolder) -> tuple[int, Path | None]:
 
 
 def _load_from_checkpoint(
-    prepared: preparation.Prepared, parts: Parts, checkpoint_path: Path
+    prepared: prepared_run.Prepared, parts: Parts, checkpoint_path: Path
 ) -> nn.Module:
     """Return the model built as in the run, with the weights of the checkpoint, in fp32."""
     engine = start(

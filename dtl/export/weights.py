@@ -47,7 +47,7 @@ def gather_state_dict(
 
 
 def local_state_dict(model: nn.Module, *, trainable_only: bool) -> dict[str, Tensor]:
-    """Return the same of a model that is not partitioned. The tensors are not copied."""
+    """Return the state dict of a model that is not partitioned. The tensors are not copied."""
     state = {
         name: parameter.detach()
         for name, parameter in model.named_parameters()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dtl.data.order import chain_order_digest
+from dtl.data.batching import chain_order_digest
 from dtl.run.folder import LENGTHS, RunFolder
 
 

@@ -23,7 +23,7 @@ from dtl.evaluation.scoring import why_unscored
 from dtl.export.load_export import ExportedModel, load_export
 from dtl.models.load import silence_transformers
 from dtl.models.processor import get_pad_token_id
-from dtl.prepare import preparation
+from dtl.prepare import prepared_run
 from dtl.run.folder import RunFolder
 from dtl.tasks.base import DatasetStats, Task
 from dtl.train.model import build_model
@@ -82,7 +82,7 @@ def score_base(
             "data.eval", "there are no held-out rows to score on", "set it, or add --data"
         )
     config = config.model_copy(update={"layout": Layout(processes_per_node=1, zero_stage=0)})
-    prepared = preparation.prepare_run(config)
+    prepared = prepared_run.prepare_run(config)
     parts, examples = prepared.parts, prepared.data
     if reason := why_unscored(parts, examples):
         raise DtlError.of(
@@ -155,7 +155,9 @@ def _encode_source(source: Source, config: RunConfig, exported: ExportedModel) -
         media=task.media_column,
     )
     if group_by is not None and all(group_by not in row.fields for row in rows):
-        raise DtlError.of("task.group_by", f"no row has a column '{group_by}'", "name another")
+        raise DtlError.of(
+            "task.group_by", f"no row has a column '{group_by}'", "use another column"
+        )
     key = cache_key(
         scored=rows.fingerprint,
         task=config.task.training_options,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dtl.core.errors import RunFailed
+from dtl.core.resource_errors import is_disk_full
 from dtl.export import gguf, onnx
 from dtl.export.folder import (
     build_export_metadata,
@@ -21,14 +22,13 @@ from dtl.export.model_card import ExportedRun, ExportSummary, render_run_card
 from dtl.export.plan import ExportPlan, ExportRequest, plan_export
 from dtl.export.quantized import QuantizedExport, write_quantized
 from dtl.export.sample_inputs import SampleInputs, build_sample_inputs
+from dtl.export.sample_logits import compute_logits, compute_logits_in_fresh_process
 from dtl.export.trained_model import TrainedModel, load_trained_model
-from dtl.export.verify import compute_logits, compute_logits_in_fresh_process
 from dtl.export.weights import local_state_dict, write_adapter, write_model
 from dtl.models.dtypes import torch_dtype
-from dtl.models.head import head_module_names
 from dtl.models.load import silence_transformers
 from dtl.models.quantization import quantize
-from dtl.plan.memory_advice import is_disk_full
+from dtl.models.structure.head import head_module_names
 from dtl.run.folder import RunFolder
 
 if TYPE_CHECKING:
@@ -195,7 +195,7 @@ def _check_logits(
         raise RunFailed.of(
             str(job.plan.target),
             f"the export differs from the trained model ({difference})",
-            "choose another --dtype or --format; this export is removed",
+            "choose another --dtype or --format; the failed export was deleted",
         )
     return difference
 

@@ -27,7 +27,7 @@ T = TypeVar("T")
 def check_inputs_exist(inputs: Iterable[str]) -> None:
     """Raise DtlError for every input that is neither a file nor a text."""
     faults = [
-        Fault(name, "no such file", "name a file of rows or of text lines, an audio file or image")
+        Fault(name, "no such file", "use a file of rows or of text lines, an audio file or image")
         for name in inputs
         if not is_existing_input(name) and not _has_whitespace(name)
     ]

@@ -32,7 +32,7 @@ def push_export(path: Path, repository: str, *, private: bool, revision: str | N
         name = api.create_repo(repository, private=private or None, exist_ok=True).repo_id
         if private and not api.repo_info(name).private:
             raise DtlError.of(
-                "--private", f"{name} exists already and is public", "name another repository"
+                "--private", f"{name} exists already and is public", "use another repository"
             )
         if revision is not None:
             api.create_branch(name, branch=revision, exist_ok=True)
@@ -54,12 +54,12 @@ def _find_export(path: Path) -> Path:
         raise DtlError.of(
             str(path),
             "the run is not finished",
-            f"finish it with `dtl resume {path}`, or name a folder that `dtl export` has written",
+            f"finish it with `dtl resume {path}`, or use a folder that `dtl export` has written",
         )
     folder = run.export if run.state == "finished" else path
     if not (folder / MODEL_CARD).is_file():
         raise DtlError.of(
-            str(path), f"there is no export with a {MODEL_CARD}", "name a run folder, or an export"
+            str(path), f"there is no export with a {MODEL_CARD}", "use a run folder or an export"
         )
     return folder
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from dtl.core.errors import RunFailed
-from dtl.prepare.preparation import check_trackers
+from dtl.prepare.prepared_run import check_trackers
 from dtl.run.folder import RunFolder
 
 
@@ -16,8 +16,8 @@ def send_to_trackers(folder: RunFolder, names: Iterable[str]) -> list[str]:
     """
     trackers = list(dict.fromkeys(names))
     check_trackers(trackers)
-    from dtl.engine.trackers import open_tracker
-    from dtl.train.trackers import send_lines
+    from dtl.engine.accelerate_trackers import open_tracker
+    from dtl.train.tracker_queue import send_lines
 
     for name in trackers:
         try:

@@ -13,6 +13,7 @@ from dtl.export.finished_run import export_finished_run
 from dtl.prepare.prepared_data import PreparedData
 from dtl.run.folder import RunFolder
 from dtl.train.checkpoint import size_on_disk
+from dtl.train.find_checkpoint import find_checkpoint
 from dtl.train.guards import LossSpike, StepGuard
 from dtl.train.log import format_scores
 from dtl.train.loop import Hooks, Phase, train
@@ -20,7 +21,6 @@ from dtl.train.phases import cache_features, make_limits, make_state, open_phase
 from dtl.train.process import ProcessContext
 from dtl.train.progress import End, Progress, RunResult
 from dtl.train.restore import init_optimizer_state
-from dtl.train.resume import find_checkpoint
 from dtl.train.rollback import read_losses, read_skipped_steps, roll_back
 from dtl.train.safe_points import StopRequested
 from dtl.train.setup import open_context

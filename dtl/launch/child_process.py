@@ -26,7 +26,7 @@ def fork_process(work: Callable[[], int], *, log: Path | None) -> int:
     if child == 0:
         code = 1
         try:
-            die_with_parent(parent)
+            set_parent_death_signal(parent)
             if log is not None:
                 redirect_output(log)
             code = work()
@@ -48,7 +48,7 @@ def redirect_output(path: Path) -> None:
     os.close(file)
 
 
-def die_with_parent(parent: int | None = None) -> None:
+def set_parent_death_signal(parent: int | None = None) -> None:
     """Have the kernel kill this process when its parent is killed, so that none trains on alone.
 
     `parent`: the parent's process id; where that one is gone already, this process ends at once.
@@ -60,10 +60,10 @@ def die_with_parent(parent: int | None = None) -> None:
         os._exit(1)
 
 
-def die_with_launcher() -> None:
+def exit_when_launcher_dies() -> None:
     """Have a rank of `dtl train` end with its launcher, a child of the supervisor, also where the
     launcher was killed while this rank started."""
-    die_with_parent()
+    set_parent_death_signal()
     supervisor = os.environ.get(SUPERVISOR_PID)
     if supervisor is not None and sys.platform == "linux":
         try:

@@ -9,10 +9,11 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from dtl.core.errors import RankFailed
-from dtl.plan.memory_advice import is_disk_full, is_out_of_memory, suggest_memory_reduction
+from dtl.core.resource_errors import is_disk_full, is_out_of_memory
+from dtl.plan.memory_advice import suggest_memory_reduction
 
 if TYPE_CHECKING:
-    from dtl.prepare.preparation import Prepared
+    from dtl.prepare.prepared_run import Prepared
     from dtl.train.heartbeat import Watchdog
 
 

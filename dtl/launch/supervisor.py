@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Self
 from dtl.core.errors import DtlError
 from dtl.core.lock import find_local_holder
 from dtl.core.signals import STOPPED, Stop
-from dtl.launch.child_process import SUPERVISOR_PID, die_with_parent, fork_process
+from dtl.launch.child_process import SUPERVISOR_PID, fork_process, set_parent_death_signal
 from dtl.launch.torchrun import LaunchCommand, build_command
 from dtl.plan.hardware import count_oom_kills
 from dtl.plan.memory_advice import suggest_memory_reduction
@@ -24,7 +24,7 @@ from dtl.train.deadline import START_TIME
 from dtl.train.heartbeat import read_heartbeats
 
 if TYPE_CHECKING:
-    from dtl.prepare.preparation import Prepared
+    from dtl.prepare.prepared_run import Prepared
 
 MAX_RESTARTS = 3  # after a crash
 MAX_CRASHES_AT_STEP = 3  # crashes after one and the same step: it would crash again
@@ -73,7 +73,7 @@ class Supervisor:
             code = self._launch_once(folder, prepared, command)
             if code == CRASHED and self._stop.is_requested:
                 self.print_line(
-                    f"stopped by {self._stop.signal_name}; `dtl resume {folder.path}` continues"
+                    f"stopped by {self._stop.signal_name}; to continue, run `dtl resume {folder.path}`"
                 )
                 return STOPPED
             if code != CRASHED:
@@ -143,7 +143,7 @@ class Supervisor:
                 stdout=terminal,
                 stderr=log,
                 start_new_session=True,
-                preexec_fn=partial(die_with_parent, os.getpid()),
+                preexec_fn=partial(set_parent_death_signal, os.getpid()),
             )
             self._set_child(process.pid)
             return process.wait()

@@ -65,7 +65,7 @@ def parse_rendezvous(node_rank: int, nnodes: int, master: str) -> Rendezvous:
     address, _, port = master.partition(":")
     if not address or (port and not (port.isdigit() and 0 < int(port) < 65536)):
         raise DtlError.of(
-            "--master", f"'{master}' is not HOST or HOST:PORT", "name the first machine"
+            "--master", f"'{master}' is not HOST or HOST:PORT", "set the first machine"
         )
     try:
         socket.getaddrinfo(address, None)

@@ -16,19 +16,19 @@ from dtl.core.errors import DtlError, RankFailed, RunFailed
 from dtl.core.lock import Lease, LeaseLost
 from dtl.core.process_env import set_rank_from_slurm
 from dtl.core.signals import STOPPED, Stop
-from dtl.launch.child_process import die_with_launcher, redirect_output
-from dtl.launch.foreign import read_outer_launch
+from dtl.launch.child_process import exit_when_launcher_dies, redirect_output
+from dtl.launch.external_launcher import read_external_launch
 from dtl.launch.rank_environment import (
     set_compiler_caches,
     set_threads,
 )
 from dtl.launch.rank_failures import report_resource_failures
-from dtl.plan.records import OuterLaunch
+from dtl.plan.records import ExternalLaunch
 from dtl.run.folder import RunFolder
 
 if TYPE_CHECKING:
     from dtl.engine.base import Engine
-    from dtl.prepare.preparation import Prepared
+    from dtl.prepare.prepared_run import Prepared
     from dtl.train.heartbeat import Watchdog
 
 LEASE_SECONDS = 90.0  # how long to wait for the lock of a lost node to expire
@@ -41,11 +41,11 @@ USAGE = (
 
 @dataclass(frozen=True)
 class _RankRun:
-    """A run, as one rank has opened it. `outer`: None where the run folder fixes the layout."""
+    """A run, as one rank has opened it. `external`: None where the run folder fixes the layout."""
 
     folder: RunFolder
     prepared: Prepared
-    outer: OuterLaunch | None
+    external: ExternalLaunch | None
 
 
 def main(arguments: list[str] | None = None, *, prepared: Prepared | None = None) -> int:
@@ -60,7 +60,7 @@ def main(arguments: list[str] | None = None, *, prepared: Prepared | None = None
     set_compiler_caches(os.environ)
     terminal = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8", errors="replace")
     rank = int(os.environ.get("RANK", "0"))
-    die_with_launcher()
+    exit_when_launcher_dies()
     try:
         with Stop(interrupts=True) as stop:
             # 2. Open the run.
@@ -87,43 +87,45 @@ def _open_run(
         return _open_folder(arguments[1], rank, prepared)
     if len(arguments) >= 2 and arguments[0] == "train":
         return _open_config(arguments[1], arguments[2:], terminal, rank)
-    raise DtlError.of("command line", f"dtl.launch.worker cannot run {arguments}", USAGE)
+    raise DtlError.of("command line", f"invalid arguments: {' '.join(arguments)}", USAGE)
 
 
 def _open_folder(path: str, rank: int, prepared: Prepared | None) -> _RankRun:
     """Open a run folder that the submitting process has made."""
-    from dtl.prepare import preparation
+    from dtl.prepare import prepared_run
 
     folder = RunFolder.open(path)
     redirect_output(folder.logs / f"rank-{rank}.log")
     try:
-        prepared = prepared or preparation.reopen_run(folder, writes=rank == 0)
+        prepared = prepared or prepared_run.reopen_run(folder, writes=rank == 0)
     except DtlError as fault:
         # A launcher stops the other ranks when one has died, and that looks like a crash.
         folder.write_exit_code(fault.exit_code, rank=rank)
         raise
-    return _RankRun(folder, prepared, outer=None)
+    return _RankRun(folder, prepared, external=None)
 
 
 def _open_config(
     config: str, overrides: list[str], terminal: IO[str], rank: int
 ) -> _RankRun | None:
-    """Prepare a run under an outer launcher: no process has made its folder before."""
-    from dtl.prepare import preparation
+    """Prepare a run under an external launcher: no process has made its folder before."""
+    from dtl.prepare import prepared_run
 
-    outer = read_outer_launch(os.environ)
-    prepared = preparation.prepare_config_file(config, overrides, outer=outer, writes=rank == 0)
+    external = read_external_launch(os.environ)
+    prepared = prepared_run.prepare_config_file(
+        config, overrides, external=external, writes=rank == 0
+    )
     folder = RunFolder.from_config(prepared.config)
-    exists = preparation.has_same_run(folder, prepared.config)
+    exists = prepared_run.has_same_run(folder, prepared.config)
     if exists and folder.state == "finished":
         if rank == 0:
             print(f"{folder.path} is finished; nothing to do", file=terminal, flush=True)
         return None
     if exists:
-        preparation.check_data_unchanged(folder, prepared.data)
+        prepared_run.check_data_unchanged(folder, prepared.data)
     else:
-        preparation.check_unused(folder, prepared.config)
-    return _RankRun(folder, prepared, outer)
+        prepared_run.check_unused(folder, prepared.config)
+    return _RankRun(folder, prepared, external)
 
 
 def _train(run: _RankRun, stop: Stop, terminal: IO[str]) -> int:
@@ -142,17 +144,19 @@ def _train(run: _RankRun, stop: Stop, terminal: IO[str]) -> int:
         folder.heartbeats, rank=engine.rank, world_size=engine.world_size, print_line=print_line
     )
     try:
-        # 2. Under an outer launcher, make the run folder.
-        if run.outer is not None:
-            _create_folder(run, run.outer, engine, print_once)
+        # 2. Under an external launcher, make the run folder.
+        if run.external is not None:
+            _create_folder(run, run.external, engine, print_once)
             redirect_output(folder.logs / f"rank-{engine.rank}.log")
         # 3. Hold the folder's lock, and train.
         end, step = _train_with_lock(run, engine, watchdog, stop, terminal)
         if end == STOPPED:
-            print_once(f"stopped after step {step}, saved; `dtl resume {folder.path}` continues")
+            print_once(
+                f"stopped after step {step}, saved; to continue, run `dtl resume {folder.path}`"
+            )
     except RankFailed as fault:
         folder.write_exit_code(fault.exit_code)
-        raise  # without closing: the other ranks are in the middle of a step and would not come
+        raise  # without closing: the other ranks are in the middle of a step and would not join the collective
     except DtlError as fault:
         is_failure = isinstance(fault, RunFailed) and not isinstance(fault, LeaseLost)
         if engine.is_main_process and is_failure:
@@ -190,22 +194,22 @@ def _train_with_lock(
 
 
 def _create_folder(
-    run: _RankRun, outer: OuterLaunch, engine: Engine, print_line: Callable[[str], None]
+    run: _RankRun, external: ExternalLaunch, engine: Engine, print_line: Callable[[str], None]
 ) -> None:
     """Have rank 0 create the run folder, or write the new layout into it; then wait for it."""
     folder, prepared = run.folder, run.prepared
     layout = prepared.plan.layout
     print_line(
-        f"{outer.launcher} fixes the layout: {engine.world_size} ranks, ZeRO {layout.zero_stage}, "
+        f"layout set by {external.launcher}: {engine.world_size} ranks, ZeRO {layout.zero_stage}, "
         f"{layout.accumulation_steps} x {layout.micro_batch} examples per rank"
     )
     if engine.is_main_process:
-        from dtl.prepare import preparation
+        from dtl.prepare import prepared_run
 
         if folder.state == "absent":
             for line in prepared.data.format_lines():
                 print_line(line)
-        preparation.write_run(folder, prepared)
+        prepared_run.write_run(folder, prepared)
     engine.barrier()
 
 
@@ -218,12 +222,12 @@ def _check_nothing() -> None:
 
 
 def exit_process(code: int) -> None:
-    """Exit without taking Python down.
+    """Exit without interpreter shutdown (os._exit).
 
     Unlike after sys.exit, a library's thread that wakes up meanwhile cannot abort the process, and
     a tracker that is still busy cannot delay it.
     """
-    from dtl.train.trackers import is_any_thread_alive
+    from dtl.train.tracker_queue import is_any_thread_alive
 
     if not is_any_thread_alive():
         atexit._run_exitfuncs()

@@ -1,1 +1,1 @@
-"""Losses as sums or one number a target; the loop divides by the number of targets."""
+"""Losses per target, per example or summed; the loop divides by the number of targets."""

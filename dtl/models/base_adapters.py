@@ -27,7 +27,7 @@ def resolve_adapters(model: Model) -> list[Path]:
             raise DtlError.of(
                 "model.adapters",
                 f"{folder} was trained over other adapters",
-                f"name them before it: [{', '.join(map(str, [*required, folder]))}]",
+                f"list them before it: [{', '.join(map(str, [*required, folder]))}]",
             )
     return folders
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     ShapeReader = Callable[[Tensor], tuple[int, ...] | None]
 
@@ -31,3 +31,8 @@ def full_shape(parameter: Tensor) -> tuple[int, ...]:
         if (shape := reader(parameter)) is not None:
             return tuple(shape)
     return tuple(parameter.shape)
+
+
+def num_dimensions(parameter: nn.Parameter) -> int:
+    """Return the number of dimensions of a parameter, also of one that is partitioned."""
+    return len(full_shape(parameter))

@@ -63,7 +63,7 @@ def load_on_meta_device(model: Model, *, head: HeadConfig) -> LoadedModel:
 def _load_unquantized_on_meta_device(model: Model, head: HeadConfig) -> LoadedModel:
     import torch
 
-    from dtl.models.head import head_parameters
+    from dtl.models.structure.head import head_parameters
 
     if not list(Path(locate_model(model)).glob("*.safetensors")):
         config, auto_class = load_changed_config(model, head), get_auto_class(model, head)
@@ -134,20 +134,20 @@ def load_pretrained(
     """
     import torch
 
-    enter = init_context or (lambda is_sharded: nullcontext())
+    make_context = init_context or (lambda is_sharded: nullcontext())
     config, auto_class = load_changed_config(model, head), get_auto_class(model, head)
     torch.manual_seed(seed)
     if random_init:
-        with enter(False):
+        with make_context(False):
             network = auto_class.from_config(
                 config, attn_implementation=model.attention, dtype=torch.float32
             )
         return LoadedModel(network.to(torch_dtype(dtype)), frozenset())
     check_safetensors(locate_model(model))
     if model.quantize is not None:
-        loaded = _load_quantized(model, head, dtype=dtype, enter=enter)
+        loaded = _load_quantized(model, head, dtype=dtype, make_context=make_context)
     else:
-        with enter(not model.adapters):  # adapters are merged into full weights
+        with make_context(not model.adapters):  # adapters are merged into full weights
             loaded = _read_weights(model, head, dtype=torch_dtype(dtype))
     _check_weights_match(loaded.model, loaded.new_parameters, model)
     return _load_language_weights(_merge_adapters(loaded, model), model, head)
@@ -162,14 +162,14 @@ def _merge_adapters(loaded: LoadedModel, model: Model) -> LoadedModel:
 
 
 def _load_quantized(
-    model: Model, head: HeadConfig, *, dtype: str, enter: InitContext
+    model: Model, head: HeadConfig, *, dtype: str, make_context: InitContext
 ) -> LoadedModel:
     """Return the model with linear layers that are quantized while they are read.
 
     Each rank reads the full model, because quantization needs full weights; the engine partitions
     it later.
     """
-    with enter(False):
+    with make_context(False):
         planned = _load_unquantized_on_meta_device(model, head)
         skipped = quantize.find_modules_to_skip(planned.model, planned.new_parameters)
         loaded = _read_weights(
@@ -205,18 +205,18 @@ def _load_language_weights(loaded: LoadedModel, model: Model, head: HeadConfig) 
     return replace(loaded, new_parameters=new, language_weights=weights)
 
 
-def _check_weights_match(network: nn.Module, new: frozenset[str], model: Model) -> None:
+def _check_weights_match(network: nn.Module, new_parameters: frozenset[str], model: Model) -> None:
     """Raise DtlError if most of the base is missing: that would be training from scratch."""
-    from dtl.models.head import head_parameters
+    from dtl.models.structure.head import head_parameters
 
-    inside = [
+    base_parameters = [
         name for name, _ in network.named_parameters() if name not in head_parameters(network)
     ]
-    missing = [name for name in inside if name in new]
-    if len(missing) > len(inside) // 4:
+    missing = [name for name in base_parameters if name in new_parameters]
+    if len(missing) > len(base_parameters) // 4:
         raise DtlError.of(
             LOCATION,
-            f"the weights in {model.path} lack {len(missing)} of {len(inside)} tensors of "
-            f"{type(network).__name__} (the first is {missing[0]})",
-            "check that the weights and config.json belong together",
+            f"{len(missing)} of {len(base_parameters)} parameters of {type(network).__name__} are missing "
+            f"in the weight files of {model.path} (the first is {missing[0]})",
+            "check that the weights match config.json",
         )

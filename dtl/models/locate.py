@@ -20,7 +20,7 @@ def locate_model(model: Model) -> str:
             raise DtlError.of(
                 LOCATION,
                 f"{folder} has no config.json",
-                "name a folder that save_pretrained wrote",
+                "use a folder that save_pretrained wrote",
             )
         return str(folder)
     has_parent = folder.parent.is_dir() and str(folder.parent) != "."
@@ -29,6 +29,6 @@ def locate_model(model: Model) -> str:
         raise DtlError.of(
             LOCATION,
             f"there is no folder {folder}",
-            near(folder.name, siblings) or "name a model folder, a hub id, or mini:text",
+            near(folder.name, siblings) or "use a model folder, a hub id, or mini:text",
         )
     return model.path

@@ -44,7 +44,7 @@ def resolve_staged_model(model: Model) -> Model:
     if not (target / CHECKSUM_FILE).is_file():
         raise _rank_failure(
             f"the first process of this node has not staged {target}",
-            "name a folder that all processes of a node share",
+            "use a folder that all processes of a node share",
         )
     return model.model_copy(update={"path": str(target), "revision": None, "staging_dir": None})
 
@@ -85,7 +85,7 @@ def _target_folder(model: Model) -> Path:
     parent = os.path.expandvars(os.path.expanduser(str(model.staging_dir)))
     if "$" in parent:
         raise _rank_failure(
-            f"{model.staging_dir} uses a variable that is not set", "name a folder of this node"
+            f"{model.staging_dir} uses a variable that is not set", "use a folder of this node"
         )
     digest = hashlib.sha256(fingerprint_model(model).encode()).hexdigest()[:16]
     return Path(parent) / f"{_source_folder(model).name}-{digest}"
@@ -101,7 +101,7 @@ def _copy_files(files: list[Path], target: Path, *, size: int) -> None:
             raise _rank_failure(
                 f"the weights take {format_bytes(size)}, and {target.parent} has "
                 f"{format_bytes(free)} left",
-                "name another disk, or remove model.staging_dir",
+                "use another disk, or remove model.staging_dir",
             )
         with ThreadPoolExecutor(COPY_THREADS) as pool:
             copies = [private / file.name for file in files]
@@ -110,13 +110,13 @@ def _copy_files(files: list[Path], target: Path, *, size: int) -> None:
         for copy, before, after in zip(copies, expected, actual, strict=True):
             if before != after:
                 raise _rank_failure(
-                    f"the copy of {copy.name} differs from its source", "name another disk"
+                    f"the copy of {copy.name} differs from its source", "use another disk"
                 )
         checksums = {copy.name: value for copy, value in zip(copies, actual, strict=True)}
         (private / CHECKSUM_FILE).write_text(json.dumps(checksums), encoding="utf-8")
         publish_folder(private, target, is_valid=is_intact)
     except OSError as fault:
-        raise _rank_failure(str(fault), "name another disk, or remove model.staging_dir") from fault
+        raise _rank_failure(str(fault), "use another disk, or remove model.staging_dir") from fault
     finally:
         shutil.rmtree(private, ignore_errors=True)
 

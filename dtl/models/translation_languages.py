@@ -35,13 +35,13 @@ def _check_language(tokenizer: Any, attribute: str, language: str, key: str) -> 
         raise DtlError.of(
             key,
             f"{type(tokenizer).__name__} has no languages",
-            "leave the key out, or name the language in task.source_prefix",
+            "leave the key out, or specify the language in task.source_prefix",
         )
     if _language_token(tokenizer, language) is None:
         known = [str(token) for token in tokenizer.all_special_tokens]
         hint = near(language, known) or f"it has {', '.join(known[:MAX_NAMES_IN_HINT])}"
         raise DtlError.of(
-            key, f"the tokenizer has no language {language!r}", f"name one of its own ({hint})"
+            key, f"the tokenizer has no language {language!r}", f"use one of its own ({hint})"
         )
 
 

@@ -25,7 +25,7 @@ def check_no_remote_code(where: str, model: Model) -> None:
         raise DtlError.of(
             LOCATION,
             f"{model.path} is an adapter ({ADAPTER_CONFIG}), not a full model",
-            f"name its base here, and this folder in model.adapters: [{model.path}]",
+            f"set its base here, and this folder in model.adapters: [{model.path}]",
         )
     _check_weight_files(where, model)
     settings = _read_json(where, model, "config.json")
@@ -100,7 +100,7 @@ def _check_code_is_local(notes: dict[str, Any], model: Model, file: str) -> None
                 LOCATION,
                 f"{file} of {model.path} takes code of no pinned version from another repository "
                 f"('{name}')",
-                "copy that code into the model's folder and name it in auto_map",
+                "copy that code into the model's folder and specify it in auto_map",
             )
 
 

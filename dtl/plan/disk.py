@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dtl.core.units import format_bytes
-from dtl.plan.memory import estimate_disk_bytes
+from dtl.plan.memory import BYTES_PER_NUMBER, FP32_BYTES
 from dtl.plan.records import DecisionLog, ParameterCounts
 from dtl.plan.request import PlanRequest
 
@@ -40,3 +40,24 @@ def _count_checkpoints(request: PlanRequest) -> int:
         every = options.save_every or options.loss_spike.rollback_steps
         checkpoints += -(-options.loss_spike.rollback_steps // every) + 1
     return checkpoints
+
+
+def estimate_disk_bytes(
+    counts: ParameterCounts, *, dtype: str, checkpoints: int, exports_full_model: bool
+) -> int:
+    """Return the most that a run writes.
+
+    That is its checkpoints, one more that is being written, and the export twice: it is written
+    next to the former one before it replaces it.
+    """
+    export = (
+        counts.total * BYTES_PER_NUMBER[dtype]
+        if exports_full_model
+        else counts.trainable * FP32_BYTES
+    )
+    return checkpoint_bytes(counts) * (checkpoints + 1) + 2 * export
+
+
+def checkpoint_bytes(counts: ParameterCounts) -> int:
+    """Return the bytes of a checkpoint: fp32 master weights and moments of what is trained."""
+    return counts.trainable * FP32_BYTES + counts.optimizer_state_bytes

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from dtl.core.errors import DtlError
 from dtl.core.units import format_bytes
-from dtl.data.order import pad_lengths
+from dtl.data.padding import pad_lengths
 from dtl.plan.records import DecisionLog
 from dtl.plan.request import CacheableExamples, PlanRequest
 from dtl.strategies.base import Strategy

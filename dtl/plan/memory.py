@@ -50,24 +50,3 @@ def estimate_model_state(
         "gradients": shard(counts.trainable, 2) * width,
         "optimizer": 0 if offload == "optimizer" else sharded_optimizer,
     }
-
-
-def estimate_disk_bytes(
-    counts: ParameterCounts, *, dtype: str, checkpoints: int, exports_full_model: bool
-) -> int:
-    """Return the most that a run writes.
-
-    That is its checkpoints, one more that is being written, and the export twice: it is written
-    next to the former one before it replaces it.
-    """
-    export = (
-        counts.total * BYTES_PER_NUMBER[dtype]
-        if exports_full_model
-        else counts.trainable * FP32_BYTES
-    )
-    return checkpoint_bytes(counts) * (checkpoints + 1) + 2 * export
-
-
-def checkpoint_bytes(counts: ParameterCounts) -> int:
-    """Return the bytes of a checkpoint: fp32 master weights and moments of what is trained."""
-    return counts.trainable * FP32_BYTES + counts.optimizer_state_bytes

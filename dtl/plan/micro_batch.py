@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import ceil
 
 from dtl.data.batching import Batching
-from dtl.data.order import (
+from dtl.data.micro_batches import (
     accumulation_steps,
     count_padding,
     largest_padded_size,
@@ -39,7 +39,7 @@ def choose_micro_batch(
     share = _examples_per_rank(batching, data_parallel_size)
     if request.config.layout.micro_batch is not None:
         micro_batch = min(request.config.layout.micro_batch, share)
-        log.add("micro batch", micro_batch, "layout.micro_batch")
+        log.add("micro-batch", micro_batch, "layout.micro_batch")
         return micro_batch
     is_cpu = request.hardware.device == "cpu"
     micro_batch = min(share, MAX_MICRO_BATCH_CPU if is_cpu else MAX_MICRO_BATCH_GPU)
@@ -48,8 +48,11 @@ def choose_micro_batch(
     if batching.sizes is None:  # every global batch has the same number of examples
         micro_batch = ceil(share / ceil(share / micro_batch))
     unit = request.parts.task.length_unit
-    reason = f"examples of up to {request.longest_example} {unit} that fit at once"
-    log.add("micro batch", micro_batch, reason)
+    reason = (
+        f"largest number of examples (up to {request.longest_example} {unit} each) "
+        "that fits into free memory"
+    )
+    log.add("micro-batch", micro_batch, reason)
     return micro_batch
 
 
@@ -81,14 +84,16 @@ def count_accumulation_steps(
     else:
         steps = max(map(len, steps_of_batches))
         held = f"{data_parallel_size} ranks x up to {steps} x at most {limit} {unit}, padded"
-    log.add("accumulation", steps, f"{size} a step = {held}")
+    log.add("accumulation", steps, f"{size} per step = {held}")
     positions, padded = count_padding(
         [step for steps in steps_of_batches for step in steps], lengths
     )
     if padded > REPORTED_PADDING * positions:
         is_grouped = batching.lengths is not None
         advice = "" if is_grouped else "; train.group_by_length=true reduces it"
-        log.add("padding", f"{padded / positions:.0%}", f"of the {unit} that are read{advice}")
+        log.add(
+            "padding", f"{padded / positions:.0%}", f"of all positions, including padding{advice}"
+        )
     return steps
 
 

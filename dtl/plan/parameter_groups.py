@@ -9,9 +9,13 @@ from typing import TYPE_CHECKING
 
 from dtl.config.schema.optim import Optim
 from dtl.core.errors import DtlError
-from dtl.models.anatomy import parameter_depths
 from dtl.models.full_shape import full_shape
-from dtl.models.parameter_roles import head_parameter_ids, hidden_matrix_ids, weight_decay_ids
+from dtl.models.structure.model_structure import parameter_depths
+from dtl.models.structure.parameter_roles import (
+    head_parameter_ids,
+    hidden_matrix_ids,
+    weight_decay_ids,
+)
 from dtl.plan.memory import FP32_BYTES
 
 if TYPE_CHECKING:

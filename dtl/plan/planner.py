@@ -86,7 +86,7 @@ def _choose_layout(
     processes = choose_processes(request, log)
     size = processes.parallel_dims.data_parallel_size
 
-    # b. Number format.
+    # b. Dtype.
     dtype = choose_dtype(request, log)
 
     # c. ZeRO stage and offload, by the memory of the model state.
@@ -107,7 +107,7 @@ def _choose_layout(
         request, budget, data_parallel_size=size, checkpointing=checkpointing, log=log
     )
 
-    # e. Accumulation: what the global batch still needs.
+    # e. Gradient accumulation steps: the global batch in micro-batches.
     accumulation_steps = count_accumulation_steps(
         request, data_parallel_size=size, micro_batch=micro_batch, log=log
     )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from dtl.config.schema import RunConfig
 from dtl.core.errors import DtlError
 from dtl.core.parallel_dims import ParallelDims
-from dtl.plan.records import DecisionLog, OuterLaunch
+from dtl.plan.records import DecisionLog, ExternalLaunch
 from dtl.plan.request import PlanRequest
 
 
@@ -30,15 +30,15 @@ class ProcessCount:
 
 
 def choose_processes(request: PlanRequest, log: DecisionLog) -> ProcessCount:
-    """Return what the outer launcher fixes, else what the config sets, else one process per GPU.
+    """Return what the external launcher fixes, else what the config sets, else one process per GPU.
 
     Raises DtlError where the devices or the global batch do not suffice.
     """
     layout, hardware = request.config.layout, request.hardware
     examples = request.batching.examples_per_step
-    if request.outer is not None:
-        count = _count_of_outer_launch(request.outer)
-        log.add("processes", count.world_size, f"fixed by {request.outer.launcher}")
+    if request.external is not None:
+        count = _count_of_external_launch(request.external)
+        log.add("processes", count.world_size, f"fixed by {request.external.launcher}")
         check_batch_size(request.config, examples, count.world_size)
         return count
     if layout.processes_per_node is not None:
@@ -70,15 +70,15 @@ def check_batch_size(config: RunConfig, examples: int, world_size: int) -> None:
     raise DtlError.of("train.global_batch", problem, f"set train.global_batch {fix}")
 
 
-def _count_of_outer_launch(outer: OuterLaunch) -> ProcessCount:
-    nodes, remainder = divmod(outer.world_size, outer.local_world_size)
+def _count_of_external_launch(external: ExternalLaunch) -> ProcessCount:
+    nodes, remainder = divmod(external.world_size, external.local_world_size)
     if remainder:
         raise DtlError.of(
-            outer.launcher,
-            f"{outer.world_size} processes do not divide over nodes of {outer.local_world_size}",
+            external.launcher,
+            f"{external.world_size} processes do not divide over nodes of {external.local_world_size}",
             "start the same number on each node",
         )
-    return ProcessCount(nodes, outer.local_world_size)
+    return ProcessCount(nodes, external.local_world_size)
 
 
 def _check_gpus(processes: int, gpus: int) -> None:

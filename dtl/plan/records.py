@@ -27,8 +27,8 @@ class Hardware:
 
 
 @dataclass(frozen=True)
-class OuterLaunch:
-    """A layout that an outer launcher (accelerate, torchrun, srun) has fixed.
+class ExternalLaunch:
+    """A layout that an external launcher (accelerate, torchrun, srun) has fixed.
 
     `zero_stage`, `offload`: None where the launcher does not fix them.
     """

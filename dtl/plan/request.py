@@ -10,7 +10,7 @@ import numpy as np
 from dtl.assembly.parts import Parts
 from dtl.config.schema import RunConfig
 from dtl.data.batching import Batching
-from dtl.plan.records import Hardware, OuterLaunch
+from dtl.plan.records import ExternalLaunch, Hardware
 from dtl.tasks.base import DatasetStats
 
 
@@ -33,7 +33,7 @@ class PlanRequest:
     """A run to plan.
 
     `model_config`: the base's transformers config, None where it is unknown. `lengths`: of the
-    training examples, in the task's unit. `outer`: the layout that an outer launcher has fixed.
+    training examples, in the task's unit. `external`: the layout that an external launcher has fixed.
     `free_disk_bytes`: free space where the run folder will be, None where it is unknown.
     `cacheable`: None where nothing prevents a feature cache.
     """
@@ -45,7 +45,7 @@ class PlanRequest:
     batching: Batching
     lengths: np.ndarray
     hardware: Hardware
-    outer: OuterLaunch | None = None
+    external: ExternalLaunch | None = None
     free_disk_bytes: int | None = None
     cacheable: CacheableExamples | None = None
 

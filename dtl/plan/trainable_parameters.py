@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from dtl.assembly.parts import Parts
 from dtl.config.optimizers import OPTIMIZERS
 from dtl.config.schema import RunConfig
-from dtl.models.head_input import find_inseparable_reason
 from dtl.models.load import load_on_meta_device
 from dtl.models.pretrained_config import HeadConfig
 from dtl.models.quantization import quantize
+from dtl.models.structure.head_input import find_inseparable_reason
 from dtl.plan.memory import FP32_BYTES
 from dtl.plan.parameter_groups import assign_update_rules, moment_bytes
 from dtl.plan.records import ParameterCounts

@@ -11,7 +11,7 @@ from dtl.core.errors import DtlError
 from dtl.core.units import format_bytes
 from dtl.models.quantization import quantize
 from dtl.plan.memory import USABLE_MEMORY, estimate_model_state
-from dtl.plan.records import DecisionLog, OuterLaunch, ParameterCounts
+from dtl.plan.records import DecisionLog, ExternalLaunch, ParameterCounts
 from dtl.plan.request import PlanRequest
 
 MODEL_STATE_SHARE = 0.7  # of the usable memory; the rest is for activations
@@ -41,7 +41,7 @@ def choose_sharding(
     dtype: str,
     log: DecisionLog,
 ) -> Sharding:
-    """Return what the outer launcher or the config fixes, else the least sharding that fits.
+    """Return what the external launcher or the config fixes, else the least sharding that fits.
 
     Raises DtlError where the optimizer, the strategy or the device's memory does not allow it.
     """
@@ -80,7 +80,7 @@ def _strategy_limit(request: PlanRequest) -> _Limit:
 
 def _fixed_sharding(request: PlanRequest) -> tuple[Sharding, str] | None:
     """Return what needs no estimate, with its reason; None on GPUs with nothing set."""
-    outer, layout = request.outer, request.config.layout
+    outer, layout = request.external, request.config.layout
     if outer is not None and outer.zero_stage is not None:
         return Sharding(outer.zero_stage, outer.offload or "none"), f"fixed by {outer.launcher}"
     if layout.zero_stage is not None:
@@ -136,7 +136,7 @@ def _candidates(
 
 
 def _check_stage(request: PlanRequest, stage: int, limit: _Limit, reason: str) -> None:
-    outer = request.outer
+    outer = request.external
     if request.config.model.quantize == "int8" and stage == 3:
         raise DtlError.of(
             quantize.LOCATION,
@@ -166,31 +166,31 @@ def _check_optimizer(request: PlanRequest, optimizer: Optimizer) -> None:
             f"{name} moves its moments between a GPU and main memory, and there is no GPU",
             f"use {name.removeprefix('paged_')}, which computes the same updates",
         )
-    if request.outer is not None:
-        _check_optimizer_under_launcher(request, optimizer, request.outer)
+    if request.external is not None:
+        _check_optimizer_under_launcher(request, optimizer, request.external)
 
 
 def _check_optimizer_under_launcher(
-    request: PlanRequest, optimizer: Optimizer, outer: OuterLaunch
+    request: PlanRequest, optimizer: Optimizer, external: ExternalLaunch
 ) -> None:
     config = request.config
-    if optimizer.unshardable_reason is not None and outer.zero_stage:
+    if optimizer.unshardable_reason is not None and external.zero_stage:
         raise DtlError.of(
             "optim.name",
-            f"{config.optim.name} does not work with ZeRO {outer.zero_stage}, which "
-            f"{outer.launcher} fixes: {optimizer.unshardable_reason}",
+            f"{config.optim.name} does not work with ZeRO {external.zero_stage}, which "
+            f"{external.launcher} fixes: {optimizer.unshardable_reason}",
             f"start it without DeepSpeed, or use {optimizer.shardable_alternative}",
         )
-    if outer.offload == "optimizer" and config.offload_blocker is not None:
+    if external.offload == "optimizer" and config.offload_blocker is not None:
         raise DtlError.of(
-            outer.launcher,
+            external.launcher,
             f"it offloads the optimizer, and {config.offload_blocker} does not work in main memory",
             "start it without offload",
         )
 
 
 def _requested_stage(request: PlanRequest) -> int | None:
-    outer = request.outer
+    outer = request.external
     if outer is not None and outer.zero_stage is not None:
         return outer.zero_stage
     return request.config.layout.zero_stage

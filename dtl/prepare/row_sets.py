@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 
-from dtl.data.order import epoch_rng
+from dtl.data.batching import epoch_rng
 from dtl.data.sources.rows import Row, Rows
 
 MIX_SEED = 20_000_017  # seed of the rows that a fractional weight adds

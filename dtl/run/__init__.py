@@ -1,1 +1,1 @@
-"""One run on disk, and what is prepared before any process starts."""
+"""One run on disk: its folder, its records and its submission to a queue."""

@@ -55,7 +55,7 @@ class RunFolder:
         folder = cls(Path(path))
         if folder.state == "absent":
             raise DtlError.of(
-                str(path), "there is no run in this folder", "name a folder with run.json"
+                str(path), "there is no run in this folder", "use a folder with run.json"
             )
         return folder
 

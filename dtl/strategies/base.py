@@ -145,8 +145,8 @@ class Adapter(Strategy):
         self.supports_gradient_checkpointing = COMPATIBILITY[
             self.method
         ].supports_gradient_checkpointing
-        former = getattr(options, "continue_from", None)
-        self.continue_from = None if former is None else Path(former).expanduser()
+        folder = getattr(options, "continue_from", None)
+        self.continue_from = None if folder is None else Path(folder).expanduser()
 
     @abstractmethod
     def peft_config_kwargs(self, model: nn.Module) -> dict[str, Any]:
@@ -180,7 +180,7 @@ class Adapter(Strategy):
                 "strategy" if target is None else "strategy.target_modules",
                 f"{self.method if target is None else repr(target)} does not fit "
                 f"{type(model).__name__} ({problem})",
-                "name endings of its linear layers, such as [q_proj, v_proj], or all-linear",
+                "set it to endings of the names of its linear layers, such as [q_proj, v_proj], or all-linear",
             ) from fault
 
     def _all_config_kwargs(self, model: nn.Module) -> dict[str, Any]:

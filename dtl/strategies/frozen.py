@@ -8,7 +8,7 @@ from pydantic import Field
 
 from dtl.config.schema.base import Record
 from dtl.core.errors import DtlError
-from dtl.models.head import head_modules, head_parameters
+from dtl.models.structure.head import head_modules, head_parameters
 from dtl.strategies.base import Strategy, set_trainable
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from pydantic import Field
 
 from dtl.config.schema.base import Record
 from dtl.core.errors import DtlError
-from dtl.models.head import head_parameters
-from dtl.models.module_kinds import norm_parameters
+from dtl.models.structure.head import head_parameters
+from dtl.models.structure.module_kinds import norm_parameters
 from dtl.strategies.base import Strategy, set_trainable
 
 if TYPE_CHECKING:

@@ -10,8 +10,12 @@ from pydantic import Field, model_validator
 
 from dtl.config.schema.base import ConfigFault, Record, raise_config_faults
 from dtl.core.errors import DtlError, Fault, near
-from dtl.models.anatomy import find_anatomy, parameter_depths, set_training_from_depth
-from dtl.models.module_kinds import norm_parameters
+from dtl.models.structure.model_structure import (
+    find_anatomy,
+    parameter_depths,
+    set_training_from_depth,
+)
+from dtl.models.structure.module_kinds import norm_parameters
 from dtl.strategies.base import Strategy, set_trainable
 
 if TYPE_CHECKING:
@@ -151,7 +155,7 @@ class Plugin(Strategy):
             elif not matched.intersection(matches):
                 tied = every[matches[0]]
                 problem = f"{matches[0]} is tied to {tied}: they are one parameter"
-                faults.append(Fault("strategy.parameter_names", problem, f"name {tied}"))
+                faults.append(Fault("strategy.parameter_names", problem, f"use {tied}"))
         if faults:
             raise DtlError(*faults)
         return matched

@@ -36,9 +36,8 @@ from dtl.data.padding import pad_sequences
 from dtl.losses.cross_entropy import IGNORE_INDEX
 from dtl.losses.ctc import ctc_losses, min_frames
 from dtl.metrics.base import EvalRecord, Metric
+from dtl.metrics.error_rates import transcript_scores, wer_counts, wer_from_counts
 from dtl.metrics.perplexity import mean_loss
-from dtl.metrics.transcripts import transcript_scores, wer_counts, wer_from_counts
-from dtl.models.module_kinds import unwrap
 from dtl.models.speech import ctc_vocabulary
 from dtl.models.speech.ctc_processor import (
     adapt_ctc_processor,
@@ -53,6 +52,7 @@ from dtl.models.speech.encoder import (
     get_layerdrop_overrides,
     min_samples,
 )
+from dtl.models.structure.wrappers import unwrap
 from dtl.tasks.base import DatasetStats, Encoder, Task
 
 if TYPE_CHECKING:

@@ -25,14 +25,8 @@ from dtl.data.modalities.text import (
 from dtl.data.padding import pad_sequences
 from dtl.losses.cross_entropy import IGNORE_INDEX, token_cross_entropy
 from dtl.metrics.base import EvalRecord, Metric
+from dtl.metrics.error_rates import text_normalizer, transcript_scores, wer_counts, wer_from_counts
 from dtl.metrics.perplexity import mean_loss, token_accuracy, token_records
-from dtl.metrics.transcripts import (
-    text_normalizer,
-    transcript_scores,
-    wer_counts,
-    wer_from_counts,
-)
-from dtl.models.module_kinds import unwrap
 from dtl.models.speech.decoder_prompt import (
     configure_generation,
     configure_prompt,
@@ -44,6 +38,7 @@ from dtl.models.speech.seq2seq_processor import (
     max_input_frames,
     spec_augment_settings,
 )
+from dtl.models.structure.wrappers import unwrap
 from dtl.tasks.base import DatasetStats, Encoder, Task
 
 if TYPE_CHECKING:

@@ -185,7 +185,7 @@ class Task(ABC):
 
     def padded_lengths(self, data: EncodedData) -> ndarray:
         """Return the length to which each example is padded (N,), in samples or length units."""
-        from dtl.data.order import pad_lengths
+        from dtl.data.padding import pad_lengths
 
         return (
             data.count_values("samples")

@@ -31,7 +31,7 @@ from dtl.metrics.perplexity import (
     perplexity_scores,
     token_records,
 )
-from dtl.models.module_kinds import unwrap
+from dtl.models.structure.wrappers import unwrap
 from dtl.tasks.base import DatasetStats, Encoder, ExamplePreview, Task
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class Plugin(Task):
             return Fault(
                 row.location,
                 f"the row has {has}; the task reads {self.required_columns}",
-                "name them in data.columns, for example `columns: {text: body}`",
+                "map them in data.columns, for example `columns: {text: body}`",
             )
         if columns == ("messages",):
             return find_messages_fault(row, "messages")
@@ -189,9 +189,9 @@ class Plugin(Task):
     def prompt_encoder(
         self, processor: Any, dataset_stats: DatasetStats, base_config: Any
     ) -> Encoder:
-        """Return an encoder that supervises the completion only: there, `predict` cuts."""
-        completing = Plugin(self.options.model_copy(update={"train_on": "completion"}))
-        return completing.encoder(processor, dataset_stats, base_config)
+        """Return an encoder that supervises only the completion, where `predict` splits the tokens."""
+        completion_task = Plugin(self.options.model_copy(update={"train_on": "completion"}))
+        return completion_task.encoder(processor, dataset_stats, base_config)
 
     def predict(
         self,
@@ -242,7 +242,7 @@ def _next_token_logits(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
 
 
 def _start_of_completion(labels: list[int]) -> int:
-    """Return the position of the first token in the last supervised run."""
+    """Return the position of the first token of the last contiguous supervised span."""
     end = max(position for position, label in enumerate(labels) if label != IGNORE_INDEX)
     while end > 0 and labels[end - 1] != IGNORE_INDEX:
         end -= 1

@@ -35,7 +35,7 @@ from dtl.data.padding import attention_mask, pad_sequences
 from dtl.losses.cross_entropy import IGNORE_INDEX
 from dtl.losses.preference import dpo_losses, log_likelihoods
 from dtl.metrics.base import EvalRecord, Metric
-from dtl.models.module_kinds import unwrap
+from dtl.models.structure.wrappers import unwrap
 from dtl.tasks.base import DatasetStats, Encoder, ExamplePreview, Task, TokenSpan
 
 if TYPE_CHECKING:

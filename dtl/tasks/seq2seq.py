@@ -31,7 +31,7 @@ from dtl.metrics.generation import (
     rouge_scores,
 )
 from dtl.metrics.perplexity import loss_counts, perplexity_scores, token_records
-from dtl.models.module_kinds import unwrap
+from dtl.models.structure.wrappers import unwrap
 from dtl.models.translation_languages import first_token_settings, set_languages
 from dtl.tasks.base import DatasetStats, Encoder, ExamplePreview, Task, TokenSpan
 

@@ -12,7 +12,7 @@ from typing import IO, TYPE_CHECKING, Any
 from dtl.core.units import format_bytes, format_seconds
 from dtl.run.evaluations import EVALUATION_KIND
 from dtl.run.folder import SKIPPED
-from dtl.train.trackers import Trackers
+from dtl.train.tracker_queue import Trackers
 
 if TYPE_CHECKING:
     from dtl.data.cache.streamed import SkippedRow
@@ -72,18 +72,18 @@ class RunLog:
         *,
         loss: float,
         gradient_norm: float,
-        rate_factor: float,
+        lr_factor: float,
     ) -> None:
-        """Log an optimizer step. `rate_factor`: the learning rate as a share of its peak."""
+        """Log an optimizer step. `lr_factor`: the learning rate as a share of its peak."""
         if self.terminal is None:
             return
         now = time.monotonic()
         seconds, self._last_step_time = now - self._last_step_time, now
         speed = batches.global_length / seconds
-        learning_rate = rate_factor * self.peak_learning_rate
+        learning_rate = lr_factor * self.peak_learning_rate
         rates = {"learning_rate": learning_rate}
         if self.head_learning_rate is not None:
-            rates["head_learning_rate"] = rate_factor * self.head_learning_rate
+            rates["head_learning_rate"] = lr_factor * self.head_learning_rate
         self._write_line(
             {
                 "kind": "train",

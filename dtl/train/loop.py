@@ -1,4 +1,4 @@
-"""The training loop, and only that."""
+"""The training loop."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Hooks:
-    """What the loop calls and does not know. `evaluate` may raise StopRequested."""
+    """Callbacks of the training loop. `evaluate` may raise StopRequested."""
 
     evaluate: Callable[[Progress], Progress]
     save: Callable[[Progress], None]
@@ -50,28 +50,28 @@ class Phase:
 
 
 def train(phase: Phase, hooks: Hooks, progress: Progress) -> RunResult:
-    """Train from `progress` to the last step of the phase, or until the run is requested to stop.
-    Save either way."""
+    """Train from `progress` to the last step of the phase, or until a stop is requested. A
+    checkpoint is saved in both cases."""
     engine, limits, parts = phase.engine, phase.limits, phase.parts
     parts.set_training_mode(engine.unwrapped_model)
     for batches in phase.loader.iter_steps(after_step=progress.step, last_step=limits.phase_end):
         batches = sum_over_ranks(batches, engine)
-        factor = learning_rate_factor(
+        lr_factor = learning_rate_factor(
             batches.step - limits.phase_start, steps=limits.phase_steps, options=phase.optim
         )
-        engine.set_learning_rate(factor)
+        engine.set_learning_rate(lr_factor)
         if batches.step in limits.skip_steps or not batches.global_targets:
             step, loss_sum = Step(math.nan, was_applied=False), torch.tensor(math.nan)
         else:
             step, loss_sum = train_step(phase, hooks, batches)
         progress = progress.advance(batches, was_applied=step.was_applied)
-        total, stop_votes = engine.all_reduce_sum(loss_sum, float(hooks.is_stop_requested()))
+        total, stop_requests = engine.all_reduce_sum(loss_sum, float(hooks.is_stop_requested()))
         loss = total / (batches.global_targets or 1)
         phase.log.step(
-            progress, batches, loss=loss, gradient_norm=step.gradient_norm, rate_factor=factor
+            progress, batches, loss=loss, gradient_norm=step.gradient_norm, lr_factor=lr_factor
         )
         hooks.check_step(progress, step, batches, loss)
-        must_stop = stop_votes > 0
+        must_stop = stop_requests > 0
         if limits.is_evaluation_step(progress.step) and not must_stop:
             try:
                 progress = hooks.evaluate(progress)

@@ -18,12 +18,12 @@ from dtl.engine.base import Engine
 from dtl.models.dtypes import torch_dtype
 from dtl.models.load import LoadedModel, load_pretrained
 from dtl.models.locate import locate_model
-from dtl.models.module_kinds import adapted_layers, convolution_kernels
 from dtl.models.new_parameters import init_new_parameters, write_language_weights
 from dtl.models.peft.base import vera_matrices
 from dtl.models.pretrained_config import HeadConfig
 from dtl.models.processor import get_pad_token_id
 from dtl.models.staging import resolve_staged_model, stage_weights
+from dtl.models.structure.module_kinds import adapted_layers, convolution_kernels
 from dtl.plan.records import Plan
 from dtl.prepare.prepared_data import PreparedData
 from dtl.train.checkpoint import read_progress

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 from dtl.core.parallel_dims import ParallelDims
 from dtl.train.checkpoint import read_progress
 from dtl.train.checkpoint_tensors import CheckpointTensors, restore_weights
-from dtl.train.feature_cache import use_cached_features
-from dtl.train.feature_extraction import FeatureExtractor
+from dtl.train.features.cache import use_cached_features
+from dtl.train.features.extraction import FeatureExtractor
 from dtl.train.model import AdaptedModel, build_model, is_phase_transition
 from dtl.train.optim import L2SPPenalty, build_optimizer
 from dtl.train.progress import Limits, Progress

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
-from dtl.data.order import chain_order_digest
+from dtl.data.batching import chain_order_digest
 
 if TYPE_CHECKING:
     from dtl.data.loader import StepBatches

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dtl.assembly.parts import assemble
 from dtl.config.schema import RunConfig
+from dtl.engine.accelerate_trackers import open_tracker
 from dtl.engine.base import Engine, EngineSettings
 from dtl.engine.start import start
-from dtl.engine.trackers import open_tracker
-from dtl.plan.memory import checkpoint_bytes
+from dtl.plan.disk import checkpoint_bytes
 from dtl.plan.records import Plan
 from dtl.prepare.prepared_data import PreparedData
 from dtl.run.folder import RunFolder
@@ -18,7 +18,7 @@ from dtl.train.log import RunLog
 from dtl.train.process import ProcessContext
 from dtl.train.safe_points import SafePoints
 from dtl.train.state import RunContext
-from dtl.train.trackers import Trackers
+from dtl.train.tracker_queue import Trackers
 from dtl.train.usage import UsageMeter
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from dtl.config import registry
-from dtl.models.head import head_parameters
+from dtl.models.structure.head import head_parameters
 from dtl.strategies.base import Adapter
 from tests import tiny_sound
 

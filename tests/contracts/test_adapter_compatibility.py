@@ -13,10 +13,10 @@ from torch import nn
 
 from dtl.config import registry
 from dtl.core.errors import DtlError
-from dtl.models.head import head_parameters
 from dtl.models.peft.compatibility import COMPATIBILITY, MODEL_KIND_EXAMPLES, find_model_kind
 from dtl.models.peft.save_load import build_adapter_files, load_adapter
 from dtl.models.peft.virtual_tokens import count_virtual_tokens
+from dtl.models.structure.head import head_parameters
 from dtl.strategies.base import Adapter
 from tests.contracts.adapter_cases import (
     MASK,

@@ -11,9 +11,9 @@ from torch import nn
 
 from dtl.config import registry
 from dtl.core.errors import DtlError
-from dtl.models.head import head_parameters
 from dtl.models.peft.compatibility import COMPATIBILITY
 from dtl.models.peft.save_load import build_adapter_files
+from dtl.models.structure.head import head_parameters
 from dtl.strategies.base import Adapter
 from tests.contracts.adapter_cases import (
     LABELS,

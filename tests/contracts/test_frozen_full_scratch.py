@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from dtl.models.head import head_modules
+from dtl.models.structure.head import head_modules
 from tests import tiny
 from tests.contracts.strategy_bench import make_bench, trainable
 

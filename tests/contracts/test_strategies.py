@@ -12,9 +12,9 @@ import torch
 from dtl.config import registry
 from dtl.core.errors import DtlError
 from dtl.models.load import load_on_meta_device
-from dtl.models.module_kinds import batch_norms
 from dtl.models.peft.compatibility import COMPATIBILITY
 from dtl.models.pretrained_config import HeadConfig
+from dtl.models.structure.module_kinds import batch_norms
 from dtl.strategies.base import Adapter
 from tests import tiny
 from tests.contracts.strategy_bench import Bench, adamw, make_bench, state, trainable

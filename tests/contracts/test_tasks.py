@@ -15,9 +15,9 @@ import torch
 from dtl.config import registry
 from dtl.data.cache.encoder import convert_to_stored_dtypes, encode_rows
 from dtl.data.sources.rows import Row
-from dtl.models.head import head_modules
-from dtl.models.module_kinds import batch_norms
 from dtl.models.processor import get_pad_token_id
+from dtl.models.structure.head import head_modules
+from dtl.models.structure.module_kinds import batch_norms
 from tests.task_bench import CASES, TRIALS, Bench, Case, make_bench, make_rows
 
 

@@ -33,7 +33,7 @@ from accelerate.state import AcceleratorState, GradientState
 
 from dtl.config.load import load_config
 from dtl.jobs import train
-from dtl.prepare import preparation
+from dtl.prepare import prepared_run
 from dtl.run.folder import RunFolder
 from dtl.tasks import causal_lm
 from dtl.train import loop
@@ -52,7 +52,7 @@ def main(jobs_file: str) -> int:
         config = load_config(
             job["config"], [*job["overrides"], f"layout.processes_per_node={processes}"]
         )
-        prepared = preparation.prepare_run(config, writes=os.environ["RANK"] == "0")
+        prepared = prepared_run.prepare_run(config, writes=os.environ["RANK"] == "0")
         engine = start_engine(config, prepared.plan)
         folder = RunFolder.from_config(config)
         if engine.is_main_process and folder.state == "absent":

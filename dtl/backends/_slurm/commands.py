@@ -14,11 +14,11 @@ from dtl.core.errors import DtlError, RunFailed
 TIMEOUT_SECONDS = 60.0
 # A word in the message of a rejected job, and what fixes it.
 FIXES = {
-    "account": "name yours with --account; `sacctmgr show associations user=$USER` lists them",
-    "partition": "name another with --partition; `sinfo -s` lists them",
+    "account": "set yours with --account; `sacctmgr show associations user=$USER` lists them",
+    "partition": "choose another with --partition; `sinfo -s` lists them",
     "qos": "set qos in the site file to one that is yours",
     "time limit": "request less with --time",
-    "dependency": "name a job that is in the queue with --after",
+    "dependency": "set a job that is in the queue with --after",
     "configuration": "request fewer nodes or GPUs, or another partition; `sinfo -N -l` lists them",
     "node count": "request fewer with --nodes; `sinfo -s` lists them",
     "not available": "request fewer nodes or GPUs, or another partition; `sinfo -N -l` lists them",

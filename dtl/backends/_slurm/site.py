@@ -157,10 +157,10 @@ def read_site(site: str) -> Site:
     if path.suffix not in (".yaml", ".yml"):
         if site not in list_sites():
             fix = near(site, list_sites()) or f"choose one of: {', '.join(list_sites())}"
-            raise DtlError.of("--cluster", f"no site is named '{site}'", f"{fix}, or name a file")
+            raise DtlError.of("--cluster", f"no site is named '{site}'", f"{fix}, or use a file")
         path = find_package_folder("slurm") / "clusters" / f"{site}.yaml"
     if not path.is_file():
-        raise DtlError.of("--cluster", f"there is no file {path}", "name a site or a YAML file")
+        raise DtlError.of("--cluster", f"there is no file {path}", "use a site or a YAML file")
     document = read_yaml(path, record=Site)
     try:
         options = Site.model_validate(document.values)

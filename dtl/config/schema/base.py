@@ -108,7 +108,7 @@ def check_no_url(path: str) -> str:
             [
                 ConfigFault(
                     problem=f"dtl reads no {scheme}:// addresses",
-                    fix="download it and name the file or folder, or write a hub id as owner/name",
+                    fix="download it and set the path of the file or folder, or write a hub id as owner/name",
                 )
             ]
         )

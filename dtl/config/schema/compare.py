@@ -107,7 +107,7 @@ class Compare(Record):
                 yield ConfigFault(key, problem=problem, fix=fix)
         if len(set(self.strategies or ())) < len(self.strategies or ()):
             yield ConfigFault(
-                "strategies", problem="a strategy is named twice", fix="name each strategy once"
+                "strategies", problem="a strategy is listed twice", fix="list each strategy once"
             )
 
     def _learning_rate_faults(self) -> Iterator[ConfigFault]:

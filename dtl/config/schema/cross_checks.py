@@ -19,7 +19,7 @@ def phase_faults(phases: Sequence[Phase], optim: Optim, train: Train) -> Iterato
     """Yield faults of a list of phases, and of keys that allow a single strategy only."""
     if not phases:
         yield ConfigFault(
-            "strategy", problem="the list is empty", fix="name the strategy of each phase"
+            "strategy", problem="the list is empty", fix="set the strategy of each phase"
         )
     shares = sum(phase.length for phase in phases if phase.length and phase.length < 1)
     if shares > 1:

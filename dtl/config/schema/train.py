@@ -11,19 +11,19 @@ from dtl.config.schema.batch_size import GlobalBatchSize
 
 
 class LossSpikeOptions(Record):
-    """When the loss jumps: go back to a checkpoint and skip the batch of the jump."""
+    """Loss-spike recovery: roll back to a checkpoint and skip the batch of the spike."""
 
     threshold: float = Field(
         default=10.0,
         gt=0,
-        description="a loss is a jump if it is this many normal spreads (scaled median absolute "
-        "deviations) above the median of the losses before it",
+        description="a loss is a spike if it exceeds the median of the previous losses by this many "
+        "robust standard deviations (scaled MAD)",
     )
     window_steps: int = Field(
-        default=100, ge=20, description="number of losses before it that it is compared with"
+        default=100, ge=20, description="number of previous losses in the window"
     )
     rollback_steps: int = Field(
-        default=10, ge=1, description="steps to go back at least, to an earlier checkpoint"
+        default=10, ge=1, description="minimum number of steps to roll back"
     )
 
 
@@ -43,10 +43,14 @@ class Train(Record):
         description="form batches of examples of similar length, so that there is less padding",
     )
     evaluate_every: int | None = Field(
-        default=None, ge=1, description="optimizer steps between evaluations; left out: at the end"
+        default=None,
+        ge=1,
+        description="optimizer steps between evaluations; default: only at the end",
     )
     save_every: int | None = Field(
-        default=None, ge=1, description="optimizer steps between checkpoints; left out: at the end"
+        default=None,
+        ge=1,
+        description="optimizer steps between checkpoints; default: only at the end",
     )
     keep_last: int = Field(
         default=2, ge=1, description="number of newest checkpoints that are not deleted"
@@ -79,12 +83,14 @@ class Train(Record):
         "and ends with exit code 75; left out: Slurm's end time, if there is one",
     )
     hang_seconds: float = Field(
-        default=300.0, gt=0, description="seconds without progress after which a run is ended"
+        default=300.0,
+        gt=0,
+        description="timeout in seconds: a run without progress for this long is stopped",
     )
     loading_hang_seconds: float = Field(
         default=1800.0,
         gt=0,
-        description="the same while it loads, takes its first step, saves or exports",
+        description="timeout in seconds while loading, in the first step, saving or exporting",
     )
     on_missing_gradient: Literal["fail", "warn"] = Field(
         default="fail",
@@ -92,12 +98,12 @@ class Train(Record):
         "full model, have had no gradient in 5 steps",
     )
     loss_spike: LossSpikeOptions | None = Field(
-        default=None, description="what to do when the loss jumps; left out: continue"
+        default=None, description="recovery from loss spikes; default: off"
     )
     max_skipped_steps: int = Field(
         default=5,
         ge=1,
-        description="consecutive steps with a gradient that is not finite, at which the run stops",
+        description="maximum number of consecutive steps with non-finite gradients; then the run fails",
     )
     seed: int = Field(default=0, ge=0, lt=2**32, description="seed of all random numbers")
     evaluation_batch: int = Field(

@@ -160,7 +160,7 @@ def _no_audio_fault(row: Row, value: Any) -> Fault:
         f"the column `audio` is missing (the row has {columns})"
         if value is None
         else f"`audio` is {type(value).__name__} (expected a file name or audio data)",
-        "name a file, or map its column in data.columns: {audio: ...}",
+        "set it to a file, or map its column in data.columns: {audio: ...}",
     )
 
 

@@ -89,7 +89,7 @@ def _no_image_fault(row: Row, value: Any) -> Fault:
         f"the column `image` is missing (the row has {columns})"
         if value is None
         else f"`image` is {type(value).__name__} (expected a file name or image data)",
-        "name a file, or map its column in data.columns: {image: ...}",
+        "set it to a file, or map its column in data.columns: {image: ...}",
     )
 
 

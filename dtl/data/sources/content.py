@@ -123,7 +123,7 @@ def _find_data_files(folder: Path, source: Source, location: str) -> list[Path]:
         raise DtlError.of(
             f"{location}.path",
             f"{source.path} has no data files{of_split}",
-            f"name a folder with {', '.join(READERS)} files "
+            f"use a folder with {', '.join(READERS)} files "
             f"(this one has {format_names(list_names(folder))})",
         )
     suffixes = sorted({path.suffix.lower() for path in files})
@@ -131,7 +131,7 @@ def _find_data_files(folder: Path, source: Source, location: str) -> list[Path]:
         raise DtlError.of(
             f"{location}.path",
             f"{source.path} has files of several formats ({', '.join(suffixes)})",
-            "name one file, or keep files of one format in the folder",
+            "use one file, or keep files of one format in the folder",
         )
     return files
 

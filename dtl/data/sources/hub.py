@@ -70,7 +70,7 @@ def _load_splits(source: Source, location: str) -> Any:
         raise DtlError.of(
             f"{location}.path",
             f"'{source.path}' is a file format, not a dataset",
-            "name a file or folder",
+            "use a file or folder",
         )
     if not _hub_is_reachable():
         datasets.config.HF_HUB_OFFLINE = True  # without it, loading retries for half a minute

@@ -112,7 +112,7 @@ class Rows:
             raise DtlError.of(
                 f"{location}.streaming",
                 f"{content.display_name} is a media folder, which cannot be streamed",
-                "list its files in a JSON Lines file with the task's columns, and name that file",
+                "list its files in a JSON Lines file with the task's columns, and use that file",
             )
         return open_random_access_readers(
             list(content.paths), list(content.files), location=location
@@ -188,7 +188,7 @@ class Rows:
                     location,
                     f"the column '{column}' (data.columns.{name}) is missing",
                     near(column, raw_fields)
-                    or f"name one of its columns: {format_names(raw_fields)}",
+                    or f"use one of its columns: {format_names(raw_fields)}",
                 )
             fields[name] = raw_fields[column]
         if self._media is not None:
@@ -221,9 +221,7 @@ def open_rows(
     rows = Rows(content, source, columns, check=check, skip_invalid=skip_invalid, media=media)
     first = next(content.read_rows(), None)
     if first is None:
-        raise DtlError.of(
-            location, f"{content.display_name} has no rows", "name a source with rows"
-        )
+        raise DtlError.of(location, f"{content.display_name} has no rows", "use a source with rows")
     if not skip_invalid or isinstance(first, FileFault):
         _raise_faults(_find_missing_columns(first, content.display_name, columns))
         row = rows.validate_row(0, first)
@@ -242,7 +240,7 @@ def _find_missing_columns(
         Fault(
             f"data.columns.{name}",
             f"{display_name} has no column '{column}'",
-            near(column, fields) or f"name one of its columns: {format_names(fields)}",
+            near(column, fields) or f"use one of its columns: {format_names(fields)}",
         )
         for name, column in columns.items()
         if column not in fields

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dtl.config.schema import RunConfig
-from dtl.export.evidence import RunEvidence, collect_evidence
+from dtl.evaluation.run_results import RunEvidence, collect_evidence
 from dtl.export.logit_difference import LogitDifference
 from dtl.plan.records import Plan
 from dtl.run.folder import RunFolder
@@ -28,7 +28,7 @@ class ExportSummary:
 class ExportedRun:
     """A run whose weights are exported.
 
-    `step`: after which the weights are those that are exported. `scores`: by model. `weights`:
+    `step`: step of the exported weights. `scores`: by model. `weights`:
     adapted, or the name of an average.
     """
 

@@ -19,7 +19,7 @@ from dtl.export.model_card.table import table_rows
 LIBRARIES = {"adapter": "peft", "model": "transformers", "onnx": "onnx", "gguf": "gguf"}
 QUANTIZED_BASE_NOTE = (
     "The adapter was trained on the quantized weights. To merge it, dequantize these first.",
-    "Merged into the original weights of the base, it makes a model with other outputs.",
+    "Merging into the unquantized base changes the outputs.",
 )
 
 

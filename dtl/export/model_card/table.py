@@ -6,7 +6,7 @@ import json
 
 from dtl.config.schema import Model, Source
 from dtl.core.units import format_count, format_seconds
-from dtl.export.evidence import RunEvidence
+from dtl.evaluation.run_results import RunEvidence
 from dtl.export.model_card.data import ExportSummary, ModelCardData
 from dtl.train.usage import Usage
 

@@ -6,10 +6,10 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from dtl.core.errors import DtlError
-from dtl.models.head import head_module_names
 from dtl.models.peft.base import INITIAL_FACTORS, find_task_type, is_on_meta_device
 from dtl.models.peft.compatibility import BASE_CHANGING_INITS
 from dtl.models.peft.virtual_tokens import drop_virtual_token_logits
+from dtl.models.structure.head import head_module_names
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from dtl.core.errors import DtlError
-from dtl.models.head import head_module_names
 from dtl.models.peft.base import find_task_type
+from dtl.models.structure.head import head_module_names
 
 if TYPE_CHECKING:
     from torch import nn
@@ -35,7 +35,7 @@ MODEL_KIND_EXAMPLES: dict[ModelKind, str] = {
     "classifier on an encoder-decoder": "the same models: a label for a text",
     "speech": "wav2vec2, HuBERT, Whisper",
     "vision": "ViT, Swin, ConvNeXt",
-    "convolutional": "ResNet; `target_modules` must name its convolutions",
+    "convolutional": "ResNet; `target_modules` must list its convolutions",
 }
 LINEAR_KINDS: tuple[ModelKind, ...] = tuple(
     kind for kind in MODEL_KIND_EXAMPLES if kind != "convolutional"
@@ -108,5 +108,5 @@ def check_compatibility(method: str, model: nn.Module) -> None:
             "strategy",
             f"{method} does not work with {type(model).__name__} ({kind})",
             f"take strategy {entry.alternative}"
-            + (" and name its convolutions in target_modules" if kind == "convolutional" else ""),
+            + (" and list its convolutions in target_modules" if kind == "convolutional" else ""),
         )

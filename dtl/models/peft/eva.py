@@ -52,7 +52,7 @@ def init_eva(
                 raise DtlError.of(
                     "strategy.init",
                     f"eva does not support {name}, a {type(module.get_base_layer()).__name__}",
-                    "name linear layers in strategy.target_modules, or take another init",
+                    "list linear layers in strategy.target_modules, or use another init",
                 )
             if name in components:
                 module.lora_A[ADAPTER_NAME].weight.copy_(components[name])

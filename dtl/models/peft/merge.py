@@ -60,7 +60,7 @@ def merge_into_base(network: nn.Module, folder: Path) -> tuple[nn.Module, frozen
         raise DtlError.of(
             "model.adapters",
             f"{folder} does not belong to this base ({unmatched[0]})",
-            f"name the base that it was trained over: {config.base_model_name_or_path}",
+            f"use the base that it was trained over: {config.base_model_name_or_path}",
         )
     return network, frozenset(replaced)
 

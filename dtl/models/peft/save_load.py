@@ -135,7 +135,7 @@ def check_adapter_folder(folder: Path, location: str) -> None:
         raise DtlError.of(
             location,
             f"{folder} has no adapter ({ADAPTER_CONFIG} and {ADAPTER_WEIGHTS})",
-            "name the export of a run, or a folder that PEFT has saved",
+            "use the export of a run, or a folder that PEFT has saved",
         )
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from dtl.config.schema import Model
 from dtl.core.errors import DtlError
 from dtl.models.dtypes import torch_dtype
-from dtl.models.head import head_module_names
+from dtl.models.structure.head import head_module_names
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -33,7 +33,7 @@ def check_language_is_named(tokenizer: Any, language: str | None) -> None:
         raise DtlError.of(
             LOCATION,
             f"the model has {len(tokenizer.vocab)} languages, and none is named",
-            "name the language of the texts by its ISO 639-3 code (swh, eng); an unknown language "
+            "specify the language of the texts by its ISO 639-3 code (swh, eng); an unknown language "
             "is added",
         )
 

@@ -81,7 +81,7 @@ def configure_prompt(
             "the model has several languages, and none is named"
             if language is None
             else f"the model has no language {language!r}",
-            f"name one of {', '.join(known)}",
+            f"use one of {', '.join(known)}",
         )
     tokenizer.tgt_lang = language
     return language
@@ -99,7 +99,7 @@ def _configure_whisper(
         raise DtlError.of(
             LOCATION,
             "the model has many languages, and none is named",
-            "name the spoken language, such as task.language=de",
+            "set the spoken language, such as task.language=de",
         )
     _check_language_token(tokenizer, code)
     tokenizer.init_kwargs.update(language=code, task=action)

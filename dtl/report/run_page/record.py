@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Any
 
 from dtl.config import registry
-from dtl.export.evidence import RunEvidence, collect_evidence
+from dtl.evaluation.run_results import RunEvidence, collect_evidence
 from dtl.metrics.base import EvalRecord
 from dtl.plan.records import Plan
 from dtl.run.evaluations import EVALUATION_KIND, LoggedEvaluation, read_evaluations

@@ -5,7 +5,7 @@ from __future__ import annotations
 import yaml
 
 from dtl.core.units import format_bytes, format_seconds
-from dtl.plan.memory import checkpoint_bytes
+from dtl.plan.disk import checkpoint_bytes
 from dtl.plan.records import Plan
 from dtl.report.page import Block, Code, Table, Text
 from dtl.report.run_page.record import RunRecord

@@ -15,7 +15,7 @@ from dtl.cluster.node_probe import NodeReport
 from dtl.cluster.preflight import NodeFault, PreflightResult, find_faults
 from dtl.cluster.rank_group import RankGroup
 from dtl.core.process_env import find_free_port
-from dtl.prepare import preparation
+from dtl.prepare import prepared_run
 from dtl.run.folder import RunFolder
 from tests import tiny
 
@@ -49,7 +49,7 @@ def run(decoder, tmp_path_factory) -> Path:
     )
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("DTL_CACHE", str(folder / "cache"))
-        prepared = preparation.prepare_run(api.load_config(folder / "run.yaml"))
+        prepared = prepared_run.prepare_run(api.load_config(folder / "run.yaml"))
         examples = prepared.data
         RunFolder(folder / "run").create(
             prepared.config, prepared.plan, examples.dataset_stats, examples.to_record()

@@ -8,7 +8,7 @@ import pytest
 
 from dtl.config.load import load_config
 from dtl.config.recipes import list_recipes
-from dtl.prepare import preparation
+from dtl.prepare import prepared_run
 from tests import tiny
 
 RECIPES = {recipe.name: recipe.path for recipe in list_recipes()}
@@ -95,7 +95,7 @@ def test_a_language_recipe_plans(
     if load_config(RECIPES[name]).data.eval is not None:
         given.append(f"data.eval={rows}")
     config = load_config(RECIPES[name], given)
-    prepared = preparation.prepare_run(config)
+    prepared = prepared_run.prepare_run(config)
     counts = prepared.plan.parameters
     assert (counts.frozen == 0) == (learns == "all") and counts.trainable > 0
     assert (counts.quantized.weights > 0) == (config.model.quantize is not None)

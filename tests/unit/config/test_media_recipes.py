@@ -9,7 +9,7 @@ import pytest
 
 from dtl.config.load import load_config
 from dtl.config.recipes import list_recipes
-from dtl.prepare import preparation
+from dtl.prepare import prepared_run
 from tests import tiny_sound, tiny_vision
 
 RECIPES = {recipe.name: recipe.path for recipe in list_recipes()}
@@ -37,7 +37,7 @@ def test_a_recipe_plans(
     parquet.write_table(pa.Table.from_pylist(theirs), tmp_path / "rows.parquet")
     given = [f"model.path={base(tmp_path / 'model')}"]
     given += [f"data.{part}={tmp_path / 'rows.parquet'}" for part in ("train", "eval")]
-    prepared = preparation.prepare_run(load_config(RECIPES[name], given))
+    prepared = prepared_run.prepare_run(load_config(RECIPES[name], given))
     counts = prepared.plan.parameters
     assert len(prepared.data.train) == 12
     assert {"all": counts.frozen == 0, "head": counts.trainable < counts.frozen}.get(

@@ -8,7 +8,7 @@ import pytest
 
 from dtl.config.load import load_config
 from dtl.config.recipes import list_recipes
-from dtl.prepare import preparation
+from dtl.prepare import prepared_run
 from tests import tiny, tiny_sound, tiny_speech
 
 RECIPES = {recipe.name: recipe.path for recipe in list_recipes()}
@@ -40,7 +40,7 @@ def test_a_ctc_recipe_plans(
     config = load_config(
         RECIPES[name], [f"model.path={model}", f"data.train={file}", f"data.eval={file}"]
     )
-    prepared = preparation.prepare_run(config)
+    prepared = prepared_run.prepare_run(config)
     counts, dataset_stats = prepared.plan.parameters, prepared.data.dataset_stats
     assert len(prepared.data.train) == 20
     if learns == "all":

@@ -8,7 +8,7 @@ import pytest
 
 from dtl.config.load import load_config
 from dtl.config.recipes import list_recipes
-from dtl.prepare import preparation
+from dtl.prepare import prepared_run
 from tests import tiny, tiny_whisper
 
 RECIPES = {recipe.name: recipe.path for recipe in list_recipes()}
@@ -35,7 +35,7 @@ def test_a_whisper_recipe_plans(
     if learns == "all":
         given.append("task.max_seconds=2")
     config = load_config(RECIPES[name], given)
-    prepared = preparation.prepare_run(config)
+    prepared = prepared_run.prepare_run(config)
     counts = prepared.plan.parameters
     positions = 100 * 32
     if learns == "all":

@@ -13,7 +13,7 @@ from dtl.core.errors import DtlError
 from dtl.data.batching import Batching
 from dtl.data.cache.encoder import encode_rows
 from dtl.data.example import EncodedExample
-from dtl.data.order import count_padding, split_into_micro_batches
+from dtl.data.micro_batches import count_padding, split_into_micro_batches
 from dtl.data.sources.rows import Row
 
 UNITS_AND_GROUPING = tuple(

@@ -15,7 +15,7 @@ from transformers import AutoFeatureExtractor, AutoImageProcessor, AutoModel, Au
 
 from dtl.data.sources.rows import Row
 from dtl.evaluation.pooled_features import pool_features
-from tests.unit.train.test_feature_cache import CASES, configure
+from tests.unit.train.features.test_cache import CASES, configure
 
 
 def of_text(base: Path, row: dict[str, Any]) -> torch.Tensor:

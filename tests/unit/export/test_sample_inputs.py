@@ -3,7 +3,7 @@
 import torch
 
 from dtl.export.sample_inputs import load_inputs, save_inputs
-from dtl.export.verify import compute_logits
+from dtl.export.sample_logits import compute_logits
 
 
 def test_saved_inputs_are_loaded_in_order_and_give_the_same_logits(tmp_path, decoder):

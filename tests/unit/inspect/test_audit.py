@@ -5,8 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from dtl.data.batching import Batching
-from dtl.data.order import chain_order_digest
+from dtl.data.batching import Batching, chain_order_digest
 from dtl.inspect.audit import audit_run, find_data_difference
 from dtl.run.folder import RunFolder
 

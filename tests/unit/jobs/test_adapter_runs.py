@@ -18,7 +18,7 @@ from dtl.models.fingerprint import fingerprint_model
 from dtl.models.load import load_on_meta_device, load_pretrained
 from dtl.models.peft.base import ADAPTER_WEIGHTS
 from dtl.models.pretrained_config import HeadConfig
-from dtl.prepare import preparation
+from dtl.prepare import prepared_run
 from dtl.run.folder import RunFolder
 from dtl.train.heartbeat import Watchdog
 from dtl.train.process import ProcessContext
@@ -50,7 +50,7 @@ def train_in_this_process(config, *, stop_after=sys.maxsize):
 
     `stop_after`: number of safe points that the run passes; it is stopped at the next one.
     """
-    prepared = preparation.prepare_run(config)
+    prepared = prepared_run.prepare_run(config)
     run = RunFolder.from_config(config)
     if run.state == "absent":
         run.create(config, prepared.plan, prepared.data.dataset_stats, prepared.data.to_record())
@@ -249,14 +249,14 @@ def test_changed_adapter_of_continue_from_is_rejected_on_resume(
     earlier = shutil.copytree(first.export, tmp_path / "earlier")
     options = {"name": "lora", "continue_from": str(earlier)}
     run = train(folder, "moved", decoder, "causal_lm", texts, options, stop_after=1)
-    preparation.reopen_run(run, writes=True)
+    prepared_run.reopen_run(run, writes=True)
     config = earlier / "adapter_config.json"
     config.write_text(config.read_text().replace('"lora_alpha": 32.0', '"lora_alpha": 16.0'))
     for is_removed in (False, True):
         if is_removed:
             shutil.rmtree(earlier)
         with pytest.raises(DtlError, match=r"strategy.continue_from: the adapter .*has changed"):
-            preparation.reopen_run(run, writes=True)
+            prepared_run.reopen_run(run, writes=True)
 
 
 def test_continued_adapter_starts_where_it_ended(folder, decoder, texts, first):

@@ -10,7 +10,7 @@ from dtl import api
 from dtl.assembly.parts import assemble
 from dtl.config.load import load_config
 from dtl.core.errors import DtlError, RunFailed
-from dtl.export import onnx, plan, verify_process
+from dtl.export import onnx, plan, sample_logits_process
 from dtl.export.load_export import load_export
 from dtl.export.sample_inputs import save_inputs
 from dtl.jobs import export as export_job
@@ -27,7 +27,7 @@ def compute_logits_in_this_process(export, inputs, folder):
 
     files = [folder / name for name in ("inputs.safetensors", "logits.safetensors")]
     save_inputs(inputs, files[0])
-    assert verify_process.main([str(export), *map(str, files)]) == 0
+    assert sample_logits_process.main([str(export), *map(str, files)]) == 0
     logits = load_file(files[1])
     return [logits[str(index)] for index in range(len(inputs))]
 

@@ -21,7 +21,7 @@ RANK = """
 import time
 time.sleep(1)
 from dtl.launch import child_process
-child_process.die_with_launcher()
+child_process.exit_when_launcher_dies()
 time.sleep(60)
 """
 
@@ -52,15 +52,13 @@ def test_rank_with_a_living_launcher_continues():
     assert done.stdout == "continues\n"
 
 
-SHORT = (
-    "from dtl.launch import child_process; child_process.die_with_launcher(); print('continues')"
-)
+SHORT = "from dtl.launch import child_process; child_process.exit_when_launcher_dies(); print('continues')"
 
 
 def test_child_of_an_ended_process_ends():
     code = (
         "from dtl.launch import child_process; "
-        "child_process.die_with_parent(1 << 22); print('continues')"
+        "child_process.set_parent_death_signal(1 << 22); print('continues')"
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (ended.returncode, ended.stdout) == (1, "")

@@ -9,7 +9,7 @@ from dtl.config.schema import Model
 from dtl.core.errors import DtlError
 from dtl.models import fingerprint as module
 from dtl.models.fingerprint import fingerprint_model
-from dtl.prepare import preparation
+from dtl.prepare import prepared_run
 from dtl.run.folder import RunFolder
 from tests import tiny
 
@@ -56,11 +56,11 @@ def test_run_does_not_resume_with_another_base(base, tmp_path, cache):
         f"data: {{train: {tmp_path / 'rows.jsonl'}}}\ntrain: {{steps: 2}}\n"
     )
     config = load_config(tmp_path / "run.yaml")
-    prepared = preparation.prepare_run(config)
+    prepared = prepared_run.prepare_run(config)
     folder, examples = RunFolder.from_config(config), prepared.data
     folder.create(config, prepared.plan, examples.dataset_stats, examples.to_record())
-    preparation.reopen_run(folder, writes=True)
+    prepared_run.reopen_run(folder, writes=True)
     shutil.rmtree(base)
     tiny.decoder(base, chat=True, seed=8)
     with pytest.raises(DtlError, match="have changed since the run started"):
-        preparation.reopen_run(folder, writes=True)
+        prepared_run.reopen_run(folder, writes=True)

@@ -8,12 +8,12 @@ import torch
 
 from dtl.config.schema import Model
 from dtl.core.errors import DtlError
-from dtl.models.head import head_module_names, head_modules, head_parameters
 from dtl.models.load import load_on_meta_device, load_pretrained
 from dtl.models.locate import locate_model
 from dtl.models.new_parameters import init_new_parameters
 from dtl.models.pretrained_config import HeadConfig, load_model_config
 from dtl.models.processor import load_tokenizer
+from dtl.models.structure.head import head_module_names, head_modules, head_parameters
 
 LM = "AutoModelForCausalLM"
 CLASSIFIER = "AutoModelForSequenceClassification"

@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from dtl.plan.memory_advice import is_out_of_memory, suggest_memory_reduction
+from dtl.core.resource_errors import is_out_of_memory
+from dtl.plan.memory_advice import suggest_memory_reduction
 from dtl.plan.records import Layout, ParameterCounts, Plan
 
 LAYOUT = Layout(1, 4, 0, "none", 8, 2, False, "bf16", "cuda")

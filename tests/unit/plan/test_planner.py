@@ -19,10 +19,11 @@ from dtl.models.load import load_pretrained
 from dtl.models.new_parameters import init_new_parameters
 from dtl.models.pretrained_config import HeadConfig, load_model_config
 from dtl.plan import zero_stage
+from dtl.plan.disk import checkpoint_bytes
 from dtl.plan.hardware import free_disk_bytes
-from dtl.plan.memory import checkpoint_bytes, estimate_model_state
+from dtl.plan.memory import estimate_model_state
 from dtl.plan.planner import make_plan
-from dtl.plan.records import Hardware, OuterLaunch, ParameterCounts, Plan
+from dtl.plan.records import ExternalLaunch, Hardware, ParameterCounts, Plan
 from dtl.plan.request import PlanRequest
 
 GB = 10**9
@@ -73,7 +74,7 @@ def plan_for_lengths(config, hardware, lengths, *, outer=None, free_disk=None):
             batching=batching,
             lengths=lengths,
             hardware=hardware,
-            outer=outer,
+            external=outer,
             free_disk_bytes=free_disk,
         )
     )
@@ -267,7 +268,9 @@ def test_keys_that_are_set_are_used(decoder):
 
 
 def test_outer_launcher_overrides_the_config(decoder):
-    outer = OuterLaunch("torchrun", world_size=4, local_world_size=2, zero_stage=3, offload="none")
+    outer = ExternalLaunch(
+        "torchrun", world_size=4, local_world_size=2, zero_stage=3, offload="none"
+    )
     planned = plan(
         configure(decoder, layout={"processes_per_node": 1, "zero_stage": 1}), outer=outer
     )
@@ -458,7 +461,7 @@ def test_deepspeed_itself_reads_the_config(decoder):
         (
             LAPTOP,
             {"train": {"global_batch": 3}},
-            OuterLaunch(
+            ExternalLaunch(
                 "torchrun", world_size=4, local_world_size=4, zero_stage=None, offload=None
             ),
             "train.global_batch",
@@ -556,7 +559,7 @@ def test_8_bit_moments_take_a_quarter_and_prevent_zero(decoder):
     )
     assert (planned.layout.zero_stage, planned.deepspeed) == (0, None)
     assert "blocks" in reason(planned, "ZeRO stage")
-    outer = OuterLaunch(
+    outer = ExternalLaunch(
         "accelerate launch", world_size=2, local_world_size=2, zero_stage=2, offload=None
     )
     with pytest.raises(DtlError, match="does not work with ZeRO 2, which accelerate launch fixes"):
@@ -599,7 +602,7 @@ def test_paged_optimizer_needs_a_gpu(decoder):
 def test_state_that_stays_on_the_device_is_not_offloaded(decoder, sections, kept):
     with pytest.raises(ValidationError, match=rf"{kept} does not work in main memory"):
         configure(decoder, **sections, layout={"offload": "optimizer"})
-    outer = OuterLaunch("accelerate launch", 2, 2, zero_stage=2, offload="optimizer")
+    outer = ExternalLaunch("accelerate launch", 2, 2, zero_stage=2, offload="optimizer")
     with pytest.raises(DtlError, match=rf"{kept} does not work in main memory"):
         plan(configure(decoder, **sections), outer=outer)
     small = Hardware("cuda", 1, 10_000, "tiny GPU", supports_bf16=True, has_compiler=True)
@@ -673,7 +676,7 @@ def test_stage_above_the_limit_of_a_strategy_is_a_fault(decoder):
         ):
             plan(config)
     assert plan(configure(decoder, strategy=PISSA, layout={"zero_stage": 2})).layout.zero_stage == 2
-    outer = OuterLaunch("torchrun", world_size=2, local_world_size=2, zero_stage=3, offload=None)
+    outer = ExternalLaunch("torchrun", world_size=2, local_world_size=2, zero_stage=3, offload=None)
     with pytest.raises(DtlError, match=r"^torchrun: .*up to ZeRO 2"):
         plan(configure(decoder, strategy=PISSA), outer=outer)
 

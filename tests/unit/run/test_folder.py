@@ -9,7 +9,7 @@ from dtl.config.schema import RunConfig
 from dtl.core.errors import DtlError
 from dtl.core.files import write_json
 from dtl.plan.records import Decision, Layout, ParameterCounts, PhasePlan, Plan
-from dtl.prepare import preparation
+from dtl.prepare import prepared_run
 from dtl.run.folder import EvaluatedStep, RunFolder
 
 PLAN = Plan(
@@ -220,17 +220,17 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
 def test_a_used_folder_is_an_error_that_names_its_content(run, config, tmp_path):
     other = configure(tmp_path / "runs", seed=1)
     with pytest.raises(DtlError, match="an interrupted run of another config"):
-        preparation.check_unused(run, other)
-    assert preparation.has_same_run(run, config)
+        prepared_run.check_unused(run, other)
+    assert prepared_run.has_same_run(run, config)
     run.finish({})
-    assert preparation.has_same_run(run, config)
-    assert not preparation.has_same_run(run, other)
+    assert prepared_run.has_same_run(run, config)
+    assert not prepared_run.has_same_run(run, other)
     with pytest.raises(DtlError, match="a finished run"):
-        preparation.check_unused(run, other)
+        prepared_run.check_unused(run, other)
 
 
 def test_a_new_run_can_start(config):
-    preparation.check_unused(RunFolder.from_config(config), config)
+    prepared_run.check_unused(RunFolder.from_config(config), config)
 
 
 def test_the_reported_evaluation_is_that_of_the_exported_weights(tmp_path):

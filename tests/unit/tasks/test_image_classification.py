@@ -26,9 +26,9 @@ from dtl.data.modalities.image import find_image_fault, load_image
 from dtl.data.sources.rows import Row, open_rows
 from dtl.metrics.classification import classification_records, classification_scores
 from dtl.models.load import load_pretrained
-from dtl.models.module_kinds import batch_norms
 from dtl.models.pretrained_config import HeadConfig, load_model_config
 from dtl.models.processor import load_processor
+from dtl.models.structure.module_kinds import batch_norms
 from dtl.strategies import frozen, full, scratch
 from dtl.tasks.image_classification import Options, Plugin
 from tests import tiny_vision

@@ -14,8 +14,8 @@ from dtl.core.errors import DtlError
 from dtl.engine.deepspeed import read_full_shape
 from dtl.models.full_shape import register_shape_reader
 from dtl.models.load import load_on_meta_device
-from dtl.models.parameter_roles import hidden_matrix_ids, weight_decay_ids
 from dtl.models.pretrained_config import HeadConfig
+from dtl.models.structure.parameter_roles import hidden_matrix_ids, weight_decay_ids
 from dtl.plan.parameter_groups import assign_update_rules, moment_bytes
 from dtl.train import optim
 from dtl.train import weight_averages as average

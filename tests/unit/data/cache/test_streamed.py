@@ -23,7 +23,7 @@ from dtl.data.loader import Loader
 from dtl.data.sources import digests
 from dtl.data.sources import rows as source
 from dtl.inspect.audit import audit_run
-from dtl.prepare import preparation
+from dtl.prepare import prepared_run
 from dtl.prepare.prepared_data import prepare_data
 from tests import tiny, tiny_sound, tiny_speech
 from tests.unit.jobs.test_adapter_runs import run_here
@@ -138,10 +138,10 @@ def test_row_is_encoded_only_in_its_step(folder, decoder, monkeypatch):
         lambda self, *args: seen.append(args) or validate_row(self, *args),
     )
     config = configure(folder, decoder, "many", "data.eval=null", rows="many.jsonl")
-    prepared = preparation.prepare_run(config)
+    prepared = prepared_run.prepare_run(config)
     assert len(seen) == 401  # the first row is also validated when the file is opened
     seen.clear()
-    again = preparation.prepare_run(config)  # from the index
+    again = prepared_run.prepare_run(config)  # from the index
     assert (len(seen), again.data.train.key) == (1, prepared.data.train.key)
     seen.clear()
     streamed_examples = again.data.train.read_examples(np.array([399, 7, 120]))
@@ -150,7 +150,7 @@ def test_row_is_encoded_only_in_its_step(folder, decoder, monkeypatch):
 
 def test_planner_uses_the_longest_possible_row(folder, decoder):
     config = configure(folder, decoder, "planned", "task.max_length=40")
-    prepared = preparation.prepare_run(config)
+    prepared = prepared_run.prepare_run(config)
     assert set(prepared.data.train.lengths.tolist()) == {40}
 
 
@@ -285,7 +285,7 @@ def test_run_does_not_resume_with_other_rows(folder, decoder):
     run = run_here(config, stop_after=1)
     tiny.write_texts(folder / "moved.jsonl", 9, seed=4)
     with pytest.raises(DtlError, match="the data, or its tokenizer, has changed"):
-        preparation.reopen_run(run, writes=True)
+        prepared_run.reopen_run(run, writes=True)
 
 
 NOT_STREAMABLE = [

@@ -16,7 +16,7 @@ from dtl.models.load import LoadedModel, load_pretrained
 from dtl.models.new_parameters import init_new_parameters
 from dtl.models.pretrained_config import HeadConfig
 from dtl.plan.planner import make_plan
-from dtl.plan.records import Hardware, OuterLaunch
+from dtl.plan.records import ExternalLaunch, Hardware
 from dtl.plan.request import PlanRequest
 
 LM, CLASSIFIER = "AutoModelForCausalLM", "AutoModelForSequenceClassification"
@@ -104,7 +104,9 @@ def config(folder: Path, **more: Any) -> RunConfig:
     return RunConfig.model_validate(made)
 
 
-def plan(made: RunConfig, *, hardware: Hardware = LAPTOP, outer: OuterLaunch | None = None) -> Any:
+def plan(
+    made: RunConfig, *, hardware: Hardware = LAPTOP, outer: ExternalLaunch | None = None
+) -> Any:
     dataset_stats = {"labels": ["early", "late"]} if "classification" in made.task.name else {}
     request = PlanRequest(
         config=made,
@@ -114,6 +116,6 @@ def plan(made: RunConfig, *, hardware: Hardware = LAPTOP, outer: OuterLaunch | N
         batching=Batching(8, made.train.global_batch.limit, made.train.seed),
         lengths=np.full(8, 16),
         hardware=hardware,
-        outer=outer,
+        external=outer,
     )
     return make_plan(request)

@@ -9,7 +9,7 @@ import pytest
 from dtl.cli.app import main
 from dtl.core.errors import DtlError
 from dtl.models.quantization import quantize
-from dtl.plan.records import Hardware, OuterLaunch
+from dtl.plan.records import ExternalLaunch, Hardware
 from tests.unit.models.quantization.quantized_models import config, plan
 
 GPU = Hardware("cuda", 2, 8 * 10**10, "GPU", supports_bf16=True, has_compiler=True)
@@ -42,7 +42,7 @@ def test_int8_with_zero_3_is_rejected(decoder, tmp_path, capsys):
     (tmp_path / "run.json").write_text(json.dumps(made))
     assert main(["plan", str(tmp_path / "run.json"), "layout.zero_stage=3"]) == 2
     assert "model.quantize: ZeRO 3 cannot shard 8-bit weights" in (capsys.readouterr().err)
-    outer = OuterLaunch("accelerate", 2, 2, 3, None)
+    outer = ExternalLaunch("accelerate", 2, 2, 3, None)
     with pytest.raises(DtlError, match=r"cannot be sharded by ZeRO 3 \(fixed by accelerate\)"):
         plan(config(decoder, model={"quantize": "int8"}), outer=outer)
     assert plan(config(decoder), outer=outer).layout.zero_stage == 3

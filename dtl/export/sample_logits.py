@@ -35,15 +35,15 @@ def compute_logits_in_fresh_process(
         work_folder / name for name in ("inputs.safetensors", "logits.safetensors")
     )
     save_inputs(inputs, inputs_file)
-    argv = [sys.executable, "-m", "dtl.export.verify_process"]
+    argv = [sys.executable, "-m", "dtl.export.sample_logits_process"]
     argv += map(str, (export, inputs_file, logits_file))
-    ended = subprocess.run(argv, capture_output=True, text=True, errors="replace", check=False)
-    if ended.returncode != 0:
-        lines = ended.stderr.strip().splitlines() or [f"exit code {ended.returncode}"]
+    completed = subprocess.run(argv, capture_output=True, text=True, errors="replace", check=False)
+    if completed.returncode != 0:
+        lines = completed.stderr.strip().splitlines() or [f"exit code {completed.returncode}"]
         raise RunFailed.of(
             str(export),
             f"the written export cannot be loaded ({lines[-1][:300]})",
-            "choose another format; this export is removed",
+            "choose another format; the failed export was deleted",
         )
     logits = load_file(logits_file)
     return [logits[str(index)] for index in range(len(inputs))]

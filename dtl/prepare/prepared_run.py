@@ -16,7 +16,7 @@ from dtl.data.cache.feature_cache import feature_caches_folder
 from dtl.data.cache.streamed import StreamedData
 from dtl.plan.hardware import detect_hardware, free_disk_bytes
 from dtl.plan.planner import make_plan
-from dtl.plan.records import Hardware, OuterLaunch, Plan
+from dtl.plan.records import ExternalLaunch, Hardware, Plan
 from dtl.plan.request import CacheableExamples, PlanRequest
 from dtl.prepare.prepared_data import PreparedData, prepare_data
 from dtl.run.folder import RunFolder
@@ -37,7 +37,7 @@ class Prepared:
 def prepare_run(
     config: RunConfig,
     *,
-    outer: OuterLaunch | None = None,
+    external: ExternalLaunch | None = None,
     hardware: Hardware | None = None,
     writes: bool = True,
 ) -> Prepared:
@@ -56,7 +56,7 @@ def prepare_run(
         batching=data.batching,
         lengths=data.train.lengths,
         hardware=hardware or detect_hardware(),
-        outer=outer,
+        external=external,
         free_disk_bytes=free_disk_bytes(config.run.dir),
         cacheable=_find_cacheable_examples(parts, data),
     )
@@ -74,10 +74,10 @@ def _find_cacheable_examples(parts: Parts, data: PreparedData) -> CacheableExamp
 
 
 def prepare_config_file(
-    path: str | Path, overrides: Sequence[str], *, outer: OuterLaunch | None, writes: bool
+    path: str | Path, overrides: Sequence[str], *, external: ExternalLaunch | None, writes: bool
 ) -> Prepared:
     """Prepare the run of a config file."""
-    return prepare_run(load_config(path, overrides), outer=outer, writes=writes)
+    return prepare_run(load_config(path, overrides), external=external, writes=writes)
 
 
 def write_run(folder: RunFolder, prepared: Prepared) -> None:

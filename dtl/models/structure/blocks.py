@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from dtl.core.errors import DtlError
-from dtl.models.forward_order import children_in_forward_order
-from dtl.models.module_kinds import num_dimensions
+from dtl.models.full_shape import num_dimensions
+from dtl.models.structure.forward_order import children_in_forward_order
 
 if TYPE_CHECKING:
     from torch import nn
@@ -16,16 +16,6 @@ if TYPE_CHECKING:
 
 MAX_STAGE_MATRICES = 2  # a stage has at most so many besides its blocks, to change the width
 LAYER_COUNT_KEYS = ("num_hidden_layers", "encoder_layers", "decoder_layers")
-
-
-def find_transformers_model(model: nn.Module) -> tuple[str, nn.Module]:
-    """Return the model inside PEFT's wrapper, and the prefix of its names there."""
-    from transformers import PreTrainedModel
-
-    for name, module in model.named_modules():
-        if isinstance(module, PreTrainedModel):
-            return f"{name}." if name else "", module
-    return "", model
 
 
 def find_blocks(model: nn.Module) -> dict[str, str]:

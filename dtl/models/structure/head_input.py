@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from dtl.models.head import head_module_names
+from dtl.models.structure.head import head_module_names
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -1,13 +1,13 @@
-"""Outer launchers (accelerate, torchrun, srun, MPI): read the layout that they fix."""
+"""External launchers (accelerate, torchrun, srun, MPI): read the layout that they fix."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from dtl.plan.records import OuterLaunch
+from dtl.plan.records import ExternalLaunch
 
 
-def read_outer_launch(environment: Mapping[str, str]) -> OuterLaunch:
+def read_external_launch(environment: Mapping[str, str]) -> ExternalLaunch:
     """Return the layout that a launcher has left in the environment variables."""
     zero_stage, offload = None, None
     by_accelerate = any(name.startswith("ACCELERATE_") for name in environment)
@@ -18,8 +18,8 @@ def read_outer_launch(environment: Mapping[str, str]) -> OuterLaunch:
     elif by_accelerate:
         zero_stage = 0
     world_size = environment.get("WORLD_SIZE", "1")
-    return OuterLaunch(
-        launcher="accelerate launch" if by_accelerate else "the outer launcher",
+    return ExternalLaunch(
+        launcher="accelerate launch" if by_accelerate else "the external launcher",
         world_size=int(world_size),
         local_world_size=int(environment.get("LOCAL_WORLD_SIZE", world_size)),
         zero_stage=zero_stage,

@@ -22,11 +22,11 @@ from dtl.data.cache.feature_cache import (
 )
 from dtl.data.loader import Collate
 from dtl.engine.base import Engine
-from dtl.models.head_input import flatten_output, record_outputs
-from dtl.models.module_kinds import unwrap
+from dtl.models.structure.head_input import flatten_output, record_outputs
+from dtl.models.structure.wrappers import unwrap
 from dtl.plan.hardware import free_disk_bytes
 from dtl.prepare.prepared_data import PreparedData
-from dtl.train.feature_task import SplitPoint, split_field
+from dtl.train.features.task import SplitPoint, split_field
 
 if TYPE_CHECKING:
     from torch import Tensor

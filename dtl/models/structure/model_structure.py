@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dtl.models.blocks import find_blocks, find_transformers_model, join_names
-from dtl.models.forward_order import children_in_forward_order
-from dtl.models.head import head_module_names
+from dtl.models.structure.blocks import find_blocks, join_names
+from dtl.models.structure.forward_order import children_in_forward_order
+from dtl.models.structure.head import head_module_names
+from dtl.models.structure.wrappers import find_transformers_model
 
 if TYPE_CHECKING:
     from torch import nn

@@ -36,7 +36,7 @@ def collect_evidence(
 ) -> RunEvidence:
     """Return what run.json, the stored evaluation records and the usage records say.
 
-    `step`: after which the weights are those that are exported. `weights`: adapted, or the name of
+    `step`: step of the exported weights. `weights`: adapted, or the name of
     an average.
     """
     evaluations = (("unadapted", 0, "unadapted"), ("adapted", step, weights))

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from dtl.data.cache.feature_cache import DTYPES, CachedFeature, FeatureField
-from dtl.models.head_input import OutputLayout, position_indices, replace_output
-from dtl.models.module_kinds import unwrap
+from dtl.models.structure.head_input import OutputLayout, position_indices, replace_output
+from dtl.models.structure.wrappers import unwrap
 
 if TYPE_CHECKING:
     from numpy.random import Generator

@@ -4,24 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from dtl.models.full_shape import full_shape
+from dtl.models.full_shape import num_dimensions
 
 if TYPE_CHECKING:
     from torch import nn
 
 
 BATCH_NORM_STATISTICS = ("running_mean", "running_var")
-
-
-def num_dimensions(parameter: nn.Parameter) -> int:
-    """Return the number of dimensions of a parameter, also of one that is partitioned."""
-    return len(full_shape(parameter))
-
-
-def unwrap(model: nn.Module) -> nn.Module:
-    """Return the model inside an engine's wrapper, which has it as `module`."""
-    inner: nn.Module = getattr(model, "module", model)
-    return inner
 
 
 def batch_norms(model: nn.Module) -> list[nn.Module]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from dtl.models.full_shape import full_shape
-from dtl.models.head import head_parameters
-from dtl.models.module_kinds import norm_modules, num_dimensions
+from dtl.models.full_shape import full_shape, num_dimensions
+from dtl.models.structure.head import head_parameters
+from dtl.models.structure.module_kinds import norm_modules
 
 if TYPE_CHECKING:
     from torch import nn

@@ -21,9 +21,10 @@ from safetensors.torch import load_file
 from dtl.config.load import load_config
 from dtl.core.errors import DtlError, RunFailed
 from dtl.data.cache.feature_cache import FeatureCache, batch_by_extent, claim_build
-from dtl.prepare import preparation
+from dtl.prepare import prepared_run
 from dtl.run.folder import RunFolder
-from dtl.train import feature_cache, feature_extraction
+from dtl.train.features import cache as feature_cache
+from dtl.train.features import extraction
 from tests import tiny, tiny_sound, tiny_speech, tiny_vision
 from tests.unit.jobs.test_adapter_runs import run_here
 
@@ -330,7 +331,7 @@ def test_phase_that_trains_the_base_must_come_later(bert: Callable[..., Any], ca
         DtlError,
         match=r"strategy\.1\.cache_features: only in the first phase the base is unchanged",
     ):
-        preparation.prepare_run(bert("later", strategy=later))
+        prepared_run.prepare_run(bert("later", strategy=later))
 
 
 # What the plan says ------------------------------------------------------------------------------
@@ -338,7 +339,7 @@ def test_phase_that_trains_the_base_must_come_later(bert: Callable[..., Any], ca
 
 def planned_decision(config: Any) -> tuple[str, str]:
     """The plan's decision on the feature cache, and its reason."""
-    chosen = preparation.prepare_run(config).plan.decisions
+    chosen = prepared_run.prepare_run(config).plan.decisions
     return next((one.value, one.reason) for one in chosen if one.key == "feature cache")
 
 
@@ -390,7 +391,7 @@ def test_cache_is_refused_where_the_result_would_differ(
     value, reason = planned_decision(configure(tmp_path, UNSUPPORTED[why], "planned", None))
     assert value == "off" and why in reason
     with pytest.raises(DtlError, match=re.escape(why)) as refused:
-        preparation.prepare_run(configure(tmp_path, UNSUPPORTED[why], "asked", True))
+        prepared_run.prepare_run(configure(tmp_path, UNSUPPORTED[why], "asked", True))
     assert refused.value.exit_code == 2 and "strategy.cache_features" in str(refused.value)
 
 
@@ -421,9 +422,7 @@ def test_too_small_disk_is_reported(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """11 vectors of 32 numbers of 4 bytes, and one byte less than may be taken: nine tenths."""
-    monkeypatch.setattr(
-        feature_extraction, "free_disk_bytes", lambda place: (ROWS * 32 * 4) * 10 // 9 - 1
-    )
+    monkeypatch.setattr(extraction, "free_disk_bytes", lambda place: (ROWS * 32 * 4) * 10 // 9 - 1)
     run_here(bert(cached=None))
     assert "no feature cache: features would take 1.38 KiB, of 1.53" in capsys.readouterr().out
     assert not list(cache.glob("features/*"))

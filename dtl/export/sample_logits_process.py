@@ -13,7 +13,7 @@ from dtl.core.errors import DtlError
 from dtl.export.load_export import load_export
 from dtl.export.onnx import ONNX_FILE
 from dtl.export.sample_inputs import ForwardInputs, load_inputs
-from dtl.export.verify import compute_logits
+from dtl.export.sample_logits import compute_logits
 
 if TYPE_CHECKING:
     from torch import Tensor

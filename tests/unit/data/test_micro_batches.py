@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from dtl.data.batching import Batching
-from dtl.data.order import (
+from dtl.data.micro_batches import (
     accumulation_steps,
     count_padding,
     form_evaluation_batches,
-    pad_lengths,
     split_into_micro_batches,
 )
+from dtl.data.padding import pad_lengths
 
 SIZES = (1, 2, 7, 16, 31, 64, 101)
 LAYOUTS = tuple(itertools.product((1, 2, 3, 4, 8), (1, 2, 3, 5, 16)))  # ranks, micro-batch

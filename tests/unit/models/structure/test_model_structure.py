@@ -12,9 +12,9 @@ from torch import nn
 
 from dtl.core.errors import DtlError
 from dtl.engine.deepspeed import read_full_shape
-from dtl.models.anatomy import Anatomy, find_anatomy, parameter_depths
-from dtl.models.forward_order import children_in_forward_order
 from dtl.models.full_shape import register_shape_reader
+from dtl.models.structure.forward_order import children_in_forward_order
+from dtl.models.structure.model_structure import Anatomy, find_anatomy, parameter_depths
 from tests.architectures import ARCHITECTURES, IMAGE, TEXT
 
 NAMED = {architecture.name: architecture for architecture in ARCHITECTURES}

@@ -14,10 +14,10 @@ from dtl.cli.app import main
 from dtl.config.diff import changed_keys
 from dtl.config.load import load_config
 from dtl.core.errors import DtlError
-from dtl.prepare import preparation
-from dtl.train import trackers as tracking
+from dtl.prepare import prepared_run
+from dtl.train import tracker_queue
 from dtl.train.log import RunLog
-from dtl.train.trackers import Trackers, read_metrics
+from dtl.train.tracker_queue import Trackers, read_metrics
 from tests.tiny_run import line, stopped_run
 
 HAS_TENSORBOARD = importlib.util.find_spec("tensorboard") is not None
@@ -98,12 +98,12 @@ def test_tracker_receives_what_the_log_writes(run):
 
 
 def test_slow_tracker_does_not_slow_the_run_down(run, monkeypatch):
-    monkeypatch.setattr(tracking, "CLOSING_SECONDS", 0.2)
+    monkeypatch.setattr(tracker_queue, "CLOSING_SECONDS", 0.2)
     hold, printed = threading.Event(), []
     slow = FakeTracker(hold=hold)
     trackers = start_trackers(run, slow, printed)
     start = time.monotonic()
-    for step in range(1, 2 * tracking.MAX_QUEUED_LINES):
+    for step in range(1, 2 * tracker_queue.MAX_QUEUED_LINES):
         trackers.put(line(step))
     assert time.monotonic() - start < 5 and slow.lines == []
     trackers.close()
@@ -113,20 +113,20 @@ def test_slow_tracker_does_not_slow_the_run_down(run, monkeypatch):
         "is slower than the run" in message
         and f"`dtl track {run.path} --to fake` sends all" in message
     )
-    assert tracking.is_any_thread_alive()
+    assert tracker_queue.is_any_thread_alive()
     hold.set()
     for thread in threading.enumerate():
-        if thread.name == tracking.THREAD_NAME:
+        if thread.name == tracker_queue.THREAD_NAME:
             thread.join(20)
-    assert not tracking.is_any_thread_alive() and slow.finished, "it ends when it can"
+    assert not tracker_queue.is_any_thread_alive() and slow.finished, "it ends when it can"
 
 
 def test_process_does_not_wait_for_exit_handlers_of_a_tracker():
     code = """
 import atexit, threading, time
-from dtl.train import trackers as tracking
+from dtl.train import tracker_queue
 from dtl.launch.worker import exit_process
-threading.Thread(target=time.sleep, args=(60,), name=tracking.THREAD_NAME, daemon=True).start()
+threading.Thread(target=time.sleep, args=(60,), name=tracker_queue.THREAD_NAME, daemon=True).start()
 atexit.register(time.sleep, 60)
 exit_process(7)
 """
@@ -156,9 +156,9 @@ def test_failure_of_a_tracker_is_printed_once(run):
 
 
 def test_missing_tracker_package_is_refused_before_the_launch(tmp_path, monkeypatch, run, capsys):
-    monkeypatch.setattr(preparation.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(prepared_run.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(DtlError) as caught:
-        preparation.check_trackers(["tensorboard", "wandb"])
+        prepared_run.check_trackers(["tensorboard", "wandb"])
     assert str(caught.value).splitlines() == [
         "tracking: tensorboard is not installed. Fix: pip install 'dtl[tracking]'",
         "tracking: wandb is not installed. Fix: pip install wandb",
@@ -180,7 +180,7 @@ def test_tracking_is_no_change_of_the_training(run, tmp_path):
 def test_tensorboard_has_every_step_once(run):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    from dtl.engine.trackers import open_tracker
+    from dtl.engine.accelerate_trackers import open_tracker
 
     printed = []
     for steps in (range(1, 31), range(21, 41)):  # killed at 30, saved at 20

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from dtl.data.cache.feature_cache import CachedFeature
-from dtl.models.head_input import (
+from dtl.models.processor import get_pad_token_id
+from dtl.models.structure.head_input import (
     describe_output,
     find_base_name,
     find_inseparable_reason,
@@ -19,10 +20,9 @@ from dtl.models.head_input import (
     record_outputs,
     replace_output,
 )
-from dtl.models.module_kinds import unwrap
-from dtl.models.processor import get_pad_token_id
-from dtl.train.feature_extraction import FeatureExtractor, FeaturesUnsupported, select_example
-from dtl.train.feature_task import (
+from dtl.models.structure.wrappers import unwrap
+from dtl.train.features.extraction import FeatureExtractor, FeaturesUnsupported, select_example
+from dtl.train.features.task import (
     FEATURES,
     SplitPoint,
     describe_field,

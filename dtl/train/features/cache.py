@@ -28,9 +28,9 @@ from dtl.engine.base import Engine
 from dtl.plan.feature_cache import LOCATION
 from dtl.prepare.prepared_data import PreparedData
 from dtl.run.folder import RunFolder
-from dtl.train.feature_extraction import FeatureExtractor, FeaturesUnsupported, write_part
-from dtl.train.feature_split import find_common_split_point
-from dtl.train.feature_task import FEATURES, SplitPoint, make_feature_task
+from dtl.train.features.extraction import FeatureExtractor, FeaturesUnsupported, write_part
+from dtl.train.features.split import find_common_split_point
+from dtl.train.features.task import FEATURES, SplitPoint, make_feature_task
 
 POLL_SECONDS = 1.0  # while another run extracts the features
 

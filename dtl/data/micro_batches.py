@@ -1,31 +1,13 @@
-"""The order of the data: pure functions of (lengths, seed, epoch), independent of the layout."""
+"""Micro-batches of a global batch for each rank, and how much of them is padding."""
 
 from __future__ import annotations
 
-import hashlib
 from bisect import bisect_left
 from collections.abc import Sequence
 
 import numpy as np
 
-from dtl.data.example import PAD_TO_MULTIPLE
-
-
-def epoch_rng(*, seed: int, epoch: int) -> np.random.Generator:
-    """Return the random generator of an epoch's order.
-
-    Philox is counter-based and specified, so that it gives the same numbers on every machine.
-    """
-    return np.random.Generator(np.random.Philox(key=[seed, epoch]))
-
-
-def chain_order_digest(digest: str, batch: np.ndarray) -> str:
-    """Return the digest of all batches so far, from the previous digest and this batch's ids (N,).
-
-    Two runs with equal digests have read the same examples in the same order.
-    """
-    ids = np.ascontiguousarray(batch, dtype="<i8").tobytes()
-    return hashlib.sha256(digest.encode() + ids).hexdigest()[:32]
+from dtl.data.padding import pad_lengths
 
 
 def accumulation_steps(examples: int, *, data_parallel_size: int, micro_batch: int) -> int:
@@ -100,11 +82,6 @@ def _run_lengths(widths: np.ndarray, max_padded_size: int) -> list[int]:
         runs.append(min(len(widths) - start, max_padded_size // int(widths[start])))
         start += runs[-1]
     return runs
-
-
-def pad_lengths(lengths: np.ndarray) -> np.ndarray:
-    """Return the lengths (N,) rounded up to the multiple to which tasks pad."""
-    return -(-lengths // PAD_TO_MULTIPLE) * PAD_TO_MULTIPLE
 
 
 def largest_padded_size(examples: int, lengths: np.ndarray) -> int:

@@ -1,0 +1,1 @@
+"""Training of a head on cached features of the frozen base."""
