@@ -28,11 +28,11 @@ START = """# Every config key
 <!-- Made by `python docs/make_config_page.py` from the schema. Do not edit. -->
 
 A config is a YAML file. Each key has one type and one default; a key that dtl does not know is an
-error. A key that is left out has its default; where the default is "planned", `dtl plan` says what
+error. A key that is not set has its default; where the default is "planned", `dtl plan` says what
 was chosen and why.
 
 On the command line, `key=value` after the config changes one key, with dots between the levels:
-`train.steps=100`. `key=null` leaves a key out. Numbers may be written as `2e-4`.
+`train.steps=100`. `key=null` removes a key. Numbers may be written as `2e-4`.
 
 `dtl schema` prints the same as a JSON schema, with which an editor completes and checks your YAML.
 """
@@ -104,7 +104,7 @@ def _table(prefix: str, record: dict[str, Any]) -> str:
 def _default(given: dict[str, Any]) -> str:
     value = given.get("default")
     if value is None:
-        return "left out"
+        return "`null`"
     return f"`{json.dumps(value)}`" if value != {} else "none"
 
 

@@ -15,7 +15,7 @@ recipes_app = typer.Typer(help="Configs that run without changes.", no_args_is_h
 
 def list_plugins(
     kind: Annotated[
-        str | None, typer.Argument(metavar="[tasks|strategies|backends]", help="left out: all")
+        str | None, typer.Argument(metavar="[tasks|strategies|backends]", help="default: all")
     ] = None,
 ) -> None:
     """List the names that a config may contain: tasks, strategies and backends."""

@@ -45,10 +45,10 @@ def doctor(
         bool, typer.Option("--cluster", help="draft a site file for this Slurm cluster instead")
     ] = False,
     partition: Annotated[
-        str | None, typer.Option(help="with --cluster; left out: the default partition")
+        str | None, typer.Option(help="with --cluster; default: the default partition")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="with --cluster: file to write; left out: the terminal")
+        Path | None, typer.Option(help="with --cluster: file to write; default: the terminal")
     ] = None,
 ) -> None:
     """Show installed versions and devices, what is missing, and how to install it."""

@@ -38,7 +38,7 @@ def compare(
         typer.Option(metavar="DATA", help="rows that the base was trained for: forgetting"),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="folder to write to; left out: comparisons/NAME")
+        Path | None, typer.Option(help="folder to write to; default: comparisons/NAME")
     ] = None,
     cell: Annotated[int | None, typer.Option(min=1, help="run only this number of --list")] = None,
     only_list: Annotated[bool, typer.Option("--list", help="list the runs and run none")] = False,

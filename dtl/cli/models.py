@@ -26,7 +26,7 @@ def evaluate(
         str | None, typer.Option(help="rows to score on, as data.eval; optional for a config")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="folder to write to; left out: RUN, if it is one")
+        Path | None, typer.Option(help="folder to write to; default: RUN, if it is one")
     ] = None,
 ) -> None:
     """Score the export of a run on other data, or the unadapted base of a config."""
@@ -44,7 +44,7 @@ def predict(
         list[str],
         typer.Argument(metavar="INPUT...", help="texts, files of rows or lines, audio, images"),
     ],
-    out: Annotated[Path | None, typer.Option(help="file to write; left out: the terminal")] = None,
+    out: Annotated[Path | None, typer.Option(help="file to write; default: the terminal")] = None,
     batch: Annotated[int, typer.Option(min=1, help="rows in one forward pass")] = 16,
     max_new_tokens: Annotated[
         int | None, typer.Option(min=1, help="longest generated text, in tokens")
@@ -75,11 +75,11 @@ def export(
     merge: Annotated[bool, typer.Option("--merge", help="merge the adapter into its base")] = False,
     dtype: Annotated[
         Literal["fp32", "bf16", "fp16"] | None,
-        typer.Option(help="number format; left out: fp32 of an adapter, else the base's"),
+        typer.Option(help="number format; default: fp32 of an adapter, else the base's"),
     ] = None,
     shard_size: Annotated[str, typer.Option(help="largest size of one weight file")] = "5GB",
     to: Annotated[
-        Path | None, typer.Option(help="folder to create; left out: in RUN, as export-merged")
+        Path | None, typer.Option(help="folder to create; default: in RUN, as export-merged")
     ] = None,
     quantize: Annotated[
         Literal["int8", "nf4"] | None,
@@ -114,9 +114,7 @@ def push(
     private: Annotated[
         bool, typer.Option("--private", help="visible only to you and your organization")
     ] = False,
-    revision: Annotated[
-        str | None, typer.Option(help="branch to upload to; left out: main")
-    ] = None,
+    revision: Annotated[str | None, typer.Option(help="branch to upload to; default: main")] = None,
 ) -> None:
     """Upload an export to the Hugging Face hub, with the token of `hf auth login` or HF_TOKEN."""
     from dtl import api

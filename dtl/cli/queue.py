@@ -64,7 +64,7 @@ def submit(
 
 def status(
     run: Annotated[
-        Path | None, typer.Argument(metavar="[RUN]", help="a run or a grid; left out: all runs")
+        Path | None, typer.Argument(metavar="[RUN]", help="a run or a grid; default: all runs")
     ] = None,
     folder: Annotated[Path, typer.Option("--dir", help="folder that contains the runs")] = Path(
         "runs"

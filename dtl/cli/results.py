@@ -37,7 +37,9 @@ def report(
     ],
     png: Annotated[
         bool | None,
-        typer.Option("--png/--no-png", help="PNG charts too; left out: if matplotlib is installed"),
+        typer.Option(
+            "--png/--no-png", help="PNG charts too; default: on if matplotlib is installed"
+        ),
     ] = None,
 ) -> None:
     """Write report.html of a run (scores, curves, worst examples) or of a comparison."""
@@ -72,7 +74,7 @@ def track(
     run: Run,
     to: Annotated[
         Literal["tensorboard", "wandb", "mlflow", "trackio"] | None,
-        typer.Option(help="tracker; left out: those of the run's config, or tensorboard"),
+        typer.Option(help="tracker; default: those of the run's config, or tensorboard"),
     ] = None,
 ) -> None:
     """Send the metrics.jsonl of a run to a tracker, as a new run there."""

@@ -17,7 +17,7 @@ from dtl.core.units import parse_seconds
 from dtl.plan.hardware import node_hardware
 from dtl.plan.records import ExternalLaunch
 from dtl.prepare import prepared_run
-from dtl.prepare.prepared_run import Prepared
+from dtl.prepare.prepared_run import PreparedRun
 from dtl.run.folder import RunFolder
 from dtl.run.submission import Submission
 
@@ -59,11 +59,11 @@ class _Allocation:
 
 
 @dataclass(frozen=True)
-class _PreparedRun:
+class _RunToSubmit:
     """A run that is about to be submitted."""
 
     folder: RunFolder
-    prepared: Prepared
+    prepared: PreparedRun
 
 
 def render_job_script(path: Path, overrides: Sequence[str], request: SubmitRequest) -> str:
@@ -131,7 +131,7 @@ def resubmit(
     )
     prepared = _plan(config, allocation)
     prepared_run.check_data_unchanged(folder, prepared.data)
-    _submit([_PreparedRun(folder, prepared)], allocation, print_line)
+    _submit([_RunToSubmit(folder, prepared)], allocation, print_line)
 
 
 def check_not_queued(folder: RunFolder) -> None:
@@ -191,7 +191,7 @@ def _allocate(config: RunConfig, request: SubmitRequest) -> _Allocation:
     )
 
 
-def _prepare(config: RunConfig, allocation: _Allocation) -> _PreparedRun:
+def _prepare(config: RunConfig, allocation: _Allocation) -> _RunToSubmit:
     folder = RunFolder.from_config(config)
     exists = prepared_run.has_same_run(folder, config)
     if not exists:
@@ -199,10 +199,10 @@ def _prepare(config: RunConfig, allocation: _Allocation) -> _PreparedRun:
     prepared = _plan(config, allocation)
     if exists and folder.state != "finished":
         prepared_run.check_data_unchanged(folder, prepared.data)
-    return _PreparedRun(folder, prepared)
+    return _RunToSubmit(folder, prepared)
 
 
-def _plan(config: RunConfig, allocation: _Allocation) -> Prepared:
+def _plan(config: RunConfig, allocation: _Allocation) -> PreparedRun:
     site = allocation.site
     external = ExternalLaunch(
         "dtl submit",
@@ -218,7 +218,7 @@ def _plan(config: RunConfig, allocation: _Allocation) -> Prepared:
 
 
 def _submit(
-    runs: list[_PreparedRun], allocation: _Allocation, print_line: Callable[[str], None]
+    runs: list[_RunToSubmit], allocation: _Allocation, print_line: Callable[[str], None]
 ) -> None:
     backend, job = Plugin(allocation.site), _build_job(runs, allocation)
     backend.check(job)
@@ -247,7 +247,7 @@ def _build_submission(allocation: _Allocation, log: Path) -> Submission:
     )
 
 
-def _build_job(runs: list[_PreparedRun], allocation: _Allocation) -> Job:
+def _build_job(runs: list[_RunToSubmit], allocation: _Allocation) -> Job:
     folders = [(allocation.working_dir / run.folder.path).absolute() for run in runs]
     run_folder = folders[0].parent if allocation.is_array else folders[0]
     return Job(

@@ -1,1 +1,1 @@
-"""What every room may use: errors, units, statistics, signals, locks, files."""
+"""What every package may use: errors, units, statistics, signals, locks, files."""

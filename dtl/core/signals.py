@@ -5,10 +5,10 @@ What happens on SIGTERM, SIGINT, SIGUSR1 or SIGHUP:
 1. Before training starts there is nothing to save: `Stop` raises StoppedEarly at once.
 2. The supervisor (`dtl.launch.supervisor`) forwards the signal to rank 0 as SIGTERM. torchrun
    forwards it to its ranks, and a Slurm job script forwards it to its job steps.
-3. On each rank `Stop` only stores it. After each step the ranks exchange whether one has a stop
-   request, so that all stop after the same step (`dtl.train.loop`).
-4. The run saves a checkpoint and exits with code 75 (STOPPED). The supervisor does not restart it;
-   a Slurm job is requeued. `dtl resume` continues from the checkpoint.
+3. On each rank `Stop` only stores it. After each step `dtl.train.safe_points` reports it to
+   `dtl.train.loop`, which sums the requests of all ranks: all stop after the same step.
+4. The loop saves a checkpoint, and `dtl.launch.worker` exits with code 75 (STOPPED). The supervisor
+   does not restart the run; a Slurm job is requeued. `dtl resume` continues from the checkpoint.
 """
 
 from __future__ import annotations

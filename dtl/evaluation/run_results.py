@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class RunEvidence:
+class RunResults:
     """Recorded results of a run; None or empty: not recorded.
 
     `sources`: SHA-256 and number of rows, by the config key of the source. `intervals`: 95 %
@@ -31,9 +31,9 @@ class RunEvidence:
     usage: Usage | None = None
 
 
-def collect_evidence(
+def collect_results(
     folder: RunFolder, task: Task, dataset_stats: DatasetStats, *, step: int, weights: str
-) -> RunEvidence:
+) -> RunResults:
     """Return what run.json, the stored evaluation records and the usage records say.
 
     `step`: step of the exported weights. `weights`: adapted, or the name of
@@ -45,7 +45,7 @@ def collect_evidence(
         for model, at_step, name in evaluations
         if (records := folder.read_eval_records(at_step, weights=name))
     }
-    return RunEvidence(
+    return RunResults(
         base_fingerprint=folder.data["base"],
         sources=folder.data.get("sources", {}),
         intervals={

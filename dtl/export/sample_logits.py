@@ -1,4 +1,4 @@
-"""Verify an export: compare its logits, computed in a fresh process, with the trained model's."""
+"""Compute logits of sample inputs: by the trained model, or by an export in a fresh process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The process that loads an export and computes its logits (started by verify.py)."""
+"""The process that loads an export and computes its logits (started by sample_logits.py)."""
 
 from __future__ import annotations
 

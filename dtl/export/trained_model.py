@@ -91,7 +91,7 @@ def _find_exported_checkpoint(folder: RunFolder) -> tuple[int, Path | None]:
 
 
 def _load_from_checkpoint(
-    prepared: prepared_run.Prepared, parts: Parts, checkpoint_path: Path
+    prepared: prepared_run.PreparedRun, parts: Parts, checkpoint_path: Path
 ) -> nn.Module:
     """Return the model built as in the run, with the weights of the checkpoint, in fp32."""
     engine = start(

@@ -13,12 +13,12 @@ from dtl.core.resource_errors import is_disk_full, is_out_of_memory
 from dtl.plan.memory_advice import suggest_memory_reduction
 
 if TYPE_CHECKING:
-    from dtl.prepare.prepared_run import Prepared
+    from dtl.prepare.prepared_run import PreparedRun
     from dtl.train.heartbeat import Watchdog
 
 
 @contextmanager
-def report_resource_failures(prepared: Prepared, watchdog: Watchdog) -> Iterator[None]:
+def report_resource_failures(prepared: PreparedRun, watchdog: Watchdog) -> Iterator[None]:
     """Raise RankFailed, with what to change, in place of an error of a full disk or memory."""
     from dtl.train.log import format_peak_memory
 

@@ -24,7 +24,7 @@ from dtl.train.deadline import START_TIME
 from dtl.train.heartbeat import read_heartbeats
 
 if TYPE_CHECKING:
-    from dtl.prepare.prepared_run import Prepared
+    from dtl.prepare.prepared_run import PreparedRun
 
 MAX_RESTARTS = 3  # after a crash
 MAX_CRASHES_AT_STEP = 3  # crashes after one and the same step: it would crash again
@@ -58,7 +58,7 @@ class Supervisor:
         os.environ.pop(START_TIME, None)
 
     def launch(
-        self, folder: RunFolder, prepared: Prepared | None, command: LaunchCommand | None = None
+        self, folder: RunFolder, prepared: PreparedRun | None, command: LaunchCommand | None = None
     ) -> int:
         """Run until it is finished or stopped, and return the exit code.
 
@@ -73,7 +73,8 @@ class Supervisor:
             code = self._launch_once(folder, prepared, command)
             if code == CRASHED and self._stop.is_requested:
                 self.print_line(
-                    f"stopped by {self._stop.signal_name}; to continue, run `dtl resume {folder.path}`"
+                    f"stopped by {self._stop.signal_name}; "
+                    f"to continue, run `dtl resume {folder.path}`"
                 )
                 return STOPPED
             if code != CRASHED:
@@ -97,7 +98,7 @@ class Supervisor:
         return 1
 
     def _launch_once(
-        self, folder: RunFolder, prepared: Prepared | None, command: LaunchCommand | None
+        self, folder: RunFolder, prepared: PreparedRun | None, command: LaunchCommand | None
     ) -> int:
         """Return the exit code, or CRASHED where the run has not recorded how it ended."""
         if self._stop.is_requested:
@@ -116,7 +117,7 @@ class Supervisor:
             return code
         return folder.exit_code if folder.exit_code is not None else CRASHED
 
-    def _run_fork(self, folder: RunFolder, prepared: Prepared | None) -> int:
+    def _run_fork(self, folder: RunFolder, prepared: PreparedRun | None) -> int:
         """Run a single process without a launcher: a fork of this one, which has imported all."""
 
         def work() -> int:

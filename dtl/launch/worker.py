@@ -28,7 +28,7 @@ from dtl.run.folder import RunFolder
 
 if TYPE_CHECKING:
     from dtl.engine.base import Engine
-    from dtl.prepare.prepared_run import Prepared
+    from dtl.prepare.prepared_run import PreparedRun
     from dtl.train.heartbeat import Watchdog
 
 LEASE_SECONDS = 90.0  # how long to wait for the lock of a lost node to expire
@@ -44,11 +44,11 @@ class _RankRun:
     """A run, as one rank has opened it. `external`: None where the run folder fixes the layout."""
 
     folder: RunFolder
-    prepared: Prepared
+    prepared: PreparedRun
     external: ExternalLaunch | None
 
 
-def main(arguments: list[str] | None = None, *, prepared: Prepared | None = None) -> int:
+def main(arguments: list[str] | None = None, *, prepared: PreparedRun | None = None) -> int:
     """Run one rank, and return its exit code.
 
     Exit codes: 0 done, 2 the user must fix something, 1 a failure, 75 stopped and resumable.
@@ -80,7 +80,7 @@ def main(arguments: list[str] | None = None, *, prepared: Prepared | None = None
 
 
 def _open_run(
-    arguments: list[str], terminal: IO[str], rank: int, prepared: Prepared | None
+    arguments: list[str], terminal: IO[str], rank: int, prepared: PreparedRun | None
 ) -> _RankRun | None:
     """Return the run that the command line names; None where it is finished. Raises DtlError."""
     if len(arguments) == 2 and arguments[0] == "run":
@@ -90,7 +90,7 @@ def _open_run(
     raise DtlError.of("command line", f"invalid arguments: {' '.join(arguments)}", USAGE)
 
 
-def _open_folder(path: str, rank: int, prepared: Prepared | None) -> _RankRun:
+def _open_folder(path: str, rank: int, prepared: PreparedRun | None) -> _RankRun:
     """Open a run folder that the submitting process has made."""
     from dtl.prepare import prepared_run
 
@@ -156,7 +156,8 @@ def _train(run: _RankRun, stop: Stop, terminal: IO[str]) -> int:
             )
     except RankFailed as fault:
         folder.write_exit_code(fault.exit_code)
-        raise  # without closing: the other ranks are in the middle of a step and would not join the collective
+        # Without closing: the other ranks are in a step and would not join the collective.
+        raise
     except DtlError as fault:
         is_failure = isinstance(fault, RunFailed) and not isinstance(fault, LeaseLost)
         if engine.is_main_process and is_failure:

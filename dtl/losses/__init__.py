@@ -1,1 +1,1 @@
-"""Losses per target, per example or summed; the loop divides by the number of targets."""
+"""Losses in nats of each token, example or pair; the tasks sum them."""

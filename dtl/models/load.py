@@ -216,7 +216,7 @@ def _check_weights_match(network: nn.Module, new_parameters: frozenset[str], mod
     if len(missing) > len(base_parameters) // 4:
         raise DtlError.of(
             LOCATION,
-            f"{len(missing)} of {len(base_parameters)} parameters of {type(network).__name__} are missing "
-            f"in the weight files of {model.path} (the first is {missing[0]})",
+            f"{len(missing)} of {len(base_parameters)} parameters of {type(network).__name__} "
+            f"are missing in the weight files of {model.path} (the first is {missing[0]})",
             "check that the weights match config.json",
         )

@@ -12,7 +12,7 @@ MAX_NAMES_IN_HINT = 20
 def set_languages(tokenizer: Any, *, source: str | None, target: str | None) -> None:
     """Set the languages that the tokenizer reads and writes.
 
-    Raises DtlError for a language that it lacks, and where it needs one and none is named.
+    Raises DtlError for a language that it lacks, and where it needs one and none is set.
     """
     for attribute, key, language in (
         ("src_lang", "task.source_language", source),
@@ -22,7 +22,7 @@ def set_languages(tokenizer: Any, *, source: str | None, target: str | None) -> 
             if getattr(tokenizer, attribute, "none needed") is None:
                 raise DtlError.of(
                     key,
-                    f"{type(tokenizer).__name__} reads several languages, and none is named",
+                    f"{type(tokenizer).__name__} reads several languages, and none is set",
                     "set task.source_language and task.target_language",
                 )
             continue

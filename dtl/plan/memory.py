@@ -1,4 +1,4 @@
-"""Estimate the bytes of model state on one rank, and of what a run writes to disk."""
+"""Estimate the bytes of model state on one rank."""
 
 from __future__ import annotations
 

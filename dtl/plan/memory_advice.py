@@ -1,4 +1,4 @@
-"""Recognize that memory or a disk is full, and suggest the smallest change that frees memory."""
+"""Suggest the smallest change that frees memory."""
 
 from __future__ import annotations
 

@@ -75,7 +75,8 @@ def _count_of_external_launch(external: ExternalLaunch) -> ProcessCount:
     if remainder:
         raise DtlError.of(
             external.launcher,
-            f"{external.world_size} processes do not divide over nodes of {external.local_world_size}",
+            f"{external.world_size} processes cannot be divided into nodes of "
+            f"{external.local_world_size}",
             "start the same number on each node",
         )
     return ProcessCount(nodes, external.local_world_size)

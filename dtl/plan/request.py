@@ -33,8 +33,8 @@ class PlanRequest:
     """A run to plan.
 
     `model_config`: the base's transformers config, None where it is unknown. `lengths`: of the
-    training examples, in the task's unit. `external`: the layout that an external launcher has fixed.
-    `free_disk_bytes`: free space where the run folder will be, None where it is unknown.
+    training examples, in the task's unit. `external`: the layout that an external launcher has
+    fixed. `free_disk_bytes`: free space where the run folder will be, None where it is unknown.
     `cacheable`: None where nothing prevents a feature cache.
     """
 

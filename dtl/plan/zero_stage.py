@@ -80,9 +80,11 @@ def _strategy_limit(request: PlanRequest) -> _Limit:
 
 def _fixed_sharding(request: PlanRequest) -> tuple[Sharding, str] | None:
     """Return what needs no estimate, with its reason; None on GPUs with nothing set."""
-    outer, layout = request.external, request.config.layout
-    if outer is not None and outer.zero_stage is not None:
-        return Sharding(outer.zero_stage, outer.offload or "none"), f"fixed by {outer.launcher}"
+    external, layout = request.external, request.config.layout
+    if external is not None and external.zero_stage is not None:
+        return Sharding(
+            external.zero_stage, external.offload or "none"
+        ), f"fixed by {external.launcher}"
     if layout.zero_stage is not None:
         return Sharding(layout.zero_stage, layout.offload or "none"), "layout.zero_stage"
     if layout.offload == "optimizer":
@@ -136,7 +138,7 @@ def _candidates(
 
 
 def _check_stage(request: PlanRequest, stage: int, limit: _Limit, reason: str) -> None:
-    outer = request.external
+    external = request.external
     if request.config.model.quantize == "int8" and stage == 3:
         raise DtlError.of(
             quantize.LOCATION,
@@ -144,9 +146,9 @@ def _check_stage(request: PlanRequest, stage: int, limit: _Limit, reason: str) -
             "set layout.zero_stage to 2, or model.quantize to nf4",
         )
     if stage > limit.stage:
-        is_fixed = outer is not None and outer.zero_stage is not None
+        is_fixed = external is not None and external.zero_stage is not None
         raise DtlError.of(
-            outer.launcher if outer is not None and is_fixed else "layout.zero_stage",
+            external.launcher if external is not None and is_fixed else "layout.zero_stage",
             f"{limit.strategy} with these options works up to ZeRO {limit.stage}, not at {stage}",
             f"set layout.zero_stage to {limit.stage}",
         )
@@ -190,7 +192,7 @@ def _check_optimizer_under_launcher(
 
 
 def _requested_stage(request: PlanRequest) -> int | None:
-    outer = request.external
-    if outer is not None and outer.zero_stage is not None:
-        return outer.zero_stage
+    external = request.external
+    if external is not None and external.zero_stage is not None:
+        return external.zero_stage
     return request.config.layout.zero_stage

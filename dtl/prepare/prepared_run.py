@@ -25,7 +25,7 @@ PIP_NAMES = {"tensorboard": "'dtl[tracking]'"}  # of a tracker, if it is not the
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedRun:
     """A run that can start."""
 
     config: RunConfig
@@ -40,7 +40,7 @@ def prepare_run(
     external: ExternalLaunch | None = None,
     hardware: Hardware | None = None,
     writes: bool = True,
-) -> Prepared:
+) -> PreparedRun:
     """Read and encode the data, then plan. Starts nothing.
 
     `hardware`: of a node; None: this machine's. `writes`: this process encodes; the others wait.
@@ -60,7 +60,7 @@ def prepare_run(
         free_disk_bytes=free_disk_bytes(config.run.dir),
         cacheable=_find_cacheable_examples(parts, data),
     )
-    return Prepared(config, parts, data, make_plan(request))
+    return PreparedRun(config, parts, data, make_plan(request))
 
 
 def _find_cacheable_examples(parts: Parts, data: PreparedData) -> CacheableExamples:
@@ -75,12 +75,12 @@ def _find_cacheable_examples(parts: Parts, data: PreparedData) -> CacheableExamp
 
 def prepare_config_file(
     path: str | Path, overrides: Sequence[str], *, external: ExternalLaunch | None, writes: bool
-) -> Prepared:
+) -> PreparedRun:
     """Prepare the run of a config file."""
     return prepare_run(load_config(path, overrides), external=external, writes=writes)
 
 
-def write_run(folder: RunFolder, prepared: Prepared) -> None:
+def write_run(folder: RunFolder, prepared: PreparedRun) -> None:
     """Create the run folder, or write the new plan into that of an interrupted run.
 
     Raises DtlError if the folder contains something else than a run.
@@ -99,13 +99,13 @@ def write_run(folder: RunFolder, prepared: Prepared) -> None:
     )
 
 
-def reopen_run(folder: RunFolder, *, writes: bool) -> Prepared:
+def reopen_run(folder: RunFolder, *, writes: bool) -> PreparedRun:
     """Prepare the run of a folder again, with its config and its plan."""
     config = folder.config
     parts = assemble(config)
     data = prepare_data(config, parts, writes=writes)
     check_data_unchanged(folder, data)
-    return Prepared(config, parts, data, folder.plan)
+    return PreparedRun(config, parts, data, folder.plan)
 
 
 def check_data_unchanged(folder: RunFolder, data: PreparedData) -> None:

@@ -180,7 +180,7 @@ class Adapter(Strategy):
                 "strategy" if target is None else "strategy.target_modules",
                 f"{self.method if target is None else repr(target)} does not fit "
                 f"{type(model).__name__} ({problem})",
-                "set it to endings of the names of its linear layers, such as [q_proj, v_proj], or all-linear",
+                "list endings of its linear layers' names, as [q_proj, v_proj], or use all-linear",
             ) from fault
 
     def _all_config_kwargs(self, model: nn.Module) -> dict[str, Any]:
@@ -247,7 +247,7 @@ class LayersToTransform(TargetModules):
 
     layers_to_transform: tuple[int, ...] | None = Field(
         None,
-        description="Numbers of the blocks that get adapters, from 0; left out: all. "
+        description="Numbers of the blocks that get adapters, from 0; default: all. "
         "target_modules must then be a list.",
     )
 

@@ -21,7 +21,7 @@ class Options(Record):
     cache_features: bool | None = Field(
         None,
         description="Compute the base's output for each example once, cache it on disk for all "
-        "runs and train the head on it; left out: if that gives the same result and saves time.",
+        "runs and train the head on it; default: on if that gives the same result and saves time.",
     )
 
 

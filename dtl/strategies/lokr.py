@@ -23,7 +23,7 @@ class Options(LayersToTransform, ExcludeModules, ContinueFrom):
     decompose_factor: int | None = Field(
         None,
         ge=2,
-        description="Size of the small matrix; left out: the divisor nearest to the square root of "
+        description="Size of the small matrix; default: the divisor nearest to the square root of "
         "the layer's size.",
     )
 

@@ -21,7 +21,7 @@ class Options(Record):
         "mlp", description="Network that computes the virtual tokens; it is not exported."
     )
     encoder_hidden_size: int | None = Field(
-        None, ge=1, description="Width of that network; left out: the model's hidden size."
+        None, ge=1, description="Width of that network; default: the model's hidden size."
     )
 
 

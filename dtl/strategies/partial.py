@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from dtl.config.schema.base import ConfigFault, Record, raise_config_faults
 from dtl.core.errors import DtlError, Fault, near
 from dtl.models.structure.model_structure import (
-    find_anatomy,
+    find_structure,
     parameter_depths,
     set_training_from_depth,
 )
@@ -93,7 +93,7 @@ class Plugin(Strategy):
 
     def apply(self, model: nn.Module, *, new_parameters: frozenset[str]) -> nn.Module:
         options, depth = self.options, parameter_depths(model)
-        blocks = len(find_anatomy(model).blocks)
+        blocks = len(find_structure(model).blocks)
         trained_depths = set(self._trainable_blocks(blocks))
         if options.embeddings:
             trained_depths.add(0)

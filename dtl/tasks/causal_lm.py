@@ -189,7 +189,7 @@ class Plugin(Task):
     def prompt_encoder(
         self, processor: Any, dataset_stats: DatasetStats, base_config: Any
     ) -> Encoder:
-        """Return an encoder that supervises only the completion, where `predict` splits the tokens."""
+        """Return an encoder that supervises only the completion; `predict` splits there."""
         completion_task = Plugin(self.options.model_copy(update={"train_on": "completion"}))
         return completion_task.encoder(processor, dataset_stats, base_config)
 

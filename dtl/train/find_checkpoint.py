@@ -1,4 +1,4 @@
-"""The checkpoint that a run resumes from."""
+"""Find the checkpoint that a run resumes from."""
 
 from __future__ import annotations
 

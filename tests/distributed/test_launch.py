@@ -21,7 +21,7 @@ from tests.distributed import launching, reference
 FILES = Path(__file__).parents[2] / "launch"
 STEPS, BATCH, RATE, CLIP = 2, 12, 0.01, 1.0
 LONG = 30  # steps of a run that is interrupted
-# What the outer launcher says must win over `layout` here.
+# What the external launcher says must win over `layout` here.
 CONFIG = f"""
 model: {{path: base, dtype: fp32}}
 task: {{name: causal_lm, max_length: 128}}
@@ -114,7 +114,7 @@ def test_deepspeeds_launcher_with_a_hostfile(desk: Path, expected: list[float]) 
     argv += ["--node_rank", "0", "--master_addr", "127.0.0.1", "--no_local_rank", "--module"]
     argv += ["--master_port", str(launching.port()), "dtl.launch.worker", "train", "config.yaml"]
     ended = _end(_start(desk, *argv, "run.name=by-deepspeed"))
-    _assert_layout(desk / "runs" / "by-deepspeed", ended, "the outer launcher", 2, 1, "none")
+    _assert_layout(desk / "runs" / "by-deepspeed", ended, "the external launcher", 2, 1, "none")
     _assert_losses(desk / "runs" / "by-deepspeed", expected)
 
 
@@ -165,7 +165,7 @@ def test_torchrun_fixes_the_ranks_and_leaves_the_stage(desk: Path, expected: lis
         2, "-m", "dtl.launch.worker", "train", "config.yaml", "run.name=torchrun", cwd=desk
     )
     ended = Ended(0, told, "")
-    _assert_layout(desk / "runs" / "torchrun", ended, "the outer launcher", 2, 1, "none")
+    _assert_layout(desk / "runs" / "torchrun", ended, "the external launcher", 2, 1, "none")
     _assert_losses(desk / "runs" / "torchrun", expected)
 
 
@@ -286,9 +286,9 @@ def _assert_layout(
     assert ended.code == 0, ended.told + ended.errors[-6000:]
     layout = RunFolder(run).plan.layout
     assert (layout.world_size, layout.zero_stage, layout.offload) == (ranks, zero, offload)
-    said = [line for line in ended.told.splitlines() if "fixes the layout" in line]
+    said = [line for line in ended.told.splitlines() if "layout set by" in line]
     assert len(said) == 1, ended.told
-    assert said[0].startswith(f"{launcher} fixes the layout: {ranks} rank")
+    assert said[0].startswith(f"layout set by {launcher}: {ranks} rank")
     assert f"ZeRO {zero}" in said[0]
     assert RunFolder(run).state == "finished"
     assert len(list((run / "logs").glob("rank-*.log"))) == ranks

@@ -133,9 +133,11 @@ def test_config_page_is_that_of_the_schema() -> None:
     assert page == _script("make_config_page").page(), "run: python docs/make_config_page.py"
 
 
-def test_anatomy_page_is_that_of_the_models() -> None:
-    page = (ROOT / "docs" / "anatomy.md").read_text(encoding="utf-8")
-    assert page == _script("make_anatomy_page").page(), "run: python -m docs.make_anatomy_page"
+def test_model_structure_page_is_that_of_the_models() -> None:
+    page = (ROOT / "docs" / "model-structure.md").read_text(encoding="utf-8")
+    assert page == _script("make_model_structure_page").page(), (
+        "run: python -m docs.make_model_structure_page"
+    )
 
 
 def test_the_tables_of_adapters_are_those_of_the_strategies():

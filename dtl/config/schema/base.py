@@ -15,7 +15,7 @@ from dtl.core.units import parse_seconds
 class Record(BaseModel):
     """A frozen record that accepts no other keys than its own.
 
-    A key set to null counts as left out, unless null is one of its values. A list is accepted for
+    A key set to null counts as not set, unless null is one of its values. A list is accepted for
     a tuple. Types are strict: '5' is not a number and 1 is not a bool.
     """
 
@@ -108,7 +108,8 @@ def check_no_url(path: str) -> str:
             [
                 ConfigFault(
                     problem=f"dtl reads no {scheme}:// addresses",
-                    fix="download it and set the path of the file or folder, or write a hub id as owner/name",
+                    fix="download it and set the path of the file or folder, or write a hub id as "
+                    "owner/name",
                 )
             ]
         )

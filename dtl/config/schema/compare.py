@@ -23,7 +23,7 @@ class Compare(Record):
         default=None,
         min_length=1,
         description=f"names of strategies, and {LP_FT}: frozen for half of the steps, then full; "
-        f"left out: those of {', '.join(STRATEGIES)} that are possible for the model",
+        f"default: those of {', '.join(STRATEGIES)} that are possible for the model",
     )
     train_sizes: tuple[int | Literal["all"], ...] = Field(
         default=(5, 20, 100, "all"),
@@ -38,7 +38,7 @@ class Compare(Record):
     )
     learning_rates: dict[str, tuple[float, ...]] = Field(
         default_factory=dict,
-        description="strategy -> the learning rates that are tried for it; left out: five around "
+        description="strategy -> the learning rates that are tried for it; default: five around "
         "the usual one",
     )
     learning_rate_search: Literal["once", "per_size"] = Field(

@@ -18,7 +18,7 @@ class Source(Record):
     )
     name: str | None = Field(default=None, description="configuration of a hub dataset")
     split: str | None = Field(default=None, description="split of a hub dataset, such as train")
-    limit: int | None = Field(default=None, ge=1, description="examples to read; left out: all")
+    limit: int | None = Field(default=None, ge=1, description="examples to read; default: all")
     weight: float = Field(
         default=1.0,
         gt=0,
@@ -44,13 +44,13 @@ class Subsample(Record):
     size: int | None = Field(
         default=None,
         ge=1,
-        description="rows of each class where the task has classes, else rows in all; left out: "
+        description="rows of each class if the task has classes, else rows in total; default: "
         "all that are not validation rows",
     )
     feature_cache_size: int | Literal["all"] | None = Field(
         default=None,
         description="the size, or a larger one, or all: the outputs of a frozen base are cached "
-        "for a subsample of this size, and runs with smaller ones share them; left out: the size",
+        "for a subsample of this size, and runs with smaller ones share them; default: the size",
     )
     seed: int = Field(default=0, ge=0, lt=2**32, description="random seed of the subsample")
     validation_fraction: float = Field(
@@ -116,7 +116,7 @@ class Data(Record):
         "out",
     )
     subsample: Subsample | None = Field(
-        default=None, description="train on a random subsample of data.train; left out: on all"
+        default=None, description="train on a random subsample of data.train; default: all of it"
     )
     on_bad_row: Literal["fail", "skip"] = Field(
         default="fail",

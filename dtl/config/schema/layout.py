@@ -10,13 +10,13 @@ from dtl.config.schema.base import ConfigFault, Record, raise_config_faults
 
 
 class Layout(Record):
-    """How the run is distributed over the hardware; every key that is left out is planned."""
+    """How the run is distributed over the hardware; every key that is not set is planned."""
 
     nodes: int = Field(default=1, ge=1, description="number of machines")
     processes_per_node: int | None = Field(
         default=None,
         ge=1,
-        description="processes on each machine, one for each device; left out: planned",
+        description="processes on each machine, one for each device; default: planned",
     )
     zero_stage: int | None = Field(
         default=None, ge=0, le=3, description="DeepSpeed ZeRO stage; 0 is plain data parallel"

@@ -18,7 +18,7 @@ class Model(Record):
         min_length=1, description="hub id, local folder, or mini:NAME for a base that dtl ships"
     )
     revision: str | None = Field(
-        default=None, description="branch, tag or commit of a hub model; left out: its main branch"
+        default=None, description="branch, tag or commit of a hub model; default: its main branch"
     )
     adapters: tuple[str, ...] = Field(
         default=(),
@@ -26,18 +26,18 @@ class Model(Record):
         "before anything else, in this order",
     )
     dtype: Literal["fp32", "bf16", "fp16"] | None = Field(
-        default=None, description="number format of the weights; left out: planned"
+        default=None, description="number format of the weights; default: planned"
     )
     quantize: Literal["nf4", "int8"] | None = Field(
         default=None,
         description="store the linear layers of the base in 4 or 8 bits and train LoRA or another "
-        "adapter on them (QLoRA); left out: in model.dtype",
+        "adapter on them (QLoRA); default: model.dtype",
     )
     double_quantize: bool = Field(
         default=True, description="with nf4, quantize the scales of its blocks as well"
     )
     attention: Literal["sdpa", "eager", "flash_attention_2", "flash_attention_3"] | None = Field(
-        default=None, description="attention implementation; left out: the model's own default"
+        default=None, description="attention implementation; default: the model's own default"
     )
     trust_remote_code: bool = Field(
         default=False, description="run the Python code that comes with the model"
@@ -46,7 +46,7 @@ class Model(Record):
         default=None,
         min_length=1,
         description="folder on each node's own disk, such as $TMPDIR, to which one process copies "
-        "the weights before all processes of the node read them; left out: no copy",
+        "the weights before all processes of the node read them; default: no copy",
     )
 
     _check_path = field_validator("path")(check_no_url)

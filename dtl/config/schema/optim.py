@@ -22,7 +22,7 @@ class Optim(Record):
         "adamw", "adamw_8bit", "paged_adamw_8bit", "adafactor", "lion", "lion_8bit", "muon"
     ] = Field(default="adamw", description="the optimizer; docs/optimizers.md compares them")
     learning_rate: float | None = Field(
-        default=None, gt=0, description="highest learning rate; left out: planned by the strategy"
+        default=None, gt=0, description="highest learning rate; default: planned by the strategy"
     )
     head_learning_rate: float | None = Field(
         default=None,
@@ -35,7 +35,7 @@ class Optim(Record):
         gt=0,
         le=1,
         description="learning rate of a block as a share of that of the block above it, such as "
-        "0.75; left out: the same for all",
+        "0.75; default: the same for all",
     )
     weight_decay: float = Field(
         default=0.0,
@@ -50,7 +50,7 @@ class Optim(Record):
     )
     betas: tuple[float, float] | None = Field(
         default=None,
-        description="decay of the first and of the second moment, each below 1; left out: 0.9 and "
+        description="decay of the first and of the second moment, each below 1; default: 0.9 and "
         "0.999, of lion 0.9 and 0.99",
     )
     epsilon: float = Field(

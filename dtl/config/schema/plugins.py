@@ -94,13 +94,13 @@ class Phase(PluginConfig):
     length: float | None = Field(
         default=None,
         gt=0,
-        description="length of the phase: below 1 a share of all steps, else steps; left out: an "
+        description="length of the phase: below 1 a share of all steps, else steps; default: an "
         "equal part of the remaining steps",
     )
     learning_rate: float | None = Field(
         default=None,
         gt=0,
-        description="highest learning rate of the phase; left out: optim.learning_rate, or what is "
+        description="highest learning rate of the phase; default: optim.learning_rate, or what is "
         "usual for the strategy",
     )
 

@@ -11,7 +11,7 @@ class Run(Record):
     """Where the results are written: the run folder is <dir>/<name>."""
 
     name: str | None = Field(
-        default=None, description="name of the run folder; left out: the config file's name"
+        default=None, description="name of the run folder; default: the config file's name"
     )
     dir: str = Field(default="runs", min_length=1, description="folder that contains run folders")
 

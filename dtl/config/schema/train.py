@@ -16,8 +16,8 @@ class LossSpikeOptions(Record):
     threshold: float = Field(
         default=10.0,
         gt=0,
-        description="a loss is a spike if it exceeds the median of the previous losses by this many "
-        "robust standard deviations (scaled MAD)",
+        description="a loss is a spike if it exceeds the median of the previous losses by this "
+        "many robust standard deviations (scaled MAD)",
     )
     window_steps: int = Field(
         default=100, ge=20, description="number of previous losses in the window"
@@ -80,7 +80,7 @@ class Train(Record):
     wall_time: str | None = Field(
         default=None,
         description="time limit of one launch, as 45min, 4h or 1-12:00:00: the run saves before it "
-        "and ends with exit code 75; left out: Slurm's end time, if there is one",
+        "and ends with exit code 75; default: Slurm's end time, if there is one",
     )
     hang_seconds: float = Field(
         default=300.0,
@@ -103,7 +103,8 @@ class Train(Record):
     max_skipped_steps: int = Field(
         default=5,
         ge=1,
-        description="maximum number of consecutive steps with non-finite gradients; then the run fails",
+        description="maximum number of consecutive steps with non-finite gradients; then the run "
+        "fails",
     )
     seed: int = Field(default=0, ge=0, lt=2**32, description="seed of all random numbers")
     evaluation_batch: int = Field(

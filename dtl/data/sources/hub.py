@@ -17,7 +17,7 @@ from dtl.data.sources.results import first_error_line
 
 def load_hub_dataset(source: Source, location: str) -> Any:
     """Load one split as a `datasets.Dataset`. Raises DtlError if it cannot be loaded, or if there
-    are several splits and none is named."""
+    are several splits and none is set."""
     dataset = _load_splits(source, location)
     if not isinstance(dataset, dict):
         return _keep_media_encoded(dataset)

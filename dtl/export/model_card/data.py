@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dtl.config.schema import RunConfig
-from dtl.evaluation.run_results import RunEvidence, collect_evidence
+from dtl.evaluation.run_results import RunResults, collect_results
 from dtl.export.logit_difference import LogitDifference
 from dtl.plan.records import Plan
 from dtl.run.folder import RunFolder
@@ -48,7 +48,7 @@ class ModelCardData:
     `versions`: of packages. `base_kwargs`: arguments of from_pretrained that give the base the
     trained head. `quantization`: arguments of BitsAndBytesConfig; empty where the base is not
     quantized. `step`: of the weights; None: the last. `metric_name`: of the metric that
-    `evidence.intervals` are of.
+    `results.intervals` are of.
     """
 
     config: RunConfig
@@ -62,7 +62,7 @@ class ModelCardData:
     base_kwargs: dict[str, Any] = field(default_factory=dict)
     quantization: dict[str, Any] = field(default_factory=dict)
     step: int | None = None
-    evidence: RunEvidence = field(default_factory=RunEvidence)
+    results: RunResults = field(default_factory=RunResults)
     metric_name: str = ""
     summary: ExportSummary | None = None
 
@@ -88,7 +88,7 @@ def collect_card_data(
         base_kwargs=dataset_stats.get("loading") or {},
         quantization=quantization,
         step=exported.step,
-        evidence=collect_evidence(
+        results=collect_results(
             folder, task, dataset_stats, step=exported.step, weights=exported.weights
         ),
         metric_name=task.metric.name,

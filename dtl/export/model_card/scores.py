@@ -34,7 +34,7 @@ def _score_table(scores: dict[str, dict[str, float]]) -> list[str]:
 
 def _format_intervals(card: ModelCardData) -> list[str]:
     intervals = [
-        f"{model} {low:.6g} to {high:.6g}" for model, (low, high) in card.evidence.intervals.items()
+        f"{model} {low:.6g} to {high:.6g}" for model, (low, high) in card.results.intervals.items()
     ]
     if not intervals:
         return []

@@ -6,7 +6,7 @@ import json
 
 from dtl.config.schema import Model, Source
 from dtl.core.units import format_count, format_seconds
-from dtl.evaluation.run_results import RunEvidence
+from dtl.evaluation.run_results import RunResults
 from dtl.export.model_card.data import ExportSummary, ModelCardData
 from dtl.train.usage import Usage
 
@@ -19,13 +19,13 @@ def table_rows(card: ModelCardData) -> list[Row]:
         *_base_rows(card),
         *_data_rows(card),
         *_training_rows(card),
-        *usage_rows(card.evidence.usage),
+        *usage_rows(card.results.usage),
         *_verification_rows(card.summary),
     ]
 
 
 def _base_rows(card: ModelCardData) -> list[Row]:
-    model, fingerprint = card.config.model, card.evidence.base_fingerprint
+    model, fingerprint = card.config.model, card.results.base_fingerprint
     return [
         ("base model", f"{model.path} (revision {model.revision or 'not set'})"),
         *(("adapter merged into the base", path) for path in model.adapters),
@@ -89,7 +89,7 @@ def _training_sources(card: ModelCardData) -> list[str]:
     sources = {"data.train": data.train}
     sources |= {f"data.mix[{index}]": source for index, source in enumerate(data.mix)}
     return [
-        _format_source(source) + _format_digest(card.evidence, key)
+        _format_source(source) + _format_digest(card.results, key)
         for key, source in sources.items()
     ]
 
@@ -98,15 +98,15 @@ def _format_source(source: Source) -> str:
     return source.path if source.weight == 1 else f"{source.path} x {source.weight:g}"
 
 
-def _format_digest(evidence: RunEvidence, key: str) -> str:
-    source = evidence.sources.get(key)
+def _format_digest(results: RunResults, key: str) -> str:
+    source = results.sources.get(key)
     return "" if source is None else f" ({source['rows']} rows, SHA-256 {source['sha256']})"
 
 
 def _format_held_out(card: ModelCardData) -> str:
-    data, examples = card.config.data, card.evidence.held_out_examples
+    data, examples = card.config.data, card.results.held_out_examples
     if data.eval:
-        return data.eval.path + _format_digest(card.evidence, "data.eval")
+        return data.eval.path + _format_digest(card.results, "data.eval")
     fraction = f"{data.eval_fraction} of the rows"
     return fraction if examples is None else f"{fraction} ({examples})"
 

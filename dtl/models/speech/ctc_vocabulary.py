@@ -32,8 +32,8 @@ def check_language_is_named(tokenizer: Any, language: str | None) -> None:
     if has_language_vocabularies(tokenizer) and language is None:
         raise DtlError.of(
             LOCATION,
-            f"the model has {len(tokenizer.vocab)} languages, and none is named",
-            "specify the language of the texts by its ISO 639-3 code (swh, eng); an unknown language "
+            f"the model has {len(tokenizer.vocab)} languages, and none is set",
+            "set the language of the texts by its ISO 639-3 code (swh, eng); an unknown language "
             "is added",
         )
 

@@ -78,7 +78,7 @@ def configure_prompt(
     if language not in known:
         raise DtlError.of(
             LOCATION,
-            "the model has several languages, and none is named"
+            "the model has several languages, and none is set"
             if language is None
             else f"the model has no language {language!r}",
             f"use one of {', '.join(known)}",
@@ -98,7 +98,7 @@ def _configure_whisper(
     if code is None:
         raise DtlError.of(
             LOCATION,
-            "the model has many languages, and none is named",
+            "the model has many languages, and none is set",
             "set the spoken language, such as task.language=de",
         )
     _check_language_token(tokenizer, code)

@@ -1,4 +1,4 @@
-"""The parts of any transformers model: embeddings, ordered blocks, head."""
+"""The structure of any transformers model: embeddings, ordered blocks, head."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Anatomy:
+class ModelStructure:
     """Names of modules. `embeddings`: all modules before the blocks. `blocks`: in forward order,
     those of an encoder before those of a decoder. `head`: the modules after the base."""
 
@@ -27,8 +27,8 @@ class Anatomy:
     head: tuple[str, ...]
 
 
-def find_anatomy(model: nn.Module) -> Anatomy:
-    """Return the anatomy of a model, also of one that PEFT has wrapped or that is partitioned.
+def find_structure(model: nn.Module) -> ModelStructure:
+    """Return the structure of a model, also of one that PEFT has wrapped or that is partitioned.
 
     It is derived from the modules and the source of `forward`. Raises DtlError if there are no
     blocks that run one after another.
@@ -41,7 +41,7 @@ def find_anatomy(model: nn.Module) -> Anatomy:
         name for name in _iter_modules_within(inner, lowest) if name.partition(".")[0] not in heads
     ]
     parts = ([outer + name for name in names] for names in (embeddings, blocks, heads))
-    return Anatomy(*map(tuple, parts))
+    return ModelStructure(*map(tuple, parts))
 
 
 def parameter_depths(model: nn.Module) -> dict[str, int]:
@@ -49,7 +49,7 @@ def parameter_depths(model: nn.Module) -> dict[str, int]:
 
     Modules between two stages have the depth of the block that follows; a norm after an encoder
     that of the encoder's last block. A decoder's embeddings and prompts have depth 0. A tied
-    parameter has one name and its lowest depth. Raises DtlError as `find_anatomy` does.
+    parameter has one name and its lowest depth. Raises DtlError as `find_structure` does.
     """
     _, inner = find_transformers_model(model)
     depths = _depths_by_id(inner, find_blocks(inner))

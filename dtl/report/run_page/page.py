@@ -63,7 +63,7 @@ def _make_tiles(run: RunRecord) -> list[Tile]:
         tiles.append(Tile("training loss", Axis("").format_value(loss), "at the last step"))
         memory = format_bytes(run.peak_memory_bytes)
         tiles.append(Tile("peak memory", memory, f"of {run.memory_owner}"))
-    usage = run.evidence.usage
+    usage = run.results.usage
     if usage is not None:
         tiles.append(Tile("time", format_seconds(usage.seconds), ", ".join(usage.hardware)))
     counts = run.plan.parameters

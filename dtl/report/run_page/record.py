@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Any
 
 from dtl.config import registry
-from dtl.evaluation.run_results import RunEvidence, collect_evidence
+from dtl.evaluation.run_results import RunResults, collect_results
 from dtl.metrics.base import EvalRecord
 from dtl.plan.records import Plan
 from dtl.run.evaluations import EVALUATION_KIND, LoggedEvaluation, read_evaluations
@@ -70,9 +70,9 @@ class RunRecord:
         return {evaluation.model: evaluation.scores for evaluation in self.evaluations}
 
     @cached_property
-    def evidence(self) -> RunEvidence:
+    def results(self) -> RunResults:
         reported = self.reported_step or EvaluatedStep(0, "unadapted")
-        return collect_evidence(
+        return collect_results(
             self.folder,
             self.task,
             self.folder.dataset_stats,
@@ -106,5 +106,5 @@ class RunRecord:
 
     def format_interval(self, model: str) -> str:
         """Return the confidence interval of the main score of a model; empty if unknown."""
-        interval = self.evidence.intervals.get("unadapted" if model == "unadapted" else "adapted")
+        interval = self.results.intervals.get("unadapted" if model == "unadapted" else "adapted")
         return "" if interval is None else f"{interval[0]:.4g} to {interval[1]:.4g}"

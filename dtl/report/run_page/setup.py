@@ -30,7 +30,7 @@ def make_plan_section(run: RunRecord) -> list[Block]:
         rows.append(("checkpoint size", planned, format_bytes(saves[-1]["bytes"])))
     limit = run.folder.config.train.wall_time or "no limit"
     rows.append(("time", limit, _format_time(run)))
-    usage = run.evidence.usage
+    usage = run.results.usage
     if usage is not None:
         joules = usage.energy_joules
         energy = "not measured" if joules is None else f"{joules / 3.6e6:.3g} kWh"
@@ -53,7 +53,7 @@ def _format_time(run: RunRecord) -> str:
     steps = sum(line["seconds"] for line in run.steps)
     saves = sum(line["seconds"] for line in run.lines_of_kind("save"))
     parts = f"{format_seconds(steps)} in steps, {format_seconds(saves)} in checkpoints"
-    usage = run.evidence.usage
+    usage = run.results.usage
     return parts if usage is None else f"{format_seconds(usage.seconds)} in total; {parts}"
 
 

@@ -95,7 +95,7 @@ def test_draft_is_written_once(slurm, capsys):
     assert Options.model_validate(yaml.safe_load(file.read_text())).partition == "gpu"
     capsys.readouterr()
     assert main(["doctor", "--cluster", "--out", str(file)]) == 2
-    assert capsys.readouterr().err == f"--out: {file} exists already. Fix: name another file\n"
+    assert capsys.readouterr().err == f"--out: {file} exists already. Fix: use another file\n"
 
 
 @pytest.mark.parametrize(

@@ -291,7 +291,7 @@ def test_single_cells_can_be_run_by_number(workdir, finished):
     too_early = start(workdir, str(folder), "--cell", "10")
     assert too_early.wait(timeout=300) == 2
     output = (workdir / "output.txt").read_text(encoding="utf-8")
-    assert "frozen-4-seed1: the search of its learning rate is not finished" in output
+    assert "frozen-4-seed1: its learning-rate search is not finished" in output
     compare(workdir, str(folder), "--cell", "9")
     assert [run.path.name for run in cell_runs(folder)] == ["scratch-4-seed1"]
     scores = RunFolder(folder / "cells" / "scratch-4-seed1").result["scores"]

@@ -301,7 +301,7 @@ DATA = [
     data(
         "empty data",
         "command line: data.train=none.jsonl: data.train: none.jsonl has no rows",
-        "name a source with rows",
+        "use a source with rows",
         {"none.jsonl": ""},
     ),
     data(
@@ -319,7 +319,7 @@ DATA = [
     Broken(
         "column that is not there",
         "command line: data.columns={text: body}: data.columns.text: good.jsonl has no column",
-        "name one of its columns: 'text'",
+        "use one of its columns: 'text'",
         overrides=("data.columns={text: body}",),
     ),
     Broken(
@@ -337,7 +337,7 @@ DATA = [
     Broken(
         "model folder that is not there",
         "command line: model.path=./models/mine: model.path: there is no folder models/mine",
-        "name a model folder, a hub id, or mini:text",
+        "use a model folder, a hub id, or mini:text",
         overrides=("model.path=./models/mine",),
         seconds=WITH_MODEL,
     ),
@@ -374,7 +374,7 @@ DATA = [
     data(
         "columns that the task does not read",
         "rows.jsonl:1: the row has 'body'",
-        "name them in data.columns",
+        "map them in data.columns",
         {"rows.jsonl": '{"body": "one two three"}\n'},
         seconds=WITH_MODEL,
     ),

@@ -196,7 +196,7 @@ def test_a_fault_of_a_union_is_one_message(write):
 def test_a_folder_is_not_a_config(write):
     write(CONFIG, "one.yaml")
     (message,) = load_faults(".")
-    assert message == ".: this is a folder, not a config. Fix: name one of its files: one.yaml"
+    assert message == ".: this is a folder, not a config. Fix: use one of its files: one.yaml"
 
 
 def test_aliases_are_read(write):
@@ -247,13 +247,14 @@ def test_later_faults_get_file_and_line(write):
     path, overrides = write(CONFIG), ["data.columns={text: body}"]
     error = DtlError(
         Fault("data.train", "is empty", "fill it"),
-        Fault("data.columns.text", "is absent", "name another"),
+        Fault("data.columns.text", "is absent", "use another column"),
         Fault("rows.jsonl:3", "is no JSON", "fix it"),
         Fault("layout.zero_stage", "is planned", "set it"),
     )
     assert str(add_locations(error, path, overrides)).splitlines() == [
         "run.yaml:5: data.train: is empty. Fix: fill it",
-        "command line: data.columns={text: body}: data.columns.text: is absent. Fix: name another",
+        "command line: data.columns={text: body}: data.columns.text: is absent. "
+        "Fix: use another column",
         "rows.jsonl:3: is no JSON. Fix: fix it",
         "layout.zero_stage: is planned. Fix: set it",
     ]

@@ -38,7 +38,7 @@ def test_engine_without_deepspeed_config_is_the_ddp_engine(start_on_cpu):
     assert (engine.rank, engine.world_size, engine.is_main_process) == (0, 1, True)
 
 
-def test_settings_of_an_outer_launcher_are_removed(start_on_cpu, monkeypatch):
+def test_settings_of_an_external_launcher_are_removed(start_on_cpu, monkeypatch):
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")
     engine = start_on_cpu()

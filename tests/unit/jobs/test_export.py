@@ -173,12 +173,12 @@ def test_merge_that_changes_the_logits_fails(run, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"quantize": "int8"}, "an adapter alone cannot be quantized. Fix: add --merge"),
+        ({"quantize": "int8"}, "an adapter cannot be quantized without its base. Fix: add --merge"),
         ({"merge": True, "shard_size": "big"}, "'big' is not a size. Fix: write it like 5GB"),
         ({"format": "onnx", "dtype": "bf16"}, "an ONNX graph is written in fp32"),
         ({"format": "gguf", "quantize": "int8"}, "weights are stored as safetensors, not as gguf"),
         ({"format": "gguf", "converter": "none.py"}, "--converter: there is no file none.py"),
-        ({"target": "."}, "exists already. Fix: remove it, or name another one with --to"),
+        ({"target": "."}, "exists already. Fix: remove it, or choose another one with --to"),
     ],
 )
 def test_contradicting_options_give_one_line(run, options, message):

@@ -52,7 +52,10 @@ def test_rank_with_a_living_launcher_continues():
     assert done.stdout == "continues\n"
 
 
-SHORT = "from dtl.launch import child_process; child_process.exit_when_launcher_dies(); print('continues')"
+SHORT = (
+    "from dtl.launch import child_process; "
+    "child_process.exit_when_launcher_dies(); print('continues')"
+)
 
 
 def test_child_of_an_ended_process_ends():

@@ -269,7 +269,7 @@ def test_new_parameters_depend_only_on_seed_and_name(encoder):
     assert first.bias.tolist() == [0.0] * 50
 
 
-# Anatomy ----------------------------------------------------------------------------------------
+# Heads ------------------------------------------------------------------------------------------
 
 SMALL = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 4, "vocab_size": 40}
 LLAMA = {**SMALL, "num_attention_heads": 2, "num_key_value_heads": 1}
@@ -278,7 +278,7 @@ GPT_2 = {"n_embd": 16, "n_layer": 4, "n_head": 2, "vocab_size": 40, "n_positions
 GPT_NEOX = {**SMALL, "num_attention_heads": 2}  # its files call the head `embed_out`
 DISTILBERT = {"dim": 16, "hidden_dim": 32, "n_layers": 4, "n_heads": 2, "vocab_size": 40}
 # Model class, settings, modules of the head, and the head's own parameters.
-ANATOMIES = [
+HEADS = [
     ("LlamaForCausalLM", LLAMA, "lm_head", "lm_head.weight"),
     ("LlamaForCausalLM", {**LLAMA, "tie_word_embeddings": True}, "lm_head", ""),
     ("LlamaForSequenceClassification", LLAMA, "score", "score.weight"),
@@ -310,8 +310,8 @@ def build(name, settings):
 
 @pytest.mark.parametrize(
     ("name", "settings", "modules", "parameters"),
-    ANATOMIES,
-    ids=[f"{row[0]}{'-tied' if 'tie_word_embeddings' in row[1] else ''}" for row in ANATOMIES],
+    HEADS,
+    ids=[f"{row[0]}{'-tied' if 'tie_word_embeddings' in row[1] else ''}" for row in HEADS],
 )
 def test_head_modules_and_parameters_are_found(name, settings, modules, parameters):
     model = build(name, settings)
@@ -333,10 +333,10 @@ BASES = [
         BERT,
         "classifier.weight classifier.bias bert.pooler.dense.weight bert.pooler.dense.bias",
     ),
-    ("DistilBertModel", DISTILBERT, ANATOMIES[6][3]),
-    ("DistilBertForMaskedLM", DISTILBERT, ANATOMIES[6][3]),
-    ("RobertaModel", BERT, ANATOMIES[7][3]),
-    ("RobertaForMaskedLM", BERT, ANATOMIES[7][3]),
+    ("DistilBertModel", DISTILBERT, HEADS[6][3]),
+    ("DistilBertForMaskedLM", DISTILBERT, HEADS[6][3]),
+    ("RobertaModel", BERT, HEADS[7][3]),
+    ("RobertaForMaskedLM", BERT, HEADS[7][3]),
 ]
 
 

@@ -3,9 +3,7 @@
 from dataclasses import replace
 
 import pytest
-import torch
 
-from dtl.core.resource_errors import is_out_of_memory
 from dtl.plan.memory_advice import suggest_memory_reduction
 from dtl.plan.records import Layout, ParameterCounts, Plan
 
@@ -57,12 +55,3 @@ def test_before_the_first_step_weights_and_optimizer_are_sharded():
 
 def test_in_an_evaluation_its_batch_is_halved():
     assert "train.evaluation_batch" in advice("evaluation, batch 3")
-
-
-def test_out_of_memory_errors_are_recognized():
-    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"))
-    assert is_out_of_memory(MemoryError())
-    with pytest.raises(RuntimeError) as cpu:
-        torch.empty(2**60, dtype=torch.uint8)
-    assert is_out_of_memory(cpu.value), "the message of torch on a CPU"
-    assert not is_out_of_memory(RuntimeError("Connection closed by peer"))

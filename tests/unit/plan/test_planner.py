@@ -49,13 +49,13 @@ def configure(base, *, task="causal_lm", strategy="lora", **sections):
     return RunConfig.model_validate(given)
 
 
-def plan(config, hardware=LAPTOP, *, outer=None, examples=100, longest=24, free_disk=None):
+def plan(config, hardware=LAPTOP, *, external=None, examples=100, longest=24, free_disk=None):
     """The plan for examples that are all of one length."""
     lengths = np.full(examples, longest)
-    return plan_for_lengths(config, hardware, lengths, outer=outer, free_disk=free_disk)
+    return plan_for_lengths(config, hardware, lengths, external=external, free_disk=free_disk)
 
 
-def plan_for_lengths(config, hardware, lengths, *, outer=None, free_disk=None):
+def plan_for_lengths(config, hardware, lengths, *, external=None, free_disk=None):
     options = config.train
     size = options.global_batch
     batching = Batching(
@@ -74,7 +74,7 @@ def plan_for_lengths(config, hardware, lengths, *, outer=None, free_disk=None):
             batching=batching,
             lengths=lengths,
             hardware=hardware,
-            external=outer,
+            external=external,
             free_disk_bytes=free_disk,
         )
     )
@@ -267,12 +267,12 @@ def test_keys_that_are_set_are_used(decoder):
     assert planned.phases[0].learning_rate == 0.5
 
 
-def test_outer_launcher_overrides_the_config(decoder):
-    outer = ExternalLaunch(
+def test_external_launcher_overrides_the_config(decoder):
+    external = ExternalLaunch(
         "torchrun", world_size=4, local_world_size=2, zero_stage=3, offload="none"
     )
     planned = plan(
-        configure(decoder, layout={"processes_per_node": 1, "zero_stage": 1}), outer=outer
+        configure(decoder, layout={"processes_per_node": 1, "zero_stage": 1}), external=external
     )
     assert (planned.layout.nodes, planned.layout.processes_per_node, planned.layout.zero_stage) == (
         2,
@@ -298,7 +298,7 @@ def test_every_planned_key_has_a_reason(decoder, hardware, layout):
         "dtype",
         "ZeRO stage",
         "activation checkpointing",
-        "micro batch",
+        "micro-batch",
         "accumulation",
         "steps",
         "learning rate",
@@ -453,7 +453,7 @@ def test_deepspeed_itself_reads_the_config(decoder):
 
 
 @pytest.mark.parametrize(
-    ("hardware", "sections", "outer", "place"),
+    ("hardware", "sections", "external", "place"),
     [
         (EIGHT_GPUS, {"layout": {"processes_per_node": 9}}, None, "layout.processes_per_node"),
         (LAPTOP, {"model": {"dtype": "fp16"}}, None, "model.dtype"),
@@ -474,9 +474,9 @@ def test_deepspeed_itself_reads_the_config(decoder):
         ),
     ],
 )
-def test_layout_that_is_impossible_is_a_fault(decoder, hardware, sections, outer, place):
+def test_layout_that_is_impossible_is_a_fault(decoder, hardware, sections, external, place):
     with pytest.raises(DtlError) as caught:
-        plan(configure(decoder, **sections), hardware, outer=outer)
+        plan(configure(decoder, **sections), hardware, external=external)
     (fault,) = caught.value.faults
     assert fault.location == place
     assert fault.fix
@@ -559,11 +559,11 @@ def test_8_bit_moments_take_a_quarter_and_prevent_zero(decoder):
     )
     assert (planned.layout.zero_stage, planned.deepspeed) == (0, None)
     assert "blocks" in reason(planned, "ZeRO stage")
-    outer = ExternalLaunch(
+    external = ExternalLaunch(
         "accelerate launch", world_size=2, local_world_size=2, zero_stage=2, offload=None
     )
     with pytest.raises(DtlError, match="does not work with ZeRO 2, which accelerate launch fixes"):
-        plan(config, outer=outer)
+        plan(config, external=external)
 
 
 @pytest.mark.parametrize("layout", [{"zero_stage": 2}, {"offload": "optimizer"}])
@@ -602,9 +602,9 @@ def test_paged_optimizer_needs_a_gpu(decoder):
 def test_state_that_stays_on_the_device_is_not_offloaded(decoder, sections, kept):
     with pytest.raises(ValidationError, match=rf"{kept} does not work in main memory"):
         configure(decoder, **sections, layout={"offload": "optimizer"})
-    outer = ExternalLaunch("accelerate launch", 2, 2, zero_stage=2, offload="optimizer")
+    external = ExternalLaunch("accelerate launch", 2, 2, zero_stage=2, offload="optimizer")
     with pytest.raises(DtlError, match=rf"{kept} does not work in main memory"):
-        plan(configure(decoder, **sections), outer=outer)
+        plan(configure(decoder, **sections), external=external)
     small = Hardware("cuda", 1, 10_000, "tiny GPU", supports_bf16=True, has_compiler=True)
     with pytest.raises(DtlError, match="at ZeRO 0, of"):
         plan(configure(decoder, **sections), small)
@@ -676,9 +676,11 @@ def test_stage_above_the_limit_of_a_strategy_is_a_fault(decoder):
         ):
             plan(config)
     assert plan(configure(decoder, strategy=PISSA, layout={"zero_stage": 2})).layout.zero_stage == 2
-    outer = ExternalLaunch("torchrun", world_size=2, local_world_size=2, zero_stage=3, offload=None)
+    external = ExternalLaunch(
+        "torchrun", world_size=2, local_world_size=2, zero_stage=3, offload=None
+    )
     with pytest.raises(DtlError, match=r"^torchrun: .*up to ZeRO 2"):
-        plan(configure(decoder, strategy=PISSA), outer=outer)
+        plan(configure(decoder, strategy=PISSA), external=external)
 
 
 def test_planned_stage_respects_the_limit_of_a_strategy(decoder):

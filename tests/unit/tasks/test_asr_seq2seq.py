@@ -213,7 +213,7 @@ def test_a_language_may_be_named_in_any_of_whispers_ways(name: str, whisper: Pat
 @pytest.mark.parametrize(
     ("family", "options", "told"),
     [
-        ("whisper", {}, "task.language: the model has many languages, and none is named"),
+        ("whisper", {}, "task.language: the model has many languages, and none is set"),
         ("whisper", {"language": "germn"}, "task.language: Whisper has no language 'germn'"),
         ("english_whisper", {"language": "de"}, "task.language: the model is English-only"),
         ("english_whisper", {"action": "translate"}, "task.action: the model is English-only"),
@@ -241,7 +241,7 @@ def test_a_language_without_its_own_token_is_told() -> None:
 
 def test_speech2text_of_many_languages_must_begin_with_the_one_named() -> None:
     many = SimpleNamespace(lang_code_to_id={"de": 5, "fr": 6}, tgt_lang="fr")
-    with pytest.raises(DtlError, match=r"several languages, and none is named.*de, fr"):
+    with pytest.raises(DtlError, match=r"several languages, and none is set.*de, fr"):
         configure_prompt(many, language=None, action="transcribe", multilingual=None)
     assert configure_prompt(many, language="de", action="transcribe", multilingual=None) == "de"
     assert many.tgt_lang == "de"

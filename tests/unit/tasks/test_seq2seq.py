@@ -280,7 +280,7 @@ def test_a_translation_is_of_the_named_languages(
 
 def test_unknown_languages_are_reported() -> None:
     tokenizer, _ = multilingual("MBart50")
-    with pytest.raises(DtlError, match="reads several languages, and none is named"):
+    with pytest.raises(DtlError, match="reads several languages, and none is set"):
         task().encoder(tokenizer, {}, None)
     asked = task(source_language="en_XX", target_language="fr")
     with pytest.raises(DtlError, match="no language 'fr'"):

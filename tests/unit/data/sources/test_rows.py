@@ -35,7 +35,7 @@ def test_missing_columns_are_all_listed():
     assert str(get_error("a.jsonl", {"text": "txet", "label": "kind"})).splitlines() == [
         "data.columns.text: a.jsonl has no column 'txet'. Fix: did you mean 'text'?",
         "data.columns.label: a.jsonl has no column 'kind'. "
-        "Fix: name one of its columns: 'text', 'label'",
+        "Fix: use one of its columns: 'text', 'label'",
     ]
 
 

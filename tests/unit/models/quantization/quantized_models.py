@@ -105,7 +105,7 @@ def config(folder: Path, **more: Any) -> RunConfig:
 
 
 def plan(
-    made: RunConfig, *, hardware: Hardware = LAPTOP, outer: ExternalLaunch | None = None
+    made: RunConfig, *, hardware: Hardware = LAPTOP, external: ExternalLaunch | None = None
 ) -> Any:
     dataset_stats = {"labels": ["early", "late"]} if "classification" in made.task.name else {}
     request = PlanRequest(
@@ -116,6 +116,6 @@ def plan(
         batching=Batching(8, made.train.global_batch.limit, made.train.seed),
         lengths=np.full(8, 16),
         hardware=hardware,
-        external=outer,
+        external=external,
     )
     return make_plan(request)

@@ -42,10 +42,10 @@ def test_int8_with_zero_3_is_rejected(decoder, tmp_path, capsys):
     (tmp_path / "run.json").write_text(json.dumps(made))
     assert main(["plan", str(tmp_path / "run.json"), "layout.zero_stage=3"]) == 2
     assert "model.quantize: ZeRO 3 cannot shard 8-bit weights" in (capsys.readouterr().err)
-    outer = ExternalLaunch("accelerate", 2, 2, 3, None)
+    external = ExternalLaunch("accelerate", 2, 2, 3, None)
     with pytest.raises(DtlError, match=r"cannot be sharded by ZeRO 3 \(fixed by accelerate\)"):
-        plan(config(decoder, model={"quantize": "int8"}), outer=outer)
-    assert plan(config(decoder), outer=outer).layout.zero_stage == 3
+        plan(config(decoder, model={"quantize": "int8"}), external=external)
+    assert plan(config(decoder), external=external).layout.zero_stage == 3
 
 
 def test_trainable_parameters_in_quantized_layers_are_rejected(decoder, encoder):

@@ -14,7 +14,7 @@ from dtl.core.errors import DtlError
 from dtl.engine.deepspeed import read_full_shape
 from dtl.models.full_shape import register_shape_reader
 from dtl.models.structure.forward_order import children_in_forward_order
-from dtl.models.structure.model_structure import Anatomy, find_anatomy, parameter_depths
+from dtl.models.structure.model_structure import ModelStructure, find_structure, parameter_depths
 from tests.architectures import ARCHITECTURES, IMAGE, TEXT
 
 NAMED = {architecture.name: architecture for architecture in ARCHITECTURES}
@@ -33,7 +33,7 @@ class Ran:
     which they began; `gradient`: whether the gradient comes to what a block gives, where only
     depths above `cut` learn."""
 
-    parts: Anatomy
+    parts: ModelStructure
     depth: dict[str, int]
     cut: int
     started: list[str]
@@ -43,7 +43,7 @@ class Ran:
 @cache
 def ran(name: str) -> Ran:
     model = built(name)
-    parts, depth = find_anatomy(model), parameter_depths(model)
+    parts, depth = find_structure(model), parameter_depths(model)
     cut = len(parts.blocks) // 2
     started: list[str] = []
     gradient: dict[str, bool] = {}
@@ -129,10 +129,10 @@ def test_embeddings_have_the_lowest_depth_and_the_head_the_highest(name: str) ->
             assert place[id(value)] == (0 if id(value) in tied else top), module
 
 
-def test_model_on_meta_device_has_the_same_anatomy(name: str) -> None:
+def test_model_on_meta_device_has_the_same_structure(name: str) -> None:
     with torch.device("meta"):
         on_meta = NAMED[name].build()
-    assert find_anatomy(on_meta) == ran(name).parts
+    assert find_structure(on_meta) == ran(name).parts
     assert parameter_depths(on_meta) == ran(name).depth
 
 
@@ -153,9 +153,9 @@ def test_peft_changes_only_names(name: str, targets: Any) -> None:
     from peft import LoraConfig, get_peft_model
 
     plain = NAMED[name].build()
-    expected, depth = find_anatomy(plain), parameter_depths(plain)
+    expected, depth = find_structure(plain), parameter_depths(plain)
     wrapped = get_peft_model(plain, LoraConfig(r=2, target_modules=targets, bias="all"))
-    found, inside = find_anatomy(wrapped), "base_model.model."
+    found, inside = find_structure(wrapped), "base_model.model."
     for part in ("embeddings", "blocks", "head"):
         assert getattr(found, part) == tuple(inside + name for name in getattr(expected, part))
     for path, place in parameter_depths(wrapped).items():
@@ -176,22 +176,22 @@ def test_prompts_have_the_depth_of_embeddings() -> None:
 
 
 @pytest.mark.parametrize("name", ["LlamaForCausalLM", "ResNetForImageClassification"])
-def test_partitioned_weights_have_the_same_anatomy(name: str) -> None:
+def test_partitioned_weights_have_the_same_structure(name: str) -> None:
     """ZeRO-3 leaves a parameter flat and empty, and stores its shape."""
     model = NAMED[name].build()
-    expected, depth = find_anatomy(model), parameter_depths(model)
+    expected, depth = find_structure(model), parameter_depths(model)
     register_shape_reader(read_full_shape)
     for parameter in model.parameters():
         parameter.ds_shape = parameter.shape
         parameter.data = torch.empty(0)
-    assert find_anatomy(model) == expected
+    assert find_structure(model) == expected
     assert parameter_depths(model) == depth
 
 
 def test_base_without_head_has_no_head_modules() -> None:
     from transformers import LlamaConfig, LlamaModel
 
-    found = find_anatomy(LlamaModel(LlamaConfig(**TEXT)))
+    found = find_structure(LlamaModel(LlamaConfig(**TEXT)))
     assert found.head == ()
     assert found.blocks == ("layers.0", "layers.1", "layers.2")
     assert found.embeddings == ("embed_tokens",)
@@ -276,7 +276,7 @@ def same_block_again() -> Any:
         (lambda: nn.Sequential(nn.Linear(2, 2), nn.ReLU()), "has no list of blocks"),
     ],
 )
-@pytest.mark.parametrize("function", [find_anatomy, parameter_depths])
+@pytest.mark.parametrize("function", [find_structure, parameter_depths])
 def test_model_without_ordered_blocks_is_rejected(make: Any, problem: str, function: Any) -> None:
     with pytest.raises(DtlError, match=problem) as caught:
         function(make())

@@ -1,24 +1,24 @@
-"""Write docs/anatomy.md, the parts that dtl finds in many architectures, from tiny models of them:
-`python -m docs.make_anatomy_page`."""
+"""Write docs/model-structure.md, the parts that dtl finds in many architectures, from tiny models:
+`python -m docs.make_model_structure_page`."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from dtl.models.structure.model_structure import find_anatomy
+from dtl.models.structure.model_structure import find_structure
 from tests.architectures import ARCHITECTURES
 
-PAGE = Path(__file__).parent / "anatomy.md"
+PAGE = Path(__file__).parent / "model-structure.md"
 START = """# The parts of a model
 
-<!-- Made by `python -m docs.make_anatomy_page` from tiny models. Do not edit. -->
+<!-- Made by `python -m docs.make_model_structure_page` from tiny models. Do not edit. -->
 
 ```python
 from transformers import BertConfig, BertForSequenceClassification
-from dtl.models.anatomy import find_anatomy, parameter_depths
+from dtl.models.structure.model_structure import find_structure, parameter_depths
 
 model = BertForSequenceClassification(BertConfig(num_hidden_layers=2, hidden_size=24))
-assert find_anatomy(model).blocks == ("bert.encoder.layer.0", "bert.encoder.layer.1")
+assert find_structure(model).blocks == ("bert.encoder.layer.0", "bert.encoder.layer.1")
 assert parameter_depths(model)["classifier.weight"] == 3
 ```
 
@@ -60,14 +60,14 @@ def page() -> str:
     lines = []
     for architecture in ARCHITECTURES:
         with torch.device("meta"):
-            anatomy = find_anatomy(architecture.build())
+            structure = find_structure(architecture.build())
         cells = (
             architecture.name,
-            str(len(anatomy.blocks)),
-            f"`{anatomy.blocks[0]}`",
-            f"`{anatomy.blocks[-1]}`",
-            ", ".join(f"`{name}`" for name in anatomy.embeddings),
-            ", ".join(f"`{name}`" for name in anatomy.head),
+            str(len(structure.blocks)),
+            f"`{structure.blocks[0]}`",
+            f"`{structure.blocks[-1]}`",
+            ", ".join(f"`{name}`" for name in structure.embeddings),
+            ", ".join(f"`{name}`" for name in structure.head),
         )
         lines.append("| " + " | ".join(cells) + " |")
     return START + "\n".join(lines) + "\n"
