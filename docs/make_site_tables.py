@@ -10,7 +10,8 @@ from typing import Any
 
 from pydantic.fields import FieldInfo
 
-from dtl.backends.slurm import Container, Options, list_sites, read_site
+from dtl.backends.slurm import Container, Options
+from dtl.cluster.sites import list_sites, read_site
 
 PAGES = tuple(Path(__file__).parent / name for name in ("slurm.md", "sites.md"))
 TABLE = re.compile(

@@ -9,7 +9,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field
+
+from dtl.config.schema.base import Record, check_duration
 
 UNFIT_NODE = 3  # exit code of a pre-flight check where another node would do
 EXCLUDED_NODES = "excluded_nodes"  # a file in a run folder: names of unfit nodes, comma-separated
@@ -51,6 +55,36 @@ class JobState:
 
     state: Literal["queued", "running", "ended"]
     reason: str = ""
+
+
+class SiteOptions(Record):
+    """What `dtl submit` needs to know of any cluster. Base of the options that a site file has."""
+
+    backend: str = Field(
+        default="slurm", description="backend that submits the jobs; it has the other fields"
+    )
+    partition: str | None = Field(
+        default=None, description="partition; default: that of the cluster"
+    )
+    account: str | None = Field(
+        default=None, description="account that is charged; default: that of the cluster"
+    )
+    gpus_per_node: int = Field(default=0, ge=0, description="GPUs per node; 0: a CPU cluster")
+    gpu_memory: float = Field(
+        default=16.0,
+        gt=0,
+        description="GiB of memory of one GPU; the plan chooses the micro-batch by it",
+    )
+    bf16: bool = Field(default=True, description="whether the GPUs support bf16")
+    exclusive: bool = Field(default=False, description="whether jobs get nodes of their own")
+    max_time: Annotated[str | None, AfterValidator(check_duration)] = Field(
+        default=None, description="longest time limit of the partition, as 24:00:00 or 2-00:00:00"
+    )
+    lead_seconds: int = Field(
+        default=300,
+        ge=0,
+        description="seconds before the time limit at which the run saves and stops, at least",
+    )
 
 
 class Backend(ABC):

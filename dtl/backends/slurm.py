@@ -8,19 +8,21 @@ from pathlib import Path
 from dtl.backends._slurm import commands
 from dtl.backends._slurm.commands import FIXES, join_errors, rejection, run_command
 from dtl.backends._slurm.job_script import SCRIPT, check_paths, log_files, render_script
-from dtl.backends._slurm.site import Container, Site, list_sites, read_site
+from dtl.backends._slurm.site import Container, Site
 from dtl.backends.base import Backend, Job, JobState
 from dtl.core.errors import DtlError, RunFailed
 
-__all__ = ["Container", "Options", "Plugin", "list_sites", "read_site"]
+__all__ = ["Container", "Options", "Plugin"]
 
-Options = Site
+
+class Options(Site):
+    """What a job script must contain on a cluster."""
 
 
 class Plugin(Backend):
     """Job ids are Slurm's; that of a task of a job array is ARRAY_TASK."""
 
-    options: Site
+    options: Options
 
     def render(self, job: Job) -> str:
         return render_script(self.options, job)

@@ -37,7 +37,7 @@ def submit(
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="only print the job script")] = False,
 ) -> None:
-    """Check, plan, and put the run into the queue of a Slurm cluster."""
+    """Check, plan, and put the run into the queue of a cluster."""
     from dtl import api
 
     options: dict[str, Any] = {

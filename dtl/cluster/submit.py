@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dtl.backends.base import Job
-from dtl.backends.slurm import Options, Plugin, read_site
+from dtl.backends.base import Job, SiteOptions
 from dtl.cluster.grid import load_configs
+from dtl.cluster.sites import open_backend, read_site
 from dtl.config.schema import RunConfig
 from dtl.core.errors import DtlError
 from dtl.core.process_env import launcher_environment
@@ -48,7 +48,7 @@ class SubmitRequest:
 class _Allocation:
     """Where and how long all runs of a submission run."""
 
-    site: Options
+    site: SiteOptions
     nodes: int
     processes_per_node: int
     time_limit_seconds: float | None
@@ -71,7 +71,7 @@ def render_job_script(path: Path, overrides: Sequence[str], request: SubmitReque
     configs = load_configs(path, overrides, request.grid)
     allocation = _allocate(configs[0], request)
     runs = [_prepare(config, allocation) for config in configs]
-    return Plugin(allocation.site).render(_build_job(runs, allocation))
+    return open_backend(allocation.site).render(_build_job(runs, allocation))
 
 
 def submit_runs(
@@ -82,7 +82,7 @@ def submit_runs(
 ) -> list[RunFolder]:
     """Submit a run, or each unfinished run of a grid, and return the run folders.
 
-    Raises DtlError, in Slurm's own words where it rejects the job.
+    Raises DtlError, in the queue's own words where it rejects the job.
     """
     # 1. Configs and allocation.
     configs = load_configs(path, overrides, request.grid)
@@ -116,7 +116,7 @@ def resubmit(
 ) -> None:
     """Submit an interrupted run again, as before or with other nodes or time. Raises DtlError."""
     check_not_queued(folder)
-    site = Options.model_validate(previous.options)
+    site = previous.load_options()
     allocation = _Allocation(
         site=site,
         nodes=nodes or previous.nodes,
@@ -148,7 +148,7 @@ def check_not_queued(folder: RunFolder) -> None:
             )
 
 
-def parse_time_limit(text: str | None, site: Options) -> float | None:
+def parse_time_limit(text: str | None, site: SiteOptions) -> float | None:
     """Return seconds; without a text the longest time of the site. Raises DtlError."""
     longest = parse_seconds(site.max_time) if site.max_time is not None else None
     if text is None:
@@ -220,7 +220,7 @@ def _plan(config: RunConfig, allocation: _Allocation) -> PreparedRun:
 def _submit(
     runs: list[_RunToSubmit], allocation: _Allocation, print_line: Callable[[str], None]
 ) -> None:
-    backend, job = Plugin(allocation.site), _build_job(runs, allocation)
+    backend, job = open_backend(allocation.site), _build_job(runs, allocation)
     backend.check(job)
     submissions = []
     for run, log in zip(runs, backend.log_files(job), strict=True):
@@ -236,7 +236,7 @@ def _submit(
 
 def _build_submission(allocation: _Allocation, log: Path) -> Submission:
     return Submission(
-        backend="slurm",
+        backend=allocation.site.backend,
         options=allocation.site.model_dump(mode="json"),
         nodes=allocation.nodes,
         processes_per_node=allocation.processes_per_node,

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dtl.backends.base import Job
-from dtl.backends.slurm import Options, Plugin, read_site
+from dtl.backends.slurm import Options, Plugin
+from dtl.cluster.sites import read_site
 from dtl.compare.state import ComparisonState
 from dtl.core.errors import DtlError
 from dtl.core.files import write_json
@@ -37,8 +38,17 @@ class QueueOptions:
     partition: str | None = None
 
     def site(self) -> Options:
-        """Return the site's options with one GPU per job, if it has GPUs."""
+        """Return the site's options with one GPU per job, if it has GPUs.
+
+        Raises DtlError for a site of another backend.
+        """
         site = read_site(self.cluster)
+        if not isinstance(site, Options):
+            raise DtlError.of(
+                "--cluster",
+                f"a comparison cannot be submitted by backend '{site.backend}'",
+                "choose a Slurm cluster, or leave out --cluster",
+            )
         overrides: dict[str, Any] = {"account": self.account, "partition": self.partition}
         changes = {name: value for name, value in overrides.items() if value is not None}
         return site.model_copy(

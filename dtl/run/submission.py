@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dtl.backends.base import CANCELLED, Backend
+from dtl.backends.base import CANCELLED, Backend, SiteOptions
 from dtl.config import registry
 from dtl.core.files import write_json
 
@@ -45,9 +45,13 @@ class Submission:
 
     def open_backend(self) -> Backend:
         """Return the backend that knows the job ids."""
-        module = registry.load("backends", self.backend)
-        plugin: Backend = module.Plugin(module.Options.model_validate(self.options))
+        plugin: Backend = registry.load("backends", self.backend).Plugin(self.load_options())
         return plugin
+
+    def load_options(self) -> SiteOptions:
+        """Return the options of the backend."""
+        record: type[SiteOptions] = registry.load_options("backends", self.backend)
+        return record.model_validate(self.options)
 
     def record_start(self, run: Path) -> None:
         """Write it into a run folder before there are job ids: a job may start at once."""

@@ -28,7 +28,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 BLOCK = re.compile(r"(?:<!-- file: (\S+) -->\n)?^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 QUICKSTART = "dtl train configs/quickstart/text.yaml"
-OUTER = {"accelerate launch": "--main_process_port", "torchrun": "--master-port"}
+EXTERNAL_LAUNCHERS = {"accelerate launch": "--main_process_port", "torchrun": "--master-port"}
 
 
 @dataclass(frozen=True)
@@ -256,7 +256,7 @@ def _targets() -> dict[str, str]:
 
 def _small(line: str, desk: Path) -> str:
     """The same command with two steps and few held-out examples, on a port of its own."""
-    for launcher, option in OUTER.items():
+    for launcher, option in EXTERNAL_LAUNCHERS.items():
         if line.startswith(launcher):
             line = line.replace(launcher, f"{launcher} {option} {launching.port()}", 1)
             return f"{line} {_few_steps(line, desk)}"

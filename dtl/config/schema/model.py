@@ -31,7 +31,7 @@ class Model(Record):
     quantize: Literal["nf4", "int8"] | None = Field(
         default=None,
         description="store the linear layers of the base in 4 or 8 bits and train LoRA or another "
-        "adapter on them (QLoRA); default: model.dtype",
+        "adapter on them (QLoRA); default: no quantization",
     )
     double_quantize: bool = Field(
         default=True, description="with nf4, quantize the scales of its blocks as well"

@@ -16,7 +16,8 @@ import pytest
 import yaml
 
 from dtl.backends.base import Job
-from dtl.backends.slurm import Plugin, list_sites, read_site
+from dtl.backends.slurm import Plugin
+from dtl.cluster.sites import list_sites, read_site
 from dtl.core.package_files import find_package_folder
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -12,8 +12,9 @@ from typer.testing import CliRunner
 from dtl import api
 from dtl.backends._slurm.job_script import PORTS, format_time
 from dtl.backends.base import CANCELLED, Job
-from dtl.backends.slurm import Options, Plugin, read_site
+from dtl.backends.slurm import Options, Plugin
 from dtl.cli import app as cli
+from dtl.cluster.sites import read_site
 from dtl.core.errors import DtlError
 from dtl.core.lock import Lease
 from dtl.core.process_env import set_rank_from_slurm

@@ -347,7 +347,7 @@ def test_batches_of_tokens_are_planned_for_the_longest_examples(decoder, ranks, 
     assert planned.steps_per_epoch == len(batching.form_epoch(0))
     assert planned.steps == sum(len(batching.form_epoch(epoch)) for epoch in range(3))
     assert planned.layout.micro_batch == 8
-    assert "900 tokens a step" in reason(planned, "accumulation")
+    assert "900 tokens per step" in reason(planned, "accumulation")
     assert "at most 832 tokens, padded" in reason(
         planned, "accumulation"
     )  # 8 of 100, which pad to 104
