@@ -355,9 +355,14 @@ def test_each_update_rule_is_one_group_with_its_peak_rate(encoder):
 @pytest.mark.parametrize(
     ("strategy", "task", "options", "problem"),
     [
-        ("lora", "causal_lm", {"head_learning_rate": 1.0}, "the head does not learn"),
-        ("frozen", "text_classification", {"l2_sp": 1.0}, "no parameter of the base learns"),
-        ("frozen", "text_classification", {"name": "muon"}, "finds no matrix that learns"),
+        ("lora", "causal_lm", {"head_learning_rate": 1.0}, "the head is not trained"),
+        ("frozen", "text_classification", {"l2_sp": 1.0}, "no parameter of the base is trained"),
+        (
+            "frozen",
+            "text_classification",
+            {"name": "muon"},
+            "no matrix that Muon could update is trained",
+        ),
     ],
 )
 def test_option_that_applies_to_no_parameter_is_refused(decoder, strategy, task, options, problem):

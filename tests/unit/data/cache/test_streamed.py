@@ -26,7 +26,7 @@ from dtl.inspect.audit import audit_run
 from dtl.prepare import prepared_run
 from dtl.prepare.prepared_data import prepare_data
 from tests import tiny, tiny_sound, tiny_speech
-from tests.unit.jobs.test_adapter_runs import run_here
+from tests.unit.jobs.test_adapter_runs import train_in_this_process
 
 EMPTY_ROW = {"text": ""}  # is skipped
 
@@ -78,11 +78,11 @@ def equal_weights(one, other):
 @pytest.fixture(scope="module")
 def streamed(folder, decoder):
     """Two epochs, in micro-batches of 3, the last global batch of each smaller."""
-    return run_here(configure(folder, decoder, "streamed"))
+    return train_in_this_process(configure(folder, decoder, "streamed"))
 
 
 def test_streamed_run_is_bitwise_equal_to_encoded_run(folder, decoder, streamed):
-    encoded = run_here(configure(folder, decoder, "encoded", streaming=False))
+    encoded = train_in_this_process(configure(folder, decoder, "encoded", streaming=False))
     assert comparable_metrics(streamed) == comparable_metrics(encoded)
     assert [line["epoch"] for line in comparable_metrics(streamed) if line["kind"] == "train"] == [
         0
@@ -93,9 +93,11 @@ def test_streamed_run_is_bitwise_equal_to_encoded_run(folder, decoder, streamed)
 
 def test_resumed_streamed_run_is_bitwise_equal(folder, decoder, streamed):
     config = configure(folder, decoder, "resumed")
-    stopped = run_here(config, stop_after=3)  # also checked before each evaluation batch
+    stopped = train_in_this_process(
+        config, stop_after=3
+    )  # also checked before each evaluation batch
     assert 0 < stopped.last_step < 6
-    assert equal_weights(load_weights(run_here(config)), load_weights(streamed))
+    assert equal_weights(load_weights(train_in_this_process(config)), load_weights(streamed))
     assert audit_run(stopped).fault is None
 
 
@@ -200,7 +202,7 @@ def test_skipped_rows_are_counted_and_listed_once(folder, decoder, capsys):
     good = [{"text": tiny.sentence(random.Random(n), 9)} for n in range(5)]
     tiny.write_rows(folder / "gaps.jsonl", [EMPTY_ROW, *good[:2], EMPTY_ROW, *good[2:], EMPTY_ROW])
     overrides = ("train.global_batch=2", "train.steps=8", "data.eval=null", "layout.micro_batch=1")
-    run = run_here(configure(folder, decoder, "gaps", *overrides, rows="gaps.jsonl"))
+    run = train_in_this_process(configure(folder, decoder, "gaps", *overrides, rows="gaps.jsonl"))
     message = capsys.readouterr().out
     places = [f"{folder / 'gaps.jsonl'}:{line}" for line in (1, 4, 8)]
     listed = list(run.read_skipped_rows())
@@ -276,13 +278,13 @@ def test_row_that_cannot_be_encoded_fails_the_run_with_its_location(folder, wav2
         rows="torn.parquet",
     )
     with pytest.raises(RankFailed, match=r"torn\.parquet: row 3: `audio`"):
-        run_here(config)
+        train_in_this_process(config)
 
 
 def test_run_does_not_resume_with_other_rows(folder, decoder):
     tiny.write_texts(folder / "moved.jsonl", 9)
     config = configure(folder, decoder, "moved", "data.eval=null", rows="moved.jsonl")
-    run = run_here(config, stop_after=1)
+    run = train_in_this_process(config, stop_after=1)
     tiny.write_texts(folder / "moved.jsonl", 9, seed=4)
     with pytest.raises(DtlError, match="the data, or its tokenizer, has changed"):
         prepared_run.reopen_run(run, writes=True)

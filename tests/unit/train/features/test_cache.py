@@ -26,7 +26,7 @@ from dtl.run.folder import RunFolder
 from dtl.train.features import cache as feature_cache
 from dtl.train.features import extraction
 from tests import tiny, tiny_sound, tiny_speech, tiny_vision
-from tests.unit.jobs.test_adapter_runs import run_here
+from tests.unit.jobs.test_adapter_runs import train_in_this_process
 
 WITHOUT_AUGMENTATION = {"horizontal_flip": False, "min_crop_scale": 1.0}  # images unchanged
 ROWS, HELD_OUT, STEPS = 11, 5, 6  # two epochs
@@ -159,7 +159,8 @@ def test_run_on_cached_features_equals_the_run_without(
 ) -> None:
     case = CASES[name]
     with_base, from_cache = (
-        run_here(configure(tmp_path, case, f"cached-{cached}", cached)) for cached in (False, True)
+        train_in_this_process(configure(tmp_path, case, f"cached-{cached}", cached))
+        for cached in (False, True)
     )
     train, scores = (
         [[line["loss"] for line in lines(run, kind)] for run in (with_base, from_cache)]
@@ -201,12 +202,14 @@ def test_steps_do_not_run_the_base_and_a_second_run_extracts_nothing(
         return forward(self, states, *given, **named)
 
     monkeypatch.setattr(BertLayer, "forward", counted)
-    run_here(bert("first"))
+    train_in_this_process(bert("first"))
     probes = 4 + 4  # in a batch and one by one, to find what the head reads
     assert sum(seen) == 2 * (probes + ROWS + HELD_OUT)
     made = {file: file.stat().st_mtime_ns for file in cache.glob("features/*/*")}
     seen.clear()
-    run_here(bert("second", optim={"learning_rate": 0.1}, train={"seed": 5, "steps": 9}))
+    train_in_this_process(
+        bert("second", optim={"learning_rate": 0.1}, train={"seed": 5, "steps": 9})
+    )
     assert sum(seen) == 2 * probes
     assert made == {file: file.stat().st_mtime_ns for file in cache.glob("features/*/*")}
 
@@ -219,7 +222,7 @@ def test_runs_with_fewer_labels_share_the_features_of_more(
     for within in (4, None):
         for labels in (1, 3):
             draw = {"size": labels, "seed": 7, "feature_cache_size": within}
-            run = run_here(bert(f"{labels}-of-{within}", data={"subsample": draw}))
+            run = train_in_this_process(bert(f"{labels}-of-{within}", data={"subsample": draw}))
             losses[within, labels] = [line["loss"] for line in lines(run, "train")]
             rows = 2 * (within or labels)
             action = "read from" if (within, labels) == (4, 3) else "extracted and cached in"
@@ -233,7 +236,7 @@ def test_runs_with_fewer_labels_share_the_features_of_more(
 def test_feature_cache_size_above_the_number_of_rows_means_all(
     bert: Callable[..., Any], cache: Path
 ) -> None:
-    run_here(bert(data={"subsample": {"size": 1, "feature_cache_size": 9}}))
+    train_in_this_process(bert(data={"subsample": {"size": 1, "feature_cache_size": 9}}))
     assert sorted(map(len, cached_features(cache))) == [HELD_OUT, ROWS]
 
 
@@ -256,7 +259,7 @@ def test_changed_features_have_their_own_cache(bert: Callable[..., Any], cache: 
         "shorter": {"task": {"max_length": 4}},
     }.items():
         before = set(cache.glob("features/*"))
-        run_here(bert(name, **more))
+        train_in_this_process(bert(name, **more))
         found[name] = set(cache.glob("features/*")) - before
     assert {name: len(made) for name, made in found.items()} == dict.fromkeys(found, 2)
     dtypes = {each.dtype for folder in found["half"] for each in FeatureCache(folder).fields}
@@ -273,12 +276,13 @@ def test_interrupted_extraction_leaves_nothing_that_is_used(
         patch.setattr(feature_cache, "remove_staging_folder", lambda staged: None)
         patch.setattr(feature_cache, "finalize_feature_cache", lambda *given, **named: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            run_here(bert("killed"))
+            train_in_this_process(bert("killed"))
     assert list(cache.glob("features/*.staged/*.values")) and not cached_features(cache)
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
     again, whole = (
-        run_here(bert(name, cached)) for name, cached in (("killed", True), ("w", False))
+        train_in_this_process(bert(name, cached))
+        for name, cached in (("killed", True), ("w", False))
     )
     assert len(cached_features(cache)) == 2 and not list(cache.glob("features/*.staged"))
     found, expected = ([line["loss"] for line in lines(run, "train")] for run in (again, whole))
@@ -295,7 +299,7 @@ def test_run_waits_for_another_run_that_extracts_the_same(
     end: str,
 ) -> None:
     """Until it has extracted them; if it was killed, this run extracts them."""
-    first = run_here(bert("first"))
+    first = train_in_this_process(bert("first"))
     (folder,) = (each.folder for each in cached_features(cache) if len(each) == ROWS)
     made = folder.rename(tmp_path / "made").stat().st_ino
     held, looks = ExitStack(), []
@@ -309,7 +313,7 @@ def test_run_waits_for_another_run_that_extracts_the_same(
             held.close()
 
     monkeypatch.setattr(feature_cache, "time", SimpleNamespace(sleep=look_again))
-    second = run_here(bert("second"))
+    second = train_in_this_process(bert("second"))
     assert len(looks) == 3 and (folder.stat().st_ino == made) is (end == "made")
     assert capsys.readouterr().out.count("waiting for another run that extracts them (") == 1
     assert not list(cache.glob("making/*")) and len(cached_features(cache)) == 2
@@ -320,7 +324,7 @@ def test_run_waits_for_another_run_that_extracts_the_same(
 def test_phase_that_trains_the_base_must_come_later(bert: Callable[..., Any], cache: Path) -> None:
     def phased(name: str, cached: bool) -> Any:
         phases = [{"name": "frozen", "cache_features": cached, "length": 4}, {"name": "full"}]
-        return run_here(bert(name, strategy=phases))
+        return train_in_this_process(bert(name, strategy=phases))
 
     without, cached = phased("without", False), phased("with", True)
     found, expected = ([line["loss"] for line in lines(run, "train")] for run in (cached, without))
@@ -405,13 +409,13 @@ def test_obstacle_that_only_the_run_finds_is_printed(
     settings.write_text(
         json.dumps({**json.loads(settings.read_text()), "return_attention_mask": True})
     )
-    run_here(made)
+    train_in_this_process(made)
     assert (
         "no feature cache: the base's output for an example depends on" in capsys.readouterr().out
     )
     assert not cached_features(cache)
     with pytest.raises(DtlError, match="depends on the others in its batch") as refused:
-        run_here(configure(tmp_path, case, "asked", True))
+        train_in_this_process(configure(tmp_path, case, "asked", True))
     assert refused.value.exit_code == 2
 
 
@@ -423,11 +427,11 @@ def test_too_small_disk_is_reported(
 ) -> None:
     """11 vectors of 32 numbers of 4 bytes, and one byte less than may be taken: nine tenths."""
     monkeypatch.setattr(extraction, "free_disk_bytes", lambda place: (ROWS * 32 * 4) * 10 // 9 - 1)
-    run_here(bert(cached=None))
+    train_in_this_process(bert(cached=None))
     assert "no feature cache: features would take 1.38 KiB, of 1.53" in capsys.readouterr().out
     assert not list(cache.glob("features/*"))
     with pytest.raises(DtlError, match="features would take"):
-        run_here(bert("asked"))
+        train_in_this_process(bert("asked"))
 
 
 def test_cache_that_a_node_does_not_see_is_reported(tmp_path: Path) -> None:
