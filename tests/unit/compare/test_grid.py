@@ -185,7 +185,7 @@ def test_time_budget_drops_the_worse_half_of_rates_after_each_round(make_grid):
         ("compare.train_sizes=[20,5]", "does not rise"),
         ("compare.train_sizes=[all,5]", "not the last"),
         ("compare.strategies=[scrach]", "did you mean 'scratch'"),
-        ("compare.strategies=[full,full]", "named twice"),
+        ("compare.strategies=[full,full]", "listed twice"),
         ("compare.learning_rates={full: [0.1, 0.1]}", "not different rates"),
         ("compare.time_budget=soon", "not a length of time"),
         ("compare.seeds=0", "compare.seeds"),
