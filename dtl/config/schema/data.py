@@ -112,8 +112,7 @@ class Data(Record):
         default=None,
         gt=0,
         lt=1,
-        description="share of data.train that is held out to evaluate on, where data.eval is left "
-        "out",
+        description="share of data.train that is held out to evaluate on, if data.eval is not set",
     )
     subsample: Subsample | None = Field(
         default=None, description="train on a random subsample of data.train; default: all of it"

@@ -27,8 +27,8 @@ class Optim(Record):
     head_learning_rate: float | None = Field(
         default=None,
         gt=0,
-        description="the same for the head and all other parameters that are not in the base; left "
-        "out: learning_rate",
+        description="the same for the head and all other parameters that are not in the base; "
+        "default: learning_rate",
     )
     layer_decay: float | None = Field(
         default=None,
