@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import socket
 import subprocess
 import sys
 import time
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -40,11 +42,39 @@ def torchrun(processes: int, *arguments: str, cwd: Path, timeout: int = 600) -> 
     return done.stdout
 
 
-def run_jobs(processes: int, jobs: list[dict[str, Any]], *, cwd: Path) -> str:
-    """Many jobs in one launch of so many processes."""
-    listing = cwd / f"jobs-{processes}.json"
+@cache
+def fork_server() -> subprocess.Popen[str]:
+    """Return the process whose forks are the ranks of `many.py`. It ends when this one does."""
+    server = subprocess.Popen(
+        [sys.executable, "-m", "tests.distributed.fork_server"],
+        cwd=HERE.parents[1],
+        env=environment(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    atexit.register(server.communicate)  # closes its input, and waits
+    return server
+
+
+def run_jobs(processes: int, jobs: list[dict[str, Any]], *, cwd: Path) -> None:
+    """Run many jobs in one launch of so many processes. Fails with their output."""
+    listing, log = cwd / f"jobs-{processes}.json", cwd / f"jobs-{processes}.log"
     listing.write_text(json.dumps(jobs), encoding="utf-8")
-    return torchrun(processes, str(HERE / "many.py"), str(listing), cwd=cwd, timeout=1800)
+    log.write_text("", encoding="utf-8")
+    request = {
+        "processes": processes,
+        "jobs": str(listing),
+        "cwd": str(cwd),
+        "log": str(log),
+        "port": port(),
+    }
+    server = fork_server()
+    assert server.stdin is not None and server.stdout is not None
+    server.stdin.write(json.dumps(request) + "\n")
+    server.stdin.flush()
+    codes = json.loads(server.stdout.readline())
+    assert codes == [0] * processes, f"{codes}\n{log.read_text(errors='replace')[-8000:]}"
 
 
 def train_lines(run: Path) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Run many jobs in one launch: `torchrun --nproc-per-node N many.py JOBS.json`.
+"""Run many jobs in one launch; see fork_server.py.
 
 Each job is {"config": path, "overrides": [...]} and perhaps
   "bare": true         neither save nor export;
@@ -18,7 +18,6 @@ import hashlib
 import json
 import os
 import sys
-import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -138,14 +137,3 @@ def watched(job: dict[str, Any]) -> Iterator[At]:
     followed = mock.patch.object(loop, "seed_generators", follow)
     with followed, mock.patch.object(causal_lm.Plugin, "loss", spoilt):
         yield at
-
-
-if __name__ == "__main__":
-    try:
-        code = main(sys.argv[1])
-    except Exception:
-        traceback.print_exc()
-        code = 1
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code or 0)  # as a worker ends: threads of libraries are left where they are

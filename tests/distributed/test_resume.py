@@ -13,7 +13,7 @@ import pytest
 from dtl.inspect.audit import audit_run, find_data_difference
 from dtl.run.folder import RunFolder
 from tests.distributed.covering import cases
-from tests.distributed.layouts import STAGES, STEPS, STRATEGIES, lora_run, matrix_run, single, zero
+from tests.distributed.layouts import STAGES, STEPS, STRATEGIES, matrix_run, single, zero
 from tests.distributed.runs import Run, interrupted, needs
 from tests.distributed.test_same_loss import (
     EDGE_STAGES,
@@ -232,14 +232,12 @@ EXPORT_MOMENTS = ("export, gathering", "export, writing", "export, renaming")
 def stopped_run(name: str, *stops: dict[str, Any]) -> Run:
     """Return a run that is stopped so often and resumed each time. What it learns makes the
     held-out text less likely, so the best step is not the last one."""
-    run = lora_run(
-        f"stop-{name}",
-        2,
-        *(zero(2), "optim.learning_rate=0.3", "data.eval=numbers.jsonl", "train.steps=8"),
-        *("train.evaluate_every=2", "train.export=best", "train.evaluation_batch=16"),
-        "train.keep_last=1",
-        bare=False,
+    overrides = (
+        *("strategy=lora", "strategy.rank=4", zero(2), "optim.learning_rate=0.3"),
+        *("data.eval=numbers.jsonl", "train.steps=8", "train.evaluate_every=2"),
+        *("train.export=best", "train.evaluation_batch=16", "train.keep_last=1"),
     )
+    run = Run(f"stop-{name}", 2, overrides, bare=False)
     before: tuple[Run, ...] = ()
     for stop in stops:
         before = (replace(run, before=before, **stop),)
