@@ -83,12 +83,12 @@ def train_lines(run: Path) -> list[dict[str, Any]]:
     return [line for line in map(json.loads, text.splitlines()) if line["kind"] == "train"]
 
 
-def start(desk: Path, name: str, *overrides: str, **more: str) -> subprocess.Popen[bytes]:
+def start(workdir: Path, name: str, *overrides: str, **more: str) -> subprocess.Popen[bytes]:
     """`dtl train config.yaml` in a folder; what it tells is added to NAME.txt there."""
     argv = [sys.executable, "-m", "dtl", "train", "config.yaml", f"run.name={name}", *overrides]
-    with (desk / f"{name}.txt").open("ab") as told:
+    with (workdir / f"{name}.txt").open("ab") as output:
         return subprocess.Popen(
-            argv, cwd=desk, env=environment(**more), stdout=told, stderr=subprocess.STDOUT
+            argv, cwd=workdir, env=environment(**more), stdout=output, stderr=subprocess.STDOUT
         )
 
 

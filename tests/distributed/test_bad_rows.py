@@ -39,7 +39,7 @@ BAD = {
 
 
 @pytest.fixture(scope="module")
-def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def workdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same rows clean and with others strewn in; a run of each, with and without a split."""
     folder = tmp_path_factory.mktemp("bad-rows")
     tiny.decoder(folder / "base")
@@ -57,8 +57,8 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("split", HELD_OUT)
-def test_losses_scores_and_weights_are_those_of_the_clean_subset(desk: Path, split: str) -> None:
-    clean, dirty = (RunFolder(desk / "runs" / f"{rows}-{split}") for rows in ("clean", "dirty"))
+def test_losses_scores_and_weights_are_those_of_the_clean_subset(workdir: Path, split: str) -> None:
+    clean, dirty = (RunFolder(workdir / "runs" / f"{rows}-{split}") for rows in ("clean", "dirty"))
     assert [line["loss"] for line in launching.train_lines(dirty.path)] == [
         line["loss"] for line in launching.train_lines(clean.path)
     ]
@@ -70,39 +70,39 @@ def test_losses_scores_and_weights_are_those_of_the_clean_subset(desk: Path, spl
     assert all((mine[name].numpy() == theirs[name].numpy()).all() for name in theirs)
 
 
-def test_the_run_lists_what_it_skipped_and_says_so(desk: Path) -> None:
-    ended = _train(desk, *SKIPPING, "run.name=listed", "train.steps=1")
-    assert ended.returncode == 0, ended.stdout + ended.stderr
-    (line,) = (line for line in ended.stdout.splitlines() if line.startswith("data.train:"))
+def test_the_run_lists_and_reports_the_rows_that_it_skips(workdir: Path) -> None:
+    completed = _train(workdir, *SKIPPING, "run.name=listed", "train.steps=1")
+    assert completed.returncode == 0, completed.stdout + completed.stderr
+    (line,) = (line for line in completed.stdout.splitlines() if line.startswith("data.train:"))
     assert line.startswith("data.train: 7 of 47 rows are invalid and skipped: dirty.jsonl:1 (")
-    text = (desk / "runs" / "listed" / "skipped_rows.jsonl").read_text(encoding="utf-8")
+    text = (workdir / "runs" / "listed" / "skipped_rows.jsonl").read_text(encoding="utf-8")
     listed = [json.loads(line) for line in text.splitlines()]
-    numbers = [number + place for place, number in enumerate(BAD, start=1)]
-    assert [row["place"] for row in listed] == [f"dirty.jsonl:{number}" for number in numbers]
+    numbers = [number + index for index, number in enumerate(BAD, start=1)]
+    assert [row["location"] for row in listed] == [f"dirty.jsonl:{number}" for number in numbers]
     assert all(row["source"] == "data.train" and row["reason"] for row in listed)
 
 
 @pytest.mark.parametrize(
-    ("overrides", "told"),
+    ("overrides", "output"),
     [
         (SKIPPING[:2], "config.yaml:4: data.max_bad_fraction: 7 of 47 rows"),
-        (SKIPPING[:1], "dirty.jsonl:1: no valid JSON"),
+        (SKIPPING[:1], "dirty.jsonl:1: invalid JSON ("),
     ],
     ids=["too many", "none may be"],
 )
-def test_too_many_stop_the_run_before_it_begins(
-    desk: Path, overrides: list[str], told: str
+def test_too_many_invalid_rows_stop_the_run_before_it_starts(
+    workdir: Path, overrides: list[str], output: str
 ) -> None:
-    ended = _train(desk, *overrides, "run.name=refused")
-    assert ended.returncode == 2
-    assert ended.stderr.startswith(told)
-    assert not (desk / "runs" / "refused").exists()
+    completed = _train(workdir, *overrides, "run.name=rejected")
+    assert completed.returncode == 2
+    assert completed.stderr.startswith(output)
+    assert not (workdir / "runs" / "rejected").exists()
 
 
-def _train(desk: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
+def _train(workdir: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
     argv = [sys.executable, "-m", "dtl", "train", "config.yaml", *overrides]
     return subprocess.run(
-        argv, cwd=desk, env=launching.environment(), capture_output=True, text=True, timeout=120
+        argv, cwd=workdir, env=launching.environment(), capture_output=True, text=True, timeout=120
     )
 
 

@@ -43,16 +43,16 @@ ONE_NODE = {
 
 
 @dataclass(frozen=True)
-class Ended:
-    """A command that has ended."""
+class CommandResult:
+    """A command that has completed."""
 
     code: int
-    told: str
+    output: str
     errors: str
 
 
 @pytest.fixture(scope="module")
-def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def workdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a model, data and a config; every run of this file lies in its runs/."""
     folder = tmp_path_factory.mktemp("launch")
     tiny.decoder(folder / "base")
@@ -63,12 +63,12 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def expected(desk: Path) -> list[float]:
+def expected(workdir: Path) -> list[float]:
     """The losses of plain PyTorch."""
-    rows = (desk / "train.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = (workdir / "train.jsonl").read_text(encoding="utf-8").splitlines()
     texts = [json.loads(row)["text"] for row in rows]
     losses, _ = reference.losses(
-        desk / "base", texts, phases=[("full", STEPS)], batch=BATCH, rate=RATE, clip=CLIP
+        workdir / "base", texts, phases=[("full", STEPS)], batch=BATCH, rate=RATE, clip=CLIP
     )
     return losses
 
@@ -78,19 +78,19 @@ def test_every_launch_file_is_tested() -> None:
 
 
 @pytest.mark.parametrize("name", ONE_NODE)
-def test_launch_file(desk: Path, expected: list[float], name: str) -> None:
-    ended = _end(_accelerate(desk, name, f"run.name={name}"))
+def test_launch_file(workdir: Path, expected: list[float], name: str) -> None:
+    completed = _end(_accelerate(workdir, name, f"run.name={name}"))
     ranks, zero, offload = ONE_NODE[name]
-    _assert_layout(desk / "runs" / name, ended, "accelerate launch", ranks, zero, offload)
-    _assert_losses(desk / "runs" / name, expected)
+    _assert_layout(workdir / "runs" / name, completed, "accelerate launch", ranks, zero, offload)
+    _assert_losses(workdir / "runs" / name, expected)
 
 
-def test_multi_node(desk: Path, expected: list[float]) -> None:
+def test_multi_node(workdir: Path, expected: list[float]) -> None:
     """Two launchers on one machine, each with its own rank, as on two machines."""
     port = str(launching.port())
     nodes = [
         _accelerate(
-            desk,
+            workdir,
             "multi_node",
             "run.name=two-nodes",
             options=("--machine_rank", str(rank), "--main_process_port", port),
@@ -98,28 +98,30 @@ def test_multi_node(desk: Path, expected: list[float]) -> None:
         for rank in (0, 1)
     ]
     first, second = [_end(node) for node in nodes]
-    run = desk / "runs" / "two-nodes"
+    run = workdir / "runs" / "two-nodes"
     _assert_layout(run, first, "accelerate launch", 2, 3, "none")
     assert (RunFolder(run).plan.layout.nodes, RunFolder(run).plan.layout.processes_per_node) == (
         2,
         1,
     )
     assert second.code == 0, second.errors
-    assert "layout" not in second.told and "step" not in second.told, "the user is told once"
+    assert "layout" not in second.output and "step" not in second.output, "the user reads it once"
     _assert_losses(run, expected)
 
 
-def test_deepspeeds_launcher_with_a_hostfile(desk: Path, expected: list[float]) -> None:
+def test_deepspeeds_launcher_with_a_hostfile(workdir: Path, expected: list[float]) -> None:
     argv = ["-m", "deepspeed.launcher.runner", "--hostfile", str(FILES / "hostfile"), "--no_ssh"]
     argv += ["--node_rank", "0", "--master_addr", "127.0.0.1", "--no_local_rank", "--module"]
     argv += ["--master_port", str(launching.port()), "dtl.launch.worker", "train", "config.yaml"]
-    ended = _end(_start(desk, *argv, "run.name=by-deepspeed"))
-    _assert_layout(desk / "runs" / "by-deepspeed", ended, "the external launcher", 2, 1, "none")
-    _assert_losses(desk / "runs" / "by-deepspeed", expected)
+    completed = _end(_start(workdir, *argv, "run.name=by-deepspeed"))
+    _assert_layout(
+        workdir / "runs" / "by-deepspeed", completed, "the external launcher", 2, 1, "none"
+    )
+    _assert_losses(workdir / "runs" / "by-deepspeed", expected)
 
 
-def test_two_machines_start_each_its_part_and_stop_and_go_on_together(
-    desk: Path, expected: list[float]
+def test_two_machines_start_their_parts_and_stop_and_resume_together(
+    workdir: Path, expected: list[float]
 ) -> None:
     command = [
         "launch",
@@ -129,16 +131,16 @@ def test_two_machines_start_each_its_part_and_stop_and_go_on_together(
         "run.name=parts",
     ]
     command += ["--master", f"127.0.0.1:{launching.port()}", "--node-rank"]
-    run = desk / "runs" / "parts"
-    first, second = [_dtl(desk, *command, str(number)) for number in (0, 1)]
+    run = workdir / "runs" / "parts"
+    first, second = [_dtl(workdir, *command, str(number)) for number in (0, 1)]
     _wait_for_steps(run, 2, first)
     second.send_signal(signal.SIGTERM)
     ends = _end(first), _end(second)
     if RunFolder(run).state != "finished":  # the signal may have come in the last step
         assert [end.code for end in ends] == [75, 75], ends
-        ends = tuple(_end(_) for _ in [_dtl(desk, *command, str(number)) for number in (0, 1)])
+        ends = tuple(_end(_) for _ in [_dtl(workdir, *command, str(number)) for number in (0, 1)])
     assert [end.code for end in ends] == [0, 0], ends
-    assert "machine 1 of 2: 1 processes meet" in ends[1].told
+    assert "machine 1 of 2: 1 processes connect to 127.0.0.1" in ends[1].output
     assert (RunFolder(run).plan.layout.nodes, RunFolder(run).plan.layout.processes_per_node) == (
         2,
         1,
@@ -147,31 +149,41 @@ def test_two_machines_start_each_its_part_and_stop_and_go_on_together(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "output"),
     [
         ([], "layout.nodes: is 1"),
-        (["layout.nodes=2", "--node-rank", "2", "--master", "h"], "--node-rank: there is no mach"),
-        (["layout.nodes=2", "--master", "127.0.0.1:x"], "--master: '127.0.0.1:x' is no HOST"),
+        (
+            ["layout.nodes=2", "--node-rank", "2", "--master", "h"],
+            "--node-rank: there is no node 2",
+        ),
+        (
+            ["layout.nodes=2", "--master", "127.0.0.1:x"],
+            "--master: '127.0.0.1:x' is not HOST",
+        ),
         (["layout.nodes=2", "--master", "no.such.host.invalid"], "--master: no.such.host.invalid"),
     ],
 )
-def test_a_launch_at_fault(desk: Path, arguments: list[str], told: str) -> None:
-    ended = _end(_dtl(desk, "launch", "config.yaml", *arguments))
-    assert ended.code == 2 and ended.errors.startswith(told), ended.errors
+def test_invalid_launch_options_are_reported(
+    workdir: Path, arguments: list[str], output: str
+) -> None:
+    completed = _end(_dtl(workdir, "launch", "config.yaml", *arguments))
+    assert completed.code == 2 and completed.errors.startswith(output), completed.errors
 
 
-def test_torchrun_fixes_the_ranks_and_leaves_the_stage(desk: Path, expected: list[float]) -> None:
-    told = launching.torchrun(
-        2, "-m", "dtl.launch.worker", "train", "config.yaml", "run.name=torchrun", cwd=desk
+def test_torchrun_fixes_the_ranks_and_leaves_the_stage(
+    workdir: Path, expected: list[float]
+) -> None:
+    output = launching.torchrun(
+        2, "-m", "dtl.launch.worker", "train", "config.yaml", "run.name=torchrun", cwd=workdir
     )
-    ended = Ended(0, told, "")
-    _assert_layout(desk / "runs" / "torchrun", ended, "the external launcher", 2, 1, "none")
-    _assert_losses(desk / "runs" / "torchrun", expected)
+    completed = CommandResult(0, output, "")
+    _assert_layout(workdir / "runs" / "torchrun", completed, "the external launcher", 2, 1, "none")
+    _assert_losses(workdir / "runs" / "torchrun", expected)
 
 
 @pytest.fixture(scope="module", params=[(1, 0), (2, 2)], ids=["one process", "two ZeRO-2 ranks"])
-def trained(request: pytest.FixtureRequest, desk: Path) -> tuple[list[str], Ended]:
-    """An undisturbed `dtl train`: its command line, and how it ended."""
+def trained(request: pytest.FixtureRequest, workdir: Path) -> tuple[list[str], CommandResult]:
+    """An undisturbed `dtl train`: its command line, and how it completed."""
     processes, zero = request.param
     command = ["train", "config.yaml", "data.eval=eval.jsonl", f"train.steps={LONG}"]
     command += [
@@ -180,42 +192,47 @@ def trained(request: pytest.FixtureRequest, desk: Path) -> tuple[list[str], Ende
         "layout.micro_batch=1",
     ]
     command += [f"run.dir=runs-{processes}", "run.name=whole"]
-    return command, _end(_dtl(desk, *command))
+    return command, _end(_dtl(workdir, *command))
 
 
-def test_train_tells_plan_scores_and_export(desk: Path, trained: tuple[list[str], Ended]) -> None:
-    command, ended = trained
-    assert ended.code == 0, ended.told + ended.errors
-    run = _run_of(desk, command)
+def test_train_tells_plan_scores_and_export(
+    workdir: Path, trained: tuple[list[str], CommandResult]
+) -> None:
+    command, completed = trained
+    assert completed.code == 0, completed.output + completed.errors
+    run = _run_of(workdir, command)
     layout = run.plan.layout
     assert [
         f"layout.processes_per_node={layout.world_size}",
         f"layout.zero_stage={layout.zero_stage}",
     ] == command[4:6]
-    told = {line.split("  ")[0].strip(): line for line in ended.told.splitlines()}
+    output = {line.split("  ")[0].strip(): line for line in completed.output.splitlines()}
     assert (
-        f" {layout.world_size} " in told["processes"]
-        and "layout.processes_per_node" in told["processes"]
+        f" {layout.world_size} " in output["processes"]
+        and "layout.processes_per_node" in output["processes"]
     )
     assert (
-        f" {layout.zero_stage} " in told["ZeRO stage"] and "layout.zero_stage" in told["ZeRO stage"]
+        f" {layout.zero_stage} " in output["ZeRO stage"]
+        and "layout.zero_stage" in output["ZeRO stage"]
     )
     for model in ("unadapted:", "adapted:"):
         perplexity = run.result["scores"][model.rstrip(":")]["perplexity"]
-        assert f"perplexity {perplexity:.4g}" in _line(ended.told, model)
-    assert desk / _line(ended.told, "export:").split(": ")[1] == run.export
+        assert f"perplexity {perplexity:.4g}" in _line(completed.output, model)
+    assert workdir / _line(completed.output, "export:").split(": ")[1] == run.export
     assert (run.export / "model.safetensors").is_file()
     assert len(launching.train_lines(run.path)) == LONG
 
 
-def test_a_finished_run_is_left_alone(desk: Path, trained: tuple[list[str], Ended]) -> None:
+def test_a_finished_run_is_left_alone(
+    workdir: Path, trained: tuple[list[str], CommandResult]
+) -> None:
     command, _ = trained
-    run = _run_of(desk, command)
+    run = _run_of(workdir, command)
     before = _content(run.path)
-    again = _end(_dtl(desk, *command))
+    again = _end(_dtl(workdir, *command))
     assert again.code == 0, again.errors
-    assert "is finished" in again.told
-    other = _end(_dtl(desk, *command, "train.seed=1"))
+    assert "is finished" in again.output
+    other = _end(_dtl(workdir, *command, "train.seed=1"))
     assert other.code == 2
     assert len(other.errors.splitlines()) == 1, "one clear message"
     assert "contains a finished run" in other.errors and "run.name" in other.errors
@@ -223,45 +240,45 @@ def test_a_finished_run_is_left_alone(desk: Path, trained: tuple[list[str], Ende
 
 
 def test_stopped_by_a_signal_and_resumed_is_as_undisturbed(
-    desk: Path, trained: tuple[list[str], Ended]
+    workdir: Path, trained: tuple[list[str], CommandResult]
 ) -> None:
     command, _ = trained
-    whole = _run_of(desk, command)
+    whole = _run_of(workdir, command)
     command = [*command[:-1], "run.name=stopped"]
-    run = _run_of(desk, command)
-    process = _dtl(desk, *command)
+    run = _run_of(workdir, command)
+    process = _dtl(workdir, *command)
     _wait_for_steps(run.path, 3, process)
     process.send_signal(signal.SIGTERM)
     stopped = _end(process)
-    assert stopped.code == 75, stopped.told + stopped.errors
-    assert "dtl resume" in stopped.told
+    assert stopped.code == 75, stopped.output + stopped.errors
+    assert "dtl resume" in stopped.output
     done = launching.train_lines(run.path)[-1]["step"]
     assert 3 <= done < LONG
     saved = run.checkpoints / f"step-{done:08d}"
     assert json.loads((saved / "progress.json").read_text(encoding="utf-8"))["step"] == done
-    resumed = _end(_dtl(desk, "resume", str(run.path.relative_to(desk))))
-    assert resumed.code == 0, resumed.told + resumed.errors
+    resumed = _end(_dtl(workdir, "resume", str(run.path.relative_to(workdir))))
+    assert resumed.code == 0, resumed.output + resumed.errors
     assert _learning(run.path) == _learning(whole.path), "bitwise"
     assert run.result["scores"] == whole.result["scores"]
 
 
 def _accelerate(
-    desk: Path, name: str, *overrides: str, options: tuple[str, ...] = ()
+    workdir: Path, name: str, *overrides: str, options: tuple[str, ...] = ()
 ) -> subprocess.Popen[str]:
     """The command that the launch file names, with a port of its own unless one is given."""
     argv = ["-m", "accelerate.commands.launch", "--config_file", str(FILES / f"{name}.yaml")]
     argv += options or ("--main_process_port", str(launching.port()))
-    return _start(desk, *argv, "-m", "dtl.launch.worker", "train", "config.yaml", *overrides)
+    return _start(workdir, *argv, "-m", "dtl.launch.worker", "train", "config.yaml", *overrides)
 
 
-def _dtl(desk: Path, *arguments: str) -> subprocess.Popen[str]:
-    return _start(desk, "-m", "dtl", *arguments)
+def _dtl(workdir: Path, *arguments: str) -> subprocess.Popen[str]:
+    return _start(workdir, "-m", "dtl", *arguments)
 
 
-def _start(desk: Path, *arguments: str) -> subprocess.Popen[str]:
+def _start(workdir: Path, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, *arguments],
-        cwd=desk,
+        cwd=workdir,
         env=launching.environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -269,27 +286,27 @@ def _start(desk: Path, *arguments: str) -> subprocess.Popen[str]:
     )
 
 
-def _end(process: subprocess.Popen[str]) -> Ended:
+def _end(process: subprocess.Popen[str]) -> CommandResult:
     try:
-        told, errors = process.communicate(timeout=300)
+        output, errors = process.communicate(timeout=300)
     except subprocess.TimeoutExpired:
         process.terminate()
-        told, errors = process.communicate(timeout=60)
-        pytest.fail(f"no end within 300 s\n{told}\n{errors[-6000:]}")
-    return Ended(process.returncode, told, errors)
+        output, errors = process.communicate(timeout=60)
+        pytest.fail(f"no end within 300 s\n{output}\n{errors[-6000:]}")
+    return CommandResult(process.returncode, output, errors)
 
 
 def _assert_layout(
-    run: Path, ended: Ended, launcher: str, ranks: int, zero: int, offload: str
+    run: Path, completed: CommandResult, launcher: str, ranks: int, zero: int, offload: str
 ) -> None:
     """The launcher's layout is the plan's, and one line on standard output says so."""
-    assert ended.code == 0, ended.told + ended.errors[-6000:]
+    assert completed.code == 0, completed.output + completed.errors[-6000:]
     layout = RunFolder(run).plan.layout
     assert (layout.world_size, layout.zero_stage, layout.offload) == (ranks, zero, offload)
-    said = [line for line in ended.told.splitlines() if "layout set by" in line]
-    assert len(said) == 1, ended.told
-    assert said[0].startswith(f"layout set by {launcher}: {ranks} rank")
-    assert f"ZeRO {zero}" in said[0]
+    lines = [line for line in completed.output.splitlines() if "layout set by" in line]
+    assert len(lines) == 1, completed.output
+    assert lines[0].startswith(f"layout set by {launcher}: {ranks} rank")
+    assert f"ZeRO {zero}" in lines[0]
     assert RunFolder(run).state == "finished"
     assert len(list((run / "logs").glob("rank-*.log"))) == ranks
 
@@ -299,14 +316,14 @@ def _assert_losses(run: Path, expected: list[float]) -> None:
     assert losses == pytest.approx(expected, rel=1e-5)
 
 
-def _run_of(desk: Path, command: list[str]) -> RunFolder:
+def _run_of(workdir: Path, command: list[str]) -> RunFolder:
     given = dict(part.split("=") for part in command[2:])
-    return RunFolder(desk / given["run.dir"] / given["run.name"])
+    return RunFolder(workdir / given["run.dir"] / given["run.name"])
 
 
-def _line(told: str, start: str) -> str:
+def _line(output: str, start: str) -> str:
     """The last line that begins so."""
-    return [line for line in told.splitlines() if line.strip().startswith(start)][-1]
+    return [line for line in output.splitlines() if line.strip().startswith(start)][-1]
 
 
 def _content(folder: Path) -> dict[str, tuple[int, str]]:
@@ -319,7 +336,7 @@ def _content(folder: Path) -> dict[str, tuple[int, str]]:
 
 
 def _wait_for_steps(run: Path, steps: int, process: subprocess.Popen[str]) -> None:
-    """Until so many steps are told; metrics are written line by line."""
+    """Until so many steps are logged; metrics are written line by line."""
     metrics = run / "metrics.jsonl"
     deadline = time.monotonic() + 120
     while not metrics.exists() or metrics.read_bytes().count(b'"kind": "train"') < steps:

@@ -31,7 +31,7 @@ ALONE = "layout.processes_per_node=1"
 
 
 @pytest.fixture(scope="module")
-def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def workdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("signals")
     tiny.decoder(folder / "base")
     tiny.write_texts(folder / "train.jsonl", 53)
@@ -39,11 +39,11 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_while_rows_are_encoded_a_signal_loses_nothing(desk: Path) -> None:
-    tiny.write_texts(desk / "many.jsonl", 60_000)
-    cache = desk / "cache"
+def test_while_rows_are_encoded_a_signal_loses_nothing(workdir: Path) -> None:
+    tiny.write_texts(workdir / "many.jsonl", 60_000)
+    cache = workdir / "cache"
     more = ("data.train=many.jsonl", "train.steps=2", ALONE)
-    process = start(desk, "encoding", *more, DTL_CACHE=str(cache))
+    process = start(workdir, "encoding", *more, DTL_CACHE=str(cache))
     limit = time.monotonic() + 60
     while not list(cache.glob("encoded/*.staged")):
         assert time.monotonic() < limit and process.poll() is None
@@ -51,38 +51,39 @@ def test_while_rows_are_encoded_a_signal_loses_nothing(desk: Path) -> None:
     process.send_signal(signal.SIGTERM)
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=30) == 75
-    told = (desk / "encoding.txt").read_text()
-    assert told.count("before the first step; the same command goes on") == 1, "said once"
+    output = (workdir / "encoding.txt").read_text()
+    message = "before the first step. Fix: run the same command to continue"
+    assert output.count(message) == 1, "printed once"
     assert not list(cache.glob("encoded/*")), "nothing half-written stays"
-    assert not (desk / "runs" / "encoding").exists()
-    assert start(desk, "encoding", *more, DTL_CACHE=str(cache)).wait(timeout=120) == 0
+    assert not (workdir / "runs" / "encoding").exists()
+    assert start(workdir, "encoding", *more, DTL_CACHE=str(cache)).wait(timeout=120) == 0
 
 
-def test_usr1_to_the_launcher_saves_and_ends_with_75(desk: Path) -> None:
-    run = RunFolder(desk / "runs" / "launcher")
-    process = start(desk, "launcher")
+def test_usr1_to_the_launcher_saves_and_ends_with_75(workdir: Path) -> None:
+    run = RunFolder(workdir / "runs" / "launcher")
+    process = start(workdir, "launcher")
     wait_for_step(process, run, 12)
     os.kill(psutil.Process(ranks_of(process)[0]).ppid(), signal.SIGUSR1)
     assert process.wait(timeout=60) == 75
     newest = sorted(run.checkpoints.glob("step-*"))[-1]
     assert json.loads((newest / "progress.json").read_text())["step"] == run.last_step
-    assert start(desk, "launcher").wait(timeout=120) == 0
-    whole = RunFolder(desk / "runs" / "whole")
-    assert start(desk, "whole").wait(timeout=120) == 0
+    assert start(workdir, "launcher").wait(timeout=120) == 0
+    whole = RunFolder(workdir / "runs" / "whole")
+    assert start(workdir, "whole").wait(timeout=120) == 0
     assert losses(run) == losses(whole)
 
 
 @pytest.mark.serial
-def test_a_launch_ends_before_its_wall_time_and_the_next_one_goes_on(desk: Path) -> None:
-    run, began = RunFolder(desk / "runs" / "clock"), time.time()
+def test_a_launch_ends_before_its_wall_time_and_the_next_one_goes_on(workdir: Path) -> None:
+    run, began = RunFolder(workdir / "runs" / "clock"), time.time()
     long = (ALONE, "train.steps=1000000", "optim.schedule=constant")
-    assert start(desk, "clock", *long, "train.wall_time=15s").wait(timeout=60) == 75
+    assert start(workdir, "clock", *long, "train.wall_time=15s").wait(timeout=60) == 75
     assert time.time() - began < 15
-    assert "the time of this launch is nearly over" in (desk / "clock.txt").read_text()
+    assert "the time of this launch is nearly over" in (workdir / "clock.txt").read_text()
     reached = run.last_step
     assert reached > 0
     assert (run.checkpoints / f"step-{reached:08d}").is_dir()
-    second = start(desk, "clock", *long, "train.wall_time=1h")
+    second = start(workdir, "clock", *long, "train.wall_time=1h")
     wait_for_step(second, run, reached + 5)
     second.send_signal(signal.SIGTERM)
     assert second.wait(timeout=60) == 75
@@ -90,15 +91,15 @@ def test_a_launch_ends_before_its_wall_time_and_the_next_one_goes_on(desk: Path)
     assert steps == list(range(1, run.last_step + 1))
 
 
-def test_a_rank_that_hangs_is_found_named_and_the_run_goes_on(desk: Path) -> None:
-    run = RunFolder(desk / "runs" / "hanging")
-    process = start(desk, "hanging", "train.hang_seconds=4")
+def test_a_hanging_rank_is_reported_and_the_run_restarts(workdir: Path) -> None:
+    run = RunFolder(workdir / "runs" / "hanging")
+    process = start(workdir, "hanging", "train.hang_seconds=4")
     wait_for_step(process, run, 12)
     os.kill(ranks_of(process)[1], signal.SIGSTOP)
     assert process.wait(timeout=180) == 0
-    told = (desk / "hanging.txt").read_text()
-    assert "no sign of life from rank 1 on" in told
-    assert "starting again" in told
+    output = (workdir / "hanging.txt").read_text()
+    assert "no sign of life from rank 1 on" in output
+    assert "restarting in" in output
     stack = (run.logs / "rank-0.log").read_text()
     assert "most recent call first" in stack
-    assert losses(run) == losses(RunFolder(desk / "runs" / "whole"))
+    assert losses(run) == losses(RunFolder(workdir / "runs" / "whole"))

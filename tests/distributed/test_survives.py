@@ -30,7 +30,7 @@ layout: {{processes_per_node: 2, zero_stage: 2, micro_batch: 3}}
 
 
 @pytest.fixture(scope="module")
-def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def workdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("survives")
     tiny.decoder(folder / "base")
     tiny.write_texts(folder / "train.jsonl", 53)
@@ -43,13 +43,13 @@ def hashes(run: RunFolder) -> dict[str, str]:
     return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in newest.iterdir()}
 
 
-def test_killed_ranks_launcher_and_desk(desk: Path) -> None:
-    """Rank 0 and rank 1 are killed in the first phase; the launcher, then the desk itself in the
+def test_killed_ranks_launcher_and_parent_change_no_result(workdir: Path) -> None:
+    """Rank 0 and rank 1 are killed in the first phase; the launcher, then the workdir itself in the
     second."""
-    whole = RunFolder(desk / "runs" / "whole")
-    assert start(desk, "whole").wait(timeout=300) == 0
-    killed = RunFolder(desk / "runs" / "killed")
-    process = start(desk, "killed")
+    whole = RunFolder(workdir / "runs" / "whole")
+    assert start(workdir, "whole").wait(timeout=300) == 0
+    killed = RunFolder(workdir / "runs" / "killed")
+    process = start(workdir, "killed")
     wait_for_step(process, killed, 10)
     os.kill(ranks_of(process)[0], signal.SIGKILL)
     wait_for_step(process, killed, 35)
@@ -67,22 +67,22 @@ def test_killed_ranks_launcher_and_desk(desk: Path) -> None:
         assert time.monotonic() < limit, "orphans train on"
         time.sleep(0.05)
     assert killed.state == "interrupted"
-    assert start(desk, "killed").wait(timeout=300) == 0
+    assert start(workdir, "killed").wait(timeout=300) == 0
     assert losses(killed) == losses(whole)
     assert hashes(killed) == hashes(whole)
     assert audit_run(killed).fault is None
-    told = (desk / "killed.txt").read_text()
-    assert told.count("starting again") == 3
-    assert "was interrupted; it goes on" in told
+    output = (workdir / "killed.txt").read_text()
+    assert output.count("restarting in") == 3
+    assert "was interrupted; resuming" in output
     before = {p: p.read_bytes() for p in killed.path.rglob("*") if p.is_file()}
-    assert start(desk, "killed").wait(timeout=60) == 0, "a finished run is left alone"
+    assert start(workdir, "killed").wait(timeout=60) == 0, "a finished run is not changed"
     assert {p: p.read_bytes() for p in killed.path.rglob("*") if p.is_file()} == before
 
 
-def test_a_damaged_checkpoint_is_set_aside(desk: Path) -> None:
+def test_a_damaged_checkpoint_is_renamed_and_an_older_one_resumed(workdir: Path) -> None:
     """Interrupted, its newest checkpoint damaged: the older one is taken, and the run says so."""
-    run = RunFolder(desk / "runs" / "torn")
-    process = start(desk, "torn")
+    run = RunFolder(workdir / "runs" / "torn")
+    process = start(workdir, "torn")
     wait_for_step(process, run, 20)
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=120) == 75
@@ -92,6 +92,6 @@ def test_a_damaged_checkpoint_is_set_aside(desk: Path) -> None:
     data = bytearray(part.read_bytes())
     data[-1] ^= 1
     part.write_bytes(data)
-    assert start(desk, "torn").wait(timeout=300) == 0
-    assert "part-00001.safetensors is not what was written" in (desk / "torn.txt").read_text()
-    assert losses(run) == losses(RunFolder(desk / "runs" / "whole"))
+    assert start(workdir, "torn").wait(timeout=300) == 0
+    assert "part-00001.safetensors has the wrong SHA-256" in (workdir / "torn.txt").read_text()
+    assert losses(run) == losses(RunFolder(workdir / "runs" / "whole"))

@@ -246,7 +246,7 @@ def data_file(name: str, plant: Callable[[Path, Path], None]) -> Refused:
     return Refused(
         f"data in {name}",
         lambda desk, canaries: plant(desk / name, canaries),
-        f"{name}: dtl reads no '{Path(name).suffix}' files",
+        f"{name}: '{Path(name).suffix}' files are not supported",
         (f"data.train={name}",),
     )
 
@@ -273,7 +273,9 @@ def escape_in_the_chat_template(desk: Path, canaries: Path) -> None:
 
 REFUSED = [
     Refused(
-        "weights only in a pickle", weights_only_in_a_pickle, "as a pickle (pytorch_model.bin)"
+        "weights only in a pickle",
+        weights_only_in_a_pickle,
+        "weights in a pickle (pytorch_model.bin)",
     ),
     Refused(
         "index naming a pickle",
@@ -314,11 +316,11 @@ REFUSED = [
     data_file("rows.pkl", pickled),
     data_file("rows.pt", saved_by_torch),
     data_file("rows.py", script),
-    Refused("folder with a script", only_a_script, "holds no data files", ("data.train=scripted",)),
+    Refused("folder with a script", only_a_script, "has no data files", ("data.train=scripted",)),
     Refused(
         "pickles in the current folder",
         pickles_in_the_current_folder,
-        "'pandas' is a format, not data",
+        "'pandas' is a file format, not a dataset",
         ("data.train={path: pandas, split: train}",),
     ),
     Refused("tag in the config", tag_in_the_config, "YAML tags such as !!python/object/apply"),
@@ -384,14 +386,17 @@ def test_cached_arrays_are_loaded_without_pickle(desk, canaries):
     from dtl.data.sources.rows import Row
 
     data = encode_rows(
-        [Row(0, "", {})], lambda row: EncodedExample({"input_ids": [1, 2]}, 2, 1), key="k", place=""
+        [Row(0, "", {})],
+        lambda row: EncodedExample({"input_ids": [1, 2]}, 2, 1),
+        key="k",
+        location="",
     )
     for values in (
         [["input_ids", {"dtype": "O", "single": False}]],
         [["../../input_ids", {"dtype": "<i4", "single": False}]],
     ):
         change(data.folder / "index.json", values=values)
-        with pytest.raises(RunFailed, match="is not what dtl wrote"):
+        with pytest.raises(RunFailed, match="the cache is corrupted"):
             EncodedData(data.folder)
 
 
@@ -473,5 +478,5 @@ def test_a_password_in_a_url_is_not_printed(desk, capfd, key):
 
 def test_only_the_secrets_of_a_url_are_hidden():
     fault = Fault("at s3://key:pass@bucket/a?sig=1", "see https://example.com/b", "mail a@b?")
-    assert str(fault) == "at s3://***@bucket/a?***: see https://example.com/b; mail a@b?"
+    assert str(fault) == "at s3://***@bucket/a?***: see https://example.com/b. Fix: mail a@b?"
     assert without_secrets("http://one@two/ http://x?y z") == "http://***@two/ http://x?*** z"
