@@ -12,7 +12,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 TOGETHER := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES)
 
-.PHONY: quickstart demo test test-all lint format clean
+.PHONY: quickstart demo test test-cluster test-all lint format clean
 
 quickstart: $(VENV)/.dtl-installed
 	$(BIN)/dtl train configs/quickstart/text.yaml
@@ -22,10 +22,13 @@ demo: $(VENV)/.dtl-installed
 	$(BIN)/dtl compare configs/quickstart/vision.yaml
 	$(BIN)/dtl report comparisons/vision
 
-# Tests that measure seconds come last, one at a time.
+# Tests that measure seconds come last, one at a time; those of a real Slurm are test-cluster.
 test: $(VENV)/.dtl-installed-dev
-	$(TOGETHER) -m "not slow and not serial" $(PYTEST_ARGS)
+	$(TOGETHER) --ignore=tests/cluster -m "not slow and not serial" $(PYTEST_ARGS)
 	$(BIN)/python -m pytest -m "not slow and serial" $(PYTEST_ARGS)
+
+test-cluster: $(VENV)/.dtl-installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" tests/cluster $(PYTEST_ARGS)
 
 test-all: $(VENV)/.dtl-installed-dev
 	$(TOGETHER) -m "not serial" $(PYTEST_ARGS)

@@ -77,7 +77,13 @@ def test_every_launch_file_is_tested() -> None:
     assert {path.stem for path in FILES.glob("*.yaml")} == {*ONE_NODE, "multi_node"}
 
 
-@pytest.mark.parametrize("name", ONE_NODE)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] * (name in ("ddp", "zero1", "zero2")))
+        for name in ONE_NODE
+    ],
+)
 def test_launch_file(workdir: Path, expected: list[float], name: str) -> None:
     completed = _end(_accelerate(workdir, name, f"run.name={name}"))
     ranks, zero, offload = ONE_NODE[name]

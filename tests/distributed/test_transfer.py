@@ -33,6 +33,7 @@ def ratios(quickstart: ModuleType, folder: Path, *, seed: int, steps: int) -> di
     return {name: scores[name]["adapted"] / bar for name in ("lora", "full")}
 
 
+@pytest.mark.slow
 def test_a_few_steps_already_pay(quickstart: ModuleType, tmp_path: Path) -> None:
     found = ratios(quickstart, tmp_path, seed=0, steps=24)
     assert found["lora"] <= 0.9

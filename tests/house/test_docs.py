@@ -85,7 +85,13 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("block", _blocks("bash"), ids=str)
+COMMANDS = [  # those of README in every `make test`, those of other pages in `make test-all`
+    pytest.param(block, marks=[pytest.mark.slow] * (block.page.name != "README.md"))
+    for block in _blocks("bash")
+]
+
+
+@pytest.mark.parametrize("block", COMMANDS, ids=str)
 def test_commands_run(desk: Path, block: Block) -> None:
     """Each line at small scale; what installs is only looked up."""
     for line in block.text.splitlines():
