@@ -37,7 +37,7 @@ def test_ia3_defaults_are_those_of_the_paper_and_unknown_models_are_rejected() -
     scaled = {name.split(".")[-3]: p.shape for name, p in model.named_parameters() if "ia3" in name}
     assert scaled == {"k_proj": (16, 1), "v_proj": (16, 1), "down_proj": (1, 64)}
     speech = cases()["speech"]["ctc"]
-    with pytest.raises(DtlError, match=r"'default' does not fit HubertForCTC.*or all-linear"):
+    with pytest.raises(DtlError, match=r"'default' does not fit HubertForCTC.*or use all-linear"):
         attach(default, speech, fresh(speech))
 
 

@@ -118,7 +118,7 @@ def test_tied_head_counts_as_embeddings() -> None:
         partial(model, parameter_names=("lm_head.*",))
     (fault,) = caught.value.faults
     assert "lm_head.weight is tied to model.embed_tokens.weight" in fault.problem
-    assert fault.fix == "name model.embed_tokens.weight"
+    assert fault.fix == "use model.embed_tokens.weight"
 
 
 def test_bitfit_trains_every_bias_and_the_head() -> None:
