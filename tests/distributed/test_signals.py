@@ -74,12 +74,12 @@ def test_usr1_to_the_launcher_saves_and_ends_with_75(workdir: Path) -> None:
 
 
 @pytest.mark.serial
-def test_a_launch_ends_before_its_wall_time_and_the_next_one_goes_on(workdir: Path) -> None:
+def test_a_launch_ends_before_its_wall_time_and_the_next_one_resumes(workdir: Path) -> None:
     run, began = RunFolder(workdir / "runs" / "clock"), time.time()
     long = (ALONE, "train.steps=1000000", "optim.schedule=constant")
     assert start(workdir, "clock", *long, "train.wall_time=15s").wait(timeout=60) == 75
     assert time.time() - began < 15
-    assert "the time of this launch is nearly over" in (workdir / "clock.txt").read_text()
+    assert "the time limit of this launch is nearly reached" in (workdir / "clock.txt").read_text()
     reached = run.last_step
     assert reached > 0
     assert (run.checkpoints / f"step-{reached:08d}").is_dir()
