@@ -44,8 +44,8 @@ def hashes(run: RunFolder) -> dict[str, str]:
 
 
 def test_killed_ranks_launcher_and_parent_change_no_result(workdir: Path) -> None:
-    """Rank 0 and rank 1 are killed in the first phase; the launcher, then the parent process itself in the
-    second."""
+    """Rank 0 and rank 1 are killed in the first phase; the launcher, then its parent process, in
+    the second."""
     whole = RunFolder(workdir / "runs" / "whole")
     assert start(workdir, "whole").wait(timeout=300) == 0
     killed = RunFolder(workdir / "runs" / "killed")
