@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from dtl.compare.records import Comparison, StrategySummary
-from dtl.core.units import format_seconds
+from dtl.core.units import format_bytes, format_seconds
+
+Column = Callable[[Comparison, StrategySummary], str]
 
 BOUND_SIGNS = {"more than": ">", "at most": "<=", None: ""}
 
@@ -51,3 +55,19 @@ def format_forgetting(comparison: Comparison, summary: StrategySummary) -> str:
         return ""
     is_certain = forgetting.is_significant or forgetting.difference == 0
     return f"{forgetting.difference:.3f}{'' if is_certain else '?'}"
+
+
+def summary_columns(format_number: Callable[[float | None], str]) -> dict[str, Column]:
+    """Return, by heading, what a table of summaries shows besides the score. `format_number`: of
+    the scores among them."""
+    return {
+        "scratch labels": lambda _, one: format_label_efficiency(one),
+        "time to scratch score": lambda _, one: format_time_to_scratch(one),
+        "train time": lambda _, one: format_seconds(one.train_seconds),
+        "peak memory": lambda _, one: format_bytes(one.peak_memory_bytes),
+        "export size": lambda _, one: format_bytes(one.export_bytes),
+        "source score": lambda _, one: format_number(one.source_score),
+        "forgetting": format_forgetting,
+        "OOD score": lambda _, one: format_number(one.ood_score),
+        "worst group": lambda _, one: format_number(one.worst_group_score),
+    }

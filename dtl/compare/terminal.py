@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable
 from pathlib import Path
 
 from dtl.compare.formatting import (
-    format_forgetting,
     format_label_count,
-    format_label_efficiency,
     format_score,
     format_seed_count,
-    format_time_to_scratch,
+    summary_columns,
 )
 from dtl.compare.records import (
     COMPARISON_FILE,
@@ -21,23 +18,12 @@ from dtl.compare.records import (
     StrategySummary,
     load_comparison,
 )
-from dtl.core.units import format_bytes, format_seconds
 
 PLOT_WIDTH = 32  # characters
 TEXT_WIDTH = 100
 LEFT_ALIGNED = (0, 3)  # columns: strategy and plot
 
-COLUMNS: dict[str, Callable[[Comparison, StrategySummary], str]] = {
-    "scratch labels": lambda _, one: format_label_efficiency(one),
-    "time to scratch score": lambda _, one: format_time_to_scratch(one),
-    "train time": lambda _, one: format_seconds(one.train_seconds),
-    "peak memory": lambda _, one: format_bytes(one.peak_memory_bytes),
-    "export size": lambda _, one: format_bytes(one.export_bytes),
-    "source score": lambda _, one: format_score(one.source_score),
-    "forgetting": format_forgetting,
-    "OOD score": lambda _, one: format_score(one.ood_score),
-    "worst group": lambda _, one: format_score(one.worst_group_score),
-}
+COLUMNS = summary_columns(format_score)
 
 
 def load_if_finished(folder: Path) -> Comparison | None:

@@ -23,10 +23,6 @@ def has_language_vocabularies(tokenizer: Any) -> bool:
     return isinstance(vocabulary, dict) and any(isinstance(v, dict) for v in vocabulary.values())
 
 
-def list_languages(tokenizer: Any) -> tuple[str, ...]:
-    return tuple(tokenizer.vocab) if has_language_vocabularies(tokenizer) else ()
-
-
 def check_language_is_named(tokenizer: Any, language: str | None) -> None:
     """Raise DtlError if a model of several languages is used without a language."""
     if has_language_vocabularies(tokenizer) and language is None:

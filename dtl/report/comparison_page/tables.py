@@ -2,47 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from dtl.compare.formatting import (
-    format_forgetting,
     format_label_count,
-    format_label_efficiency,
-    format_time_to_scratch,
+    summary_columns,
 )
 from dtl.compare.records import (
     Comparison,
     ConfidenceInterval,
     PairedDifference,
-    StrategySummary,
 )
-from dtl.core.units import format_bytes, format_seconds
+from dtl.core.units import format_seconds
 from dtl.report.page import Table
-
-COLUMNS: dict[str, Callable[[Comparison, StrategySummary], str]] = {
-    "scratch labels": lambda _, one: format_label_efficiency(one),
-    "time to scratch score": lambda _, one: format_time_to_scratch(one),
-    "train time": lambda _, one: format_seconds(one.train_seconds),
-    "peak memory": lambda _, one: format_bytes(one.peak_memory_bytes),
-    "export size": lambda _, one: format_bytes(one.export_bytes),
-    "source score": lambda _, one: _format_number(one.source_score),
-    "forgetting": format_forgetting,
-    "OOD score": lambda _, one: _format_number(one.ood_score),
-    "worst group": lambda _, one: _format_number(one.worst_group_score),
-}
 
 
 def make_summary_table(comparison: Comparison) -> Table:
     """Return a row per number of labels and strategy, without empty columns."""
     interval = f"{comparison.confidence_level:.0%} CI"
-    header = ["labels", "strategy", comparison.score_name, interval, *COLUMNS]
+    columns = summary_columns(_format_number)
+    header = ["labels", "strategy", comparison.score_name, interval, *columns]
     rows = [
         [
             format_label_count(labels, classes=comparison.classes),
             name,
             f"{summary.score:.4g}",
             _format_interval(summary.interval),
-            *(read(comparison, summary) for read in COLUMNS.values()),
+            *(read(comparison, summary) for read in columns.values()),
         ]
         for labels in comparison.labels
         for name in comparison.strategies

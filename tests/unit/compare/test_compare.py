@@ -11,7 +11,7 @@ import time
 import numpy as np
 import pytest
 
-from dtl.compare import terminal
+from dtl.compare import formatting, terminal
 from dtl.compare.records import Comparison, ConfidenceInterval, load_comparison
 from dtl.run.folder import RunFolder
 from tests.distributed.launching import environment
@@ -199,7 +199,7 @@ def test_source_score_is_that_of_the_trained_body_with_the_old_head(finished):
         zero
     ] * 2
     assert comparison.find_forgetting("scratch", 1) is None
-    assert terminal.format_forgetting(comparison, comparison.find_summary("frozen", 1)) == "0.000"
+    assert formatting.format_forgetting(comparison, comparison.find_summary("frozen", 1)) == "0.000"
     assert all(cell.source_score is None for cell in comparison.cells if cell.strategy == "scratch")
 
     base = mini.base_folder("vision")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from dtl.cli.app import main
-from dtl.compare import terminal
+from dtl.compare import formatting, terminal
 from dtl.compare.records import ConfidenceInterval, PairedDifference
 from dtl.core.errors import DtlError
 from dtl.core.files import write_json
@@ -190,7 +190,7 @@ def test_forgetting_that_is_not_significant_has_a_question_mark(tmp_path):
     assert "mini:glyphs, paired by seeds and examples" in text
     assert "5 labels per class|unadapted - full|+0.1|0.05 to 0.2|0.02|yes" in text
     assert "20 labels per class|unadapted - full|+0.08|-0.01 to 0.2|0.08|no" in text
-    forgetting = [terminal.format_forgetting(made, one) for one in made.summaries]
+    forgetting = [formatting.format_forgetting(made, one) for one in made.summaries]
     assert forgetting == ["", "", "0.100", "", "", "0.080?"]
     assert "|forgetting|" in text and "|0.080?|" in text
     table = [line.split() for line in terminal.format_comparison(made)]
