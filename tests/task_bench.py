@@ -87,6 +87,10 @@ CASES: dict[str, list[Case]] = {
         Case("decoder", make_preference_rows(9), classes=2, options={"beta": 1.0}),
         Case("tied_decoder", make_preference_rows(9), classes=None, options={"beta": 1.0}),
     ],
+    "ipo": [Case("decoder", make_preference_rows(9), classes=None, options={"beta": 1.0})],
+    "cpo": [Case("decoder", make_preference_rows(9), classes=None, options={})],
+    "simpo": [Case("decoder", make_preference_rows(9), classes=None, options={})],
+    "orpo": [Case("decoder", make_preference_rows(9), classes=None, options={})],
     "text_classification": [
         Case("encoder", make_labeled_rows(9), classes=3, options={}),
         Case("decoder", make_labeled_rows(9), classes=3, options={}),

@@ -1,15 +1,18 @@
-"""Direct preference optimization (DPO; Rafailov et al. 2023, arXiv:2305.18290)."""
+"""Losses of preferences: of pairs of responses, of single ones, and of reward models."""
 
-# B pairs, P the two responses of a pair (chosen, rejected), T tokens, V vocabulary
+# B pairs or responses, P the two responses of a pair (chosen, rejected), N = B * P, T tokens,
+# V vocabulary
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from dtl.losses.cross_entropy import token_cross_entropy
+from dtl.losses.cross_entropy import IGNORE_INDEX, token_cross_entropy
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+LARGEST_LOG_PROBABILITY = -1e-7  # the odds of a probability of 1 are infinite
 
 
 def log_likelihoods(logits_NTV: Tensor, labels_BPT: Tensor) -> Tensor:
@@ -22,13 +25,42 @@ def log_likelihoods(logits_NTV: Tensor, labels_BPT: Tensor) -> Tensor:
     return -losses_NT.view(*labels_BPT.shape[:2], -1).sum(-1)
 
 
-def dpo_losses(rewards_BP: Tensor, *, label_smoothing: float) -> Tensor:
-    """Return the loss of each pair (B,) in nats.
+def response_lengths(labels_BPT: Tensor) -> Tensor:
+    """Return the number of tokens of each response (B, P), int64."""
+    return (labels_BPT != IGNORE_INDEX).sum(-1)
 
-    `rewards_BP`: beta times the log-ratio of model to base. `label_smoothing`: the share of the
-    pairs whose order is assumed to be wrong.
+
+def sigmoid_losses(margins_B: Tensor, *, label_smoothing: float) -> Tensor:
+    """Return -log sigmoid(margin) of each pair (B,), in nats.
+
+    It is the loss of DPO (Rafailov et al. 2023, arXiv:2305.18290), CPO (Xu et al. 2024,
+    arXiv:2401.08417) and SimPO (Meng et al. 2024, arXiv:2405.14734). `margins_B`: the reward of the
+    chosen response minus that of the rejected one. `label_smoothing`: the share of the pairs whose
+    order is assumed to be wrong.
     """
     from torch.nn.functional import logsigmoid
 
-    margins_B = rewards_BP[:, 0] - rewards_BP[:, 1]
     return -(1 - label_smoothing) * logsigmoid(margins_B) - label_smoothing * logsigmoid(-margins_B)
+
+
+def ipo_losses(log_ratios_BP: Tensor, *, tau: float) -> Tensor:
+    """Return the loss of each pair (B,): the squared distance of the margin from 1 / (2 tau)
+    (Azar et al. 2023, arXiv:2310.12036). `log_ratios_BP`: of model to base."""
+    return (log_ratios_BP[:, 0] - log_ratios_BP[:, 1] - 1 / (2 * tau)) ** 2
+
+
+def odds_ratio_losses(log_probabilities_BP: Tensor) -> Tensor:
+    """Return -log sigmoid(log odds ratio) of each pair (B,), in nats (Hong et al. 2024,
+    arXiv:2403.07691). `log_probabilities_BP`: mean log-likelihood of a token of each response."""
+    from torch.nn.functional import logsigmoid
+
+    log_odds_BP = log_probabilities_BP - _log_complement(log_probabilities_BP)
+    return -logsigmoid(log_odds_BP[:, 0] - log_odds_BP[:, 1])
+
+
+def _log_complement(log_probabilities: Tensor) -> Tensor:
+    """Return log(1 - p) from log p, without cancellation."""
+    import torch
+
+    clamped = log_probabilities.clamp(max=LARGEST_LOG_PROBABILITY)
+    return torch.log(-torch.expm1(clamped))

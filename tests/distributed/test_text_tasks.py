@@ -14,7 +14,12 @@ import pytest
 from tests.distributed import launching
 from tests.distributed.layouts import BATCH, LAYOUTS, RATE, zero
 from tests.distributed.runs import Run, needs
-from tests.distributed.text_tasks import TEXT_HELD_OUT, TEXT_STEPS, write_text_tasks
+from tests.distributed.text_tasks import (
+    PAIR_OPTIONS,
+    TEXT_HELD_OUT,
+    TEXT_STEPS,
+    write_text_tasks,
+)
 
 STRATEGIES = {
     "full": ("strategy=full",),
@@ -61,6 +66,12 @@ CASES = [
         marks=[pytest.mark.slow] * (layout != EXPORTED and number % 2 == index),
     )
     for number, run in enumerate(RUNS)
+    for index, layout in enumerate(LAYOUTS[1:])
+]
+# Of each preference task, one layout in every `make test`, another one for each task.
+CASES += [
+    pytest.param(task, "lora", layout, marks=[pytest.mark.slow] * (number % 3 != index))
+    for number, task in enumerate(PAIR_OPTIONS)
     for index, layout in enumerate(LAYOUTS[1:])
 ]
 

@@ -1,4 +1,4 @@
-"""Data and bases of the text tasks whose model is of its own kind: taggers, summarizers, pairs."""
+"""Data and bases of text tasks: taggers, summarizers, preferences."""
 
 from __future__ import annotations
 
@@ -34,6 +34,15 @@ train: {{steps: {TEXT_STEPS}, global_batch: {BATCH}, evaluation_batch: 2}}
 """
 
 
+# The other tasks on the same pairs.
+PAIR_OPTIONS = {
+    "ipo": "beta: 0.5",
+    "cpo": "beta: 0.5, sft_weight: 0.5",
+    "simpo": "gamma: 0.5",
+    "orpo": "beta: 0.5",
+}
+
+
 def write_text_tasks(folder: Path) -> None:
     """Write configs, rows, and bases that have learned a little of them. Once is enough."""
     if (folder / "pairs.yaml").exists():
@@ -51,4 +60,7 @@ def write_text_tasks(folder: Path) -> None:
     tiny.teach_tags(folder / "untrained-tagger", tagged[:6], folder / "tagger")
     tiny.t5(folder / "untrained-summarizer")
     tiny.teach_summaries(folder / "untrained-summarizer", summaries[:6], folder / "summarizer")
+    for task, options in PAIR_OPTIONS.items():
+        text = PAIRS.replace("name: dpo, beta: 0.5", f"name: {task}, {options}")
+        (folder / f"{task}.yaml").write_text(text)
     (folder / "pairs.yaml").write_text(PAIRS)

@@ -60,6 +60,14 @@ def opinions(file: Path) -> Path:
     return tiny.write_rows(file, [row] * 100)
 
 
+def judged(file: Path) -> Path:
+    """As UltraFeedback's binarized pairs are: conversations with a common beginning."""
+    start = {"role": "user", "content": "a river"}
+    ends = {"chosen": "yes", "rejected": "a stone"}
+    row = {n: [start, {"role": "assistant", "content": text}] for n, text in ends.items()}
+    return tiny.write_rows(file, [{**row, "score_chosen": 8.0, "score_rejected": 3.0}] * 4)
+
+
 def tagged(file: Path) -> Path:
     """As CoNLL-2003 has them on the hub: class numbers under `ner_tags`."""
     rows = [
@@ -85,6 +93,10 @@ def news(file: Path) -> Path:
         ("language/qwen3-full", chatty, talks, "all"),
         ("language/mistral-preferences", chatty, opinions, "adapters"),
         ("language/sentiment", modernbert, reviews, "all"),
+        ("language/ipo", chatty, judged, "adapters"),
+        ("language/cpo", chatty, judged, "adapters"),
+        ("language/simpo", chatty, judged, "all"),
+        ("language/orpo", chatty, judged, "all"),
     ],
 )
 def test_a_language_recipe_plans(

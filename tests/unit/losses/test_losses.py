@@ -9,7 +9,7 @@ import torch
 
 from dtl.losses.cross_entropy import IGNORE_INDEX, token_cross_entropy
 from dtl.losses.ctc import ctc_losses, min_frames
-from dtl.losses.preference import dpo_losses
+from dtl.losses.preference import ipo_losses, odds_ratio_losses, sigmoid_losses
 
 
 def test_token_cross_entropy_is_the_log_of_the_vocabulary_and_zero_where_ignored() -> None:
@@ -32,8 +32,26 @@ def test_equal_neighbors_need_a_blank_between_them() -> None:
     assert [min_frames(labels) for labels in ([1, 2, 3], [1, 1, 2], [2, 2, 2])] == [3, 4, 5]
 
 
-def test_dpo_loss_of_equal_rewards_is_log_two_with_any_smoothing() -> None:
-    rewards = torch.zeros(2, 2)
+def test_sigmoid_loss_of_equal_rewards_is_log_two_with_any_smoothing() -> None:
     for smoothing in (0.0, 0.3):
-        losses = dpo_losses(rewards, label_smoothing=smoothing)
+        losses = sigmoid_losses(torch.zeros(2), label_smoothing=smoothing)
         assert losses.tolist() == pytest.approx([math.log(2)] * 2)
+
+
+def test_ipo_loss_is_the_squared_distance_from_its_target() -> None:
+    losses = ipo_losses(torch.tensor([[3.0, 1.0], [0.0, 1.0]]), tau=0.25)
+    assert losses.tolist() == [0.0, 9.0]
+
+
+def test_odds_ratio_loss_of_known_probabilities() -> None:
+    """Odds 3 to 1 against 1 to 4: the ratio is 12, and -log sigmoid(log 12) = log(13 / 12)."""
+    losses = odds_ratio_losses(torch.tensor([[0.75, 0.2]]).log())
+    assert losses.tolist() == pytest.approx([math.log(13 / 12)], rel=1e-6)
+
+
+def test_odds_ratio_loss_and_gradient_are_finite_at_the_limits() -> None:
+    """A probability of 1 in fp32, and one that underflows."""
+    logs = torch.tensor([[0.0, -200.0], [-200.0, 0.0], [-1e-9, -1e-9]], requires_grad=True)
+    losses = odds_ratio_losses(logs)
+    losses.sum().backward()
+    assert torch.isfinite(losses).all() and torch.isfinite(logs.grad).all()

@@ -14,7 +14,8 @@ from dtl.config.schema import RunConfig
 from dtl.core.errors import DtlError
 from dtl.data.example import EncodedExample, Skip
 from dtl.data.sources.rows import Row
-from dtl.tasks.dpo import Options, Plugin, _base_mode, _log_likelihoods
+from dtl.tasks._preference import base_mode, compute_likelihoods
+from dtl.tasks.dpo import Options, Plugin
 from tests import tiny
 
 ROWS = (
@@ -103,8 +104,8 @@ def test_base_runs_without_dropout_and_training_mode_is_restored(decoder: Path) 
     model = make_adapted_model(decoder, dropout=0.5, attention_dropout=0.5).train()
     task = Plugin(Options())
     batch = task.collate([encode(dict(row)).values for row in ROWS], pad_token_id=0)
-    with _base_mode(model):
-        first, second = _log_likelihoods(model, batch), _log_likelihoods(model, batch)
+    with base_mode(model):
+        first, second = (compute_likelihoods(model, batch).sums_BP for _ in range(2))
     assert torch.equal(first, second) and not first.requires_grad
     assert all(module.training for module in model.modules())
     assert task.loss(model, batch).item() != task.loss(model, batch).item(), "dropout is on"
@@ -182,7 +183,7 @@ def test_likelihood_of_chat_responses_is_that_of_transformers(
     encoded = encode(fields, tokenizer)
     batch = task.collate([encoded.values], pad_token_id=0)
     with torch.no_grad():
-        found = _log_likelihoods(model, batch)[0].tolist()
+        found = compute_likelihoods(model, batch).sums_BP[0].tolist()
     assert found == pytest.approx(expected, rel=1e-5)
     parts = [tokenizer.decode(part.tokens) for part in task.token_spans(encoded.values)]
     assert parts[1:] == [" keeps light</s>", " sends</s>"] and "again" in parts[0]
@@ -222,6 +223,20 @@ def test_pair_without_a_preference_is_skipped(
     change: dict[str, str], options: dict[str, int], reason: str
 ) -> None:
     assert encode(ROWS[0] | change, **options) == Skip(reason)
+
+
+@pytest.mark.parametrize("is_chat", [False, True])
+def test_pair_that_differs_only_beyond_the_limit_is_skipped(is_chat: bool) -> None:
+    """Its loss would be log 2, with no gradient."""
+    tokenizer, longer = tiny.tokenizer(chat=is_chat), " keeps light again"
+    fields: dict[str, Any] = {"prompt": "the river", "chosen": " keeps light", "rejected": longer}
+    if is_chat:
+        answers = [YES, {"role": "assistant", "content": longer}]
+        fields = {"prompt": [HELLO], "chosen": answers[:1], "rejected": answers[1:]}
+    start = encode(fields, tokenizer).values["prompt"][0]
+    reason = "both responses are the same after truncation"
+    assert encode(fields, tokenizer, max_length=start + 1) == Skip(reason)
+    assert isinstance(encode(fields, tokenizer, max_length=start + 12), EncodedExample)
 
 
 @pytest.mark.parametrize(
