@@ -12,8 +12,8 @@ import numpy as np
 from tests import tiny_sound
 from tests.tiny_sound import CONVOLUTIONS, RATE, SMALL
 
-LETTERS = "aeimnost"
-PITCHES = {letter: 300.0 * 1.28**place for place, letter in enumerate(LETTERS)}  # hertz
+CHARACTERS = "aeimnost"
+PITCHES = {letter: 300.0 * 1.28**place for place, letter in enumerate(CHARACTERS)}  # hertz
 SECONDS = 0.12  # of a letter
 
 

@@ -128,7 +128,7 @@ def _kill(run: Run, planned: Kill, result: TrialResult) -> bool:
     before = peer_step(run)
     if before >= SCENARIO.steps:
         return False
-    living = _reach(run, planned.moment, before)
+    living = _wait_for_step(run, planned.moment, before)
     if living is None:
         return False
     victim = "supervisor" if planned.victim == "launcher" else planned.victim  # here they are one
@@ -147,7 +147,7 @@ def _kill(run: Run, planned: Kill, result: TrialResult) -> bool:
     return True
 
 
-def _reach(run: Run, moment: Moment, before: int) -> Processes | None:
+def _wait_for_step(run: Run, moment: Moment, before: int) -> Processes | None:
     """Wait for a moment, as for dtl; phases that the script does not have count as a step."""
     living = run.wait_for_ranks()
     if living is None:

@@ -17,10 +17,10 @@ from tests.cluster.conftest import NODE_PRIVATE, STEPS, ClusterRuns
 def test_run_on_two_nodes_has_the_losses_of_two_local_processes(cluster_runs: ClusterRuns) -> None:
     assert cluster_runs.losses("plain $x") == cluster_runs.losses("local")
     assert cluster_runs.weights("plain $x") == cluster_runs.weights("local")
-    beats = [
+    heartbeats = [
         json.loads(p.read_text()) for p in cluster_runs.run("plain $x").heartbeats.glob("*.json")
     ]
-    assert {beat["host"] for beat in beats} == {"node0", "node1"}
+    assert {heartbeat["host"] for heartbeat in heartbeats} == {"node0", "node1"}
     assert cluster_runs.observed["submit"].splitlines()[-1].endswith(": runs/plain $x")
 
 
@@ -66,9 +66,9 @@ def test_cancelled_run_has_an_intact_checkpoint_and_resumes_on_fewer_nodes(
 
 
 def test_node_without_the_model_is_named_before_it_is_loaded(cluster_runs: ClusterRuns) -> None:
-    run, told = cluster_runs.run("blind"), cluster_runs.job_log("blind")
+    run, reported = cluster_runs.run("blind"), cluster_runs.job_log("blind")
     assert run.exit_code == 2 and run.last_step == 0 and count_starts(run.path) == 1
-    assert "preflight: node1: there is no folder" in told and "preflight: node0" not in told
+    assert "preflight: node1: there is no folder" in reported and "preflight: node0" not in reported
 
 
 def test_node_with_a_small_disk_is_excluded_and_weights_are_staged_on_others(
@@ -77,8 +77,8 @@ def test_node_with_a_small_disk_is_excluded_and_weights_are_staged_on_others(
     run = cluster_runs.run("staged")
     assert (run.path / "excluded_nodes").read_text() == "node1"
     assert "preflight: node1: " in cluster_runs.job_log("staged")
-    beats = [json.loads(path.read_text()) for path in run.heartbeats.glob("*.json")]
-    assert {beat["host"] for beat in beats} == {"node2", "node3"}
+    heartbeats = [json.loads(path.read_text()) for path in run.heartbeats.glob("*.json")]
+    assert {heartbeat["host"] for heartbeat in heartbeats} == {"node2", "node3"}
     assert "base-" in cluster_runs.lab("exec", "node2", "ls", str(NODE_PRIVATE))
 
 

@@ -45,9 +45,9 @@ def test_every_task_has_a_case():
 
 
 def test_loss_of_a_batch_is_the_sum_over_its_parts(bench):
-    whole = bench.loss(bench.all)
-    assert whole == pytest.approx(bench.loss([0, 1, 2]) + bench.loss(bench.all[3:]), rel=1e-5)
-    assert whole == pytest.approx(sum(bench.loss([index]) for index in bench.all), rel=1e-5)
+    full = bench.loss(bench.all)
+    assert full == pytest.approx(bench.loss([0, 1, 2]) + bench.loss(bench.all[3:]), rel=1e-5)
+    assert full == pytest.approx(sum(bench.loss([index]) for index in bench.all), rel=1e-5)
 
 
 def test_the_loss_is_one_number_in_fp32(bench):
@@ -101,7 +101,7 @@ def test_number_of_targets_is_that_of_the_loss(trial):
     if case.classes is None:
         return
     heads = [parameter for module in head_modules(bench.model) for parameter in module.parameters()]
-    kept = [parameter.detach().clone() for parameter in heads]
+    retained = [parameter.detach().clone() for parameter in heads]
     try:
         for parameter in heads:
             parameter.data.zero_()
@@ -109,7 +109,7 @@ def test_number_of_targets_is_that_of_the_loss(trial):
             expected = example.targets * math.log(case.classes)
             assert bench.loss([index]) == pytest.approx(expected, rel=1e-5)
     finally:
-        for parameter, value in zip(heads, kept, strict=True):
+        for parameter, value in zip(heads, retained, strict=True):
             parameter.data.copy_(value)
 
 
@@ -138,19 +138,19 @@ def positions(model: Any, mask: torch.Tensor) -> int:
 
 def test_records_of_any_split_give_the_same_scores(bench):
     """However the examples are dealt out; and in any order, to the last digit."""
-    whole = bench.eval_records(bench.all)
-    assert len(whole) == len(bench.all)
-    assert json.loads(json.dumps(whole)) == whole
-    read = [bench.task.describe_prediction(record, bench.dataset_stats) for record in whole]
+    full = bench.eval_records(bench.all)
+    assert len(full) == len(bench.all)
+    assert json.loads(json.dumps(full)) == full
+    read = [bench.task.describe_prediction(record, bench.dataset_stats) for record in full]
     assert all(
         isinstance(text, str | None) for one in read for text in (one.expected, one.predicted)
     )
-    scores = bench.task.score(whole, bench.dataset_stats)
+    scores = bench.task.score(full, bench.dataset_stats)
     for size in (1, 2, 5):
         parts = [bench.all[start : start + size] for start in range(0, len(bench.all), size)]
         joined = [record for part in parts for record in bench.eval_records(part)]
         assert bench.task.score(joined, bench.dataset_stats) == pytest.approx(scores, rel=1e-5)
-    shuffled = random.Random(1).sample(whole, len(whole))
+    shuffled = random.Random(1).sample(full, len(full))
     assert bench.task.score(shuffled, bench.dataset_stats) == scores
     assert all(type(value) in (int, float) for value in scores.values())
 
@@ -165,8 +165,8 @@ def test_metric_is_a_function_of_summed_counts(bench):
     records, name = bench.eval_records(bench.all), bench.task.metric.name
     counts = bench.task.metric_counts(records, bench.dataset_stats)
     assert counts.dtype == np.float64 and len(counts) == len(records)
-    whole = bench.task.metric_from_counts(counts.sum(0))
-    assert float(whole) == pytest.approx(
+    full = bench.task.metric_from_counts(counts.sum(0))
+    assert float(full) == pytest.approx(
         bench.task.score(records, bench.dataset_stats)[name], rel=1e-9
     )
     weights = np.random.default_rng(0).multinomial(9, [1 / 9] * 9, size=(2, 3))

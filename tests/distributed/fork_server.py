@@ -1,12 +1,14 @@
 """Start the ranks of `many.py` as forks of one process that has imported the libraries already.
 
 A launch by torchrun imports torch, DeepSpeed, transformers and PEFT in every rank, which takes
-longer than ten runs of the tests. Each line of standard input is a launch, and each line of
-standard output its exit codes, both as JSON.
+longer than ten runs of the tests. The process that forks has one thread; launching.py turns off
+the one that pyarrow would start. Each line of standard input is a launch, and each line of standard
+output its exit codes, both as JSON.
 """
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import signal
@@ -20,6 +22,8 @@ import peft  # noqa: F401
 from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: F401
 
 from tests.distributed import many
+
+LIMIT = 600  # seconds of a launch; a rank that hangs then writes where it stands, and ends
 
 
 def main() -> int:
@@ -35,6 +39,7 @@ def main() -> int:
 
 def fork_rank(request: dict[str, Any], rank: int) -> int:
     """Return the process id of a rank that runs the jobs of a request."""
+    assert len(os.listdir("/proc/self/task")) == 1, "a lock that another thread holds stays locked"
     child = os.fork()
     if child:
         return child
@@ -43,6 +48,7 @@ def fork_rank(request: dict[str, Any], rank: int) -> int:
         os.dup2(log, stream)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.chdir(request["cwd"])
+    faulthandler.dump_traceback_later(LIMIT, exit=True)
     size = str(request["processes"])
     os.environ.update(
         RANK=str(rank),

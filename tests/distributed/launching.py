@@ -48,7 +48,7 @@ def fork_server() -> subprocess.Popen[str]:
     server = subprocess.Popen(
         [sys.executable, "-m", "tests.distributed.fork_server"],
         cwd=HERE.parents[1],
-        env=environment(),
+        env=environment(JE_ARROW_MALLOC_CONF="background_thread:false"),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

@@ -126,7 +126,7 @@ def watched(job: dict[str, Any]) -> Iterator[At]:
         at.step = step
         seed_generators(seed, step, *position)
 
-    def spoilt(self: Any, model: Any, batch: Any) -> Any:
+    def with_faulty_loss(self: Any, model: Any, batch: Any) -> Any:
         factor = 1.0
         if at.step in poison and last_rank and model.training:
             factor = float("nan")
@@ -135,5 +135,5 @@ def watched(job: dict[str, Any]) -> Iterator[At]:
         return loss(self, model, batch) * factor
 
     followed = mock.patch.object(loop, "seed_generators", follow)
-    with followed, mock.patch.object(causal_lm.Plugin, "loss", spoilt):
+    with followed, mock.patch.object(causal_lm.Plugin, "loss", with_faulty_loss):
         yield at

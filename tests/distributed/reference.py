@@ -39,7 +39,7 @@ def muon(model: nn.Module, rate: float) -> list[Optimizer]:
     return [matrices, torch.optim.AdamW(others, lr=rate, weight_decay=0.0)]
 
 
-def placed(model: nn.Module, rate: float) -> list[Optimizer]:
+def optimizers_of(model: nn.Module, rate: float) -> list[Optimizer]:
     """Half the rate from block to block, another one for the head; the base is pulled, and so does
     not decay."""
     heights = {"model.embed_tokens": 3, "model.layers.0": 2, "model.layers.1": 1, "model.norm": 0}
@@ -63,7 +63,7 @@ OPTIMIZED = {
     "lion": Optimized(lion),
     "adafactor": Optimized(adafactor),
     "muon": Optimized(muon),
-    "placed": Optimized(placed, l2_sp=0.3),
+    "placed": Optimized(optimizers_of, l2_sp=0.3),
 }
 
 
@@ -79,7 +79,7 @@ def losses(
     quantized: bool = False,
     by: Optimized = ADAMW,
     tokens: int | None = None,
-    former: Path | None = None,
+    first_adapter: Path | None = None,
 ) -> tuple[list[float], list[float]]:
     """Loss and gradient norm of each step; `phases`: strategies and their steps, each with its own
     optimizer and cosine schedule; no warm-up, seed 0. `quantized`: the base is in nf4, by
@@ -101,7 +101,7 @@ def losses(
         else:
             order += _filled([int(row) for row in shuffled], rows, tokens)
     for strategy, steps in phases:
-        model = _adapted(model, strategy, former if not found else None)
+        model = _adapted(model, strategy, first_adapter if not found else None)
         learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
         start = [parameter.detach().clone() for parameter in learning]
         optimizers = by.make(model, rate)
@@ -132,12 +132,12 @@ def losses(
     return found, norms
 
 
-def _adapted(model: Any, strategy: str, former: Path | None) -> Any:
+def _adapted(model: Any, strategy: str, first_adapter: Path | None) -> Any:
     torch.manual_seed(0)
-    if former is not None:
+    if first_adapter is not None:
         from peft import PeftModel
 
-        return PeftModel.from_pretrained(model, former, is_trainable=True)
+        return PeftModel.from_pretrained(model, first_adapter, is_trainable=True)
     if strategy in ("lora", "dora", "ia3"):
         from peft import IA3Config, LoraConfig, get_peft_model
 

@@ -126,21 +126,23 @@ def test_over_an_earlier_adapter_the_loss_is_the_same_at_every_stage(bed: Path) 
     assert losses[0] < EXPORTED["vera"].losses(bed)[0] - 1e-3, "it starts where that one ended"
 
 
-FORMER = lora_run("former-adapter", 2, zero(3), "train.steps=3", "data.eval=eval.jsonl", bare=False)
+FIRST_ADAPTER = lora_run(
+    "former-adapter", 2, zero(3), "train.steps=3", "data.eval=eval.jsonl", bare=False
+)
 
 
 def continued_run(stage: int) -> Run:
     """Return a run that continues to train an earlier adapter."""
-    further = f"strategy.continue_from=runs/{FORMER.name}/export"
+    further = f"strategy.continue_from=runs/{FIRST_ADAPTER.name}/export"
     overrides = ("strategy=lora", further, zero(stage), f"train.steps={ADAPTER_STEPS}")
-    return Run(f"continued-{stage}", 2, overrides, before=(FORMER,))
+    return Run(f"continued-{stage}", 2, overrides, before=(FIRST_ADAPTER,))
 
 
 @pytest.mark.parametrize("stage", [0, 3, pytest.param(2, marks=pytest.mark.slow)])
 @needs(lambda stage: [continued_run(stage), single("lora")])
 def test_an_adapter_continues_as_in_plain_peft_at_every_stage(bed: Path, stage: int) -> None:
-    former = FORMER.path(bed) / "export"
-    losses, norms = plain_peft(bed, "lora", ADAPTER_STEPS, former=former)
+    first_adapter = FIRST_ADAPTER.path(bed) / "export"
+    losses, norms = plain_peft(bed, "lora", ADAPTER_STEPS, first_adapter=first_adapter)
     assert losses[0] < single("lora").losses(bed)[0] - 1e-2, "it starts where that one ended"
     run = continued_run(stage)
     assert run.losses(bed) == pytest.approx(losses, rel=1e-5)

@@ -249,7 +249,7 @@ def test_stopped_by_a_signal_and_resumed_is_as_undisturbed(
     workdir: Path, trained: tuple[list[str], CommandResult]
 ) -> None:
     command, _ = trained
-    whole = _run_of(workdir, command)
+    full = _run_of(workdir, command)
     command = [*command[:-1], "run.name=stopped"]
     run = _run_of(workdir, command)
     process = _dtl(workdir, *command)
@@ -264,8 +264,8 @@ def test_stopped_by_a_signal_and_resumed_is_as_undisturbed(
     assert json.loads((saved / "progress.json").read_text(encoding="utf-8"))["step"] == done
     resumed = _end(_dtl(workdir, "resume", str(run.path.relative_to(workdir))))
     assert resumed.code == 0, resumed.output + resumed.errors
-    assert _learning(run.path) == _learning(whole.path), "bitwise"
-    assert run.result["scores"] == whole.result["scores"]
+    assert _trainable(run.path) == _trainable(full.path), "bitwise"
+    assert run.result["scores"] == full.result["scores"]
 
 
 def _accelerate(
@@ -351,7 +351,7 @@ def _wait_for_steps(run: Path, steps: int, process: subprocess.Popen[str]) -> No
         time.sleep(0.005)
 
 
-def _learning(run: Path) -> list[dict[str, Any]]:
+def _trainable(run: Path) -> list[dict[str, Any]]:
     """What the train lines say of learning, not of time and memory."""
     names = ("step", "epoch", "loss", "targets", "examples", "learning_rate", "gradient_norm")
     return [{name: line[name] for name in names} for line in launching.train_lines(run)]

@@ -68,9 +68,9 @@ def test_usr1_to_the_launcher_saves_and_ends_with_75(workdir: Path) -> None:
     newest = sorted(run.checkpoints.glob("step-*"))[-1]
     assert json.loads((newest / "progress.json").read_text())["step"] == run.last_step
     assert start(workdir, "launcher").wait(timeout=120) == 0
-    whole = RunFolder(workdir / "runs" / "whole")
+    full = RunFolder(workdir / "runs" / "whole")
     assert start(workdir, "whole").wait(timeout=120) == 0
-    assert losses(run) == losses(whole)
+    assert losses(run) == losses(full)
 
 
 @pytest.mark.serial

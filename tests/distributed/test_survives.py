@@ -46,7 +46,7 @@ def hashes(run: RunFolder) -> dict[str, str]:
 def test_killed_ranks_launcher_and_parent_change_no_result(workdir: Path) -> None:
     """Rank 0 and rank 1 are killed in the first phase; the launcher, then its parent process, in
     the second."""
-    whole = RunFolder(workdir / "runs" / "whole")
+    full = RunFolder(workdir / "runs" / "whole")
     assert start(workdir, "whole").wait(timeout=300) == 0
     killed = RunFolder(workdir / "runs" / "killed")
     process = start(workdir, "killed")
@@ -68,8 +68,8 @@ def test_killed_ranks_launcher_and_parent_change_no_result(workdir: Path) -> Non
         time.sleep(0.05)
     assert killed.state == "interrupted"
     assert start(workdir, "killed").wait(timeout=300) == 0
-    assert losses(killed) == losses(whole)
-    assert hashes(killed) == hashes(whole)
+    assert losses(killed) == losses(full)
+    assert hashes(killed) == hashes(full)
     assert audit_run(killed).fault is None
     output = (workdir / "killed.txt").read_text()
     assert output.count("restarting in") == 3

@@ -73,7 +73,7 @@ def _script(name: str) -> Any:
 
 
 @pytest.fixture(scope="module")
-def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def workdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkout after `make quickstart`: recipes, launch files, the pages' own files, a run."""
     folder = tmp_path_factory.mktemp("docs")
     for name in ("configs", "launch"):
@@ -92,14 +92,14 @@ COMMANDS = [  # those of README in every `make test`, those of other pages in `m
 
 
 @pytest.mark.parametrize("block", COMMANDS, ids=str)
-def test_commands_run(desk: Path, block: Block) -> None:
+def test_commands_run(workdir: Path, block: Block) -> None:
     """Each line at small scale; what installs is only looked up."""
     for line in block.text.splitlines():
         tool, *rest = shlex.split(line)
         if tool == "make":
             assert rest[0] in _targets(), line
         elif line != QUICKSTART:
-            _run(_small(line, desk), desk)
+            _run(_small(line, workdir), workdir)
 
 
 def test_make_quickstart_is_the_run_that_the_pages_speak_of() -> None:
@@ -235,8 +235,8 @@ def test_shown_backend_does_what_it_says(tmp_path: Path) -> None:
     run = tmp_path / "a run"
     run.mkdir()
     line = backend.render(Job(run, ("printenv", "NAME"), {"NAME": "two words"}))
-    told = subprocess.run(["bash", "-c", f"{line}; wait"], capture_output=True, text=True)
-    assert int(told.stdout) > 0
+    reported = subprocess.run(["bash", "-c", f"{line}; wait"], capture_output=True, text=True)
+    assert int(reported.stdout) > 0
     assert backend.log_files(Job(run, (), {}))[0].read_text() == "two words\n"
 
 
@@ -260,36 +260,36 @@ def _targets() -> dict[str, str]:
     return dict(re.findall(r"^([a-z-]+):.*\n\t(.*)$", text, re.MULTILINE))
 
 
-def _small(line: str, desk: Path) -> str:
+def _small(line: str, workdir: Path) -> str:
     """The same command with two steps and few held-out examples, on a port of its own."""
     for launcher, option in EXTERNAL_LAUNCHERS.items():
         if line.startswith(launcher):
             line = line.replace(launcher, f"{launcher} {option} {launching.port()}", 1)
-            return f"{line} {_few_steps(line, desk)}"
+            return f"{line} {_few_steps(line, workdir)}"
     if line.startswith("dtl train"):
         alone = "" if line == QUICKSTART else "layout.processes_per_node=1 layout.zero_stage=0"
-        return f"{line} {_few_steps(line, desk)} {alone}"
+        return f"{line} {_few_steps(line, workdir)} {alone}"
     if line.startswith("dtl compare configs/"):
         rates = "compare.learning_rates={scratch: 0.01, frozen: 0.01, full: 0.001, lp-ft: 0.001}"
-        return f"{line} {_few_steps(line, desk)} '{rates}' --train-sizes 1 --seeds 1"
+        return f"{line} {_few_steps(line, workdir)} '{rates}' --train-sizes 1 --seeds 1"
     if line.startswith("dtl evaluate configs/"):
-        return f"{line} {_few_steps(line, desk)}"
+        return f"{line} {_few_steps(line, workdir)}"
     return line
 
 
-def _few_steps(line: str, desk: Path) -> str:
+def _few_steps(line: str, workdir: Path) -> str:
     """Overrides for the config that a command names."""
     name = next(word for word in line.split() if word.endswith(".yaml") and "launch/" not in word)
-    data = yaml.safe_load((desk / name).read_text(encoding="utf-8"))["data"]
+    data = yaml.safe_load((workdir / name).read_text(encoding="utf-8"))["data"]
     few = "train.epochs=null train.steps=2 train.global_batch=4"
     return f"{few} data.eval.limit=8" if "eval" in data else few
 
 
-def _run(command: str, desk: Path) -> None:
+def _run(command: str, workdir: Path) -> None:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     ended = subprocess.run(
         ["bash", "-c", command],
-        cwd=desk,
+        cwd=workdir,
         env=launching.environment(PATH=path),
         capture_output=True,
         text=True,

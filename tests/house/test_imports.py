@@ -36,7 +36,7 @@ def test_imports_only_point_down():
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
-def test_desk_commands_import_nothing_heavy(command):
+def test_light_commands_import_nothing_heavy(command):
     code = (
         "import sys; from dtl.cli.app import main; code = main(sys.argv[1:]); "
         f"print(code, *[name for name in {HEAVY} if name in sys.modules], file=sys.stderr)"
@@ -49,7 +49,7 @@ def test_desk_commands_import_nothing_heavy(command):
 
 @pytest.mark.serial
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
-def test_desk_commands_answer_quickly(command):
+def test_light_commands_answer_quickly(command):
     """The best of five counts: a busy machine slows some of them, never speeds one up."""
     limit = TIMES * min(_seconds("-c", BARE) for _ in range(5))
     taken = []

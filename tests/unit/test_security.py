@@ -100,9 +100,9 @@ def canaries(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, decoder: Path, canaries: Path) -> Path:
+def workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, decoder: Path, canaries: Path) -> Path:
     """A folder with a model of one's own, data and a config."""
-    folder = tmp_path / "desk"
+    folder = tmp_path / "workdir"
     folder.mkdir()
     monkeypatch.chdir(folder)
     monkeypatch.setenv("DTL_CACHE", str(tmp_path / "cache"))
@@ -144,13 +144,13 @@ def test_the_payloads_work(plant, tmp_path, canaries):
     assert (canaries / "payload").exists()
 
 
-def test_payloads_in_model_data_cache_and_checkpoints_are_not_run(desk, canaries):
+def test_payloads_in_model_data_cache_and_checkpoints_are_not_run(workdir, canaries):
     """A run, and its continuation, with a payload in each place where some loader looks."""
     for name, plant in BESIDE_A_MODEL.items():
-        plant(desk / "base" / name, canaries)
-    (desk / "base" / "latest").write_text("global_step1")
+        plant(workdir / "base" / name, canaries)
+    (workdir / "base" / "latest").write_text("global_step1")
     change(
-        desk / "base" / "config.json",
+        workdir / "base" / "config.json",
         auto_map={
             "AutoConfig": "configuration_x.X",
             "AutoModel": "modeling_x.X",
@@ -158,16 +158,16 @@ def test_payloads_in_model_data_cache_and_checkpoints_are_not_run(desk, canaries
         },
     )
     change(
-        desk / "base" / "tokenizer_config.json",
+        workdir / "base" / "tokenizer_config.json",
         auto_map={"AutoTokenizer": ["tokenization_x.X", "tokenization_x.X"]},
     )
     for name, plant in BESIDE_DATA.items():
-        plant(desk / "data" / name, canaries)
+        plant(workdir / "data" / name, canaries)
     ended = dtl("train", "run.yaml")
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert list(canaries.iterdir()) == []
 
-    run = desk / "runs" / "run"
+    run = workdir / "runs" / "run"
     shutil.rmtree(run / "export")
     (run / "result.json").unlink()
     first, second = sorted((run / "checkpoints").iterdir())
@@ -182,7 +182,7 @@ def test_payloads_in_model_data_cache_and_checkpoints_are_not_run(desk, canaries
         saved_by_torch(folder / "input_ids.pt", canaries)
     ended = dtl("resume", "runs/run")
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    assert f"resuming from {first.relative_to(desk)}" in ended.stdout.replace(f"{desk}/", "")
+    assert f"resuming from {first.relative_to(workdir)}" in ended.stdout.replace(f"{workdir}/", "")
     assert list(canaries.iterdir()) == []
 
 
@@ -196,14 +196,14 @@ class Refused:
     overrides: tuple[str, ...] = ()
 
 
-def weights_only_in_a_pickle(desk: Path, canaries: Path) -> None:
-    (desk / "base" / "model.safetensors").unlink()
-    saved_by_torch(desk / "base" / "pytorch_model.bin", canaries)
+def weights_only_in_a_pickle(workdir: Path, canaries: Path) -> None:
+    (workdir / "base" / "model.safetensors").unlink()
+    saved_by_torch(workdir / "base" / "pytorch_model.bin", canaries)
 
 
 def index_naming(shard: str) -> Callable[[Path, Path], None]:
-    def plant(desk: Path, canaries: Path) -> None:
-        base = desk / "base"
+    def plant(workdir: Path, canaries: Path) -> None:
+        base = workdir / "base"
         (base / "model.safetensors").rename(base / WEIGHTS)
         saved_by_torch(base / shard, canaries)
         names = {"model.embed_tokens.weight": shard, "lm_head.weight": WEIGHTS}
@@ -212,63 +212,65 @@ def index_naming(shard: str) -> Callable[[Path, Path], None]:
     return plant
 
 
-def adapter_beside_a_model(desk: Path, canaries: Path) -> None:
-    saved_by_torch(desk / "base" / "adapter_model.bin", canaries)
+def adapter_beside_a_model(workdir: Path, canaries: Path) -> None:
+    saved_by_torch(workdir / "base" / "adapter_model.bin", canaries)
     change(
-        desk / "base" / "adapter_config.json", peft_type="LORA", base_model_name_or_path="../other"
+        workdir / "base" / "adapter_config.json",
+        peft_type="LORA",
+        base_model_name_or_path="../other",
     )
 
 
-def adapter_named_as_weights(desk: Path, canaries: Path) -> None:
-    saved_by_torch(desk / "base" / "adapter_model.bin", canaries)
-    change(desk / "base" / "config.json", transformers_weights="adapter_model.bin")
+def adapter_named_as_weights(workdir: Path, canaries: Path) -> None:
+    saved_by_torch(workdir / "base" / "adapter_model.bin", canaries)
+    change(workdir / "base" / "config.json", transformers_weights="adapter_model.bin")
 
 
-def architecture_of_its_own(desk: Path, canaries: Path) -> None:
+def architecture_of_its_own(workdir: Path, canaries: Path) -> None:
     for name in ("configuration_x.py", "modeling_x.py"):
-        script(desk / "base" / name, canaries)
+        script(workdir / "base" / name, canaries)
     names = {"AutoConfig": "configuration_x.X", "AutoModelForCausalLM": "modeling_x.X"}
-    change(desk / "base" / "config.json", model_type="x", auto_map=names)
+    change(workdir / "base" / "config.json", model_type="x", auto_map=names)
 
 
 def code_from_elsewhere(file: str, key: str) -> Callable[[Path, Path], None]:
-    def plant(desk: Path, canaries: Path) -> None:
-        change(desk / "base" / file, auto_map={key: "someone/else--modeling_x.X"})
+    def plant(workdir: Path, canaries: Path) -> None:
+        change(workdir / "base" / file, auto_map={key: "someone/else--modeling_x.X"})
 
     return plant
 
 
-def kernel_of_the_hub(desk: Path, canaries: Path) -> None:
-    change(desk / "base" / "config.json", _attn_implementation="someone/kernel")
+def kernel_of_the_hub(workdir: Path, canaries: Path) -> None:
+    change(workdir / "base" / "config.json", _attn_implementation="someone/kernel")
 
 
 def data_file(name: str, plant: Callable[[Path, Path], None]) -> Refused:
     return Refused(
         f"data in {name}",
-        lambda desk, canaries: plant(desk / name, canaries),
+        lambda workdir, canaries: plant(workdir / name, canaries),
         f"{name}: '{Path(name).suffix}' files are not supported",
         (f"data.train={name}",),
     )
 
 
-def only_a_script(desk: Path, canaries: Path) -> None:
-    script(desk / "scripted" / "scripted.py", canaries)
+def only_a_script(workdir: Path, canaries: Path) -> None:
+    script(workdir / "scripted" / "scripted.py", canaries)
 
 
-def pickles_in_the_current_folder(desk: Path, canaries: Path) -> None:
-    pickled(desk / "train.pkl", canaries)
+def pickles_in_the_current_folder(workdir: Path, canaries: Path) -> None:
+    pickled(workdir / "train.pkl", canaries)
 
 
-def tag_in_the_config(desk: Path, canaries: Path) -> None:
+def tag_in_the_config(workdir: Path, canaries: Path) -> None:
     call = f'!!python/object/apply:os.mkdir ["{canaries / "tag"}"]'
-    (desk / "run.yaml").write_text(CONFIG + f"run: {{name: {call}}}\n")
+    (workdir / "run.yaml").write_text(CONFIG + f"run: {{name: {call}}}\n")
 
 
-def escape_in_the_chat_template(desk: Path, canaries: Path) -> None:
+def escape_in_the_chat_template(workdir: Path, canaries: Path) -> None:
     call = f"cycler.__init__.__globals__.os.mkdir('{canaries / 'template'}')"
-    (desk / "base" / "chat_template.jinja").write_text("{{ " + call + " }}")
-    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-    tiny.write_rows(desk / "chat.jsonl", [{"messages": turns}])
+    (workdir / "base" / "chat_template.jinja").write_text("{{ " + call + " }}")
+    rounds = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    tiny.write_rows(workdir / "chat.jsonl", [{"messages": rounds}])
 
 
 REFUSED = [
@@ -326,7 +328,7 @@ REFUSED = [
     Refused("tag in the config", tag_in_the_config, "YAML tags such as !!python/object/apply"),
     Refused(
         "tag in an override",
-        lambda desk, canaries: None,
+        lambda workdir, canaries: None,
         "YAML tags such as !!python/object/apply",
         ('optim.betas=[!!python/object/apply:os.mkdir ["tagged"], 0.9]',),
     ),
@@ -340,13 +342,13 @@ REFUSED = [
 
 
 @pytest.mark.parametrize("refused", REFUSED, ids=lambda refused: refused.name)
-def test_files_that_would_run_code_are_one_fault(refused, desk, canaries, capfd):
-    refused.plant(desk, canaries)
+def test_files_that_would_run_code_are_one_fault(refused, workdir, canaries, capfd):
+    refused.plant(workdir, canaries)
     assert cli.main(["train", "run.yaml", *refused.overrides]) == 2
     (message,) = capfd.readouterr().err.splitlines()
     assert refused.message in message
     assert list(canaries.iterdir()) == []
-    assert not (desk / "runs").exists() and not (desk / "tagged").exists()
+    assert not (workdir / "runs").exists() and not (workdir / "tagged").exists()
 
 
 @pytest.mark.parametrize(
@@ -357,27 +359,27 @@ def test_files_that_would_run_code_are_one_fault(refused, desk, canaries, capfd)
     ],
     ids=["index", "adapter"],
 )
-def test_the_same_holds_for_a_hub_model(plant, message, desk, canaries, tmp_path):
+def test_the_same_holds_for_a_hub_model(plant, message, workdir, canaries, tmp_path):
     """As the hub's cache has it: a commit, and what its main branch points to."""
-    plant(desk, canaries)
+    plant(workdir, canaries)
     home = tmp_path / "hub" / "models--someone--model"
     (home / "refs").mkdir(parents=True)
     (home / "refs" / "main").write_text("0a" * 20)
-    shutil.copytree(desk / "base", home / "snapshots" / ("0a" * 20))
+    shutil.copytree(workdir / "base", home / "snapshots" / ("0a" * 20))
     ended = dtl("plan", "run.yaml", "model.path=someone/model", HF_HUB_CACHE=str(tmp_path / "hub"))
     assert ended.returncode == 2
     assert message in ended.stderr.splitlines()[-1]
     assert list(canaries.iterdir()) == []
 
 
-def test_an_override_that_looks_like_a_tag_is_text(desk):
+def test_an_override_that_looks_like_a_tag_is_text(workdir):
     from dtl.config.load import load_config
 
     config = load_config("run.yaml", ["model.path=!!python/name:os.system"])
     assert config.model.path == "!!python/name:os.system"
 
 
-def test_cached_arrays_are_loaded_without_pickle(desk, canaries):
+def test_cached_arrays_are_loaded_without_pickle(workdir, canaries):
     """Python objects in a memory map would be addresses that anyone could write."""
     from dtl.core.errors import RunFailed
     from dtl.data.cache.encoded import EncodedData
@@ -427,7 +429,7 @@ def test_a_link_in_a_checkpoint_is_an_error(tmp_path, linked):
 # --- secrets
 
 
-def test_secrets_of_the_environment_are_printed_nowhere(desk):
+def test_secrets_of_the_environment_are_printed_nowhere(workdir):
     """Of a run of two processes: its folder, its output, and all command lines."""
     names = ("HF_TOKEN", "WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY", "MY_PASSWORD")
     environment = launching.environment(**dict.fromkeys(names, MARKER))
@@ -440,16 +442,19 @@ def test_secrets_of_the_environment_are_printed_nowhere(desk):
         "layout.processes_per_node=2",
         "layout.zero_stage=1",
     ]
-    with (desk / "told.txt").open("w") as output:
+    with (workdir / "told.txt").open("w") as output:
         process = subprocess.Popen(argv, env=environment, stdout=output, stderr=output)
     seen: set[str] = set()
     while process.poll() is None:
         seen |= command_lines(process.pid)
         time.sleep(0.25)
-    assert process.returncode == 0, (desk / "told.txt").read_text()
+    assert process.returncode == 0, (workdir / "told.txt").read_text()
     assert sum("dtl.launch.worker" in line for line in seen) >= 2, "the processes were looked at"
-    written = {path: path.read_bytes() for path in desk.rglob("*") if path.is_file()}
-    assert {desk / "told.txt", desk / "runs" / "run" / "logs" / "rank-1.log"} <= written.keys()
+    written = {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
+    assert {
+        workdir / "told.txt",
+        workdir / "runs" / "run" / "logs" / "rank-1.log",
+    } <= written.keys()
     assert not [path for path, content in written.items() if MARKER.encode() in content]
     assert not [line for line in seen if MARKER in line]
 
@@ -467,13 +472,13 @@ def command_lines(parent: int) -> set[str]:
 
 
 @pytest.mark.parametrize("key", ["data.train", "data.eval.path", "model.path"])
-def test_a_password_in_a_url_is_not_printed(desk, capfd, key):
+def test_a_password_in_a_url_is_not_printed(workdir, capfd, key):
     address = f"https://user:{MARKER}@example.com/rows.jsonl?token={MARKER}"
     assert cli.main(["train", "run.yaml", f"{key}={address}"]) == 2
     message = capfd.readouterr()
     assert "dtl reads no https:// addresses" in message.err
     assert MARKER not in message.err + message.out
-    assert not (desk / "runs").exists()
+    assert not (workdir / "runs").exists()
 
 
 def test_only_the_secrets_of_a_url_are_hidden():

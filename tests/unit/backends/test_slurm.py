@@ -107,7 +107,7 @@ def test_script_of_every_kind_of_site_is_valid_shell(launcher, kind):
     subprocess.run(["bash", "-n"], input=made, text=True, check=True)
 
 
-def test_special_characters_reach_the_run_unchanged(tmp_path, fake):
+def test_special_characters_arrive_in_the_run_unchanged(tmp_path, fake):
     """A run and values with all that shells take apart, through the script itself."""
     run = tmp_path / 'it\'s a "run" `x` $(touch hurt) $HOME'
     run.mkdir()

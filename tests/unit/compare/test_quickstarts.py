@@ -24,7 +24,7 @@ def compare(folder, *arguments):
 
 
 @pytest.mark.slow
-def test_letters_help_with_digits_and_lp_ft_forgets_less_than_full(tmp_path):
+def test_characters_help_with_digits_and_lp_ft_forgets_less_than_full(tmp_path):
     """`make demo`."""
     comparison = compare(tmp_path / "demo")
     for labels in (5, 10):

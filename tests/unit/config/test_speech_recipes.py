@@ -12,20 +12,20 @@ from dtl.prepare import prepared_run
 from tests import tiny, tiny_sound, tiny_speech
 
 RECIPES = {recipe.name: recipe.path for recipe in list_recipes()}
-LETTERS = {name: n for n, name in enumerate(["<pad>", "<unk>", "|", *"aeimnost"])}
+CHARACTERS = {name: n for n, name in enumerate(["<pad>", "<unk>", "|", *"aeimnost"])}
 
 
-def heard_only(folder: Path) -> Path:
+def audio_only(folder: Path) -> Path:
     return tiny_sound.wav2vec2(folder)
 
 
 def of_languages(folder: Path) -> Path:
-    return tiny_speech.writing(folder, {"eng": LETTERS, "pol": LETTERS}, language="eng")
+    return tiny_speech.writing(folder, {"eng": CHARACTERS, "pol": CHARACTERS}, language="eng")
 
 
 @pytest.mark.parametrize(
     ("name", "base", "learns"),
-    [("speech/xls-r", heard_only, "all"), ("speech/mms", of_languages, "adapters")],
+    [("speech/xls-r", audio_only, "all"), ("speech/mms", of_languages, "adapters")],
 )
 def test_a_ctc_recipe_plans(
     name: str, base: object, learns: str, tmp_path: Path, cache: Path

@@ -12,7 +12,7 @@ SIZES = (1, 2, 7, 16, 31, 64, 101)
 class Philox:
     """Philox4x64-10 as published (Salmon et al. 2011, Random123), in plain Python."""
 
-    WHOLE = 2**64
+    FULL = 2**64
 
     def __init__(self, key, counter=0):
         self.key, self.counter, self.halves = key, counter, []
@@ -21,11 +21,11 @@ class Philox:
         mixed = [self.counter, 0, 0, 0]
         key = list(self.key)
         for _ in range(10):
-            high_0, low_0 = divmod(0xD2E7470EE14C6C93 * mixed[0], self.WHOLE)
-            high_1, low_1 = divmod(0xCA5A826395121157 * mixed[2], self.WHOLE)
+            high_0, low_0 = divmod(0xD2E7470EE14C6C93 * mixed[0], self.FULL)
+            high_1, low_1 = divmod(0xCA5A826395121157 * mixed[2], self.FULL)
             mixed = [high_1 ^ mixed[1] ^ key[0], low_1, high_0 ^ mixed[3] ^ key[1], low_0]
-            key[0] = (key[0] + 0x9E3779B97F4A7C15) % self.WHOLE
-            key[1] = (key[1] + 0xBB67AE8584CAA73B) % self.WHOLE
+            key[0] = (key[0] + 0x9E3779B97F4A7C15) % self.FULL
+            key[1] = (key[1] + 0xBB67AE8584CAA73B) % self.FULL
         return mixed
 
     def next_32_bits(self):
@@ -119,5 +119,5 @@ def test_order_depends_on_seed_and_epoch_only():
 
 @pytest.mark.parametrize("global_batch", [1, 8, 50])
 def test_batch_size_does_not_change_the_order(global_batch):
-    whole = flatten(form_batches(50, seed=1, epoch=0, global_batch=50))
-    assert flatten(form_batches(50, seed=1, epoch=0, global_batch=global_batch)) == whole
+    full = flatten(form_batches(50, seed=1, epoch=0, global_batch=50))
+    assert flatten(form_batches(50, seed=1, epoch=0, global_batch=global_batch)) == full

@@ -87,11 +87,11 @@ def test_bootstrap_in_chunks_gives_the_same_interval(monkeypatch):
         for place in range(300)
     ]
     counts = task.metric_counts(records, {})
-    whole = bootstrap_interval(task, counts)
+    full = bootstrap_interval(task, counts)
     monkeypatch.setattr(sys.modules["dtl.core.statistics"], "WEIGHTS_AT_ONCE", 2000)
-    assert bootstrap_interval(task, counts) == whole
+    assert bootstrap_interval(task, counts) == full
     spread = np.sqrt(2 / 3 * 1 / 3 / 300)
-    assert whole == pytest.approx((2 / 3 - 1.96 * spread, 2 / 3 + 1.96 * spread), abs=0.01)
+    assert full == pytest.approx((2 / 3 - 1.96 * spread, 2 / 3 + 1.96 * spread), abs=0.01)
 
 
 def config_of(folder, base, **held_out):

@@ -592,18 +592,18 @@ def test_paged_optimizer_needs_a_gpu(decoder):
 
 
 @pytest.mark.parametrize(
-    ("sections", "kept"),
+    ("sections", "kind"),
     [
         ({"optim": {"name": "lion"}}, "lion"),
         ({"strategy": "full", "optim": {"l2_sp": 0.1}}, "optim.l2_sp"),
         ({"train": {"ema_decay": 0.9, "export": "ema"}}, "train.ema_decay"),
     ],
 )
-def test_state_that_stays_on_the_device_is_not_offloaded(decoder, sections, kept):
-    with pytest.raises(ValidationError, match=rf"{kept} does not work in main memory"):
+def test_state_that_stays_on_the_device_is_not_offloaded(decoder, sections, kind):
+    with pytest.raises(ValidationError, match=rf"{kind} does not work in main memory"):
         configure(decoder, **sections, layout={"offload": "optimizer"})
     external = ExternalLaunch("accelerate launch", 2, 2, zero_stage=2, offload="optimizer")
-    with pytest.raises(DtlError, match=rf"{kept} does not work in main memory"):
+    with pytest.raises(DtlError, match=rf"{kind} does not work in main memory"):
         plan(configure(decoder, **sections), external=external)
     small = Hardware("cuda", 1, 10_000, "tiny GPU", supports_bf16=True, has_compiler=True)
     with pytest.raises(DtlError, match="at ZeRO 0, of"):
@@ -695,7 +695,7 @@ def test_planned_stage_respects_the_limit_of_a_strategy(decoder):
         plan(configure(decoder, model={"dtype": "fp32"}, layout=layout, strategy=PISSA), small)
 
 
-def test_strategy_without_checkpointing_is_a_fault_or_turns_it_off(decoder):
+def test_strategy_without_checkpointing_is_a_fault_or_disables_it(decoder):
     strategy = {"name": "prefix_tuning", "num_virtual_tokens": 4}
     config = configure(decoder, strategy=strategy, layout={"activation_checkpointing": True})
     with pytest.raises(DtlError, match=r"^layout.activation_checkpointing: .*prefix_tuning"):

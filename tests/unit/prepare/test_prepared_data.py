@@ -116,10 +116,10 @@ def test_an_invalid_mixed_row_names_its_source(tmp_path, decoder, cache):
     config = load_config(tmp_path / "mixed.yaml", skips)
     examples = prepare_data(config, assemble(config))
     assert read(examples, examples.train) == ["a0", "a1", "a2", "b0"]
-    told = [
+    reported = [
         (row["source"], row["location"].rpartition("/")[2]) for row in examples.iter_skipped_rows()
     ]
-    assert told == [("data.mix[0]", "b.jsonl:2"), ("data.train", "b.jsonl:3")]
+    assert reported == [("data.mix[0]", "b.jsonl:2"), ("data.train", "b.jsonl:3")]
 
 
 def test_a_held_out_source_has_no_weight(tmp_path, decoder):

@@ -136,13 +136,13 @@ def test_the_limit_counts_valid_rows():
 # --- a fault of a file
 
 
-def cut(path, *, keep):
+def truncated(path, *, keep):
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * keep)])
 
 
 def cut_parquet(path):
     parquet.write_table(pa.table({"text": [str(n) for n in range(5000)]}), path)
-    cut(path, keep=0.9)
+    truncated(path, keep=0.9)
 
 
 def corrupted_parquet(path):
@@ -156,14 +156,14 @@ def cut_arrow_stream(path):
     table = pa.table({"text": [str(n) for n in range(5000)]})
     with pa.ipc.new_stream(str(path), table.schema) as file:
         file.write_table(table, max_chunksize=500)
-    cut(path, keep=0.5)
+    truncated(path, keep=0.5)
 
 
 def cut_arrow_file(path):
     table = pa.table({"text": [str(n) for n in range(5000)]})
     with pa.ipc.new_file(str(path), table.schema) as file:
         file.write_table(table)
-    cut(path, keep=0.9)
+    truncated(path, keep=0.9)
 
 
 FILE_FAULTS = [

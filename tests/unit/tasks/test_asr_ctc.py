@@ -70,9 +70,9 @@ def bench(folder: Path, fields: list[dict[str, Any]], **options: Any) -> Bench:
 
 def text_of(tokenizer: Any, model: Any, extractor: Any, sound: np.ndarray) -> str:
     """What plain transformers writes."""
-    heard = extractor(sound, sampling_rate=tiny_sound.RATE, return_tensors="pt")
+    audio = extractor(sound, sampling_rate=tiny_sound.RATE, return_tensors="pt")
     with torch.no_grad():
-        path = model(**heard).logits.argmax(-1)
+        path = model(**audio).logits.argmax(-1)
     return str(tokenizer.batch_decode(path)[0])
 
 
@@ -115,14 +115,14 @@ def test_frames_are_counted_as_the_models_count_them(seconds, wav2vec2, wav2vec2
         inputs = made.processor.feature_extractor(
             sound[:, 0], sampling_rate=tiny_sound.RATE, return_tensors="pt"
         )
-        told = inputs["attention_mask"].sum(-1) if "attention_mask" in inputs else None
-        if told is None:
-            told = torch.tensor([len(sound)])
-        expected = int(made.model._get_feat_extract_output_lengths(told))
+        reported = inputs["attention_mask"].sum(-1) if "attention_mask" in inputs else None
+        if reported is None:
+            reported = torch.tensor([len(sound)])
+        expected = int(made.model._get_feat_extract_output_lengths(reported))
         assert made.encoded[0].values["frames"] == expected
 
 
-def test_scores_are_those_of_jiwer_and_reach_the_raw_text(wav2vec2):
+def test_scores_are_those_of_jiwer_and_arrive_in_the_raw_text(wav2vec2):
     pairs = [("Tea, at sea", "tea at sea"), ("moon", "mon moon"), ("a mat in", "a in")]
     records = [
         {"loss": 1.0, "targets": 2, "reference": said, "hypothesis": written}
@@ -139,7 +139,7 @@ def test_scores_are_those_of_jiwer_and_reach_the_raw_text(wav2vec2):
     assert scores["loss"] == 0.5
 
 
-def test_letters_come_from_the_training_rows(wav2vec2):
+def test_characters_come_from_the_training_rows(wav2vec2):
     made = bench(wav2vec2, [tiny_speech.row("Tea, at  sea!"), tiny_speech.row("no")])
     vocabulary = made.processor.tokenizer.get_vocab()
     assert vocabulary == {
@@ -155,7 +155,7 @@ def test_letters_come_from_the_training_rows(wav2vec2):
     assert bytes(found.values["reference"]).decode() == "zea"
 
 
-def test_a_model_that_writes_keeps_its_letters_and_their_case(capitals):
+def test_a_model_that_writes_keeps_its_characters_and_their_case(capitals):
     made = bench(capitals, [tiny_speech.row("tea at sea.")])
     assert made.processor.tokenizer.decode(made.encoded[0].values["labels"]) == "TEA AT SEA"
     assert not made.dataset_stats["new_head"] and made.dataset_stats["loading"] == {}
@@ -169,13 +169,13 @@ def test_a_model_that_writes_keeps_its_letters_and_their_case(capitals):
     assert torch.equal(made.model.lm_head.weight, theirs.lm_head.weight)
 
 
-def test_a_head_of_equal_size_is_not_taken_for_that_of_new_letters(capitals):
+def test_a_head_of_equal_size_is_not_taken_for_that_of_new_characters(capitals):
     made = bench(capitals, [tiny_speech.row("aeimnost aeimnost")], vocabulary="data")
     assert len(made.processor.tokenizer) == len(CAPITALS)
     assert made.model.config.vocab_size == len(CAPITALS) + 1
 
 
-def test_letters_that_the_model_lacks_are_told(capitals):
+def test_characters_that_the_model_lacks_are_reported(capitals):
     with pytest.raises(
         DtlError, match=r"task.vocabulary: .* lacks 75% .* \(r x\)\. Fix: set it to data"
     ):
@@ -207,14 +207,14 @@ def test_a_new_language_stands_beside_those_of_mms(mms, tmp_path):
     assert made.model.config.vocab_size == len(reopened.vocab["new"])
 
 
-def test_a_model_of_many_languages_must_be_told_one(mms):
+def test_a_model_of_many_languages_must_be_given_one(mms):
     with pytest.raises(DtlError, match=r"task\.language: the model has 2 languages"):
         bench(mms, [tiny_speech.row("no")])
     with pytest.raises(DtlError, match=r"no language 'swa'\. Fix: did you mean 'swh'\?"):
         bench(mms, [tiny_speech.row("no")], language="swa", vocabulary="model")
 
 
-def test_what_cannot_be_learnt_is_left_out_with_its_reason(wav2vec2):
+def test_what_cannot_be_trained_on_is_left_out_with_its_reason(wav2vec2):
     five_frames = tiny_speech.row("moon", seconds=0.02)["audio"]
     rows = [
         {"audio": five_frames, "text": "moons"},  # a blank parts two equal letters: six frames
@@ -223,14 +223,14 @@ def test_what_cannot_be_learnt_is_left_out_with_its_reason(wav2vec2):
         {**tiny_speech.row("sea" * 5), "text": "a"},
         {"audio": five_frames, "text": "mosna"},
     ]
-    *left_out, kept = bench(wav2vec2, rows, max_seconds=2.0).encoded
+    *left_out, retained = bench(wav2vec2, rows, max_seconds=2.0).encoded
     assert left_out == [
         Skip("more characters than frames"),
         Skip("no characters in the text"),
         Skip("shorter than 0.1 s"),
         Skip("longer than 2 s"),
     ]
-    assert (kept.length, kept.targets) == (5, 5)
+    assert (retained.length, retained.targets) == (5, 5)
 
 
 def test_a_model_that_knows_no_mask_gets_none(group, wav2vec2):
@@ -241,7 +241,7 @@ def test_a_model_that_knows_no_mask_gets_none(group, wav2vec2):
     assert not batch["input_values"][0, ends[0] :].any()
 
 
-def test_stereo_of_another_rate_is_heard_as_the_model_hears(wav2vec2):
+def test_stereo_of_another_rate_is_resampled_as_the_model_expects(wav2vec2):
     text = "tea at sea"
     sound = np.repeat(tiny_speech.spoken(text, rate=44_100), 2, axis=1)
     plain = bench(wav2vec2, [tiny_speech.row(text)]).encoded[0]
@@ -294,13 +294,13 @@ def test_all_that_learns_has_a_gradient(family, request):
     assert [name for name, p in learning.items() if p.grad is None] == []
     assert not any("feature_extractor" in name or "masked" in name for name in learning)
     if family == "wav2vec2":
-        whole = make_task("asr_ctc", train_feature_encoder=True)
-        fixed = {id(p) for p in whole.always_frozen(copy.deepcopy(made.model), random_init=False)}
+        full = make_task("asr_ctc", train_feature_encoder=True)
+        fixed = {id(p) for p in full.always_frozen(copy.deepcopy(made.model), random_init=False)}
         assert len(fixed) == 1
 
 
 @pytest.mark.parametrize("family", ["wav2vec2", "wav2vec2_bert"])
-def test_eight_clips_are_learnt_and_what_is_saved_writes_them_in_transformers(
+def test_eight_clips_are_trained_on_and_what_is_saved_writes_them_in_transformers(
     family, request, tmp_path
 ):
     from transformers import AutoModelForCTC, AutoProcessor, AutoTokenizer

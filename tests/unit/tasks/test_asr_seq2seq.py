@@ -166,7 +166,7 @@ def test_features_are_those_of_the_models_extractor(whisper: Path) -> None:
         (clip(1.0, " "), "empty text"),
     ],
 )
-def test_what_cannot_be_learnt_is_left_out_with_its_reason(
+def test_what_cannot_be_trained_on_is_left_out_with_its_reason(
     row: dict[str, Any], reason: str, whisper: Path
 ) -> None:
     made = bench(whisper, language="de")
@@ -191,7 +191,7 @@ def test_more_than_the_model_hears_at_once_is_refused(whisper: Path) -> None:
     ]
 
 
-def test_an_extractor_of_another_length_is_told(whisper: Path) -> None:
+def test_an_extractor_of_another_length_is_reported(whisper: Path) -> None:
     made = bench(whisper, language="de")
     made.processor.feature_extractor.nb_max_frames = 3000
     with pytest.raises(DtlError, match="makes 3000 frames, and the model reads 200"):
@@ -222,14 +222,14 @@ def test_a_language_may_be_named_in_any_of_whispers_ways(name: str, whisper: Pat
         ("speech_to_text", {"spec_augment": True}, "task.spec_augment: .* no settings"),
     ],
 )
-def test_a_language_or_action_that_is_not_there_is_told(
-    family: str, options: dict[str, Any], told: str, request: pytest.FixtureRequest
+def test_a_language_or_action_that_is_not_there_is_reported(
+    family: str, options: dict[str, Any], reported: str, request: pytest.FixtureRequest
 ) -> None:
-    with pytest.raises(DtlError, match=told):
+    with pytest.raises(DtlError, match=reported):
         bench(request.getfixturevalue(family), **options)
 
 
-def test_a_language_without_its_own_token_is_told() -> None:
+def test_a_language_without_its_own_token_is_reported() -> None:
     """Cantonese is the 100th language; in a vocabulary of 99, another token stands there."""
     tokenizer = tiny_whisper.tokenizer()
     numbers = tokenizer.get_vocab()
@@ -260,7 +260,7 @@ def test_english_by_name_needs_no_tokens(english_whisper: Path) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_eight_clips_are_learnt_by_heart(family: str, request: pytest.FixtureRequest) -> None:
+def test_eight_clips_are_overfitted(family: str, request: pytest.FixtureRequest) -> None:
     made, encoded = taught(request.getfixturevalue(family), FAMILIES[family].get("language"))
     records = made.eval_records(encoded)
     assert [record["reference"] for record in records] == tiny_whisper.texts(8)
@@ -286,8 +286,8 @@ def test_an_exported_model_generates_the_same_by_itself(
     extractor = AutoFeatureExtractor.from_pretrained(tmp_path)
     theirs = []
     for row in tiny_whisper.spoken(8):
-        heard = extractor(row["audio"]["array"], sampling_rate=16_000, return_tensors="pt")
-        tokens = model.generate(**heard, max_new_tokens=56)
+        audio = extractor(row["audio"]["array"], sampling_rate=16_000, return_tensors="pt")
+        tokens = model.generate(**audio, max_new_tokens=56)
         theirs.append(tokenizer.batch_decode(tokens, skip_special_tokens=True)[0].strip())
     assert theirs == [record["hypothesis"] for record in made.eval_records(encoded)]
     assert tokenizer("a")["input_ids"] == made.processor.tokenizer("a")["input_ids"]

@@ -108,9 +108,9 @@ def test_training_reads_random_parts_of_a_long_recording_and_scoring_its_beginni
     processor.do_normalize = False
 
     def start(draw: Any) -> float:
-        heard = plugin.transform(example.values, processor=processor, rng=draw)["audio_features"]
-        assert len(heard) == 4000
-        return round(float(heard[0]) * 40_000)
+        audio = plugin.transform(example.values, processor=processor, rng=draw)["audio_features"]
+        assert len(audio) == 4000
+        return round(float(audio[0]) * 40_000)
 
     assert start(None) == 0
     starts = {start(np.random.default_rng(seed)) for seed in range(20)}
@@ -178,8 +178,8 @@ def test_run_trains_and_its_adapter_is_opened_by_peft(wav2vec2, tmp_path, cache)
     guesses = []
     for path in sorted((tmp_path / "heldout").rglob("*.wav")):
         sound = to_float32(load_audio(Row(0, "", {"audio": str(path)}), sampling_rate=16_000))
-        heard = extractor(sound, sampling_rate=16_000, return_tensors="pt")
+        audio = extractor(sound, sampling_rate=16_000, return_tensors="pt")
         with torch.no_grad():
-            guesses.append(LABELS[int(model(**heard).logits.argmax())] == path.parent.name)
+            guesses.append(LABELS[int(model(**audio).logits.argmax())] == path.parent.name)
     assert sum(guesses) / len(guesses) == scores["accuracy"]
     assert lora.Plugin.export_kind == "adapter"

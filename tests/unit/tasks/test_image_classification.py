@@ -240,9 +240,9 @@ def test_augmentation_can_be_turned_off(vit, cache):
 
 
 def test_crops_have_the_requested_area_and_half_are_mirrored(vit):
-    plugin, whole = task(min_crop_scale=0.5), np.arange(40 * 60 * 3).reshape(40, 60, 3)
+    plugin, full = task(min_crop_scale=0.5), np.arange(40 * 60 * 3).reshape(40, 60, 3)
     draws = [np.random.default_rng(seed) for seed in range(400)]
-    parts = [plugin._augment(whole, rng=draw) for draw in draws]
+    parts = [plugin._augment(full, rng=draw) for draw in draws]
     shares = [part.shape[0] * part.shape[1] / (40 * 60) for part in parts]
     assert 0.45 < min(shares) < 0.55 and max(shares) > 0.9
     mirrored = [part[0, 0, 0] > part[0, -1, 0] for part in parts]

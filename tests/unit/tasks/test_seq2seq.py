@@ -181,8 +181,8 @@ def test_eos_is_appended_where_the_tokenizer_adds_none() -> None:
     tokenizer = tiny.tokenizer()
     labels = encode(tokenizer, "the river", "a stone").values["labels"]
     assert labels == [*tokenizer("a stone")["input_ids"], tokenizer.eos_token_id]
-    cut = encode(tokenizer, "the river", "a stone " * 9, max_target_length=5).values["labels"]
-    assert len(cut) == 5 and cut[-1] == tokenizer.eos_token_id
+    truncated = encode(tokenizer, "the river", "a stone " * 9, max_target_length=5).values["labels"]
+    assert len(truncated) == 5 and truncated[-1] == tokenizer.eos_token_id
 
 
 def test_reference_is_the_full_target(bart: Path) -> None:

@@ -126,7 +126,7 @@ def test_additional_file_or_renamed_folder_is_damage(store):
     assert "contains step 4" in damaged[1].reason
 
 
-def test_newest_checkpoints_are_kept_and_contain_what_was_saved(tmp_path):
+def test_newest_checkpoints_are_retained_and_contain_what_was_saved(tmp_path):
     engine, store = SingleRankEngine(), CheckpointStore(tmp_path, "mine")
     for step in range(1, 6):
         store.save(engine, Progress(step=step, updates=step))
@@ -185,7 +185,7 @@ def test_checkpoint_of_another_run_is_damage_and_one_before_a_config_change_is_n
     assert changed.find_newest_intact() == (store.step_path(8), [])
 
 
-def test_best_checkpoint_and_one_before_the_rollback_limit_are_kept(tmp_path):
+def test_best_checkpoint_and_one_before_the_rollback_limit_are_retained(tmp_path):
     store = CheckpointStore(tmp_path, "mine", newest_to_keep=1, rollback_steps=4)
     for step in range(12):
         store.save(

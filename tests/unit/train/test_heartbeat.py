@@ -40,14 +40,14 @@ with Watchdog(Path(sys.argv[1]), rank=rank, world_size=2, print_line=print_line)
 """
 
 
-def start(folder, rank, *, limit, beats, together=2):
-    numbers = [str(number) for number in (rank, limit, beats, together)]
+def start(folder, rank, *, limit, heartbeats, together=2):
+    numbers = [str(number) for number in (rank, limit, heartbeats, together)]
     argv = [sys.executable, "-c", PROCESS, str(folder), *numbers]
     return subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def test_two_hanging_ranks_end_and_one_of_them_prints_which_is_late(tmp_path):
-    ranks = [start(tmp_path, 0, limit=5, beats=4), start(tmp_path, 1, limit=5, beats=2)]
+    ranks = [start(tmp_path, 0, limit=5, heartbeats=4), start(tmp_path, 1, limit=5, heartbeats=2)]
     output = [process.communicate(timeout=60) for process in ranks]
     assert [process.returncode for process in ranks] == [HANG_EXIT_CODE, HANG_EXIT_CODE]
     assert all("waits_for_the_others" in errors for _, errors in output), "the stack of each"
@@ -58,9 +58,9 @@ def test_two_hanging_ranks_end_and_one_of_them_prints_which_is_late(tmp_path):
 
 
 def test_a_stopped_rank_0_is_named_by_the_other(tmp_path):
-    first = start(tmp_path, 0, limit=5, beats=2)
-    second = start(tmp_path, 1, limit=5, beats=2)
-    while [beat.count for beat in read_heartbeats(tmp_path)] != [2, 2]:
+    first = start(tmp_path, 0, limit=5, heartbeats=2)
+    second = start(tmp_path, 1, limit=5, heartbeats=2)
+    while [heartbeat.count for heartbeat in read_heartbeats(tmp_path)] != [2, 2]:
         time.sleep(0.02)
     first.send_signal(signal.SIGSTOP)
     output, _ = second.communicate(timeout=60)
@@ -71,7 +71,7 @@ def test_a_stopped_rank_0_is_named_by_the_other(tmp_path):
 
 
 def test_time_in_which_a_process_was_suspended_does_not_count(tmp_path):
-    process = start(tmp_path, 0, limit=3, beats=1, together=1)
+    process = start(tmp_path, 0, limit=3, heartbeats=1, together=1)
     while not read_heartbeats(tmp_path):
         time.sleep(0.02)
     process.send_signal(signal.SIGSTOP)
@@ -89,8 +89,8 @@ def test_process_that_makes_progress_is_not_ended(tmp_path):
             mine.heartbeat(f"step {number}", timeout=0.6)
             time.sleep(0.15)
         assert mine.activity == "step 7"
-    (beat,) = read_heartbeats(tmp_path)
-    assert (beat.rank, beat.pid) == (0, os.getpid())
+    (heartbeat,) = read_heartbeats(tmp_path)
+    assert (heartbeat.rank, heartbeat.pid) == (0, os.getpid())
 
 
 def test_unreadable_heartbeat_is_skipped(tmp_path):

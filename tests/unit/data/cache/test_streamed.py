@@ -250,10 +250,10 @@ def test_file_digest_is_cached_until_the_file_changes(folder, tmp_path, monkeypa
     with monkeypatch.context() as patch:
         patch.setattr(digests, "_digest_file", None)  # a call would fail
         assert fingerprint() == first
-    kept = path.stat()
+    retained = path.stat()
     time.sleep(0.02)  # the tick of time stamps is a hundredth
     path.write_text('{"text": "b"}\n')
-    os.utime(path, ns=(kept.st_atime_ns, kept.st_mtime_ns))  # another one in its place
+    os.utime(path, ns=(retained.st_atime_ns, retained.st_mtime_ns))  # another one in its place
     assert fingerprint() == fingerprint(streaming=False) != first
     monkeypatch.setattr(digests, "MIN_FILE_AGE_SECONDS", 60.0)
     notes = list((folder / os.environ["DTL_CACHE"] / "digests").iterdir())

@@ -81,10 +81,10 @@ def test_long_audio_is_split_in_pauses_and_complete(seconds):
     rate = 1000
     noise = np.random.default_rng(0).normal(0, 0.2, round(seconds * rate)).astype(np.float32)
     noise[np.arange(len(noise)) % rate >= 700] = 0
-    whole = row({"array": noise, "sampling_rate": rate}, text="a", id=3)
-    pieces = split_audio(whole, sampling_rate=rate, max_seconds=3.0, min_seconds=0.1)
+    full = row({"array": noise, "sampling_rate": rate}, text="a", id=3)
+    pieces = split_audio(full, sampling_rate=rate, max_seconds=3.0, min_seconds=0.1)
     samples_T = [load_audio(piece, sampling_rate=rate) for piece in pieces]
-    assert np.array_equal(np.concatenate(samples_T), load_audio(whole, sampling_rate=rate))
+    assert np.array_equal(np.concatenate(samples_T), load_audio(full, sampling_rate=rate))
     assert all(100 <= len(piece) <= 3000 for piece in samples_T)
     assert (len(samples_T) == 1) == (seconds == 3.0)
     for end in np.cumsum([len(piece) for piece in samples_T])[:-1]:
@@ -97,8 +97,8 @@ def test_offset_and_duration_select_a_segment(tmp_path):
     soundfile.write(tmp_path / "a.wav", samples, RATE)
     part = row("a.wav", folder=tmp_path, offset=0.25, duration="0.5")
     assert np.array_equal(load_audio(part, sampling_rate=RATE), samples[4000:12000])
-    whole = row("a.wav", folder=tmp_path, duration=0.5)  # without an offset, the length of the file
-    assert len(load_audio(whole, sampling_rate=RATE)) == RATE
+    full = row("a.wav", folder=tmp_path, duration=0.5)  # without an offset, the length of the file
+    assert len(load_audio(full, sampling_rate=RATE)) == RATE
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,7 @@ def test_locations_are_lines_or_rows_of_the_file():
     assert read_rows("a.json")[1] == Row(1, "a.json: item 2", ROWS[1])
 
 
-def test_nested_values_are_kept():
+def test_nested_values_are_retained():
     chat = [{"messages": [{"role": "user", "content": "Hi"}], "count": 3}]
     for name in ("data.jsonl", "data.json", "data.parquet", "data.arrow", "stream.arrow"):
         WRITERS[name](Path(name), chat)

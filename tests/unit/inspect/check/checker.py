@@ -45,7 +45,7 @@ class DataChecker:
 
     def write(self, name, rows):
         """Sounds and pictures go into files of their own."""
-        told = []
+        reported = []
         for number, row in enumerate(rows):
             row = dict(row)
             for column in ("audio", "image"):
@@ -53,8 +53,8 @@ class DataChecker:
                     file = self.folder / f"{name}-{number}.{column}"
                     file.write_bytes(row[column])
                     row[column] = file.name
-            told.append(row)
-        tiny.write_rows(self.folder / name, told)
+            reported.append(row)
+        tiny.write_rows(self.folder / name, reported)
 
     def check(self, *args, **kwargs):
         return dtl.check(dtl.load_config(self.config(*args, **kwargs)))

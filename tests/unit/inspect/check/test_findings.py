@@ -58,9 +58,9 @@ def test_single_class_is_fatal(checker):
     assert (
         is_at(found, "train.jsonl", 1) and found.is_fatal and "add other classes" in found.fault.fix
     )
-    with pytest.raises(DtlError, match="all rows have the label 'early'") as told:
+    with pytest.raises(DtlError, match="all rows have the label 'early'") as reported:
         checker.check("text_classification", rows)
-    assert told.value.exit_code == 2
+    assert reported.value.exit_code == 2
 
 
 def test_rare_class_is_found_at_its_first_row(checker):
@@ -126,8 +126,11 @@ def test_skipped_invalid_rows_are_listed(checker):
     assert (
         is_at(found, "train.jsonl", 11) and "skipped" in found.fault.problem and not found.is_fatal
     )
-    (told,) = report.to_dict()["sources"][0]["invalid_rows"]
-    assert told["location"].endswith("train.jsonl:11") and "`completion` is int" in told["reason"]
+    (reported,) = report.to_dict()["sources"][0]["invalid_rows"]
+    assert (
+        reported["location"].endswith("train.jsonl:11")
+        and "`completion` is int" in reported["reason"]
+    )
     assert any(
         "invalid row: " in line and "train.jsonl:11" in line for line in report.format_lines()
     )

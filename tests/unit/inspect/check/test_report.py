@@ -73,8 +73,8 @@ def test_corrupted_media_do_not_stop_the_check(checker, kind, skip):
         other = "blank_images"
     else:
         rows, task = tiny_sound.tones(12), "audio_classification"
-        whole = tiny_sound.wav(tiny_sound.tone("deep", seed=9), kind="FLAC")
-        rows[6]["audio"] = whole[: len(whole) // 2]
+        full = tiny_sound.wav(tiny_sound.tone("deep", seed=9), kind="FLAC")
+        rows[6]["audio"] = full[: len(full) // 2]
         rows[9]["audio"] = tiny_sound.wav(np.zeros((8000, 1)))
         other = "silence"
     rows[3][kind] = b"not at all"
@@ -92,11 +92,11 @@ def test_corrupted_media_do_not_stop_the_check(checker, kind, skip):
 
 
 def test_only_corrupted_media_raises_one_error(checker):
-    whole = tiny_sound.wav(tiny_sound.tone("deep", seed=9), kind="FLAC")
-    rows = [{"audio": whole[: len(whole) // 2], "label": label} for label in ("deep", "high")]
-    with pytest.raises(DtlError, match=r"train.jsonl:1.*cannot be decoded") as told:
+    full = tiny_sound.wav(tiny_sound.tone("deep", seed=9), kind="FLAC")
+    rows = [{"audio": full[: len(full) // 2], "label": label} for label in ("deep", "high")]
+    with pytest.raises(DtlError, match=r"train.jsonl:1.*cannot be decoded") as reported:
         checker.check("audio_classification", rows)
-    assert told.value.exit_code == 2 and "fix the rows" in str(told.value)
+    assert reported.value.exit_code == 2 and "fix the rows" in str(reported.value)
 
 
 def test_command_has_exit_codes_and_json(checker, capsys):
@@ -104,15 +104,15 @@ def test_command_has_exit_codes_and_json(checker, capsys):
     rows[6] = dict(rows[2])
     path = str(checker.config("text_classification", rows))
     assert cli.main(["check", path]) == 0
-    told = capsys.readouterr().out
-    assert "\033" not in told and "⟦early⟧" in told
+    reported = capsys.readouterr().out
+    assert "\033" not in reported and "⟦early⟧" in reported
     assert cli.main(["check", path, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert [finding["kind"] for finding in found["findings"]] == ["duplicates"]
     fault = found["findings"][0]["fault"]
     assert (
         f"warning: {fault['location']}: {fault['problem']}. Fix: {fault['fix']}"
-        in told.splitlines()
+        in reported.splitlines()
     )
     assert found["sources"][0]["labels"] == {"early": 5, "late": 5}
     assert len(found["examples"]) == 5
@@ -127,10 +127,10 @@ def test_command_has_exit_codes_and_json(checker, capsys):
 
 
 def test_json_of_audio_is_a_summary(checker):
-    told = checker.check("audio_classification", tiny_sound.tones(9)).to_dict()["sources"][0]
-    assert told["audio"]["sampled"] == 9 and told["audio"]["sampling_rates"] == {16000: 9}
-    assert sum(count for *_, count in told["audio"]["seconds"]) == 9
-    assert "media" not in told and told["length_unit"] == "frames"
+    reported = checker.check("audio_classification", tiny_sound.tones(9)).to_dict()["sources"][0]
+    assert reported["audio"]["sampled"] == 9 and reported["audio"]["sampling_rates"] == {16000: 9}
+    assert sum(count for *_, count in reported["audio"]["seconds"]) == 9
+    assert "media" not in reported and reported["length_unit"] == "frames"
 
 
 def test_histogram_counts_every_value_once():

@@ -65,12 +65,12 @@ def test_plan_equals_a_count_by_hand(decoder):
     assert (counts.quantized.weights, counts.quantized.level_bytes) == (numbers, numbers // 2)
     assert counts.quantized.scale_bytes == scales
     assert counts.frozen == numbers + embeddings + norms
-    whole = embeddings + norms
-    assert made.model_state["weights"] == 4 * (whole + trained) + numbers // 2 + scales
+    full = embeddings + norms
+    assert made.model_state["weights"] == 4 * (full + trained) + numbers // 2 + scales
     shared = estimate_model_state(
         counts, zero_stage=3, data_parallel_size=2, dtype="bf16", offload="none"
     )
-    assert shared["weights"] == (whole + trained) // 2 * 2 + numbers // 4 + scales
+    assert shared["weights"] == (full + trained) // 2 * 2 + numbers // 4 + scales
     assert "are quantized, in" in "\n".join(made.format_lines())
 
 
@@ -113,8 +113,10 @@ def test_heads_and_new_modules_are_not_quantized(name, auto_class, unquantized, 
         if isinstance(module, torch.nn.Linear) and name not in names[0]
     }
     assert names[0] == names[1] and names[0]
-    kept = {name for name in linear if name.endswith("DenseReluDense.wo")}  # T5's, by transformers
-    assert linear - kept == unquantized and bool(kept) == (name == "t5")
+    retained = {
+        name for name in linear if name.endswith("DenseReluDense.wo")
+    }  # T5's, by transformers
+    assert linear - retained == unquantized and bool(retained) == (name == "t5")
     assert loaded.new_parameters == planned.new_parameters
     assert all(not value.is_meta for value in loaded.model.parameters())
     found, measured = attach_lora(loaded), attach_lora(planned)

@@ -54,9 +54,9 @@ def test_trainable_parameters_in_quantized_layers_are_rejected(decoder, encoder)
         DtlError, match=r"query.base_layer.bias is trainable, and its layer is quant"
     ):
         plan(biases)
-    whole = config(decoder, strategy={"name": "lora", "modules_to_save": ["down_proj"]})
+    full = config(decoder, strategy={"name": "lora", "modules_to_save": ["down_proj"]})
     with pytest.raises(DtlError, match=r"down_proj.modules_to_save.default.weight is trainable"):
-        plan(whole)
+        plan(full)
 
 
 def test_convolutional_model_cannot_be_quantized(resnet):

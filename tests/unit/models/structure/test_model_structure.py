@@ -35,7 +35,7 @@ class Ran:
 
     parts: ModelStructure
     depth: dict[str, int]
-    cut: int
+    truncated: int
     started: list[str]
     gradient: dict[str, bool]
 
@@ -44,7 +44,7 @@ class Ran:
 def ran(name: str) -> Ran:
     model = built(name)
     parts, depth = find_structure(model), parameter_depths(model)
-    cut = len(parts.blocks) // 2
+    truncated = len(parts.blocks) // 2
     started: list[str] = []
     gradient: dict[str, bool] = {}
 
@@ -53,7 +53,7 @@ def ran(name: str) -> Ran:
         gradient[name] = first.requires_grad
 
     for path, parameter in model.named_parameters():
-        parameter.requires_grad_(depth[path] > cut)
+        parameter.requires_grad_(depth[path] > truncated)
     hooks = [
         module.register_forward_pre_hook(lambda *given, path=path: started.append(path))
         for path, module in model.named_modules()
@@ -64,7 +64,7 @@ def ran(name: str) -> Ran:
     for hook in hooks:
         hook.remove()
     model.requires_grad_(True)
-    return Ran(parts, depth, cut, started, gradient)
+    return Ran(parts, depth, truncated, started, gradient)
 
 
 @pytest.fixture(params=NAMED)

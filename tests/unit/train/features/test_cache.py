@@ -280,12 +280,12 @@ def test_interrupted_extraction_leaves_nothing_that_is_used(
     assert list(cache.glob("features/*.staged/*.values")) and not cached_features(cache)
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
-    again, whole = (
+    again, full = (
         train_in_this_process(bert(name, cached))
         for name, cached in (("killed", True), ("w", False))
     )
     assert len(cached_features(cache)) == 2 and not list(cache.glob("features/*.staged"))
-    found, expected = ([line["loss"] for line in lines(run, "train")] for run in (again, whole))
+    found, expected = ([line["loss"] for line in lines(run, "train")] for run in (again, full))
     assert found == pytest.approx(expected, rel=1e-5)
 
 
