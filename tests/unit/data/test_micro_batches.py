@@ -102,9 +102,9 @@ def smallest_maximum(widths, *, slots):
     return min(
         max(
             (end - start) * widths[start]
-            for start, end in itertools.pairwise((0, *truncated, len(widths)))
+            for start, end in itertools.pairwise((0, *cut, len(widths)))
         )
-        for truncated in cuts
+        for cut in cuts
     )
 
 

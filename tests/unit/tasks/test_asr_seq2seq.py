@@ -211,7 +211,7 @@ def test_a_language_may_be_named_in_any_of_whispers_ways(name: str, whisper: Pat
 
 
 @pytest.mark.parametrize(
-    ("family", "options", "told"),
+    ("family", "options", "reported"),
     [
         ("whisper", {}, "task.language: the model has many languages, and none is set"),
         ("whisper", {"language": "germn"}, "task.language: Whisper has no language 'germn'"),

@@ -35,7 +35,7 @@ class Ran:
 
     parts: ModelStructure
     depth: dict[str, int]
-    truncated: int
+    frozen_depth: int
     started: list[str]
     gradient: dict[str, bool]
 
@@ -44,7 +44,7 @@ class Ran:
 def ran(name: str) -> Ran:
     model = built(name)
     parts, depth = find_structure(model), parameter_depths(model)
-    truncated = len(parts.blocks) // 2
+    frozen_depth = len(parts.blocks) // 2
     started: list[str] = []
     gradient: dict[str, bool] = {}
 
@@ -53,7 +53,7 @@ def ran(name: str) -> Ran:
         gradient[name] = first.requires_grad
 
     for path, parameter in model.named_parameters():
-        parameter.requires_grad_(depth[path] > truncated)
+        parameter.requires_grad_(depth[path] > frozen_depth)
     hooks = [
         module.register_forward_pre_hook(lambda *given, path=path: started.append(path))
         for path, module in model.named_modules()
@@ -64,7 +64,7 @@ def ran(name: str) -> Ran:
     for hook in hooks:
         hook.remove()
     model.requires_grad_(True)
-    return Ran(parts, depth, truncated, started, gradient)
+    return Ran(parts, depth, frozen_depth, started, gradient)
 
 
 @pytest.fixture(params=NAMED)
@@ -111,7 +111,7 @@ def test_every_parameter_has_one_depth_that_agrees_with_forward(name: str) -> No
 def test_no_gradient_below_the_lowest_trained_depth(name: str) -> None:
     found = ran(name)
     assert [found.gradient[block] for block in found.parts.blocks] == [
-        place > found.cut for place in range(1, len(found.parts.blocks) + 1)
+        place > found.frozen_depth for place in range(1, len(found.parts.blocks) + 1)
     ]
 
 
