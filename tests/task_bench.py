@@ -6,7 +6,9 @@ A new file in dtl/tasks/ needs an entry in CASES.
 from __future__ import annotations
 
 import json
+import math
 import random
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -51,6 +53,24 @@ def make_labeled_rows(count: int) -> tuple[dict[str, Any], ...]:
     )
 
 
+def make_label_set_rows(count: int) -> tuple[dict[str, Any], ...]:
+    """Each row has none, one or two of the labels."""
+    sets = [["early"], ["early", "late"], [], ["never"], ["late", "never"]]
+    return tuple(
+        {"text": f"{' '.join(sets[index % 5])} {row['text']}", "label": sets[index % 5]}
+        for index, row in enumerate(make_text_rows(count))
+    )
+
+
+def with_numbers(rows: Iterable[dict[str, Any]], *, size: int = 1) -> tuple[dict[str, Any], ...]:
+    """Return the rows with one or several numbers instead of a class."""
+    numbers = [[round(math.sin(index + place), 3) for place in range(size)] for index in range(99)]
+    return tuple(
+        {**row, "label": number if size > 1 else number[0]}
+        for row, number in zip(rows, numbers, strict=False)
+    )
+
+
 def make_tagged_rows(count: int) -> tuple[dict[str, Any], ...]:
     return tuple(tiny.tag(row["text"]) for row in make_text_rows(count))
 
@@ -78,6 +98,12 @@ CASES: dict[str, list[Case]] = {
     "audio_classification": [
         Case("wav2vec2", tuple(tiny_sound.tones(9)), classes=3, options={}),
         Case("spectrogram", tuple(tiny_sound.tones(9)), classes=3, options={}),
+        Case(
+            "wav2vec2",
+            with_numbers(tiny_sound.tones(9), size=2),
+            classes=None,
+            options={"problem_type": "regression", "labels": ("valence", "arousal")},
+        ),
     ],
     "causal_lm": [
         Case("decoder", make_text_rows(9), classes=320, options={}),
@@ -94,6 +120,35 @@ CASES: dict[str, list[Case]] = {
     "text_classification": [
         Case("encoder", make_labeled_rows(9), classes=3, options={}),
         Case("decoder", make_labeled_rows(9), classes=3, options={}),
+        Case(
+            "encoder",
+            make_label_set_rows(9),
+            classes=2,
+            options={"problem_type": "multi_label_classification"},
+        ),
+        Case(
+            "decoder",
+            make_label_set_rows(9),
+            classes=None,
+            options={
+                "problem_type": "multi_label_classification",
+                "class_weights": "balanced",
+                "focal_gamma": 2.0,
+                "threshold": {"late": 0.4},
+            },
+        ),
+        Case(
+            "encoder",
+            with_numbers(make_text_rows(9)),
+            classes=None,
+            options={"problem_type": "regression"},
+        ),
+        Case(
+            "encoder",
+            make_labeled_rows(9),
+            classes=None,
+            options={"class_weights": {"early": 3.0}, "focal_gamma": 1.0},
+        ),
     ],
     "token_classification": [
         Case("encoder", make_tagged_rows(9), classes=4, options={}),
@@ -102,6 +157,12 @@ CASES: dict[str, list[Case]] = {
     "image_classification": [
         Case("vit", tuple(tiny_vision.pictures(9)), classes=3, options={}),
         Case("resnet", tuple(tiny_vision.pictures(9)), classes=3, options={}),
+        Case(
+            "vit",
+            tuple({**row, "label": [row["label"]]} for row in tiny_vision.pictures(9)),
+            classes=2,
+            options={"problem_type": "multi_label_classification"},
+        ),
     ],
     "seq2seq": [
         Case("t5", make_summary_rows(9), classes=320, options={"max_new_tokens": 24}),

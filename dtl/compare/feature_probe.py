@@ -12,7 +12,6 @@ import numpy as np
 
 from dtl.assembly.parts import assemble
 from dtl.config.schema import RunConfig
-from dtl.data.labels import get_label
 from dtl.data.sources.rows import Row
 from dtl.evaluation.pooled_features import pool_features
 from dtl.prepare.prepared_data import prepare_data
@@ -59,11 +58,11 @@ def probe_features(config: RunConfig) -> ProbeAccuracies:
 
 def _extract_vectors(config: RunConfig, rows: Iterable[Row]) -> tuple[np.ndarray, np.ndarray]:
     """Return the vectors (N, W) and labels (N,) of all readable rows."""
-    labels: list[str] = []
+    task, labels = assemble(config).task, list[str]()
 
     def rows_with_labels() -> Iterator[Row]:
         for row in islice(rows, MAX_ROWS):
-            labels.append(get_label(row))
+            labels.append(task.get_class(row))
             yield row
 
     vectors_NW = pool_features(config, rows_with_labels())

@@ -13,11 +13,12 @@ from dtl.compare.records import CellResult, ConfidenceInterval, CurvePoint
 from dtl.core.statistics import ScoreSample, bootstrap_mean
 from dtl.run.evaluations import EVALUATION_KIND
 from dtl.run.folder import RunFolder
-from dtl.tasks.base import Classification, DatasetStats, Task
+from dtl.tasks.base import DatasetStats, Task
 from dtl.train.usage import read_usage
 
 CONFIDENCE_LEVEL = 0.95  # of all confidence intervals
-BOUNDED_SCORES = ("accuracy", "macro_f1", "f1")  # scores with maximum 1
+BOUNDED_SCORES = ("accuracy", "macro_f1", "micro_f1", "f1", "pearson")  # scores with maximum 1
+SIGNED_SCORES = ("pearson",)  # scores with minimum -1; that of the others is 0
 EVALUATION_STEM = "evaluation"  # .json: scores; .jsonl: prediction records
 
 
@@ -88,8 +89,10 @@ def score_name(task: Task) -> str:
 def confidence_interval(sample: ScoreSample, task: Task) -> ConfidenceInterval:
     """Return the confidence interval of a mean score, clipped to the range of the score."""
     low, high = bootstrap_mean(sample).interval(CONFIDENCE_LEVEL)
-    maximum = 1.0 if score_name(task) in BOUNDED_SCORES else inf
-    return ConfidenceInterval(max(low, 0.0), min(high, maximum))
+    name = score_name(task)
+    minimum = -1.0 if name in SIGNED_SCORES else 0.0
+    maximum = 1.0 if name in BOUNDED_SCORES else inf
+    return ConfidenceInterval(max(low, minimum), min(high, maximum))
 
 
 def oriented_score(task: Task, run: RunFolder) -> float:
@@ -134,7 +137,7 @@ def read_sample(folder: Path, task: Task, dataset_stats: DatasetStats) -> ScoreS
     if not path.is_file():
         return None
     records = _read_json_lines(path)
-    if isinstance(task, Classification):  # the source may have other classes than the run
+    if task.has_classes:  # the source may have other classes than the run
         classes = 1 + max(max(one["label"], one["predicted"]) for one in records)
         dataset_stats = {
             **dataset_stats,

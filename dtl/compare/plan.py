@@ -15,7 +15,7 @@ from dtl.core.errors import DtlError, Fault
 from dtl.data.subsample import draw_subsample
 from dtl.prepare import prepared_run
 from dtl.prepare.splits import find_class_rows
-from dtl.tasks.base import Classification, Task
+from dtl.tasks.base import Task
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ def plan_grid(config: RunConfig) -> GridPlan:
     task = assemble(config).task
     classes = find_class_rows(config, task)
     labels, missing_runs = _plan_label_counts(config, task, classes)
-    grid = Grid(config, (), labels, len(classes) if isinstance(task, Classification) else None)
+    grid = Grid(config, (), labels, len(classes) if task.has_classes else None)
     strategies, unfit = _plan_strategies(grid)
     validation_rows = _count_validation_rows(config, classes)
     notes.append(
@@ -120,7 +120,7 @@ def _plan_label_counts(
                 continue  # the same number as the one before
             counts.append(LabelCount(number, per_class, rows))
             continue
-        limit = "no class has more than" if isinstance(task, Classification) else "there are only"
+        limit = "no class has more than" if task.has_classes else "there are only"
         problem = f"{limit} {subsample.largest_class} labeled rows without the validation rows"
         if "train_sizes" in compare.model_fields_set:
             raise DtlError.of(

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,9 +28,19 @@ def token_cross_entropy(logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:
 
 
 def class_cross_entropy(
-    logits_BC: Tensor, labels_B: Tensor, *, reduction: Literal["sum", "none"]
+    logits_BC: Tensor,
+    labels_B: Tensor,
+    *,
+    weights_B: Tensor | None = None,
+    focal_gamma: float = 0.0,
 ) -> Tensor:
-    """Return the loss of each example (B,), or their sum (), in the dtype of the logits."""
+    """Return the loss of each example (B,), in the dtype of the logits.
+
+    `weights_B`: factors of the losses. `focal_gamma`: above 0, the focal loss (see focal.py).
+    """
     from torch.nn.functional import cross_entropy
 
-    return cross_entropy(logits_BC, labels_B, reduction=reduction)
+    from dtl.losses.focal import focal_losses
+
+    losses_B = focal_losses(cross_entropy(logits_BC, labels_B, reduction="none"), gamma=focal_gamma)
+    return losses_B if weights_B is None else losses_B * weights_B

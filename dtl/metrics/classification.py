@@ -8,7 +8,6 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from dtl.losses.cross_entropy import class_cross_entropy
 from dtl.metrics.base import EvalRecord
 
 if TYPE_CHECKING:
@@ -20,12 +19,13 @@ MAX_CONFUSIONS = 100
 TOP_K = 5
 
 
-def classification_records(logits_BC: Tensor, labels_B: Tensor) -> list[EvalRecord]:
+def classification_records(
+    logits_BC: Tensor, labels_B: Tensor, losses_B: Tensor
+) -> list[EvalRecord]:
     """Return of each example its loss (nats), label, predicted class and `label_rank`.
 
     `logits_BC`: fp32. `label_rank`: the number of classes with a higher score than the label.
     """
-    losses_B = class_cross_entropy(logits_BC, labels_B, reduction="none")
     label_ranks_B = (logits_BC > logits_BC.gather(1, labels_B[:, None])).sum(1)
     columns = (losses_B, labels_B, logits_BC.argmax(-1), label_ranks_B)
     names = ("loss", "label", "predicted", "label_rank")

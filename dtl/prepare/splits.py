@@ -7,12 +7,11 @@ from dataclasses import dataclass
 
 from dtl.config.schema import Data, RunConfig, Subsample
 from dtl.core.errors import DtlError, near
-from dtl.data.labels import get_label
 from dtl.data.sources.rows import Row, Rows
 from dtl.data.subsample import draw_subsample
 from dtl.prepare.row_sets import Mixture, RowSubset, sample_share
 from dtl.prepare.sources import ScannedSource, SourceReader, scan_sources
-from dtl.tasks.base import Classification, Task
+from dtl.tasks.base import Task
 
 HELD_OUT_SEED = 20_000_003  # fixed, so that train.seed does not change which rows are held out
 
@@ -96,8 +95,7 @@ def group_by_class(rows: Iterable[Row], task: Task) -> dict[str, list[int]]:
     """Return the indices of rows by class; "" without classes."""
     classes: dict[str, list[int]] = {}
     for row in rows:
-        name = get_label(row) if isinstance(task, Classification) else ""
-        classes.setdefault(name, []).append(row.index)
+        classes.setdefault(task.get_class(row), []).append(row.index)
     return classes
 
 
@@ -129,7 +127,7 @@ def _draw_subsample(
     """Return training and validation rows. Raises DtlError if there are too few of either."""
     drawn = draw_subsample(group_by_class(rows, task), options)
     if drawn.largest_class is not None:
-        subject = "no class has" if isinstance(task, Classification) else "there are not"
+        subject = "no class has" if task.has_classes else "there are not"
         raise DtlError.of(
             "data.subsample.size",
             f"{subject} {options.size} labeled rows to train on, but at most {drawn.largest_class}",

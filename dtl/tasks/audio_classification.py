@@ -1,6 +1,6 @@
-"""Audio classification: one label for a recording, such as keyword, accent, language, emotion."""
+"""Audio classification: a class, labels or numbers for a recording, such as keyword or emotion."""
 
-# B batch, T samples or frames, C classes
+# B batch, T samples or frames
 
 from __future__ import annotations
 
@@ -10,11 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from dtl.config.schema.base import Record
 from dtl.config.schema.batch_size import COUNTS_PER_UNIT
 from dtl.core.errors import Fault
 from dtl.data.example import EncodedExample, Skip
-from dtl.data.labels import collect_labels, find_label_fault, get_label_index
 from dtl.data.modalities.audio import find_audio_fault, load_audio
 from dtl.data.modalities.audio_features import (
     blank_features,
@@ -29,7 +27,8 @@ from dtl.models.speech.encoder import (
     get_spec_augment_overrides,
     min_samples,
 )
-from dtl.tasks.base import Classification, DatasetStats, Encoder
+from dtl.tasks._classification import Classification, LabelOptions
+from dtl.tasks.base import DatasetStats, Encoder
 
 if TYPE_CHECKING:
     import numpy as np
@@ -40,12 +39,9 @@ if TYPE_CHECKING:
     from dtl.data.sources.rows import Row
 
 
-class Options(Record):
+class Options(LabelOptions):
     """Options of `task: audio_classification`."""
 
-    labels: tuple[str, ...] | None = Field(
-        None, description="The labels in order. Default: those of the training rows, sorted."
-    )
     max_seconds: float = Field(
         20.0,
         gt=0,
@@ -58,7 +54,7 @@ class Options(Record):
 
 
 class Plugin(Classification):
-    """Single-label classification; each recording is one target."""
+    """Classification or regression of recordings."""
 
     auto_class = "AutoModelForAudioClassification"
     required_columns = "`audio` and `label`"
@@ -67,12 +63,12 @@ class Plugin(Classification):
     options: Options
 
     def find_row_fault(self, row: Row) -> Fault | None:
-        return find_audio_fault(row) or find_label_fault(row, self.options.labels)
+        return find_audio_fault(row) or self.head.find_fault(row)
 
     def collect_dataset_stats(self, rows: Iterable[Row], base_config: Any) -> DatasetStats:
         """Return the labels, and changes to the base's config."""
         return {
-            "labels": collect_labels(rows, base_config, self.options.labels),
+            **self.head.collect_stats(rows, base_config),
             "settings": get_layerdrop_overrides(base_config)
             | get_spec_augment_overrides(base_config),
         }
@@ -81,20 +77,18 @@ class Plugin(Classification):
         return count_frames(round(self.options.max_seconds * processor.sampling_rate), base_config)
 
     def encoder(self, processor: Any, dataset_stats: DatasetStats, base_config: Any) -> Encoder:
-        class_indices = {label: index for index, label in enumerate(dataset_stats["labels"])}
+        encode_target = self.head.target_encoder(dataset_stats)
         rate = processor.sampling_rate
         max_samples = round(self.options.max_seconds * rate)
         fewest_samples = max(min_samples(1, base_config), round(self.options.min_seconds * rate))
 
         def encode(row: Row) -> EncodedExample | Skip:
-            class_index = get_label_index(row, class_indices)
+            target = encode_target(row)
             samples_T = load_audio(row, sampling_rate=rate)
             if len(samples_T) < fewest_samples:
                 return Skip(f"shorter than {fewest_samples / rate:g} s")
-            values = {"samples": samples_T, "labels": class_index}
-            return EncodedExample(
-                values, count_frames(min(len(samples_T), max_samples), base_config), 1
-            )
+            length = count_frames(min(len(samples_T), max_samples), base_config)
+            return EncodedExample({"samples": samples_T, **target.values}, length, target.count)
 
         return encode
 
@@ -133,10 +127,7 @@ class Plugin(Classification):
         return explain_batch_dependence(samples, processor)
 
     def collate(self, examples: list[dict[str, Any]], *, pad_token_id: int) -> dict[str, Tensor]:
-        import torch
-
-        labels = torch.tensor([int(example["labels"]) for example in examples])
-        return {**pad_audio(examples, name=examples[0]["name"]), "labels": labels}
+        return {**pad_audio(examples, name=examples[0]["name"]), **self.head.collate(examples)}
 
     def always_frozen(self, model: nn.Module, *, random_init: bool) -> Iterable[nn.Parameter]:
         return always_frozen_parameters(model, random_init=random_init)

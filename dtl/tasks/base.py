@@ -10,16 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from dtl.config.schema.batch_size import COUNTS_PER_UNIT, Unit
 from dtl.core.errors import Fault
 from dtl.data.example import EncodedExample, Skip
-from dtl.data.labels import classification_head_settings
-from dtl.losses.cross_entropy import IGNORE_INDEX, class_cross_entropy
+from dtl.losses.cross_entropy import IGNORE_INDEX
 from dtl.metrics.base import EvalRecord, Metric
-from dtl.metrics.classification import (
-    classification_records,
-    classification_scores,
-    f1_counts,
-    macro_f1_from_counts,
-    predict_labels,
-)
 
 if TYPE_CHECKING:
     from numpy import ndarray
@@ -92,6 +84,8 @@ class Task(ABC):
     supervises_eos: ClassVar[bool] = False
     # Whether loss and eval_records each run the model once for a batch.
     single_forward: ClassVar[bool] = False
+    # Whether each row has exactly one class.
+    has_classes: ClassVar[bool] = False
 
     def __init__(self, options: Any) -> None:
         self.options = options
@@ -120,6 +114,10 @@ class Task(ABC):
         `collect_dataset_stats` and `encoder` see only rows that pass.
         """
 
+    def get_class(self, row: Row) -> str:
+        """Return the class of a valid row; empty where rows have none."""
+        return ""
+
     def preview(self, row: Row) -> ExamplePreview:
         """Return the row as `dtl check` counts it: text or media, and label."""
         text, label = row.fields.get("text"), row.fields.get("label")
@@ -128,6 +126,11 @@ class Task(ABC):
         if self.media_column:
             return ExamplePreview(None, content, labels)
         return ExamplePreview(content, None, labels)
+
+    def written_labels(self, row: Row) -> tuple[object, ...]:
+        """Return the labels of a valid row as the data writes them, one for each of the preview's;
+        or the numbers to predict."""
+        return ()
 
     def token_spans(self, values: dict[str, Any]) -> list[TokenSpan]:
         """Return the tokens of an encoded example; those without a label are not supervised."""
@@ -258,63 +261,6 @@ class Task(ABC):
     @abstractmethod
     def metric_from_counts(self, counts: ndarray) -> ndarray:
         """Return the metric, equal to that of `score`, of sums of counts: (..., K) to (...)."""
-
-
-class Classification(Task):
-    """Single-label classification of any input; `dataset_stats["labels"]` are the classes."""
-
-    metric = Metric("macro_f1")
-    single_forward = True
-
-    def head_config(self, dataset_stats: DatasetStats) -> dict[str, Any]:
-        return {
-            **classification_head_settings(dataset_stats["labels"]),
-            **dataset_stats.get("settings", {}),
-        }
-
-    def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-        return class_cross_entropy(_class_logits(model, batch), batch["labels"], reduction="sum")
-
-    def eval_records(
-        self, model: nn.Module, batch: dict[str, Tensor], *, processor: Any
-    ) -> list[EvalRecord]:
-        return classification_records(_class_logits(model, batch), batch["labels"])
-
-    def score(self, records: list[EvalRecord], dataset_stats: DatasetStats) -> dict[str, float]:
-        return classification_scores(records, dataset_stats["labels"])
-
-    def describe_prediction(self, record: EvalRecord, dataset_stats: DatasetStats) -> Prediction:
-        labels = dataset_stats["labels"]
-        return Prediction(labels[record["label"]], labels[record["predicted"]])
-
-    def with_placeholder_target(
-        self, fields: dict[str, Any], dataset_stats: DatasetStats
-    ) -> dict[str, Any]:
-        return {**fields, "label": dataset_stats["labels"][0]}
-
-    def predict(
-        self,
-        model: nn.Module,
-        batch: dict[str, Tensor],
-        *,
-        processor: Any,
-        dataset_stats: DatasetStats,
-        max_new_tokens: int | None,
-    ) -> list[dict[str, Any]]:
-        return predict_labels(_class_logits(model, batch), dataset_stats["labels"])
-
-    def metric_counts(self, records: list[EvalRecord], dataset_stats: DatasetStats) -> ndarray:
-        return f1_counts(records, classes=len(dataset_stats["labels"]))
-
-    def metric_from_counts(self, counts: ndarray) -> ndarray:
-        return macro_f1_from_counts(counts)
-
-
-def _class_logits(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-    """Return the logits of each example (B, C), fp32."""
-    inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
-    logits: Tensor = model(**inputs).logits
-    return logits.float()
 
 
 def spans_from_labels(tokens: Any, labels: Any) -> list[TokenSpan]:

@@ -1,6 +1,6 @@
-"""Image classification: one label for an image, with any convolutional or transformer model."""
+"""Image classification: a class, labels or numbers for an image, with any model of images."""
 
-# B batch, C classes, H height, W width
+# B batch, H height, W width
 
 from __future__ import annotations
 
@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from dtl.config.schema.base import Record
 from dtl.core.errors import DtlError, Fault
 from dtl.data.example import EncodedExample, Skip
-from dtl.data.labels import collect_labels, find_label_fault, get_label_index
 from dtl.data.modalities.image import find_image_fault, load_image
-from dtl.tasks.base import Classification, DatasetStats, Encoder
+from dtl.tasks._classification import Classification, LabelOptions, target_values
+from dtl.tasks.base import DatasetStats, Encoder
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,12 +31,9 @@ ASPECT_RATIOS = (3 / 4, 4 / 3)  # of a crop, width to height
 MAX_CACHED_SCALE = 2  # an image is cached at no more than so many times the model's input size
 
 
-class Options(Record):
+class Options(LabelOptions):
     """Options of `task: image_classification`."""
 
-    labels: tuple[str, ...] | None = Field(
-        None, description="The labels in order. Default: those of the training rows, sorted."
-    )
     min_crop_scale: float = Field(
         0.25,
         gt=0,
@@ -51,7 +47,7 @@ class Options(Record):
 
 
 class Plugin(Classification):
-    """Single-label classification; each image is one target. Only training augments images."""
+    """Classification or regression of images. Only training augments them."""
 
     auto_class = "AutoModelForImageClassification"
     required_columns = "`image` and `label`"
@@ -60,7 +56,7 @@ class Plugin(Classification):
     options: Options
 
     def find_row_fault(self, row: Row) -> Fault | None:
-        return find_image_fault(row) or find_label_fault(row, self.options.labels)
+        return find_image_fault(row) or self.head.find_fault(row)
 
     def collect_dataset_stats(self, rows: Iterable[Row], base_config: Any) -> DatasetStats:
         """Return the labels; in the base's own order where it has a head for exactly these."""
@@ -71,7 +67,7 @@ class Plugin(Classification):
                 f"the model reads {channels} channels; images are read as RGB",
                 "use a model with 3 channels",
             )
-        return {"labels": collect_labels(rows, base_config, self.options.labels)}
+        return self.head.collect_stats(rows, base_config)
 
     def adapt_processor(
         self, processor: Any, dataset_stats: DatasetStats
@@ -100,19 +96,19 @@ class Plugin(Classification):
         return max(1, math.ceil(height / patch) * math.ceil(width / patch))
 
     def encoder(self, processor: Any, dataset_stats: DatasetStats, base_config: Any) -> Encoder:
-        class_indices = {label: index for index, label in enumerate(dataset_stats["labels"])}
+        encode_target = self.head.target_encoder(dataset_stats)
         height, width = dataset_stats["size"]
         length = self.max_length(processor, dataset_stats, base_config)
 
         def encode(row: Row) -> EncodedExample | Skip:
-            class_index = get_label_index(row, class_indices)
+            target = encode_target(row)
             pixels = load_image(row, max_short_side=MAX_CACHED_SCALE * max(height, width))
             values = {
                 "pixels": pixels.ravel(),
                 "shape": list(pixels.shape[:2]),
-                "labels": class_index,
+                **target.values,
             }
-            return EncodedExample(values, length, 1)
+            return EncodedExample(values, length, target.count)
 
         return encode
 
@@ -124,12 +120,13 @@ class Plugin(Classification):
         image_HW3 = np.reshape(values["pixels"], (*values["shape"], 3))
         if rng is not None:
             image_HW3 = self._augment(image_HW3, rng=rng)
-        return {"pixel_values": _process(image_HW3, processor), "labels": values["labels"]}
+        return {"pixel_values": _process(image_HW3, processor), **target_values(values)}
 
     def transform_without_input(self, values: dict[str, Any], *, processor: Any) -> dict[str, Any]:
         import numpy as np
 
-        return {"pixel_values": np.zeros(BLANK_SHAPE, dtype=np.float32), "labels": values["labels"]}
+        blank = np.zeros(BLANK_SHAPE, dtype=np.float32)
+        return {"pixel_values": blank, **target_values(values)}
 
     def uncacheable_reason(self, data: EncodedData, *, processor: Any) -> str | None:
         if not self.options.horizontal_flip and self.options.min_crop_scale == 1:
@@ -150,8 +147,7 @@ class Plugin(Classification):
         import torch
 
         pixels = np.stack([example["pixel_values"] for example in examples])
-        labels = torch.tensor([int(example["labels"]) for example in examples])
-        return {"pixel_values": torch.from_numpy(pixels), "labels": labels}
+        return {"pixel_values": torch.from_numpy(pixels), **self.head.collate(examples)}
 
 
 def _format_size(size: tuple[int, ...]) -> str:

@@ -1,21 +1,21 @@
-"""Text classification: one label for a text or a pair of texts, with any encoder or decoder."""
+"""Text classification: a class, labels or numbers for a text or a pair of texts, with any model."""
 
-# B batch, T tokens, C classes
+# B batch, T tokens
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from dtl.config.schema.base import Record
 from dtl.core.errors import Fault
 from dtl.data.example import EncodedExample, Skip
-from dtl.data.labels import collect_labels, find_label_fault, get_label, get_label_index
 from dtl.data.modalities.text import find_text_fault, get_text, limit_to_tokenizer
 from dtl.data.padding import pad_token_inputs
-from dtl.tasks.base import Classification, DatasetStats, Encoder, ExamplePreview
+from dtl.tasks._classification import Classification, LabelOptions
+from dtl.tasks.base import DatasetStats, Encoder, ExamplePreview
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,17 +25,14 @@ if TYPE_CHECKING:
 TEXT_COLUMNS = ("text", "text_pair")
 
 
-class Options(Record):
+class Options(LabelOptions):
     """Options of `task: text_classification`."""
 
     max_length: int = Field(256, ge=2, description="Longest text in tokens; the rest is truncated.")
-    labels: tuple[str, ...] | None = Field(
-        None, description="The labels in order. Default: those of the training rows, sorted."
-    )
 
 
 class Plugin(Classification):
-    """Single-label classification; each example is one target."""
+    """Classification or regression of texts."""
 
     auto_class = "AutoModelForSequenceClassification"
     required_columns = "`text` (and `text_pair`) and `label`"
@@ -43,25 +40,25 @@ class Plugin(Classification):
     options: Options
 
     def find_row_fault(self, row: Row) -> Fault | None:
-        return _find_texts_fault(row) or find_label_fault(row, self.options.labels)
+        return _find_texts_fault(row) or self.head.find_fault(row)
 
     def preview(self, row: Row) -> ExamplePreview:
         texts = [str(row.fields[name]) for name in TEXT_COLUMNS if row.fields.get(name)]
-        return ExamplePreview("\n".join(texts), labels=(get_label(row),))
+        return replace(super().preview(row), input="\n".join(texts))
 
     def collect_dataset_stats(self, rows: Iterable[Row], base_config: Any) -> DatasetStats:
         """Return the labels; in the base's own order where it has a head for exactly these."""
-        return {"labels": collect_labels(rows, base_config, self.options.labels)}
+        return self.head.collect_stats(rows, base_config)
 
     def max_length(self, processor: Any, dataset_stats: DatasetStats, base_config: Any) -> int:
         return limit_to_tokenizer(self.options.max_length, processor, base_config)
 
     def encoder(self, processor: Any, dataset_stats: DatasetStats, base_config: Any) -> Encoder:
-        class_indices = {label: index for index, label in enumerate(dataset_stats["labels"])}
+        encode_target = self.head.target_encoder(dataset_stats)
         limit = self.max_length(processor, dataset_stats, base_config)
 
         def encode(row: Row) -> EncodedExample | Skip:
-            class_index = get_label_index(row, class_indices)
+            target = encode_target(row)
             texts = [
                 get_text(row, name, max_tokens=limit)
                 for name in TEXT_COLUMNS
@@ -77,15 +74,15 @@ class Plugin(Classification):
             }
             if not values["input_ids"]:
                 return Skip("empty text")
-            return EncodedExample({**values, "labels": class_index}, len(values["input_ids"]), 1)
+            return EncodedExample(
+                {**values, **target.values}, len(values["input_ids"]), target.count
+            )
 
         return encode
 
     def collate(self, examples: list[dict[str, Any]], *, pad_token_id: int) -> dict[str, Tensor]:
-        import torch
-
-        labels = torch.tensor([int(example["labels"]) for example in examples])
-        return {**pad_token_inputs(examples, pad_token_id=pad_token_id), "labels": labels}
+        targets = self.head.collate(examples)
+        return {**pad_token_inputs(examples, pad_token_id=pad_token_id), **targets}
 
 
 def _find_texts_fault(row: Row) -> Fault | None:

@@ -11,6 +11,7 @@ from dtl.inspect.check.row_summary import RowSummary
 from dtl.inspect.check.stats import SourceStats
 
 MAX_LOCATIONS_DISPLAYED = 3
+MAX_RARE_CLASSES = 10  # more are one finding
 RARE_CLASS_FRACTION, IMBALANCE_FRACTION = 0.01, 0.95  # of the rows
 
 
@@ -96,18 +97,26 @@ def find_class_problems(train: SourceStats) -> Iterator[Finding]:
             first.setdefault(label, row.location)
     total = counts.total()
     has_one_label = all(len(row.labels) == 1 for row in train.summaries)
+    rare: list[Finding] = []
     for label, count in counts.items():
         text = f"the class {label!r} has {count} of {total} labels"
-        if len(counts) == 1:
+        if len(counts) == 1 and all(row.labels for row in train.summaries):
             fault = Fault(first[label], f"{text}: there is no other class", "add other classes")
             yield Finding("single_class", fault, count, is_fatal=True)
         elif has_one_label and count / total > IMBALANCE_FRACTION:
             text += f" (class imbalance: always predicting it has accuracy {count / total:.1%})"
-            fault = Fault(first[label], text, "add rows of the other classes")
-            yield Finding("imbalance", fault, count)
+            fix = "add rows of the other classes, or set task.class_weights=balanced"
+            yield Finding("imbalance", Fault(first[label], text, fix), count)
         elif count < 2 or (has_one_label and count / total < RARE_CLASS_FRACTION):
             fix = "add rows of this class, or merge it with another class"
-            yield Finding("rare_class", Fault(first[label], text, fix), count)
+            rare.append(Finding("rare_class", Fault(first[label], text, fix), count))
+    if len(rare) <= MAX_RARE_CLASSES:
+        yield from rare
+        return
+    text = f"{len(rare)} of {len(counts)} classes are rare; {rare[0].fault.problem}"
+    fix = "add rows of these classes, or merge them with others"
+    fault = Fault(rare[0].fault.location, text, fix)
+    yield Finding("rare_class", fault, sum(finding.count for finding in rare))
 
 
 def find_unknown_labels(train: SourceStats, held_out: SourceStats) -> Iterator[Finding]:

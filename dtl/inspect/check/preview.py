@@ -39,9 +39,9 @@ def _preview_example(row: Row, values: dict[str, Any], task: Task, tokenizer: An
     spans = [
         (_make_printable(tokenizer.decode(span.tokens)), span.supervised) for span in token_spans
     ]
-    labels = task.preview(row).labels
+    labels = task.preview(row).labels or task.written_labels(row)
     if labels:
-        spans.append((_make_printable(" ".join(labels)), True))
+        spans += [(" ", False), (_make_printable(" ".join(map(str, labels))), True)]
     return Preview(row.location, tuple(spans))
 
 

@@ -21,6 +21,7 @@ from dtl.inspect.check.findings import (
     find_skipped_rows,
     find_unknown_labels,
 )
+from dtl.inspect.check.label_findings import find_label_problems
 from dtl.inspect.check.media import find_decode_fault
 from dtl.inspect.check.media_findings import find_audio_problems, find_image_problems
 from dtl.inspect.check.preview import Preview, preview_examples
@@ -144,6 +145,7 @@ def find_problems(train: SourceStats, held_out: SourceStats | None) -> tuple[Fin
             *find_invalid_rows(source),
             *find_skipped_rows(source),
             *find_empty_targets(source),
+            *find_label_problems(source),
             *find_truncation(source.tokens),
             *find_token_problems(source.tokens),
             *find_audio_problems(source),

@@ -13,12 +13,14 @@ from dtl.tasks.base import Task
 
 @dataclass(frozen=True)
 class RowSummary:
-    """The location of a row, a digest of its input, its target text, and its class labels."""
+    """The location of a row, a digest of its input, its target text, its class labels, and its
+    labels or numbers as the data writes them."""
 
     location: str
     input_digest: str
     target: str | None
     labels: tuple[str, ...]
+    written: tuple[object, ...] = ()
 
 
 def summarize_row(row: Row, task: Task) -> RowSummary:
@@ -29,7 +31,8 @@ def summarize_row(row: Row, task: Task) -> RowSummary:
     else:
         content = _normalize_text(preview.input)
     digest = hashlib.sha256(content.encode("utf-8", "replace")).hexdigest()[:32]
-    return RowSummary(row.location, digest, preview.target, preview.labels)
+    written = task.written_labels(row)
+    return RowSummary(row.location, digest, preview.target, preview.labels, written)
 
 
 def _normalize_text(text: str) -> str:

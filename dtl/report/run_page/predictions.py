@@ -11,7 +11,6 @@ from dtl.report.charts import ConfusionMatrix, GroupPlot, GroupScores
 from dtl.report.page import Block, Charts, Examples, Table, Text
 from dtl.report.run_page.record import MAX_LISTED_ROWS, RunRecord
 from dtl.report.worst_examples import MAX_MEDIA_BYTES, select_worst_examples
-from dtl.tasks.base import Classification
 
 MAX_CONFUSION_LABELS = 20
 MAX_GROUPS = 40
@@ -21,7 +20,7 @@ Pairs = Counter[tuple[int, int]]  # (true label, predicted label) -> examples
 
 def make_confusion_section(run: RunRecord) -> list[Block]:
     """Return the confusion matrix of a classification, and its most frequent confusions."""
-    if not isinstance(run.task, Classification) or not run.eval_records:
+    if not run.task.has_classes or not run.eval_records:
         return []
     labels = run.folder.dataset_stats["labels"]
     pairs: Pairs = Counter((one["label"], one["predicted"]) for one in run.eval_records)

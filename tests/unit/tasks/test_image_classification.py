@@ -287,7 +287,8 @@ def test_scores_are_scikit_learns():
     torch.manual_seed(0)
     logits, labels = torch.randn(200, 9), torch.randint(9, (200,))
     names = [f"class {number}" for number in range(9)]
-    found = classification_scores(classification_records(logits, labels), names)
+    records = classification_records(logits, labels, torch.zeros(200))
+    found = classification_scores(records, names)
     guess = logits.argmax(-1)
     assert found["accuracy"] == accuracy_score(labels, guess)
     assert found["macro_f1"] == f1_score(labels, guess, average="macro")
@@ -298,9 +299,8 @@ def test_scores_are_scikit_learns():
 def test_with_many_classes_only_the_most_frequent_confusions_are_listed():
     torch.manual_seed(0)
     logits, labels = torch.randn(500, 40), torch.randint(40, (500,))
-    found = classification_scores(
-        classification_records(logits, labels), [str(number) for number in range(40)]
-    )
+    records = classification_records(logits, labels, torch.zeros(500))
+    found = classification_scores(records, [str(number) for number in range(40)])
     cells = {name: value for name, value in found.items() if name.startswith("confusion/")}
     assert len(cells) == 100 and min(cells.values()) >= 1
     assert all(name.split("/")[1] != name.split("/")[2] for name in cells)

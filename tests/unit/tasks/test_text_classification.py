@@ -85,7 +85,7 @@ def test_a_pair_of_texts_is_read_as_the_tokenizer_reads_pairs(encoder):
     ("fields", "message"),
     [
         ({"text": "x"}, "the column `label` is missing"),
-        ({"text": "x", "label": None}, "the column `label` is missing"),
+        ({"text": "x", "label": None}, "the label is missing"),
         ({"text": "x", "label": ["a"]}, "`label` is a list"),
         ({"text": "x", "label": "eraly"}, "did you mean 'early'?"),
         ({"text": "x", "label": "zzz"}, "the labels are early, late"),
