@@ -106,7 +106,9 @@ def test_loss_is_one_on_every_layout(
 ) -> None:
     expected, losses = (run.losses(bed) for run in compared(task, strategy, layout))
     assert len(expected) == TEXT_STEPS and expected[-1] != expected[0]
-    assert losses == pytest.approx(expected, rel=1e-5)
+    assert losses[:2] == pytest.approx(expected[:2], rel=1e-5)
+    # Adam divides a gradient near 0 by its own size: another order of sums shows on some processors.
+    assert losses == pytest.approx(expected, rel=5e-5)
 
 
 # An adapter and a full head next to it, in half precision.
