@@ -17,6 +17,7 @@ from dtl.core.process_env import find_free_port
 from dtl.engine.base import Engine, EngineSettings
 from dtl.engine.ddp import DdpEngine
 from dtl.engine.deepspeed import DeepSpeedEngine
+from dtl.engine.extension_builds import guard_extension_builds
 
 # What `accelerate launch` sets; the plan already contains these settings.
 ACCELERATE_VARIABLES = (
@@ -61,6 +62,7 @@ def _start_ddp(settings: EngineSettings) -> DdpEngine:
 def _start_deepspeed(settings: EngineSettings) -> DeepSpeedEngine:
     from accelerate.utils import DeepSpeedPlugin
 
+    guard_extension_builds()
     _describe_single_process_group(os.environ)
     os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
     if settings.device == "cpu":
