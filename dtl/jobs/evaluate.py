@@ -147,7 +147,7 @@ def _write(evaluation: Evaluation, data: str, folder: Path) -> None:
 def _encode_source(source: Source, config: RunConfig, exported: ExportedModel) -> EncodedData:
     task, group_by = exported.task, config.task.group_by
     rows = open_rows(
-        source,
+        config.data.with_file_options(source),
         config.data.columns,
         LOCATION,
         check=task.find_row_fault,

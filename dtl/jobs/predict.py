@@ -65,22 +65,10 @@ def _has_whitespace(text: str) -> bool:
 
 def _read_file(path: Path, media: str | None) -> Iterator[Row]:
     """Yield the rows of a file; `media`: the column of audio or images that the task reads."""
-    if path.suffix.lower() == ".txt":
-        yield from _read_text_lines(path)
-    elif media is not None and path.suffix.lower() in SUFFIXES[media]:
+    if media is not None and path.suffix.lower() in SUFFIXES[media]:
         yield Row(0, str(path), {media: path.name}, path.parent)
     else:
         yield from open_rows(Source(path=str(path)), {}, str(path), media=media)
-
-
-def _read_text_lines(path: Path) -> Iterator[Row]:
-    try:
-        with path.open(encoding="utf-8-sig") as file:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    yield Row(number - 1, f"{path}:{number}", {"text": line.rstrip("\n")})
-    except UnicodeDecodeError:
-        raise DtlError.of(str(path), "the file is not UTF-8 text", "save it as UTF-8") from None
 
 
 @torch.no_grad()

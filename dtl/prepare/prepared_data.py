@@ -59,7 +59,8 @@ class PreparedData:
     feature_cache_data: EncodedData | None = None
 
     @property
-    def _all_sources(self) -> tuple[ScannedSource, ...]:
+    def all_sources(self) -> tuple[ScannedSource, ...]:
+        """Return data.train, data.eval and those of data.mix."""
         return (*self.sources, *self.mixed_sources)
 
     def to_record(self) -> dict[str, Any]:
@@ -67,10 +68,10 @@ class PreparedData:
         return {
             "key": self.train.key,
             "examples": len(self.train),
-            "skipped_rows": sum(len(source.faults) for source in self._all_sources),
+            "skipped_rows": sum(len(source.faults) for source in self.all_sources),
             "sources": {
                 source.key: {"sha256": source.rows.fingerprint, "rows": source.valid_rows}
-                for source in self._all_sources
+                for source in self.all_sources
             },
             "base": self.base_fingerprint,
             "adapter": self.adapter_fingerprint,
@@ -78,7 +79,7 @@ class PreparedData:
 
     def format_lines(self) -> list[str]:
         """Return lines with the number of examples and of skipped rows."""
-        lines = [source.format_skipped() for source in self._all_sources if source.faults]
+        lines = [source.format_skipped() for source in self.all_sources if source.faults]
         lines.append(self.train.format_summary("train"))
         if self.held_out is not None:
             lines.append(self.held_out.format_summary("held out"))
@@ -86,7 +87,7 @@ class PreparedData:
 
     def iter_skipped_rows(self) -> Iterator[dict[str, str]]:
         """Yield source, location and reason of every row that is not an example."""
-        for source in self._all_sources:
+        for source in self.all_sources:
             for fault in source.faults:
                 yield _skipped_row(source.key, fault.location, fault.problem)
         for each in self.encoded:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dtl.assembly.parts import Parts, assemble
@@ -16,7 +16,7 @@ from dtl.data.cache.feature_cache import feature_caches_folder
 from dtl.data.cache.streamed import StreamedData
 from dtl.plan.hardware import detect_hardware, free_disk_bytes
 from dtl.plan.planner import make_plan
-from dtl.plan.records import ExternalLaunch, Hardware, Plan
+from dtl.plan.records import Decision, ExternalLaunch, Hardware, Plan
 from dtl.plan.request import CacheableExamples, PlanRequest
 from dtl.prepare.prepared_data import PreparedData, prepare_data
 from dtl.run.folder import RunFolder
@@ -60,7 +60,16 @@ def prepare_run(
         free_disk_bytes=free_disk_bytes(config.run.dir),
         cacheable=_find_cacheable_examples(parts, data),
     )
-    return PreparedRun(config, parts, data, make_plan(request))
+    plan = make_plan(request)
+    decisions = (*_describe_sources(data), *plan.decisions)
+    return PreparedRun(config, parts, data, replace(plan, decisions=decisions))
+
+
+def _describe_sources(data: PreparedData) -> Iterator[Decision]:
+    """Yield the detected format of each source."""
+    for source in data.all_sources:
+        description = source.rows.description
+        yield Decision(source.key, description.name, ", ".join(description.details))
 
 
 def _find_cacheable_examples(parts: Parts, data: PreparedData) -> CacheableExamples:

@@ -31,6 +31,10 @@ class ScannedSource:
     faults: tuple[Fault, ...]
     index: RowIndex | None = None
 
+    def format_description(self) -> str:
+        """Return the format of the source, and what was detected, as a line of text."""
+        return f"{self.key}: {self.rows.description}"
+
     def format_skipped(self) -> str:
         """Return how many invalid rows are skipped, and the first of them."""
         total = self.valid_rows + len(self.faults)
@@ -57,7 +61,7 @@ class SourceReader:
         """Open a source. Raises DtlError if it cannot be read or its first rows are invalid."""
         data = self.config.data
         return open_rows(
-            source,
+            data.with_file_options(source),
             data.columns,
             key,
             check=self.check or self.task.find_row_fault,

@@ -8,9 +8,10 @@ from typing import Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from dtl.config.schema.base import ConfigFault, Record, check_no_url, raise_config_faults
+from dtl.config.schema.data_files import FileOptions
 
 
-class Source(Record):
+class Source(FileOptions):
     """Where examples come from. A plain text is the path alone."""
 
     path: str = Field(
@@ -97,7 +98,7 @@ class Subsample(Record):
         return self.model_copy(update={"size": size, "feature_cache_size": None})
 
 
-class Data(Record):
+class Data(FileOptions):
     """The examples to train and to evaluate on."""
 
     train: Source = Field(description="examples to train on")
@@ -133,6 +134,10 @@ class Data(Record):
     def _check_sections(self) -> Self:
         raise_config_faults([*self._eval_faults(), *self._streaming_faults()])
         return self
+
+    def with_file_options(self, source: Source) -> Source:
+        """Return a source that has the file options of this section where it sets none itself."""
+        return source.model_copy(update={**self.file_options, **source.file_options})
 
     def _eval_faults(self) -> Iterator[ConfigFault]:
         if self.eval is not None and self.eval.weight != 1:

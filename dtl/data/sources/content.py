@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -10,28 +10,35 @@ from pathlib import Path
 from dtl import mini
 from dtl.config.schema import Source
 from dtl.core.errors import DtlError, near
+from dtl.data.sources.data_file import DataFile, data_suffix, open_data_files
 from dtl.data.sources.digests import digest_files
-from dtl.data.sources.formats import READERS, find_reader
+from dtl.data.sources.file_reader import FileReader, check_options
+from dtl.data.sources.formats import FORMAT_OF_SUFFIX, SUFFIXES, format_name, open_reader
 from dtl.data.sources.hub import class_name_mapper, load_hub_dataset
 from dtl.data.sources.media_folders import detect_media_folder
 from dtl.data.sources.naming import format_names, list_names
-from dtl.data.sources.results import ReadResult, os_error_fault
+from dtl.data.sources.results import FormatDescription, ReadResult
+
+METADATA_FILES = frozenset({"dataset_info.json", "state.json", "dataset_dict.json"})
+DOCUMENT_NAMES = frozenset({"readme", "license", "licence", "copying", "requirements"})
 
 
 @dataclass(frozen=True)
 class SourceContent:
     """The content of a source: how to read its rows, and a digest of its bytes.
 
-    `files`: display names, with which the locations of rows begin. `paths`: the files that hold the
-    rows in order; empty if the rows are made from a folder's files or come from the hub.
+    `files`: display names, with which the locations of rows begin. `description`: the format, and
+    what was detected. `readers`: of the files that hold the rows in order; empty if the rows are
+    made from a folder's files or come from the hub.
     """
 
     display_name: str
     files: tuple[str, ...]
     read_rows: Callable[[], Iterator[ReadResult]]
     compute_digest: Callable[[], str]
+    description: FormatDescription
     folder: Path = Path()
-    paths: tuple[Path, ...] = ()
+    readers: tuple[FileReader, ...] = ()
 
 
 def open_source(source: Source, location: str, media: str | None) -> SourceContent:
@@ -56,7 +63,7 @@ def open_source(source: Source, location: str, media: str | None) -> SourceConte
 def _is_local_path(path: Path, configured: str) -> bool:
     """Return whether a missing path was meant as a file rather than as `owner/name`."""
     return (
-        path.suffix.lower() in READERS
+        data_suffix(path) in SUFFIXES
         or configured.startswith((".", "/", "~"))
         or configured.count("/") > 1
         or (len(path.parts) > 1 and path.parent.is_dir())
@@ -71,12 +78,8 @@ def _open_builtin(source: Source, location: str) -> SourceContent:
         raise DtlError.of(f"{location}.path", f"{source.path} has no split", f"write {splits}")
     _check_no_config_name(source, location)
     path = mini.data_file(name, split)
-    return _open_files(
-        [path],
-        display_names=[f"{mini.PREFIX}{name}/{split}"],
-        display_name=source.path,
-        cache_digest=source.streaming,
-    )
+    file = DataFile(path, f"{mini.PREFIX}{name}/{split}")
+    return _open_files([file], source, location)
 
 
 def _open_file(path: Path, source: Source, location: str) -> SourceContent:
@@ -87,9 +90,7 @@ def _open_file(path: Path, source: Source, location: str) -> SourceContent:
             f"{location}.split", f"{source.path} is a single file without splits", "remove the key"
         )
     _check_no_config_name(source, location)
-    return _open_files(
-        [path], display_names=[source.path], display_name=source.path, cache_digest=source.streaming
-    )
+    return _open_files(open_data_files(path, source.path, suffixes=SUFFIXES), source, location)
 
 
 def _open_folder(folder: Path, source: Source, location: str, media: str | None) -> SourceContent:
@@ -97,86 +98,121 @@ def _open_folder(folder: Path, source: Source, location: str, media: str | None)
     _check_no_config_name(source, location)
     corpus = detect_media_folder(folder, source.split, media) if media is not None else None
     if corpus is not None:
+        _check_no_file_options(source, location)
         return SourceContent(
             source.path,
             (source.path,),
             corpus.read_rows,
             lambda: digest_files(corpus.files),
+            FormatDescription(f"{media} folder"),
             corpus.folder,
         )
-    files = _find_data_files(folder, source, location)
-    display_names = [str(Path(source.path) / path.relative_to(folder)) for path in files]
-    return _open_files(
-        files, display_names=display_names, display_name=source.path, cache_digest=source.streaming
-    )
+    return _open_files(_find_data_files(folder, source, location), source, location)
 
 
-def _find_data_files(folder: Path, source: Source, location: str) -> list[Path]:
+def _find_data_files(folder: Path, source: Source, location: str) -> list[DataFile]:
     split_folder = folder / source.split if source.split else folder
-    files = (
-        _list_data_files(split_folder)
+    paths = (
+        _list_data_files(split_folder, source)
         if split_folder.is_dir()
-        else _list_split_files(folder, str(source.split))
+        else _list_split_files(folder, source)
     )
-    if not files:
-        of_split = f" of the split '{source.split}'" if source.split else ""
-        raise DtlError.of(
-            f"{location}.path",
-            f"{source.path} has no data files{of_split}",
-            f"use a folder with {', '.join(READERS)} files "
-            f"(this one has {format_names(list_names(folder))})",
+    if not paths:
+        raise _no_files_error(folder, source, location)
+    files = [
+        file
+        for path in paths
+        for file in open_data_files(
+            path, str(Path(source.path) / path.relative_to(folder)), suffixes=SUFFIXES
         )
-    suffixes = sorted({path.suffix.lower() for path in files})
-    if len(suffixes) > 1:
+    ]
+    formats = sorted({str(format_name(file, source)) for file in files})
+    if len(formats) > 1:
         raise DtlError.of(
             f"{location}.path",
-            f"{source.path} has files of several formats ({', '.join(suffixes)})",
+            f"{source.path} has files of several formats ({', '.join(formats)})",
             "use one file, or keep files of one format in the folder",
         )
     return files
 
 
-def _list_data_files(folder: Path) -> list[Path]:
-    """Return the data files of a folder, without the metadata that `datasets` saves with them."""
-    metadata = {"dataset_info.json", "state.json", "dataset_dict.json"}
-    files = (path for path in folder.iterdir() if path.suffix.lower() in READERS)
-    return sorted(path for path in files if path.is_file() and path.name not in metadata)
-
-
-def _list_split_files(folder: Path, split: str) -> list[Path]:
-    """Return files named as train.jsonl or train-00000-of-00002.parquet."""
-    return [path for path in _list_data_files(folder) if path.stem.partition("-")[0] == split]
-
-
-def _open_files(
-    paths: list[Path], *, display_names: list[str], display_name: str, cache_digest: bool
-) -> SourceContent:
-    readers = [find_reader(path, name) for path, name in zip(paths, display_names, strict=True)]
-
-    def read_rows() -> Iterator[ReadResult]:
-        files = zip(readers, paths, display_names, strict=True)
-        return chain.from_iterable(_read_file(reader, path, name) for reader, path, name in files)
-
-    return SourceContent(
-        display_name,
-        tuple(display_names),
-        read_rows,
-        lambda: digest_files(paths, use_cache=cache_digest),
-        paths[0].parent,
-        tuple(paths),
+def _no_files_error(folder: Path, source: Source, location: str) -> DtlError:
+    splits = [entry.name for entry in sorted(folder.iterdir()) if _list_data_files(entry, source)]
+    if source.split is None and splits:
+        return DtlError.of(
+            f"{location}.split",
+            f"{source.path} has several splits or folders ({', '.join(splits)})",
+            f"set it to {' or '.join(splits)}",
+        )
+    of_split = f" of the split '{source.split}'" if source.split else ""
+    return DtlError.of(
+        f"{location}.path",
+        f"{source.path} has no data files{of_split}",
+        f"use a folder with {', '.join(FORMAT_OF_SUFFIX)} files "
+        f"(this one has {format_names(list_names(folder))})",
     )
 
 
-def _read_file(
-    reader: Callable[[Path, str], Iterator[ReadResult]], path: Path, display_name: str
-) -> Iterator[ReadResult]:
-    try:
-        yield from reader(path, display_name)
-    except OSError as error:
-        yield os_error_fault(display_name, error)
+def _list_data_files(folder: Path, source: Source) -> list[Path]:
+    """Return the data files of a folder, without the metadata that `datasets` saves with them.
+
+    Plain text files count only if there are no others, because a README is one as well.
+    """
+    if not folder.is_dir():
+        return []
+    visible = (path for path in sorted(folder.iterdir()) if not path.name.startswith("."))
+    files = [path for path in visible if path.is_file() and path.name not in METADATA_FILES]
+    known = [path for path in files if data_suffix(path) in SUFFIXES or path.suffix == ".zip"]
+    if source.file_format is not None:
+        own = [path for path in known if _has_format(path, source.file_format)]
+        return own or [path for path in files if path not in known]
+    documents = [path for path in known if _has_format(path, "text")]
+    return [path for path in known if path not in documents] or [
+        path for path in documents if path.stem.lower() not in DOCUMENT_NAMES
+    ]
+
+
+def _has_format(path: Path, name: str) -> bool:
+    return FORMAT_OF_SUFFIX.get(data_suffix(path)) == name
+
+
+def _list_split_files(folder: Path, source: Source) -> list[Path]:
+    """Return files named as train.jsonl or train-00000-of-00002.parquet."""
+    return [
+        path
+        for path in _list_data_files(folder, source)
+        if path.name.partition(".")[0].partition("-")[0] == source.split
+    ]
+
+
+def _open_files(files: Sequence[DataFile], source: Source, location: str) -> SourceContent:
+    readers = tuple(open_reader(file, source) for file in files)
+    check_options(readers[0], location)
+
+    def read_rows() -> Iterator[ReadResult]:
+        return chain.from_iterable(reader.iter_rows() for reader in readers)
+
+    paths = list(dict.fromkeys(file.path for file in files))
+    return SourceContent(
+        source.path,
+        tuple(file.display_name for file in files),
+        read_rows,
+        lambda: digest_files(paths, use_cache=source.streaming),
+        _describe(readers),
+        paths[0].parent,
+        readers,
+    )
+
+
+def _describe(readers: Sequence[FileReader]) -> FormatDescription:
+    """Return the format of the first file, with what was detected in it."""
+    first, more = readers[0], len(readers) - 1
+    files = (f"{len(readers)} files",) if more else ()
+    return FormatDescription(first.label, (*files, *first.describe()))
 
 
 def _open_hub_dataset(source: Source, location: str) -> SourceContent:
+    _check_no_file_options(source, location)
     dataset = load_hub_dataset(source, location)
     map_class_names = class_name_mapper(dataset)
 
@@ -189,7 +225,8 @@ def _open_hub_dataset(source: Source, location: str) -> SourceContent:
     def compute_digest() -> str:
         return digest_files(files) if files else str(dataset._fingerprint)
 
-    return SourceContent(source.path, (source.path,), read_rows, compute_digest)
+    description = FormatDescription("hub dataset")
+    return SourceContent(source.path, (source.path,), read_rows, compute_digest, description)
 
 
 def _check_no_config_name(source: Source, location: str) -> None:
@@ -198,6 +235,17 @@ def _check_no_config_name(source: Source, location: str) -> None:
             f"{location}.name",
             f"only a hub dataset has a config name (got the local path {source.path})",
             "remove the key",
+        )
+
+
+def _check_no_file_options(source: Source, location: str) -> None:
+    """Raise DtlError for options of files where the rows are in no files that dtl parses."""
+    names = [name for name in source.file_options if name != "format" or source.file_format]
+    if names:
+        raise DtlError.of(
+            f"{location}.{names[0]}",
+            f"{source.path} is no file with lines, and has no such option",
+            "remove the key, or set it at the source that needs it",
         )
 
 

@@ -1,134 +1,215 @@
-"""Readers of delimited text files: CSV and TSV."""
+"""Reads delimited text files: CSV and TSV."""
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Iterator
-from io import TextIOWrapper
+import io
+import re
+from collections import deque
+from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import ClassVar
 
+from dtl.config.schema.data_files import FileOptions
 from dtl.core.errors import Fault
+from dtl.data.sources.data_file import DataFile, detect_compression
+from dtl.data.sources.dialect import Dialect, LabelColumns, Record, find_dialect
+from dtl.data.sources.file_reader import TextFileReader
 from dtl.data.sources.results import (
-    BYTE_ORDER_MARK,
-    UTF8_FIX,
     FileFault,
     PositionedResults,
     ReadResult,
     RowPosition,
     is_encodable,
 )
+from dtl.data.sources.text_encoding import SAMPLE_BYTES
 
-MAX_FIELD_CHARACTERS = 2**31 - 1  # the csv module's default is 131,072
-QUOTES_FIX = "check the quotes of this row"
+QUOTES_FIX = 'check the quotes of this row, or set data.quoting=none if " is no quoting here'
+CARRIAGE_RETURN = re.compile(r"(?<=\r)(?!\n)")  # where a line of old Mac files ends
 
 
-def read_csv(path: Path, display_name: str) -> Iterator[ReadResult]:
-    """Read comma-separated text with a header; all values are strings."""
-    return (result for _, result in read_positioned_delimited(path, display_name, delimiter=","))
+class DelimitedTextReader(TextFileReader):
+    """Reads rows of values with a delimiter between them; all values are strings."""
+
+    option_names = frozenset({"encoding", "delimiter", "quoting", "column_names"})
+    default_delimiter: ClassVar[str]
+
+    @cached_property
+    def dialect(self) -> Dialect:
+        """The dialect of the file."""
+        lines = list(io.StringIO(self.sample_text, newline=""))
+        if len(self.sample) == SAMPLE_BYTES:
+            lines = lines[:-1]
+        return find_dialect(lines, self.options, default=self.default_delimiter)
+
+    @cached_property
+    def header(self) -> list[str]:
+        """The names of the columns."""
+        if self.dialect.column_names is not None:
+            return list(self.dialect.column_names)
+        lines = _OffsetTrackingLines(self, start=None)
+        return next((values for values in self.dialect.parse(self._rows(lines)) if values), [])
+
+    def read_positioned(self) -> PositionedResults:
+        """Yield rows; a quoted value may have line breaks."""
+        lines = _OffsetTrackingLines(self, start=None)
+        try:
+            yield from self._read(lines)
+        except UnicodeDecodeError as error:
+            location = f"{self.file.display_name}:{lines.number + 1}"
+            problem = self.encoding.describe_error(error)
+            yield lines.position, FileFault(location, problem, self.encoding.fix)
+
+    def read_at(self, position: RowPosition) -> ReadResult:
+        lines = _OffsetTrackingLines(self, start=position.offset)
+        location = f"{self.file.display_name}:{position.number}"
+        try:
+            values: list[str] = next(self.dialect.parse(lines), [])
+            return self._parse_row(values, location)
+        except (csv.Error, UnicodeDecodeError) as error:
+            return Fault(location, f"the row cannot be parsed ({error})", QUOTES_FIX)
+
+    def describe(self) -> Iterator[str]:
+        yield from self.dialect.describe()
+        yield from super().describe()
+
+    def _read(self, lines: _OffsetTrackingLines) -> PositionedResults:
+        dialect, labels = self.dialect, LabelColumns()
+        is_quoting_detected = dialect.is_quoted and self.options.quoting is None
+        names = list(dialect.column_names or ())
+        start = RowPosition(lines.offset, 1)
+        rows = dialect.parse(self._rows(lines))
+        try:
+            for values in rows:
+                record, position = Record(values, lines.take()), start
+                start = lines.position
+                if not values:
+                    continue
+                location = f"{self.file.display_name}:{position.number}"
+                if not names:
+                    names = values
+                    if (fault := self._find_header_fault(names, location)) is not None:
+                        yield position, fault
+                        return
+                    continue
+                labels.add(record)
+                if is_quoting_detected and record.is_melted(dialect, len(names), labels):
+                    yield position, _melted_fault(record, position, location)
+                else:
+                    yield position, self._parse_row(values, location, names)
+        except csv.Error as error:
+            location = f"{self.file.display_name}:{start.number}"
+            problem = f"the row cannot be parsed ({error})"
+            yield start, FileFault(location, problem, QUOTES_FIX)
+
+    def _rows(self, lines: _OffsetTrackingLines) -> Iterator[str]:
+        iterator = iter(lines)
+        if self.dialect.has_separator_line:
+            next(iterator, None)
+        return iterator
+
+    def _find_header_fault(self, header: list[str], location: str) -> FileFault | None:
+        if not is_encodable("".join(header)):
+            return FileFault(
+                location, f"the header is not {self.encoding.name} text", self.encoding.fix
+            )
+        duplicates = sorted({name for name in header if header.count(name) > 1})
+        if duplicates:
+            return FileFault(
+                location,
+                f"two columns are named '{duplicates[0]}'",
+                "give each column its own name, or set data.column_names if there is no header "
+                "line",
+            )
+        return None
+
+    def _parse_row(
+        self, values: list[str], location: str, names: list[str] | None = None
+    ) -> ReadResult:
+        names = self.header if names is None else names
+        if len(values) != len(names):
+            return Fault(
+                location,
+                f"{len(values)} values for {len(names)} columns",
+                "give every column a value, quote values that contain the delimiter, or set "
+                f"data.delimiter (it is {self.dialect.delimiter!r})",
+            )
+        if values == names:
+            return Fault(location, "the row repeats the header", "remove the row")
+        try:
+            "".join(values).encode()
+        except UnicodeEncodeError as error:
+            byte = ord(error.object[error.start]) & 0xFF
+            return Fault(
+                location, f"not {self.encoding.name} text (byte 0x{byte:02x})", self.encoding.fix
+            )
+        return location, dict(zip(names, values, strict=True))
+
+
+class CsvReader(DelimitedTextReader):
+    """Reads CSV files."""
+
+    label = "CSV"
+    default_delimiter = ","
+
+
+class TsvReader(DelimitedTextReader):
+    """Reads TSV files."""
+
+    label = "TSV"
+    default_delimiter = "\t"
 
 
 def read_tsv(path: Path, display_name: str) -> Iterator[ReadResult]:
-    """Read tab-separated text with a header; all values are strings."""
-    return (result for _, result in read_positioned_delimited(path, display_name, delimiter="\t"))
+    """Read tab-separated text with a header."""
+    file = DataFile(path, display_name, detect_compression(path))
+    return TsvReader(file, FileOptions()).iter_rows()
 
 
-def read_positioned_delimited(
-    path: Path, display_name: str, *, delimiter: str
-) -> PositionedResults:
-    """Read rows of delimited text, each with its position. A quoted value may have line breaks."""
-    with _open_text(path) as file:
-        lines = _OffsetTrackingLines(file, offset=len(BYTE_ORDER_MARK) * _has_byte_order_mark(path))
-        rows = _parse_delimited(lines, delimiter)
-        header, location, position = list[str](), display_name, RowPosition(0, 1)
-        try:
-            location = f"{display_name}:1"
-            for values in rows:
-                result: ReadResult | None = None
-                if values and not header:
-                    header, result = values, _find_header_fault(values, location)
-                elif values:
-                    result = _parse_delimited_row(values, header, location)
-                if result is not None:
-                    yield position, result
-                if isinstance(result, FileFault):
-                    return
-                position = RowPosition(lines.offset, rows.line_num + 1)
-                location = f"{display_name}:{position.number}"
-        except csv.Error as error:
-            yield position, FileFault(location, f"the row cannot be parsed ({error})", QUOTES_FIX)
-
-
-def read_header(path: Path, *, delimiter: str) -> list[str]:
-    """Return the column names, the first values in the file."""
-    with _open_text(path) as file:
-        return next(filter(None, _parse_delimited(file, delimiter)), [])
-
-
-def read_delimited_row(
-    position: RowPosition, path: Path, location: str, *, header: list[str], delimiter: str
-) -> ReadResult:
-    """Read the row at a position."""
-    with _open_text(path, offset=position.offset) as file:
-        try:
-            return _parse_delimited_row(
-                next(_parse_delimited(file, delimiter), []), header, location
-            )
-        except csv.Error as error:
-            return Fault(location, f"the row cannot be parsed ({error})", QUOTES_FIX)
-
-
-def _open_text(path: Path, *, offset: int = 0) -> TextIOWrapper:
-    file = path.open("rb")
-    file.seek(offset)
-    encoding = "utf-8" if offset else "utf-8-sig"
-    return TextIOWrapper(file, encoding=encoding, newline="", errors="surrogateescape")
-
-
-def _has_byte_order_mark(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(len(BYTE_ORDER_MARK)) == BYTE_ORDER_MARK
-
-
-def _parse_delimited(lines: Iterable[str], delimiter: str) -> Any:
-    csv.field_size_limit(MAX_FIELD_CHARACTERS)
-    return csv.reader(lines, delimiter=delimiter, strict=True)
+def _melted_fault(record: Record, position: RowPosition, location: str) -> Fault:
+    return Fault(
+        location,
+        f'a lone quote (") joins the rows of {len(record.lines)} lines, up to line '
+        f"{position.number + len(record.lines) - 1}",
+        'set data.quoting=none if " is no quoting here; data.quoting=double if it is one value; '
+        "or double the quote",
+    )
 
 
 class _OffsetTrackingLines:
-    """Lines of a text file; `offset` is the byte after the last line read."""
+    """Lines of a text file. `offset`, `number`: the byte after the last line read, and its number
+    from the first one."""
 
-    def __init__(self, file: TextIOWrapper, *, offset: int) -> None:
-        self.offset = offset
-        self._file = file
+    def __init__(self, reader: DelimitedTextReader, *, start: int | None) -> None:
+        self.offset = reader.encoding.mark_bytes if start is None else start
+        self.number = 0
+        self._reader = reader
+        self._start = start
+        self._taken: deque[str] = deque()
+
+    @property
+    def position(self) -> RowPosition:
+        """The position of the next line."""
+        return RowPosition(self.offset, self.number + 1)
+
+    def take(self) -> tuple[str, ...]:
+        """Return the lines read since the last call."""
+        lines = tuple(self._taken)
+        self._taken.clear()
+        return lines
 
     def __iter__(self) -> Iterator[str]:
-        for line in self._file:
-            self.offset += len(line.encode("utf-8", "surrogateescape"))
-            yield line
-
-
-def _find_header_fault(header: list[str], location: str) -> FileFault | None:
-    if not is_encodable("".join(header)):
-        return FileFault(location, "the header is not UTF-8 text", UTF8_FIX)
-    duplicates = sorted({name for name in header if header.count(name) > 1})
-    if duplicates:
-        return FileFault(
-            location, f"two columns are named '{duplicates[0]}'", "give each column its own name"
-        )
-    return None
-
-
-def _parse_delimited_row(values: list[str], header: list[str], location: str) -> ReadResult:
-    if len(values) != len(header):
-        return Fault(
-            location,
-            f"{len(values)} values for {len(header)} columns",
-            "give every column a value, and quote values that contain the delimiter",
-        )
-    try:
-        "".join(values).encode()
-    except UnicodeEncodeError as error:
-        byte = ord(error.object[error.start]) & 0xFF
-        return Fault(location, f"not UTF-8 text (byte 0x{byte:02x})", UTF8_FIX)
-    return location, dict(zip(header, values, strict=True))
+        encoding = self._reader.encoding
+        errors = "surrogateescape" if encoding.newline == b"\n" else "strict"
+        for _, line in self._reader.iter_lines(self._start):
+            text = line.decode(encoding.codec, errors)
+            pieces = CARRIAGE_RETURN.split(text) if "\r" in text else [text]
+            for piece in pieces:
+                if not piece:
+                    continue
+                is_complete = len(pieces) == 1
+                self.offset += len(line) if is_complete else len(encoding.encode(piece, errors))
+                self.number += 1
+                self._taken.append(piece)
+                yield piece

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 from dtl.config.schema import Source
 from dtl.core.errors import DtlError, near
+from dtl.data.sources.class_names import convert_fields, converters_of_features
 from dtl.data.sources.naming import list_names
 from dtl.data.sources.results import first_error_line
 
@@ -41,25 +42,8 @@ def _keep_media_encoded(table: Any) -> Any:
 
 def class_name_mapper(table: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
     """Return a function that replaces the class indices of a row by class names."""
-    from datasets import ClassLabel, List
-
-    names: dict[str, Callable[[Any], Any]] = {}
-    for column, feature in (getattr(table, "features", None) or {}).items():
-        if isinstance(feature, ClassLabel):
-            names[column] = partial(_get_class_name, feature.names)
-        elif isinstance(feature, List) and isinstance(feature.feature, ClassLabel):
-            names[column] = partial(_get_class_names, feature.feature.names)
-    return lambda row: {
-        column: names[column](value) if column in names else value for column, value in row.items()
-    }
-
-
-def _get_class_name(names: list[str], index: Any) -> Any:
-    return names[index] if isinstance(index, int) and index >= 0 else index
-
-
-def _get_class_names(names: list[str], indices: Any) -> Any:
-    return indices if indices is None else [_get_class_name(names, index) for index in indices]
+    features = getattr(table, "features", None)
+    return partial(convert_fields, converters_of_features(features.to_dict() if features else {}))
 
 
 def _load_splits(source: Source, location: str) -> Any:

@@ -1,85 +1,98 @@
-"""Readers of JSON Lines and JSON list files."""
+"""Reads JSON Lines and JSON list files."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
+from dtl.config.schema.data_files import FileOptions
 from dtl.core.errors import Fault
+from dtl.data.sources.data_file import DataFile
+from dtl.data.sources.file_reader import FileReader, TextFileReader
 from dtl.data.sources.results import (
-    BYTE_ORDER_MARK,
-    UTF8_FIX,
     FileFault,
     PositionedResults,
     ReadResult,
     RowPosition,
-    describe_decode_error,
-    file_starts_with,
     is_encodable,
 )
+from dtl.data.sources.text_encoding import TextEncoding
 
 SURROGATE_ESCAPE = "\\ud"  # starts an escaped surrogate; an unpaired one is not valid text
 JSON_TYPE_NAMES = {list: "a list", str: "a string", bool: "true or false", type(None): "null"}
 
 
-def read_json_lines(path: Path, display_name: str) -> Iterator[ReadResult]:
-    """Read one JSON object per line; empty lines are ignored."""
-    return (result for _, result in read_positioned_json_lines(path, display_name))
+class JsonLinesReader(TextFileReader):
+    """Reads JSON Lines: one object per line; empty lines are ignored."""
+
+    label = "JSON Lines"
+    option_names = frozenset({"encoding"})
+
+    def read_positioned(self) -> PositionedResults:
+        for number, (offset, line) in enumerate(self.iter_lines(), start=1):
+            if not self.encoding.is_blank(line):
+                location = f"{self.file.display_name}:{number}"
+                yield RowPosition(offset, number), _parse_row(line, location, self.encoding)
+
+    def read_at(self, position: RowPosition) -> ReadResult:
+        location = f"{self.file.display_name}:{position.number}"
+        _, line = next(self.iter_lines(position.offset), (0, b""))
+        return _parse_row(line, location, self.encoding)
 
 
-def read_positioned_json_lines(path: Path, display_name: str) -> PositionedResults:
-    """Read one JSON object per line, each with the position of its line."""
-    offset = 0
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            text = line if offset else line.removeprefix(BYTE_ORDER_MARK)
-            if text.strip():
-                yield RowPosition(offset, number), _parse_json_row(text, f"{display_name}:{number}")
-            offset += len(line)
+class JsonListReader(TextFileReader):
+    """Reads one JSON list of objects."""
+
+    label = "JSON list"
+    option_names = frozenset({"encoding"})
+
+    def find_streaming_fault(self, location: str) -> Fault | None:
+        return Fault(
+            f"{location}.streaming",
+            f"{self.file.display_name} is one JSON list, which cannot be streamed",
+            "convert it to JSON Lines (one object per line)",
+        )
+
+    def read_positioned(self) -> PositionedResults:
+        name, encoding, nowhere = self.file.display_name, self.encoding, RowPosition(0, 0)
+        try:
+            with self.file.open() as stream:
+                text = encoding.decode(stream.read()[encoding.mark_bytes :])
+            items = json.loads(text)
+        except UnicodeDecodeError as error:
+            yield nowhere, FileFault(name, encoding.describe_error(error), encoding.fix)
+        except (ValueError, RecursionError) as error:
+            line = f":{error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
+            yield nowhere, FileFault(f"{name}{line}", _describe_json_error(error), "fix the file")
+        else:
+            may_have_surrogate = SURROGATE_ESCAPE in text.lower()
+            for number, item in enumerate(items, start=1):
+                location = f"{name}: item {number}"
+                yield (
+                    RowPosition(number - 1, number),
+                    _validate_json_object(item, location, may_have_surrogate=may_have_surrogate),
+                )
+
+    def read_at(self, position: RowPosition) -> ReadResult:
+        raise NotImplementedError("a JSON list is not streamed")
 
 
-def read_json_line(position: RowPosition, path: Path, location: str) -> ReadResult:
-    """Read the row on the line at a position."""
-    with path.open("rb") as file:
-        file.seek(position.offset)
-        line = file.readline()
-    return _parse_json_row(
-        line if position.offset else line.removeprefix(BYTE_ORDER_MARK), location
-    )
+def open_json(file: DataFile, options: FileOptions) -> FileReader:
+    """Return the reader of a JSON file, which is a list or JSON Lines."""
+    lines = JsonLinesReader(file, options)
+    is_list = lines.sample_text[:64].lstrip().startswith("[")
+    return JsonListReader(file, options) if is_list else lines
 
 
-def read_json(path: Path, display_name: str) -> Iterator[ReadResult]:
-    """Read a JSON list of objects; a file that starts with an object is read as JSON Lines."""
-    if not file_starts_with(path, b"["):
-        yield from read_json_lines(path, display_name)
-        return
+def _parse_row(line: bytes, location: str, encoding: TextEncoding) -> ReadResult:
     try:
-        text = path.read_bytes().decode("utf-8-sig")
-        items = json.loads(text)
-    except UnicodeDecodeError as error:
-        yield FileFault(display_name, describe_decode_error(error), UTF8_FIX)
-    except (ValueError, RecursionError) as error:
-        line = f":{error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
-        yield FileFault(f"{display_name}{line}", _describe_json_error(error), "fix the file")
-    else:
-        may_have_surrogate = SURROGATE_ESCAPE in text.lower()
-        for number, item in enumerate(items, start=1):
-            yield _validate_json_object(
-                item, f"{display_name}: item {number}", may_have_surrogate=may_have_surrogate
-            )
-
-
-def _parse_json_row(line: bytes, location: str) -> ReadResult:
-    try:
-        text = line.decode()
+        text = encoding.decode(line)
         may_have_surrogate = "\\" in text and SURROGATE_ESCAPE in text.lower()
         return _validate_json_object(
             json.loads(text), location, may_have_surrogate=may_have_surrogate
         )
     except UnicodeDecodeError as error:
-        return Fault(location, describe_decode_error(error), UTF8_FIX)
+        return Fault(location, encoding.describe_error(error), encoding.fix)
     except (ValueError, RecursionError) as error:
         return Fault(location, _describe_json_error(error), "fix or remove the line")
 

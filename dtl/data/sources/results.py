@@ -31,6 +31,17 @@ class RowPosition:
     number: int
 
 
+@dataclass(frozen=True)
+class FormatDescription:
+    """The format of a source in words, such as CSV, and what was detected in its files."""
+
+    name: str
+    details: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return self.name + (f" ({', '.join(self.details)})" if self.details else "")
+
+
 PositionedResults = Iterator[tuple[RowPosition, ReadResult]]
 
 

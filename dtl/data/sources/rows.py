@@ -20,7 +20,13 @@ from dtl.data.modalities.media_files import (
 from dtl.data.sources.content import SourceContent, open_source
 from dtl.data.sources.naming import format_names
 from dtl.data.sources.random_access import RandomAccessReader, open_random_access_readers
-from dtl.data.sources.results import Fields, FileFault, ReadResult, RowPosition, os_error_fault
+from dtl.data.sources.results import (
+    Fields,
+    FileFault,
+    FormatDescription,
+    ReadResult,
+    RowPosition,
+)
 
 MAX_FAULTS_DISPLAYED = 5
 
@@ -93,12 +99,9 @@ class Rows:
         def read_results() -> Iterator[ReadResult]:
             nonlocal current
             for file_number, reader in enumerate(readers):
-                try:
-                    for position, result in reader.iter_rows():
-                        current = (file_number, position)
-                        yield result
-                except OSError as error:
-                    yield os_error_fault(reader.display_name, error)
+                for position, result in reader.iter_rows():
+                    current = (file_number, position)
+                    yield result
 
         # One result is read at a time, so `current` is the position of the row just validated.
         for _ in self._iter_valid_rows(faults, read_results()):
@@ -108,15 +111,13 @@ class Rows:
         """Return a random access reader for each file. Raises DtlError at the config key `location`
         if the rows of the source are not in files."""
         content = self._content
-        if not content.paths:
+        if not content.readers:
             raise DtlError.of(
                 f"{location}.streaming",
                 f"{content.display_name} is a media folder, which cannot be streamed",
                 "list its files in a JSON Lines file with the task's columns, and use that file",
             )
-        return open_random_access_readers(
-            list(content.paths), list(content.files), location=location
-        )
+        return open_random_access_readers(content.readers, location=location)
 
     def _iter_valid_rows(
         self, faults: list[Fault], results: Iterator[ReadResult] | None = None
@@ -143,6 +144,16 @@ class Rows:
                 return
 
     @cached_property
+    def description(self) -> FormatDescription:
+        """The format of the rows, and what was detected in their files, in words."""
+        return self._content.description
+
+    def find_guesses(self, location: str) -> list[Fault]:
+        """Return what was guessed about the files and may be wrong. `location`: the config key."""
+        guesses = (reader.find_guess(location) for reader in self._content.readers)
+        return [fault for fault in guesses if fault is not None]
+
+    @cached_property
     def columns(self) -> tuple[str, ...]:
         """The names of the first row's fields."""
         return tuple(next(iter(self)).fields)
@@ -157,6 +168,7 @@ class Rows:
             source.split,
             source.limit,
             self._columns,
+            source.file_options,
         ]
         if self._media is not None:
             parts.append(digest_media_files(self._iter_media_files(self._media)))

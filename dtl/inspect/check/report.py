@@ -36,11 +36,12 @@ from dtl.tasks.base import Task
 
 @dataclass(frozen=True)
 class DataReport:
-    """The report of `dtl check`."""
+    """The report of `dtl check`. `formats`: the format of each source, as a line of text."""
 
     sources: tuple[SourceStats, ...]
     findings: tuple[Finding, ...]
     previews: tuple[Preview, ...]
+    formats: tuple[str, ...] = ()
 
     @property
     def exit_code(self) -> int:
@@ -50,6 +51,7 @@ class DataReport:
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON values."""
         return {
+            "formats": list(self.formats),
             "sources": [summarize_source(source) for source in self.sources],
             "findings": [asdict(finding) for finding in self.findings],
             "examples": [asdict(preview) for preview in self.previews],
@@ -57,7 +59,8 @@ class DataReport:
 
     def format_lines(self, *, color: bool = False) -> list[str]:
         """Return the report as lines for a terminal; supervised tokens are colored or bracketed."""
-        lines = [line for source in self.sources for line in format_source(source)]
+        lines = [*self.formats]
+        lines += [line for source in self.sources for line in format_source(source)]
         lines += [format_preview(preview, color=color) for preview in self.previews]
         lines += [format_finding(finding) for finding in self.findings]
         return lines if self.findings else [*lines, "no problems found"]
@@ -117,7 +120,14 @@ def _create_report(
         held_out = _add_invalid_rows(held_out, prepared.sources[1], config.data, decode_faults)
     sources = (train,) if held_out is None else (train, held_out)
     previews = tuple(preview_examples(train_rows, prepared, parts.task))
-    return DataReport(sources, find_problems(train, held_out), previews)
+    guesses = [
+        Finding("guess", fault, source.valid_rows)
+        for source in prepared.all_sources
+        for fault in source.rows.find_guesses(source.key)
+    ]
+    findings = (*find_problems(train, held_out), *guesses)
+    formats = tuple(source.format_description() for source in prepared.all_sources)
+    return DataReport(sources, findings, previews, formats)
 
 
 def _add_invalid_rows(

@@ -312,7 +312,7 @@ DATA = [
     data(
         "unknown kind of file",
         "rows.xlsx: '.xlsx' files are not supported",
-        "convert the file to one of .jsonl",
+        "export the table as CSV",
         {"rows.xlsx": "text\n"},
     ),
     Broken(

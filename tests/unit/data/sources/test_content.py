@@ -79,7 +79,7 @@ def test_builtin_data_has_locations():
             "data.train.path: file not found: no/where.csv. Fix: correct the path: the ",
         ),
         ("./nowhere", {}, "data.train.path: file not found: ./nowhere"),
-        ("data/mixed", {}, "data.train.path: data/mixed has files of several formats (.cs"),
+        ("data/mixed", {}, "data.train.path: data/mixed has files of several formats (csv, jsonl)"),
         ("data/none", {}, "data.train.path: data/none has no data files. Fix: use a"),
         ("data/mixed", {"split": "dev"}, "data.train.path: data/mixed has no data files of the"),
         ("data/train.jsonl", {"split": "dev"}, "data.train.split: data/train.jsonl is a single"),

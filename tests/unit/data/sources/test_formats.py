@@ -120,9 +120,9 @@ def test_a_large_file_is_not_held_in_memory(name):
         ("a.arrow", b"ARROW1 it is not", "a.arrow: not a readable Arrow file ("),
         ("a.arrow", b"neither a file nor a stream", "a.arrow: not a readable Arrow file ("),
         (
-            "a.txt",
+            "a.xlsx",
             b"words",
-            "a.txt: '.txt' files are not supported. Fix: convert the file to one of .jsonl,",
+            "a.xlsx: '.xlsx' files are not supported. Fix: export the table as CSV",
         ),
         (
             "words",

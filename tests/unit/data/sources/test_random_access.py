@@ -11,14 +11,19 @@ from pyarrow import parquet
 from dtl.config.schema import Source
 from dtl.core.errors import DtlError
 from dtl.data.cache.row_index import open_row_index
-from dtl.data.sources import random_access as random_access
+from dtl.data.sources import table_cache, tables
+from dtl.data.sources.data_file import DataFile, detect_compression
+from dtl.data.sources.formats import open_reader as open_file_reader
 from dtl.data.sources.random_access import open_random_access_readers
 from dtl.data.sources.results import FileFault, RowPosition
 from dtl.data.sources.rows import open_rows
 
 
-def open_reader(path, name="data"):
-    return open_random_access_readers([path], [name], location="data.train")[0]
+def open_reader(path, name="data", **options):
+    reader = open_file_reader(
+        DataFile(path, name, detect_compression(path)), Source(path=str(path), **options)
+    )
+    return open_random_access_readers([reader], location="data.train")[0]
 
 
 def positions(path):
@@ -44,7 +49,7 @@ def test_json_lines_with_blank_lines_and_multibyte_characters(tmp_path):
     path.write_text("\n".join(lines), encoding="utf-8", newline="")
     # 3 bytes of mark, 13, a line break; a line break; 16 and one; 3 and one; 15 and two
     assert positions(path) == [
-        RowPosition(0, 1),
+        RowPosition(3, 1),
         RowPosition(18, 3),
         RowPosition(39, 5),
         RowPosition(56, 6),
@@ -78,9 +83,9 @@ def test_tables_with_several_row_groups_and_batches(tmp_path):
         ]
         assert texts_at(tmp_path / name) == texts
         assert open_reader(tmp_path / name, "x").read_row(RowPosition(9, 10))[0] == "x: row 10"
-    version = random_access.FileVersion.from_path(tmp_path / "rows.parquet")
-    assert random_access._locate_parquet_batch(version, 8)[1] == 0  # the third group's first
-    assert random_access._locate_parquet_batch(version, 7)[1] == 3
+    version = table_cache.FileVersion.from_path(tmp_path / "rows.parquet")
+    assert table_cache.locate_parquet_batch(version, 8)[1] == 0  # the third group's first
+    assert table_cache.locate_parquet_batch(version, 7)[1] == 3
 
 
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.parquet"])
@@ -113,7 +118,7 @@ def test_files_without_random_access_are_an_error(tmp_path, monkeypatch):
     (tmp_path / "lines.json").write_text('{"text": "a"}\n')
     assert texts_at(tmp_path / "lines.json") == ["a"]
     parquet.write_table(pa.table({"text": ["a" * 50, "b" * 50]}), tmp_path / "rows.parquet")
-    monkeypatch.setattr(random_access, "MAX_ROW_GROUP_BYTES", 20)
+    monkeypatch.setattr(tables, "MAX_ROW_GROUP_BYTES", 20)
     with pytest.raises(DtlError, match=r"row group of .* and 2 rows, .*rewrite it with row groups"):
         open_reader(tmp_path / "rows.parquet")
 

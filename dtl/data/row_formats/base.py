@@ -1,0 +1,28 @@
+"""What a row format is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from dtl.data.sources.results import Fields
+
+# What a task reads: a chat or prompt with its completion; a prompt with two responses; a prompt
+# with one response that is labeled true (desirable) or false.
+RowKind = Literal["chat", "pair", "labeled"]
+
+
+@dataclass(frozen=True)
+class RowFormat:
+    """A format of rows.
+
+    `label`: its name for people. `convert`: for each kind of rows that it can hold, the function
+    that gives the columns of the task, or raises RowFormatError. `matches`: whether a row has this
+    format.
+    """
+
+    name: str
+    label: str
+    convert: dict[RowKind, Callable[[Fields], Fields]]
+    matches: Callable[[Fields], bool]
