@@ -75,7 +75,7 @@ def stopped_run(tmp_path, fields, *, labels, name="text_classification", why="to
         "data.eval",
         check=task.find_row_fault,
         skip_invalid=False,
-        media=task.media_column,
+        reads=task.row_input,
     )
     noted = {"sha256": source.fingerprint, "rows": len(rows)}
     data = {"base": "f" * 8, "sources": {"data.eval": noted}}

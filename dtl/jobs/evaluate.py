@@ -152,7 +152,7 @@ def _encode_source(source: Source, config: RunConfig, exported: ExportedModel) -
         LOCATION,
         check=task.find_row_fault,
         skip_invalid=config.data.on_bad_row == "skip",
-        media=task.media_column,
+        reads=task.row_input,
     )
     if group_by is not None and all(group_by not in row.fields for row in rows):
         raise DtlError.of(

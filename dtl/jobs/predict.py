@@ -14,7 +14,7 @@ from dtl.config.schema import Source
 from dtl.core.errors import DtlError, Fault
 from dtl.data.example import Skip
 from dtl.data.modalities.media_files import SUFFIXES
-from dtl.data.sources.rows import Row, open_rows
+from dtl.data.sources.rows import Row, RowInput, open_rows
 from dtl.export.load_export import ExportedModel
 from dtl.models.processor import get_pad_token_id
 
@@ -49,26 +49,26 @@ def read_input_rows(inputs: Iterable[str], exported: ExportedModel) -> Iterator[
     A text with whitespace, a line of a text file, an audio file and an image are one row each.
     Other files are read as for training.
     """
-    media = exported.task.media_column
+    reads = exported.task.row_input
     for name in inputs:
-        if media is None and _has_whitespace(name) and not is_existing_input(name):
+        if reads.media is None and _has_whitespace(name) and not is_existing_input(name):
             yield Row(0, f"{name[:40]!r}", {"text": name})
         elif name.startswith(mini.PREFIX):
-            yield from open_rows(Source(path=name), {}, name, media=media)
+            yield from open_rows(Source(path=name), {}, name, reads=reads)
         else:
-            yield from _read_file(Path(name), media)
+            yield from _read_file(Path(name), reads)
 
 
 def _has_whitespace(text: str) -> bool:
     return any(map(str.isspace, text))
 
 
-def _read_file(path: Path, media: str | None) -> Iterator[Row]:
-    """Yield the rows of a file; `media`: the column of audio or images that the task reads."""
-    if media is not None and path.suffix.lower() in SUFFIXES[media]:
-        yield Row(0, str(path), {media: path.name}, path.parent)
+def _read_file(path: Path, reads: RowInput) -> Iterator[Row]:
+    """Yield the rows of a file."""
+    if reads.media is not None and path.suffix.lower() in SUFFIXES[reads.media]:
+        yield Row(0, str(path), {reads.media: path.name}, path.parent)
     else:
-        yield from open_rows(Source(path=str(path)), {}, str(path), media=media)
+        yield from open_rows(Source(path=str(path)), {}, str(path), reads=reads)
 
 
 @torch.no_grad()

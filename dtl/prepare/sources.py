@@ -66,7 +66,7 @@ class SourceReader:
             key,
             check=self.check or self.task.find_row_fault,
             skip_invalid=data.on_bad_row == "skip",
-            media=self.task.media_column,
+            reads=self.task.row_input,
         )
 
     def scan(self, key: str, rows: Rows) -> ScannedSource:

@@ -69,6 +69,7 @@ class PairTask(Task):
 
     auto_class = "AutoModelForCausalLM"
     required_columns = PAIR_COLUMNS
+    row_kind = "pair"
     metric = Metric("accuracy")
     truncation_options: ClassVar = {"max_length": RESPONSES}
     supervises_eos = True

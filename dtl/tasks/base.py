@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from dtl.config.schema.batch_size import COUNTS_PER_UNIT, Unit
 from dtl.core.errors import Fault
 from dtl.data.example import EncodedExample, Skip
+from dtl.data.row_formats.base import RowKind
+from dtl.data.sources.rows import RowInput
 from dtl.losses.cross_entropy import IGNORE_INDEX
 from dtl.metrics.base import EvalRecord, Metric
 
@@ -78,6 +80,8 @@ class Task(ABC):
     processor_kind: ClassVar[ProcessorKind] = "tokenizer"
     # The column that may name a media file; its bytes count as data.
     media_column: ClassVar[str | None] = None
+    # The kind of rows, of which other formats are converted (dtl/data/row_formats).
+    row_kind: ClassVar[RowKind | None] = None
     # Options in tokens, and the values of an example that each one truncates.
     truncation_options: ClassVar[dict[str, tuple[str, ...]]] = {}
     # Whether a target should end with an end-of-sequence token.
@@ -89,6 +93,11 @@ class Task(ABC):
 
     def __init__(self, options: Any) -> None:
         self.options = options
+
+    @property
+    def row_input(self) -> RowInput:
+        """What the task reads of rows."""
+        return RowInput(self.media_column, self.row_kind)
 
     @property
     def length_unit(self) -> str:

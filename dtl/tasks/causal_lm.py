@@ -67,6 +67,7 @@ class Plugin(Task):
 
     auto_class = "AutoModelForCausalLM"
     required_columns = "`messages` (role, content), or `prompt` and `completion`, or `text`"
+    row_kind = "chat"
     metric = Metric("perplexity", higher_is_better=False)
     truncation_options: ClassVar = {"max_length": ("input_ids",)}
     supervises_eos = True

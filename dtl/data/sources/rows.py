@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -17,6 +17,8 @@ from dtl.data.modalities.media_files import (
     rename_media_column,
     resolve_media_file,
 )
+from dtl.data.row_formats.base import RowKind
+from dtl.data.row_formats.detect import RowConverter, find_converter
 from dtl.data.sources.content import SourceContent, open_source
 from dtl.data.sources.naming import format_names
 from dtl.data.sources.random_access import RandomAccessReader, open_random_access_readers
@@ -45,6 +47,18 @@ RowCheck = Callable[[Row], Fault | None]
 
 
 @dataclass(frozen=True)
+class RowInput:
+    """What a task reads of rows. `media`: the column (audio or image) that may name a file; `kind`:
+    the kind of rows, of which other formats are converted."""
+
+    media: str | None = None
+    kind: RowKind | None = None
+
+
+NO_INPUT = RowInput()
+
+
+@dataclass(frozen=True)
 class SourceScan:
     """The result of one pass over a source: the number of valid rows, and the skipped faults."""
 
@@ -67,7 +81,7 @@ class Rows:
         *,
         check: RowCheck,
         skip_invalid: bool,
-        media: str | None = None,
+        reads: RowInput,
     ) -> None:
         self.name = content.display_name
         self.files = content.files
@@ -76,7 +90,9 @@ class Rows:
         self._columns = dict(columns)
         self._check = check
         self._skip_invalid = skip_invalid
-        self._media = media
+        self._media = reads.media
+        self._converter: RowConverter | None = None
+        self._kind = reads.kind
 
     def __iter__(self) -> Iterator[Row]:
         """Iterate over the valid rows. Raises DtlError at an invalid row that is not skipped; the
@@ -146,7 +162,11 @@ class Rows:
     @cached_property
     def description(self) -> FormatDescription:
         """The format of the rows, and what was detected in their files, in words."""
-        return self._content.description
+        found = self._content.description
+        if self._converter is None:
+            return found
+        rows = f"rows in {self._converter.format.label} format"
+        return replace(found, details=(*found.details, rows))
 
     def find_guesses(self, location: str) -> list[Fault]:
         """Return what was guessed about the files and may be wrong. `location`: the config key."""
@@ -169,6 +189,7 @@ class Rows:
             source.limit,
             self._columns,
             source.file_options,
+            self._kind,
         ]
         if self._media is not None:
             parts.append(digest_media_files(self._iter_media_files(self._media)))
@@ -190,6 +211,22 @@ class Rows:
 
     def validate_row(self, index: int, result: ReadResult) -> Row | Fault:
         """Return the row with dtl's names of its columns, or its fault."""
+        fields = self._rename_columns(result)
+        if isinstance(fields, Fault):
+            return fields
+        location = result[0]  # type: ignore[index]
+        if self._media is not None:
+            fields = rename_media_column(fields, self._media)
+        if self._converter is not None:
+            converted = self._converter.convert(fields, location)
+            if isinstance(converted, Fault):
+                return converted
+            fields = converted
+        row = Row(index, location, fields, self._content.folder)
+        return self._check(row) or row
+
+    def _rename_columns(self, result: ReadResult) -> Fields | Fault:
+        """Return the fields with dtl's names of the columns, or the fault of the row."""
         if isinstance(result, Fault):
             return result
         location, raw_fields = result
@@ -203,10 +240,15 @@ class Rows:
                     or f"use one of its columns: {format_names(raw_fields)}",
                 )
             fields[name] = raw_fields[column]
-        if self._media is not None:
-            fields = rename_media_column(fields, self._media)
-        row = Row(index, location, fields, self._content.folder)
-        return self._check(row) or row
+        return fields
+
+    def detect_row_format(self, location: str) -> None:
+        """Choose the format of the rows by the first one that can be read. `location`: the config
+        key of the source. Raises DtlError for a named format that the task does not read."""
+        renamed = map(self._rename_columns, self._content.read_rows())
+        first = next((fields for fields in renamed if not isinstance(fields, Fault)), {})
+        named = self._source.row_format
+        self._converter = find_converter(first, self._kind, named, f"{location}.format")
 
 
 def _accept_row(_: Row) -> None:
@@ -220,22 +262,23 @@ def open_rows(
     *,
     check: RowCheck = _accept_row,
     skip_invalid: bool = False,
-    media: str | None = None,
+    reads: RowInput = NO_INPUT,
 ) -> Rows:
     """Open the rows of a local file or folder, of built-in data, or of a hub dataset.
 
     `columns`: dtl's name of a column -> its name in the data. `location`: the config key that
-    messages name. `check`: returns the fault of a row, or None. `media`: the column (audio or
-    image) that may name a file.
+    messages name. `check`: returns the fault of a row, or None. `reads`: what the task reads.
     Reads the first row only. Raises DtlError if there is none, or if it is invalid and not skipped.
     """
-    content = open_source(source, location, media)
-    rows = Rows(content, source, columns, check=check, skip_invalid=skip_invalid, media=media)
+    content = open_source(source, location, reads.media)
+    rows = Rows(content, source, columns, check=check, skip_invalid=skip_invalid, reads=reads)
     first = next(content.read_rows(), None)
     if first is None:
         raise DtlError.of(location, f"{content.display_name} has no rows", "use a source with rows")
     if not skip_invalid or isinstance(first, FileFault):
         _raise_faults(_find_missing_columns(first, content.display_name, columns))
+    rows.detect_row_format(location)
+    if not skip_invalid or isinstance(first, FileFault):
         row = rows.validate_row(0, first)
         _raise_faults([row] if isinstance(row, Fault) else [])
     return rows

@@ -23,7 +23,7 @@ from dtl.data.cache.encoded import EncodedData
 from dtl.data.cache.encoder import encode_rows
 from dtl.data.loader import Loader
 from dtl.data.modalities.image import find_image_fault, load_image
-from dtl.data.sources.rows import Row, open_rows
+from dtl.data.sources.rows import Row, RowInput, open_rows
 from dtl.metrics.classification import classification_records, classification_scores
 from dtl.models.load import load_pretrained
 from dtl.models.pretrained_config import HeadConfig, load_model_config
@@ -126,7 +126,7 @@ def test_truncated_image_is_reported_with_its_row():
 
 def opened(folder: Path, split: str | None = None) -> list[Row]:
     source = Source(path=str(folder), split=split)
-    return list(open_rows(source, {}, check=task().find_row_fault, media="image"))
+    return list(open_rows(source, {}, check=task().find_row_fault, reads=RowInput(media="image")))
 
 
 def test_a_folder_a_class(tmp_path):
@@ -151,7 +151,7 @@ def test_another_picture_under_the_same_name_is_other_data(tmp_path):
     tiny_vision.write_folder(tmp_path, 3)
 
     def fingerprint() -> str:
-        return open_rows(Source(path=str(tmp_path)), {}, media="image").fingerprint
+        return open_rows(Source(path=str(tmp_path)), {}, reads=RowInput(media="image")).fingerprint
 
     before = fingerprint()
     assert fingerprint() == before

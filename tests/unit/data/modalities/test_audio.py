@@ -13,7 +13,7 @@ import soundfile
 from dtl.config.schema import Source
 from dtl.core.errors import DtlError
 from dtl.data.modalities.audio import find_audio_fault, load_audio, split_audio, to_float32
-from dtl.data.sources.rows import Row, open_rows
+from dtl.data.sources.rows import Row, RowInput, open_rows
 from tests import tiny_sound
 
 RATE = tiny_sound.RATE
@@ -137,7 +137,7 @@ def test_missing_package_is_named(monkeypatch):
 
 def read_folder(folder: Path, split: str | None = None) -> list[Row]:
     source = Source(path=str(folder), split=split)
-    return list(open_rows(source, {}, check=find_audio_fault, media="audio"))
+    return list(open_rows(source, {}, check=find_audio_fault, reads=RowInput(media="audio")))
 
 
 def write(path: Path, *, seed: int = 1) -> None:
