@@ -14,7 +14,8 @@ from dtl.config.schema import Source
 from dtl.core.errors import DtlError, Fault
 from dtl.data.example import Skip
 from dtl.data.modalities.media_files import SUFFIXES
-from dtl.data.sources.rows import Row, RowInput, open_rows
+from dtl.data.row_formats.base import RowInput
+from dtl.data.sources.rows import Row, open_rows
 from dtl.export.load_export import ExportedModel
 from dtl.models.processor import get_pad_token_id
 

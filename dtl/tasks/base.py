@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from dtl.config.schema.batch_size import COUNTS_PER_UNIT, Unit
 from dtl.core.errors import Fault
 from dtl.data.example import EncodedExample, Skip
-from dtl.data.row_formats.base import RowKind
-from dtl.data.sources.rows import RowInput
+from dtl.data.row_formats.base import RowInput, RowKind
 from dtl.losses.cross_entropy import IGNORE_INDEX
 from dtl.metrics.base import EvalRecord, Metric
 

@@ -1,4 +1,4 @@
-"""What a row format is."""
+"""Row formats, and what a task reads of rows."""
 
 from __future__ import annotations
 
@@ -11,6 +11,18 @@ from dtl.data.sources.results import Fields
 # What a task reads: a chat or prompt with its completion; a prompt with two responses; a prompt
 # with one response that is labeled true (desirable) or false.
 RowKind = Literal["chat", "pair", "labeled"]
+
+
+@dataclass(frozen=True)
+class RowInput:
+    """What a task reads of rows. `media`: the column (audio or image) that may name a file; `kind`:
+    the kind of rows, into which other formats are converted."""
+
+    media: str | None = None
+    kind: RowKind | None = None
+
+
+NO_INPUT = RowInput()
 
 
 @dataclass(frozen=True)

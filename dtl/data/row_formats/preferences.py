@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
+from itertools import takewhile
 from typing import Any
 
 from dtl.data.row_formats.base import RowFormat
@@ -11,6 +11,7 @@ from dtl.data.row_formats.values import (
     Message,
     RowFormatError,
     get_list,
+    parse_nested,
     replace_columns,
     require_text,
 )
@@ -35,9 +36,7 @@ def _is_hh(fields: Fields) -> bool:
 
 def from_hh(fields: Fields) -> Fields:
     """Return the row with the messages of both conversations in `chosen` and `rejected`."""
-    columns = {
-        name: _split_speakers(require_text(fields, name)) for name in ("chosen", "rejected")
-    }
+    columns = {name: _split_speakers(require_text(fields, name)) for name in ("chosen", "rejected")}
     return fields | columns
 
 
@@ -60,9 +59,9 @@ def from_implicit_prompt(fields: Fields) -> Fields:
     As in TRL, a blank at its end belongs to the responses.
     """
     chosen, rejected = (require_text(fields, name) for name in ("chosen", "rejected"))
-    prompt = os.path.commonprefix([chosen, rejected])
-    if len(prompt) < min(len(chosen), len(rejected)) and prompt.endswith(" "):
-        prompt = prompt[:-1]
+    characters = zip(chosen, rejected, strict=False)
+    shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], characters))
+    prompt = chosen[:shared].removesuffix(" ")
     return fields | {
         "prompt": prompt,
         "chosen": chosen[len(prompt) :],
@@ -109,5 +108,7 @@ ULTRAFEEDBACK = RowFormat(
     "ultrafeedback",
     "UltraFeedback",
     {"pair": from_ultrafeedback},
-    lambda fields: "instruction" in fields and isinstance(fields.get("completions"), list),
+    lambda fields: (
+        "instruction" in fields and isinstance(parse_nested(fields.get("completions")), list)
+    ),
 )

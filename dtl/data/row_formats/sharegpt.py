@@ -96,7 +96,8 @@ def _read_response(fields: Fields, column: str) -> list[Message]:
 def _read_message(item: Any) -> Message:
     if not isinstance(item, dict):
         raise RowFormatError(
-            f"a message is {type(item).__name__}, not an object", 'write {"from": ..., "value": ...}'
+            f"a message is {type(item).__name__}, not an object",
+            'write {"from": ..., "value": ...}',
         )
     values = without_nulls(item)
     name = values.pop("from", None) or values.pop("role", None)

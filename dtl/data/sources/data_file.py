@@ -5,9 +5,10 @@ from __future__ import annotations
 import io
 import lzma
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, BinaryIO, cast
+from typing import IO, Any, BinaryIO, cast
 from zipfile import BadZipFile, ZipFile, is_zipfile
 
 from dtl.core.errors import DtlError
@@ -154,7 +155,7 @@ def _open_zstd(path: Path) -> IO[bytes]:
     return io.BufferedReader(pa.input_stream(str(path), compression="zstd"))
 
 
-_DECOMPRESSORS = {
+_DECOMPRESSORS: dict[str, Callable[[Path], Any]] = {
     "gzip": _open_gzip,
     "bz2": _open_bz2,
     "xz": lzma.open,

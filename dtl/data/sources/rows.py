@@ -17,7 +17,7 @@ from dtl.data.modalities.media_files import (
     rename_media_column,
     resolve_media_file,
 )
-from dtl.data.row_formats.base import RowKind
+from dtl.data.row_formats.base import NO_INPUT, RowInput
 from dtl.data.row_formats.detect import RowConverter, find_converter
 from dtl.data.sources.content import SourceContent, open_source
 from dtl.data.sources.naming import format_names
@@ -44,18 +44,6 @@ class Row:
 
 
 RowCheck = Callable[[Row], Fault | None]
-
-
-@dataclass(frozen=True)
-class RowInput:
-    """What a task reads of rows. `media`: the column (audio or image) that may name a file; `kind`:
-    the kind of rows, of which other formats are converted."""
-
-    media: str | None = None
-    kind: RowKind | None = None
-
-
-NO_INPUT = RowInput()
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,8 @@ from dtl.data.cache.encoded import EncodedData
 from dtl.data.cache.encoder import encode_rows
 from dtl.data.loader import Loader
 from dtl.data.modalities.image import find_image_fault, load_image
-from dtl.data.sources.rows import Row, RowInput, open_rows
+from dtl.data.row_formats.base import RowInput
+from dtl.data.sources.rows import Row, open_rows
 from dtl.metrics.classification import classification_records, classification_scores
 from dtl.models.load import load_pretrained
 from dtl.models.pretrained_config import HeadConfig, load_model_config

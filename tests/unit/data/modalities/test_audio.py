@@ -13,7 +13,8 @@ import soundfile
 from dtl.config.schema import Source
 from dtl.core.errors import DtlError
 from dtl.data.modalities.audio import find_audio_fault, load_audio, split_audio, to_float32
-from dtl.data.sources.rows import Row, RowInput, open_rows
+from dtl.data.row_formats.base import RowInput
+from dtl.data.sources.rows import Row, open_rows
 from tests import tiny_sound
 
 RATE = tiny_sound.RATE
