@@ -86,6 +86,27 @@ def make_preference_rows(count: int) -> tuple[dict[str, Any], ...]:
     )
 
 
+def make_judged_rows(count: int) -> tuple[dict[str, Any], ...]:
+    return tuple(
+        {"prompt": row["text"], "completion": f" {word} again", "label": index % 2 == 0}
+        for index, (row, word) in enumerate(zip(make_text_rows(count), tiny.WORDS, strict=False))
+    )
+
+
+def make_scored_rows(count: int) -> tuple[dict[str, Any], ...]:
+    return tuple(
+        {"prompt": row["text"], "completion": f" {word}", "score": index / 4 - 1}
+        for index, (row, word) in enumerate(zip(make_text_rows(count), tiny.WORDS, strict=False))
+    )
+
+
+def make_retrieval_rows(count: int) -> tuple[dict[str, Any], ...]:
+    return tuple(
+        {"anchor": word, "positive": f"{row['text']} {word}", "negative": row["text"]}
+        for row, word in zip(make_text_rows(count), tiny.WORDS[5:], strict=False)
+    )
+
+
 PROMPT_ROWS = tuple(
     {"prompt": f"{row['text']} ?", "completion": f" {tiny.WORDS[index]} {row['text']}"}
     for index, row in enumerate(make_text_rows(9))
@@ -116,7 +137,16 @@ CASES: dict[str, list[Case]] = {
     "ipo": [Case("decoder", make_preference_rows(9), classes=None, options={"beta": 1.0})],
     "cpo": [Case("decoder", make_preference_rows(9), classes=None, options={})],
     "simpo": [Case("decoder", make_preference_rows(9), classes=None, options={})],
+    "kto": [Case("decoder", make_judged_rows(9), classes=None, options={"beta": 5.0})],
     "orpo": [Case("decoder", make_preference_rows(9), classes=None, options={})],
+    "embedding": [
+        Case("encoder", make_retrieval_rows(9), classes=None, options={}),
+        Case("decoder", make_retrieval_rows(9), classes=None, options={"pooling": "last"}),
+    ],
+    "reward": [
+        Case("decoder", make_preference_rows(9), classes=None, options={}),
+        Case("encoder", make_scored_rows(9), classes=None, options={"objective": "scalar"}),
+    ],
     "text_classification": [
         Case("encoder", make_labeled_rows(9), classes=3, options={}),
         Case("decoder", make_labeled_rows(9), classes=3, options={}),
@@ -190,22 +220,43 @@ class Bench:
     encoded: list[EncodedExample]
     longest: int
 
+    def values(self, index: int) -> dict[str, Any]:
+        """Return the values of an example, with those of the next one where the task reads them."""
+        values = self.encoded[index].values
+        if not self.task.reads_partner:
+            return values
+        return {**values, "partner": self.encoded[(index + 1) % len(self.encoded)].values}
+
     def collate(self, indices: list[int]) -> dict[str, torch.Tensor]:
         shown = [
-            self.task.transform(self.encoded[index].values, processor=self.processor, rng=None)
+            self.task.transform(self.values(index), processor=self.processor, rng=None)
             for index in indices
         ]
         return self.task.collate(shown, pad_token_id=get_pad_token_id(self.processor) or 0)
 
     def loss(self, indices: list[int]) -> float:
+        """Return the loss of some examples of the global batch, which has all."""
         with torch.no_grad():
-            return self.task.loss(self.model, self.collate(indices)).item()
+            return self.task.loss(self.model, self.collate(indices) | self.shared(indices)).item()
+
+    def shared(self, indices: list[int]) -> dict[str, torch.Tensor]:
+        """Return what the loss of some examples reads of the global batch."""
+        if not self.task.reads_global_batch:
+            return {}
+        values = self.task.global_values(self.model, self.collate(self.all))
+        return {
+            name: value[indices] for name, value in self.task.combine_global_values(values).items()
+        }
 
     def eval_records(self, indices: list[int]) -> list[dict[str, Any]]:
         with torch.no_grad():
             return self.task.eval_records(
                 self.model, self.collate(indices), processor=self.processor
             )
+
+    def joined_records(self, indices: list[int]) -> list[dict[str, Any]]:
+        """Return the records of some examples, as if no others were held out."""
+        return self.task.join_records(self.eval_records(indices))
 
     @property
     def all(self) -> list[int]:

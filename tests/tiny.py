@@ -222,6 +222,29 @@ def pairs(rows: int, *, seed: int) -> list[dict[str, Any]]:
     ]
 
 
+def judged(rows: int, *, seed: int) -> list[dict[str, Any]]:
+    """A prompt with one answer, desirable if it names a river."""
+    return [
+        {
+            "prompt": pair["prompt"],
+            "completion": pair["chosen" if index % 3 else "rejected"],
+            "label": bool(index % 3),
+        }
+        for index, pair in enumerate(pairs(rows, seed=seed))
+    ]
+
+
+def searched(rows: int, *, seed: int) -> list[dict[str, Any]]:
+    """A query of two words, the text that has both, and every other time a hard negative."""
+    draw = random.Random(seed)
+    made: list[dict[str, Any]] = []
+    for index in range(rows):
+        first, second = draw.sample(WORDS, 2)
+        row = {"anchor": f"{first} {second}", "positive": f"{sentence(draw, 5)} {first} {second}"}
+        made.append({**row, "negative": f"{first} {sentence(draw, 4)}"} if index % 2 else row)
+    return made
+
+
 def teach_tags(base: Path, rows: list[dict[str, Any]], folder: Path, *, steps: int = 80) -> Path:
     """Save a tagger that has learnt a little, in plain PyTorch."""
     import torch

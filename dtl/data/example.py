@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+PARTNER = "partner"  # key of the values of another example, for a task that reads them
+
 
 @dataclass(frozen=True)
 class EncodedExample:

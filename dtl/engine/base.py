@@ -103,6 +103,11 @@ class Engine(ABC):
             torch.distributed.all_reduce(total)
         return [float(value) for value in total.tolist()]
 
+    def all_reduce_tensor(self, tensor: Tensor) -> None:
+        """Replace a tensor on this rank's device by its sum over all ranks."""
+        if self.world_size > 1:
+            torch.distributed.all_reduce(tensor)
+
     def all_gather_object(self, values: list[Any]) -> list[Any]:
         """Return the lists of all ranks, concatenated in rank order, on every rank."""
         return list(gather_object(values)) if self.world_size > 1 else values

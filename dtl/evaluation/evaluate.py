@@ -59,7 +59,7 @@ def evaluate(
     Batches are formed before they are distributed, so that the same sums are added on any layout.
     `check_stop` is called on all ranks before each batch; it may end the run.
     """
-    records = _collect_records(engine, setup, check_stop)
+    records = setup.task.join_records(_collect_records(engine, setup, check_stop))
     scores = setup.task.score(records, setup.dataset_stats)
     groups = setup.data.groups
     if setup.group_by is None or groups is None:

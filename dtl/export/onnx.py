@@ -11,6 +11,7 @@ import torch
 
 from dtl.core.errors import DtlError, RunFailed
 from dtl.export.sample_inputs import ForwardInputs
+from dtl.export.sample_logits import get_logits
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -41,8 +42,7 @@ class _LogitsModule(torch.nn.Module):
     def forward(self, *tensors: Tensor) -> Tensor:
         """Return the logits of the tensors, which are in the order of `names`."""
         inputs = dict(zip(self.names, tensors, strict=True))
-        logits: Tensor = self.model(**inputs, **self.settings).logits
-        return logits
+        return get_logits(self.model(**inputs, **self.settings))
 
 
 def write_onnx(model: nn.Module, inputs: list[ForwardInputs], folder: Path) -> None:

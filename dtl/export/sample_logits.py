@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load_file
@@ -20,7 +20,13 @@ if TYPE_CHECKING:
 @torch.no_grad()
 def compute_logits(model: nn.Module, inputs: list[ForwardInputs]) -> list[Tensor]:
     """Return the logits of each input, in fp32."""
-    return [model(**arguments).logits.float().contiguous() for arguments in inputs]
+    return [get_logits(model(**arguments)).float().contiguous() for arguments in inputs]
+
+
+def get_logits(output: Any) -> Tensor:
+    """Return the logits of a model's output; of a model without a head its last hidden states."""
+    logits: Tensor = output.logits if "logits" in output else output.last_hidden_state
+    return logits
 
 
 def compute_logits_in_fresh_process(

@@ -58,6 +58,33 @@ def odds_ratio_losses(log_probabilities_BP: Tensor) -> Tensor:
     return -logsigmoid(log_odds_BP[:, 0] - log_odds_BP[:, 1])
 
 
+def reward_losses(rewards_BP: Tensor, margins_B: Tensor, *, centering: float) -> Tensor:
+    """Return the loss of each pair (B,) of a reward model, in nats (Bradley-Terry).
+
+    `margins_B`: by how much the chosen response is better (Touvron et al. 2023, arXiv:2307.09288).
+    `centering`: weight of the squared sum of the two rewards (Eisenstein et al. 2023,
+    arXiv:2312.09244).
+    """
+    differences_B = rewards_BP[:, 0] - rewards_BP[:, 1] - margins_B
+    losses_B = sigmoid_losses(differences_B, label_smoothing=0.0)
+    return losses_B + centering * rewards_BP.sum(1) ** 2
+
+
+def kto_losses(
+    log_ratios_B: Tensor, is_desirable_B: Tensor, *, beta: float, kl_B: Tensor
+) -> Tensor:
+    """Return the loss of each response (B,), 0 to 1 (Ethayarajh et al. 2024, arXiv:2402.01306).
+
+    It is 1 - sigmoid of the reward above the reference point if the response is desirable, else
+    below it. `log_ratios_B`: of model to base. `is_desirable_B`: bool. `kl_B`: the KL divergence
+    of model from base in nats, of which the reference point has no gradient.
+    """
+    import torch
+
+    rewards_B = beta * (log_ratios_B - kl_B.detach().clamp(min=0))
+    return 1 - torch.sigmoid(torch.where(is_desirable_B, rewards_B, -rewards_B))
+
+
 def _log_complement(log_probabilities: Tensor) -> Tensor:
     """Return log(1 - p) from log p, without cancellation."""
     import torch

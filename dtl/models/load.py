@@ -18,6 +18,7 @@ from dtl.models.peft.merge import merge_into_base
 from dtl.models.pretrained_config import (
     HeadConfig,
     get_auto_class,
+    get_class_arguments,
     load_changed_config,
     load_model_config,
 )
@@ -68,7 +69,9 @@ def _load_unquantized_on_meta_device(model: Model, head: HeadConfig) -> LoadedMo
     if not list(Path(locate_model(model)).glob("*.safetensors")):
         config, auto_class = load_changed_config(model, head), get_auto_class(model, head)
         with torch.device("meta"):
-            network = auto_class.from_config(config, attn_implementation=model.attention)
+            network = auto_class.from_config(
+                config, attn_implementation=model.attention, **get_class_arguments(model, head)
+            )
         new = head_parameters(network) if head.config_changes else frozenset()
         return _merge_adapters(LoadedModel(network, new), model)
     with silence_transformers():
@@ -108,6 +111,7 @@ def _read_weights(model: Model, head: HeadConfig, **arguments: Any) -> LoadedMod
             use_safetensors=True,
             ignore_mismatched_sizes=bool(head.config_changes),
             output_loading_info=True,
+            **get_class_arguments(model, head),
             **arguments,
         )
     names = {name for name, _ in network.named_parameters()}
@@ -140,7 +144,10 @@ def load_pretrained(
     if random_init:
         with make_context(False):
             network = auto_class.from_config(
-                config, attn_implementation=model.attention, dtype=torch.float32
+                config,
+                attn_implementation=model.attention,
+                dtype=torch.float32,
+                **get_class_arguments(model, head),
             )
         return LoadedModel(network.to(torch_dtype(dtype)), frozenset())
     check_safetensors(locate_model(model))

@@ -62,3 +62,21 @@ def get_auto_class(model: Model, head: HeadConfig) -> Any:
             "take a model made for the task, or another task",
         )
     return auto_class
+
+
+def get_class_arguments(model: Model, head: HeadConfig) -> dict[str, Any]:
+    """Return the arguments with which the auto class builds the model.
+
+    A model without a head has no pooling layer either: nothing would read it.
+    """
+    import inspect
+
+    from transformers import AutoModel
+
+    config = load_model_config(model)
+    if head.auto_class != "AutoModel" or type(config) not in AutoModel._model_mapping:
+        return {}
+    classes = AutoModel._model_mapping[type(config)]
+    first = classes[0] if isinstance(classes, tuple) else classes
+    has_pooler = "add_pooling_layer" in inspect.signature(first.__init__).parameters
+    return {"add_pooling_layer": False} if has_pooler else {}

@@ -19,6 +19,7 @@ from dtl.core.errors import DtlError
 from dtl.data.batching import Batching
 from dtl.data.cache.encoded import EncodedData
 from dtl.data.cache.encoder import encode_rows, wait_for_encoded_data
+from dtl.data.cache.partners import add_partners
 from dtl.data.cache.store import cache_key
 from dtl.data.cache.streamed import IndexedRows, StreamedData
 from dtl.data.example import EncodedExample, Skip
@@ -58,13 +59,22 @@ class RowEncoding:
     ) -> EncodedData:
         """Return the examples of the rows; `key`: the config key that names them."""
         name = self._cache_key(rows, group_by)
-        if not self.writes:
-            return wait_for_encoded_data(name)
-        return encode_rows(rows, self._encoder, key=name, location=key, group_by=group_by)
+        if self.writes:
+            data = encode_rows(rows, self._encoder, key=name, location=key, group_by=group_by)
+        else:
+            data = wait_for_encoded_data(name)
+        return add_partners(data) if self.task.reads_partner else data
 
     def stream(self, source: ScannedSource, train: Rows | RowSubset | Mixture) -> StreamedData:
         """Return examples that are encoded in the step that trains on them."""
         assert source.index is not None
+        if self.task.reads_partner:
+            raise DtlError.of(
+                "data.train.streaming",
+                f"task {self.config.task.name} reads each row beside another one, which streamed "
+                "rows do not have",
+                "remove streaming, so that the rows are encoded before the start",
+            )
         processor = copy.deepcopy(self.processor)  # rows are encoded while the other one is used
         return StreamedData(
             IndexedRows(source.rows, source.index, source.rows.open_readers(source.key)),

@@ -89,6 +89,10 @@ class Task(ABC):
     single_forward: ClassVar[bool] = False
     # Whether each row has exactly one class.
     has_classes: ClassVar[bool] = False
+    # Whether the loss of an example depends on the other examples of its global batch.
+    reads_global_batch: ClassVar[bool] = False
+    # Whether an example has the values of another one, the same in every epoch, as `partner`.
+    reads_partner: ClassVar[bool] = False
 
     def __init__(self, options: Any) -> None:
         self.options = options
@@ -216,11 +220,33 @@ class Task(ABC):
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         """Return the sum of the losses of all targets, shape (), fp32."""
 
+    def global_values(self, model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return what the losses of other examples need of each example (B, ...).
+
+        With `reads_global_batch`, the loop calls it without gradient for all micro-batches of a
+        step, before the first `loss`, with the same random numbers as `loss`.
+        """
+        raise NotImplementedError
+
+    def combine_global_values(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return what `loss` needs of each example (N, ...), from the values of the global batch.
+
+        `loss` gets those of its examples in the batch. Without them, its batch is the global one.
+        """
+        raise NotImplementedError
+
     @abstractmethod
     def eval_records(
         self, model: nn.Module, batch: dict[str, Tensor], *, processor: Any
     ) -> list[EvalRecord]:
         """Return what scoring needs of each example, as JSON, in the order of the batch."""
+
+    def join_records(self, records: list[EvalRecord]) -> list[EvalRecord]:
+        """Return the records of all held-out examples, with what depends on the others, as JSON.
+
+        By default unchanged.
+        """
+        return records
 
     @abstractmethod
     def score(self, records: list[EvalRecord], dataset_stats: DatasetStats) -> dict[str, float]:

@@ -14,6 +14,7 @@ import torch
 from dtl.config.schema.optim import Optim
 from dtl.data.loader import Loader, StepBatches
 from dtl.engine.base import Step
+from dtl.train.global_batch import gather_global_values
 from dtl.train.optim import learning_rate_factor
 from dtl.train.progress import Limits, Progress, RunResult
 from dtl.train.safe_points import StopRequested
@@ -88,13 +89,23 @@ def train(phase: Phase, hooks: Hooks, progress: Progress) -> RunResult:
 def train_step(phase: Phase, hooks: Hooks, batches: StepBatches) -> tuple[Step, Tensor]:
     """Take one optimizer step. Also return the sum of this rank's losses, shape (), float64."""
     engine, task, seed = phase.engine, phase.parts.task, phase.loader.seed
-    loss_sum = torch.zeros((), dtype=torch.float64, device=engine.device)
-    for index, batch in enumerate(batches.batches):
+
+    def start_forward(index: int) -> None:
         hooks.heartbeat(f"step {batches.step}, micro-batch {index + 1}")
         seed_generators(seed, batches.step, index, engine.parallel_dims.data_parallel_rank)
+
+    shared: list[dict[str, Tensor]] | None = None
+    if task.reads_global_batch:
+        shared = gather_global_values(engine, task, batches, start_forward=start_forward)
+    loss_sum = torch.zeros((), dtype=torch.float64, device=engine.device)
+    for index, batch in enumerate(batches.batches):
+        start_forward(index)
         with engine.accumulate(is_last=index == len(batches.batches) - 1):
             with engine.autocast():
-                loss = task.loss(engine.model, engine.to_device(batch.tensors)) * batch.weight
+                tensors = engine.to_device(batch.tensors)
+                if shared is not None:
+                    tensors |= shared[index]
+                loss = task.loss(engine.model, tensors) * batch.weight
             engine.backward(loss, targets=batches.global_targets)
         loss_sum += loss.detach().double()
     engine.sync_batch_norm_statistics()

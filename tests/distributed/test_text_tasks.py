@@ -15,7 +15,7 @@ from tests.distributed import launching
 from tests.distributed.layouts import BATCH, LAYOUTS, RATE, zero
 from tests.distributed.runs import Run, needs
 from tests.distributed.text_tasks import (
-    PAIR_OPTIONS,
+    PREFERENCE_TASKS,
     TEXT_HELD_OUT,
     TEXT_STEPS,
     write_text_tasks,
@@ -70,10 +70,11 @@ CASES = [
 ]
 # Of each preference task, one layout in every `make test`, another one for each task.
 CASES += [
-    pytest.param(task, "lora", layout, marks=[pytest.mark.slow] * (number % 3 != index))
-    for number, task in enumerate(PAIR_OPTIONS)
+    pytest.param(task, strategy, layout, marks=[pytest.mark.slow] * (number % 3 != index))
+    for number, (task, strategy) in enumerate(PREFERENCE_TASKS.items())
     for index, layout in enumerate(LAYOUTS[1:])
 ]
+SCORED_CASES = [case for case in CASES if case.values[0] != "reward"]  # its base has no head
 
 
 def compared(task: str, strategy: str, layout: tuple[int, int]) -> list[Run]:
@@ -167,7 +168,7 @@ def _single_row(bed: Path, task: str, row: dict[str, Any]) -> tuple[float, int]:
     return float(loss), sum(label != -100 for label in labels)
 
 
-@pytest.mark.parametrize(("task", "strategy", "layout"), CASES)
+@pytest.mark.parametrize(("task", "strategy", "layout"), SCORED_CASES)
 @needs(compared)
 def test_scores_are_identical_on_every_layout(
     bed: Path, task: str, strategy: str, layout: tuple[int, int]
@@ -281,6 +282,48 @@ def test_preferences_are_learned_as_in_plain_pytorch_and_peft(bed: Path) -> None
         adapted = scores(run.path(bed), "adapted")
         assert adapted["margin"] == pytest.approx(sum(margins) / TEXT_HELD_OUT, rel=1e-4)
         assert adapted["accuracy"] == sum(value > 0 for value in margins) / TEXT_HELD_OUT
+
+
+# All examples of a step in one micro-batch of one process, and three micro-batches of each rank.
+WHOLE_BATCH = Run("embedding-single", 1, ("layout.micro_batch=12",), "embedding.yaml")
+MICRO_BATCHES = Run("embedding-parts", 2, (zero(0), "layout.micro_batch=2"), "embedding.yaml")
+
+
+@needs(WHOLE_BATCH, MICRO_BATCHES)
+def test_embeddings_are_learned_as_in_plain_pytorch_over_the_global_batch(bed: Path) -> None:
+    """Text by text, without Accelerate, DeepSpeed or dtl."""
+    import numpy as np
+    import torch
+    from transformers import AutoModel, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(bed / "encoder")
+    model = AutoModel.from_pretrained(bed / "encoder", add_pooling_layer=False)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.0)
+
+    def embed(text: str) -> Any:
+        ids = torch.tensor([tokenizer(text)["input_ids"][:16]])
+        return torch.nn.functional.normalize(model(ids).last_hidden_state[0].mean(0), dim=0)
+
+    data = rows(bed / "searched.jsonl")
+    order = np.random.Generator(np.random.Philox(key=[0, 0])).permutation(len(data))
+    losses = []
+    for step in range(TEXT_STEPS):
+        rate = RATE * 0.5 * (1 + math.cos(math.pi * step / TEXT_STEPS))
+        optimizer.param_groups[0]["lr"] = rate
+        batch = [data[row] for row in order[step * BATCH : (step + 1) * BATCH]]
+        assert len({row["anchor"] for row in batch}) == BATCH, "else rows share documents"
+        texts = [row["positive"] for row in batch]
+        texts += [row["negative"] for row in batch if "negative" in row]
+        queries = torch.stack([embed(row["anchor"]) for row in batch])
+        similarities = queries @ torch.stack([embed(text) for text in texts]).T / 0.1
+        loss = torch.nn.functional.cross_entropy(similarities, torch.arange(BATCH))
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.9 * losses[0], "the reference does not learn: nothing is proven"
+    for run in (WHOLE_BATCH, MICRO_BATCHES):
+        assert run.losses(bed) == pytest.approx(losses, rel=1e-5), run.name
 
 
 # Opens an export without dtl and scores the held-out rows: a loss a row, and what is generated.

@@ -41,6 +41,21 @@ PAIR_OPTIONS = {
     "simpo": "gamma: 0.5",
     "orpo": "beta: 0.5",
 }
+JUDGED = PAIRS.replace("dpo", "kto").replace("pairs", "judged")
+REWARD = PAIRS.replace("dpo, beta: 0.5", "reward, center_rewards_coefficient: 0.01")
+EMBEDDING = f"""
+model: {{path: encoder, dtype: fp32}}
+task: {{name: embedding, max_length: 16, temperature: 0.1}}
+data: {{train: searched.jsonl, eval: searched_held_out.jsonl}}
+strategy: full
+optim: {{learning_rate: {RATE}, warmup: 0, gradient_clip: null}}
+train: {{steps: {TEXT_STEPS}, global_batch: {BATCH}, evaluation_batch: 2}}
+"""
+# Tasks that are compared on fewer layouts, and the strategy of each.
+PREFERENCE_TASKS = {
+    **dict.fromkeys((*PAIR_OPTIONS, "kto", "reward"), "lora"),
+    "embedding": "full",
+}
 
 
 def write_text_tasks(folder: Path) -> None:
@@ -63,4 +78,9 @@ def write_text_tasks(folder: Path) -> None:
     for task, options in PAIR_OPTIONS.items():
         text = PAIRS.replace("name: dpo, beta: 0.5", f"name: {task}, {options}")
         (folder / f"{task}.yaml").write_text(text)
+    for task, text in {"kto": JUDGED, "reward": REWARD, "embedding": EMBEDDING}.items():
+        (folder / f"{task}.yaml").write_text(text)
+    for name, make in {"judged": tiny.judged, "searched": tiny.searched}.items():
+        tiny.write_rows(folder / f"{name}.jsonl", make(53, seed=1))
+        tiny.write_rows(folder / f"{name}_held_out.jsonl", make(TEXT_HELD_OUT, seed=2))
     (folder / "pairs.yaml").write_text(PAIRS)

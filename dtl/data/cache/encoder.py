@@ -124,13 +124,16 @@ def _storage_dtype(array: np.ndarray) -> str:
     return NARROW_DTYPES.get(array.dtype, "<i4" if is_integer else "<f4")
 
 
+def _cast(value: Any, dtype: str) -> np.ndarray:
+    """Return a value as an array of one axis; an empty list, which NumPy takes for floats, too."""
+    array = np.atleast_1d(np.asarray(value))
+    return array.astype(dtype, casting="same_kind" if array.size else "unsafe")
+
+
 def convert_to_stored_dtypes(values: dict[str, Any]) -> dict[str, Any]:
     """Return the values with the dtypes that they would have when read from the cache."""
     arrays = {name: np.asarray(value) for name, value in values.items()}
-    stored = {
-        name: np.atleast_1d(array).astype(_storage_dtype(array), casting="same_kind")
-        for name, array in arrays.items()
-    }
+    stored = {name: _cast(array, _storage_dtype(array)) for name, array in arrays.items()}
     return {name: stored[name] if arrays[name].ndim else stored[name][0].item() for name in stored}
 
 
@@ -180,7 +183,7 @@ class _ColumnWriter:
 
     def add(self, value: Any) -> None:
         """Append the value of one example."""
-        array = np.atleast_1d(np.asarray(value)).astype(self._dtype, casting="same_kind")
+        array = _cast(value, self._dtype)
         self._end += array.size
         self._values.write(array.tobytes())
         self._ends.write(np.int64(self._end).astype("<i8").tobytes())

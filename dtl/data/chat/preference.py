@@ -7,15 +7,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from dtl.core.errors import Fault
-from dtl.data.chat.render import ChatTokenizer, Message, find_messages_fault, is_message_list
-from dtl.data.example import EncodedExample, Skip
-from dtl.data.modalities.text import (
-    bos_tokens,
-    find_text_fault,
-    get_text,
-    max_characters,
-    tokenize,
+from dtl.data.chat.render import Message, find_messages_fault, is_message_list
+from dtl.data.chat.response import (
+    TokenizedResponse,
+    find_response_messages_fault,
+    messages_after,
+    tokenize_chat_response,
+    tokenize_text_response,
 )
+from dtl.data.example import EncodedExample, Skip
+from dtl.data.modalities.text import find_text_fault, get_text
 
 if TYPE_CHECKING:
     from dtl.data.sources.rows import Row
@@ -43,8 +44,8 @@ def preference_messages(row: Row) -> PreferenceMessages | None:
     if is_message_list(prompt):
         return PreferenceMessages(
             list(prompt),  # type: ignore[call-overload]
-            _messages_after(prompt, chosen),
-            _messages_after(prompt, rejected),
+            messages_after(prompt, chosen),
+            messages_after(prompt, rejected),
         )
     if not (is_message_list(chosen) and is_message_list(rejected)):
         return None
@@ -55,20 +56,17 @@ def preference_messages(row: Row) -> PreferenceMessages | None:
     return PreferenceMessages(chosen[:shared], chosen[shared:], rejected[shared:])
 
 
-def _messages_after(prompt: Any, response: Any) -> list[Message]:
-    """Return the messages of a response alone; it may be a text, or repeat the prompt."""
-    if isinstance(response, str):
-        return [{"role": "assistant", "content": response}]
-    return list(response[len(prompt) :] if response[: len(prompt)] == prompt else response)
+def find_preference_fault(row: Row, *, needs_prompt: bool = True) -> Fault | None:
+    """Return what is wrong with a row's prompt and responses; None: nothing.
 
-
-def find_preference_fault(row: Row) -> Fault | None:
-    """Return what is wrong with a row's prompt and responses; None: nothing."""
+    `needs_prompt`: whether responses that are texts need a prompt.
+    """
     is_without_prompt = row.fields.get("prompt") is None
     has_conversations = is_without_prompt and all(
         is_message_list(row.fields.get(n)) for n in RESPONSES
     )
-    for name in RESPONSES if has_conversations else COLUMNS:
+    has_no_prompt = has_conversations or (is_without_prompt and not needs_prompt)
+    for name in RESPONSES if has_no_prompt else COLUMNS:
         has_messages = isinstance(row.fields.get(name), list)
         if fault := find_messages_fault(row, name) if has_messages else find_text_fault(row, name):
             return fault
@@ -88,14 +86,8 @@ def _find_responses_fault(row: Row) -> Fault | None:
             "give messages in both, or in `prompt`",
         )
     for name, response in zip(RESPONSES, (messages.chosen, messages.rejected), strict=True):
-        roles = [message["role"] for message in response]
-        if roles != ["assistant"]:
-            return Fault(
-                row.location,
-                f"after the prompt, `{name}` is not one message of the assistant (it has "
-                f"{', '.join(roles) or 'none'})",
-                "let the two differ only in their last message, the assistant's",
-            )
+        if fault := find_response_messages_fault(row, name, response):
+            return fault
     return None
 
 
@@ -105,30 +97,19 @@ def preview_pair(row: Row) -> tuple[str, str]:
         every = [messages.prompt, messages.chosen, messages.rejected]
         target = "".join(str(message["content"] or "") for message in messages.chosen)
         return json.dumps(every, sort_keys=True, default=str), target
-    texts = [str(row.fields[column]) for column in COLUMNS]
+    texts = [str(row.fields.get(column) or "") for column in COLUMNS]
     return "\n".join(texts), texts[1]
-
-
-@dataclass(frozen=True)
-class TokenizedResponse:
-    """A prompt with a response, as tokens, and the position at which the response starts."""
-
-    tokens: list[int]
-    start: int
 
 
 def encode_pair(row: Row, tokenizer: Any, *, limit: int) -> EncodedExample | Skip:
     """Return both responses, each with the prompt and truncated to `limit` tokens; a pair is one
     target. A pair that shows no preference is skipped."""
-    messages = preference_messages(row)
-    pair = (
-        _pair_of_messages(messages, row, tokenizer, limit=limit)
-        if messages
-        else _pair_of_texts(row, tokenizer, limit=limit)
-    )
+    pair = _tokenize_pair(row, tokenizer, limit=limit)
     if isinstance(pair, Skip):
         return pair
-    if any(response.start >= len(response.tokens) for response in pair):
+    if any(response.start == 0 for response in pair):
+        return Skip("no prompt")
+    if any(response.is_empty for response in pair):
         return Skip("no response left after truncation")
     if pair[0].tokens == pair[1].tokens:
         return Skip("both responses are the same after truncation")
@@ -146,42 +127,18 @@ def pair_token_parts(values: dict[str, Any]) -> list[list[int]]:
     return [list(values["chosen"][: starts["chosen"]]), *responses]
 
 
-def _pair_of_texts(row: Row, tokenizer: Any, *, limit: int) -> list[TokenizedResponse] | Skip:
-    prompt, chosen, rejected = (get_text(row, name, max_tokens=limit) for name in COLUMNS)
-    if chosen == rejected:
-        return Skip("both responses are the same")
-    prompt_tokens = [*bos_tokens(tokenizer), *tokenize(tokenizer, prompt)]
-    if not prompt_tokens:
-        return Skip("no prompt")
-    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    return [
-        TokenizedResponse(
-            (prompt_tokens + tokenize(tokenizer, text) + end)[:limit], len(prompt_tokens)
-        )
-        for text in (chosen, rejected)
-    ]
-
-
-def _pair_of_messages(
-    messages: PreferenceMessages, row: Row, tokenizer: Any, *, limit: int
-) -> list[TokenizedResponse] | Skip:
-    """Return both responses in the model's chat template, up to the end-of-turn token."""
+def _tokenize_pair(row: Row, tokenizer: Any, *, limit: int) -> list[TokenizedResponse] | Skip:
+    messages = preference_messages(row)
+    if messages is None:
+        prompt, *texts = (get_text(row, name, max_tokens=limit) for name in COLUMNS)
+        if texts[0] == texts[1]:
+            return Skip("both responses are the same")
+        return [tokenize_text_response(prompt, text, tokenizer, limit=limit) for text in texts]
     if messages.chosen == messages.rejected:
         return Skip("both responses are the same")
     if not messages.prompt:
         return Skip("no prompt")
-    chat_tokenizer = ChatTokenizer(
-        tokenizer,
-        max_tokens=limit,
-        max_characters=max_characters(limit),
-        plain_format="the prompt and its responses as plain texts",
-        alternative="give the prompt and its responses as plain texts",
-    )
-    pair = []
-    for response in (messages.chosen, messages.rejected):
-        tokens, counted = chat_tokenizer.tokenize(
-            [*messages.prompt, *response], row, supervised=[len(messages.prompt)]
-        )
-        start = counted.index(True) if True in counted else len(tokens)
-        pair.append(TokenizedResponse(tokens[: start + sum(counted)], start))
-    return pair
+    return [
+        tokenize_chat_response(messages.prompt, response, row, tokenizer, limit=limit)
+        for response in (messages.chosen, messages.rejected)
+    ]

@@ -68,6 +68,24 @@ def judged(file: Path) -> Path:
     return tiny.write_rows(file, [{**row, "score_chosen": 8.0, "score_rejected": 3.0}] * 4)
 
 
+def approved(file: Path) -> Path:
+    """As TRL's mixture for KTO has them."""
+    question, answer = (
+        [{"role": "user", "content": "a river"}],
+        [{"role": "assistant", "content": "yes"}],
+    )
+    return tiny.write_rows(
+        file, [{"prompt": question, "completion": answer, "label": bool(n % 2)} for n in range(4)]
+    )
+
+
+def answered(file: Path) -> Path:
+    """As Natural Questions has them in pairs."""
+    return tiny.write_rows(
+        file, [{"query": f"a river {n}", "answer": f"a stone {n}"} for n in range(200)]
+    )
+
+
 def tagged(file: Path) -> Path:
     """As CoNLL-2003 has them on the hub: class numbers under `ner_tags`."""
     rows = [
@@ -95,6 +113,9 @@ def news(file: Path) -> Path:
         ("language/sentiment", modernbert, reviews, "all"),
         ("language/ipo", chatty, judged, "adapters"),
         ("language/cpo", chatty, judged, "adapters"),
+        ("language/kto", chatty, approved, "adapters"),
+        ("language/reward", chatty, judged, "adapters"),
+        ("language/embedding", modernbert, answered, "all"),
         ("language/simpo", chatty, judged, "all"),
         ("language/orpo", chatty, judged, "all"),
     ],

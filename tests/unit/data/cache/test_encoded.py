@@ -93,6 +93,17 @@ def test_cached_examples_equal_the_encoded_ones(cache, count):
     assert data.targets.tolist() == [row.index % 2 + 1 for row in examples]
 
 
+def test_a_list_may_be_empty_in_any_example(cache):
+    lists = [[], [3, 4], [], [5]]
+    data = encode_rows(
+        rows(4),
+        lambda row: EncodedExample({"input_ids": [1], "more": lists[row.index]}, 1, 1),
+        key="lists",
+        location="data.train",
+    )
+    assert [data[number]["more"].tolist() for number in range(4)] == lists
+
+
 def test_skipped_rows_are_counted_by_reason(cache):
     """Of 35 rows, 7 have index % 5 == 4, and 5 have index % 7 == 6, one of which (34) has both."""
     summary = encode_rows(rows(35), encoder, key="k", location="data.train").summary

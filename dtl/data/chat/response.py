@@ -1,0 +1,150 @@
+"""A prompt with one response, as texts or chat messages: its faults, and its tokens."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from dtl.core.errors import Fault
+from dtl.data.chat.render import ChatTokenizer, Message, find_messages_fault, is_message_list
+from dtl.data.example import Skip
+from dtl.data.modalities.text import (
+    bos_tokens,
+    find_text_fault,
+    get_text,
+    max_characters,
+    tokenize,
+)
+
+if TYPE_CHECKING:
+    from dtl.data.sources.rows import Row
+
+RESPONSE_COLUMNS = ("prompt", "completion")
+
+
+@dataclass(frozen=True)
+class TokenizedResponse:
+    """A prompt with a response, as tokens, and the position at which the response starts."""
+
+    tokens: list[int]
+    start: int
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing of the response is left after truncation."""
+        return self.start >= len(self.tokens)
+
+
+def tokenize_text_response(
+    prompt: str, response: str, tokenizer: Any, *, limit: int
+) -> TokenizedResponse:
+    """Return prompt and response with an end token, truncated to `limit` tokens."""
+    prompt_tokens = [*bos_tokens(tokenizer), *tokenize(tokenizer, prompt)]
+    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    tokens = prompt_tokens + tokenize(tokenizer, response) + end
+    return TokenizedResponse(tokens[:limit], len(prompt_tokens))
+
+
+def tokenize_joined_text(text: str, tokenizer: Any, *, limit: int) -> list[int]:
+    """Return the tokens of a text as the tokenizer itself writes them, with an end token if there
+    is one, truncated to `limit` tokens. For models with a head."""
+    tokens = list(tokenizer(text[: max_characters(limit)])["input_ids"])
+    end = tokenizer.eos_token_id
+    if end is not None and tokens[-1:] != [end]:
+        tokens.append(end)
+    return tokens[:limit]
+
+
+def tokenize_chat_response(
+    prompt: list[Message], response: list[Message], row: Row, tokenizer: Any, *, limit: int
+) -> TokenizedResponse:
+    """Return prompt and response in the model's chat template, up to the end-of-turn token."""
+    chat_tokenizer = ChatTokenizer(
+        tokenizer,
+        max_tokens=limit,
+        max_characters=max_characters(limit),
+        plain_format="the prompt and its responses as plain texts",
+        alternative="give the prompt and its responses as plain texts",
+    )
+    tokens, counted = chat_tokenizer.tokenize([*prompt, *response], row, supervised=[len(prompt)])
+    start = counted.index(True) if True in counted else len(tokens)
+    return TokenizedResponse(tokens[: start + sum(counted)], start)
+
+
+def messages_after(prompt: Any, response: Any) -> list[Message]:
+    """Return the messages of a response alone; it may be a text, or repeat the prompt."""
+    if isinstance(response, str):
+        return [{"role": "assistant", "content": response}]
+    return list(response[len(prompt) :] if response[: len(prompt)] == prompt else response)
+
+
+def find_response_messages_fault(row: Row, name: str, response: list[Message]) -> Fault | None:
+    """Return the fault of the messages after the prompt; None: they are one of the assistant."""
+    roles = [message["role"] for message in response]
+    if roles == ["assistant"]:
+        return None
+    return Fault(
+        row.location,
+        f"after the prompt, `{name}` is not one message of the assistant (it has "
+        f"{', '.join(roles) or 'none'})",
+        "end the conversation with one message of the assistant",
+    )
+
+
+def find_response_fault(row: Row) -> Fault | None:
+    """Return what is wrong with the prompt and the completion of a row; None: nothing."""
+    completion = row.fields.get("completion")
+    is_conversation = row.fields.get("prompt") is None and isinstance(completion, list)
+    for name in RESPONSE_COLUMNS[is_conversation:]:
+        has_messages = isinstance(row.fields.get(name), list)
+        if fault := find_messages_fault(row, name) if has_messages else find_text_fault(row, name):
+            return fault
+    parts = response_messages(row)
+    if parts is not None:
+        return find_response_messages_fault(row, "completion", parts[1])
+    if isinstance(completion, list):
+        return Fault(
+            row.location,
+            "`completion` has messages and `prompt` a text",
+            "give messages in both, or only in `prompt`",
+        )
+    return None
+
+
+def preview_response(row: Row) -> tuple[str, str]:
+    """Return a row as text: all of it, and the completion."""
+    parts = response_messages(row)
+    if parts is None:
+        texts = [str(row.fields[column]) for column in RESPONSE_COLUMNS]
+        return "\n".join(texts), texts[1]
+    target = "".join(str(message["content"] or "") for message in parts[1])
+    return json.dumps(parts, sort_keys=True, default=str), target
+
+
+def tokenize_response(row: Row, tokenizer: Any, *, limit: int) -> TokenizedResponse | Skip:
+    """Return the prompt and the completion of a row, truncated to `limit` tokens."""
+    parts = response_messages(row)
+    if parts is None:
+        prompt, text = (get_text(row, name, max_tokens=limit) for name in RESPONSE_COLUMNS)
+        response = tokenize_text_response(prompt, text, tokenizer, limit=limit)
+    else:
+        if not parts[0]:
+            return Skip("no prompt")
+        response = tokenize_chat_response(*parts, row, tokenizer, limit=limit)
+    if response.start == 0:
+        return Skip("no prompt")
+    return Skip("no response left after truncation") if response.is_empty else response
+
+
+def response_messages(row: Row) -> tuple[list[Message], list[Message]] | None:
+    """Return the messages of the prompt and of the completion; None where the row holds texts.
+
+    A completion that is a conversation has the prompt before its last message.
+    """
+    prompt, completion = (row.fields.get(column) for column in RESPONSE_COLUMNS)
+    if is_message_list(prompt):
+        return list(prompt), messages_after(prompt, completion)  # type: ignore[call-overload]
+    if prompt is None and is_message_list(completion):
+        return list(completion[:-1]), list(completion[-1:])  # type: ignore[index]
+    return None
