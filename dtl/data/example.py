@@ -14,12 +14,15 @@ class EncodedExample:
 
     `values`: integers or floats, single or arrays; int16 and uint8 arrays keep their dtype.
     `length`: the length that is padded, in tokens or frames. `targets`: the number of predictions
-    that count in the loss.
+    that count in the loss. `dropped`: features of the row that its chat template does not render.
+    `notes`: what is unusual about the example; rows are reported by note.
     """
 
     values: dict[str, Any]
     length: int
     targets: int
+    dropped: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

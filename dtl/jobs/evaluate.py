@@ -24,6 +24,7 @@ from dtl.export.load_export import ExportedModel, load_export
 from dtl.models.load import silence_transformers
 from dtl.models.processor import get_pad_token_id
 from dtl.prepare import prepared_run
+from dtl.prepare.expanded_rows import ExpandedRows, check_nothing_is_dropped
 from dtl.run.folder import RunFolder
 from dtl.tasks.base import DatasetStats, Task
 from dtl.train.model import build_model
@@ -166,7 +167,10 @@ def _encode_source(source: Source, config: RunConfig, exported: ExportedModel) -
         group_by=group_by,
     )
     encoder = task.encoder(exported.processor, exported.dataset_stats, exported.model_config)
-    return encode_rows(rows, encoder, key=key, location=LOCATION, group_by=group_by)
+    expanded = ExpandedRows(rows, task, exported.processor)
+    data = encode_rows(expanded, encoder, key=key, location=LOCATION, group_by=group_by)
+    check_nothing_is_dropped(data, config)
+    return data
 
 
 def _start_single_process_engine(*, dtype: str) -> Engine:

@@ -24,6 +24,7 @@ from dtl.data.cache.store import cache_key
 from dtl.data.cache.streamed import IndexedRows, StreamedData
 from dtl.data.example import EncodedExample, Skip
 from dtl.data.sources.rows import Row, Rows
+from dtl.prepare.expanded_rows import ExpandedRows, StreamEncoder, check_nothing_is_dropped
 from dtl.prepare.row_sets import Mixture, RowSubset
 from dtl.prepare.sources import ScannedSource
 from dtl.tasks.base import DatasetStats, Task
@@ -60,7 +61,9 @@ class RowEncoding:
         """Return the examples of the rows; `key`: the config key that names them."""
         name = self._cache_key(rows, group_by)
         if self.writes:
-            data = encode_rows(rows, self._encoder, key=name, location=key, group_by=group_by)
+            expanded = ExpandedRows(rows, self.task, self.processor)
+            data = encode_rows(expanded, self._encoder, key=name, location=key, group_by=group_by)
+            check_nothing_is_dropped(data, self.config)
         else:
             data = wait_for_encoded_data(name)
         return add_partners(data) if self.task.reads_partner else data
@@ -78,7 +81,12 @@ class RowEncoding:
         processor = copy.deepcopy(self.processor)  # rows are encoded while the other one is used
         return StreamedData(
             IndexedRows(source.rows, source.index, source.rows.open_readers(source.key)),
-            self.task.encoder(processor, self.dataset_stats, self.model_config),
+            StreamEncoder(
+                self.config,
+                self.task,
+                processor,
+                self.task.encoder(processor, self.dataset_stats, self.model_config),
+            ),
             key=self._cache_key(train),
             max_length=self.task.max_length(self.processor, self.dataset_stats, self.model_config),
             row_numbers=_row_numbers(train, source.valid_rows),

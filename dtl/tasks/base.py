@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -147,6 +148,16 @@ class Task(ABC):
     def token_spans(self, values: dict[str, Any]) -> list[TokenSpan]:
         """Return the tokens of an encoded example; those without a label are not supervised."""
         return spans_from_labels(values.get("input_ids"), values.get("labels"))
+
+    def read_columns(self, fields: Mapping[str, Any]) -> frozenset[str]:
+        """Return the columns of a row that the task reads, of those with these names."""
+        named = re.findall(r"`(\w+)`", self.required_columns)
+        of_media = (self.media_column, "offset", "duration") if self.media_column else ()
+        return frozenset({*named, *of_media})
+
+    def expand_row(self, row: Row, *, processor: Any) -> list[Row]:
+        """Return a row as several, each of which is an example of its own."""
+        return [row]
 
     @abstractmethod
     def collect_dataset_stats(self, rows: Iterable[Row], base_config: Any) -> DatasetStats:

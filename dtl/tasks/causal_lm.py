@@ -5,16 +5,27 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from dtl.config.schema.base import Record
 from dtl.core.errors import Fault
-from dtl.data.chat.render import ChatTokenizer, assistant_indices, find_messages_fault
+from dtl.data.chat.messages import (
+    CHAT_COLUMNS,
+    find_chat_fault,
+    normalize_messages,
+    read_chat,
+    supervised_indices,
+)
+from dtl.data.chat.render import ChatRenderer, ChatTokenizer
+from dtl.data.chat.stop_tokens import add_stop_tokens
 from dtl.data.example import EncodedExample, Skip
 from dtl.data.modalities.text import (
+    NO_LIMIT,
     bos_tokens,
     find_text_fault,
     get_text,
@@ -42,6 +53,10 @@ if TYPE_CHECKING:
 
 DEFAULT_NEW_TOKENS = 128  # that are generated, unless another number is requested
 NO_TARGET_LEFT = "no target left after truncation"
+NO_SUPERVISED_ANSWER = "no answer of the assistant is trained on (`weight: 0` or `train: false`)"
+NOT_AS_IN_USE = (
+    "an answer does not follow the generation prompt of the chat template as it does in use"
+)
 
 
 class Options(Record):
@@ -59,6 +74,18 @@ class Options(Record):
         True,
         description="Append the end-of-sequence token to plain text and completions; it counts in "
         "the loss.",
+    )
+    expand_turns: bool | None = Field(
+        None,
+        description="Learn each answer of a chat from an example of its own, which ends with it; "
+        "false: all answers from the full chat, as the chat template renders it. Default: an "
+        "example of its own only for an answer that the template renders differently in a longer "
+        "chat.",
+    )
+    chat_template_kwargs: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Variables of the chat template, such as `enable_thinking: false`; a column of "
+        "the same name has them for one row.",
     )
 
 
@@ -83,7 +110,7 @@ class Plugin(Task):
                 "map them in data.columns, for example `columns: {text: body}`",
             )
         if columns == ("messages",):
-            return find_messages_fault(row, "messages")
+            return find_chat_fault(row)
         return next(filter(None, (find_text_fault(row, column) for column in columns)), None)
 
     def preview(self, row: Row) -> ExamplePreview:
@@ -92,11 +119,19 @@ class Plugin(Task):
         if columns != ("messages",):
             texts = [str(row.fields[column]) for column in columns]
             return ExamplePreview("\n".join(texts), texts[1] if len(texts) > 1 else None)
-        messages: Any = row.fields["messages"]
-        responses = [turn["content"] for turn in messages if turn["role"] == "assistant"]
-        calls_tools = any(turn.get("tool_calls") for turn in messages)
-        target = None if calls_tools else "".join(str(text or "") for text in responses)
-        return ExamplePreview(json.dumps(messages, sort_keys=True, default=str), target)
+        chat = read_chat(row)
+        responses = [turn for turn in chat.messages if turn["role"] == "assistant"]
+        calls_tools = any(turn.get("tool_calls") for turn in responses)
+        target = (
+            None if calls_tools else "".join(str(turn.get("content", "")) for turn in responses)
+        )
+        content = [chat.messages, chat.tools, chat.documents]
+        shown = content if any(content[1:]) else chat.messages
+        return ExamplePreview(json.dumps(shown, sort_keys=True, default=str), target)
+
+    def read_columns(self, fields: Mapping[str, Any]) -> frozenset[str]:
+        columns = _columns_of(fields)
+        return frozenset((*columns, *CHAT_COLUMNS) if columns == ("messages",) else columns)
 
     def collect_dataset_stats(self, rows: Iterable[Row], base_config: Any) -> DatasetStats:
         return {}
@@ -110,32 +145,56 @@ class Plugin(Task):
     def encoder(self, processor: Any, dataset_stats: DatasetStats, base_config: Any) -> Encoder:
         limit = self.max_length(processor, dataset_stats, base_config)
 
+        chat_tokenizer = self._chat_tokenizer(processor, limit)
+
         def encode(row: Row) -> EncodedExample | Skip:
-            tokens, supervised = self._tokens(row, processor, limit)
-            if not tokens:
-                return Skip("empty text")
-            labels = [
-                token if counts else IGNORE_INDEX
-                for token, counts in zip(tokens, supervised, strict=True)
-            ]
-            tokens, labels = tokens[:limit], labels[:limit]
-            targets = sum(label != IGNORE_INDEX for label in labels[1:])
-            if targets == 0:
-                return Skip(NO_TARGET_LEFT)
-            return EncodedExample({"input_ids": tokens, "labels": labels}, len(tokens), targets)
+            if _columns(row) == ("messages",):
+                return self._encode_chat(row, chat_tokenizer, limit)
+            return _make_example(*self._tokens(row, processor, limit), limit)
 
         return encode
 
+    def expand_row(self, row: Row, *, processor: Any) -> list[Row]:
+        """Return a chat as several, where an answer is learned from an example of its own."""
+        if _columns(row) != ("messages",) or self.options.train_on == "all":
+            return [row]
+        if self.options.expand_turns is False:
+            return [row]
+        chat = read_chat(row)
+        conversations = self._chat_tokenizer(processor, NO_LIMIT).expand_messages(chat, row)
+        if len(conversations) == 1 and len(conversations[0]) == len(chat.messages):
+            return [row]
+        return [
+            replace(row, fields={**row.fields, "messages": messages}) for messages in conversations
+        ]
+
+    def _encode_chat(
+        self, row: Row, chat_tokenizer: ChatTokenizer, limit: int
+    ) -> EncodedExample | Skip:
+        """Supervise what each answer adds, or all tokens."""
+        chat = read_chat(row)
+        supervised = supervised_indices(chat.messages)
+        if not supervised and self.options.train_on == "completion":
+            return Skip(NO_SUPERVISED_ANSWER)
+        is_all = self.options.train_on == "all"
+        encoded = chat_tokenizer.encode(chat, row, supervised=None if is_all else supervised)
+        example = _make_example(encoded.tokens, encoded.supervised, limit)
+        if isinstance(example, Skip):
+            return example
+        notes = () if encoded.is_as_in_use or is_all else (NOT_AS_IN_USE,)
+        return replace(example, dropped=encoded.dropped, notes=notes)
+
     def _tokens(self, row: Row, tokenizer: Any, limit: int) -> tuple[list[int], list[bool]]:
-        """Return the tokens of a row, and whether each is supervised; those beyond the limit may
-        be missing."""
+        """Return the tokens of a row of texts, and whether each is supervised; those beyond the
+        limit may be missing."""
         columns = _columns(row)
-        if columns == ("messages",):
-            return self._chat_tokens(row, tokenizer, limit)
-        start = bos_tokens(tokenizer)
-        has_end = self.options.append_eos and tokenizer.eos_token_id is not None
-        end = [tokenizer.eos_token_id] if has_end else []
         texts = [tokenize(tokenizer, get_text(row, column, max_tokens=limit)) for column in columns]
+        start, end = bos_tokens(tokenizer), []
+        if texts[0][: len(start)] == start:
+            start = []  # the text has its own
+        eos = tokenizer.eos_token_id
+        if self.options.append_eos and eos is not None and texts[-1][-1:] != [eos]:
+            end = [eos]
         if columns == ("text",):
             tokens = start + texts[0] + end if texts[0] else []
             return tokens, [True] * len(tokens)
@@ -143,18 +202,25 @@ class Plugin(Task):
         supervised = [self.options.train_on == "all"] * len(prompt) + [True] * len(completion)
         return prompt + completion, supervised
 
-    def _chat_tokens(self, row: Row, tokenizer: Any, limit: int) -> tuple[list[int], list[bool]]:
-        """Supervise what each assistant turn adds, or all tokens."""
-        messages: Any = row.fields["messages"]
-        chat_tokenizer = ChatTokenizer(
+    def _chat_tokenizer(self, tokenizer: Any, limit: int) -> ChatTokenizer:
+        return ChatTokenizer(
             tokenizer,
             max_tokens=limit,
             max_characters=max_characters(limit),
             plain_format="`prompt` and `completion`",
             alternative="set task.train_on=all, or give the data as `prompt` and `completion`",
+            options=self.options.chat_template_kwargs,
+            expand=self.options.expand_turns,
+            renderer=self._chat_renderer,
         )
-        supervised = None if self.options.train_on == "all" else assistant_indices(messages)
-        return chat_tokenizer.tokenize(messages, row, supervised=supervised)
+
+    @cached_property
+    def _chat_renderer(self) -> ChatRenderer:
+        return ChatRenderer()
+
+    def configure_model(self, model: nn.Module, *, processor: Any) -> None:
+        """Stop a generated text at the tokens that end an answer of a chat or a text."""
+        add_stop_tokens(model, processor, self.options.chat_template_kwargs)
 
     def collate(self, examples: list[dict[str, Any]], *, pad_token_id: int) -> dict[str, Tensor]:
         labels = [example["labels"] for example in examples]
@@ -180,19 +246,33 @@ class Plugin(Task):
     def with_placeholder_target(
         self, fields: dict[str, Any], dataset_stats: DatasetStats
     ) -> dict[str, Any]:
-        """Return the fields with a completion, or with one more turn of the assistant."""
-        messages = fields.get("messages")
-        if isinstance(messages, list):
-            return {**fields, "messages": [*messages, {"role": "assistant", "content": "-"}]}
+        """Return the fields with a completion; of a chat, without the answers at its end."""
+        if fields.get("messages") is not None:
+            messages = normalize_messages(fields["messages"])
+            while isinstance(messages, list) and len(messages) > 1 and _is_answer(messages[-1]):
+                messages = messages[:-1]
+            return {**fields, "messages": messages}
         prompt = {"prompt": fields["text"]} if "prompt" not in fields and "text" in fields else {}
         return {**fields, **prompt, "completion": "-"}
 
     def prompt_encoder(
         self, processor: Any, dataset_stats: DatasetStats, base_config: Any
     ) -> Encoder:
-        """Return an encoder that supervises only the completion; `predict` splits there."""
+        """Return an encoder whose last token stands for the completion; `predict` splits there."""
         completion_task = Plugin(self.options.model_copy(update={"train_on": "completion"}))
-        return completion_task.encoder(processor, dataset_stats, base_config)
+        encode_texts = completion_task.encoder(processor, dataset_stats, base_config)
+        limit = self.max_length(processor, dataset_stats, base_config)
+        chat_tokenizer = self._chat_tokenizer(processor, limit)
+
+        def encode(row: Row) -> EncodedExample | Skip:
+            if _columns(row) != ("messages",):
+                return encode_texts(row)
+            prompt = chat_tokenizer.encode_prompt(read_chat(row), row)
+            placeholder = [processor.pad_token_id]
+            supervised = [False] * len(prompt) + [True]
+            return _make_example(prompt + placeholder, supervised, limit)
+
+        return encode
 
     def predict(
         self,
@@ -250,9 +330,31 @@ def _start_of_completion(labels: list[int]) -> int:
     return end
 
 
+def _make_example(tokens: list[int], supervised: list[bool], limit: int) -> EncodedExample | Skip:
+    """Return the example of at most `limit` tokens."""
+    if not tokens:
+        return Skip("empty text")
+    labels = [
+        token if counts else IGNORE_INDEX for token, counts in zip(tokens, supervised, strict=True)
+    ]
+    tokens, labels = tokens[:limit], labels[:limit]
+    targets = sum(label != IGNORE_INDEX for label in labels[1:])
+    if targets == 0:
+        return Skip(NO_TARGET_LEFT)
+    return EncodedExample({"input_ids": tokens, "labels": labels}, len(tokens), targets)
+
+
+def _is_answer(message: Any) -> bool:
+    return isinstance(message, dict) and message.get("role") == "assistant"
+
+
 def _columns(row: Row) -> tuple[str, ...]:
     """Return the columns of a row that are read; none where it has none of the three kinds."""
+    return _columns_of(row.fields)
+
+
+def _columns_of(fields: Mapping[str, Any]) -> tuple[str, ...]:
     for columns in (("messages",), ("prompt", "completion"), ("text",)):
-        if all(row.fields.get(column) is not None for column in columns):
+        if all(fields.get(column) is not None for column in columns):
             return columns
     return ()

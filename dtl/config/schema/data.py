@@ -10,6 +10,11 @@ from pydantic import Field, field_validator, model_validator
 from dtl.config.schema.base import ConfigFault, Record, check_no_url, raise_config_faults
 from dtl.config.schema.data_files import FileOptions
 
+# The texts of a chat that a chat template may have no place for.
+ChatFeature = Literal[
+    "system", "content", "reasoning", "tool_calls", "tool_results", "tools", "documents"
+]
+
 
 class Source(FileOptions):
     """Where examples come from. A plain text is the path alone."""
@@ -122,6 +127,11 @@ class Data(FileOptions):
         default="fail",
         description="what happens at an invalid row: the run stops, or the row is skipped, counted "
         "and listed in skipped_rows.jsonl",
+    )
+    allow_dropped: tuple[ChatFeature, ...] = Field(
+        default=(),
+        description="what the chat template may leave out of a chat, such as [tools]; a chat of "
+        "which it leaves out something else stops the run",
     )
     max_bad_fraction: float = Field(
         default=0.01,

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 INDEX_FILE = "index.json"
 SKIPPED_ROWS_FILE = "skipped_rows.json"
+NOTES_FILE = "notes.json"
 GROUPS_FILE = "groups.json"
 DTYPES = ("<i4", "<f4", "<i2", "|u1")
 PER_EXAMPLE = ("length", "targets", "row")
@@ -25,16 +26,34 @@ PER_EXAMPLE = ("length", "targets", "row")
 
 @dataclass(frozen=True)
 class EncodingSummary:
-    """The counts of one source: its rows, the examples, and the skipped rows by reason."""
+    """The counts of one source: its rows, the examples, the skipped rows by reason, and the rows
+    that are several examples each."""
 
     rows: int
     examples: int
     skipped: dict[str, int] = field(default_factory=dict)
+    expanded: int = 0
 
     def format_line(self, name: str) -> str:
         """Return the counts as a line of text."""
         skipped = "".join(f", {count} skipped ({reason})" for reason, count in self.skipped.items())
-        return f"{name}: {self.examples} of {self.rows} examples{skipped}"
+        if not self.expanded:
+            return f"{name}: {self.examples} of {self.rows} examples{skipped}"
+        return (
+            f"{name}: {self.examples} examples from {self.rows} rows{skipped}; {self.expanded} "
+            "chats are several examples each, so that each answer is learned as it is used: after "
+            "the chat template's own text for the messages before it"
+        )
+
+
+@dataclass(frozen=True)
+class RowNotes:
+    """What is unusual about the examples of a row: features that its template drops, and notes."""
+
+    row: int
+    location: str
+    dropped: tuple[str, ...]
+    notes: tuple[str, ...]
 
 
 def evenly_spaced_indices(total: int, count: int) -> list[int]:
@@ -69,6 +88,12 @@ class EncodedData:
         """Return the index of each skipped row -> the reason."""
         pairs = json.loads((self.folder / SKIPPED_ROWS_FILE).read_text(encoding="utf-8"))
         return {int(row): str(reason) for row, reason in pairs}
+
+    @cached_property
+    def row_notes(self) -> list[RowNotes]:
+        """Return the notes on rows, of those that have some."""
+        entries = json.loads((self.folder / NOTES_FILE).read_text(encoding="utf-8"))
+        return [RowNotes(row, at, tuple(gone), tuple(notes)) for row, at, gone, notes in entries]
 
     @cached_property
     def groups(self) -> list[str] | None:

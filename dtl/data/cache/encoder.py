@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 from dtl.data.cache.encoded import (
     GROUPS_FILE,
     INDEX_FILE,
+    NOTES_FILE,
     PER_EXAMPLE,
     SKIPPED_ROWS_FILE,
     EncodedData,
@@ -93,7 +94,9 @@ def _write_files(
     group_by: str | None,
 ) -> None:
     skipped_rows: list[tuple[int, str]] = []
+    notes: list[tuple[int, str, list[str], list[str]]] = []
     groups: list[str] = []
+    examples_of_row: Counter[int] = Counter()
     with ExitStack() as open_files:
         writer = _ExampleWriter(staged, open_files)
         for row in rows:
@@ -101,15 +104,20 @@ def _write_files(
             if isinstance(example, Skip):
                 skipped_rows.append((row.index, example.reason))
                 continue
+            if example.dropped or example.notes:
+                notes.append((row.index, row.location, [*example.dropped], [*example.notes]))
             if group_by is not None:
                 groups.append(format_group(row, group_by))
+            examples_of_row[row.index] += 1
             writer.add(row.index, example)
     summary = EncodingSummary(
-        rows=writer.examples + len(skipped_rows),
+        rows=len(examples_of_row.keys() | {index for index, _ in skipped_rows}),
         examples=writer.examples,
         skipped=dict(Counter(reason for _, reason in skipped_rows)),
+        expanded=sum(count > 1 for count in examples_of_row.values()),
     )
     (staged / SKIPPED_ROWS_FILE).write_text(json.dumps(skipped_rows), encoding="utf-8")
+    (staged / NOTES_FILE).write_text(json.dumps(notes), encoding="utf-8")
     if group_by is not None:
         (staged / GROUPS_FILE).write_text(json.dumps(groups), encoding="utf-8")
     index = {

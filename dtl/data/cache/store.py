@@ -14,7 +14,7 @@ from dtl.core.errors import RunFailed
 
 if TYPE_CHECKING:
     pass
-FORMAT_VERSION = 5
+FORMAT_VERSION = 6
 
 
 def cache_key(**parts: Any) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from dtl.core.errors import Fault
+from dtl.data.chat.messages import normalize_messages
 from dtl.data.chat.render import Message, find_messages_fault, is_message_list
 from dtl.data.chat.response import (
     TokenizedResponse,
@@ -40,7 +41,10 @@ def preference_messages(row: Row) -> PreferenceMessages | None:
     It has the messages of `prompt` and two responses, or two conversations, whose common
     beginning is the prompt.
     """
-    prompt, chosen, rejected = (row.fields.get(column) for column in COLUMNS)
+    values = (row.fields.get(column) for column in COLUMNS)
+    prompt, chosen, rejected = (
+        normalize_messages(value) if isinstance(value, list) else value for value in values
+    )
     if is_message_list(prompt):
         return PreferenceMessages(
             list(prompt),  # type: ignore[call-overload]
@@ -95,7 +99,7 @@ def preview_pair(row: Row) -> tuple[str, str]:
     """Return a row as text: all of it, and the chosen response."""
     if messages := preference_messages(row):
         every = [messages.prompt, messages.chosen, messages.rejected]
-        target = "".join(str(message["content"] or "") for message in messages.chosen)
+        target = "".join(str(message.get("content") or "") for message in messages.chosen)
         return json.dumps(every, sort_keys=True, default=str), target
     texts = [str(row.fields.get(column) or "") for column in COLUMNS]
     return "\n".join(texts), texts[1]

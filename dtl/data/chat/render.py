@@ -1,38 +1,69 @@
-"""Renders and tokenizes chats with the tokenizer's chat template, and locates the targets."""
+"""Tokenizes chats with the tokenizer's chat template: token ids, and which are supervised."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from dtl.core.errors import DtlError, Fault
+from dtl.core.errors import DtlError
+from dtl.data.chat.answers import AnswerSpan, RenderedChat, plan_conversations
+from dtl.data.chat.borders import TextToken, tokenize_with_borders
+from dtl.data.chat.coverage import find_dropped_features
+from dtl.data.chat.messages import (
+    Chat,
+    Message,
+    assistant_indices,
+    find_messages_fault,
+    is_message_list,
+    normalize_messages,
+    read_chat,
+    supervised_indices,
+)
+from dtl.data.chat.template import ChatTemplate
 
 if TYPE_CHECKING:
     from dtl.data.sources.rows import Row
 
-Message = dict[str, Any]  # role, content, and further keys that a template uses
+__all__ = [
+    "ChatRenderer",
+    "ChatTokenizer",
+    "EncodedChat",
+    "Message",
+    "assistant_indices",
+    "find_messages_fault",
+    "is_message_list",
+    "normalize_messages",
+    "read_chat",
+    "supervised_indices",
+]
 
 
-def is_message_list(value: Any) -> bool:
-    """Return whether a template can read the value: a list of at least one message."""
-    return isinstance(value, list) and bool(value) and all(map(_is_message, value))
+@dataclass(frozen=True)
+class EncodedChat:
+    """The tokens of a chat. `supervised`: whether each of them is; `dropped`: the features of the
+    chat that the template drops; `is_as_in_use`: the text before each supervised answer, and the
+    answer, are those of use."""
+
+    tokens: list[int]
+    supervised: list[bool]
+    dropped: tuple[str, ...] = ()
+    is_as_in_use: bool = True
 
 
-def find_messages_fault(row: Row, column: str) -> Fault | None:
-    """Return the fault of a column that is not a list of chat messages, or None."""
-    if is_message_list(row.fields[column]):
-        return None
-    return Fault(
-        row.location,
-        f"`{column}` is not a list of chat messages",
-        'write [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]',
-    )
+@dataclass
+class ChatRenderer:
+    """Renders chats, and remembers the last one: it is expanded first, then encoded."""
 
+    _last: RenderedChat | None = field(default=None, repr=False)
 
-def assistant_indices(messages: Sequence[Message]) -> list[int]:
-    """Return the indices of the assistant's messages."""
-    return [index for index, message in enumerate(messages) if message["role"] == "assistant"]
+    def render(self, template: ChatTemplate, chat: Chat) -> RenderedChat:
+        """Return a chat with its renderings."""
+        adapted, last = template.adapt(chat), self._last
+        if last is None or last.template != template or last.chat != adapted:
+            last = RenderedChat(template, adapted)
+        self._last = last
+        return last
 
 
 @dataclass(frozen=True)
@@ -41,7 +72,9 @@ class ChatTokenizer:
 
     Tokens beyond `max_tokens`, and those of text beyond `max_characters`, may be missing. For
     messages: `plain_format`, the data's format without chat messages, and `alternative`, what to do
-    if the template cannot be used.
+    if the template cannot be used. `options`: variables of the template. `expand`: whether each
+    answer is an example of its own; None: where the template renders it differently in a longer
+    chat.
     """
 
     tokenizer: Any
@@ -49,6 +82,9 @@ class ChatTokenizer:
     max_characters: int
     plain_format: str
     alternative: str
+    options: dict[str, Any] = field(default_factory=dict)
+    expand: bool | None = None
+    renderer: ChatRenderer = field(default_factory=ChatRenderer)
 
     def tokenize(
         self, messages: list[Message], row: Row, *, supervised: Sequence[int] | None
@@ -58,74 +94,87 @@ class ChatTokenizer:
         `supervised`: indices of the messages whose tokens, with their end-of-turn token, are
         supervised; None: all tokens. Raises DtlError with the location of the row.
         """
+        encoded = self.encode(read_chat(row, messages), row, supervised=supervised)
+        return encoded.tokens, encoded.supervised
+
+    def expand_messages(self, chat: Chat, row: Row) -> list[list[Message]]:
+        """Return the messages of each example of a chat, with a `weight` that is 0 for answers that
+        are not learned from it; the longest last."""
+        supervised = supervised_indices(chat.messages)
+        conversations = plan_conversations(self._render(chat, row), supervised, expand=self.expand)
+        return [
+            [
+                {**message, "weight": int(index in conversation.supervised)}
+                if message["role"] == "assistant"
+                else message
+                for index, message in enumerate(chat.messages[: conversation.count])
+            ]
+            for conversation in conversations
+        ]
+
+    def encode(self, chat: Chat, row: Row, *, supervised: Sequence[int] | None) -> EncodedChat:
+        """Return the tokens of a chat. `supervised`: the indices of the messages that are; None:
+        all tokens except those of answers with `weight: 0`. Raises DtlError."""
+        rendered = self._render(chat, row)
+        count = len(chat.messages)
+        text = rendered.text(count)[: self.max_characters]
+        located = supervised_indices(chat.messages) if supervised is None else supervised
+        spans = [rendered.locate_answer(message, count) for message in located]
+        borders = [span.start for span in spans if span.follows_prompt]
+        excluded: list[tuple[int, int]] = []
+        if supervised is None:
+            ignored = set(assistant_indices(chat.messages)) - set(located)
+            excluded = _characters([rendered.locate_answer(each, count) for each in ignored])
+            included = [(0, len(text))]
+        else:
+            included = _limit_to_generated(spans, rendered.generated(count))
+        ends = [end for span in (*included, *excluded) for end in span]
+        tokens = tokenize_with_borders(self.tokenizer, text, borders, ends)
+        learned = located if supervised is None else supervised
+        return EncodedChat(
+            [token.id for token in tokens[: self.max_tokens]],
+            [
+                _overlaps(token, included) and not _overlaps(token, excluded)
+                for token in tokens[: self.max_tokens]
+            ],
+            find_dropped_features(rendered, count, learned, in_full_chat=self.expand is False),
+            all(span.is_as_in_use for span in spans),
+        )
+
+    def encode_prompt(self, chat: Chat, row: Row) -> list[int]:
+        """Return the tokens that the model reads before it answers the last message."""
+        rendered = self._render(chat, row)
+        text = rendered.text(len(chat.messages), with_prompt=True)[: self.max_characters]
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def _render(self, chat: Chat, row: Row) -> RenderedChat:
         if not getattr(self.tokenizer, "chat_template", None):
             raise DtlError.of(
                 row.location,
                 "the row has chat messages, but the model's tokenizer has no chat template",
                 f"use an instruction-tuned model, or give {self.plain_format}",
             )
-        rendered = _apply_template(self.tokenizer, messages, row)
-        text = rendered[: self.max_characters]
-        if supervised is None:
-            token_ids = list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
-            return token_ids, [True] * len(token_ids)
-        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        offsets = encoded["offset_mapping"][: self.max_tokens]
-        spans = self._locate_messages(
-            rendered, messages, row, supervised, end=offsets[-1][1] if offsets else 0
-        )
-        is_supervised = [
-            any(start < span_end and end > span_start for span_start, span_end in spans)
-            for start, end in offsets
-        ]
-        return list(encoded["input_ids"][: self.max_tokens]), is_supervised
-
-    def _locate_messages(
-        self, rendered: str, messages: list[Message], row: Row, indices: Sequence[int], *, end: int
-    ) -> list[tuple[int, int]]:
-        """Return the character spans of these messages in the rendered chat, up to `end`."""
-        spans: list[tuple[int, int]] = []
-        for index in indices:
-            before = (
-                _apply_template(self.tokenizer, messages[:index], row, add_generation_prompt=True)
-                if index
-                else ""
-            )
-            if len(before) > end:
-                break
-            through = _apply_template(self.tokenizer, messages[: index + 1], row)
-            if not rendered.startswith(through.rstrip()) or not through.startswith(before):
-                raise DtlError.of(
-                    row.location,
-                    "the model's chat template changes earlier messages, so that the assistant's "
-                    "tokens cannot be located",
-                    self.alternative,
-                )
-            spans.append((len(before), len(through.rstrip("\n"))))
-        return spans
+        template = ChatTemplate(self.tokenizer, tuple(self.options.items()), row.location)
+        return self.renderer.render(template, chat)
 
 
-def _is_message(message: Any) -> bool:
-    """Return whether this is a message; `content` may be a list, or null with tool calls."""
-    if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-        return False
-    return "content" in message and isinstance(message["content"], (str, list, type(None)))
+def _characters(spans: Sequence[AnswerSpan]) -> list[tuple[int, int]]:
+    return [(span.start, span.end) for span in spans]
 
 
-def _apply_template(
-    tokenizer: Any, messages: list[Message], row: Row, *, add_generation_prompt: bool = False
-) -> str:
-    from jinja2 import TemplateError
+def _limit_to_generated(
+    spans: Sequence[AnswerSpan], generated: list[tuple[int, int]] | None
+) -> list[tuple[int, int]]:
+    """Return the characters of the answers: of a template with generation blocks, those in them."""
+    if generated is None:
+        return _characters(spans)
+    return [
+        (max(start, span.start), end)
+        for span in spans
+        for start, end in generated
+        if start < span.end and end > span.start
+    ]
 
-    try:
-        return str(
-            tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=add_generation_prompt
-            )
-        )
-    except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
-        raise DtlError.of(
-            row.location,
-            f"the model's chat template does not accept the row ({error})",
-            "fix the messages",
-        ) from error
+
+def _overlaps(token: TextToken, spans: Sequence[tuple[int, int]]) -> bool:
+    return any(token.start < end and token.end > start for start, end in spans)

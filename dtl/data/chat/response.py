@@ -118,7 +118,7 @@ def preview_response(row: Row) -> tuple[str, str]:
     if parts is None:
         texts = [str(row.fields[column]) for column in RESPONSE_COLUMNS]
         return "\n".join(texts), texts[1]
-    target = "".join(str(message["content"] or "") for message in parts[1])
+    target = "".join(str(message.get("content") or "") for message in parts[1])
     return json.dumps(parts, sort_keys=True, default=str), target
 
 

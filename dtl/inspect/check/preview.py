@@ -31,10 +31,11 @@ def preview_examples(rows: Iterable[Row], prepared: PreparedData, task: Task) ->
     tokenizer = getattr(prepared.processor, "tokenizer", prepared.processor)
     for row in rows:
         if row.index in indices:
-            yield _preview_example(row, data[indices[row.index]], task, tokenizer)
+            yield preview_example(row, data[indices[row.index]], task, tokenizer)
 
 
-def _preview_example(row: Row, values: dict[str, Any], task: Task, tokenizer: Any) -> Preview:
+def preview_example(row: Row, values: dict[str, Any], task: Task, tokenizer: Any) -> Preview:
+    """Return an encoded example of a row as text."""
     token_spans = task.token_spans(values) if hasattr(tokenizer, "decode") else []
     spans = [
         (_make_printable(tokenizer.decode(span.tokens)), span.supervised) for span in token_spans

@@ -14,6 +14,7 @@ from dtl.inspect.check.media import AudioStats, ImageStats
 from dtl.inspect.check.preview import Preview
 from dtl.inspect.check.stats import SourceStats
 from dtl.inspect.check.token_findings import recommend_limit
+from dtl.prepare.expanded_rows import dropped_features
 
 HISTOGRAM_BINS, BAR_WIDTH = 8, 30
 MAX_FAULTS_DISPLAYED = 5
@@ -28,6 +29,9 @@ def summarize_source(source: SourceStats) -> dict[str, Any]:
         "name": source.name,
         "rows": source.rows,
         "examples": source.examples,
+        "expanded_rows": source.expanded,
+        "unread_columns": list(source.unread_columns),
+        "dropped": {k: len(rows) for k, rows in dropped_features(source.row_notes).items()},
         "invalid_rows": [_fault_to_dict(fault) for fault in faults],
         "skipped_rows": source.skipped_rows,
         "length_unit": source.length_unit,
@@ -71,6 +75,15 @@ def format_source(source: SourceStats) -> Iterator[str]:
     """Yield the lines of one source for a terminal."""
     summary = summarize_source(source)
     yield f"{source.name}: {source.examples} examples from {source.rows} rows"
+    if source.expanded:
+        yield (
+            f"  chats: {source.expanded} rows are several examples each, because the chat template "
+            "renders an answer differently in a longer chat"
+        )
+    for feature, count in summary["dropped"].items():
+        yield f"  the chat template does not render: {feature} ({count} rows)"
+    if source.unread_columns:
+        yield f"  columns that the task does not read: {', '.join(source.unread_columns)}"
     invalid = summary["invalid_rows"]
     for row in invalid[:MAX_FAULTS_DISPLAYED]:
         yield f"  invalid row: {row['location']} ({row['reason']})"

@@ -9,8 +9,10 @@ from dtl.assembly.parts import Parts
 from dtl.config.schema import Data, RunConfig
 from dtl.core.errors import DtlError, Fault
 from dtl.data.cache.encoded import EncodedData
+from dtl.data.chat.coverage import FEATURES
 from dtl.data.modalities.media_files import MediaDecodeError
 from dtl.data.sources.rows import Row
+from dtl.inspect.check.chat_findings import find_chat_problems
 from dtl.inspect.check.findings import (
     Finding,
     find_class_problems,
@@ -71,7 +73,12 @@ def check_data(config: RunConfig, parts: Parts) -> DataReport:
     findings; anything else that stops a run raises DtlError."""
     train = config.data.train.model_copy(update={"streaming": False})  # all rows are read
     data = config.data.model_copy(
-        update={"train": train, "on_bad_row": "skip", "max_bad_fraction": 1.0}
+        update={
+            "train": train,
+            "on_bad_row": "skip",
+            "max_bad_fraction": 1.0,
+            "allow_dropped": FEATURES,
+        }
     )
     lenient = config.model_copy(update={"data": data})
     try:
@@ -118,14 +125,18 @@ def _create_report(
     train = _add_invalid_rows(train, prepared.sources[0], config.data, decode_faults)
     if held_out is not None and len(prepared.sources) > 1:
         held_out = _add_invalid_rows(held_out, prepared.sources[1], config.data, decode_faults)
-    sources = (train,) if held_out is None else (train, held_out)
+    read = config.task.group_by
+    sources = tuple(
+        replace(each, unread_columns=tuple(c for c in each.unread_columns if c != read))
+        for each in ((train,) if held_out is None else (train, held_out))
+    )
     previews = tuple(preview_examples(train_rows, prepared, parts.task))
     guesses = [
         Finding("guess", fault, source.valid_rows)
         for source in prepared.all_sources
         for fault in source.rows.find_guesses(source.key)
     ]
-    findings = (*find_problems(train, held_out), *guesses)
+    findings = (*find_problems(train, held_out, config), *guesses)
     formats = tuple(source.format_description() for source in prepared.all_sources)
     return DataReport(sources, findings, previews, formats)
 
@@ -145,7 +156,9 @@ def _add_invalid_rows(
     )
 
 
-def find_problems(train: SourceStats, held_out: SourceStats | None) -> tuple[Finding, ...]:
+def find_problems(
+    train: SourceStats, held_out: SourceStats | None, config: RunConfig
+) -> tuple[Finding, ...]:
     """Return all findings, the fatal ones first."""
     findings = [*find_duplicates(train), *find_class_problems(train)]
     if held_out is not None:
@@ -156,6 +169,7 @@ def find_problems(train: SourceStats, held_out: SourceStats | None) -> tuple[Fin
             *find_skipped_rows(source),
             *find_empty_targets(source),
             *find_label_problems(source),
+            *find_chat_problems(source, config),
             *find_truncation(source.tokens),
             *find_token_problems(source.tokens),
             *find_audio_problems(source),

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from dtl.core.errors import Fault
-from dtl.data.cache.encoded import EncodedData
+from dtl.data.cache.encoded import EncodedData, RowNotes
 from dtl.data.example import EncodedExample
 from dtl.data.sources.rows import Row
 from dtl.inspect.check.media import AudioStats, ImageStats, measure_media
@@ -28,12 +28,17 @@ MAX_SAMPLED_MEDIA = 200  # evenly spaced media files that are decoded
 
 @dataclass(frozen=True)
 class SourceStats:
-    """The statistics of one source. `skipped_rows`: reason -> locations. `invalid_rows`: rows that
+    """The statistics of one source. `unread_columns`: those that the task reads in no row;
+    `row_notes`: what is unusual about examples; `expanded`: rows that are several examples each;
+    `skipped_rows`: reason -> locations. `invalid_rows`: rows that
     cannot be used, `invalid_rows_stop_run`: so many that a run stops; `corrupted_media`: rows whose
     media cannot be decoded, which stop any run."""
 
     name: str
     length_unit: str
+    unread_columns: tuple[str, ...]
+    row_notes: tuple[RowNotes, ...]
+    expanded: int
     summaries: tuple[RowSummary, ...]
     examples: int
     skipped_rows: dict[str, list[str]]
@@ -60,9 +65,13 @@ def collect_source_stats(
     media: list[AudioStats | ImageStats] = []
     skipped_rows: dict[str, list[str]] = {}
     tokens = _TokenSampler(data, task, prepared)
+    columns: dict[str, bool] = {}  # whether some row has it read
     for count, row in enumerate(rows):
         summary = summarize_row(row, task)
         summaries.append(summary)
+        read = task.read_columns(row.fields)
+        for column in row.fields:
+            columns[column] = columns.get(column, False) or column in read
         if task.media_column and count % media_interval == 0:
             media.append(measure_media(row, task.media_column))
         if row.index in skip_reasons:
@@ -71,6 +80,9 @@ def collect_source_stats(
     return SourceStats(
         name=name,
         length_unit=task.length_unit,
+        unread_columns=tuple(column for column, is_read in columns.items() if not is_read),
+        row_notes=tuple(data.row_notes),
+        expanded=data.summary.expanded,
         summaries=tuple(summaries),
         examples=len(data),
         skipped_rows=skipped_rows,
@@ -89,7 +101,9 @@ class _TokenSampler:
     def __init__(self, data: EncodedData, task: Task, prepared: PreparedData) -> None:
         self._data, self._task, self._prepared = data, task, prepared
         interval = -(-len(data) // MAX_SAMPLED_EXAMPLES) or 1
-        self._sampled = {int(data.rows[i]): i for i in range(0, len(data), interval)}
+        self._sampled: dict[int, list[int]] = {}
+        for index in range(0, len(data), interval):
+            self._sampled.setdefault(int(data.rows[index]), []).append(index)
         self._encoder = create_unlimited_encoder(task, prepared, ignore_model_limits=True)
         max_positions = get_max_positions(prepared)
         self._counter = TokenCounter(task, prepared.processor, max_positions=max_positions)
@@ -99,9 +113,18 @@ class _TokenSampler:
 
     def add(self, row: Row, summary: RowSummary, *, is_skipped: bool) -> None:
         """Add a row, if it is skipped or one of the sampled examples."""
-        index = self._sampled.get(row.index)
-        if index is None and not is_skipped:
-            return
+        indices = self._sampled.get(row.index, [])
+        if not indices and is_skipped:
+            self._add_example(row, summary, None)
+        rows = [row] * len(indices)
+        if len(indices) > 1:
+            expanded = self._task.expand_row(row, processor=self._prepared.processor)
+            rows = expanded if len(expanded) == len(indices) else rows
+        for part, index in zip(rows, indices, strict=True):
+            self._add_example(part, summary, index)
+
+    def _add_example(self, row: Row, summary: RowSummary, index: int | None) -> None:
+        """Add one example of a row; `index`: its number, None if the row is skipped."""
         values = None if index is None else self._data[index]
         may_be_truncated = index is None or int(self._data.lengths[index]) >= self._smallest_limit
         unlimited = values

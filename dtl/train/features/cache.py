@@ -75,7 +75,9 @@ def _add_features(data: EncodedData, cached: _CachedFeatures) -> EncodedData:
     their rows."""
     if data.key == cached.data.key:
         return EncodedData(data.folder, **{FEATURES: cached.features})
-    indices = np.searchsorted(cached.data.rows, data.rows)
+    # The examples of one row stand together, in the same order.
+    first = np.searchsorted(data.rows, data.rows)
+    indices = np.searchsorted(cached.data.rows, data.rows) + np.arange(len(data.rows)) - first
     if not np.array_equal(cached.data.rows[indices], data.rows):
         raise RuntimeError("a row of the subsample is not in the larger subsample")
     return EncodedData(data.folder, **{FEATURES: FeatureSubset(cached.features, indices)})

@@ -219,14 +219,19 @@ def test_a_chat_needs_a_template():
         encode_with(tiny.tokenizer(), {"messages": TALK})
 
 
-def test_template_that_changes_earlier_messages_is_rejected():
-    from dtl.core.errors import DtlError
-
+def test_answer_that_the_template_rewrites_later_is_an_example_of_its_own():
     tokenizer = tiny.tokenizer(chat=True)
     tokenizer.chat_template = REWRITING
-    with pytest.raises(DtlError, match="changes earlier messages"):
-        encode_with(tokenizer, {"messages": TALK})
-    assert encode_with(tokenizer, {"messages": TALK}, train_on="all").targets > 0
+    task = make_task("causal_lm")
+    rows = task.expand_row(Row(0, "rows.jsonl:1", {"messages": TALK}), processor=tokenizer)
+    encode = task.encoder(tokenizer, {}, None)
+    assert [tokenizer.decode(learnt(encode(row))) for row in rows] == [
+        " keeps light",
+        "over the stone ",
+    ]
+    assert not any(encode(row).dropped for row in rows)
+    full = encode_with(tokenizer, {"messages": TALK}, expand_turns=False)
+    assert full.dropped == ("content",)
 
 
 def test_a_template_that_refuses_a_row_says_why():

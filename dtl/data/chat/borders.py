@@ -1,0 +1,152 @@
+"""Tokens of a text that is written in two steps: a prompt, and what a model generates after it.
+
+A model that generates reads the tokens of the prompt alone. Tokenized together with its answer, the
+text may have a token with characters of both, which the model never sees in use.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from dtl.data.chat.template import added_tokens
+
+ANCHORS = ("\n", "1", "a")  # before a text: one of them does not merge with it
+
+
+@dataclass(frozen=True)
+class TextToken:
+    """A token, and its characters in the text."""
+
+    id: int
+    start: int
+    end: int
+
+
+def tokenize_with_borders(
+    tokenizer: Any, text: str, borders: Iterable[int], ends: Iterable[int] = ()
+) -> list[TextToken]:
+    """Return the tokens of a text, without special tokens around it.
+
+    Before each border stand the tokens of the text up to it, as it is tokenized alone. `ends`:
+    further positions that matter to the caller, of a tokenizer that does not give the characters of
+    its tokens.
+    """
+    inside = sorted({border for border in borders if 0 < border < len(text)})
+    if not getattr(tokenizer, "is_fast", False):
+        return _tokenize_steps(tokenizer, text, sorted({*inside, *ends}))
+    tokens = _tokenize(tokenizer, text)
+    pattern = added_tokens(tokenizer)
+    for previous, border in pairwise([0, *inside]):
+        start, stop = _surrounding(text, border, pattern)
+        tokens = _split_at(tokens, _Stretch(tokenizer, text, max(start, previous), border, stop))
+    return tokens
+
+
+@dataclass(frozen=True)
+class _Stretch:
+    """The characters of a text whose tokens a border may change. `start` is 0, a border, or the
+    first character of an added token."""
+
+    tokenizer: Any
+    text: str
+    start: int
+    border: int
+    stop: int
+
+    def tokenize_before(self) -> list[TextToken]:
+        """Return the tokens from the start to the border."""
+        before = self.text[self.start : self.border]
+        pattern = added_tokens(self.tokenizer)
+        is_start = self.start == 0 or (pattern is not None and pattern.match(before) is not None)
+        tokenize = _tokenize if is_start else _tokenize_continuation
+        return _shift(tokenize(self.tokenizer, before), self.start)
+
+    def tokenize_after(self) -> list[TextToken]:
+        """Return the tokens from the border to the stop."""
+        after = self.text[self.border : self.stop]
+        return _shift(_tokenize_continuation(self.tokenizer, after), self.border)
+
+
+def _split_at(tokens: list[TextToken], stretch: _Stretch) -> list[TextToken]:
+    """Return the tokens, those of a stretch replaced where its border is inside a token, or where
+    the text before it has other tokens alone."""
+    first = next((n for n, token in enumerate(tokens) if token.start >= stretch.start), len(tokens))
+    middle = next((n for n, token in enumerate(tokens) if token.end > stretch.border), len(tokens))
+    before = stretch.tokenize_before()
+    is_inside_token = middle < len(tokens) and tokens[middle].start < stretch.border
+    if not is_inside_token and _ids(before) == _ids(tokens[first:middle]):
+        return tokens
+    last = next((n for n, token in enumerate(tokens) if token.start >= stretch.stop), len(tokens))
+    return [*tokens[:first], *before, *stretch.tokenize_after(), *tokens[last:]]
+
+
+def _surrounding(text: str, border: int, pattern: re.Pattern[str] | None) -> tuple[int, int]:
+    """Return where the last added token before a border starts, and the first after it."""
+    if pattern is None:
+        return 0, len(text)
+    start = 0
+    for match in pattern.finditer(text, 0, border):
+        start = match.start()
+    following = pattern.search(text, border)
+    return start, len(text) if following is None else following.start()
+
+
+def _tokenize(tokenizer: Any, text: str) -> list[TextToken]:
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    return [
+        TextToken(token, start, end)
+        for token, (start, end) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
+    ]
+
+
+def _tokenize_continuation(tokenizer: Any, text: str) -> list[TextToken]:
+    """Return the tokens of a text that continues another one: without the blank that some
+    tokenizers put before a text."""
+    for anchor in ANCHORS:
+        tokens = _tokenize(tokenizer, anchor + text)
+        after = [token for token in tokens if token.start >= len(anchor)]
+        if all(token.end <= len(anchor) for token in tokens[: len(tokens) - len(after)]):
+            return _shift(after, -len(anchor))
+    return _tokenize(tokenizer, text)
+
+
+def _shift(tokens: Iterable[TextToken], offset: int) -> list[TextToken]:
+    return [TextToken(token.id, token.start + offset, token.end + offset) for token in tokens]
+
+
+def _ids(tokens: Sequence[TextToken]) -> list[int]:
+    return [token.id for token in tokens]
+
+
+def _tokenize_steps(tokenizer: Any, text: str, positions: Sequence[int]) -> list[TextToken]:
+    """Return the tokens by tokenizing the text up to each position; those of a step have its
+    characters."""
+    tokens: list[TextToken] = []
+    start = 0
+    for end in [*(each for each in positions if 0 < each < len(text)), len(text)]:
+        ids = _encode(tokenizer, text[:end])
+        known = _ids(tokens)
+        added = (
+            ids[len(known) :]
+            if ids[: len(known)] == known
+            else _continue_ids(tokenizer, text[start:end])
+        )
+        tokens += [TextToken(token, start, end) for token in added]
+        start = end
+    return tokens
+
+
+def _continue_ids(tokenizer: Any, text: str) -> list[int]:
+    for anchor in ANCHORS:
+        before, both = _encode(tokenizer, anchor), _encode(tokenizer, anchor + text)
+        if both[: len(before)] == before:
+            return both[len(before) :]
+    return _encode(tokenizer, text)
+
+
+def _encode(tokenizer: Any, text: str) -> list[int]:
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])

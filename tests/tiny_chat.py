@@ -1,0 +1,174 @@
+# ruff: noqa: RUF001
+"""Chat templates of public model families, a tiny tokenizer for each, and chats with every feature.
+
+The templates in tests/chat_templates are written after the documented format of each family. What
+the assistant writes, with the token that ends it, stands in generation blocks: a template without
+them is the same template with the blocks taken out.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from tests import tiny
+
+FOLDER = Path(__file__).parent / "chat_templates"
+NAMES = sorted(path.stem for path in FOLDER.glob("*.jinja"))
+SPECIAL = {  # bos and eos token of a family, where they are not those of the tiny tokenizer
+    "deepseek_v3": ("<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"),
+    "deepseek_r1": ("<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"),
+    "deepseek_v3_1": ("<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"),
+    "olmo2": ("<|endoftext|>", "<|endoftext|>"),
+    "granite3": (None, "<|end_of_text|>"),
+}
+ADDED = re.compile(
+    r"<\|[^|<> ]+\|>|<｜[^｜]+｜>|\[\|\w+\|\]|</?(?:think|tool_call|tool_response)>"
+    r"|</?arg_(?:key|value)>|<(?:start|end)_of_turn>|\[/?(?:INST|TOOL_CALLS|AVAILABLE_TOOLS|TOOL_RESULTS|SYSTEM_PROMPT"
+    r"|gMASK)\]|<sop>"
+)
+PLAIN = re.compile(r"</?\w+>(?<!of_turn>)(?<!sop>)")  # added, but not special, as in Qwen
+# Templates that build a token from the role of a message.
+ROLES = ("system", "user", "assistant")
+
+
+def read_template(name: str, *, generation_blocks: bool = False) -> str:
+    """Return a template; without generation blocks, a block that is always true is in their
+    place, which leaves blanks and newlines as they are."""
+    text = (FOLDER / f"{name}.jinja").read_text(encoding="utf-8").rstrip("\n")
+    if generation_blocks:
+        return text
+    return text.replace("{%- generation %}", "{%- if true %}").replace(
+        "{%- endgeneration %}", "{%- endif %}"
+    )
+
+
+@cache
+def _byte_level() -> Any:
+    return tiny.tokenizer()
+
+
+@cache
+def sentencepiece_like() -> Any:
+    """A BPE that writes a blank as a part of the word after it, and puts one before a text."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    inner = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=True)
+    inner.decoder = decoders.Sequence(
+        [
+            decoders.Replace("▁", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
+    )
+    inner.train_from_iterator(
+        [" ".join(tiny.WORDS)] * 4,
+        trainers.BpeTrainer(
+            vocab_size=560,
+            special_tokens=["<pad>", "<s>", "</s>", "<unk>", *(f"<0x{n:02X}>" for n in range(256))],
+            initial_alphabet=list(map(chr, range(32, 127))),
+            show_progress=False,
+        ),
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+    )
+
+
+@cache
+def tokenizer(name: str, *, generation_blocks: bool = False, sentencepiece: bool = False) -> Any:
+    """A tiny tokenizer with the template and the added tokens of a family."""
+    made = copy.deepcopy(sentencepiece_like() if sentencepiece else _byte_level())
+    template = read_template(name, generation_blocks=generation_blocks)
+    bos, eos = SPECIAL.get(name, (None, None))
+    tokens = set(ADDED.findall(template)) | {token for token in (bos, eos) if token}
+    for opening, closing in (("'<|' + ", "|>"), ("'[|' + ", "|]"), ("'<|im_' + ", "|>")):
+        if opening in template:
+            tokens |= {opening[1:].split("'")[0] + role + closing for role in ROLES}
+    plain = sorted(token for token in tokens if PLAIN.fullmatch(token))
+    made.add_special_tokens({"additional_special_tokens": sorted(tokens - set(plain))})
+    made.add_tokens(plain)
+    made.bos_token, made.eos_token = bos or made.bos_token, eos or made.eos_token
+    made.chat_template = template
+    made.name_or_path = name
+    return made
+
+
+def call(name: str = "find_ship", **arguments: Any) -> dict[str, Any]:
+    return {
+        "type": "function",
+        "id": "call00001",
+        "function": {"name": name, "arguments": arguments},
+    }
+
+
+TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": "find_ship",
+            "description": "Finds a ship on the river.",
+            "parameters": {
+                "type": "object",
+                "properties": {"river": {"type": "string", "description": "Its name."}},
+                "required": ["river"],
+            },
+        },
+    }
+]
+SYSTEM = {"role": "system", "content": "Be slow and quiet."}
+QUESTION = {"role": "user", "content": "Which ship is old?"}
+ANSWER = {"role": "assistant", "content": "The large one, under the stone."}
+AGAIN = {"role": "user", "content": "And which is new?"}
+SECOND = {"role": "assistant", "content": "It is the small one.\nIt turns often."}
+REASONED = {
+    "role": "assistant",
+    "content": "The small one.",
+    "reasoning_content": "A new ship keeps its light.",
+}
+CALLING = {"role": "assistant", "tool_calls": [call(river='The "old" one', depth=3)]}
+RESULT = {
+    "role": "tool",
+    "name": "find_ship",
+    "tool_call_id": "call00001",
+    "content": "An engine, opened.",
+}
+FEATURES: dict[str, dict[str, Any]] = {
+    "plain": {"messages": [QUESTION, ANSWER]},
+    "two_turns": {"messages": [QUESTION, ANSWER, AGAIN, SECOND]},
+    "three_turns": {"messages": [QUESTION, ANSWER, AGAIN, SECOND, QUESTION, ANSWER]},
+    "open_end": {"messages": [QUESTION, ANSWER, AGAIN]},
+    "system": {"messages": [SYSTEM, QUESTION, ANSWER, AGAIN, SECOND]},
+    "tools": {"messages": [SYSTEM, QUESTION, ANSWER], "tools": TOOLS},
+    "calls": {"messages": [SYSTEM, QUESTION, CALLING, RESULT, ANSWER], "tools": TOOLS},
+    "calls_twice": {
+        "messages": [SYSTEM, QUESTION, CALLING, RESULT, ANSWER, AGAIN, CALLING, RESULT, SECOND],
+        "tools": TOOLS,
+    },
+    "reasoning": {"messages": [QUESTION, REASONED]},
+    "reasoning_twice": {
+        "messages": [QUESTION, {**ANSWER, "reasoning_content": "Under it."}, AGAIN, REASONED]
+    },
+    "inline_reasoning": {
+        "messages": [
+            QUESTION,
+            {**ANSWER, "content": "<think>\nOften again.\n</think>\n\nThe large one."},
+        ]
+    },
+    "weights": {"messages": [QUESTION, {**ANSWER, "weight": 0}, AGAIN, {**SECOND, "weight": 1}]},
+    "first_only": {"messages": [QUESTION, ANSWER, AGAIN, {**SECOND, "train": False}]},
+    "parts": {
+        "messages": [QUESTION, {**ANSWER, "content": [{"type": "text", "text": "The one."}]}]
+    },
+    "blanks": {"messages": [QUESTION, {**ANSWER, "content": "  The  large one. \n"}]},
+}
