@@ -121,7 +121,8 @@ def _kind(given: dict[str, Any]) -> str:
         one = given.get("items") or given["prefixItems"][0]
         return f"list of {_kind(one).replace('number', 'numbers')}"
     if given["type"] == "object":
-        return f"mapping of text to {_kind(given['additionalProperties'])}"
+        values = given["additionalProperties"]
+        return f"mapping of text to {'any value' if values is True else _kind(values)}"
     return KINDS[given["type"]] + _limits(given)
 
 

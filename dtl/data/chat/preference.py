@@ -41,19 +41,19 @@ def preference_messages(row: Row) -> PreferenceMessages | None:
     It has the messages of `prompt` and two responses, or two conversations, whose common
     beginning is the prompt.
     """
-    values = (row.fields.get(column) for column in COLUMNS)
+    values: list[Any] = [row.fields.get(column) for column in COLUMNS]
     prompt, chosen, rejected = (
         normalize_messages(value) if isinstance(value, list) else value for value in values
     )
     if is_message_list(prompt):
         return PreferenceMessages(
-            list(prompt),  # type: ignore[call-overload]
+            list(prompt),
             messages_after(prompt, chosen),
             messages_after(prompt, rejected),
         )
     if not (is_message_list(chosen) and is_message_list(rejected)):
         return None
-    chosen, rejected = list(chosen), list(rejected)  # type: ignore[call-overload]
+    chosen, rejected = list(chosen), list(rejected)
     shared = 0
     while shared < min(len(chosen), len(rejected)) - 1 and chosen[shared] == rejected[shared]:
         shared += 1
