@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: F401
 
 from tests.distributed import many
 
-LIMIT = 600  # seconds of a launch; a rank that hangs then writes where it stands, and ends
+LIMIT = 300  # seconds of a launch; a rank that hangs then writes where it stands, and ends
 
 
 def main() -> int:
