@@ -11,7 +11,7 @@ from dtl.backends.base import Job, SiteOptions
 from dtl.cluster.grid import load_configs
 from dtl.cluster.sites import open_backend, read_site
 from dtl.config.schema import RunConfig
-from dtl.core.errors import DtlError
+from dtl.core.errors import DtlError, control_characters
 from dtl.core.process_env import launcher_environment
 from dtl.core.units import parse_seconds
 from dtl.plan.hardware import node_hardware
@@ -176,6 +176,9 @@ def _allocate(config: RunConfig, request: SubmitRequest) -> _Allocation:
     changes: dict[str, object] = {"gpus_per_node": gpus}
     changes |= {"account": request.account} if request.account is not None else {}
     changes |= {"partition": request.partition} if request.partition is not None else {}
+    for option, value in {**changes, "after": request.after}.items():
+        if control_characters(str(value)):
+            raise DtlError.of(f"--{option}", f"{value!r} has a control character", "remove it")
     if request.grid and request.chain > 1:
         raise DtlError.of("--chain", "cannot be combined with --grid", "remove one of them")
     site = site.model_copy(update=changes)

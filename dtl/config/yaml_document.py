@@ -22,6 +22,7 @@ _FLOAT = re.compile(
 )
 _BOOL = re.compile(r"(?:true|false)$", re.IGNORECASE)
 _NULL = re.compile(r"(?:~|null|)$", re.IGNORECASE)
+MAX_BYTES, MAX_DEPTH, MAX_VALUES = 1 << 20, 50, 20_000
 _FIXES = {
     "tab": "indent with spaces, not tabs",
     "colon": "put a value that contains ': ' in quotes",
@@ -99,7 +100,7 @@ def read_yaml(path: Path, *, record: Any = None) -> Document:
     """
     text = _read_text(path)
     try:
-        node = yaml.compose(text, Loader=_Loader)
+        node = _compose(text)
     except yaml.YAMLError as error:
         raise DtlError(_describe_syntax_error(error, str(path))) from None
     if node is None:
@@ -119,7 +120,7 @@ def read_override(text: str, document: Document, *, keys: Keys, location: str) -
     text = text.strip()
     try:
         if text[:1] in ("[", "{", "'", '"'):
-            node = yaml.compose(text, Loader=_Loader) or yaml.ScalarNode("", "")
+            node = _compose(text) or yaml.ScalarNode("", "")
         else:
             tag = _Loader("").resolve(yaml.ScalarNode, text, (True, False))
             node = yaml.ScalarNode(tag, text, style=None)
@@ -131,8 +132,40 @@ def read_override(text: str, document: Document, *, keys: Keys, location: str) -
     return reader.read_node(node, keys, open_nodes=())
 
 
+def _compose(text: str) -> yaml.Node | None:
+    """Return the YAML nodes of a text. Raises YAMLError where it is no YAML, or is larger in any
+    way than a config can be: a short text with aliases may stand for gigabytes."""
+    size, sizes = 0, dict[str | None, int]()
+    open_anchors: list[tuple[str | None, int]] = []
+    for event in yaml.parse(text, Loader=_Loader):
+        if isinstance(event, yaml.AliasEvent):
+            size += sizes.get(event.anchor, 0)
+        elif isinstance(event, yaml.ScalarEvent | yaml.CollectionStartEvent):
+            size += 1
+            sizes |= {event.anchor: 1} if event.anchor else {}
+        if isinstance(event, yaml.CollectionStartEvent):
+            open_anchors.append((event.anchor, size - 1))
+        elif isinstance(event, yaml.CollectionEndEvent):
+            anchor, before = open_anchors.pop()
+            sizes |= {anchor: size - before} if anchor else {}
+        if (depth := len(open_anchors)) > MAX_DEPTH or size > MAX_VALUES:
+            problem = (
+                f"nested more than {MAX_DEPTH} deep"
+                if depth > MAX_DEPTH
+                else f"more than {MAX_VALUES} values, aliases included"
+            )
+            line = event.start_mark.line if event.start_mark else 0
+            mark = yaml.error.Mark("", 0, line, 0, None, 0)
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=mark)
+    return yaml.compose(text, Loader=_Loader)
+
+
 def _read_text(path: Path) -> str:
     try:
+        if (size := path.stat().st_size) > MAX_BYTES:
+            raise DtlError.of(
+                str(path), f"a config of {size} bytes (at most {MAX_BYTES})", "check the file"
+            )
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -22,7 +23,25 @@ class Fault:
     fix: str
 
     def __str__(self) -> str:
-        return without_secrets(sentence(self.location, self.problem, self.fix))
+        return without_secrets(
+            sentence(*map(escape_control_characters, (self.location, self.problem, self.fix)))
+        )
+
+
+def control_characters(text: str) -> list[str]:
+    """Return the characters of a text that end a line or control a terminal."""
+    return [
+        character
+        for character in text
+        if unicodedata.category(character) in ("Cc", "Zl", "Zp") and character != "\t"
+    ]
+
+
+def escape_control_characters(text: str) -> str:
+    """Return the text with line breaks and other control characters written as escapes."""
+    for character in set(control_characters(text)):
+        text = text.replace(character, repr(character)[1:-1])
+    return text
 
 
 def sentence(location: str, problem: str, fix: str) -> str:

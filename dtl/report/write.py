@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from dtl.compare.records import COMPARISON_FILE
 from dtl.core.errors import DtlError
-from dtl.core.files import write_text
+from dtl.core.files import open_atomic, write_text
 from dtl.report.charts import Chart
 from dtl.run.folder import RunFolder
 
@@ -69,5 +69,12 @@ def _build_page(folder: Path) -> Page:
 
 def _write_csv(chart: Chart, path: Path) -> None:
     header, rows = chart.table()
-    with path.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([header, *rows])
+    with open_atomic(path, sync=False, newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(map(_without_formula, header))
+        writer.writerows(map(_without_formula, row) for row in rows)
+
+
+def _without_formula(cell: object) -> object:
+    """Return a cell that a spreadsheet does not take for a formula and run."""
+    return f"'{cell}" if isinstance(cell, str) and cell[:1] in tuple("=+-@\t\r") else cell

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from dtl.backends._slurm.site import Container, Site
 from dtl.backends.base import CANCELLED, EXCLUDED_NODES, UNFIT_NODE, Job
-from dtl.core.errors import DtlError
+from dtl.core.errors import DtlError, control_characters
 from dtl.core.package_files import find_package_folder
 from dtl.core.signals import FORWARDED_BY_TORCHRUN, STOPPED
 
@@ -45,10 +45,10 @@ def render_script(site: Site, job: Job) -> str:
     return template.get_template("job.sbatch.j2").render(
         job=job,
         site=site,
-        flags=[*_sbatch_flags(site, job), *site.sbatch],
+        flags=[_single_line(flag) for flag in (*_sbatch_flags(site, job), *site.sbatch)],
         environment=_environment(site, job),
         cpus=_cpus_per_task(site, job),
-        srun=[*_srun_flags(site, job), *site.srun],
+        srun=[_single_line(flag) for flag in (*_srun_flags(site, job), *site.srun)],
         inside=_container_prefix(site, job),
         argv=[
             '"$run"' if word == str(job.run_folder) else shlex.quote(word)
@@ -207,6 +207,14 @@ def _flag(name: str, value: object) -> str:
         return f"--{name}={text}"
     escaped = text.replace("\\", "\\\\").replace('"', '\\"')
     return f'--{name}="{escaped}"'
+
+
+def _single_line(flag: str) -> str:
+    """Return a flag unless it would end its line: what follows would be run as a command."""
+    if control_characters(flag):
+        name = flag.partition("=")[0]
+        raise DtlError.of(name, f"{flag!r} has a control character", "remove it")
+    return flag
 
 
 def _escape_in_double_quotes(text: str) -> str:

@@ -9,7 +9,12 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from dtl.backends.base import SiteOptions
-from dtl.config.schema.base import ConfigFault, Record, raise_config_faults
+from dtl.config.schema.base import (
+    ConfigFault,
+    Record,
+    control_character_faults,
+    raise_config_faults,
+)
 
 
 class Container(Record):
@@ -92,7 +97,8 @@ class Site(SiteOptions):
 
     @model_validator(mode="after")
     def _check_values(self) -> Self:
-        raise_config_faults([*self._variable_faults(), *self._line_faults()])
+        values = control_character_faults(self.model_dump())
+        raise_config_faults([*self._variable_faults(), *values])
         return self
 
     def _variable_faults(self) -> Iterator[ConfigFault]:
@@ -102,11 +108,4 @@ class Site(SiteOptions):
                     "environment",
                     problem=f"'{name}' is not a valid variable name",
                     fix="use A-Z, a-z, 0-9 and _",
-                )
-
-    def _line_faults(self) -> Iterator[ConfigFault]:
-        for field in ("sbatch", "srun", "setup"):
-            if any("\n" in line for line in getattr(self, field)):
-                yield ConfigFault(
-                    field, problem="an entry has several lines", fix="write one entry per line"
                 )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
+from dtl.core.errors import control_characters
 from dtl.core.units import parse_seconds
 
 
@@ -72,6 +73,30 @@ def raise_config_faults(faults: Iterable[ConfigFault]) -> None:
     ]
     if details:
         raise ValidationError.from_exception_data("config", details)
+
+
+def check_single_line(text: str | None) -> str | None:
+    """Return the text if it has no line break and no other control character, or None; else
+    raise."""
+    raise_config_faults(control_character_faults(text))
+    return text
+
+
+def control_character_faults(value: Any, *keys: str) -> Iterator[ConfigFault]:
+    """Yield a fault for each text within a value that has a control character; `keys`: where."""
+    if isinstance(value, str) and (found := control_characters(value)):
+        yield ConfigFault(
+            *keys,
+            problem=f"{value!r} has the control character {found[0]!r}",
+            fix="remove it",
+        )
+    elif isinstance(value, dict):
+        for name, item in value.items():
+            yield from control_character_faults(str(name), *keys)
+            yield from control_character_faults(item, *keys, str(name))
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from control_character_faults(item, *keys)
 
 
 def check_share_or_steps(value: float) -> float:

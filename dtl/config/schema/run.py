@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from pydantic import Field, field_validator
+import os
+from typing import Annotated
 
-from dtl.config.schema.base import ConfigFault, Record, raise_config_faults
+from pydantic import AfterValidator, Field, field_validator
+
+from dtl.config.schema.base import ConfigFault, Record, check_single_line, raise_config_faults
+
+MAX_NAME_BYTES = 200  # temporary names next to a run's are longer, and have to fit in 255
 
 
 class Run(Record):
@@ -13,11 +18,24 @@ class Run(Record):
     name: str | None = Field(
         default=None, description="name of the run folder; default: the config file's name"
     )
-    dir: str = Field(default="runs", min_length=1, description="folder that contains run folders")
+    dir: Annotated[str, AfterValidator(check_single_line)] = Field(
+        default="runs", min_length=1, description="folder that contains run folders"
+    )
 
     @field_validator("name")
     @classmethod
     def _check_folder_name(cls, name: str | None) -> str | None:
+        check_single_line(name)
+        if name is not None and len(os.fsencode(name)) > MAX_NAME_BYTES:
+            raise_config_faults(
+                [
+                    ConfigFault(
+                        problem=f"the name has {len(os.fsencode(name))} bytes, and a file system "
+                        "does not accept more than 255",
+                        fix=f"use at most {MAX_NAME_BYTES}",
+                    )
+                ]
+            )
         if name is not None and (
             not name.strip() or name in (".", "..") or set(name) & set("/\\\0")
         ):
