@@ -17,6 +17,7 @@ from dtl.export.model_card import ExportedRun, render_run_card
 from dtl.export.weights import gather_state_dict, write_adapter, write_model
 from dtl.models.dtypes import torch_dtype
 from dtl.models.quantization import quantize
+from dtl.models.vocabulary import resized_rows
 from dtl.train.state import RunContext, TrainState
 
 
@@ -76,6 +77,7 @@ def _render_card(
         step=_exported_step(context, state, final),
         scores=scores,
         weights=final.name,
+        embedding_rows=resized_rows(context.engine.unwrapped_model),
     )
     return render_run_card(
         exported,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from dtl.config.schema import Model
 from dtl.core.files import sync_tree
 from dtl.models.base_adapters import EXPORT_METADATA
+from dtl.models.vocabulary import changes_vocabulary
 
 if TYPE_CHECKING:
     from dtl.config.schema import RunConfig
@@ -45,6 +46,9 @@ def describe_base_model(model: Model, *, dtype: str) -> dict[str, Any]:
     `dtype`: of the weights from which a quantized base is made.
     """
     base = model.model_dump(mode="json", include={"path", "revision", "adapters"})
+    if changes_vocabulary(model):
+        keys = {"add_tokens", "add_special_tokens", "resize_embeddings"}
+        base |= model.model_dump(mode="json", include=keys)
     if model.quantize is not None:
         base |= {
             "dtype": dtype,

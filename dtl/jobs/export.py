@@ -29,6 +29,7 @@ from dtl.models.dtypes import torch_dtype
 from dtl.models.load import silence_transformers
 from dtl.models.quantization import quantize
 from dtl.models.structure.head import head_module_names
+from dtl.models.vocabulary import resized_rows
 from dtl.run.folder import RunFolder
 
 if TYPE_CHECKING:
@@ -210,6 +211,7 @@ def _render_card(job: _ExportJob, summary: ExportSummary) -> str:
         step=trained.step,
         scores=trained.scores,
         weights=trained.weights_kind,
+        embedding_rows=resized_rows(trained.model),
     )
     return render_run_card(
         exported,

@@ -18,6 +18,8 @@ from dtl.data.row_formats.base import RowInput
 from dtl.data.sources.rows import Row, open_rows
 from dtl.export.load_export import ExportedModel
 from dtl.models.processor import get_pad_token_id
+from dtl.models.vocabulary import find_vocab_size
+from dtl.prepare.token_ids import checking_token_ids
 
 if TYPE_CHECKING:
     from torch import nn
@@ -87,7 +89,12 @@ def predict_rows(
     """
     task = exported.task
     model = exported.model.to("cuda" if torch.cuda.is_available() else "cpu")
-    encode = task.prompt_encoder(exported.processor, exported.dataset_stats, exported.model_config)
+    encode = checking_token_ids(
+        task.prompt_encoder(exported.processor, exported.dataset_stats, exported.model_config),
+        task,
+        exported.processor,
+        rows=find_vocab_size(exported.model.config) if task.truncation_options else None,
+    )
     for batch in _batches(rows, batch_size):
         # 1. Split long rows into chunks, and encode them.
         chunks_by_row = [

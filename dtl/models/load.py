@@ -6,12 +6,13 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from dtl.config.schema import Model
 from dtl.core.errors import DtlError
 from dtl.models.base_adapters import resolve_adapters
 from dtl.models.dtypes import torch_dtype
+from dtl.models.full_shape import full_shape
 from dtl.models.load_errors import translate_load_errors
 from dtl.models.locate import locate_model
 from dtl.models.peft.merge import merge_into_base
@@ -22,14 +23,31 @@ from dtl.models.pretrained_config import (
     load_changed_config,
     load_model_config,
 )
+from dtl.models.processor import load_tokenizer
 from dtl.models.quantization import quantize
 from dtl.models.quantization.original_weights import find_original_weights
 from dtl.models.trust import LOCATION, check_safetensors
+from dtl.models.vocabulary import (
+    changes_vocabulary,
+    find_new_rows,
+    init_new_rows,
+    resize_embeddings,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     InitContext = Callable[[bool], AbstractContextManager[None]]
+
+
+class LoadingEngine(Protocol):
+    """What loading needs of an engine that may partition weights."""
+
+    def init_context(self, is_sharded: bool) -> AbstractContextManager[None]:
+        """Return the context in which weights are created."""
+
+    def gather_for_update(self, parameters: list[nn.Parameter]) -> AbstractContextManager[Any]:
+        """Return the context in which full parameters are written."""
 
 
 @dataclass(frozen=True)
@@ -72,10 +90,12 @@ def _load_unquantized_on_meta_device(model: Model, head: HeadConfig) -> LoadedMo
             network = auto_class.from_config(
                 config, attn_implementation=model.attention, **get_class_arguments(model, head)
             )
+        _add_rows(network, model)
         new = head_parameters(network) if head.config_changes else frozenset()
         return _merge_adapters(LoadedModel(network, new), model)
     with silence_transformers():
         loaded = _read_weights(model, head, dtype=torch.float32, device_map="meta")
+        _add_rows(loaded.model, model)
         return _load_language_weights(_merge_adapters(loaded, model), model, head)
 
 
@@ -128,17 +148,17 @@ def load_pretrained(
     random_init: bool,
     seed: int,
     dtype: str,
-    init_context: InitContext | None = None,
+    engine: LoadingEngine | None = None,
 ) -> LoadedModel:
     """Return the model on the CPU (partitioned under ZeRO stage 3), the same on every rank.
 
     `dtype`: fp32, bf16 or fp16. `random_init`: draw all weights with `seed` and read none.
-    `init_context(is_sharded)` is the engine's context in which the weights are created.
+    `engine`: partitions the weights while they are read, or not; None: nothing is partitioned.
     Raises DtlError if the weights are missing, are pickles, or do not belong to this architecture.
     """
     import torch
 
-    make_context = init_context or (lambda is_sharded: nullcontext())
+    make_context = engine.init_context if engine else (lambda is_sharded: nullcontext())
     config, auto_class = load_changed_config(model, head), get_auto_class(model, head)
     torch.manual_seed(seed)
     if random_init:
@@ -149,6 +169,7 @@ def load_pretrained(
                 dtype=torch.float32,
                 **get_class_arguments(model, head),
             )
+        _add_rows(network, model)
         return LoadedModel(network.to(torch_dtype(dtype)), frozenset())
     check_safetensors(locate_model(model))
     if model.quantize is not None:
@@ -157,7 +178,18 @@ def load_pretrained(
         with make_context(not model.adapters):  # adapters are merged into full weights
             loaded = _read_weights(model, head, dtype=torch_dtype(dtype))
     _check_weights_match(loaded.model, loaded.new_parameters, model)
+    _add_rows(loaded.model, model)
+    gather = engine.gather_for_update if engine else (lambda parameters: nullcontext())
+    init_new_rows(loaded.model, gather_for_update=gather)
     return _load_language_weights(_merge_adapters(loaded, model), model, head)
+
+
+def _add_rows(network: nn.Module, model: Model) -> None:
+    """Give the embeddings rows for the tokens that the config adds."""
+    if not changes_vocabulary(model):
+        return
+    rows = full_shape(network.get_input_embeddings().weight)[0]  # type: ignore[operator]
+    resize_embeddings(network, find_new_rows(model, load_tokenizer(model), rows=rows))
 
 
 def _merge_adapters(loaded: LoadedModel, model: Model) -> LoadedModel:

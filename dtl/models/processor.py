@@ -11,10 +11,12 @@ from dtl.core.errors import DtlError
 from dtl.models.load_errors import translate_load_errors
 from dtl.models.locate import locate_model
 from dtl.models.trust import LOCATION, check_no_remote_code
+from dtl.models.vocabulary import add_tokens
 
 
 def load_tokenizer(model: Model) -> Any:
-    """Return the model's tokenizer, with a padding token: its own, else its end token.
+    """Return the model's tokenizer, with the tokens of `model.add_tokens` and a padding token: its
+    own, else its end token.
 
     Padding is masked by length, so a supervised end token stays supervised.
     """
@@ -40,6 +42,7 @@ def load_tokenizer(model: Model) -> Any:
                 "add one to its tokenizer_config.json",
             )
         tokenizer.pad_token = tokenizer.eos_token
+    add_tokens(tokenizer, model)
     return tokenizer
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from dtl.core.errors import DtlError
 from dtl.models.quantization import quantize
 from dtl.plan.activation_memory import ActivationBudget, choose_activation_checkpointing
 from dtl.plan.deepspeed_config import build_deepspeed_config
@@ -75,6 +76,13 @@ def _count_parameters_of_phases(request: PlanRequest) -> Sequence[PhaseParameter
         for number in range(len(parts.strategies))
     ]
     check_adapter_fits_base(parts.strategies, trained)
+    if not any(phase.trains_new_rows for phase in trained):
+        raise DtlError.of(
+            "strategy",
+            f"{' and '.join(phase.name for phase in config.phases)} does not train the rows of "
+            "added tokens",
+            "take strategy lora or full, or partial with embeddings=true",
+        )
     return trained
 
 

@@ -12,6 +12,7 @@ from dtl.models.load import load_on_meta_device
 from dtl.models.pretrained_config import HeadConfig
 from dtl.models.quantization import quantize
 from dtl.models.structure.head_input import find_inseparable_reason
+from dtl.models.vocabulary import rows_to_read, trains_new_rows
 from dtl.plan.memory import FP32_BYTES
 from dtl.plan.parameter_groups import assign_update_rules, moment_bytes
 from dtl.plan.records import ParameterCounts
@@ -23,12 +24,13 @@ class PhaseParameters:
     """What a phase trains.
 
     `names`: of the trainable parameters. `inseparable_reason`: why the base's output cannot be
-    cached apart from the head; None where it can.
+    cached apart from the head; None where it can. `trains_new_rows`: of added tokens.
     """
 
     names: frozenset[str]
     counts: ParameterCounts
     inseparable_reason: str | None
+    trains_new_rows: bool = True
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,7 @@ def count_trainable_parameters(
     loaded = load_on_meta_device(
         config.model, head=HeadConfig(parts.task.auto_class, parts.task.head_config(stats))
     )
+    embeddings = rows_to_read(loaded.model)
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the run raises them again, into its log
         model = parts.apply_strategy(loaded)
@@ -69,7 +72,12 @@ def count_trainable_parameters(
         moment_bytes=moments + count * extra_bytes,
         l2_sp_numbers=sum(trainable[name].numel() for name in rules if rules[name].l2_sp),
     )
-    return PhaseParameters(frozenset(trainable), counts, find_inseparable_reason(model))
+    return PhaseParameters(
+        frozenset(trainable),
+        counts,
+        find_inseparable_reason(model),
+        trains_new_rows(loaded.model, embeddings),
+    )
 
 
 def choose_learning_rate(config: RunConfig, parts: Parts) -> LearningRate:

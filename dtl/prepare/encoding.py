@@ -27,6 +27,7 @@ from dtl.data.sources.rows import Row, Rows
 from dtl.prepare.expanded_rows import ExpandedRows, StreamEncoder, check_nothing_is_dropped
 from dtl.prepare.row_sets import Mixture, RowSubset
 from dtl.prepare.sources import ScannedSource
+from dtl.prepare.token_ids import checking_token_ids, find_embedding_rows
 from dtl.tasks.base import DatasetStats, Task
 
 
@@ -53,7 +54,12 @@ class RowEncoding:
 
     @cached_property
     def _encoder(self) -> Callable[[Row], EncodedExample | Skip]:
-        return self.task.encoder(self.processor, self.dataset_stats, self.model_config)
+        return self._make_encoder(self.processor)
+
+    def _make_encoder(self, processor: Any) -> Callable[[Row], EncodedExample | Skip]:
+        encode = self.task.encoder(processor, self.dataset_stats, self.model_config)
+        rows = find_embedding_rows(self.config.model, self.task, processor, self.model_config)
+        return checking_token_ids(encode, self.task, processor, rows=rows)
 
     def encode(
         self, rows: Rows | RowSubset | Mixture, key: str, group_by: str | None = None
@@ -81,12 +87,7 @@ class RowEncoding:
         processor = copy.deepcopy(self.processor)  # rows are encoded while the other one is used
         return StreamedData(
             IndexedRows(source.rows, source.index, source.rows.open_readers(source.key)),
-            StreamEncoder(
-                self.config,
-                self.task,
-                processor,
-                self.task.encoder(processor, self.dataset_stats, self.model_config),
-            ),
+            StreamEncoder(self.config, self.task, processor, self._make_encoder(processor)),
             key=self._cache_key(train),
             max_length=self.task.max_length(self.processor, self.dataset_stats, self.model_config),
             row_numbers=_row_numbers(train, source.valid_rows),

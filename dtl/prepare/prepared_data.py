@@ -22,6 +22,7 @@ from dtl.prepare.dataset_stats import collect_stats
 from dtl.prepare.encoding import RowEncoding, make_batching
 from dtl.prepare.sources import ScannedSource, SourceReader, scan_sources
 from dtl.prepare.splits import RowSplit, held_out_key, select_cached_subsample, split_rows
+from dtl.prepare.token_ids import check_processor
 from dtl.tasks.base import DatasetStats
 
 
@@ -123,6 +124,7 @@ def prepare_data(
         model_config, max(strategy.num_virtual_tokens for strategy in parts.strategies)
     )
     processor = load_processor(config.model, parts.task.processor_kind)
+    check_processor(config.model, parts.task, processor, model_config)
     stats = collect_stats(reader, split.labeled, model_config)
     processor, stats = parts.task.adapt_processor(processor, stats)
     # 3. The examples.

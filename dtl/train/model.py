@@ -24,6 +24,7 @@ from dtl.models.pretrained_config import HeadConfig
 from dtl.models.processor import get_pad_token_id
 from dtl.models.staging import resolve_staged_model, stage_weights
 from dtl.models.structure.module_kinds import adapted_layers, convolution_kernels
+from dtl.models.vocabulary import rows_to_read
 from dtl.plan.records import Plan
 from dtl.prepare.prepared_data import PreparedData
 from dtl.train.checkpoint import read_progress
@@ -112,7 +113,7 @@ def _load_base(
         random_init=parts.is_from_random,
         seed=config.train.seed,
         dtype="fp32" if in_fp32 else plan.layout.dtype,
-        init_context=engine.init_context,
+        engine=engine,
     )
     loaded.model.name_or_path = loaded.model.config._name_or_path = locate_model(config.model)  # type: ignore[assignment, union-attr]
     init_new_parameters(
@@ -143,8 +144,8 @@ def _apply_strategy(loaded: LoadedModel, seed: int, parts: Parts, engine: Engine
     """Apply the strategy, and cast what is trainable to the engine's dtype."""
     torch.manual_seed(seed)
     with engine.gather_for_read(
-        convolution_kernels(loaded.model)
-    ):  # PEFT reads the shape of a kernel
+        convolution_kernels(loaded.model) + rows_to_read(loaded.model)
+    ):  # PEFT reads the shape of a kernel, and the initial values of new rows
         model = parts.apply_strategy(loaded)
     dtype = engine.trainable_dtype
     for parameter in model.parameters():

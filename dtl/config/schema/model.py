@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -24,6 +24,20 @@ class Model(Record):
         default=(),
         description="folders of adapters (a run's export, or PEFT's) that are merged into the base "
         "before anything else, in this order",
+    )
+    add_tokens: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+        default=(),
+        description="texts that become one token each; their rows of the embeddings start at the "
+        "mean of the others and are trained",
+    )
+    add_special_tokens: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+        default=(),
+        description="the same for tokens that generated text leaves out, such as <|tool|>",
+    )
+    resize_embeddings: bool = Field(
+        default=False,
+        description="add rows to the embeddings for tokens of the tokenizer that have none, and "
+        "train them",
     )
     dtype: Literal["fp32", "bf16", "fp16"] | None = Field(
         default=None, description="number format of the weights; default: planned"

@@ -29,7 +29,7 @@ class ExportedRun:
     """A run whose weights are exported.
 
     `step`: step of the exported weights. `scores`: by model. `weights`:
-    adapted, or the name of an average.
+    adapted, or the name of an average. `embedding_rows`: with added tokens; None: the base's.
     """
 
     folder: RunFolder
@@ -38,6 +38,7 @@ class ExportedRun:
     step: int
     scores: dict[str, dict[str, float]]
     weights: str = "adapted"
+    embedding_rows: int | None = None
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class ModelCardData:
     `versions`: of packages. `base_kwargs`: arguments of from_pretrained that give the base the
     trained head. `quantization`: arguments of BitsAndBytesConfig; empty where the base is not
     quantized. `step`: of the weights; None: the last. `metric_name`: of the metric that
-    `results.intervals` are of.
+    `results.intervals` are of. `embedding_rows`: with added tokens; None: those of the base.
     """
 
     config: RunConfig
@@ -65,6 +66,7 @@ class ModelCardData:
     results: RunResults = field(default_factory=RunResults)
     metric_name: str = ""
     summary: ExportSummary | None = None
+    embedding_rows: int | None = None
 
 
 def collect_card_data(
@@ -93,4 +95,5 @@ def collect_card_data(
         ),
         metric_name=task.metric.name,
         summary=summary,
+        embedding_rows=exported.embedding_rows,
     )

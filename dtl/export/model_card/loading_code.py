@@ -13,7 +13,7 @@ TEMPLATES = {  # by the kind of export
 from transformers import {classes}
 
 base = {auto_class}.from_pretrained({base}{arguments})
-{merges}model = PeftModel.from_pretrained(base, "path/of/this/folder")
+{resizes}{merges}model = PeftModel.from_pretrained(base, "path/of/this/folder")
 """,
     "model": """from transformers import {classes}
 
@@ -46,6 +46,7 @@ def loading_code(card: ModelCardData) -> str:
         classes=", ".join([*_model_classes(card), *processors.values()]),
         base=f"str(mini.base_folder({json.dumps(mini_name)}))" if is_mini else json.dumps(path),
         arguments=_format_base_arguments(card),
+        resizes=_resize_line(card),
         merges=_merge_lines(card.config.model.adapters),
     )
     if card.quantization:
@@ -61,6 +62,13 @@ def _model_classes(card: ModelCardData) -> list[str]:
     if card.kind not in ("adapter", "model"):
         return []
     return [card.auto_class, *(["BitsAndBytesConfig"] if card.quantization else [])]
+
+
+def _resize_line(card: ModelCardData) -> str:
+    """Return the line that gives the base rows for the added tokens."""
+    if card.embedding_rows is None:
+        return ""
+    return f"base.resize_token_embeddings({card.embedding_rows})\n"
 
 
 def _merge_lines(adapters: tuple[str, ...]) -> str:

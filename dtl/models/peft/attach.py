@@ -8,6 +8,11 @@ from typing import TYPE_CHECKING, Any
 from dtl.core.errors import DtlError
 from dtl.models.peft.base import INITIAL_FACTORS, find_task_type, is_on_meta_device
 from dtl.models.peft.compatibility import BASE_CHANGING_INITS
+from dtl.models.peft.token_rows import (
+    compute_only_new_rows,
+    reading_rows_in_place,
+    token_row_settings,
+)
 from dtl.models.peft.virtual_tokens import drop_virtual_token_logits
 from dtl.models.structure.head import head_module_names
 
@@ -34,9 +39,13 @@ def attach_adapter(
     if init is not None and is_on_meta_device(model):
         settings["init_lora_weights"] = True  # there are no values to initialize from
     config = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType[method.upper()]](
-        **settings, task_type=task, modules_to_save=modules_to_save
+        **settings,
+        **token_row_settings(model, method),
+        task_type=task,
+        modules_to_save=modules_to_save,
     )
-    adapted = get_peft_model(model, config)
+    with reading_rows_in_place():
+        adapted = compute_only_new_rows(get_peft_model(model, config))
     for name, parameter in adapted.named_parameters():
         if ".ranknum." in name:  # AdaLoRA's scale, which PEFT forgets to freeze without weights
             parameter.requires_grad_(False)

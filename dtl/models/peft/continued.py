@@ -11,6 +11,11 @@ from dtl.models.full_shape import full_shape
 from dtl.models.peft.attach import collect_modules_to_save
 from dtl.models.peft.base import find_task_type, vera_matrices
 from dtl.models.peft.save_load import check_adapter_folder, load_adapter_tensors
+from dtl.models.peft.token_rows import (
+    check_token_rows,
+    compute_only_new_rows,
+    reading_rows_in_place,
+)
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -36,6 +41,7 @@ def attach_continued_adapter(
     from peft import get_peft_model
 
     config = _load_peft_config(folder, method, requested)
+    check_token_rows(model, getattr(config, "trainable_token_indices", None), location=LOCATION)
     task = find_task_type(model)
     config.modules_to_save = collect_modules_to_save(
         model, task, new_parameters, config.modules_to_save
@@ -44,7 +50,8 @@ def attach_continued_adapter(
     config.inference_mode = False
     config.base_model_name_or_path = None  # PEFT writes this base's name
     try:
-        adapted = get_peft_model(model, config)
+        with reading_rows_in_place():
+            adapted = compute_only_new_rows(get_peft_model(model, config))
     except ValueError as fault:
         _raise_other_base(folder, str(fault).splitlines()[0])
     _check_tensors_match(adapted, folder, heads=config.modules_to_save or ())

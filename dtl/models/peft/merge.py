@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from dtl.core.errors import DtlError
 from dtl.models.peft.base import ADAPTER_NAME, is_on_meta_device
 from dtl.models.peft.save_load import load_adapter_tensors
+from dtl.models.peft.token_rows import check_token_rows
 from dtl.models.quantization.quantize import dequantize_base, suppress_peft_warnings
 
 if TYPE_CHECKING:
@@ -31,6 +32,9 @@ def merge_into_base(network: nn.Module, folder: Path) -> tuple[nn.Module, frozen
             f"{folder} holds virtual tokens, which cannot be merged into the model's weights",
             "take an adapter of another method, such as lora",
         )
+    check_token_rows(
+        network, getattr(config, "trainable_token_indices", None), location="model.adapters"
+    )
     parameters = dict(network.named_parameters())
     inner = {name.removeprefix("base_model.model."): name for name in tensors}
     saved = {name: tensors.pop(inner[name]) for name in set(inner) & set(parameters)}

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from dtl.models.full_shape import full_shape, num_dimensions
 from dtl.models.structure.head import head_parameters
 from dtl.models.structure.module_kinds import norm_modules
+from dtl.models.vocabulary import DELTA_NAME
 
 if TYPE_CHECKING:
     from torch import nn
@@ -70,5 +71,9 @@ def hidden_matrix_ids(model: nn.Module) -> frozenset[int]:
         if isinstance(module, nn.Embedding)
         for value in module.parameters(recurse=False)
     }
-    every = {id(value) for value in inner.parameters() if num_dimensions(value) == 2}
+    every = {
+        id(value)
+        for name, value in inner.named_parameters()
+        if num_dimensions(value) == 2 and DELTA_NAME not in name  # rows of an embedding
+    }
     return frozenset(every & weight_decay_ids(inner) - outer)
