@@ -10,6 +10,7 @@ import torch
 
 from dtl.core.errors import RunFailed
 from dtl.models.peft.save_load import build_adapter_files, load_adapter_tensors
+from dtl.models.router_outputs import restore_router_outputs
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -77,6 +78,7 @@ def write_model(
 ) -> None:
     """Write the model as transformers loads it. Raises RunFailed if the files read back differ."""
     tensors = _cast_floating(state, dtype)
+    restore_router_outputs(model)
     model.config.dtype = dtype
     model.save_pretrained(folder, state_dict=dict(tensors), max_shard_size=shard_size)  # type: ignore[operator]
     reopened = type(model).from_pretrained(folder, dtype=dtype, use_safetensors=True)  # type: ignore[attr-defined]

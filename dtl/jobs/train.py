@@ -17,7 +17,13 @@ from dtl.train.find_checkpoint import find_checkpoint
 from dtl.train.guards import LossSpike, StepGuard
 from dtl.train.log import format_scores
 from dtl.train.loop import Hooks, Phase, train
-from dtl.train.phases import cache_features, make_limits, make_state, open_phase
+from dtl.train.phases import (
+    cache_features,
+    make_limits,
+    make_state,
+    open_phase,
+    open_router_losses,
+)
 from dtl.train.process import ProcessContext
 from dtl.train.progress import End, Progress, RunResult
 from dtl.train.restore import init_optimizer_state
@@ -127,6 +133,7 @@ def train_phase(context: RunContext, scorer: Scorer, state: TrainState) -> RunRe
         make_limits(context, state, skip_steps=skip_steps),
         context.config.optim,
         context.log,
+        open_router_losses(context, state),
     )
     return train(phase, hooks, state.progress)
 

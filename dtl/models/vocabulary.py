@@ -4,8 +4,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -45,13 +45,14 @@ def add_tokens(tokenizer: Any, model: Model) -> None:
     for key in ("add_tokens", "add_special_tokens"):
         for text in getattr(model, key):
             is_special = key == "add_special_tokens"
-            token = AddedToken(text, special=is_special, normalized=False)
-            if not tokenizer.add_tokens([token], special_tokens=is_special):
+            if text in tokenizer.get_vocab():
                 raise DtlError.of(
                     f"model.{key}",
                     f"{text!r} is a token of {model.path} already",
                     f"remove it from model.{key}",
                 )
+            token = AddedToken(text, special=is_special, normalized=False)
+            tokenizer.add_tokens([token], special_tokens=is_special)
 
 
 def find_vocab_size(config: Any) -> int | None:
@@ -108,7 +109,8 @@ def resize_embeddings(network: nn.Module, new: NewRows) -> None:
     """
     if full_shape(_input_embedding(network).weight)[0] < new.vocab_size:
         try:
-            network.resize_token_embeddings(new.vocab_size, mean_resizing=False)  # type: ignore[operator]
+            with _tying_as_before(network):
+                network.resize_token_embeddings(new.vocab_size, mean_resizing=False)  # type: ignore[operator]
         except (NotImplementedError, TypeError, AttributeError) as fault:
             raise DtlError.of(
                 "model.resize_embeddings",
@@ -116,6 +118,27 @@ def resize_embeddings(network: nn.Module, new: NewRows) -> None:
                 "use a base that has the tokens",
             ) from fault
     setattr(network, NEW_ROWS, new.numbers)
+
+
+def is_output_tied(network: nn.Module) -> bool:
+    """Return whether the output layer has the weight of the input embedding."""
+    output = network.get_output_embeddings()  # type: ignore[operator]
+    return output is not None and output.weight is _input_embedding(network).weight
+
+
+@contextmanager
+def _tying_as_before(network: nn.Module) -> Iterator[None]:
+    """Keep transformers from tying an output layer whose weights differ, which its config allows
+    (a T5 whose files have both)."""
+    config: Any = network.config
+    ties = getattr(config, "tie_word_embeddings", False)
+    if ties and not is_output_tied(network):
+        config.tie_word_embeddings = False
+    try:
+        yield
+    finally:
+        if ties:
+            config.tie_word_embeddings = ties
 
 
 def get_new_rows(network: nn.Module) -> tuple[int, ...]:

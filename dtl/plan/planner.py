@@ -22,6 +22,7 @@ from dtl.plan.precision import choose_dtype
 from dtl.plan.processes import choose_processes
 from dtl.plan.records import DecisionLog, Layout, ParameterCounts, Plan
 from dtl.plan.request import PlanRequest
+from dtl.plan.router_losses import log_router_losses
 from dtl.plan.trainable_parameters import PhaseParameters, count_trainable_parameters
 from dtl.plan.zero_stage import choose_sharding
 
@@ -48,11 +49,14 @@ def make_plan(request: PlanRequest) -> Plan:
     log.add("steps", steps, f"{per_epoch} {which} of {batching.examples} examples")
     phases = plan_phases(request, trained, steps=steps, log=log)
 
-    # 4. Whether the first phase trains its head on cached features.
+    # 4. What it adds to the loss of the task.
+    log_router_losses(request, log)
+
+    # 5. Whether the first phase trains its head on cached features.
     first = FirstPhase(phases[0].last_step, per_epoch, trained[0].inseparable_reason)
     caches_features = decide_feature_cache(request, first, log)
 
-    # 5. What it writes.
+    # 6. What it writes.
     estimate_disk(request, counts, dtype=layout.dtype, log=log)
 
     return Plan(

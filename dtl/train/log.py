@@ -71,10 +71,12 @@ class RunLog:
         batches: StepBatches,
         *,
         loss: float,
+        router_loss: float | None,
         gradient_norm: float,
         lr_factor: float,
     ) -> None:
-        """Log an optimizer step. `lr_factor`: the learning rate as a share of its peak."""
+        """Log an optimizer step. `router_loss`: the part of the loss that routers add; None: there
+        are none. `lr_factor`: the learning rate as a share of its peak."""
         if self.terminal is None:
             return
         now = time.monotonic()
@@ -90,6 +92,7 @@ class RunLog:
                 "step": progress.step,
                 "epoch": batches.epoch,
                 "loss": loss if math.isfinite(loss) else None,
+                **({} if router_loss is None else {"router_loss": router_loss}),
                 "targets": batches.global_targets,
                 "examples": batches.global_examples,
                 "digest": progress.digest,

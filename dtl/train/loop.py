@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from dtl.assembly.parts import Parts
     from dtl.engine.base import Engine
     from dtl.train.log import RunLog
+    from dtl.train.router_losses import RouterLosses
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Hooks:
 
 @dataclass(frozen=True)
 class Phase:
-    """What the loop trains in one phase, and on which batches."""
+    """What the loop trains in one phase, and on which batches. `router_losses`: of experts."""
 
     engine: Engine
     parts: Parts
@@ -48,6 +49,7 @@ class Phase:
     limits: Limits
     optim: Optim
     log: RunLog
+    router_losses: RouterLosses | None = None
 
 
 def train(phase: Phase, hooks: Hooks, progress: Progress) -> RunResult:
@@ -62,14 +64,22 @@ def train(phase: Phase, hooks: Hooks, progress: Progress) -> RunResult:
         )
         engine.set_learning_rate(lr_factor)
         if batches.step in limits.skip_steps or not batches.global_targets:
-            step, loss_sum = Step(math.nan, was_applied=False), torch.tensor(math.nan)
+            done = StepResult(Step(math.nan, was_applied=False), torch.tensor(math.nan))
         else:
-            step, loss_sum = train_step(phase, hooks, batches)
+            done = train_step(phase, hooks, batches)
+        step = done.step
         progress = progress.advance(batches, was_applied=step.was_applied)
-        total, stop_requests = engine.all_reduce_sum(loss_sum, float(hooks.is_stop_requested()))
+        total, router_loss, stop_requests = engine.all_reduce_sum(
+            done.loss_sum, done.router_loss, float(hooks.is_stop_requested())
+        )
         loss = total / (batches.global_targets or 1)
         phase.log.step(
-            progress, batches, loss=loss, gradient_norm=step.gradient_norm, lr_factor=lr_factor
+            progress,
+            batches,
+            loss=loss,
+            router_loss=router_loss if phase.router_losses else None,
+            gradient_norm=step.gradient_norm,
+            lr_factor=lr_factor,
         )
         hooks.check_step(progress, step, batches, loss)
         must_stop = stop_requests > 0
@@ -86,30 +96,55 @@ def train(phase: Phase, hooks: Hooks, progress: Progress) -> RunResult:
     return RunResult("done", progress)
 
 
-def train_step(phase: Phase, hooks: Hooks, batches: StepBatches) -> tuple[Step, Tensor]:
-    """Take one optimizer step. Also return the sum of this rank's losses, shape (), float64."""
-    engine, task, seed = phase.engine, phase.parts.task, phase.loader.seed
+@dataclass(frozen=True)
+class StepResult:
+    """An optimizer step, the sum of this rank's losses and its share of the losses of routers, both
+    of shape (), fp64."""
+
+    step: Step
+    loss_sum: Tensor
+    router_loss: Tensor | float = 0.0
+
+
+def train_step(phase: Phase, hooks: Hooks, batches: StepBatches) -> StepResult:
+    """Take one optimizer step."""
+    engine, task, routers = phase.engine, phase.parts.task, phase.router_losses
 
     def start_forward(index: int) -> None:
+        position = (batches.step, index, engine.parallel_dims.data_parallel_rank)
         hooks.heartbeat(f"step {batches.step}, micro-batch {index + 1}")
-        seed_generators(seed, batches.step, index, engine.parallel_dims.data_parallel_rank)
+        seed_generators(phase.loader.seed, *position)
 
     shared: list[dict[str, Tensor]] | None = None
     if task.reads_global_batch:
         shared = gather_global_values(engine, task, batches, start_forward=start_forward)
-    loss_sum = torch.zeros((), dtype=torch.float64, device=engine.device)
-    for index, batch in enumerate(batches.batches):
+
+    def forward(index: int) -> Tensor:
         start_forward(index)
+        with engine.autocast():
+            tensors = engine.to_device(batches.batches[index].tensors)
+            if shared is not None:
+                tensors |= shared[index]
+            return task.loss(engine.model, tensors)
+
+    if routers is not None:
+        routers.begin_step([batch.weight for batch in batches.batches], forward)
+    loss_sum = torch.zeros((), dtype=torch.float64, device=engine.device)
+    router_sum = torch.zeros_like(loss_sum)
+    for index, batch in enumerate(batches.batches):
         with engine.accumulate(is_last=index == len(batches.batches) - 1):
-            with engine.autocast():
-                tensors = engine.to_device(batch.tensors)
-                if shared is not None:
-                    tensors |= shared[index]
-                loss = task.loss(engine.model, tensors) * batch.weight
+            if routers is None:
+                loss = forward(index) * batch.weight
+            else:
+                with routers.recorder.recording() as routings:
+                    loss = forward(index) * batch.weight
+                share = routers.loss_share(routings, batch.weight)
+                loss = loss + share * batches.global_targets
+                router_sum += share.detach().double()
             engine.backward(loss, targets=batches.global_targets)
         loss_sum += loss.detach().double()
     engine.sync_batch_norm_statistics()
-    return engine.step(), loss_sum
+    return StepResult(engine.step(), loss_sum, router_sum)
 
 
 def sum_over_ranks(batches: StepBatches, engine: Engine) -> StepBatches:

@@ -10,6 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dtl.core.parallel_dims import ParallelDims
+from dtl.models.router_outputs import RouterRecorder, find_router_losses
+from dtl.models.vocabulary import find_vocab_size
+from dtl.train.causality import CAUSAL_CLASS, check_causality
 from dtl.train.checkpoint import read_progress
 from dtl.train.checkpoint_tensors import CheckpointTensors, restore_weights
 from dtl.train.features.cache import use_cached_features
@@ -18,6 +21,7 @@ from dtl.train.model import AdaptedModel, build_model, is_phase_transition
 from dtl.train.optim import L2SPPenalty, build_optimizer
 from dtl.train.progress import Limits, Progress
 from dtl.train.restore import restore_checkpoint
+from dtl.train.router_losses import RouterLosses
 from dtl.train.state import RunContext, TrainState, make_loader
 from dtl.train.weight_averages import MovingAverageHook
 
@@ -61,6 +65,7 @@ def open_phase(context: RunContext, state: TrainState, saved: Path | None) -> Tr
     _register_optimizer_hooks(context, state, completed_steps=0 if is_start else progress.updates)
     context.log.peak_learning_rate = phase.learning_rate
     if saved is None:
+        _check_model_fits_task(context, state)
         return state
     if not is_start:
         restore_checkpoint(saved, engine, parts, make_loader(context, state))
@@ -68,6 +73,14 @@ def open_phase(context: RunContext, state: TrainState, saved: Path | None) -> Tr
     if parts.strategies[parts.phase - 1].export_kind == "model":  # else the names are other ones
         restore_weights(CheckpointTensors(saved), engine, allow_missing=True)
     return replace(state, progress=replace(progress, updates=0, best_score=None, best_step=None))
+
+
+def _check_model_fits_task(context: RunContext, state: TrainState) -> None:
+    """Raise DtlError if the model sees the tokens that the task predicts."""
+    rows = find_vocab_size(state.data.model_config)
+    if state.parts.task.auto_class == CAUSAL_CLASS and rows is not None:
+        check_causality(context.engine, vocab_size=rows)
+        state.parts.set_training_mode(context.engine.unwrapped_model)
 
 
 def cache_features(context: RunContext, state: TrainState) -> TrainState:
@@ -87,6 +100,20 @@ def cache_features(context: RunContext, state: TrainState) -> TrainState:
     )
     parts, data = use_cached_features(extractor)
     return replace(state, parts=parts, data=data)
+
+
+def open_router_losses(context: RunContext, state: TrainState) -> RouterLosses | None:
+    """Return the losses of the model's routers, where the phase runs them; None: it adds none."""
+    coefficient = context.config.train.router_aux_loss_coef
+    settings = find_router_losses(state.data.model_config, coefficient)
+    if settings is None or state.phase(context.plan).caches_features:
+        return None
+    recorder = RouterRecorder(
+        context.engine.unwrapped_model,
+        top_k=settings.top_k,
+        skips_evaluation=state.parts.task.compares_with_base,
+    )
+    return RouterLosses(settings, recorder, context.engine)
 
 
 def make_limits(

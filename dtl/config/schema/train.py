@@ -42,6 +42,12 @@ class Train(Record):
         default=False,
         description="form batches of examples of similar length, so that there is less padding",
     )
+    router_aux_loss_coef: float | None = Field(
+        default=None,
+        ge=0,
+        description="weight of the load-balancing loss of a mixture of experts; default: that of "
+        "the model's config if it sets output_router_logits, else 0",
+    )
     evaluate_every: int | None = Field(
         default=None,
         ge=1,

@@ -14,6 +14,22 @@ if TYPE_CHECKING:
 MAX_TEXT_CHARACTERS = 1_000_000  # about one second for a tokenizer
 MAX_TOKEN_CHARACTERS = 64  # more than a token has on average in any text
 NO_LIMIT = 2**31
+COUNTS_AFTER_PADDING = (  # model types whose position of the first token is pad_token_id + 1
+    "camembert",
+    "data2vec-text",
+    "ibert",
+    "layoutlmv3",
+    "lilt",
+    "longformer",
+    "luke",
+    "markuplm",
+    "mpnet",
+    "roberta",
+    "roberta-prelayernorm",
+    "xlm-roberta",
+    "xlm-roberta-xl",
+    "xmod",
+)
 
 
 def find_text_fault(row: Row, column: str) -> Fault | None:
@@ -45,7 +61,20 @@ def max_characters(max_tokens: int) -> int:
 
 def limit_to_positions(requested: int, base_config: Any) -> int:
     """Return `requested` tokens, but no more than the model has positions for."""
-    return int(min(requested, getattr(base_config, "max_position_embeddings", None) or NO_LIMIT))
+    return min(requested, count_positions(base_config) or NO_LIMIT)
+
+
+def count_positions(base_config: Any) -> int | None:
+    """Return the longest text that a model has positions for, in tokens; None: it has no limit.
+
+    XLNet writes -1 for no limit. RoBERTa and its kin count from the number of the padding token.
+    """
+    positions = getattr(base_config, "max_position_embeddings", None)
+    if not isinstance(positions, int) or positions <= 0:
+        return None
+    if getattr(base_config, "model_type", None) in COUNTS_AFTER_PADDING:
+        return positions - (base_config.pad_token_id or 0) - 1
+    return positions
 
 
 def limit_to_tokenizer(requested: int, tokenizer: Any, base_config: Any) -> int:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from dtl.data.example import EncodedExample, Skip
+from dtl.data.modalities.text import count_positions
 from dtl.data.sources.rows import Row
 from dtl.prepare.prepared_data import PreparedData
 from dtl.tasks.base import Task
@@ -69,7 +70,7 @@ def measure_lengths(values: dict[str, Any] | None, task: Task) -> dict[str, int]
 
 def get_max_positions(prepared: PreparedData) -> int:
     """Return the model's number of positions, in tokens."""
-    return getattr(prepared.model_config, "max_position_embeddings", None) or UNLIMITED_MODEL
+    return count_positions(prepared.model_config) or UNLIMITED_MODEL
 
 
 def get_tokenizer_limit(prepared: PreparedData) -> int:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from dtl.core.errors import DtlError
-from dtl.models.vocabulary import DELTA_NAME, get_new_rows
+from dtl.models.vocabulary import DELTA_NAME, get_new_rows, is_output_tied
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -55,21 +55,22 @@ def _embedding_names(model: nn.Module) -> list[str]:
     """Return the modules whose new rows are trained: input and output, or one if they are tied."""
     from torch import nn
 
-    weights = {}
     inputs, output = model.get_input_embeddings(), model.get_output_embeddings()  # type: ignore[operator]
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Embedding | nn.Linear):
-            weights.setdefault(id(module.weight), []).append(name)
-    found = [next(name for name, module in model.named_modules() if module is inputs)]
-    is_tied = output is None or output.weight is inputs.weight
-    if not is_tied:
+    embeds = [
+        name
+        for name, module in model.named_modules(remove_duplicate=False)
+        if isinstance(module, nn.Embedding) and module.weight is inputs.weight
+    ]
+    found = embeds[:1]
+    is_tied = is_output_tied(model)
+    if output is not None and not is_tied:
         found.append(next(name for name, module in model.named_modules() if module is output))
-    shares = len(weights[id(inputs.weight)]) > 1
-    if shares and not getattr(model.config, "tie_word_embeddings", False):
+    ties = bool(getattr(model.config, "tie_word_embeddings", False))  # as PEFT decides
+    if len(embeds) > 1 and not (ties and is_tied):
         raise DtlError.of(
             "model.add_tokens",
             f"several modules of {type(model).__name__} share the embedding "
-            f"({', '.join(weights[id(inputs.weight)])}), whose new rows PEFT cannot train",
+            f"({', '.join(embeds)}), whose new rows PEFT cannot train",
             "take strategy full",
         )
     if output is not None and getattr(output, "bias", None) is not None:

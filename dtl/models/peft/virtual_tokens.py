@@ -6,6 +6,7 @@ import copy
 from typing import TYPE_CHECKING, Any
 
 from dtl.core.errors import DtlError
+from dtl.data.modalities.text import count_positions
 from dtl.models.peft.base import ADAPTER_NAME
 
 if TYPE_CHECKING:
@@ -34,10 +35,9 @@ def count_virtual_tokens(model: nn.Module) -> int:
 def reserve_virtual_tokens(config: Any, virtual_tokens: int) -> Any:
     """Return a model's config with the number of positions that virtual tokens leave for a text.
 
-    Batches are padded to a multiple of 8, and RoBERTa counts its positions from 2. Raises DtlError
-    if fewer than 8 positions are left.
+    Batches are padded to a multiple of 8. Raises DtlError if fewer than 8 positions are left.
     """
-    positions = getattr(config, "max_position_embeddings", None)
+    positions = count_positions(config)
     if not positions or not virtual_tokens:
         return config
     left = (positions - virtual_tokens - 2) // 8 * 8
@@ -48,5 +48,5 @@ def reserve_virtual_tokens(config: Any, virtual_tokens: int) -> Any:
             f"set strategy.num_virtual_tokens to {max(positions - 10, 1)} or less",
         )
     narrowed = copy.copy(config)
-    narrowed.max_position_embeddings = left
+    narrowed.max_position_embeddings -= positions - left
     return narrowed
