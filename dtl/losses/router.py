@@ -4,29 +4,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-
-@dataclass(frozen=True)
-class Routing:
-    """What the routers of one stack of layers have computed for a batch.
-
-    `logits`: of each layer, (N, E) or (B, T, E), any float dtype. `mask_BT`: 1 for a token, 0 for
-    padding. `top_k`: experts of a token.
-    """
-
-    logits: tuple[Tensor, ...]
-    mask_BT: Tensor
-    top_k: int
-
-    @property
-    def mask_N(self) -> Tensor:
-        """1 for a token and 0 for padding, (N,), fp32."""
-        return self.mask_BT.reshape(-1).float()
+    from dtl.models.router_outputs import Routing
 
 
 def count_assignments(routing: Routing) -> Tensor:

@@ -1,6 +1,6 @@
 """What the routers of a mixture of experts compute, and the losses that its config asks for."""
 
-# B sequences, T tokens of a sequence
+# N tokens of a batch, E experts, B sequences, T tokens of a sequence
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from dtl.core.errors import DtlError
-from dtl.losses.cross_entropy import IGNORE_INDEX
-from dtl.losses.router import Routing
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -118,6 +116,24 @@ def restore_router_outputs(model: nn.Module) -> None:
         model.config.get_text_config().output_router_logits = True  # type: ignore[union-attr, operator]
 
 
+@dataclass(frozen=True)
+class Routing:
+    """What the routers of one stack of layers have computed for a batch.
+
+    `logits`: of each layer, (N, E) or (B, T, E), any float dtype. `mask_BT`: 1 for a token, 0 for
+    padding. `top_k`: experts of a token.
+    """
+
+    logits: tuple[Tensor, ...]
+    mask_BT: Tensor
+    top_k: int
+
+    @property
+    def mask_N(self) -> Tensor:
+        """1 for a token and 0 for padding, (N,), fp32."""
+        return self.mask_BT.reshape(-1).float()
+
+
 class RouterRecorder:
     """Records what the routers of a model compute, while `recording` is entered.
 
@@ -169,7 +185,7 @@ class RouterRecorder:
         if mask is not None and mask.shape == shape:
             return mask
         if self._labels is not None and self._labels.shape == shape:
-            return self._labels != IGNORE_INDEX
+            return self._labels >= 0
         return like.new_ones(shape)
 
 

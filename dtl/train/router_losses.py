@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING
 import torch
 
 from dtl.losses.router import (
-    Routing,
     balance_loss_share,
     count_assignments,
     sequence_balance_sum,
     z_loss_sum,
 )
-from dtl.models.router_outputs import RouterLossSettings, RouterRecorder
+from dtl.models.router_outputs import RouterLossSettings, RouterRecorder, Routing
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,14 +51,14 @@ class RouterLosses:
                 forward(index)
             for number, count in self._count(routings, weight).items():
                 counts[number] = counts[number] + count if number in counts else count
-        self._counts = self._reduce(counts)
+        self._counts = self._sum_over_ranks(counts)
 
     def loss_share(self, routings: Routings, weight: float) -> Tensor:
         """Return the share of a micro-batch in the weighted losses, (), fp32. Every rank must call.
 
         The shares of all micro-batches on all ranks add up to the loss of the step.
         """
-        counts = self._counts or self._reduce(self._count(routings, weight))
+        counts = self._counts or self._sum_over_ranks(self._count(routings, weight))
         total = torch.zeros((), device=self.engine.device)
         for number, routing in routings:
             total = total + self._share(routing, counts[number])
@@ -83,7 +82,7 @@ class RouterLosses:
             counts[number] = counts[number] + count if number in counts else count
         return counts
 
-    def _reduce(self, counts: dict[int, Tensor]) -> dict[int, Tensor]:
+    def _sum_over_ranks(self, counts: dict[int, Tensor]) -> dict[int, Tensor]:
         """Return the sums over all ranks, fp64."""
         values = torch.cat([counts[number] for number in sorted(counts)])
         total = torch.tensor(

@@ -6,7 +6,6 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from dtl.core.errors import DtlError
 from dtl.losses.router import (
-    Routing,
     balance_loss_share,
     count_assignments,
     sequence_balance_sum,
@@ -14,6 +13,7 @@ from dtl.losses.router import (
 )
 from dtl.models.router_outputs import (
     RouterRecorder,
+    Routing,
     disable_router_outputs,
     find_router_losses,
     restore_router_outputs,
