@@ -84,7 +84,7 @@ def plain_steps(bed: Path) -> list[tuple[float, float]]:
         torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
         optimizer.step()
         optimizer.zero_grad()
-        found.append((float(loss), float(router)))
+        found.append((float(loss.detach()), float(router.detach())))
     return found
 
 

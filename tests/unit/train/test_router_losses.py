@@ -91,7 +91,7 @@ def test_an_encoder_and_a_decoder_are_those_of_transformers(make, tmp_path):
     batch = {
         "input_ids": tokens,
         "attention_mask": torch.ones_like(tokens),
-        "labels": tokens[:, :6],
+        "labels": tokens[:, :6].contiguous(),
     }
     with torch.no_grad():
         found = model(**batch, output_router_logits=True)
@@ -113,7 +113,7 @@ def test_padding_of_a_decoder_is_no_token(tmp_path):
         "labels": torch.tensor([[5, 6, 7, 8], [9, 4, -100, -100]])
     }
     single = [{name: tensor[i : i + 1] for name, tensor in batch.items()} for i in (0, 1)]
-    single[1]["labels"] = single[1]["labels"][:, :2]
+    single[1]["labels"] = single[1]["labels"][:, :2].contiguous()
     with torch.no_grad():
         whole = add_up(losses, [batch], lambda part: model(**part))
         alone = add_up(losses, single, lambda part: model(**part))
