@@ -156,7 +156,8 @@ class RouterRecorder:
     @contextmanager
     def recording(self) -> Iterator[list[tuple[int, Routing]]]:
         """Yield a list that gets the number of a stack and its routing for each forward pass."""
-        self._routings = routings = []
+        routings: list[tuple[int, Routing]] = []
+        self._routings = routings
         try:
             yield routings
         finally:

@@ -37,7 +37,7 @@ class RouterLosses:
     engine: Engine
     _counts: dict[int, Tensor] | None = field(default=None, init=False)
 
-    def begin_step(self, weights: list[float], forward: Callable[[int], None]) -> None:
+    def begin_step(self, weights: list[float], forward: Callable[[int], object]) -> None:
         """Count over the global batch, if a rank has several micro-batches. Every rank must call.
 
         `weights`: of the micro-batches. `forward(index)`: runs the model on one of them.
