@@ -61,15 +61,17 @@ def prepare_run(
         cacheable=_find_cacheable_examples(parts, data),
     )
     plan = make_plan(request)
-    decisions = (*_describe_sources(data), *plan.decisions)
+    decisions = (*_describe_data(data, parts), *plan.decisions)
     return PreparedRun(config, parts, data, replace(plan, decisions=decisions))
 
 
-def _describe_sources(data: PreparedData) -> Iterator[Decision]:
-    """Yield the detected format of each source."""
+def _describe_data(data: PreparedData, parts: Parts) -> Iterator[Decision]:
+    """Yield the detected format of each source, and what the task does with the rows."""
     for source in data.all_sources:
         description = source.rows.description
         yield Decision(source.key, description.name, ", ".join(description.details))
+    for note in parts.task.find_data_notes(data.dataset_stats):
+        yield Decision("rows", "converted", note)
 
 
 def _find_cacheable_examples(parts: Parts, data: PreparedData) -> CacheableExamples:

@@ -169,6 +169,14 @@ class Task(ABC):
         """Return processor and stats as the training rows require; by default unchanged."""
         return processor, dataset_stats
 
+    def find_data_notes(self, dataset_stats: DatasetStats) -> Iterable[str]:
+        """Return what is done with the training rows, for plan and report; by default nothing."""
+        return ()
+
+    def find_data_faults(self, dataset_stats: DatasetStats) -> Iterable[Fault]:
+        """Return what is wrong with the training rows together, for the report of `dtl check`."""
+        return ()
+
     @abstractmethod
     def head_config(self, dataset_stats: DatasetStats) -> dict[str, Any]:
         """Return the changes to the model's config that give it the right head."""

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -15,6 +15,13 @@ from dtl.core.errors import DtlError, Fault
 from dtl.data.example import EncodedExample, Skip
 from dtl.data.modalities.text import limit_to_tokenizer
 from dtl.data.padding import pad_sequences, pad_token_inputs
+from dtl.data.tag_schemes import (
+    STATS_KEY,
+    SchemeDetector,
+    convert_tag,
+    convert_tags,
+    scheme_of_stats,
+)
 from dtl.data.tags import (
     check_tag_scheme,
     find_list_fault,
@@ -96,7 +103,9 @@ class Plugin(Task):
                 if self.options.label_all_tokens
                 else set()
             )
-            return find_unknown_tag_fault(row, tag, [*names, *inside]) if names else None
+            if not names or convert_tag(tag) in names:
+                return None
+            return find_unknown_tag_fault(row, tag, [*names, *inside])
         if not isinstance(tag, int) or isinstance(tag, bool):
             return Fault(row.location, f"the tag {tag!r} is not text", "give strings")
         if names is not None and 0 <= tag < len(names):
@@ -115,11 +124,20 @@ class Plugin(Task):
     def collect_dataset_stats(self, rows: Iterable[Row], base_config: Any) -> DatasetStats:
         """Return the tags; in the base's own order where it has a head for exactly these."""
         first_seen: dict[str, str] = {}
+        detector = SchemeDetector()
         for row in rows:
-            for tag in self._words_and_tags(row)[1]:
+            row_tags = self._words_and_tags(row)[1]
+            detector.add(row_tags, row.location)
+            for tag in row_tags:
                 first_seen.setdefault(tag, row.location)
+        if (scheme := detector.find()) is not None:
+            named = map(convert_tag, self.options.labels or ())
+            stats = self._label_stats({*named, *detector.converted}, base_config)
+            return {**stats, STATS_KEY: scheme.to_stats()}
         check_tag_scheme(first_seen)
-        tags = set(self.options.labels or first_seen)
+        return self._label_stats(set(self.options.labels or first_seen), base_config)
+
+    def _label_stats(self, tags: set[str], base_config: Any) -> DatasetStats:
         if self.options.label_all_tokens:
             tags |= {to_inside(tag) for tag in tags}
         if len(tags) < 2:
@@ -133,8 +151,19 @@ class Plugin(Task):
         ]
         if set(known) == tags:
             return {"labels": known}
-        listed = list(self.options.labels or ())
+        listed = [tag for tag in self.options.labels or () if tag in tags]
         return {"labels": listed + sorted(tags - set(listed), key=tag_sort_key)}
+
+    def find_data_notes(self, dataset_stats: DatasetStats) -> Iterator[str]:
+        """Yield how the tags are converted."""
+        if (scheme := scheme_of_stats(dataset_stats)) is not None:
+            yield scheme.describe()
+
+    def find_data_faults(self, dataset_stats: DatasetStats) -> Iterator[Fault]:
+        """Yield entities that begin with I- although others begin with B-."""
+        scheme = scheme_of_stats(dataset_stats)
+        if scheme is not None and (fault := scheme.find_fault()) is not None:
+            yield fault
 
     def head_config(self, dataset_stats: DatasetStats) -> dict[str, Any]:
         labels = dataset_stats["labels"]
@@ -151,9 +180,11 @@ class Plugin(Task):
         _check_fast_tokenizer(processor)
         class_indices = {label: index for index, label in enumerate(dataset_stats["labels"])}
         limit = self.max_length(processor, dataset_stats, base_config)
+        scheme = scheme_of_stats(dataset_stats)
 
         def encode(row: Row) -> EncodedExample | Skip:
             words, tags = self._words_and_tags(row)
+            tags = convert_tags(tags, scheme)
             for tag in tags:
                 if fault := find_unknown_tag_fault(row, tag, class_indices):
                     raise DtlError(fault)

@@ -6,15 +6,24 @@ import csv
 import io
 import re
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import ClassVar
 
 from dtl.config.schema.data_files import FileOptions
 from dtl.core.errors import Fault
 from dtl.data.sources.data_file import DataFile, detect_compression
-from dtl.data.sources.dialect import Dialect, LabelColumns, Record, find_dialect
+from dtl.data.sources.dialect import (
+    DELIMITERS,
+    MAX_SAMPLED_ROWS,
+    Dialect,
+    LabelColumns,
+    Record,
+    find_dialect,
+    looks_like_row,
+)
 from dtl.data.sources.file_reader import TextFileReader
 from dtl.data.sources.results import (
     FileFault,
@@ -38,10 +47,12 @@ class DelimitedTextReader(TextFileReader):
     @cached_property
     def dialect(self) -> Dialect:
         """The dialect of the file."""
+        return find_dialect(self._sample_lines, self.options, default=self.default_delimiter)
+
+    @cached_property
+    def _sample_lines(self) -> list[str]:
         lines = list(io.StringIO(self.sample_text, newline=""))
-        if len(self.sample) == SAMPLE_BYTES:
-            lines = lines[:-1]
-        return find_dialect(lines, self.options, default=self.default_delimiter)
+        return lines[:-1] if len(self.sample) == SAMPLE_BYTES else lines
 
     @cached_property
     def header(self) -> list[str]:
@@ -74,6 +85,23 @@ class DelimitedTextReader(TextFileReader):
         yield from self.dialect.describe()
         yield from super().describe()
 
+    def find_hint(self) -> str | None:
+        """Return the key for a file without a header line, or with another delimiter."""
+        dialect = self.dialect
+        if dialect.column_names is not None:
+            return None
+        others = [one for one in DELIMITERS if one in "".join(self.header)]
+        if len(self.header) == 1 and others:
+            return f"if {others[0]!r} separates the values, set data.delimiter"
+        rows = dialect.parse(self._rows(iter(self._sample_lines)))
+        try:
+            sampled = [values for values in islice(rows, MAX_SAMPLED_ROWS) if values]
+        except csv.Error:
+            return None
+        if looks_like_row(self.header, sampled[1:]):
+            return "if the first line is a row and no header, set data.column_names"
+        return None
+
     def _read(self, lines: _OffsetTrackingLines) -> PositionedResults:
         dialect, labels = self.dialect, LabelColumns()
         is_quoting_detected = dialect.is_quoted and self.options.quoting is None
@@ -103,7 +131,7 @@ class DelimitedTextReader(TextFileReader):
             problem = f"the row cannot be parsed ({error})"
             yield start, FileFault(location, problem, QUOTES_FIX)
 
-    def _rows(self, lines: _OffsetTrackingLines) -> Iterator[str]:
+    def _rows(self, lines: Iterable[str]) -> Iterator[str]:
         iterator = iter(lines)
         if self.dialect.has_separator_line:
             next(iterator, None)

@@ -130,6 +130,17 @@ def _is_unquoted(lines: Sequence[str], dialect: Dialect) -> bool:
     return any(record.is_melted(dialect, columns, labels) for record in records)
 
 
+def looks_like_row(header: Sequence[str], rows: Sequence[Sequence[str]]) -> bool:
+    """Return whether a header has values of a row: numbers, sentences, or values of its column."""
+    return any(
+        value.replace(".", "", 1).isdigit()
+        or value.count(" ") > 2
+        or any(column < len(row) and row[column] == value for row in rows)
+        for column, value in enumerate(header)
+        if value
+    )
+
+
 @dataclass(frozen=True)
 class Record:
     """A parsed row and the lines of the file that it is made of."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar
@@ -18,7 +18,14 @@ from dtl.data.sources.results import (
     RowPosition,
     os_error_fault,
 )
-from dtl.data.sources.text_encoding import SAMPLE_BYTES, TextEncoding, find_encoding, iter_lines
+from dtl.data.sources.text_encoding import (
+    SAMPLE_BYTES,
+    TextEncoding,
+    find_encoding,
+    find_wrong_decoding,
+    is_multibyte_utf8,
+    iter_lines,
+)
 
 
 @dataclass(frozen=True)
@@ -44,8 +51,12 @@ class FileReader(ABC):
     def describe(self) -> Iterator[str]:
         """Yield what was detected in the file, in words; not the format."""
 
-    def find_guess(self, location: str) -> Fault | None:
-        """Return what was guessed and may be wrong; None: nothing. `location`: the config key."""
+    def find_suspicions(self, location: str) -> Iterable[Fault]:
+        """Return what may be wrong about how the file is read. `location`: the config key."""
+        return ()
+
+    def find_hint(self) -> str | None:
+        """Return what to do if the columns of the first row are not those of the task, or None."""
         return None
 
     def find_streaming_fault(self, location: str) -> Fault | None:
@@ -118,15 +129,27 @@ class TextFileReader(FileReader):
         if self.file.compression is not None:
             yield self.file.compression
 
-    def find_guess(self, location: str) -> Fault | None:
-        """Return the guess of the encoding."""
-        if self.encoding.origin != "guessed":
-            return None
-        return Fault(
-            self.file.display_name,
-            f"the file is not UTF-8 and is read as {self.encoding.name}, which is a guess",
-            f"set {location}.encoding={self.encoding.codec}, or the right encoding",
-        )
+    def find_suspicions(self, location: str) -> Iterator[Fault]:
+        """Yield the guess of the encoding, and signs of a wrong one."""
+        name, encoding = self.file.display_name, self.encoding
+        if encoding.origin == "guessed":
+            yield Fault(
+                name,
+                f"the file is not UTF-8 and is read as {encoding.name}, which is a guess",
+                f"set {location}.encoding={encoding.codec}, or the right encoding",
+            )
+        elif encoding.origin == "set" and is_multibyte_utf8(self.sample, encoding):
+            yield Fault(
+                name,
+                f"the file is read as {encoding.name}, but it is valid UTF-8",
+                f"remove {location}.encoding",
+            )
+        elif (sign := find_wrong_decoding(encoding.decode_valid(self.sample))) is not None:
+            yield Fault(
+                name,
+                f"the file has {sign}, as of a text that was once decoded wrongly",
+                "write the file again from its source",
+            )
 
     def blocks(self, start: RowPosition | None = None) -> Iterator[tuple[RowPosition, list[bytes]]]:
         """Yield the lines between blank lines, with the position of the first one."""

@@ -156,10 +156,16 @@ class Rows:
         rows = f"rows in {self._converter.format.label} format"
         return replace(found, details=(*found.details, rows))
 
-    def find_guesses(self, location: str) -> list[Fault]:
-        """Return what was guessed about the files and may be wrong. `location`: the config key."""
-        guesses = (reader.find_guess(location) for reader in self._content.readers)
-        return [fault for fault in guesses if fault is not None]
+    def find_suspicions(self, location: str) -> list[Fault]:
+        """Return what may be wrong about how files are read. `location`: the config key."""
+        return [
+            fault for reader in self._content.readers for fault in reader.find_suspicions(location)
+        ]
+
+    def add_hint(self, fault: Fault) -> Fault:
+        """Return a fault of the first row, whose fix also names what the file looks like."""
+        hint = self._content.readers[0].find_hint() if self._content.readers else None
+        return fault if hint is None else replace(fault, fix=f"{fault.fix}; {hint}")
 
     @cached_property
     def columns(self) -> tuple[str, ...]:
@@ -264,11 +270,12 @@ def open_rows(
     if first is None:
         raise DtlError.of(location, f"{content.display_name} has no rows", "use a source with rows")
     if not skip_invalid or isinstance(first, FileFault):
-        _raise_faults(_find_missing_columns(first, content.display_name, columns))
+        missing = _find_missing_columns(first, content.display_name, columns)
+        _raise_faults([rows.add_hint(fault) for fault in missing])
     rows.detect_row_format(location)
     if not skip_invalid or isinstance(first, FileFault):
         row = rows.validate_row(0, first)
-        _raise_faults([row] if isinstance(row, Fault) else [])
+        _raise_faults([rows.add_hint(row)] if isinstance(row, Fault) else [])
     return rows
 
 

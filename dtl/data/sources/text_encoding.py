@@ -25,6 +25,11 @@ MIN_ZERO_FRACTION = 0.3  # of the high or low bytes of UTF-16 text without a mar
 UNDEFINED_CP1252 = re.compile(rb"[\x81\x8d\x8f\x90\x9d]")
 WORDS_WITH_HIGH_BYTES = re.compile(rb"[A-Za-z]*[\xc0-\xff][A-Za-z\xc0-\xff]*")
 MIN_ASCII_FRACTION = 0.5  # of the characters of words with high bytes, as in café
+# UTF-8 of accented characters or quotation marks, decoded as cp1252.
+UTF8_AS_CP1252 = re.compile(
+    "\u00c3[\u0080-\u00bf\u0152\u0153\u0178\u02c6\u2013-\u2122]|\u00e2\u20ac."
+)
+MIN_WRONG_CHARACTERS = 2
 HIGH_BYTES = re.compile(rb"[\x80-\xff]")
 MULTIBYTE_UTF8 = re.compile(rb"[\xc2-\xf4][\x80-\xbf]")
 
@@ -60,6 +65,10 @@ class TextEncoding:
     def decode(self, line: bytes) -> str:
         """Decode a line. Raises UnicodeDecodeError."""
         return line.decode(self.codec)
+
+    def decode_valid(self, content: bytes) -> str:
+        """Decode the bytes that can be decoded."""
+        return content[self.mark_bytes :].decode(self.codec, "ignore")
 
     def encode(self, text: str, errors: str) -> bytes:
         """Return the bytes of a text."""
@@ -134,6 +143,25 @@ def _is_western(sample: bytes) -> bool:
     symbols = len(HIGH_BYTES.findall(sample)) - accented
     is_mostly_ascii = len(characters) - accented >= MIN_ASCII_FRACTION * len(characters)
     return bool(characters) and is_mostly_ascii and symbols <= accented
+
+
+def is_multibyte_utf8(sample: bytes, encoding: TextEncoding) -> bool:
+    """Return whether bytes that are read in another encoding are UTF-8 beyond ASCII."""
+    if encoding.codec.startswith("utf") or not MULTIBYTE_UTF8.search(sample):
+        return False
+    try:
+        sample.decode()
+    except UnicodeDecodeError as error:
+        return error.reason == "unexpected end of data"  # the sample ends inside a character
+    return True
+
+
+def find_wrong_decoding(text: str) -> str | None:
+    """Return the sign of UTF-8 that was decoded wrongly before it was written, or None."""
+    if "\ufffd" in text:
+        return "replacement characters (U+FFFD)"
+    found = UTF8_AS_CP1252.findall(text)
+    return f"{found[0]!r}" if len(found) >= MIN_WRONG_CHARACTERS else None
 
 
 def iter_lines(stream: BinaryIO, encoding: TextEncoding) -> Iterator[bytes]:

@@ -27,6 +27,7 @@ from dtl.inspect.check.label_findings import find_label_problems
 from dtl.inspect.check.media import find_decode_fault
 from dtl.inspect.check.media_findings import find_audio_problems, find_image_problems
 from dtl.inspect.check.preview import Preview, preview_examples
+from dtl.inspect.check.read_findings import find_read_problems
 from dtl.inspect.check.render import format_finding, format_preview, format_source, summarize_source
 from dtl.inspect.check.stats import SourceStats, collect_source_stats
 from dtl.inspect.check.token_findings import find_token_problems, find_truncation
@@ -131,14 +132,12 @@ def _create_report(
         for each in ((train,) if held_out is None else (train, held_out))
     )
     previews = tuple(preview_examples(train_rows, prepared, parts.task))
-    guesses = [
-        Finding("guess", fault, source.valid_rows)
-        for source in prepared.all_sources
-        for fault in source.rows.find_guesses(source.key)
-    ]
-    findings = (*find_problems(train, held_out, config), *guesses)
-    formats = tuple(source.format_description() for source in prepared.all_sources)
-    return DataReport(sources, findings, previews, formats)
+    findings = [*find_problems(train, held_out, config)]
+    findings += find_read_problems(prepared, parts.task, config.data)
+    findings.sort(key=lambda finding: not finding.is_fatal)
+    formats = [source.format_description() for source in prepared.all_sources]
+    formats += parts.task.find_data_notes(prepared.dataset_stats)
+    return DataReport(sources, tuple(findings), previews, tuple(formats))
 
 
 def _add_invalid_rows(

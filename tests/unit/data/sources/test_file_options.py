@@ -153,7 +153,7 @@ def test_detected_encoding_is_described_and_only_a_guess_is_reported(codec):
     rows = open_rows(Source(path="a.csv"), {})
     name = {"utf-8-sig": "UTF-8 with", "cp1252": "cp1252, guessed"}.get(codec, codec.upper())
     assert name in str(rows.description)
-    guesses = rows.find_guesses("data.train")
+    guesses = rows.find_suspicions("data.train")
     assert len(guesses) == (codec == "cp1252")
     assert all("data.train.encoding=cp1252" in guess.fix for guess in guesses)
 
