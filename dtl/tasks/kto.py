@@ -64,6 +64,7 @@ class Plugin(Task):
 
     auto_class = "AutoModelForCausalLM"
     required_columns = "`prompt`, `completion` and `label` (true: desirable)"
+    row_kind = "labeled"
     metric = Metric("accuracy")
     compares_with_base = True
     truncation_options: ClassVar = {"max_length": ("input_ids",)}

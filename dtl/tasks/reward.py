@@ -28,6 +28,7 @@ from dtl.data.chat.response import (
 from dtl.data.example import EncodedExample, Skip
 from dtl.data.modalities.text import limit_to_tokenizer
 from dtl.data.padding import attention_mask, pad_sequences
+from dtl.data.row_formats.base import RowKind
 from dtl.losses.preference import reward_losses
 from dtl.metrics.base import EvalRecord, Metric
 from dtl.metrics.preference import accuracy_counts, pair_scores
@@ -86,6 +87,10 @@ class Plugin(Task):
     @property
     def required_columns(self) -> str:  # type: ignore[override]
         return REQUIRED_COLUMNS[self.options.objective]
+
+    @property
+    def row_kind(self) -> RowKind | None:  # type: ignore[override]
+        return "pair" if self._is_pairwise else None
 
     @property
     def metric(self) -> Metric:  # type: ignore[override]

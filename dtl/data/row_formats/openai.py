@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from dtl.data.chat.messages import parse_text
 from dtl.data.row_formats.base import RowFormat
 from dtl.data.row_formats.values import (
     Message,
@@ -11,7 +12,6 @@ from dtl.data.row_formats.values import (
     get_list,
     get_tools,
     is_messages,
-    parse_nested,
     replace_columns,
     without_nulls,
 )
@@ -23,7 +23,7 @@ PREFERENCE_COLUMNS = ("input", "preferred_output", "non_preferred_output")
 
 def _is_older_chat(fields: Fields) -> bool:
     """Return whether a chat has functions, or roles that templates do not know."""
-    messages = parse_nested(fields.get("messages"))
+    messages = parse_text(fields.get("messages"))
     if not is_messages(messages, "role"):
         return False
     return "functions" in fields or any(
@@ -46,7 +46,7 @@ def _read_message(item: Any) -> Message:
         raise RowFormatError("a message has no role", "give each message role and content")
     message = without_nulls(item)
     message["role"] = ROLES.get(message["role"], message["role"])
-    if call := parse_nested(message.pop("function_call", None)):
+    if call := parse_text(message.pop("function_call", None)):
         message.setdefault("content", "")
         message["tool_calls"] = [{"type": "function", "function": call}]
     return message
@@ -54,7 +54,7 @@ def _read_message(item: Any) -> Message:
 
 def to_pair(fields: Fields) -> Fields:
     """Return the row with the columns `prompt`, `chosen`, `rejected` and `tools`."""
-    given = parse_nested(fields.get("input"))
+    given = parse_text(fields.get("input"))
     if not isinstance(given, dict):
         raise RowFormatError("`input` is no object with messages", 'write {"messages": [...]}')
     columns: dict[str, Any] = {"prompt": [_read_message(m) for m in get_list(given, "messages")]}

@@ -6,12 +6,12 @@ import re
 from itertools import takewhile
 from typing import Any
 
+from dtl.data.chat.messages import parse_text
 from dtl.data.row_formats.base import RowFormat
 from dtl.data.row_formats.values import (
     Message,
     RowFormatError,
     get_list,
-    parse_nested,
     replace_columns,
     require_text,
 )
@@ -109,6 +109,6 @@ ULTRAFEEDBACK = RowFormat(
     "UltraFeedback",
     {"pair": from_ultrafeedback},
     lambda fields: (
-        "instruction" in fields and isinstance(parse_nested(fields.get("completions")), list)
+        "instruction" in fields and isinstance(parse_text(fields.get("completions")), list)
     ),
 )

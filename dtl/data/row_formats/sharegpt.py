@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from dtl.data.chat.messages import parse_text
 from dtl.data.row_formats.base import RowFormat
 from dtl.data.row_formats.values import (
     Message,
@@ -13,7 +14,6 @@ from dtl.data.row_formats.values import (
     get_text,
     get_tools,
     is_messages,
-    parse_nested,
     replace_columns,
     without_nulls,
 )
@@ -37,7 +37,7 @@ def _matches(fields: Fields) -> bool:
 def _find_column(fields: Fields) -> str | None:
     """Return the column with the messages; `messages` only if they have `from` and `value`."""
     for column in COLUMNS:
-        value = parse_nested(fields.get(column))
+        value = parse_text(fields.get(column))
         is_own = column == "messages" and not is_messages(value, "from", "value")
         if (is_messages(value) or value == []) and not is_own:
             return column
@@ -79,14 +79,14 @@ def _read_messages(fields: Fields) -> tuple[str, list[Message]]:
     column = _find_column(fields) or COLUMNS[0]
     if column not in fields:
         raise RowFormatError(f"`{column}` is missing", "give each row its messages")
-    messages = [_read_message(parse_nested(item)) for item in get_list(fields, column)]
+    messages = [_read_message(parse_text(item)) for item in get_list(fields, column)]
     if system := get_text(fields, "system"):
         messages.insert(0, {"role": "system", "content": system})
     return column, messages
 
 
 def _read_response(fields: Fields, column: str) -> list[Message]:
-    value = parse_nested(fields.get(column))
+    value = parse_text(fields.get(column))
     if isinstance(value, str):
         return [{"role": "assistant", "content": value}]
     items = [value] if isinstance(value, dict) else get_list(fields, column)
@@ -115,7 +115,7 @@ def _read_message(item: Any) -> Message:
 
 def _read_calls(value: Any) -> list[dict[str, Any]]:
     """Return the tool calls of a message that is a call, or a list of calls."""
-    parsed = parse_nested(value)
+    parsed = parse_text(value)
     calls = parsed if isinstance(parsed, list) else [parsed]
     if not is_messages(calls, "name"):
         raise RowFormatError(
@@ -127,7 +127,7 @@ def _read_calls(value: Any) -> list[dict[str, Any]]:
             "type": "function",
             "function": {
                 "name": call["name"],
-                "arguments": parse_nested(call.get("arguments", call.get("parameters")) or {}),
+                "arguments": parse_text(call.get("arguments", call.get("parameters")) or {}),
             },
         }
         for call in calls

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from dtl.data.chat.messages import parse_text
 from dtl.data.row_formats.base import RowFormat
 from dtl.data.row_formats.values import (
     Message,
     get_judgment,
     is_messages,
-    parse_nested,
     replace_columns,
 )
 from dtl.data.sources.results import Fields
@@ -20,7 +20,7 @@ COMPLETION = ("prompt", "completion")
 
 def _as_messages(value: Any) -> Any:
     """Return the messages that a text holds; other values are unchanged."""
-    parsed = parse_nested(value)
+    parsed = parse_text(value)
     return parsed if is_messages(parsed, "role") else value
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import ast
-import json
 from collections.abc import Mapping
 from typing import Any
 
+from dtl.data.chat.messages import parse_text
 from dtl.data.sources.results import Fields
 
 Message = dict[str, Any]
@@ -20,21 +19,6 @@ class RowFormatError(ValueError):
     def __init__(self, problem: str, fix: str) -> None:
         super().__init__(problem)
         self.problem, self.fix = problem, fix
-
-
-def parse_nested(value: Any) -> Any:
-    """Return the list or object that a text holds as JSON or as a Python literal; other values are
-    unchanged. Tables and CSV files carry nested values as texts."""
-    if not isinstance(value, str) or value.strip()[:1] not in ("[", "{"):
-        return value
-    try:
-        return json.loads(value)
-    except ValueError:
-        pass
-    try:  # as pandas writes a list into a CSV file
-        return ast.literal_eval(value.strip())
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        return value
 
 
 def without_nulls(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -61,7 +45,7 @@ def require_text(fields: Fields, column: str) -> str:
 
 def get_list(fields: Fields, column: str) -> list[Any]:
     """Return the list of a column, [] for one that is missing, null or an empty text."""
-    value = parse_nested(fields.get(column))
+    value = parse_text(fields.get(column))
     if value is None or (isinstance(value, str) and not value.strip()):
         return []
     if not isinstance(value, list):
@@ -98,7 +82,7 @@ def get_tools(fields: Fields) -> list[Any]:
         {"type": "function", "function": tool}
         if isinstance(tool, dict) and "function" not in tool and "name" in tool
         else tool
-        for tool in map(parse_nested, get_list(fields, "tools"))
+        for tool in map(parse_text, get_list(fields, "tools"))
     ]
 
 

@@ -53,8 +53,22 @@ SAME_CONTENT = {
     "sharegpt_weights": (
         "sharegpt",
         "chat",
-        {"conversations": [*said(SYSTEM, ASK), {"from": "gpt", "value": "no", "weight": 0}]},
-        {"messages": [SYSTEM, ASK, {"role": "assistant", "content": "no", "weight": 0}]},
+        {
+            "conversations": [
+                *said(SYSTEM, ASK),
+                {"from": "gpt", "value": "no", "weight": 0},
+                *said(ASK, GOOD),
+            ]
+        },
+        {
+            "messages": [
+                SYSTEM,
+                ASK,
+                {"role": "assistant", "content": "no", "weight": 0},
+                ASK,
+                GOOD,
+            ]
+        },
     ),
     "sharegpt_roles": (
         "sharegpt",

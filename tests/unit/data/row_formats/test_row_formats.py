@@ -28,7 +28,7 @@ from tests.unit.data.row_formats.same_content import (
     said,
 )
 
-TASKS = {"chat": "causal_lm", "pair": "dpo"}
+TASKS = {"chat": "causal_lm", "pair": "dpo", "labeled": "kto"}
 TEMPLATE = (
     "{% for tool in tools or [] %}{{ tool | tojson }}\n{% endfor %}"
     "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}"
@@ -81,10 +81,8 @@ def open_kind(path, kind, check=None, **keys):
 
 
 def encode(rows, kind):
-    """The values of the only row's example, or of a labeled response its columns."""
+    """The values of the only row's example."""
     (row,) = rows
-    if kind not in TASKS:
-        return {name: row.fields[name] for name in LABELED}
     tokenizer = tiny.tokenizer(chat=True)
     tokenizer.chat_template = TEMPLATE
     task = make_task(TASKS[kind], max_length=2000)
@@ -165,6 +163,13 @@ def test_columns_that_are_mapped_in_the_config_decide():
 def test_other_columns_stay():
     (row,) = open_kind(as_json_lines({**ALPACA, "output": "a light", "team": "red"}), "chat")
     assert row.fields == {"messages": [SYSTEM, ASK, GOOD], "team": "red"}
+
+
+def test_of_a_prompt_and_completion_only_the_completion_is_learned():
+    _, kind, row, _ = SAME_CONTENT["trl_prompt_completion"]
+    values = encode(open_kind(as_json_lines(row), kind), kind)
+    learned = [label for label in values["labels"] if label != -100]
+    assert tiny.tokenizer().decode(learned) == f"{GOOD['content']}</s>"
 
 
 def test_row_without_output_ends_with_the_users_message():
