@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import ast
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from dtl.core.errors import Fault
+from dtl.data.nested_text import parse_text
 
 if TYPE_CHECKING:
     from dtl.data.sources.rows import Row
@@ -57,21 +56,6 @@ def normalize_messages(value: Any) -> Any:
     if not isinstance(messages, list):
         return messages
     return [_normalize_message(drop_nulls(parse_text(message))) for message in messages]
-
-
-def parse_text(value: Any) -> Any:
-    """Return the list or object that a text holds as JSON or as a Python literal; other values as
-    they are."""
-    if not isinstance(value, str) or value.strip()[:1] not in ("[", "{"):
-        return value
-    try:
-        return json.loads(value)
-    except ValueError:
-        pass
-    try:  # as pandas writes a list into a CSV file
-        return ast.literal_eval(value.strip())
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        return value
 
 
 def drop_nulls(value: Any) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from dtl.data.chat.messages import parse_text
+from dtl.data.nested_text import parse_text
 from dtl.data.row_formats.base import RowFormat
 from dtl.data.row_formats.values import (
     Message,

@@ -6,7 +6,7 @@ import re
 from itertools import takewhile
 from typing import Any
 
-from dtl.data.chat.messages import parse_text
+from dtl.data.nested_text import parse_text
 from dtl.data.row_formats.base import RowFormat
 from dtl.data.row_formats.values import (
     Message,

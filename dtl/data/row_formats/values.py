@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dtl.data.chat.messages import parse_text
+from dtl.data.nested_text import parse_text
 from dtl.data.sources.results import Fields
 
 Message = dict[str, Any]

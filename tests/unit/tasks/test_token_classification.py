@@ -208,7 +208,7 @@ def test_loss_is_that_of_transformers(base: str, request: pytest.FixtureRequest)
 
 
 def test_tags_are_those_of_the_rows_the_outside_first() -> None:
-    rows = [row(["a", "b"], ["O", "B-PER"]), row(["c", "d"], ["I-PER", "B-LOC"])]
+    rows = [row(["a", "b"], ["B-PER", "I-PER"]), row(["c", "d"], ["O", "B-LOC"])]
     assert task().collect_dataset_stats(rows, None) == {"labels": ["O", "B-LOC", "B-PER", "I-PER"]}
     all_pieces = task(label_all_tokens=True).collect_dataset_stats(rows, None)
     assert all_pieces == {"labels": ["O", "B-LOC", "I-LOC", "B-PER", "I-PER"]}
