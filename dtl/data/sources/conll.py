@@ -45,7 +45,8 @@ class ConllReader(TextFileReader):
         return result or Fault(location, "there is no sentence", "restore the original file")
 
     def describe(self) -> Iterator[str]:
-        yield f"{len(self.names)} columns, `{WORDS}` is number {self.names.index(WORDS) + 1}"
+        if WORDS in self.names:
+            yield f"{len(self.names)} columns, `{WORDS}` is number {self.names.index(WORDS) + 1}"
         yield from super().describe()
 
     @cached_property
