@@ -155,10 +155,10 @@ class Record:
         them by chance. Therefore the lines must have values of a label column in its place, or
         many delimiters together.
         """
-        lines = [line for line in self.lines if line.strip("\r\n")]
-        if len(lines) < 2 or columns < 2:
+        if len(self.lines) < 2 or columns < 2:
             return False
-        if any(line.count(dialect.delimiter) + 1 != columns for line in lines):
+        lines = [line for line in self.lines if line.strip("\r\n")]
+        if len(lines) < 2 or any(line.count(dialect.delimiter) + 1 != columns for line in lines):
             return False
         if labels.match([line.rstrip("\r\n").split(dialect.delimiter) for line in lines]):
             return True

@@ -172,8 +172,8 @@ def iter_lines(stream: BinaryIO, encoding: TextEncoding) -> Iterator[bytes]:
     newline, width = encoding.newline, len(encoding.newline)
     rest = b""
     while chunk := stream.read(CHUNK_BYTES):
+        start, at = 0, max(0, len(rest) - width)
         rest += chunk
-        start = at = 0
         while (at := rest.find(newline, at)) >= 0:
             if at % width:  # the last byte of one character and the first of the next
                 at += 1

@@ -149,6 +149,16 @@ SAME_CONTENT = {
         },
         PAIR,
     ),
+    "openai_preference_tools": (
+        "openai_preference",
+        "pair",
+        {
+            "input": {"messages": [SYSTEM, ASK, CALLS, RESULT], "tools": TOOLS},
+            "preferred_output": [GOOD],
+            "non_preferred_output": [BAD],
+        },
+        {**PAIR, "prompt": [SYSTEM, ASK, CALLS, RESULT], "tools": TOOLS},
+    ),
     "trl_prompt_completion": (
         "trl",
         "chat",

@@ -121,6 +121,15 @@ def test_streamed_rows_are_the_same(case):
     assert rows.validate_row(0, reader.read_row(position)) == next(iter(rows))
 
 
+@pytest.mark.parametrize("case", ["sharegpt_tools", "openai_functions", "openai_preference_tools"])
+def test_tools_calls_and_results_are_in_the_tokens(case):
+    _, kind, row, _ = SAME_CONTENT[case]
+    values = encode(open_kind(as_json_lines(row), kind), kind)
+    text = tiny.tokenizer().decode(values["input_ids" if kind == "chat" else "chosen"])
+    for sentinel in ("The weather of a city.", "K\u00f6ln", '"sky": "grey"', "be old", "a light"):
+        assert sentinel in text or sentinel.encode().decode("unicode_escape") in text
+
+
 def test_every_format_has_content_that_is_compared():
     assert {name for name, *_ in SAME_CONTENT.values()} - {None} == set(ROW_FORMAT_NAMES) - {
         "columns"
