@@ -42,13 +42,15 @@ def tokenizer(*, chat: bool = False) -> Any:
     return made
 
 
-def decoder(folder: Path, *, tied: bool = False, chat: bool = False, seed: int = 7) -> Path:
-    """A Llama of 2 blocks with random weights, saved with its tokenizer."""
+def decoder(
+    folder: Path, *, tied: bool = False, chat: bool = False, seed: int = 7, made: Any = None
+) -> Path:
+    """A Llama of 2 blocks with random weights, saved with its tokenizer or with `made`."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(seed)
-    made = tokenizer(chat=chat)
+    made = made or tokenizer(chat=chat)
     config = LlamaConfig(
         vocab_size=len(made),
         hidden_size=32,
@@ -286,6 +288,24 @@ def teach_summaries(
     ]
     _teach(model, examples, steps)
     return _save(model, made, folder)
+
+
+def teach_chats(base: Path, rows: list[dict[str, Any]], end: str, *, steps: int = 100) -> None:
+    """Let a model learn the last answer of each chat, with the token that ends it, in plain PyTorch
+    and in place: after the tokens of the generation prompt."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model, made = AutoModelForCausalLM.from_pretrained(base), AutoTokenizer.from_pretrained(base)
+    examples = []
+    for row in rows:
+        prompt = made.apply_chat_template(
+            row["messages"][:-1], add_generation_prompt=True, return_dict=False
+        )
+        text = row["messages"][-1]["content"] + end
+        answer = made(text, add_special_tokens=False)["input_ids"]
+        examples.append((prompt + answer, [-100] * len(prompt) + answer))
+    _teach(model, examples, steps)
+    model.save_pretrained(base)
 
 
 def _teach(model: Any, examples: list[tuple[list[int], list[int]]], steps: int) -> None:

@@ -62,9 +62,13 @@ def local_state_dict(model: nn.Module, *, trainable_only: bool) -> dict[str, Ten
 def write_adapter(
     model: nn.Module, state: dict[str, Tensor], folder: Path, *, dtype: torch.dtype
 ) -> None:
-    """Write the adapter as PEFT loads it. Raises RunFailed if the files read back differ."""
+    """Write the adapter as PEFT loads it, and how its model generates by default. Raises RunFailed
+    if the files read back differ."""
     adapter = build_adapter_files(model, _cast_floating(state, dtype))
-    adapter.save(folder, base=model.get_base_model())  # type: ignore[operator]
+    base = model.get_base_model()  # type: ignore[operator]
+    adapter.save(folder, base=base)
+    if base.can_generate():
+        base.generation_config.save_pretrained(folder)
     _check_bitwise_equal(adapter.tensors, load_adapter_tensors(folder).get, folder)
 
 

@@ -50,6 +50,7 @@ class ModelCardData:
     trained head. `quantization`: arguments of BitsAndBytesConfig; empty where the base is not
     quantized. `step`: of the weights; None: the last. `metric_name`: of the metric that
     `results.intervals` are of. `embedding_rows`: with added tokens; None: those of the base.
+    `has_generation_config`: beside an adapter.
     """
 
     config: RunConfig
@@ -67,6 +68,7 @@ class ModelCardData:
     metric_name: str = ""
     summary: ExportSummary | None = None
     embedding_rows: int | None = None
+    has_generation_config: bool = False
 
 
 def collect_card_data(
@@ -96,4 +98,5 @@ def collect_card_data(
         metric_name=task.metric.name,
         summary=summary,
         embedding_rows=exported.embedding_rows,
+        has_generation_config=kind == "adapter" and task.auto_class == "AutoModelForCausalLM",
     )

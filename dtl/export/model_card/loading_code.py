@@ -52,6 +52,10 @@ def loading_code(card: ModelCardData) -> str:
     if card.quantization:
         config = "".join(f"    {name}={value!r},\n" for name, value in card.quantization.items())
         code = code.replace("base =", f"quantized = BitsAndBytesConfig(\n{config})\nbase =", 1)
+    if card.has_generation_config:
+        code += (
+            'model.generation_config = GenerationConfig.from_pretrained("path/of/this/folder")\n'
+        )
     for name, auto_class in processors.items():
         code += f'{name} = {auto_class}.from_pretrained("path/of/this/folder")\n'
     code = code.rstrip()
@@ -61,7 +65,9 @@ def loading_code(card: ModelCardData) -> str:
 def _model_classes(card: ModelCardData) -> list[str]:
     if card.kind not in ("adapter", "model"):
         return []
-    return [card.auto_class, *(["BitsAndBytesConfig"] if card.quantization else [])]
+    quantization = ["BitsAndBytesConfig"] if card.quantization else []
+    generation = ["GenerationConfig"] if card.has_generation_config else []
+    return [card.auto_class, *quantization, *generation]
 
 
 def _resize_line(card: ModelCardData) -> str:
