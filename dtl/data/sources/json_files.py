@@ -7,7 +7,7 @@ from typing import Any
 
 from dtl.config.schema.data_files import FileOptions
 from dtl.core.errors import Fault
-from dtl.data.sources.data_file import DataFile
+from dtl.data.sources.data_file import DECOMPRESSION_ERRORS, DataFile
 from dtl.data.sources.file_reader import FileReader, TextFileReader
 from dtl.data.sources.results import (
     FileFault,
@@ -16,9 +16,10 @@ from dtl.data.sources.results import (
     RowPosition,
     is_encodable,
 )
-from dtl.data.sources.text_encoding import TextEncoding
+from dtl.data.sources.text_encoding import TextEncoding, find_encoding
 
 SURROGATE_ESCAPE = "\\ud"  # starts an escaped surrogate; an unpaired one is not valid text
+START_BYTES = 256  # enough to see whether a file begins with a bracket
 JSON_TYPE_NAMES = {list: "a list", str: "a string", bool: "true or false", type(None): "null"}
 
 
@@ -79,9 +80,13 @@ class JsonListReader(TextFileReader):
 
 def open_json(file: DataFile, options: FileOptions) -> FileReader:
     """Return the reader of a JSON file, which is a list or JSON Lines."""
-    lines = JsonLinesReader(file, options)
-    is_list = lines.sample_text[:64].lstrip().startswith("[")
-    return JsonListReader(file, options) if is_list else lines
+    try:
+        start = file.read_sample(START_BYTES)
+    except (OSError, *DECOMPRESSION_ERRORS):
+        start = b""  # the reading reports it
+    encoding = find_encoding(start, named=options.encoding)
+    is_list = encoding.decode_valid(start).lstrip().startswith("[")
+    return JsonListReader(file, options) if is_list else JsonLinesReader(file, options)
 
 
 def _parse_row(line: bytes, location: str, encoding: TextEncoding) -> ReadResult:

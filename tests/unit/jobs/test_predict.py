@@ -182,3 +182,16 @@ def test_text_lines_are_continued_as_by_plain_transformers(cache, tmp_path, deco
             generated[0, tokens["input_ids"].shape[1] :], skip_special_tokens=True
         )
         assert row == {"text": prompt, "predicted": expected}
+
+
+def test_rows_of_other_formats_and_files_are_read_to_predict_for(tmp_path):
+    from dtl.data.row_formats.base import RowInput
+    from dtl.jobs.predict import _read_file
+
+    (tmp_path / "in.json").write_text('[{"instruction": "the river", "input": "and stone"}]')
+    (row,) = _read_file(tmp_path / "in.json", RowInput(kind="chat"))
+    assert row.fields == {"messages": [{"role": "user", "content": "the river\nand stone"}]}
+    (tmp_path / "in.txt").write_bytes("the r\u00edver\r\n\r\na ship\r\n".encode("utf-16"))
+    rows = list(_read_file(tmp_path / "in.txt", RowInput()))
+    assert [row.fields for row in rows] == [{"text": "the r\u00edver"}, {"text": "a ship"}]
+    assert [row.location for row in rows] == [f"{tmp_path}/in.txt:{line}" for line in (1, 3)]
