@@ -101,7 +101,6 @@ def measure(case: str, folder: Path) -> Measurement:
         config.optim,
         learning_rate=1e-3,
         new_parameters=adapted.new_parameters,
-        device="cpu",
         rate_factor=parts.strategy.learning_rate_factor,
     )
     engine.prepare(adapted.model, optimizer)

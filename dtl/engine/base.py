@@ -20,13 +20,17 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
 
+LOSS_SCALE_GROWTH_STEPS = 2000  # as in torch.amp.GradScaler
+
+
 @dataclass(frozen=True)
 class EngineSettings:
     """What the plan decided for the engine.
 
     `parallel_dims`: as planned, of rank 0. `dtype`: fp32, bf16 or fp16. `gradient_clip`: largest
     gradient norm, or None. `deepspeed`: the complete DeepSpeed config, or None for plain data
-    parallelism. `timeout_seconds`: of a collective.
+    parallelism. `timeout_seconds`: of a collective. `deterministic`: only algorithms that give the
+    same bits in every run.
     """
 
     device: str
@@ -36,6 +40,7 @@ class EngineSettings:
     gradient_clip: float | None
     deepspeed: dict[str, Any] | None
     timeout_seconds: float = 1800.0
+    deterministic: bool = False
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,16 @@ class Step:
 
     gradient_norm: float
     was_applied: bool
+
+
+@dataclass(frozen=True)
+class LossScalerState:
+    """What fp16's loss scaler knows: the factor on the loss, and the steps without overflow since
+    it last changed. After `LOSS_SCALE_GROWTH_STEPS` of them it is doubled; an overflow halves it.
+    """
+
+    scale: float
+    steps_since_change: int
 
 
 class Engine(ABC):
@@ -192,7 +207,8 @@ class Engine(ABC):
     @property
     @abstractmethod
     def trainable_dtype(self) -> torch.dtype:
-        """The dtype that trainable parameters have when the model is prepared."""
+        """The dtype that trainable parameters have once the model is prepared. Before, they are
+        fp32, and the master weights start from those values."""
 
     @abstractmethod
     def is_partitioned(self, parameter: nn.Parameter) -> bool:
@@ -202,10 +218,13 @@ class Engine(ABC):
     def _input_dtype(self, tensor: Tensor) -> torch.dtype | None: ...
 
     @abstractmethod
-    def init_context(self, is_sharded: bool) -> AbstractContextManager[None]:
+    def init_context(
+        self, is_sharded: bool, *, in_fp32: bool = False
+    ) -> AbstractContextManager[None]:
         """Return the context in which weights are created.
 
-        `is_sharded`: each rank keeps only its part, where the engine partitions weights.
+        `is_sharded`: each rank keeps only its part, where the engine partitions weights. `in_fp32`:
+        partitioned weights are created in fp32, and get the engine's dtype in `prepare`.
         """
 
     @abstractmethod
@@ -223,7 +242,10 @@ class Engine(ABC):
 
     @abstractmethod
     def prepare(self, model: nn.Module, optimizer: Optimizer) -> None:
-        """Wrap and shard; then use `engine.model` and `engine.optimizer`."""
+        """Wrap and shard; then use `engine.model` and `engine.optimizer`.
+
+        Trainable parameters are fp32 until then, and the master weights have their exact values.
+        """
 
     @abstractmethod
     def autocast(self) -> AbstractContextManager[Any]:
@@ -250,6 +272,14 @@ class Engine(ABC):
         """The optimizer that updates the master weights and holds the state of each."""
         inner: Optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
         return inner
+
+    @abstractmethod
+    def loss_scaler_state(self) -> LossScalerState | None:
+        """Return the state of fp16's loss scaler; None in another dtype."""
+
+    @abstractmethod
+    def set_loss_scaler_state(self, state: LossScalerState) -> None:
+        """Continue with the state of another engine's loss scaler, in fp16."""
 
     @abstractmethod
     def parameters_without_gradient(self) -> list[str]:

@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from dtl.engine.base import Engine, EngineSettings, Step
+from dtl.engine.base import (
+    LOSS_SCALE_GROWTH_STEPS,
+    Engine,
+    EngineSettings,
+    LossScalerState,
+    Step,
+)
 from dtl.engine.optimizer_state import INTEGER_STEP_MODULES, MOMENTS, OPTIMIZER_STATE_NAMES
 from dtl.models.dtypes import torch_dtype
 
@@ -24,7 +30,9 @@ class DdpEngine(Engine):
     def __init__(self, settings: EngineSettings, accelerator: Accelerator) -> None:
         super().__init__(settings, accelerator)
         self.scaler = torch.amp.GradScaler(
-            self.device.type, enabled=settings.dtype == "fp16" and self.device.type != "cpu"
+            self.device.type,
+            growth_interval=LOSS_SCALE_GROWTH_STEPS,
+            enabled=settings.dtype == "fp16",
         )
 
     @property
@@ -45,7 +53,9 @@ class DdpEngine(Engine):
     def _input_dtype(self, tensor: Tensor) -> torch.dtype | None:
         return None
 
-    def init_context(self, is_sharded: bool) -> AbstractContextManager[None]:
+    def init_context(
+        self, is_sharded: bool, *, in_fp32: bool = False
+    ) -> AbstractContextManager[None]:
         return nullcontext()
 
     def write_full_tensor(self, parameter: nn.Parameter, value: Tensor) -> None:
@@ -91,6 +101,14 @@ class DdpEngine(Engine):
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         return Step(norm, was_applied=math.isfinite(norm))
+
+    def loss_scaler_state(self) -> LossScalerState | None:
+        state = self.scaler.state_dict()
+        return LossScalerState(state["scale"], state["_growth_tracker"]) if state else None
+
+    def set_loss_scaler_state(self, state: LossScalerState) -> None:
+        changed = {"scale": state.scale, "_growth_tracker": state.steps_since_change}
+        self.scaler.load_state_dict(self.scaler.state_dict() | changed)
 
     def parameters_without_gradient(self) -> list[str]:
         return [

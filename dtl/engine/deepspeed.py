@@ -9,9 +9,19 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from dtl.engine.base import Engine, EngineSettings, Step
+from dtl.engine.base import (
+    LOSS_SCALE_GROWTH_STEPS,
+    Engine,
+    EngineSettings,
+    LossScalerState,
+    Step,
+)
 from dtl.engine.optimizer_state import MOMENTS, OPTIMIZER_STATE_NAMES
-from dtl.engine.patches import init_with_gathered_weights, tie_gathered_weights
+from dtl.engine.patches import (
+    init_with_gathered_weights,
+    keep_batch_norm_statistics,
+    tie_gathered_weights,
+)
 from dtl.models.dtypes import torch_dtype
 from dtl.models.full_shape import register_shape_reader
 
@@ -28,6 +38,7 @@ class DeepSpeedEngine(Engine):
         assert settings.deepspeed is not None
         self.stage: int = settings.deepspeed["zero_optimization"]["stage"]
         register_shape_reader(read_full_shape)
+        self._steps_since_scale_change = 0
 
     @property
     def needs_optimizer_state_init(self) -> bool:
@@ -50,21 +61,27 @@ class DeepSpeedEngine(Engine):
         return torch_dtype(self.settings.dtype) if tensor.is_floating_point() else None
 
     @contextmanager
-    def init_context(self, is_sharded: bool) -> Iterator[None]:
-        if is_sharded or self.stage < 3:
-            with ExitStack() as patches:
-                if self.stage == 3:
-                    patches.enter_context(tie_gathered_weights())
-                    patches.enter_context(init_with_gathered_weights())
-                yield
+    def init_context(self, is_sharded: bool, *, in_fp32: bool = False) -> Iterator[None]:
+        if self.stage < 3:
+            yield
             return
         from transformers.integrations import deepspeed as bridge
 
-        bridge.unset_hf_deepspeed_config()
-        try:
+        with ExitStack() as contexts:
+            contexts.callback(
+                bridge.set_hf_deepspeed_config, self.accelerator.state.deepspeed_plugin.dschf
+            )
+            if not is_sharded:
+                bridge.unset_hf_deepspeed_config()
+            else:
+                contexts.enter_context(tie_gathered_weights())
+                contexts.enter_context(init_with_gathered_weights())
+                contexts.enter_context(keep_batch_norm_statistics())
+                if in_fp32:
+                    half = {"bf16": {"enabled": False}, "fp16": {"enabled": False}}
+                    settings = bridge.HfDeepSpeedConfig({**self.settings.deepspeed, **half})  # type: ignore[dict-item]
+                    contexts.callback(lambda: settings)  # transformers has a weak reference to it
             yield
-        finally:
-            bridge.set_hf_deepspeed_config(self.accelerator.state.deepspeed_plugin.dschf)
 
     def gather_for_read(self, parameters: list[nn.Parameter]) -> AbstractContextManager[Any]:
         return self._gather_parameters(parameters, modifier_rank=None)
@@ -88,9 +105,47 @@ class DeepSpeedEngine(Engine):
                 parameter.copy_(value)
 
     def prepare(self, model: nn.Module, optimizer: Optimizer) -> None:
+        trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        start_values = [self._start_value(parameter) for parameter in trainable]
+        for parameter in model.parameters():
+            self._cast(parameter)
         self.model, wrapped = self.accelerator.prepare(model, optimizer)
         self.optimizer = self.model.optimizer  # type: ignore[assignment]
         assert wrapped is not None
+        if self._loss_scaler is not None:
+            self._loss_scaler.raise_error_at_min_scale = False  # the run's own check ends it
+            self._steps_since_scale_change = 0
+        for parameter, value in zip(trainable, start_values, strict=True):
+            if value is not None:  # DeepSpeed has made the master weight from the rounded one
+                self._set_master_weight(parameter, value)
+
+    def _set_master_weight(self, parameter: nn.Parameter, value: Tensor) -> None:
+        """Write an fp32 value into a master weight: of this rank's part at stage 3, else full."""
+        from deepspeed.utils import safe_set_full_fp32_param, safe_set_local_fp32_param
+
+        if self.stage == 3:
+            safe_set_local_fp32_param(parameter, value)
+        else:
+            safe_set_full_fp32_param(parameter, value.to(self.device))
+
+    def _start_value(self, parameter: nn.Parameter) -> Tensor | None:
+        """Return the fp32 value that the master weight starts from, at stage 3 of this rank's part;
+        None where training is in fp32 anyway."""
+        if self.trainable_dtype == torch.float32:
+            return None
+        if self.is_partitioned(parameter):
+            partition: Tensor = parameter.ds_tensor  # type: ignore[attr-defined]
+            return partition.detach().to("cpu", torch.float32, copy=True)
+        value = parameter.detach().float()
+        return self._local_partition(value) if self.stage == 3 else value
+
+    def _cast(self, parameter: nn.Parameter) -> None:
+        """Cast an fp32 parameter to the engine's dtype, in place: DeepSpeed needs one dtype."""
+        if parameter.dtype == torch.float32:
+            parameter.data = parameter.data.to(self.trainable_dtype)
+            if self.is_partitioned(parameter):
+                partition: Tensor = parameter.ds_tensor  # type: ignore[attr-defined]
+                partition.data = partition.data.to(self.trainable_dtype)
 
     def fp32_master_weights(self) -> list[tuple[dict[str, Any], Tensor]]:
         groups = self.inner_optimizer.param_groups
@@ -115,7 +170,33 @@ class DeepSpeedEngine(Engine):
         self.model.step()  # type: ignore[operator]
         norm = float(self.model.get_global_grad_norm())  # type: ignore[operator]
         # DeepSpeed itself skips a step whose norm is not finite, at every stage.
-        return Step(norm, was_applied=not self.optimizer.overflow)  # type: ignore[attr-defined]
+        was_applied = not self.optimizer.overflow  # type: ignore[attr-defined]
+        if self._loss_scaler is not None:
+            self._grow_loss_scale(was_applied=was_applied)
+        return Step(norm, was_applied=was_applied)
+
+    @property
+    def _loss_scaler(self) -> Any:
+        """DeepSpeed's loss scaler in fp16, else None."""
+        return self.optimizer.loss_scaler if self.settings.dtype == "fp16" else None  # type: ignore[attr-defined]
+
+    def _grow_loss_scale(self, *, was_applied: bool) -> None:
+        """Double the loss scale after enough steps without overflow. DeepSpeed 0.19.8 does it at
+        stage 3 before it divides the gradients by the scale, which would halve one update."""
+        self._steps_since_scale_change = self._steps_since_scale_change + 1 if was_applied else 0
+        if self._steps_since_scale_change == LOSS_SCALE_GROWTH_STEPS:
+            self._loss_scaler.cur_scale *= 2.0
+            self._steps_since_scale_change = 0
+
+    def loss_scaler_state(self) -> LossScalerState | None:
+        scaler = self._loss_scaler
+        if scaler is None:
+            return None
+        return LossScalerState(float(scaler.cur_scale), self._steps_since_scale_change)
+
+    def set_loss_scaler_state(self, state: LossScalerState) -> None:
+        self._loss_scaler.cur_scale = state.scale
+        self._steps_since_scale_change = state.steps_since_change
 
     def parameters_without_gradient(self) -> list[str]:
         self._link_optimizer_states()
@@ -157,12 +238,9 @@ class DeepSpeedEngine(Engine):
             return parameter.detach().to("cpu", copy=True)
 
     def set_weight(self, parameter: nn.Parameter, value: Tensor) -> None:
-        from deepspeed.utils import safe_set_full_fp32_param, safe_set_local_fp32_param
-
-        if self.stage == 3:
-            safe_set_local_fp32_param(parameter, self._local_partition(value))
-        else:
-            safe_set_full_fp32_param(parameter, value.to(self.device))
+        self._set_master_weight(
+            parameter, self._local_partition(value) if self.stage == 3 else value
+        )
 
     def optimizer_state(self, parameter: nn.Parameter) -> dict[str, Tensor]:
         from deepspeed.utils import safe_get_full_optimizer_state

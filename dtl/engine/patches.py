@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import nn
 
+from dtl.models.structure.module_kinds import BATCH_NORM_STATISTICS
+
 
 @contextmanager
 def tie_gathered_weights() -> Iterator[None]:
@@ -59,6 +61,17 @@ def init_with_gathered_weights() -> Iterator[None]:
         yield
     finally:
         PreTrainedModel._initialize_weights = initialize_weights
+
+
+@contextmanager
+def keep_batch_norm_statistics() -> Iterator[None]:
+    """Have DeepSpeed create the statistics of BatchNorm in fp32, whatever the dtype of weights."""
+    norm: Any = nn.modules.batchnorm._NormBase
+    norm._keep_in_fp32_modules_strict = BATCH_NORM_STATISTICS
+    try:
+        yield
+    finally:
+        del norm._keep_in_fp32_modules_strict
 
 
 def _parameters_read_by_init(module: nn.Module) -> list[nn.Parameter]:

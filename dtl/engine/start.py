@@ -6,6 +6,7 @@ import os
 from collections.abc import MutableMapping
 from datetime import timedelta
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import (
     DistributedDataParallelKwargs,
@@ -35,9 +36,24 @@ def start(settings: EngineSettings) -> Engine:
     RuntimeError where the processes are not those of the plan.
     """
     _remove_accelerate_variables()
+    choose_algorithms(os.environ, deterministic=settings.deterministic)
     engine = _start_ddp(settings) if settings.deepspeed is None else _start_deepspeed(settings)
     _check_world_size(engine, settings.parallel_dims.world_size)
     return engine
+
+
+def choose_algorithms(environment: MutableMapping[str, str], *, deterministic: bool) -> None:
+    """Have torch use only algorithms that give the same bits in every run, or any again.
+
+    An operation that has none raises RuntimeError. Call it before CUDA is initialized.
+    """
+    if deterministic:
+        environment.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        environment["FLASH_ATTENTION_DETERMINISTIC"] = "1"  # transformers reads it
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+        torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = deterministic
+    torch.use_deterministic_algorithms(deterministic)
 
 
 def _remove_accelerate_variables() -> None:

@@ -1,4 +1,5 @@
-"""Report failures of one rank that a restart would not fix: memory or a disk is full."""
+"""Report failures of one rank that a restart would not fix: memory or a disk is full, or an
+operation is not deterministic."""
 
 from __future__ import annotations
 
@@ -9,7 +10,11 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from dtl.core.errors import RankFailed
-from dtl.core.resource_errors import is_disk_full, is_out_of_memory
+from dtl.core.resource_errors import (
+    find_nondeterministic_operation,
+    is_disk_full,
+    is_out_of_memory,
+)
 from dtl.plan.memory_advice import suggest_memory_reduction
 
 if TYPE_CHECKING:
@@ -19,7 +24,8 @@ if TYPE_CHECKING:
 
 @contextmanager
 def report_resource_failures(prepared: PreparedRun, watchdog: Watchdog) -> Iterator[None]:
-    """Raise RankFailed, with what to change, in place of an error of a full disk or memory."""
+    """Raise RankFailed, with what to change, in place of an error of a full disk or memory, or of
+    an operation that `run.deterministic` refuses."""
     from dtl.train.log import format_peak_memory
 
     try:
@@ -33,6 +39,10 @@ def report_resource_failures(prepared: PreparedRun, watchdog: Watchdog) -> Itera
             location = f"rank {os.environ.get('RANK', '0')}"
             problem = f"out of memory in {watchdog.activity}; {format_peak_memory()}"
             fix = suggest_memory_reduction(prepared.plan, activity=watchdog.activity)
+        elif (operation := find_nondeterministic_operation(error)) is not None:
+            location = "run.deterministic"
+            problem = f"{operation} has no deterministic implementation on this device"
+            fix = "set it to false; the run then repeats up to rounding"
         else:
             raise
         traceback.print_exc()

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from dtl.config.schema import Model
 from dtl.core.errors import DtlError
 from dtl.models.base_adapters import resolve_adapters
+from dtl.models.batch_norm import use_fp32_statistics
 from dtl.models.dtypes import torch_dtype
 from dtl.models.full_shape import full_shape
 from dtl.models.load_errors import translate_load_errors
@@ -26,6 +29,7 @@ from dtl.models.pretrained_config import (
 from dtl.models.processor import load_tokenizer
 from dtl.models.quantization import quantize
 from dtl.models.quantization.original_weights import find_original_weights
+from dtl.models.structure.module_kinds import BATCH_NORM_STATISTICS
 from dtl.models.trust import LOCATION, check_safetensors
 from dtl.models.vocabulary import (
     changes_vocabulary,
@@ -43,7 +47,9 @@ if TYPE_CHECKING:
 class LoadingEngine(Protocol):
     """What loading needs of an engine that may partition weights."""
 
-    def init_context(self, is_sharded: bool) -> AbstractContextManager[None]:
+    def init_context(
+        self, is_sharded: bool, *, in_fp32: bool = False
+    ) -> AbstractContextManager[None]:
         """Return the context in which weights are created."""
 
     def gather_for_update(self, parameters: list[nn.Parameter]) -> AbstractContextManager[Any]:
@@ -152,13 +158,14 @@ def load_pretrained(
 ) -> LoadedModel:
     """Return the model on the CPU (partitioned under ZeRO stage 3), the same on every rank.
 
-    `dtype`: fp32, bf16 or fp16. `random_init`: draw all weights with `seed` and read none.
+    `dtype`: fp32, bf16 or fp16; the statistics of BatchNorm are fp32 in any case. `random_init`:
+    draw all weights with `seed` and read none.
     `engine`: partitions the weights while they are read, or not; None: nothing is partitioned.
     Raises DtlError if the weights are missing, are pickles, or do not belong to this architecture.
     """
     import torch
 
-    make_context = engine.init_context if engine else (lambda is_sharded: nullcontext())
+    make_context = _init_context(engine, dtype=dtype)
     config, auto_class = load_changed_config(model, head), get_auto_class(model, head)
     torch.manual_seed(seed)
     if random_init:
@@ -170,18 +177,28 @@ def load_pretrained(
                 **get_class_arguments(model, head),
             )
         _add_rows(network, model)
+        use_fp32_statistics(network)
         return LoadedModel(network.to(torch_dtype(dtype)), frozenset())
     check_safetensors(locate_model(model))
-    if model.quantize is not None:
-        loaded = _load_quantized(model, head, dtype=dtype, make_context=make_context)
-    else:
-        with make_context(not model.adapters):  # adapters are merged into full weights
-            loaded = _read_weights(model, head, dtype=torch_dtype(dtype))
+    with load_in_fp32(BATCH_NORM_STATISTICS):
+        if model.quantize is not None:
+            loaded = _load_quantized(model, head, dtype=dtype, make_context=make_context)
+        else:
+            with make_context(not model.adapters):  # adapters are merged into full weights
+                loaded = _read_weights(model, head, dtype=torch_dtype(dtype))
+    use_fp32_statistics(loaded.model)
     _check_weights_match(loaded.model, loaded.new_parameters, model)
     _add_rows(loaded.model, model)
     gather = engine.gather_for_update if engine else (lambda parameters: nullcontext())
     init_new_rows(loaded.model, gather_for_update=gather)
     return _load_language_weights(_merge_adapters(loaded, model), model, head)
+
+
+def _init_context(engine: LoadingEngine | None, *, dtype: str) -> InitContext:
+    """Return the function that makes the context in which weights are created."""
+    if engine is None:
+        return lambda is_sharded: nullcontext()
+    return partial(engine.init_context, in_fp32=dtype == "fp32")
 
 
 def _add_rows(network: nn.Module, model: Model) -> None:
@@ -190,6 +207,25 @@ def _add_rows(network: nn.Module, model: Model) -> None:
         return
     rows = full_shape(network.get_input_embeddings().weight)[0]  # type: ignore[operator]
     resize_embeddings(network, find_new_rows(model, load_tokenizer(model), rows=rows))
+
+
+@contextmanager
+def load_in_fp32(names: Iterable[str]) -> Iterator[None]:
+    """Have transformers load the tensors of these names, full or below their module, in fp32."""
+    import torch
+    from transformers import PreTrainedModel
+
+    get_dtype_plan = PreTrainedModel._get_dtype_plan
+    patterns = [rf"(?:^|\.){re.escape(name)}$" for name in sorted(names)]
+
+    def get_plan(network: Any, dtype: torch.dtype) -> dict[str, torch.dtype]:
+        return dict.fromkeys(patterns, torch.float32) | get_dtype_plan(network, dtype)
+
+    PreTrainedModel._get_dtype_plan = get_plan
+    try:
+        yield
+    finally:
+        PreTrainedModel._get_dtype_plan = get_dtype_plan
 
 
 def _merge_adapters(loaded: LoadedModel, model: Model) -> LoadedModel:

@@ -7,6 +7,15 @@ from typing import Any
 from dtl.plan.records import Layout
 
 BUCKET_SIZE = 50_000_000  # numbers in one collective
+# As torch.amp.GradScaler, so that fp16 skips the same steps at every stage: an overflow halves the
+# scale at once. The engine itself doubles it (the window is never reached).
+LOSS_SCALING = {
+    "loss_scale": 0,
+    "initial_scale_power": 16,
+    "loss_scale_window": 2**31,
+    "hysteresis": 1,
+    "min_loss_scale": 1,
+}
 PERSISTENCE_THRESHOLD = 10_000  # ZeRO-3 does not shard tensors with fewer numbers
 
 
@@ -21,7 +30,10 @@ def build_deepspeed_config(layout: Layout, *, gradient_clip: float | None) -> di
         # Without this key DeepSpeed would clip at 1.0; 0.0 means no clipping.
         "gradient_clipping": gradient_clip or 0.0,
         "bf16": {"enabled": layout.dtype == "bf16"},
-        "fp16": {"enabled": layout.dtype == "fp16", "loss_scale": 0, "initial_scale_power": 16},
+        "fp16": {"enabled": layout.dtype == "fp16", **LOSS_SCALING},
+        # Without these keys gradients are added and reduced in the dtype of the weights.
+        "data_types": {"grad_accum_dtype": layout.grad_accum_dtype},
+        "communication_data_type": layout.grad_accum_dtype,
         "zero_optimization": _zero_optimization(layout),
         "zero_allow_untested_optimizer": True,
         # On a CPU the optimizer is in main memory already.

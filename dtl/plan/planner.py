@@ -18,7 +18,7 @@ from dtl.plan.feature_cache import FirstPhase, decide_feature_cache
 from dtl.plan.memory import USABLE_MEMORY, estimate_model_state
 from dtl.plan.micro_batch import choose_micro_batch, count_accumulation_steps
 from dtl.plan.phases import check_adapter_fits_base, plan_phases
-from dtl.plan.precision import choose_dtype
+from dtl.plan.precision import choose_dtype, choose_grad_accum_dtype
 from dtl.plan.processes import choose_processes
 from dtl.plan.records import DecisionLog, Layout, ParameterCounts, Plan
 from dtl.plan.request import PlanRequest
@@ -94,6 +94,8 @@ def _choose_layout(
     request: PlanRequest, counts: ParameterCounts, log: DecisionLog
 ) -> tuple[Layout, dict[str, int]]:
     """Return the layout, and the bytes of model state on one rank."""
+    config = request.config.layout
+
     # a. Processes, one per device.
     processes = choose_processes(request, log)
     size = processes.parallel_dims.data_parallel_size
@@ -108,7 +110,12 @@ def _choose_layout(
         zero_stage=sharding.stage,
         data_parallel_size=size,
         dtype=dtype,
+        grad_accum_dtype=config.grad_accum_dtype,
         offload=sharding.offload,
+    )
+
+    grad_accum_dtype = choose_grad_accum_dtype(
+        config, dtype=dtype, zero_stage=sharding.stage, log=log
     )
 
     # d. Activation checkpointing and micro-batch, by the memory that is left.
@@ -133,5 +140,6 @@ def _choose_layout(
         activation_checkpointing=checkpointing,
         dtype=dtype,
         device=request.hardware.device,
+        grad_accum_dtype=grad_accum_dtype,
     )
     return layout, model_state

@@ -53,6 +53,7 @@ class Layout:
     activation_checkpointing: bool
     dtype: str
     device: str
+    grad_accum_dtype: str = "fp32"
 
     @property
     def parallel_dims(self) -> ParallelDims:
@@ -71,6 +72,7 @@ class ParameterCounts:
 
     `moment_bytes`: of the optimizer's moments of the trainable ones; None: those of AdamW.
     `l2_sp_numbers`: trainable ones whose initial value the optimizer keeps as well.
+    `trainable_in_model`: trainable ones of the model itself, its head included, not of adapters.
     """
 
     trainable: int
@@ -78,6 +80,7 @@ class ParameterCounts:
     quantized: QuantizedSize = field(default=QuantizedSize())  # among the frozen
     moment_bytes: int | None = None
     l2_sp_numbers: int = 0
+    trainable_in_model: int = 0
 
     @property
     def optimizer_state_bytes(self) -> int:

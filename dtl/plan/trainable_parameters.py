@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from dtl.assembly.parts import Parts
@@ -51,6 +52,7 @@ def count_trainable_parameters(
         config.model, head=HeadConfig(parts.task.auto_class, parts.task.head_config(stats))
     )
     embeddings = rows_to_read(loaded.model)
+    names_in_model = {name for name, _ in loaded.model.named_parameters()}
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the run raises them again, into its log
         model = parts.apply_strategy(loaded)
@@ -71,6 +73,11 @@ def count_trainable_parameters(
         quantized=quantize.measure_quantized_size(model, config.model),
         moment_bytes=moments + count * extra_bytes,
         l2_sp_numbers=sum(trainable[name].numel() for name in rules if rules[name].l2_sp),
+        trainable_in_model=sum(
+            value.numel()
+            for name, value in trainable.items()
+            if _name_before_peft(name, names_in_model) is not None
+        ),
     )
     return PhaseParameters(
         frozenset(trainable),
@@ -78,6 +85,33 @@ def count_trainable_parameters(
         find_inseparable_reason(model),
         trains_new_rows(loaded.model, embeddings),
     )
+
+
+def find_trainable_names(config: RunConfig, parts: Parts, stats: DatasetStats) -> frozenset[str]:
+    """Return the names, before the strategy of `parts` is applied, of the model's own parameters
+    that it trains, with the other names of those that are tied."""
+    import torch
+
+    loaded = load_on_meta_device(
+        config.model, head=HeadConfig(parts.task.auto_class, parts.task.head_config(stats))
+    )
+    own = dict(loaded.model.named_parameters(remove_duplicate=False))
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the strategy is applied again, to the loaded model
+        model = parts.apply_strategy(loaded)
+    trained = {
+        id(own[before])
+        for name, value in model.named_parameters()
+        if value.requires_grad and (before := _name_before_peft(name, own)) is not None
+    }
+    return frozenset(name for name, value in own.items() if id(value) in trained)
+
+
+def _name_before_peft(name: str, names_in_model: Collection[str]) -> str | None:
+    """Return the name that a parameter has before PEFT wraps its model; None for one of PEFT."""
+    plain = name.replace(".modules_to_save.default.", ".").replace(".base_layer.", ".")
+    possible = (plain, plain.removeprefix("base_model.model."), plain.removeprefix("base_model."))
+    return next((each for each in possible if each in names_in_model), None)
 
 
 def choose_learning_rate(config: RunConfig, parts: Parts) -> LearningRate:

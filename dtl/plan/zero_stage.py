@@ -112,6 +112,7 @@ def _least_sharding(
             zero_stage=chosen.stage,
             data_parallel_size=data_parallel_size,
             dtype=dtype,
+            grad_accum_dtype=request.config.layout.grad_accum_dtype,
             offload=chosen.offload,
         )
         needed = sum(state.values())

@@ -14,10 +14,11 @@ from dtl.train.checkpoint_tensors import tensors_of_rank, write_tensors
 from dtl.train.progress import Progress
 
 if TYPE_CHECKING:
-    from dtl.engine.base import Engine
+    from dtl.engine.base import Engine, LossScalerState
 
 MANIFEST = "manifest.json"
 PROGRESS = "progress.json"
+LOSS_SCALER = "loss_scaler.json"
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,9 @@ class CheckpointStore:
         if engine.is_main_process:
             write_json(staged / PROGRESS, asdict(progress))
             files[PROGRESS] = _sync_and_hash(staged / PROGRESS)
+            if (scaler := engine.loss_scaler_state()) is not None:
+                write_json(staged / LOSS_SCALER, asdict(scaler))
+                files[LOSS_SCALER] = _sync_and_hash(staged / LOSS_SCALER)
             manifest = {"step": progress.step, "run": self.identity, "files": files}
             write_json(staged / MANIFEST, manifest)
             sync_to_disk(staged)
@@ -163,6 +167,16 @@ def _find_file_damage(path: Path, files: dict[str, FileDigest]) -> str | None:
 def read_progress(path: Path) -> Progress:
     """Return the progress of a checkpoint."""
     return Progress(**json.loads((path / PROGRESS).read_text(encoding="utf-8")))
+
+
+def read_loss_scaler_state(path: Path) -> LossScalerState | None:
+    """Return the state of fp16's loss scaler in a checkpoint; None where it was another dtype."""
+    from dtl.engine.base import LossScalerState
+
+    file = path / LOSS_SCALER
+    if not file.is_file():
+        return None
+    return LossScalerState(**json.loads(file.read_text(encoding="utf-8")))
 
 
 def size_on_disk(path: Path) -> int:

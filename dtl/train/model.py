@@ -16,7 +16,7 @@ from dtl.config.schema import Model, RunConfig
 from dtl.core.process_env import get_local_rank
 from dtl.engine.base import Engine
 from dtl.models.dtypes import torch_dtype
-from dtl.models.load import LoadedModel, load_pretrained
+from dtl.models.load import LoadedModel, load_in_fp32, load_pretrained
 from dtl.models.locate import locate_model
 from dtl.models.new_parameters import init_new_parameters, write_language_weights
 from dtl.models.peft.base import vera_matrices
@@ -27,6 +27,7 @@ from dtl.models.staging import resolve_staged_model, stage_weights
 from dtl.models.structure.module_kinds import adapted_layers, convolution_kernels
 from dtl.models.vocabulary import rows_to_read
 from dtl.plan.records import Plan
+from dtl.plan.trainable_parameters import find_trainable_names
 from dtl.prepare.prepared_data import PreparedData
 from dtl.train.checkpoint import read_progress
 from dtl.train.checkpoint_tensors import CheckpointTensors, load_weights
@@ -78,7 +79,10 @@ def build_model(
         if saved is not None and parts.phase > 0:
             load_weights(saved, engine, model)
             trained = frozenset(CheckpointTensors(saved).weight_names)
-    _record_previously_trained(model, trained, torch_dtype(layout.dtype), engine)
+    engine.previously_trained = frozenset(
+        name for name in trained if not model.get_parameter(name).requires_grad
+    )
+    _cast_frozen(model, torch_dtype(layout.dtype), engine)
     if layout.activation_checkpointing:
         enable_activation_checkpointing(model)
     return AdaptedModel(model, loaded.new_parameters, loaded.original_weights)
@@ -106,16 +110,19 @@ def _load_base(
     config: RunConfig, plan: Plan, parts: Parts, data: PreparedData, engine: Engine
 ) -> LoadedModel:
     """Load the base and initialize what it does not have."""
-    trains_all = plan.phases[parts.phase].parameters.frozen == 0
-    in_fp32 = trains_all and engine.trainable_dtype == torch.float32
-    loaded = load_pretrained(
-        config.model if parts.is_from_random else _stage_on_node(config.model, engine),
-        head=HeadConfig(parts.task.auto_class, parts.task.head_config(data.dataset_stats)),
-        random_init=parts.is_from_random,
-        seed=config.train.seed,
-        dtype="fp32" if in_fp32 else plan.layout.dtype,
-        engine=engine,
-    )
+    precision = _choose_load_precision(config, plan, parts, data, engine)
+    with load_in_fp32(precision.in_fp32):
+        loaded = load_pretrained(
+            config.model if parts.is_from_random else _stage_on_node(config.model, engine),
+            head=HeadConfig(parts.task.auto_class, parts.task.head_config(data.dataset_stats)),
+            random_init=parts.is_from_random,
+            seed=config.train.seed,
+            dtype=precision.dtype,
+            engine=engine,
+        )
+    for name, parameter in loaded.model.named_parameters():
+        if name in loaded.new_parameters and not engine.is_partitioned(parameter):
+            parameter.data = parameter.data.float()  # they are drawn in fp32
     loaded.model.name_or_path = loaded.model.config._name_or_path = locate_model(config.model)  # type: ignore[assignment, union-attr]
     init_new_parameters(
         loaded.model,
@@ -131,6 +138,28 @@ def _load_base(
     return loaded
 
 
+@dataclass(frozen=True)
+class _LoadPrecision:
+    """The dtype in which the base is loaded, and parameters that are loaded in fp32 instead."""
+
+    dtype: str
+    in_fp32: frozenset[str] = frozenset()
+
+
+def _choose_load_precision(
+    config: RunConfig, plan: Plan, parts: Parts, data: PreparedData, engine: Engine
+) -> _LoadPrecision:
+    """Return that in which nothing that is trained is rounded: it is loaded in fp32, and what is
+    frozen in the run's dtype. ZeRO 3 creates all weights in one dtype."""
+    dtype, counts = plan.layout.dtype, plan.phases[parts.phase].parameters
+    if dtype == "fp32" or counts.trainable_in_model == 0:
+        return _LoadPrecision(dtype)
+    is_sharded = plan.layout.zero_stage == 3 and config.model.quantize is None
+    if counts.frozen == 0 or is_sharded or parts.is_from_random:
+        return _LoadPrecision("fp32")
+    return _LoadPrecision(dtype, find_trainable_names(config, parts, data.dataset_stats))
+
+
 def _stage_on_node(model: Model, engine: Engine) -> Model:
     """Return the model's copy on this node, which the node's first process makes; the model itself
     without `model.staging_dir`."""
@@ -143,19 +172,17 @@ def _stage_on_node(model: Model, engine: Engine) -> Model:
 
 
 def _apply_strategy(loaded: LoadedModel, seed: int, parts: Parts, engine: Engine) -> nn.Module:
-    """Apply the strategy, and cast what is trainable to the engine's dtype."""
+    """Apply the strategy, and cast what is trainable to fp32, until the engine prepares it."""
     torch.manual_seed(seed)
     with engine.gather_for_read(
         convolution_kernels(loaded.model) + rows_to_read(loaded.model)
     ):  # PEFT reads the shape of a kernel, and the initial values of new rows
         model = parts.apply_strategy(loaded)
-    dtype = engine.trainable_dtype
     for parameter in model.parameters():
-        # Partitioned parameters have that dtype already.
         if parameter.requires_grad and not engine.is_partitioned(parameter):
-            parameter.data = parameter.data.to(dtype)
+            parameter.data = parameter.data.float()
     for matrix in vera_matrices(model).values():
-        matrix.data = matrix.data.to(dtype)
+        matrix.data = matrix.data.to(engine.trainable_dtype)
     parts.strategy.load_initial_values(model, write_parameter=engine.write_full_tensor)
     return model
 
@@ -191,15 +218,9 @@ def _find_names(ids: frozenset[int], model: nn.Module) -> frozenset[str]:
     return frozenset(name for name, value in model.named_parameters() if id(value) in ids)
 
 
-def _record_previously_trained(
-    model: nn.Module, trained: frozenset[str], dtype: torch.dtype, engine: Engine
-) -> None:
-    """Record the parameters that an earlier phase has trained and this one does not, and cast them
-    to the dtype of frozen ones."""
-    by_name = dict(model.named_parameters())
-    engine.previously_trained = frozenset(
-        name for name in trained if not by_name[name].requires_grad
-    )
-    for name in engine.previously_trained:
-        if not engine.is_partitioned(by_name[name]):
-            by_name[name].data = by_name[name].data.to(dtype)
+def _cast_frozen(model: nn.Module, dtype: torch.dtype, engine: Engine) -> None:
+    """Cast frozen parameters from fp32, in which the base may be loaded, to the run's dtype."""
+    for parameter in model.parameters():
+        is_own = not engine.is_partitioned(parameter)
+        if is_own and not parameter.requires_grad and parameter.dtype == torch.float32:
+            parameter.data = parameter.data.to(dtype)

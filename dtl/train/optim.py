@@ -27,7 +27,6 @@ def build_optimizer(
     *,
     learning_rate: float,
     new_parameters: frozenset[str],
-    device: str,
     rate_factor: Callable[[str], float] = uniform_rate_factor,
 ) -> Optimizer:
     """Return the optimizer that the config names.
@@ -45,7 +44,7 @@ def build_optimizer(
     for name, rule in rules.items():
         members.setdefault(rule, []).append(model.get_parameter(name))
     groups = [_make_group(rule, parameters) for rule, parameters in members.items()]
-    return _build_from_groups(options, groups, device)
+    return _build_from_groups(options, groups)
 
 
 def _make_group(rule: UpdateRule, parameters: list[nn.Parameter]) -> ParameterGroup:
@@ -59,9 +58,12 @@ def _make_group(rule: UpdateRule, parameters: list[nn.Parameter]) -> ParameterGr
     }
 
 
-def _build_from_groups(options: Optim, groups: list[ParameterGroup], device: str) -> Optimizer:
+def _build_from_groups(options: Optim, groups: list[ParameterGroup]) -> Optimizer:
     """Return AdamW (arXiv:1711.05101), also with 8-bit moments (arXiv:2110.02861), Lion
-    (arXiv:2302.06675), Adafactor (arXiv:1804.04235) or Muon (arXiv:2502.16982)."""
+    (arXiv:2302.06675), Adafactor (arXiv:1804.04235) or Muon (arXiv:2502.16982).
+
+    torch's AdamW is the fused one, on a CPU as well: one kernel for all parameters of a group.
+    """
     name = options.name
     betas = options.betas or OPTIMIZERS[name].betas
     adam: dict[str, Any] = {"betas": betas, "eps": options.epsilon}
@@ -76,10 +78,10 @@ def _build_from_groups(options: Optim, groups: list[ParameterGroup], device: str
         # Scaled so that AdamW's learning rate fits the matrices too.
         optimizers: list[Optimizer] = [Muon(matrices, adjust_lr_fn="match_rms_adamw")]
         if others:
-            optimizers.append(AdamW(others, fused=device == "cuda", **adam))
+            optimizers.append(AdamW(others, fused=True, **adam))
         return ChainedOptimizer(optimizers)
     if name == "adamw":
-        return AdamW(groups, fused=device == "cuda", **adam)
+        return AdamW(groups, fused=True, **adam)
     from bitsandbytes import optim as eight_bit
 
     if name.startswith("lion"):

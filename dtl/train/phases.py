@@ -9,7 +9,10 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+
 from dtl.core.parallel_dims import ParallelDims
+from dtl.models.dtypes import torch_dtype
 from dtl.models.router_outputs import RouterRecorder, find_router_losses
 from dtl.models.vocabulary import find_vocab_size
 from dtl.train.causality import CAUSAL_CLASS, check_causality
@@ -57,7 +60,6 @@ def open_phase(context: RunContext, state: TrainState, saved: Path | None) -> Tr
         context.config.optim,
         learning_rate=phase.learning_rate,
         new_parameters=adapted.new_parameters,
-        device=plan.layout.device,
         rate_factor=parts.strategy.learning_rate_factor,
     )
     context.safe_points.long_heartbeat("preparing the model")
@@ -150,11 +152,12 @@ def _init_strategy(context: RunContext, state: TrainState, adapted: AdaptedModel
 def _calibrate(context: RunContext, state: TrainState, model: nn.Module) -> None:
     """Initialize the strategy from training examples, the same ones on every layout."""
     engine, task, activity = context.engine, state.parts.task, "reading training examples"
+    dtype = torch_dtype(context.plan.layout.dtype)  # of what is frozen; adapters are fp32
     context.safe_points.long_heartbeat(activity)
 
     def forward(model: nn.Module, batch: dict[str, Tensor]) -> None:
         context.safe_points.long_heartbeat(activity)
-        with engine.autocast():
+        with torch.autocast(engine.device.type, dtype, enabled=dtype != torch.float32):
             task.loss(model, engine.to_device(batch))
 
     state.parts.strategy.init_from_data(

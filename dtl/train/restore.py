@@ -7,7 +7,7 @@ from pathlib import Path
 from dtl.assembly.parts import Parts
 from dtl.data.loader import Loader
 from dtl.engine.base import Engine
-from dtl.train.checkpoint import read_progress
+from dtl.train.checkpoint import read_loss_scaler_state, read_progress
 from dtl.train.checkpoint_tensors import (
     CheckpointTensors,
     WeightSource,
@@ -21,6 +21,9 @@ def restore_checkpoint(saved: Path, engine: Engine, parts: Parts, loader: Loader
     """Restore weights, buffers and optimizer state. Every rank must call."""
     restore_weights_and_buffers(CheckpointTensors(saved), engine, parts, loader)
     restore_optimizer_state(saved, engine, updates=read_progress(saved).updates)
+    scaler = read_loss_scaler_state(saved)
+    if scaler is not None and engine.loss_scaler_state() is not None:
+        engine.set_loss_scaler_state(scaler)
 
 
 def restore_weights_and_buffers(

@@ -33,6 +33,7 @@ def start_engine(config: RunConfig, plan: Plan) -> Engine:
             accumulation_steps=layout.accumulation_steps,
             gradient_clip=config.optim.gradient_clip,
             deepspeed=plan.deepspeed,
+            deterministic=config.run.deterministic,
         )
     )
 

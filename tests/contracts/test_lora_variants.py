@@ -116,7 +116,6 @@ def test_lora_plus_trains_as_the_optimizer_of_peft() -> None:
                 Optim(),
                 learning_rate=1e-3,
                 new_parameters=frozenset(),
-                device="cpu",
                 rate_factor=factor,
             )
             for group in optimizer.param_groups:  # as the engine does at each step

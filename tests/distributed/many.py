@@ -6,7 +6,8 @@ Each job is {"config": path, "overrides": [...]} and perhaps
   "stop_at": "export"  stop where the heartbeat says so;
   "poison": [steps]    make the loss of these steps NaN on the last rank;
   "jump": step         make the loss of this step 50 times as large;
-  "skip_steps": [steps]  as if the loss of the last one had spiked.
+  "skip_steps": [steps]  as if the loss of the last one had spiked;
+  "fp16": true         train in fp16, which the planner and DeepSpeed refuse on a CPU.
 The run folders hold the results. The process group is kept between jobs, which saves seconds a job;
 all else starts anew.
 """
@@ -29,9 +30,11 @@ from unittest import mock
 
 import torch
 from accelerate.state import AcceleratorState, GradientState
+from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
 
 from dtl.config.load import load_config
 from dtl.jobs import train
+from dtl.plan import planner
 from dtl.prepare import prepared_run
 from dtl.run.folder import RunFolder
 from dtl.tasks import causal_lm
@@ -48,48 +51,66 @@ def main(jobs_file: str) -> int:
         # DeepSpeed collects garbage at stage 3: let it look at no more than its own job has made.
         gc.collect()
         gc.freeze()
-        config = load_config(
-            job["config"], [*job["overrides"], f"layout.processes_per_node={processes}"]
-        )
-        prepared = prepared_run.prepare_run(config, writes=os.environ["RANK"] == "0")
-        engine = start_engine(config, prepared.plan)
-        folder = RunFolder.from_config(config)
-        if engine.is_main_process and folder.state == "absent":
-            examples = prepared.data
-            folder.create(
-                config,
-                prepared.plan,
-                examples.dataset_stats,
-                examples.to_record(),
-                batching=examples.batching,
-            )
-        elif engine.is_main_process:
-            folder.update_plan(config, prepared.plan)
-        if engine.is_main_process and "skip_steps" in job:
-            folder.add_spike({"step": job["skip_steps"][-1], "skipped_steps": job["skip_steps"]})
-        engine.barrier()
-        with watched(job) as at:
-            watch = Watchdog(
-                folder.heartbeats, rank=engine.rank, world_size=engine.world_size, print_line=print
-            )
-            asked = partial(asks_to_stop, job, at, watch)
-            terminal = sys.stdout if engine.is_main_process else None
-            process = ProcessContext(
-                terminal,
-                watch,
-                is_stop_requested=asked,
-                check_lease=lambda: None,
-                saves_checkpoints=not job.get("bare"),
-                exports_model=not job.get("bare"),
-            )
-            with watch:
-                train.run(folder, engine, prepared.data, process)
-            if hasattr(engine, "model"):
-                refuse_different_buffers(engine)
+        with fp16_on_cpu(is_allowed="fp16" in job):
+            run_job(job, processes)
         AcceleratorState._reset_state(reset_partial_state=True)
         GradientState._reset_state()
     torch.distributed.destroy_process_group()
     return 0
+
+
+def run_job(job: dict[str, Any], processes: int) -> None:
+    """Make one run on this rank."""
+    config = load_config(
+        job["config"], [*job["overrides"], f"layout.processes_per_node={processes}"]
+    )
+    prepared = prepared_run.prepare_run(config, writes=os.environ["RANK"] == "0")
+    engine = start_engine(config, prepared.plan)
+    folder = RunFolder.from_config(config)
+    if engine.is_main_process and folder.state == "absent":
+        examples = prepared.data
+        folder.create(
+            config,
+            prepared.plan,
+            examples.dataset_stats,
+            examples.to_record(),
+            batching=examples.batching,
+        )
+    elif engine.is_main_process:
+        folder.update_plan(config, prepared.plan)
+    if engine.is_main_process and "skip_steps" in job:
+        folder.add_spike({"step": job["skip_steps"][-1], "skipped_steps": job["skip_steps"]})
+    engine.barrier()
+    with watched(job) as at:
+        watch = Watchdog(
+            folder.heartbeats, rank=engine.rank, world_size=engine.world_size, print_line=print
+        )
+        asked = partial(asks_to_stop, job, at, watch)
+        terminal = sys.stdout if engine.is_main_process else None
+        process = ProcessContext(
+            terminal,
+            watch,
+            is_stop_requested=asked,
+            check_lease=lambda: None,
+            saves_checkpoints=not job.get("bare"),
+            exports_model=not job.get("bare"),
+        )
+        with watch:
+            train.run(folder, engine, prepared.data, process)
+        if hasattr(engine, "model"):
+            refuse_different_buffers(engine)
+
+
+@contextmanager
+def fp16_on_cpu(*, is_allowed: bool) -> Iterator[None]:
+    """Have the planner choose fp16, and DeepSpeed accept it: slow on a CPU, and the same numbers."""
+    if not is_allowed:
+        yield
+        return
+    chosen = mock.patch.object(planner, "choose_dtype", lambda *_: "fp16")
+    accepted = mock.patch.object(CPU_Accelerator, "is_fp16_supported", lambda _: True)
+    with chosen, accepted:
+        yield
 
 
 def refuse_different_buffers(engine: Any) -> None:

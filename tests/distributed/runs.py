@@ -32,6 +32,7 @@ class Run:
     poison: tuple[int, ...] = ()
     jump: int | None = None
     skip_steps: tuple[int, ...] = ()
+    fp16: bool = False
     before: tuple[Run, ...] = ()
 
     @property
@@ -43,6 +44,7 @@ class Run:
             "poison": list(self.poison),
             "jump": self.jump,
             "skip_steps": list(self.skip_steps),
+            "fp16": self.fp16,
         }
         return {
             "config": self.config,

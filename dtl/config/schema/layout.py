@@ -30,6 +30,11 @@ class Layout(Record):
         description="examples in one forward and backward pass of a process; where the global "
         "batch counts tokens or seconds, examples of the greatest length: of shorter ones more",
     )
+    grad_accum_dtype: Literal["fp32", "bf16"] = Field(
+        default="fp32",
+        description="number format in which ZeRO adds up gradients over micro-batches and ranks; "
+        "bf16 takes half the memory, and rounds each sum",
+    )
     activation_checkpointing: bool | None = Field(
         default=None, description="recompute activations in the backward pass to save memory"
     )

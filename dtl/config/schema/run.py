@@ -1,4 +1,4 @@
-"""The section `run`: where the results are written."""
+"""The section `run`: where the results are written, and whether every run has the same bits."""
 
 from __future__ import annotations
 
@@ -13,13 +13,19 @@ MAX_NAME_BYTES = 200  # temporary names next to a run's are longer, and have to 
 
 
 class Run(Record):
-    """Where the results are written: the run folder is <dir>/<name>."""
+    """Where the results are written (the run folder is <dir>/<name>), and how exactly they repeat."""
 
     name: str | None = Field(
         default=None, description="name of the run folder; default: the config file's name"
     )
     dir: Annotated[str, AfterValidator(check_single_line)] = Field(
         default="runs", min_length=1, description="folder that contains run folders"
+    )
+
+    deterministic: bool = Field(
+        default=False,
+        description="use only algorithms that give the same bits in every run, which some GPU "
+        "operations do not without it; slower",
     )
 
     @field_validator("name")

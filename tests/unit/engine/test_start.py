@@ -8,14 +8,14 @@ from accelerate.state import AcceleratorState, GradientState
 from torch import nn
 
 from dtl.core.parallel_dims import ParallelDims
-from dtl.engine.base import EngineSettings
+from dtl.engine.base import LOSS_SCALE_GROWTH_STEPS, EngineSettings, LossScalerState
 from dtl.engine.ddp import DdpEngine
 from dtl.engine.start import start
 
 
 @pytest.fixture
 def start_on_cpu():
-    def start_engine(world_size=1, dtype="fp32"):
+    def start_engine(world_size=1, dtype="fp32", *, deterministic=False):
         return start(
             EngineSettings(
                 device="cpu",
@@ -24,10 +24,12 @@ def start_on_cpu():
                 accumulation_steps=1,
                 gradient_clip=None,
                 deepspeed=None,
+                deterministic=deterministic,
             )
         )
 
     yield start_engine
+    torch.use_deterministic_algorithms(False)
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
 
@@ -64,3 +66,30 @@ def test_step_with_a_gradient_that_is_not_finite_is_not_applied(start_on_cpu):
     step = engine.step()
     assert not step.was_applied
     assert torch.equal(model.weight, before)
+
+
+def test_deterministic_run_allows_no_other_algorithms_and_the_next_run_does(start_on_cpu):
+    start_on_cpu(deterministic=True)
+    assert torch.are_deterministic_algorithms_enabled()
+    assert torch.backends.cudnn.deterministic and not torch.backends.cudnn.benchmark
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    assert os.environ["FLASH_ATTENTION_DETERMINISTIC"] == "1"
+    # The padding that DeepSpeed leaves uninitialized must not become NaN.
+    assert not torch.utils.deterministic.fill_uninitialized_memory
+    with pytest.raises(RuntimeError, match="does not have a deterministic implementation"):
+        torch.zeros(3).put_(torch.tensor([0]), torch.ones(1))
+    AcceleratorState._reset_state(reset_partial_state=True)
+    start_on_cpu()
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_loss_scaler_continues_where_another_one_was(start_on_cpu):
+    engine = start_on_cpu(dtype="fp16")
+    model = nn.Linear(2, 1, bias=False)
+    engine.prepare(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    assert engine.loss_scaler_state() == LossScalerState(2.0**16, 0)
+    engine.set_loss_scaler_state(LossScalerState(4.0, LOSS_SCALE_GROWTH_STEPS - 1))
+    engine.backward(engine.model(torch.ones(1, 2)).sum(), targets=1)
+    assert model.weight.grad.tolist() == [[4.0, 4.0]]
+    assert engine.step().gradient_norm == pytest.approx(2**0.5)
+    assert engine.loss_scaler_state() == LossScalerState(8.0, 0)

@@ -59,3 +59,15 @@ def test_other_errors_pass(prepared, error):
     with pytest.raises(type(error)) as caught, report_resource_failures(prepared, watchdog):
         raise error
     assert caught.value is error
+
+
+def test_operation_that_is_not_deterministic_is_named(prepared, capfd):
+    torch.use_deterministic_algorithms(True)
+    try:
+        torch.zeros(3).put_(torch.tensor([0]), torch.ones(1))
+    except RuntimeError as error:
+        message = message_for(prepared, error, "step 1, micro-batch 1")
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert message.startswith("run.deterministic: put_ has no deterministic implementation")
+    assert "set it to false" in message

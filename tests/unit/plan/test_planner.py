@@ -96,38 +96,54 @@ def test_model_state_equals_the_zero_paper(zero, gigabytes):
     """arXiv:1910.02054, figure 1: 7.5 B parameters, Adam, mixed precision, 64 devices."""
     counts = ParameterCounts(trainable=7_500_000_000, frozen=0)
     state = estimate_model_state(
-        counts, zero_stage=zero, data_parallel_size=64, dtype="bf16", offload="none"
+        counts,
+        zero_stage=zero,
+        data_parallel_size=64,
+        dtype="bf16",
+        grad_accum_dtype="bf16",
+        offload="none",
     )
     assert sum(state.values()) / GB == pytest.approx(gigabytes, abs=0.05)
 
 
 @pytest.mark.parametrize(
-    ("zero", "dtype", "offload", "expected"),
+    ("zero", "dtype", "gradients", "offload", "expected"),
     [
         # 1000 trainable and 9000 frozen, 4 ranks. Stage 0: frozen in 2 bytes, trainable in 4.
-        (0, "bf16", "none", {"weights": 22_000, "gradients": 4_000, "optimizer": 8_000}),
-        (0, "fp32", "none", {"weights": 40_000, "gradients": 4_000, "optimizer": 8_000}),
+        (0, "bf16", "fp32", "none", {"weights": 22_000, "gradients": 4_000, "optimizer": 8_000}),
+        (0, "fp32", "fp32", "none", {"weights": 40_000, "gradients": 4_000, "optimizer": 8_000}),
         # Stages 1 to 3: the optimizer holds fp32 masters and two moments, 12 bytes, a quarter here.
-        (1, "bf16", "none", {"weights": 20_000, "gradients": 2_000, "optimizer": 3_000}),
-        (2, "bf16", "none", {"weights": 20_000, "gradients": 500, "optimizer": 3_000}),
-        (3, "bf16", "none", {"weights": 5_000, "gradients": 500, "optimizer": 3_000}),
-        (3, "fp32", "none", {"weights": 10_000, "gradients": 1_000, "optimizer": 3_000}),
-        (2, "bf16", "optimizer", {"weights": 20_000, "gradients": 500, "optimizer": 0}),
+        (1, "bf16", "bf16", "none", {"weights": 20_000, "gradients": 2_000, "optimizer": 3_000}),
+        (2, "bf16", "bf16", "none", {"weights": 20_000, "gradients": 500, "optimizer": 3_000}),
+        (3, "bf16", "bf16", "none", {"weights": 5_000, "gradients": 500, "optimizer": 3_000}),
+        # Sums in fp32: 4 bytes of the shard; stage 1 has all of them, and those in bf16 besides.
+        (1, "bf16", "fp32", "none", {"weights": 20_000, "gradients": 6_000, "optimizer": 3_000}),
+        (2, "bf16", "fp32", "none", {"weights": 20_000, "gradients": 1_000, "optimizer": 3_000}),
+        (3, "bf16", "fp32", "none", {"weights": 5_000, "gradients": 1_000, "optimizer": 3_000}),
+        (3, "fp32", "fp32", "none", {"weights": 10_000, "gradients": 1_000, "optimizer": 3_000}),
+        (2, "bf16", "fp32", "optimizer", {"weights": 20_000, "gradients": 1_000, "optimizer": 0}),
     ],
 )
-def test_model_state_with_frozen_parameters_by_hand(zero, dtype, offload, expected):
-    counts = ParameterCounts(trainable=1_000, frozen=9_000)
-    assert (
-        estimate_model_state(
-            counts, zero_stage=zero, data_parallel_size=4, dtype=dtype, offload=offload
-        )
-        == expected
+def test_model_state_with_frozen_parameters_by_hand(zero, dtype, gradients, offload, expected):
+    state = estimate_model_state(
+        ParameterCounts(trainable=1_000, frozen=9_000),
+        zero_stage=zero,
+        data_parallel_size=4,
+        dtype=dtype,
+        grad_accum_dtype=gradients,
+        offload=offload,
     )
+    assert state == expected
 
 
 def test_shards_that_do_not_divide_are_rounded_up():
     state = estimate_model_state(
-        ParameterCounts(10, 0), zero_stage=3, data_parallel_size=4, dtype="fp32", offload="none"
+        ParameterCounts(10, 0),
+        zero_stage=3,
+        data_parallel_size=4,
+        dtype="fp32",
+        grad_accum_dtype="fp32",
+        offload="none",
     )
     assert state == {"weights": 12, "gradients": 12, "optimizer": 36}
 
@@ -436,6 +452,31 @@ def test_deepspeed_config_has_no_auto(decoder, zero, clip, written):
     )
     assert found["gradient_accumulation_steps"] == 2
     assert not found["bf16"]["enabled"] and not found["fp16"]["enabled"]
+
+
+@pytest.mark.parametrize("zero", [1, 2, 3])
+@pytest.mark.parametrize(("hardware", "dtype"), [(EIGHT_GPUS, "bf16"), (OLD_GPU, "fp16")])
+def test_gradients_are_accumulated_and_reduced_in_fp32(decoder, hardware, dtype, zero):
+    planned = plan(configure(decoder, layout={"zero_stage": zero}), hardware)
+    assert planned.layout.dtype == dtype
+    assert planned.deepspeed["data_types"] == {"grad_accum_dtype": "fp32"}
+    assert planned.deepspeed["communication_data_type"] == "fp32"
+    assert "accumulated and reduced without rounding" in "\n".join(planned.format_lines())
+
+
+def test_gradients_in_bf16_take_less_memory_and_the_plan_says_so(decoder):
+    plans = [
+        plan(
+            configure(decoder, layout={"zero_stage": 2, "grad_accum_dtype": accumulated}),
+            EIGHT_GPUS,
+        )
+        for accumulated in ("fp32", "bf16")
+    ]
+    exact, rounded = (planned.model_state["gradients"] for planned in plans)
+    assert exact == 2 * rounded
+    assert plans[1].deepspeed["data_types"] == {"grad_accum_dtype": "bf16"}
+    assert plans[1].deepspeed["communication_data_type"] == "bf16"
+    assert "each sum is rounded to bf16" in "\n".join(plans[1].format_lines())
 
 
 def test_deepspeed_itself_reads_the_config(decoder):

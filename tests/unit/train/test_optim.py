@@ -39,7 +39,6 @@ def make_optimizer(model, *, learning_rate=0.1, new_parameters=frozenset(), **op
         Optim(**options),
         learning_rate=learning_rate,
         new_parameters=new_parameters,
-        device="cpu",
     )
 
 
@@ -175,7 +174,9 @@ def test_muon_updates_the_hidden_matrices_and_adamw_all_others():
     matrices = torch.optim.Muon(inside, lr=0.01, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
     decaying = [each for each in outside if each.dim() > 1]
     fixed = {"params": [each for each in outside if each.dim() == 1], "weight_decay": 0.0}
-    rest = torch.optim.AdamW([{"params": decaying}, fixed], lr=0.01, weight_decay=0.1)
+    rest = torch.optim.AdamW(
+        [{"params": decaying}, fixed], lr=0.01, weight_decay=0.1, fused=True
+    )
     mine = [make_optimizer(model, name="muon", learning_rate=0.01, weight_decay=0.1)]
     assert decaying
     labels = torch.tensor([0, 1])
@@ -525,3 +526,24 @@ def test_rates_are_positive_and_at_most_the_peak(schedule, warmup, steps):
 def test_without_warmup_the_first_step_has_the_peak():
     for schedule in ALL:
         assert rates(4, schedule=schedule, warmup=0.0)[0] == 1.0
+
+
+def test_adamw_is_fused_on_a_cpu_and_has_the_numbers_of_the_plain_one():
+    draws = torch.Generator().manual_seed(3)
+    weights = [torch.randn(shape, generator=draws) for shape in ((33, 17), (65,), ())]
+    ours, plain_ones = (
+        [nn.Parameter(weight.clone()) for weight in weights],
+        [nn.Parameter(weight.clone()) for weight in weights],
+    )
+    model = nn.ParameterList(ours)
+    fused = make_optimizer(model, learning_rate=0.01)
+    assert all(group["fused"] for group in fused.param_groups)
+    reference = torch.optim.AdamW(plain_ones, lr=0.01, weight_decay=0.0, foreach=False)
+    for _ in range(50):
+        for one, two in zip(ours, plain_ones, strict=True):
+            one.grad = torch.randn(one.shape, generator=draws)
+            two.grad = one.grad.clone()
+        fused.step()
+        reference.step()
+    for one, two in zip(ours, plain_ones, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-6, atol=1e-7)

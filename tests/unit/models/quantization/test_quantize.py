@@ -68,7 +68,12 @@ def test_plan_equals_a_count_by_hand(decoder):
     full = embeddings + norms
     assert made.model_state["weights"] == 4 * (full + trained) + numbers // 2 + scales
     shared = estimate_model_state(
-        counts, zero_stage=3, data_parallel_size=2, dtype="bf16", offload="none"
+        counts,
+        zero_stage=3,
+        data_parallel_size=2,
+        dtype="bf16",
+        grad_accum_dtype="bf16",
+        offload="none",
     )
     assert shared["weights"] == (full + trained) // 2 * 2 + numbers // 4 + scales
     assert "are quantized, in" in "\n".join(made.format_lines())
