@@ -1,1 +1,1 @@
-"""What is right on a GPU: sections that pass or fail, in at most eight minutes, without a network."""
+"""What is right on a GPU: sections that pass or fail, in eight minutes, without a network."""

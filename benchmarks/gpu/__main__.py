@@ -1,8 +1,8 @@
 """Check on a GPU what tests on a CPU cannot: `python -m benchmarks.gpu --out FILE [--dry-run]`.
 
-Sections pass or fail, each with one row of the table that is written to FILE. It takes at most eight
-minutes on one GPU of the H200 class and needs no network: all models are drawn at random. `--dry-run`
-runs the code of every section at toy size on the CPU, which proves nothing about a GPU.
+Sections pass or fail, each with one row of the table that is written to FILE. It takes at most
+eight minutes on one GPU of the H200 class and needs no network: all models are drawn at random.
+`--dry-run` runs the code of every section at toy size on the CPU, which proves nothing about a GPU.
 """
 
 from __future__ import annotations

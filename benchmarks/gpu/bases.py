@@ -62,7 +62,11 @@ def whisper(folder: Path, settings: dict[str, int]) -> None:
     (folder / "model.safetensors").unlink()
     _update_json(folder / "config.json", settings)
     if settings:
-        heard = {"feature_size": settings["num_mel_bins"], "chunk_length": 30, "nb_max_frames": 3000}
+        heard = {
+            "feature_size": settings["num_mel_bins"],
+            "chunk_length": 30,
+            "nb_max_frames": 3000,
+        }
         _update_json(folder / "preprocessor_config.json", {**heard, "n_samples": 30 * 16_000})
 
 

@@ -1,4 +1,4 @@
-"""Run groups of sections in this process: `python -m benchmarks.gpu.child [--dry-run] FOLDER GROUP...`.
+"""Run groups of sections in this process: `python -m benchmarks.gpu.child FOLDER GROUP...`.
 
 Each section adds a line to FOLDER/results.jsonl. The bases and rows are in FOLDER already.
 """

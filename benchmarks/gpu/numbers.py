@@ -90,9 +90,7 @@ def loss_scaler(setup: Setup) -> str:
     reference = train_here(setup, Job("fp16-reference"))
     settings = {} if setup.is_dry else {"model": {"dtype": "fp16"}}
     runs = [
-        train_here(
-            setup, Job(f"fp16-{n}", {**settings, "layout": {"zero_stage": n}}, is_fp16=True)
-        )
+        train_here(setup, Job(f"fp16-{n}", {**settings, "layout": {"zero_stage": n}}, is_fp16=True))
         for n in range(4)
     ]
     difference = max(largest_difference(run.losses, reference.losses) for run in runs)
@@ -157,7 +155,9 @@ def attention(setup: Setup) -> str:
 def _attention_run(setup: Setup, name: str) -> Measured:
     settings: dict[str, Any] = {"model": {"dtype": "bf16", "attention": name}}
     # The backward pass of flex_attention is not known to be deterministic.
-    return train_here(setup, Job(f"attention-{name}", {**settings, "run": {"deterministic": False}}))
+    return train_here(
+        setup, Job(f"attention-{name}", {**settings, "run": {"deterministic": False}})
+    )
 
 
 def object_collectives(setup: Setup) -> str:

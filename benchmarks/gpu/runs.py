@@ -148,7 +148,9 @@ def measure_state(engine: Any) -> int:
         for value in state.values()
         if hasattr(value, "untyped_storage")
     ]
-    tensors += [each.ds_tensor for each in engine.unwrapped_model.parameters() if hasattr(each, "ds_tensor")]
+    tensors += [
+        each.ds_tensor for each in engine.unwrapped_model.parameters() if hasattr(each, "ds_tensor")
+    ]
     sizes = {
         tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors
     }
@@ -178,7 +180,7 @@ def _new_process_state() -> Iterator[None]:
 
 @contextmanager
 def fp16_on_cpu() -> Iterator[None]:
-    """Have the planner choose fp16, and DeepSpeed accept it: slow on a CPU, and the same numbers."""
+    """Have the planner choose fp16 on a CPU, and DeepSpeed accept it: slow, the same numbers."""
     from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
 
     from dtl.plan import planner

@@ -20,7 +20,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from operator import itemgetter
@@ -30,11 +30,10 @@ from unittest import mock
 
 import torch
 from accelerate.state import AcceleratorState, GradientState
-from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
 
+from benchmarks.gpu.runs import fp16_on_cpu
 from dtl.config.load import load_config
 from dtl.jobs import train
-from dtl.plan import planner
 from dtl.prepare import prepared_run
 from dtl.run.folder import RunFolder
 from dtl.tasks import causal_lm
@@ -51,7 +50,7 @@ def main(jobs_file: str) -> int:
         # DeepSpeed collects garbage at stage 3: let it look at no more than its own job has made.
         gc.collect()
         gc.freeze()
-        with fp16_on_cpu(is_allowed="fp16" in job):
+        with fp16_on_cpu() if "fp16" in job else nullcontext():
             run_job(job, processes)
         AcceleratorState._reset_state(reset_partial_state=True)
         GradientState._reset_state()
@@ -99,18 +98,6 @@ def run_job(job: dict[str, Any], processes: int) -> None:
             train.run(folder, engine, prepared.data, process)
         if hasattr(engine, "model"):
             refuse_different_buffers(engine)
-
-
-@contextmanager
-def fp16_on_cpu(*, is_allowed: bool) -> Iterator[None]:
-    """Have the planner choose fp16, and DeepSpeed accept it: slow on a CPU, and the same numbers."""
-    if not is_allowed:
-        yield
-        return
-    chosen = mock.patch.object(planner, "choose_dtype", lambda *_: "fp16")
-    accepted = mock.patch.object(CPU_Accelerator, "is_fp16_supported", lambda _: True)
-    with chosen, accepted:
-        yield
 
 
 def refuse_different_buffers(engine: Any) -> None:

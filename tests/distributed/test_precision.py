@@ -133,7 +133,9 @@ def fp16_run(stage: int) -> Run:
 
 def resumed_fp16_run(stage: int) -> Run:
     """Return the same run, stopped after the overflow and resumed."""
-    return interrupted(replace(fp16_run(stage), name=f"fp16-{stage}-resumed"), stop_after=OVERFLOW + 1)
+    return interrupted(
+        replace(fp16_run(stage), name=f"fp16-{stage}-resumed"), stop_after=OVERFLOW + 1
+    )
 
 
 FP16_STAGES = [0, 2, 3, pytest.param(1, marks=pytest.mark.slow)]
@@ -141,7 +143,9 @@ FP16_STAGES = [0, 2, 3, pytest.param(1, marks=pytest.mark.slow)]
 
 @pytest.mark.parametrize("stage", FP16_STAGES)
 @needs(lambda stage: [fp16_run(stage), fp16_run(0)])
-def test_fp16_skips_the_step_that_overflows_and_halves_the_loss_scale(bed: Path, stage: int) -> None:
+def test_fp16_skips_the_step_that_overflows_and_halves_the_loss_scale(
+    bed: Path, stage: int
+) -> None:
     run = fp16_run(stage)
     lines = run.lines(bed)
     assert [line["step"] for line in lines if not math.isfinite(norm(line))] == [OVERFLOW]

@@ -13,7 +13,7 @@ MAX_NAME_BYTES = 200  # temporary names next to a run's are longer, and have to 
 
 
 class Run(Record):
-    """Where the results are written (the run folder is <dir>/<name>), and how exactly they repeat."""
+    """Where the results are written, in the folder <dir>/<name>, and how exactly they repeat."""
 
     name: str | None = Field(
         default=None, description="name of the run folder; default: the config file's name"

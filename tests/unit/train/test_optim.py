@@ -174,9 +174,7 @@ def test_muon_updates_the_hidden_matrices_and_adamw_all_others():
     matrices = torch.optim.Muon(inside, lr=0.01, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
     decaying = [each for each in outside if each.dim() > 1]
     fixed = {"params": [each for each in outside if each.dim() == 1], "weight_decay": 0.0}
-    rest = torch.optim.AdamW(
-        [{"params": decaying}, fixed], lr=0.01, weight_decay=0.1, fused=True
-    )
+    rest = torch.optim.AdamW([{"params": decaying}, fixed], lr=0.01, weight_decay=0.1, fused=True)
     mine = [make_optimizer(model, name="muon", learning_rate=0.01, weight_decay=0.1)]
     assert decaying
     labels = torch.tensor([0, 1])
