@@ -43,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
         processes = [options.groups] if setup.is_dry else [[group] for group in options.groups]
         for groups in processes:
             _run_groups(setup, groups, seconds=end - time.monotonic())
-        results = [*_read_results(setup), *_missing(setup, options.groups)]
+        results = [*_read_results(setup), *find_missing(setup, options.groups)]
         options.out.parent.mkdir(parents=True, exist_ok=True)
         seconds = options.limit_seconds - (end - time.monotonic())
         page = format_page(results, is_dry=setup.is_dry, seconds=seconds)
@@ -78,7 +78,7 @@ def _read_results(setup: Setup) -> list[dict[str, object]]:
     return [json.loads(line) for line in text.splitlines()]
 
 
-def _missing(setup: Setup, groups: list[str]) -> list[dict[str, object]]:
+def find_missing(setup: Setup, groups: list[str]) -> list[dict[str, object]]:
     """Return a failure for each section that has left no result."""
     found = {result["section"] for result in _read_results(setup)}
     absent = [name for group in groups for name in GROUPS[group] if name not in found]

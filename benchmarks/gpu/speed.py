@@ -76,13 +76,16 @@ def _train(setup: Setup, name: str, sections: dict[str, Any]) -> Measured:
 def _operations_per_token(shape: dict[str, int], tokens: int, *, passes: int) -> float:
     """Return the operations of a decoder for a token: products with the weights, and attention over
     half of the positions on average (arXiv:2204.02311, appendix B)."""
-    width, layers, inner = (
-        shape[key] for key in ("hidden_size", "num_hidden_layers", "intermediate_size")
-    )
-    share = shape["num_key_value_heads"] / shape["num_attention_heads"]
-    weights = layers * (2 * width * width * (1 + share) + 3 * width * inner)
-    weights += width * shape["vocab_size"]
-    return 2 * passes * weights + 2 * 3 * layers * width * tokens
+    attention = shape["num_hidden_layers"] * shape["hidden_size"] * tokens
+    return 2 * passes * count_weights(shape) + 2 * 3 * attention
+
+
+def count_weights(shape: dict[str, int]) -> int:
+    """Return the weights of a decoder that are factors of products: all but the embeddings."""
+    width, inner = shape["hidden_size"], shape["intermediate_size"]
+    keys = width * shape["num_key_value_heads"] // shape["num_attention_heads"]
+    block = 2 * width * width + 2 * width * keys + 3 * width * inner
+    return shape["num_hidden_layers"] * block + width * shape["vocab_size"]
 
 
 def _utilization(setup: Setup, operations: float) -> str:

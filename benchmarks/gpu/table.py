@@ -43,6 +43,12 @@ def format_page(results: Sequence[dict[str, Any]], *, is_dry: bool, seconds: flo
     )
 
 
+def read_results(page: str) -> dict[str, tuple[str, str]]:
+    """Return the status and the details of each section of a page, by the section's name."""
+    rows = [line.strip("| ").split(" | ") for line in page.splitlines() if line.startswith("| ")]
+    return {name: (status, detail) for name, status, _, detail in rows[1:]}
+
+
 def _versions() -> list[str]:
     return [f"{name} {metadata.version(name)}" for name in STACK if find_spec(name) is not None]
 

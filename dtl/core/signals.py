@@ -13,9 +13,12 @@ What happens on SIGTERM, SIGINT, SIGUSR1 or SIGHUP:
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Self
 
 from dtl.core.errors import StoppedEarly
@@ -68,6 +71,37 @@ class Stop:
                 f"stopped by {self.signal_name} before the first step",
                 "run the same command to continue",
             )
+
+
+@contextmanager
+def exit_on_signal() -> Iterator[None]:
+    """End this process at the first signal, with STOPPED, also while its main thread waits inside a
+    library, where Python calls no handler: in a process group that another rank never joins, a
+    launcher would wait for this one."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    previous = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    thread = threading.Thread(target=_exit_on_first_signal, args=(reader,), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(previous)
+        os.close(writer)  # ends the thread
+        thread.join()
+        os.close(reader)
+
+
+def _exit_on_first_signal(reader: int) -> None:
+    """Read the numbers of signals, one byte each, until the pipe is closed."""
+    while number := os.read(reader, 1):
+        if number[0] in SIGNALS:
+            name = signal.Signals(number[0]).name
+            print(f"stopped by {name} before the first step", file=sys.stderr, flush=True)
+            os._exit(STOPPED)
 
 
 def ignore_signals() -> None:

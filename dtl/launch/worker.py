@@ -15,7 +15,7 @@ from typing import IO, TYPE_CHECKING
 from dtl.core.errors import DtlError, RankFailed, RunFailed
 from dtl.core.lock import Lease, LeaseLost
 from dtl.core.process_env import set_rank_from_slurm
-from dtl.core.signals import STOPPED, Stop
+from dtl.core.signals import STOPPED, Stop, exit_on_signal
 from dtl.launch.child_process import exit_when_launcher_dies, redirect_output
 from dtl.launch.external_launcher import read_external_launch
 from dtl.launch.rank_environment import (
@@ -133,11 +133,12 @@ def _train(run: _RankRun, stop: Stop, terminal: IO[str]) -> int:
     from dtl.train.heartbeat import Watchdog
     from dtl.train.setup import start_engine
 
-    # 1. Start the engine: from here on a signal stops all ranks together, after a save.
-    stop.interrupts = False
+    # 1. Start the engine: until all ranks are there, a signal ends this one at once.
     folder, layout = run.folder, run.prepared.plan.layout
     set_threads(processes=layout.processes_per_node, device=layout.device)
-    engine = start_engine(run.prepared.config, run.prepared.plan)
+    with exit_on_signal():
+        stop.interrupts = False  # afterwards one stops all ranks together, after a save
+        engine = start_engine(run.prepared.config, run.prepared.plan)
     print_line = partial(print, file=terminal, flush=True)
     print_once = print_line if engine.is_main_process else _print_nothing
     watchdog = Watchdog(

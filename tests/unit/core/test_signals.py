@@ -5,11 +5,12 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
 from dtl.core.errors import StoppedEarly
-from dtl.core.signals import SIGNALS, Stop
+from dtl.core.signals import SIGNALS, Stop, exit_on_signal
 
 
 @pytest.mark.parametrize("number", SIGNALS)
@@ -70,3 +71,39 @@ def test_a_signal_during_shutdown_does_not_change_the_exit_code(number):
     )
     ended = subprocess.run([sys.executable, "-c", code, str(int(number))], capture_output=True)
     assert ended.returncode == 75
+
+
+JOIN_ALONE = """
+import sys
+from datetime import timedelta
+from torch.distributed import TCPStore
+from dtl.core.signals import Stop, exit_on_signal
+with Stop(), exit_on_signal():
+    print("waiting", flush=True)
+    TCPStore("127.0.0.1", 0, 2, True, timeout=timedelta(seconds=60), wait_for_workers=True)
+"""
+
+
+def test_signal_ends_a_process_that_waits_for_ranks_that_never_come():
+    """As torchrun sends it where a rank was killed inside init_process_group: the others are
+    inside a call of torch, in which Python calls no handler."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", JOIN_ALONE],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "waiting\n"
+    time.sleep(0.5)
+    process.send_signal(signal.SIGTERM)
+    _, printed = process.communicate(timeout=20)
+    assert process.returncode == 75, printed
+    assert "stopped by SIGTERM before the first step" in printed
+
+
+def test_afterwards_a_signal_is_stored_again():
+    with Stop() as stop:
+        with exit_on_signal():
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.signal_name == "SIGTERM"
