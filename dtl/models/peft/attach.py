@@ -6,7 +6,12 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from dtl.core.errors import DtlError
-from dtl.models.peft.base import INITIAL_FACTORS, find_task_type, is_on_meta_device
+from dtl.models.peft.base import (
+    INITIAL_FACTORS,
+    draw_adapters_in_fp32,
+    find_task_type,
+    is_on_meta_device,
+)
 from dtl.models.peft.compatibility import BASE_CHANGING_INITS
 from dtl.models.peft.token_rows import (
     compute_only_new_rows,
@@ -44,7 +49,7 @@ def attach_adapter(
         task_type=task,
         modules_to_save=modules_to_save,
     )
-    with reading_rows_in_place():
+    with reading_rows_in_place(), draw_adapters_in_fp32():
         adapted = compute_only_new_rows(get_peft_model(model, config))
     for name, parameter in adapted.named_parameters():
         if ".ranknum." in name:  # AdaLoRA's scale, which PEFT forgets to freeze without weights
