@@ -12,7 +12,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 TOGETHER := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES)
 
-.PHONY: quickstart demo test test-cluster test-all lint format clean
+.PHONY: quickstart demo test test-cluster test-all test-lowest lint format clean
 
 quickstart: $(VENV)/.dtl-installed
 	$(BIN)/dtl train configs/quickstart/text.yaml
@@ -34,6 +34,11 @@ test-all: $(VENV)/.dtl-installed-dev
 	$(TOGETHER) -m "not serial" $(PYTEST_ARGS)
 	$(BIN)/python -m pytest -m "serial" $(PYTEST_ARGS)
 
+# The unit tests on the lowest versions that pyproject.toml allows, in an environment of their own.
+test-lowest: $(VENV)-lowest/.dtl-installed-lowest
+	OMP_NUM_THREADS=1 $(VENV)-lowest/bin/python -m pytest -n $(TEST_PROCESSES) \
+	  -m "not slow and not serial" tests/unit tests/contracts $(PYTEST_ARGS)
+
 lint: $(VENV)/.dtl-installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -45,7 +50,7 @@ format: $(VENV)/.dtl-installed-dev
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf .venv .venv-lowest build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -55,6 +60,12 @@ $(BIN)/python:
 $(VENV)/.dtl-installed: pyproject.toml | $(BIN)/python
 	@echo "Installing dtl and what it needs into $(VENV); the first time takes some minutes."
 	$(INSTALL) -e '.[all]'
+	@touch $@
+
+$(VENV)-lowest/.dtl-installed-lowest: pyproject.toml tests/lowest-versions.txt
+	$(PYTHON) -m venv $(VENV)-lowest
+	$(VENV)-lowest/bin/python -m pip install --quiet --disable-pip-version-check \
+	  -e '.[test]' -c tests/lowest-versions.txt
 	@touch $@
 
 $(VENV)/.dtl-installed-dev: pyproject.toml | $(BIN)/python
