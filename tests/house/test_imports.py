@@ -1,12 +1,15 @@
 """Imports point down, and nothing heavy is imported before it is needed."""
 
 import os
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from time import perf_counter
 
 import pytest
+from packaging.version import Version
 
 ROOT = Path(__file__).parents[2]
 HEAVY = ("torch", "transformers", "accelerate", "deepspeed", "peft", "datasets", "pyarrow", "numpy")
@@ -66,3 +69,13 @@ def _seconds(*arguments: str) -> float:
     start = perf_counter()
     subprocess.run([sys.executable, *arguments], capture_output=True, check=True, env=compiled)
     return perf_counter() - start
+
+
+def test_lowest_versions_are_the_lower_bounds_of_the_package():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    bounds = dict(re.findall(r"([\w-]+)>=([\d.]+)", " ".join(project["dependencies"])))
+    lines = (ROOT / "tests" / "lowest-versions.txt").read_text(encoding="utf-8").splitlines()
+    pinned = dict(line.split("==") for line in lines if not line.startswith("#"))
+    assert {"transformers", "peft", "accelerate", "deepspeed"} <= set(pinned)
+    for name, version in pinned.items():
+        assert Version(version) == Version(bounds[name]), name
