@@ -80,7 +80,7 @@ def test_every_launch_file_is_tested() -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=[pytest.mark.slow] * (name in ("ddp", "zero1", "zero2")))
+        pytest.param(name, marks=[pytest.mark.slow] * (name in ("ddp", "zero1", "zero2", "zero3")))
         for name in ONE_NODE
     ],
 )
@@ -115,6 +115,7 @@ def test_multi_node(workdir: Path, expected: list[float]) -> None:
     _assert_losses(run, expected)
 
 
+@pytest.mark.slow
 def test_deepspeeds_launcher_with_a_hostfile(workdir: Path, expected: list[float]) -> None:
     argv = ["-m", "deepspeed.launcher.runner", "--hostfile", str(FILES / "hostfile"), "--no_ssh"]
     argv += ["--node_rank", "0", "--master_addr", "127.0.0.1", "--no_local_rank", "--module"]

@@ -59,6 +59,7 @@ def test_while_rows_are_encoded_a_signal_loses_nothing(workdir: Path) -> None:
     assert start(workdir, "encoding", *more, DTL_CACHE=str(cache)).wait(timeout=120) == 0
 
 
+@pytest.mark.slow
 def test_usr1_to_the_launcher_saves_and_ends_with_75(workdir: Path) -> None:
     run = RunFolder(workdir / "runs" / "launcher")
     process = start(workdir, "launcher")

@@ -236,6 +236,7 @@ compare:
 """
 
 
+@pytest.mark.slow
 def test_unadapted_base_has_the_score_of_dtl_evaluate(workdir):
     """Also: each number of labels has its own learning-rate search."""
     (workdir / "writing.yaml").write_text(WRITING, encoding="utf-8")
@@ -284,6 +285,7 @@ def test_finished_comparison_is_printed_without_importing_torch(workdir, finishe
     assert "source data: mini:glyphs/heldout, unadapted base" in output
 
 
+@pytest.mark.slow
 def test_single_cells_can_be_run_by_number(workdir, finished):
     folder = workdir / "comparisons" / "array"
     output = compare(workdir, "few.yaml", "--out", str(folder), "--list")

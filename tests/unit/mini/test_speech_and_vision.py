@@ -111,6 +111,7 @@ def test_command_writes_config_and_processor_of_speech_base(tmp_path):
     assert names == {path.name for path in shipped.iterdir()}
 
 
+@pytest.mark.slow
 def test_speech_base_can_be_trained_and_packed_again(tmp_path):
     """Trains two steps of configs/mini/speech.yaml, then packs its weights."""
     from safetensors.torch import load_file

@@ -58,6 +58,7 @@ def test_command_without_arguments_prints_usage(capsys):
     assert "usage" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_base_can_be_trained_and_packed_again(small_source, cache, monkeypatch, tmp_path):
     """Trains configs/mini/text.yaml at a small scale, then packs its weights."""
     from safetensors.torch import load_file
