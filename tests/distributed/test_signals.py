@@ -39,8 +39,15 @@ def workdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def full(workdir: Path) -> RunFolder:
+    """The same run, undisturbed."""
+    assert start(workdir, "full").wait(timeout=120) == 0
+    return RunFolder(workdir / "runs" / "full")
+
+
 def test_while_rows_are_encoded_a_signal_loses_nothing(workdir: Path) -> None:
-    tiny.write_texts(workdir / "many.jsonl", 60_000)
+    tiny.write_texts(workdir / "many.jsonl", 20_000)
     cache = workdir / "cache"
     more = ("data.train=many.jsonl", "train.steps=2", ALONE)
     process = start(workdir, "encoding", *more, DTL_CACHE=str(cache))
@@ -60,7 +67,7 @@ def test_while_rows_are_encoded_a_signal_loses_nothing(workdir: Path) -> None:
 
 
 @pytest.mark.slow
-def test_usr1_to_the_launcher_saves_and_ends_with_75(workdir: Path) -> None:
+def test_usr1_to_the_launcher_saves_and_ends_with_75(workdir: Path, full: RunFolder) -> None:
     run = RunFolder(workdir / "runs" / "launcher")
     process = start(workdir, "launcher")
     wait_for_step(process, run, 12)
@@ -69,8 +76,6 @@ def test_usr1_to_the_launcher_saves_and_ends_with_75(workdir: Path) -> None:
     newest = sorted(run.checkpoints.glob("step-*"))[-1]
     assert json.loads((newest / "progress.json").read_text())["step"] == run.last_step
     assert start(workdir, "launcher").wait(timeout=120) == 0
-    full = RunFolder(workdir / "runs" / "whole")
-    assert start(workdir, "whole").wait(timeout=120) == 0
     assert losses(run) == losses(full)
 
 
@@ -92,7 +97,7 @@ def test_a_launch_ends_before_its_wall_time_and_the_next_one_resumes(workdir: Pa
     assert steps == list(range(1, run.last_step + 1))
 
 
-def test_a_hanging_rank_is_reported_and_the_run_restarts(workdir: Path) -> None:
+def test_a_hanging_rank_is_reported_and_the_run_restarts(workdir: Path, full: RunFolder) -> None:
     run = RunFolder(workdir / "runs" / "hanging")
     process = start(workdir, "hanging", "train.hang_seconds=4")
     wait_for_step(process, run, 12)
@@ -103,4 +108,4 @@ def test_a_hanging_rank_is_reported_and_the_run_restarts(workdir: Path) -> None:
     assert "restarting in" in output
     stack = (run.logs / "rank-0.log").read_text()
     assert "most recent call first" in stack
-    assert losses(run) == losses(RunFolder(workdir / "runs" / "whole"))
+    assert losses(run) == losses(full)

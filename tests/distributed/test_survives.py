@@ -38,16 +38,21 @@ def workdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def full(workdir: Path) -> RunFolder:
+    """The same run, undisturbed."""
+    assert start(workdir, "full").wait(timeout=300) == 0
+    return RunFolder(workdir / "runs" / "full")
+
+
 def hashes(run: RunFolder) -> dict[str, str]:
     newest = run.checkpoints / f"step-{STEPS:08d}"
     return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in newest.iterdir()}
 
 
-def test_killed_ranks_launcher_and_parent_change_no_result(workdir: Path) -> None:
+def test_killed_ranks_launcher_and_parent_change_no_result(workdir: Path, full: RunFolder) -> None:
     """Rank 0 and rank 1 are killed in the first phase; the launcher, then its parent process, in
     the second."""
-    full = RunFolder(workdir / "runs" / "whole")
-    assert start(workdir, "whole").wait(timeout=300) == 0
     killed = RunFolder(workdir / "runs" / "killed")
     process = start(workdir, "killed")
     wait_for_step(process, killed, 10)
@@ -80,7 +85,9 @@ def test_killed_ranks_launcher_and_parent_change_no_result(workdir: Path) -> Non
 
 
 @pytest.mark.slow
-def test_a_damaged_checkpoint_is_renamed_and_an_older_one_resumed(workdir: Path) -> None:
+def test_a_damaged_checkpoint_is_renamed_and_an_older_one_resumed(
+    workdir: Path, full: RunFolder
+) -> None:
     """Interrupted, its newest checkpoint damaged: the older one is taken, and the run says so."""
     run = RunFolder(workdir / "runs" / "torn")
     process = start(workdir, "torn")
@@ -95,7 +102,4 @@ def test_a_damaged_checkpoint_is_renamed_and_an_older_one_resumed(workdir: Path)
     part.write_bytes(data)
     assert start(workdir, "torn").wait(timeout=300) == 0
     assert "part-00001.safetensors has the wrong SHA-256" in (workdir / "torn.txt").read_text()
-    full = RunFolder(workdir / "runs" / "whole")
-    if full.state == "absent":
-        assert start(workdir, "whole").wait(timeout=300) == 0
     assert losses(run) == losses(full)
