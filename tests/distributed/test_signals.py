@@ -42,7 +42,7 @@ def workdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def full(workdir: Path) -> RunFolder:
     """The same run, undisturbed."""
-    assert start(workdir, "full").wait(timeout=120) == 0
+    assert start(workdir, "full").wait(timeout=300) == 0
     return RunFolder(workdir / "runs" / "full")
 
 
@@ -57,13 +57,13 @@ def test_while_rows_are_encoded_a_signal_loses_nothing(workdir: Path) -> None:
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
     process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=30) == 75
+    assert process.wait(timeout=90) == 75
     output = (workdir / "encoding.txt").read_text()
     message = "before the first step. Fix: run the same command to continue"
     assert output.count(message) == 1, "printed once"
     assert not list(cache.glob("encoded/*")), "nothing half-written stays"
     assert not (workdir / "runs" / "encoding").exists()
-    assert start(workdir, "encoding", *more, DTL_CACHE=str(cache)).wait(timeout=120) == 0
+    assert start(workdir, "encoding", *more, DTL_CACHE=str(cache)).wait(timeout=300) == 0
 
 
 @pytest.mark.slow
@@ -72,10 +72,10 @@ def test_usr1_to_the_launcher_saves_and_ends_with_75(workdir: Path, full: RunFol
     process = start(workdir, "launcher")
     wait_for_step(process, run, 12)
     os.kill(psutil.Process(ranks_of(process)[0]).ppid(), signal.SIGUSR1)
-    assert process.wait(timeout=60) == 75
+    assert process.wait(timeout=120) == 75
     newest = sorted(run.checkpoints.glob("step-*"))[-1]
     assert json.loads((newest / "progress.json").read_text())["step"] == run.last_step
-    assert start(workdir, "launcher").wait(timeout=120) == 0
+    assert start(workdir, "launcher").wait(timeout=300) == 0
     assert losses(run) == losses(full)
 
 
@@ -83,7 +83,7 @@ def test_usr1_to_the_launcher_saves_and_ends_with_75(workdir: Path, full: RunFol
 def test_a_launch_ends_before_its_wall_time_and_the_next_one_resumes(workdir: Path) -> None:
     run, began = RunFolder(workdir / "runs" / "clock"), time.time()
     long = (ALONE, "train.steps=1000000", "optim.schedule=constant")
-    assert start(workdir, "clock", *long, "train.wall_time=15s").wait(timeout=60) == 75
+    assert start(workdir, "clock", *long, "train.wall_time=15s").wait(timeout=120) == 75
     assert time.time() - began < 15
     assert "the time limit of this launch is nearly reached" in (workdir / "clock.txt").read_text()
     reached = run.last_step
@@ -92,7 +92,7 @@ def test_a_launch_ends_before_its_wall_time_and_the_next_one_resumes(workdir: Pa
     second = start(workdir, "clock", *long, "train.wall_time=1h")
     wait_for_step(second, run, reached + 5)
     second.send_signal(signal.SIGTERM)
-    assert second.wait(timeout=60) == 75
+    assert second.wait(timeout=120) == 75
     steps = [line["step"] for line in launching.train_lines(run.path)]
     assert steps == list(range(1, run.last_step + 1))
 
