@@ -42,7 +42,7 @@ class JsonLinesReader(TextFileReader):
 
 
 class JsonListReader(TextFileReader):
-    """Reads one JSON list of objects."""
+    """Reads one JSON list of objects, also as the only such list of an object."""
 
     label = "JSON list"
     option_names = frozenset({"encoding"})
@@ -59,13 +59,23 @@ class JsonListReader(TextFileReader):
         try:
             with self.file.open() as stream:
                 text = encoding.decode(stream.read()[encoding.mark_bytes :])
-            items = json.loads(text)
+            items = _find_list(json.loads(text))
         except UnicodeDecodeError as error:
             yield nowhere, FileFault(name, encoding.describe_error(error), encoding.fix)
         except (ValueError, RecursionError) as error:
             line = f":{error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
             yield nowhere, FileFault(f"{name}{line}", _describe_json_error(error), "fix the file")
         else:
+            if items is None:
+                yield (
+                    nowhere,
+                    FileFault(
+                        name,
+                        "the file is one JSON object",
+                        "write a list of objects, one for each row",
+                    ),
+                )
+                return
             may_have_surrogate = SURROGATE_ESCAPE in text.lower()
             for number, item in enumerate(items, start=1):
                 location = f"{name}: item {number}"
@@ -85,8 +95,21 @@ def open_json(file: DataFile, options: FileOptions) -> FileReader:
     except (OSError, *DECOMPRESSION_ERRORS):
         start = b""  # the reading reports it
     encoding = find_encoding(start, named=options.encoding)
-    is_list = encoding.decode_valid(start).lstrip().startswith("[")
+    text = encoding.decode_valid(start).lstrip()
+    is_list = text.startswith("[") or text[1:].lstrip(" ").startswith(("\n", "\r"))
     return JsonListReader(file, options) if is_list else JsonLinesReader(file, options)
+
+
+def _find_list(value: Any) -> list[Any] | None:
+    """Return a list, or the only list of objects in an object; None: there is none, or several."""
+    if isinstance(value, list):
+        return value
+    lists = [
+        items
+        for items in value.values()
+        if isinstance(items, list) and items and isinstance(items[0], dict)
+    ]
+    return lists[0] if len(lists) == 1 else None
 
 
 def _parse_row(line: bytes, location: str, encoding: TextEncoding) -> ReadResult:

@@ -301,6 +301,14 @@ def test_json_lines_in_a_text_file_and_a_list_in_json_lines_are_detected():
     assert description("a.jsonl") == "JSON list"
 
 
+def test_list_in_an_object_is_read():
+    rows = [{"text": "x"}, {"text": "y"}]
+    Path("a.json").write_text(json.dumps({"version": 1, "names": ["x"], "data": rows}, indent=1))
+    assert read_fields("a.json") == rows
+    Path("b.json").write_text(json.dumps({"train": rows, "test": rows}, indent=1))
+    assert "b.json: the file is one JSON object" in str(get_error("b.json"))
+
+
 def test_format_of_a_file_without_a_known_suffix_is_named():
     Path("rows.data").write_text("text\tlabel\na\tb\n")
     assert "data.format" in get_error("rows.data").faults[0].fix
