@@ -272,6 +272,37 @@ def teach_tags(base: Path, rows: list[dict[str, Any]], folder: Path, *, steps: i
     return _save(model, made, folder)
 
 
+LABELS = ("night", "river", "letter")  # words that a text may have
+
+
+def label_sets(count: int, *, seed: int) -> list[dict[str, Any]]:
+    """Texts with the words of LABELS that they have."""
+    draw = random.Random(seed)
+    texts = [sentence(draw, 12) for _ in range(count)]
+    return [{"text": text, "label": [one for one in LABELS if one in text]} for text in texts]
+
+
+def numbered(count: int, *, seed: int) -> list[dict[str, Any]]:
+    """Texts with their number of words (tenths) and of labels."""
+    rows = label_sets(count, seed=seed)
+    return [{**row, "label": [len(row["text"].split()) / 10, len(row["label"])]} for row in rows]
+
+
+def classifier(base: Path, names: tuple[str, ...], problem_type: str, folder: Path) -> Path:
+    """Save an encoder with a head of random weights that has these outputs."""
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    torch.manual_seed(3)
+    model = AutoModelForSequenceClassification.from_pretrained(
+        base,
+        id2label=dict(enumerate(names)),
+        label2id={name: index for index, name in enumerate(names)},
+        problem_type=problem_type,
+    )
+    return _save(model, AutoTokenizer.from_pretrained(base), folder)
+
+
 def teach_summaries(
     base: Path, rows: list[dict[str, Any]], folder: Path, *, steps: int = 60
 ) -> Path:

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
@@ -13,6 +12,8 @@ from pydantic import Field
 from dtl.config.schema.base import Record
 from dtl.core.errors import DtlError, Fault
 from dtl.data.example import EncodedExample, Skip
+from dtl.data.label_values import label_text
+from dtl.data.labels import label_config, to_label
 from dtl.data.modalities.text import limit_to_tokenizer
 from dtl.data.padding import pad_sequences, pad_token_inputs
 from dtl.data.tag_schemes import (
@@ -25,10 +26,13 @@ from dtl.data.tag_schemes import (
 from dtl.data.tags import (
     check_tag_scheme,
     find_list_fault,
+    find_tag_fault,
     find_unknown_tag_fault,
+    read_list,
     tag_sort_key,
     to_inside,
 )
+from dtl.data.word_tokens import tokenize_words
 from dtl.losses.cross_entropy import IGNORE_INDEX, token_cross_entropy
 from dtl.metrics.base import EvalRecord, Metric
 from dtl.metrics.perplexity import mean_loss
@@ -38,6 +42,7 @@ from dtl.metrics.tagging import (
     entity_scores,
     tag_sequences,
 )
+from dtl.tasks._classification import LabelNames
 from dtl.tasks.base import DatasetStats, Encoder, ExamplePreview, Prediction, Task
 
 if TYPE_CHECKING:
@@ -58,7 +63,7 @@ class Options(Record):
         description="Longest text in tokens; words beyond it are not supervised, and count as "
         "missed in the scores.",
     )
-    labels: tuple[str, ...] | None = Field(
+    labels: LabelNames | None = Field(
         None,
         description="The tags in order, to which class numbers in the data refer. Default: those "
         "of the training rows.",
@@ -81,11 +86,10 @@ class Plugin(Task):
     options: Options
 
     def find_row_fault(self, row: Row) -> Fault | None:
-        words, tags = row.fields.get("tokens"), row.fields.get("tags")
         for column in ("tokens", "tags"):
             if fault := find_list_fault(row, column):
                 return fault
-        assert isinstance(words, list) and isinstance(tags, list)
+        words, tags = read_list(row, "tokens"), read_list(row, "tags")
         if len(words) != len(tags):
             return Fault(
                 row.location, f"{len(words)} tokens have {len(tags)} tags", "give each word one tag"
@@ -93,33 +97,21 @@ class Plugin(Task):
         for word in words:
             if not isinstance(word, str):
                 return Fault(row.location, f"the word {word!r} is not text", "give strings")
-        return next((fault for tag in tags if (fault := self._find_tag_fault(tag, row))), None)
-
-    def _find_tag_fault(self, tag: Any, row: Row) -> Fault | None:
         names = self.options.labels
-        if isinstance(tag, str):
-            inside = (
-                {to_inside(name) for name in names or ()}
-                if self.options.label_all_tokens
-                else set()
-            )
-            if not names or convert_tag(tag) in names:
-                return None
-            return find_unknown_tag_fault(row, tag, [*names, *inside])
-        if not isinstance(tag, int) or isinstance(tag, bool):
-            return Fault(row.location, f"the tag {tag!r} is not text", "give strings")
-        if names is not None and 0 <= tag < len(names):
-            return None
-        problem = "has no name" if names is None else f"exceeds the {len(names)} task.labels"
-        return Fault(
-            row.location,
-            f"the class number {tag} {problem}",
-            "list the names in order in task.labels, such as [O, B-PER, I-PER]",
+        inside = {to_inside(name) for name in names or ()} if self.options.label_all_tokens else ()
+        faults = (
+            find_tag_fault(row, tag, names, also=inside)
+            for tag in tags
+            if convert_tag(label_text(tag)) not in (names or ())
         )
+        return next(filter(None, faults), None)
 
     def preview(self, row: Row) -> ExamplePreview:
         words, tags = self._words_and_tags(row)
         return ExamplePreview(" ".join(words), labels=tuple(tags))
+
+    def written_labels(self, row: Row) -> tuple[object, ...]:
+        return tuple(read_list(row, "tags"))
 
     def collect_dataset_stats(self, rows: Iterable[Row], base_config: Any) -> DatasetStats:
         """Return the tags; in the base's own order where it has a head for exactly these."""
@@ -166,12 +158,7 @@ class Plugin(Task):
             yield fault
 
     def head_config(self, dataset_stats: DatasetStats) -> dict[str, Any]:
-        labels = dataset_stats["labels"]
-        return {
-            "num_labels": len(labels),
-            "id2label": dict(enumerate(labels)),
-            "label2id": {label: index for index, label in enumerate(labels)},
-        }
+        return label_config(dataset_stats["labels"])
 
     def max_length(self, processor: Any, dataset_stats: DatasetStats, base_config: Any) -> int:
         return limit_to_tokenizer(self.options.max_length, processor, base_config)
@@ -188,8 +175,8 @@ class Plugin(Task):
             for tag in tags:
                 if fault := find_unknown_tag_fault(row, tag, class_indices):
                     raise DtlError(fault)
-            encoded = _tokenize_words(words, processor, limit)
-            first = _first_tokens(encoded.word_ids, len(words))
+            encoded = tokenize_words(words, processor, limit)
+            first = encoded.first_tokens(len(words))
             labels = [IGNORE_INDEX] * len(encoded.word_ids)
             for position, word in enumerate(encoded.word_ids):
                 if word is not None and position == first[word]:
@@ -211,10 +198,8 @@ class Plugin(Task):
 
     def _words_and_tags(self, row: Row) -> tuple[list[str], list[str]]:
         """Return words and tags of a row; class numbers become the names in task.labels."""
-        words: Any = row.fields["tokens"]
-        tags: Any = row.fields["tags"]
-        names = self.options.labels or ()
-        return words, [tag if isinstance(tag, str) else names[tag] for tag in tags]
+        tags = read_list(row, "tags")
+        return read_list(row, "tokens"), [to_label(tag, self.options.labels) for tag in tags]
 
     def collate(self, examples: list[dict[str, Any]], *, pad_token_id: int) -> dict[str, Tensor]:
         targets = {
@@ -301,50 +286,6 @@ def _check_fast_tokenizer(tokenizer: Any) -> None:
             f"{type(tokenizer).__name__} is a slow tokenizer, which has no offsets of tokens",
             "use a model with a fast tokenizer (a tokenizer.json)",
         )
-
-
-@dataclass(frozen=True)
-class _TokenizedWords:
-    """Model inputs, and the index of the word that each token belongs to (None: special tokens)."""
-
-    inputs: dict[str, list[int]]
-    word_ids: list[int | None]
-
-
-def _tokenize_words(words: list[str], tokenizer: Any, limit: int) -> _TokenizedWords:
-    """Tokenize words as one text with blanks between them, as the model was pretrained.
-
-    A byte-level tokenizer would make other tokens of words that are passed one by one.
-    """
-    text = " ".join(words)
-    word_of_character = [index for index, word in enumerate(words) for _ in range(len(word) + 1)]
-    encoding = tokenizer(
-        text,
-        truncation=True,
-        max_length=limit,
-        return_offsets_mapping=True,
-        return_special_tokens_mask=True,
-    )
-    word_ids: list[int | None] = []
-    for (start, _), is_special in zip(
-        encoding["offset_mapping"], encoding["special_tokens_mask"], strict=True
-    ):
-        # A token may begin with the blank before its word, or be that blank.
-        solid = next((at for at in range(start, len(text)) if not text[at].isspace()), None)
-        word_ids.append(None if is_special or solid is None else word_of_character[solid])
-    inputs = {
-        name: list(encoding[name]) for name in ("input_ids", "token_type_ids") if name in encoding
-    }
-    return _TokenizedWords(inputs, word_ids)
-
-
-def _first_tokens(word_ids: list[int | None], words: int) -> list[int]:
-    """Return the position of each word's first token; -1 for a word that was truncated."""
-    first = [-1] * words
-    for position, word in enumerate(word_ids):
-        if word is not None and first[word] < 0:
-            first[word] = position
-    return first
 
 
 def _tag_logits(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests import tiny
 from tests.distributed import launching
 from tests.distributed.layouts import BATCH, LAYOUTS, RATE, zero
 from tests.distributed.runs import Run, needs
@@ -26,6 +27,7 @@ STRATEGIES = {
     "lora": ("strategy=lora", "strategy.rank=4", "strategy.alpha=8"),
 }
 TASKS = ("tags", "summary", "pairs")
+CLASSIFIERS = {"label_sets": "full", "numbers": "lora"}
 RUNS = [
     (task, strategy)
     for task in TASKS
@@ -73,6 +75,11 @@ CASES += [
     pytest.param(task, strategy, layout, marks=[pytest.mark.slow] * (number % 3 != index))
     for number, (task, strategy) in enumerate(PREFERENCE_TASKS.items())
     for index, layout in enumerate(LAYOUTS[1:])
+]
+CASES += [
+    pytest.param(*run, layout, marks=[pytest.mark.slow] * (layout != EXPORTED))
+    for run in CLASSIFIERS.items()
+    for layout in LAYOUTS[1:]
 ]
 SCORED_CASES = [case for case in CASES if case.values[0] != "reward"]  # its base has no head
 
@@ -161,7 +168,9 @@ def _single_row(bed: Path, task: str, row: dict[str, Any]) -> tuple[float, int]:
         for index, (word, tag) in enumerate(zip(row["tokens"], row["tags"], strict=True)):
             pieces = tokenizer(" " * bool(index) + word)["input_ids"]
             ids += pieces
-            labels += [model.config.label2id[tag]] + [-100] * (len(pieces) - 1)
+            first = int(tokenizer.convert_ids_to_tokens(pieces[0]) == "Ġ")  # a blank alone
+            labels += [-100] * first + [model.config.label2id[tag]]
+            labels += [-100] * (len(pieces) - first - 1)
         ids, labels = ids[:48], labels[:48]
     with torch.no_grad():
         loss = model(input_ids=torch.tensor([ids]), labels=torch.tensor([labels])).loss
@@ -203,6 +212,35 @@ def test_scores_of_a_tagger_are_those_of_seqeval_over_the_full_rows(bed: Path) -
     for kind in ("PLACE", "THING"):
         assert found[f"f1/{kind}"] == report[kind]["f1-score"]
         assert found[f"support/{kind}"] == report[kind]["support"]
+
+
+@pytest.mark.parametrize(("task", "strategy"), CLASSIFIERS.items())
+@needs(lambda task, strategy: [exported(task, strategy)])
+def test_export_of_a_classifier_has_the_outputs_and_config_of_the_run(
+    bed: Path, task: str, strategy: str
+) -> None:
+    """Trained under ZeRO-3, opened by plain transformers and PEFT."""
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    run = exported(task, strategy).path(bed)
+    if strategy == "lora":
+        base = AutoModelForSequenceClassification.from_pretrained(bed / "regressor")
+        model = PeftModel.from_pretrained(base, run / "export").eval()
+    else:
+        model = AutoModelForSequenceClassification.from_pretrained(run / "export").eval()
+        assert model.config.problem_type == "multi_label_classification"
+        assert list(model.config.id2label.values()) == sorted(tiny.LABELS)
+    tokenizer = AutoTokenizer.from_pretrained(run / "export")
+    records = eval_records(run, TEXT_STEPS)
+    for row, record in zip(rows(bed / f"{task}_held_out.jsonl"), records, strict=True):
+        with torch.no_grad():
+            logits = model(**tokenizer(row["text"], return_tensors="pt")).logits[0].tolist()
+        name = "scores" if task == "label_sets" else "predicted"
+        assert record[name] == pytest.approx(logits, rel=1e-4, abs=1e-5)
+    first, last = (eval_records(run, step)[0]["loss"] for step in (0, TEXT_STEPS))
+    assert first != last, "training moved what was exported"
 
 
 @needs(exported("summary"))
@@ -359,7 +397,11 @@ for row in map(json.loads, open(rows)):
         else:
             pieces = [tokenizer(" " * bool(i) + word) for i, word in enumerate(row["tokens"])]
             ids = [piece for word in pieces for piece in word["input_ids"]][:48]
-            first = [i for word in pieces for i in [1] + [0] * (len(word["input_ids"]) - 1)][:48]
+            first = []
+            for word in pieces:
+                blank = int(tokenizer.convert_ids_to_tokens(word["input_ids"][0]) == "\u0120")
+                first += [0] * blank + [1] + [0] * (len(word["input_ids"]) - blank - 1)
+            first = first[:48]
             best = model(input_ids=torch.tensor([ids])).logits[0].argmax(-1).tolist()
             found.append([tag for tag, begins in zip(best, first) if begins])
 print(json.dumps(found))

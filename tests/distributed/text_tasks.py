@@ -56,6 +56,26 @@ PREFERENCE_TASKS = {
     **dict.fromkeys((*PAIR_OPTIONS, "kto", "reward"), "lora"),
     "embedding": "full",
 }
+LABEL_SETS = f"""
+model: {{path: labeler, dtype: fp32}}
+task:
+  name: text_classification
+  problem_type: multi_label_classification
+  class_weights: balanced
+  focal_gamma: 1
+data: {{train: label_sets.jsonl, eval: label_sets_held_out.jsonl}}
+strategy: full
+optim: {{learning_rate: {RATE}, warmup: 0}}
+train: {{steps: {TEXT_STEPS}, global_batch: {BATCH}, evaluation_batch: 2}}
+"""
+NUMBERS = f"""
+model: {{path: regressor, dtype: fp32}}
+task: {{name: text_classification, problem_type: regression, labels: [words, labels]}}
+data: {{train: numbers.jsonl, eval: numbers_held_out.jsonl}}
+strategy: full
+optim: {{learning_rate: {RATE}, warmup: 0}}
+train: {{steps: {TEXT_STEPS}, global_batch: {BATCH}, evaluation_batch: 2}}
+"""
 
 
 def write_text_tasks(folder: Path) -> None:
@@ -83,4 +103,17 @@ def write_text_tasks(folder: Path) -> None:
     for name, make in {"judged": tiny.judged, "searched": tiny.searched}.items():
         tiny.write_rows(folder / f"{name}.jsonl", make(53, seed=1))
         tiny.write_rows(folder / f"{name}_held_out.jsonl", make(TEXT_HELD_OUT, seed=2))
+    _write_classifiers(folder)
     (folder / "pairs.yaml").write_text(PAIRS)
+
+
+def _write_classifiers(folder: Path) -> None:
+    (folder / "label_sets.yaml").write_text(LABEL_SETS)
+    (folder / "numbers.yaml").write_text(NUMBERS)
+    for name, make in {"label_sets": tiny.label_sets, "numbers": tiny.numbered}.items():
+        tiny.write_rows(folder / f"{name}.jsonl", make(53, seed=1))
+        tiny.write_rows(folder / f"{name}_held_out.jsonl", make(TEXT_HELD_OUT, seed=2))
+    base = folder / "untrained-tagger"
+    names = tuple(sorted(tiny.LABELS))
+    tiny.classifier(base, names, "multi_label_classification", folder / "labeler")
+    tiny.classifier(base, ("words", "labels"), "regression", folder / "regressor")

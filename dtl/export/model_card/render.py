@@ -13,7 +13,7 @@ from dtl.export.model_card.data import (
     collect_card_data,
 )
 from dtl.export.model_card.loading_code import loading_code
-from dtl.export.model_card.scores import group_section, score_section
+from dtl.export.model_card.scores import group_section, label_section, score_section
 from dtl.export.model_card.table import table_rows
 
 LIBRARIES = {"adapter": "peft", "model": "transformers", "onnx": "onnx", "gguf": "gguf"}
@@ -50,6 +50,7 @@ def render_model_card(card: ModelCardData) -> str:
         "|---|---|",
         *(f"| {key} | {value} |" for key, value in table_rows(card)),
         *score_section(card),
+        *label_section(card),
         *group_section(card),
         *_loading_section(card),
         "",

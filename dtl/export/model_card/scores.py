@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dtl.evaluation.groups import read_group_scores
+from dtl.evaluation.label_scores import make_label_table
 from dtl.export.model_card.data import ModelCardData
 
 
@@ -22,6 +23,16 @@ def group_section(card: ModelCardData) -> list[str]:
     last_scores = list(card.scores.values())[-1]
     table = _group_table(last_scores, column, card.metric_name)
     return ["", f"## Held-out scores by {column}", "", *table]
+
+
+def label_section(card: ModelCardData) -> list[str]:
+    """Return the section with the scores of each label; empty where the task has none."""
+    table = make_label_table(list(card.scores.values())[-1]) if card.scores else None
+    if table is None:
+        return []
+    lines = [table.header, ("---",) * len(table.header), *table.rows]
+    cells = (" | ".join(text.replace("|", "\\|") for text in line) for line in lines)
+    return ["", "## Held-out scores by label", "", *(f"| {line} |" for line in cells)]
 
 
 def _score_table(scores: dict[str, dict[str, float]]) -> list[str]:

@@ -12,6 +12,7 @@ from dtl.report.run_page.events import make_events_section
 from dtl.report.run_page.predictions import (
     make_confusion_section,
     make_groups_section,
+    make_labels_section,
     make_worst_examples_section,
 )
 from dtl.report.run_page.record import RunRecord
@@ -29,6 +30,7 @@ def build_run_page(folder: RunFolder) -> Page:
         Section("Scores", tuple(make_scores_section(run))),
         Section("Training", tuple(make_training_section(run))),
         *_section_if_any("Confusion matrix", make_confusion_section(run)),
+        *_section_if_any("By label", make_labels_section(run)),
         *_section_if_any(f"By {config.task.group_by}", make_groups_section(run)),
         *_section_if_any("Worst examples", make_worst_examples_section(run)),
         Section("Planned and actual", tuple(make_plan_section(run))),

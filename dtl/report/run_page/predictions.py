@@ -6,6 +6,7 @@ from collections import Counter
 
 from dtl.core.units import format_bytes
 from dtl.evaluation.groups import read_group_scores
+from dtl.evaluation.label_scores import make_label_table
 from dtl.report.axis import Axis
 from dtl.report.charts import ConfusionMatrix, GroupPlot, GroupScores
 from dtl.report.page import Block, Charts, Examples, Table, Text
@@ -57,6 +58,15 @@ def _most_confused(confusions: Pairs, label_count: int) -> list[int]:
         counts[predicted] += count
     ranking = sorted(range(label_count), key=lambda label: (-counts[label], label))
     return sorted(ranking[:MAX_CONFUSION_LABELS])
+
+
+def make_labels_section(run: RunRecord) -> list[Block]:
+    """Return the scores of each label after training, where the task scores labels."""
+    table = make_label_table(list(run.scores.values())[-1]) if run.scores else None
+    if table is None:
+        return []
+    title = f"Held-out scores by label ({list(run.scores)[-1]})"
+    return [Table(title, table.header, table.rows)]
 
 
 def make_groups_section(run: RunRecord) -> list[Block]:

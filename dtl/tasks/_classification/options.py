@@ -25,7 +25,7 @@ def _to_names(value: Any) -> Any:
     )
 
 
-Names = Annotated[tuple[str, ...], BeforeValidator(_to_names)]
+LabelNames = Annotated[tuple[str, ...], BeforeValidator(_to_names)]
 
 
 class LabelOptions(Record):
@@ -36,7 +36,7 @@ class LabelOptions(Record):
         description="What a row's `label` is: one class, any number of labels, or a number "
         "(several numbers as a list).",
     )
-    labels: Names | None = Field(
+    labels: LabelNames | None = Field(
         None,
         description="The labels in order, to which class numbers in the data refer; for regression "
         "the names of the numbers. Default: the labels of the training rows, numbers by value.",

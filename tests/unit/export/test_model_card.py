@@ -27,6 +27,13 @@ SCORES = {
 }
 
 
+def test_scores_by_label_are_a_table():
+    scores = {"loss": 1.0, "micro_f1": 0.5, "f1/a|b": 0.25, "best_threshold/a|b": 0.3, "f1/c": 1.0}
+    text = render("base", scores={"adapted": {**scores, "support/c": 2, "confusion/a/c": 1}})
+    assert "| label | f1 | best threshold | support |" in text
+    assert "| a\\|b | 0.25 | 0.3 |  |" in text and "| c | 1 |  | 2 |" in text
+
+
 def render(
     base,
     *,

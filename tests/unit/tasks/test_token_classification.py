@@ -61,15 +61,63 @@ def test_the_first_piece_of_each_word_is_that_of_the_tokenizers_own_word_numbers
     tokenizer = make()
     encoded = encode(tokenizer, SENTENCE, TAGS)
     theirs = tokenizer(SENTENCE, is_split_into_words=True)
-    numbers = theirs.word_ids()
+    pieces = tokenizer.convert_ids_to_tokens(theirs["input_ids"])
+    numbers = [  # without the tokens that are a blank alone, which word_ids counts as well
+        None if piece == "Ġ" else number
+        for number, piece in zip(theirs.word_ids(), pieces, strict=True)
+    ]
     assert encoded.values["input_ids"] == theirs["input_ids"]
     assert encoded.values["first"] == [numbers.index(place) for place in range(len(SENTENCE))]
     expected = [
-        -100 if number is None or number == before else NAMES.index(TAGS[number])
-        for before, number in zip([None, *numbers], numbers, strict=False)
+        -100 if number is None or number in numbers[:place] else NAMES.index(TAGS[number])
+        for place, number in enumerate(numbers)
     ]
     assert encoded.values["labels"] == expected
     assert encoded.targets == len(SENTENCE)
+
+
+def sentence_piece(*, kind: str) -> Any:
+    """As XLM-RoBERTa (unigram), Llama 2 (BPE with byte fallback), or byte-level GPT-2 have it,
+    trained so that a blank is often a token of its own."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    letters = "abcdefghijklmnopqrstuvwxyz.-"
+    if kind == "unigram":
+        scores = [("<unk>", 0.0), ("\u2581", -1.0), ("\u2581old", -3.0), ("ship", -2.0)]
+        inner = Tokenizer(models.Unigram([*scores, *((one, -4.0) for one in letters)], unk_id=0))
+        inner.pre_tokenizer = pre_tokenizers.Metaspace()
+    elif kind == "byte fallback":
+        vocabulary = {"<unk>": 0, "\u2581": 1, **{one: at for at, one in enumerate(letters, 2)}}
+        vocabulary |= {f"<0x{byte:02X}>": len(vocabulary) + byte for byte in range(256)}
+        inner = Tokenizer(models.BPE(vocabulary, [], unk_token="<unk>", byte_fallback=True))
+        inner.normalizer = normalizers.Sequence(
+            [normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")]
+        )
+    else:
+        alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+        inner = Tokenizer(models.BPE({one: at for at, one in enumerate(alphabet)}, []))
+        inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+        inner.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=inner)
+
+
+@pytest.mark.parametrize("all_tokens", [False, True])
+@pytest.mark.parametrize("kind", ["unigram", "byte fallback", "byte level"])
+def test_a_tag_is_on_the_first_token_with_characters(kind: str, all_tokens: bool) -> None:
+    tokenizer = sentence_piece(kind=kind)
+    words, tags = ["a", "old", "ship", "\u8239"], ["O", "B-PER", "I-PER", "O"]
+    encoded = encode(tokenizer, words, tags, label_all_tokens=all_tokens)
+    pieces = tokenizer.convert_ids_to_tokens(encoded.values["input_ids"])
+    blanks = [place for place, piece in enumerate(pieces) if piece in ("\u2581", "\u0120")]
+    assert len(blanks) > 1, "the blanks are tokens of their own"
+    labels = encoded.values["labels"]
+    assert [labels[place] for place in blanks] == [-100] * len(blanks)
+    first = encoded.values["first"]
+    assert [NAMES[labels[place]] for place in first] == tags
+    starts = [pieces[place].strip("\u2581\u0120")[:1] for place in first]
+    assert starts[:3] == ["a", "o", "s"]
+    assert all(place == 0 or place - 1 in blanks or pieces[place][0] == "\u2581" for place in first)
 
 
 def test_words_are_read_as_in_running_text() -> None:
@@ -79,7 +127,7 @@ def test_words_are_read_as_in_running_text() -> None:
     assert encoded.values["input_ids"] == tokenizer("the river turns")["input_ids"]
     pieces = tokenizer.convert_ids_to_tokens(encoded.values["input_ids"])
     first = [pieces[place] for place in encoded.values["first"]]
-    assert first[0].startswith("t") and all(piece.startswith("Ġ") for piece in first[1:])
+    assert [piece.strip("Ġ")[:1] for piece in first] == ["t", "r", "t"]
     assert encoded.values["first"][0] == 1, "after the start token"
 
 
@@ -257,6 +305,15 @@ def test_class_numbers_have_the_names_that_are_given() -> None:
         (["a", 5], ["O", "O"], "the word 5 is not text"),
         (["a"], [0.5], "the tag 0.5 is not text"),
         (["a"], [1], "the class number 1 has no name"),
+        (["a"], ["1"], "the class number 1 has no name"),
+        (["a"], [None], "a tag is missing (None)"),
+        (["a"], [""], "a tag is missing ('')"),
+        (["a"], ["nan"], "a tag is missing ('nan')"),
+        (["a"], [float("nan")], "a tag is missing (nan)"),
+        (["a"], [-1], "a tag is missing (-1)"),
+        (["a"], [-100], "the class number -100 has no name"),
+        (["a"], [True], "the tag True is not text"),
+        (["a"], [["O"]], "is not text"),
     ],
 )
 def test_a_row_at_fault_is_named(tokens: Any, tags: Any, message: str) -> None:
@@ -283,6 +340,19 @@ def test_a_row_in_order_has_no_fault() -> None:
     assert task(labels=tuple(NAMES)).find_row_fault(row(["a", "b"], [2, "O"])) is None
     inside = task(labels=("O", "B-PER"), label_all_tokens=True)
     assert inside.find_row_fault(row(["a", "b"], ["B-PER", "I-PER"])) is None
+
+
+def test_words_and_tags_are_read_from_every_carrier() -> None:
+    """A CSV file has lists as texts, and numbers may have become floats."""
+    expected = encode(tiny.tokenizer(), ["a", "b"], ["B-PER", "O"]).values
+    plugin = task(labels=NAMES)
+    encoder = plugin.encoder(tiny.tokenizer(), DATASET_STATS, None)
+    for words in (["a", "b"], '["a", "b"]', "['a', 'b']"):
+        for tags in ([1, 0], [1.0, 0.0], "[1, 0]", ["1", "0"], ["B-PER ", " O"], '["B-PER", "O"]'):
+            given = row(words, tags)
+            assert plugin.find_row_fault(given) is None
+            values = encoder(given).values  # type: ignore[union-attr]
+            assert all(list(values[name]) == list(expected[name]) for name in expected)
 
 
 def test_a_class_number_beyond_the_names_is_told() -> None:
