@@ -10,7 +10,6 @@ from typing import Any
 from benchmarks.gpu.runs import read_losses, start_command, write_config
 from benchmarks.gpu.setup import Setup
 
-WAIT_SECONDS = 120
 SETTINGS: dict[str, Any] = {
     "strategy": {"name": "lora", "rank": 4},
     "train": {"save_every": 1, "evaluate_every": 4},
@@ -22,7 +21,7 @@ def first_run(setup: Setup) -> str:
     config = write_config(setup, "first", _sections(setup))
     start = time.monotonic()
     process = start_command(setup, "train", str(config))
-    output, _ = process.communicate(timeout=WAIT_SECONDS)
+    output, _ = process.communicate(timeout=setup.wait_seconds)
     assert process.returncode == 0, output[-2000:]
     losses = read_losses(setup, "first")
     assert len(losses) == setup.sizes.steps and losses[-1] < losses[0], losses
@@ -37,7 +36,7 @@ def killed_run(setup: Setup) -> str:
     process = start_command(setup, "train", str(config))
     try:
         killed = _kill_worker(setup, process.pid)
-        output, _ = process.communicate(timeout=2 * WAIT_SECONDS)
+        output, _ = process.communicate(timeout=2 * setup.wait_seconds)
     finally:
         process.kill()
     assert process.returncode == 0, output[-2000:]
@@ -62,7 +61,7 @@ def _kill_worker(setup: Setup, supervisor: int) -> int:
     import psutil
 
     run = setup.folder / "runs" / "killed"
-    end = time.monotonic() + WAIT_SECONDS
+    end = time.monotonic() + setup.wait_seconds
     while time.monotonic() < end:
         if any((run / "checkpoints").glob("step-*")):
             workers = psutil.Process(supervisor).children(recursive=True)

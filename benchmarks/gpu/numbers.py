@@ -12,7 +12,6 @@ from typing import Any
 from benchmarks.gpu.runs import ROOT, Job, Measured, environment, train_here
 from benchmarks.gpu.setup import NotRun, Setup
 
-CPU_TIMEOUT = 120
 TOLERANCES = {"fp32": 1e-4, "bf16": 2e-3}
 LORA = {"name": "lora", "rank": 8, "alpha": 16}
 
@@ -27,7 +26,7 @@ def losses_on_cpu(setup: Setup, dtype: str) -> str:
         env=environment(is_cpu=True),
         capture_output=True,
         text=True,
-        timeout=CPU_TIMEOUT,
+        timeout=setup.wait_seconds,
     )
     assert reference.returncode == 0, reference.stderr[-2000:]
     expected = json.loads(reference.stdout.splitlines()[-1])

@@ -101,5 +101,10 @@ class Setup:
         return DRY if self.is_dry else ON_GPU
 
     @property
+    def wait_seconds(self) -> float:
+        """How long a process of a section may take; a CPU may be shared with other jobs."""
+        return 600.0 if self.is_dry else 120.0
+
+    @property
     def device(self) -> str:
         return "cpu" if self.is_dry else "cuda"
