@@ -342,11 +342,13 @@ def predict(
     *,
     batch: int = 16,
     max_new_tokens: int | None = None,
+    truncate_prompts: bool = False,
 ) -> Iterator[dict[str, Any]]:
     """Yield the prediction of an export, or that of a run, for each input in order.
 
-    `inputs`: texts, files of rows or lines, audio files, images. Raises DtlError for an invalid
-    input.
+    `inputs`: texts, files of rows or lines, audio files, images. `truncate_prompts`: cut the
+    beginning of a prompt that is too long, which has no prediction otherwise. Raises DtlError for
+    an invalid input.
     """
     from dtl.export.load_export import load_export
     from dtl.jobs.predict import check_inputs_exist, predict_rows, read_input_rows
@@ -355,4 +357,10 @@ def predict(
     check_inputs_exist(names)
     exported = load_export(Path(path))
     rows = read_input_rows(names, exported)
-    return predict_rows(rows, exported, batch_size=batch, max_new_tokens=max_new_tokens)
+    return predict_rows(
+        rows,
+        exported,
+        batch_size=batch,
+        max_new_tokens=max_new_tokens,
+        truncate_prompts=truncate_prompts,
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -49,6 +50,13 @@ def predict(
     max_new_tokens: Annotated[
         int | None, typer.Option(min=1, help="longest generated text, in tokens")
     ] = None,
+    truncate_prompts: Annotated[
+        bool,
+        typer.Option(
+            "--truncate-prompts",
+            help="cut the beginning of prompts that are longer than task.max_length",
+        ),
+    ] = False,
 ) -> None:
     """Print the model's prediction for each text, audio file, image or row, as JSON lines."""
     import json
@@ -56,8 +64,16 @@ def predict(
     from dtl import api
     from dtl.core.files import open_atomic
 
-    predictions = api.predict(path, inputs, batch=batch, max_new_tokens=max_new_tokens)
-    lines = (json.dumps(row, ensure_ascii=False, default=str) for row in predictions)
+    predictions = api.predict(
+        path,
+        inputs,
+        batch=batch,
+        max_new_tokens=max_new_tokens,
+        truncate_prompts=truncate_prompts,
+    )
+    lines = (
+        json.dumps(row, ensure_ascii=False, default=str) for row in _report_missing(predictions)
+    )
     if out is None:
         for line in lines:
             print(line)
@@ -66,6 +82,21 @@ def predict(
         raise DtlError.of("--out", f"there is no folder {out.parent}", "create it, or use another")
     with open_atomic(out, sync=False) as file:
         file.writelines(f"{line}\n" for line in lines)
+
+
+def _report_missing(predictions: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Pass predictions on; after the last, print how many there are without one or with a cut
+    input."""
+    missing = cut = total = 0
+    for row in predictions:
+        total += 1
+        missing += "reason" in row and row.get("predicted") is None
+        cut += "truncated_tokens" in row
+        yield row
+    if missing:
+        typer.echo(f"{missing} of {total} inputs have no prediction; see their reason", err=True)
+    if cut:
+        typer.echo(f"{cut} of {total} inputs were cut; see their truncated_tokens", err=True)
 
 
 def export(

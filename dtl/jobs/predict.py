@@ -17,9 +17,11 @@ from dtl.data.modalities.media_files import SUFFIXES
 from dtl.data.row_formats.base import RowInput
 from dtl.data.sources.rows import Row, open_rows
 from dtl.export.load_export import ExportedModel
+from dtl.jobs.input_limits import LimitedEncoder
 from dtl.models.processor import get_pad_token_id
 from dtl.models.vocabulary import find_vocab_size
 from dtl.prepare.token_ids import checking_token_ids
+from dtl.prepare.unlimited_encoder import unlimited_prompt_encoder
 
 if TYPE_CHECKING:
     from torch import nn
@@ -81,20 +83,17 @@ def predict_rows(
     *,
     batch_size: int,
     max_new_tokens: int | None = None,
+    truncate_prompts: bool = False,
 ) -> Iterator[dict[str, Any]]:
     """Yield the fields of each row with its prediction, in order.
 
-    A row without anything to read has `predicted` None and a `reason`. Raises DtlError for an
-    invalid row, with its location.
+    A row without anything to read, or with a prompt that is too long, has `predicted` None and a
+    `reason`. Where the input was cut, `truncated_tokens` says by how much. `truncate_prompts`: cut
+    the beginning of such a prompt. Raises DtlError for an invalid row, with its location.
     """
     task = exported.task
     model = exported.model.to("cuda" if torch.cuda.is_available() else "cpu")
-    encode = checking_token_ids(
-        task.prompt_encoder(exported.processor, exported.dataset_stats, exported.model_config),
-        task,
-        exported.processor,
-        rows=find_vocab_size(exported.model.config) if task.truncation_options else None,
-    )
+    encode = _make_encoder(exported, truncate_prompts=truncate_prompts)
     for batch in _batches(rows, batch_size):
         # 1. Split long rows into chunks, and encode them.
         chunks_by_row = [
@@ -105,7 +104,8 @@ def predict_rows(
             )
             for row in batch
         ]
-        encoded = [encode(chunk) for chunks in chunks_by_row for chunk in chunks]
+        limited = [encode(chunk) for chunks in chunks_by_row for chunk in chunks]
+        encoded = [example for example, _ in limited]
         # 2. Predict the examples; skipped ones have a reason instead.
         examples = (
             task.transform(dict(example.values), processor=exported.processor, rng=None)
@@ -118,12 +118,25 @@ def predict_rows(
         results = iter(
             {"predicted": None, "reason": example.reason}
             if isinstance(example, Skip)
-            else next(predictions)
-            for example in encoded
+            else {**next(predictions), **({"truncated_tokens": cut} if cut else {})}
+            for example, cut in limited
         )
         # 3. Join the chunks of each row.
         for row, chunks in zip(batch, chunks_by_row, strict=True):
             yield {**_json_fields(row.fields), **_join_chunks(list(islice(results, len(chunks))))}
+
+
+def _make_encoder(exported: ExportedModel, *, truncate_prompts: bool) -> LimitedEncoder:
+    task, processor = exported.task, exported.processor
+    known = (processor, exported.dataset_stats, exported.model_config)
+    rows = find_vocab_size(exported.model.config) if task.truncation_options else None
+    return LimitedEncoder(
+        encode=checking_token_ids(task.prompt_encoder(*known), task, processor, rows=rows),
+        encode_all=unlimited_prompt_encoder(task, *known),
+        max_length=task.max_length(*known) if task.truncation_options else 0,
+        continues_input=task.auto_class == "AutoModelForCausalLM",
+        truncates_prompts=truncate_prompts,
+    )
 
 
 def _predict_examples(

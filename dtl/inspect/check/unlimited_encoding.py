@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -10,10 +9,8 @@ from dtl.data.example import EncodedExample, Skip
 from dtl.data.modalities.text import count_positions
 from dtl.data.sources.rows import Row
 from dtl.prepare.prepared_data import PreparedData
+from dtl.prepare.unlimited_encoder import UNLIMITED_MODEL, raise_limits, raise_model_limits
 from dtl.tasks.base import Task
-
-UNLIMITED_OPTION = 100_000  # tokens; the task's limit for encoding a row without truncation
-UNLIMITED_MODEL = 2**31  # tokens; more than any model reads
 
 
 def create_unlimited_encoder(
@@ -25,16 +22,10 @@ def create_unlimited_encoder(
     """
     if not task.truncation_options:
         return None
-    raised = {
-        name: max(UNLIMITED_OPTION, getattr(task.options, name)) for name in task.truncation_options
-    }
-    processor, model_config = copy.deepcopy(prepared.processor), copy.copy(prepared.model_config)
+    processor, model_config = prepared.processor, prepared.model_config
     if ignore_model_limits:
-        model_config.max_position_embeddings = UNLIMITED_MODEL
-        if hasattr(processor, "model_max_length"):
-            processor.model_max_length = UNLIMITED_MODEL
-    unlimited_task = type(task)(task.options.model_copy(update=raised))
-    return unlimited_task.encoder(processor, prepared.dataset_stats, model_config)
+        processor, model_config = raise_model_limits(processor, model_config)
+    return raise_limits(task).encoder(processor, prepared.dataset_stats, model_config)
 
 
 def find_model_limits(
