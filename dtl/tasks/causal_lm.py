@@ -24,6 +24,7 @@ from dtl.data.chat.messages import (
 from dtl.data.chat.render import ChatRenderer, ChatTokenizer
 from dtl.data.chat.stop_tokens import add_stop_tokens
 from dtl.data.example import EncodedExample, Skip
+from dtl.data.modalities.special_tokens import as_textual
 from dtl.data.modalities.text import (
     NO_LIMIT,
     bos_tokens,
@@ -81,6 +82,12 @@ class Options(Record):
         "false: all answers from the full chat, as the chat template renders it. Default: an "
         "example of its own only for an answer that the template renders differently in a longer "
         "chat.",
+    )
+    special_tokens: Literal["tokens", "text"] | None = Field(
+        None,
+        description="How special tokens that a text of the data spells out, such as <|im_end|>, "
+        "are read: as these tokens, or as text, so that a user cannot end a turn. Default: as "
+        "tokens, which `dtl check` reports.",
     )
     chat_template_kwargs: dict[str, Any] = Field(
         default_factory=dict,
@@ -188,7 +195,15 @@ class Plugin(Task):
         """Return the tokens of a row of texts, and whether each is supervised; those beyond the
         limit may be missing."""
         columns = _columns(row)
-        texts = [tokenize(tokenizer, get_text(row, column, max_tokens=limit)) for column in columns]
+        reads_special_tokens = self.options.special_tokens != "text"
+        texts = [
+            tokenize(
+                tokenizer,
+                get_text(row, column, max_tokens=limit),
+                reads_special_tokens=reads_special_tokens,
+            )
+            for column in columns
+        ]
         start, end = bos_tokens(tokenizer), []
         if texts[0][: len(start)] == start:
             start = []  # the text has its own
@@ -203,8 +218,9 @@ class Plugin(Task):
         return prompt + completion, supervised
 
     def _chat_tokenizer(self, tokenizer: Any, limit: int) -> ChatTokenizer:
+        is_textual = self.options.special_tokens == "text"
         return ChatTokenizer(
-            tokenizer,
+            as_textual(tokenizer) if is_textual else tokenizer,
             max_tokens=limit,
             max_characters=max_characters(limit),
             plain_format="`prompt` and `completion`",

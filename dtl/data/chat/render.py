@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from dtl.core.errors import DtlError
@@ -21,6 +21,7 @@ from dtl.data.chat.messages import (
     supervised_indices,
 )
 from dtl.data.chat.template import ChatTemplate
+from dtl.data.modalities.special_tokens import TextualTokenizer
 
 if TYPE_CHECKING:
     from dtl.data.sources.rows import Row
@@ -155,6 +156,14 @@ class ChatTokenizer:
                 f"use an instruction-tuned model, or give {self.plain_format}",
             )
         template = ChatTemplate(self.tokenizer, tuple(self.options.items()), row.location)
+        if isinstance(self.tokenizer, TextualTokenizer):
+            hide = self.tokenizer.hide
+            chat = replace(
+                chat,
+                messages=hide(chat.messages),
+                tools=hide(chat.tools),
+                documents=hide(chat.documents),
+            )
         return self.renderer.render(template, chat)
 
 

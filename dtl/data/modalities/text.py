@@ -85,9 +85,11 @@ def limit_to_tokenizer(requested: int, tokenizer: Any, base_config: Any) -> int:
     return int(min(limit_to_positions(requested, base_config), tokenizer.model_max_length))
 
 
-def tokenize(tokenizer: Any, text: str) -> list[int]:
-    """Return the tokens of a text without special tokens."""
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+def tokenize(tokenizer: Any, text: str, *, reads_special_tokens: bool = True) -> list[int]:
+    """Return the tokens of a text without special tokens around it. `reads_special_tokens`: those
+    that the text spells out are special tokens; False: they are text."""
+    options = {} if reads_special_tokens else {"split_special_tokens": True}
+    return list(tokenizer(text, add_special_tokens=False, **options)["input_ids"])
 
 
 def bos_tokens(tokenizer: Any) -> list[int]:

@@ -112,7 +112,9 @@ class _TokenSampler:
         self._longest: dict[str, tuple[int, Row]] = {}
 
     def add(self, row: Row, summary: RowSummary, *, is_skipped: bool) -> None:
-        """Add a row, if it is skipped or one of the sampled examples."""
+        """Add a row, if it is skipped or one of the sampled examples; the text of any row."""
+        if (text := self._task.preview(row).input) is not None:
+            self._counter.add_text(row.location, text)
         indices = self._sampled.get(row.index, [])
         if not indices and is_skipped:
             self._add_example(row, summary, None)

@@ -9,6 +9,7 @@ import numpy as np
 from dtl.inspect.check.findings import Finding, create_finding
 from dtl.inspect.check.token_stats import TokenStats
 
+MAX_SPECIAL_SHOWN = 3
 TOLERATED_FRACTION = 0.01  # of rows truncated, of targets without EOS, of tokens unknown
 FATAL_LOST_TARGETS_FRACTION = 0.2  # of rows whose target is truncated completely
 
@@ -55,6 +56,22 @@ def find_token_problems(stats: TokenStats) -> Iterator[Finding]:
         problem = f"rows have unknown tokens ({stats.unknown / stats.total:.1%} of all tokens)"
         fix = "use a model whose tokenizer supports this language and script"
         yield create_finding("unknown_tokens", stats.unknown_locations, stats.sampled, problem, fix)
+
+
+def find_special_tokens(stats: TokenStats, *, can_read_as_text: bool) -> Iterator[Finding]:
+    """Yield a finding for special tokens that texts spell out."""
+    if not stats.special_locations:
+        return
+    shown = ", ".join(sorted(stats.special_texts)[:MAX_SPECIAL_SHOWN])
+    problem = f"rows spell out special tokens ({shown}), which are read as tokens, not as text"
+    fix = "set task.special_tokens=text, or to tokens if this is intended"
+    yield create_finding(
+        "special_tokens",
+        stats.special_locations,
+        stats.rows,
+        problem,
+        fix if can_read_as_text else "remove them from the texts",
+    )
 
 
 def recommend_limit(lengths: Sequence[int]) -> int:

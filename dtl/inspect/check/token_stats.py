@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from dtl.data.modalities.special_tokens import find_special_texts
 from dtl.inspect.check.row_summary import RowSummary
 from dtl.inspect.check.unlimited_encoding import measure_lengths
 from dtl.tasks.base import Task, TokenSpan
@@ -17,7 +18,8 @@ class TokenStats:
     """Counts of tokens and examples, and locations of the rows with a problem.
 
     `limits`: the task's limit options, in tokens; `model_limits`: what the model can read, in
-    tokens, whatever the option; `append_eos`: the task's option, if it has one.
+    tokens, whatever the option; `append_eos`: the task's option, if it has one. `special_texts`:
+    special tokens that texts spell out, in the rows `special_locations` of all `rows`.
     """
 
     limits: dict[str, int] = field(default_factory=dict)
@@ -34,6 +36,9 @@ class TokenStats:
     truncated_targets: list[str] = field(default_factory=list)
     lost_targets: list[str] = field(default_factory=list)
     lengths: dict[str, list[int]] = field(default_factory=dict)
+    rows: int = 0
+    special_texts: set[str] = field(default_factory=set)
+    special_locations: list[str] = field(default_factory=list)
 
 
 class TokenCounter:
@@ -46,6 +51,7 @@ class TokenCounter:
         )
         self._task = task
         self._max_positions = max_positions
+        self._tokenizer = getattr(processor, "tokenizer", processor)
         self._special_tokens = _SpecialTokens.from_processor(processor)
 
     def add(
@@ -71,6 +77,17 @@ class TokenCounter:
         self._add_unknown(row, spans, special.unknown)
         if self._task.supervises_eos and row.target is not None and not is_truncated:
             self._add_eos(row, spans[-1], special.ids)
+
+    def add_text(self, location: str, text: str) -> None:
+        """Add the text of a row, in which special tokens may be spelled out."""
+        self.stats.rows += 1
+        if self._special_tokens is None or hasattr(self._task.options, "special_tokens") and (
+            self._task.options.special_tokens is not None
+        ):
+            return
+        if found := find_special_texts(text, self._tokenizer):
+            self.stats.special_texts |= found
+            self.stats.special_locations.append(location)
 
     def _add_lengths(
         self, row: RowSummary, values: dict[str, Any] | None, unlimited: dict[str, Any]
