@@ -30,7 +30,11 @@ from dtl.inspect.check.preview import Preview, preview_examples
 from dtl.inspect.check.read_findings import find_read_problems
 from dtl.inspect.check.render import format_finding, format_preview, format_source, summarize_source
 from dtl.inspect.check.stats import SourceStats, collect_source_stats
-from dtl.inspect.check.token_findings import find_token_problems, find_truncation
+from dtl.inspect.check.token_findings import (
+    find_special_tokens,
+    find_token_problems,
+    find_truncation,
+)
 from dtl.prepare.prepared_data import PreparedData, prepare_data
 from dtl.prepare.sources import ScannedSource
 from dtl.prepare.splits import split_rows
@@ -171,6 +175,9 @@ def find_problems(
             *find_chat_problems(source, config),
             *find_truncation(source.tokens),
             *find_token_problems(source.tokens),
+            *find_special_tokens(
+                source.tokens, can_read_as_text=hasattr(config.task.options, "special_tokens")
+            ),
             *find_audio_problems(source),
             *find_image_problems(source),
         ]

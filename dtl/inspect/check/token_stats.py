@@ -81,8 +81,9 @@ class TokenCounter:
     def add_text(self, location: str, text: str) -> None:
         """Add the text of a row, in which special tokens may be spelled out."""
         self.stats.rows += 1
-        if self._special_tokens is None or hasattr(self._task.options, "special_tokens") and (
-            self._task.options.special_tokens is not None
+        if self._special_tokens is None or (
+            hasattr(self._task.options, "special_tokens")
+            and (self._task.options.special_tokens is not None)
         ):
             return
         if found := find_special_texts(text, self._tokenizer):
