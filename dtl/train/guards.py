@@ -11,6 +11,7 @@ import numpy as np
 
 from dtl.config.schema import Train
 from dtl.core.errors import RunFailed
+from dtl.models.vocabulary import DELTA_NAME
 
 if TYPE_CHECKING:
     from dtl.config.schema.train import LossSpikeOptions
@@ -88,7 +89,11 @@ class StepGuard:
         """Check that trainable tensors have had a gradient. In a full model a few without one may
         be intended (a pooler that the head does not use); most of them mean that the model does
         not train."""
-        names = self.engine.parameters_without_gradient()
+        names = [
+            name
+            for name in self.engine.parameters_without_gradient()
+            if DELTA_NAME not in name  # rows of tokens that no row of data has
+        ]
         if not names:
             return
         total = len(self.engine.trainable_parameters())

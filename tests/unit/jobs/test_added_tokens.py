@@ -120,6 +120,13 @@ def test_phases_and_later_adapters_continue_with_the_rows(decoder, tmp_path, cac
         assert train_losses(later)[0] == pytest.approx(losses[4], rel=1e-4)
 
 
+def test_tokens_that_no_row_has_do_not_stop_the_run(decoder, tmp_path, cache):
+    model = {"path": str(decoder), "dtype": "fp32", "add_tokens": ["unused"]}
+    six = {"steps": 6, "global_batch": 3}
+    run = train_in_this_process(config(tmp_path, decoder, model=model, train=six))
+    assert len(train_losses(run)) == 6
+
+
 def test_a_token_of_the_data_without_a_row_is_refused_with_its_place(tmp_path, cache):
     base = tiny.decoder(tmp_path / "base")
     made = AutoTokenizer.from_pretrained(base)
