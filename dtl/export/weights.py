@@ -85,12 +85,27 @@ def write_model(
     restore_router_outputs(model)
     model.config.dtype = dtype
     model.save_pretrained(folder, state_dict=dict(tensors), max_shard_size=shard_size)  # type: ignore[operator]
-    reopened = type(model).from_pretrained(folder, dtype=dtype, use_safetensors=True)  # type: ignore[attr-defined]
+    reopened, report = type(model).from_pretrained(  # type: ignore[attr-defined]
+        folder, dtype=dtype, use_safetensors=True, output_loading_info=True
+    )
     stored = {
         **dict(reopened.named_parameters(remove_duplicate=False)),
         **dict(reopened.named_buffers()),
     }
+    _check_nothing_is_missing(set(report["missing_keys"]) & stored.keys(), folder)
     _check_bitwise_equal(tensors, stored.get, folder)
+
+
+def _check_nothing_is_missing(missing: set[str], folder: Path) -> None:
+    """Raise RunFailed where transformers would draw a parameter at random: one that the model ties,
+    and the config of the export does not."""
+    if missing:
+        raise RunFailed.of(
+            str(folder),
+            f"{len(missing)} tensors are missing in the export, such as {min(missing)}",
+            "report the model's architecture; the trained weights are in the run's newest "
+            "checkpoint",
+        )
 
 
 def _cast_floating(state: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:

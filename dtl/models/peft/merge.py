@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -85,5 +86,17 @@ def merge_adapter(adapted: Any) -> nn.Module:
     for name, module in list(adapted.named_modules()):
         if isinstance(module, ModulesToSaveWrapper):  # PEFT 0.21 fails on a head of several layers
             adapted.set_submodule(name, module.modules_to_save[ADAPTER_NAME])
-    model: nn.Module = adapted.merge_and_unload(safe_merge=True)
+    ties = getattr(adapted.get_base_model().config, "tie_word_embeddings", None)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Input and output embeddings are no longer tied")
+        model: nn.Module = adapted.merge_and_unload(safe_merge=True)
+    if ties and _is_output_shared(model):  # PEFT 0.21 looks only at the embedding of an encoder
+        model.config.tie_word_embeddings = ties  # type: ignore[union-attr]
     return model
+
+
+def _is_output_shared(model: nn.Module) -> bool:
+    """Return whether the output layer has the weight of another module."""
+    output = model.get_output_embeddings()  # type: ignore[operator]
+    named = model.named_parameters(remove_duplicate=False)
+    return output is not None and sum(value is output.weight for _, value in named) > 1
