@@ -104,11 +104,11 @@ class TextualTokenizer:
             pairs = self._encode_as_text(anchor + restored)
             if all(end <= len(anchor) or first >= len(anchor) for _, (first, end) in pairs):
                 break
-        kept = [(token, span) for token, span in pairs if span[1] > len(anchor)]
+        inside = [(token, span) for token, span in pairs if span[1] > len(anchor)]
         shift = len(anchor)
         return (
-            [token for token, _ in kept],
-            [(position[first - shift], position[end - shift - 1] + 1) for _, (first, end) in kept],
+            [token for token, _ in inside],
+            [(position[first - shift], position[end - shift - 1] + 1) for _, (first, end) in inside],
         )
 
     def _encode_as_text(self, text: str) -> list[tuple[int, tuple[int, int]]]:
