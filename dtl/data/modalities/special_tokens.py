@@ -108,7 +108,10 @@ class TextualTokenizer:
         shift = len(anchor)
         return (
             [token for token, _ in inside],
-            [(position[first - shift], position[end - shift - 1] + 1) for _, (first, end) in inside],
+            [
+                (position[first - shift], position[end - shift - 1] + 1)
+                for _, (first, end) in inside
+            ],
         )
 
     def _encode_as_text(self, text: str) -> list[tuple[int, tuple[int, int]]]:
