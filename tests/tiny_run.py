@@ -15,6 +15,7 @@ from dtl.compare.records import (
 )
 from dtl.config import registry
 from dtl.config.schema import RunConfig
+from dtl.core.json_lines import encode_lines
 from dtl.data.sources.rows import open_rows
 from dtl.evaluation.groups import scores_by_group
 from dtl.plan.records import Decision, Layout, ParameterCounts, PhasePlan, Plan
@@ -101,7 +102,7 @@ def stopped_run(tmp_path, fields, *, labels, name="text_classification", why="to
     ]
     file = folder.eval_records_file(60)
     file.parent.mkdir()
-    file.write_text("".join(json.dumps(record) + "\n" for record in records))
+    file.write_text(encode_lines(records))
     scores = {
         **task.score(records, dataset_stats),
         **scores_by_group(task, records, dataset_stats, "label"),

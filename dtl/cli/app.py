@@ -9,6 +9,7 @@ import logging
 import sys
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Annotated
 
 import typer
@@ -21,7 +22,8 @@ from dtl.cli.models import evaluate, export, predict, push
 from dtl.cli.queue import cancel, logs, status, submit
 from dtl.cli.results import audit, diff, report, track
 from dtl.cli.training import launch, resume, train
-from dtl.core.errors import DtlError
+from dtl.core.errors import DtlError, Fault
+from dtl.core.resource_errors import describe_file_error, is_out_of_memory
 from dtl.core.signals import STOPPED, ignore_signals
 
 app = typer.Typer(
@@ -88,4 +90,19 @@ def _run(arguments: Sequence[str] | None) -> int:
         return error.exit_code
     except KeyboardInterrupt:
         return 130
+    except Exception as error:
+        fault = _describe_error_of_machine(error)
+        if fault is None:
+            raise
+        print(fault, file=sys.stderr)
+        return 1
     return 0
+
+
+def _describe_error_of_machine(error: Exception) -> Fault | None:
+    """Return the message for a full or read-only disk, and for full memory; None for a bug. What
+    was being written is complete or absent, so that the same command can be started again."""
+    if is_out_of_memory(error):
+        return Fault("dtl", "out of memory", "end other processes, or use a machine with more")
+    fault = describe_file_error(error)
+    return None if fault is None else replace(fault, fix=f"{fault.fix}; then start it again")

@@ -71,6 +71,7 @@ def find_runs(path: Path) -> list[RunFolder]:
         file.parent
         for depth in range(1, MAX_DEPTH + 1)
         for file in path.glob("/".join(["*"] * depth) + "/run.json")
+        if not any(part.startswith(".") for part in file.relative_to(path).parts)
     ]
     if not runs:
         raise DtlError.of(str(path), "there is no run in this folder", "choose another with --dir")
@@ -83,7 +84,11 @@ def query_runs(path: Path) -> list[Status]:
     Each backend is queried once. Where it does not answer, the state is that of the run folder.
     """
     folders = find_runs(path)
-    submissions = {folder.path: Submission.load(folder.path) for folder in folders}
+    damaged = {folder.path: fault for folder in folders if (fault := _find_damage(folder))}
+    submissions = {
+        folder.path: None if folder.path in damaged else Submission.load(folder.path)
+        for folder in folders
+    }
     queues: dict[str, Queue] = {}
     for backend in {job.backend for job in submissions.values() if job}:
         jobs = [job for job in submissions.values() if job and job.backend == backend]
@@ -93,8 +98,26 @@ def query_runs(path: Path) -> list[Status]:
         except DtlError as fault:
             queues[backend] = str(fault)
     return [
-        _build_status(folder, _read_queue(submissions[folder.path], queues)) for folder in folders
+        _damaged_status(folder.path, damaged[folder.path])
+        if folder.path in damaged
+        else _build_status(folder, _read_queue(submissions[folder.path], queues))
+        for folder in folders
     ]
+
+
+def _find_damage(folder: RunFolder) -> str | None:
+    """Return what is wrong with a file that the state of a run depends on; None if nothing."""
+    try:
+        Submission.load(folder.path)
+        _ = folder.plan, folder.config
+    except DtlError as fault:
+        return str(fault)
+    return None
+
+
+def _damaged_status(run: Path, reason: str) -> Status:
+    """Return the state of a run that cannot be read; the other runs are listed beside it."""
+    return Status(run, "damaged", reason, 0, 0, None, None, 0, "")
 
 
 def _read_queue(job: Submission | None, queues: dict[str, Queue]) -> _QueueEntry:
@@ -115,6 +138,10 @@ def _build_status(folder: RunFolder, entry: _QueueEntry) -> Status:
     state, reason = entry.state or _state_of_folder(folder), entry.reason
     if folder.state == "finished":
         state, reason = "finished", ""
+    if damage := folder.result_damage:
+        reason = f"result.json: {damage}"
+    if damaged := folder.damaged_lines:
+        reason = "; ".join(filter(None, [reason, f"{len(damaged)} damaged lines ({damaged[0]})"]))
     lines = [line for line in folder.read_metrics() if line["kind"] == "train"]
     step, steps = (lines[-1]["step"] if lines else 0), folder.plan.steps
     remaining = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
@@ -10,6 +9,8 @@ from typing import Any
 
 from dtl.compare.grid import PlannedRun
 from dtl.compare.records import CellResult, ConfidenceInterval, CurvePoint
+from dtl.core.files import read_record
+from dtl.core.json_lines import read_lines
 from dtl.core.statistics import ScoreSample, bootstrap_mean
 from dtl.run.evaluations import EVALUATION_KIND
 from dtl.run.folder import RunFolder
@@ -127,7 +128,7 @@ def read_score(folder: Path, name: str) -> float | None:
     path = folder / f"{EVALUATION_STEM}.json"
     if not path.is_file():
         return None
-    return float(json.loads(path.read_text(encoding="utf-8"))["scores"][name])
+    return float(read_record(path)["scores"][name])
 
 
 def read_sample(folder: Path, task: Task, dataset_stats: DatasetStats) -> ScoreSample | None:
@@ -136,7 +137,7 @@ def read_sample(folder: Path, task: Task, dataset_stats: DatasetStats) -> ScoreS
     path = folder / f"{EVALUATION_STEM}.jsonl"
     if not path.is_file():
         return None
-    records = _read_json_lines(path)
+    records = read_lines(path)
     if task.has_classes:  # the source may have other classes than the run
         classes = 1 + max(max(one["label"], one["predicted"]) for one in records)
         dataset_stats = {
@@ -148,7 +149,3 @@ def read_sample(folder: Path, task: Task, dataset_stats: DatasetStats) -> ScoreS
     return ScoreSample.from_counts(
         task.metric_from_counts, task.metric_counts(records, dataset_stats)
     )
-
-
-def _read_json_lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

@@ -7,18 +7,23 @@ or ends in `.staged`.
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
 import shutil
+import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 from dtl.core.errors import DtlError
+
+ABANDONED_SECONDS = 6 * 3600.0  # without a change; then a staged folder has no writer
+HASH = "sha256"  # key of a record: the hash of its other values
 
 
 @contextmanager
@@ -61,28 +66,99 @@ def read_json(path: Path) -> Any:
     """Return the value in a JSON file of a run folder. Raises DtlError if it cannot be read."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as fault:
-        raise DtlError.of(
-            str(path),
-            f"the file cannot be read ({fault})",
-            "restore the run folder from a copy, or start a new run",
-        ) from fault
+    except (OSError, ValueError, RecursionError) as fault:
+        raise _unreadable(path, str(fault)) from fault
+
+
+def write_record(path: Path, record: Mapping[str, Any]) -> None:
+    """Write a JSON object atomically, with the SHA-256 of its content as its last value, and wait
+    until it is on disk."""
+    content = {key: value for key, value in record.items() if key != HASH}
+    write_json(path, {**content, HASH: _hash_record(content)})
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """Return the JSON object in a file that `write_record` has written.
+
+    Raises DtlError if it cannot be read, or is not what was written.
+    """
+    record = read_json(path)
+    expected = record.pop(HASH, None) if isinstance(record, dict) else None
+    if expected is None or expected != _hash_record(record):
+        reason = "does not have its SHA-256" if expected else "has no SHA-256"
+        raise _unreadable(path, f"the content {reason}: it was damaged, or changed by hand")
+    return dict(record)
+
+
+def _hash_record(record: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record).encode()).hexdigest()
+
+
+def _unreadable(path: Path, reason: str) -> DtlError:
+    return DtlError.of(
+        str(path),
+        f"the file cannot be read ({reason})",
+        "restore the run folder from a copy, or start a new run",
+    )
 
 
 @contextmanager
-def staged_folder(target: Path) -> Iterator[Path]:
-    """Yield an empty folder that is renamed to `target` when the block ends without an error.
+def staged_folder(
+    target: Path, *, publish: Callable[[Path, Path], None] | None = None
+) -> Iterator[Path]:
+    """Yield an empty folder that gets the name `target` when the block ends without an error.
+    `publish`: renames it; None: `publish_folder`.
 
     If another process has created `target` meanwhile, its folder stays and this one is removed.
+    What a kill has left of an earlier one is removed after a time.
     """
-    staged = target.with_name(f"{target.name}.{uuid.uuid4().hex}.staged")
+    _remove_abandoned(target)
+    staged = target.with_name(f".{target.name}.{uuid.uuid4().hex}.staged")
     staged.mkdir(parents=True)
     try:
         yield staged
+        (publish or publish_folder)(staged, target)
     except BaseException:
         shutil.rmtree(staged, ignore_errors=True)
         raise
-    publish_folder(staged, target)
+
+
+def _remove_abandoned(target: Path) -> None:
+    """Remove staged folders of `target` that no process writes any more."""
+    for staged in target.parent.glob(f".{glob.escape(target.name)}.*.staged"):
+        try:
+            changes = [path.stat().st_mtime for path in (staged, *staged.rglob("*"))]
+        except OSError:  # its process has renamed or removed it
+            continue
+        if time.time() - max(changes) > ABANDONED_SECONDS:
+            shutil.rmtree(staged, ignore_errors=True)
+
+
+def create_staging_folder(staged: Path) -> None:
+    """Create an empty folder for the files of several processes; what a kill has left there is
+    removed."""
+    shutil.rmtree(staged, ignore_errors=True)
+    staged.mkdir(parents=True)
+
+
+def publish_new_folder(staged: Path, target: Path) -> None:
+    """Rename a complete folder to a name that is not used, and wait until the name is on disk.
+    Raises DtlError if another process uses it by now."""
+    try:
+        staged.rename(target)
+    except OSError as fault:
+        if not target.exists():
+            raise
+        raise DtlError.of(
+            str(target), "another process has created this folder meanwhile", "remove one of them"
+        ) from fault
+    sync_to_disk(target.parent)
+
+
+def replace_folder(staged: Path, target: Path) -> None:
+    """Rename a complete folder to its name; a folder that has the name is removed."""
+    publish_folder(staged, target, is_valid=lambda _: False)
+    sync_to_disk(target.parent)
 
 
 def publish_folder(
@@ -105,6 +181,14 @@ def publish_folder(
         target.rename(invalid)
         staged.rename(target)
         shutil.rmtree(invalid, ignore_errors=True)
+
+
+def find_unused_path(path: Path) -> Path:
+    """Return the path, with a number where the name is taken."""
+    number, unused = 2, path
+    while unused.exists():
+        unused, number = path.with_name(f"{path.name}-{number}"), number + 1
+    return unused
 
 
 def sync_to_disk(path: Path) -> None:

@@ -1,9 +1,31 @@
-"""Recognize errors that mean that memory or a disk is full, or an operation not deterministic."""
+"""Recognize errors of the machine, full memory or disks, and operations that are not
+deterministic."""
 
 from __future__ import annotations
 
 import errno
 import re
+
+from dtl.core.errors import Fault
+
+# What an error of the operating system means, and what to do.
+FILE_ERRORS = {
+    errno.ENOSPC: ("the disk is full", "free disk space"),
+    errno.EDQUOT: ("the disk quota is used up", "free disk space, or ask for a larger quota"),
+    errno.EROFS: (
+        "the disk is read-only",
+        "use another folder: run.dir for runs, the variable DTL_CACHE for the cache",
+    ),
+    errno.EACCES: (
+        "permission denied",
+        "change the permissions, or use another folder: run.dir for runs, the variable DTL_CACHE "
+        "for the cache",
+    ),
+    errno.EIO: ("the disk has an input/output error", "check the disk, or use another one"),
+    errno.EMFILE: ("too many open files", "raise the limit of open files (ulimit -n)"),
+    errno.ENFILE: ("too many open files on this machine", "end other processes"),
+    errno.EFBIG: ("the file is too large", "raise the limit of file sizes (ulimit -f)"),
+}
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -15,11 +37,26 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Whether a disk or this user's quota is full; safetensors reports that as text only."""
-    numbers = (errno.ENOSPC, errno.EDQUOT)
-    if isinstance(error, OSError) and error.errno in numbers:
-        return True
-    return any(f"(os error {number})" in str(error) for number in numbers)
+    """Whether a disk or this user's quota is full."""
+    return _find_number(error) in (errno.ENOSPC, errno.EDQUOT)
+
+
+def describe_file_error(error: BaseException) -> Fault | None:
+    """Return what an error of the operating system means; None for another error. The location is
+    its file, or ""."""
+    number = _find_number(error)
+    if number not in FILE_ERRORS:
+        return None
+    problem, fix = FILE_ERRORS[number]
+    return Fault(str(getattr(error, "filename", None) or ""), problem, fix)
+
+
+def _find_number(error: BaseException) -> int | None:
+    """Return the error number; safetensors reports it as text only."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return int(found[1]) if found else None
 
 
 def find_nondeterministic_operation(error: BaseException) -> str | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from dtl.core.files import write_text
+from dtl.core.json_lines import encode_lines
 from dtl.data.cache.encoded import EncodedData
 from dtl.data.loader import Collate, iter_evaluation_batches
 from dtl.evaluation.groups import scores_by_group
@@ -44,10 +44,10 @@ class Evaluation:
     records: list[EvalRecord]
 
     def write(self, path: Path) -> None:
-        """Write the records as JSON lines."""
+        """Write the records as JSON lines with checksums."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        lines = "".join(json.dumps(record) + "\n" for record in self.records)
-        write_text(path, lines, sync=False)  # a report may read while the run writes
+        # Atomically: a report may read while the run writes.
+        write_text(path, encode_lines(self.records), sync=False)
 
 
 @torch.no_grad()

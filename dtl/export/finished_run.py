@@ -6,11 +6,12 @@ import shutil
 
 import torch
 
+from dtl.core.files import replace_folder
 from dtl.evaluation.final_weights import FinalWeights
 from dtl.export.folder import (
     build_export_metadata,
+    seal_export,
     staging_folder,
-    sync_folder,
     write_card_and_metadata,
 )
 from dtl.export.model_card import ExportedRun, render_run_card
@@ -54,13 +55,12 @@ def export_finished_run(
         state.data.processor.save_pretrained(staged)
         metadata = build_export_metadata(context.config, dataset_stats, kind=kind, dtype=dtype)
         write_card_and_metadata(staged, card=card, metadata=metadata)
-        sync_folder(staged)
+        seal_export(staged)
 
     # 3. Rename.
     context.safe_points.check_stop("export, renaming")
     if engine.is_main_process:
-        shutil.rmtree(folder, ignore_errors=True)
-        staged.rename(folder)
+        replace_folder(staged, folder)
     engine.barrier()
 
 

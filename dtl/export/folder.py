@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dtl.config.schema import Model
-from dtl.core.files import sync_tree
+from dtl.core.checksums import seal_folder
+from dtl.core.files import write_json, write_text
 from dtl.models.base_adapters import EXPORT_METADATA
 from dtl.models.vocabulary import changes_vocabulary
 
@@ -60,16 +60,16 @@ def describe_base_model(model: Model, *, dtype: str) -> dict[str, Any]:
 
 def write_card_and_metadata(folder: Path, *, card: str, metadata: dict[str, Any] | None) -> None:
     """Write README.md and dtl.json. `metadata` None: there is none, or it is written already."""
-    (folder / MODEL_CARD).write_text(card, encoding="utf-8")
+    write_text(folder / MODEL_CARD, card, sync=True)
     if metadata is not None:
-        text = json.dumps(metadata, indent=1) + "\n"
-        (folder / EXPORT_METADATA).write_text(text, encoding="utf-8")
+        write_json(folder / EXPORT_METADATA, metadata)
 
 
-def sync_folder(folder: Path) -> None:
-    """Make every file readable as the umask allows, and wait until all are on disk."""
+def seal_export(folder: Path) -> None:
+    """Make every file readable as the umask allows, write checksums.json, and wait until all are
+    on disk. The model card may be edited later."""
     mask = os.umask(0)
     os.umask(mask)
     for file in folder.iterdir():  # safetensors creates files that only their owner can read
         file.chmod(0o666 & ~mask)
-    sync_tree(folder)
+    seal_folder(folder, unchecked=[MODEL_CARD])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,10 +10,11 @@ from dtl.config import registry
 from dtl.config.schema import Model
 from dtl.config.schema.plugins import TaskConfig
 from dtl.core.errors import DtlError
+from dtl.core.files import read_json
 from dtl.models.base_adapters import EXPORT_METADATA
 from dtl.models.load import load_pretrained, silence_transformers
 from dtl.models.peft.base import ADAPTER_WEIGHTS
-from dtl.models.peft.save_load import load_adapter
+from dtl.models.peft.save_load import load_adapter, verify_export
 from dtl.models.peft.virtual_tokens import count_virtual_tokens, reserve_virtual_tokens
 from dtl.models.pretrained_config import HeadConfig, load_model_config
 from dtl.models.processor import get_pad_token_id, load_exported_processor
@@ -50,6 +50,7 @@ def load_export(path: Path, *, for_task: bool = True) -> ExportedModel:
     `for_task`: whether the task will predict or score with it. Raises DtlError.
     """
     folder = find_export_folder(path)
+    verify_export(folder)
     metadata = _read_metadata(folder)
     task, is_adapter = _load_task(metadata), metadata["kind"] == "adapter"
     if task.compares_with_base and not is_adapter and for_task:
@@ -108,11 +109,9 @@ def find_export_folder(path: Path) -> Path:
 def _read_metadata(folder: Path) -> dict[str, Any]:
     file = folder / EXPORT_METADATA
     try:
-        return dict(json.loads(file.read_text(encoding="utf-8")))
-    except ValueError as fault:
-        raise DtlError.of(
-            str(file), f"the file cannot be read ({fault})", "export the run again"
-        ) from fault
+        return dict(read_json(file))
+    except (DtlError, TypeError, ValueError) as fault:
+        raise DtlError.of(str(file), "the file cannot be read", "export the run again") from fault
 
 
 def _load_task(metadata: dict[str, Any]) -> Task:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from dtl.data.batching import chain_order_digest
-from dtl.run.folder import LENGTHS, RunFolder
+from dtl.run.creation import LENGTHS
+from dtl.run.folder import RunFolder
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 from dtl.config.load import load_config
 from dtl.config.schema import Layout, RunConfig, Source
 from dtl.core.errors import DtlError
-from dtl.core.files import write_json
+from dtl.core.files import write_record
 from dtl.core.parallel_dims import ParallelDims
 from dtl.data.cache.encoded import EncodedData
 from dtl.data.cache.encoder import encode_rows
 from dtl.data.cache.store import cache_key
+from dtl.data.modalities.undecodable import skip_undecodable
 from dtl.data.sources.rows import open_rows
 from dtl.engine.base import Engine, EngineSettings
 from dtl.engine.start import start
@@ -142,7 +143,7 @@ def _score(
 
 def _write(evaluation: Evaluation, data: str, folder: Path) -> None:
     evaluation.write(folder / "evaluation.jsonl")
-    write_json(folder / "evaluation.json", {"data": data, "scores": evaluation.scores})
+    write_record(folder / "evaluation.json", {"data": data, "scores": evaluation.scores})
 
 
 def _encode_source(source: Source, config: RunConfig, exported: ExportedModel) -> EncodedData:
@@ -165,8 +166,11 @@ def _encode_source(source: Source, config: RunConfig, exported: ExportedModel) -
         dataset_stats=exported.dataset_stats,
         base=config.model.model_dump(mode="json"),
         group_by=group_by,
+        on_bad_row=config.data.on_bad_row,
     )
     encoder = task.encoder(exported.processor, exported.dataset_stats, exported.model_config)
+    if config.data.on_bad_row == "skip":
+        encoder = skip_undecodable(encoder)
     expanded = ExpandedRows(rows, task, exported.processor)
     data = encode_rows(expanded, encoder, key=key, location=LOCATION, group_by=group_by)
     check_nothing_is_dropped(data, config)

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dtl.core.errors import RunFailed
+from dtl.core.files import create_staging_folder, publish_new_folder
 from dtl.core.resource_errors import is_disk_full
 from dtl.export import gguf, onnx
 from dtl.export.folder import (
     build_export_metadata,
+    seal_export,
     staging_folder,
-    sync_folder,
     write_card_and_metadata,
 )
 from dtl.export.logit_difference import TOLERANCE, LogitDifference, compare_logits
@@ -78,14 +79,13 @@ def export_run(
         trained = load_trained_model(folder, print_line=print_line)
         # 3. Write the export and verify it, under a temporary name.
         work_folder = staging_folder(plan.target)
-        shutil.rmtree(work_folder, ignore_errors=True)
         try:
-            work_folder.mkdir(parents=True)
+            create_staging_folder(work_folder)
             samples = build_sample_inputs(trained)
             job = _ExportJob(folder, plan, trained, samples, work_folder)
             difference = _write_and_verify(job)
             # 4. Rename.
-            job.written.rename(plan.target)
+            publish_new_folder(job.written, plan.target)
         except Exception as fault:
             if is_disk_full(fault):
                 raise RunFailed.of(
@@ -114,7 +114,7 @@ def _write_and_verify(job: _ExportJob) -> LogitDifference | None:
         difference = _check_logits(job, expected, actual, precision=plan.precision)
     card = _render_card(job, ExportSummary(str(plan), difference))
     write_card_and_metadata(job.written, card=card, metadata=None)
-    sync_folder(job.written)
+    seal_export(job.written)
     return difference
 
 

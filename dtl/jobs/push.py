@@ -8,6 +8,7 @@ from pathlib import Path
 
 from dtl.core.errors import DtlError, RunFailed
 from dtl.export.folder import MODEL_CARD
+from dtl.models.peft.save_load import verify_export
 from dtl.run.folder import RunFolder
 
 LOGIN_FIX = "run `hf auth login`, or set HF_TOKEN to a token with write permission"
@@ -61,6 +62,7 @@ def _find_export(path: Path) -> Path:
         raise DtlError.of(
             str(path), f"there is no export with a {MODEL_CARD}", "use a run folder or an export"
         )
+    verify_export(folder)
     return folder
 
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from dtl.core.errors import RankFailed
 from dtl.core.resource_errors import (
+    describe_file_error,
     find_nondeterministic_operation,
-    is_disk_full,
     is_out_of_memory,
 )
 from dtl.plan.memory_advice import suggest_memory_reduction
@@ -31,10 +31,11 @@ def report_resource_failures(prepared: PreparedRun, watchdog: Watchdog) -> Itera
     try:
         yield
     except Exception as error:
-        if is_disk_full(error):
-            location = str(getattr(error, "filename", None) or prepared.config.run.dir)
-            problem = f"the disk is full, in {watchdog.activity}"
-            fix = "free disk space, then resume: the newest checkpoint is intact"
+        fault = describe_file_error(error)
+        if fault is not None:
+            location = fault.location or prepared.config.run.dir
+            problem = f"{fault.problem}, in {watchdog.activity}"
+            fix = f"{fault.fix}, then resume: the newest checkpoint is intact"
         elif is_out_of_memory(error):
             location = f"rank {os.environ.get('RANK', '0')}"
             problem = f"out of memory in {watchdog.activity}; {format_peak_memory()}"

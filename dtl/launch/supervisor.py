@@ -70,7 +70,8 @@ class Supervisor:
         crash_steps: list[int] = []
         for restart in range(MAX_RESTARTS + 1):
             kills_before = count_oom_kills()
-            code = self._launch_once(folder, prepared, command)
+            # After a crash, the cache may not be what it was: it is opened again.
+            code = self._launch_once(folder, prepared if restart == 0 else None, command)
             if code == CRASHED and self._stop.is_requested:
                 self.print_line(
                     f"stopped by {self._stop.signal_name}; "

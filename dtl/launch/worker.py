@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import IO, TYPE_CHECKING
 
+from dtl.core.checksums import DamagedFolder
 from dtl.core.errors import DtlError, RankFailed, RunFailed
 from dtl.core.lock import Lease, LeaseLost
 from dtl.core.process_env import set_rank_from_slurm
@@ -100,7 +101,8 @@ def _open_folder(path: str, rank: int, prepared: PreparedRun | None) -> _RankRun
         prepared = prepared or prepared_run.reopen_run(folder, writes=rank == 0)
     except DtlError as fault:
         # A launcher stops the other ranks when one has died, and that looks like a crash.
-        folder.write_exit_code(fault.exit_code, rank=rank)
+        if not isinstance(fault, DamagedFolder):
+            folder.write_exit_code(fault.exit_code, rank=rank)
         raise
     return _RankRun(folder, prepared, external=None)
 
@@ -156,7 +158,8 @@ def _train(run: _RankRun, stop: Stop, terminal: IO[str]) -> int:
                 f"stopped after step {step}, saved; to continue, run `dtl resume {folder.path}`"
             )
     except RankFailed as fault:
-        folder.write_exit_code(fault.exit_code)
+        if not isinstance(fault, DamagedFolder):  # a restart makes a folder of the cache again
+            folder.write_exit_code(fault.exit_code)
         # Without closing: the other ranks are in a step and would not join the collective.
         raise
     except DtlError as fault:

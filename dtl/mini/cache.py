@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dtl.core.cache_folder import cache_folder
+from dtl.core.checksums import CheckedFolder, open_cache_folder, open_intact, seal_folder
 from dtl.core.errors import DtlError
 from dtl.core.files import staged_folder, sync_to_disk
 
@@ -32,7 +33,7 @@ def ensure_generated(
     """Return the folder with one file per split; generate it first if needed. An interrupted call
     leaves nothing. Several processes may call it at once."""
     target = cache_folder() / "mini" / f"{name}-{cache_key(packages)}"
-    if target.is_dir():
+    if open_intact(target, _open_verified) is not None:
         return target
     logging.getLogger("dtl").info("generating mini:%s once, in %s", name, target)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -40,7 +41,14 @@ def ensure_generated(
         generated = generate()
         for split in splits:
             _write_split(staged / split, generated[split])
+        seal_folder(staged)
     return target
+
+
+def _open_verified(folder: Path) -> CheckedFolder:
+    opened = open_cache_folder(folder)
+    opened.verify_all()
+    return opened
 
 
 def cache_key(packages: Iterable[str]) -> str:

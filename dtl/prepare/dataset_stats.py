@@ -6,7 +6,7 @@ import hashlib
 import json
 from typing import Any
 
-from dtl.core.cache_folder import cache_folder, write_cache_file
+from dtl.core.cache_folder import cache_folder, read_cache_record, write_cache_record
 from dtl.data.cache.store import wait_for_file
 from dtl.data.sources.rows import Rows
 from dtl.prepare.row_sets import Mixture, RowSubset
@@ -25,9 +25,12 @@ def collect_stats(
     parts = [CACHE_FORMAT, rows.fingerprint, options, model_config.to_dict()]
     text = json.dumps(parts, sort_keys=True, default=str)
     path = cache_folder() / "dataset_stats" / f"{hashlib.sha256(text.encode()).hexdigest()}.json"
-    if not reader.writes:
-        wait_for_file(path)
-    elif not path.exists():
-        write_cache_file(path, json.dumps(task.collect_dataset_stats(rows, model_config)))
-    stats: DatasetStats = json.loads(path.read_text(encoding="utf-8"))
+    record = read_cache_record(path)
+    while record is None:
+        if reader.writes:
+            write_cache_record(path, {"stats": task.collect_dataset_stats(rows, model_config)})
+        else:
+            wait_for_file(path)
+        record = read_cache_record(path)
+    stats: DatasetStats = record["stats"]
     return stats

@@ -23,6 +23,7 @@ from dtl.data.cache.partners import add_partners
 from dtl.data.cache.store import cache_key
 from dtl.data.cache.streamed import IndexedRows, StreamedData
 from dtl.data.example import EncodedExample, Skip
+from dtl.data.modalities.undecodable import INVALID, count_undecodable, skip_undecodable
 from dtl.data.sources.rows import Row, Rows
 from dtl.prepare.expanded_rows import ExpandedRows, StreamEncoder, check_nothing_is_dropped
 from dtl.prepare.row_sets import Mixture, RowSubset
@@ -56,10 +57,15 @@ class RowEncoding:
     def _encoder(self) -> Callable[[Row], EncodedExample | Skip]:
         return self._make_encoder(self.processor)
 
+    @property
+    def _skips_undecodable(self) -> bool:
+        return self.task.media_column is not None and self.config.data.on_bad_row == "skip"
+
     def _make_encoder(self, processor: Any) -> Callable[[Row], EncodedExample | Skip]:
         encode = self.task.encoder(processor, self.dataset_stats, self.model_config)
         rows = find_embedding_rows(self.config.model, self.task, processor, self.model_config)
-        return checking_token_ids(encode, self.task, processor, rows=rows)
+        encode = checking_token_ids(encode, self.task, processor, rows=rows)
+        return skip_undecodable(encode) if self._skips_undecodable else encode
 
     def encode(
         self, rows: Rows | RowSubset | Mixture, key: str, group_by: str | None = None
@@ -70,9 +76,24 @@ class RowEncoding:
             expanded = ExpandedRows(rows, self.task, self.processor)
             data = encode_rows(expanded, self._encoder, key=name, location=key, group_by=group_by)
             check_nothing_is_dropped(data, self.config)
+            self._check_undecodable(data, key)
         else:
             data = wait_for_encoded_data(name)
         return add_partners(data) if self.task.reads_partner else data
+
+    def _check_undecodable(self, data: EncodedData, key: str) -> None:
+        """Raise DtlError where more rows than may be skipped cannot be decoded."""
+        summary, share = data.summary, self.config.data.max_bad_fraction
+        count = count_undecodable(summary.skipped)
+        if count > share * summary.rows:
+            reasons = (why for why in summary.skipped if why.startswith(INVALID))
+            reason = next(reasons).removeprefix(INVALID)
+            raise DtlError.of(
+                "data.max_bad_fraction",
+                f"{count} of {summary.rows} rows of {key} are invalid, and the share that may be "
+                f"skipped is {share:g}: {reason}",
+                "fix the rows, or raise the share",
+            )
 
     def stream(self, source: ScannedSource, train: Rows | RowSubset | Mixture) -> StreamedData:
         """Return examples that are encoded in the step that trains on them."""
@@ -102,6 +123,7 @@ class RowEncoding:
             task=self.config.task.training_options,
             dataset_stats=self.dataset_stats,
             **({} if group_by is None else {"group_by": group_by}),
+            **({"undecodable": "skip"} if self._skips_undecodable else {}),
         )
 
 

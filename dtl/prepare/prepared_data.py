@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from dtl.assembly.parts import Parts
 from dtl.config.schema import RunConfig
+from dtl.core.checksums import DamagedFolder
 from dtl.data.batching import Batching
 from dtl.data.cache.encoded import EncodedData
 from dtl.data.cache.streamed import StreamedData
@@ -111,6 +113,16 @@ def prepare_data(
     instead of the task; its results are cached apart from those of runs. Raises DtlError for
     invalid rows, each with its location.
     """
+    try:
+        return _prepare_data(config, parts, writes, check)
+    except DamagedFolder as damage:  # of the cache, which has been removed
+        print(damage.faults[0].problem, file=sys.stderr, flush=True)
+        return _prepare_data(config, parts, writes, check)
+
+
+def _prepare_data(
+    config: RunConfig, parts: Parts, writes: bool, check: RowCheck | None
+) -> PreparedData:
     # 1. What needs no model, because that takes no time: files, invalid rows, splits.
     model_files = locate_model(config.model)
     if not parts.is_from_random:

@@ -7,13 +7,13 @@ import json
 from dataclasses import astuple, dataclass, replace
 
 from dtl.config.schema import Data, RunConfig, Source
-from dtl.core.cache_folder import cache_folder, write_cache_file
+from dtl.core.cache_folder import cache_folder, read_cache_record, write_cache_record
 from dtl.core.errors import DtlError, Fault
 from dtl.data.cache.row_index import RowIndex, open_row_index
 from dtl.data.sources.rows import MAX_FAULTS_DISPLAYED, RowCheck, Rows, SourceScan, open_rows
 from dtl.tasks.base import Task
 
-CACHE_FORMAT = 1  # of the cached results of a scan
+CACHE_FORMAT = 2  # of the cached results of a scan
 MAX_FAULTS_IN_LINE = 3
 
 
@@ -82,12 +82,11 @@ class SourceReader:
 
     def _scan_cached(self, rows: Rows) -> SourceScan:
         path = cache_folder() / "read" / f"{self._cache_key(rows)}.json"
-        if path.exists():
-            cached = json.loads(path.read_text(encoding="utf-8"))
+        if (cached := read_cache_record(path)) is not None:
             return SourceScan(cached["good"], tuple(Fault(*fault) for fault in cached["bad"]))
         result = rows.scan()
         content = {"good": result.valid_rows, "bad": list(map(astuple, result.faults))}
-        write_cache_file(path, json.dumps(content))
+        write_cache_record(path, content)
         return result
 
     def _cache_key(self, rows: Rows) -> str:

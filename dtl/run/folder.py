@@ -5,10 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
+import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
+from zipfile import BadZipFile
 
 import numpy as np
 import yaml
@@ -16,17 +19,24 @@ import yaml
 from dtl.config.diff import result_values
 from dtl.config.schema import RunConfig
 from dtl.core.errors import DtlError
-from dtl.core.files import read_json, write_json, write_text
+from dtl.core.files import (
+    find_unused_path,
+    read_record,
+    staged_folder,
+    write_record,
+    write_text,
+)
+from dtl.core.json_lines import DamagedLine, encode_line, iter_lines, read_lines
 from dtl.data.batching import Batching
 from dtl.plan.records import Plan
+from dtl.run.creation import LENGTHS, SKIPPED, check_replaceable, publish_run_folder
 from dtl.run.evaluations import read_evaluations
 from dtl.run.versions import find_git_commit, find_package_versions
 from dtl.tasks.base import DatasetStats
 
 State = Literal["absent", "interrupted", "finished"]
+RESULT = "result.json"
 METRICS = "metrics.jsonl"
-SKIPPED = "skipped_rows.jsonl"
-LENGTHS = "lengths.npz"  # lengths of the examples, if batches depend on them
 
 
 @dataclass(frozen=True)
@@ -61,9 +71,24 @@ class RunFolder:
 
     @property
     def state(self) -> State:
+        """The state by the files that there are. A result that is damaged counts as none: from the
+        last checkpoint, it is written again."""
         if not (self.path / "run.json").is_file():
             return "absent"
-        return "finished" if (self.path / "result.json").is_file() else "interrupted"
+        return "interrupted" if self.result_damage or not self._has_result else "finished"
+
+    @property
+    def _has_result(self) -> bool:
+        return (self.path / RESULT).is_file()
+
+    @property
+    def result_damage(self) -> str | None:
+        """What is wrong with result.json; None where it is intact, or is not there yet."""
+        try:
+            _ = self.result if self._has_result else None
+        except DtlError as fault:
+            return str(fault.faults[0].problem)
+        return None
 
     @property
     def export(self) -> Path:
@@ -102,11 +127,11 @@ class RunFolder:
     @property
     def result(self) -> dict[str, Any]:
         """Scores, steps and paths of a finished run."""
-        return dict(read_json(self.path / "result.json"))
+        return read_record(self.path / RESULT)
 
     @property
     def _run(self) -> dict[str, Any]:
-        return dict(read_json(self.path / "run.json"))
+        return read_record(self.path / "run.json")
 
     @property
     def data(self) -> dict[str, Any]:
@@ -123,7 +148,7 @@ class RunFolder:
             "lengths": options.group_by_length,
         }
         path = self.path / LENGTHS
-        stored = dict(np.load(path)) if path.is_file() else {}
+        stored = _read_arrays(path) if path.is_file() else {}
         if not all(name in stored for name, is_needed in needed.items() if is_needed):
             return None
         return Batching(
@@ -156,15 +181,10 @@ class RunFolder:
         """Create the folder with run.json and config.yaml.
 
         `skipped`: rows that are not examples, each with location and reason. `batching`: its
-        lengths are stored for the audit. Raises DtlError if the folder contains something else.
+        lengths are stored for the audit. The folder is complete or absent. Raises DtlError if it
+        contains something else, or if another process has created it at the same time.
         """
-        if self.path.exists() and any(self.path.iterdir()):
-            raise DtlError.of(
-                str(self.path),
-                "the folder is not empty, and it is not a run",
-                "choose another run.name or run.dir",
-            )
-        self.logs.mkdir(parents=True, exist_ok=True)
+        check_replaceable(self.path)
         record: dict[str, Any] = {
             "config": config.model_dump(mode="json"),
             "plan": plan.to_dict(),
@@ -174,21 +194,16 @@ class RunFolder:
             "versions": find_package_versions(),
             "commit": find_git_commit(),
         }
-        text = yaml.safe_dump(record["config"], sort_keys=False)
-        (self.path / "config.yaml").write_text(text, encoding="utf-8")
-        self._write_skipped(skipped)
-        if batching is not None and batching.stored_arrays:
-            np.savez(self.path / LENGTHS, **batching.stored_arrays)  # type: ignore[arg-type]
-        write_json(self.path / "run.json", record)
-
-    def _write_skipped(self, rows: Iterable[dict[str, str]]) -> None:
-        """Write skipped_rows.jsonl; no file for no rows."""
-        file = None
-        for row in rows:
-            file = file or (self.path / SKIPPED).open("w", encoding="utf-8")
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
-        if file is not None:
-            file.close()
+        with staged_folder(self.path, publish=publish_run_folder) as staged:
+            (staged / "logs").mkdir()
+            text = yaml.safe_dump(record["config"], sort_keys=False)
+            write_text(staged / "config.yaml", text, sync=False)
+            lines = [encode_line(row, ensure_ascii=False).decode() for row in skipped]
+            if lines:
+                write_text(staged / SKIPPED, "".join(lines), sync=False)
+            if batching is not None and batching.stored_arrays:
+                np.savez(staged / LENGTHS, **batching.stored_arrays)  # type: ignore[arg-type]
+            write_record(staged / "run.json", record)
 
     def update_plan(self, config: RunConfig, plan: Plan) -> None:
         """Replace config and plan; a run whose identity changes remembers the previous one."""
@@ -199,7 +214,7 @@ class RunFolder:
             "plan": plan.to_dict(),
             "previous_identities": [*self.previous_identities, *previous],
         }
-        write_json(self.path / "run.json", record)
+        write_record(self.path / "run.json", record)
 
     @property
     def usage(self) -> Path:
@@ -212,11 +227,10 @@ class RunFolder:
         return self.path / "evaluations" / f"step-{step:08d}{average}.jsonl"
 
     def read_eval_records(self, step: int, *, weights: str = "adapted") -> list[dict[str, Any]]:
-        """Return the record of each held-out example, or [] if there is no evaluation."""
+        """Return the record of each held-out example, or [] if there is no evaluation. Raises
+        DtlError if one is damaged."""
         file = self.eval_records_file(step, weights=weights)
-        if not file.is_file():
-            return []
-        return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        return read_lines(file) if file.is_file() else []
 
     @property
     def reported_step(self) -> EvaluatedStep | None:
@@ -241,39 +255,53 @@ class RunFolder:
     def spikes(self) -> list[dict[str, Any]]:
         """Steps whose loss jumped, and where the run went back to; their batches are skipped."""
         path = self.path / "spikes.json"
-        return list(read_json(path)) if path.is_file() else []
+        return list(read_record(path)["spikes"]) if path.is_file() else []
 
     def add_spike(self, spike: dict[str, Any]) -> None:
         """Store a loss spike: the batch of spike["step"] is skipped from now on."""
-        write_json(self.path / "spikes.json", [*self.spikes, spike])
+        write_record(self.path / "spikes.json", {"spikes": [*self.spikes, spike]})
 
     def append_line(self, line: dict[str, Any], *, file_name: str = METRICS) -> None:
         """Append one line to a file; an incomplete last line, left by a kill, is removed first."""
         with (self.path / file_name).open("a+b") as file:
             file.truncate(_complete_bytes(file))
-            file.write(json.dumps(line, ensure_ascii=file_name == METRICS).encode() + b"\n")
+            file.write(encode_line(line, ensure_ascii=file_name == METRICS))
 
     def read_metrics(self) -> Iterator[dict[str, Any]]:
-        """Yield every complete line of metrics.jsonl."""
-        return self._read_lines(METRICS)
+        """Yield every complete line of metrics.jsonl that is intact."""
+        return self._iter_intact_lines(METRICS)
 
     def read_skipped_rows(self) -> Iterator[dict[str, str]]:
-        """Yield every skipped row: its source, location and reason."""
-        return self._read_lines(SKIPPED)
+        """Yield every skipped row that is intact: its source, location and reason."""
+        return self._iter_intact_lines(SKIPPED)
 
-    def _read_lines(self, name: str) -> Iterator[dict[str, Any]]:
-        path = self.path / name
-        if not path.exists():
-            return
-        with path.open(encoding="utf-8") as file:
-            for line in file:
-                if line.endswith("\n"):
-                    yield json.loads(line)
+    def _iter_intact_lines(self, name: str) -> Iterator[dict[str, Any]]:
+        lines = iter_lines(self.path / name)
+        return (line for line in lines if not isinstance(line, DamagedLine))
+
+    @property
+    def damaged_lines(self) -> list[str]:
+        """The damaged lines of metrics.jsonl and skipped_rows.jsonl, as text."""
+        return [
+            f"{name}: {line}"
+            for name in (METRICS, SKIPPED)
+            for line in iter_lines(self.path / name)
+            if isinstance(line, DamagedLine)
+        ]
+
+    def retain_damaged_log(self) -> Path | None:
+        """Keep a copy of metrics.jsonl under another name where lines of it are damaged, before it
+        is written again without them; return the copy."""
+        if not any(isinstance(line, DamagedLine) for line in iter_lines(self.path / METRICS)):
+            return None
+        copy = find_unused_path(self.path / f"damaged-{METRICS}")
+        shutil.copyfile(self.path / METRICS, copy)
+        return copy
 
     def remove_metrics_after(self, step: int) -> None:
         """Remove the lines of later steps, which a resumed run takes again."""
         lines = [line for line in self.read_metrics() if line["step"] <= step]
-        text = "".join(json.dumps(line) + "\n" for line in lines)
+        text = b"".join(encode_line(line) for line in lines).decode()
         write_text(self.path / METRICS, text, sync=False)
 
     def write_exit_code(self, exit_code: int | None, *, rank: int | None = None) -> None:
@@ -286,15 +314,15 @@ class RunFolder:
                 file.unlink(missing_ok=True)
         else:
             name = "ended.json" if rank is None else f"ended-{rank}.json"
-            write_json(self.path / name, {"exit_code": exit_code})
+            write_record(self.path / name, {"exit_code": exit_code})
 
     @property
     def exit_code(self) -> int | None:
-        """The exit code that the last launch wrote; None after a crash."""
+        """The exit code that the last launch wrote; None after a crash, or where it is damaged."""
         file = self.path / "ended.json"
         if file.is_file():
-            return int(read_json(file)["exit_code"])
-        codes = [int(read_json(each)["exit_code"]) for each in self.path.glob("ended-*.json")]
+            return _read_exit_code(file)
+        codes = [_read_exit_code(each) for each in self.path.glob("ended-*.json")]
         is_agreed = len(codes) == self.plan.layout.world_size and len(set(codes)) == 1
         return codes[0] if is_agreed else None
 
@@ -307,7 +335,24 @@ class RunFolder:
 
     def finish(self, result: dict[str, Any]) -> None:
         """Write result.json: from here on the run is finished."""
-        write_json(self.path / "result.json", result)
+        write_record(self.path / RESULT, result)
+
+
+def _read_exit_code(file: Path) -> int | None:
+    try:
+        return int(read_record(file)["exit_code"])
+    except (DtlError, KeyError, TypeError, ValueError):
+        return None
+
+
+def _read_arrays(file: Path) -> dict[str, np.ndarray]:
+    """Return the arrays of an npz file, each of which has a CRC-32. Raises DtlError."""
+    try:
+        return dict(np.load(file))
+    except (OSError, ValueError, EOFError, BadZipFile, zlib.error) as fault:
+        raise DtlError.of(
+            str(file), f"the file cannot be read ({fault})", "restore it from a copy"
+        ) from fault
 
 
 def _hash_identity(config: RunConfig, data: dict[str, Any]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 from dtl.backends.base import CANCELLED, Backend, SiteOptions
 from dtl.config import registry
-from dtl.core.files import write_json
+from dtl.core.files import read_record, write_record, write_text
 
 FILE = "job.json"
 CHAIN_JOBS = "chain_jobs"  # ids of the later jobs of a chain, which the job script may cancel
@@ -37,10 +36,11 @@ class Submission:
 
     @classmethod
     def load(cls, run: Path) -> Submission | None:
-        """Return the last submission of a run folder; None where nothing was submitted."""
+        """Return the last submission of a run folder; None where nothing was submitted. Raises
+        DtlError if it is damaged."""
         if not (run / FILE).is_file():
             return None
-        stored = json.loads((run / FILE).read_text(encoding="utf-8"))
+        stored = read_record(run / FILE)
         return cls(**{**stored, "job_ids": tuple(stored["job_ids"])})
 
     def open_backend(self) -> Backend:
@@ -59,19 +59,20 @@ class Submission:
         (run / CHAIN_JOBS).unlink(missing_ok=True)
         with (run / LAUNCHES).open("a", encoding="utf-8") as file:
             file.write(f"submitted {time.time():.0f}\n")
-        write_json(run / FILE, asdict(self))
+        write_record(run / FILE, asdict(self))
 
     def record_job_ids(self, run: Path, job_ids: tuple[str, ...]) -> None:
         """Write the job ids into a run folder."""
-        write_json(run / FILE, asdict(replace(self, job_ids=job_ids)))
+        write_record(run / FILE, asdict(replace(self, job_ids=job_ids)))
         if job_ids[1:]:
-            (run / CHAIN_JOBS).write_text(" ".join(job_ids[1:]) + "\n", encoding="utf-8")
+            write_text(run / CHAIN_JOBS, " ".join(job_ids[1:]) + "\n", sync=True)
 
 
 def count_starts(run: Path) -> int:
     """Return how often the last submission has started so far."""
     path = run / LAUNCHES
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    lines = text.splitlines()
     words = [line.partition(" ")[0] for line in lines]
     last = len(words) - words[::-1].index("submitted") if "submitted" in words else 0
     return words[last:].count("begin")

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dtl.core.files import FileDigest, hash_file, sync_to_disk, verify_file, write_json
+from dtl.core.errors import DtlError
+from dtl.core.files import (
+    FileDigest,
+    create_staging_folder,
+    hash_file,
+    publish_new_folder,
+    read_json,
+    sync_to_disk,
+    verify_file,
+    write_json,
+)
 from dtl.train.checkpoint_tensors import tensors_of_rank, write_tensors
 from dtl.train.progress import Progress
 
@@ -62,7 +71,7 @@ class CheckpointStore:
             self.folder.mkdir(parents=True, exist_ok=True)
             for old in self.folder.glob(".staged-*"):
                 shutil.rmtree(old)
-            staged.mkdir()
+            create_staging_folder(staged)
         engine.barrier()
         part = staged / f"part-{engine.rank + 1:05d}.safetensors"
         write_tensors(part, tensors_of_rank(engine))
@@ -77,8 +86,7 @@ class CheckpointStore:
             write_json(staged / MANIFEST, manifest)
             sync_to_disk(staged)
             self.check_lease()
-            staged.rename(final)
-            sync_to_disk(self.folder)
+            publish_new_folder(staged, final)
             self._prune(progress)
         engine.barrier()
         return final
@@ -120,10 +128,12 @@ class CheckpointStore:
         if path.is_symlink() or (path / MANIFEST).is_symlink():
             return "it is a symbolic link, not what was written"
         try:
-            manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+            manifest = read_json(path / MANIFEST)
             files = {name: FileDigest(**digest) for name, digest in manifest["files"].items()}
             step, run = int(manifest["step"]), manifest["run"]
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as problem:
+        except DtlError as fault:
+            return f"its manifest: {fault.faults[0].problem}"
+        except (ValueError, KeyError, TypeError, AttributeError) as problem:
             return f"its manifest cannot be read ({problem})"
         if path.name != f"step-{step:08d}":
             return f"it contains step {step}"
@@ -166,7 +176,7 @@ def _find_file_damage(path: Path, files: dict[str, FileDigest]) -> str | None:
 
 def read_progress(path: Path) -> Progress:
     """Return the progress of a checkpoint."""
-    return Progress(**json.loads((path / PROGRESS).read_text(encoding="utf-8")))
+    return Progress(**read_json(path / PROGRESS))
 
 
 def read_loss_scaler_state(path: Path) -> LossScalerState | None:
@@ -176,7 +186,7 @@ def read_loss_scaler_state(path: Path) -> LossScalerState | None:
     file = path / LOSS_SCALER
     if not file.is_file():
         return None
-    return LossScalerState(**json.loads(file.read_text(encoding="utf-8")))
+    return LossScalerState(**read_json(file))
 
 
 def size_on_disk(path: Path) -> int:

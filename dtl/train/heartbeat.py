@@ -152,7 +152,7 @@ def describe_late_ranks(heartbeats: list[Heartbeat], *, after: float) -> str:
 
 
 def _is_silent(heartbeat: Heartbeat, *, after: float) -> bool:
-    return time.time() - heartbeat.last_alive > after
+    return abs(time.time() - heartbeat.last_alive) > after  # a clock may have been set back
 
 
 def _is_sibling(heartbeat: Heartbeat) -> bool:

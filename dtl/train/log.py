@@ -10,8 +10,8 @@ from functools import cached_property
 from typing import IO, TYPE_CHECKING, Any
 
 from dtl.core.units import format_bytes, format_seconds
+from dtl.run.creation import SKIPPED
 from dtl.run.evaluations import EVALUATION_KIND
-from dtl.run.folder import SKIPPED
 from dtl.train.tracker_queue import Trackers
 
 if TYPE_CHECKING:
@@ -128,6 +128,16 @@ class RunLog:
             return
         self._write_line({"kind": "save", "step": step, "seconds": seconds, "bytes": size})
         self._last_step_time = time.monotonic()
+
+    def lose(self, step: int, missing: list[int]) -> None:
+        """Log that there is no line of earlier steps. `step`: of the checkpoint."""
+        if self.terminal is None:
+            return
+        self._write_line({"kind": "lost", "step": step, "steps": missing})
+        self.print_line(
+            f"metrics.jsonl has no line of {len(missing)} steps from {missing[0]} to "
+            f"{missing[-1]}, before the checkpoint of step {step}: they were removed or damaged"
+        )
 
     def scores(self, step: int, scores: dict[str, float], *, model: str) -> None:
         """Log held-out scores. `model`: unadapted, adapted, ema or average."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import queue
 import re
 import threading
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from dtl.config.diff import flatten
-from dtl.core.files import write_json
+from dtl.core.files import read_record, write_record
 from dtl.run.evaluations import EVALUATION_KIND
 
 if TYPE_CHECKING:
@@ -83,7 +82,7 @@ def send_lines(
                 )
                 if tracker.run_id not in (None, known):
                     run_ids = {**read_run_ids(folder), name: tracker.run_id}
-                    write_json(folder.path / RUN_IDS_FILE, run_ids)
+                    write_record(folder.path / RUN_IDS_FILE, run_ids)
                 if known is None and (as_new_run or line["step"] <= 1):
                     tracker.log_config(flatten(folder.config.model_dump(mode="json")))
             tracker.log(read_metrics(line), line["step"])
@@ -95,7 +94,7 @@ def send_lines(
 def read_run_ids(folder: RunFolder) -> dict[str, str]:
     """Return the run's id in each tracker that has one."""
     path = folder.path / RUN_IDS_FILE
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+    return read_record(path) if path.is_file() else {}
 
 
 @dataclass

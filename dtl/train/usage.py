@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import ctypes
-import json
 import os
 import socket
+import sys
 import time
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dtl.core.files import write_json
+from dtl.core.errors import DtlError
+from dtl.core.files import read_record, write_record
 
 if TYPE_CHECKING:
     import torch
@@ -54,7 +55,7 @@ class UsageMeter:
         if not self._engine.is_main_process:
             return
         self._file.parent.mkdir(exist_ok=True)
-        write_json(
+        write_record(
             self._file,
             {
                 "began": self._start_time,
@@ -66,8 +67,15 @@ class UsageMeter:
 
 
 def read_launches(folder: Path) -> list[dict[str, Any]]:
-    """Return the record of each launch, the oldest first."""
-    records = [json.loads(file.read_text(encoding="utf-8")) for file in folder.glob("*.json")]
+    """Return the record of each launch, the oldest first. A damaged one is named and left out."""
+    records = []
+    for file in sorted(folder.glob("*.json")):
+        try:
+            records.append(read_record(file))
+        except DtlError as fault:
+            print(
+                f"{fault.faults[0].location}: left out: {fault.faults[0].problem}", file=sys.stderr
+            )
     return sorted(records, key=lambda record: record["began"])
 
 

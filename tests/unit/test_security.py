@@ -381,24 +381,25 @@ def test_an_override_that_looks_like_a_tag_is_text(workdir):
 
 def test_cached_arrays_are_loaded_without_pickle(workdir, canaries):
     """Python objects in a memory map would be addresses that anyone could write."""
-    from dtl.core.errors import RunFailed
+    from dtl.core.checksums import DamagedFolder, seal_folder
     from dtl.data.cache.encoded import EncodedData
     from dtl.data.cache.encoder import encode_rows
     from dtl.data.example import EncodedExample
     from dtl.data.sources.rows import Row
 
-    data = encode_rows(
-        [Row(0, "", {})],
-        lambda row: EncodedExample({"input_ids": [1, 2]}, 2, 1),
-        key="k",
-        location="",
-    )
     for values in (
         [["input_ids", {"dtype": "O", "single": False}]],
         [["../../input_ids", {"dtype": "<i4", "single": False}]],
     ):
+        data = encode_rows(
+            [Row(0, "", {})],
+            lambda row: EncodedExample({"input_ids": [1, 2]}, 2, 1),
+            key="k",
+            location="",
+        )
         change(data.folder / "index.json", values=values)
-        with pytest.raises(RunFailed, match="the cache is corrupted"):
+        seal_folder(data.folder)
+        with pytest.raises(DamagedFolder, match="input_ids have dtype"):
             EncodedData(data.folder)
 
 

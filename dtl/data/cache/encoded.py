@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
-from dtl.core.errors import RunFailed
-from dtl.data.cache.store import memory_map
-
-if TYPE_CHECKING:
-    pass
+from dtl.core.checksums import CheckedFolder, open_cache_folder
+from dtl.data.cache.store import CheckedArray, map_verified, read_json_verified
 
 INDEX_FILE = "index.json"
 SKIPPED_ROWS_FILE = "skipped_rows.json"
@@ -70,36 +66,44 @@ class ExtraValues(Protocol):
 
 class EncodedData:
     """Memory-mapped encoded examples; `data[i]` are the values of example `i`. `extras`: additional
-    values of each example, by name."""
+    values of each example, by name.
+
+    The numbers of all examples are verified here, their values when they are first read. Raises
+    DamagedFolder.
+    """
 
     def __init__(self, folder: Path, **extras: ExtraValues) -> None:
         self.folder = folder
         self._extras = extras
-        index = json.loads((folder / INDEX_FILE).read_text(encoding="utf-8"))
+        self._checked = open_cache_folder(folder)
+        index = read_json_verified(self._checked, INDEX_FILE)
         self.summary = EncodingSummary(**index["summary"])
-        numbers = {name: memory_map(folder / f"{name}.numbers", "<i8") for name in PER_EXAMPLE}
-        self.lengths, self.targets, self.rows = (numbers[name] for name in PER_EXAMPLE)
+        self.lengths, self.targets, self.rows = (
+            map_verified(self._checked, f"{name}.numbers", "<i8") for name in PER_EXAMPLE
+        )
         self._columns = {
-            name: _RaggedColumn.open(folder, name, **kind) for name, kind in index["values"]
+            name: _RaggedColumn.open(self._checked, name, **kind) for name, kind in index["values"]
         }
 
     @property
     def skipped_rows(self) -> dict[int, str]:
         """Return the index of each skipped row -> the reason."""
-        pairs = json.loads((self.folder / SKIPPED_ROWS_FILE).read_text(encoding="utf-8"))
+        pairs = read_json_verified(self._checked, SKIPPED_ROWS_FILE)
         return {int(row): str(reason) for row, reason in pairs}
 
     @cached_property
     def row_notes(self) -> list[RowNotes]:
         """Return the notes on rows, of those that have some."""
-        entries = json.loads((self.folder / NOTES_FILE).read_text(encoding="utf-8"))
+        entries = read_json_verified(self._checked, NOTES_FILE)
         return [RowNotes(row, at, tuple(gone), tuple(notes)) for row, at, gone, notes in entries]
 
     @cached_property
     def groups(self) -> list[str] | None:
         """Return the group of each example; None if scores are not reported by group."""
-        path = self.folder / GROUPS_FILE
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+        if not self._checked.has_file(GROUPS_FILE):
+            return None
+        groups: list[str] = read_json_verified(self._checked, GROUPS_FILE)
+        return groups
 
     @property
     def key(self) -> str:
@@ -139,23 +143,18 @@ class EncodedData:
 class _RaggedColumn:
     """The concatenated values of all examples, and the end of each example's values."""
 
-    numbers: np.ndarray
+    numbers: CheckedArray
     ends: np.ndarray
     single: bool
 
     @classmethod
-    def open(cls, folder: Path, name: str, *, dtype: str, single: bool) -> _RaggedColumn:
+    def open(cls, folder: CheckedFolder, name: str, *, dtype: str, single: bool) -> _RaggedColumn:
         if dtype not in DTYPES or Path(name).name != name:
-            raise RunFailed.of(
-                str(folder), f"the cache is corrupted ({name}: dtype {dtype})", "remove the folder"
-            )
-        numbers, ends = (
-            memory_map(folder / f"{name}.values", dtype),
-            memory_map(folder / f"{name}.ends", "<i8"),
-        )
-        return cls(numbers, ends, single)
+            raise folder.damage(f"the values {name} have dtype {dtype}")
+        numbers = CheckedArray(folder, f"{name}.values", dtype)
+        return cls(numbers, map_verified(folder, f"{name}.ends", "<i8"), single)
 
     def __getitem__(self, index: int) -> Any:
         start = self.ends[index - 1] if index else 0
-        part = self.numbers[start : self.ends[index]]
+        part = self.numbers.read(int(start), int(self.ends[index]))
         return part[0].item() if self.single else np.asarray(part)

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from dtl.core.cache_folder import cache_folder
+from dtl.core.checksums import ChecksummedFile, FileChecksums, open_intact, seal_folder
 from dtl.core.errors import DtlError
-from dtl.core.files import staged_folder
+from dtl.core.files import staged_folder, write_text
 from dtl.data.example import EncodedExample, Skip
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ from dtl.data.cache.encoded import (
     EncodedData,
     EncodingSummary,
 )
-from dtl.data.cache.store import wait_for_file
+from dtl.data.cache.store import wait_for_folder
 
 NO_GROUP = "(none)"  # of a row that has no value in the column
 NARROW_DTYPES = {np.dtype(np.int16): "<i2", np.dtype(np.uint8): "|u1"}  # samples and pixels
@@ -43,15 +44,18 @@ def encode_rows(
     location: str,
     group_by: str | None = None,
 ) -> EncodedData:
-    """Return the encoded rows from the cache; encode them if they are not there, all or none.
+    """Return the encoded rows from the cache; encode them if they are not there, or damaged there,
+    all or none.
 
     `group_by`: the column whose value is stored with each example; it is part of the key.
     `location`: the config key that messages name. Raises DtlError if no row gives an example.
     """
     folder = cache_folder() / "encoded" / key
-    if not (folder / INDEX_FILE).exists():
-        _write_folder(rows, encoder, folder, group_by)
-    data = EncodedData(folder)
+    data = open_intact(folder, EncodedData)
+    if data is None:
+        with staged_folder(folder) as staged:
+            seal_folder(staged, _write_files(rows, encoder, staged, group_by))
+        data = EncodedData(folder)
     if len(data) == 0:
         reasons = "; ".join(f"{count} x {why}" for why, count in data.summary.skipped.items())
         raise DtlError.of(
@@ -65,8 +69,7 @@ def encode_rows(
 def wait_for_encoded_data(key: str, *, timeout_seconds: float = 3600.0) -> EncodedData:
     """Wait until another process has encoded the rows, and return them."""
     folder = cache_folder() / "encoded" / key
-    wait_for_file(folder / INDEX_FILE, timeout_seconds=timeout_seconds)
-    return EncodedData(folder)
+    return wait_for_folder(folder, EncodedData, timeout_seconds=timeout_seconds)
 
 
 def format_group(row: Row, column: str) -> str:
@@ -77,22 +80,13 @@ def format_group(row: Row, column: str) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
-def _write_folder(
-    rows: Iterable[Row],
-    encoder: Callable[[Row], EncodedExample | Skip],
-    folder: Path,
-    group_by: str | None,
-) -> None:
-    with staged_folder(folder) as staged:
-        _write_files(rows, encoder, staged, group_by)
-
-
 def _write_files(
     rows: Iterable[Row],
     encoder: Callable[[Row], EncodedExample | Skip],
     staged: Path,
     group_by: str | None,
-) -> None:
+) -> dict[str, FileChecksums]:
+    """Write the files of a cache; return the checksums of those with the values."""
     skipped_rows: list[tuple[int, str]] = []
     notes: list[tuple[int, str, list[str], list[str]]] = []
     groups: list[str] = []
@@ -116,15 +110,16 @@ def _write_files(
         skipped=dict(Counter(reason for _, reason in skipped_rows)),
         expanded=sum(count > 1 for count in examples_of_row.values()),
     )
-    (staged / SKIPPED_ROWS_FILE).write_text(json.dumps(skipped_rows), encoding="utf-8")
-    (staged / NOTES_FILE).write_text(json.dumps(notes), encoding="utf-8")
+    write_text(staged / SKIPPED_ROWS_FILE, json.dumps(skipped_rows), sync=False)
+    write_text(staged / NOTES_FILE, json.dumps(notes), sync=False)
     if group_by is not None:
-        (staged / GROUPS_FILE).write_text(json.dumps(groups), encoding="utf-8")
+        write_text(staged / GROUPS_FILE, json.dumps(groups), sync=False)
     index = {
         "summary": asdict(summary),
         "values": [[name, column.kind] for name, column in writer.columns.items()],
     }
-    (staged / INDEX_FILE).write_text(json.dumps(index), encoding="utf-8")
+    write_text(staged / INDEX_FILE, json.dumps(index), sync=False)
+    return writer.checksums
 
 
 def _storage_dtype(array: np.ndarray) -> str:
@@ -154,9 +149,17 @@ class _ExampleWriter:
         self._folder = folder
         self._open_files = open_files
         self._numbers = {
-            name: open_files.enter_context((folder / f"{name}.numbers").open("wb"))
+            name: open_files.enter_context(ChecksummedFile(folder / f"{name}.numbers"))
             for name in PER_EXAMPLE
         }
+
+    @property
+    def checksums(self) -> dict[str, FileChecksums]:
+        """The checksums of the files, by name."""
+        files = {f"{name}.numbers": file for name, file in self._numbers.items()}
+        for column in self.columns.values():
+            files |= column.files
+        return {name: file.checksums for name, file in files.items()}
 
     def add(self, row_index: int, example: EncodedExample) -> None:
         """Append the numbers and the values of one example."""
@@ -182,12 +185,20 @@ class _ColumnWriter:
         self._end = 0
 
     def __enter__(self) -> Self:
-        self._values, self._ends = (path.open("wb") for path in self._paths)
+        self._values, self._ends = (ChecksummedFile(path) for path in self._paths)
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._values.close()
-        self._ends.close()
+    def __exit__(self, *error: object) -> None:
+        self._values.__exit__(*error)
+        self._ends.__exit__(*error)
+
+    @property
+    def files(self) -> dict[str, ChecksummedFile]:
+        """The files of this column, by name."""
+        return {
+            path.name: file
+            for path, file in zip(self._paths, (self._values, self._ends), strict=True)
+        }
 
     def add(self, value: Any) -> None:
         """Append the value of one example."""

@@ -7,24 +7,36 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import socket
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
 
+from dtl.core import files
 from dtl.core.cache_folder import cache_folder
-from dtl.core.errors import DtlError, RunFailed
-from dtl.core.files import publish_folder
+from dtl.core.checksums import (
+    CheckedFolder,
+    ChecksummedFile,
+    FileChecksums,
+    open_cache_folder,
+    open_intact,
+    seal_folder,
+)
+from dtl.core.errors import DtlError
+from dtl.core.files import publish_folder, write_text
 from dtl.core.lock import Lease
 from dtl.data.cache.encoded import INDEX_FILE
-from dtl.data.cache.store import cache_key
+from dtl.data.cache.store import (
+    CheckedArray,
+    cache_key,
+    map_verified,
+    read_json_verified,
+)
 
 # numpy has no bfloat16, so that its 16 bits are stored as an int16.
 DTYPES = {"float32": "<f4", "float16": "<f2", "bfloat16": "<i2", "float64": "<f8"}
@@ -52,23 +64,31 @@ class CachedFeature:
 
 
 class FeatureCache:
-    """A feature cache opened for reading; `cache[i]` are the features of example `i`, by field."""
+    """A feature cache opened for reading; `cache[i]` are the features of example `i`, by field.
+    The values are verified when they are first read. Raises DamagedFolder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        index = json.loads((folder / INDEX_FILE).read_text(encoding="utf-8"))
-        self.fields = tuple(_parse_field(stored, folder) for stored in index["fields"])
+        self._checked = open_cache_folder(folder)
+        index = read_json_verified(self._checked, INDEX_FILE)
+        self.fields = tuple(_parse_field(stored, self._checked) for stored in index["fields"])
         self._examples, self._parts = int(index["examples"]), int(index["parts"])
+        self._arrays = self._map_arrays()
 
-    @cached_property
-    def _arrays(self) -> dict[str, tuple[np.ndarray, list[np.ndarray]]]:
-        """Return, for each field, the locations of the examples and the values of each part."""
+    def _map_arrays(self) -> dict[str, tuple[np.ndarray, list[CheckedArray]]]:
+        """Return, for each field, the locations of the examples, shape (N, 3), and the values of
+        each part."""
         return {
             field.name: (
-                np.load(self.folder / f"{field.name}.npy", mmap_mode="r"),
+                map_verified(self._checked, _locations_file(field.name), "<i8").reshape(-1, 3),
                 [
-                    _map_values(_values_path(self.folder, field.name, n), field)
-                    for n in range(self._parts)
+                    CheckedArray(
+                        self._checked,
+                        _values_file(field.name, part),
+                        DTYPES[field.dtype],
+                        shape=field.shape,
+                    )
+                    for part in range(self._parts)
                 ],
             )
             for field in self.fields
@@ -83,7 +103,7 @@ class FeatureCache:
             locations, parts = self._arrays[field.name]
             part, start, positions = locations[index].tolist()
             end = start + (positions if field.positions == "all" else 1)
-            features[field.name] = CachedFeature(parts[part][start:end], positions)
+            features[field.name] = CachedFeature(parts[part].read(start, end), positions)
         return features
 
 
@@ -97,24 +117,19 @@ class FeatureSubset:
         return self._cache[int(self._indices[index])]
 
 
-def _parse_field(stored: dict[str, Any], folder: Path) -> FeatureField:
+def _parse_field(stored: dict[str, Any], folder: CheckedFolder) -> FeatureField:
     name, dtype = str(stored["name"]), str(stored["dtype"])
     if dtype not in DTYPES or Path(name).name != name:
-        raise RunFailed.of(
-            str(folder), f"the cache is corrupted ({name}: dtype {dtype})", "remove the folder"
-        )
+        raise folder.damage(f"the field {name} has dtype {dtype}")
     return FeatureField(name, stored["positions"], dtype, tuple(stored["shape"]))
 
 
-def _map_values(file: Path, field: FeatureField) -> np.ndarray:
-    if file.stat().st_size == 0:  # cannot be mapped
-        return np.empty((0, *field.shape), dtype=DTYPES[field.dtype])
-    flat = np.memmap(file, dtype=DTYPES[field.dtype], mode="r")
-    return np.asarray(flat).reshape(-1, *field.shape)
+def _values_file(name: str, part: int) -> str:
+    return f"{name}.{part}.values"
 
 
-def _values_path(folder: Path, name: str, part: int) -> Path:
-    return folder / f"{name}.{part}.values"
+def _locations_file(name: str) -> str:
+    return f"{name}.locations"
 
 
 def feature_cache_folder(**key_parts: Any) -> Path:
@@ -134,7 +149,7 @@ def claim_build(folder: Path, lease_stack: ExitStack) -> BuildState:
     """Return whether these features are ready, have to be computed by this run, or are being
     computed by another run. If they are ours, no other run computes them until `lease_stack` is
     closed."""
-    if folder.exists():
+    if open_intact(folder, FeatureCache) is not None:
         return "ready"
     try:
         lease_stack.enter_context(_hold_build_lease(cache_folder() / "making" / folder.name))
@@ -159,9 +174,17 @@ def create_staging_folder(folder: Path, *, writer: str) -> Path:
     the run; what it left there when it was killed is removed."""
     digest = hashlib.sha256(f"{socket.gethostname()}:{writer}".encode()).hexdigest()[:16]
     staged = folder.with_name(f"{folder.name}.{digest}.staged")
-    remove_staging_folder(staged)
-    staged.mkdir(parents=True)
+    files.create_staging_folder(staged)
     return staged
+
+
+@dataclass(frozen=True)
+class WrittenPart:
+    """One rank's part of a feature cache: where it has the features of its examples, and the
+    checksums of its files, by name."""
+
+    locations: FeatureLocations
+    checksums: dict[str, FileChecksums]
 
 
 class FeatureWriter:
@@ -169,28 +192,32 @@ class FeatureWriter:
 
     def __init__(self, staged: Path, fields: Iterable[FeatureField], *, part: int) -> None:
         self._fields = {field.name: field for field in fields}
-        self._paths = {name: _values_path(staged, name, part) for name in self._fields}
+        self._paths = {name: staged / _values_file(name, part) for name in self._fields}
         self._ends = dict.fromkeys(self._fields, 0)
-        self.locations: FeatureLocations = {name: [] for name in self._fields}
+        self._locations: FeatureLocations = {name: [] for name in self._fields}
 
     def __enter__(self) -> Self:
         with ExitStack() as opening:
             self._files = {
-                name: opening.enter_context(path.open("wb")) for name, path in self._paths.items()
+                name: opening.enter_context(ChecksummedFile(path, syncs=True))
+                for name, path in self._paths.items()
             }
             self._open = opening.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
-        for file in self._files.values():
-            file.flush()
-            os.fsync(file.fileno())
         self._open.close()
+
+    @property
+    def written(self) -> WrittenPart:
+        """What has been written."""
+        checksums = {self._paths[name].name: file.checksums for name, file in self._files.items()}
+        return WrittenPart(self._locations, checksums)
 
     def add(self, example: int, features: dict[str, CachedFeature]) -> None:
         """Append the features of one example."""
         for name, feature in features.items():
-            self.locations[name].append((example, self._ends[name], feature.positions))
+            self._locations[name].append((example, self._ends[name], feature.positions))
             self._files[name].write(np.ascontiguousarray(feature.values).tobytes())
             self._ends[name] += len(feature.values)
 
@@ -199,26 +226,30 @@ def finalize_feature_cache(
     staged: Path,
     folder: Path,
     fields: Iterable[FeatureField],
-    locations: list[FeatureLocations],
+    parts: list[WrittenPart],
     *,
     examples: int,
 ) -> None:
     """Write the locations of the examples, by those of all parts, and publish the folder."""
     fields = tuple(fields)
+    checksums = {name: each for part in parts for name, each in part.checksums.items()}
     for field in fields:
-        table = np.full((examples, 3), -1, dtype=np.int64)
-        for part, part_locations in enumerate(locations):
-            for example, start, positions in part_locations[field.name]:
+        table = np.full((examples, 3), -1, dtype="<i8")
+        for part, written in enumerate(parts):
+            for example, start, positions in written.locations[field.name]:
                 table[example] = part, start, positions
         if (table < 0).any():
             raise RuntimeError("an example has no features")
-        np.save(staged / f"{field.name}.npy", table)
+        with ChecksummedFile(staged / _locations_file(field.name)) as file:
+            file.write(table.tobytes())
+        checksums[_locations_file(field.name)] = file.checksums
     index = {
         "fields": [asdict(field) for field in fields],
         "examples": examples,
-        "parts": len(locations),
+        "parts": len(parts),
     }
-    (staged / INDEX_FILE).write_text(json.dumps(index), encoding="utf-8")
+    write_text(staged / INDEX_FILE, json.dumps(index), sync=False)
+    seal_folder(staged, checksums)
     publish_folder(staged, folder)
 
 

@@ -8,15 +8,27 @@ from __future__ import annotations
 import json
 from array import array
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
 import numpy as np
 
 from dtl.core.cache_folder import cache_folder
+from dtl.core.checksums import (
+    ChecksummedFile,
+    FileChecksums,
+    open_cache_folder,
+    open_intact,
+    seal_folder,
+)
 from dtl.core.errors import Fault
-from dtl.core.files import staged_folder
-from dtl.data.cache.store import memory_map, wait_for_file
+from dtl.core.files import staged_folder, write_text
+from dtl.data.cache.store import (
+    CheckedArray,
+    read_json_verified,
+    wait_for_folder,
+)
 from dtl.data.sources.random_access import RandomAccessReader
 from dtl.data.sources.results import RowPosition
 from dtl.data.sources.rows import Rows, SourceScan
@@ -31,23 +43,27 @@ class RowIndex:
     """The positions of the valid rows of a source: offsets and line numbers, shape (rows,), and
     `file_ends`, the number of valid rows up to the end of each file, shape (files,)."""
 
-    offsets: np.ndarray
-    line_numbers: np.ndarray
+    offsets: CheckedArray
+    line_numbers: CheckedArray
     file_ends: np.ndarray
     scan: SourceScan
 
     @classmethod
     def open(cls, folder: Path) -> RowIndex:
-        """Open the index in a folder as memory maps."""
-        index = json.loads((folder / INDEX_FILE).read_text(encoding="utf-8"))
-        offsets, numbers = (memory_map(folder / f"{name}.numbers", "<i8") for name in COLUMNS)
+        """Open the index in a folder as memory maps. Raises DamagedFolder."""
+        checked = open_cache_folder(folder)
+        index = read_json_verified(checked, INDEX_FILE)
+        offsets, numbers = (CheckedArray(checked, f"{name}.numbers", "<i8") for name in COLUMNS)
         faults = tuple(Fault(*fault) for fault in index["faults"])
         return cls(offsets, numbers, np.array(index["file_ends"]), SourceScan(len(offsets), faults))
 
     def locate(self, row: int) -> tuple[int, RowPosition]:
         """Return the file number of a row, and its position in that file."""
         file = int(np.searchsorted(self.file_ends, row, side="right"))
-        return file, RowPosition(int(self.offsets[row]), int(self.line_numbers[row]))
+        offset, number = (
+            int(column.read(row, row + 1)[0]) for column in (self.offsets, self.line_numbers)
+        )
+        return file, RowPosition(offset, number)
 
 
 def open_row_index(
@@ -57,23 +73,41 @@ def open_row_index(
     rows. `writes`: this process makes it, the others wait. Raises DtlError as `Rows.scan` does."""
     folder = cache_folder() / "indexed" / key
     if not writes:
-        wait_for_file(folder / INDEX_FILE)
-    elif not (folder / INDEX_FILE).exists():
+        return wait_for_folder(folder, RowIndex.open)
+    index = open_intact(folder, RowIndex.open)
+    if index is None:
         with staged_folder(folder) as staged:
-            _write_index(rows, readers, staged)
-    return RowIndex.open(folder)
+            seal_folder(staged, _write_index(rows, readers, staged))
+        index = RowIndex.open(folder)
+    return index
 
 
-def _write_index(rows: Rows, readers: Sequence[RandomAccessReader], staged: Path) -> None:
+def _write_index(
+    rows: Rows, readers: Sequence[RandomAccessReader], staged: Path
+) -> dict[str, FileChecksums]:
+    """Write the index; return the checksums of the positions."""
+    with ExitStack() as opening:
+        files = {
+            name: opening.enter_context(ChecksummedFile(staged / f"{name}.numbers"))
+            for name in COLUMNS
+        }
+        _write_positions(rows, readers, files, staged)
+    return {f"{name}.numbers": file.checksums for name, file in files.items()}
+
+
+def _write_positions(
+    rows: Rows,
+    readers: Sequence[RandomAccessReader],
+    files: dict[str, ChecksummedFile],
+    staged: Path,
+) -> None:
     faults: list[Fault] = []
     counts = [0] * len(readers)
     buffers = {name: array("q") for name in COLUMNS}
-    files = {name: staged / f"{name}.numbers" for name in COLUMNS}
 
     def flush() -> None:
         for name, numbers in buffers.items():
-            with files[name].open("ab") as file:
-                file.write(np.asarray(numbers, dtype="<i8").tobytes())
+            files[name].write(np.asarray(numbers, dtype="<i8").tobytes())
             del numbers[:]
 
     for file, position in rows.iter_positions(readers, faults):
@@ -87,4 +121,4 @@ def _write_index(rows: Rows, readers: Sequence[RandomAccessReader], staged: Path
         "file_ends": np.cumsum(counts).tolist(),
         "faults": [astuple(fault) for fault in faults],
     }
-    (staged / INDEX_FILE).write_text(json.dumps(index), encoding="utf-8")
+    write_text(staged / INDEX_FILE, json.dumps(index), sync=False)

@@ -46,11 +46,19 @@ def load_audio(row: Row, *, sampling_rate: int) -> np.ndarray:
     """Return the samples (T,) int16 of a valid row at a sampling rate (Hz); channels are averaged.
     A row with `offset` and `duration` (seconds, as in NeMo manifests) is that part of its file.
 
-    Raises MediaDecodeError if the audio cannot be decoded to its end.
+    Raises MediaDecodeError if the audio cannot be decoded to its end, or if a sample is not finite.
     """
     import numpy as np
 
     samples_TC, original_rate = _decode(row)
+    if not np.isfinite(samples_TC).all():
+        raise MediaDecodeError(
+            Fault(
+                row.location,
+                "`audio` has samples that are not finite (NaN or infinite)",
+                "replace them, or remove the row",
+            )
+        )
     mono = samples_TC.mean(axis=1) if samples_TC.shape[1] > 1 else samples_TC[:, 0]
     if original_rate != sampling_rate:
         import soxr
@@ -114,7 +122,11 @@ def _decode(row: Row) -> tuple[np.ndarray, int]:
 
     value: Any = row.fields["audio"]
     if isinstance(value, dict) and value.get("array") is not None:
-        array = np.asarray(value["array"], dtype=np.float32)
+        try:
+            with np.errstate(over="ignore"):  # a value beyond float32 becomes infinite
+                array = np.asarray(value["array"], dtype=np.float32)
+        except (TypeError, ValueError) as error:
+            raise MediaDecodeError(_decode_fault(row, error)) from None
         return (array[:, None] if array.ndim == 1 else array), int(value["sampling_rate"])
     content = resolve_media_file(value, row.folder) or io.BytesIO(_get_bytes(value) or b"")
     soundfile = _import_soundfile()

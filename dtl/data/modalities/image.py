@@ -40,7 +40,7 @@ def load_image(row: Row, *, max_short_side: int | None = None) -> np.ndarray:
     """Return the pixels (H, W, 3) uint8 of a valid row, rotated as its EXIF data says, transparent
     pixels on white. An image whose shorter side exceeds `max_short_side` is resized to it.
 
-    Raises MediaDecodeError if the image cannot be decoded to its end.
+    Raises MediaDecodeError if the image cannot be decoded to its end, or if a pixel is not finite.
     """
     import numpy as np
 
@@ -63,6 +63,8 @@ def _convert_to_rgb(encoded: Any) -> Any:
     from PIL import Image, ImageOps
 
     image = ImageOps.exif_transpose(encoded)
+    if image.mode == "F" and not np.isfinite(np.asarray(image)).all():
+        raise ValueError("it has pixels that are not finite, NaN or infinite")
     if image.mode.startswith("I"):  # 16 bits per pixel, which convert() would clip at 255
         pixels = np.asarray(image, dtype=np.float64)
         image = Image.fromarray((pixels / (257.0 if pixels.max() > 255 else 1.0)).astype(np.uint8))

@@ -22,7 +22,8 @@ ALIASES = {
 
 
 class MediaDecodeError(DtlError):
-    """A media file with a valid header cannot be decoded to its end."""
+    """A media file with a valid header cannot be decoded to its end, or has values that are not
+    finite."""
 
 
 def rename_media_column(fields: dict[str, Any], media: str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from dtl.core.cache_folder import cache_folder, write_cache_file
+from dtl.core.cache_folder import cache_folder, read_cache_record, write_cache_record
 
 STAT_FIELDS = ("st_dev", "st_ino", "st_size", "st_mtime_ns", "st_ctime_ns")
 MIN_FILE_AGE_SECONDS = 2.0  # a younger file may change again without a new time stamp
@@ -33,11 +33,11 @@ def _cached_digest_file(path: Path) -> bytes:
     before = path.stat()
     version = [str(path.resolve()), *(getattr(before, name) for name in STAT_FIELDS)]
     name = hashlib.sha256(json.dumps(version).encode()).hexdigest()
-    cached = cache_folder() / "digests" / name
-    if cached.exists():
-        return bytes.fromhex(cached.read_text(encoding="utf-8"))
+    cached = cache_folder() / "digests" / f"{name}.json"
+    if (record := read_cache_record(cached)) is not None:
+        return bytes.fromhex(record["digest"])
     digest = _digest_file(path)
     age_seconds = time.time() - max(before.st_mtime, before.st_ctime)
     if age_seconds > MIN_FILE_AGE_SECONDS and path.stat() == before:
-        write_cache_file(cached, digest.hex())
+        write_cache_record(cached, {"digest": digest.hex()})
     return digest

@@ -144,13 +144,14 @@ def find_invalid_rows(source: SourceStats) -> Iterator[Finding]:
             is_fatal=source.invalid_rows_stop_run,
         )
     if faults := source.corrupted_media:
+        effect = "stop a run" if source.corrupted_media_stop_run else "are skipped"
         yield create_finding(
             "corrupted_media",
             [fault.location for fault in faults],
             source.rows,
-            f"rows have corrupted media and stop a run: {faults[0].problem}",
+            f"rows have corrupted media and {effect}: {faults[0].problem}",
             faults[0].fix,
-            is_fatal=True,
+            is_fatal=source.corrupted_media_stop_run,
         )
 
 

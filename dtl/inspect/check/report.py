@@ -10,7 +10,7 @@ from dtl.config.schema import Data, RunConfig
 from dtl.core.errors import DtlError, Fault
 from dtl.data.cache.encoded import EncodedData
 from dtl.data.chat.coverage import FEATURES
-from dtl.data.modalities.media_files import MediaDecodeError
+from dtl.data.modalities.undecodable import count_undecodable
 from dtl.data.sources.rows import Row
 from dtl.inspect.check.chat_findings import find_chat_problems
 from dtl.inspect.check.findings import (
@@ -87,8 +87,9 @@ def check_data(config: RunConfig, parts: Parts) -> DataReport:
     )
     lenient = config.model_copy(update={"data": data})
     try:
-        return _create_report(config, parts, prepare_data(lenient, parts), decode_faults={})
-    except MediaDecodeError:
+        prepared = prepare_data(lenient, parts)
+        if not any(count_undecodable(each.data.summary.skipped) for each in prepared.encoded):
+            return _create_report(config, parts, prepared, decode_faults={})
         check = _DecodingCheck(parts.task)
         prepared = prepare_data(lenient, parts, check=check)
         return _create_report(config, parts, prepared, decode_faults=check.faults)
@@ -149,13 +150,19 @@ def _add_invalid_rows(
 ) -> SourceStats:
     """Add the invalid rows of a source; if it is split, the training part gets all of them."""
     invalid = tuple(fault for fault in source.faults if fault.location not in decode_faults)
-    fraction = len(invalid) / (source.valid_rows + len(source.faults))
-    stops = data.on_bad_row == "fail" or fraction > data.max_bad_fraction
+    corrupted = tuple(fault for fault in source.faults if fault.location in decode_faults)
+    total = source.valid_rows + len(source.faults)
+
+    def stop_run(faults: tuple[Fault, ...], rows: int) -> bool:
+        is_refused = data.on_bad_row == "fail" or len(faults) > data.max_bad_fraction * rows
+        return bool(faults) and is_refused
+
     return replace(
         stats,
         invalid_rows=invalid,
-        corrupted_media=tuple(fault for fault in source.faults if fault.location in decode_faults),
-        invalid_rows_stop_run=bool(invalid) and stops,
+        corrupted_media=corrupted,
+        invalid_rows_stop_run=stop_run(invalid, total),
+        corrupted_media_stop_run=stop_run(corrupted, total - len(invalid)),
     )
 
 

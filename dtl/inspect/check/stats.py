@@ -32,7 +32,8 @@ class SourceStats:
     `row_notes`: what is unusual about examples; `expanded`: rows that are several examples each;
     `skipped_rows`: reason -> locations. `invalid_rows`: rows that
     cannot be used, `invalid_rows_stop_run`: so many that a run stops; `corrupted_media`: rows whose
-    media cannot be decoded, which stop any run."""
+    media cannot be decoded or are not finite, `corrupted_media_stop_run`: so many that a run
+    stops."""
 
     name: str
     length_unit: str
@@ -48,6 +49,7 @@ class SourceStats:
     invalid_rows: tuple[Fault, ...] = ()
     corrupted_media: tuple[Fault, ...] = ()
     invalid_rows_stop_run: bool = False
+    corrupted_media_stop_run: bool = False
 
     @property
     def rows(self) -> int:

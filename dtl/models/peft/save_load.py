@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dtl.core.checksums import DamagedFolder, verify_if_sealed
 from dtl.core.errors import DtlError
 from dtl.models.peft.base import ADAPTER_NAME, ADAPTER_WEIGHTS, INITIAL_FACTORS, vera_matrices
 from dtl.models.peft.virtual_tokens import drop_virtual_token_logits
@@ -130,13 +131,26 @@ def _convert_to_plain_lora(
 
 
 def check_adapter_folder(folder: Path, location: str) -> None:
-    """Raise DtlError if a folder that the config names at `location` has no adapter."""
+    """Raise DtlError if a folder that the config names at `location` has no adapter, or a damaged
+    export of one."""
     if not (folder / ADAPTER_WEIGHTS).is_file() or not (folder / ADAPTER_CONFIG).is_file():
         raise DtlError.of(
             location,
             f"{folder} has no adapter ({ADAPTER_CONFIG} and {ADAPTER_WEIGHTS})",
             "use the export of a run, or a folder that PEFT has saved",
         )
+    verify_export(folder)
+
+
+def verify_export(folder: Path) -> None:
+    """Raise DtlError where a file of an export is not what was written. A folder without
+    checksums.json, of another program, is not verified."""
+    run = folder.absolute().parent
+    command = f"`dtl export {run if (run / 'run.json').is_file() else 'RUN'} --to {folder}`"
+    try:
+        verify_if_sealed(folder, fix=f"remove it, and make it again from the checkpoint: {command}")
+    except DamagedFolder as damage:
+        raise DtlError(*damage.faults) from damage
 
 
 def load_adapter_tensors(folder: Path) -> dict[str, Tensor]:

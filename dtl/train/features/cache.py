@@ -129,10 +129,10 @@ def _extract_all(
     )
     try:
         _check_shared_folder(staged, engine)
-        places = write_part(extractor, split, data, staged)
-        all_places = engine.all_gather_object([places])
+        written = write_part(extractor, split, data, staged)
+        parts = engine.all_gather_object([written])
         if engine.is_main_process:
-            finalize_feature_cache(staged, folder, split.fields, all_places, examples=len(data))
+            finalize_feature_cache(staged, folder, split.fields, parts, examples=len(data))
         engine.barrier()
     except BaseException:
         if engine.is_main_process:

@@ -15,8 +15,8 @@ from dtl.core.units import format_bytes
 from dtl.data.cache.encoded import EncodedData
 from dtl.data.cache.feature_cache import (
     CachedFeature,
-    FeatureLocations,
     FeatureWriter,
+    WrittenPart,
     batch_by_extent,
     feature_caches_folder,
 )
@@ -93,7 +93,7 @@ def select_example(
 
 def write_part(
     extractor: FeatureExtractor, split: SplitPoint, data: EncodedData, staged: Path
-) -> FeatureLocations:
+) -> WrittenPart:
     """Extract and write this rank's part of the features. Every rank must call.
 
     Batches are formed before they are distributed, so that the result is the same on any layout.
@@ -113,7 +113,7 @@ def write_part(
                 _check_disk_space(extractor, by_field, data, ids)
             for row, example in enumerate(ids.tolist() if index < len(batches) else []):
                 writer.add(example, select_example(by_field, row))
-    return writer.locations
+    return writer.written
 
 
 def _check_disk_space(

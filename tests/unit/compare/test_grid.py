@@ -10,6 +10,7 @@ from dtl.compare.run import Runner
 from dtl.compare.state import ComparisonState
 from dtl.config.load import load_config
 from dtl.core.errors import DtlError
+from dtl.core.files import write_record
 
 CONFIG = """\
 model: {path: "mini:text"}
@@ -204,7 +205,7 @@ class SimulatedRunner(Runner):
         config = self.state.grid.make_config(planned, rate, runs=str(self.state.cells_folder))
         folder.path.mkdir(parents=True)
         record = {"config": config.model_dump(mode="json")}
-        (folder.path / "run.json").write_text(json.dumps(record), encoding="utf-8")
+        write_record(folder.path / "run.json", record)
         scores = {"adapted": {"perplexity": abs(rate - 0.3) + 1}}  # 0.3 is the best
         folder.finish({"scores": scores})
         self.clock.append(10)

@@ -5,13 +5,14 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
 
 from dtl.core import lock
 from dtl.core.errors import DtlError
-from dtl.core.lock import Lease, LeaseLost, find_local_holder
+from dtl.core.lock import Lease, LeaseLost, find_local_holder, is_held
 
 
 def test_a_second_writer_gets_an_error_that_names_the_first(tmp_path):
@@ -66,3 +67,57 @@ def test_heartbeats_are_written(tmp_path, monkeypatch):
         first = json.loads(lease.path.read_text())["heartbeat"]
         time.sleep(0.2)
         assert json.loads(lease.path.read_text())["heartbeat"] > first
+
+
+def write_lease(folder, text):
+    (folder / ".new").write_text(text)
+    os.replace(folder / ".new", folder / "lease.json")
+
+
+@pytest.mark.parametrize("is_live", [False, True])
+def test_a_heartbeat_in_the_future_counts_only_if_another_follows(tmp_path, monkeypatch, is_live):
+    """A holder died while its clock was wrong; or it lives, and its clock is a day ahead."""
+    monkeypatch.setattr(lock, "HEARTBEAT_SECONDS", 0.1)
+    record = {"token": "x", "host": "elsewhere", "process": 1, "heartbeat": time.time() + 86400}
+    write_lease(tmp_path, json.dumps(record))
+    assert not is_held(tmp_path)
+    if not is_live:
+        with Lease(tmp_path) as lease:
+            assert not lease.is_lost
+        return
+    later = json.dumps({**record, "heartbeat": record["heartbeat"] + 0.1})
+    timer = threading.Timer(0.05, write_lease, (tmp_path, later))
+    timer.start()
+    with pytest.raises(DtlError, match="process 1 on elsewhere is writing the folder"):
+        Lease(tmp_path).__enter__()
+    timer.join()
+
+
+DAMAGES = [
+    "",
+    "{",
+    "5",
+    "[]",
+    "\x00\x00",
+    '{"token": "x"}',
+    '{"token": 1, "host": 2, "process": {}}',
+]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_lease_is_free_when_no_heartbeat_follows(tmp_path, monkeypatch, damage):
+    monkeypatch.setattr(lock, "HEARTBEAT_SECONDS", 0.02)
+    write_lease(tmp_path, damage)
+    assert find_local_holder(tmp_path) is None and not is_held(tmp_path)
+    with Lease(tmp_path) as lease:
+        lease.check()
+
+
+def test_a_holder_keeps_a_lease_that_is_damaged_meanwhile(tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, "HEARTBEAT_SECONDS", 0.05)
+    with Lease(tmp_path) as lease:
+        write_lease(tmp_path, "\xff{")
+        lease.check()
+        with pytest.raises(DtlError, match=f"process {os.getpid()}"):
+            Lease(tmp_path).__enter__()
+        lease.check()

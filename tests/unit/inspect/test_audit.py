@@ -5,6 +5,8 @@ import json
 import numpy as np
 import pytest
 
+from dtl.core.files import write_record
+from dtl.core.json_lines import encode_line
 from dtl.data.batching import Batching, chain_order_digest
 from dtl.inspect.audit import audit_run, find_data_difference
 from dtl.run.folder import RunFolder
@@ -27,15 +29,15 @@ def log(tmp_path):
             "train": {"steps": steps, "global_batch": BATCH, "seed": SEED},
         }
         record = {"config": config, "data": {"key": KEY, "examples": EXAMPLES}}
-        (folder / "run.json").write_text(json.dumps(record))
+        write_record(folder / "run.json", record)
         digest, lines = KEY, []
         for step in range(1, steps + 1):
             epoch, index = divmod(step - 1, 3)
             batches = Batching(EXAMPLES, BATCH, seed).form_epoch(epoch)
             digest = chain_order_digest(digest, batches[index])
             lines.append({"kind": "train", "step": step, "digest": digest})
-        text = "".join(json.dumps(line) + "\n" for line in change(lines))
-        (folder / "metrics.jsonl").write_text(text)
+        text = b"".join(encode_line(line) for line in change(lines))
+        (folder / "metrics.jsonl").write_bytes(text)
         return RunFolder(folder)
 
     return write
@@ -74,13 +76,13 @@ def test_batches_by_length_are_proven_with_the_stored_lengths(log, arrays):
     record = json.loads((run.path / "run.json").read_text())
     train = {"global_batch": "12 tokens" if "sizes" in numbers else BATCH}
     record["config"]["train"] |= {"steps": 12, "group_by_length": "lengths" in numbers} | train
-    (run.path / "run.json").write_text(json.dumps(record))
+    write_record(run.path / "run.json", record)
     digest, lines = KEY, []
     for epoch in range(2):
         for batch in batching.form_epoch(epoch):
             digest = chain_order_digest(digest, batch)
             lines.append({"kind": "train", "step": len(lines) + 1, "digest": digest})
-    (run.path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (run.path / "metrics.jsonl").write_bytes(b"".join(map(encode_line, lines)))
     assert audit_run(run).fault == "there is no lengths.npz, which the batches depend on"
     np.savez(run.path / "lengths.npz", **numbers)
     assert (audit_run(run).steps, audit_run(run).epochs, audit_run(run).fault) == (

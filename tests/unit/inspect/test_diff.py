@@ -5,7 +5,7 @@ import json
 import pytest
 
 from dtl.cli.app import main
-from dtl.core.files import write_json
+from dtl.core.files import write_record
 from dtl.inspect.diff import diff_runs
 from dtl.run.folder import RunFolder
 from tests.tiny_run import stopped_run
@@ -24,7 +24,7 @@ def runs(tmp_path):
     for key in ("train", "eval"):
         second["config"]["data"][key] = first["config"]["data"][key]
     second["data"] = first["data"]
-    write_json(folders[1].path / "run.json", second)
+    write_record(folders[1].path / "run.json", second)
     return folders
 
 
@@ -33,14 +33,14 @@ def change_record(run: RunFolder, **sections):
     record = json.loads((run.path / "run.json").read_text())
     for section, values in sections.items():
         record[section] = {**record[section], **values} if isinstance(values, dict) else values
-    write_json(run.path / "run.json", record)
+    write_record(run.path / "run.json", record)
 
 
 def test_two_runs_of_one_config_have_no_differences(runs, capsys):
     for run, seconds in zip(runs, (3.0, 4.0), strict=True):
         run.usage.mkdir()
         usage = {"began": 1e9, "seconds": seconds, "devices": {"card": 2}, "energy_joules": None}
-        write_json(run.usage / "launch-1.json", usage)
+        write_record(run.usage / "launch-1.json", usage)
     assert diff_runs(*runs) == []
     assert main(["diff", *(str(run.path) for run in runs)]) == 0
     assert capsys.readouterr().out == "nothing differs\n"
@@ -55,7 +55,7 @@ def test_each_difference_is_shown_with_both_values(runs, capsys):
     change_record(runs[1], commit=None)
     (runs[1].path / "usage").mkdir()
     usage = {"began": 1e9, "seconds": 3.0, "devices": {"card": 2}, "energy_joules": None}
-    write_json(runs[1].usage / "launch-1.json", usage)
+    write_record(runs[1].usage / "launch-1.json", usage)
     best, scores = {"step": 60, "score": 0.5}, {"loss": 1.0, "confusion/a/b": 3}
     for run, loss in zip(runs, (1.0, 0.75), strict=True):
         final = {"adapted": {**scores, "loss": loss}}

@@ -1,6 +1,7 @@
 """`dtl predict` and `dtl evaluate` give what plain transformers and PEFT give."""
 
 import json
+import random
 import shutil
 
 import pytest
@@ -9,6 +10,8 @@ import torch
 from dtl import api
 from dtl.cli.app import main
 from dtl.config.load import load_config
+from dtl.core.errors import DtlError
+from dtl.export.load_export import load_export
 from dtl.run.folder import RunFolder
 from tests import tiny
 
@@ -195,3 +198,40 @@ def test_rows_of_other_formats_and_files_are_read_to_predict_for(tmp_path):
     rows = list(_read_file(tmp_path / "in.txt", RowInput()))
     assert [row.fields for row in rows] == [{"text": "the r\u00edver"}, {"text": "a ship"}]
     assert [row.location for row in rows] == [f"{tmp_path}/in.txt:{line}" for line in (1, 3)]
+
+
+def test_damaged_export_is_refused_and_made_again_from_the_checkpoint(classifier, tmp_path, capsys):
+    export, rng = classifier.export, random.Random(5)
+    files = sorted(file for file in export.iterdir() if file.name != "README.md")
+    before = {file.name: file.read_bytes() for file in files}
+    assert {"adapter_model.safetensors", "dtl.json", "checksums.json"} <= before.keys()
+    rows = str(tmp_path / "rows.jsonl")
+    for name, content in before.items():
+        damaged = bytearray(content)
+        damaged[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+        for written in (bytes(damaged), content[: len(content) // 2], b""):
+            (export / name).write_bytes(written)
+            with pytest.raises(DtlError, match="the folder is damaged") as caught:
+                load_export(classifier.path)
+            assert name in str(caught.value) or name == "checksums.json"
+            assert f"dtl export {classifier.path} --to {export}" in str(caught.value)
+        (export / name).write_bytes(content)
+    (export / "adapter_model.safetensors").write_bytes(b"")
+    for options in (
+        ["predict", str(classifier.path), rows],
+        ["evaluate", str(classifier.path), "--data", rows],
+    ):
+        assert main(options) == 2
+        assert "the folder is damaged: adapter_model" in capsys.readouterr().err
+    shutil.rmtree(export)
+    assert main(["export", str(classifier.path), "--to", str(export)]) == 0
+    after = (export / "adapter_model.safetensors").read_bytes()
+    assert after == before["adapter_model.safetensors"]
+    load_export(classifier.path)
+
+
+def test_export_of_another_program_and_an_edited_card_are_accepted(classifier):
+    (classifier.export / "README.md").write_text("# edited")
+    load_export(classifier.path)
+    (classifier.export / "checksums.json").unlink()
+    load_export(classifier.path)

@@ -14,7 +14,7 @@ from dtl.cli.app import main
 from dtl.compare import formatting, terminal
 from dtl.compare.records import ConfidenceInterval, PairedDifference
 from dtl.core.errors import DtlError
-from dtl.core.files import write_json
+from dtl.core.files import write_json, write_record
 from dtl.core.lock import Lease
 from dtl.report import png_charts
 from dtl.report.axis import Axis
@@ -117,7 +117,7 @@ def write_launches(run):
     run.usage.mkdir()
     for number in (1, 2):
         note = {"began": 1e9 + number, "seconds": 60.0, "devices": {"card": 2}}
-        write_json(run.usage / f"launch-{number}.json", note | {"energy_joules": None})
+        write_record(run.usage / f"launch-{number}.json", note | {"energy_joules": None})
 
 
 def test_state_is_running_stopped_or_finished(run):

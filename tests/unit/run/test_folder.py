@@ -1,15 +1,25 @@
 """The run folder: its states, what it stores, and what it never overwrites."""
 
+import errno
 import json
+import random
+import signal
 import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from dtl.cluster.status import find_runs, query_runs
 from dtl.config.schema import RunConfig
 from dtl.core.errors import DtlError
 from dtl.core.files import write_json
+from dtl.core.json_lines import decode_line, encode_lines
 from dtl.plan.records import Decision, Layout, ParameterCounts, PhasePlan, Plan
 from dtl.prepare import prepared_run
+from dtl.run import creation
+from dtl.run import folder as folder_module
 from dtl.run.folder import EvaluatedStep, RunFolder
 
 PLAN = Plan(
@@ -116,7 +126,10 @@ def test_metrics_are_read_in_the_order_of_writing(run):
         run.append_line(line)
     assert list(run.read_metrics()) == lines
     text = (run.path / "metrics.jsonl").read_text(encoding="utf-8")
-    assert [json.loads(line) for line in text.splitlines()] == lines
+    assert [decode_line(line.encode()) for line in text.splitlines()] == lines
+    assert [json.loads(line).keys() - {"crc32"} for line in text.splitlines()] == [
+        line.keys() for line in lines
+    ]
 
 
 def test_a_new_run_has_no_metrics(run):
@@ -254,10 +267,188 @@ def test_the_reported_evaluation_is_that_of_the_exported_weights(tmp_path):
     run.finish({**result, "weights": "ema"})
     assert run.reported_step == EvaluatedStep(30, "ema")
     run.eval_records_file(30, weights="ema").parent.mkdir()
-    run.eval_records_file(30, weights="ema").write_text('{"row": 4, "loss": 2.0}\n')
+    run.eval_records_file(30, weights="ema").write_text(encode_lines([{"row": 4, "loss": 2.0}]))
     assert run.read_eval_records(30, weights="ema") == [{"row": 4, "loss": 2.0}]
     assert run.eval_records_file(30, weights="unadapted") == run.eval_records_file(
         30, weights="adapted"
     )
     run.finish({**result, "scores": {}})
     assert run.reported_step is None
+
+
+KILLED = """
+import os, signal, sys
+from dtl.run import folder
+from tests.unit.run.test_folder import DATA, PLAN, RunFolder, configure
+
+def die(*_, **__):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+setattr(folder, sys.argv[2], die)
+config = configure(sys.argv[1])
+RunFolder.from_config(config).create(config, PLAN, {}, DATA, skipped=[{"reason": "x"}])
+"""
+
+
+@pytest.mark.parametrize("call", ["write_text", "write_record", "publish_run_folder"])
+def test_a_killed_creation_leaves_a_name_that_can_be_used(config, tmp_path, call):
+    command = [sys.executable, "-c", KILLED, str(tmp_path / "runs"), call]
+    killed = subprocess.run(command, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    folder = RunFolder.from_config(config)
+    assert folder.state == "absent" and list(folder.path.parent.iterdir())
+    folder.create(config, PLAN, {}, DATA)
+    assert folder.config == config
+    assert [run.path for run in find_runs(folder.path.parent)] == [folder.path]
+
+
+def test_a_full_disk_while_a_run_is_created_leaves_nothing(config, monkeypatch):
+    def fail(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    folder = RunFolder.from_config(config)
+    for call in ("write_text", "write_record", "sync_tree"):
+        with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
+            patch.setattr(folder_module if call != "sync_tree" else creation, call, fail)
+            folder.create(config, PLAN, {}, DATA)
+        assert list(folder.path.parent.iterdir()) == []
+    folder.create(config, PLAN, {}, DATA)
+
+
+def test_what_an_interrupted_creation_has_left_is_replaced(config):
+    folder = RunFolder.from_config(config)
+    (folder.path / "logs").mkdir(parents=True)
+    for name in ("config.yaml", "skipped_rows.jsonl", ".run.json.0123"):
+        (folder.path / name).write_text("unfinished")
+    folder.create(config, PLAN, {}, DATA)
+    assert folder.config == config and not (folder.path / ".run.json.0123").exists()
+
+
+@pytest.mark.parametrize("entry", ["logs/rank-0.log", "thesis.txt", "config.yaml"])
+def test_a_folder_that_may_be_of_the_user_is_not_replaced(config, entry):
+    """A config.yaml without the logs folder, which is created before it, is not dtl's."""
+    folder = RunFolder.from_config(config)
+    (folder.path / entry).parent.mkdir(parents=True)
+    (folder.path / entry).write_text("mine")
+    with pytest.raises(DtlError, match="not empty, and it is not a run"):
+        folder.create(config, PLAN, {}, DATA)
+    assert (folder.path / entry).read_text() == "mine"
+
+
+def test_of_two_processes_that_create_a_run_one_succeeds(config, monkeypatch):
+    together = threading.Barrier(2, timeout=30)
+    publish = folder_module.publish_run_folder
+
+    def publish_together(staged, path):
+        together.wait()
+        publish(staged, path)
+
+    def create():
+        try:
+            RunFolder.from_config(config).create(config, PLAN, {}, DATA)
+        except DtlError as fault:
+            return str(fault)
+        return None
+
+    monkeypatch.setattr(folder_module, "publish_run_folder", publish_together)
+    with ThreadPoolExecutor(2) as pool:
+        results = [future.result() for future in [pool.submit(create) for _ in range(2)]]
+    (loser,) = [result for result in results if result is not None]
+    assert "another process has created this run at the same time" in loser
+    folder = RunFolder.from_config(config)
+    assert folder.config == config
+    assert [entry.name for entry in folder.path.parent.iterdir()] == [folder.path.name]
+
+
+def flip_bit(path, rng):
+    content = bytearray(path.read_bytes())
+    content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+    path.write_bytes(content)
+
+
+def test_any_flipped_bit_of_run_json_is_one_fault(run):
+    rng, before = random.Random(1), (run.path / "run.json").read_bytes()
+    for _ in range(100):
+        flip_bit(run.path / "run.json", rng)
+        if json.loads(before) != try_to_parse(run.path / "run.json"):  # not in white space
+            with pytest.raises(DtlError, match=r"run\.json: the file cannot be read"):
+                _ = run.config
+        (run.path / "run.json").write_bytes(before)
+    _ = run.config
+
+
+def try_to_parse(path):
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError:
+        return None
+
+
+def test_a_damaged_line_is_named_and_the_others_are_read(run):
+    rng = random.Random(2)
+    lines = [{"kind": "train", "step": step, "loss": 1 / step} for step in range(1, 9)]
+    for line in lines:
+        run.append_line(line)
+    before = (run.path / "metrics.jsonl").read_bytes()
+    assert run.damaged_lines == []
+    for _ in range(200):
+        flip_bit(run.path / "metrics.jsonl", rng)
+        found, damaged = list(run.read_metrics()), run.damaged_lines
+        assert [line for line in lines if line in found] == found  # nothing is changed
+        assert damaged or found == lines[:-1]  # the last line feed: the line is incomplete
+        assert len(found) >= len(lines) - 2  # a line feed may join two lines
+        (run.path / "metrics.jsonl").write_bytes(before)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"{}", b"[]", b"\xff\xfe", b'{"steps": 3}'])
+def test_a_damaged_result_counts_as_none(run, content):
+    run.finish({"steps": 30})
+    assert run.state == "finished"
+    (run.path / "result.json").write_bytes(content)
+    assert run.state == "interrupted" and run.result_damage
+
+
+@pytest.mark.parametrize("content", ["", "{", "5", '{"exit_code": 75}'])
+def test_a_damaged_exit_code_counts_as_a_crash(run, content):
+    run.write_exit_code(75)
+    (run.path / "ended.json").write_text(content)
+    assert run.exit_code is None
+
+
+def test_damaged_evaluation_records_are_an_error(run):
+    file, rng = run.eval_records_file(5), random.Random(3)
+    file.parent.mkdir()
+    records = [{"row": row, "loss": row / 7} for row in range(9)]
+    file.write_text(encode_lines(records))
+    assert run.read_eval_records(5) == records
+    before = file.read_bytes()
+    cuts = [before[: before.index(b"\n", place) + 1] for place in (0, 100, 300)]
+    for content in (*cuts, before[:-1], before[3:], b"", None):
+        if content is None:
+            flip_bit(file, rng)
+        else:
+            file.write_bytes(content)
+        with pytest.raises(DtlError, match="the file is damaged"):
+            run.read_eval_records(5)
+        file.write_bytes(before)
+
+
+@pytest.mark.parametrize("name", ["run.json", "job.json", "metrics.jsonl", "result.json"])
+def test_a_damaged_run_does_not_hide_the_others(tmp_path, name):
+    for seed in range(3):
+        config = configure(tmp_path / "runs", seed=seed)
+        config = config.model_copy(
+            update={"run": config.run.model_copy(update={"name": f"run-{seed}"})}
+        )
+        folder = RunFolder.from_config(config)
+        folder.create(config, PLAN, {}, DATA)
+        folder.append_line({"kind": "train", "step": 3, "loss": 0.5, "seconds": 1.0})
+    (tmp_path / "runs" / "run-1" / name).write_bytes(b"\xff{")
+    states = {status.run.name: status for status in query_runs(tmp_path / "runs")}
+    assert list(states) == ["run-0", "run-1", "run-2"]
+    for other in ("run-0", "run-2"):
+        assert (states[other].state, states[other].step) == ("interrupted", 3)
+    if name != "metrics.jsonl":  # of which the incomplete last line is left out
+        damaged = {"run.json": "damaged", "job.json": "damaged", "result.json": "interrupted"}
+        assert states["run-1"].state == damaged[name]
+        assert name in states["run-1"].reason

@@ -6,7 +6,7 @@ import types
 import pytest
 import torch
 
-from dtl.core.files import write_json
+from dtl.core.files import write_record
 from dtl.export.model_card.table import usage_rows
 from dtl.train import usage
 
@@ -70,7 +70,7 @@ def test_launches_are_summed_and_a_missing_energy_is_not_estimated(tmp_path, ene
     for number, joules in enumerate(energies):
         devices = {"H100": 4}
         record = {"began": 0, "seconds": 60, "devices": devices, "energy_joules": joules}
-        write_json(tmp_path / f"launch-{number}.json", record)
+        write_record(tmp_path / f"launch-{number}.json", record)
     rows = dict(usage_rows(usage.read_usage(tmp_path)))
     assert rows["hardware"] == "4 x H100" and rows["wall time"] == "2 min 00 s"
     assert rows.get("energy", "none").startswith(expected or "none")

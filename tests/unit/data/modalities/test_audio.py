@@ -13,6 +13,7 @@ import soundfile
 from dtl.config.schema import Source
 from dtl.core.errors import DtlError
 from dtl.data.modalities.audio import find_audio_fault, load_audio, split_audio, to_float32
+from dtl.data.modalities.media_files import MediaDecodeError
 from dtl.data.row_formats.base import RowInput
 from dtl.data.sources.rows import Row, open_rows
 from tests import tiny_sound
@@ -191,3 +192,26 @@ def test_missing_audio_file_has_its_line(tmp_path):
     (tmp_path / "rows.jsonl").write_text('{"audio": "gone.wav", "text": "x"}\n')
     with pytest.raises(DtlError, match=r"rows.jsonl:1: audio file not found: .*gone.wav"):
         read_folder(tmp_path / "rows.jsonl")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1e300])
+@pytest.mark.parametrize("kind", ["array", "file"])
+def test_a_sample_that_is_not_finite_is_a_fault_of_the_row(tmp_path, value, kind):
+    samples = np.zeros(160)
+    samples[7] = value
+    audio = {"array": samples.tolist(), "sampling_rate": 16000}
+    if kind == "file":
+        with np.errstate(over="ignore"):
+            soundfile.write(tmp_path / "a.wav", samples.astype(np.float32), 16000, subtype="FLOAT")
+        audio = str(tmp_path / "a.wav")
+    row = Row(0, "rows:1", {"audio": audio}, tmp_path)
+    assert find_audio_fault(row) is None  # only the header is read
+    with pytest.raises(MediaDecodeError, match=r"rows:1: `audio` has samples that are not finite"):
+        load_audio(row, sampling_rate=16000)
+
+
+@pytest.mark.parametrize("array", [["a"], [[0.1], [0.1, 0.2]], [{}]])
+def test_an_array_that_is_not_of_numbers_is_a_fault_of_the_row(tmp_path, array):
+    row = Row(0, "rows:1", {"audio": {"array": array, "sampling_rate": 16000}}, tmp_path)
+    with pytest.raises(MediaDecodeError, match="`audio` cannot be decoded"):
+        load_audio(row, sampling_rate=16000)

@@ -10,6 +10,7 @@ import dtl
 from dtl.cli import app as cli
 from dtl.core.errors import DtlError
 from dtl.inspect.check.render import compute_histogram
+from dtl.prepare.prepared_run import prepare_run
 from tests import tiny, tiny_sound, tiny_vision, tiny_whisper
 from tests.unit.inspect.check.checker import (
     create_chats,
@@ -82,13 +83,26 @@ def test_corrupted_media_do_not_stop_the_check(checker, kind, skip):
     report = checker.check(task, rows, data=mode)
     bad, broken = get_finding(report, "invalid_rows"), get_finding(report, "corrupted_media")
     assert is_at(bad, "train.jsonl", 4) and bad.is_fatal == (not skip)
-    assert is_at(broken, "train.jsonl", 7) and broken.is_fatal
+    assert is_at(broken, "train.jsonl", 7) and broken.is_fatal == (not skip)
     assert "cannot be decoded" in bad.fault.problem and "cannot be decoded" in broken.fault.problem
     assert "convert it to " in bad.fault.fix and "convert it to " in broken.fault.fix
     assert is_at(get_finding(report, other), "train.jsonl", 10), "the other rows are checked too"
     config = dtl.load_config(checker.folder / "run.yaml")
-    with pytest.raises(DtlError, match="cannot be decoded"):
-        dtl.plan(config)  # the run does not read the cache of the check
+    if not skip:
+        with pytest.raises(DtlError, match="cannot be decoded"):
+            dtl.plan(config)  # the run does not read the cache of the check
+        return
+    (invalid,) = (
+        each
+        for each in prepare_run(config).data.iter_skipped_rows()
+        if each["location"].endswith(":7")
+    )
+    assert invalid["reason"].startswith(f"invalid: `{kind}` cannot be decoded")
+    strict = config.model_copy(
+        update={"data": config.data.model_copy(update={"max_bad_fraction": 0.09})}
+    )
+    with pytest.raises(DtlError, match=r"1 of 11 rows .* are invalid.*cannot be decoded"):
+        dtl.plan(strict)
 
 
 def test_only_corrupted_media_raises_one_error(checker):
