@@ -9,11 +9,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
-from dtl.config.schema.base import Record, check_duration
+from dtl.config.schema.base import ConfigFault, Record, check_duration, raise_config_faults
 
 UNFIT_NODE = 3  # exit code of a pre-flight check where another node would do
 EXCLUDED_NODES = "excluded_nodes"  # a file in a run folder: names of unfit nodes, comma-separated
@@ -70,10 +70,11 @@ class SiteOptions(Record):
         default=None, description="account that is charged; default: that of the cluster"
     )
     gpus_per_node: int = Field(default=0, ge=0, description="GPUs per node; 0: a CPU cluster")
-    gpu_memory: float = Field(
-        default=16.0,
+    gpu_memory: float | None = Field(
+        default=None,
         gt=0,
-        description="GiB of memory of one GPU; the plan chooses the micro-batch by it",
+        description="GiB of memory of one GPU, required where there are GPUs: the plan shards the "
+        "model and chooses the batches by it",
     )
     bf16: bool = Field(default=True, description="whether the GPUs support bf16")
     exclusive: bool = Field(default=False, description="whether jobs get nodes of their own")
@@ -85,6 +86,25 @@ class SiteOptions(Record):
         ge=0,
         description="seconds before the time limit at which the run saves and stops, at least",
     )
+
+    @property
+    def host_memory_bytes(self) -> int | None:
+        """Main memory of a node that a job gets; None: unknown."""
+        return None
+
+    @model_validator(mode="after")
+    def _check_gpu_memory(self) -> Self:
+        if self.gpus_per_node and self.gpu_memory is None:
+            raise_config_faults(
+                [
+                    ConfigFault(
+                        "gpu_memory",
+                        problem="the memory of the GPUs is missing, and the plan depends on it",
+                        fix="set the GiB of one GPU, such as 80",
+                    )
+                ]
+            )
+        return self
 
 
 class Backend(ABC):

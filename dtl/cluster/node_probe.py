@@ -11,16 +11,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from dtl.assembly.parts import assemble
 from dtl.config.schema import RunConfig, Source
 from dtl.core.cache_folder import cache_folder
 from dtl.core.errors import DtlError
 from dtl.core.units import format_bytes
 from dtl.data.cache.encoded import INDEX_FILE
+from dtl.models.attention import check_attention_runs_here, needs_gpu
 from dtl.models.fingerprint import find_hub_snapshot, fingerprint_model
 from dtl.models.locate import locate_model
+from dtl.models.pretrained_config import HeadConfig
 from dtl.plan.disk import checkpoint_bytes
-from dtl.plan.hardware import free_disk_bytes
+from dtl.plan.hardware import free_disk_bytes, has_compiler
 from dtl.plan.records import Layout
+from dtl.plan.zero_stage import NO_COMPILER
 from dtl.run.folder import RunFolder
 from dtl.run.versions import find_package_versions
 
@@ -56,6 +60,7 @@ def probe_node(folder: RunFolder, *, rank: int, local_rank: int) -> NodeReport:
     if local_rank == 0:
         faults += [("node", *problem) for problem in _check_disks(folder)]
         faults += [("user", *problem) for problem in _check_files(folder)]
+        faults += [("user", *problem) for problem in _check_compiler(layout)]
     if layout.device == "cuda":
         faults += [("node", *problem) for problem in _check_device(layout, local_rank)]
     versions = {"code of dtl": package_digest(), "python": platform.python_version()}
@@ -114,6 +119,7 @@ def _check_files(folder: RunFolder) -> Iterator[Problem]:
         yield error.faults[0].problem, fix
     except OSError as error:
         yield _format_unreadable(error), fix
+    yield from _check_attention(folder)
     if (cache_folder() / "encoded" / folder.data["key"] / INDEX_FILE).exists():
         return
     for source in _local_sources(config):
@@ -121,6 +127,24 @@ def _check_files(folder: RunFolder) -> Iterator[Problem]:
             _read_ends(Path(source.path).expanduser())
         except OSError as error:
             yield _format_unreadable(error), "put the data where this node reads it"
+
+
+def _check_compiler(layout: Layout) -> Iterator[Problem]:
+    """Check that this node can build the optimizer that DeepSpeed runs in main memory."""
+    if layout.offload == "optimizer" and not has_compiler():
+        yield NO_COMPILER, "install g++ and ninja, or load their modules in the site file"
+
+
+def _check_attention(folder: RunFolder) -> Iterator[Problem]:
+    """Check that this node can run `model.attention`."""
+    if not needs_gpu(folder.config.model.attention):
+        return
+    task = assemble(folder.config).task
+    head = HeadConfig(task.auto_class, task.head_config(folder.dataset_stats))
+    try:
+        check_attention_runs_here(folder.config.model, head)
+    except DtlError as error:
+        yield error.faults[0].problem, error.faults[0].fix
 
 
 def _weight_files(config: RunConfig) -> list[Path]:

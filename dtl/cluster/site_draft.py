@@ -9,9 +9,11 @@ import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from dtl.cluster.gpu_memory import GpuMemory, find_gpu_memory
 from dtl.core.errors import DtlError, near
 
 _GPU = re.compile(r"gpu(?::(?!\d+(?:\(|,|$))[^:,()]+)?:(\d+)")
+_GPU_TYPE = re.compile(r"gpu:(?!\d+(?:\(|,|$))([^:,()]+)")
 _FAST_INTERFACE = re.compile(r"^\d+: ((?:hsn|ib)\w*)(?:@\S+)?: <[^>]*\bUP\b", re.MULTILINE)
 _NO_LIMIT = ("UNLIMITED", "infinite")
 
@@ -32,11 +34,12 @@ class Partition:
 
 @dataclass(frozen=True)
 class Node:
-    """What a job can use of a node. `memory`: MB."""
+    """What a job can use of a node. `memory`: MB. `gpu_memory`: None where Slurm does not say."""
 
     gpus: int
     cpus: int
     memory: int
+    gpu_memory: GpuMemory | None
 
 
 def draft_site_file(*, partition: str | None = None) -> str:
@@ -103,7 +106,10 @@ def _query_nodes(partition: str) -> list[Node]:
         if partition in fields.get("Partitions", "").split(","):
             cpus = int(fields.get("CPUEfctv", fields["CPUTot"]))
             memory = int(fields["RealMemory"]) - int(fields.get("MemSpecLimit", 0))
-            nodes.append(Node(_count_gpus(fields["Gres"]), cpus, memory))
+            gpu_memory = find_gpu_memory(
+                _GPU_TYPE.findall(fields["Gres"]), fields.get("AvailableFeatures", "").split(",")
+            )
+            nodes.append(Node(_count_gpus(fields["Gres"]), cpus, memory, gpu_memory))
     if not nodes:
         fix = "choose another with --partition"
         raise DtlError.of("scontrol", f"Slurm lists no node of partition '{partition}'", fix)
@@ -120,9 +126,20 @@ def _node_lines(nodes: list[Node]) -> Iterator[str]:
     yield f"gpus_per_node: {gpus}"
     yield f"gpu_request: {'gres' if gpus else 'none'}"
     if gpus:
-        yield "# gpu_memory: 80  # GiB of one GPU, for the plan"
+        yield _gpu_memory_line([node.gpu_memory for node in nodes])
     yield f"cpus_per_task: {max(1, cpus // max(1, gpus))}"
     yield f"memory: {memory}M"
+
+
+def _gpu_memory_line(memories: list[GpuMemory | None]) -> str:
+    """Return the memory of the smallest GPU; a comment to fill in where it is unknown."""
+    known = [memory for memory in memories if memory is not None]
+    if len(known) < len(memories):
+        return "# gpu_memory: GiB  # memory of one GPU, which Slurm does not know: fill it in"
+    smallest = min(known, key=lambda memory: memory.gib)
+    others = " or ".join(map(str, smallest.alternatives))
+    note = f"; this model also has {others}, which Slurm does not say" if others else ""
+    return f"gpu_memory: {smallest.gib}  # GiB of one GPU, for the plan{note}"
 
 
 def _access_lines(partition: dict[str, str]) -> Iterator[str]:

@@ -173,6 +173,12 @@ def _allocate(config: RunConfig, request: SubmitRequest) -> _Allocation:
         gpus = request.gpus_per_node
     elif gpus and layout.processes_per_node is not None:
         gpus = layout.processes_per_node
+    if gpus and site.gpu_memory is None:
+        raise DtlError.of(
+            "--gpus-per-node",
+            f"{request.cluster} has no gpu_memory, and the plan depends on it",
+            "use a site file with GPUs, or set gpu_memory in a copy of this one",
+        )
     changes: dict[str, object] = {"gpus_per_node": gpus}
     changes |= {"account": request.account} if request.account is not None else {}
     changes |= {"partition": request.partition} if request.partition is not None else {}
@@ -215,7 +221,10 @@ def _plan(config: RunConfig, allocation: _Allocation) -> PreparedRun:
         offload=None,
     )
     hardware = node_hardware(
-        gpus=site.gpus_per_node, gpu_gib=site.gpu_memory, supports_bf16=site.bf16
+        gpus=site.gpus_per_node,
+        gpu_gib=site.gpu_memory,
+        supports_bf16=site.bf16,
+        host_bytes=site.host_memory_bytes,
     )
     return prepared_run.prepare_run(config, external=external, hardware=hardware)
 

@@ -13,6 +13,7 @@ from dtl.config.schema import RunConfig, Subsample
 from dtl.config.schema.compare import STRATEGIES
 from dtl.core.errors import DtlError, Fault
 from dtl.data.subsample import draw_subsample
+from dtl.plan.hardware import count_gpus
 from dtl.prepare import prepared_run
 from dtl.prepare.splits import find_class_rows
 from dtl.tasks.base import Task
@@ -58,10 +59,8 @@ def _count_validation_rows(config: RunConfig, classes: dict[str, list[int]]) -> 
 
 def with_local_layout(config: RunConfig) -> RunConfig:
     """Return the config with one process on a CPU, unless it sets processes or nodes."""
-    import torch
-
     layout = config.layout
-    if torch.cuda.is_available() or layout.processes_per_node is not None or layout.nodes > 1:
+    if count_gpus() > 0 or layout.processes_per_node is not None or layout.nodes > 1:
         return config
     single_process = layout.model_copy(update={"processes_per_node": 1})
     return config.model_copy(update={"layout": single_process})

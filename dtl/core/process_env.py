@@ -43,8 +43,16 @@ def get_local_rank(environment: Mapping[str, str]) -> int:
 
 
 def threads_per_process(processes: int) -> int:
-    """Return the number of CPU threads of one process: its share of the cores, at least 1."""
-    return max(1, (os.cpu_count() or 1) // processes)
+    """Return the number of CPU threads of one process: its share of the cores that this process
+    may use, at least 1."""
+    return max(1, count_cores() // processes)
+
+
+def count_cores() -> int:
+    """Return the number of CPU cores that this process may use: under Slurm, those of its job."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def find_free_port() -> int:

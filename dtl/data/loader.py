@@ -14,6 +14,7 @@ from dtl.core.parallel_dims import ParallelDims
 from dtl.data.batching import Batching, GlobalBatch
 from dtl.data.cache.encoded import EncodedData
 from dtl.data.cache.streamed import SkippedRow, StreamedData, StreamedExamples
+from dtl.data.evaluation_batch import EvaluationBatchSize
 from dtl.data.micro_batches import (
     accumulation_steps,
     form_evaluation_batches,
@@ -22,6 +23,7 @@ from dtl.data.micro_batches import (
 )
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 ExampleValues = dict[str, Any]
@@ -82,6 +84,8 @@ class Loader:
     """Loads the step batches of one rank.
 
     Resuming at any step needs no replay, because the order is a pure function of seed and epoch.
+    `device`: if it is a GPU, batches are in pinned memory, from which they are copied to it while
+    the host goes on.
     """
 
     data: EncodedData | StreamedData
@@ -90,6 +94,7 @@ class Loader:
     micro_batch: int
     parallel_dims: ParallelDims
     transform: ExampleTransform = identity_transform
+    device: torch.device | None = None
 
     @property
     def seed(self) -> int:
@@ -107,7 +112,9 @@ class Loader:
     def iter_steps(self, *, after_step: int, last_step: int) -> Iterator[StepBatches]:
         """Iterate over the batches of steps after_step + 1 ... last_step; the next step is loaded
         while the current one trains."""
-        with ThreadPoolExecutor(max_workers=1) as reader:
+        with ThreadPoolExecutor(
+            max_workers=1, initializer=_use_device, initargs=(self.device,)
+        ) as reader:
             prefetched: Future[StepBatches] | None = None
             for step in range(after_step + 1, last_step + 1):
                 batches = prefetched.result() if prefetched else self.load_step(step)
@@ -178,22 +185,27 @@ class Loader:
             rng = np.random.Generator(np.random.Philox(key=[self.seed << 32 | epoch, number]))
             return self.transform(data[number], rng=rng)
 
-        return lambda ids: self.collate([load_example(number) for number in ids])
+        return lambda ids: pin_batch(
+            self.collate([load_example(number) for number in ids]), device=self.device
+        )
 
 
 def iter_evaluation_batches(
     data: EncodedData,
     collate: Collate,
     *,
-    batch: int,
+    size: EvaluationBatchSize,
     parallel_dims: ParallelDims,
     transform: ExampleTransform = identity_transform,
+    device: torch.device | None = None,
 ) -> Iterator[Batch]:
-    """Iterate over this rank's evaluation batches; every rank has equally many."""
-    batches = form_evaluation_batches(data.lengths, batch=batch)
+    """Iterate over this rank's evaluation batches; every rank has equally many. `device`: as of a
+    Loader."""
+    batches = form_evaluation_batches(data.lengths, size=size)
 
     def collate_ids(ids: Sequence[int]) -> dict[str, Tensor]:
-        return collate([transform(data[number], rng=None) for number in ids])
+        examples = [transform(data[number], rng=None) for number in ids]
+        return pin_batch(collate(examples), device=device)
 
     for round_index in range(-(-len(batches) // parallel_dims.data_parallel_size)):
         batch_index = (
@@ -201,6 +213,21 @@ def iter_evaluation_batches(
         )
         ids = batches[batch_index] if batch_index < len(batches) else np.empty(0, dtype=np.int64)
         yield load_batch(data, ids, collate_ids)
+
+
+def pin_batch(tensors: dict[str, Tensor], *, device: torch.device | None) -> dict[str, Tensor]:
+    """Return the tensors in pinned memory where `device` is a GPU; otherwise unchanged."""
+    if device is None or device.type != "cuda":
+        return tensors
+    return {name: tensor.pin_memory() for name, tensor in tensors.items()}
+
+
+def _use_device(device: torch.device | None) -> None:
+    """Make this thread use a GPU: pinning in a new thread would take memory of GPU 0 as well."""
+    if device is not None and device.type == "cuda":
+        import torch
+
+        torch.cuda.set_device(device)
 
 
 def load_batch(

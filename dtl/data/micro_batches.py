@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from dtl.data.evaluation_batch import EvaluationBatchSize
 from dtl.data.padding import pad_lengths
 
 
@@ -98,7 +99,20 @@ def count_padding(
     return positions, positions - sum(int(each.sum()) for each in batch_lengths)
 
 
-def form_evaluation_batches(lengths: Sequence[int] | np.ndarray, *, batch: int) -> list[np.ndarray]:
+def form_evaluation_batches(
+    lengths: Sequence[int] | np.ndarray, *, size: EvaluationBatchSize
+) -> list[np.ndarray]:
     """Return every held-out example once, longest first, in batches independent of the layout."""
     longest_first = np.argsort(-np.asarray(lengths), kind="stable")
-    return [longest_first[start : start + batch] for start in range(0, len(longest_first), batch)]
+    widths = pad_lengths(np.asarray(lengths)[longest_first])
+    batches, start = [], 0
+    while start < len(longest_first):
+        end = start + size.limit_to(int(widths[start]))
+        batches.append(longest_first[start:end])
+        start = end
+    return batches
+
+
+def examples_of_longest(size: EvaluationBatchSize, lengths: Sequence[int] | np.ndarray) -> int:
+    """Return the most examples of an evaluation batch of the longest of these examples."""
+    return size.limit_to(int(pad_lengths(np.asarray(lengths)).max()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import _get_default_store
 
 from dtl.core.parallel_dims import ParallelDims
 from dtl.models.structure.module_kinds import BATCH_NORM_STATISTICS, batch_norms
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 
 
 LOSS_SCALE_GROWTH_STEPS = 2000  # as in torch.amp.GradScaler
+FIRST_POLL_SECONDS = 0.001  # between questions of how many ranks have reached a barrier
+LAST_POLL_SECONDS = 0.25
 
 
 @dataclass(frozen=True)
@@ -104,35 +108,65 @@ class Engine(ABC):
 
     def to_device(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return the tensors on this rank's device; floating-point ones in the engine's dtype."""
+        # Converted on the device: a copy that also converts would wait for the host.
         return {
-            name: tensor.to(self.device, non_blocking=True, dtype=self._input_dtype(tensor))
+            name: tensor.to(self.device, non_blocking=True).to(self._input_dtype(tensor))
             for name, tensor in tensors.items()
         }
 
     def all_reduce_sum(self, *values: float | Tensor) -> list[float]:
         """Return the sum of each value over all ranks, computed in float64."""
-        total = torch.stack(
-            [torch.as_tensor(value, dtype=torch.float64, device=self.device) for value in values]
-        )
+        return [float(value) for value in self._sum_over_ranks(*values).tolist()]
+
+    def _sum_over_ranks(self, *values: float | Tensor) -> Tensor:
+        """Return the same on the device, shape (N,), float64; the host does not wait for it."""
+        total = torch.stack([self._to_float64(value) for value in values])
         if self.world_size > 1:
             torch.distributed.all_reduce(total)
-        return [float(value) for value in total.tolist()]
+        return total
 
     def all_reduce_tensor(self, tensor: Tensor) -> None:
         """Replace a tensor on this rank's device by its sum over all ranks."""
         if self.world_size > 1:
             torch.distributed.all_reduce(tensor)
 
+    def _to_float64(self, value: float | Tensor) -> Tensor:
+        """Return the value on the device, shape (), without waiting for the device."""
+        if isinstance(value, Tensor):
+            return value.to(self.device, torch.float64)
+        return torch.full((), value, dtype=torch.float64, device=self.device)
+
     def all_gather_object(self, values: list[Any]) -> list[Any]:
-        """Return the lists of all ranks, concatenated in rank order, on every rank."""
-        return list(gather_object(values)) if self.world_size > 1 else values
+        """Return the lists of all ranks, concatenated in rank order, on every rank.
+
+        The ranks wait for the last one outside of the collective, so that what one of them does
+        before, such as hashing a checkpoint, may take longer than the timeout of a collective.
+        """
+        if self.world_size == 1:
+            return values
+        self.barrier()
+        return list(gather_object(values))
 
     def broadcast_object(self, value: Any) -> Any:
         """Return rank 0's value on every rank."""
         return self.all_gather_object([value])[0] if self.world_size > 1 else value
 
     def barrier(self) -> None:
-        """Wait until all ranks have called this."""
+        """Wait until all ranks have called this, however long that takes.
+
+        They wait by counting in the store of the process group: in a collective they would fail
+        after its timeout. A short collective then keeps the first rank from closing the store.
+        """
+        if self.world_size == 1:
+            return
+        store, key = _get_default_store(), f"dtl/barrier/{self.world_size}"
+        # The count of all barriers so far; that of this one is complete at the next multiple.
+        arrived = store.add(key, 1)
+        complete = -(-arrived // self.world_size) * self.world_size
+        pause = FIRST_POLL_SECONDS
+        while store.add(key, 0) < complete:
+            time.sleep(pause)
+            pause = min(2 * pause, LAST_POLL_SECONDS)
         self.accelerator.wait_for_everyone()
 
     def close(self) -> None:
@@ -259,9 +293,16 @@ class Engine(ABC):
     def backward(self, loss_sum: Tensor, *, targets: int) -> None:
         """Add the gradient of loss_sum / targets. `targets`: number in the global batch."""
 
-    @abstractmethod
     def step(self) -> Step:
         """Clip the gradients, update the weights, clear the gradients."""
+        return self.step_and_sum(0.0)[0]
+
+    @abstractmethod
+    def step_and_sum(self, *values: float | Tensor) -> tuple[Step, list[float]]:
+        """Do the same, and return the sum of each value over all ranks as well.
+
+        The host reads both at once, and so waits for the device once in a step.
+        """
 
     @abstractmethod
     def fp32_master_weights(self) -> list[tuple[dict[str, Any], Tensor]]:

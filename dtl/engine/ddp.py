@@ -89,18 +89,20 @@ class DdpEngine(Engine):
         # DistributedDataParallel takes the mean over ranks; we need the sum.
         self.scaler.scale(loss_sum * (self.world_size / targets)).backward()
 
-    def step(self) -> Step:
+    def step_and_sum(self, *values: float | Tensor) -> tuple[Step, list[float]]:
         self.scaler.unscale_(self.optimizer)
         limit = self.settings.gradient_clip
         clipped = nn.utils.clip_grad_norm_(
             self._parameters, float("inf") if limit is None else limit
         )
-        norm = float(clipped)  # of the reduced gradient, so that all ranks decide alike
+        # The norm is that of the reduced gradient, so that all ranks decide alike.
+        read = torch.cat([clipped.double().reshape(1), self._sum_over_ranks(*values)]).tolist()
+        norm, *sums = map(float, read)
         if math.isfinite(norm):
             self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        return Step(norm, was_applied=math.isfinite(norm))
+        return Step(norm, was_applied=math.isfinite(norm)), sums
 
     def loss_scaler_state(self) -> LossScalerState | None:
         state = self.scaler.state_dict()

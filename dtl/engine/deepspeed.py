@@ -166,14 +166,14 @@ class DeepSpeedEngine(Engine):
         # DeepSpeed takes the mean over ranks; we need the sum.
         self.model.backward(loss_sum * (self.world_size / targets), scale_wrt_gas=False)  # type: ignore[operator]
 
-    def step(self) -> Step:
+    def step_and_sum(self, *values: float | Tensor) -> tuple[Step, list[float]]:
         self.model.step()  # type: ignore[operator]
         norm = float(self.model.get_global_grad_norm())  # type: ignore[operator]
         # DeepSpeed itself skips a step whose norm is not finite, at every stage.
         was_applied = not self.optimizer.overflow  # type: ignore[attr-defined]
         if self._loss_scaler is not None:
             self._grow_loss_scale(was_applied=was_applied)
-        return Step(norm, was_applied=was_applied)
+        return Step(norm, was_applied=was_applied), self.all_reduce_sum(*values)
 
     @property
     def _loss_scaler(self) -> Any:

@@ -16,6 +16,7 @@ from accelerate.utils import (
 
 from dtl.core.process_env import find_free_port
 from dtl.engine.base import Engine, EngineSettings
+from dtl.engine.cpu_adam import build_on_every_node
 from dtl.engine.ddp import DdpEngine
 from dtl.engine.deepspeed import DeepSpeedEngine
 from dtl.engine.extension_builds import guard_extension_builds
@@ -39,6 +40,8 @@ def start(settings: EngineSettings) -> Engine:
     choose_algorithms(os.environ, deterministic=settings.deterministic)
     engine = _start_ddp(settings) if settings.deepspeed is None else _start_deepspeed(settings)
     _check_world_size(engine, settings.parallel_dims.world_size)
+    if (settings.deepspeed or {}).get("zero_force_ds_cpu_optimizer"):
+        build_on_every_node(engine)
     return engine
 
 

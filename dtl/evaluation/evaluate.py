@@ -13,6 +13,7 @@ import torch
 from dtl.core.files import write_text
 from dtl.core.json_lines import encode_lines
 from dtl.data.cache.encoded import EncodedData
+from dtl.data.evaluation_batch import EvaluationBatchSize
 from dtl.data.loader import Collate, iter_evaluation_batches
 from dtl.evaluation.groups import scores_by_group
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EvaluationSetup:
-    """What to score on. `batch_size`: examples of a batch on one rank. `group_by`: the column of
+    """What to score on. `batch_size`: of a batch on one rank. `group_by`: the column of
     `data.groups`, by which the metric is broken down."""
 
     task: Task
@@ -32,7 +33,7 @@ class EvaluationSetup:
     collate: Collate
     dataset_stats: DatasetStats
     processor: Any
-    batch_size: int
+    batch_size: EvaluationBatchSize
     group_by: str | None = None
 
 
@@ -77,8 +78,9 @@ def _collect_records(
     batches = iter_evaluation_batches(
         setup.data,
         setup.collate,
-        batch=setup.batch_size,
+        size=setup.batch_size,
         parallel_dims=engine.parallel_dims,
+        device=engine.device,
         transform=partial(setup.task.transform, processor=setup.processor),
     )
     own: list[tuple[int, EvalRecord]] = []

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from dtl.tasks.base import Task
 
+BATCH_SIZE = 16  # without train.evaluation_batch
 CHUNK_ROWS = 256  # rows in memory at once, grouped by their shapes
 
 
@@ -46,7 +47,7 @@ def pool_features(config: RunConfig, rows: Iterable[Row]) -> np.ndarray:
         parts.task,
         data.processor,
         pad_token_id=get_pad_token_id(data.processor) or 0,
-        batch_size=config.train.evaluation_batch,
+        batch_size=config.train.evaluation_batch or BATCH_SIZE,
     )
     model = _load_base(config, parts.task, data)
     vectors: dict[int, np.ndarray] = {}

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Self
 
 from dtl.assembly.parts import Parts
+from dtl.data.evaluation_batch import EvaluationBatchSize
 from dtl.engine.base import Engine
 from dtl.evaluation.evaluate import EvaluationSetup, evaluate
 from dtl.prepare.prepared_data import PreparedData
@@ -26,7 +27,7 @@ class Scorer:
     engine: Engine
     log: RunLog
     check_stop: Callable[[str], None]
-    batch_size: int
+    batch_size: EvaluationBatchSize
     group_by: str | None = None
     scores: dict[str, dict[str, float]] = field(default_factory=dict)
 
@@ -38,7 +39,7 @@ class Scorer:
             context.engine,
             context.log,
             context.safe_points.check_stop,
-            batch_size=context.config.train.evaluation_batch,
+            batch_size=context.plan.layout.evaluation_batch,
             group_by=context.config.task.group_by,
         )
 

@@ -15,6 +15,7 @@ from dtl.core.parallel_dims import ParallelDims
 from dtl.data.cache.encoded import EncodedData
 from dtl.data.cache.encoder import encode_rows
 from dtl.data.cache.store import cache_key
+from dtl.data.evaluation_batch import EvaluationBatchSize
 from dtl.data.modalities.undecodable import skip_undecodable
 from dtl.data.sources.rows import open_rows
 from dtl.engine.base import Engine, EngineSettings
@@ -60,7 +61,12 @@ def score_run(
     data = _encode_source(source, config, exported)
     engine = _start_single_process_engine(dtype=folder.plan.layout.dtype)
     setup = _make_setup(
-        config, exported.task, data, exported.dataset_stats, processor=exported.processor
+        config,
+        exported.task,
+        data,
+        exported.dataset_stats,
+        processor=exported.processor,
+        batch_size=_requested_batch_size(config) or folder.plan.layout.evaluation_batch,
     )
     evaluation = _score(engine, exported.model, setup, print_line)
     _write(evaluation, source.path, out or folder.path)
@@ -99,7 +105,12 @@ def score_base(
     if change is not None:
         change(model)
     setup = _make_setup(
-        config, parts.task, examples.held_out, examples.dataset_stats, processor=examples.processor
+        config,
+        parts.task,
+        examples.held_out,
+        examples.dataset_stats,
+        processor=examples.processor,
+        batch_size=prepared.plan.layout.evaluation_batch,
     )
     evaluation = _score(engine, model, setup, print_line)
     if out is not None:
@@ -108,7 +119,13 @@ def score_base(
 
 
 def _make_setup(
-    config: RunConfig, task: Task, data: EncodedData, dataset_stats: DatasetStats, *, processor: Any
+    config: RunConfig,
+    task: Task,
+    data: EncodedData,
+    dataset_stats: DatasetStats,
+    *,
+    processor: Any,
+    batch_size: EvaluationBatchSize,
 ) -> EvaluationSetup:
     pad_token_id = get_pad_token_id(processor)
     return EvaluationSetup(
@@ -117,9 +134,14 @@ def _make_setup(
         collate=partial(task.collate, pad_token_id=0 if pad_token_id is None else pad_token_id),
         dataset_stats=dataset_stats,
         processor=processor,
-        batch_size=config.train.evaluation_batch,
+        batch_size=batch_size,
         group_by=config.task.group_by,
     )
+
+
+def _requested_batch_size(config: RunConfig) -> EvaluationBatchSize | None:
+    requested = config.train.evaluation_batch
+    return None if requested is None else EvaluationBatchSize(requested)
 
 
 def _score(

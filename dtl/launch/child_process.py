@@ -61,11 +61,11 @@ def set_parent_death_signal(parent: int | None = None) -> None:
 
 
 def exit_when_launcher_dies() -> None:
-    """Have a rank of `dtl train` end with its launcher, a child of the supervisor, also where the
-    launcher was killed while this rank started."""
+    """Have a rank of `dtl train` end with its parent: the supervisor, or a launcher that is a child
+    of the supervisor; also where the parent was killed while this rank started."""
     set_parent_death_signal()
     supervisor = os.environ.get(SUPERVISOR_PID)
-    if supervisor is not None and sys.platform == "linux":
+    if supervisor is not None and sys.platform == "linux" and supervisor != str(os.getppid()):
         try:
             status = Path(f"/proc/{os.getppid()}/stat").read_text(encoding="utf-8")
         except OSError:

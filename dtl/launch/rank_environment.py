@@ -11,6 +11,7 @@ from pathlib import Path
 from dtl.core.process_env import get_local_rank, threads_per_process
 
 NODE_LOCAL = "DTL_NODE_LOCAL"  # variable: a folder on the node's own disk; may name variables
+ALLOCATOR_VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")
 COMPILER_CACHES = ("TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "TORCH_EXTENSIONS_DIR")
 
 
@@ -28,6 +29,14 @@ def set_compiler_caches(environment: MutableMapping[str, str]) -> None:
         environment.setdefault(name, str(folder / name.lower()))
     if get_local_rank(environment) == 0:
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
+
+
+def set_allocator(environment: MutableMapping[str, str]) -> None:
+    """Have PyTorch's allocator of GPU memory extend its segments, so that batches of different
+    lengths do not fragment it. A user's own setting is not changed. Call it before torch is used.
+    """
+    if not any(name in environment for name in ALLOCATOR_VARIABLES):
+        environment[ALLOCATOR_VARIABLES[0]] = "expandable_segments:True"
 
 
 def set_threads(*, processes: int, device: str) -> None:

@@ -17,7 +17,7 @@ from dtl.core.lock import find_local_holder
 from dtl.core.signals import STOPPED, Stop
 from dtl.launch.child_process import SUPERVISOR_PID, fork_process, set_parent_death_signal
 from dtl.launch.torchrun import LaunchCommand, build_command
-from dtl.plan.hardware import count_oom_kills
+from dtl.plan.main_memory import count_oom_kills
 from dtl.plan.memory_advice import suggest_memory_reduction
 from dtl.run.folder import RunFolder
 from dtl.train.deadline import START_TIME
@@ -36,7 +36,8 @@ class Supervisor:
     """The process between the user and the processes of a run.
 
     Until there are processes, a signal ends the command at once, and nothing is lost. From then on
-    it requests the run to save and stop. `can_fork`: a single process may be a fork of this one.
+    it requests the run to save and stop. `can_fork`: a single process may be a fork of this one, on
+    the CPU only: a process that has used CUDA in any way cannot pass it on.
     `quiet`: what the processes print goes to the run's logs.
     """
 
@@ -105,7 +106,9 @@ class Supervisor:
         if self._stop.is_requested:
             return CRASHED
         folder.write_exit_code(None)
-        if command is None and self.can_fork and folder.plan.layout.world_size == 1:
+        layout = folder.plan.layout
+        is_single_cpu_process = layout.world_size == 1 and layout.device == "cpu"
+        if command is None and self.can_fork and is_single_cpu_process:
             code = self._run_fork(folder, prepared)
         else:
             code = self._run_command(folder, command or build_command(folder))
@@ -119,7 +122,7 @@ class Supervisor:
         return folder.exit_code if folder.exit_code is not None else CRASHED
 
     def _run_fork(self, folder: RunFolder, prepared: PreparedRun | None) -> int:
-        """Run a single process without a launcher: a fork of this one, which has imported all."""
+        """Run a single process on the CPU: a fork of this one, which has imported all."""
 
         def work() -> int:
             self._stop.forward = None

@@ -1,7 +1,8 @@
-"""Build the torchrun command that starts the ranks of this node."""
+"""Build the command that starts the ranks of this node."""
 
 from __future__ import annotations
 
+import os
 import shlex
 import socket
 import sys
@@ -79,11 +80,15 @@ def parse_rendezvous(node_rank: int, nnodes: int, master: str) -> Rendezvous:
 def build_command(folder: RunFolder) -> LaunchCommand:
     """Return the command that starts all ranks of a run, each on the run folder.
 
-    It is not `accelerate launch`, which starts the same torchrun but sets neither the signals nor
-    the time that torchrun waits for a save.
+    A single process on a GPU needs no launcher. For several it is not `accelerate launch`, which
+    starts the same torchrun but sets neither the signals nor the time that torchrun waits for a
+    save.
     """
     layout = folder.plan.layout
     worker = ("run", str(folder.path.absolute()))
+    if layout.world_size == 1 and layout.device == "cuda":
+        argv = (sys.executable, "-m", "dtl.launch.worker", *worker)
+        return LaunchCommand(argv, _environment(processes=1, device=layout.device))
     rendezvous = Rendezvous(0, 1, "127.0.0.1", find_free_port())
     return _torchrun_command(worker, rendezvous, processes=layout.world_size, device=layout.device)
 
@@ -100,13 +105,19 @@ def build_node_command(
 def _torchrun_command(
     worker: Sequence[str], rendezvous: Rendezvous, *, processes: int, device: str
 ) -> LaunchCommand:
-    environment = launcher_environment(device)
-    if device == "cpu":
-        environment["OMP_NUM_THREADS"] = str(threads_per_process(processes))
     argv = [sys.executable, "-m", "torch.distributed.run"]
     argv += ["--nproc-per-node", str(processes), "--signals-to-handle", FORWARDED_BY_TORCHRUN]
     if rendezvous.nnodes > 1:
         argv += ["--nnodes", str(rendezvous.nnodes), "--node-rank", str(rendezvous.node_rank)]
     argv += ["--master-addr", rendezvous.master_addr]
     argv += ["--master-port", str(rendezvous.master_port)]
+    environment = _environment(processes=processes, device=device)
     return LaunchCommand((*argv, "-m", "dtl.launch.worker", *worker), environment)
+
+
+def _environment(*, processes: int, device: str) -> dict[str, str]:
+    environment = launcher_environment(device)
+    # torchrun would set 1, and an offloaded optimizer would compute on one core.
+    if "OMP_NUM_THREADS" not in os.environ:
+        environment["OMP_NUM_THREADS"] = str(threads_per_process(processes))
+    return environment

@@ -20,6 +20,7 @@ from dtl.core.signals import STOPPED, Stop, exit_on_signal
 from dtl.launch.child_process import exit_when_launcher_dies, redirect_output
 from dtl.launch.external_launcher import read_external_launch
 from dtl.launch.rank_environment import (
+    set_allocator,
     set_compiler_caches,
     set_threads,
 )
@@ -59,6 +60,7 @@ def main(arguments: list[str] | None = None, *, prepared: PreparedRun | None = N
     # 1. Environment and output.
     set_rank_from_slurm(os.environ)
     set_compiler_caches(os.environ)
+    set_allocator(os.environ)
     terminal = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8", errors="replace")
     rank = int(os.environ.get("RANK", "0"))
     exit_when_launcher_dies()

@@ -12,6 +12,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from dtl.config.schema import Model
 from dtl.core.errors import DtlError
+from dtl.models.attention import (
+    attention_on_meta_device,
+    check_attention_is_supported,
+    check_attention_runs_here,
+)
 from dtl.models.base_adapters import resolve_adapters
 from dtl.models.batch_norm import use_fp32_statistics
 from dtl.models.dtypes import torch_dtype
@@ -79,6 +84,7 @@ def load_on_meta_device(model: Model, *, head: HeadConfig) -> LoadedModel:
     if model.quantize is not None:
         quantize.check_not_quantized(load_model_config(model), model.path)
     loaded = _load_unquantized_on_meta_device(model, head)
+    check_attention_is_supported(loaded.model, model)
     if model.quantize is not None:
         skipped = quantize.find_modules_to_skip(loaded.model, loaded.new_parameters)
         quantize.quantize_on_meta_device(loaded.model, model, skipped)
@@ -94,13 +100,21 @@ def _load_unquantized_on_meta_device(model: Model, head: HeadConfig) -> LoadedMo
         config, auto_class = load_changed_config(model, head), get_auto_class(model, head)
         with torch.device("meta"):
             network = auto_class.from_config(
-                config, attn_implementation=model.attention, **get_class_arguments(model, head)
+                config,
+                attn_implementation=attention_on_meta_device(model),
+                **get_class_arguments(model, head),
             )
         _add_rows(network, model)
         new = head_parameters(network) if head.config_changes else frozenset()
         return _merge_adapters(LoadedModel(network, new), model)
     with silence_transformers():
-        loaded = _read_weights(model, head, dtype=torch.float32, device_map="meta")
+        loaded = _read_weights(
+            model,
+            head,
+            attention=attention_on_meta_device(model),
+            dtype=torch.float32,
+            device_map="meta",
+        )
         _add_rows(loaded.model, model)
         return _load_language_weights(_merge_adapters(loaded, model), model, head)
 
@@ -121,7 +135,9 @@ def silence_transformers() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _read_weights(model: Model, head: HeadConfig, **arguments: Any) -> LoadedModel:
+def _read_weights(
+    model: Model, head: HeadConfig, *, attention: str | None, **arguments: Any
+) -> LoadedModel:
     """Return the model from its files, and the names of the parameters that they do not contain.
 
     `arguments`: further ones of `from_pretrained`.
@@ -133,7 +149,7 @@ def _read_weights(model: Model, head: HeadConfig, **arguments: Any) -> LoadedMod
             config=config,
             revision=model.revision,
             trust_remote_code=model.trust_remote_code,
-            attn_implementation=model.attention,
+            attn_implementation=attention,
             use_safetensors=True,
             ignore_mismatched_sizes=bool(head.config_changes),
             output_loading_info=True,
@@ -166,6 +182,7 @@ def load_pretrained(
     import torch
 
     make_context = _init_context(engine, dtype=dtype)
+    check_attention_runs_here(model, head)
     config, auto_class = load_changed_config(model, head), get_auto_class(model, head)
     torch.manual_seed(seed)
     if random_init:
@@ -185,7 +202,9 @@ def load_pretrained(
             loaded = _load_quantized(model, head, dtype=dtype, make_context=make_context)
         else:
             with make_context(not model.adapters):  # adapters are merged into full weights
-                loaded = _read_weights(model, head, dtype=torch_dtype(dtype))
+                loaded = _read_weights(
+                    model, head, attention=model.attention, dtype=torch_dtype(dtype)
+                )
     use_fp32_statistics(loaded.model)
     _check_weights_match(loaded.model, loaded.new_parameters, model)
     _add_rows(loaded.model, model)
@@ -250,6 +269,7 @@ def _load_quantized(
         loaded = _read_weights(
             model,
             head,
+            attention=model.attention,
             dtype=torch_dtype(dtype),
             quantization_config=quantize.make_quantization_config(
                 model, dtype=dtype, skip_modules=skipped

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from dtl.core.errors import DtlError
 from dtl.plan.memory import BYTES_PER_NUMBER
@@ -15,46 +16,47 @@ LOGIT_BYTES = 8  # a logit and its gradient in fp32, next to the logit in the dt
 
 
 @dataclass(frozen=True)
+class ModelSizes:
+    """The sizes of a model on which its activations depend; those that its config does not name
+    are 0."""
+
+    hidden_size: int
+    layers: int
+    vocabulary_size: int
+
+    @classmethod
+    def from_config(cls, model_config: Any) -> ModelSizes:
+        """Read the sizes from a config of transformers."""
+
+        def size(name: str) -> int:
+            value = getattr(model_config, name, None)
+            return value if isinstance(value, int) else 0
+
+        return cls(size("hidden_size"), size("num_hidden_layers"), size("vocab_size"))
+
+
+@dataclass(frozen=True)
 class ActivationBudget:
     """The device memory that is left for activations, and what an example takes of it.
 
-    `free_bytes`: of one device. `example_length`: of the longest example, in tokens. Sizes that
-    the model's config does not name are 0.
+    `free_bytes`: of one device. `example_length`: of the longest example, in tokens.
     """
 
     free_bytes: int
     example_length: int
-    hidden_size: int
-    layers: int
-    vocabulary_size: int
+    sizes: ModelSizes
     dtype: str
-
-    @classmethod
-    def from_request(cls, request: PlanRequest, *, free_bytes: int, dtype: str) -> ActivationBudget:
-        """Read the sizes from the model's config."""
-
-        def size(name: str) -> int:
-            return getattr(request.model_config, name, None) or 0
-
-        return cls(
-            free_bytes,
-            request.longest_example,
-            size("hidden_size"),
-            size("num_hidden_layers"),
-            size("vocab_size"),
-            dtype,
-        )
 
     def estimate_bytes(self, examples: int, *, checkpointing: bool) -> int:
         """Return the bytes that the forward pass of so many examples stores for the backward pass.
 
         They are the activations of every layer, and the logits with their gradient in fp32.
         """
-        width = BYTES_PER_NUMBER[self.dtype]
+        width, sizes = BYTES_PER_NUMBER[self.dtype], self.sizes
         tokens = examples * self.example_length
         per_token = BYTES_PER_CHECKPOINTED_TOKEN if checkpointing else BYTES_PER_TOKEN
-        layers = tokens * self.hidden_size * self.layers * per_token * width // 2
-        return int(layers + tokens * self.vocabulary_size * (LOGIT_BYTES + width))
+        layers = tokens * sizes.hidden_size * sizes.layers * per_token * width // 2
+        return int(layers + tokens * sizes.vocabulary_size * (LOGIT_BYTES + width))
 
     def fits(self, examples: int, *, checkpointing: bool) -> bool:
         """Whether the activations of so many examples fit into the free memory."""
@@ -70,7 +72,7 @@ def choose_activation_checkpointing(
     """
     name = "activation checkpointing"
     requested = request.config.layout.activation_checkpointing
-    unsupported = _strategy_without_checkpointing(request)
+    unsupported = strategy_without_checkpointing(request)
     if requested and unsupported is not None:
         raise DtlError.of(
             "layout.activation_checkpointing",
@@ -90,7 +92,8 @@ def choose_activation_checkpointing(
     return True
 
 
-def _strategy_without_checkpointing(request: PlanRequest) -> str | None:
+def strategy_without_checkpointing(request: PlanRequest) -> str | None:
+    """Return the first strategy of the run that does not support activation checkpointing."""
     strategies = zip(request.parts.strategies, request.config.phases, strict=True)
     names = (
         phase.name for strategy, phase in strategies if not strategy.supports_gradient_checkpointing

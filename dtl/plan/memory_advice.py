@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dtl.plan.evaluation import KEY as EVALUATION_KEY
 from dtl.plan.records import Plan
 
 SAME_RESULT = "the result stays the same"
@@ -15,8 +16,9 @@ def suggest_memory_reduction(plan: Plan, *, activity: str) -> str:
     activations that fill the memory; before and after that, weights and optimizer.
     """
     layout = plan.layout
-    if activity.startswith("evaluation"):
-        return f"set train.evaluation_batch to half of its value; {SAME_RESULT}"
+    examples = _examples_of_evaluation(plan)
+    if activity.startswith("evaluation") and examples > 1:
+        return f"resume with train.evaluation_batch={examples // 2}; {SAME_RESULT}"
     in_step = activity.startswith("step")
     if in_step and layout.micro_batch > 1:
         return f"resume with layout.micro_batch={layout.micro_batch // 2}; {SAME_RESULT}"
@@ -33,3 +35,9 @@ def suggest_memory_reduction(plan: Plan, *, activity: str) -> str:
     if plan.parameters.quantized.weights == 0:
         return "use more processes or nodes, model.quantize nf4, or a smaller model"
     return "use more processes or nodes, or a smaller model"
+
+
+def _examples_of_evaluation(plan: Plan) -> int:
+    """Return the longest examples that a batch of an evaluation holds."""
+    values = [each.value for each in plan.decisions if each.key == EVALUATION_KEY]
+    return int(values[0]) if values else plan.layout.evaluation_batch.examples

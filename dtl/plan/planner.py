@@ -10,21 +10,34 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from dtl.core.errors import DtlError
+from dtl.data.evaluation_batch import EvaluationBatchSize
 from dtl.models.quantization import quantize
-from dtl.plan.activation_memory import ActivationBudget, choose_activation_checkpointing
+from dtl.plan.activation_memory import (
+    ActivationBudget,
+    ModelSizes,
+    choose_activation_checkpointing,
+    strategy_without_checkpointing,
+)
+from dtl.plan.attention import check_attention
 from dtl.plan.deepspeed_config import build_deepspeed_config
 from dtl.plan.disk import estimate_disk
+from dtl.plan.evaluation import (
+    EvaluationMemory,
+    choose_evaluation_batch,
+    estimate_evaluation_bytes,
+)
 from dtl.plan.feature_cache import FirstPhase, decide_feature_cache
-from dtl.plan.memory import USABLE_MEMORY, estimate_model_state
+from dtl.plan.memory import estimate_model_state
+from dtl.plan.memory_estimate import DeviceWork, estimate_memory, log_memory, usable_bytes
 from dtl.plan.micro_batch import choose_micro_batch, count_accumulation_steps
 from dtl.plan.phases import check_adapter_fits_base, plan_phases
 from dtl.plan.precision import choose_dtype, choose_grad_accum_dtype
 from dtl.plan.processes import choose_processes
-from dtl.plan.records import DecisionLog, Layout, ParameterCounts, Plan
+from dtl.plan.records import DecisionLog, Layout, MemoryEstimate, ParameterCounts, Plan
 from dtl.plan.request import PlanRequest
 from dtl.plan.router_losses import log_router_losses
 from dtl.plan.trainable_parameters import PhaseParameters, count_trainable_parameters
-from dtl.plan.zero_stage import choose_sharding
+from dtl.plan.zero_stage import RunSize, Sharding, choose_sharding
 
 
 def make_plan(request: PlanRequest) -> Plan:
@@ -39,8 +52,8 @@ def make_plan(request: PlanRequest) -> Plan:
     trained = _count_parameters_of_phases(request)
     counts = max((phase.counts for phase in trained), key=lambda counts: counts.trainable)
 
-    # 2. Where it runs, how it is sharded, and what a step holds.
-    layout, model_state = _choose_layout(request, counts, log)
+    # 2. Where it runs, how it is sharded, and what a step and an evaluation hold.
+    layout, model_state, memory = _choose_layout(request, counts, log)
 
     # 3. How long it trains.
     steps = config.train.steps or batching.count_steps(config.train.epochs or 0)
@@ -68,6 +81,7 @@ def make_plan(request: PlanRequest) -> Plan:
         steps_per_epoch=per_epoch,
         deepspeed=build_deepspeed_config(layout, gradient_clip=config.optim.gradient_clip),
         decisions=tuple(log.decisions),
+        memory=memory,
     )
 
 
@@ -92,8 +106,8 @@ def _count_parameters_of_phases(request: PlanRequest) -> Sequence[PhaseParameter
 
 def _choose_layout(
     request: PlanRequest, counts: ParameterCounts, log: DecisionLog
-) -> tuple[Layout, dict[str, int]]:
-    """Return the layout, and the bytes of model state on one rank."""
+) -> tuple[Layout, dict[str, int], MemoryEstimate]:
+    """Return the layout, the bytes of model state on one rank, and the memory of all parts."""
     config = request.config.layout
 
     # a. Processes, one per device.
@@ -102,25 +116,21 @@ def _choose_layout(
 
     # b. Dtype.
     dtype = choose_dtype(request, log)
+    check_attention(request, dtype=dtype, log=log)
 
-    # c. ZeRO stage and offload, by the memory of the model state.
-    sharding = choose_sharding(request, counts, data_parallel_size=size, dtype=dtype, log=log)
-    model_state = estimate_model_state(
-        counts,
-        zero_stage=sharding.stage,
-        data_parallel_size=size,
-        dtype=dtype,
-        grad_accum_dtype=config.grad_accum_dtype,
-        offload=sharding.offload,
-    )
+    # c. ZeRO stage and offload, by the memory of the model state and of one example.
+    sizes = ModelSizes.from_config(request.model_config)
+    evaluation = EvaluationMemory(sizes, dtype, request.parts.task.evaluation_beams)
+    run = RunSize(processes.nodes, size, _smallest_work(request, sizes, evaluation))
+    sharding, model_state = _shard_model(request, counts, run, dtype=dtype, log=log)
 
     grad_accum_dtype = choose_grad_accum_dtype(
         config, dtype=dtype, zero_stage=sharding.stage, log=log
     )
 
     # d. Activation checkpointing and micro-batch, by the memory that is left.
-    free = int(request.hardware.memory_bytes * USABLE_MEMORY) - sum(model_state.values())
-    budget = ActivationBudget.from_request(request, free_bytes=free, dtype=dtype)
+    free = usable_bytes(request.hardware) - sum(model_state.values())
+    budget = ActivationBudget(free, request.longest_example, sizes, dtype)
     checkpointing = choose_activation_checkpointing(request, budget, log)
     micro_batch = choose_micro_batch(
         request, budget, data_parallel_size=size, checkpointing=checkpointing, log=log
@@ -130,6 +140,9 @@ def _choose_layout(
     accumulation_steps = count_accumulation_steps(
         request, data_parallel_size=size, micro_batch=micro_batch, log=log
     )
+
+    # f. Evaluation batch, by the same memory.
+    batch = choose_evaluation_batch(request, evaluation, free_bytes=free, log=log)
     layout = Layout(
         nodes=processes.nodes,
         processes_per_node=processes.per_node,
@@ -141,5 +154,62 @@ def _choose_layout(
         dtype=dtype,
         device=request.hardware.device,
         grad_accum_dtype=grad_accum_dtype,
+        evaluation_batch=batch,
     )
-    return layout, model_state
+
+    # g. What each part of the run takes.
+    memory = _estimate_parts(request, counts, layout, budget, evaluation)
+    log_memory(memory, log)
+    return layout, model_state, memory
+
+
+def _shard_model(
+    request: PlanRequest, counts: ParameterCounts, run: RunSize, *, dtype: str, log: DecisionLog
+) -> tuple[Sharding, dict[str, int]]:
+    """Return the sharding, and the bytes of model state on one rank."""
+    sharding = choose_sharding(request, counts, run=run, dtype=dtype, log=log)
+    model_state = estimate_model_state(
+        counts,
+        zero_stage=sharding.stage,
+        data_parallel_size=run.data_parallel_size,
+        dtype=dtype,
+        grad_accum_dtype=request.config.layout.grad_accum_dtype,
+        offload=sharding.offload,
+    )
+    return sharding, model_state
+
+
+def _estimate_parts(
+    request: PlanRequest,
+    counts: ParameterCounts,
+    layout: Layout,
+    budget: ActivationBudget,
+    evaluation: EvaluationMemory,
+) -> MemoryEstimate:
+    """Return the memory of every part of the run."""
+    training = budget.estimate_bytes(
+        layout.micro_batch, checkpointing=layout.activation_checkpointing
+    )
+    batch = layout.evaluation_batch
+    return estimate_memory(
+        counts,
+        layout,
+        DeviceWork(training, estimate_evaluation_bytes(request, evaluation, batch)),
+        model_state=usable_bytes(request.hardware) - budget.free_bytes,
+        exports_full_model=request.parts.strategies[-1].export_kind == "model",
+        hardware=request.hardware,
+    )
+
+
+def _smallest_work(
+    request: PlanRequest, sizes: ModelSizes, evaluation: EvaluationMemory
+) -> DeviceWork:
+    """Return what one example takes of a device: as little as the plan may choose."""
+    requested = request.config.layout.activation_checkpointing
+    can_checkpoint = strategy_without_checkpointing(request) is None and requested is not False
+    budget = ActivationBudget(0, request.longest_example, sizes, evaluation.dtype)
+    one_example = EvaluationBatchSize(1)
+    return DeviceWork(
+        budget.estimate_bytes(1, checkpointing=can_checkpoint),
+        estimate_evaluation_bytes(request, evaluation, one_example),
+    )

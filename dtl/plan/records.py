@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from dtl.core import units
 from dtl.core.parallel_dims import ParallelDims
+from dtl.data.evaluation_batch import EvaluationBatchSize
 from dtl.models.quantization.quantize import QuantizedSize
 
 
@@ -16,6 +17,7 @@ class Hardware:
     """What one node offers.
 
     `memory_bytes`: of one device. `has_compiler`: whether a C++ compiler and ninja are installed.
+    `host_memory_bytes`: main memory of the node; None: unknown.
     """
 
     device: Literal["cpu", "cuda"]
@@ -24,6 +26,7 @@ class Hardware:
     name: str
     supports_bf16: bool
     has_compiler: bool
+    host_memory_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,7 @@ class Layout:
     dtype: str
     device: str
     grad_accum_dtype: str = "fp32"
+    evaluation_batch: EvaluationBatchSize = field(default=EvaluationBatchSize(16))
 
     @property
     def parallel_dims(self) -> ParallelDims:
@@ -67,12 +71,28 @@ class Layout:
 
 
 @dataclass(frozen=True)
+class MemoryEstimate:
+    """The most bytes that a run takes, by what it does.
+
+    `device`: of one device: training, evaluation, export. `device_limit`: what is planned for.
+    `host`: of the main memory of a node: loading, training, export; empty where the run is on a
+    CPU. `host_limit`: None where it is unknown.
+    """
+
+    device: dict[str, int]
+    device_limit: int
+    host: dict[str, int]
+    host_limit: int | None
+
+
+@dataclass(frozen=True)
 class ParameterCounts:
     """Numbers of parameters, counted on the meta device after the strategy was applied.
 
     `moment_bytes`: of the optimizer's moments of the trainable ones; None: those of AdamW.
     `l2_sp_numbers`: trainable ones whose initial value the optimizer keeps as well.
     `trainable_in_model`: trainable ones of the model itself, its head included, not of adapters.
+    `largest`: numbers in the largest parameter.
     """
 
     trainable: int
@@ -81,6 +101,7 @@ class ParameterCounts:
     moment_bytes: int | None = None
     l2_sp_numbers: int = 0
     trainable_in_model: int = 0
+    largest: int = 0
 
     @property
     def optimizer_state_bytes(self) -> int:
@@ -133,7 +154,8 @@ class Plan:
     """Everything that the worker needs in addition to the config.
 
     `parameters`: of the phase that trains most. `model_state`: bytes on one rank of weights,
-    gradients and optimizer. `deepspeed`: DeepSpeed's config, None at ZeRO 0.
+    gradients and optimizer. `deepspeed`: DeepSpeed's config, None at ZeRO 0. `memory`: None in the
+    plans of earlier versions.
     """
 
     layout: Layout
@@ -144,6 +166,7 @@ class Plan:
     steps_per_epoch: int
     deepspeed: dict[str, Any] | None
     decisions: tuple[Decision, ...] = field(default=())
+    memory: MemoryEstimate | None = None
 
     @property
     def model_state_bytes(self) -> int:
@@ -199,12 +222,21 @@ class Plan:
         return cls(
             **{
                 **stored,
-                "layout": Layout(**stored["layout"]),
+                "layout": _layout_from_dict(stored["layout"]),
                 "parameters": _counts_from_dict(stored["parameters"]),
                 "phases": tuple(phases),
                 "decisions": tuple(Decision(**decision) for decision in stored["decisions"]),
+                "memory": MemoryEstimate(**memory) if (memory := stored.get("memory")) else None,
             }
         )
+
+
+def _layout_from_dict(stored: dict[str, Any]) -> Layout:
+    if "evaluation_batch" not in stored:  # in the plans of earlier versions
+        return Layout(**stored)
+    return Layout(
+        **{**stored, "evaluation_batch": EvaluationBatchSize(**stored["evaluation_batch"])}
+    )
 
 
 def _counts_from_dict(stored: dict[str, Any]) -> ParameterCounts:

@@ -35,7 +35,8 @@ class PlanRequest:
     `model_config`: the base's transformers config, None where it is unknown. `lengths`: of the
     training examples, in the task's unit. `external`: the layout that an external launcher has
     fixed. `free_disk_bytes`: free space where the run folder will be, None where it is unknown.
-    `cacheable`: None where nothing prevents a feature cache.
+    `cacheable`: None where nothing prevents a feature cache. `held_out_lengths`: of the held-out
+    examples; None where nothing is evaluated.
     """
 
     config: RunConfig
@@ -48,6 +49,7 @@ class PlanRequest:
     external: ExternalLaunch | None = None
     free_disk_bytes: int | None = None
     cacheable: CacheableExamples | None = None
+    held_out_lengths: np.ndarray | None = None
 
     @property
     def longest_example(self) -> int:

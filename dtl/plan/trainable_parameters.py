@@ -72,6 +72,7 @@ def count_trainable_parameters(
         frozen=sum(parameter.numel() for parameter in model.parameters()) - count,
         quantized=quantize.measure_quantized_size(model, config.model),
         moment_bytes=moments + count * extra_bytes,
+        largest=max(parameter.numel() for parameter in model.parameters()),
         l2_sp_numbers=sum(trainable[name].numel() for name in rules if rules[name].l2_sp),
         trainable_in_model=sum(
             value.numel()

@@ -11,9 +11,17 @@ from dtl.core.errors import DtlError
 from dtl.core.units import format_bytes
 from dtl.models.quantization import quantize
 from dtl.plan.memory import USABLE_MEMORY, estimate_model_state
+from dtl.plan.memory_estimate import (
+    DeviceWork,
+    estimate_export_bytes,
+    estimate_offload_bytes,
+)
 from dtl.plan.records import DecisionLog, ExternalLaunch, ParameterCounts
 from dtl.plan.request import PlanRequest
 
+NO_COMPILER = (
+    "DeepSpeed builds its CPU optimizer with a C++ compiler and ninja, and there is none here"
+)
 MODEL_STATE_SHARE = 0.7  # of the usable memory; the rest is for activations
 
 
@@ -23,6 +31,15 @@ class Sharding:
 
     stage: int
     offload: str
+
+
+@dataclass(frozen=True)
+class RunSize:
+    """The processes of a run, and what one example takes of a device besides the model state."""
+
+    nodes: int
+    data_parallel_size: int
+    smallest_work: DeviceWork
 
 
 @dataclass(frozen=True)
@@ -37,13 +54,13 @@ def choose_sharding(
     request: PlanRequest,
     counts: ParameterCounts,
     *,
-    data_parallel_size: int,
+    run: RunSize,
     dtype: str,
     log: DecisionLog,
 ) -> Sharding:
     """Return what the external launcher or the config fixes, else the least sharding that fits.
 
-    Raises DtlError where the optimizer, the strategy or the device's memory does not allow it.
+    Raises DtlError where the optimizer, the strategy or the memory does not allow it.
     """
     optimizer = OPTIMIZERS[request.config.optim.name]
     _check_optimizer(request, optimizer)
@@ -52,9 +69,11 @@ def choose_sharding(
         return Sharding(0, "none")
     limit = _strategy_limit(request)
     chosen, reason = _fixed_sharding(request) or _least_sharding(
-        request, counts, limit, data_parallel_size=data_parallel_size, dtype=dtype
+        request, counts, limit, run=run, dtype=dtype
     )
     _check_stage(request, chosen.stage, limit, reason)
+    if chosen.offload != "none":
+        _check_compiler(request)
     if chosen.stage > 0 and request.hardware.device == "cpu" and not request.hardware.has_compiler:
         chosen = Sharding(0, "none")
         reason = (
@@ -64,7 +83,8 @@ def choose_sharding(
         )
     log.add("ZeRO stage", chosen.stage, reason)
     if chosen.offload != "none":
-        log.add("offload", chosen.offload, "the optimizer is in main memory")
+        size = format_bytes(estimate_offload_bytes(counts, nodes=run.nodes))
+        log.add("offload", chosen.offload, f"the optimizer takes {size} of a node's main memory")
     return chosen
 
 
@@ -100,13 +120,13 @@ def _least_sharding(
     counts: ParameterCounts,
     limit: _Limit,
     *,
-    data_parallel_size: int,
+    run: RunSize,
     dtype: str,
 ) -> tuple[Sharding, str]:
-    hardware = request.hardware
-    limit_bytes = hardware.memory_bytes * USABLE_MEMORY * MODEL_STATE_SHARE
-    can_offload = request.config.offload_blocker is None
-    for chosen in _candidates(limit.stage, data_parallel_size, can_offload=can_offload):
+    hardware, data_parallel_size = request.hardware, run.data_parallel_size
+    usable = hardware.memory_bytes * USABLE_MEMORY
+    obstacle = _find_offload_obstacle(request, counts, run)
+    for chosen in _candidates(limit.stage, data_parallel_size, can_offload=obstacle is None):
         state = estimate_model_state(
             counts,
             zero_stage=chosen.stage,
@@ -116,15 +136,44 @@ def _least_sharding(
             offload=chosen.offload,
         )
         needed = sum(state.values())
-        if needed <= limit_bytes:
+        export = estimate_export_bytes(counts, zero_stage=chosen.stage)
+        working = max(run.smallest_work.training, run.smallest_work.evaluation, export)
+        if needed <= usable * MODEL_STATE_SHARE and needed + working <= usable:
             return chosen, f"the least sharding that fits: {format_bytes(needed)} per rank"
     raise DtlError.of(
         "layout",
         f"the model state takes {format_bytes(needed)} per rank at ZeRO {chosen.stage}"
-        f"{' with offload' if chosen.offload != 'none' else ''}, of "
-        f"{format_bytes(hardware.memory_bytes)} on {hardware.name}",
-        "use more processes or nodes, strategy lora (with model.quantize nf4), or a smaller model",
+        f"{' with offload' if chosen.offload != 'none' else ''}, and one example "
+        f"{format_bytes(working)}, of {format_bytes(hardware.memory_bytes)} on {hardware.name}"
+        + (f"; the optimizer cannot be offloaded: {obstacle}" if obstacle else ""),
+        "use more processes or nodes, strategy lora (with model.quantize nf4), a smaller model or "
+        "shorter examples",
     )
+
+
+def _find_offload_obstacle(
+    request: PlanRequest, counts: ParameterCounts, run: RunSize
+) -> str | None:
+    """Return why the optimizer cannot be offloaded; None where it can."""
+    if (key := request.config.offload_blocker) is not None:
+        return f"{key} does not work in main memory"
+    if not request.hardware.has_compiler:
+        return NO_COMPILER
+    needed, free = estimate_offload_bytes(counts, nodes=run.nodes), request.hardware
+    if free.host_memory_bytes is not None and needed > free.host_memory_bytes:
+        available = format_bytes(free.host_memory_bytes)
+        return f"it would take {format_bytes(needed)} of a node's {available} of main memory"
+    return None
+
+
+def _check_compiler(request: PlanRequest) -> None:
+    """Raise DtlError where DeepSpeed could not build the optimizer that runs in main memory."""
+    if request.hardware.device == "cuda" and not request.hardware.has_compiler:
+        raise DtlError.of(
+            "layout.offload",
+            NO_COMPILER,
+            "apt install g++ and pip install ninja, or set layout.offload to none",
+        )
 
 
 def _candidates(

@@ -59,6 +59,7 @@ def prepare_run(
         external=external,
         free_disk_bytes=free_disk_bytes(config.run.dir),
         cacheable=_find_cacheable_examples(parts, data),
+        held_out_lengths=None if data.held_out is None else data.held_out.lengths,
     )
     plan = make_plan(request)
     decisions = (*_describe_data(data, parts), *plan.decisions)

@@ -99,6 +99,10 @@ class Plugin(Task):
     supervises_eos = True
     options: Options
 
+    @property
+    def evaluation_beams(self) -> int:
+        return self.options.num_beams or 1
+
     def find_row_fault(self, row: Row) -> Fault | None:
         return find_text_fault(row, "text") or find_audio_fault(row)
 

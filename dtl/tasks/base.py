@@ -104,6 +104,11 @@ class Task(ABC):
         return RowInput(self.media_column, self.row_kind)
 
     @property
+    def evaluation_beams(self) -> int:
+        """Beams of the texts that eval_records generates; 0: it generates none."""
+        return 0
+
+    @property
     def length_unit(self) -> str:
         """The unit of an example's length: tokens, frames or patches."""
         return LENGTH_UNITS[self.media_column]

@@ -99,6 +99,10 @@ class Plugin(Task):
     def metric(self) -> Metric:  # type: ignore[override]
         return METRICS[self.options.metric]
 
+    @property
+    def evaluation_beams(self) -> int:
+        return 0 if self.options.metric == "none" else self.options.num_beams or 1
+
     def find_row_fault(self, row: Row) -> Fault | None:
         return next((fault for name in COLUMNS if (fault := find_text_fault(row, name))), None)
 

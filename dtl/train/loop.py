@@ -64,20 +64,18 @@ def train(phase: Phase, hooks: Hooks, progress: Progress) -> RunResult:
         )
         engine.set_learning_rate(lr_factor)
         if batches.step in limits.skip_steps or not batches.global_targets:
-            done = StepResult(Step(math.nan, was_applied=False), torch.tensor(math.nan))
+            done = StepResult(Step(math.nan, was_applied=False), math.nan)
+            (stop_requests,) = engine.all_reduce_sum(float(hooks.is_stop_requested()))
         else:
-            done = train_step(phase, hooks, batches)
+            done, stop_requests = train_step(phase, hooks, batches)
         step = done.step
         progress = progress.advance(batches, was_applied=step.was_applied)
-        total, router_loss, stop_requests = engine.all_reduce_sum(
-            done.loss_sum, done.router_loss, float(hooks.is_stop_requested())
-        )
-        loss = total / (batches.global_targets or 1)
+        loss = done.loss_sum / (batches.global_targets or 1)
         phase.log.step(
             progress,
             batches,
             loss=loss,
-            router_loss=router_loss if phase.router_losses else None,
+            router_loss=done.router_loss if phase.router_losses else None,
             gradient_norm=step.gradient_norm,
             lr_factor=lr_factor,
         )
@@ -98,16 +96,15 @@ def train(phase: Phase, hooks: Hooks, progress: Progress) -> RunResult:
 
 @dataclass(frozen=True)
 class StepResult:
-    """An optimizer step, the sum of this rank's losses and its share of the losses of routers, both
-    of shape (), fp64."""
+    """An optimizer step, and the sums over all ranks of the losses and of the losses of routers."""
 
     step: Step
-    loss_sum: Tensor
-    router_loss: Tensor | float = 0.0
+    loss_sum: float
+    router_loss: float = 0.0
 
 
-def train_step(phase: Phase, hooks: Hooks, batches: StepBatches) -> StepResult:
-    """Take one optimizer step."""
+def train_step(phase: Phase, hooks: Hooks, batches: StepBatches) -> tuple[StepResult, float]:
+    """Take one optimizer step. Also return the votes to stop, summed over all ranks."""
     engine, task, routers = phase.engine, phase.parts.task, phase.router_losses
 
     def start_forward(index: int) -> None:
@@ -144,7 +141,10 @@ def train_step(phase: Phase, hooks: Hooks, batches: StepBatches) -> StepResult:
             engine.backward(loss, targets=batches.global_targets)
         loss_sum += loss.detach().double()
     engine.sync_batch_norm_statistics()
-    return StepResult(engine.step(), loss_sum, router_sum)
+    step, (losses, router_loss, votes) = engine.step_and_sum(
+        loss_sum, router_sum, float(hooks.is_stop_requested())
+    )
+    return StepResult(step, losses, router_loss), votes
 
 
 def sum_over_ranks(batches: StepBatches, engine: Engine) -> StepBatches:

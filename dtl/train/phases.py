@@ -63,6 +63,7 @@ def open_phase(context: RunContext, state: TrainState, saved: Path | None) -> Tr
         rate_factor=parts.strategy.learning_rate_factor,
     )
     context.safe_points.long_heartbeat("preparing the model")
+    engine.barrier()  # a rank may have read the weights much faster than another
     engine.prepare(adapted.model, optimizer)
     _register_optimizer_hooks(context, state, completed_steps=0 if is_start else progress.updates)
     context.log.peak_learning_rate = phase.learning_rate

@@ -52,6 +52,7 @@ class SafePoints:
         where the run has to stop. Every rank must call."""
         if activity.startswith("export"):
             self.long_heartbeat(activity)
+            self.engine.barrier()  # rank 0 writes alone, for longer than a collective may take
         else:
             self.heartbeat(activity)
         if self.engine.all_reduce_sum(float(self._votes_to_stop()))[0] > 0:

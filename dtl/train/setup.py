@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from dtl.assembly.parts import assemble
 from dtl.config.schema import RunConfig
 from dtl.engine.accelerate_trackers import open_tracker
@@ -25,6 +27,7 @@ from dtl.train.usage import UsageMeter
 def start_engine(config: RunConfig, plan: Plan) -> Engine:
     """Join the process group of this plan."""
     layout = plan.layout
+    _set_tf32(is_allowed=config.model.tf32)
     return start(
         EngineSettings(
             device=layout.device,
@@ -34,8 +37,16 @@ def start_engine(config: RunConfig, plan: Plan) -> Engine:
             gradient_clip=config.optim.gradient_clip,
             deepspeed=plan.deepspeed,
             deterministic=config.run.deterministic,
+            timeout_seconds=config.layout.collective_timeout_seconds,
         )
     )
+
+
+def _set_tf32(*, is_allowed: bool) -> None:
+    """Set whether a GPU may round the inputs of fp32 operations to TF32; torch's own default allows
+    it for convolutions only."""
+    torch.set_float32_matmul_precision("high" if is_allowed else "highest")
+    torch.backends.cudnn.allow_tf32 = is_allowed
 
 
 def open_context(

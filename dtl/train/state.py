@@ -73,4 +73,5 @@ def make_loader(context: RunContext, state: TrainState) -> Loader:
         batching=state.data.batching,
         micro_batch=context.plan.layout.micro_batch,
         parallel_dims=context.engine.parallel_dims,
+        device=context.engine.device,
     )

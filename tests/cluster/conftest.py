@@ -42,6 +42,7 @@ layout: {{zero_stage: 0, micro_batch: 3}}
 """
 SITE = """
 description: the lab
+gpu_memory: 16
 max_time: 10:00
 environment: {DTL_LAB: "of $HOME"}
 node_local: /dev/shm

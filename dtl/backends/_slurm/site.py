@@ -95,6 +95,13 @@ class Site(SiteOptions):
         default=None, gt=0, description="lowest bandwidth of an all-reduce over the nodes, GB/s"
     )
 
+    @property
+    def host_memory_bytes(self) -> int | None:
+        match = re.fullmatch(r"(\d+)([KMGT]?)B?", (self.memory or "").upper())
+        if match is None or match[1] == "0":  # 0 is all memory of the node
+            return None
+        return int(match[1]) * 2 ** {"K": 10, "": 20, "M": 20, "G": 30, "T": 40}[match[2]]
+
     @model_validator(mode="after")
     def _check_values(self) -> Self:
         values = control_character_faults(self.model_dump())

@@ -35,6 +35,11 @@ class Layout(Record):
         description="number format in which ZeRO adds up gradients over micro-batches and ranks; "
         "bf16 takes half the memory, and rounds each sum",
     )
+    collective_timeout_seconds: float = Field(
+        default=1800.0,
+        gt=0,
+        description="timeout in seconds of one collective operation between processes (NCCL, gloo)",
+    )
     activation_checkpointing: bool | None = Field(
         default=None, description="recompute activations in the backward pass to save memory"
     )

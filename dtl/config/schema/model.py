@@ -9,6 +9,18 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from dtl.config.schema.base import ConfigFault, Record, check_no_url, raise_config_faults
+from dtl.core.errors import near
+
+ATTENTIONS = (
+    "sdpa",
+    "eager",
+    "flex_attention",
+    "flash_attention_2",
+    "flash_attention_3",
+    "flash_attention_4",
+)
+KERNEL_OWNER = "kernels-community/"  # of the hub; a kernel is code, and transformers trusts these
+KERNEL_PATTERN = re.escape(KERNEL_OWNER) + r"[\w.-]+(@[\w.-]+)?(:\w+)?"
 
 
 class Model(Record):
@@ -42,6 +54,11 @@ class Model(Record):
     dtype: Literal["fp32", "bf16", "fp16"] | None = Field(
         default=None, description="number format of the weights; default: planned"
     )
+    tf32: bool = Field(
+        default=False,
+        description="let products and convolutions of fp32 numbers on a GPU round their inputs to "
+        "TF32 (10 bits of mantissa), which is several times faster; no effect in bf16 and fp16",
+    )
     quantize: Literal["nf4", "int8"] | None = Field(
         default=None,
         description="store the linear layers of the base in 4 or 8 bits and train LoRA or another "
@@ -50,8 +67,11 @@ class Model(Record):
     double_quantize: bool = Field(
         default=True, description="with nf4, quantize the scales of its blocks as well"
     )
-    attention: Literal["sdpa", "eager", "flash_attention_2", "flash_attention_3"] | None = Field(
-        default=None, description="attention implementation; default: the model's own default"
+    attention: str | None = Field(
+        default=None,
+        description="attention implementation of transformers: `sdpa`, `eager`, `flex_attention`, "
+        "`flash_attention_2`, `_3` or `_4`, or a kernel of the hub, as "
+        "`kernels-community/flash-attn2`; default: the model's own default",
     )
     trust_remote_code: bool = Field(
         default=False, description="run the Python code that comes with the model"
@@ -64,6 +84,22 @@ class Model(Record):
     )
 
     _check_path = field_validator("path")(check_no_url)
+
+    @field_validator("attention")
+    @classmethod
+    def _check_attention(cls, name: str | None) -> str | None:
+        if name is None or name in ATTENTIONS or re.fullmatch(KERNEL_PATTERN, name):
+            return name
+        hint = near(name, ATTENTIONS) or f"set one of {', '.join(ATTENTIONS)}"
+        raise_config_faults(
+            [
+                ConfigFault(
+                    problem=f"'{name}' is no attention implementation of transformers",
+                    fix=f"{hint}, or a kernel as {KERNEL_OWNER}NAME",
+                )
+            ]
+        )
+        return name
 
     @model_validator(mode="after")
     def _check_double_quantize(self) -> Self:

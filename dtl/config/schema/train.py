@@ -113,8 +113,11 @@ class Train(Record):
         "fails",
     )
     seed: int = Field(default=0, ge=0, lt=2**32, description="seed of all random numbers")
-    evaluation_batch: int = Field(
-        default=16, ge=1, description="examples in one forward pass of an evaluation, per process"
+    evaluation_batch: int | None = Field(
+        default=None,
+        ge=1,
+        description="examples in one forward pass of an evaluation, per process; default: planned, "
+        "as many as fit into memory, at most 16 on a CPU and 64 on a GPU",
     )
 
     _check_wall_time = field_validator("wall_time")(check_duration)

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from dtl.core.errors import DtlError
+from dtl.models.import_bitsandbytes import import_bitsandbytes
 from dtl.models.peft.base import (
     INITIAL_FACTORS,
     draw_adapters_in_fp32,
@@ -34,6 +35,7 @@ def attach_adapter(
     the weight files do not contain; they are trained. Raises ValueError, as PEFT does, if the model
     does not have the layers that the settings name, and DtlError for a rank that is too high.
     """
+    import_bitsandbytes()
     from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PeftType, get_peft_model
 
     task = find_task_type(model)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from dtl.core.errors import DtlError
 from dtl.models.full_shape import full_shape
+from dtl.models.import_bitsandbytes import import_bitsandbytes
 from dtl.models.peft.attach import collect_modules_to_save
 from dtl.models.peft.base import find_task_type, vera_matrices
 from dtl.models.peft.save_load import check_adapter_folder, load_adapter_tensors
@@ -38,6 +39,7 @@ def attach_continued_adapter(
     `requested`: arguments of PEFT's config that the run's config sets. Raises DtlError if the
     earlier adapter has another method, config or base.
     """
+    import_bitsandbytes()
     from peft import get_peft_model
 
     config = _load_peft_config(folder, method, requested)

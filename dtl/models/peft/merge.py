@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dtl.core.errors import DtlError
+from dtl.models.import_bitsandbytes import import_bitsandbytes
 from dtl.models.peft.base import ADAPTER_NAME, is_on_meta_device
 from dtl.models.peft.save_load import load_adapter_tensors
 from dtl.models.peft.token_rows import check_token_rows
@@ -23,6 +24,7 @@ def merge_into_base(network: nn.Module, folder: Path) -> tuple[nn.Module, frozen
     A head for other labels is dropped. A model on the meta device does not change. Raises DtlError
     if the adapter cannot be merged or belongs to another base.
     """
+    import_bitsandbytes()
     import torch
     from peft import PeftConfig, get_peft_model, set_peft_model_state_dict
 

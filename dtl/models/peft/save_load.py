@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from dtl.core.checksums import DamagedFolder, verify_if_sealed
 from dtl.core.errors import DtlError
+from dtl.models.import_bitsandbytes import import_bitsandbytes
 from dtl.models.peft.base import ADAPTER_NAME, ADAPTER_WEIGHTS, INITIAL_FACTORS, vera_matrices
 from dtl.models.peft.virtual_tokens import drop_virtual_token_logits
 from dtl.models.quantization.quantize import suppress_peft_warnings
@@ -155,6 +156,7 @@ def verify_export(folder: Path) -> None:
 
 def load_adapter_tensors(folder: Path) -> dict[str, Tensor]:
     """Return the tensors of a saved adapter, on the CPU, by their names in the file."""
+    import_bitsandbytes()
     from peft.utils import load_peft_weights
 
     return dict(load_peft_weights(str(folder), device="cpu"))

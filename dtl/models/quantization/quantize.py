@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from dtl.config.schema import Model
 from dtl.core.errors import DtlError
 from dtl.models.dtypes import torch_dtype
+from dtl.models.import_bitsandbytes import import_bitsandbytes
 from dtl.models.structure.head import head_module_names
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ def check_bitsandbytes(device: str) -> None:
             "bitsandbytes is not installed",
             "pip install 'dtl[quantize]', or remove it",
         )
+    import_bitsandbytes()
     from bitsandbytes import cextension
 
     missing = isinstance(cextension.lib, cextension.ErrorHandlerMockBNBNativeLibrary)
@@ -130,6 +132,7 @@ def get_quantization_kwargs(model: Any) -> dict[str, Any]:
 
 def quantize_on_meta_device(network: Any, model: Model, skip_modules: list[str]) -> None:
     """Replace linear layers of a model on the meta device by quantized ones, as loading does."""
+    import_bitsandbytes()
     from transformers.quantizers.auto import AutoHfQuantizer
 
     quantizer = AutoHfQuantizer.from_config(

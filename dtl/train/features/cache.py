@@ -24,6 +24,7 @@ from dtl.data.cache.feature_cache import (
     finalize_feature_cache,
     remove_staging_folder,
 )
+from dtl.data.micro_batches import examples_of_longest
 from dtl.engine.base import Engine
 from dtl.plan.feature_cache import LOCATION
 from dtl.prepare.prepared_data import PreparedData
@@ -161,6 +162,6 @@ def _cache_folder(extractor: FeatureExtractor, split: SplitPoint, data: EncodedD
         settings=extractor.parts.task.head_config(extractor.data.dataset_stats),
         attention=model_config._attn_implementation,  # type: ignore[union-attr]
         dtype=[layout.dtype, engine.uses_autocast, layout.device],
-        batch=extractor.config.train.evaluation_batch,
+        batch=examples_of_longest(extractor.plan.layout.evaluation_batch, data.lengths),
         libraries=[version("torch"), version("transformers")],
     )

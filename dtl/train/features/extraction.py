@@ -21,6 +21,7 @@ from dtl.data.cache.feature_cache import (
     feature_caches_folder,
 )
 from dtl.data.loader import Collate
+from dtl.data.micro_batches import examples_of_longest
 from dtl.engine.base import Engine
 from dtl.models.structure.head_input import flatten_output, record_outputs
 from dtl.models.structure.wrappers import unwrap
@@ -100,7 +101,7 @@ def write_part(
     Raises FeaturesUnsupported where the disk is too small.
     """
     dims = extractor.engine.parallel_dims
-    batch = extractor.config.train.evaluation_batch
+    batch = examples_of_longest(extractor.plan.layout.evaluation_batch, data.lengths)
     batches = batch_by_extent(extractor.parts.task.padded_lengths(data), batch=batch)
     rounds = -(-len(batches) // dims.data_parallel_size)
     with FeatureWriter(staged, split.fields, part=dims.data_parallel_rank) as writer:

@@ -58,6 +58,12 @@ def test_site_file_is_valid(name):
     assert read_site(name).description
 
 
+@pytest.mark.parametrize("name", SITES)
+def test_site_with_gpus_has_their_memory(name):
+    site = read_site(name)
+    assert (site.gpu_memory is not None) == (site.gpus_per_node > 0)
+
+
 @pytest.mark.parametrize("name", sorted(set(SITES) - GENERIC))
 def test_every_field_names_its_source(name):
     """The sources are of exactly the fields that are set, and each is an address."""

@@ -40,7 +40,7 @@ exit 0
 
 
 def site(**fields):
-    return Options.model_validate({"description": "a site", **fields})
+    return Options.model_validate({"description": "a site", "gpu_memory": 40, **fields})
 
 
 def job(run=Path("/data/a run"), **fields):

@@ -7,6 +7,9 @@ import yaml
 
 from dtl.backends.slurm import Options
 from dtl.cli.app import main
+from dtl.cluster.gpu_memory import find_gpu_memory
+from dtl.cluster.sites import read_site
+from dtl.core.errors import DtlError
 
 SINFO = """gpu*|2-00:00:00|gpu:a100:4(S:0-1)
 gpu*|2-00:00:00|gpu:a100:8(S:0-3)
@@ -75,6 +78,46 @@ def test_draft_has_what_every_node_of_the_default_partition_has(slurm, capsys):
     assert "# or: cpu (0 GPUs per node, no time limit)" in text
     assert "# The partition accepts account: physics,maths" in text
     assert site.account is None
+
+
+def test_draft_has_the_memory_of_the_smallest_gpu_of_the_partition(slurm, capsys):
+    text, site = draft(capsys)
+    assert site.gpu_memory == 40
+    assert "this model also has 80, which Slurm does not say" in text
+    features = " AvailableFeatures=hbm80g,rome Partitions"
+    (slurm / "node.txt").write_text(NODES.replace(" Partitions", features))
+    text, site = draft(capsys)
+    assert site.gpu_memory == 80
+    assert "also has" not in text
+
+
+def test_draft_with_unknown_gpus_is_rejected_until_their_memory_is_filled_in(slurm, capsys):
+    (slurm / "node.txt").write_text(NODES.replace(":a100", ""))
+    assert main(["doctor", "--cluster", "--out", str(slurm / "mine.yaml")]) == 0
+    capsys.readouterr()
+    with pytest.raises(DtlError, match=r"gpu_memory: the memory of the GPUs is missing.*as 80"):
+        read_site(str(slurm / "mine.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("gres", "features", "gib"),
+    [
+        ("nvidia_h100_80gb_hbm3", [], 80),
+        ("a100_80gb", [], 80),
+        ("A100-SXM4-40GB", [], 40),
+        ("v100", ["v100-32g", "cascadelake"], 32),
+        ("v100", ["mem192g"], 16),
+        ("gpu", ["gpu", "hbm80g"], 80),
+        ("", ["gh200", "arm"], 96),
+        ("mi250x", [], 64),
+        ("rtx_4090", [], 24),
+        ("h200", ["384g"], 141),
+        ("xpu9", ["192g"], None),
+    ],
+)
+def test_memory_of_a_gpu_is_read_from_the_names_of_slurm(gres, features, gib):
+    found = find_gpu_memory([gres] if gres else [], features)
+    assert (found.gib if found else None) == gib
 
 
 def test_draft_of_a_partition_without_gpus_or_limit(slurm, capsys):

@@ -1,5 +1,6 @@
 """The step batches of each rank: the same from any start, and empty if there is nothing to do."""
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from dtl.core.parallel_dims import ParallelDims
 from dtl.data.batching import Batching
 from dtl.data.cache.encoder import encode_rows
+from dtl.data.evaluation_batch import EvaluationBatchSize
 from dtl.data.example import EncodedExample
 from dtl.data.loader import Loader, iter_evaluation_batches, load_batch
 from dtl.data.sources.rows import Row
@@ -209,12 +211,17 @@ def test_padding_and_labels_are_exact(data):
 def test_evaluation_batches_do_not_depend_on_ranks(data, ranks, batch):
     single = [
         one.ids
-        for one in iter_evaluation_batches(data, collate, batch=batch, parallel_dims=ParallelDims())
+        for one in iter_evaluation_batches(
+            data, collate, size=EvaluationBatchSize(batch), parallel_dims=ParallelDims()
+        )
     ]
     by_rank = [
         list(
             iter_evaluation_batches(
-                data, collate, batch=batch, parallel_dims=ParallelDims(ranks, rank)
+                data,
+                collate,
+                size=EvaluationBatchSize(batch),
+                parallel_dims=ParallelDims(ranks, rank),
             )
         )
         for rank in range(ranks)
@@ -244,3 +251,30 @@ def test_error_while_prefetching_is_raised(data):
 
 def test_no_remaining_steps_load_nothing(data):
     assert list(create_loader(data).iter_steps(after_step=5, last_step=5)) == []
+
+
+@pytest.mark.parametrize("kind", ["training", "evaluation"])
+@pytest.mark.parametrize(("device", "is_pinned"), [("cpu", False), ("cuda", True)])
+def test_batches_for_a_gpu_are_in_pinned_memory(data, monkeypatch, kind, device, is_pinned):
+    pinned, threads = [], []
+    monkeypatch.setattr(
+        torch.Tensor, "pin_memory", lambda tensor: pinned.append(tensor) or tensor.clone()
+    )
+    monkeypatch.setattr(torch.cuda, "set_device", threads.append)
+    device = torch.device(device, 1) if device == "cuda" else torch.device(device)
+    if kind == "training":
+        loader = replace(create_loader(data), device=device)
+        steps = list(loader.iter_steps(after_step=0, last_step=3))
+        batches = [batch for step in steps for batch in step.batches]
+        assert threads == [device] * is_pinned, "the thread that pins uses the GPU of this rank"
+    else:
+        batches = list(
+            iter_evaluation_batches(
+                data,
+                collate,
+                size=EvaluationBatchSize(4),
+                parallel_dims=ParallelDims(),
+                device=device,
+            )
+        )
+    assert len(pinned) == is_pinned * sum(len(batch.tensors) for batch in batches)

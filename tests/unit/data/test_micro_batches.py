@@ -5,9 +5,11 @@ import itertools
 import numpy as np
 import pytest
 
+from dtl.data.evaluation_batch import EvaluationBatchSize
 from dtl.data.micro_batches import (
     accumulation_steps,
     count_padding,
+    examples_of_longest,
     form_evaluation_batches,
     split_into_micro_batches,
 )
@@ -146,8 +148,20 @@ def test_accumulation_steps_are_as_few_as_possible(examples, ranks, micro_batch,
 @pytest.mark.parametrize("batch", [1, 4, 16])
 def test_evaluation_has_every_example_once_longest_first(examples, batch):
     lengths = uneven_lengths(examples)
-    batches = form_evaluation_batches(lengths, batch=batch)
+    batches = form_evaluation_batches(lengths, size=EvaluationBatchSize(batch))
     assert sorted(flatten(batches)) == list(range(examples))
     assert all(len(one) <= batch for one in batches)
     seen = [lengths[number] for number in flatten(batches)]
     assert seen == sorted(seen, reverse=True)
+
+
+@pytest.mark.parametrize("padded_size", [8, 64, 1000])
+def test_evaluation_batch_holds_as_many_positions_as_allowed(padded_size):
+    lengths = uneven_lengths(60)
+    size = EvaluationBatchSize(16, padded_size)
+    batches = form_evaluation_batches(lengths, size=size)
+    assert sorted(flatten(batches)) == list(range(60))
+    for batch in batches:
+        width = pad_lengths(lengths[batch]).max()
+        assert len(batch) == 1 or (len(batch) <= 16 and len(batch) * width <= padded_size)
+    assert len(batches[0]) == examples_of_longest(size, lengths) or len(batches) == 1

@@ -1,5 +1,6 @@
 """Starting an engine on one process."""
 
+import math
 import os
 
 import pytest
@@ -93,3 +94,38 @@ def test_loss_scaler_continues_where_another_one_was(start_on_cpu):
     assert model.weight.grad.tolist() == [[4.0, 4.0]]
     assert engine.step().gradient_norm == pytest.approx(2**0.5)
     assert engine.loss_scaler_state() == LossScalerState(8.0, 0)
+
+
+def test_step_waits_for_the_device_once(start_on_cpu, monkeypatch):
+    """The gradient norm, the losses and the votes to stop are read together."""
+    engine = start_on_cpu()
+    model = nn.Linear(2, 1)
+    engine.prepare(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    engine.backward(engine.model(torch.ones(1, 2)).sum(), targets=1)
+    reads = []
+    for name in ("tolist", "item", "__float__", "__bool__", "__int__", "cpu", "numpy"):
+        read = getattr(torch.Tensor, name)
+        monkeypatch.setattr(
+            torch.Tensor,
+            name,
+            lambda tensor, read=read, name=name: reads.append(name) or read(tensor),
+        )
+    step, sums = engine.step_and_sum(torch.tensor(3.5), 1.0)
+    monkeypatch.undo()
+    assert reads == ["tolist"]
+    assert sums == [3.5, 1.0]
+    assert step.was_applied and step.gradient_norm == pytest.approx(math.sqrt(3))
+
+
+def test_inputs_are_converted_after_the_copy_to_the_device(start_on_cpu):
+    """A copy that converts on the host could not be asynchronous."""
+    engine = start_on_cpu()
+    calls = []
+
+    class Pinned:
+        def to(self, *arguments, **options):
+            calls.append((arguments, options))
+            return self
+
+    engine.to_device({"labels": Pinned()})
+    assert calls == [((engine.device,), {"non_blocking": True}), ((None,), {})]

@@ -44,6 +44,13 @@ def test_rank_whose_launcher_died_during_its_start_ends():
     assert has_ended(rank, within=20)
 
 
+def test_rank_that_the_supervisor_itself_starts_continues():
+    environment = {**os.environ, "DTL_SUPERVISOR": str(os.getpid())}
+    argv = [sys.executable, "-c", SHORT]
+    done = subprocess.run(argv, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == "continues\n"
+
+
 def test_rank_with_a_living_launcher_continues():
     code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {SHORT!r}], check=True)"
     environment = {**os.environ, "DTL_SUPERVISOR": str(os.getpid())}

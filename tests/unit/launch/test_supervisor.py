@@ -1,6 +1,7 @@
 """Restarts after a crash; after an out-of-memory kill, a message says what to change."""
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -32,6 +33,23 @@ def folder(tmp_path):
         plan=Plan(LAYOUT, ParameterCounts(1, 1), {}, (), 5, 5, None),
         config=SimpleNamespace(strategy=SimpleNamespace(name="full")),
     )
+
+
+@pytest.mark.parametrize(
+    ("device", "processes", "starts"), [("cpu", 1, "fork"), ("cuda", 1, "command")]
+)
+def test_only_a_process_on_the_cpu_is_a_fork_of_the_command(
+    folder, monkeypatch, device, processes, starts
+):
+    layout = replace(LAYOUT, device=device, processes_per_node=processes)
+    folder.plan = replace(folder.plan, layout=layout)
+    folder.state, folder.write_exit_code = "finished", lambda _: None
+    started = []
+    monkeypatch.setattr(Supervisor, "_run_fork", lambda *_: started.append("fork") or 0)
+    monkeypatch.setattr(Supervisor, "_run_command", lambda *_: started.append("command") or 0)
+    with Supervisor(print, can_fork=True) as supervising:
+        assert supervising.launch(folder, None) == 0
+    assert started == [starts]
 
 
 def launch(folder, monkeypatch, *, codes, kills):

@@ -63,7 +63,8 @@ def test_run_folder_is_an_absolute_path(tmp_path, folder, monkeypatch):
 
 
 def test_on_a_cpu_the_environment_forces_the_cpu_and_divides_the_cores(folder, monkeypatch):
-    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     environment = build_command(folder(replace(LAYOUT, processes_per_node=3))).environment
     assert environment["ACCELERATE_USE_CPU"] == "true"
     assert environment["DS_ACCELERATOR"] == "cpu"
@@ -72,7 +73,31 @@ def test_on_a_cpu_the_environment_forces_the_cpu_and_divides_the_cores(folder, m
 
 def test_on_gpus_the_environment_does_not_force_the_cpu(folder):
     environment = build_command(folder(replace(LAYOUT, device="cuda"))).environment
-    assert not {"ACCELERATE_USE_CPU", "DS_ACCELERATOR", "OMP_NUM_THREADS"} & set(environment)
+    assert not {"ACCELERATE_USE_CPU", "DS_ACCELERATOR"} & set(environment)
+
+
+def test_on_gpus_each_rank_gets_its_share_of_the_cores_for_an_offloaded_optimizer(
+    folder, monkeypatch
+):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(32)))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    gpus = folder(replace(LAYOUT, device="cuda", processes_per_node=4))
+    assert build_command(gpus).environment["OMP_NUM_THREADS"] == "8"
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_number_of_threads_that_the_user_has_set_is_used(folder, monkeypatch, device):
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    command = build_command(folder(replace(LAYOUT, device=device)))
+    assert {**os.environ, **command.environment}["OMP_NUM_THREADS"] == "3"
+
+
+def test_single_process_on_a_gpu_is_a_fresh_interpreter_without_a_launcher(folder):
+    made = folder(replace(LAYOUT, processes_per_node=1, device="cuda"))
+    command = build_command(made)
+    worker = (sys.executable, "-m", "dtl.launch.worker", "run", str(made.path))
+    assert command.argv == worker
+    assert "RANK" not in command.environment, "it is no process group of one"
 
 
 def test_two_runs_started_at_once_use_different_ports(folder):
@@ -86,11 +111,9 @@ def test_free_port_can_be_bound():
         probe.bind(("127.0.0.1", find_free_port()))
 
 
-@pytest.mark.parametrize(
-    ("cores", "processes", "per_process"), [(8, 2, 4), (8, 3, 2), (2, 4, 1), (None, 2, 1)]
-)
+@pytest.mark.parametrize(("cores", "processes", "per_process"), [(8, 2, 4), (8, 3, 2), (2, 4, 1)])
 def test_threads_are_the_cores_divided_by_the_processes(monkeypatch, cores, processes, per_process):
-    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
     assert threads_per_process(processes) == per_process
 
 

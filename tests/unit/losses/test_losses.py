@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from dtl.losses.cross_entropy import IGNORE_INDEX, token_cross_entropy
+from dtl.losses.cross_entropy import CHUNK_POSITIONS, IGNORE_INDEX, token_cross_entropy
 from dtl.losses.ctc import ctc_losses, min_frames
 from dtl.losses.preference import ipo_losses, odds_ratio_losses, sigmoid_losses
 
@@ -18,6 +20,39 @@ def test_token_cross_entropy_is_the_log_of_the_vocabulary_and_zero_where_ignored
     )
     assert losses.dtype == torch.float32
     assert losses[0].tolist() == pytest.approx([math.log(8), 0.0])
+
+
+class _LargestFp32(TorchDispatchMode):
+    """Records the numbers in the largest fp32 tensor that an operation makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numbers = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        tensors = result if isinstance(result, tuple | list) else (result,)
+        for tensor in tensors:
+            if isinstance(tensor, torch.Tensor) and tensor.dtype == torch.float32:
+                self.numbers = max(self.numbers, tensor.numel())
+        return result
+
+
+@pytest.mark.parametrize("shape", [(3, 2 * CHUNK_POSITIONS + 5), (2, 7), (1, 1), (2, 0)])
+def test_loss_without_gradient_is_computed_in_chunks_and_equal(shape: tuple[int, int]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(*shape, 13, generator=generator, dtype=torch.bfloat16)
+    labels = torch.randint(13, shape, generator=generator)
+    labels[:, ::3] = IGNORE_INDEX
+    expected = torch.nn.functional.cross_entropy(
+        logits.transpose(1, 2).float(), labels, ignore_index=IGNORE_INDEX, reduction="none"
+    )
+    with torch.no_grad(), _LargestFp32() as largest:
+        losses = token_cross_entropy(logits, labels)
+    torch.testing.assert_close(losses, expected, rtol=1e-6, atol=1e-6)
+    assert largest.numbers <= max(CHUNK_POSITIONS * 13, losses.numel())
+    with_gradient = token_cross_entropy(logits.requires_grad_(), labels)
+    assert torch.equal(with_gradient.detach(), losses), "the same bits as in training"
 
 
 def test_ctc_counts_every_alignment_of_one_label_over_two_frames() -> None:

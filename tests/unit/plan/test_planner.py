@@ -647,7 +647,7 @@ def test_state_that_stays_on_the_device_is_not_offloaded(decoder, sections, kind
     with pytest.raises(DtlError, match=rf"{kind} does not work in main memory"):
         plan(configure(decoder, **sections), external=external)
     small = Hardware("cuda", 1, 10_000, "tiny GPU", supports_bf16=True, has_compiler=True)
-    with pytest.raises(DtlError, match="at ZeRO 0, of"):
+    with pytest.raises(DtlError, match="at ZeRO 0, and one example"):
         plan(configure(decoder, **sections), small)
 
 
@@ -725,15 +725,16 @@ def test_stage_above_the_limit_of_a_strategy_is_a_fault(decoder):
 
 
 def test_planned_stage_respects_the_limit_of_a_strategy(decoder):
-    """A GPU that holds a fifth of the frozen weights is enough for ZeRO 3 alone."""
+    """A GPU that holds two thirds of the frozen weights is enough for ZeRO 3 alone."""
     counts = plan(configure(decoder)).parameters
     room = 0.9 * 0.7
-    small = Hardware("cuda", 8, int(counts.frozen * 4 / 2 / room), "tiny GPU", True, True)
+    small = Hardware("cuda", 8, int(counts.frozen * 4 * 2 / 3 / room), "tiny GPU", True, True)
     layout = {"micro_batch": 1}
-    planned = plan(configure(decoder, model={"dtype": "fp32"}, layout=layout), small)
+    planned = plan(configure(decoder, model={"dtype": "fp32"}, layout=layout), small, longest=2)
     assert planned.layout.zero_stage == 3
     with pytest.raises(DtlError, match="at ZeRO 2 with offload"):
-        plan(configure(decoder, model={"dtype": "fp32"}, layout=layout, strategy=PISSA), small)
+        config = configure(decoder, model={"dtype": "fp32"}, layout=layout, strategy=PISSA)
+        plan(config, small, longest=2)
 
 
 def test_strategy_without_checkpointing_is_a_fault_or_disables_it(decoder):
@@ -742,12 +743,39 @@ def test_strategy_without_checkpointing_is_a_fault_or_disables_it(decoder):
     with pytest.raises(DtlError, match=r"^layout.activation_checkpointing: .*prefix_tuning"):
         plan(config)
     small = Hardware("cuda", 1, 3 * GB, "small GPU", supports_bf16=True, has_compiler=True)
-    planned = plan(configure(decoder, strategy=strategy), small, longest=700_000)
+    planned = plan(configure(decoder, strategy=strategy), small, longest=24)
     assert not planned.layout.activation_checkpointing
     assert "prefix_tuning" in reason(planned, "activation checkpointing")
+    with pytest.raises(DtlError, match=r"one example .* of 2.79 GiB on small GPU"):
+        plan(configure(decoder, strategy=strategy), small, longest=700_000)
 
 
 def test_incompatible_method_is_a_fault_of_the_plan(decoder):
     config = configure(decoder, task="text_classification", strategy="prompt_tuning")
     with pytest.raises(DtlError, match=r"classifier on a decoder\)\. Fix: take strategy lora"):
         plan(config)
+
+
+# Attention --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "attention", ["flash_attention_2", "flash_attention_3", "kernels-community/flash-attn2"]
+)
+def test_flash_attention_is_planned_for_gpus_on_a_machine_without_one(decoder, attention):
+    planned = plan(configure(decoder, model={"attention": attention}), EIGHT_GPUS)
+    assert values(planned)["attention"] == attention
+
+
+@pytest.mark.parametrize(
+    ("attention", "hardware", "model", "problem"),
+    [
+        ("flash_attention_2", LAPTOP, {}, "flash_attention_2 does not train on a CPU"),
+        ("flex_attention", LAPTOP, {}, "flex_attention does not train on a CPU"),
+        ("flash_attention_2", EIGHT_GPUS, {"dtype": "fp32"}, "bf16 or fp16 only"),
+    ],
+)
+def test_attention_that_cannot_train_is_a_fault(decoder, attention, hardware, model, problem):
+    config = configure(decoder, model={"attention": attention, **model})
+    with pytest.raises(DtlError, match=f"model.attention: .*{problem}"):
+        plan(config, hardware)
