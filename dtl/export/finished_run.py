@@ -13,6 +13,7 @@ from dtl.export.folder import (
     seal_export,
     staging_folder,
     write_card_and_metadata,
+    write_texts,
 )
 from dtl.export.model_card import ExportedRun, render_run_card
 from dtl.export.weights import gather_state_dict, write_adapter, write_model
@@ -53,6 +54,10 @@ def export_finished_run(
             else:
                 write_model(engine.unwrapped_model, weights, staged, dtype=torch_dtype(dtype))
         state.data.processor.save_pretrained(staged)
+        write_texts(
+            staged,
+            state.parts.task.export_files(engine.unwrapped_model.config, state.data.processor),
+        )
         metadata = build_export_metadata(context.config, dataset_stats, kind=kind, dtype=dtype)
         write_card_and_metadata(staged, card=card, metadata=metadata)
         seal_export(staged)

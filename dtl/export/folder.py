@@ -65,11 +65,19 @@ def write_card_and_metadata(folder: Path, *, card: str, metadata: dict[str, Any]
         write_json(folder / EXPORT_METADATA, metadata)
 
 
+def write_texts(folder: Path, texts: dict[str, str]) -> None:
+    """Write texts to files by their relative paths."""
+    for name, text in texts.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        write_text(folder / name, text, sync=True)
+
+
 def seal_export(folder: Path) -> None:
     """Make every file readable as the umask allows, write checksums.json, and wait until all are
     on disk. The model card may be edited later."""
     mask = os.umask(0)
     os.umask(mask)
-    for file in folder.iterdir():  # safetensors creates files that only their owner can read
-        file.chmod(0o666 & ~mask)
+    for file in folder.rglob("*"):  # safetensors creates files that only their owner can read
+        if file.is_file():
+            file.chmod(0o666 & ~mask)
     seal_folder(folder, unchecked=[MODEL_CARD])

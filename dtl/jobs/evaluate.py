@@ -14,6 +14,7 @@ from dtl.core.files import write_record
 from dtl.core.parallel_dims import ParallelDims
 from dtl.data.cache.encoded import EncodedData
 from dtl.data.cache.encoder import encode_rows
+from dtl.data.cache.partners import add_partners
 from dtl.data.cache.store import cache_key
 from dtl.data.evaluation_batch import EvaluationBatchSize
 from dtl.data.modalities.undecodable import skip_undecodable
@@ -196,7 +197,7 @@ def _encode_source(source: Source, config: RunConfig, exported: ExportedModel) -
     expanded = ExpandedRows(rows, task, exported.processor)
     data = encode_rows(expanded, encoder, key=key, location=LOCATION, group_by=group_by)
     check_nothing_is_dropped(data, config)
-    return data
+    return add_partners(data) if task.reads_partner else data
 
 
 def _start_single_process_engine(*, dtype: str) -> Engine:

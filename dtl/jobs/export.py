@@ -17,6 +17,7 @@ from dtl.export.folder import (
     seal_export,
     staging_folder,
     write_card_and_metadata,
+    write_texts,
 )
 from dtl.export.logit_difference import TOLERANCE, LogitDifference, compare_logits
 from dtl.export.model_card import ExportedRun, ExportSummary, render_run_card
@@ -167,6 +168,7 @@ def _write_weights(job: _ExportJob, model: nn.Module) -> nn.Module | None:
             dtype=job.folder.plan.layout.dtype,
         )
         write_card_and_metadata(job.written, card="", metadata=metadata)
+        write_texts(job.written, job.trained.parts.task.export_files(model.config, processor))
     return quantized_model
 
 

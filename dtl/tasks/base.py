@@ -312,6 +312,10 @@ class Task(ABC):
         `max_new_tokens`: the limit of a generated text; None: the task's own.
         """
 
+    def export_files(self, model_config: Any, processor: Any) -> dict[str, str]:
+        """Return files that another library needs of an export: texts by relative path."""
+        return {}
+
     @abstractmethod
     def metric_counts(self, records: list[EvalRecord], dataset_stats: DatasetStats) -> ndarray:
         """Return what each example adds to the sums of which the metric is made (N, K), fp64."""

@@ -16,6 +16,7 @@ from dtl.core.errors import DtlError, Fault
 from dtl.data.example import EncodedExample, Skip
 from dtl.data.modalities.text import find_text_fault, limit_to_tokenizer, max_characters
 from dtl.data.padding import attention_mask, pad_sequences
+from dtl.data.sentence_transformers import sentence_transformers_files
 from dtl.losses.contrastive import (
     ABSENT,
     EmbeddedBatch,
@@ -268,6 +269,16 @@ class Plugin(Task):
             for pair in embeddings_BSW
         ]
         return [{"predicted": query, "document": document} for query, document in rounded]
+
+    def export_files(self, model_config: Any, processor: Any) -> dict[str, str]:
+        """Return the files with which sentence-transformers loads the export."""
+        options = self.options
+        return sentence_transformers_files(
+            dimension=model_config.hidden_size,
+            max_length=limit_to_tokenizer(options.max_length, processor, model_config),
+            pooling=options.pooling,
+            prompts={"query": options.query_prefix, "document": options.document_prefix},
+        )
 
     def metric_counts(self, records: list[EvalRecord], dataset_stats: DatasetStats) -> ndarray:
         """Return nDCG and 1 of each query (N, 2)."""

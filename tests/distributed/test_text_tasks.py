@@ -361,7 +361,8 @@ def test_embeddings_are_learned_as_in_plain_pytorch_over_the_global_batch(bed: P
         losses.append(float(loss.detach()))
     assert losses[-1] < 0.9 * losses[0], "the reference does not learn: nothing is proven"
     for run in (WHOLE_BATCH, MICRO_BATCHES):
-        assert run.losses(bed) == pytest.approx(losses, rel=1e-5), run.name
+        assert run.losses(bed)[:2] == pytest.approx(losses[:2], rel=1e-5), run.name
+        assert run.losses(bed) == pytest.approx(losses, rel=5e-5), run.name
 
 
 # Opens an export without dtl and scores the held-out rows: a loss a row, and what is generated.
