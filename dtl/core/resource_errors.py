@@ -41,6 +41,11 @@ def is_disk_full(error: BaseException) -> bool:
     return _find_number(error) in (errno.ENOSPC, errno.EDQUOT)
 
 
+def is_unwritable(error: BaseException) -> bool:
+    """Whether a disk is full or read-only, which a restart does not change."""
+    return is_disk_full(error) or _find_number(error) == errno.EROFS
+
+
 def describe_file_error(error: BaseException) -> Fault | None:
     """Return what an error of the operating system means; None for another error. The location is
     its file, or ""."""

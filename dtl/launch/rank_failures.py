@@ -14,6 +14,7 @@ from dtl.core.resource_errors import (
     describe_file_error,
     find_nondeterministic_operation,
     is_out_of_memory,
+    is_unwritable,
 )
 from dtl.plan.memory_advice import suggest_memory_reduction
 
@@ -31,7 +32,7 @@ def report_resource_failures(prepared: PreparedRun, watchdog: Watchdog) -> Itera
     try:
         yield
     except Exception as error:
-        fault = describe_file_error(error)
+        fault = describe_file_error(error) if is_unwritable(error) else None
         if fault is not None:
             location = fault.location or prepared.config.run.dir
             problem = f"{fault.problem}, in {watchdog.activity}"
