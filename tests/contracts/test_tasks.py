@@ -230,9 +230,10 @@ def test_loss_of_the_scores_is_that_of_training(bench):
     assert scores["loss"] == pytest.approx(bench.loss(bench.all) / targets, rel=1e-5)
 
 
-def test_forty_steps_on_four_examples_overfit(bench):
+def test_a_few_steps_on_four_examples_overfit(bench):
     import copy
 
+    torch.manual_seed(0)  # of dropout
     model = copy.deepcopy(bench.model).train()
     for module in batch_norms(model):
         module.eval()  # as in a run
@@ -244,7 +245,7 @@ def test_forty_steps_on_four_examples_overfit(bench):
     is_gentle = aligns or bench.task.reads_partner  # else the KL divergence of KTO oscillates
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3 if is_gentle else 1e-2)
     losses = []
-    for _ in range(240 if aligns else 40):
+    for _ in range(240 if aligns else 80):
         loss = bench.task.loss(model, batch) / targets
         loss.backward()
         if aligns:
@@ -252,8 +253,9 @@ def test_forty_steps_on_four_examples_overfit(bench):
         optimizer.step()
         optimizer.zero_grad()
         losses.append(loss.item())
-    assert losses[-1] < 0.1 * losses[0]
     with torch.no_grad():
+        last = float(bench.task.loss(model.eval(), batch) / targets)
+        assert last < 0.1 * losses[0]
         records = bench.task.eval_records(model.eval(), batch, processor=bench.processor)
     scores = bench.task.score(bench.task.join_records(records), bench.dataset_stats)
     assert scores.get("accuracy", 1 - scores.get("cer", 0)) > 0.95
