@@ -8,7 +8,6 @@ output its exit codes, both as JSON.
 
 from __future__ import annotations
 
-import faulthandler
 import json
 import os
 import signal
@@ -22,8 +21,6 @@ import peft  # noqa: F401
 from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: F401
 
 from tests.distributed import many
-
-LIMIT = 300  # seconds of a launch; a rank that hangs then writes where it stands, and ends
 
 
 def main() -> int:
@@ -48,7 +45,6 @@ def fork_rank(request: dict[str, Any], rank: int) -> int:
         os.dup2(log, stream)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.chdir(request["cwd"])
-    faulthandler.dump_traceback_later(LIMIT, exit=True)
     size = str(request["processes"])
     os.environ.update(
         RANK=str(rank),

@@ -14,6 +14,7 @@ all else starts anew.
 
 from __future__ import annotations
 
+import faulthandler
 import gc
 import hashlib
 import json
@@ -42,11 +43,14 @@ from dtl.train.heartbeat import Watchdog
 from dtl.train.process import ProcessContext
 from dtl.train.setup import start_engine
 
+LIMIT = 300  # seconds of a job; a rank that hangs then writes where it stands, and ends
+
 
 def main(jobs_file: str) -> int:
     torch.set_num_threads(1)
     processes = int(os.environ["WORLD_SIZE"])
     for job in json.loads(Path(jobs_file).read_text(encoding="utf-8")):
+        faulthandler.dump_traceback_later(LIMIT, exit=True)
         # DeepSpeed collects garbage at stage 3: let it look at no more than its own job has made.
         gc.collect()
         gc.freeze()
