@@ -16,6 +16,7 @@ from dtl.config.schema.base import Record
 from dtl.core.errors import Fault
 from dtl.data.chat.messages import (
     CHAT_COLUMNS,
+    Chat,
     find_chat_fault,
     normalize_messages,
     read_chat,
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
     from dtl.data.sources.rows import Row
 
 DEFAULT_NEW_TOKENS = 128  # that are generated, unless another number is requested
+MESSAGES_PER_TOKEN = 4  # more than any chat template renders
 NO_TARGET_LEFT = "no target left after truncation"
 NO_SUPERVISED_ANSWER = "no answer of the assistant is trained on (`weight: 0` or `train: false`)"
 NOT_AS_IN_USE = (
@@ -167,7 +169,7 @@ class Plugin(Task):
             return [row]
         if self.options.expand_turns is False:
             return [row]
-        chat = read_chat(row)
+        chat = self._read_chat(row)
         conversations = self._chat_tokenizer(processor, NO_LIMIT).expand_messages(chat, row)
         if len(conversations) == 1 and len(conversations[0]) == len(chat.messages):
             return [row]
@@ -175,11 +177,16 @@ class Plugin(Task):
             replace(row, fields={**row.fields, "messages": messages}) for messages in conversations
         ]
 
+    def _read_chat(self, row: Row) -> Chat:
+        """Return the messages of a row that its first `max_length` tokens can come from: to locate
+        the answers of a chat of 100,000 messages would take hours."""
+        return read_chat(row).first(self.options.max_length * MESSAGES_PER_TOKEN)
+
     def _encode_chat(
         self, row: Row, chat_tokenizer: ChatTokenizer, limit: int
     ) -> EncodedExample | Skip:
         """Supervise what each answer adds, or all tokens."""
-        chat = read_chat(row)
+        chat = self._read_chat(row)
         supervised = supervised_indices(chat.messages)
         if not supervised and self.options.train_on == "completion":
             return Skip(NO_SUPERVISED_ANSWER)

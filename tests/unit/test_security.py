@@ -335,7 +335,7 @@ REFUSED = [
     Refused(
         "escape in a chat template",
         escape_in_the_chat_template,
-        "chat.jsonl:1: the model's chat template does not accept the row",
+        "chat.jsonl:1: the chat template of base does not accept the row",
         ("data.train=chat.jsonl",),
     ),
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from dtl.core.errors import Fault
@@ -31,6 +31,15 @@ class Chat:
     tools: list[Any] | None = None
     documents: list[Any] | None = None
     options: dict[str, Any] = field(default_factory=dict)
+
+    def first(self, count: int) -> Chat:
+        """Return the chat without what follows its first `count` messages, except the messages
+        through the next one of the user: no answer becomes the last one, which templates may render
+        differently."""
+        following = range(count, len(self.messages))
+        users = (index for index in following if self.messages[index].get("role") == "user")
+        end = next(users, len(self.messages)) + 1
+        return self if end >= len(self.messages) else replace(self, messages=self.messages[:end])
 
 
 def read_chat(row: Row, messages: Any = None) -> Chat:

@@ -30,6 +30,8 @@ MAGIC = {
     b"BZh": "bz2",
     b"PK\x03\x04": "zip",
 }
+# Formats of other programs, whose files are ZIP archives.
+ZIP_CONTAINERS = frozenset({".pt", ".pth", ".bin", ".ckpt", ".npz", ".xlsx", ".ods", ".docx"})
 # What a stream of corrupted compressed data raises.
 DECOMPRESSION_ERRORS = (EOFError, lzma.LZMAError, zlib.error, BadZipFile, NotImplementedError)
 
@@ -85,6 +87,8 @@ def open_data_files(path: Path, display_name: str, *, suffixes: frozenset[str]) 
 
     Raises DtlError for an archive without data files.
     """
+    if path.suffix.lower() in ZIP_CONTAINERS:
+        return [DataFile(path, display_name)]
     compression = detect_compression(path)
     if compression != "zip":
         return [DataFile(path, display_name, compression)]

@@ -48,6 +48,9 @@ class SingleRankEngine:
     def barrier(self):
         return None
 
+    def loss_scaler_state(self):
+        return None
+
 
 @pytest.fixture
 def store(tmp_path):
