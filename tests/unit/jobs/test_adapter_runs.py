@@ -12,6 +12,7 @@ from accelerate.state import AcceleratorState, GradientState
 from dtl import api
 from dtl.config.load import load_config
 from dtl.config.schema import Model
+from dtl.core.checksums import CHECKSUMS
 from dtl.core.errors import DtlError
 from dtl.jobs import train as jobs
 from dtl.models.fingerprint import fingerprint_model
@@ -164,6 +165,7 @@ def test_fingerprint_of_the_base_includes_its_adapters(decoder, first, tmp_path)
     copy = shutil.copytree(first.export, tmp_path / "copy")
     assert with_adapter.startswith(f"{plain}+")
     assert fingerprint_model(Model(path=str(decoder), adapters=(str(copy),))) == with_adapter
+    (copy / CHECKSUMS).unlink()  # a folder of another program has none
     config = copy / "adapter_config.json"
     config.write_text(config.read_text().replace('"lora_alpha": 32.0', '"lora_alpha": 16.0'))
     assert fingerprint_model(Model(path=str(decoder), adapters=(str(copy),))) != with_adapter

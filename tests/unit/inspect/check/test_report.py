@@ -110,7 +110,7 @@ def test_only_corrupted_media_raises_one_error(checker):
     rows = [{"audio": full[: len(full) // 2], "label": label} for label in ("deep", "high")]
     with pytest.raises(DtlError, match=r"train.jsonl:1.*cannot be decoded") as reported:
         checker.check("audio_classification", rows)
-    assert reported.value.exit_code == 2 and "fix the rows" in str(reported.value)
+    assert reported.value.exit_code == 2 and "convert it to" in str(reported.value)
 
 
 def test_command_has_exit_codes_and_json(checker, capsys):
