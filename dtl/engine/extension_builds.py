@@ -1,17 +1,23 @@
-"""Build DeepSpeed's C++ extensions one process at a time, without waiting for a killed build.
+"""Build DeepSpeed's C++ extensions once per environment, without waiting for a killed build.
 
 PyTorch marks a build by a file named `lock` in the extension's folder. Every other process waits
 until the file is gone, without a limit, also if the build was killed.
+
+Ninja compiles again what another version of ninja, or other flags, have compiled. So an environment
+builds with its own ninja, whatever is first in PATH, and in a folder of its own.
 """
 
 from __future__ import annotations
 
 import fcntl
+import os
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import wraps
+from hashlib import sha256
+from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,6 +25,7 @@ import psutil
 
 MARKER = ".dtl-build"  # locked by the process that builds; its content says that a build has begun
 LOCK = "lock"  # PyTorch's
+FOLDER_VARIABLE = "TORCH_EXTENSIONS_DIR"
 POLL_SECONDS = 0.2
 # A lock that another program made, and no process of this machine has open, may belong to a build
 # on another node that shares the folder. No extension takes this long.
@@ -26,7 +33,9 @@ FOREIGN_SECONDS = 600.0
 
 
 def guard_extension_builds() -> None:
-    """Have every build of a DeepSpeed extension in this process go through `exclusive_build`."""
+    """Have every build of a DeepSpeed extension in this process go through `exclusive_build`, with
+    the ninja of this environment, and below TORCH_EXTENSIONS_DIR, or a folder of this
+    environment."""
     from deepspeed.ops.op_builder.builder import OpBuilder
     from torch.utils.cpp_extension import _get_build_directory
 
@@ -36,10 +45,34 @@ def guard_extension_builds() -> None:
 
     @wraps(jit_load)
     def guarded(builder: Any, verbose: bool = True) -> Any:
-        with exclusive_build(Path(_get_build_directory(builder.name, False))):
+        os.environ.setdefault(FOLDER_VARIABLE, str(_environment_folder()))
+        folder = Path(_get_build_directory(builder.name, False))
+        with exclusive_build(folder), _own_ninja_first():
             return jit_load(builder, verbose)
 
     OpBuilder.jit_load = guarded
+
+
+def _environment_folder() -> Path:
+    """Return the folder of the extensions of this environment and its versions."""
+    from torch.utils.cpp_extension import get_default_build_root
+
+    words = (sys.prefix, sys.version, *(version(name) for name in ("torch", "deepspeed", "ninja")))
+    digest = sha256("\n".join(words).encode()).hexdigest()[:12]
+    return Path(get_default_build_root()) / f"dtl-{digest}"
+
+
+@contextmanager
+def _own_ninja_first() -> Iterator[None]:
+    """Have the ninja of this environment come first in PATH."""
+    import ninja
+
+    path = os.environ.get("PATH", "")
+    os.environ["PATH"] = f"{ninja.BIN_DIR}{os.pathsep}{path}"
+    try:
+        yield
+    finally:
+        os.environ["PATH"] = path
 
 
 @contextmanager

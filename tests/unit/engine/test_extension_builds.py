@@ -1,11 +1,14 @@
 """A build of an extension waits for one that runs, and not for one that was killed."""
 
+import os
+import shutil
 import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
 
+import ninja
 import pytest
 from torch.utils.file_baton import FileBaton
 
@@ -75,6 +78,13 @@ def test_old_lock_that_nobody_holds_is_removed(tmp_path, monkeypatch, capsys):
     assert "compiling it again" in capsys.readouterr().err
 
 
+def test_environments_have_folders_of_their_own(monkeypatch):
+    folder = extension_builds._environment_folder()
+    assert folder == extension_builds._environment_folder()
+    monkeypatch.setattr(sys, "prefix", "/another/environment")
+    assert folder != extension_builds._environment_folder()
+
+
 def test_every_build_of_deepspeed_is_guarded(tmp_path, monkeypatch):
     from deepspeed.ops.op_builder.builder import OpBuilder
 
@@ -97,6 +107,8 @@ def test_every_build_of_deepspeed_is_guarded(tmp_path, monkeypatch):
     guarded = OpBuilder.jit_load
     guard_extension_builds()
     assert OpBuilder.jit_load is guarded
-    monkeypatch.setattr("torch.utils.cpp_extension.load", lambda **_: "module")
-    assert Builder().jit_load() == "module"
+    monkeypatch.setattr("torch.utils.cpp_extension.load", lambda **_: shutil.which("ninja"))
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    assert Builder().jit_load() == str(Path(ninja.BIN_DIR) / "ninja"), "not that of the system"
+    assert os.environ["PATH"] == "/usr/bin:/bin"
     assert (tmp_path / "toy" / extension_builds.MARKER).read_text() == ""
