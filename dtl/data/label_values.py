@@ -10,7 +10,7 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from decimal import Decimal
 
-# What pandas reads as a missing value, and "?" of the UCI repository.
+# What pandas reads as a missing value.
 MISSING_TEXTS = frozenset(
     {
         "#N/A",
@@ -32,7 +32,6 @@ MISSING_TEXTS = frozenset(
         "n/a",
         "nan",
         "null",
-        "?",
     }
 )
 UNLABELED = "-1"  # of rows without a label, as in the test sets of GLUE and in scikit-learn

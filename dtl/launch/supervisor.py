@@ -19,6 +19,7 @@ from dtl.launch.child_process import SUPERVISOR_PID, fork_process, set_parent_de
 from dtl.launch.torchrun import LaunchCommand, build_command
 from dtl.plan.main_memory import count_oom_kills
 from dtl.plan.memory_advice import suggest_memory_reduction
+from dtl.plan.records import Layout
 from dtl.run.folder import RunFolder
 from dtl.train.deadline import START_TIME
 from dtl.train.heartbeat import read_heartbeats
@@ -106,9 +107,7 @@ class Supervisor:
         if self._stop.is_requested:
             return CRASHED
         folder.write_exit_code(None)
-        layout = folder.plan.layout
-        is_single_cpu_process = layout.world_size == 1 and layout.device == "cpu"
-        if command is None and self.can_fork and is_single_cpu_process:
+        if command is None and self.can_fork and _is_single_cpu_process(folder.plan.layout):
             code = self._run_fork(folder, prepared)
         else:
             code = self._run_command(folder, command or build_command(folder))
@@ -175,6 +174,10 @@ class Supervisor:
         end = time.monotonic() + seconds
         while not self._stop.is_requested and time.monotonic() < end:
             time.sleep(0.05)
+
+
+def _is_single_cpu_process(layout: Layout) -> bool:
+    return layout.world_size == 1 and layout.device == "cpu"
 
 
 def _describe_oom_kill(folder: RunFolder) -> str:

@@ -23,7 +23,7 @@ from tests.task_bench import make_task
 MISSING: list[Any] = [
     *(None, "", " ", "\t", "\u200b", "\ufeff", float("nan"), float("inf"), Decimal("NaN")),
     *("nan", "NaN", "NA", "N/A", "n/a", "null", "NULL", "None", " None ", "<NA>", "#N/A", "NaT"),
-    *(-1, -1.0, "-1", "-1.0", "?"),
+    *(-1, -1.0, "-1", "-1.0"),
 ]
 
 
