@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import ast
-import json
 import math
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from decimal import Decimal
+
+from dtl.data.nested_text import parse_text
 
 # What pandas reads as a missing value.
 MISSING_TEXTS = frozenset(
@@ -76,16 +76,8 @@ def parse_number(value: object) -> float | None:
 def parse_list(value: object) -> object:
     """Return the list that a text is, as JSON or as Python writes it, because a CSV file has only
     texts; anything else is unchanged."""
-    if not isinstance(value, str) or not value.strip().startswith("["):
-        return value
-    for parse in (json.loads, ast.literal_eval):
-        try:
-            values = parse(value.strip())
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
-            continue
-        if isinstance(values, list):
-            return values
-    return value
+    parsed = parse_text(value)
+    return parsed if isinstance(parsed, list) else value
 
 
 def sort_labels(labels: Iterable[str]) -> list[str]:

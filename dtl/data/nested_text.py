@@ -14,7 +14,7 @@ def parse_text(value: Any) -> Any:
         return value
     try:
         return json.loads(value)
-    except ValueError:
+    except (ValueError, RecursionError):
         pass
     try:  # as pandas writes a list into a CSV file
         return ast.literal_eval(value.strip())
