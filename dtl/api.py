@@ -106,8 +106,7 @@ def _train(config: RunConfig, supervisor: Supervisor) -> RunResult:
     # 1. Resume a run of the same config.
     folder = RunFolder.from_config(config)
     if prepared_run.has_same_run(folder, config):
-        overrides = _layout_overrides(config, folder)
-        return _resume(folder, overrides, supervisor)
+        return _resume(folder, supervisor, config=None if config == folder.config else config)
     # 2. Check that the run can start here.
     prepared_run.check_unused(folder, config)
     if config.layout.nodes > 1:
@@ -138,14 +137,15 @@ def resume(
     gives the same result. `options`: fields of ResumeOptions. Raises DtlError, also for overrides
     that change the result and are not in `allow_change`.
     """
+    from dtl.prepare.prepared_run import load_changed_config
+
     chosen = ResumeOptions(**options)
     folder, allow_change = RunFolder.open(path), frozenset(chosen.allow_change)
     job = Submission.load(folder.path)
     if job is not None and folder.state != "finished":
         from dtl.cluster.submit import check_not_queued, resubmit
-        from dtl.prepare import prepared_run
 
-        config = prepared_run.load_changed_config(folder, overrides, allow_change=allow_change)
+        config = load_changed_config(folder, overrides, allow_change=allow_change)
         if not chosen.here:
             resubmit(
                 folder,
@@ -162,24 +162,14 @@ def resume(
             str(path), "this run is not resumed in a queue", "leave out --nodes and --time"
         )
     with Supervisor(print_line, can_fork=can_fork) as supervisor:
-        return _resume(
-            folder,
-            overrides,
-            supervisor,
-            allow_change=allow_change,
-            needs_new_plan=job is not None,
-        )
+        if folder.state == "finished" or not (overrides or job is not None):
+            return _resume(folder, supervisor, config=None)
+        changed = load_changed_config(folder, overrides, allow_change=allow_change)
+        return _resume(folder, supervisor, config=changed)
 
 
-def _resume(
-    folder: RunFolder,
-    overrides: Sequence[str],
-    supervisor: Supervisor,
-    *,
-    allow_change: frozenset[str] = frozenset(),
-    needs_new_plan: bool = False,
-) -> RunResult:
-    """Resume on this machine. `needs_new_plan`: the run was planned for another machine."""
+def _resume(folder: RunFolder, supervisor: Supervisor, *, config: RunConfig | None) -> RunResult:
+    """Resume on this machine. `config`: of the same result; a plan is made for it."""
     from dtl.prepare import prepared_run
 
     if folder.state == "finished":
@@ -187,22 +177,13 @@ def _resume(
         return RunResult(0, folder)
     supervisor.print_line(f"{folder.path} was interrupted; resuming")
     prepared = None
-    if overrides or needs_new_plan:
-        config = prepared_run.load_changed_config(folder, overrides, allow_change=allow_change)
+    if config is not None:
         prepared = prepared_run.prepare_run(config)
         prepared_run.check_data_unchanged(folder, prepared.data)
         prepared_run.write_run(folder, prepared)
         for line in prepared.plan.format_lines():
             supervisor.print_line(line)
     return RunResult(supervisor.launch(folder, prepared), folder)
-
-
-def _layout_overrides(config: RunConfig, folder: RunFolder) -> list[str]:
-    """Return overrides that give an interrupted run the layout of the config."""
-    if folder.state == "finished" or folder.config.layout == config.layout:
-        return []
-    layout = config.layout.model_dump(mode="json")
-    return [f"layout.{key}={'null' if value is None else value}" for key, value in layout.items()]
 
 
 def launch(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from dtl.core.json_lines import read_lines
 from tests import tiny_sound, tiny_speech, tiny_vision, tiny_whisper
 from tests.distributed.bases import Case, layer_normed_hubert, spoken, write_cases
 from tests.distributed.covering import covering
@@ -110,8 +110,7 @@ def test_every_base_and_every_strategy_meets_every_stage() -> None:
 
 
 def eval_records(run: Path) -> list[dict[str, Any]]:
-    text = (run / "evaluations" / f"step-{STEPS:08d}.jsonl").read_text(encoding="utf-8")
-    return [json.loads(line) for line in text.splitlines()]
+    return read_lines(run / "evaluations" / f"step-{STEPS:08d}.jsonl")
 
 
 @pytest.mark.parametrize(("base", "strategy", "stage"), COMPARED)

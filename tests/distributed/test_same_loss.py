@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from dtl.core.json_lines import read_lines
 from dtl.inspect.audit import audit_run
 from dtl.run.folder import RunFolder
 from tests.distributed import reference
@@ -312,11 +313,7 @@ def test_scores_are_identical_on_one_two_and_three_processes(bed: Path) -> None:
     folders = [scored_run(processes).path(bed) for processes in (1, 2, 3)]
     found = [scores(folder, "unadapted") for folder in folders]
     assert found[0] == found[1] == found[2]
-    records = [
-        [json.loads(line) for line in path.read_text().splitlines()]
-        for folder in folders
-        for path in [folder / "evaluations" / "step-00000000.jsonl"]
-    ]
+    records = [read_lines(folder / "evaluations" / "step-00000000.jsonl") for folder in folders]
     assert [record["row"] for record in records[0]] == list(range(HELD_OUT))
     assert records[0] == records[1] == records[2]
 
