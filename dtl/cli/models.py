@@ -85,18 +85,25 @@ def predict(
 
 
 def _report_missing(predictions: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Pass predictions on; after the last, print how many there are without one or with a cut
-    input."""
-    missing = cut = total = 0
+    """Pass predictions on; after the last, print how many there are without one, with a cut input
+    or with a chat of which the template renders only a part."""
+    missing = cut = dropped = total = 0
     for row in predictions:
         total += 1
         missing += "reason" in row and row.get("predicted") is None
         cut += "truncated_tokens" in row
+        dropped += "dropped" in row
         yield row
     if missing:
         typer.echo(f"{missing} of {total} inputs have no prediction; see their reason", err=True)
     if cut:
         typer.echo(f"{cut} of {total} inputs were cut; see their truncated_tokens", err=True)
+    if dropped:
+        typer.echo(
+            f"{dropped} of {total} inputs have something that the chat template does not render; "
+            "see their dropped",
+            err=True,
+        )
 
 
 def export(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from dtl.data.example import EncodedExample, Skip
@@ -52,4 +52,4 @@ class LimitedEncoder:
         values: dict[str, Any] = {
             name: list(value)[-self.max_length :] for name, value in example.values.items()
         }
-        return EncodedExample(values, self.max_length, example.targets)
+        return replace(example, values=values, length=self.max_length)

@@ -12,7 +12,7 @@ import torch
 from dtl import mini
 from dtl.config.schema import Source
 from dtl.core.errors import DtlError, Fault
-from dtl.data.example import Skip
+from dtl.data.example import EncodedExample, Skip
 from dtl.data.modalities.media_files import SUFFIXES
 from dtl.data.row_formats.base import RowInput
 from dtl.data.sources.rows import Row, open_rows
@@ -88,7 +88,8 @@ def predict_rows(
     """Yield the fields of each row with its prediction, in order.
 
     A row without anything to read, or with a prompt that is too long, has `predicted` None and a
-    `reason`. Where the input was cut, `truncated_tokens` says by how much. `truncate_prompts`: cut
+    `reason`. Where the input was cut, `truncated_tokens` says by how much; `dropped` names what the
+    chat template does not render. `truncate_prompts`: cut
     the beginning of such a prompt. Raises DtlError for an invalid row, with its location.
     """
     task = exported.task
@@ -118,12 +119,20 @@ def predict_rows(
         results = iter(
             {"predicted": None, "reason": example.reason}
             if isinstance(example, Skip)
-            else {**next(predictions), **({"truncated_tokens": cut} if cut else {})}
+            else {**next(predictions), **_describe_missing(example, cut)}
             for example, cut in limited
         )
         # 3. Join the chunks of each row.
         for row, chunks in zip(batch, chunks_by_row, strict=True):
             yield {**_json_fields(row.fields), **_join_chunks(list(islice(results, len(chunks))))}
+
+
+def _describe_missing(example: EncodedExample, cut: int) -> dict[str, Any]:
+    """Return what the model does not read of an input; `cut`: the tokens that were cut."""
+    return {
+        **({"truncated_tokens": cut} if cut else {}),
+        **({"dropped": list(example.dropped)} if example.dropped else {}),
+    }
 
 
 def _make_encoder(exported: ExportedModel, *, truncate_prompts: bool) -> LimitedEncoder:

@@ -6,22 +6,27 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from dtl.config.schema.base import Record
 from dtl.core.errors import Fault
+from dtl.data.chat.custom_template import find_template_notes, set_chat_template
+from dtl.data.chat.messages import CHAT_COLUMNS
+from dtl.data.chat.options import ChatOptions
 from dtl.data.chat.preference import (
+    COLUMNS,
     RESPONSES,
     encode_pair,
     find_preference_fault,
     pair_token_parts,
     preview_pair,
 )
+from dtl.data.chat.response import ResponseTokenizer
+from dtl.data.chat.stop_tokens import add_stop_tokens
 from dtl.data.modalities.text import limit_to_positions
 from dtl.data.padding import attention_mask, pad_sequences
 from dtl.losses.cross_entropy import IGNORE_INDEX
@@ -40,7 +45,7 @@ if TYPE_CHECKING:
 PAIR_COLUMNS = "`prompt`, `chosen` and `rejected`, each a text or chat messages (role, content)"
 
 
-class PairOptions(Record):
+class PairOptions(ChatOptions):
     """Options of every task on pairs of responses."""
 
     max_length: int = Field(
@@ -84,6 +89,9 @@ class PairTask(Task):
     def preview(self, row: Row) -> ExamplePreview:
         return ExamplePreview(*preview_pair(row))
 
+    def read_columns(self, fields: Mapping[str, Any]) -> frozenset[str]:
+        return frozenset((*COLUMNS, *CHAT_COLUMNS))
+
     def token_spans(self, values: dict[str, Any]) -> list[TokenSpan]:
         """Return the prompt, the chosen response and the rejected response."""
         prompt, *responses = pair_token_parts(values)
@@ -92,8 +100,21 @@ class PairTask(Task):
     def collect_dataset_stats(self, rows: Iterable[Row], base_config: Any) -> DatasetStats:
         return {}
 
+    def adapt_processor(
+        self, processor: Any, dataset_stats: DatasetStats
+    ) -> tuple[Any, DatasetStats]:
+        """Set the chat template of the options."""
+        return set_chat_template(processor, dataset_stats, self.options)
+
+    def find_data_notes(self, dataset_stats: DatasetStats) -> Iterable[str]:
+        return find_template_notes(self.options)
+
     def head_config(self, dataset_stats: DatasetStats) -> dict[str, Any]:
         return {}
+
+    def configure_model(self, model: nn.Module, *, processor: Any) -> None:
+        """Stop a generated text at the tokens that end an answer of a chat or a text."""
+        add_stop_tokens(model, processor, self.options.chat_template_kwargs)
 
     def max_length(self, processor: Any, dataset_stats: DatasetStats, base_config: Any) -> int:
         """Return the length of both responses, each with the prompt."""
@@ -101,7 +122,8 @@ class PairTask(Task):
 
     def encoder(self, processor: Any, dataset_stats: DatasetStats, base_config: Any) -> Encoder:
         limit = limit_to_positions(self.options.max_length, base_config)
-        return lambda row: encode_pair(row, processor, limit=limit)
+        responses = ResponseTokenizer(processor, self.options, limit)
+        return lambda row: encode_pair(row, responses)
 
     def collate(self, examples: list[dict[str, Any]], *, pad_token_id: int) -> dict[str, Tensor]:
         return collate_pairs(examples, pad_token_id=pad_token_id)

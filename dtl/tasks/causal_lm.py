@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from dtl.config.schema.base import Record
 from dtl.core.errors import Fault
+from dtl.data.chat.custom_template import find_template_notes, set_chat_template
 from dtl.data.chat.messages import (
     CHAT_COLUMNS,
     Chat,
@@ -22,18 +22,18 @@ from dtl.data.chat.messages import (
     read_chat,
     supervised_indices,
 )
+from dtl.data.chat.options import ChatOptions
 from dtl.data.chat.render import ChatRenderer, ChatTokenizer
 from dtl.data.chat.stop_tokens import add_stop_tokens
 from dtl.data.example import EncodedExample, Skip
 from dtl.data.modalities.special_tokens import as_textual
 from dtl.data.modalities.text import (
     NO_LIMIT,
-    bos_tokens,
     find_text_fault,
     get_text,
     limit_to_positions,
     max_characters,
-    tokenize,
+    tokenize_texts,
 )
 from dtl.data.padding import pad_sequences, pad_token_inputs
 from dtl.losses.cross_entropy import IGNORE_INDEX, token_cross_entropy
@@ -57,12 +57,9 @@ DEFAULT_NEW_TOKENS = 128  # that are generated, unless another number is request
 MESSAGES_PER_TOKEN = 4  # more than any chat template renders
 NO_TARGET_LEFT = "no target left after truncation"
 NO_SUPERVISED_ANSWER = "no answer of the assistant is trained on (`weight: 0` or `train: false`)"
-NOT_AS_IN_USE = (
-    "an answer does not follow the generation prompt of the chat template as it does in use"
-)
 
 
-class Options(Record):
+class Options(ChatOptions):
     """Options of `task: causal_lm`."""
 
     max_length: int = Field(
@@ -84,17 +81,6 @@ class Options(Record):
         "false: all answers from the full chat, as the chat template renders it. Default: an "
         "example of its own only for an answer that the template renders differently in a longer "
         "chat.",
-    )
-    special_tokens: Literal["tokens", "text"] | None = Field(
-        None,
-        description="How special tokens that a text of the data spells out, such as <|im_end|>, "
-        "are read: as these tokens, or as text, so that a user cannot end a turn. Default: as "
-        "tokens, which `dtl check` reports.",
-    )
-    chat_template_kwargs: dict[str, Any] = Field(
-        default_factory=dict,
-        description="Variables of the chat template, such as `enable_thinking: false`; a column of "
-        "the same name has them for one row.",
     )
 
 
@@ -144,6 +130,15 @@ class Plugin(Task):
 
     def collect_dataset_stats(self, rows: Iterable[Row], base_config: Any) -> DatasetStats:
         return {}
+
+    def adapt_processor(
+        self, processor: Any, dataset_stats: DatasetStats
+    ) -> tuple[Any, DatasetStats]:
+        """Set the chat template of the options."""
+        return set_chat_template(processor, dataset_stats, self.options)
+
+    def find_data_notes(self, dataset_stats: DatasetStats) -> Iterable[str]:
+        return find_template_notes(self.options)
 
     def head_config(self, dataset_stats: DatasetStats) -> dict[str, Any]:
         return {}
@@ -195,33 +190,24 @@ class Plugin(Task):
         example = _make_example(encoded.tokens, encoded.supervised, limit)
         if isinstance(example, Skip):
             return example
-        notes = () if encoded.is_as_in_use or is_all else (NOT_AS_IN_USE,)
+        notes = () if is_all else encoded.notes
         return replace(example, dropped=encoded.dropped, notes=notes)
 
     def _tokens(self, row: Row, tokenizer: Any, limit: int) -> tuple[list[int], list[bool]]:
         """Return the tokens of a row of texts, and whether each is supervised; those beyond the
         limit may be missing."""
-        columns = _columns(row)
-        reads_special_tokens = self.options.special_tokens != "text"
-        texts = [
-            tokenize(
-                tokenizer,
-                get_text(row, column, max_tokens=limit),
-                reads_special_tokens=reads_special_tokens,
-            )
-            for column in columns
-        ]
-        start, end = bos_tokens(tokenizer), []
-        if texts[0][: len(start)] == start:
-            start = []  # the text has its own
-        eos = tokenizer.eos_token_id
-        if self.options.append_eos and eos is not None and texts[-1][-1:] != [eos]:
-            end = [eos]
+        columns, options = _columns(row), self.options
+        texts = tokenize_texts(
+            tokenizer,
+            [get_text(row, column, max_tokens=limit) for column in columns],
+            has_end=options.append_eos,
+            reads_special_tokens=options.special_tokens != "text",
+        )
         if columns == ("text",):
-            tokens = start + texts[0] + end if texts[0] else []
+            tokens = texts[0] if row.fields["text"] else []
             return tokens, [True] * len(tokens)
-        prompt, completion = start + texts[0], texts[1] + end
-        supervised = [self.options.train_on == "all"] * len(prompt) + [True] * len(completion)
+        prompt, completion = texts
+        supervised = [options.train_on == "all"] * len(prompt) + [True] * len(completion)
         return prompt + completion, supervised
 
     def _chat_tokenizer(self, tokenizer: Any, limit: int) -> ChatTokenizer:
@@ -231,7 +217,6 @@ class Plugin(Task):
             max_tokens=limit,
             max_characters=max_characters(limit),
             plain_format="`prompt` and `completion`",
-            alternative="set task.train_on=all, or give the data as `prompt` and `completion`",
             options=self.options.chat_template_kwargs,
             expand=self.options.expand_turns,
             renderer=self._chat_renderer,
@@ -291,9 +276,11 @@ class Plugin(Task):
             if _columns(row) != ("messages",):
                 return encode_texts(row)
             prompt = chat_tokenizer.encode_prompt(read_chat(row), row)
-            placeholder = [processor.pad_token_id]
-            supervised = [False] * len(prompt) + [True]
-            return _make_example(prompt + placeholder, supervised, limit)
+            tokens = [*prompt.tokens, processor.pad_token_id]
+            example = _make_example(tokens, [*prompt.supervised, True], limit)
+            if isinstance(example, Skip):
+                return example
+            return replace(example, dropped=prompt.dropped)
 
         return encode
 

@@ -4,14 +4,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from dtl.config.schema.base import Record
 from dtl.core.errors import Fault
-from dtl.data.chat.response import find_response_fault, preview_response, tokenize_response
+from dtl.data.chat.custom_template import find_template_notes, set_chat_template
+from dtl.data.chat.messages import CHAT_COLUMNS
+from dtl.data.chat.options import ChatOptions
+from dtl.data.chat.response import (
+    RESPONSE_COLUMNS,
+    ResponseTokenizer,
+    find_response_fault,
+    preview_response,
+    tokenize_response,
+)
+from dtl.data.chat.stop_tokens import add_stop_tokens
 from dtl.data.example import PARTNER, EncodedExample, Skip
 from dtl.data.modalities.text import limit_to_positions
 from dtl.losses.preference import kto_losses
@@ -32,7 +41,7 @@ KL = "kl"  # key in a batch: the KL divergence over the global batch
 MISMATCHED = "mismatched_"  # prefix in a batch: a prompt with the response of its partner
 
 
-class Options(Record):
+class Options(ChatOptions):
     """Options of `task: kto` (Ethayarajh et al. 2024, arXiv:2402.01306)."""
 
     beta: float = Field(
@@ -79,6 +88,9 @@ class Plugin(Task):
     def preview(self, row: Row) -> ExamplePreview:
         return ExamplePreview(*preview_response(row), labels=(JUDGMENTS[_get_judgment(row)],))
 
+    def read_columns(self, fields: Mapping[str, Any]) -> frozenset[str]:
+        return frozenset((*RESPONSE_COLUMNS, "label", *CHAT_COLUMNS))
+
     def token_spans(self, values: dict[str, Any]) -> list[TokenSpan]:
         tokens, start = list(values["input_ids"]), int(values["start"])
         return [TokenSpan(tokens[:start], False), TokenSpan(tokens[start:], True)]
@@ -86,8 +98,21 @@ class Plugin(Task):
     def collect_dataset_stats(self, rows: Iterable[Row], base_config: Any) -> DatasetStats:
         return {}
 
+    def adapt_processor(
+        self, processor: Any, dataset_stats: DatasetStats
+    ) -> tuple[Any, DatasetStats]:
+        """Set the chat template of the options."""
+        return set_chat_template(processor, dataset_stats, self.options)
+
+    def find_data_notes(self, dataset_stats: DatasetStats) -> Iterable[str]:
+        return find_template_notes(self.options)
+
     def head_config(self, dataset_stats: DatasetStats) -> dict[str, Any]:
         return {}
+
+    def configure_model(self, model: nn.Module, *, processor: Any) -> None:
+        """Stop a generated text at the tokens that end an answer of a chat or a text."""
+        add_stop_tokens(model, processor, self.options.chat_template_kwargs)
 
     def max_length(self, processor: Any, dataset_stats: DatasetStats, base_config: Any) -> int:
         return limit_to_positions(self.options.max_length, base_config)
@@ -95,8 +120,10 @@ class Plugin(Task):
     def encoder(self, processor: Any, dataset_stats: DatasetStats, base_config: Any) -> Encoder:
         limit = self.max_length(processor, dataset_stats, base_config)
 
+        responses = ResponseTokenizer(processor, self.options, limit)
+
         def encode(row: Row) -> EncodedExample | Skip:
-            response = tokenize_response(row, processor, limit=limit)
+            response = tokenize_response(row, responses)
             if isinstance(response, Skip):
                 return response
             values = {
@@ -105,7 +132,8 @@ class Plugin(Task):
                 "max_response": limit - response.start,
                 "desirable": int(_get_judgment(row)),
             }
-            return EncodedExample(values, len(response.tokens), 1)
+            length = len(response.tokens)
+            return EncodedExample(values, length, 1, response.dropped, response.notes)
 
         return encode
 

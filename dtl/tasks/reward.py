@@ -5,25 +5,30 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from dtl.config.schema.base import Record
 from dtl.core.errors import Fault
+from dtl.data.chat.custom_template import find_template_notes, set_chat_template
+from dtl.data.chat.messages import CHAT_COLUMNS
+from dtl.data.chat.options import ChatOptions
 from dtl.data.chat.preference import (
+    COLUMNS,
     RESPONSES,
     find_preference_fault,
+    join_notes,
     preference_messages,
     preview_pair,
 )
 from dtl.data.chat.response import (
+    RESPONSE_COLUMNS,
+    ResponseTokenizer,
+    TokenizedResponse,
     find_response_fault,
     preview_response,
     response_messages,
-    tokenize_chat_response,
-    tokenize_joined_text,
 )
 from dtl.data.example import EncodedExample, Skip
 from dtl.data.modalities.text import limit_to_tokenizer
@@ -55,7 +60,7 @@ METRICS = {"pairwise": Metric("accuracy"), "scalar": Metric("pearson")}
 EMPTY = "no response left after truncation"
 
 
-class Options(Record):
+class Options(ChatOptions):
     """Options of `task: reward`."""
 
     objective: Literal["pairwise", "scalar"] = Field(
@@ -110,6 +115,10 @@ class Plugin(Task):
         preview = preview_pair if self._is_pairwise else preview_response
         return ExamplePreview(preview(row)[0])
 
+    def read_columns(self, fields: Mapping[str, Any]) -> frozenset[str]:
+        own = (*COLUMNS, "margin") if self._is_pairwise else (*RESPONSE_COLUMNS, "score")
+        return frozenset((*own, *CHAT_COLUMNS))
+
     def token_spans(self, values: dict[str, Any]) -> list[TokenSpan]:
         return [TokenSpan(list(values[name]), True) for name in RESPONSES if len(values[name])]
 
@@ -118,6 +127,15 @@ class Plugin(Task):
         architectures = getattr(base_config, "architectures", None) or ()
         is_classifier = any("ForSequenceClassification" in name for name in architectures)
         return {"new_head": not (is_classifier and base_config.num_labels == 1)}
+
+    def adapt_processor(
+        self, processor: Any, dataset_stats: DatasetStats
+    ) -> tuple[Any, DatasetStats]:
+        """Set the chat template of the options."""
+        return set_chat_template(processor, dataset_stats, self.options)
+
+    def find_data_notes(self, dataset_stats: DatasetStats) -> Iterable[str]:
+        return find_template_notes(self.options)
 
     def head_config(self, dataset_stats: DatasetStats) -> dict[str, Any]:
         return {"num_labels": 1}
@@ -128,9 +146,9 @@ class Plugin(Task):
 
     def encoder(self, processor: Any, dataset_stats: DatasetStats, base_config: Any) -> Encoder:
         limit = limit_to_tokenizer(self.options.max_length, processor, base_config)
-        if self._is_pairwise:
-            return lambda row: _encode_pair(row, processor, limit=limit)
-        return lambda row: _encode_single(row, processor, limit=limit)
+        responses = ResponseTokenizer(processor, self.options, limit)
+        encode = _encode_pair if self._is_pairwise else _encode_single
+        return lambda row: encode(row, responses)
 
     def collate(self, examples: list[dict[str, Any]], *, pad_token_id: int) -> dict[str, Tensor]:
         """Return `input_ids`, `attention_mask` (B, P, T), and margins and scores (B,).
@@ -199,11 +217,11 @@ class Plugin(Task):
     ) -> Encoder:
         """Return an encoder of pairs, and of single completions."""
         limit = limit_to_tokenizer(self.options.max_length, processor, base_config)
-        encode = self.encoder(processor, dataset_stats, base_config)
+        responses = ResponseTokenizer(processor, self.options, limit)
 
         def encode_input(row: Row) -> EncodedExample | Skip:
             is_single = row.fields.get("completion") is not None
-            return _encode_single(row, processor, limit=limit) if is_single else encode(row)
+            return (_encode_single if is_single else _encode_pair)(row, responses)
 
         return encode_input
 
@@ -250,47 +268,45 @@ def _describe_rewards(rewards: list[float]) -> dict[str, Any]:
     }
 
 
-def _encode_pair(row: Row, tokenizer: Any, *, limit: int) -> EncodedExample | Skip:
+def _encode_pair(row: Row, responses: ResponseTokenizer) -> EncodedExample | Skip:
     """Return both responses, each with the prompt; a pair is one target."""
     messages = preference_messages(row)
     if messages is None:
         prompt = str(row.fields.get("prompt") or "")
-        texts = [prompt + str(row.fields[name]) for name in RESPONSES]
-        chosen, rejected = (tokenize_joined_text(text, tokenizer, limit=limit) for text in texts)
+        texts = (prompt + str(row.fields[name]) for name in RESPONSES)
+        pair = [TokenizedResponse(responses.tokenize_joined_text(text), 0) for text in texts]
     else:
         pair = [
-            tokenize_chat_response(messages.prompt, response, row, tokenizer, limit=limit)
+            responses.tokenize_chat(messages.prompt, response, row)
             for response in (messages.chosen, messages.rejected)
         ]
-        if any(response.is_empty for response in pair):
-            return Skip(EMPTY)
-        chosen, rejected = (response.tokens for response in pair)
-    if chosen == rejected:
+    if any(response.is_empty for response in pair):
+        return Skip(EMPTY)
+    if pair[0].tokens == pair[1].tokens:
         return Skip("both responses are the same, or become so by truncation")
-    margin: Any = row.fields.get("margin")
-    return _make_example(chosen, rejected, 0.0 if margin is None else float(margin))
+    return _make_example(pair, row.fields.get("margin"))
 
 
-def _encode_single(row: Row, tokenizer: Any, *, limit: int) -> EncodedExample | Skip:
+def _encode_single(row: Row, responses: ResponseTokenizer) -> EncodedExample | Skip:
     """Return a response with its prompt; its score is one target."""
     messages = response_messages(row)
     if messages is None:
         text = str(row.fields.get("prompt") or "") + str(row.fields["completion"])
-        tokens = tokenize_joined_text(text, tokenizer, limit=limit)
+        response = TokenizedResponse(responses.tokenize_joined_text(text), 0)
     else:
-        response = tokenize_chat_response(*messages, row, tokenizer, limit=limit)
-        if response.is_empty:
-            return Skip(EMPTY)
-        tokens = response.tokens
-    if not tokens:
-        return Skip("empty text")
-    score: Any = row.fields.get("score")
-    return _make_example(tokens, [], 0.0 if score is None else float(score))
+        response = responses.tokenize_chat(*messages, row)
+    return Skip(EMPTY) if response.is_empty else _make_example([response], row.fields.get("score"))
 
 
-def _make_example(chosen: list[int], rejected: list[int], target: float) -> EncodedExample:
-    values = {CHOSEN: chosen, REJECTED: rejected, "target": target}
-    return EncodedExample(values, len(chosen) + len(rejected), 1)
+def _make_example(pair: list[TokenizedResponse], target: Any) -> EncodedExample:
+    """Return the example of two responses, or of one."""
+    chosen, rejected = pair[0].tokens, pair[1].tokens if len(pair) > 1 else []
+    values = {
+        CHOSEN: chosen,
+        REJECTED: rejected,
+        "target": 0.0 if target is None else float(target),
+    }
+    return EncodedExample(values, len(chosen) + len(rejected), 1, *join_notes(pair))
 
 
 def _find_number_fault(row: Row, column: str, *, is_required: bool) -> Fault | None:

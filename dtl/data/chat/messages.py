@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -65,6 +65,27 @@ def normalize_messages(value: Any) -> Any:
     if not isinstance(messages, list):
         return messages
     return [_normalize_message(drop_nulls(parse_text(message))) for message in messages]
+
+
+def parse_messages(value: Any) -> Any:
+    """Return messages in one form, also where a text holds them; a text without, and any other
+    value, as it is."""
+    parsed = parse_text(value)
+    if isinstance(value, str) and not _has_roles(parsed):
+        return value
+    return normalize_messages(parsed)
+
+
+def with_parsed_messages(row: Row, columns: Iterable[str]) -> Row:
+    """Return a row whose columns have messages in one form where they have messages."""
+    found = {name: parse_messages(row.fields[name]) for name in columns if name in row.fields}
+    return replace(row, fields={**row.fields, **found})
+
+
+def _has_roles(value: Any) -> bool:
+    return isinstance(value, list) and any(
+        isinstance(message, dict) and "role" in message for message in map(parse_text, value)
+    )
 
 
 def drop_nulls(value: Any) -> Any:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from dtl.core.errors import Fault
-from dtl.data.chat.messages import normalize_messages
+from dtl.data.chat.messages import with_parsed_messages
 from dtl.data.chat.render import Message, find_messages_fault, is_message_list
 from dtl.data.chat.response import (
+    ResponseTokenizer,
     TokenizedResponse,
     find_response_messages_fault,
     messages_after,
-    tokenize_chat_response,
-    tokenize_text_response,
 )
 from dtl.data.example import EncodedExample, Skip
 from dtl.data.modalities.text import find_text_fault, get_text
@@ -41,10 +41,9 @@ def preference_messages(row: Row) -> PreferenceMessages | None:
     It has the messages of `prompt` and two responses, or two conversations, whose common
     beginning is the prompt.
     """
+    row = with_parsed_messages(row, COLUMNS)
     values: list[Any] = [row.fields.get(column) for column in COLUMNS]
-    prompt, chosen, rejected = (
-        normalize_messages(value) if isinstance(value, list) else value for value in values
-    )
+    prompt, chosen, rejected = values
     if is_message_list(prompt):
         return PreferenceMessages(
             list(prompt),
@@ -65,6 +64,7 @@ def find_preference_fault(row: Row, *, needs_prompt: bool = True) -> Fault | Non
 
     `needs_prompt`: whether responses that are texts need a prompt.
     """
+    row = with_parsed_messages(row, COLUMNS)
     is_without_prompt = row.fields.get("prompt") is None
     has_conversations = is_without_prompt and all(
         is_message_list(row.fields.get(n)) for n in RESPONSES
@@ -105,10 +105,10 @@ def preview_pair(row: Row) -> tuple[str, str]:
     return "\n".join(texts), texts[1]
 
 
-def encode_pair(row: Row, tokenizer: Any, *, limit: int) -> EncodedExample | Skip:
-    """Return both responses, each with the prompt and truncated to `limit` tokens; a pair is one
-    target. A pair that shows no preference is skipped."""
-    pair = _tokenize_pair(row, tokenizer, limit=limit)
+def encode_pair(row: Row, responses: ResponseTokenizer) -> EncodedExample | Skip:
+    """Return both responses, each with the prompt; a pair is one target. A pair that shows no
+    preference is skipped."""
+    pair = _tokenize_pair(row, responses)
     if isinstance(pair, Skip):
         return pair
     if any(response.start == 0 for response in pair):
@@ -121,7 +121,15 @@ def encode_pair(row: Row, tokenizer: Any, *, limit: int) -> EncodedExample | Ski
         name: response.tokens for name, response in zip(RESPONSES, pair, strict=True)
     }
     values["prompt"] = [response.start for response in pair]
-    return EncodedExample(values, sum(len(response.tokens) for response in pair), 1)
+    length = sum(len(response.tokens) for response in pair)
+    return EncodedExample(values, length, 1, *join_notes(pair))
+
+
+def join_notes(pair: Sequence[TokenizedResponse]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return what the template drops of any of the responses, and the notes of all."""
+    dropped = dict.fromkeys(name for response in pair for name in response.dropped)
+    notes = dict.fromkeys(note for response in pair for note in response.notes)
+    return tuple(dropped), tuple(notes)
 
 
 def pair_token_parts(values: dict[str, Any]) -> list[list[int]]:
@@ -131,18 +139,19 @@ def pair_token_parts(values: dict[str, Any]) -> list[list[int]]:
     return [list(values["chosen"][: starts["chosen"]]), *responses]
 
 
-def _tokenize_pair(row: Row, tokenizer: Any, *, limit: int) -> list[TokenizedResponse] | Skip:
+def _tokenize_pair(row: Row, responses: ResponseTokenizer) -> list[TokenizedResponse] | Skip:
     messages = preference_messages(row)
     if messages is None:
+        limit = responses.limit
         prompt, *texts = (get_text(row, name, max_tokens=limit) for name in COLUMNS)
         if texts[0] == texts[1]:
             return Skip("both responses are the same")
-        return [tokenize_text_response(prompt, text, tokenizer, limit=limit) for text in texts]
+        return [responses.tokenize_texts(prompt, text) for text in texts]
     if messages.chosen == messages.rejected:
         return Skip("both responses are the same")
     if not messages.prompt:
         return Skip("no prompt")
     return [
-        tokenize_chat_response(messages.prompt, response, row, tokenizer, limit=limit)
+        responses.tokenize_chat(messages.prompt, response, row)
         for response in (messages.chosen, messages.rejected)
     ]

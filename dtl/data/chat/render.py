@@ -40,6 +40,11 @@ __all__ = [
 ]
 
 
+NOT_AS_IN_USE = (
+    "an answer does not follow the generation prompt of the chat template as it does in use"
+)
+
+
 @dataclass(frozen=True)
 class EncodedChat:
     """The tokens of a chat. `supervised`: whether each of them is; `dropped`: the features of the
@@ -50,6 +55,11 @@ class EncodedChat:
     supervised: list[bool]
     dropped: tuple[str, ...] = ()
     is_as_in_use: bool = True
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is unusual about the chat."""
+        return () if self.is_as_in_use else (NOT_AS_IN_USE,)
 
 
 @dataclass
@@ -72,31 +82,18 @@ class ChatTokenizer:
     """Tokenizes chats with the chat template of a model's tokenizer.
 
     Tokens beyond `max_tokens`, and those of text beyond `max_characters`, may be missing. For
-    messages: `plain_format`, the data's format without chat messages, and `alternative`, what to do
-    if the template cannot be used. `options`: variables of the template. `expand`: whether each
-    answer is an example of its own; None: where the template renders it differently in a longer
-    chat.
+    messages: `plain_format`, the data's format without chat messages. `options`: variables of the
+    template. `expand`: whether each answer is an example of its own; None: where the template
+    renders it differently in a longer chat.
     """
 
     tokenizer: Any
     max_tokens: int
     max_characters: int
     plain_format: str
-    alternative: str
     options: dict[str, Any] = field(default_factory=dict)
     expand: bool | None = None
     renderer: ChatRenderer = field(default_factory=ChatRenderer)
-
-    def tokenize(
-        self, messages: list[Message], row: Row, *, supervised: Sequence[int] | None
-    ) -> tuple[list[int], list[bool]]:
-        """Return the token ids of a chat, and whether each token is supervised.
-
-        `supervised`: indices of the messages whose tokens, with their end-of-turn token, are
-        supervised; None: all tokens. Raises DtlError with the location of the row.
-        """
-        encoded = self.encode(read_chat(row, messages), row, supervised=supervised)
-        return encoded.tokens, encoded.supervised
 
     def expand_messages(self, chat: Chat, row: Row) -> list[list[Message]]:
         """Return the messages of each example of a chat, with a `weight` that is 0 for answers that
@@ -142,18 +139,21 @@ class ChatTokenizer:
             all(span.is_as_in_use for span in spans),
         )
 
-    def encode_prompt(self, chat: Chat, row: Row) -> list[int]:
+    def encode_prompt(self, chat: Chat, row: Row) -> EncodedChat:
         """Return the tokens that the model reads before it answers the last message."""
-        rendered = self._render(chat, row)
-        text = rendered.text(len(chat.messages), with_prompt=True)[: self.max_characters]
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        rendered, count = self._render(chat, row), len(chat.messages)
+        text = rendered.text(count, with_prompt=True)[: self.max_characters]
+        tokens = list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        dropped = find_dropped_features(rendered, count, (), in_full_chat=False)
+        return EncodedChat(tokens, [False] * len(tokens), dropped)
 
     def _render(self, chat: Chat, row: Row) -> RenderedChat:
         if not getattr(self.tokenizer, "chat_template", None):
             raise DtlError.of(
                 row.location,
                 "the row has chat messages, but the model's tokenizer has no chat template",
-                f"use an instruction-tuned model, or give {self.plain_format}",
+                "set task.chat_template, use an instruction-tuned model, or give "
+                f"{self.plain_format}",
             )
         template = ChatTemplate(self.tokenizer, tuple(self.options.items()), row.location)
         if isinstance(self.tokenizer, TextualTokenizer):

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from dtl.core.errors import Fault
+from dtl.data.chat.messages import read_chat, with_parsed_messages
+from dtl.data.chat.options import ChatOptions
 from dtl.data.chat.render import ChatTokenizer, Message, find_messages_fault, is_message_list
 from dtl.data.example import Skip
-from dtl.data.modalities.text import (
-    bos_tokens,
-    find_text_fault,
-    get_text,
-    max_characters,
-    tokenize,
-)
+from dtl.data.modalities.special_tokens import as_textual
+from dtl.data.modalities.text import find_text_fault, get_text, max_characters, tokenize_texts
 
 if TYPE_CHECKING:
     from dtl.data.sources.rows import Row
@@ -25,10 +23,15 @@ RESPONSE_COLUMNS = ("prompt", "completion")
 
 @dataclass(frozen=True)
 class TokenizedResponse:
-    """A prompt with a response, as tokens, and the position at which the response starts."""
+    """A prompt with a response, as tokens, and the position at which the response starts.
+
+    `dropped`: features of the chat that its template does not render; `notes`: what is unusual.
+    """
 
     tokens: list[int]
     start: int
+    dropped: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def is_empty(self) -> bool:
@@ -36,40 +39,50 @@ class TokenizedResponse:
         return self.start >= len(self.tokens)
 
 
-def tokenize_text_response(
-    prompt: str, response: str, tokenizer: Any, *, limit: int
-) -> TokenizedResponse:
-    """Return prompt and response with an end token, truncated to `limit` tokens."""
-    prompt_tokens = [*bos_tokens(tokenizer), *tokenize(tokenizer, prompt)]
-    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    tokens = prompt_tokens + tokenize(tokenizer, response) + end
-    return TokenizedResponse(tokens[:limit], len(prompt_tokens))
+@dataclass(frozen=True)
+class ResponseTokenizer:
+    """Tokenizes prompts with a response, truncated to `limit` tokens."""
 
+    tokenizer: Any
+    options: ChatOptions
+    limit: int
 
-def tokenize_joined_text(text: str, tokenizer: Any, *, limit: int) -> list[int]:
-    """Return the tokens of a text as the tokenizer itself writes them, with an end token if there
-    is one, truncated to `limit` tokens. For models with a head."""
-    tokens = list(tokenizer(text[: max_characters(limit)])["input_ids"])
-    end = tokenizer.eos_token_id
-    if end is not None and tokens[-1:] != [end]:
-        tokens.append(end)
-    return tokens[:limit]
+    def tokenize_texts(self, prompt: str, response: str) -> TokenizedResponse:
+        """Return prompt and response with an end token."""
+        tokens = self._tokenize([prompt, response])
+        return TokenizedResponse((tokens[0] + tokens[1])[: self.limit], len(tokens[0]))
 
+    def tokenize_joined_text(self, text: str) -> list[int]:
+        """Return the tokens of a text with an end token. For models with a head."""
+        return self._tokenize([text[: max_characters(self.limit)]])[0][: self.limit]
 
-def tokenize_chat_response(
-    prompt: list[Message], response: list[Message], row: Row, tokenizer: Any, *, limit: int
-) -> TokenizedResponse:
-    """Return prompt and response in the model's chat template, up to the end-of-turn token."""
-    chat_tokenizer = ChatTokenizer(
-        tokenizer,
-        max_tokens=limit,
-        max_characters=max_characters(limit),
-        plain_format="the prompt and its responses as plain texts",
-        alternative="give the prompt and its responses as plain texts",
-    )
-    tokens, counted = chat_tokenizer.tokenize([*prompt, *response], row, supervised=[len(prompt)])
-    start = counted.index(True) if True in counted else len(tokens)
-    return TokenizedResponse(tokens[: start + sum(counted)], start)
+    def _tokenize(self, texts: list[str]) -> list[list[int]]:
+        reads_special_tokens = self.options.special_tokens != "text"
+        return tokenize_texts(
+            self.tokenizer, texts, has_end=True, reads_special_tokens=reads_special_tokens
+        )
+
+    def tokenize_chat(
+        self, prompt: list[Message], response: list[Message], row: Row
+    ) -> TokenizedResponse:
+        """Return prompt and response in the model's chat template, up to the end-of-turn token."""
+        chat = read_chat(row, [*prompt, *response])
+        encoded = self._chat_tokenizer.encode(chat, row, supervised=[len(prompt)])
+        tokens, counted = encoded.tokens, encoded.supervised
+        start = counted.index(True) if True in counted else len(tokens)
+        return TokenizedResponse(
+            tokens[: start + sum(counted)], start, encoded.dropped, encoded.notes
+        )
+
+    @cached_property
+    def _chat_tokenizer(self) -> ChatTokenizer:
+        return ChatTokenizer(
+            as_textual(self.tokenizer) if self.options.special_tokens == "text" else self.tokenizer,
+            max_tokens=self.limit,
+            max_characters=max_characters(self.limit),
+            plain_format="the prompt and its responses as plain texts",
+            options=self.options.chat_template_kwargs,
+        )
 
 
 def messages_after(prompt: Any, response: Any) -> list[Message]:
@@ -94,6 +107,7 @@ def find_response_messages_fault(row: Row, name: str, response: list[Message]) -
 
 def find_response_fault(row: Row) -> Fault | None:
     """Return what is wrong with the prompt and the completion of a row; None: nothing."""
+    row = with_parsed_messages(row, RESPONSE_COLUMNS)
     completion = row.fields.get("completion")
     is_conversation = row.fields.get("prompt") is None and isinstance(completion, list)
     for name in RESPONSE_COLUMNS[is_conversation:]:
@@ -122,16 +136,18 @@ def preview_response(row: Row) -> tuple[str, str]:
     return json.dumps(parts, sort_keys=True, default=str), target
 
 
-def tokenize_response(row: Row, tokenizer: Any, *, limit: int) -> TokenizedResponse | Skip:
-    """Return the prompt and the completion of a row, truncated to `limit` tokens."""
+def tokenize_response(row: Row, responses: ResponseTokenizer) -> TokenizedResponse | Skip:
+    """Return the prompt and the completion of a row."""
     parts = response_messages(row)
     if parts is None:
-        prompt, text = (get_text(row, name, max_tokens=limit) for name in RESPONSE_COLUMNS)
-        response = tokenize_text_response(prompt, text, tokenizer, limit=limit)
+        prompt, text = (
+            get_text(row, name, max_tokens=responses.limit) for name in RESPONSE_COLUMNS
+        )
+        response = responses.tokenize_texts(prompt, text)
     else:
         if not parts[0]:
             return Skip("no prompt")
-        response = tokenize_chat_response(*parts, row, tokenizer, limit=limit)
+        response = responses.tokenize_chat(*parts, row)
     if response.start == 0:
         return Skip("no prompt")
     return Skip("no response left after truncation") if response.is_empty else response
@@ -142,6 +158,7 @@ def response_messages(row: Row) -> tuple[list[Message], list[Message]] | None:
 
     A completion that is a conversation has the prompt before its last message.
     """
+    row = with_parsed_messages(row, RESPONSE_COLUMNS)
     prompt, completion = (row.fields.get(column) for column in RESPONSE_COLUMNS)
     if is_message_list(prompt):
         return list(prompt), messages_after(prompt, completion)  # type: ignore[call-overload]

@@ -13,8 +13,8 @@ from dtl.data.chat.template import CALL_ID, ChatTemplate, added_tokens
 if TYPE_CHECKING:
     from torch import nn
 
-QUESTION = {"role": "user", "content": "a"}
-ANSWER = {"role": "assistant", "content": "b"}
+QUESTION = {"role": "user", "content": "qzquestion"}
+ANSWER = {"role": "assistant", "content": "qzanswer"}
 FUNCTION = {"name": "f", "arguments": {"c": "d"}}
 CALLS = [{"type": "function", "id": CALL_ID, "function": FUNCTION}]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from dtl.core.errors import Fault
@@ -92,12 +93,37 @@ def tokenize(tokenizer: Any, text: str, *, reads_special_tokens: bool = True) ->
     return list(tokenizer(text, add_special_tokens=False, **options)["input_ids"])
 
 
-def bos_tokens(tokenizer: Any) -> list[int]:
-    """Return the start token if the tokenizer itself puts one before a text, as in pretraining."""
-    bos = tokenizer.bos_token_id
-    if bos is None or list(tokenizer("a")["input_ids"])[:1] != [bos]:
-        return []
-    return [bos]
+def surrounding_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """Return the tokens that the tokenizer itself writes before and after a text."""
+    inner = tokenize(tokenizer, "a")
+    complete = list(tokenizer("a")["input_ids"])
+    for start in range(len(complete) - len(inner) + 1):
+        end = start + len(inner)
+        if complete[start:end] == inner:
+            return complete[:start], complete[end:]
+    return [], []
+
+
+def tokenize_texts(
+    tokenizer: Any, texts: Sequence[str], *, has_end: bool, reads_special_tokens: bool = True
+) -> list[list[int]]:
+    """Return the tokens of each of the texts, which follow each other.
+
+    Before the first stands what the tokenizer itself writes before a text. `has_end`: after the
+    last stands what it writes there, or an end-of-sequence token. Neither is doubled where the text
+    has its own.
+    """
+    tokens = [
+        tokenize(tokenizer, text, reads_special_tokens=reads_special_tokens) for text in texts
+    ]
+    start, end = surrounding_tokens(tokenizer)
+    if not end and tokenizer.eos_token_id is not None:
+        end = [tokenizer.eos_token_id]
+    if tokens[0][: len(start)] != start:
+        tokens[0] = [*start, *tokens[0]]
+    if has_end and end and tokens[-1][-len(end) :] != end:
+        tokens[-1] = [*tokens[-1], *end]
+    return tokens
 
 
 def encode_reference(text: str) -> np.ndarray:

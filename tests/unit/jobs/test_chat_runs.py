@@ -132,3 +132,40 @@ def test_card_of_the_adapter_loads_its_stop_tokens(run):
     stops = json.loads((run.export / "generation_config.json").read_text())["eos_token_id"]
     tokens = tiny_chat.tokenizer("jamba").convert_ids_to_tokens(stops)
     assert set(tokens) == {"</s>", END}
+
+
+def test_a_base_without_template_learns_chats_and_the_export_carries_the_template(
+    tmp_path, monkeypatch
+):
+    """Also where the file of the template is gone."""
+    from transformers import AutoTokenizer
+
+    monkeypatch.setenv("DTL_CACHE", str(tmp_path / "cache"))
+    tiny.decoder(tmp_path / "base")
+    tiny.write_rows(tmp_path / "rows.jsonl", ROWS)
+    template = tmp_path / "own.jinja"
+    template.write_text(
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}{{ '<|eom|>' if m.role == 'assistant' "
+        "else ' ' }}{% endfor %}{{ 'assistant: ' if add_generation_prompt }}"
+    )
+    config = {
+        "run": {"dir": str(tmp_path / "runs"), "name": "done"},
+        "model": {"path": str(tmp_path / "base"), "add_special_tokens": [END]},
+        "task": {"name": "causal_lm", "chat_template": str(template)},
+        "data": {"train": str(tmp_path / "rows.jsonl")},
+        "strategy": {"name": "lora", "rank": 2},
+        "train": {"steps": 1, "global_batch": 4},
+    }
+    (tmp_path / "done.yaml").write_text(json.dumps(config))
+    outcome = api.train(load_config(tmp_path / "done.yaml"), print_line=lambda line: None)
+    assert outcome.exit_code == 0
+    exported, text = outcome.run.export, template.read_text()
+    template.unlink()
+    tokenizer = AutoTokenizer.from_pretrained(exported)
+    assert tokenizer.chat_template == text
+    stops = json.loads((exported / "generation_config.json").read_text())["eos_token_id"]
+    assert tokenizer.convert_tokens_to_ids(END) in stops
+    rows = [Row(0, "", {**questions()[0], "tools": [{"name": "find_ship"}]})]
+    (found,) = predict_rows(rows, load_export(exported), batch_size=1, max_new_tokens=2)
+    assert isinstance(found["predicted"], str)
+    assert found["dropped"] == ["tools"]

@@ -82,7 +82,8 @@ def test_the_command_counts_them(capsys):
     from dtl.cli.models import _report_missing
 
     rows = [{"predicted": "a"}, {"predicted": None, "reason": "long"}, {"predicted": "b"}]
-    rows[2]["truncated_tokens"] = 3
+    rows[2] |= {"truncated_tokens": 3, "dropped": ["tools"]}
     assert list(_report_missing(rows)) == rows
     errors = capsys.readouterr().err
     assert "1 of 3 inputs have no prediction" in errors and "1 of 3 inputs were cut" in errors
+    assert "1 of 3 inputs have something that the chat template does not render" in errors
