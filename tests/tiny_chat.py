@@ -104,6 +104,28 @@ def tokenizer(name: str, *, generation_blocks: bool = False, sentencepiece: bool
     return made
 
 
+def python_tokenizer(name: str) -> Any:
+    """A tokenizer of bytes in Python, which does not give the characters of its tokens, with the
+    template and the added tokens of a family."""
+    from tokenizers import AddedToken
+    from transformers import ByT5Tokenizer
+
+    fast = tokenizer(name)
+    own = {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
+    made = ByT5Tokenizer(
+        extra_ids=0,
+        **{key: AddedToken(text, normalized=False, special=True) for key, text in own.items()},
+    )
+    added = fast.added_tokens_decoder.values()
+    special = [str(token) for token in added if token.special and str(token) not in own.values()]
+    made.add_special_tokens({"additional_special_tokens": special})
+    made.add_tokens([str(token) for token in added if not token.special])
+    made.bos_token, made.eos_token = fast.bos_token, fast.eos_token
+    made.chat_template, made.name_or_path = fast.chat_template, name
+    assert not made.is_fast
+    return made
+
+
 def call(name: str = "find_ship", **arguments: Any) -> dict[str, Any]:
     return {
         "type": "function",

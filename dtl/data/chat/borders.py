@@ -127,7 +127,7 @@ def _tokenize_steps(tokenizer: Any, text: str, positions: Sequence[int]) -> list
     characters."""
     tokens: list[TextToken] = []
     start = 0
-    for end in [*(each for each in positions if 0 < each < len(text)), len(text)]:
+    for end in _outside_added_tokens(tokenizer, text, positions):
         ids = _encode(tokenizer, text[:end])
         known = _ids(tokens)
         added = (
@@ -138,6 +138,17 @@ def _tokenize_steps(tokenizer: Any, text: str, positions: Sequence[int]) -> list
         tokens += [TextToken(token, start, end) for token in added]
         start = end
     return tokens
+
+
+def _outside_added_tokens(tokenizer: Any, text: str, positions: Sequence[int]) -> list[int]:
+    """Return the positions and the end of the text; for one inside an added token, the ends of this
+    token."""
+    pattern = added_tokens(tokenizer)
+    found = {len(text), *(each for each in positions if 0 < each < len(text))}
+    for match in () if pattern is None else pattern.finditer(text):
+        inside = {each for each in found if match.start() < each < match.end()}
+        found = (found - inside) | ({match.start(), match.end()} if inside else set())
+    return sorted(found - {0})
 
 
 def _continue_ids(tokenizer: Any, text: str) -> list[int]:

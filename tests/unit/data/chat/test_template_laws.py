@@ -174,6 +174,25 @@ def test_what_is_learned_begins_after_the_tokens_of_the_generation_prompt(name, 
                 assert tokenizer.decode(tokens[start:]) == full[len(text) :], feature
 
 
+@pytest.mark.parametrize("name", sorted({*IRREGULAR, *BORDERS}))
+def test_a_tokenizer_in_python_gives_the_same_texts_and_masks(name):
+    """It does not give the characters of its tokens."""
+    fast, slow = tiny_chat.tokenizer(name), tiny_chat.python_tokenizer(name)
+    task = make_task("causal_lm", max_length=8000)
+    encoder = task.encoder(slow, {}, None)
+    for feature in tiny_chat.FEATURES:
+        for row, expected in encode(name, feature):
+            found = encoder(row)
+            tokens = [list(each.values["input_ids"]) for each in (found, expected)]
+            assert tokens[0] == apply_template(slow, name, row.fields, return_dict=False), feature
+            learned = [
+                [made.decode(ids[start:end]) for start, end in runs(supervised(each))]
+                for made, ids, each in zip((slow, fast), tokens, (found, expected), strict=True)
+            ]
+            assert learned[0] == learned[1], feature
+            assert (found.dropped, found.notes) == (expected.dropped, expected.notes), feature
+
+
 @pytest.mark.parametrize("name", tiny_chat.NAMES)
 def test_plain_chats_are_as_in_use_unless_the_template_itself_differs(name):
     for feature in ("plain", "two_turns", "three_turns", "weights"):
