@@ -179,7 +179,7 @@ def _resume(folder: RunFolder, supervisor: Supervisor, *, config: RunConfig | No
     prepared = None
     if config is not None:
         prepared = prepared_run.prepare_run(config)
-        prepared_run.check_data_unchanged(folder, prepared.data)
+        prepared_run.check_data_unchanged(folder, prepared)
         prepared_run.write_run(folder, prepared)
         for line in prepared.plan.format_lines():
             supervisor.print_line(line)

@@ -130,7 +130,7 @@ def resubmit(
         working_dir=Path(previous.working_dir),
     )
     prepared = _plan(config, allocation)
-    prepared_run.check_data_unchanged(folder, prepared.data)
+    prepared_run.check_data_unchanged(folder, prepared)
     _submit([_RunToSubmit(folder, prepared)], allocation, print_line)
 
 
@@ -207,7 +207,7 @@ def _prepare(config: RunConfig, allocation: _Allocation) -> _RunToSubmit:
         prepared_run.check_unused(folder, config)
     prepared = _plan(config, allocation)
     if exists and folder.state != "finished":
-        prepared_run.check_data_unchanged(folder, prepared.data)
+        prepared_run.check_data_unchanged(folder, prepared)
     return _RunToSubmit(folder, prepared)
 
 

@@ -126,7 +126,7 @@ def _open_config(
             print(f"{folder.path} is finished; nothing to do", file=terminal, flush=True)
         return None
     if exists:
-        prepared_run.check_data_unchanged(folder, prepared.data)
+        prepared_run.check_data_unchanged(folder, prepared)
     else:
         prepared_run.check_unused(folder, prepared.config)
     return _RankRun(folder, prepared, external)

@@ -19,6 +19,7 @@ from dtl.plan.planner import make_plan
 from dtl.plan.records import Decision, ExternalLaunch, Hardware, Plan
 from dtl.plan.request import CacheableExamples, PlanRequest
 from dtl.prepare.prepared_data import PreparedData, prepare_data
+from dtl.prepare.splits import held_out_key
 from dtl.run.folder import RunFolder
 
 PIP_NAMES = {"tensorboard": "'dtl[tracking]'"}  # of a tracker, if it is not the tracker's name
@@ -97,10 +98,12 @@ def write_run(folder: RunFolder, prepared: PreparedRun) -> None:
 
     Raises DtlError if the folder contains something else than a run.
     """
-    if folder.state != "absent":
-        folder.update_plan(prepared.config, prepared.plan)
-        return
     data = prepared.data
+    if folder.state != "absent":
+        folder.update_plan(
+            prepared.config, prepared.plan, held_out=data.to_record()["sources"].get("data.eval")
+        )
+        return
     folder.create(
         prepared.config,
         prepared.plan,
@@ -116,13 +119,15 @@ def reopen_run(folder: RunFolder, *, writes: bool) -> PreparedRun:
     config = folder.config
     parts = assemble(config)
     data = prepare_data(config, parts, writes=writes)
-    check_data_unchanged(folder, data)
-    return PreparedRun(config, parts, data, folder.plan)
+    prepared = PreparedRun(config, parts, data, folder.plan)
+    check_data_unchanged(folder, prepared)
+    return prepared
 
 
-def check_data_unchanged(folder: RunFolder, data: PreparedData) -> None:
-    """Raise DtlError if data or base are not those that the run started with."""
-    record = data.to_record()
+def check_data_unchanged(folder: RunFolder, prepared: PreparedRun) -> None:
+    """Raise DtlError if data or base are not those that the run started with. Held-out data may be
+    others where the config names others, which `load_changed_config` has allowed."""
+    record = prepared.data.to_record()
     fix = "restore it, or start a new run with another run.name"
     if record["base"] != folder.data["base"]:
         raise DtlError.of(
@@ -140,6 +145,17 @@ def check_data_unchanged(folder: RunFolder, data: PreparedData) -> None:
         raise DtlError.of(
             folder.config.data.train.path,
             "the data, or its tokenizer, has changed since the run started",
+            fix,
+        )
+    before, after = folder.config.data.eval, prepared.config.data.eval
+    if after is None or after != before or held_out_key(prepared.config.data) != "data.eval":
+        return
+    hashes = [each["sources"]["data.eval"]["sha256"] for each in (folder.data, record)]
+    if hashes[0] != hashes[1]:
+        raise DtlError.of(
+            f"data.eval: {after.path}",
+            "the held-out data has changed since the run started, and the scores of its "
+            "evaluations would not be comparable",
             fix,
         )
 

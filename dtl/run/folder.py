@@ -205,11 +205,18 @@ class RunFolder:
                 np.savez(staged / LENGTHS, **batching.stored_arrays)  # type: ignore[arg-type]
             write_record(staged / "run.json", record)
 
-    def update_plan(self, config: RunConfig, plan: Plan) -> None:
-        """Replace config and plan; a run whose identity changes remembers the previous one."""
-        previous = {self.identity} - {_hash_identity(config, self.data)}
+    def update_plan(
+        self, config: RunConfig, plan: Plan, *, held_out: dict[str, Any] | None = None
+    ) -> None:
+        """Replace config and plan; a run whose identity changes remembers the previous one.
+        `held_out`: digest and rows of data.eval, where the config names one."""
+        data = self.data
+        if held_out is not None:
+            data["sources"] = {**data["sources"], "data.eval": held_out}
+        previous = {self.identity} - {_hash_identity(config, data)}
         record = {
             **self._run,
+            "data": data,
             "config": config.model_dump(mode="json"),
             "plan": plan.to_dict(),
             "previous_identities": [*self.previous_identities, *previous],
