@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from dtl.config.load import load_config
 from dtl.config.schema import RunConfig
 from dtl.core.errors import DtlError
+from dtl.launch.launched_task import refuse_many_tasks
 from dtl.launch.supervisor import Supervisor
 from dtl.plan.records import Plan
 from dtl.run.folder import RunFolder
@@ -96,6 +98,7 @@ def train(
     before, because its threads do not survive a fork. `quiet`: the output of the run's processes
     goes to its logs only. Raises DtlError for faults of the user.
     """
+    refuse_many_tasks(os.environ)
     with Supervisor(print_line, can_fork=can_fork, quiet=quiet) as supervisor:
         return _train(config, supervisor)
 
@@ -161,6 +164,7 @@ def resume(
         raise DtlError.of(
             str(path), "this run is not resumed in a queue", "leave out --nodes and --time"
         )
+    refuse_many_tasks(os.environ)
     with Supervisor(print_line, can_fork=can_fork) as supervisor:
         if folder.state == "finished" or not (overrides or job is not None):
             return _resume(folder, supervisor, config=None)

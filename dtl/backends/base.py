@@ -31,7 +31,8 @@ class Job:
     `lead_seconds`: how long before that it is requested to save. `chain_length`: jobs that follow
     one another until the run is finished. `dependency`: id of a job that must succeed first, or,
     with `dependency_may_fail`, only end. `array_runs`: the run folders of a job array, in
-    `run_folder`; each replaces `run_folder` in `argv`.
+    `run_folder`; each replaces `run_folder` in `argv`. `writes_steps`: the command writes its
+    first step into `launches`, so that starts without one are counted.
     """
 
     run_folder: Path
@@ -47,6 +48,7 @@ class Job:
     dependency: str | None = None
     dependency_may_fail: bool = False
     array_runs: tuple[Path, ...] = ()
+    writes_steps: bool = True
 
 
 @dataclass(frozen=True)
@@ -118,8 +120,9 @@ class Backend(ABC):
         """Return what would be submitted, as text; change nothing."""
 
     @abstractmethod
-    def check(self, job: Job) -> None:
-        """Raise DtlError where the job would be rejected; start nothing."""
+    def check(self, job: Job) -> tuple[str, ...]:
+        """Return warnings, such as why the job would wait; start nothing. Raises DtlError where it
+        would be rejected."""
 
     @abstractmethod
     def submit(self, job: Job) -> tuple[str, ...]:

@@ -26,9 +26,10 @@ class Plugin(Backend):
         settings = [f"{name}={shlex.quote(value)}" for name, value in job.environment.items()]
         return " ".join([*settings, shlex.join(job.argv)])
 
-    def check(self, job: Job) -> None:
+    def check(self, job: Job) -> tuple[str, ...]:
         if shutil.which(job.argv[0]) is None:
             raise DtlError.of(job.argv[0], "there is no such command here", "install it")
+        return ()
 
     def submit(self, job: Job) -> tuple[str, ...]:
         job.run_folder.mkdir(parents=True, exist_ok=True)

@@ -27,7 +27,7 @@ class Plugin(Backend):
     def render(self, job: Job) -> str:
         return render_script(self.options, job)
 
-    def check(self, job: Job) -> None:
+    def check(self, job: Job) -> tuple[str, ...]:
         script = self.render(job)
         if self.options.account_needed and self.options.account is None:
             raise DtlError.of("--account", "this site needs an account", FIXES["account"])
@@ -37,8 +37,22 @@ class Plugin(Backend):
             problem = f"is not a valid shell script ({join_errors(shell.stderr)})"
             raise DtlError.of(SCRIPT, problem, "fix `setup` in the site file")
         done = run_command(["sbatch", "--test-only", *_dependency_flags(job)], script)
-        if done.returncode:
-            raise rejection(done.stderr)
+        if done.returncode == 0:
+            return ()
+        fault = rejection(done.stderr)
+        unusable = commands.describe_unusable_nodes(
+            self.options.partition,
+            nodes=job.nodes,
+            cpus=job.processes_per_node * self.options.cpus_per_task,
+            words=fault.faults[0].problem,
+        )
+        if unusable is None:
+            raise fault
+        return (
+            f"sbatch --test-only: {fault.faults[0].problem}: {unusable}, and the job may wait until "
+            "they are usable again. Fix: see why with `sinfo --list-reasons` and "
+            "`scontrol show reservation`, or choose another --partition",
+        )
 
     def submit(self, job: Job) -> tuple[str, ...]:
         script = self.render(job)
@@ -47,7 +61,8 @@ class Plugin(Backend):
             (folder / SCRIPT).write_text(script, encoding="utf-8")
         ids: list[str] = []
         for _ in range(job.chain_length):
-            flags = [f"--dependency=afterany:{ids[-1]}"] if ids else _dependency_flags(job)
+            # A later job waits for all before it: one of them may be cancelled while another runs.
+            flags = [f"--dependency=afterany:{':'.join(ids)}"] if ids else _dependency_flags(job)
             done = run_command(["sbatch", "--parsable", *flags, str(job.run_folder / SCRIPT)])
             if done.returncode:
                 for number in ids:

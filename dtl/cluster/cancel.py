@@ -25,9 +25,11 @@ def cancel_runs(path: Path, *, print_line: Callable[[str], None]) -> None:
     folders = [folder for folder in find_runs(path) if folder.state != "finished"]
     if not folders:
         print_line(f"{path} is finished; nothing to do")
+    submitted = [folder for folder in folders if (folder.path / FILE).is_file()]
+    for folder in submitted:
+        (folder.path / CANCELLED).touch()  # first: no job may restart, also if the queue is down
     for folder in folders:
-        (folder.path / CANCELLED).touch()  # first: the job must not requeue itself
-        if (folder.path / FILE).is_file():
+        if folder in submitted:
             _cancel_submitted(folder)
         else:
             _cancel_local(folder)
@@ -39,13 +41,21 @@ def _cancel_submitted(folder: RunFolder) -> None:
     job = Submission.load(folder.path)
     assert job is not None
     backend = job.open_backend()
-    for number in reversed(job.job_ids):  # the last job of a chain first: none may start meanwhile
-        backend.cancel(number)
+    try:
+        for number in reversed(job.job_ids):  # the last of a chain first: none may start meanwhile
+            backend.cancel(number)
+    except RunFailed as fault:
+        (found,) = fault.faults
+        raise RunFailed.of(
+            found.location,
+            f"{found.problem}; the run is marked as cancelled, and no job of it restarts, but one "
+            "that runs has not been stopped",
+            f"{found.fix}, then run `dtl cancel {folder.path}` again",
+        ) from fault
 
 
 def _cancel_local(folder: RunFolder) -> None:
     process = find_local_holder(folder.path)
-    (folder.path / CANCELLED).unlink()
     if process is not None:
         local = registry.load("backends", "local")
         local.Plugin(local.Options()).cancel(str(process))

@@ -17,6 +17,7 @@ from dtl.core.cache_folder import cache_folder
 from dtl.core.errors import DtlError
 from dtl.core.units import format_bytes
 from dtl.data.cache.encoded import INDEX_FILE
+from dtl.launch.leftover_processes import find_gpu_processes
 from dtl.models.attention import check_attention_runs_here, needs_gpu
 from dtl.models.fingerprint import find_hub_snapshot, fingerprint_model
 from dtl.models.locate import locate_model
@@ -206,7 +207,9 @@ def _check_device(layout: Layout, local_rank: int) -> Iterator[Problem]:
         free, total = torch.cuda.mem_get_info(device)
         if free < (1 - MAX_MEMORY_SHARE) * total:
             used = f"{format_bytes(total - free)} of {format_bytes(total)}"
-            yield f"another process uses {used} of the memory of GPU {device.index}", fix
+            users = find_gpu_processes([f"GPU-{torch.cuda.get_device_properties(device).uuid}"])
+            names = "; ".join(map(str, users)) or "another process"
+            yield f"{used} of the memory of GPU {device.index} are in use: {names}", fix
         matrix = torch.randn(MATRIX_SIZE, MATRIX_SIZE, device=device)
         products = [matrix @ matrix for _ in range(2)]
         if not (torch.equal(*products) and products[0].isfinite().all()):

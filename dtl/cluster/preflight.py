@@ -19,6 +19,7 @@ from dtl.cluster.rank_group import RankGroup
 from dtl.core.errors import DtlError, Fault, RankFailed
 from dtl.core.files import write_json
 from dtl.core.process_env import set_rank_from_slurm
+from dtl.launch.leftover_processes import check_port
 from dtl.run.folder import RunFolder
 
 USAGE = (
@@ -70,6 +71,8 @@ def run_preflight(folder: RunFolder, group: RankGroup, *, floor: float | None) -
     report = probe_node(folder, rank=group.rank, local_rank=group.local_rank)
     if group.world_size == 1:
         return PreflightResult(find_faults([report]))
+    if group.rank == 0:
+        check_port(group.master_port)
     # 2. Rank 0 collects the reports, and tells all ranks whether the nodes are fit.
     store = rank_group.connect(group)
     rank_group.send_report(store, group, asdict(report))
@@ -163,9 +166,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         start = time.monotonic()
         floor = float(options["floor"]) if "floor" in options else None
         result = run_preflight(folder, group, floor=floor)
+    except RankFailed as fault:
+        if group.rank == 0:  # it cannot listen: another node would do
+            (found,) = fault.faults
+            unfit = PreflightResult((NodeFault(found.location, "node", found.problem, found.fix),))
+            _report_result(folder, unfit, group, seconds=time.monotonic() - start)
+        else:
+            print(f"preflight: {fault}", file=sys.stderr, flush=True)
+        return UNFIT_NODE
     except DtlError as fault:
         print(f"preflight: {fault}", file=sys.stderr, flush=True)
-        return UNFIT_NODE if isinstance(fault, RankFailed) else fault.exit_code
+        return fault.exit_code
     if group.rank == 0:
         _report_result(folder, result, group, seconds=time.monotonic() - start)
     return result.exit_code

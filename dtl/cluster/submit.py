@@ -233,7 +233,10 @@ def _submit(
     runs: list[_RunToSubmit], allocation: _Allocation, print_line: Callable[[str], None]
 ) -> None:
     backend, job = open_backend(allocation.site), _build_job(runs, allocation)
-    backend.check(job)
+    for warning in backend.check(job):
+        print_line(f"warning: {warning}")
+    for run in runs:
+        run.folder.retain_damaged_result()
     submissions = []
     for run, log in zip(runs, backend.log_files(job), strict=True):
         prepared_run.write_run(run.folder, run.prepared)

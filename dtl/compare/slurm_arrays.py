@@ -77,7 +77,8 @@ def submit(state: ComparisonState, queue: QueueOptions) -> tuple[str, ...]:
         dependency = ids[-1].partition("_")[0] if ids else None
         job = _make_job(state, names, queue, site, dependency=dependency)
         if not ids:
-            backend.check(job)
+            for warning in backend.check(job):
+                print(f"warning: {warning}", file=sys.stderr, flush=True)
         ids += backend.submit(job)
     submitted = {"options": site.model_dump(mode="json"), "ids": ids}
     write_json(state.folder / SUBMITTED_FILE, submitted)
@@ -149,4 +150,5 @@ def _make_job(
         dependency=dependency,
         dependency_may_fail=True,
         array_runs=() if names == [TABLE_JOB] else folders,
+        writes_steps=False,
     )

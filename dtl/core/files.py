@@ -7,10 +7,10 @@ or ends in `.staged`.
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import json
 import os
+import re
 import shutil
 import time
 import uuid
@@ -23,6 +23,8 @@ from typing import IO, Any
 from dtl.core.errors import DtlError
 
 ABANDONED_SECONDS = 6 * 3600.0  # without a change; then a staged folder has no writer
+# A name that a file or folder has before it is complete, or while it is being removed.
+_STAGED = re.compile(r"\.(lease-|.+\.)[0-9a-f]{32}(\.staged)?")
 HASH = "sha256"  # key of a record: the hash of its other values
 
 
@@ -110,9 +112,10 @@ def staged_folder(
     `publish`: renames it; None: `publish_folder`.
 
     If another process has created `target` meanwhile, its folder stays and this one is removed.
-    What a kill has left of an earlier one is removed after a time.
+    What kills have left beside it is removed after a time.
     """
-    _remove_abandoned(target)
+    if target.parent.is_dir():
+        remove_abandoned(target.parent)
     staged = target.with_name(f".{target.name}.{uuid.uuid4().hex}.staged")
     staged.mkdir(parents=True)
     try:
@@ -123,15 +126,19 @@ def staged_folder(
         raise
 
 
-def _remove_abandoned(target: Path) -> None:
-    """Remove staged folders of `target` that no process writes any more."""
-    for staged in target.parent.glob(f".{glob.escape(target.name)}.*.staged"):
+def remove_abandoned(folder: Path) -> None:
+    """Remove staged files and folders, of all names, that no process writes any more."""
+    staged = [path for path in folder.iterdir() if _STAGED.fullmatch(path.name)]
+    for path in staged:
         try:
-            changes = [path.stat().st_mtime for path in (staged, *staged.rglob("*"))]
+            changes = [each.stat().st_mtime for each in (path, *path.rglob("*"))]
         except OSError:  # its process has renamed or removed it
             continue
         if time.time() - max(changes) > ABANDONED_SECONDS:
-            shutil.rmtree(staged, ignore_errors=True)
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
 
 
 def create_staging_folder(staged: Path) -> None:

@@ -8,6 +8,8 @@ from collections.abc import Mapping, MutableMapping
 
 SLURM_TASKS = "DTL_SLURM_TASKS_PER_NODE"  # ranks on each node, if srun starts the ranks
 TORCHRUN_TIMEOUT_SECONDS = 3600  # how long torchrun waits for the ranks to save
+DEFAULT_PORT = 29500  # torchrun's own
+JOB_PORTS = range(12_000, 32_000)  # below the ephemeral ports of the system
 
 
 def launcher_environment(device: str) -> dict[str, str]:

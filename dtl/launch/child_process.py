@@ -6,10 +6,13 @@ import ctypes
 import os
 import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 SUPERVISOR_PID = "DTL_SUPERVISOR"  # variable: the process that started the launcher of the ranks
+STOPPED_SECONDS = 10.0  # after which a launcher that was stopped is continued
 PR_SET_PDEATHSIG = 1  # of Linux's prctl(2)
 
 
@@ -35,6 +38,37 @@ def fork_process(work: Callable[[], int], *, log: Path | None) -> int:
             sys.stderr.flush()
             os._exit(code)
     return child
+
+
+@contextmanager
+def continue_when_stopped(
+    child: int, print_line: Callable[[str], None], *, seconds: float = STOPPED_SECONDS
+) -> Iterator[None]:
+    """Continue a launcher that has been stopped (SIGSTOP) for a time: its ranks train on, and
+    nothing would end it."""
+    import psutil
+
+    ended = threading.Event()
+
+    def watch() -> None:
+        stopped = 0
+        while not ended.wait(seconds / 2):
+            try:
+                is_stopped = psutil.Process(child).status() == psutil.STATUS_STOPPED
+            except psutil.Error:  # it has ended
+                return
+            stopped = stopped + 1 if is_stopped else 0
+            if stopped == 2:
+                print_line(f"the launcher (process {child}) was stopped by a signal; continuing it")
+                os.kill(child, signal.SIGCONT)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def redirect_output(path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from dtl.launch.launched_task import LAUNCHER
 from dtl.plan.records import ExternalLaunch
 
 
@@ -18,8 +19,9 @@ def read_external_launch(environment: Mapping[str, str]) -> ExternalLaunch:
     elif by_accelerate:
         zero_stage = 0
     world_size = environment.get("WORLD_SIZE", "1")
+    default = "the external launcher"
     return ExternalLaunch(
-        launcher="accelerate launch" if by_accelerate else "the external launcher",
+        launcher="accelerate launch" if by_accelerate else environment.get(LAUNCHER, default),
         world_size=int(world_size),
         local_world_size=int(environment.get("LOCAL_WORLD_SIZE", world_size)),
         zero_stage=zero_stage,

@@ -15,7 +15,12 @@ from typing import TYPE_CHECKING, Self
 from dtl.core.errors import DtlError
 from dtl.core.lock import find_local_holder
 from dtl.core.signals import STOPPED, Stop
-from dtl.launch.child_process import SUPERVISOR_PID, fork_process, set_parent_death_signal
+from dtl.launch.child_process import (
+    SUPERVISOR_PID,
+    continue_when_stopped,
+    fork_process,
+    set_parent_death_signal,
+)
 from dtl.launch.torchrun import LaunchCommand, build_command
 from dtl.plan.main_memory import count_oom_kills
 from dtl.plan.memory_advice import suggest_memory_reduction
@@ -150,7 +155,8 @@ class Supervisor:
                 preexec_fn=partial(set_parent_death_signal, os.getpid()),
             )
             self._set_child(process.pid)
-            return process.wait()
+            with continue_when_stopped(process.pid, self.print_line):
+                return process.wait()
 
     def _set_child(self, child: int) -> None:
         self._child = child

@@ -11,11 +11,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dtl.core.errors import DtlError
-from dtl.core.process_env import find_free_port, launcher_environment, threads_per_process
+from dtl.core.process_env import (
+    DEFAULT_PORT,
+    find_free_port,
+    launcher_environment,
+    threads_per_process,
+)
 from dtl.core.signals import FORWARDED_BY_TORCHRUN
 from dtl.run.folder import RunFolder
-
-DEFAULT_PORT = 29500  # torchrun's own
 
 
 @dataclass(frozen=True)

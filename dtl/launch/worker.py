@@ -6,7 +6,6 @@ import atexit
 import os
 import sys
 import traceback
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -14,11 +13,13 @@ from typing import IO, TYPE_CHECKING
 
 from dtl.core.checksums import DamagedFolder
 from dtl.core.errors import DtlError, RankFailed, RunFailed
-from dtl.core.lock import Lease, LeaseLost
-from dtl.core.process_env import set_rank_from_slurm
+from dtl.core.lock import Lease, LeaseLost, is_held
+from dtl.core.process_env import get_local_rank, set_rank_from_slurm
 from dtl.core.signals import STOPPED, Stop, exit_on_signal
 from dtl.launch.child_process import exit_when_launcher_dies, redirect_output
 from dtl.launch.external_launcher import read_external_launch
+from dtl.launch.launched_task import set_rank_from_launcher
+from dtl.launch.leftover_processes import check_rendezvous_port, find_leftover_ranks
 from dtl.launch.rank_environment import (
     set_allocator,
     set_compiler_caches,
@@ -58,13 +59,11 @@ def main(arguments: list[str] | None = None, *, prepared: PreparedRun | None = N
     """
     arguments = arguments if arguments is not None else sys.argv[1:]
     # 1. Environment and output.
-    set_rank_from_slurm(os.environ)
-    set_compiler_caches(os.environ)
-    set_allocator(os.environ)
     terminal = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8", errors="replace")
-    rank = int(os.environ.get("RANK", "0"))
     exit_when_launcher_dies()
+    rank = 0
     try:
+        rank = _set_environment(arguments)
         with Stop(interrupts=True) as stop:
             # 2. Open the run.
             run = _open_run(arguments, terminal, rank, prepared)
@@ -80,6 +79,16 @@ def main(arguments: list[str] | None = None, *, prepared: PreparedRun | None = N
         message = f"rank {rank} failed: {type(error).__name__}: {reason}"
         print(message, file=terminal, flush=True)
         return 1
+
+
+def _set_environment(arguments: list[str]) -> int:
+    """Set the variables of this rank, and return its number. Raises DtlError."""
+    set_rank_from_slurm(os.environ)
+    if arguments[:1] == ["train"]:
+        set_rank_from_launcher(os.environ)
+    set_compiler_caches(os.environ)
+    set_allocator(os.environ)
+    return int(os.environ.get("RANK", "0"))
 
 
 def _open_run(
@@ -135,43 +144,60 @@ def _open_config(
 def _train(run: _RankRun, stop: Stop, terminal: IO[str]) -> int:
     """Train on this rank, and return its exit code."""
     from dtl.train.heartbeat import Watchdog
+
+    layout, rank = run.prepared.plan.layout, int(os.environ.get("RANK", "0"))
+    set_threads(processes=layout.processes_per_node, device=layout.device)
+    print_line = partial(print, file=terminal, flush=True)
+    # While another process holds the folder, its ranks write their heartbeats there.
+    may_write = run.folder.state != "absent" and not is_held(run.folder.path)
+    watchdog = Watchdog(
+        run.folder.heartbeats if may_write else None,
+        rank=rank,
+        world_size=layout.world_size,
+        print_line=print_line,
+    )
+    with watchdog:
+        engine = _start_engine(run, stop, watchdog)
+        try:
+            end, step = _train_with_lock(run, engine, watchdog, stop, terminal)
+            if end == STOPPED and engine.is_main_process:
+                print_line(
+                    f"stopped after step {step}, saved; to continue, run "
+                    f"`dtl resume {run.folder.path}`"
+                )
+        except RankFailed as fault:
+            if not isinstance(fault, DamagedFolder):  # a restart makes a folder of the cache again
+                run.folder.write_exit_code(fault.exit_code)
+            # Without closing: the other ranks are in a step and would not join the collective.
+            raise
+        except DtlError as fault:
+            is_failure = isinstance(fault, RunFailed) and not isinstance(fault, LeaseLost)
+            if engine.is_main_process and is_failure:
+                run.folder.write_exit_code(fault.exit_code)
+            engine.close()
+            raise
+        _report(run, watchdog, "leaving the process group")
+        engine.close()
+    return end
+
+
+def _start_engine(run: _RankRun, stop: Stop, watchdog: Watchdog) -> Engine:
+    """Start the engine: until all ranks are there, a signal ends this one at once."""
     from dtl.train.setup import start_engine
 
-    # 1. Start the engine: until all ranks are there, a signal ends this one at once.
-    folder, layout = run.folder, run.prepared.plan.layout
-    set_threads(processes=layout.processes_per_node, device=layout.device)
+    check_rendezvous_port(os.environ)
+    if run.prepared.plan.layout.device == "cuda" and get_local_rank(os.environ) == 0:
+        for each in find_leftover_ranks():
+            watchdog.print_line(f"warning: {each} is a rank of another run")
+    _report(run, watchdog, "joining the process group")
     with exit_on_signal():
         stop.interrupts = False  # afterwards one stops all ranks together, after a save
-        engine = start_engine(run.prepared.config, run.prepared.plan)
-    print_line = partial(print, file=terminal, flush=True)
-    print_once = print_line if engine.is_main_process else _print_nothing
-    watchdog = Watchdog(
-        folder.heartbeats, rank=engine.rank, world_size=engine.world_size, print_line=print_line
-    )
-    try:
-        # 2. Under an external launcher, make the run folder.
-        if run.external is not None:
-            _create_folder(run, run.external, engine, print_once)
-            redirect_output(folder.logs / f"rank-{engine.rank}.log")
-        # 3. Hold the folder's lock, and train.
-        end, step = _train_with_lock(run, engine, watchdog, stop, terminal)
-        if end == STOPPED:
-            print_once(
-                f"stopped after step {step}, saved; to continue, run `dtl resume {folder.path}`"
-            )
-    except RankFailed as fault:
-        if not isinstance(fault, DamagedFolder):  # a restart makes a folder of the cache again
-            folder.write_exit_code(fault.exit_code)
-        # Without closing: the other ranks are in a step and would not join the collective.
-        raise
-    except DtlError as fault:
-        is_failure = isinstance(fault, RunFailed) and not isinstance(fault, LeaseLost)
-        if engine.is_main_process and is_failure:
-            folder.write_exit_code(fault.exit_code)
-        engine.close()
-        raise
-    engine.close()
-    return end
+        return start_engine(run.prepared.config, run.prepared.plan)
+
+
+def _report(run: _RankRun, watchdog: Watchdog, activity: str) -> None:
+    """Report a phase outside of training to the watchdog."""
+    watchdog.heartbeat(activity, timeout=run.prepared.config.train.loading_hang_seconds)
 
 
 def _train_with_lock(
@@ -182,10 +208,22 @@ def _train_with_lock(
     from dtl.train.process import ProcessContext
 
     folder = run.folder
+    if run.external is not None:
+        _create_folder(run, run.external, engine, terminal)
+    _report(run, watchdog, "waiting for the lock of the run folder")
     wait = LEASE_SECONDS if "SLURM_JOB_ID" in os.environ else 0.0
     lock = Lease(folder.path, wait=wait) if engine.is_main_process else nullcontext()
-    with lock as lease, watchdog:
+    with lock as lease:
         engine.barrier()  # no rank continues before rank 0 holds the lock
+        if engine.broadcast_object(folder.state == "finished"):  # while this process waited
+            if engine.is_main_process:
+                print(f"{folder.path} is finished; nothing to do", file=terminal, flush=True)
+            return 0, folder.last_step
+        watchdog.write_to(folder.heartbeats)
+        if engine.is_main_process:
+            folder.remove_leftovers()
+        if run.external is not None:
+            _write_plan(run, engine)
         process = ProcessContext(
             terminal if engine.is_main_process else None,
             watchdog,
@@ -201,27 +239,35 @@ def _train_with_lock(
 
 
 def _create_folder(
-    run: _RankRun, external: ExternalLaunch, engine: Engine, print_line: Callable[[str], None]
+    run: _RankRun, external: ExternalLaunch, engine: Engine, terminal: IO[str]
 ) -> None:
-    """Have rank 0 create the run folder, or write the new layout into it; then wait for it."""
+    """Have rank 0 create the run folder of an external launcher, unless it exists; wait for it."""
     folder, prepared = run.folder, run.prepared
     layout = prepared.plan.layout
-    print_line(
-        f"layout set by {external.launcher}: {engine.world_size} ranks, ZeRO {layout.zero_stage}, "
-        f"{layout.accumulation_steps} x {layout.micro_batch} examples per rank"
-    )
+    if engine.is_main_process:
+        line = (
+            f"layout set by {external.launcher}: {engine.world_size} ranks, ZeRO "
+            f"{layout.zero_stage}, {layout.accumulation_steps} x {layout.micro_batch} examples per "
+            "rank"
+        )
+        print(line, file=terminal, flush=True)
+        if folder.state == "absent":
+            from dtl.prepare import prepared_run
+
+            for line in prepared.data.format_lines():
+                print(line, file=terminal, flush=True)
+            prepared_run.write_run(folder, prepared)
+    engine.barrier()
+    redirect_output(folder.logs / f"rank-{engine.rank}.log")
+
+
+def _write_plan(run: _RankRun, engine: Engine) -> None:
+    """Have rank 0 write the layout of this launch into the run folder, which it has locked."""
     if engine.is_main_process:
         from dtl.prepare import prepared_run
 
-        if folder.state == "absent":
-            for line in prepared.data.format_lines():
-                print_line(line)
-        prepared_run.write_run(folder, prepared)
+        prepared_run.write_run(run.folder, run.prepared)
     engine.barrier()
-
-
-def _print_nothing(_: str) -> None:
-    return None
 
 
 def _check_nothing() -> None:

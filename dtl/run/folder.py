@@ -22,6 +22,7 @@ from dtl.core.errors import DtlError
 from dtl.core.files import (
     find_unused_path,
     read_record,
+    remove_abandoned,
     staged_folder,
     write_record,
     write_text,
@@ -304,6 +305,19 @@ class RunFolder:
         copy = find_unused_path(self.path / f"damaged-{METRICS}")
         shutil.copyfile(self.path / METRICS, copy)
         return copy
+
+    def remove_leftovers(self) -> None:
+        """Remove what killed processes have left in the folder of files that they were writing."""
+        for folder in (self.path, self.checkpoints, self.heartbeats, self.usage):
+            if folder.is_dir():
+                remove_abandoned(folder)
+
+    def retain_damaged_result(self) -> None:
+        """Rename a damaged result.json: a job script, which cannot verify it, would take the run
+        for finished."""
+        if self.result_damage:
+            renamed = find_unused_path(self.path / f"damaged-{RESULT}")
+            (self.path / RESULT).rename(renamed)
 
     def remove_metrics_after(self, step: int) -> None:
         """Remove the lines of later steps, which a resumed run takes again."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -66,6 +67,15 @@ class Submission:
         write_record(run / FILE, asdict(replace(self, job_ids=job_ids)))
         if job_ids[1:]:
             write_text(run / CHAIN_JOBS, " ".join(job_ids[1:]) + "\n", sync=True)
+
+
+def record_first_step(run: Path) -> None:
+    """Write that a start of the run's job has made a step, so that the job script counts it as
+    progress; nothing outside of such a job."""
+    job = os.environ.get("SLURM_JOB_ID")
+    if job is not None and (run / LAUNCHES).is_file():
+        with (run / LAUNCHES).open("a", encoding="utf-8") as file:
+            file.write(f"step {job} {time.time():.0f}\n")
 
 
 def count_starts(run: Path) -> int:

@@ -43,10 +43,17 @@ class Watchdog:
     Its thread writes the heartbeat next to those of the other ranks. A rank that hangs blocks all
     of them, so each ends itself, with its stack in its log, and the first one prints which rank is
     late. Time in which the process was suspended does not count.
+
+    `folder`: of the heartbeats; None until `write_to`, where this process may not write yet.
     """
 
     def __init__(
-        self, folder: Path, *, rank: int, world_size: int, print_line: Callable[[str], None]
+        self,
+        folder: Path | None,
+        *,
+        rank: int,
+        world_size: int,
+        print_line: Callable[[str], None],
     ) -> None:
         self.folder, self.rank, self.world_size = folder, rank, world_size
         self.print_line = print_line
@@ -60,9 +67,15 @@ class Watchdog:
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def __enter__(self) -> Self:
-        self.folder.mkdir(parents=True, exist_ok=True)
+        if self.folder is not None:
+            self.write_to(self.folder)
         self._thread.start()
         return self
+
+    def write_to(self, folder: Path) -> None:
+        """Write the heartbeat to a folder from now on."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
@@ -96,7 +109,8 @@ class Watchdog:
                 heartbeat = replace(self._heartbeat, last_alive=time.time())
                 pause = max(0.05, min(1.0, self._timeout / 10))
             before = time.monotonic()
-            _write(self.folder / f"rank-{self.rank}.json", asdict(heartbeat))
+            if self.folder is not None:
+                _write(self.folder / f"rank-{self.rank}.json", asdict(heartbeat))
             if hangs:
                 self._end_process(heartbeat)
             is_stopped = self._stop.wait(pause)
@@ -104,7 +118,7 @@ class Watchdog:
     def _end_process(self, own: Heartbeat) -> None:
         heartbeats = [
             heartbeat
-            for heartbeat in read_heartbeats(self.folder)
+            for heartbeat in (read_heartbeats(self.folder) if self.folder is not None else [])
             if heartbeat.rank < self.world_size
         ] or [own]
         idle = self._idle_seconds

@@ -12,6 +12,7 @@ from typing import IO, TYPE_CHECKING, Any
 from dtl.core.units import format_bytes, format_seconds
 from dtl.run.creation import SKIPPED
 from dtl.run.evaluations import EVALUATION_KIND
+from dtl.run.submission import record_first_step
 from dtl.train.tracker_queue import Trackers
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ class RunLog:
     _last_step_time: float = field(default_factory=time.monotonic)
     _last_line_time: float = 0.0
     _first_step: int | None = None
+    _has_stepped: bool = False
     _live: Any = None
     _task: Any = None
 
@@ -105,6 +107,9 @@ class RunLog:
             }
         )
         self._list_skipped_rows(batches.skipped_rows)
+        if not self._has_stepped:
+            self._has_stepped = True
+            record_first_step(self.folder.path)
         self._first_step = self._first_step or progress.step
         steps_done = progress.step - self._first_step + 1
         seconds_left = (now - self._start_time) / steps_done * (self.steps - progress.step)

@@ -116,6 +116,28 @@ def test_multi_node(workdir: Path, expected: list[float]) -> None:
 
 
 @pytest.mark.slow
+def test_tasks_of_mpirun_are_the_ranks_of_one_run(workdir: Path, expected: list[float]) -> None:
+    """The variables that Open MPI sets, without Open MPI."""
+    prefix, port = "OMPI_COMM_WORLD", str(launching.port())
+    tasks = [
+        _start(
+            workdir,
+            *("-m", "dtl.launch.worker", "train", "config.yaml", "run.name=by-mpirun"),
+            environment={
+                **{f"{prefix}_SIZE": "2", f"{prefix}_LOCAL_SIZE": "2", "MASTER_PORT": port},
+                **{f"{prefix}_RANK": str(rank), f"{prefix}_LOCAL_RANK": str(rank)},
+            },
+        )
+        for rank in (0, 1)
+    ]
+    first, second = [_end(task) for task in tasks]
+    run = workdir / "runs" / "by-mpirun"
+    _assert_layout(run, first, "mpirun", 2, 1, "none")
+    assert second.code == 0 and "layout" not in second.output, second.errors
+    _assert_losses(run, expected)
+
+
+@pytest.mark.slow
 def test_deepspeeds_launcher_with_a_hostfile(workdir: Path, expected: list[float]) -> None:
     argv = ["-m", "deepspeed.launcher.runner", "--hostfile", str(FILES / "hostfile"), "--no_ssh"]
     argv += ["--node_rank", "0", "--master_addr", "127.0.0.1", "--no_local_rank", "--module"]
@@ -282,11 +304,13 @@ def _dtl(workdir: Path, *arguments: str) -> subprocess.Popen[str]:
     return _start(workdir, "-m", "dtl", *arguments)
 
 
-def _start(workdir: Path, *arguments: str) -> subprocess.Popen[str]:
+def _start(
+    workdir: Path, *arguments: str, environment: dict[str, str] | None = None
+) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, *arguments],
         cwd=workdir,
-        env=launching.environment(),
+        env={**launching.environment(), **(environment or {})},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

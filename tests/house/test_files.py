@@ -35,6 +35,7 @@ ALLOWED = {
     "launch/child_process.py read_text": "/proc",
     "launch/child_process.py open": "a log of text",
     "launch/supervisor.py open": "a log of text",
+    "run/folder.py rename": "a damaged result.json gets another name",
     "run/folder.py open": "metrics.jsonl: lines with checksums are appended",
     "run/folder.py savez": "in a staged folder",
     "run/folder.py load": "an npz file has a CRC-32 for each array",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import re
 import subprocess
+from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 
@@ -67,6 +68,33 @@ def query_states(job_ids: Sequence[str]) -> dict[str, JobState]:
         if number in states:
             states[number] = _parse_state(state, reason)
     return states
+
+
+def describe_unusable_nodes(
+    partition: str | None, *, nodes: int, cpus: int, words: str
+) -> str | None:
+    """Return which nodes are down, drained or reserved, where that may be why a job cannot start
+    now; None where it could not start on any of them, or where Slurm has another reason (`words`).
+
+    `sbatch --test-only` fails for both with the same words, but sbatch accepts the former.
+    """
+    if not re.search("not available|busy|in use|not usable", words.lower()):
+        return None
+    chosen = ["--partition", partition] if partition is not None else []
+    done = run_command(["sinfo", "--noheader", "--Node", "--format=%N|%T|%c", *chosen])
+    if done.returncode:
+        return None
+    rows = {tuple(line.strip().split("|")) for line in done.stdout.splitlines()}
+    fit = {name: state for name, state, count in rows if int(count) >= cpus}
+    unusable = Counter(
+        state.rstrip("*~#!%$@^-+")
+        for state in fit.values()
+        if not state.startswith(("idle", "mixed", "alloc", "compl")) or state.endswith("*")
+    )
+    if len(fit) < nodes or not unusable:
+        return None
+    counts = ", ".join(f"{count} {state}" for state, count in sorted(unusable.items()))
+    return f"of {len(fit)} nodes {counts}"
 
 
 def join_errors(output: str) -> str:

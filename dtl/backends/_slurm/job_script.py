@@ -10,11 +10,13 @@ from pathlib import Path
 from dtl.backends._slurm.site import Container, Site
 from dtl.backends.base import CANCELLED, EXCLUDED_NODES, UNFIT_NODE, Job
 from dtl.core.errors import DtlError, control_characters
+from dtl.core.files import HASH
 from dtl.core.package_files import find_package_folder
+from dtl.core.process_env import JOB_PORTS
 from dtl.core.signals import FORWARDED_BY_TORCHRUN, STOPPED
 
 SCRIPT = "job.sbatch"
-PORTS = range(12_000, 32_000)  # below the ephemeral ports of the system
+IDLE_STARTS = 3  # starts in a row without a new step, after which a job does not restart
 MAX_LEAD_SECONDS = 65_535.0  # the most that sbatch accepts
 OFFLINE = {
     "HF_HUB_OFFLINE": "1",
@@ -56,13 +58,16 @@ def render_script(site: Site, job: Job) -> str:
         ],
         python=shlex.quote(python),
         preflight=job.nodes > 1 or site.gpus_per_node > 0,
-        first_port=PORTS.start,
-        ports=len(PORTS),
+        first_port=JOB_PORTS.start,
+        ports=len(JOB_PORTS),
         signals=FORWARDED_BY_TORCHRUN,
         stopped=STOPPED,
         cancelled=CANCELLED,
         unfit_node=UNFIT_NODE,
         excluded_nodes=EXCLUDED_NODES,
+        hash=HASH,
+        idle_starts=IDLE_STARTS,
+        lead_seconds=_lead_seconds(site, job),
     )
 
 

@@ -130,7 +130,7 @@ def test_every_variable_is_set(name, tmp_path):
     commands = tmp_path / "bin"
     commands.mkdir()
     done = tmp_path / "runs" / "a run" / "result.json"
-    (commands / "srun").write_text(f"#!/bin/sh\ntouch '{done}'\n")
+    (commands / "srun").write_text(f"#!/bin/sh\nprintf '{{\"sha256\": \"%064d\"}}' 0 >'{done}'\n")
     (commands / "getent").write_text("#!/bin/sh\necho 10.0.0.1 STREAM node0\n")
     for command in ("module", "scancel", "apptainer", "enroot", "ping"):
         (commands / command).write_text("#!/bin/sh\nexit 0\n")

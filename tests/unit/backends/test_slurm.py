@@ -10,14 +10,14 @@ import pytest
 from typer.testing import CliRunner
 
 from dtl import api
-from dtl.backends._slurm.job_script import PORTS, format_time
+from dtl.backends._slurm.job_script import format_time
 from dtl.backends.base import CANCELLED, Job
 from dtl.backends.slurm import Options, Plugin
 from dtl.cli import app as cli
 from dtl.cluster.sites import read_site
 from dtl.core.errors import DtlError
 from dtl.core.lock import Lease
-from dtl.core.process_env import set_rank_from_slurm
+from dtl.core.process_env import JOB_PORTS, set_rank_from_slurm
 from dtl.launch.rank_environment import set_compiler_caches
 from dtl.run.submission import Submission, count_starts
 from tests import tiny
@@ -30,6 +30,8 @@ strategy: lora
 optim: {learning_rate: 0.003}
 train: {steps: 4, global_batch: 8}
 """
+# Writes a result as the ranks do, with its hash; `$1` of the shell is left as it is.
+FINISHES = """printf '{"sha256": "%064d"}' 0 > "${@: -1}/result.json";"""
 # Records its arguments, and runs the file with its name, if there is one.
 FAKE = """
 echo "$(basename "$0") $*" >> "$FAKE/calls"
@@ -111,9 +113,7 @@ def test_special_characters_arrive_in_the_run_unchanged(tmp_path, fake):
     """A run and values with all that shells take apart, through the script itself."""
     run = tmp_path / 'it\'s a "run" `x` $(touch hurt) $HOME'
     run.mkdir()
-    (fake / "srun").write_text(
-        'shift 4; printf "%s|" "$@" "$FROM_JOB" "$FROM_SITE"; touch "${@: -1}/result.json"'
-    )
+    (fake / "srun").write_text('shift 4; printf "%s|" "$@" "$FROM_JOB" "$FROM_SITE";' + FINISHES)
     environment = {"FROM_SITE": 'a `b` $(touch hurt) \\ $PLACE ${PLACE} $ "q"'}
     made = Plugin(site(environment=environment)).render(
         Job(run, ("py thon", "run", str(run)), {"FROM_JOB": "it's $x"}, working_dir=tmp_path)
@@ -131,12 +131,22 @@ def test_special_characters_arrive_in_the_run_unchanged(tmp_path, fake):
     assert output.stderr == "" and not (tmp_path / "hurt").exists()
 
 
-def run_script(tmp_path, fake, *, srun="", folder=None, nodes=1, chain_length=1, **fields):
+def run_script(
+    tmp_path,
+    fake,
+    *,
+    srun="",
+    squeue="echo RUNNING",
+    folder=None,
+    nodes=1,
+    chain_length=1,
+    **fields,
+):
     """Run the job script here; return its exit code, its output, and the commands it called."""
     run = folder or tmp_path / "run"
     run.mkdir(exist_ok=True)
     (fake / "srun").write_text(srun)
-    (fake / "squeue").write_text("echo RUNNING")
+    (fake / "squeue").write_text(squeue)
     made = Plugin(site(**fields)).render(
         Job(
             run,
@@ -170,7 +180,8 @@ def ends(code):
 @pytest.mark.parametrize(
     ("srun", "code", "requeues"),
     [
-        ('touch "${@: -1}/result.json"; exit 1', 0, False),
+        (FINISHES + " exit 1", 0, False),
+        ('touch "${@: -1}/result.json"; exit 9', 1, True),
         (ends(75), 75, True),
         (ends(2), 2, False),
         (ends(1), 1, False),
@@ -235,16 +246,80 @@ def test_chain_continues_and_a_finished_run_cancels_its_later_jobs(tmp_path, fak
     run = tmp_path / "run"
     run.mkdir()
     (run / "chain_jobs").write_text("20006 20007 20008 20009\n")
-    code, output, called = run_script(tmp_path, fake, srun=ends(75), chain_length=3)
-    assert (
-        code == 75 and "next job of the chain" in output and "scontrol requeue 20007" not in called
-    )
-    run_script(tmp_path, fake, srun='touch "${@: -1}/result.json"', chain_length=3)
+    squeue = "printf '20006\\n20009\\n'"
+    code, output, called = run_script(tmp_path, fake, srun=ends(75), squeue=squeue, chain_length=3)
+    assert code == 75 and "job 20009 of the chain continues the run" in output, output
+    assert "scontrol requeue 20007" not in called
+    run_script(tmp_path, fake, srun=FINISHES, chain_length=3)
     ended = [call for call in calls(fake) if call.startswith("scancel")]
     assert ended == [f"scancel --state=PENDING {number}" for number in (20008, 20009)]
     before = len(calls(fake))
     assert run_script(tmp_path, fake, chain_length=3)[0] == 0
     assert len(calls(fake)) == before, "a link after the end starts nothing"
+
+
+@pytest.mark.parametrize(
+    ("squeue", "words"),
+    [
+        ("echo 20006", "no later job of the chain is in the queue; to continue, run `dtl resume"),
+        ("exit 1", "squeue does not answer"),
+    ],
+)
+def test_link_without_a_successor_says_so(tmp_path, fake, squeue, words):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "chain_jobs").write_text("20007 20008\n")
+    code, output, _ = run_script(tmp_path, fake, srun=ends(75), squeue=squeue, chain_length=3)
+    assert code == 75 and words in output, output
+
+
+def test_link_of_a_chain_waits_for_all_before_it(tmp_path, fake):
+    (fake / "sbatch").write_text(f"echo >> {fake}/n; wc -l < {fake}/n")
+    ids = Plugin(site()).submit(job(tmp_path, chain_length=3))
+    assert ids == ("1", "2", "3")
+    dependencies = [call.split()[2] for call in calls(fake) if "--dependency" in call]
+    assert dependencies == ["--dependency=afterany:1", "--dependency=afterany:1:2"]
+
+
+def steps_then(code):
+    """A start that makes a step, as the ranks write it."""
+    return f'echo "step 20007 $(date +%s)" >> "${{@: -1}}/launches"; {ends(code)}'
+
+
+def test_three_starts_without_a_step_end_the_job_with_the_time_that_would_do(tmp_path, fake):
+    def requeues(srun):
+        _, output, called = run_script(tmp_path, fake, srun=srun, lead_seconds=0)
+        return called.count("scontrol requeue 20007"), output
+
+    assert requeues(ends(75))[0] == 1
+    assert requeues(ends(75))[0] == 2
+    assert requeues(steps_then(75))[0] == 3, "a step counts as progress"
+    assert requeues(ends(75))[0] == 4
+    file = tmp_path / "run" / "launches"
+    file.write_text(file.read_text() + "begin 9 1000 n\nend 9 1570 75\n")  # 570 s without a step
+    count, output = requeues(ends(75))
+    assert count == 4
+    assert "stopped 3 times in a row without a new step" in output
+    assert f"dtl resume {tmp_path / 'run'} --time 20min" in output, "twice the longest start"
+
+
+def test_jobs_whose_starts_have_no_steps_are_not_counted():
+    plain, counted = (
+        Plugin(site()).render(job(writes_steps=writes_steps)) for writes_steps in (False, True)
+    )
+    assert "without a new step" in counted and "without a new step" not in plain
+
+
+def test_script_that_is_submitted_twice_runs_once(tmp_path, fake):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "ended.json").write_text("of the other job")
+    (run / "launches").write_text("begin 1 0 n\nend 1 5 75\nbegin 20007 6 n\nbegin 3 7 n\n")
+    code, output, called = run_script(tmp_path, fake, srun=ends(75))
+    assert code == 1 and "job 3 runs" in output and "already" in output
+    assert not [call for call in called if call.startswith("srun")]
+    assert (run / "ended.json").read_text() == "of the other job"
+    assert run_script(tmp_path, fake, srun=ends(75), squeue="exit 1")[0] == 75
 
 
 def test_cancelled_run_is_not_requeued(tmp_path, fake):
@@ -298,6 +373,48 @@ def test_rejected_job_is_reported_in_slurms_words_with_a_fix(workdir, fake, word
     assert words.rpartition("error: ")[2] in str(caught.value) and fix in str(caught.value)
     assert caught.value.exit_code == 2
     assert not (workdir / "runs").exists(), "what is refused leaves nothing"
+
+
+NODES = {"n1|idle|8": None, "n1|idle|8 n2|drained*|8": "of 2 nodes 1 drained", "n2|down|1": None}
+
+
+@pytest.mark.parametrize("nodes", NODES)
+def test_job_that_would_wait_is_submitted_with_a_warning(workdir, fake, nodes):
+    """Where no node would do even if all were usable, it is refused."""
+    words = "allocation failure: Requested node configuration is not available"
+    (fake / "sbatch").write_text(
+        f'case "$*" in *--test-only*) echo "{words}" >&2; exit 1;; *) echo 41;; esac'
+    )
+    sinfo = fake / "bin" / "sinfo"
+    sinfo.write_text(f"#!/bin/bash\nprintf '%s\\n' {' '.join(map(repr, nodes.split()))}\n")
+    sinfo.chmod(0o755)
+    (workdir / "mine.yaml").write_text("description: mine\ncpus_per_task: 2\n")
+    lines = []
+    if NODES[nodes] is None:
+        with pytest.raises(DtlError, match="Requested node configuration is not available"):
+            submit(cluster="mine.yaml", print_line=lines.append)
+        return
+    submit(cluster="mine.yaml", print_line=lines.append)
+    (warning,) = [line for line in lines if line.startswith("warning: ")]
+    assert words in warning and NODES[nodes] in warning and "sinfo --list-reasons" in warning
+
+
+def test_cancel_marks_every_run_before_it_fails(workdir, fake):
+    folders = submit(grid=("train.seed=0,1",))
+    (fake / "squeue").write_text('echo "Unable to contact slurm controller" >&2; exit 1')
+    with pytest.raises(DtlError, match=r"marked as cancelled.*then run `dtl cancel"):
+        api.cancel(Path("runs/config"), print_line=print)
+    assert all((folder.path / CANCELLED).exists() for folder in folders)
+
+
+def test_damaged_result_does_not_stop_a_submission(workdir, fake):
+    (folder,) = submit()
+    folder.finish({"steps": 4})
+    file = folder.path / "result.json"
+    file.write_text(file.read_text().replace("4", "5"))
+    (fake / "squeue").write_text("")
+    api.resume(folder.path, print_line=print)
+    assert not file.exists() and (folder.path / "damaged-result.json").exists()
 
 
 def test_missing_account_is_reported(workdir, fake):
@@ -389,7 +506,7 @@ def test_grid_is_one_array_with_a_folder_for_each_run(workdir, fake):
 
 def test_twenty_jobs_at_once_share_no_port_log_or_cache(tmp_path):
     """No port, no log, no cache of one is another's."""
-    ports = {PORTS.start + number % len(PORTS) for number in range(49_990, 50_010)}
+    ports = {JOB_PORTS.start + number % len(JOB_PORTS) for number in range(49_990, 50_010)}
     assert len(ports) == 20 and max(ports) < 32_768
     rendered = [Plugin(site()).render(job(tmp_path / f"run{n}")) for n in range(20)]
     logs = {line for text in rendered for line in text.splitlines() if "--output=" in line}

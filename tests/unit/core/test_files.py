@@ -1,5 +1,6 @@
 """Files and folders are written atomically and read with verification."""
 
+import os
 import subprocess
 import sys
 
@@ -12,6 +13,7 @@ from dtl.core.files import (
     open_atomic,
     publish_folder,
     read_json,
+    remove_abandoned,
     staged_folder,
     verify_file,
     write_json,
@@ -118,3 +120,18 @@ def test_a_file_is_verified_by_size_and_hash(tmp_path):
     assert verify_file(path, digest) == "a.bin has the wrong SHA-256"
     path.unlink()
     assert verify_file(path, digest) == "a.bin is missing"
+
+
+def test_what_killed_processes_have_left_is_removed_after_a_time(tmp_path):
+    digits = "0123456789abcdef" * 2
+    left = [f".a.json.{digits}", f".b.{digits}.staged", f".c.{digits}", f".lease-{digits}"]
+    others = ["a.json", ".hidden", f"b.{digits}.staged", f".d.{digits[1:]}", ".staged-00000004"]
+    for name in (*left, *others):
+        (tmp_path / name).touch() if "json" in name else (tmp_path / name).mkdir()
+    young = tmp_path / f".e.{digits}"
+    young.touch()
+    for path in tmp_path.iterdir():
+        if path != young:
+            os.utime(path, (0, 0))
+    remove_abandoned(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {*others, young.name}

@@ -1,12 +1,15 @@
 """A process whose launcher was killed during its start ends at once, and trains nothing."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
 
 import psutil
 import pytest
+
+from dtl.launch.child_process import continue_when_stopped
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs prctl of Linux")
 
@@ -72,3 +75,24 @@ def test_child_of_an_ended_process_ends():
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (ended.returncode, ended.stdout) == (1, "")
+
+
+def test_launcher_that_was_stopped_is_continued():
+    lines = []
+    with subprocess.Popen(["sleep", "0.3"]) as launcher:
+        launcher.send_signal(signal.SIGSTOP)
+        with continue_when_stopped(launcher.pid, lines.append, seconds=0.2):
+            assert launcher.wait(timeout=30) == 0
+    assert lines == [
+        f"the launcher (process {launcher.pid}) was stopped by a signal; continuing it"
+    ]
+
+
+def test_launcher_that_runs_or_has_ended_is_left_alone():
+    lines = []
+    with subprocess.Popen(["sleep", "0.3"]) as launcher:
+        with continue_when_stopped(launcher.pid, lines.append, seconds=0.1):
+            assert launcher.wait(timeout=30) == 0
+        with continue_when_stopped(launcher.pid, lines.append, seconds=0.1):
+            time.sleep(0.2)
+    assert lines == []
