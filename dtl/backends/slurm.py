@@ -11,6 +11,7 @@ from dtl.backends._slurm.job_script import SCRIPT, check_paths, log_files, rende
 from dtl.backends._slurm.site import Container, Site
 from dtl.backends.base import Backend, Job, JobState
 from dtl.core.errors import DtlError, RunFailed
+from dtl.core.files import write_text
 
 __all__ = ["Container", "Options", "Plugin"]
 
@@ -49,8 +50,8 @@ class Plugin(Backend):
         if unusable is None:
             raise fault
         return (
-            f"sbatch --test-only: {fault.faults[0].problem}: {unusable}, and the job may wait until "
-            "they are usable again. Fix: see why with `sinfo --list-reasons` and "
+            f"sbatch --test-only: {fault.faults[0].problem}: {unusable}, and the job may wait "
+            "until they are usable again. Fix: see why with `sinfo --list-reasons` and "
             "`scontrol show reservation`, or choose another --partition",
         )
 
@@ -58,7 +59,7 @@ class Plugin(Backend):
         script = self.render(job)
         for folder in (job.run_folder, *job.array_runs):
             (folder / "logs").mkdir(parents=True, exist_ok=True)
-            (folder / SCRIPT).write_text(script, encoding="utf-8")
+            write_text(folder / SCRIPT, script, sync=True)
         ids: list[str] = []
         for _ in range(job.chain_length):
             # A later job waits for all before it: one of them may be cancelled while another runs.

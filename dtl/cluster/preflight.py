@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import time
 from collections import Counter
@@ -17,7 +18,7 @@ from dtl.cluster.bandwidth import measure_bandwidth
 from dtl.cluster.node_probe import Blame, NodeReport, probe_node
 from dtl.cluster.rank_group import RankGroup
 from dtl.core.errors import DtlError, Fault, RankFailed
-from dtl.core.files import write_json
+from dtl.core.files import write_record, write_text
 from dtl.core.process_env import set_rank_from_slurm
 from dtl.launch.leftover_processes import check_port
 from dtl.run.folder import RunFolder
@@ -26,6 +27,7 @@ USAGE = (
     "python -m dtl.cluster.preflight RUN_FOLDER [--seconds N] [--floor GB/s] [--nodes HOST,HOST]"
 )
 TIMEOUT_SECONDS = 60.0
+NODE_NAME = r"[\w.-]+"  # a damaged name would exclude another node, or none
 
 
 @dataclass(frozen=True)
@@ -190,13 +192,14 @@ def _report_result(
     if not result.faults:
         speed = f", {result.bandwidth:.2f} GB/s" if result.bandwidth is not None else ""
         print(f"preflight: {group.world_size} processes in {seconds:.1f} s{speed}", flush=True)
-    write_json(folder.path / "preflight.json", {**asdict(result), "seconds": seconds})
+    write_record(folder.path / "preflight.json", {**asdict(result), "seconds": seconds})
     if result.faults:
         folder.write_exit_code(result.exit_code)
     if result.unfit_nodes:
         file = folder.path / EXCLUDED_NODES
-        known = file.read_text(encoding="utf-8").strip().split(",") if file.is_file() else []
-        file.write_text(",".join(sorted({*known, *result.unfit_nodes} - {""})), encoding="utf-8")
+        text = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
+        known = [name for name in text.strip().split(",") if re.fullmatch(NODE_NAME, name)]
+        write_text(file, ",".join(sorted({*known, *result.unfit_nodes})), sync=True)
 
 
 def _parse_arguments(arguments: Sequence[str]) -> tuple[RunFolder, dict[str, str]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import fsum
@@ -12,6 +11,7 @@ from typing import Any, Literal
 from pydantic import TypeAdapter
 
 from dtl.core.errors import DtlError
+from dtl.core.files import read_record
 
 COMPARISON_FILE = "comparison.json"
 UNADAPTED = "unadapted"  # the base without training, in the place of a strategy
@@ -256,12 +256,12 @@ def load_comparison(folder: str | Path) -> Comparison:
     none."""
     path = Path(folder) / COMPARISON_FILE
     try:
-        return _ADAPTER.validate_python(json.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        raise DtlError.of(
-            str(folder), f"no {COMPARISON_FILE} in this folder", "run `dtl compare CONFIG`"
-        ) from None
-    except ValueError as fault:
+        return _ADAPTER.validate_python(read_record(path))
+    except (DtlError, ValueError) as fault:
+        if not path.exists():
+            raise DtlError.of(
+                str(folder), f"no {COMPARISON_FILE} in this folder", "run `dtl compare CONFIG`"
+            ) from None
         raise DtlError.of(
             str(path), f"cannot be read ({fault})", "remove it and run `dtl compare` again"
         ) from fault

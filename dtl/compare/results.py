@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from dtl.compare.differences import held_out_differences, source_differences
 from dtl.compare.formatting import format_label_count
@@ -32,14 +30,15 @@ from dtl.compare.records import (
 )
 from dtl.compare.state import ComparisonState
 from dtl.compare.summaries import summarize_cells
-from dtl.core.files import open_atomic, write_json
+from dtl.core.cache_folder import read_cache_record
+from dtl.core.files import open_atomic, write_record
 from dtl.core.statistics import ScoreSample
 
 
 def write_comparison(state: ComparisonState) -> Comparison:
     """Write comparison.json and comparison.csv of all finished runs."""
     comparison = build_comparison(state)
-    write_json(state.folder / COMPARISON_FILE, comparison.to_dict())
+    write_record(state.folder / COMPARISON_FILE, comparison.to_dict())
     _write_csv(comparison, state.folder / "comparison.csv")
     return comparison
 
@@ -94,9 +93,9 @@ def _format_labels(state: ComparisonState, labels: int) -> str:
 
 
 def _read_feature_probe(state: ComparisonState) -> tuple[FeatureProbe | None, str | None]:
-    if not state.probe_file.is_file():
+    stored = read_cache_record(state.probe_file)
+    if stored is None:
         return None, "not computed yet"
-    stored: dict[str, Any] = json.loads(state.probe_file.read_text(encoding="utf-8"))
     if "reason" in stored:
         return None, str(stored["reason"])
     return FeatureProbe(labels=state.grid.labels[0].number, **stored), None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Callable
@@ -18,8 +17,9 @@ from dtl.compare.records import Comparison
 from dtl.compare.results import write_comparison
 from dtl.compare.state import GRID_FILE, SPENT_FILE, ComparisonState, describe_failure
 from dtl.config.schema import RunConfig
+from dtl.core.cache_folder import read_cache_record
 from dtl.core.errors import DtlError, Fault, RunFailed, StoppedEarly
-from dtl.core.files import write_json
+from dtl.core.files import read_record, write_record
 from dtl.core.lock import Lease
 from dtl.core.signals import STOPPED, Stop
 from dtl.core.units import format_seconds
@@ -96,7 +96,7 @@ class Runner:
             for number, planned in enumerate(self.state.grid.planned_runs, start=1):
                 self._run_if_due(number, planned, seconds)
         finally:
-            write_json(self.state.folder / SPENT_FILE, {"seconds": seconds()})
+            write_record(self.state.folder / SPENT_FILE, {"seconds": seconds()})
 
     def _run_if_due(self, number: int, planned: PlannedRun, seconds: Callable[[], float]) -> None:
         """Run it, unless it is finished or the time budget is too short."""
@@ -180,20 +180,20 @@ class Runner:
                     problems,
                     "remove it, or use data that the base was trained for",
                 ) from fault
-        if state.probe_file.is_file():
+        if read_cache_record(state.probe_file) is not None:
             return
         if state.grid.classes is None:
-            write_json(state.probe_file, {"reason": "the task has no classes"})
+            write_record(state.probe_file, {"reason": "the task has no classes"})
             return
         try:
             self._run_in_child(self._write_feature_probe, "feature_probe")
         except DtlError as fault:
-            write_json(state.probe_file, {"reason": fault.faults[0].problem})
+            write_record(state.probe_file, {"reason": fault.faults[0].problem})
 
     def _write_feature_probe(self) -> None:
         from dtl.compare.feature_probe import probe_features
 
-        write_json(self.state.probe_file, asdict(probe_features(self.state.grid.probe_config)))
+        write_record(self.state.probe_file, asdict(probe_features(self.state.grid.probe_config)))
 
     def _run_in_child(self, work: Callable[[], None], name: str) -> None:
         """Run `work` in a forked process, because torch must not compute in this one. Raises the
@@ -210,14 +210,14 @@ class Runner:
             try:
                 work()
             except DtlError as error:
-                write_json(fault_file, [asdict(one) for one in error.faults])
+                write_record(fault_file, {"faults": [asdict(one) for one in error.faults]})
                 return error.exit_code
             return 0
 
         child = fork_process(run_and_record_fault, log=logs / f"{name}.log")
         _, status = os.waitpid(child, 0)
         if fault_file.is_file():
-            raise DtlError(*(Fault(**one) for one in json.loads(fault_file.read_text())))
+            raise DtlError(*(Fault(**one) for one in read_record(fault_file)["faults"]))
         if status:
             raise RunFailed.of(name, "the evaluation failed", f"see {logs / name}.log")
 

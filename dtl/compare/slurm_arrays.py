@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from dtl.backends.slurm import Options, Plugin
 from dtl.cluster.sites import read_site
 from dtl.compare.state import ComparisonState
 from dtl.core.errors import DtlError
-from dtl.core.files import write_json
+from dtl.core.files import read_record, write_record
 from dtl.core.process_env import launcher_environment
 from dtl.core.units import parse_seconds
 from dtl.plan.hardware import detect_hardware
@@ -81,7 +80,7 @@ def submit(state: ComparisonState, queue: QueueOptions) -> tuple[str, ...]:
                 print(f"warning: {warning}", file=sys.stderr, flush=True)
         ids += backend.submit(job)
     submitted = {"options": site.model_dump(mode="json"), "ids": ids}
-    write_json(state.folder / SUBMITTED_FILE, submitted)
+    write_record(state.folder / SUBMITTED_FILE, submitted)
     return tuple(ids)
 
 
@@ -90,7 +89,7 @@ def check_not_queued(state: ComparisonState) -> None:
     path = state.folder / SUBMITTED_FILE
     if not path.is_file():
         return
-    submitted = json.loads(path.read_text(encoding="utf-8"))
+    submitted = read_record(path)
     backend = Plugin(Options.model_validate(submitted["options"]))
     states = backend.query_states(submitted["ids"])
     live = [number for number, one in states.items() if one.state != "ended"]

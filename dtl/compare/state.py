@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -11,8 +10,9 @@ from dtl.assembly.parts import assemble
 from dtl.compare.grid import SCRATCH, Grid, PlannedRun, TrialResult
 from dtl.compare.measure import EVALUATION_STEM, oriented_score
 from dtl.compare.records import MissingRuns
+from dtl.core.cache_folder import read_cache_record
 from dtl.core.errors import DtlError
-from dtl.core.files import write_json
+from dtl.core.files import read_record, write_record
 from dtl.core.units import parse_seconds
 from dtl.launch.supervisor import TERMINAL_LOG
 from dtl.run.folder import RunFolder
@@ -36,21 +36,21 @@ class ComparisonState:
     @classmethod
     def load(cls, folder: Path) -> ComparisonState:
         """Load an existing comparison. Raises DtlError if there is none."""
-        path = folder / GRID_FILE
         try:
-            stored = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as fault:
+            stored = read_record(folder / GRID_FILE)
+        except DtlError as fault:
             raise DtlError.of(
                 str(folder),
-                f"contains no readable comparison ({fault})",
-                "run `dtl compare CONFIG`",
+                f"contains no readable comparison ({fault.faults[0].problem})",
+                f"run `dtl compare CONFIG`; if {GRID_FILE} is damaged, remove it first: finished "
+                "runs stay",
             ) from fault
         missing_runs = tuple(MissingRuns(**each) for each in stored["missing_runs"])
         return cls(folder, Grid.from_dict(stored["grid"]), missing_runs, tuple(stored["notes"]))
 
     def write_grid(self) -> None:
         """Write grid.json."""
-        write_json(
+        write_record(
             self.folder / GRID_FILE,
             {
                 "grid": self.grid.to_dict(),
@@ -115,7 +115,7 @@ class ComparisonState:
         path = self.folder / SPENT_FILE
         if not path.is_file():
             return 0.0
-        return float(json.loads(path.read_text(encoding="utf-8"))["seconds"])
+        return float(read_record(path)["seconds"])
 
     def estimate_seconds(self, planned: PlannedRun) -> float:
         """Return the expected seconds of a run: the maximum of the finished runs with its strategy,
@@ -154,7 +154,8 @@ class ComparisonState:
         return [
             kind
             for kind in kinds
-            if not (self.scores_folder(planned, kind) / f"{EVALUATION_STEM}.json").is_file()
+            if read_cache_record(self.scores_folder(planned, kind) / f"{EVALUATION_STEM}.json")
+            is None
         ]
 
 
@@ -165,5 +166,6 @@ def _has_failed(run: RunFolder) -> bool:
 def describe_failure(folder: RunFolder) -> str:
     """Return the last line of the terminal log of a failed run."""
     log = folder.logs / TERMINAL_LOG
-    lines = log.read_text(encoding="utf-8").strip().splitlines() if log.is_file() else []
+    text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
+    lines = text.strip().splitlines()
     return f"failed: {lines[-1] if lines else f'see {folder.logs}'}"

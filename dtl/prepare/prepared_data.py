@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from dtl.assembly.parts import Parts
@@ -16,6 +17,7 @@ from dtl.data.cache.streamed import StreamedData
 from dtl.data.sources.rows import Row, RowCheck
 from dtl.models.fingerprint import fingerprint_adapter, fingerprint_model
 from dtl.models.locate import locate_model
+from dtl.models.peft.save_load import verify_export
 from dtl.models.peft.virtual_tokens import reserve_virtual_tokens
 from dtl.models.pretrained_config import load_model_config
 from dtl.models.processor import load_processor
@@ -127,6 +129,8 @@ def _prepare_data(
     model_files = locate_model(config.model)
     if not parts.is_from_random:
         check_safetensors(model_files)
+        if writes:
+            verify_export(Path(model_files))  # nothing where dtl has not written it
     reader = SourceReader(config, parts.task, check, writes)
     sources, mixed_sources = scan_sources(reader)
     split = split_rows(config, parts.task, sources, mixed_sources)

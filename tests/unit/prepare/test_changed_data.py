@@ -1,8 +1,11 @@
 """Data that changes while a run is interrupted."""
 
+import shutil
+
 import pytest
 
 from dtl.config.load import load_config
+from dtl.core.checksums import seal_folder
 from dtl.core.errors import DtlError
 from dtl.prepare import prepared_run
 from dtl.run.folder import RunFolder
@@ -51,3 +54,16 @@ def test_held_out_data_that_is_replaced_on_purpose_is_compared_from_then_on(inte
     tiny.write_texts(tmp_path / "other.jsonl", 5)
     with pytest.raises(DtlError, match="the held-out data has changed"):
         prepared_run.reopen_run(interrupted, writes=True)
+
+
+def test_export_that_is_trained_further_is_verified(interrupted, tmp_path, decoder):
+    export = shutil.copytree(decoder, tmp_path / "export")
+    seal_folder(export)
+    config = load_config(tmp_path / "run.yaml", [f"model.path={export}"])
+    prepared_run.prepare_run(config)
+    weights = export / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-40] ^= 16
+    weights.write_bytes(data)
+    with pytest.raises(DtlError, match=r"model\.safetensors do not have their CRC-32"):
+        prepared_run.prepare_run(config)

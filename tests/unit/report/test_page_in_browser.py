@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dtl.core.files import write_json
+from dtl.core.files import write_record
 from dtl.report.write import write_report
 from tests.browser import browser
 from tests.tiny_run import comparison, stopped_run
@@ -88,7 +88,7 @@ def test_run_report_is_fully_visible_and_loads_nothing(tmp_path, browser):
 
 def test_comparison_report_is_fully_visible_and_loads_nothing(tmp_path, browser):
     content = comparison(("scratch", "frozen", "full")).to_dict()
-    write_json(tmp_path / "comparison.json", content)
+    write_record(tmp_path / "comparison.json", content)
     address = write_report(tmp_path, png=False).page.as_uri()
     for width, dark in ((1280, True), (390, False)):
         browser.set_viewport(width=width, dark=dark)

@@ -14,7 +14,7 @@ from dtl.cli.app import main
 from dtl.compare import formatting, terminal
 from dtl.compare.records import ConfidenceInterval, PairedDifference
 from dtl.core.errors import DtlError
-from dtl.core.files import write_json, write_record
+from dtl.core.files import write_record
 from dtl.core.lock import Lease
 from dtl.report import png_charts
 from dtl.report.axis import Axis
@@ -161,7 +161,7 @@ def test_png_charts_are_written_if_matplotlib_is_installed(run, monkeypatch, cap
 
 def test_comparison_charts_match_comparison_json(tmp_path):
     names = ("scratch", ATTACK, "full")
-    write_json(tmp_path / "comparison.json", comparison(names).to_dict())
+    write_record(tmp_path / "comparison.json", comparison(names).to_dict())
     page = Elements(write_report(tmp_path, png=False).page.read_text(encoding="utf-8"))
     text = "".join(page.texts)
     assert page.tags["script"] == page.tags["img"] == 0 and page.tags["svg"] == 4
@@ -184,7 +184,7 @@ def test_forgetting_that_is_not_significant_has_a_question_mark(tmp_path):
     ]
     made = comparison(("scratch", "frozen", "full"))
     made = replace(made, source="mini:glyphs", source_differences=tuple(lost))
-    write_json(tmp_path / "comparison.json", made.to_dict())
+    write_record(tmp_path / "comparison.json", made.to_dict())
     page = write_report(tmp_path, png=False).page.read_text(encoding="utf-8")
     text = "|".join(word.strip() for word in Elements(page).texts if word.strip())
     assert "mini:glyphs, paired by seeds and examples" in text
