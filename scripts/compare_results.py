@@ -1,4 +1,4 @@
-"""Compare the results of two runs bitwise: what was learnt and scored, not what was measured.
+"""Compare the results of two runs bitwise: what was learned and scored, not what was measured.
 
 Names are those of the tree after a refactor; `renamed` maps the older names of metrics, keys, files
 and folders to them.

@@ -97,7 +97,7 @@ zero-3:
 @dataclass(frozen=True)
 class Run:
     """A training run. `settings`: dotted key -> value. `config`: path in the tree of a config whose
-    keys the settings override; None where the settings are the whole config."""
+    keys the settings override; None where the settings are the complete config."""
 
     name: str
     settings: Mapping[str, Any]

@@ -67,7 +67,7 @@ def resnet(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def wav2vec2(tmp_path_factory):
-    """A wav2vec2 of 2 blocks that is told of padding, without a head."""
+    """A wav2vec2 of 2 blocks that gets a padding mask, without a head."""
     return tiny_sound.wav2vec2(tmp_path_factory.mktemp("models") / "wav2vec2")
 
 

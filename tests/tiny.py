@@ -170,7 +170,7 @@ def write_texts(path: Path, rows: int, *, longest: int = 24, seed: int = 1) -> P
 
 
 def write_labelled(path: Path, rows: int, *, longest: int = 16, seed: int = 1) -> Path:
-    """Texts with the label `early` or `late`, told by a word."""
+    """Texts with the label `early` or `late`, which one word decides."""
     draw = random.Random(seed)
     made = []
     for _ in range(rows):
@@ -248,7 +248,7 @@ def searched(rows: int, *, seed: int) -> list[dict[str, Any]]:
 
 
 def teach_tags(base: Path, rows: list[dict[str, Any]], folder: Path, *, steps: int = 80) -> Path:
-    """Save a tagger that has learnt a little, in plain PyTorch."""
+    """Save a tagger that has learned a little, in plain PyTorch."""
     import torch
     from transformers import AutoModelForTokenClassification, AutoTokenizer
 
@@ -306,7 +306,7 @@ def classifier(base: Path, names: tuple[str, ...], problem_type: str, folder: Pa
 def teach_summaries(
     base: Path, rows: list[dict[str, Any]], folder: Path, *, steps: int = 60
 ) -> Path:
-    """Save a model that has learnt to shorten a little, in plain PyTorch."""
+    """Save a model that has learned to shorten a little, in plain PyTorch."""
     import torch
     from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 

@@ -35,7 +35,7 @@ SMALL = {
 
 
 def wav2vec2(folder: Path, *, norm: str = "layer", seed: int = 7) -> Path:
-    """20 ms a frame; with `norm` layer it is told of padding, with group it is not."""
+    """20 ms a frame; with `norm` layer it gets a padding mask, with `group` none."""
     import torch
     from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2Model
 

@@ -1,4 +1,4 @@
-"""Tiny models that hear letters: each letter is a tone of its own."""
+"""Tiny models for spoken characters: each character is a tone of its own."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def transcribed(count: int, *, seed: int = 1, longest: int = 3) -> list[dict[str
 
 
 def hubert(folder: Path, *, norm: str = "group", seed: int = 7) -> Path:
-    """It is told of padding with `norm` layer only."""
+    """It gets a padding mask with `norm` layer only."""
     import torch
     from transformers import HubertConfig, HubertModel, Wav2Vec2FeatureExtractor
 
@@ -92,7 +92,7 @@ def wav2vec2_bert(folder: Path, *, adapter: bool = False, seed: int = 7) -> Path
 def writing(
     folder: Path, vocabulary: dict[str, Any], *, language: str | None = None, seed: int = 7
 ) -> Path:
-    """A wav2vec2 with a head and letters of its own; with a language it has adapters, as MMS."""
+    """A wav2vec2 with a head and characters of its own; with a language it has adapters, as MMS."""
     import torch
     from safetensors.torch import save_file
     from transformers import (

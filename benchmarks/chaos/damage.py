@@ -29,7 +29,7 @@ HARMLESS = ("stale staged folder",)
 
 @dataclass(frozen=True)
 class Damage:
-    """One damage. `file`: a file of the newest checkpoint; "" for the whole checkpoint."""
+    """One damage. `file`: a file of the newest checkpoint; "" for the complete checkpoint."""
 
     way: str
     file: str
@@ -39,7 +39,7 @@ class Damage:
 
 
 def list_damages(files: list[str]) -> list[Damage]:
-    """Return each damage to each file, then the damages to a whole checkpoint."""
+    """Return each damage to each file, then the damages to a complete checkpoint."""
     of_files = [Damage(way, file) for file in files for way in FILE_DAMAGES]
     return of_files + [Damage(way, "") for way in CHECKPOINT_DAMAGES]
 

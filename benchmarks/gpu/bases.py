@@ -62,12 +62,14 @@ def whisper(folder: Path, settings: dict[str, int]) -> None:
     (folder / "model.safetensors").unlink()
     _update_json(folder / "config.json", settings)
     if settings:
-        heard = {
+        audio_inputs = {
             "feature_size": settings["num_mel_bins"],
             "chunk_length": 30,
             "nb_max_frames": 3000,
         }
-        _update_json(folder / "preprocessor_config.json", {**heard, "n_samples": 30 * 16_000})
+        _update_json(
+            folder / "preprocessor_config.json", {**audio_inputs, "n_samples": 30 * 16_000}
+        )
 
 
 def _update_json(file: Path, changes: dict[str, Any]) -> None:

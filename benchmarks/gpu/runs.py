@@ -159,7 +159,7 @@ def measure_state(engine: Any) -> int:
 
 @contextmanager
 def _new_process_state() -> Iterator[None]:
-    """Start each run as in a new process; the process group is kept, of one process."""
+    """Start each run as in a new process; the process group stays, of one process."""
     import torch
     from accelerate.state import AcceleratorState, GradientState
 

@@ -1,7 +1,7 @@
 """Start the ranks of `many.py` as forks of one process that has imported the libraries already.
 
 A launch by torchrun imports torch, DeepSpeed, transformers and PEFT in every rank, which takes
-longer than ten runs of the tests. The process that forks has one thread; launching.py turns off
+longer than ten runs of the tests. The process that forks has one thread; launching.py disables
 the one that pyarrow would start. Each line of standard input is a launch, and each line of standard
 output its exit codes, both as JSON.
 """

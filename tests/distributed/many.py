@@ -8,8 +8,8 @@ Each job is {"config": path, "overrides": [...]} and perhaps
   "jump": step         make the loss of this step 50 times as large;
   "skip_steps": [steps]  as if the loss of the last one had spiked;
   "fp16": true         train in fp16, which the planner and DeepSpeed refuse on a CPU.
-The run folders hold the results. The process group is kept between jobs, which saves seconds a job;
-all else starts anew.
+The run folders hold the results. The process group stays between jobs, which saves seconds a job;
+all else starts again.
 """
 
 from __future__ import annotations

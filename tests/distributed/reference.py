@@ -84,7 +84,7 @@ def losses(
     """Loss and gradient norm of each step; `phases`: strategies and their steps, each with its own
     optimizer and cosine schedule; no warm-up, seed 0. `quantized`: the base is in nf4, by
     transformers and bitsandbytes. `tokens`: most that a batch holds, instead of `batch` texts.
-    `former`: an adapter that goes on learning in the first phase."""
+    `former`: an adapter whose training continues in the first phase."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     how = BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True

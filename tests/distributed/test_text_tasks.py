@@ -323,11 +323,11 @@ def test_preferences_are_learned_as_in_plain_pytorch_and_peft(bed: Path) -> None
 
 
 # All examples of a step in one micro-batch of one process, and three micro-batches of each rank.
-WHOLE_BATCH = Run("embedding-single", 1, ("layout.micro_batch=12",), "embedding.yaml")
+COMPLETE_BATCH = Run("embedding-single", 1, ("layout.micro_batch=12",), "embedding.yaml")
 MICRO_BATCHES = Run("embedding-parts", 2, (zero(0), "layout.micro_batch=2"), "embedding.yaml")
 
 
-@needs(WHOLE_BATCH, MICRO_BATCHES)
+@needs(COMPLETE_BATCH, MICRO_BATCHES)
 def test_embeddings_are_learned_as_in_plain_pytorch_over_the_global_batch(bed: Path) -> None:
     """Text by text, without Accelerate, DeepSpeed or dtl."""
     import numpy as np
@@ -360,7 +360,7 @@ def test_embeddings_are_learned_as_in_plain_pytorch_over_the_global_batch(bed: P
         optimizer.zero_grad()
         losses.append(float(loss.detach()))
     assert losses[-1] < 0.9 * losses[0], "the reference does not learn: nothing is proven"
-    for run in (WHOLE_BATCH, MICRO_BATCHES):
+    for run in (COMPLETE_BATCH, MICRO_BATCHES):
         assert run.losses(bed)[:2] == pytest.approx(losses[:2], rel=1e-5), run.name
         assert run.losses(bed) == pytest.approx(losses, rel=5e-5), run.name
 

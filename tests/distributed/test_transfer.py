@@ -1,4 +1,4 @@
-"""The quickstart's bed shows transfer: adapting beats the untouched base and scratch."""
+"""The quickstart shows that transfer pays: the adapted base scores better than base and scratch."""
 
 from __future__ import annotations
 

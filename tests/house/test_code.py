@@ -28,6 +28,14 @@ MOST_LINES, MOST_FUNCTION_LINES, MOST_PARAMETERS = 400, 60, 6
 TABLES: frozenset[str] = frozenset()
 # A command of typer has one parameter for each option of the command line.
 COMMANDS = "cli"
+# Code outside of the package. Only names, docstrings and comments are checked: other strings
+# are data.
+OUTSIDE = sorted(
+    file
+    for folder in ("tests", "benchmarks", "scripts", "docs")
+    for file in (PACKAGE.parent / folder).rglob("*.py")
+    if file != Path(__file__)
+)
 
 # Words of this project's former dialect, and the term of the field. They are not part of any name,
 # message, docstring or config key.
@@ -197,6 +205,25 @@ def _circles(graph: dict[str, set[str]]) -> set[str]:
         left = {name: others - gone for name, others in left.items() if name not in gone}
 
 
+def test_code_outside_of_the_package_uses_words_of_the_field():
+    assert len(OUTSIDE) > 250
+    assert not [f"{_named(file)}:{fault}" for file in OUTSIDE for fault in _outside_faults(file)]
+
+
+def _outside_faults(file: Path) -> Iterator[str]:
+    tree = _tree(file)
+    for name, line, _ in _identifiers(tree):
+        yield from (f"{line}: {name}" for word in _words(name) if word in WORDS)
+    documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+    texts = [
+        (getattr(node, "lineno", 1), ast.get_docstring(node) or "")
+        for node in ast.walk(tree)
+        if isinstance(node, documented)
+    ]
+    for line, text in (*texts, *_comments(file)):
+        yield from (f"{line}: {fault}" for fault in _private_words(text))
+
+
 @pytest.mark.parametrize("file", FILES, ids=_named)
 def test_names_are_words_of_the_field(file):
     found = [
@@ -238,13 +265,17 @@ def test_messages_docstrings_and_comments_are_plain(file):
         for node in ast.walk(_tree(file))
         if isinstance(node, ast.Constant) and isinstance(node.value, str)
     ]
+    texts += _comments(file)
+    assert not [f"{line}: {fault}" for line, text in texts for fault in _private_words(text)]
+
+
+def _comments(file: Path) -> list[tuple[int, str]]:
     with tokenize.open(file) as source:
-        texts += [
+        return [
             (token.start[0], token.string)
             for token in tokenize.generate_tokens(source.readline)
             if token.type == tokenize.COMMENT
         ]
-    assert not [f"{line}: {fault}" for line, text in texts for fault in _private_words(text)]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

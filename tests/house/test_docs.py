@@ -56,7 +56,7 @@ def _blocks(language: str) -> list[Block]:
 
 
 def _plugin(page: str) -> ModuleType:
-    """The plugin that a page shows whole, imported as a module."""
+    """The plugin that a page shows in full, imported as a module."""
     block = next(block for block in _blocks("python") if block.page.name == page)
     module = ModuleType(f"shown_in_{page.partition('.')[0].replace('-', '_')}")
     sys.modules[module.__name__] = module

@@ -130,6 +130,6 @@ def test_each_exception_is_needed():
         "os.open(path, 1, 2)",
     ],
 )
-def test_each_way_to_reach_a_file_is_found(tmp_path, code):
+def test_each_way_to_access_a_file_is_found(tmp_path, code):
     (tmp_path / "code.py").write_text(code)
     assert list(_find_calls(tmp_path / "code.py"))

@@ -171,7 +171,7 @@ def test_payloads_in_model_data_cache_and_checkpoints_are_not_run(workdir, canar
     shutil.rmtree(run / "export")
     (run / "result.json").unlink()
     first, second = sorted((run / "checkpoints").iterdir())
-    saved_by_torch(second / "optimizer.pt", canaries)  # foreign: this one is set aside
+    saved_by_torch(second / "optimizer.pt", canaries)  # foreign: this one is renamed
     saved_by_torch(first / "rng_state.pth", canaries)  # known to a manifest that was changed
     files = json.loads((first / "manifest.json").read_text())["files"]
     content = (first / "rng_state.pth").read_bytes()

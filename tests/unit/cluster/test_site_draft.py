@@ -37,7 +37,7 @@ LINKS = """1: lo: <LOOPBACK,UP,LOWER_UP> mtu 65536
 
 @pytest.fixture
 def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return a folder of commands that is the whole PATH, with the output of each."""
+    """Return a folder of commands that is the complete PATH, with the output of each."""
     for name, text in {
         "sinfo.txt": SINFO,
         "config.txt": CONFIG,

@@ -1,4 +1,4 @@
-"""Recipes are found, told and copied."""
+"""Recipes are found, described and copied."""
 
 import pytest
 

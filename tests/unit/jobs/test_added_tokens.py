@@ -1,4 +1,4 @@
-"""Runs whose base gets new tokens: their rows are learnt, and exported as plain libraries load."""
+"""Runs whose base gets new tokens: their rows are learned, and exported as plain libraries load."""
 
 import json
 import re
@@ -53,7 +53,7 @@ def train_losses(run):
 @pytest.mark.parametrize(
     ("strategy", "base"), [("lora", "decoder"), ("lora", "tied_decoder"), ("full", "decoder")]
 )
-def test_new_tokens_are_learnt_and_open_in_plain_libraries(
+def test_new_tokens_are_learned_and_open_in_plain_libraries(
     strategy, base, request, tmp_path, cache
 ):
     folder = request.getfixturevalue(base)

@@ -71,10 +71,10 @@ def test_a_prompt_that_fits_is_unchanged(truncates):
     ],
 )
 def test_an_input_that_is_cut_is_reported(name, fields, option):
-    whole, nothing = encode(name, fields)
+    complete, nothing = encode(name, fields)
     example, cut = encode(name, fields, **{option: LIMIT})
     assert nothing == 0
-    assert cut == len(whole.values["input_ids"]) - len(example.values["input_ids"]) > 0
+    assert cut == len(complete.values["input_ids"]) - len(example.values["input_ids"]) > 0
 
 
 def test_the_command_counts_them(capsys):

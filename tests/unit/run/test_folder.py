@@ -170,7 +170,7 @@ def test_the_exit_code_of_a_rank_counts_if_all_ranks_agree(run):
 
 
 def test_metrics_of_later_steps_are_removed_on_resume(run):
-    """Steps 4 and 5 were learnt after the checkpoint of step 3: they come again."""
+    """Steps 4 and 5 were learned after the checkpoint of step 3: they come again."""
     assert run.last_step == 0
     lines = [{"kind": "train", "step": step, "loss": 1 / step} for step in range(1, 6)]
     for line in (*lines[:3], {"kind": "eval", "step": 3, "loss": 0.5}, *lines[3:]):

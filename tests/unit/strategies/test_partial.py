@@ -346,7 +346,7 @@ def test_no_activation_is_saved_below_the_lowest_trained_block(checkpointing: bo
 
 def test_training_the_top_quarter_takes_at_most_60_percent_of_the_time() -> None:
     """Of a step of full tuning: forward 1, backward 2, of which 0.5 remain. Medians of processor
-    time, in turns, so that a busy machine slows both."""
+    time, alternately, so that a busy machine slows both."""
     batch, models = long_batch(), {"full": ready(deep()), "top": ready(deep(), top=0.25)}
     optimizers = {
         name: torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)

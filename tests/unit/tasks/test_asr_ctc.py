@@ -1,4 +1,4 @@
-"""Speech recognition by CTC: letters, alignment, padding and what is exported."""
+"""Speech recognition by CTC: characters, alignment, padding and what is exported."""
 
 from __future__ import annotations
 
@@ -217,7 +217,7 @@ def test_a_model_of_many_languages_must_be_given_one(mms):
 def test_what_cannot_be_trained_on_is_left_out_with_its_reason(wav2vec2):
     five_frames = tiny_speech.row("moon", seconds=0.02)["audio"]
     rows = [
-        {"audio": five_frames, "text": "moons"},  # a blank parts two equal letters: six frames
+        {"audio": five_frames, "text": "moons"},  # a blank parts two equal characters: six frames
         {**tiny_speech.row("no"), "text": " ... "},
         {"audio": tiny_sound.wav(np.zeros((800, 1))), "text": "a"},
         {**tiny_speech.row("sea" * 5), "text": "a"},

@@ -1,4 +1,4 @@
-"""Speech into text: what is read, learnt, generated and scored."""
+"""Speech into text: what is read, learned, generated and scored."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def clip(seconds: float, text: str = "the river") -> dict[str, Any]:
     return {"audio": {"array": sound, "sampling_rate": tiny_whisper.RATE}, "text": text}
 
 
-# What is read and what is learnt ----------------------------------------------------------------
+# What is read and what is learned ---------------------------------------------------------------
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -275,7 +275,7 @@ def test_eight_clips_are_overfitted(family: str, request: pytest.FixtureRequest)
 def test_an_exported_model_generates_the_same_by_itself(
     family: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    """Plain transformers, told nothing: language and task are in the files."""
+    """Plain transformers without options: language and task are in the files."""
     from transformers import AutoFeatureExtractor, AutoModelForSpeechSeq2Seq, AutoTokenizer
 
     made, encoded = taught(request.getfixturevalue(family), FAMILIES[family].get("language"))

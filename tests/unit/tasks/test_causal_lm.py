@@ -16,7 +16,7 @@ from tests import tiny
 from tests.task_bench import make_bench, make_task
 
 
-def learnt(encoded: EncodedExample) -> list[int]:
+def learned(encoded: EncodedExample) -> list[int]:
     """The tokens that count, as `labels` has them; the first is never a target."""
     tokens, labels = encoded.values["input_ids"], encoded.values["labels"]
     assert len(tokens) == len(labels) == encoded.length
@@ -51,7 +51,7 @@ CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n"
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-# It strips what people write, puts no newline between turns, and has a mark before each answer.
+# It strips what people write, puts no newline between messages, and has a mark before each answer.
 STRIPPING = (
     "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'user' %}[INST] "
     "{{ m['content'] | trim }} [/INST]{% else %} {{ m['content'] | trim }}{{ eos_token }}"
@@ -99,60 +99,60 @@ def test_causal_lm_loss_is_that_of_transformers(base, request):
     ids=["tiny", "chatml"],
 )
 @pytest.mark.parametrize("change", [lambda t: t, without_padding_token, with_start_token])
-def test_of_a_chat_exactly_the_answers_and_their_end_marks_are_learnt(template, expected, change):
+def test_of_a_chat_exactly_the_answers_and_their_end_marks_are_learned(template, expected, change):
     tokenizer = change(tiny.tokenizer(chat=True))
     tokenizer.chat_template = template
     encoded = encode_with(tokenizer, {"messages": TALK})
-    assert tokenizer.decode(learnt(encoded)) == expected
-    whole = tokenizer.apply_chat_template(TALK, tokenize=False)
-    assert tokenizer.decode(encoded.values["input_ids"]) == whole
+    assert tokenizer.decode(learned(encoded)) == expected
+    complete = tokenizer.apply_chat_template(TALK, tokenize=False)
+    assert tokenizer.decode(encoded.values["input_ids"]) == complete
 
 
 def test_a_template_without_a_mark_for_the_answer_works_too():
     tokenizer = tiny.tokenizer(chat=True)
     tokenizer.chat_template = STRIPPING
     encoded = encode_with(tokenizer, {"messages": TALK[1:]})
-    assert tokenizer.decode(learnt(encoded)) == " keeps light</s> over the stone</s>"
+    assert tokenizer.decode(learned(encoded)) == " keeps light</s> over the stone</s>"
     assert encoded.values["input_ids"].count(tokenizer.bos_token_id) == 1
 
 
-def test_a_chat_may_be_learnt_whole():
+def test_every_token_of_a_chat_may_be_learned():
     tokenizer = tiny.tokenizer(chat=True)
     encoded = encode_with(tokenizer, {"messages": TALK}, train_on="all")
-    assert learnt(encoded) == encoded.values["input_ids"][1:]
+    assert learned(encoded) == encoded.values["input_ids"][1:]
 
 
 @pytest.mark.parametrize(
     ("change", "start"),
     [(lambda t: t, ""), (without_padding_token, ""), (with_start_token, "<s>")],
 )
-def test_of_prompt_and_completion_the_completion_and_the_end_are_learnt(change, start):
+def test_of_prompt_and_completion_the_completion_and_the_end_are_learned(change, start):
     tokenizer = change(tiny.tokenizer())
     row = {"prompt": "the old ship", "completion": " carries a letter"}
     encoded = encode_with(tokenizer, row)
-    assert tokenizer.decode(learnt(encoded)) == " carries a letter</s>"
+    assert tokenizer.decode(learned(encoded)) == " carries a letter</s>"
     assert tokenizer.decode(encoded.values["input_ids"]) == (
         f"{start}the old ship carries a letter</s>"
     )
     open_end = encode_with(tokenizer, row, append_eos=False)
-    assert tokenizer.decode(learnt(open_end)) == " carries a letter"
+    assert tokenizer.decode(learned(open_end)) == " carries a letter"
     everything = encode_with(tokenizer, row, train_on="all")
-    assert learnt(everything) == everything.values["input_ids"][1:]
+    assert learned(everything) == everything.values["input_ids"][1:]
 
 
 @pytest.mark.parametrize("change", [lambda t: t, without_padding_token, with_start_token])
-def test_plain_text_is_learnt_whole_with_its_end(change):
+def test_all_of_a_plain_text_is_learned_with_its_end(change):
     tokenizer = change(tiny.tokenizer())
     encoded = encode_with(tokenizer, {"text": "the river turns"})
     body = tokenizer("the river turns", add_special_tokens=False)["input_ids"]
     end = [tokenizer.eos_token_id]
     start = [tokenizer.bos_token_id] if change is with_start_token else []
     assert encoded.values["input_ids"] == start + body + end
-    assert learnt(encoded) == (start + body + end)[1:]
+    assert learned(encoded) == (start + body + end)[1:]
 
 
 def test_the_end_token_counts_in_a_padded_batch_where_it_is_also_the_padding(decoder):
-    """Padding is told by length: the loss of a padded example is that of the example alone."""
+    """Padding is known by length: the loss of a padded example is that of the example alone."""
     from transformers import AutoModelForCausalLM
 
     tokenizer = without_padding_token(tiny.tokenizer())
@@ -225,7 +225,7 @@ def test_answer_that_the_template_rewrites_later_is_an_example_of_its_own():
     task = make_task("causal_lm")
     rows = task.expand_row(Row(0, "rows.jsonl:1", {"messages": TALK}), processor=tokenizer)
     encode = task.encoder(tokenizer, {}, None)
-    assert [tokenizer.decode(learnt(encode(row))) for row in rows] == [
+    assert [tokenizer.decode(learned(encode(row))) for row in rows] == [
         " keeps light",
         "over the stone ",
     ]

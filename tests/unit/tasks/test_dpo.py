@@ -52,10 +52,11 @@ def make_adapted_model(folder: Path, *, dropout: float = 0.0, **settings: float)
 def log_likelihood(model: Any, tokenizer: Any, prompt: str, response: str) -> torch.Tensor:
     """Return the log-likelihood of one response alone, token by token."""
     start, tokens = (tokenizer(text)["input_ids"] for text in (prompt, response))
-    whole = torch.tensor([[*start, *tokens, tokenizer.eos_token_id]])
-    logs = model(input_ids=whole).logits[0].log_softmax(-1)
+    complete = torch.tensor([[*start, *tokens, tokenizer.eos_token_id]])
+    logs = model(input_ids=complete).logits[0].log_softmax(-1)
     return sum(
-        logs[position - 1, whole[0, position]] for position in range(len(start), whole.shape[1])
+        logs[position - 1, complete[0, position]]
+        for position in range(len(start), complete.shape[1])
     )  # type: ignore[return-value]
 
 
@@ -167,9 +168,9 @@ def test_likelihood_of_chat_responses_is_that_of_transformers(
     expected = []
     for answer in (YES, NO):
         prompt = tokenizer.apply_chat_template(EARLIER, add_generation_prompt=True, tokenize=False)
-        whole = tokenizer.apply_chat_template([*EARLIER, answer], tokenize=False)
+        complete = tokenizer.apply_chat_template([*EARLIER, answer], tokenize=False)
         start, tokens = (
-            tokenizer(text, add_special_tokens=False)["input_ids"] for text in (prompt, whole)
+            tokenizer(text, add_special_tokens=False)["input_ids"] for text in (prompt, complete)
         )
         assert tokens[: len(start)] == start and tokens[-1] == tokenizer.eos_token_id
         with torch.no_grad():

@@ -89,7 +89,7 @@ def test_loss_and_gradient_in_micro_batches_are_those_of_plain_transformers(
     )
     values, batch = make_batch(task)
     task.loss(model, batch).backward()
-    whole_gradients = gradients(model)
+    complete_gradients = gradients(model)
     parts = [task.collate(part, pad_token_id=0) for part in (values[:3], values[3:])]
     with torch.no_grad():
         embedded = [task.global_values(model, part) for part in parts]
@@ -103,7 +103,7 @@ def test_loss_and_gradient_in_micro_batches_are_those_of_plain_transformers(
         total += float(loss.detach())
     assert total == pytest.approx(float(expected.detach()), rel=1e-5)
     atol = 1e-5 * max(float(gradient.abs().max()) for gradient in expected_gradients.values())
-    for found in (whole_gradients, gradients(model)):
+    for found in (complete_gradients, gradients(model)):
         assert found.keys() == expected_gradients.keys()
         for name, gradient in expected_gradients.items():
             assert torch.allclose(found[name], gradient, rtol=1e-4, atol=atol), name

@@ -307,7 +307,7 @@ def test_with_many_classes_only_the_most_frequent_confusions_are_listed():
     assert all(name.split("/")[1] != name.split("/")[2] for name in cells)
 
 
-# The whole way ----------------------------------------------------------------------------------
+# From data to predictions -----------------------------------------------------------------------
 
 
 def test_run_trains_and_its_export_is_opened_by_transformers(resnet, tmp_path, cache):

@@ -64,9 +64,11 @@ CASES: dict[str, tuple[str, dict[str, Any], Formula]] = {
 def token_logs(model: Any, tokenizer: Any, prompt: str, response: str) -> Tensor:
     """Return the log-likelihood of each token of a response and its end, run alone."""
     start, tokens = (tokenizer(text)["input_ids"] for text in (prompt, response))
-    whole = torch.tensor([[*start, *tokens, tokenizer.eos_token_id]])
-    logs = model(input_ids=whole).logits[0].log_softmax(-1)
-    return torch.stack([logs[at - 1, whole[0, at]] for at in range(len(start), whole.shape[1])])
+    complete = torch.tensor([[*start, *tokens, tokenizer.eos_token_id]])
+    logs = model(input_ids=complete).logits[0].log_softmax(-1)
+    return torch.stack(
+        [logs[at - 1, complete[0, at]] for at in range(len(start), complete.shape[1])]
+    )
 
 
 @pytest.mark.parametrize("case", CASES)

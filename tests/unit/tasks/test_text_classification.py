@@ -60,7 +60,7 @@ def test_labels_are_those_of_the_rows_in_order(encoder):
 
 
 def test_a_base_that_knows_these_labels_keeps_its_order(encoder):
-    """So that its head can go on with what it has learnt."""
+    """So that its head can go on with what it has learned."""
     settings = load_model_config(Model(path=str(encoder)))
     settings.id2label = {0: "yes", 1: "no"}
     rows = make_rows([{"text": "x", "label": label} for label in ("no", "yes")])

@@ -62,7 +62,7 @@ def test_an_adapter_is_of_the_kind_that_peft_wants(
     assert torch.equal(answers(opened), after)
 
 
-def test_an_adapter_on_a_base_that_already_tags_learns_its_head_whole(encoder: Path) -> None:
+def test_an_adapter_on_a_base_that_already_tags_learns_its_complete_head(encoder: Path) -> None:
     model = strategy("lora", rank=4).apply(
         load(encoder, HEADS["encoder"][0]), new_parameters=frozenset()
     )

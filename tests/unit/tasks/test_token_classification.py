@@ -82,13 +82,13 @@ def sentence_piece(*, kind: str) -> Any:
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    letters = "abcdefghijklmnopqrstuvwxyz.-"
+    characters = "abcdefghijklmnopqrstuvwxyz.-"
     if kind == "unigram":
         scores = [("<unk>", 0.0), ("\u2581", -1.0), ("\u2581old", -3.0), ("ship", -2.0)]
-        inner = Tokenizer(models.Unigram([*scores, *((one, -4.0) for one in letters)], unk_id=0))
+        inner = Tokenizer(models.Unigram([*scores, *((one, -4.0) for one in characters)], unk_id=0))
         inner.pre_tokenizer = pre_tokenizers.Metaspace()
     elif kind == "byte fallback":
-        vocabulary = {"<unk>": 0, "\u2581": 1, **{one: at for at, one in enumerate(letters, 2)}}
+        vocabulary = {"<unk>": 0, "\u2581": 1, **{one: at for at, one in enumerate(characters, 2)}}
         vocabulary |= {f"<0x{byte:02X}>": len(vocabulary) + byte for byte in range(256)}
         inner = Tokenizer(models.BPE(vocabulary, [], unk_token="<unk>", byte_fallback=True))
         inner.normalizer = normalizers.Sequence(
@@ -276,7 +276,7 @@ def test_tags_are_those_of_the_rows_the_outside_first() -> None:
         (["LABEL_0", "LABEL_1"], NAMES),
     ],
 )
-def test_the_bases_own_order_is_kept_only_where_its_tags_are_the_same(
+def test_the_bases_own_order_is_retained_only_where_its_tags_are_the_same(
     known: list[str], expected: list[str]
 ) -> None:
     from types import SimpleNamespace
@@ -355,12 +355,12 @@ def test_words_and_tags_are_read_from_every_carrier() -> None:
             assert all(list(values[name]) == list(expected[name]) for name in expected)
 
 
-def test_a_class_number_beyond_the_names_is_told() -> None:
+def test_a_class_number_beyond_the_names_is_reported() -> None:
     fault = task(labels=tuple(NAMES)).find_row_fault(row(["a"], [3]))
     assert fault is not None and "the class number 3 exceeds the 3 task.labels" in fault.problem
 
 
-def test_a_tag_outside_of_the_scheme_is_told_where_others_are_in_it() -> None:
+def test_a_tag_outside_of_the_scheme_is_reported_where_others_are_in_it() -> None:
     rows = [row(["a"], ["O"]), Row(5, "rows.jsonl:6", {"tokens": ["b"], "tags": ["PER"]})]
     with pytest.raises(DtlError, match="'PER' is not O, B-name or I-name") as caught:
         task().collect_dataset_stats(rows, None)

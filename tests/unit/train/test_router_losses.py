@@ -58,7 +58,7 @@ def padded(rows, columns, *, lengths, seed=3):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_loss_and_its_gradient_are_those_of_transformers(family, tmp_path):
-    """One batch with padding, whole and in micro-batches, against transformers on the whole."""
+    """One batch with padding, at once and in micro-batches, against transformers at once."""
     folder = tiny_experts.experts(tmp_path, family, output_router_logits=True)
     model = AutoModelForCausalLM.from_pretrained(folder)
     theirs = AutoModelForCausalLM.from_pretrained(folder)
@@ -115,9 +115,9 @@ def test_padding_of_a_decoder_is_no_token(tmp_path):
     single = [{name: tensor[i : i + 1] for name, tensor in batch.items()} for i in (0, 1)]
     single[1]["labels"] = single[1]["labels"][:, :2].contiguous()
     with torch.no_grad():
-        whole = add_up(losses, [batch], lambda part: model(**part))
+        complete = add_up(losses, [batch], lambda part: model(**part))
         alone = add_up(losses, single, lambda part: model(**part))
-    torch.testing.assert_close(whole, alone, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(complete, alone, rtol=1e-5, atol=1e-7)
 
 
 def test_hand_worked_losses():
