@@ -10,7 +10,7 @@ import pytest
 
 from dtl.inspect.audit import audit_run
 from dtl.run.folder import RunFolder
-from tests.distributed.layouts import STEPS, single, zero
+from tests.distributed.layouts import single, zero
 from tests.distributed.runs import Run, needs
 
 
@@ -37,12 +37,18 @@ def test_two_ranks_that_stream_have_the_loss_of_encoded_rows(bed: Path, stage: i
 
 
 # Of gaps.jsonl some rows are no examples; the run is stopped on one process and resumed on two.
-UNDISTURBED = streamed_run("undisturbed", "gaps.jsonl", 1, 0)
-MOVED = streamed_run("moved", "gaps.jsonl", 2, 2, bare=False)
-MOVED = replace(
-    MOVED,
-    before=(streamed_run("moved", "gaps.jsonl", 1, 0, bare=False, stop_after=STEPS // 2),),
-)
+# It ends after four epochs, with a batch of one row that is none.
+GAP_STEPS = 20
+
+
+def run_with_gaps(name: str, processes: int, stage: int, **how: Any) -> Run:
+    run = streamed_run(name, "gaps.jsonl", processes, stage, **how)
+    return replace(run, overrides=(*run.overrides, f"train.steps={GAP_STEPS}"))
+
+
+UNDISTURBED = run_with_gaps("undisturbed", 1, 0)
+FIRST = run_with_gaps("moved", 1, 0, bare=False, stop_after=GAP_STEPS // 2)
+MOVED = run_with_gaps("moved", 2, 2, bare=False, before=(FIRST,))
 
 
 @needs(UNDISTURBED, MOVED)
@@ -51,7 +57,7 @@ def test_moved_to_two_ranks_it_resumes_and_lists_rows_that_are_no_examples(bed: 
     layout = moved.plan.layout
     assert (layout.world_size, layout.zero_stage) == (2, 2)
     found, expected = MOVED.lines(bed), UNDISTURBED.lines(bed)
-    assert [line["step"] for line in found] == list(range(1, STEPS + 1))
+    assert [line["step"] for line in found] == list(range(1, GAP_STEPS + 1))
     for key in ("digest", "targets", "examples", "skipped_rows"):
         assert [line.get(key) for line in found] == [line.get(key) for line in expected]
     assert expected[-1]["targets"] == 0, "the last batch, of one row, has nothing to learn from"
@@ -59,7 +65,7 @@ def test_moved_to_two_ranks_it_resumes_and_lists_rows_that_are_no_examples(bed: 
     assert [line["loss"] for line in found[:-1]] == pytest.approx(losses, rel=1e-5)
     assert found[-1]["loss"] is expected[-1]["loss"] is None
     skipped = [line["step"] for line in moved.read_metrics() if line["kind"] == "skip"]
-    assert skipped == [STEPS]
+    assert skipped == [GAP_STEPS]
     assert audit_run(moved).fault is None
     gaps = (bed / "gaps.jsonl").read_text().splitlines()
     empty = {f"gaps.jsonl:{line}" for line, text in enumerate(gaps, 1) if text == '{"text": ""}'}
