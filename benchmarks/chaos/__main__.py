@@ -66,6 +66,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--most-kills", type=int, default=7, help="of one run")
     parser.add_argument("--signals", type=int, default=50, help="signals to inject")
     parser.add_argument("--corruptions", type=int, default=100, help="damaged checkpoints")
+    parser.add_argument("--verb-kills", type=int, default=120, help="kills of all commands")
+    parser.add_argument("--damages", type=int, default=400, help="damaged files, of all there are")
+    parser.add_argument("--limits", type=int, default=60, help="limits, clocks and races")
     parser.add_argument("--peer-kills", type=int, default=60, help="kills of plain Trainer runs")
     parser.add_argument(
         "--peer-corruptions", type=int, default=40, help="damaged checkpoints of plain Trainer runs"

@@ -7,16 +7,19 @@ from collections.abc import Callable
 from typing import Any
 
 from benchmarks.chaos import (
+    any_file,
     corruption,
     cost,
     crash_points,
     disk,
     frozen_rank,
     kill,
+    limits,
     nonfinite,
     peer,
     rows,
     stop_request,
+    verb_kills,
 )
 from benchmarks.chaos.setup import Setup
 from benchmarks.chaos.trials import Kind
@@ -36,6 +39,9 @@ def select_kinds(setup: Setup, options: Namespace) -> list[Kind]:
         (frozen_rank, lambda: 6),
         (nonfinite, lambda: 6),
         (rows, lambda: 6),
+        (verb_kills, lambda: options.verb_kills),
+        (any_file, lambda: options.damages),
+        (limits, lambda: options.limits),
         (cost, lambda: 1),
         (peer.Kills, lambda: options.peer_kills),
         (peer.Corruptions, lambda: options.peer_corruptions),
