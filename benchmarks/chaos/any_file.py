@@ -70,10 +70,10 @@ def damage(file: Path, rng: Random) -> str:
 def _resume(setup: Setup, folder: Path) -> Iterator[tuple[str, str]]:
     """Resume a run; twice where the first time a folder of the cache was removed."""
     expected = _expected(setup)
-    told = ""
+    output = ""
     for argv in (STATUS, ("resume", "runs/run"), ("resume", "runs/run")):
         answer = commands.run(setup, folder, argv)
-        told += answer.output
+        output += answer.output
         yield from (("fault", text) for text in answer.violations)
         if argv == STATUS and answer.codes != [0]:
             yield "fault", f"dtl status shows no run: {answer.output[-200:]}"
@@ -81,8 +81,10 @@ def _resume(setup: Setup, folder: Path) -> Iterator[tuple[str, str]]:
         yield "outcome", "refused"
         return
     found = commands.read_result(folder)
-    yield from (("fault", text) for text in commands.find_silent_differences(found, expected, told))
-    yield "outcome", "named" if "damaged" in told or "lost" in told else "same result"
+    yield from (
+        ("fault", text) for text in commands.find_silent_differences(found, expected, output)
+    )
+    yield "outcome", "named" if "damaged" in output or "lost" in output else "same result"
 
 
 def _read(setup: Setup, folder: Path) -> Iterator[tuple[str, str]]:

@@ -1,7 +1,7 @@
 """Run commands of dtl as forks of one process that has imported its libraries already.
 
 Each line of standard input is a request, and each line of standard output its answer, as JSON. The
-commands of a request start together; each has its own session, so that it is killed as a whole.
+commands of a request start together; each has its own session, and is killed with its processes.
 """
 
 from __future__ import annotations

@@ -158,7 +158,7 @@ def read_result(folder: Path) -> dict[str, Any]:
 
 
 def find_silent_differences(
-    found: dict[str, Any], expected: dict[str, Any], told: str
+    found: dict[str, Any], expected: dict[str, Any], output: str
 ) -> list[str]:
     """Return what differs from the run without faults, where the output does not say so. Lines of
     the log that are missing must be named."""
@@ -171,7 +171,7 @@ def find_silent_differences(
     missing = expected["losses"].keys() - found["losses"].keys()
     lost_scores = [each for each in expected["scores"] if each not in found["scores"]]
     if (missing or lost_scores) and not any(
-        word in told for word in ("damaged", "lost", "missing")
+        word in output for word in ("damaged", "lost", "missing")
     ):
         faults.append(f"LOST: steps {sorted(missing)} and {len(lost_scores)} evaluations")
     return faults

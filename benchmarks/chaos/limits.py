@@ -33,7 +33,7 @@ def run_trial(setup: Setup, number: int) -> TrialResult:
         result.violations.append(f"without the limit: {answer.codes}: {answer.output[-300:]}")
     else:
         found = commands.read_result(folder)
-        result.violations += commands.find_silent_differences(found, _expected(setup), told="")
+        result.violations += commands.find_silent_differences(found, _expected(setup), output="")
     subprocess.run(["umount", "-q", str(folder / "runs")], check=False, stderr=subprocess.DEVNULL)
     return result
 
@@ -98,7 +98,7 @@ def _race(setup: Setup, folder: Path, rng: Random) -> list[str]:
     if 0 not in answer.codes:
         faults.append(f"no start succeeded: {answer.output[-300:]}")
     if any(answer.codes) and not any(word in answer.output for word in words):
-        faults.append(f"the loser is not told why: {answer.output[-300:]}")
+        faults.append(f"the loser does not say why: {answer.output[-300:]}")
     return faults
 
 

@@ -55,7 +55,7 @@ def _check_again(setup: Setup, verb: str, folder: Path, options: dict[str, objec
         faults.append(f"the second {verb} ended with {again.codes}: {again.output[-300:]}")
     elif verb in ("train", "resume"):
         found = commands.read_result(folder)
-        faults += commands.find_silent_differences(found, _expected(setup), told="")
+        faults += commands.find_silent_differences(found, _expected(setup), output="")
     elif verb == "predict" and _answers(folder) != _answers(setup.folder / "templates/finished"):
         faults.append("SILENT: the answers differ")
     return faults
