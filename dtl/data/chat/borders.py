@@ -6,10 +6,11 @@ text may have a token with characters of both, which the model never sees in use
 
 from __future__ import annotations
 
-import re
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from operator import attrgetter
 from typing import Any
 
 from dtl.data.chat.template import added_tokens
@@ -40,8 +41,11 @@ def tokenize_with_borders(
         return _tokenize_steps(tokenizer, text, sorted({*inside, *ends}))
     tokens = _tokenize(tokenizer, text)
     pattern = added_tokens(tokenizer)
+    added = [] if pattern is None else [match.start() for match in pattern.finditer(text)]
+    limits = [0, *added, len(text)]
     for previous, border in pairwise([0, *inside]):
-        start, stop = _surrounding(text, border, pattern)
+        after = bisect_left(added, border)  # the first added token after the border
+        start, stop = limits[after : after + 2]
         tokens = _split_at(tokens, _Stretch(tokenizer, text, max(start, previous), border, stop))
     return tokens
 
@@ -71,28 +75,20 @@ class _Stretch:
         return _shift(_tokenize_continuation(self.tokenizer, after), self.border)
 
 
+_start, _end = attrgetter("start"), attrgetter("end")  # both ascend from token to token
+
+
 def _split_at(tokens: list[TextToken], stretch: _Stretch) -> list[TextToken]:
     """Return the tokens, those of a stretch replaced where its border is inside a token, or where
     the text before it has other tokens alone."""
-    first = next((n for n, token in enumerate(tokens) if token.start >= stretch.start), len(tokens))
-    middle = next((n for n, token in enumerate(tokens) if token.end > stretch.border), len(tokens))
+    first = bisect_left(tokens, stretch.start, key=_start)
+    middle = bisect_right(tokens, stretch.border, key=_end)
     before = stretch.tokenize_before()
     is_inside_token = middle < len(tokens) and tokens[middle].start < stretch.border
     if not is_inside_token and _ids(before) == _ids(tokens[first:middle]):
         return tokens
-    last = next((n for n, token in enumerate(tokens) if token.start >= stretch.stop), len(tokens))
+    last = bisect_left(tokens, stretch.stop, key=_start)
     return [*tokens[:first], *before, *stretch.tokenize_after(), *tokens[last:]]
-
-
-def _surrounding(text: str, border: int, pattern: re.Pattern[str] | None) -> tuple[int, int]:
-    """Return where the last added token before a border starts, and the first after it."""
-    if pattern is None:
-        return 0, len(text)
-    start = 0
-    for match in pattern.finditer(text, 0, border):
-        start = match.start()
-    following = pattern.search(text, border)
-    return start, len(text) if following is None else following.start()
 
 
 def _tokenize(tokenizer: Any, text: str) -> list[TextToken]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -129,10 +130,11 @@ class ChatTokenizer:
         ends = [end for span in (*included, *excluded) for end in span]
         tokens = tokenize_with_borders(self.tokenizer, text, borders, ends)
         learned = located if supervised is None else supervised
+        learned_spans, other_spans = _Spans(included), _Spans(excluded)
         return EncodedChat(
             [token.id for token in tokens[: self.max_tokens]],
             [
-                _overlaps(token, included) and not _overlaps(token, excluded)
+                learned_spans.overlaps(token) and not other_spans.overlaps(token)
                 for token in tokens[: self.max_tokens]
             ],
             find_dropped_features(rendered, count, learned, in_full_chat=self.expand is False),
@@ -185,5 +187,20 @@ def _limit_to_generated(
     ]
 
 
-def _overlaps(token: TextToken, spans: Sequence[tuple[int, int]]) -> bool:
-    return any(token.start < end and token.end > start for start, end in spans)
+class _Spans:
+    """Spans of characters, which may overlap each other."""
+
+    def __init__(self, spans: Iterable[tuple[int, int]]) -> None:
+        self._starts: list[int] = []
+        self._ends: list[int] = []
+        for start, end in sorted(spans):
+            if self._ends and start <= self._ends[-1]:
+                self._ends[-1] = max(end, self._ends[-1])
+            elif end > start:
+                self._starts.append(start)
+                self._ends.append(end)
+
+    def overlaps(self, token: TextToken) -> bool:
+        """Return whether a character of the token is in a span."""
+        place = bisect_left(self._starts, token.end) - 1  # the last span that starts before its end
+        return place >= 0 and self._ends[place] > token.start
