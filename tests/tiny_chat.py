@@ -194,3 +194,50 @@ FEATURES: dict[str, dict[str, Any]] = {
     },
     "blanks": {"messages": [QUESTION, {**ANSWER, "content": "  The  large one. \n"}]},
 }
+# What chats in the wild have besides.
+WILD: dict[str, dict[str, Any]] = {
+    "two_questions": {"messages": [QUESTION, AGAIN, ANSWER]},
+    "two_answers": {"messages": [QUESTION, ANSWER, SECOND]},
+    "empty_system": {"messages": [{"role": "system", "content": ""}, QUESTION, ANSWER]},
+    "answer_first": {"messages": [ANSWER, QUESTION, SECOND]},
+    "same_texts": {"messages": [QUESTION, ANSWER, QUESTION, ANSWER]},
+    "answer_in_question": {
+        "messages": [
+            {"role": "user", "content": "Say: yes"},
+            {"role": "assistant", "content": "yes"},
+            {"role": "user", "content": "assistant: yes"},
+            {"role": "assistant", "content": "yes"},
+        ]
+    },
+    "unicode": {
+        "messages": [
+            {"role": "user", "content": "q\r\nw \U0001f600 \u00e9 \u202e"},
+            {"role": "assistant", "content": "b\r\n\r\nc \U0001f469\u200d\U0001f680 n\u0303"},
+            AGAIN,
+            {"role": "assistant", "content": "\u65e5\u672c\u8a9e\u3002"},
+        ]
+    },
+    "call_with_text": {
+        "messages": [QUESTION, {**CALLING, "content": "I look it up."}, RESULT, ANSWER],
+        "tools": TOOLS,
+    },
+    "two_calls": {
+        "messages": [
+            QUESTION,
+            {"role": "assistant", "tool_calls": [call(river="x"), call("count_words", n=2)]},
+            RESULT,
+            {**RESULT, "name": "count_words", "content": "7 words"},
+            ANSWER,
+        ],
+        "tools": TOOLS,
+    },
+    "result_parts": {
+        "messages": [
+            QUESTION,
+            CALLING,
+            {**RESULT, "content": [{"type": "text", "text": "An engine."}]},
+            ANSWER,
+        ],
+        "tools": TOOLS,
+    },
+}

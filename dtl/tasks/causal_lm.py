@@ -55,6 +55,7 @@ if TYPE_CHECKING:
 
 DEFAULT_NEW_TOKENS = 128  # that are generated, unless another number is requested
 MESSAGES_PER_TOKEN = 4  # more than any chat template renders
+ASSISTANT = "assistant"
 NO_TARGET_LEFT = "no target left after truncation"
 NO_SUPERVISED_ANSWER = "no answer of the assistant is trained on (`weight: 0` or `train: false`)"
 
@@ -184,7 +185,7 @@ class Plugin(Task):
         chat = self._read_chat(row)
         supervised = supervised_indices(chat.messages)
         if not supervised and self.options.train_on == "completion":
-            return Skip(NO_SUPERVISED_ANSWER)
+            return Skip(_why_nothing_is_learned(chat))
         is_all = self.options.train_on == "all"
         encoded = chat_tokenizer.encode(chat, row, supervised=None if is_all else supervised)
         example = _make_example(encoded.tokens, encoded.supervised, limit)
@@ -354,8 +355,15 @@ def _make_example(tokens: list[int], supervised: list[bool], limit: int) -> Enco
     return EncodedExample({"input_ids": tokens, "labels": labels}, len(tokens), targets)
 
 
+def _why_nothing_is_learned(chat: Chat) -> str:
+    roles = dict.fromkeys(message["role"] for message in chat.messages)
+    if ASSISTANT in roles:
+        return NO_SUPERVISED_ANSWER
+    return f"no message of the role {ASSISTANT} (the roles are {', '.join(roles)})"
+
+
 def _is_answer(message: Any) -> bool:
-    return isinstance(message, dict) and message.get("role") == "assistant"
+    return isinstance(message, dict) and message.get("role") == ASSISTANT
 
 
 def _columns(row: Row) -> tuple[str, ...]:

@@ -32,6 +32,10 @@ from dtl.data.cache.encoded import (
 )
 from dtl.data.cache.store import wait_for_folder
 
+FIXES = {  # of rows that are all skipped, by the first reason
+    reason: "raise task.max_length"
+    for reason in ("no target left after truncation", "no response left after truncation")
+}
 NO_GROUP = "(none)"  # of a row that has no value in the column
 NARROW_DTYPES = {np.dtype(np.int16): "<i2", np.dtype(np.uint8): "|u1"}  # samples and pixels
 
@@ -61,7 +65,7 @@ def encode_rows(
         raise DtlError.of(
             location,
             f"none of {data.summary.rows} rows can be trained on ({reasons})",
-            "check data.columns, or raise task.max_length",
+            FIXES.get(next(iter(data.summary.skipped), ""), "check the rows and data.columns"),
         )
     return data
 

@@ -176,10 +176,15 @@ class RenderedChat:
         if before is not None and in_use is not None and prompt is not None:
             header = prompt[in_use[1] :]
             start = before[1] + _shared_length(header, text[before[1] : limit])
-            return start, start - before[1] == len(header)
-        header = self._header
-        place = text.rfind(header, 0, limit) if header else -1
-        return (limit, False) if place < 0 else (place + len(header), True)
+            if start - before[1] == len(header):
+                return start, True
+            return self._after_header(text, start, limit) or (start, False)
+        return self._after_header(text, 0, limit) or (limit, False)
+
+    def _after_header(self, text: str, start: int, limit: int) -> tuple[int, bool] | None:
+        """Return the end of the last generation prompt in a part of the text, as `_find_start`."""
+        place = text.rfind(self._header, start, limit) if self._header else -1
+        return None if place < 0 else (place + len(self._header), True)
 
     def _find_end(self, message: int, count: int, start: int, end: int) -> int:
         """Return where an answer that starts at `start` ends, by the end of its content; `end`:
