@@ -7,22 +7,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from dtl.losses.cross_entropy import IGNORE_INDEX, token_cross_entropy
+from dtl.losses.cross_entropy import IGNORE_INDEX
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 LARGEST_LOG_PROBABILITY = -1e-7  # the odds of a probability of 1 are infinite
-
-
-def log_likelihoods(logits_NTV: Tensor, labels_BPT: Tensor) -> Tensor:
-    """Return the log-likelihood of each response (B, P), summed over its tokens, in fp32.
-
-    `logits_NTV`: of the flattened pairs, N = B * P. `labels_BPT`: int64, aligned with the logits;
-    IGNORE_INDEX outside of the response.
-    """
-    losses_NT = token_cross_entropy(logits_NTV, labels_BPT.flatten(0, 1))
-    return -losses_NT.view(*labels_BPT.shape[:2], -1).sum(-1)
 
 
 def response_lengths(labels_BPT: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """Loss, perplexity and accuracy of predicted tokens."""
 
-# B batch, N examples, T tokens, V vocabulary
+# B batch, N examples, T tokens
 
 from __future__ import annotations
 
@@ -14,18 +14,17 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
+    from dtl.losses.language_model import TokenScores
+
 MAX_EXPONENT = 700.0  # exp of more is infinite in fp64
 
 
-def token_records(losses_BT: Tensor, logits_BTV: Tensor, labels_BT: Tensor) -> list[EvalRecord]:
-    """Return of each example its loss (nats, summed in fp64), targets and correct tokens.
-
-    `losses_BT`: 0 where `labels_BT` is IGNORE_INDEX. All three are aligned.
-    """
+def token_records(scores: TokenScores, targets_BT: Tensor) -> list[EvalRecord]:
+    """Return of each example its loss (nats, summed in fp64), targets and correct tokens."""
     columns = (
-        losses_BT.double().sum(1),
-        (labels_BT != IGNORE_INDEX).sum(1),
-        (logits_BTV.argmax(-1) == labels_BT).sum(1),
+        scores.losses_BT.double().sum(1),
+        (targets_BT != IGNORE_INDEX).sum(1),
+        scores.is_correct_BT.sum(1),
     )
     return [
         {"loss": loss, "targets": targets, "correct": correct}

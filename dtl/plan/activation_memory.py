@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dtl.core.errors import DtlError
+from dtl.losses.language_model import positions_at_once
 from dtl.plan.memory import BYTES_PER_NUMBER
 from dtl.plan.records import DecisionLog
 from dtl.plan.request import PlanRequest
@@ -13,26 +14,36 @@ from dtl.plan.request import PlanRequest
 BYTES_PER_TOKEN = 34  # per unit of width and per layer, in half precision (arXiv:2205.05198)
 BYTES_PER_CHECKPOINTED_TOKEN = 2
 LOGIT_BYTES = 8  # a logit and its gradient in fp32, next to the logit in the dtype
+KEY = "logits"
 
 
 @dataclass(frozen=True)
 class ModelSizes:
     """The sizes of a model on which its activations depend; those that its config does not name
-    are 0."""
+    are 0. `computes_all_logits`: of all positions together."""
 
     hidden_size: int
     layers: int
     vocabulary_size: int
+    computes_all_logits: bool = True
 
     @classmethod
-    def from_config(cls, model_config: Any) -> ModelSizes:
+    def from_config(cls, model_config: Any, *, computes_all_logits: bool) -> ModelSizes:
         """Read the sizes from a config of transformers."""
 
         def size(name: str) -> int:
             value = getattr(model_config, name, None)
             return value if isinstance(value, int) else 0
 
-        return cls(size("hidden_size"), size("num_hidden_layers"), size("vocab_size"))
+        return cls(
+            size("hidden_size"), size("num_hidden_layers"), size("vocab_size"), computes_all_logits
+        )
+
+    def count_logits(self, tokens: int) -> int:
+        """Return the logits that are in memory together, of so many tokens."""
+        if self.computes_all_logits or not self.vocabulary_size:
+            return tokens * self.vocabulary_size
+        return min(tokens, positions_at_once(self.vocabulary_size)) * self.vocabulary_size
 
 
 @dataclass(frozen=True)
@@ -50,17 +61,31 @@ class ActivationBudget:
     def estimate_bytes(self, examples: int, *, checkpointing: bool) -> int:
         """Return the bytes that the forward pass of so many examples stores for the backward pass.
 
-        They are the activations of every layer, and the logits with their gradient in fp32.
+        They are the activations of every layer, and the logits that are in memory together, with
+        their gradient in fp32.
         """
         width, sizes = BYTES_PER_NUMBER[self.dtype], self.sizes
         tokens = examples * self.example_length
         per_token = BYTES_PER_CHECKPOINTED_TOKEN if checkpointing else BYTES_PER_TOKEN
         layers = tokens * sizes.hidden_size * sizes.layers * per_token * width // 2
-        return int(layers + tokens * sizes.vocabulary_size * (LOGIT_BYTES + width))
+        return int(layers + sizes.count_logits(tokens) * (LOGIT_BYTES + width))
 
     def fits(self, examples: int, *, checkpointing: bool) -> bool:
         """Whether the activations of so many examples fit into the free memory."""
         return self.estimate_bytes(examples, checkpointing=checkpointing) <= self.free_bytes
+
+
+def log_logits(
+    request: PlanRequest, sizes: ModelSizes, reason: str | None, log: DecisionLog
+) -> None:
+    """Add a decision on the logits of a language model. `reason`: why all are computed."""
+    if not request.parts.task.predicts_tokens:
+        return
+    if reason is not None:
+        log.add(KEY, "all", reason)
+        return
+    positions = positions_at_once(sizes.vocabulary_size or 1)
+    log.add(KEY, "learned", f"of tokens that count in the loss, {positions} at a time")
 
 
 def choose_activation_checkpointing(

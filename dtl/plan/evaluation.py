@@ -32,13 +32,16 @@ class EvaluationMemory:
     def estimate_bytes(self, tokens: int) -> int:
         """Return the bytes for so many tokens, padding included.
 
-        They are the activations of one layer, the hidden states before and after it, the logits,
-        and a chunk of them in fp32. Where texts are generated: the keys and values of all layers.
+        They are the activations of one layer, the hidden states before and after it, the logits
+        that are in memory together, and a chunk of them in fp32. Where texts are generated: the
+        keys and values of all layers.
         """
         width, sizes = BYTES_PER_NUMBER[self.dtype], self.sizes
         layer = tokens * sizes.hidden_size * (BYTES_PER_TOKEN // 2 + 2) * width
-        logits = tokens * sizes.vocabulary_size * width
-        chunk = min(tokens, CHUNK_POSITIONS) * sizes.vocabulary_size * FP32_BYTES * LOSS_COPIES
+        logits = sizes.count_logits(tokens) * width
+        positions = min(tokens, CHUNK_POSITIONS) * sizes.vocabulary_size
+        at_once = positions if sizes.computes_all_logits else sizes.count_logits(tokens)
+        chunk = at_once * FP32_BYTES * LOSS_COPIES
         cache = 2 * tokens * sizes.hidden_size * sizes.layers * width * self.beams
         return layer + max(logits + chunk, cache)
 

@@ -16,6 +16,7 @@ from dtl.plan.activation_memory import (
     ActivationBudget,
     ModelSizes,
     choose_activation_checkpointing,
+    log_logits,
     strategy_without_checkpointing,
 )
 from dtl.plan.attention import check_attention
@@ -53,7 +54,9 @@ def make_plan(request: PlanRequest) -> Plan:
     counts = max((phase.counts for phase in trained), key=lambda counts: counts.trainable)
 
     # 2. Where it runs, how it is sharded, and what a step and an evaluation hold.
-    layout, model_state, memory = _choose_layout(request, counts, log)
+    reason = next((each.all_logits_reason for each in trained if each.all_logits_reason), None)
+    sizes = ModelSizes.from_config(request.model_config, computes_all_logits=reason is not None)
+    layout, model_state, memory = _choose_layout(request, counts, sizes, log)
 
     # 3. How long it trains.
     steps = config.train.steps or batching.count_steps(config.train.epochs or 0)
@@ -62,7 +65,8 @@ def make_plan(request: PlanRequest) -> Plan:
     log.add("steps", steps, f"{per_epoch} {which} of {batching.examples} examples")
     phases = plan_phases(request, trained, steps=steps, log=log)
 
-    # 4. What it adds to the loss of the task.
+    # 4. How it computes the loss of the task, and what it adds to it.
+    log_logits(request, sizes, reason, log)
     log_router_losses(request, log)
 
     # 5. Whether the first phase trains its head on cached features.
@@ -105,7 +109,7 @@ def _count_parameters_of_phases(request: PlanRequest) -> Sequence[PhaseParameter
 
 
 def _choose_layout(
-    request: PlanRequest, counts: ParameterCounts, log: DecisionLog
+    request: PlanRequest, counts: ParameterCounts, sizes: ModelSizes, log: DecisionLog
 ) -> tuple[Layout, dict[str, int], MemoryEstimate]:
     """Return the layout, the bytes of model state on one rank, and the memory of all parts."""
     config = request.config.layout
@@ -119,7 +123,6 @@ def _choose_layout(
     check_attention(request, dtype=dtype, log=log)
 
     # c. ZeRO stage and offload, by the memory of the model state and of one example.
-    sizes = ModelSizes.from_config(request.model_config)
     evaluation = EvaluationMemory(sizes, dtype, request.parts.task.evaluation_beams)
     run = RunSize(processes.nodes, size, _smallest_work(request, sizes, evaluation))
     sharding, model_state = _shard_model(request, counts, run, dtype=dtype, log=log)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from dtl.assembly.parts import Parts
 from dtl.config.optimizers import OPTIMIZERS
@@ -13,11 +14,15 @@ from dtl.models.load import load_on_meta_device
 from dtl.models.pretrained_config import HeadConfig
 from dtl.models.quantization import quantize
 from dtl.models.structure.head_input import find_inseparable_reason
+from dtl.models.structure.token_head import find_token_head
 from dtl.models.vocabulary import rows_to_read, trains_new_rows
 from dtl.plan.memory import FP32_BYTES
 from dtl.plan.parameter_groups import assign_update_rules, moment_bytes
 from dtl.plan.records import ParameterCounts
-from dtl.tasks.base import DatasetStats
+from dtl.tasks.base import DatasetStats, Task
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 @dataclass(frozen=True)
@@ -26,12 +31,14 @@ class PhaseParameters:
 
     `names`: of the trainable parameters. `inseparable_reason`: why the base's output cannot be
     cached apart from the head; None where it can. `trains_new_rows`: of added tokens.
+    `all_logits_reason`: why the loss needs the logits of all positions; None where it does not.
     """
 
     names: frozenset[str]
     counts: ParameterCounts
     inseparable_reason: str | None
     trains_new_rows: bool = True
+    all_logits_reason: str | None = None
 
 
 @dataclass(frozen=True)
@@ -85,7 +92,15 @@ def count_trainable_parameters(
         counts,
         find_inseparable_reason(model),
         trains_new_rows(loaded.model, embeddings),
+        _find_all_logits_reason(model, parts.task),
     )
+
+
+def _find_all_logits_reason(model: nn.Module, task: Task) -> str | None:
+    if not task.predicts_tokens:
+        return "the task predicts no tokens"
+    head = find_token_head(model, shifts_labels=task.passes_labels)
+    return head if isinstance(head, str) else None
 
 
 def find_trainable_names(config: RunConfig, parts: Parts, stats: DatasetStats) -> frozenset[str]:

@@ -1,6 +1,6 @@
 """What the tasks on pairs of responses share: rows, batches, likelihoods and scores."""
 
-# B pairs, P the two responses of a pair (chosen, rejected), T tokens, V vocabulary
+# B pairs, P the two responses of a pair (chosen, rejected), T tokens
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ from dtl.data.chat.stop_tokens import add_stop_tokens
 from dtl.data.modalities.text import limit_to_positions
 from dtl.data.padding import attention_mask, pad_sequences
 from dtl.losses.cross_entropy import IGNORE_INDEX
-from dtl.losses.preference import log_likelihoods, response_lengths
+from dtl.losses.language_model import next_tokens, token_losses
+from dtl.losses.preference import response_lengths
 from dtl.metrics.base import EvalRecord, Metric
 from dtl.metrics.preference import accuracy_counts, pair_scores
 from dtl.models.structure.wrappers import unwrap
@@ -73,6 +74,7 @@ class PairTask(Task):
     """
 
     auto_class = "AutoModelForCausalLM"
+    predicts_tokens = True
     required_columns = PAIR_COLUMNS
     row_kind = "pair"
     metric = Metric("accuracy")
@@ -230,15 +232,11 @@ def compute_likelihoods(model: nn.Module, batch: dict[str, Tensor]) -> ResponseL
 
     `batch`: `input_ids`, `attention_mask` and `labels` (B, P, T), P responses to a prompt.
     """
-    logits_NTV = model(
-        input_ids=batch["input_ids"].flatten(0, 1),
-        attention_mask=batch["attention_mask"].flatten(0, 1),
-        use_cache=False,
-    ).logits[:, :-1]
-    labels_BPT = batch["labels"][..., 1:]
-    return ResponseLikelihoods(
-        log_likelihoods(logits_NTV, labels_BPT), response_lengths(labels_BPT)
-    )
+    inputs = {name: batch[name].flatten(0, 1) for name in ("input_ids", "attention_mask")}
+    targets_BPT = next_tokens(batch["labels"])
+    losses_NT = token_losses(model, {**inputs, "use_cache": False}, targets_BPT.flatten(0, 1))
+    sums_BP = -losses_NT.view(targets_BPT.shape).sum(-1)
+    return ResponseLikelihoods(sums_BP, response_lengths(targets_BPT))
 
 
 def compute_log_ratios(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:

@@ -1,6 +1,6 @@
 """Speech recognition and translation with an encoder and a decoder: Whisper, Speech2Text."""
 
-# B batch, M mel bands, F frames, T label tokens, V vocabulary
+# B batch, M mel bands, F frames, T label tokens
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ from dtl.data.modalities.text import (
     get_text,
 )
 from dtl.data.padding import pad_sequences
-from dtl.losses.cross_entropy import IGNORE_INDEX, token_cross_entropy
+from dtl.losses.cross_entropy import IGNORE_INDEX
+from dtl.losses.language_model import score_tokens, sum_token_losses
 from dtl.metrics.base import EvalRecord, Metric
 from dtl.metrics.error_rates import text_normalizer, transcript_scores, wer_counts, wer_from_counts
 from dtl.metrics.perplexity import mean_loss, token_accuracy, token_records
@@ -92,6 +93,7 @@ class Plugin(Task):
     """Teacher forcing; each label token, including language and end, is one target."""
 
     auto_class = "AutoModelForSpeechSeq2Seq"
+    predicts_tokens = True
     required_columns = "`audio` and `text`"
     metric = Metric("wer", higher_is_better=False)
     processor_kind = "processor"
@@ -246,18 +248,17 @@ class Plugin(Task):
         ]
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-        return token_cross_entropy(_target_logits(model, batch), batch["labels"]).sum()
+        return sum_token_losses(model, _model_inputs(model, batch), batch["labels"])
 
     def eval_records(
         self, model: nn.Module, batch: dict[str, Tensor], *, processor: Any
     ) -> list[EvalRecord]:
-        logits_BTV, labels_BT = _target_logits(model, batch), batch["labels"]
-        losses_BT = token_cross_entropy(logits_BTV, labels_BT)
+        scores = score_tokens(model, _model_inputs(model, batch), batch["labels"])
         texts = self._generate(model, batch, processor, None)
         return [
             {**record, "reference": decode_reference(reference), "hypothesis": text}
             for record, reference, text in zip(
-                token_records(losses_BT, logits_BTV, labels_BT),
+                token_records(scores, batch["labels"]),
                 batch["reference"].tolist(),
                 texts,
                 strict=True,
@@ -328,21 +329,17 @@ def target_tokens(text: str, tokenizer: Any, *, start: int) -> list[int]:
     return labels[1:] if labels[0] == start else labels
 
 
-def _target_logits(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-    """Return the logits of each label token (B, T, V), in the model's dtype.
-
-    The model gets the inputs of its decoder, and not the labels: with labels it would compute a
-    loss of its own, which needs the logits in fp32 once more.
-    """
+def _model_inputs(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Any]:
+    """Return the arguments of the model: the inputs of its decoder, and not the labels, of which it
+    would compute a loss of its own."""
     from torch.nn.functional import pad
 
     config: Any = unwrap(model).config
     labels_BT = batch["labels"]
     inputs_BT = pad(labels_BT[:, :-1], (1, 0), value=config.decoder_start_token_id)
-    logits_BTV: Tensor = model(
-        input_features=batch["input_features"],
-        attention_mask=batch["attention_mask"],
-        decoder_input_ids=inputs_BT.masked_fill(inputs_BT == IGNORE_INDEX, config.pad_token_id),
-        use_cache=False,
-    ).logits
-    return logits_BTV
+    return {
+        "input_features": batch["input_features"],
+        "attention_mask": batch["attention_mask"],
+        "decoder_input_ids": inputs_BT.masked_fill(inputs_BT == IGNORE_INDEX, config.pad_token_id),
+        "use_cache": False,
+    }

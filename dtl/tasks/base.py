@@ -92,6 +92,10 @@ class Task(ABC):
     has_classes: ClassVar[bool] = False
     # Whether the loss of an example depends on the other examples of its global batch.
     reads_global_batch: ClassVar[bool] = False
+    # Whether the targets are tokens, each predicted from a hidden state of a language model.
+    predicts_tokens: ClassVar[bool] = False
+    # Whether the model gets the labels, which it shifts into the input of its decoder itself.
+    passes_labels: ClassVar[bool] = False
     # Whether an example has the values of another one, the same in every epoch, as `partner`.
     reads_partner: ClassVar[bool] = False
 

@@ -1,6 +1,6 @@
 """Causal language modeling: chat messages, prompt and completion, or plain text."""
 
-# B batch, T tokens, V vocabulary
+# B batch, T tokens
 
 from __future__ import annotations
 
@@ -36,7 +36,8 @@ from dtl.data.modalities.text import (
     tokenize_texts,
 )
 from dtl.data.padding import pad_sequences, pad_token_inputs
-from dtl.losses.cross_entropy import IGNORE_INDEX, token_cross_entropy
+from dtl.losses.cross_entropy import IGNORE_INDEX
+from dtl.losses.language_model import next_tokens, score_tokens, sum_token_losses
 from dtl.metrics.base import EvalRecord, Metric
 from dtl.metrics.perplexity import (
     loss_counts,
@@ -89,6 +90,7 @@ class Plugin(Task):
     """Next-token prediction; each supervised token is one target."""
 
     auto_class = "AutoModelForCausalLM"
+    predicts_tokens = True
     required_columns = "`messages` (role, content), or `prompt` and `completion`, or `text`"
     row_kind = "chat"
     metric = Metric("perplexity", higher_is_better=False)
@@ -239,15 +241,13 @@ class Plugin(Task):
         }
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-        logits_BTV = _next_token_logits(model, batch)
-        return token_cross_entropy(logits_BTV, batch["labels"][:, 1:]).sum()
+        return sum_token_losses(model, _model_inputs(batch), next_tokens(batch["labels"]))
 
     def eval_records(
         self, model: nn.Module, batch: dict[str, Tensor], *, processor: Any
     ) -> list[EvalRecord]:
-        labels_BT = batch["labels"][:, 1:]
-        logits_BTV = _next_token_logits(model, batch)
-        return token_records(token_cross_entropy(logits_BTV, labels_BT), logits_BTV, labels_BT)
+        targets_BT = next_tokens(batch["labels"])
+        return token_records(score_tokens(model, _model_inputs(batch), targets_BT), targets_BT)
 
     def score(self, records: list[EvalRecord], dataset_stats: DatasetStats) -> dict[str, float]:
         return perplexity_scores(records)
@@ -325,12 +325,9 @@ class Plugin(Task):
         return perplexity_from_counts(counts)
 
 
-def _next_token_logits(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-    """Return the logits of each next token (B, T-1, V), in the model's dtype."""
-    logits_BTV: Tensor = model(
-        input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
-    ).logits
-    return logits_BTV[:, :-1]
+def _model_inputs(batch: dict[str, Tensor]) -> dict[str, Any]:
+    names = ("input_ids", "attention_mask")
+    return {**{name: batch[name] for name in names}, "use_cache": False}
 
 
 def _start_of_completion(labels: list[int]) -> int:

@@ -72,6 +72,7 @@ class Plugin(Task):
     """
 
     auto_class = "AutoModelForCausalLM"
+    predicts_tokens = True
     required_columns = "`prompt`, `completion` and `label` (true: desirable)"
     row_kind = "labeled"
     metric = Metric("accuracy")

@@ -1,6 +1,6 @@
 """One text into another with an encoder and a decoder: summaries, translations."""
 
-# B batch, S source tokens, T target tokens, V vocabulary
+# B batch, S source tokens, T target tokens
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from dtl.data.modalities.text import (
     limit_to_positions,
 )
 from dtl.data.padding import pad_sequences, pad_token_inputs
-from dtl.losses.cross_entropy import IGNORE_INDEX, token_cross_entropy
+from dtl.losses.cross_entropy import IGNORE_INDEX
+from dtl.losses.language_model import score_tokens, sum_token_losses
 from dtl.metrics.base import EvalRecord, Metric
 from dtl.metrics.generation import (
     bleu_counts,
@@ -87,6 +88,8 @@ class Plugin(Task):
     """Teacher forcing; each token of the target, its end included, is one target."""
 
     auto_class = "AutoModelForSeq2SeqLM"
+    predicts_tokens = True
+    passes_labels = True
     required_columns = "`source` and `target`"
     truncation_options: ClassVar = {
         "max_source_length": ("input_ids",),
@@ -163,16 +166,15 @@ class Plugin(Task):
         return {**pad_token_inputs(examples, pad_token_id=pad_token_id), **padded}
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-        return token_cross_entropy(_target_logits(model, batch), batch["labels"]).sum()
+        return sum_token_losses(model, _model_inputs(batch), batch["labels"])
 
     def eval_records(
         self, model: nn.Module, batch: dict[str, Tensor], *, processor: Any
     ) -> list[EvalRecord]:
         """Return loss, targets, correct tokens, the reference and, for a metric, the generated
         text."""
-        logits_BTV, labels_BT = _target_logits(model, batch), batch["labels"]
-        losses_BT = token_cross_entropy(logits_BTV, labels_BT)
-        records = token_records(losses_BT, logits_BTV, labels_BT)
+        scores = score_tokens(model, _model_inputs(batch), batch["labels"])
+        records = token_records(scores, batch["labels"])
         for record, reference in zip(records, batch["reference"].tolist(), strict=True):
             record["reference"] = decode_reference(reference)
         if self.options.metric != "none":
@@ -246,18 +248,11 @@ class Plugin(Task):
         return counts[..., 0] / counts[..., 1]
 
 
-def _target_logits(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-    """Return the logits of each target token (B, T, V), in the model's dtype.
-
-    With labels, each model family itself shifts them into the input of its decoder.
-    """
-    logits_BTV: Tensor = model(
-        input_ids=batch["input_ids"],
-        attention_mask=batch["attention_mask"],
-        labels=batch["labels"],
-        use_cache=False,
-    ).logits
-    return logits_BTV
+def _model_inputs(batch: dict[str, Tensor]) -> dict[str, Any]:
+    """Return the arguments of the model: each family itself shifts labels into the input of its
+    decoder."""
+    names = ("input_ids", "attention_mask", "labels")
+    return {**{name: batch[name] for name in names}, "use_cache": False}
 
 
 def _target_tokens(target: str, tokenizer: Any, limit: int) -> list[int]:

@@ -11,7 +11,7 @@ from dtl.core.errors import DtlError
 from dtl.data.batching import Batching
 from dtl.data.evaluation_batch import EvaluationBatchSize
 from dtl.models.pretrained_config import load_model_config
-from dtl.plan.activation_memory import ModelSizes
+from dtl.plan.activation_memory import ActivationBudget, ModelSizes
 from dtl.plan.evaluation import EvaluationMemory
 from dtl.plan.memory_estimate import (
     estimate_export_copies,
@@ -128,7 +128,7 @@ def test_model_that_does_not_fit_is_a_fault_and_no_plan(plan, name):
 
 
 def test_evaluation_is_planned_by_tokens(plan):
-    """16 x 4096 x 128 256 logits in bf16 take 16.8 GB: they do not fit beside 8 B parameters."""
+    """A layer takes 10 GB for 16 x 4096 tokens: it does not fit beside 8 B parameters."""
     planned = plan("8b-lora", gpus(1, 26))
     batch = planned.layout.evaluation_batch
     assert batch.examples == 64, "of short examples"
@@ -155,13 +155,44 @@ def test_run_without_held_out_examples_has_no_evaluation(plan):
 
 def test_evaluation_bytes_by_hand():
     """10 tokens, width 4, 2 layers, 100 words, bf16: logits in 2 bytes, and 8 for their loss."""
-    sizes = ModelSizes(hidden_size=4, layers=2, vocabulary_size=100)
+    sizes = ModelSizes(4, layers=2, vocabulary_size=100, computes_all_logits=True)
     layer, logits = 10 * 4 * (17 + 2) * 2, 10 * 100 * (2 + 8)
     assert EvaluationMemory(sizes, "bf16", 0).estimate_bytes(10) == layer + logits
     many = EvaluationMemory(sizes, "bf16", 0).estimate_bytes(10_000)
     assert many == 1000 * layer + 10_000 * 100 * 2 + 512 * 100 * 8, "the loss is in chunks"
     generating = EvaluationMemory(sizes, "bf16", 100).estimate_bytes(10)
     assert generating == layer + 2 * 10 * 4 * 2 * 2 * 100, "keys and values of 100 beams"
+
+
+def test_chunked_logits_by_hand():
+    """Vocabulary 2**20: 64 positions are in memory together, in 2 bytes, and 8 for their loss."""
+    sizes = ModelSizes(4, layers=2, vocabulary_size=2**20, computes_all_logits=False)
+    layer, logits = 4 * (17 + 2) * 2, 2**20 * (2 + 8)
+    evaluation = EvaluationMemory(sizes, "bf16", 0)
+    assert evaluation.estimate_bytes(10) == 10 * (layer + logits)
+    assert evaluation.estimate_bytes(1000) == 1000 * layer + 64 * logits
+    training = ActivationBudget(0, example_length=100, sizes=sizes, dtype="bf16")
+    assert training.estimate_bytes(10, checkpointing=False) == 1000 * 4 * 2 * 34 + 64 * logits
+
+
+@pytest.mark.parametrize(
+    ("name", "written", "value", "reason"),
+    [
+        ("8b-lora", {}, "learned", "of tokens that count in the loss, 523 at a time"),
+        ("whisper-large", {}, "learned", "of tokens that count in the loss, 1293 at a time"),
+        (
+            "8b-lora",
+            {"model_type": "bert", "architectures": ["BertLMHeadModel"], "is_decoder": True},
+            "all",
+            "BertLMHeadModel has no output layer of its own",
+        ),
+    ],
+)
+def test_plan_says_which_logits_are_computed(plan, monkeypatch, name, written, value, reason):
+    base, *others = MODELS[name]
+    monkeypatch.setitem(MODELS, name, ({**base, **written}, *others))
+    decisions = {each.key: each for each in plan(name, gpus(1, 141)).decisions}
+    assert (decisions["logits"].value, decisions["logits"].reason) == (value, reason)
 
 
 def test_export_of_a_full_model_by_hand():
