@@ -138,6 +138,18 @@ MEL = {
     "suppress_tokens": None,
     "begin_suppress_tokens": None,
 }
+CAUSAL = (
+    text("CohereForCausalLM", logit_scale=0.3),
+    text("Cohere2ForCausalLM", logit_scale=0.3, **GROUPED),
+    text("GraniteForCausalLM", logits_scaling=7.0, num_key_value_heads=1),
+    text("Gemma3ForCausalLM", layer_types=["full_attention"] * 3, **GROUPED),
+    text("Olmo2ForCausalLM"),
+    text("StableLmForCausalLM", num_key_value_heads=2),
+    text("GlmForCausalLM", **GROUPED),
+    text("Starcoder2ForCausalLM", num_key_value_heads=1),
+    text("GPTJForCausalLM", n_embd=16, n_layer=3, n_head=2, rotary_dim=4),
+    text("MptForCausalLM", d_model=16, n_layers=3, n_heads=2),
+)
 STAGED = {"image_size": 16, "depths": [1, 2], "num_heads": [2, 2], "embed_dim": 8, "patch_size": 2}
 
 ARCHITECTURES = (

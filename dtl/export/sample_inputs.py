@@ -70,6 +70,10 @@ def _capture_forward_inputs(
         pass
     finally:
         hook.remove()
+    if "input_ids" in captured and "attention_mask" in batch:  # which no causal loss needs
+        captured.setdefault(
+            "attention_mask", batch["attention_mask"].view_as(captured["input_ids"])
+        )
     if "labels" in captured and hasattr(model, "prepare_decoder_input_ids_from_labels"):
         labels = captured.pop("labels")
         captured["decoder_input_ids"] = model.prepare_decoder_input_ids_from_labels(labels=labels)  # type: ignore[operator]

@@ -34,6 +34,7 @@ from dtl.losses.language_model import next_tokens, token_losses
 from dtl.losses.preference import response_lengths
 from dtl.metrics.base import EvalRecord, Metric
 from dtl.metrics.preference import accuracy_counts, pair_scores
+from dtl.models.structure.padding import right_padded_inputs
 from dtl.models.structure.wrappers import unwrap
 from dtl.tasks.base import DatasetStats, Encoder, ExamplePreview, Task, TokenSpan
 
@@ -232,9 +233,10 @@ def compute_likelihoods(model: nn.Module, batch: dict[str, Tensor]) -> ResponseL
 
     `batch`: `input_ids`, `attention_mask` and `labels` (B, P, T), P responses to a prompt.
     """
-    inputs = {name: batch[name].flatten(0, 1) for name in ("input_ids", "attention_mask")}
+    tokens_NT, mask_NT = (batch[name].flatten(0, 1) for name in ("input_ids", "attention_mask"))
     targets_BPT = next_tokens(batch["labels"])
-    losses_NT = token_losses(model, {**inputs, "use_cache": False}, targets_BPT.flatten(0, 1))
+    inputs = right_padded_inputs(model, tokens_NT, mask_NT)
+    losses_NT = token_losses(model, inputs, targets_BPT.flatten(0, 1))
     sums_BP = -losses_NT.view(targets_BPT.shape).sum(-1)
     return ResponseLikelihoods(sums_BP, response_lengths(targets_BPT))
 

@@ -45,6 +45,7 @@ from dtl.metrics.perplexity import (
     perplexity_scores,
     token_records,
 )
+from dtl.models.structure.padding import right_padded_inputs
 from dtl.models.structure.wrappers import unwrap
 from dtl.tasks.base import DatasetStats, Encoder, ExamplePreview, Task
 
@@ -241,13 +242,15 @@ class Plugin(Task):
         }
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-        return sum_token_losses(model, _model_inputs(batch), next_tokens(batch["labels"]))
+        return sum_token_losses(model, _model_inputs(model, batch), next_tokens(batch["labels"]))
 
     def eval_records(
         self, model: nn.Module, batch: dict[str, Tensor], *, processor: Any
     ) -> list[EvalRecord]:
         targets_BT = next_tokens(batch["labels"])
-        return token_records(score_tokens(model, _model_inputs(batch), targets_BT), targets_BT)
+        return token_records(
+            score_tokens(model, _model_inputs(model, batch), targets_BT), targets_BT
+        )
 
     def score(self, records: list[EvalRecord], dataset_stats: DatasetStats) -> dict[str, float]:
         return perplexity_scores(records)
@@ -325,9 +328,8 @@ class Plugin(Task):
         return perplexity_from_counts(counts)
 
 
-def _model_inputs(batch: dict[str, Tensor]) -> dict[str, Any]:
-    names = ("input_ids", "attention_mask")
-    return {**{name: batch[name] for name in names}, "use_cache": False}
+def _model_inputs(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Any]:
+    return right_padded_inputs(model, batch["input_ids"], batch["attention_mask"])
 
 
 def _start_of_completion(labels: list[int]) -> int:

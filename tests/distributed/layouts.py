@@ -10,6 +10,7 @@ from tests.distributed.runs import Run
 STAGES = (0, 1, 2, 3)
 RATE, CLIP, BATCH, STEPS = 0.01, 0.2, 12, 12  # 53 rows: the last batch of an epoch has 5
 HELD_OUT = 101
+CHUNK_LOGITS = 1500  # several chunks in each micro-batch
 LORA = ("strategy=lora", "strategy.rank=4", "strategy.alpha=8")
 STRATEGIES = {"full": ("strategy=full",), "lora": LORA, "frozen": ("strategy=frozen",)}
 # Processes and ZeRO stage.
@@ -22,12 +23,13 @@ def zero(stage: int) -> str:
 
 
 def matrix_run(strategy: str, processes: int, stage: int, accumulation: int) -> Run:
-    """Return the run of a strategy on a layout."""
+    """Return the run of a strategy on a layout; with accumulation, its logits are in chunks."""
     micro_batch = -(-BATCH // processes // accumulation)
     return Run(
         f"{strategy}-{processes}-{stage}-{accumulation}",
         processes,
         (*STRATEGIES[strategy], zero(stage), f"layout.micro_batch={micro_batch}"),
+        chunk_logits=CHUNK_LOGITS if accumulation > 1 else None,
     )
 
 

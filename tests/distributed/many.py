@@ -7,7 +7,8 @@ Each job is {"config": path, "overrides": [...]} and perhaps
   "poison": [steps]    make the loss of these steps NaN on the last rank;
   "jump": step         make the loss of this step 50 times as large;
   "skip_steps": [steps]  as if the loss of the last one had spiked;
-  "fp16": true         train in fp16, which the planner and DeepSpeed refuse on a CPU.
+  "fp16": true         train in fp16, which the planner and DeepSpeed refuse on a CPU;
+  "chunk_logits": n    compute at most so many logits at a time.
 The run folders hold the results. The process group stays between jobs, which saves seconds a job;
 all else starts again.
 """
@@ -35,6 +36,7 @@ from accelerate.state import AcceleratorState, GradientState
 from benchmarks.gpu.runs import fp16_on_cpu
 from dtl.config.load import load_config
 from dtl.jobs import train
+from dtl.losses import language_model
 from dtl.prepare import prepared_run
 from dtl.run.folder import RunFolder
 from dtl.tasks import causal_lm
@@ -54,7 +56,9 @@ def main(jobs_file: str) -> int:
         # DeepSpeed collects garbage at stage 3: let it look at no more than its own job has made.
         gc.collect()
         gc.freeze()
-        with fp16_on_cpu() if "fp16" in job else nullcontext():
+        chunk = job.get("chunk_logits", language_model.CHUNK_LOGITS)
+        chunks = mock.patch.object(language_model, "CHUNK_LOGITS", chunk)
+        with chunks, fp16_on_cpu() if "fp16" in job else nullcontext():
             run_job(job, processes)
         AcceleratorState._reset_state(reset_partial_state=True)
         GradientState._reset_state()

@@ -33,6 +33,7 @@ class Run:
     jump: int | None = None
     skip_steps: tuple[int, ...] = ()
     fp16: bool = False
+    chunk_logits: int | None = None
     before: tuple[Run, ...] = ()
 
     @property
@@ -45,6 +46,7 @@ class Run:
             "jump": self.jump,
             "skip_steps": list(self.skip_steps),
             "fp16": self.fp16,
+            "chunk_logits": self.chunk_logits,
         }
         return {
             "config": self.config,

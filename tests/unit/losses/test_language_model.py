@@ -20,7 +20,16 @@ from dtl.losses.language_model import (
     token_losses,
 )
 from dtl.models.structure.token_head import find_token_head
-from tests.architectures import ARCHITECTURES, GROUPED, MEL, Architecture, changed, pair, text
+from tests.architectures import (
+    ARCHITECTURES,
+    CAUSAL,
+    GROUPED,
+    MEL,
+    Architecture,
+    changed,
+    pair,
+    text,
+)
 
 VOCABULARY = 48
 LANGUAGE_MODELS = [
@@ -36,16 +45,7 @@ LANGUAGE_MODELS = [
     ),
     Architecture("WhisperForConditionalGeneration", 5, "mel and text", MEL),
     changed(text("Gemma2ForCausalLM", **GROUPED), final_logit_softcapping=1.0),
-    text("CohereForCausalLM", logit_scale=0.3),
-    text("Cohere2ForCausalLM", logit_scale=0.3, **GROUPED),
-    text("GraniteForCausalLM", logits_scaling=7.0, num_key_value_heads=1),
-    text("Gemma3ForCausalLM", layer_types=["full_attention"] * 3, **GROUPED),
-    text("Olmo2ForCausalLM"),
-    text("StableLmForCausalLM", num_key_value_heads=2),
-    text("GlmForCausalLM", **GROUPED),
-    text("Starcoder2ForCausalLM", num_key_value_heads=1),
-    text("GPTJForCausalLM", n_embd=16, n_layer=3, n_head=2, rotary_dim=4),
-    text("MptForCausalLM", d_model=16, n_layers=3, n_heads=2),
+    *CAUSAL,
 ]
 HEADS = ("trained", "frozen", "lora", "modules_to_save")
 
