@@ -152,7 +152,7 @@ def _without_labels(model: nn.Module, kwargs: dict[str, Any]) -> dict[str, Any]:
     encoder-decoder shifts them into the input of its decoder."""
     labels_BT = kwargs.get("labels")
     others = {name: value for name, value in kwargs.items() if name != "labels"}
-    if labels_BT is None or "decoder_input_ids" in others:
+    if labels_BT is None or others.get("decoder_input_ids") is not None:
         return others
     return {**others, "decoder_input_ids": getattr(model, SHIFT_LABELS)(labels_BT)}
 

@@ -26,8 +26,11 @@ def right_padded_inputs(model: nn.Module, tokens_BT: Tensor, mask_BT: Tensor) ->
 def find_mask_reason(model: nn.Module) -> str | None:
     """Return why a causal model needs the mask of a batch that is padded on the right; None where
     it does not."""
-    inner: Any = find_transformers_model(unwrap(model))[1]
+    outer = unwrap(model)
+    inner: Any = find_transformers_model(outer)[1]
     kind = type(inner)
+    if getattr(getattr(outer, "active_peft_config", None), "is_prompt_learning", False):
+        return "virtual tokens are before the text"
     if not kind.__module__.startswith("transformers."):
         return f"{kind.__name__} is not of transformers"
     if has_routers(inner.config):

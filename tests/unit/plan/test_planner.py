@@ -356,9 +356,8 @@ UNEVEN = np.array([(7 * number) % 97 + 4 for number in range(300)])  # 4 to 100 
 @pytest.mark.parametrize("grouped", [False, True])
 def test_batches_of_tokens_are_planned_for_the_longest_examples(decoder, ranks, grouped):
     train = {"steps": None, "epochs": 3, "global_batch": "900 tokens", "group_by_length": grouped}
-    planned = plan_for_lengths(
-        configure(decoder, train=train, layout={"processes_per_node": ranks}), LAPTOP, UNEVEN
-    )
+    layout = {"processes_per_node": ranks, "micro_batch": 8}
+    planned = plan_for_lengths(configure(decoder, train=train, layout=layout), LAPTOP, UNEVEN)
     batching = Batching(300, 900, 0, UNEVEN, UNEVEN if grouped else None)
     assert planned.steps_per_epoch == len(batching.form_epoch(0))
     assert planned.steps == sum(len(batching.form_epoch(epoch)) for epoch in range(3))
@@ -374,12 +373,38 @@ def test_batches_of_tokens_are_planned_for_the_longest_examples(decoder, ranks, 
     assert small.accumulation_steps > planned.layout.accumulation_steps
 
 
+# As many examples of 8, 16, 32, ... 1024 tokens.
+DOUBLED = 2 ** (3 + np.arange(320) % 8)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "hardware", "micro_batch"),
+    [
+        (DOUBLED, LAPTOP, 2),  # 5 % of the positions are padding, 32 % with 8
+        (DOUBLED // 32 + 8, LAPTOP, 8),  # a pass costs more than padding
+        (np.full(320, 1024), LAPTOP, 8),
+        (DOUBLED, EIGHT_GPUS, 32),
+    ],
+    ids=["uneven", "short", "equal", "gpu"],
+)
+def test_cpu_takes_the_micro_batch_of_least_work(decoder, lengths, hardware, micro_batch):
+    train, layout = (
+        {"global_batch": 32},
+        {"processes_per_node": 1, "activation_checkpointing": False},
+    )
+    planned = plan_for_lengths(configure(decoder, train=train, layout=layout), hardware, lengths)
+    assert planned.layout.micro_batch == micro_batch
+    assert ("padding" in reason(planned, "micro-batch")) == (micro_batch < 8)
+
+
 def test_padding_is_reported_with_what_reduces_it(decoder):
-    plain = plan_for_lengths(configure(decoder), LAPTOP, UNEVEN)
+    layout = {"micro_batch": 8}
+    plain = plan_for_lengths(configure(decoder, layout=layout), LAPTOP, UNEVEN)
     # in one process, two micro-batches of 8 halve the lengths of a step, which are spread evenly
     assert 0.15 < float(values(plain)["padding"].rstrip("%")) / 100 < 0.4
     assert "train.group_by_length=true" in reason(plain, "padding")
-    grouped = plan_for_lengths(configure(decoder, train={"group_by_length": True}), LAPTOP, UNEVEN)
+    config = configure(decoder, layout=layout, train={"group_by_length": True})
+    grouped = plan_for_lengths(config, LAPTOP, UNEVEN)
     assert "padding" not in values(grouped)
     assert "padding" not in values(plan(configure(decoder)))
 
@@ -398,7 +423,7 @@ def test_example_that_does_not_fit_gets_activation_checkpointing(decoder):
     small = Hardware("cuda", 1, 3 * GB, "small GPU", supports_bf16=True, has_compiler=True)
     config = configure(decoder, strategy="lora")
     assert not plan(config, small, longest=24).layout.activation_checkpointing
-    assert plan(config, small, longest=700_000).layout.activation_checkpointing
+    assert plan(config, small, longest=2_000_000).layout.activation_checkpointing
 
 
 @pytest.mark.parametrize(
@@ -747,7 +772,7 @@ def test_strategy_without_checkpointing_is_a_fault_or_disables_it(decoder):
     assert not planned.layout.activation_checkpointing
     assert "prefix_tuning" in reason(planned, "activation checkpointing")
     with pytest.raises(DtlError, match=r"one example .* of 2.79 GiB on small GPU"):
-        plan(configure(decoder, strategy=strategy), small, longest=700_000)
+        plan(configure(decoder, strategy=strategy), small, longest=2_000_000)
 
 
 def test_incompatible_method_is_a_fault_of_the_plan(decoder):
