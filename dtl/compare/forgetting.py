@@ -43,7 +43,9 @@ def score_source(
             return score_run(run, source, ["task.group_by=null"], out=out, print_line=print_line)
         data = all_data.model_copy(update={"eval": source, "eval_fraction": None})
         return score_base(_without_groups(config, data), out=out, print_line=print_line)
-    data = Data(train=source, eval=source, columns=config.data.columns)
+    data = all_data.model_copy(
+        update={"train": source, "mix": (), "eval": source, "eval_fraction": None}
+    )
     change = None if run is None else _make_body_loader(run.path)
     return score_base(_without_groups(config, data), out=out, print_line=print_line, change=change)
 
