@@ -136,7 +136,7 @@ def test_job_whose_starts_make_no_step_ends_with_the_time_that_would_do(folder: 
         slurm("scancel", "--batch", "--signal=USR1", job)
         until(lambda: state_of(job) != "RUNNING", "its end")
     until(lambda: "stopped 3 times in a row without a new step" in log_of(run), log_of(run))
-    assert "--time 10min" in log_of(run), "twice the start, and a save of at most 300 s"
+    assert "--time 6min" in log_of(run), "twice the start of 3 s, and lead_seconds"
     until(lambda: state_of(job) not in ("PENDING", "RUNNING", "COMPLETING"), "its end")
     api.resume(run.path, time="9min", print_line=print)
     wait_until_finished(run)
