@@ -23,7 +23,7 @@ from dtl.data.sources.rows import Row
 from dtl.models.load import load_pretrained
 from dtl.models.new_parameters import init_new_parameters
 from dtl.models.pretrained_config import HeadConfig, load_model_config
-from dtl.models.processor import get_pad_token_id, load_processor
+from dtl.models.processor import get_pad_token_id, load_processor, set_pad_token_id
 from tests import tiny, tiny_sound, tiny_speech, tiny_vision, tiny_whisper
 
 
@@ -297,7 +297,7 @@ def make_bench(folder: Path, name: str, index: int) -> Bench:
         write_parameter=lambda p, value: p.data.copy_(value),
     )
     if (padding := get_pad_token_id(processor)) is not None:
-        loaded.model.config.pad_token_id = padding
+        set_pad_token_id(loaded.model.config, padding)
     task.configure_model(loaded.model, processor=processor)
     model = add_adapter(loaded.model) if task.compares_with_base else loaded.model
     encode = task.encoder(processor, dataset_stats, settings)

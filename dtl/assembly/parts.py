@@ -41,12 +41,19 @@ class Parts:
         return replace(self, phase=number)
 
     def apply_strategy(self, loaded: LoadedModel) -> nn.Module:
-        """Return the model with the strategy applied and the task's frozen parameters frozen.
+        """Return the model with the strategy applied. The task's frozen parameters are frozen, and
+        those that the model's class freezes, unless the strategy names them.
 
         Raises DtlError if no parameter is trainable.
         """
         frozen = list(self.task.always_frozen(loaded.model, random_init=self.is_from_random))
         ids = {id(parameter) for parameter in frozen}
+        ids |= {
+            id(value)
+            for name, value in loaded.model.named_parameters()
+            if name in loaded.frozen_by_class and not self.strategy.trains_by_name(name)
+        }
+        frozen = [value for value in loaded.model.parameters() if id(value) in ids]
         names = {name for name, value in loaded.model.named_parameters() if id(value) in ids}
         model = self.strategy.apply(loaded.model, new_parameters=loaded.new_parameters - names)
         for parameter in frozen:

@@ -16,7 +16,12 @@ from dtl.engine.base import (
     LossScalerState,
     Step,
 )
-from dtl.engine.optimizer_state import INTEGER_STEP_MODULES, MOMENTS, OPTIMIZER_STATE_NAMES
+from dtl.engine.gradient_record import GradientRecord, keep_unchanged
+from dtl.engine.optimizer_state import (
+    INTEGER_STEP_MODULES,
+    OPTIMIZER_STATE_NAMES,
+    has_had_gradient,
+)
 from dtl.models.dtypes import torch_dtype
 
 if TYPE_CHECKING:
@@ -73,6 +78,12 @@ class DdpEngine(Engine):
         self.model = self.accelerator.prepare_model(model)
         self.optimizer = optimizer
         self._parameters = [parameter for _, parameter in self.trainable_parameters()]
+        self._gradients = GradientRecord(self._parameters)
+        keep_unchanged(optimizer, lambda: [each.detach() for each in self._gradients.waiting])
+        self._in_pass: set[nn.Parameter] = set()
+        if self.world_size > 1:
+            for parameter in self._parameters:
+                parameter.register_post_accumulate_grad_hook(self._in_pass.add)
 
     def fp32_master_weights(self) -> list[tuple[dict[str, Any], Tensor]]:
         return [(group, each) for group in self.optimizer.param_groups for each in group["params"]]
@@ -82,12 +93,29 @@ class DdpEngine(Engine):
         return torch.autocast(self.device.type, dtype, enabled=self.uses_autocast)
 
     def accumulate(self, *, is_last: bool) -> AbstractContextManager[Any]:
+        self._must_reduce = is_last and self.world_size > 1
         skips_reduction = not is_last and hasattr(self.model, "no_sync")
         return self.model.no_sync() if skips_reduction else nullcontext()  # type: ignore[operator]
 
     def backward(self, loss_sum: Tensor, *, targets: int) -> None:
         # DistributedDataParallel takes the mean over ranks; we need the sum.
+        self._in_pass.clear()
         self.scaler.scale(loss_sum * (self.world_size / targets)).backward()
+        if self._must_reduce:
+            self._note_gradients()
+            self._finish_reduction()
+
+    def _note_gradients(self) -> None:
+        for parameter in self._gradients.waiting:
+            if parameter.grad is not None:
+                self._gradients.note(parameter)
+
+    def _finish_reduction(self) -> None:
+        """Give the parameters that this backward pass has not reached on this rank a gradient of
+        zero: DistributedDataParallel waits for each of them before it ends the reduction."""
+        missing = [each for each in self._parameters if each not in self._in_pass]
+        if missing:
+            torch.autograd.backward(missing, [torch.zeros_like(each) for each in missing])
 
     def step_and_sum(self, *values: float | Tensor) -> tuple[Step, list[float]]:
         self.scaler.unscale_(self.optimizer)
@@ -95,14 +123,24 @@ class DdpEngine(Engine):
         clipped = nn.utils.clip_grad_norm_(
             self._parameters, float("inf") if limit is None else limit
         )
+        if self.world_size == 1:
+            self._note_gradients()
+        flags = self._gradients.local_flags()
         # The norm is that of the reduced gradient, so that all ranks decide alike.
-        read = torch.cat([clipped.double().reshape(1), self._sum_over_ranks(*values)]).tolist()
-        norm, *sums = map(float, read)
+        total = self._sum_over_ranks(*values, *flags)
+        norm, *sums = map(float, torch.cat([clipped.double().reshape(1), total]).tolist())
+        self._gradients.update(sums[len(values) :])
+        self._set_missing_gradients()
         if math.isfinite(norm):
             self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        return Step(norm, was_applied=math.isfinite(norm)), sums
+        return Step(norm, was_applied=math.isfinite(norm)), sums[: len(values)]
+
+    def _set_missing_gradients(self) -> None:
+        for parameter in self._parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
 
     def loss_scaler_state(self) -> LossScalerState | None:
         state = self.scaler.state_dict()
@@ -116,14 +154,8 @@ class DdpEngine(Engine):
         return [
             name
             for name, parameter in self.trainable_parameters()
-            if not self._has_had_gradient(parameter)
+            if not has_had_gradient(self.optimizer.state[parameter])
         ]
-
-    def _has_had_gradient(self, parameter: nn.Parameter) -> bool:
-        state = self.optimizer.state[parameter]
-        moments = [state[name] for name in MOMENTS if name in state]
-        # 8-bit codes of zeros are not 0; the scales of the blocks, which are floats, are.
-        return any(bool(each.any()) for each in moments if each.is_floating_point())
 
     def full_tensor(self, parameter: nn.Parameter) -> Tensor:
         return parameter.detach().to("cpu", copy=True)
@@ -142,6 +174,7 @@ class DdpEngine(Engine):
     def set_optimizer_state(
         self, parameter: nn.Parameter, state: dict[str, Tensor], *, step: int
     ) -> None:
+        self._gradients.set(parameter, had_gradient=has_had_gradient(state))
         if not state:  # it never had a gradient
             return
         current = self.optimizer.state[parameter]

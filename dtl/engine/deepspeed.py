@@ -16,7 +16,8 @@ from dtl.engine.base import (
     LossScalerState,
     Step,
 )
-from dtl.engine.optimizer_state import MOMENTS, OPTIMIZER_STATE_NAMES
+from dtl.engine.gradient_record import GradientRecord, keep_unchanged
+from dtl.engine.optimizer_state import MOMENTS, OPTIMIZER_STATE_NAMES, has_had_gradient
 from dtl.engine.patches import (
     init_with_gathered_weights,
     keep_batch_norm_statistics,
@@ -24,6 +25,7 @@ from dtl.engine.patches import (
 )
 from dtl.models.dtypes import torch_dtype
 from dtl.models.full_shape import register_shape_reader
+from dtl.models.structure.module_kinds import has_expert_lists
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -109,6 +111,8 @@ class DeepSpeedEngine(Engine):
         start_values = [self._start_value(parameter) for parameter in trainable]
         for parameter in model.parameters():
             self._cast(parameter)
+        self._reduces_at_end = self.stage < 3 and has_expert_lists(model)
+        self._reduction = ExitStack()
         self.model, wrapped = self.accelerator.prepare(model, optimizer)
         self.optimizer = self.model.optimizer  # type: ignore[assignment]
         assert wrapped is not None
@@ -118,6 +122,26 @@ class DeepSpeedEngine(Engine):
         for parameter, value in zip(trainable, start_values, strict=True):
             if value is not None:  # DeepSpeed has made the master weight from the rounded one
                 self._set_master_weight(parameter, value)
+        self._gradients = GradientRecord(trainable)
+        self._gradients.watch()
+        keep_unchanged(
+            self.inner_optimizer, lambda: self._master_fragments(list(self._gradients.waiting))
+        )
+        self._in_pass: set[nn.Parameter] = set()
+        self._is_first_pass = True
+        if self.stage == 3:
+            for parameter in trainable:
+                parameter.register_post_accumulate_grad_hook(self._in_pass.add)
+
+    def _master_fragments(self, parameters: list[nn.Parameter]) -> list[Tensor]:
+        """Return this rank's parts of the fp32 master weights, as views."""
+        if self.stage < 3:
+            mappings = [parameter._hp_mapping for parameter in parameters]  # type: ignore[attr-defined]
+            return [each.hp_fragment.detach() for each in mappings if each is not None]
+        optimizer: Any = self.optimizer
+        places = [optimizer.grad_position[optimizer.get_param_id(each)] for each in parameters]
+        partitions = optimizer.fp32_partitioned_groups_flat
+        return [partitions[i].detach().narrow(0, start, size) for i, start, size in places]
 
     def _set_master_weight(self, parameter: nn.Parameter, value: Tensor) -> None:
         """Write an fp32 value into a master weight: of this rank's part at stage 3, else full."""
@@ -160,14 +184,51 @@ class DeepSpeedEngine(Engine):
 
     def accumulate(self, *, is_last: bool) -> AbstractContextManager[Any]:
         self.model.set_gradient_accumulation_boundary(is_boundary=is_last)  # type: ignore[operator]
-        return nullcontext()
+        return self._reduce_at_end(is_last=is_last) if self._reduces_at_end else nullcontext()
+
+    @contextmanager
+    def _reduce_at_end(self, *, is_last: bool) -> Iterator[None]:
+        """Reduce the gradients of a step after its last backward pass, in the model's order. The
+        ranks use different experts, so that their gradients come in different orders, and some
+        not at all."""
+        if self._is_first_pass:
+            self._reduction.enter_context(self.model.coalesce_grad_reduction())  # type: ignore[operator]
+        yield
+        if is_last:
+            self._fill_missing_gradients()
+            self._reduction.close()
+            self.model.set_gradient_accumulation_boundary(is_boundary=True)  # type: ignore[operator]
+
+    def _fill_missing_gradients(self) -> None:
+        optimizer: Any = self.optimizer
+        name = "grad_accum" if optimizer.use_grad_accum_attribute else "grad"
+        for _, parameter in self.trainable_parameters():
+            if getattr(parameter, name, None) is None:
+                dtype = optimizer._gradient_reduction_buffer_dtype()
+                setattr(parameter, name, torch.zeros_like(parameter, dtype=dtype))
 
     def backward(self, loss_sum: Tensor, *, targets: int) -> None:
         # DeepSpeed takes the mean over ranks; we need the sum.
+        self._in_pass.clear()
         self.model.backward(loss_sum * (self.world_size / targets), scale_wrt_gas=False)  # type: ignore[operator]
+        if self.stage == 3 and self._is_first_pass:
+            self._clear_old_gradients()
+        self._is_first_pass = False
+
+    def _clear_old_gradients(self) -> None:
+        """Clear the gradients that stage 3 keeps from the step before where the first micro-batch
+        has none: DeepSpeed overwrites only the others, and would use those again (0.19.8)."""
+        optimizer: Any = self.optimizer
+        by_id = optimizer._DeepSpeedZeroOptimizer_Stage3__param_id_to_grad_partition
+        for _, parameter in self.trainable_parameters():
+            if parameter not in self._in_pass:
+                by_id[parameter.ds_id].zero_()  # type: ignore[attr-defined]
 
     def step_and_sum(self, *values: float | Tensor) -> tuple[Step, list[float]]:
+        if self._gradients.waiting:  # until each parameter has had a gradient, mostly in one step
+            self._gradients.update(self.all_reduce_sum(*self._gradients.local_flags()))
         self.model.step()  # type: ignore[operator]
+        self._is_first_pass = True
         norm = float(self.model.get_global_grad_norm())  # type: ignore[operator]
         # DeepSpeed itself skips a step whose norm is not finite, at every stage.
         was_applied = not self.optimizer.overflow  # type: ignore[attr-defined]
@@ -256,6 +317,7 @@ class DeepSpeedEngine(Engine):
     ) -> None:
         from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
 
+        self._gradients.set(parameter, had_gradient=has_had_gradient(state))
         self._link_optimizer_states()
         for name, value in state.items():
             if self.stage == 3:

@@ -39,22 +39,37 @@ def tie_gathered_weights() -> Iterator[None]:
 
 @contextmanager
 def init_with_gathered_weights() -> Iterator[None]:
-    """Gather the weights that transformers 5.23 reads when it initializes the missing weights of a
-    loaded model: Whisper's positions, and those of a kernel with weight norm (wav2vec2)."""
-    from deepspeed.runtime.zero import GatheredParameters
+    """Gather each weight that transformers reads when it initializes the modules of a loaded model,
+    when it reads it: many families look at a weight's shape (sinusoidal positions) or values.
+
+    Every rank initializes the same modules in the same order. What is loaded does not change: its
+    weights are marked as initialized. What is new is drawn again later.
+    """
     from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
     from transformers import PreTrainedModel
 
-    initialize_weights = PreTrainedModel._initialize_weights
+    initialize_weights, get_attribute = PreTrainedModel._initialize_weights, nn.Module.__getattr__
+    gathered: list[Any] = []
+
+    def get_gathered(module: nn.Module, name: str) -> Any:
+        value: Any = get_attribute(module, name)
+        if getattr(value, "ds_status", None) == ZeroParamStatus.NOT_AVAILABLE:
+            value.all_gather()
+            gathered.append(value)
+        return value
 
     def initialize_gathered(model: Any, module: nn.Module, *args: Any, **kwargs: Any) -> None:
-        unavailable = [
-            value
-            for value in _parameters_read_by_init(module)
-            if getattr(value, "ds_status", None) == ZeroParamStatus.NOT_AVAILABLE
-        ]
-        with GatheredParameters(unavailable, enabled=bool(unavailable)):
+        if nn.Module.__getattr__ is get_gathered:  # inside of another
             initialize_weights(model, module, *args, **kwargs)
+            return
+        nn.Module.__getattr__ = get_gathered  # type: ignore[method-assign]
+        try:
+            initialize_weights(model, module, *args, **kwargs)
+        finally:
+            nn.Module.__getattr__ = get_attribute  # type: ignore[method-assign]
+            for value in gathered:
+                value.partition()
+            gathered.clear()
 
     PreTrainedModel._initialize_weights = initialize_gathered
     try:
@@ -72,17 +87,3 @@ def keep_batch_norm_statistics() -> Iterator[None]:
         yield
     finally:
         del norm._keep_in_fp32_modules_strict
-
-
-def _parameters_read_by_init(module: nn.Module) -> list[nn.Parameter]:
-    """Return the weights whose values the initialization of this module reads."""
-    from transformers.models.whisper.modeling_whisper import WhisperEncoder
-
-    if isinstance(module, WhisperEncoder):
-        return [module.embed_positions.weight]
-    return [
-        parameter
-        for each in (module, *module.children())
-        if nn.utils.parametrize.is_parametrized(each)
-        for parameter in each.parametrizations.parameters()  # type: ignore[union-attr]
-    ]

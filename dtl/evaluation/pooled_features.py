@@ -19,7 +19,7 @@ from dtl.data.example import EncodedExample, Skip
 from dtl.data.sources.rows import Row
 from dtl.models.load import load_pretrained
 from dtl.models.pretrained_config import HeadConfig
-from dtl.models.processor import get_pad_token_id
+from dtl.models.processor import get_pad_token_id, set_pad_token_id
 from dtl.models.structure.head_input import find_base_name, flatten_output, record_outputs
 from dtl.prepare.prepared_data import PreparedData, prepare_data
 
@@ -104,7 +104,7 @@ def _load_base(config: RunConfig, task: Task, data: PreparedData) -> nn.Module:
             "use a model of one encoder or one decoder",
         )
     if (pad_token_id := get_pad_token_id(data.processor)) is not None:
-        model.config.pad_token_id = pad_token_id  # type: ignore[union-attr]
+        set_pad_token_id(model.config, pad_token_id)
     return model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
 
 

@@ -17,7 +17,7 @@ from dtl.models.peft.base import ADAPTER_WEIGHTS
 from dtl.models.peft.save_load import load_adapter, verify_export
 from dtl.models.peft.virtual_tokens import count_virtual_tokens, reserve_virtual_tokens
 from dtl.models.pretrained_config import HeadConfig, load_model_config
-from dtl.models.processor import get_pad_token_id, load_exported_processor
+from dtl.models.processor import get_pad_token_id, load_exported_processor, set_pad_token_id
 from dtl.models.quantization import quantize
 from dtl.models.router_outputs import disable_router_outputs
 from dtl.run.folder import RunFolder
@@ -72,7 +72,7 @@ def load_export(path: Path, *, for_task: bool = True) -> ExportedModel:
         quantize.prepare_saved_model(loaded.model)
         model = _load_adapter(loaded.model, folder) if is_adapter else loaded.model
     if (pad_token_id := get_pad_token_id(processor)) is not None:
-        loaded.model.config.pad_token_id = pad_token_id  # type: ignore[union-attr]
+        set_pad_token_id(loaded.model.config, pad_token_id)
     disable_router_outputs(loaded.model)
     task.configure_model(loaded.model, processor=processor)
     return ExportedModel(

@@ -20,6 +20,7 @@ from dtl.models.attention import (
 from dtl.models.base_adapters import resolve_adapters
 from dtl.models.batch_norm import use_fp32_statistics
 from dtl.models.dtypes import torch_dtype
+from dtl.models.frozen_by_class import frozen_names, record_frozen_parameters, refreeze
 from dtl.models.full_shape import full_shape
 from dtl.models.load_errors import translate_load_errors
 from dtl.models.locate import locate_model
@@ -67,12 +68,14 @@ class LoadedModel:
 
     `language_weights`: values of parameters that are in a separate file for a language.
     `original_weights`: the weights before quantization, each read when it is accessed.
+    `frozen_by_class`: names of the parameters that the model's class freezes.
     """
 
     model: nn.Module
     new_parameters: frozenset[str]
     language_weights: Mapping[str, Tensor] = field(default_factory=dict)
     original_weights: Mapping[str, Tensor] = field(default_factory=dict)
+    frozen_by_class: frozenset[str] = frozenset()
 
 
 def load_on_meta_device(model: Model, *, head: HeadConfig) -> LoadedModel:
@@ -106,7 +109,8 @@ def _load_unquantized_on_meta_device(model: Model, head: HeadConfig) -> LoadedMo
             )
         _add_rows(network, model)
         new = head_parameters(network) if head.config_changes else frozenset()
-        return _merge_adapters(LoadedModel(network, new), model)
+        loaded = LoadedModel(network, new, frozen_by_class=frozen_names(network))
+        return _merge_adapters(loaded, model)
     with silence_transformers():
         loaded = _read_weights(
             model,
@@ -143,7 +147,7 @@ def _read_weights(
     `arguments`: further ones of `from_pretrained`.
     """
     config, auto_class = load_changed_config(model, head), get_auto_class(model, head)
-    with translate_load_errors(model, "weights"):
+    with translate_load_errors(model, "weights"), record_frozen_parameters():
         network, report = auto_class.from_pretrained(
             locate_model(model),
             config=config,
@@ -160,7 +164,8 @@ def _read_weights(
     mismatched = {
         entry[0] if isinstance(entry, tuple) else entry for entry in report["mismatched_keys"]
     }
-    return LoadedModel(network, frozenset((set(report["missing_keys"]) | mismatched) & names))
+    new = frozenset((set(report["missing_keys"]) | mismatched) & names)
+    return LoadedModel(network, new, frozen_by_class=refreeze(network))
 
 
 def load_pretrained(
@@ -195,7 +200,8 @@ def load_pretrained(
             )
         _add_rows(network, model)
         use_fp32_statistics(network)
-        return LoadedModel(network.to(torch_dtype(dtype)), frozenset())
+        network = network.to(torch_dtype(dtype))
+        return LoadedModel(network, frozenset(), frozen_by_class=frozen_names(network))
     check_safetensors(locate_model(model))
     with load_in_fp32(BATCH_NORM_STATISTICS):
         if model.quantize is not None:

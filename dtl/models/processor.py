@@ -98,6 +98,11 @@ def get_pad_token_id(processor: Any) -> int | None:
     return pad_token_id
 
 
+def set_pad_token_id(config: Any, pad_token_id: int) -> None:
+    """Set the padding token of a model's config, also of the text model inside a composite one."""
+    config.pad_token_id = config.get_text_config().pad_token_id = pad_token_id
+
+
 def _load_component(model: Model, auto: Any, part: str) -> Any:
     where = locate_model(model)
     with translate_load_errors(model, part):

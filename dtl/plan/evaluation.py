@@ -8,6 +8,7 @@ from math import ceil
 from dtl.data.evaluation_batch import EvaluationBatchSize
 from dtl.data.micro_batches import examples_of_longest, largest_padded_size
 from dtl.losses.cross_entropy import CHUNK_POSITIONS
+from dtl.models.padding_dependence import EXAMPLE_ALONE
 from dtl.plan.activation_memory import BYTES_PER_TOKEN, ModelSizes
 from dtl.plan.memory import BYTES_PER_NUMBER, FP32_BYTES
 from dtl.plan.records import DecisionLog
@@ -65,6 +66,9 @@ def choose_evaluation_batch(
         warning = "; warning: it may not fit into memory" if needed > free_bytes else ""
         log.add(KEY, requested, LOCATION + warning)
         return EvaluationBatchSize(requested)
+    if (padding := request.padding_dependence) is not None:
+        log.add(KEY, EXAMPLE_ALONE, f"else the scores would depend on it: {padding}")
+        return EvaluationBatchSize(EXAMPLE_ALONE)
     examples = most
     while (
         examples > 1 and memory.estimate_bytes(largest_padded_size(examples, lengths)) > free_bytes

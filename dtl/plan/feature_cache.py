@@ -77,7 +77,7 @@ def _find_obstacle(
             f"task {request.config.task.name} generates text token by token through the full "
             "model, so there is no head that runs alone"
         )
-    return examples.varied_reason or phase.inseparable_reason
+    return examples.varied_reason or phase.inseparable_reason or request.padding_dependence
 
 
 def _describe_size(request: PlanRequest, examples: CacheableExamples) -> str:

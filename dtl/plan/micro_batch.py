@@ -14,6 +14,7 @@ from dtl.data.micro_batches import (
     split_into_micro_batches,
 )
 from dtl.data.padding import pad_lengths
+from dtl.models.padding_dependence import EXAMPLE_ALONE
 from dtl.models.router_outputs import find_router_losses
 from dtl.plan.activation_memory import ActivationBudget
 from dtl.plan.records import DecisionLog
@@ -42,12 +43,16 @@ def choose_micro_batch(
     micro-batches of a step are of one size. On a CPU, fewer texts of uneven length are taken where
     that is less work, padding included. The loss does not depend on it.
     """
-    batching = request.batching
+    batching, padding = request.batching, request.padding_dependence
     share = _examples_per_rank(batching, data_parallel_size)
     if request.config.layout.micro_batch is not None:
         micro_batch = min(request.config.layout.micro_batch, share)
-        log.add("micro-batch", micro_batch, "layout.micro_batch")
+        warning = f"; warning: the loss depends on it, because {padding}" if padding else ""
+        log.add("micro-batch", micro_batch, "layout.micro_batch" + warning * (micro_batch > 1))
         return micro_batch
+    if padding is not None:
+        log.add("micro-batch", EXAMPLE_ALONE, f"else the loss would depend on it: {padding}")
+        return EXAMPLE_ALONE
     is_cpu = request.hardware.device == "cpu"
     micro_batch = min(share, MAX_MICRO_BATCH_CPU if is_cpu else MAX_MICRO_BATCH_GPU)
     while micro_batch > 1 and not budget.fits(micro_batch, checkpointing=checkpointing):

@@ -10,6 +10,7 @@ import numpy as np
 from dtl.assembly.parts import Parts
 from dtl.config.schema import RunConfig
 from dtl.data.batching import Batching
+from dtl.models.padding_dependence import explain_padding_dependence
 from dtl.plan.records import ExternalLaunch, Hardware
 from dtl.tasks.base import DatasetStats
 
@@ -50,6 +51,13 @@ class PlanRequest:
     free_disk_bytes: int | None = None
     cacheable: CacheableExamples | None = None
     held_out_lengths: np.ndarray | None = None
+
+    @property
+    def padding_dependence(self) -> str | None:
+        """Why the base's output for an example depends on the others in its batch, else None."""
+        held_out = self.held_out_lengths
+        every = [self.lengths] if held_out is None else [self.lengths, held_out]
+        return explain_padding_dependence(self.model_config, np.concatenate(every))
 
     @property
     def longest_example(self) -> int:

@@ -110,6 +110,10 @@ class Strategy(ABC):
         """Set each module to training mode, or to evaluation mode where it must not change."""
         model.train()
 
+    def trains_by_name(self, name: str) -> bool:
+        """Return whether the options name this parameter, which the model's class may freeze."""
+        return False
+
     def learning_rate_factor(self, name: str) -> float:
         """Return the factor by which the learning rate of this parameter is multiplied."""
         return 1.0

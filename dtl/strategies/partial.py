@@ -111,6 +111,9 @@ class Plugin(Strategy):
         trainable = [name for name, value in model.named_parameters() if value.requires_grad]
         set_training_from_depth(model, min(depth[name] for name in trainable))
 
+    def trains_by_name(self, name: str) -> bool:
+        return any(fnmatchcase(name, pattern) for pattern in self.options.parameter_names)
+
     def _trainable_blocks(self, count: int) -> range:
         """Return the depths of the trained blocks. Raises DtlError if the model has fewer."""
         options = self.options

@@ -21,7 +21,7 @@ from dtl.models.locate import locate_model
 from dtl.models.new_parameters import init_new_parameters, write_language_weights
 from dtl.models.peft.base import vera_matrices
 from dtl.models.pretrained_config import HeadConfig
-from dtl.models.processor import get_pad_token_id
+from dtl.models.processor import get_pad_token_id, set_pad_token_id
 from dtl.models.router_outputs import disable_router_outputs
 from dtl.models.staging import resolve_staged_model, stage_weights
 from dtl.models.structure.module_kinds import adapted_layers, convolution_kernels
@@ -132,7 +132,7 @@ def _load_base(
     )
     write_language_weights(loaded, write_parameter=engine.write_full_tensor)
     if (padding := get_pad_token_id(data.processor)) is not None:
-        loaded.model.config.pad_token_id = padding  # type: ignore[union-attr]
+        set_pad_token_id(loaded.model.config, padding)
     disable_router_outputs(loaded.model)
     parts.task.configure_model(loaded.model, processor=data.processor)
     return loaded

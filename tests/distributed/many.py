@@ -8,7 +8,8 @@ Each job is {"config": path, "overrides": [...]} and perhaps
   "jump": step         make the loss of this step 50 times as large;
   "skip_steps": [steps]  as if the loss of the last one had spiked;
   "fp16": true         train in fp16, which the planner and DeepSpeed refuse on a CPU;
-  "chunk_logits": n    compute at most so many logits at a time.
+  "chunk_logits": n    compute at most so many logits at a time;
+  "call": module       no run: the function `run` of this module, which gets the job.
 The run folders hold the results. The process group stays between jobs, which saves seconds a job;
 all else starts again.
 """
@@ -18,6 +19,7 @@ from __future__ import annotations
 import faulthandler
 import gc
 import hashlib
+import importlib
 import json
 import os
 import sys
@@ -59,7 +61,10 @@ def main(jobs_file: str) -> int:
         chunk = job.get("chunk_logits", language_model.CHUNK_LOGITS)
         chunks = mock.patch.object(language_model, "CHUNK_LOGITS", chunk)
         with chunks, fp16_on_cpu() if "fp16" in job else nullcontext():
-            run_job(job, processes)
+            if "call" in job:
+                importlib.import_module(job["call"]).run(job)
+            else:
+                run_job(job, processes)
         AcceleratorState._reset_state(reset_partial_state=True)
         GradientState._reset_state()
     torch.distributed.destroy_process_group()

@@ -39,6 +39,7 @@ def merge_into_base(network: nn.Module, folder: Path) -> tuple[nn.Module, frozen
         network, getattr(config, "trainable_token_indices", None), location="model.adapters"
     )
     parameters = dict(network.named_parameters())
+    frozen = {name for name, value in parameters.items() if not value.requires_grad}
     inner = {name.removeprefix("base_model.model."): name for name in tensors}
     saved = {name: tensors.pop(inner[name]) for name in set(inner) & set(parameters)}
     heads = tuple(f"{name}." for name in config.modules_to_save or ())
@@ -62,7 +63,9 @@ def merge_into_base(network: nn.Module, folder: Path) -> tuple[nn.Module, frozen
         except (RuntimeError, ValueError) as fault:
             unmatched.append(str(fault).splitlines()[0])
         else:
-            network = merge_adapter(adapted).requires_grad_(True)
+            network = merge_adapter(adapted)
+            for name, parameter in network.named_parameters():
+                parameter.requires_grad_(name not in frozen)
     if unmatched:
         raise DtlError.of(
             "model.adapters",

@@ -53,3 +53,15 @@ def norm_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
 def convolution_kernels(model: nn.Module) -> list[nn.Parameter]:
     """Return the kernels of convolutions: weights with three dimensions or more."""
     return [parameter for parameter in model.parameters() if num_dimensions(parameter) > 2]
+
+
+def has_expert_lists(model: nn.Module) -> bool:
+    """Return whether experts are modules of their own, of which a forward pass uses some. Most
+    families have one tensor for all experts, which every pass uses."""
+    from torch import nn
+
+    return any(
+        "experts" in f"{name.rpartition('.')[2]} {type(module).__name__}".lower()
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList | nn.ModuleDict)
+    )
