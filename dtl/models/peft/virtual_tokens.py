@@ -22,7 +22,8 @@ def drop_virtual_token_logits(adapted: Any) -> nn.Module:
 
 
 def _slice_logits(_: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
-    output.logits = output.logits[:, -kwargs["input_ids"].shape[1] :]
+    if hasattr(output, "logits"):  # not where the forward computes losses of learned tokens alone
+        output.logits = output.logits[:, -kwargs["input_ids"].shape[1] :]
     return output
 
 
