@@ -355,7 +355,7 @@ def test_a_row_of_many_megabytes_is_truncated_in_seconds(fields):
     write(*GOOD, json.dumps(fields))
     start = time.monotonic()
     examples = prepared()
-    assert time.monotonic() - start < 30
+    assert time.monotonic() - start < 90, "to locate each of its answers would take hours"
     assert examples.train.lengths.tolist()[-1] == 128, "what the model can read"
 
 
