@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Self
 
+ELLIPSIS = " ..."
+
 
 @dataclass(frozen=True)
 class Fault:
@@ -88,6 +90,15 @@ def without_secrets(text: str) -> str:
     """Return the text with the secrets of URLs hidden: user and password, and the query."""
     hidden = re.sub(r"://[^\s/]*@", "://***@", text)
     return re.sub(r"(://[^\s?]*\?)\S*?(?=[:;]?(\s|$))", r"\1***", hidden)
+
+
+def shorten_message(message: object, *, characters: int = 300) -> str:
+    """Return an error's message, or a text, as one line that ends with a complete word."""
+    line = " ".join(str(message).split())
+    if len(line) <= characters:
+        return line
+    room = characters - len(ELLIPSIS)
+    return (line[: room + 1].rpartition(" ")[0] or line[:room]) + ELLIPSIS
 
 
 def near(name: str, known: Iterable[str]) -> str:

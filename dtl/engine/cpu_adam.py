@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from dtl.core.errors import DtlError
+from dtl.core.errors import DtlError, shorten_message
 from dtl.core.process_env import get_local_rank
 from dtl.engine.base import Engine
 
@@ -35,7 +35,7 @@ def build() -> None:
     try:
         _create_builder().load(verbose=False)
     except Exception as fault:
-        reason = " ".join(str(fault).split())[:200] or type(fault).__name__
+        reason = shorten_message(fault) or type(fault).__name__
         problem = f"DeepSpeed cannot build its CPU optimizer ({reason})"
         raise DtlError.of(LOCATION, problem, FIX) from fault
 

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from dtl.core.errors import DtlError, RunFailed
+from dtl.core.errors import DtlError, RunFailed, shorten_message
 
 CONVERTER = "convert_hf_to_gguf.py"
 CONVERTER_VARIABLE = "DTL_GGUF_CONVERTER"
@@ -58,6 +58,6 @@ def convert_to_gguf(converter: Path, model: Path, file: Path, *, dtype: str) -> 
         lines = (completed.stderr or completed.stdout).strip().splitlines() or ["it wrote no file"]
         raise RunFailed.of(
             str(converter),
-            f"exit code {completed.returncode} ({lines[-1][:300]})",
+            f"exit code {completed.returncode} ({shorten_message(lines[-1])})",
             "check that llama.cpp supports this model, or export safetensors with --merge",
         )

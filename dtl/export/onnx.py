@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from dtl.core.errors import DtlError, RunFailed
+from dtl.core.errors import DtlError, RunFailed, shorten_message
 from dtl.export.sample_inputs import ForwardInputs
 from dtl.export.sample_logits import get_logits
 
@@ -68,7 +68,7 @@ def write_onnx(model: nn.Module, inputs: list[ForwardInputs], folder: Path) -> N
                 verbose=False,
             )
     except Exception as fault:  # of many types: torch's own and those of the model's code
-        reason = " ".join(str(fault.__cause__ or fault).split())[:300]
+        reason = shorten_message(fault.__cause__ or fault)
         raise RunFailed.of(
             "--format",
             f"torch cannot write a {type(model).__name__} as an ONNX graph ({reason})",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors.torch import load_file
 
-from dtl.core.errors import RunFailed
+from dtl.core.errors import RunFailed, shorten_message
 from dtl.export.sample_inputs import ForwardInputs, save_inputs
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def compute_logits_in_fresh_process(
         lines = completed.stderr.strip().splitlines() or [f"exit code {completed.returncode}"]
         raise RunFailed.of(
             str(export),
-            f"the written export cannot be loaded ({lines[-1][:300]})",
+            f"the written export cannot be loaded ({shorten_message(lines[-1])})",
             "choose another format; the failed export was deleted",
         )
     logits = load_file(logits_file)

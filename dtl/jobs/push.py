@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from dtl.core.errors import DtlError, RunFailed
+from dtl.core.errors import DtlError, RunFailed, shorten_message
 from dtl.export.folder import MODEL_CARD
 from dtl.models.peft.save_load import verify_export
 from dtl.run.folder import RunFolder
@@ -91,7 +91,7 @@ def _translate_hub_errors(repository: str) -> Iterator[None]:
             "unset HF_HUB_OFFLINE and push again",
         ) from None
     except ValueError as fault:  # such as an invalid model card
-        reason = " ".join(str(fault).split())[:300]
+        reason = shorten_message(fault)
         raise DtlError.of(
             repository, f"the Hub rejects the upload ({reason})", "fix the files of the export"
         ) from None
@@ -112,7 +112,7 @@ def _is_connection_error(fault: Exception) -> bool:
 
 
 def _http_error(repository: str, status: int, message: str | None) -> DtlError:
-    reason = f": {' '.join(message.split())[:200]}" if message else ""
+    reason = f": {shorten_message(message)}" if message else ""
     if status == 401:
         return DtlError.of(repository, f"the Hub rejects the token (401{reason})", LOGIN_FIX)
     if status == 403:

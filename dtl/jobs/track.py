@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from dtl.core.errors import RunFailed
+from dtl.core.errors import RunFailed, shorten_message
 from dtl.prepare.prepared_run import check_trackers
 from dtl.run.folder import RunFolder
 
@@ -25,7 +25,7 @@ def send_to_trackers(folder: RunFolder, names: Iterable[str]) -> list[str]:
                 name, folder, folder.read_metrics(), open_tracker=open_tracker, as_new_run=True
             )
         except Exception as fault:
-            reason = " ".join(str(fault).split())[:300]
+            reason = shorten_message(fault)
             raise RunFailed.of(
                 f"tracker {name}",
                 f"the upload failed ({type(fault).__name__}: {reason})",

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from dtl.config.schema import Model
 from dtl.config.schema.model import KERNEL_OWNER
-from dtl.core.errors import DtlError
+from dtl.core.errors import DtlError, shorten_message
 from dtl.models.pretrained_config import HeadConfig, get_auto_class, load_changed_config
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def check_attention_runs_here(model: Model, head: HeadConfig) -> None:
                 config, attn_implementation=model.attention, dtype=torch.bfloat16
             )
     except (ImportError, ValueError, OSError, RuntimeError) as fault:
-        reason = " ".join(str(fault).split())[:200]
+        reason = shorten_message(fault)
         raise DtlError.of(
             LOCATION,
             f"{model.attention} cannot run here ({reason})",

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dtl.config.schema import Model
-from dtl.core.errors import DtlError
+from dtl.core.errors import DtlError, shorten_message
 from dtl.models.locate import locate_model
 from dtl.models.trust import LOCATION
 
@@ -43,7 +43,7 @@ class translate_load_errors:
             ) from fault
         if not isinstance(fault, (OSError, ValueError, SafetensorError, json.JSONDecodeError)):
             return
-        reason = " ".join(str(fault).split())[:200]
+        reason = shorten_message(fault)
         fix = (
             "check the name and the network, or fetch it once with `hf download`"
             if not Path(locate_model(self.model)).exists()

@@ -7,6 +7,7 @@ from pathlib import Path
 from dtl import mini
 from dtl.config.schema import Model
 from dtl.core.errors import DtlError, near
+from dtl.core.hub import disable_unreachable_hub
 from dtl.models.trust import LOCATION
 
 
@@ -31,4 +32,5 @@ def locate_model(model: Model) -> str:
             f"there is no folder {folder}",
             near(folder.name, siblings) or "use a model folder, a hub id, or mini:text",
         )
+    disable_unreachable_hub()
     return model.path

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from dtl.config.diff import flatten
+from dtl.core.errors import shorten_message
 from dtl.core.files import read_record, write_record
 from dtl.run.evaluations import EVALUATION_KIND
 
@@ -153,7 +154,7 @@ class TrackerThread:
                 self.name, self.folder, lines, open_tracker=self.open_tracker, as_new_run=False
             )
         except Exception as fault:  # whatever fails in a tracker must not end the run
-            reason = " ".join(str(fault).split())[:200]
+            reason = shorten_message(fault)
             self.warn(f"failed ({type(fault).__name__}: {reason})")
 
 

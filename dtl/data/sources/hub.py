@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from socket import getaddrinfo
 from typing import Any
-from urllib.parse import urlsplit
 
 from dtl.config.schema import Source
 from dtl.core.errors import DtlError, near
+from dtl.core.hub import hub_is_reachable
 from dtl.data.sources.class_names import convert_fields, converters_of_features
 from dtl.data.sources.naming import list_names
 from dtl.data.sources.results import first_error_line
@@ -56,7 +55,7 @@ def _load_splits(source: Source, location: str) -> Any:
             f"'{source.path}' is a file format, not a dataset",
             "use a file or folder",
         )
-    if not _hub_is_reachable():
+    if not hub_is_reachable():
         datasets.config.HF_HUB_OFFLINE = True  # without it, loading retries for half a minute
     try:
         return datasets.load_dataset(source.path, source.name, split=source.split)
@@ -68,19 +67,3 @@ def _load_splits(source: Source, location: str) -> Any:
             near(source.path, list_names(Path()))
             or "correct the path, or download the dataset once with network access",
         ) from error
-
-
-def _hub_is_reachable() -> bool:
-    """Return whether the hub's host name resolves; behind a proxy, assume that it does."""
-    from huggingface_hub.constants import ENDPOINT
-
-    address = urlsplit(ENDPOINT)
-    from urllib.request import getproxies  # slow to import, and most commands do not need the hub
-
-    if getproxies().get(address.scheme):
-        return True
-    try:
-        getaddrinfo(address.hostname, None)
-    except OSError:
-        return False
-    return True

@@ -13,7 +13,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dtl.core.errors import DtlError, near
+from dtl.core.errors import DtlError, near, shorten_message
 
 if TYPE_CHECKING:
     from torch import nn
@@ -41,7 +41,7 @@ def read_is_multilingual(base: Any) -> bool | None:
         )
         settings = json.loads(Path(file).read_text(encoding="utf-8")) if file else {}
     except (OSError, ValueError) as fault:
-        reason = " ".join(str(fault).split())[:200]
+        reason = shorten_message(fault)
         raise DtlError.of(
             "model.path",
             f"cannot read generation_config.json of {base.name_or_path} ({reason})",

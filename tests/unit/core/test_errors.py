@@ -4,7 +4,7 @@ import pickle
 
 import pytest
 
-from dtl.core.errors import DtlError, Fault, RunFailed, StoppedEarly, near
+from dtl.core.errors import DtlError, Fault, RunFailed, StoppedEarly, near, shorten_message
 
 
 def test_a_fault_is_one_line_of_location_problem_and_fix():
@@ -41,3 +41,12 @@ def test_an_error_can_be_pickled():
 )
 def test_hints_for_similar_names(name, hint):
     assert near(name, ["steps", "epochs", "learning_rate"]) == hint
+
+
+def test_a_long_message_is_one_line_that_ends_with_a_complete_word():
+    message = "\n".join(f"word{number}" for number in range(200))
+    short = shorten_message(message, characters=60)
+    *words, dots = short.split(" ")
+    assert len(short) <= 60 and dots == "..."
+    assert words == [f"word{number}" for number in range(len(words))]
+    assert shorten_message("a\n b") == "a b"

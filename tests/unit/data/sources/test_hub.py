@@ -12,7 +12,7 @@ def test_hub_dataset_is_loaded_by_name(monkeypatch):
         assert (path, name, split) == ("owner/name", "en", "train")
         return datasets.Dataset.from_list(ROWS, split=datasets.Split.TRAIN)
 
-    monkeypatch.setattr(hub, "_hub_is_reachable", lambda: True)
+    monkeypatch.setattr(hub, "hub_is_reachable", lambda: True)
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     rows = read_rows("owner/name", name="en", split="train", limit=3)
     assert [row.fields for row in rows] == ROWS[:3]
@@ -36,7 +36,7 @@ def test_hub_dataset_has_class_names_and_encoded_images(monkeypatch):
         {"image": {"bytes": picture, "path": None}, "label": None, "tags": None, "n": 1},
     ]
     table = datasets.Dataset.from_list(rows, features=features, split=datasets.Split.TRAIN)
-    monkeypatch.setattr(hub, "_hub_is_reachable", lambda: True)
+    monkeypatch.setattr(hub, "hub_is_reachable", lambda: True)
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: table)
     first, second = read_rows("owner/name", split="train")
     assert (
@@ -52,7 +52,7 @@ def test_hub_dataset_with_several_splits_needs_one(monkeypatch):
     splits = datasets.DatasetDict(
         {name: datasets.Dataset.from_list(ROWS) for name in ("train", "test")}
     )
-    monkeypatch.setattr(hub, "_hub_is_reachable", lambda: True)
+    monkeypatch.setattr(hub, "hub_is_reachable", lambda: True)
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: splits)
     assert str(get_error("owner/name")) == (
         "data.train.split: 'owner/name' has several splits. Fix: set it to 'train' or 'test'"
@@ -65,7 +65,7 @@ def test_hub_without_network_fails_at_once(monkeypatch):
     import datasets
 
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(hub, "_hub_is_reachable", lambda: False)
+    monkeypatch.setattr(hub, "hub_is_reachable", lambda: False)
     start = time.monotonic()
     message = str(get_error("owner/name-that-nobody-has"))
     assert time.monotonic() - start < 5
