@@ -44,18 +44,23 @@ def test_lora_trains_as_plain_peft(decoder, rank, alpha, target):
     theirs.train()
     ours_optimizer = torch.optim.AdamW(trainable(model).values(), lr=1e-2)
     their_optimizer = torch.optim.AdamW(trainable(theirs).values(), lr=1e-2)
+    ours, expected = trainable(model), trainable(theirs)
+    assert ours.keys() == expected.keys()
     for _ in range(5):
-        (bench.task.loss(model, batch) / targets).backward()
-        theirs(**batch).loss.backward()
+        losses = bench.task.loss(model, batch) / targets, theirs(**batch).loss
+        for loss in losses:
+            loss.backward()
+        assert losses[0].item() == pytest.approx(losses[1].item(), rel=1e-6)
+        for name, value in expected.items():
+            assert torch.allclose(ours[name].grad, value.grad, atol=1e-6, rtol=0), name
         for optimizer in (ours_optimizer, their_optimizer):
             optimizer.step()
             optimizer.zero_grad()
-    ours, expected = trainable(model), trainable(theirs)
-    assert ours.keys() == expected.keys()
+    # AdamW divides a gradient near 0 by its own size, so that rounding shows in a few weights.
     for name, value in expected.items():
-        assert torch.allclose(ours[name], value, atol=1e-6, rtol=0), name
+        assert torch.allclose(ours[name], value, atol=1e-4, rtol=0), name
     assert any(value.abs().max() > 1e-3 for name, value in ours.items() if "lora_B" in name)
-    assert torch.allclose(bench.logits(model), bench.logits(theirs), atol=1e-6, rtol=0)
+    assert torch.allclose(bench.logits(model), bench.logits(theirs), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(

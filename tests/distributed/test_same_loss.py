@@ -76,10 +76,10 @@ def plain_pytorch(
 
 # Strategies one after the other, with the steps of each.
 PHASES = {
-    "probe-then-full": (("frozen", 6), ("full", 14)),
-    "merge-then-full": (("lora", 8), ("full", 12)),
-    "full-then-probe": (("full", 8), ("frozen", 12)),
-    "unfreezing": (("frozen", 4), ("partial", 6), ("full", 10)),
+    "probe-then-full": (("frozen", 4), ("full", 8)),
+    "merge-then-full": (("lora", 5), ("full", 7)),
+    "full-then-probe": (("full", 5), ("frozen", 7)),
+    "unfreezing": (("frozen", 3), ("partial", 4), ("full", 5)),
 }
 PHASED_STAGES = (0, 2, 3)
 PHASED = cases(tuple(PHASES), PHASED_STAGES, strength=1)
