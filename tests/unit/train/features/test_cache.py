@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from dtl.config.load import load_config
 from dtl.core.errors import DtlError, RunFailed
 from dtl.data.cache.feature_cache import FeatureCache, batch_by_extent, claim_build
+from dtl.plan import request as plan_request
 from dtl.prepare import prepared_run
 from dtl.run.folder import RunFolder
 from dtl.train.features import cache as feature_cache
@@ -407,7 +408,7 @@ def test_obstacle_that_only_the_run_finds_is_printed(
 ) -> None:
     """A base that gets a mask for padding, and whose output depends on padding all the same: the
     plan knows this family, but not every one."""
-    monkeypatch.setattr("dtl.plan.request.explain_padding_dependence", lambda *_: None)
+    monkeypatch.setattr(plan_request, "explain_padding_dependence", lambda *_: None)
     case = Case(group_norm, "audio_classification", tiny_sound.tones, {})
     made = configure(tmp_path, case, "planned", None)
     settings = tmp_path / "base" / "preprocessor_config.json"
