@@ -81,6 +81,7 @@ class DdpEngine(Engine):
         self._gradients = GradientRecord(self._parameters)
         keep_unchanged(optimizer, lambda: [each.detach() for each in self._gradients.waiting])
         self._in_pass: set[nn.Parameter] = set()
+        self._must_reduce = self.world_size > 1
         if self.world_size > 1:
             for parameter in self._parameters:
                 parameter.register_post_accumulate_grad_hook(self._in_pass.add)
