@@ -85,6 +85,7 @@ def deterministic_values(comparison: Comparison):
     return plain | {"recommendations": [one["verdict"] for one in plain["recommendations"]]}
 
 
+@pytest.mark.slow
 def test_resume_after_kill_repeats_nothing_and_gives_the_same_results(workdir, finished):
     folder = workdir / "comparisons" / "killed"
     process = start(workdir, "few.yaml", "--out", str(folder))
