@@ -44,7 +44,7 @@ def test_signaled_run_saves_and_is_requeued(cluster_runs: ClusterRuns) -> None:
 
 def test_chain_continues_by_its_jobs_and_each_stop_is_saved(cluster_runs: ClusterRuns) -> None:
     assert count_starts(cluster_runs.run("chain").path) == 4
-    assert cluster_runs.job_log("chain").count("the next job of the chain continues") == 3
+    assert cluster_runs.job_log("chain").count("of the chain continues the run") == 3
 
 
 def test_cancelled_run_has_an_intact_checkpoint_and_resumes_on_fewer_nodes(
