@@ -81,8 +81,10 @@ class DdpEngine(Engine):
         self._gradients = GradientRecord(self._parameters)
         keep_unchanged(optimizer, lambda: [each.detach() for each in self._gradients.waiting])
         self._in_pass: set[nn.Parameter] = set()
-        self._must_reduce = self.world_size > 1
-        if self.world_size > 1:
+        # Accelerate wraps the model of a launched process, also where it is the only one.
+        self._reduces = isinstance(self.model, nn.parallel.DistributedDataParallel)
+        self._must_reduce = self._reduces
+        if self._reduces:
             for parameter in self._parameters:
                 parameter.register_post_accumulate_grad_hook(self._in_pass.add)
 
@@ -94,7 +96,7 @@ class DdpEngine(Engine):
         return torch.autocast(self.device.type, dtype, enabled=self.uses_autocast)
 
     def accumulate(self, *, is_last: bool) -> AbstractContextManager[Any]:
-        self._must_reduce = is_last and self.world_size > 1
+        self._must_reduce = is_last and self._reduces
         skips_reduction = not is_last and hasattr(self.model, "no_sync")
         return self.model.no_sync() if skips_reduction else nullcontext()  # type: ignore[operator]
 
@@ -124,7 +126,7 @@ class DdpEngine(Engine):
         clipped = nn.utils.clip_grad_norm_(
             self._parameters, float("inf") if limit is None else limit
         )
-        if self.world_size == 1:
+        if not self._reduces:
             self._note_gradients()
         flags = self._gradients.local_flags()
         # The norm is that of the reduced gradient, so that all ranks decide alike.
