@@ -69,7 +69,7 @@ def plain_peft(bed: Path, method: str, steps: int, **more: Any) -> tuple[list[fl
 
 @pytest.mark.parametrize("method", REFERENCED)
 @needs(layouts)
-def test_twenty_steps_are_those_of_plain_peft(bed: Path, method: str) -> None:
+def test_the_steps_are_those_of_plain_peft(bed: Path, method: str) -> None:
     losses, norms = plain_peft(bed, method, STEPS)
     assert losses[-1] < losses[0], "the reference does not learn: nothing is proven"
     for run in layouts(method):
