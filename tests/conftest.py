@@ -1,5 +1,6 @@
 """Tiny models that tests share, made once a session. No test writes into them."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -108,3 +109,14 @@ def cache(tmp_path, monkeypatch):
     folder = tmp_path / "cache"
     monkeypatch.setenv("DTL_CACHE", str(folder))
     return folder
+
+
+@pytest.fixture(autouse=True)
+def hub_as_before():
+    """Undo what a test has found out about the Hub: another one may start a Hub of its own."""
+    yield
+    constants, hub = (
+        sys.modules.get(name) for name in ("huggingface_hub.constants", "dtl.core.hub")
+    )
+    if hub is not None and constants is not None and hub.disabled_by_dtl:
+        constants.HF_HUB_OFFLINE = hub.disabled_by_dtl = False

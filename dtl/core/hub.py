@@ -9,16 +9,17 @@ from urllib.parse import urlsplit
 
 TIMEOUT_SECONDS = 3.0
 PORTS = {"http": 80, "https": 443}
+disabled_by_dtl = False  # whether the libraries read their cache only because of this module
 
 
 def disable_unreachable_hub() -> None:
     """Have the libraries of the Hub read their cache only where it cannot be reached: they would
     try again for minutes."""
-    if hub_is_reachable():
-        return
-    import huggingface_hub.constants
+    global disabled_by_dtl
+    import huggingface_hub.constants as constants
 
-    huggingface_hub.constants.HF_HUB_OFFLINE = True
+    if not constants.HF_HUB_OFFLINE and not hub_is_reachable():
+        constants.HF_HUB_OFFLINE = disabled_by_dtl = True
 
 
 @cache

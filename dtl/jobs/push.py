@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from dtl.core import hub
 from dtl.core.errors import DtlError, RunFailed, shorten_message
 from dtl.export.folder import MODEL_CARD
 from dtl.models.peft.save_load import verify_export
@@ -85,6 +86,12 @@ def _translate_hub_errors(repository: str) -> Iterator[None]:
     except HfHubHTTPError as fault:
         raise _http_error(repository, fault.response.status_code, fault.server_message) from None
     except OfflineModeIsEnabled:
+        if hub.disabled_by_dtl:
+            raise RunFailed.of(
+                repository,
+                "there is no connection to the Hub",
+                "check the network and push again",
+            ) from None
         raise DtlError.of(
             repository,
             "the Hub is disabled (HF_HUB_OFFLINE is set)",
