@@ -8,7 +8,8 @@ import numpy as np
 
 from dtl.data.padding import pad_lengths
 
-# What the architecture does with padded positions; found by tests/zoo.
+# What the architecture does with padded positions. Those of cpmant, sew-d and yoso are read from
+# their code; for the others test_padding_dependence.py shows it.
 FAMILIES = {
     "cpmant": "it counts positions from the end of the padded text",
     "data2vec-audio": "its positional convolutions read padded frames",

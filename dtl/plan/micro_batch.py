@@ -24,6 +24,7 @@ MAX_MICRO_BATCH_CPU = 8
 MAX_MICRO_BATCH_GPU = 64
 SAMPLED_BATCHES = 200  # from which padding and accumulation are measured
 # Positions that take a CPU as long as what a forward and backward pass costs besides its positions.
+# An estimate, which has not been measured.
 PASS_POSITIONS = 64
 REPORTED_PADDING = 0.1  # share of the positions above which the plan reports padding
 
