@@ -23,6 +23,7 @@ IGNORED_PREFIXES = (
     "train.save_every",
     "train.evaluate_every",
     "train.evaluation_batch",
+    "train.packing",
     "train.max_skipped_steps",
     "train.on_missing_gradient",
     "train.wall_time",

@@ -21,6 +21,7 @@ from dtl.data.micro_batches import (
     largest_padded_size,
     split_into_micro_batches,
 )
+from dtl.data.packing import split_packed
 
 if TYPE_CHECKING:
     import torch
@@ -85,7 +86,8 @@ class Loader:
 
     Resuming at any step needs no replay, because the order is a pure function of seed and epoch.
     `device`: if it is a GPU, batches are in pinned memory, from which they are copied to it while
-    the host goes on.
+    the host goes on. `packed_positions`: the most of a micro-batch whose examples are packed; None:
+    they are padded.
     """
 
     data: EncodedData | StreamedData
@@ -95,6 +97,7 @@ class Loader:
     parallel_dims: ParallelDims
     transform: ExampleTransform = identity_transform
     device: torch.device | None = None
+    packed_positions: int | None = None
 
     @property
     def seed(self) -> int:
@@ -128,13 +131,7 @@ class Loader:
             return self._load_streamed_step(step, global_batch, self.data)
         ids = global_batch.examples
         collate_ids = self._epoch_collate(global_batch.epoch, self.data)
-        micro_batches = split_into_micro_batches(
-            ids,
-            self.data.lengths,
-            data_parallel_size=self.parallel_dims.data_parallel_size,
-            micro_batch=self.micro_batch,
-            max_padded_size=self.max_padded_size,
-        )
+        micro_batches = self._split(ids, self.data.lengths)
         return StepBatches(
             step,
             global_batch.epoch,
@@ -145,6 +142,21 @@ class Loader:
             global_ids=ids,
             global_targets=self.data.count_targets(ids),
             global_length=int(self.data.lengths[ids].sum()),
+        )
+
+    def _split(self, ids: np.ndarray, lengths: np.ndarray) -> list[list[np.ndarray]]:
+        """Return the micro-batches of a global batch: for each accumulation step, one per rank."""
+        ranks = self.parallel_dims.data_parallel_size
+        if self.packed_positions is not None:
+            return split_packed(
+                ids, lengths, data_parallel_size=ranks, max_positions=self.packed_positions
+            )
+        return split_into_micro_batches(
+            ids,
+            lengths,
+            data_parallel_size=ranks,
+            micro_batch=self.micro_batch,
+            max_padded_size=self.max_padded_size,
         )
 
     def _load_streamed_step(

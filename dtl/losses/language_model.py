@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from dtl.losses.cross_entropy import IGNORE_INDEX, token_cross_entropy
+from dtl.models.packing import PackedTexts, is_packing
 from dtl.models.structure.token_head import (
     SHIFT_LABELS,
     TokenHead,
@@ -59,7 +60,7 @@ def sum_token_losses(model: nn.Module, inputs: dict[str, Any], targets_BT: Tenso
 
     head = find_token_head(model, shifts_labels="labels" in inputs)
     if isinstance(head, str):
-        return token_cross_entropy(model(**inputs).logits, targets_BT).sum()
+        return _losses_of_all_logits(model, inputs, targets_BT).sum()
     loss: Tensor = _run(model, inputs, targets_BT, head, chunked_loss_sum)
     return loss
 
@@ -73,7 +74,7 @@ def token_losses(model: nn.Module, inputs: dict[str, Any], targets_BT: Tensor) -
 
     head = find_token_head(model, shifts_labels="labels" in inputs)
     if isinstance(head, str):
-        return token_cross_entropy(model(**inputs).logits, targets_BT)
+        return _losses_of_all_logits(model, inputs, targets_BT)
     return _scatter(_run(model, inputs, targets_BT, head, chunked_losses), targets_BT)
 
 
@@ -91,6 +92,22 @@ def score_tokens(model: nn.Module, inputs: dict[str, Any], targets_BT: Tensor) -
     return TokenScores(_scatter(losses_K, targets_BT), _scatter(is_correct_K, targets_BT))
 
 
+def _losses_of_all_logits(model: nn.Module, inputs: dict[str, Any], targets_BT: Tensor) -> Tensor:
+    """Return the loss of each token (B, T)."""
+    texts = _pack(inputs)
+    if texts is None:
+        return token_cross_entropy(model(**inputs).logits, targets_BT)
+    logits_1NV = texts.run(model).logits
+    return texts.unpack(token_cross_entropy(logits_1NV, texts.pack(targets_BT)))
+
+
+def _pack(inputs: dict[str, Any]) -> PackedTexts | None:
+    """Return the texts in one row, where they are packed; the inputs then have the mask."""
+    if not is_packing():
+        return None
+    return PackedTexts.from_padded(inputs["input_ids"], inputs["attention_mask"])
+
+
 def _run(
     model: nn.Module,
     inputs: dict[str, Any],
@@ -103,8 +120,9 @@ def _run(
     It is called in the forward of the head, and that in the forward of the model, so that the hooks
     of DDP and ZeRO run as always.
     """
-    layer = head.layer
+    layer, texts = head.layer, _pack(inputs)
     run_layer = layer.forward
+    targets_BT = targets_BT if texts is None else texts.pack(targets_BT)
 
     def compute_logits(states_NW: Tensor) -> Tensor:
         return head.final_logits(run_layer(states_NW[None])[0])
@@ -121,7 +139,7 @@ def _run(
         return layer(states_NW, targets_BT.flatten()[positions_K])
 
     with replace_forward(layer, layer_forward), replace_forward(head.model, model_forward):
-        return model(**inputs)
+        return model(**inputs) if texts is None else texts.run(model)
 
 
 def _describe(layer: nn.Module, compute_logits: Callable[[Tensor], Tensor]) -> ChunkedHead:

@@ -141,7 +141,7 @@ def _choose_layout(
 
     # e. Gradient accumulation steps: the global batch in micro-batches.
     accumulation_steps = count_accumulation_steps(
-        request, data_parallel_size=size, micro_batch=micro_batch, log=log
+        request, micro_batch, data_parallel_size=size, log=log
     )
 
     # f. Evaluation batch, by the same memory.
@@ -151,7 +151,8 @@ def _choose_layout(
         processes_per_node=processes.per_node,
         zero_stage=sharding.stage,
         offload=sharding.offload,
-        micro_batch=micro_batch,
+        micro_batch=micro_batch.examples,
+        packed_positions=micro_batch.packed_positions,
         accumulation_steps=accumulation_steps,
         activation_checkpointing=checkpointing,
         dtype=dtype,

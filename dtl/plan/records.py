@@ -45,7 +45,11 @@ class ExternalLaunch:
 
 @dataclass(frozen=True)
 class Layout:
-    """How one global batch is divided over the processes."""
+    """How one global batch is divided over the processes.
+
+    `packed_positions`: the most positions of a micro-batch of packed examples; None: examples are
+    padded. `micro_batch` is then how many of the longest examples have as many positions.
+    """
 
     nodes: int
     processes_per_node: int
@@ -58,6 +62,7 @@ class Layout:
     device: str
     grad_accum_dtype: str = "fp32"
     evaluation_batch: EvaluationBatchSize = field(default=EvaluationBatchSize(16))
+    packed_positions: int | None = None
 
     @property
     def parallel_dims(self) -> ParallelDims:

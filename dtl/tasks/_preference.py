@@ -76,6 +76,7 @@ class PairTask(Task):
 
     auto_class = "AutoModelForCausalLM"
     predicts_tokens = True
+    packs_examples = True
     required_columns = PAIR_COLUMNS
     row_kind = "pair"
     metric = Metric("accuracy")

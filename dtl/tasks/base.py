@@ -94,6 +94,8 @@ class Task(ABC):
     reads_global_batch: ClassVar[bool] = False
     # Whether the targets are tokens, each predicted from a hidden state of a language model.
     predicts_tokens: ClassVar[bool] = False
+    # Whether its losses of a causal model's texts are computed on packed examples too.
+    packs_examples: ClassVar[bool] = False
     # Whether the model gets the labels, which it shifts into the input of its decoder itself.
     passes_labels: ClassVar[bool] = False
     # Whether an example has the values of another one, the same in every epoch, as `partner`.

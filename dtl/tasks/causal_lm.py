@@ -92,6 +92,7 @@ class Plugin(Task):
 
     auto_class = "AutoModelForCausalLM"
     predicts_tokens = True
+    packs_examples = True
     required_columns = "`messages` (role, content), or `prompt` and `completion`, or `text`"
     row_kind = "chat"
     metric = Metric("perplexity", higher_is_better=False)

@@ -73,6 +73,7 @@ class Plugin(Task):
 
     auto_class = "AutoModelForCausalLM"
     predicts_tokens = True
+    packs_examples = True
     required_columns = "`prompt`, `completion` and `label` (true: desirable)"
     row_kind = "labeled"
     metric = Metric("accuracy")

@@ -14,6 +14,7 @@ import torch
 from dtl.config.schema.optim import Optim
 from dtl.data.loader import Loader, StepBatches
 from dtl.engine.base import Step
+from dtl.models.packing import packing_texts
 from dtl.train.global_batch import gather_global_values
 from dtl.train.optim import learning_rate_factor
 from dtl.train.progress import Limits, Progress, RunResult
@@ -67,7 +68,8 @@ def train(phase: Phase, hooks: Hooks, progress: Progress) -> RunResult:
             done = StepResult(Step(math.nan, was_applied=False), math.nan)
             (stop_requests,) = engine.all_reduce_sum(float(hooks.is_stop_requested()))
         else:
-            done, stop_requests = train_step(phase, hooks, batches)
+            with packing_texts(is_on=phase.loader.packed_positions is not None):
+                done, stop_requests = train_step(phase, hooks, batches)
         step = done.step
         progress = progress.advance(batches, was_applied=step.was_applied)
         loss = done.loss_sum / (batches.global_targets or 1)

@@ -19,6 +19,7 @@ from dtl.models.dtypes import torch_dtype
 from dtl.models.load import LoadedModel, load_in_fp32, load_pretrained
 from dtl.models.locate import locate_model
 from dtl.models.new_parameters import init_new_parameters, write_language_weights
+from dtl.models.packing import use_packed_attention
 from dtl.models.peft.base import vera_matrices
 from dtl.models.pretrained_config import HeadConfig
 from dtl.models.processor import get_pad_token_id, set_pad_token_id
@@ -83,6 +84,8 @@ def build_model(
         name for name in trained if not model.get_parameter(name).requires_grad
     )
     _cast_frozen(model, torch_dtype(layout.dtype), engine)
+    if layout.packed_positions is not None:
+        use_packed_attention(model)
     if layout.activation_checkpointing:
         enable_activation_checkpointing(model)
     return AdaptedModel(model, loaded.new_parameters, loaded.original_weights)

@@ -20,6 +20,7 @@ from dtl.train.checkpoint import read_progress
 from dtl.train.checkpoint_tensors import CheckpointTensors, restore_weights
 from dtl.train.features.cache import use_cached_features
 from dtl.train.features.extraction import FeatureExtractor
+from dtl.train.isolation import check_isolation
 from dtl.train.model import AdaptedModel, build_model, is_phase_transition
 from dtl.train.optim import L2SPPenalty, build_optimizer
 from dtl.train.progress import Limits, Progress
@@ -79,10 +80,13 @@ def open_phase(context: RunContext, state: TrainState, saved: Path | None) -> Tr
 
 
 def _check_model_fits_task(context: RunContext, state: TrainState) -> None:
-    """Raise DtlError if the model sees the tokens that the task predicts."""
+    """Raise DtlError if the model sees the tokens that the task predicts, or other examples of its
+    micro-batch."""
     rows = find_vocab_size(state.data.model_config)
     if state.parts.task.auto_class == CAUSAL_CLASS and rows is not None:
         check_causality(context.engine, vocab_size=rows)
+        if context.plan.layout.packed_positions is not None:
+            check_isolation(context.engine, vocab_size=rows)
         state.parts.set_training_mode(context.engine.unwrapped_model)
 
 
@@ -169,7 +173,10 @@ def _calibrate(context: RunContext, state: TrainState, model: nn.Module) -> None
 
 def _calibration_batches(context: RunContext, state: TrainState) -> Iterator[dict[str, Tensor]]:
     loader = replace(
-        make_loader(context, state), parallel_dims=ParallelDims(), micro_batch=CALIBRATION_BATCH
+        make_loader(context, state),
+        parallel_dims=ParallelDims(),
+        micro_batch=CALIBRATION_BATCH,
+        packed_positions=None,
     )
     for step in count(1):
         for batch in loader.load_step(step).batches:

@@ -7,6 +7,7 @@ from pathlib import Path
 from dtl.assembly.parts import Parts
 from dtl.data.loader import Loader
 from dtl.engine.base import Engine
+from dtl.models.packing import packing_texts
 from dtl.train.checkpoint import read_loss_scaler_state, read_progress
 from dtl.train.checkpoint_tensors import (
     CheckpointTensors,
@@ -50,7 +51,7 @@ def take_zero_step(engine: Engine, parts: Parts, loader: Loader) -> None:
     engine.set_learning_rate(0.0)
     batch = loader.load_step(1).batches[0]
     with engine.accumulate(is_last=True):
-        with engine.autocast():
+        with engine.autocast(), packing_texts(is_on=loader.packed_positions is not None):
             loss = parts.task.loss(engine.model, engine.to_device(batch.tensors)) * 0.0
         engine.backward(loss, targets=1)
     engine.step()

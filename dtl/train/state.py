@@ -74,4 +74,5 @@ def make_loader(context: RunContext, state: TrainState) -> Loader:
         micro_batch=context.plan.layout.micro_batch,
         parallel_dims=context.engine.parallel_dims,
         device=context.engine.device,
+        packed_positions=context.plan.layout.packed_positions,
     )

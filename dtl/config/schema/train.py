@@ -42,6 +42,12 @@ class Train(Record):
         default=False,
         description="form batches of examples of similar length, so that there is less padding",
     )
+    packing: bool | None = Field(
+        default=None,
+        description="put the examples of a micro-batch in one row without padding, each isolated "
+        "from the others; the loss is the same; default: planned, on where the model isolates "
+        "them and at least 5% of the work would be padding",
+    )
     router_aux_loss_coef: float | None = Field(
         default=None,
         ge=0,

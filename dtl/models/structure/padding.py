@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from dtl.models.packing import is_packing
 from dtl.models.router_outputs import has_routers
 from dtl.models.structure.wrappers import find_transformers_model, unwrap
 
@@ -18,9 +19,11 @@ def right_padded_inputs(model: nn.Module, tokens_BT: Tensor, mask_BT: Tensor) ->
 
     No token attends to the padding after it, so that its hidden state is the same without a mask.
     Attention is faster without one: sdpa then runs its flash kernel, and copies no keys and values.
+    Where texts are packed, the mask says where they end.
     """
     inputs = {"input_ids": tokens_BT, "use_cache": False}
-    return inputs if find_mask_reason(model) is None else {**inputs, "attention_mask": mask_BT}
+    needs_mask = is_packing() or find_mask_reason(model) is not None
+    return {**inputs, "attention_mask": mask_BT} if needs_mask else inputs
 
 
 def find_mask_reason(model: nn.Module) -> str | None:
