@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch.nn.functional import cross_entropy
 
 from dtl.losses.language_model import next_tokens, sum_token_losses
@@ -49,10 +50,8 @@ OF_OTHER_POSITIONS = (
 
 def build(config: Any) -> Any:
     """Return a model whose attention is far from even, in evaluation mode."""
-    from transformers import AutoModelForCausalLM
-
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config).eval()
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
     for parameter in model.parameters():
         if parameter.ndim > 1:
             torch.nn.init.normal_(parameter, std=0.1)
@@ -88,6 +87,8 @@ def gradients(model: Any, loss: torch.Tensor) -> dict[str, torch.Tensor]:
     ],
 )
 def test_packed_loss_and_gradients_are_those_of_each_text_alone(model_type: str) -> None:
+    if model_type not in transformers.CONFIG_MAPPING:
+        pytest.skip("this version of transformers has no such model")
     model = build(with_windows(model_type))
     tokens, mask = padded_rows()
     labels = tokens.masked_fill(mask == 0, -100)

@@ -357,6 +357,7 @@ UNEVEN = np.array([(7 * number) % 97 + 4 for number in range(300)])  # 4 to 100 
 def test_batches_of_tokens_are_planned_for_the_longest_examples(decoder, ranks, grouped):
     train = {"steps": None, "epochs": 3, "global_batch": "900 tokens", "group_by_length": grouped}
     layout = {"processes_per_node": ranks, "micro_batch": 8}
+    train |= {"packing": False}
     planned = plan_for_lengths(configure(decoder, train=train, layout=layout), LAPTOP, UNEVEN)
     batching = Batching(300, 900, 0, UNEVEN, UNEVEN if grouped else None)
     assert planned.steps_per_epoch == len(batching.form_epoch(0))
@@ -389,7 +390,7 @@ DOUBLED = 2 ** (3 + np.arange(320) % 8)
 )
 def test_cpu_takes_the_micro_batch_of_least_work(decoder, lengths, hardware, micro_batch):
     train, layout = (
-        {"global_batch": 32},
+        {"global_batch": 32, "packing": False},
         {"processes_per_node": 1, "activation_checkpointing": False},
     )
     planned = plan_for_lengths(configure(decoder, train=train, layout=layout), hardware, lengths)
@@ -398,12 +399,12 @@ def test_cpu_takes_the_micro_batch_of_least_work(decoder, lengths, hardware, mic
 
 
 def test_padding_is_reported_with_what_reduces_it(decoder):
-    layout = {"micro_batch": 8}
-    plain = plan_for_lengths(configure(decoder, layout=layout), LAPTOP, UNEVEN)
+    layout, padded = {"micro_batch": 8}, {"packing": False}
+    plain = plan_for_lengths(configure(decoder, layout=layout, train=padded), LAPTOP, UNEVEN)
     # in one process, two micro-batches of 8 halve the lengths of a step, which are spread evenly
     assert 0.15 < float(values(plain)["padding"].rstrip("%")) / 100 < 0.4
     assert "train.group_by_length=true" in reason(plain, "padding")
-    config = configure(decoder, layout=layout, train={"group_by_length": True})
+    config = configure(decoder, layout=layout, train={"group_by_length": True, **padded})
     grouped = plan_for_lengths(config, LAPTOP, UNEVEN)
     assert "padding" not in values(grouped)
     assert "padding" not in values(plan(configure(decoder)))
