@@ -12,6 +12,7 @@ RATE, CLIP, BATCH, STEPS = 0.01, 0.15, 12, 12  # 53 rows: the last batch of an e
 HELD_OUT = 101
 CHUNK_LOGITS = 1500  # several chunks in each micro-batch
 LORA = ("strategy=lora", "strategy.rank=4", "strategy.alpha=8")
+PADDED = "train.packing=false"
 STRATEGIES = {"full": ("strategy=full",), "lora": LORA, "frozen": ("strategy=frozen",)}
 # Processes and ZeRO stage.
 LAYOUTS = ((1, 0), (2, 0), (2, 2), (2, 3))
@@ -23,12 +24,15 @@ def zero(stage: int) -> str:
 
 
 def matrix_run(strategy: str, processes: int, stage: int, accumulation: int) -> Run:
-    """Return the run of a strategy on a layout; with accumulation, its logits are in chunks."""
+    """Return the run of a strategy on a layout; with accumulation, its logits are in chunks.
+
+    Its examples are padded, so that their micro-batches are as many as the test says.
+    """
     micro_batch = -(-BATCH // processes // accumulation)
     return Run(
         f"{strategy}-{processes}-{stage}-{accumulation}",
         processes,
-        (*STRATEGIES[strategy], zero(stage), f"layout.micro_batch={micro_batch}"),
+        (*STRATEGIES[strategy], zero(stage), f"layout.micro_batch={micro_batch}", PADDED),
         chunk_logits=CHUNK_LOGITS if accumulation > 1 else None,
     )
 

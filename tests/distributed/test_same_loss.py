@@ -33,6 +33,7 @@ from tests.distributed.runs import Run, needs
 ACCUMULATION = (1, 2, 4)
 EDGE_STAGES = [0, 3, *(pytest.param(stage, marks=pytest.mark.slow) for stage in (1, 2))]
 CHECKPOINTING = "layout.activation_checkpointing=true"
+CHEAP = (("lora", (2, 3)), ("full", (2, 2)))  # of the packed runs
 
 
 @pytest.mark.parametrize(
@@ -139,6 +140,39 @@ def test_selected_parameters_train_alike_at_every_stage(bed: Path, strategy: str
         others.append(plain_pytorch(bed, ((strategy, STEPS),))[0])
     for other in others:
         assert other == pytest.approx(first, rel=1e-5)
+
+
+def packed_run(strategy: str, processes: int, stage: int) -> Run:
+    """Return the run of a strategy on packed micro-batches, some of them with checkpointing."""
+    how = STRATEGIES.get(strategy, (f"strategy={strategy}",))
+    checkpointing = [CHECKPOINTING] if (processes, stage) in ((2, 3), (1, 0)) else []
+    overrides = ("train.packing=true", "layout.micro_batch=2", zero(stage), *how, *checkpointing)
+    return Run(f"packed-{strategy}-{processes}-{stage}", processes, overrides)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "layout"),
+    [
+        pytest.param(
+            strategy, layout, marks=() if (strategy, layout) in CHEAP else pytest.mark.slow
+        )
+        for strategy in ("full", "lora", "partial")
+        for layout in LAYOUTS
+    ],
+)
+@needs(lambda strategy, layout: [packed_run(strategy, *layout)])
+def test_loss_of_packed_examples_equals_plain_pytorch_on_every_layout(
+    bed: Path, strategy: str, layout: tuple[int, int]
+) -> None:
+    losses, norms = plain_pytorch(bed, ((strategy, STEPS),))
+    run = packed_run(strategy, *layout)
+    lines = run.lines(bed)
+    assert [line["loss"] for line in lines] == pytest.approx(losses, rel=1e-5)
+    assert [line["gradient_norm"] for line in lines] == pytest.approx(norms, rel=1e-4)
+    written = RunFolder(run.path(bed)).plan.layout
+    assert written.packed_positions == 128  # 2 of the longest, of 64 tokens
+    assert written.accumulation_steps > 1
+    assert audit_run(RunFolder(run.path(bed))).fault is None
 
 
 OPTIMIZERS = {
