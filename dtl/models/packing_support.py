@@ -47,10 +47,11 @@ def find_packing_obstacle(config: Any) -> str | None:
     known to be so. `config`: of transformers; None where it is unknown."""
     if config is None:
         return "the architecture of the base is unknown"
-    kind = str(config.model_type)
+    text = config.get_text_config()
+    kind = str(text.model_type)
     if kind in RECURRENT:
         return f"{RECURRENT[kind]} {STATES}"
-    others = set(getattr(config, "layer_types", None) or ()) - ATTENTION_LAYERS
+    others = set(getattr(text, "layer_types", None) or ()) - ATTENTION_LAYERS
     if others:
         return f"its layers of type {', '.join(sorted(others))} {STATES}"
     return POSITIONS.get(kind)
