@@ -71,6 +71,8 @@ def _find_doubt(request: PlanRequest) -> str | None:
             f"{config.model_type} is not among the architectures for which isolation is tested; "
             "train.packing=true checks it at the start"
         )
+    if request.hardware.device == "cuda" and attention in (None, "sdpa"):
+        return "sdpa on a GPU runs a kernel for each example, and what that costs is not measured"
     if attention is not None and not attention.startswith(ISOLATING_ATTENTION):
         return f"{attention} attention computes the scores of all pairs of packed tokens"
     return None

@@ -34,12 +34,17 @@ def make(
     return plan_for_lengths(configure(decoder, **sections), hardware, lengths)
 
 
-@pytest.mark.parametrize("hardware", [LAPTOP, EIGHT_GPUS], ids=["cpu", "gpu"])
+FLASH = {"attention": "flash_attention_2", "dtype": "bf16"}
+
+
+@pytest.mark.parametrize(
+    ("hardware", "model"), [(LAPTOP, {}), (EIGHT_GPUS, FLASH)], ids=["cpu", "gpu"]
+)
 @pytest.mark.parametrize("strategy", ["lora", "full", "partial", ["lora", "full"]])
 def test_packing_is_planned_for_uneven_texts(
-    decoder: Any, strategy: Any, hardware: Hardware
+    decoder: Any, strategy: Any, hardware: Hardware, model: dict[str, str]
 ) -> None:
-    planned = make(decoder, hardware=hardware, strategy=strategy)
+    planned = make(decoder, hardware=hardware, strategy=strategy, model=model)
     assert values(planned)["packing"] == "on"
     assert "saves" in reason(planned, "packing")
     assert planned.layout.packed_positions is not None
@@ -83,6 +88,14 @@ def test_plan_says_why_packing_is_off(decoder: Any, case: str) -> None:
     assert values(planned)["packing"] == "off"
     assert why in reason(planned, "packing")
     assert planned.layout.packed_positions is None
+
+
+def test_packing_with_sdpa_on_a_gpu_is_on_where_it_is_requested(decoder: Any) -> None:
+    planned = make(decoder, hardware=EIGHT_GPUS)
+    assert values(planned)["packing"] == "off"
+    assert "a kernel for each example" in reason(planned, "packing")
+    asked = make(decoder, hardware=EIGHT_GPUS, train={"packing": True})
+    assert values(asked)["packing"] == "on"
 
 
 @pytest.mark.parametrize("case", ["virtual tokens", "cached features", "streamed rows"])
