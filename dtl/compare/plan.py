@@ -32,7 +32,9 @@ def plan_grid(config: RunConfig) -> GridPlan:
     """Return the planned grid of a config. Raises DtlError for all faults."""
     _check_config(config)
     notes = []
-    if config.train.export != "last" or config.train.ema_decay or config.train.average_checkpoints:
+    options = config.train
+    chooses_weights = options.export not in (None, "last")
+    if chooses_weights or options.ema_decay or options.average_checkpoints:
         notes.append(
             "each cell uses the weights of its last step: choosing the best step would use the "
             "rows that are scored"

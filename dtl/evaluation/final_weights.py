@@ -37,7 +37,7 @@ def choose_final_weights(context: RunContext, state: TrainState, scorer: Scorer)
     for name, average in averages.items():
         scores = _score_average(context, state, scorer, name, average)
         is_better = scores is not None and _is_better(state, scores, scorer.scores["adapted"])
-        export = context.config.train.export
+        export = context.config.train.exported_weights
         if export == name or (is_better and export in ("last", "best")):
             final = FinalWeights(name, average)
             context.log.print_line(f"the averaged weights ({name}) are exported")
@@ -48,8 +48,8 @@ def choose_final_weights(context: RunContext, state: TrainState, scorer: Scorer)
 
 def _find_best_checkpoint(context: RunContext, state: TrainState, scorer: Scorer) -> Path | None:
     """Return the checkpoint of the best step, where it is exported and is not the last one."""
-    progress = state.progress
-    if context.config.train.export != "best" or progress.best_step in (None, progress.step):
+    progress, exported = state.progress, context.config.train.exported_weights
+    if exported != "best" or progress.best_step in (None, progress.step):
         return None
     assert progress.best_step is not None
     path = _find_intact(context, progress.best_step)

@@ -94,5 +94,5 @@ def _render_card(
 def _exported_step(context: RunContext, state: TrainState, final: FinalWeights) -> int:
     """Return the step of the exported weights."""
     progress = state.progress
-    is_best = context.config.train.export == "best" and final.name == "adapted"
+    is_best = context.config.train.exported_weights == "best" and final.name == "adapted"
     return progress.best_step if is_best and progress.best_step is not None else progress.step

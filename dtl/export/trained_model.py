@@ -73,7 +73,7 @@ def _find_exported_checkpoint(folder: RunFolder) -> tuple[int, Path | None]:
     store = CheckpointStore(folder.checkpoints, folder.identity, folder.previous_identities)
     if folder.state == "finished":
         result = folder.result
-        best = result["best"]["step"] if folder.config.train.export == "best" else None
+        best = result["best"]["step"] if folder.config.train.exported_weights == "best" else None
         step = int(result["steps"] if best is None else best)
         path = store.step_path(step)
         if path.is_dir() and (reason := store.find_damage(path)) is not None:

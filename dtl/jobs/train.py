@@ -8,6 +8,7 @@ from functools import partial
 
 from dtl.engine.base import Engine
 from dtl.evaluation.final_weights import choose_final_weights
+from dtl.evaluation.run_warnings import find_run_warnings, read_training_record
 from dtl.evaluation.scoring import Scorer
 from dtl.export.finished_run import export_finished_run
 from dtl.prepare.prepared_data import PreparedData
@@ -160,7 +161,9 @@ def finish(context: RunContext, scorer: Scorer, state: TrainState) -> TrainState
     final, progress = choose_final_weights(context, state, scorer), state.progress
     if context.process.exports_model:
         export_finished_run(context, state, final, scorer.scores)
+    warnings: list[str] = []
     if engine.is_main_process:
+        warnings = find_run_warnings(read_training_record(context, state, scorer))
         folder.finish(
             {
                 "steps": progress.step,
@@ -168,6 +171,7 @@ def finish(context: RunContext, scorer: Scorer, state: TrainState) -> TrainState
                 "best": {"step": progress.best_step, "score": progress.best_score},
                 "weights": final.name,
                 "export": str(folder.export),
+                "warnings": warnings,
             }
         )
     engine.barrier()
@@ -176,4 +180,6 @@ def finish(context: RunContext, scorer: Scorer, state: TrainState) -> TrainState
     for name, scores in scorer.scores.items():
         log.print_line(f"{name:>10}: {format_scores(scores)}")
     log.print_line(f"    export: {folder.export}")
+    for warning in warnings:
+        log.print_line(f"warning: {warning}")
     return state

@@ -51,12 +51,15 @@ def assign_update_rules(
     learning_rate: float,
     new: frozenset[str],
     rate_factor: Callable[[str], float] = uniform_rate_factor,
+    head_learning_rate: float | None = None,
 ) -> dict[str, UpdateRule]:
     """Return the rule of every trainable parameter, by its name.
 
     The model may be on the meta device or partitioned. `new`: names of the parameters that are not
     in the base, before a strategy was applied. `rate_factor`: gives the factor on the learning
-    rate of a parameter, by its name. Raises DtlError where an option applies to no parameter.
+    rate of a parameter, by its name. `head_learning_rate`: the highest of the head and of new
+    parameters, where it is planned; the option comes first. Raises DtlError where an option applies
+    to no parameter.
     """
     trainable = {name: value for name, value in model.named_parameters() if value.requires_grad}
     head = head_parameter_ids(model, new)
@@ -74,10 +77,12 @@ def assign_update_rules(
             "name", "no matrix that Muon could update is trained", matrices, trainable
         )
 
+    head_rate = options.head_learning_rate or head_learning_rate
+
     def rule_for(name: str, parameter: nn.Parameter) -> UpdateRule:
         rate = learning_rate * by_depth.get(name, 1.0) * rate_factor(name)
-        if options.head_learning_rate is not None and id(parameter) in head:
-            rate = options.head_learning_rate
+        if head_rate is not None and id(parameter) in head:
+            rate = head_rate
         l2_sp = (options.l2_sp or 0.0) if id(parameter) in from_base else 0.0
         decays = id(parameter) in decay and not l2_sp
         return UpdateRule(

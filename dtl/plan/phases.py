@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from dtl.config.schema.plugins import Phase
 from dtl.core.errors import DtlError
 from dtl.core.units import format_count
+from dtl.plan.learning_rate import PhaseSize, find_width, plan_learning_rates
 from dtl.plan.records import DecisionLog, PhasePlan
 from dtl.plan.request import PlanRequest
-from dtl.plan.trainable_parameters import PhaseParameters, choose_learning_rate
+from dtl.plan.trainable_parameters import PhaseParameters
 from dtl.strategies.base import Strategy
 
 
@@ -17,23 +18,40 @@ def plan_phases(
     request: PlanRequest, parameters: Sequence[PhaseParameters], *, steps: int, log: DecisionLog
 ) -> tuple[PhasePlan, ...]:
     """Return the steps and the learning rate of each phase. `parameters`: of each phase."""
-    config = request.config
-    ends = compute_last_steps(config.phases, steps=steps)
+    config, width = request.config, find_width(request.model_config)
+    ends, has_new_head = compute_last_steps(config.phases, steps=steps), True
     phases: list[PhasePlan] = []
     for number, (phase, trained, last) in enumerate(
         zip(config.phases, parameters, ends, strict=True)
     ):
-        rate = choose_learning_rate(config, request.parts.for_phase(number))
+        start = phases[-1].last_step if phases else 0
+        trains_new_head = trained.trains_new_head and has_new_head
+        has_new_head = has_new_head and not trained.trains_new_head
+        rates = plan_learning_rates(
+            config,
+            request.parts.for_phase(number),
+            PhaseSize(last - start, width, trains_new_head),
+        )
         if len(ends) > 1:
             count = format_count(trained.counts.trainable)
             log.add(f"phase {number + 1}", phase.name, f"to step {last}, {count} trainable")
         if (adapter := request.parts.strategies[number].continue_from) is not None:
             reason = f"training continues from it, with its rank, scale and layers: {phase.name}"
             log.add("adapter", adapter, reason)
-        schedule = f"{rate.reason}; {config.optim.schedule} schedule"
-        log.add("learning rate", f"{rate.value:g}", schedule)
-        start = phases[-1].last_step if phases else 0
-        phases.append(PhasePlan(phase.name, start, last, rate.value, trained.counts))
+        schedule = f"{rates.reason}; {config.optim.schedule} schedule"
+        log.add("learning rate", f"{rates.value:g}", schedule)
+        if rates.head is not None:
+            log.add("head learning rate", f"{rates.head:g}", rates.head_reason)
+        phases.append(
+            PhasePlan(
+                phase.name,
+                start,
+                last,
+                rates.value,
+                trained.counts,
+                head_learning_rate=rates.head,
+            )
+        )
     return tuple(phases)
 
 

@@ -144,6 +144,7 @@ class PhasePlan:
 
     `start_step`: steps done before it. `last_step`: its last step. `learning_rate`: the highest.
     `caches_features`: whether the head is trained on cached features of the base.
+    `head_learning_rate`: the highest of the head and other new parameters; None: the same.
     """
 
     strategy: str
@@ -152,6 +153,7 @@ class PhasePlan:
     learning_rate: float
     parameters: ParameterCounts
     caches_features: bool = False
+    head_learning_rate: float | None = None
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dtl.assembly.parts import Parts
-from dtl.config.optimizers import OPTIMIZERS
 from dtl.config.schema import RunConfig
 from dtl.models.load import load_on_meta_device
 from dtl.models.pretrained_config import HeadConfig
 from dtl.models.quantization import quantize
 from dtl.models.structure.head_input import find_inseparable_reason
+from dtl.models.structure.parameter_roles import trains_new_head
 from dtl.models.structure.token_head import find_token_head
 from dtl.models.vocabulary import rows_to_read, trains_new_rows
 from dtl.plan.memory import FP32_BYTES
@@ -32,6 +32,7 @@ class PhaseParameters:
     `names`: of the trainable parameters. `inseparable_reason`: why the base's output cannot be
     cached apart from the head; None where it can. `trains_new_rows`: of added tokens.
     `all_logits_reason`: why the loss needs the logits of all positions; None where it does not.
+    `trains_new_head`: whether it trains a head that the weight files do not contain.
     """
 
     names: frozenset[str]
@@ -39,14 +40,7 @@ class PhaseParameters:
     inseparable_reason: str | None
     trains_new_rows: bool = True
     all_logits_reason: str | None = None
-
-
-@dataclass(frozen=True)
-class LearningRate:
-    """The highest learning rate of a phase, and where it comes from."""
-
-    value: float
-    reason: str
+    trains_new_head: bool = False
 
 
 def count_trainable_parameters(
@@ -63,11 +57,8 @@ def count_trainable_parameters(
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the run raises them again, into its log
         model = parts.apply_strategy(loaded)
-    rules = assign_update_rules(
-        model,
-        config.optim,
-        learning_rate=choose_learning_rate(config, parts).value,
-        new=loaded.new_parameters,
+    rules = assign_update_rules(  # for the optimizer's bytes, on which no rate has an effect
+        model, config.optim, learning_rate=1.0, new=loaded.new_parameters
     )
     trainable = {name: model.get_parameter(name) for name in rules}
     count = sum(parameter.numel() for parameter in trainable.values())
@@ -93,6 +84,7 @@ def count_trainable_parameters(
         find_inseparable_reason(model),
         trains_new_rows(loaded.model, embeddings),
         _find_all_logits_reason(model, parts.task),
+        trains_new_head(model, loaded.new_parameters),
     )
 
 
@@ -128,17 +120,3 @@ def _name_before_peft(name: str, names_in_model: Collection[str]) -> str | None:
     plain = name.replace(".modules_to_save.default.", ".").replace(".base_layer.", ".")
     possible = (plain, plain.removeprefix("base_model.model."), plain.removeprefix("base_model."))
     return next((each for each in possible if each in names_in_model), None)
-
-
-def choose_learning_rate(config: RunConfig, parts: Parts) -> LearningRate:
-    """Return that of the phase, else `optim.learning_rate`, else the strategy's default."""
-    phase, optimizer = config.phases[parts.phase], config.optim.name
-    if phase.learning_rate is not None:
-        return LearningRate(phase.learning_rate, "of the phase")
-    if config.optim.learning_rate is not None:
-        return LearningRate(config.optim.learning_rate, "optim.learning_rate")
-    factor = OPTIMIZERS[optimizer].learning_rate_factor
-    reason = f"default of {phase.name}"
-    if factor != 1:
-        reason += f", times {factor:g} for {optimizer}"
-    return LearningRate(parts.strategy.learning_rate * factor, reason)

@@ -252,7 +252,7 @@ class RunFolder:
         if "adapted" not in result["scores"]:
             return None
         best, weights = result["best"]["step"], result["weights"]
-        is_best = self.config.train.export == "best" and weights == "adapted"
+        is_best = self.config.train.exported_weights == "best" and weights == "adapted"
         return EvaluatedStep(best if is_best and best is not None else result["steps"], weights)
 
     @property

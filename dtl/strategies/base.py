@@ -33,6 +33,7 @@ class Strategy(ABC):
     """
 
     learning_rate: ClassVar[float]  # the default of optim.learning_rate
+    scales_learning_rate: ClassVar[bool] = False  # whether it depends on width and steps
     starts_from: ClassVar[Literal["pretrained", "random"]] = "pretrained"
     export_kind: ClassVar[Literal["model", "adapter"]] = "model"
     preserves_base: bool = False  # whether disabling the adapter gives the pretrained base

@@ -19,6 +19,7 @@ class Plugin(Strategy):
     """Trains all parameters."""
 
     learning_rate = 2e-5
+    scales_learning_rate = True
 
     def apply(self, model: nn.Module, *, new_parameters: frozenset[str]) -> nn.Module:
         return model.requires_grad_(True)

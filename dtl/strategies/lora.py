@@ -83,6 +83,7 @@ class Plugin(Adapter):
     """Trains the adapters and a new head."""
 
     learning_rate = 2e-4
+    scales_learning_rate = True
     method = "lora"
     options: Options
 

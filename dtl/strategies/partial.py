@@ -89,6 +89,7 @@ class Plugin(Strategy):
     """Trains selected blocks and what is above the blocks; no gradient is computed below them."""
 
     learning_rate = 5e-5
+    scales_learning_rate = True
     options: Options
 
     def apply(self, model: nn.Module, *, new_parameters: frozenset[str]) -> nn.Module:

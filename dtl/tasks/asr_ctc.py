@@ -116,6 +116,7 @@ class Plugin(Task):
     required_columns = "`audio` and `text`"
     metric = Metric("wer", higher_is_better=False)
     single_forward = True
+    learning_rate_below_new_head = 3e-4  # as in transformers' examples of CTC
     processor_kind = "processor"
     media_column = "audio"
     options: Options

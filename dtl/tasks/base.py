@@ -101,6 +101,10 @@ class Task(ABC):
     # Whether an example has the values of another one, the same in every epoch, as `partner`.
     reads_partner: ClassVar[bool] = False
 
+    # The usual learning rate of the weights below a new head, where they must change much to serve
+    # it; None: that of the strategy.
+    learning_rate_below_new_head: ClassVar[float | None] = None
+
     def __init__(self, options: Any) -> None:
         self.options = options
 

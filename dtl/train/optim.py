@@ -28,18 +28,24 @@ def build_optimizer(
     learning_rate: float,
     new_parameters: frozenset[str],
     rate_factor: Callable[[str], float] = uniform_rate_factor,
+    head_learning_rate: float | None = None,
 ) -> Optimizer:
     """Return the optimizer that the config names.
 
     `learning_rate`: the peak. `new_parameters`: names, before a strategy was applied, of the
     parameters that the base does not have. `rate_factor`: returns the factor of the learning rate
-    for a parameter's name.
+    for a parameter's name. `head_learning_rate`: the peak of the head, where it is planned.
 
     Parameters with the same update rule are one group. No group is empty: DeepSpeed fails on those.
     """
     members: dict[UpdateRule, list[nn.Parameter]] = {}
     rules = assign_update_rules(
-        model, options, learning_rate=learning_rate, new=new_parameters, rate_factor=rate_factor
+        model,
+        options,
+        learning_rate=learning_rate,
+        new=new_parameters,
+        rate_factor=rate_factor,
+        head_learning_rate=head_learning_rate,
     )
     for name, rule in rules.items():
         members.setdefault(rule, []).append(model.get_parameter(name))

@@ -60,6 +60,7 @@ def open_phase(context: RunContext, state: TrainState, saved: Path | None) -> Tr
         adapted.model,
         context.config.optim,
         learning_rate=phase.learning_rate,
+        head_learning_rate=phase.head_learning_rate,
         new_parameters=adapted.new_parameters,
         rate_factor=parts.strategy.learning_rate_factor,
     )
@@ -68,6 +69,7 @@ def open_phase(context: RunContext, state: TrainState, saved: Path | None) -> Tr
     engine.prepare(adapted.model, optimizer)
     _register_optimizer_hooks(context, state, completed_steps=0 if is_start else progress.updates)
     context.log.peak_learning_rate = phase.learning_rate
+    context.log.head_learning_rate = phase.head_learning_rate
     if saved is None:
         _check_model_fits_task(context, state)
         return state

@@ -87,13 +87,7 @@ def open_context(
 def _open_log(
     folder: RunFolder, config: RunConfig, plan: Plan, task: Task, process: ProcessContext
 ) -> RunLog:
-    log = RunLog(
-        folder,
-        process.terminal,
-        plan.steps,
-        head_learning_rate=config.optim.head_learning_rate,
-        length_unit=task.length_unit,
-    )
+    log = RunLog(folder, process.terminal, plan.steps, length_unit=task.length_unit)
     if log.is_writer:
         log.trackers = Trackers.start(
             config.tracking, folder, log.print_line, open_tracker=open_tracker

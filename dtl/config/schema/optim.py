@@ -22,13 +22,16 @@ class Optim(Record):
         "adamw", "adamw_8bit", "paged_adamw_8bit", "adafactor", "lion", "lion_8bit", "muon"
     ] = Field(default="adamw", description="the optimizer; docs/optimizers.md compares them")
     learning_rate: float | None = Field(
-        default=None, gt=0, description="highest learning rate; default: planned by the strategy"
+        default=None,
+        gt=0,
+        description="highest learning rate; default: planned, by the strategy, the width of the "
+        "base and the number of steps",
     )
     head_learning_rate: float | None = Field(
         default=None,
         gt=0,
         description="the same for the head and all other parameters that are not in the base; "
-        "default: learning_rate",
+        "default: learning_rate where it is set, else planned for a new head",
     )
     layer_decay: float | None = Field(
         default=None,

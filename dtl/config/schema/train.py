@@ -71,10 +71,12 @@ class Train(Record):
         default=True,
         description="save also at the best evaluation so far, and do not delete that checkpoint",
     )
-    export: Literal["last", "best", "ema", "average"] = Field(
-        default="last",
+    export: Literal["last", "best", "ema", "average"] | None = Field(
+        default=None,
         description="weights that are exported: of the last step, of the step with the best score, "
-        "or always the averages of train.ema_decay or train.average_checkpoints",
+        "or always the averages of train.ema_decay or train.average_checkpoints; default: best "
+        "where held-out examples are evaluated during the run and train.keep_best is true, else "
+        "last",
     )
     ema_decay: float | None = Field(
         default=None,
@@ -125,6 +127,13 @@ class Train(Record):
         description="examples in one forward pass of an evaluation, per process; default: planned, "
         "as many as fit into memory, at most 16 on a CPU and 64 on a GPU",
     )
+
+    @property
+    def exported_weights(self) -> Literal["last", "best", "ema", "average"]:
+        """What is exported: `export`, or its default."""
+        if self.export is not None:
+            return self.export
+        return "best" if self.evaluate_every is not None and self.keep_best else "last"
 
     _check_wall_time = field_validator("wall_time")(check_duration)
 

@@ -31,6 +31,16 @@ def head_parameter_ids(model: nn.Module, new_parameters: frozenset[str]) -> froz
     )
 
 
+def trains_new_head(model: nn.Module, new_parameters: frozenset[str]) -> bool:
+    """Return whether a parameter of the head is trained that the base does not have."""
+    inner = _get_base_model(model)
+    new_head = {_remove_peft_infixes(name) for name in head_parameters(inner)} & new_parameters
+    return any(
+        value.requires_grad and _remove_peft_infixes(name) in new_head
+        for name, value in inner.named_parameters()
+    )
+
+
 def _remove_peft_infixes(name: str) -> str:
     """Return a parameter's name without the infixes of PEFT's `ModulesToSaveWrapper`."""
     return name.replace(".modules_to_save.default.", ".").replace(".original_module.", ".")

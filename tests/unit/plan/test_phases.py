@@ -74,6 +74,12 @@ def test_each_phase_has_its_own_learning_rate_and_counts(decoder):
     assert [planned.phase_index(step) for step in (0, 3, 4, 9, 10)] == [0, 0, 1, 1, 1]
 
 
+def test_only_the_first_phase_that_trains_it_has_a_new_head(decoder):
+    listed = ["frozen", {"name": "lora", "length": 4}]
+    config = configure(decoder, task="text_classification", strategy=listed)
+    assert [phase.head_learning_rate for phase in plan(config).phases] == [8e-3, None]
+
+
 def test_learning_rate_of_optim_is_that_of_all_phases(decoder):
     config = configure(decoder, strategy=["frozen", "full"], optim={"learning_rate": 0.25})
     assert [phase.learning_rate for phase in plan(config).phases] == [0.25, 0.25]

@@ -441,13 +441,15 @@ def test_steps_count_batches_of_16(decoder, train, examples, steps, an_epoch):
     assert (planned.steps, planned.steps_per_epoch) == (steps, an_epoch)
 
 
-@pytest.mark.parametrize(
-    ("strategy", "rate"), [("lora", 2e-4), ("full", 2e-5), ("frozen", 1e-3), ("scratch", 1e-3)]
-)
-def test_learning_rate_is_the_default_of_the_strategy(decoder, strategy, rate):
-    planned = plan(configure(decoder, strategy=strategy))
-    assert planned.phases[0].learning_rate == rate
-    assert strategy in reason(planned, "learning rate")
+def test_the_learning_rates_of_a_phase_are_planned_with_their_formula(decoder):
+    planned = plan(configure(decoder, strategy="full", task="text_classification"))
+    (phase,) = planned.phases
+    assert (phase.learning_rate, phase.head_learning_rate) == (3.2e-4, 8e-3)
+    formula = "default of full 2e-05, times 8 for a width of 32, times 2 for 10 steps"
+    assert reason(planned, "learning rate").startswith(formula)
+    assert "new head" in reason(planned, "head learning rate")
+    (phase,) = plan(configure(decoder, strategy="full")).phases
+    assert phase.head_learning_rate is None, "the base has this head"
 
 
 # DeepSpeed --------------------------------------------------------------------------------------
@@ -687,12 +689,6 @@ def test_l2_sp_and_ema_are_counted_by_hand(decoder):
     trainable = planned.parameters.trainable
     assert planned.model_state["optimizer"] == trainable // 2 * (4 + 8 + 4 + 4)
     assert checkpoint_bytes(planned.parameters) == trainable * (4 + 8 + 4)  # starts are the base's
-
-
-def test_default_learning_rate_of_lion_is_a_tenth(decoder):
-    planned = plan(configure(decoder, strategy="lora", optim={"name": "lion"}))
-    assert planned.phases[0].learning_rate == pytest.approx(2e-5)
-    assert "times 0.1 for lion" in reason(planned, "learning rate")
 
 
 def test_l2_sp_needs_a_trained_base(decoder):
