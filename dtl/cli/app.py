@@ -23,7 +23,7 @@ from dtl.cli.queue import cancel, logs, status, submit
 from dtl.cli.results import audit, diff, report, track
 from dtl.cli.training import launch, resume, train
 from dtl.core.errors import DtlError, Fault
-from dtl.core.resource_errors import describe_file_error, is_out_of_memory
+from dtl.core.resource_errors import describe_file_error, is_out_of_memory, is_path_error
 from dtl.core.signals import STOPPED, ignore_signals
 
 app = typer.Typer(
@@ -95,7 +95,7 @@ def _run(arguments: Sequence[str] | None) -> int:
         if fault is None:
             raise
         print(fault, file=sys.stderr)
-        return 1
+        return DtlError.exit_code if is_path_error(error) else 1
     return 0
 
 
@@ -105,4 +105,6 @@ def _describe_error_of_machine(error: Exception) -> Fault | None:
     if is_out_of_memory(error):
         return Fault("dtl", "out of memory", "end other processes, or use a machine with more")
     fault = describe_file_error(error)
-    return None if fault is None else replace(fault, fix=f"{fault.fix}; then start it again")
+    if fault is None or is_path_error(error):
+        return fault
+    return replace(fault, fix=f"{fault.fix}; then start it again")

@@ -88,6 +88,11 @@ def _apply_override(override: str, document: Document) -> None:
         fix = "write key=value, such as train.steps=100"
         document.faults.append(Fault(location, "this is not of the form key=value", fix))
         return
+    if not text.strip():
+        fix = f"write {key}=VALUE, or {key}=null for the default; is a shell variable not set?"
+        document.faults.append(Fault(location, "there is no value after '='", fix))
+        document.invalid_keys.add(keys)
+        return
     section = _open_section(keys, document, location)
     if section is None:
         return

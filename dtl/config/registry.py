@@ -9,7 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
-from dtl.core.errors import DtlError, near
+from dtl.core.errors import DtlError, near, shorten_message
 
 Folder = Literal["tasks", "strategies", "backends"]
 FOLDERS: tuple[Folder, ...] = ("tasks", "strategies", "backends")
@@ -49,5 +49,5 @@ def describe_unknown(folder: str, name: str) -> tuple[str, str]:
     """Return problem and fix for a name that the folder does not have."""
     known = list_names(folder)
     choices = f"choose one of: {', '.join(known)}" if known else "none is installed"
-    hint = near(name, known)
-    return f"no {KINDS[folder]} is named '{name}'", f"{hint} ({choices})" if hint else choices
+    hint, shown = near(name, known), shorten_message(name, characters=60)
+    return f"no {KINDS[folder]} is named '{shown}'", f"{hint} ({choices})" if hint else choices

@@ -10,6 +10,7 @@ from difflib import get_close_matches
 from typing import Self
 
 ELLIPSIS = " ..."
+LONG_WORD = 400  # characters; paths may be nearly as long
 
 
 @dataclass(frozen=True)
@@ -25,9 +26,17 @@ class Fault:
     fix: str
 
     def __str__(self) -> str:
+        parts = (self.location, self.problem, self.fix)
         return without_secrets(
-            sentence(*map(escape_control_characters, (self.location, self.problem, self.fix)))
+            sentence(*(_cut_long_words(escape_control_characters(part)) for part in parts))
         )
+
+
+def _cut_long_words(text: str) -> str:
+    """Return the text without the middle of words that no terminal can show."""
+    return re.sub(
+        rf"(\S{{{LONG_WORD // 2}}})\S{{{LONG_WORD},}}(\S{{{LONG_WORD // 4}}})", r"\1...\2", text
+    )
 
 
 def control_characters(text: str) -> list[str]:

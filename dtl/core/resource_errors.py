@@ -1,9 +1,10 @@
-"""Recognize errors of the machine, full memory or disks, and operations that are not
-deterministic."""
+"""Recognize errors of the machine, of full memory or disks, of impossible paths, of operations that
+are not deterministic, and of code, which happen again at every start."""
 
 from __future__ import annotations
 
 import errno
+import json
 import re
 
 from dtl.core.errors import Fault
@@ -24,8 +25,18 @@ FILE_ERRORS = {
     errno.EIO: ("the disk has an input/output error", "check the disk, or use another one"),
     errno.EMFILE: ("too many open files", "raise the limit of open files (ulimit -n)"),
     errno.ENFILE: ("too many open files on this machine", "end other processes"),
+    errno.ENAMETOOLONG: ("the name is too long", "use names of at most 255 bytes"),
+    errno.ENOTDIR: ("a part of the path is a file, not a folder", "correct the path"),
+    errno.ELOOP: ("a link of the path leads to itself", "correct or remove the link"),
     errno.EFBIG: ("the file is too large", "raise the limit of file sizes (ulimit -f)"),
 }
+# Of these, the path that the user has named is the cause.
+PATH_ERRORS = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.ELOOP)
+
+
+def is_path_error(error: BaseException) -> bool:
+    """Whether a path cannot be that of a file, which the user changes."""
+    return _find_number(error) in PATH_ERRORS
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -68,3 +79,46 @@ def find_nondeterministic_operation(error: BaseException) -> str | None:
     """Return the operation that torch has refused because it is not deterministic, else None."""
     found = re.match(r"(\S+) does not have a deterministic implementation", str(error))
     return found.group(1) if isinstance(error, RuntimeError) and found else None
+
+
+# Errors of code, or of values that it does not expect: the same at every start.
+_CODE_ERRORS = (
+    TypeError,
+    ValueError,
+    LookupError,
+    AttributeError,
+    NameError,
+    AssertionError,
+    ArithmeticError,
+    ImportError,
+    NotImplementedError,
+    RecursionError,
+)
+# The same as RuntimeError, by what torch writes.
+_CODE_ERROR_TEXTS = (
+    "size of tensor",
+    "shapes cannot be multiplied",
+    "shape '",
+    "size mismatch",
+    "sizes of tensors must match",
+    "expected all tensors to be on the same device",
+    "is not on the expected device",
+    "expected scalar type",
+    "must have the same dtype",
+    "not implemented for",
+    "does not require grad",
+    "in-place operation",
+    "backward through the graph a second time",
+    "expected input",
+    "out of bounds",
+)
+
+
+def repeats_at_every_start(error: BaseException) -> bool:
+    """Whether an error comes from code rather than from the machine or another process."""
+    if isinstance(error, UnicodeError | json.JSONDecodeError):
+        return False  # of a file that may have been damaged, or half written
+    if isinstance(error, _CODE_ERRORS):
+        return True
+    text = str(error).lower()
+    return type(error) is RuntimeError and any(each in text for each in _CODE_ERROR_TEXTS)

@@ -1,5 +1,5 @@
-"""Report failures of one rank that a restart would not fix: memory or a disk is full, or an
-operation is not deterministic."""
+"""Report failures of one rank that a restart would not fix: memory or a disk is full, an operation
+is not deterministic, or the code fails."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from dtl.core.errors import RankFailed
+from dtl.core.errors import DtlError, RankFailed, shorten_message
 from dtl.core.resource_errors import (
     describe_file_error,
     find_nondeterministic_operation,
     is_out_of_memory,
     is_unwritable,
+    repeats_at_every_start,
 )
 from dtl.plan.memory_advice import suggest_memory_reduction
 
@@ -25,8 +26,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def report_resource_failures(prepared: PreparedRun, watchdog: Watchdog) -> Iterator[None]:
-    """Raise RankFailed, with what to change, in place of an error of a full disk or memory, or of
-    an operation that `run.deterministic` refuses."""
+    """Raise RankFailed, with what to change, in place of an error that a restart would repeat."""
     from dtl.train.log import format_peak_memory
 
     try:
@@ -45,6 +45,14 @@ def report_resource_failures(prepared: PreparedRun, watchdog: Watchdog) -> Itera
             location = "run.deterministic"
             problem = f"{operation} has no deterministic implementation on this device"
             fix = "set it to false; the run then repeats up to rounding"
+        elif not isinstance(error, DtlError) and repeats_at_every_start(error):
+            location = f"rank {os.environ.get('RANK', '0')}"
+            text = shorten_message(f"{type(error).__name__}: {error}")
+            problem = f"{text}, in {watchdog.activity}; a restart would end in the same way"
+            fix = (
+                "correct the data, plugin or config that it names (the traceback is in "
+                f"{prepared.config.run.dir}/{prepared.config.run.name}/logs), or report it as a bug"
+            )
         else:
             raise
         traceback.print_exc()

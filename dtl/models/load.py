@@ -119,6 +119,7 @@ def _load_unquantized_on_meta_device(model: Model, head: HeadConfig) -> LoadedMo
             dtype=torch.float32,
             device_map="meta",
         )
+        _check_weights_match(loaded.model, loaded.new_parameters, model)
         _add_rows(loaded.model, model)
         return _load_language_weights(_merge_adapters(loaded, model), model, head)
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from dtl.config.schema import Model
 from dtl.core.errors import DtlError, shorten_message
+from dtl.core.resource_errors import is_out_of_memory
 from dtl.models.locate import locate_model
 from dtl.models.trust import LOCATION
 
@@ -15,6 +15,16 @@ from dtl.models.trust import LOCATION
 def _first_line(fault: BaseException) -> str:
     lines = [line for line in str(fault).splitlines() if line.strip()]
     return lines[0].strip() if lines else type(fault).__name__
+
+
+# What libraries raise on files that are not what they should be.
+MALFORMED = (OSError, ValueError, TypeError, LookupError, AttributeError)
+
+
+def _describe(fault: BaseException) -> str:
+    """Return an error as text; one of Python's says what it is about only with its name."""
+    is_bare = isinstance(fault, LookupError | AttributeError | TypeError)
+    return shorten_message(f"{type(fault).__name__}: {fault}" if is_bare else fault)
 
 
 class translate_load_errors:
@@ -32,6 +42,7 @@ class translate_load_errors:
     def __exit__(
         self, kind: type[BaseException] | None, fault: BaseException | None, trace: Any
     ) -> None:
+        from huggingface_hub.errors import StrictDataclassError
         from safetensors import SafetensorError
 
         if isinstance(fault, ImportError):
@@ -41,9 +52,17 @@ class translate_load_errors:
                 f"({_first_line(fault)})",
                 "install it, or take another model",
             ) from fault
-        if not isinstance(fault, (OSError, ValueError, SafetensorError, json.JSONDecodeError)):
+        if isinstance(fault, RuntimeError) and "ignore_mismatched_sizes" in str(fault):
+            raise DtlError.of(
+                LOCATION,
+                f"the weight files of {self.model.path} have tensors of other sizes than its "
+                "config.json says",
+                "take config.json and weights from the same model",
+            ) from fault
+        kinds = (*MALFORMED, SafetensorError, StrictDataclassError)
+        if not isinstance(fault, kinds) or is_out_of_memory(fault):
             return
-        reason = shorten_message(fault)
+        reason = _describe(fault)
         fix = (
             "check the name and the network, or fetch it once with `hf download`"
             if not Path(locate_model(self.model)).exists()

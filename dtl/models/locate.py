@@ -8,6 +8,7 @@ from dtl import mini
 from dtl.config.schema import Model
 from dtl.core.errors import DtlError, near
 from dtl.core.hub import disable_unreachable_hub
+from dtl.core.paths import find_obstacle
 from dtl.models.trust import LOCATION
 
 
@@ -24,6 +25,11 @@ def locate_model(model: Model) -> str:
                 "use a folder that save_pretrained wrote",
             )
         return str(folder)
+    problem = find_obstacle(folder)
+    if problem is None and folder.is_file():
+        problem = f"{folder} is a file, not a folder"
+    if problem is not None:
+        raise DtlError.of(LOCATION, problem, "use a model folder, a hub id, or mini:text")
     has_parent = folder.parent.is_dir() and str(folder.parent) != "."
     if model.path.startswith((".", "/", "~")) or model.path.count("/") > 1 or has_parent:
         siblings = [entry.name for entry in folder.parent.iterdir()] if has_parent else []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from dtl.core.errors import DtlError
 from dtl.core.units import format_bytes
 from dtl.plan.memory import BYTES_PER_NUMBER, FP32_BYTES, USABLE_MEMORY
 from dtl.plan.records import DecisionLog, Hardware, Layout, MemoryEstimate, ParameterCounts
@@ -98,6 +99,24 @@ def estimate_host_bytes(
         "training": optimizer,
         "export": optimizer + copies,
     }
+
+
+def check_model_state_fits(state_bytes: int, *, processes: int, hardware: Hardware) -> None:
+    """Raise DtlError if weights, gradients and optimizer alone are larger than the memory.
+
+    `state_bytes`: of one rank. `processes`: of a node; on a CPU they share its memory.
+    """
+    sharing = processes if hardware.device == "cpu" else 1
+    if state_bytes * sharing <= hardware.memory_bytes:
+        return
+    each = f"{sharing} processes, each with " if sharing > 1 else ""
+    raise DtlError.of(
+        "model.path",
+        f"the model state of {each}{format_bytes(state_bytes)} is larger than the "
+        f"{format_bytes(hardware.memory_bytes)} of {hardware.name}",
+        "take a smaller model, strategy lora, fewer processes on this machine, or a higher "
+        "layout.zero_stage on more machines",
+    )
 
 
 def log_memory(estimate: MemoryEstimate, log: DecisionLog) -> None:

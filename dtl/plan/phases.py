@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from dtl.config.schema.optim import Optim
 from dtl.config.schema.plugins import Phase
 from dtl.core.errors import DtlError
 from dtl.core.units import format_count
@@ -25,6 +26,7 @@ def plan_phases(
         zip(config.phases, parameters, ends, strict=True)
     ):
         start = phases[-1].last_step if phases else 0
+        _check_schedule_fits(config.optim, steps=last - start)
         trains_new_head = trained.trains_new_head and has_new_head
         has_new_head = has_new_head and not trained.trains_new_head
         rates = plan_learning_rates(
@@ -104,6 +106,17 @@ def check_adapter_fits_base(
             "the run would export an adapter to a base that its earlier phases have changed, and "
             "that is not exported",
             "move the adapter to the first phase, and end with full or partial",
+        )
+
+
+def _check_schedule_fits(options: Optim, *, steps: int) -> None:
+    """Raise DtlError if the learning rate would never reach its peak."""
+    warmup = options.to_steps(options.warmup, total_steps=steps)
+    if options.warmup >= 1 and warmup >= steps:
+        raise DtlError.of(
+            "optim.warmup",
+            f"the warm-up takes {warmup} steps, and the phase has {steps}",
+            "write fewer steps, or a share below 1, such as 0.1",
         )
 
 

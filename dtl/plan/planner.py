@@ -29,7 +29,13 @@ from dtl.plan.evaluation import (
 )
 from dtl.plan.feature_cache import FirstPhase, decide_feature_cache
 from dtl.plan.memory import estimate_model_state
-from dtl.plan.memory_estimate import DeviceWork, estimate_memory, log_memory, usable_bytes
+from dtl.plan.memory_estimate import (
+    DeviceWork,
+    check_model_state_fits,
+    estimate_memory,
+    log_memory,
+    usable_bytes,
+)
 from dtl.plan.micro_batch import choose_micro_batch, count_accumulation_steps
 from dtl.plan.phases import check_adapter_fits_base, plan_phases
 from dtl.plan.precision import choose_dtype, choose_grad_accum_dtype
@@ -127,6 +133,9 @@ def _choose_layout(
     run = RunSize(processes.nodes, size, _smallest_work(request, sizes, evaluation))
     sharding, model_state = _shard_model(request, counts, run, dtype=dtype, log=log)
 
+    check_model_state_fits(
+        sum(model_state.values()), processes=processes.per_node, hardware=request.hardware
+    )
     grad_accum_dtype = choose_grad_accum_dtype(
         config, dtype=dtype, zero_stage=sharding.stage, log=log
     )

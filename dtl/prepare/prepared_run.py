@@ -12,6 +12,8 @@ from dtl.config.diff import changed_keys
 from dtl.config.load import load_config
 from dtl.config.schema import RunConfig
 from dtl.core.errors import DtlError, Fault
+from dtl.core.paths import find_folder_obstacle
+from dtl.core.resource_errors import is_disk_full
 from dtl.data.cache.feature_cache import feature_caches_folder
 from dtl.data.cache.streamed import StreamedData
 from dtl.plan.hardware import detect_hardware, free_disk_bytes
@@ -47,6 +49,7 @@ def prepare_run(
     `hardware`: of a node; None: this machine's. `writes`: this process encodes; the others wait.
     """
     check_trackers(config.tracking)
+    _check_run_folder(config)
     parts = assemble(config)
     data = prepare_data(config, parts, writes=writes)
     request = PlanRequest(
@@ -65,6 +68,13 @@ def prepare_run(
     plan = make_plan(request)
     decisions = (*_describe_data(data, parts), *plan.decisions)
     return PreparedRun(config, parts, data, replace(plan, decisions=decisions))
+
+
+def _check_run_folder(config: RunConfig) -> None:
+    """Raise DtlError if the run folder cannot be created."""
+    problem = find_folder_obstacle(Path(config.run.dir))
+    if problem is not None:
+        raise DtlError.of("run.dir", problem, "set run.dir to a folder that can be written to")
 
 
 def _describe_data(data: PreparedData, parts: Parts) -> Iterator[Decision]:
@@ -104,14 +114,23 @@ def write_run(folder: RunFolder, prepared: PreparedRun) -> None:
             prepared.config, prepared.plan, held_out=data.to_record()["sources"].get("data.eval")
         )
         return
-    folder.create(
-        prepared.config,
-        prepared.plan,
-        data.dataset_stats,
-        data.to_record(),
-        skipped=data.iter_skipped_rows(),
-        batching=data.batching,
-    )
+    try:
+        folder.create(
+            prepared.config,
+            prepared.plan,
+            data.dataset_stats,
+            data.to_record(),
+            skipped=data.iter_skipped_rows(),
+            batching=data.batching,
+        )
+    except OSError as error:
+        if is_disk_full(error):
+            raise
+        raise DtlError.of(
+            "run.dir",
+            f"the run folder {folder.path} cannot be created ({error.strerror or error})",
+            "set run.dir to a folder that can be written to",
+        ) from error
 
 
 def reopen_run(folder: RunFolder, *, writes: bool) -> PreparedRun:

@@ -114,7 +114,14 @@ def _hold_out(
         return train.rows, sources[1].rows
     if config.data.eval_fraction is None:
         return train.rows, None
-    indices = sample_share(range(train.valid_rows), config.data.eval_fraction, seed=HELD_OUT_SEED)
+    share, rows = config.data.eval_fraction, train.valid_rows
+    indices = sample_share(range(rows), share, seed=HELD_OUT_SEED)
+    if len(indices) >= rows:
+        raise DtlError.of(
+            "data.eval_fraction",
+            f"{share} of {rows} rows leaves none to train on",
+            "write a smaller share, such as 0.1, or set data.eval",
+        )
     return (
         RowSubset(train.rows, indices, include=False),
         RowSubset(train.rows, indices, include=True),

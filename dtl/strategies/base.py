@@ -5,19 +5,21 @@ One file in this folder is one strategy; the file's name is its name in a config
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, final
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from dtl.config.schema.base import ConfigFault, Record, raise_config_faults
-from dtl.core.errors import DtlError
+from dtl.config.schema.base import ConfigFault, Record, check_path, raise_config_faults
+from dtl.core.errors import DtlError, shorten_message
 from dtl.models.peft import continued
 from dtl.models.peft.attach import attach_adapter
 from dtl.models.peft.compatibility import COMPATIBILITY, check_compatibility
 from dtl.models.peft.merge import merge_adapter
+from dtl.models.peft.named_modules import check_modules_exist
 
 if TYPE_CHECKING:
     import torch
@@ -164,6 +166,7 @@ class Adapter(Strategy):
     def apply(self, model: nn.Module, *, new_parameters: frozenset[str]) -> nn.Module:
         check_compatibility(self.method, model)
         settings = self._all_config_kwargs(model)
+        check_modules_exist(model, _target_kwargs(self.options))
         if self.continue_from is not None:
             defaults = type(self)(type(self.options)())._all_config_kwargs(model)
             requested = {
@@ -226,6 +229,25 @@ class TargetModules(Record):
         "them.",
     )
 
+    @field_validator("target_modules", "exclude_modules", check_fields=False)
+    @classmethod
+    def _check_pattern(cls, value: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
+        if isinstance(value, str):
+            try:
+                re.compile(value)
+            except re.error as fault:
+                raise_config_faults(
+                    [
+                        ConfigFault(
+                            problem=f"'{shorten_message(value)}' is no regular expression "
+                            f"({fault})",
+                            fix="list endings of layers' names, as [q_proj, v_proj], or correct "
+                            "the expression",
+                        )
+                    ]
+                )
+        return value
+
 
 class ContinueFrom(Record):
     """Options: an adapter whose training continues."""
@@ -235,6 +257,11 @@ class ContinueFrom(Record):
         description="Folder of an adapter of this method (the export of a run, or saved by PEFT) "
         "whose training continues. Its rank, scale and layers are used.",
     )
+
+    @field_validator("continue_from")
+    @classmethod
+    def _check_continue_from(cls, path: str | None) -> str | None:
+        return None if path is None else check_path(path)
 
 
 class ExcludeModules(TargetModules):

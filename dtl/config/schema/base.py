@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import cache
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from annotated_types import Le, Lt
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic.fields import FieldInfo
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from dtl.core.errors import control_characters
+from dtl.core.paths import find_long_part
 from dtl.core.units import parse_seconds
+
+MAX_NUMBER = 10**9  # of a value without a bound of its own; larger ones are slips
 
 
 class Record(BaseModel):
@@ -38,6 +51,55 @@ class Record(BaseModel):
             is_tuple = isinstance(value, list) and tuple in types
             converted[name] = tuple(value) if is_tuple else value
         return converted
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _check_value_makes_sense(cls, value: Any, info: ValidationInfo) -> Any:
+        raise_config_faults(_nonsense_faults(value, *_find_accepted(cls, str(info.field_name))))
+        return value
+
+
+@cache
+def _find_accepted(record: type[Record], name: str) -> tuple[frozenset[Any], FieldInfo]:
+    """Return the types of a field at any depth, and the field."""
+    field = record.model_fields[name]
+    return frozenset(_all_types(field.annotation)), field
+
+
+def _nonsense_faults(value: Any, types: frozenset[Any], field: FieldInfo) -> Iterator[ConfigFault]:
+    """Yield that a text is empty, as that of a shell variable which is not set, or that a number
+    has no sensible size."""
+    if isinstance(value, str) and not value and str in types and field.default != "":
+        yield ConfigFault(
+            problem="the value is empty",
+            fix="fill it in, or remove the key; is it a shell variable that is not set?",
+        )
+    has_bound = any(isinstance(each, Le | Lt) for each in field.metadata)
+    if types & {int, float} and not has_bound:
+        for number in _numbers(value):
+            if abs(number) > MAX_NUMBER:
+                yield ConfigFault(
+                    problem=f"{number:g} is too large", fix=f"write {MAX_NUMBER:,} or less"
+                )
+
+
+def _numbers(value: Any) -> Iterator[int | float]:
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        yield value
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _numbers(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _numbers(item)
+
+
+def _all_types(annotation: Any) -> set[Any]:
+    """Return the types that an annotation names at any depth, without those of its records."""
+    parts = get_args(annotation)
+    if get_origin(annotation) is Annotated:
+        parts = parts[:1]
+    return {annotation, *(each for part in parts for each in _all_types(part))}
 
 
 def _plain_types(annotation: Any) -> set[Any]:
@@ -125,8 +187,17 @@ def check_duration(text: str | None) -> str | None:
     return text
 
 
+def check_path(path: str) -> str:
+    """Return the path unless a name in it is longer than file systems accept."""
+    problem = find_long_part(path)
+    if problem is not None:
+        raise_config_faults([ConfigFault(problem=problem, fix="correct the path")])
+    return path
+
+
 def check_no_url(path: str) -> str:
-    """Return the path unless it is a URL: dtl reads none, and a URL may contain a password."""
+    """Return the path unless it is a URL: dtl reads none, and a URL may contain a password. Raise
+    also where a name in it is too long."""
     scheme, is_url, _ = path.partition("://")
     if is_url:
         raise_config_faults(
@@ -138,4 +209,4 @@ def check_no_url(path: str) -> str:
                 )
             ]
         )
-    return path
+    return check_path(path)

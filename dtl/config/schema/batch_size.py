@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, cast
 
 from pydantic import BeforeValidator, PlainSerializer, WithJsonSchema
 
-from dtl.config.schema.base import ConfigFault, raise_config_faults
+from dtl.config.schema.base import MAX_NUMBER, ConfigFault, raise_config_faults
 
 Unit = Literal["examples", "tokens", "seconds"]
 COUNTS_PER_UNIT = {"examples": 1, "tokens": 1, "seconds": 1000}  # audio is counted in milliseconds
@@ -65,6 +65,8 @@ def _faults(value: Any, match: re.Match[str] | None) -> Iterator[ConfigFault]:
         )
     if number * COUNTS_PER_UNIT[unit] < 1:
         yield ConfigFault(problem=f"{value} is too small", fix=f"write 1 or more {unit}")
+    if number > MAX_NUMBER:
+        yield ConfigFault(problem=f"{value} is too large", fix=f"write {MAX_NUMBER:,} or less")
 
 
 def _serialize(size: BatchSize) -> int | str:

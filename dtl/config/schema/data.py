@@ -28,6 +28,7 @@ class Source(FileOptions):
     weight: float = Field(
         default=1.0,
         gt=0,
+        le=1000,
         description="how often an epoch reads each training row: 2 is twice, 0.5 half of the rows",
     )
     streaming: bool = Field(
@@ -41,6 +42,15 @@ class Source(FileOptions):
     @model_validator(mode="before")
     @classmethod
     def _from_path(cls, value: Any) -> Any:
+        if isinstance(value, list | tuple):
+            raise_config_faults(
+                [
+                    ConfigFault(
+                        problem="a list is not one source",
+                        fix="write one path here; further sources to train on go to data.mix",
+                    )
+                ]
+            )
         return {"path": value} if isinstance(value, str) else value
 
 
@@ -139,6 +149,20 @@ class Data(FileOptions):
         le=1,
         description="share of the rows of a source that may be skipped; more stop the run",
     )
+
+    @field_validator("columns")
+    @classmethod
+    def _check_columns(cls, columns: dict[str, str]) -> dict[str, str]:
+        raise_config_faults(
+            ConfigFault(
+                name,
+                problem="the name of the column is empty",
+                fix="fill it in, or remove the key; is it a shell variable that is not set?",
+            )
+            for name, column in columns.items()
+            if not column
+        )
+        return columns
 
     @model_validator(mode="after")
     def _check_sections(self) -> Self:

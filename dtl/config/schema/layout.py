@@ -37,7 +37,7 @@ class Layout(Record):
     )
     collective_timeout_seconds: float = Field(
         default=1800.0,
-        gt=0,
+        ge=1,
         description="timeout in seconds of one collective operation between processes (NCCL, gloo)",
     )
     activation_checkpointing: bool | None = Field(

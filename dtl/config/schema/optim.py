@@ -24,12 +24,14 @@ class Optim(Record):
     learning_rate: float | None = Field(
         default=None,
         gt=0,
+        le=10,
         description="highest learning rate; default: planned, by the strategy, the width of the "
         "base and the number of steps",
     )
     head_learning_rate: float | None = Field(
         default=None,
         gt=0,
+        le=10,
         description="the same for the head and all other parameters that are not in the base; "
         "default: learning_rate where it is set, else planned for a new head",
     )
@@ -43,6 +45,7 @@ class Optim(Record):
     weight_decay: float = Field(
         default=0.0,
         ge=0,
+        le=10,
         description="decoupled weight decay per step; never of norms and biases",
     )
     l2_sp: float | None = Field(

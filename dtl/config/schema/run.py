@@ -7,7 +7,13 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field, field_validator
 
-from dtl.config.schema.base import ConfigFault, Record, check_single_line, raise_config_faults
+from dtl.config.schema.base import (
+    ConfigFault,
+    Record,
+    check_path,
+    check_single_line,
+    raise_config_faults,
+)
 
 MAX_NAME_BYTES = 200  # temporary names next to a run's are longer, and have to fit in 255
 
@@ -18,7 +24,7 @@ class Run(Record):
     name: str | None = Field(
         default=None, description="name of the run folder; default: the config file's name"
     )
-    dir: Annotated[str, AfterValidator(check_single_line)] = Field(
+    dir: Annotated[str, AfterValidator(check_single_line), AfterValidator(check_path)] = Field(
         default="runs", min_length=1, description="folder that contains run folders"
     )
 

@@ -98,12 +98,12 @@ class Train(Record):
     )
     hang_seconds: float = Field(
         default=300.0,
-        gt=0,
+        ge=1,
         description="timeout in seconds: a run without progress for this long is stopped",
     )
     loading_hang_seconds: float = Field(
         default=1800.0,
-        gt=0,
+        ge=1,
         description="timeout in seconds while loading, in the first step, saving or exporting",
     )
     on_missing_gradient: Literal["fail", "warn"] = Field(

@@ -10,6 +10,7 @@ from pathlib import Path
 from dtl import mini
 from dtl.config.schema import Source
 from dtl.core.errors import DtlError, near
+from dtl.core.paths import find_obstacle
 from dtl.data.sources.data_file import DataFile, data_suffix, open_data_files
 from dtl.data.sources.digests import digest_files
 from dtl.data.sources.file_reader import FileReader, check_options
@@ -49,7 +50,7 @@ def open_source(source: Source, location: str, media: str | None) -> SourceConte
     path = Path(source.path).expanduser()
     if path.is_dir():
         return _open_folder(path, source, location, media)
-    if path.exists() or _is_local_path(path, source.path):
+    if path.is_symlink() or path.exists() or _is_local_path(path, source.path):
         return _open_file(path, source, location)
     if source.streaming:
         raise DtlError.of(
@@ -250,6 +251,9 @@ def _check_no_file_options(source: Source, location: str) -> None:
 
 
 def _missing_file_error(path: Path, configured: str, location: str) -> DtlError:
+    obstacle = find_obstacle(path)
+    if obstacle is not None:
+        return DtlError.of(f"{location}.path", obstacle, "correct the path")
     hint = near(path.name, list_names(path.parent))
     return DtlError.of(
         f"{location}.path", f"file not found: {configured}", hint or _describe_folder(path.parent)

@@ -53,6 +53,7 @@ def attach_adapter(
     )
     with reading_rows_in_place(), draw_adapters_in_fp32():
         adapted = compute_only_new_rows(get_peft_model(model, config))
+    _check_rank_is_low(adapted, settings.get("r") if method == "lora" else None)
     for name, parameter in adapted.named_parameters():
         if ".ranknum." in name:  # AdaLoRA's scale, which PEFT forgets to freeze without weights
             parameter.requires_grad_(False)
@@ -77,6 +78,27 @@ def collect_modules_to_save(
         sorted({*(requested or ()), *heads, *_modules_with_new_parameters(new_parameters, heads)})
         or None
     )
+
+
+def _check_rank_is_low(adapted: nn.Module, rank: int | None) -> None:
+    """Raise DtlError if the rank is higher than that of any weight with an adapter."""
+    if rank is None:
+        return
+    base_layers: Iterable[Any] = (
+        getattr(module, "base_layer", None) for module in adapted.modules()
+    )
+    ranks = [
+        min(layer.in_features, layer.out_features)
+        for layer in base_layers
+        if hasattr(layer, "in_features") and hasattr(layer, "out_features")
+    ]
+    if ranks and rank > max(ranks):
+        raise DtlError.of(
+            "strategy.rank",
+            f"the adapted layers have at most rank {max(ranks)} (got {rank})",
+            f"set strategy.rank to {max(ranks)} or less, or train the layers in full (strategy "
+            "full or partial)",
+        )
 
 
 def _check_rank(factors: dict[str, Tensor], init: str, rank: int) -> None:

@@ -1,6 +1,7 @@
 """Failures of one rank: memory or a disk is full. One message, and no useless restart."""
 
 import errno
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -16,7 +17,7 @@ LAYOUT = Layout(1, 2, 2, "none", 4, 2, False, "fp32", "cpu")
 
 @pytest.fixture
 def prepared():
-    strategy, run = SimpleNamespace(name="full"), SimpleNamespace(dir="runs")
+    strategy, run = SimpleNamespace(name="full"), SimpleNamespace(dir="runs", name="x")
     plan = Plan(LAYOUT, ParameterCounts(1, 1), {}, (), 5, 5, None)
     return SimpleNamespace(plan=plan, config=SimpleNamespace(strategy=strategy, run=run))
 
@@ -71,3 +72,71 @@ def test_operation_that_is_not_deterministic_is_named(prepared, capfd):
         torch.use_deterministic_algorithms(False)
     assert message.startswith("run.deterministic: put_ has no deterministic implementation")
     assert "set it to false" in message
+
+
+def fail_in_torch(run):
+    """Return the error that torch raises."""
+    with pytest.raises(Exception) as caught:
+        run()
+    return caught.value
+
+
+DETERMINISTIC = {
+    "type": lambda: TypeError("unsupported operand"),
+    "value": lambda: ValueError("not enough values to unpack"),
+    "key": lambda: KeyError("labels"),
+    "index": lambda: IndexError("list index out of range"),
+    "attribute": lambda: AttributeError("'NoneType' object has no attribute 'to'"),
+    "name": lambda: NameError("name 'x' is not defined"),
+    "assertion": lambda: AssertionError("a bug"),
+    "zero": lambda: ZeroDivisionError("division by zero"),
+    "overflow": lambda: OverflowError("too large"),
+    "import": lambda: ModuleNotFoundError("No module named 'nothing'"),
+    "abstract": lambda: NotImplementedError(),
+    "recursion": lambda: RecursionError("maximum recursion depth exceeded"),
+    "add": lambda: fail_in_torch(lambda: torch.ones(2) + torch.ones(3)),
+    "multiply": lambda: fail_in_torch(lambda: torch.ones(2, 3) @ torch.ones(2, 3)),
+    "view": lambda: fail_in_torch(lambda: torch.ones(4).view(3)),
+    "concatenate": lambda: fail_in_torch(
+        lambda: torch.cat([torch.ones(2, 3), torch.ones(2, 4)], dim=0)
+    ),
+    "gradient": lambda: fail_in_torch(lambda: torch.ones(1).backward()),
+    "embedding": lambda: fail_in_torch(lambda: torch.nn.Embedding(2, 3)(torch.tensor([5]))),
+    "dtype": lambda: fail_in_torch(lambda: torch.nn.Linear(2, 2)(torch.ones(1, 2).half())),
+    "device": lambda: fail_in_torch(
+        lambda: torch.nn.Linear(2, 2, device="meta")(torch.ones(1, 2)) + torch.ones(1, 2)
+    ),
+    "load": lambda: fail_in_torch(
+        lambda: torch.nn.Linear(2, 2).load_state_dict({"weight": torch.ones(3, 3)})
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", DETERMINISTIC)
+def test_an_error_of_code_ends_the_run_at_once_with_one_message(prepared, kind, capfd):
+    error = DETERMINISTIC[kind]()
+    message = message_for(prepared, error, "step 3, micro-batch 1")
+    assert len(message.splitlines()) == 1
+    assert type(error).__name__ in message and "in step 3, micro-batch 1" in message
+    assert "a restart would end in the same way. Fix: " in message
+    assert "Traceback" in capfd.readouterr().err, "the traceback is in the rank's log"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer"),
+        RuntimeError("NCCL error: unhandled system error"),
+        ConnectionResetError(errno.ECONNRESET, "reset"),
+        TimeoutError("wait timeout after 1800000ms"),
+        OSError(errno.EIO, "I/O"),
+        EOFError("ran out of input"),
+        json.JSONDecodeError("Expecting value", "", 0),
+    ],
+    ids=lambda each: type(each).__name__,
+)
+def test_an_error_of_the_machine_or_of_another_rank_is_started_again(prepared, error):
+    watchdog = SimpleNamespace(activity="step 1")
+    with pytest.raises(type(error)) as caught, report_resource_failures(prepared, watchdog):
+        raise error
+    assert caught.value is error

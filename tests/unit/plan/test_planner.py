@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from typing import get_args
 
 import numpy as np
@@ -695,6 +696,14 @@ def test_l2_sp_needs_a_trained_base(decoder):
     for strategy, problem in (("lora", "does not change the base"), ("scratch", "random weights")):
         with pytest.raises(DtlError, match=problem):
             assemble(configure(decoder, strategy=strategy, optim={"l2_sp": 0.1}))
+
+
+@pytest.mark.parametrize(("hardware", "says"), [(LAPTOP, "8 CPU cores"), (OLD_GPU, "old GPU")])
+def test_a_model_state_beyond_the_memory_is_refused(decoder, hardware, says):
+    config = configure(decoder, strategy="full", layout={"zero_stage": 0})
+    small = replace(hardware, memory_bytes=100_000)
+    with pytest.raises(DtlError, match=rf"model\.path: the model state of .* of {says}"):
+        plan(config, small)
 
 
 def test_head_learning_rate_needs_a_trained_head(decoder):
