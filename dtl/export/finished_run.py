@@ -58,7 +58,9 @@ def export_finished_run(
             staged,
             state.parts.task.export_files(engine.unwrapped_model.config, state.data.processor),
         )
-        metadata = build_export_metadata(context.config, dataset_stats, kind=kind, dtype=dtype)
+        metadata = build_export_metadata(
+            context.config, dataset_stats, kind=kind, dtype=dtype, target=folder
+        )
         write_card_and_metadata(staged, card=card, metadata=metadata)
         seal_export(staged)
 

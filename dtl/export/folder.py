@@ -25,18 +25,23 @@ def staging_folder(folder: Path) -> Path:
 
 
 def build_export_metadata(
-    config: RunConfig, dataset_stats: DatasetStats, *, kind: str, dtype: str
+    config: RunConfig, dataset_stats: DatasetStats, *, kind: str, dtype: str, target: Path
 ) -> dict[str, Any]:
     """Return what dtl needs to load an export of this run.
 
-    `kind`: adapter or model. `dtype`: of the run's weights.
+    `kind`: adapter or model. `dtype`: of the run's weights. `target`: the folder of the export.
+    `base_from_export`: the way to a base in a folder, by which it is found when both have moved.
     """
+    base = describe_base_model(config.model, dtype=dtype)
+    is_folder = Path(base["path"]).is_absolute()
+    way = {"base_from_export": os.path.relpath(base["path"], target.absolute())}
     return {
         "kind": kind,
         "task": config.task.training_options,
         "dataset_stats": dataset_stats,
         "columns": config.data.columns,
-        "base": describe_base_model(config.model, dtype=dtype),
+        "base": base,
+        **(way if is_folder else {}),
     }
 
 
@@ -46,6 +51,8 @@ def describe_base_model(model: Model, *, dtype: str) -> dict[str, Any]:
     `dtype`: of the weights from which a quantized base is made.
     """
     base = model.model_dump(mode="json", include={"path", "revision", "adapters"})
+    base["path"] = _make_absolute(model.path)
+    base["adapters"] = [_make_absolute(path) for path in model.adapters]
     if changes_vocabulary(model):
         keys = {"add_tokens", "add_special_tokens", "resize_embeddings"}
         base |= model.model_dump(mode="json", include=keys)
@@ -56,6 +63,12 @@ def describe_base_model(model: Model, *, dtype: str) -> dict[str, Any]:
             "double_quantize": model.double_quantize,
         }
     return base
+
+
+def _make_absolute(path: str) -> str:
+    """Return the absolute path of a folder; the name of a model of the Hub or of dtl unchanged."""
+    folder = Path(path).expanduser()
+    return str(folder.absolute()) if folder.is_dir() else path
 
 
 def write_card_and_metadata(folder: Path, *, card: str, metadata: dict[str, Any] | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,7 +60,7 @@ def load_export(path: Path, *, for_task: bool = True) -> ExportedModel:
             f"task {metadata['task']['name']} needs the base, which a merged model does not have",
             "use the export of the adapter",
         )
-    source = Model(**metadata["base"]) if is_adapter else Model(path=str(folder))
+    source = _find_base(metadata, folder) if is_adapter else Model(path=str(folder))
     model_config = load_model_config(source)
     processor, dataset_stats = task.adapt_processor(
         load_exported_processor(folder, task.processor_kind), metadata["dataset_stats"]
@@ -112,6 +113,24 @@ def _read_metadata(folder: Path) -> dict[str, Any]:
         return dict(read_json(file))
     except (DtlError, TypeError, ValueError) as fault:
         raise DtlError.of(str(file), "the file cannot be read", "export the run again") from fault
+
+
+def _find_base(metadata: dict[str, Any], folder: Path) -> Model:
+    """Return the base of an adapter: where it was, or as far from the export as it was.
+
+    Raises DtlError where it is gone.
+    """
+    base = Model(**metadata["base"])
+    if not Path(base.path).is_absolute() or Path(base.path).is_dir():
+        return base
+    moved = os.path.normpath(folder.absolute() / metadata.get("base_from_export", ""))
+    if Path(moved, "config.json").is_file() and "base_from_export" in metadata:
+        return base.model_copy(update={"path": moved})
+    raise DtlError.of(
+        str(folder),
+        f"the base that this adapter was trained over is gone: {base.path}",
+        "put it back there, or a link to the folder that has it now",
+    )
 
 
 def _load_task(metadata: dict[str, Any]) -> Task:

@@ -166,6 +166,7 @@ def _write_weights(job: _ExportJob, model: nn.Module) -> nn.Module | None:
             job.trained.data.dataset_stats,
             kind=plan.kind,
             dtype=job.folder.plan.layout.dtype,
+            target=plan.target,
         )
         write_card_and_metadata(job.written, card="", metadata=metadata)
         write_texts(job.written, job.trained.parts.task.export_files(model.config, processor))

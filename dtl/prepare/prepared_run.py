@@ -215,7 +215,7 @@ def load_changed_config(
 
     Raises DtlError for keys that would change the result and are not in `allow_change`.
     """
-    config = load_config(folder.path / "config.yaml", overrides)
+    config = folder.local_paths.resolve(load_config(folder.path / "config.yaml", overrides))
     refused = [key for key in changed_keys(folder.config, config) if key not in allow_change]
     if refused:
         raise DtlError.of(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import shutil
 import zlib
@@ -16,7 +14,6 @@ from zipfile import BadZipFile
 import numpy as np
 import yaml
 
-from dtl.config.diff import result_values
 from dtl.config.schema import RunConfig
 from dtl.core.errors import DtlError
 from dtl.core.files import (
@@ -32,6 +29,8 @@ from dtl.data.batching import Batching
 from dtl.plan.records import Plan
 from dtl.run.creation import LENGTHS, SKIPPED, check_replaceable, publish_run_folder
 from dtl.run.evaluations import read_evaluations
+from dtl.run.identity import hash_identity
+from dtl.run.local_paths import LocalPaths, list_local_paths
 from dtl.run.versions import find_git_commit, find_package_versions
 from dtl.tasks.base import DatasetStats
 
@@ -105,7 +104,16 @@ class RunFolder:
 
     @property
     def config(self) -> RunConfig:
+        """The config; its relative paths are absolute where this process is in another folder."""
+        return self.local_paths.resolve(self._written_config)
+
+    @property
+    def _written_config(self) -> RunConfig:
         return RunConfig.model_validate(self._run["config"])
+
+    @property
+    def local_paths(self) -> LocalPaths:
+        return LocalPaths.from_record(self._run, self.path)
 
     @property
     def plan(self) -> Plan:
@@ -162,7 +170,7 @@ class RunFolder:
     @property
     def identity(self) -> str:
         """A hash of config and data: the same for two runs that give the same result."""
-        return _hash_identity(self.config, self.data)
+        return hash_identity(self._written_config, self.data)
 
     @property
     def previous_identities(self) -> tuple[str, ...]:
@@ -194,6 +202,8 @@ class RunFolder:
             "previous_identities": [],
             "versions": find_package_versions(),
             "commit": find_git_commit(),
+            "started_in": os.getcwd(),
+            "local_paths": list_local_paths(config),
         }
         with staged_folder(self.path, publish=publish_run_folder) as staged:
             (staged / "logs").mkdir()
@@ -211,10 +221,10 @@ class RunFolder:
     ) -> None:
         """Replace config and plan; a run whose identity changes remembers the previous one.
         `held_out`: digest and rows of data.eval, where the config names one."""
-        data = self.data
+        data, config = self.data, self.local_paths.unresolve(config)
         if held_out is not None:
             data["sources"] = {**data["sources"], "data.eval": held_out}
-        previous = {self.identity} - {_hash_identity(config, data)}
+        previous = {self.identity} - {hash_identity(config, data)}
         record = {
             **self._run,
             "data": data,
@@ -374,11 +384,6 @@ def _read_arrays(file: Path) -> dict[str, np.ndarray]:
         raise DtlError.of(
             str(file), f"the file cannot be read ({fault})", "restore it from a copy"
         ) from fault
-
-
-def _hash_identity(config: RunConfig, data: dict[str, Any]) -> str:
-    text = json.dumps([result_values(config), data], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def _complete_bytes(file: BinaryIO) -> int:
