@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from dtl.config.load import load_config
 from dtl.config.schema import RunConfig
 from dtl.core.errors import DtlError
+from dtl.core.tables import terminal_width
 from dtl.launch.launched_task import refuse_many_tasks
 from dtl.launch.supervisor import Supervisor
 from dtl.plan.records import Plan
@@ -120,7 +122,8 @@ def _train(config: RunConfig, supervisor: Supervisor) -> RunResult:
         )
     # 3. Prepare data, plan and folder; then launch.
     prepared = prepared_run.prepare_run(config)
-    for line in (*prepared.plan.format_lines(), *prepared.data.format_lines()):
+    plan_lines = prepared.plan.format_lines(width=terminal_width(sys.stdout))
+    for line in (*plan_lines, *prepared.data.format_lines()):
         supervisor.print_line(line)
     prepared_run.write_run(folder, prepared)
     return RunResult(supervisor.launch(folder, prepared), folder)

@@ -5,10 +5,11 @@ Nothing heavy is imported before a command needs it.
 
 from __future__ import annotations
 
+import inspect
 import logging
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Annotated
 
@@ -31,11 +32,18 @@ app = typer.Typer(
     epilog="Start with: dtl recipes list, dtl recipes copy quickstart/text, dtl train text.yaml",
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    add_completion=False,
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(recipes_app, name="recipes")
+
+
+def _add_command(command: Callable[..., None], name: str | None = None) -> None:
+    """Add a command. The first paragraph of its docstring is in the list of commands, uncut."""
+    paragraph = inspect.cleandoc(command.__doc__ or "").partition("\n\n")[0]
+    app.command(name, short_help=" ".join(paragraph.split()))(command)
+
+
 for command in (
     *(train, launch, resume),
     *(submit, status, logs, cancel),
@@ -43,10 +51,10 @@ for command in (
     *(audit, report, diff, track),
     *(plan, check),
 ):
-    app.command()(command)
-app.command("list")(list_plugins)
-app.command()(schema)
-app.command()(doctor)
+    _add_command(command)
+_add_command(list_plugins, "list")
+_add_command(schema)
+_add_command(doctor)
 
 
 @app.callback(invoke_without_command=True)

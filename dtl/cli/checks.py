@@ -11,6 +11,7 @@ import typer
 from dtl.cli.arguments import AsJson, Config, Overrides, located_faults
 from dtl.cli.output import print_json
 from dtl.core.errors import DtlError
+from dtl.core.tables import terminal_width
 
 
 def plan(config: Config, overrides: Overrides = None, as_json: AsJson = False) -> None:
@@ -23,7 +24,7 @@ def plan(config: Config, overrides: Overrides = None, as_json: AsJson = False) -
     if as_json:
         print_json(planned.to_dict())
     else:
-        print("\n".join(planned.format_lines()))
+        print("\n".join(planned.format_lines(width=terminal_width(sys.stdout))))
 
 
 def check(config: Config, overrides: Overrides = None, as_json: AsJson = False) -> None:

@@ -45,7 +45,10 @@ def predict(
         list[str],
         typer.Argument(metavar="INPUT...", help="texts, files of rows or lines, audio, images"),
     ],
-    out: Annotated[Path | None, typer.Option(help="file to write; default: the terminal")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="file to write, JSON lines or x.csv; default: the terminal"),
+    ] = None,
     batch: Annotated[int, typer.Option(min=1, help="rows in one forward pass")] = 16,
     max_new_tokens: Annotated[
         int | None, typer.Option(min=1, help="longest generated text, in tokens")
@@ -62,6 +65,7 @@ def predict(
     import json
 
     from dtl import api
+    from dtl.core.csv_files import write_csv_rows
     from dtl.core.files import open_atomic
 
     predictions = api.predict(
@@ -71,15 +75,17 @@ def predict(
         max_new_tokens=max_new_tokens,
         truncate_prompts=truncate_prompts,
     )
-    lines = (
-        json.dumps(row, ensure_ascii=False, default=str) for row in _report_missing(predictions)
-    )
+    rows = _report_missing(predictions)
+    if out is not None and not out.parent.is_dir():
+        raise DtlError.of("--out", f"there is no folder {out.parent}", "create it, or use another")
+    if out is not None and out.suffix.lower() == ".csv":
+        write_csv_rows(out, rows)
+        return
+    lines = (json.dumps(row, ensure_ascii=False, default=str) for row in rows)
     if out is None:
         for line in lines:
             print(line)
         return
-    if not out.parent.is_dir():
-        raise DtlError.of("--out", f"there is no folder {out.parent}", "create it, or use another")
     with open_atomic(out, sync=False) as file:
         file.writelines(f"{line}\n" for line in lines)
 

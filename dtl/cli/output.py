@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
+
+from dtl.core.tables import format_table, terminal_width
 
 
 def print_table(rows: Sequence[Sequence[str]], *, indent: str = "") -> None:
-    """Print rows of text in aligned columns."""
-    if not rows:
-        return
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    for row in rows:
-        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        print(f"{indent}{'  '.join(cells)}".rstrip())
+    """Print rows of text in aligned columns, as wide as the terminal."""
+    for line in format_table(rows, width=terminal_width(sys.stdout), indent=indent):
+        print(line)
 
 
 def print_json(value: object) -> None:

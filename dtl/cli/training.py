@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+import shlex
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dtl.cli.arguments import Config, Overrides, Run, located_faults
+from dtl.cli.output import print_table
+
+if TYPE_CHECKING:
+    from dtl.api import RunResult
 
 
 def train(config: Config, overrides: Overrides = None) -> None:
@@ -16,6 +21,7 @@ def train(config: Config, overrides: Overrides = None) -> None:
     loaded = api.load_config(config, overrides or ())
     with located_faults(config, overrides or ()):
         result = api.train(loaded, can_fork=True)
+    _print_next_commands(result)
     raise typer.Exit(result.exit_code)
 
 
@@ -64,4 +70,21 @@ def resume(
     allowed = [key for key in allow_change.split(",") if key]
     options: dict[str, Any] = {"allow_change": allowed, "here": here, "nodes": nodes, "time": time}
     result = api.resume(run, overrides or (), can_fork=True, **options)
+    _print_next_commands(result)
     raise typer.Exit(result.exit_code)
+
+
+def _print_next_commands(result: RunResult) -> None:
+    """Print what to do with a finished run."""
+    run = result.run
+    if result.exit_code != 0 or run.state != "finished":
+        return
+    path, is_adapter = shlex.quote(str(run.path)), (run.export / "adapter_config.json").is_file()
+    options = "--merge" if is_adapter else "--dtype bf16"
+    commands = [
+        (f"dtl predict {path} FILE --out answers.csv", "predictions for rows of your own"),
+        (f"dtl report {path}", "curves, scores, worst examples"),
+        (f"dtl export {path} {options}", "the model in another form"),
+    ]
+    print("next:")
+    print_table(commands, indent="  ")

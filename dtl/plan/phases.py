@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dtl.config.schema.optim import Optim
+from dtl.config.schema import RunConfig
 from dtl.config.schema.plugins import Phase
 from dtl.core.errors import DtlError
 from dtl.core.units import format_count
@@ -26,7 +26,6 @@ def plan_phases(
         zip(config.phases, parameters, ends, strict=True)
     ):
         start = phases[-1].last_step if phases else 0
-        _check_schedule_fits(config.optim, steps=last - start)
         trains_new_head = trained.trains_new_head and has_new_head
         has_new_head = has_new_head and not trained.trains_new_head
         rates = plan_learning_rates(
@@ -41,6 +40,7 @@ def plan_phases(
             reason = f"training continues from it, with its rank, scale and layers: {phase.name}"
             log.add("adapter", adapter, reason)
         schedule = f"{rates.reason}; {config.optim.schedule} schedule"
+        schedule += _check_warmup(config, steps=last - start)
         log.add("learning rate", f"{rates.value:g}", schedule)
         if rates.head is not None:
             log.add("head learning rate", f"{rates.head:g}", rates.head_reason)
@@ -109,15 +109,16 @@ def check_adapter_fits_base(
         )
 
 
-def _check_schedule_fits(options: Optim, *, steps: int) -> None:
-    """Raise DtlError if the learning rate would never reach its peak."""
-    warmup = options.to_steps(options.warmup, total_steps=steps)
-    if options.warmup >= 1 and warmup >= steps:
-        raise DtlError.of(
-            "optim.warmup",
-            f"the warm-up takes {warmup} steps, and the phase has {steps}",
-            "write fewer steps, or a share below 1, such as 0.1",
-        )
+def _check_warmup(config: RunConfig, *, steps: int) -> str:
+    """Return a warning if the learning rate would never reach its peak; raise DtlError where the
+    config itself sets the number of steps."""
+    warmup = config.optim.to_steps(config.optim.warmup, total_steps=steps)
+    if config.optim.warmup < 1 or warmup < steps:
+        return ""
+    problem = f"the warm-up takes {warmup} steps, and the phase has {steps}"
+    if config.train.steps is None:
+        return f"; warning: {problem}"
+    raise DtlError.of("optim.warmup", problem, "write fewer steps, or a share below 1, such as 0.1")
 
 
 def _length_in_steps(length: float | None, steps: int) -> int | None:

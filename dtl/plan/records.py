@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from dtl.core import units
 from dtl.core.parallel_dims import ParallelDims
+from dtl.core.tables import format_table
 from dtl.data.evaluation_batch import EvaluationBatchSize
 from dtl.models.quantization.quantize import QuantizedSize
 
@@ -184,8 +185,9 @@ class Plan:
         ends = [phase.last_step for phase in self.phases]
         return min(bisect_right(ends, step), len(ends) - 1)
 
-    def format_lines(self) -> list[str]:
-        """Return the plan as aligned lines: key, value and reason."""
+    def format_lines(self, *, width: int | None = None) -> list[str]:
+        """Return the plan as aligned lines: key, value and reason. `width`: of the terminal, where
+        reasons are wrapped; None: each decision is one line."""
         counts = self.parameters
         share = counts.trainable / counts.total
         state = ", ".join(
@@ -203,10 +205,7 @@ class Plan:
             ("model state per rank", units.format_bytes(self.model_state_bytes), state),
             *((decision.key, decision.value, decision.reason) for decision in self.decisions),
         ]
-        widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
-        return [
-            f"{key:<{widths[0]}}  {value:<{widths[1]}}  {why}".rstrip() for key, value, why in rows
-        ]
+        return format_table(rows, width=width)
 
     def _format_quantized(self) -> str:
         quantized = self.parameters.quantized

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import csv
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dtl.compare.records import COMPARISON_FILE
+from dtl.core.csv_files import write_csv
 from dtl.core.errors import DtlError
-from dtl.core.files import open_atomic, write_text
-from dtl.report.charts import Chart
+from dtl.core.files import write_text
 from dtl.run.folder import RunFolder
 
 if TYPE_CHECKING:
@@ -43,7 +42,7 @@ def write_report(path: str | Path, *, png: bool | None = None) -> WrittenReport:
     charts.mkdir(exist_ok=True)
     has_png = png_charts.has_matplotlib() if png is None else png
     for chart in page.charts:
-        _write_csv(chart, charts / f"{chart.key}.csv")
+        write_csv(charts / f"{chart.key}.csv", *chart.table())
         if has_png:
             png_charts.draw_png(chart, charts / f"{chart.key}.png")
     file = folder / "report.html"
@@ -65,16 +64,3 @@ def _build_page(folder: Path) -> Page:
     from dtl.report.run_page import build_run_page
 
     return build_run_page(RunFolder(folder))
-
-
-def _write_csv(chart: Chart, path: Path) -> None:
-    header, rows = chart.table()
-    with open_atomic(path, sync=False, newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(map(_without_formula, header))
-        writer.writerows(map(_without_formula, row) for row in rows)
-
-
-def _without_formula(cell: object) -> object:
-    """Return a cell that a spreadsheet does not take for a formula and run."""
-    return f"'{cell}" if isinstance(cell, str) and cell[:1] in tuple("=+-@\t\r") else cell

@@ -58,6 +58,30 @@ def test_version(capsys):
     assert capsys.readouterr().out == f"dtl {__version__}\n"
 
 
+@pytest.mark.parametrize("columns", ["80", "120"])
+def test_help_texts_are_whole_and_fit_the_terminal(capsys, monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", columns)
+    assert main(["--help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= int(columns)
+    assert not any(line.endswith("...") for line in lines if "Usage" not in line)
+    assert (
+        "Check the config, plan, launch on this machine, train, evaluate and export."
+        in " ".join(" ".join(lines).split())
+    )
+
+
+def test_a_shell_completes_commands(capsys, monkeypatch):
+    for name, value in {
+        "_DTL_COMPLETE": "complete_bash",
+        "COMP_WORDS": "dtl tr",
+        "COMP_CWORD": "1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    assert main([]) == 0
+    assert capsys.readouterr().out.split() == ["train", "track"]
+
+
 @pytest.mark.parametrize("arguments", [["--help"], ["-h"], ["train", "--help"]])
 def test_help(capsys, arguments):
     assert main(arguments) == 0

@@ -20,7 +20,7 @@ from dtl.report import png_charts
 from dtl.report.axis import Axis
 from dtl.report.charts import LinePlot, Series, downsample, moving_average
 from dtl.report.svg_charts import draw_svg
-from dtl.report.write import _write_csv, write_report
+from dtl.report.write import write_report
 from tests.tiny_run import comparison, stopped_run
 
 ATTACK = '<script>alert("x")</script><img src=x onerror=alert(1)>'
@@ -238,15 +238,3 @@ def test_chart_is_valid_svg_for_any_values(values):
         chart = LinePlot("k", "t", "d", Axis("x"), axis, (Series("l", range(len(values)), values),))
         svg = draw_svg(chart)
         assert "nan" not in svg and "inf" not in svg and ElementTree.fromstring(svg) is not None
-
-
-def test_cells_of_a_chart_are_no_formulas_of_a_spreadsheet(tmp_path):
-    class Named:
-        def table(self):
-            return ["=cmd()", "step"], [["@SUM(A1)", -1.5], ["-2+3", 2], ["plain", "+1"]]
-
-    _write_csv(Named(), tmp_path / "chart.csv")
-    with (tmp_path / "chart.csv").open(newline="") as file:
-        header, *rows = csv.reader(file)
-    assert header == ["'=cmd()", "step"]
-    assert rows == [["'@SUM(A1)", "-1.5"], ["'-2+3", "2"], ["plain", "'+1"]]
