@@ -110,8 +110,8 @@ def check_adapter_fits_base(
 
 
 def _check_warmup(config: RunConfig, *, steps: int) -> str:
-    """Return a warning if the learning rate would never reach its peak; raise DtlError where the
-    config itself sets the number of steps."""
+    """Return a warning if the warm-up is as long as the phase; raise DtlError where the config
+    itself sets the number of steps."""
     warmup = config.optim.to_steps(config.optim.warmup, total_steps=steps)
     if config.optim.warmup < 1 or warmup < steps:
         return ""

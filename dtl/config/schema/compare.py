@@ -112,9 +112,9 @@ class Compare(Record):
 
     def _learning_rate_faults(self) -> Iterator[ConfigFault]:
         for name, rates in self.learning_rates.items():
-            if not rates or min(rates) <= 0 or max(rates) > 10 or len(set(rates)) < len(rates):
+            if not rates or min(rates) <= 0 or max(rates) > 100 or len(set(rates)) < len(rates):
                 yield ConfigFault(
                     "learning_rates",
-                    problem=f"{list(rates)} of {name} are not different rates above 0, at most 10",
+                    problem=f"{list(rates)} of {name} are not different rates above 0, at most 100",
                     fix="write them as [0.001, 0.003]",
                 )

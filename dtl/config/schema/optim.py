@@ -24,14 +24,14 @@ class Optim(Record):
     learning_rate: float | None = Field(
         default=None,
         gt=0,
-        le=10,
+        le=100,
         description="highest learning rate; default: planned, by the strategy, the width of the "
         "base and the number of steps",
     )
     head_learning_rate: float | None = Field(
         default=None,
         gt=0,
-        le=10,
+        le=100,
         description="the same for the head and all other parameters that are not in the base; "
         "default: learning_rate where it is set, else planned for a new head",
     )

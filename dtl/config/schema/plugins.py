@@ -100,7 +100,7 @@ class Phase(PluginConfig):
     learning_rate: float | None = Field(
         default=None,
         gt=0,
-        le=10,
+        le=100,
         description="highest learning rate of the phase; default: optim.learning_rate, or what is "
         "usual for the strategy",
     )

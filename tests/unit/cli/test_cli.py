@@ -59,7 +59,7 @@ def test_version(capsys):
 
 
 @pytest.mark.parametrize("columns", ["80", "120"])
-def test_help_texts_are_whole_and_fit_the_terminal(capsys, monkeypatch, columns):
+def test_help_texts_are_uncut_and_fit_the_terminal(capsys, monkeypatch, columns):
     monkeypatch.setenv("COLUMNS", columns)
     assert main(["--help"]) == 0
     lines = capsys.readouterr().out.splitlines()

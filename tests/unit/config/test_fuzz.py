@@ -97,7 +97,7 @@ def test_the_command_ends_with_a_plan_or_one_message(mutation, tmp_path):
 
 # Values that are no sense, each with what its message must say.
 NONSENSE = {
-    "optim.learning_rate=1e99": "write 10 or less",
+    "optim.learning_rate=1e99": "write 100 or less",
     "optim.weight_decay=1e99": "write 10 or less",
     "optim.epsilon=1e99": "too large",
     "train.steps=100000000000": "too large",

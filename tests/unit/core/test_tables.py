@@ -37,7 +37,7 @@ def test_a_word_that_is_wider_than_the_terminal_is_not_cut():
 
 @pytest.mark.parametrize("width", [80, 120])
 def test_the_plan_is_the_stored_screen(width):
-    """To store it anew: write `screen` to the file."""
+    """After a change, write `screen` to the file."""
     decisions = (*PLAN.decisions, *(Decision(*row) for row in ROWS))
     plan = type(PLAN)(**{**vars(PLAN), "decisions": decisions})
     screen = "\n".join(plan.format_lines(width=width)) + "\n"
