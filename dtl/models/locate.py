@@ -24,7 +24,7 @@ def locate_model(model: Model) -> str:
                 f"{folder} has no config.json",
                 "use a folder that save_pretrained wrote",
             )
-        return str(folder.absolute())
+        return str(folder)
     problem = find_obstacle(folder)
     if problem is None and folder.is_file():
         problem = f"{folder} is a file, not a folder"

@@ -34,9 +34,10 @@ class AdapterFiles:
         save_file(self.tensors, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
         cls = type(base)  # PEFT needs it if there is no task type
         mapping = {"base_model_class": cls.__name__, "parent_library": cls.__module__}
-        self.config.save_pretrained(
-            str(folder), auto_mapping_dict=None if self.config.task_type else mapping
-        )
+        config, base_path = copy.copy(self.config), self.config.base_model_name_or_path
+        if base_path and Path(base_path).is_dir():  # so that PEFT finds it from every folder
+            config.base_model_name_or_path = str(Path(base_path).absolute())
+        config.save_pretrained(str(folder), auto_mapping_dict=None if config.task_type else mapping)
 
 
 def build_adapter_files(adapted: Any, trained: dict[str, Tensor]) -> AdapterFiles:
