@@ -1,5 +1,5 @@
 """First jobs of a newcomer, with the defaults: tickets as a spreadsheet writes them, and recordings
-in letters that the model does not know."""
+in an alphabet that the model does not know."""
 
 import csv
 import json
@@ -15,7 +15,7 @@ from dtl.run.folder import RunFolder
 
 pytestmark = pytest.mark.slow
 
-LETTERS = str.maketrans("abcdefghijklmnopqrstuvwxyz", "абцдефгхийклмнопярстувщхыз")
+ALPHABET = str.maketrans("abcdefghijklmnopqrstuvwxyz", "абцдефгхийклмнопярстувщхыз")
 BILLS = ("charged twice; refund me", "the invoice is wrong", "my card was refused")
 FAULTS = ("the page stays blank", "the app crashes at start", "error 500 on upload")
 TICKETS = """\
@@ -76,7 +76,7 @@ def test_a_new_ctc_head_learns_from_72_clips(tmp_path):
     lines = []
     for number, row in enumerate(rows):
         (tmp_path / f"{number}.ogg").write_bytes(row.fields["audio"])
-        lines.append(f"{number}.ogg,{row.fields['text'].translate(LETTERS)}")
+        lines.append(f"{number}.ogg,{row.fields['text'].translate(ALPHABET)}")
     lines = [line for start in range(5) for line in lines[start::5]]  # each part has all voices
     for name, part in (("train", lines[:72]), ("test", lines[72:])):
         (tmp_path / f"{name}.csv").write_text("\n".join(["file,sentence", *part]), encoding="utf-8")
