@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,20 +51,25 @@ class ModelSizes:
 class ActivationBudget:
     """The device memory that is left for activations, and what an example takes of it.
 
-    `free_bytes`: of one device. `example_length`: of the longest example, in tokens.
+    `free_bytes`: of one device. `example_length`: of the longest example, in tokens. `traced`: the
+    bytes of so many examples, with or without checkpointing, from a trace; None: by a formula.
     """
 
     free_bytes: int
     example_length: int
     sizes: ModelSizes
     dtype: str
+    traced: Callable[[int, bool], int] | None = None
 
     def estimate_bytes(self, examples: int, *, checkpointing: bool) -> int:
-        """Return the bytes that the forward pass of so many examples stores for the backward pass.
+        """Return the bytes that forward and backward pass of so many examples take."""
+        if self.traced is not None:
+            return self.traced(examples, checkpointing)
+        return self.estimate_by_formula(examples, checkpointing=checkpointing)
 
-        They are the activations of every layer, and the logits that are in memory together, with
-        their gradient in fp32.
-        """
+    def estimate_by_formula(self, examples: int, *, checkpointing: bool) -> int:
+        """Return the bytes of the activations of every layer, and of the logits that are in memory
+        together, with their gradient in fp32."""
         width, sizes = BYTES_PER_NUMBER[self.dtype], self.sizes
         tokens = examples * self.example_length
         per_token = BYTES_PER_CHECKPOINTED_TOKEN if checkpointing else BYTES_PER_TOKEN

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import ceil
 
@@ -24,26 +25,30 @@ LOSS_COPIES = 2  # of a chunk of logits: in fp32, and as log-probabilities
 @dataclass(frozen=True)
 class EvaluationMemory:
     """What a forward pass without gradients takes. `dtype`: of the activations. `beams`: of the
-    texts that an evaluation generates; 0: none."""
+    texts that an evaluation generates; 0: none. `traced`: the bytes of so many tokens, from a
+    trace; None: by a formula."""
 
     sizes: ModelSizes
     dtype: str
     beams: int
+    traced: Callable[[int], int] | None = None
 
     def estimate_bytes(self, tokens: int) -> int:
         """Return the bytes for so many tokens, padding included.
 
-        They are the activations of one layer, the hidden states before and after it, the logits
-        that are in memory together, and a chunk of them in fp32. Where texts are generated: the
-        keys and values of all layers.
+        By the formula, they are the activations of one layer, the hidden states before and after
+        it, the logits that are in memory together, and a chunk of them in fp32. Where texts are
+        generated: the keys and values of all layers.
         """
         width, sizes = BYTES_PER_NUMBER[self.dtype], self.sizes
+        cache = 2 * tokens * sizes.hidden_size * sizes.layers * width * self.beams
+        if self.traced is not None:
+            return max(self.traced(tokens), cache)
         layer = tokens * sizes.hidden_size * (BYTES_PER_TOKEN // 2 + 2) * width
         logits = sizes.count_logits(tokens) * width
         positions = min(tokens, CHUNK_POSITIONS) * sizes.vocabulary_size
         at_once = positions if sizes.computes_all_logits else sizes.count_logits(tokens)
         chunk = at_once * FP32_BYTES * LOSS_COPIES
-        cache = 2 * tokens * sizes.hidden_size * sizes.layers * width * self.beams
         return layer + max(logits + chunk, cache)
 
 

@@ -7,20 +7,20 @@ Every decision is a pure function of the request in a module of its own: `proces
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from dtl.core.errors import DtlError
-from dtl.data.evaluation_batch import EvaluationBatchSize
 from dtl.models.quantization import quantize
 from dtl.plan.activation_memory import (
     ActivationBudget,
     ModelSizes,
     choose_activation_checkpointing,
     log_logits,
-    strategy_without_checkpointing,
 )
+from dtl.plan.activation_trace import open_tracer
 from dtl.plan.attention import check_attention
 from dtl.plan.deepspeed_config import build_deepspeed_config
+from dtl.plan.device_work import WorkEstimates
 from dtl.plan.disk import estimate_disk
 from dtl.plan.evaluation import (
     EvaluationMemory,
@@ -62,7 +62,9 @@ def make_plan(request: PlanRequest) -> Plan:
     # 2. Where it runs, how it is sharded, and what a step and an evaluation hold.
     reason = next((each.all_logits_reason for each in trained if each.all_logits_reason), None)
     sizes = ModelSizes.from_config(request.model_config, computes_all_logits=reason is not None)
-    layout, model_state, memory = _choose_layout(request, counts, sizes, log)
+    phase = next(number for number, each in enumerate(trained) if each.counts is counts)
+    model = TrainedModel(counts, sizes, phase)
+    layout, model_state, memory = _choose_layout(request, model, log)
 
     # 3. How long it trains.
     steps = config.train.steps or batching.count_steps(config.train.epochs or 0)
@@ -114,25 +116,34 @@ def _count_parameters_of_phases(request: PlanRequest) -> Sequence[PhaseParameter
     return trained
 
 
+@dataclass(frozen=True)
+class TrainedModel:
+    """The model in the phase that trains most. `phase`: its index."""
+
+    counts: ParameterCounts
+    sizes: ModelSizes
+    phase: int
+
+
 def _choose_layout(
-    request: PlanRequest, counts: ParameterCounts, sizes: ModelSizes, log: DecisionLog
+    request: PlanRequest, model: TrainedModel, log: DecisionLog
 ) -> tuple[Layout, dict[str, int], MemoryEstimate]:
     """Return the layout, the bytes of model state on one rank, and the memory of all parts."""
-    config = request.config.layout
+    config, counts = request.config.layout, model.counts
 
     # a. Processes, one per device.
     processes = choose_processes(request, log)
-    size = processes.parallel_dims.data_parallel_size
 
     # b. Dtype.
     dtype = choose_dtype(request, log)
     check_attention(request, dtype=dtype, log=log)
 
     # c. ZeRO stage and offload, by the memory of the model state and of one example.
-    evaluation = EvaluationMemory(sizes, dtype, request.parts.task.evaluation_beams)
-    run = RunSize(processes.nodes, size, _smallest_work(request, sizes, evaluation))
+    tracer = open_tracer(request, model.phase, model.sizes, dtype=dtype, log=log)
+    work = WorkEstimates(request, model.sizes, dtype, tracer)
+    size = processes.parallel_dims.data_parallel_size
+    run = RunSize(processes.nodes, size, work.of_one_example)
     sharding, model_state = _shard_model(request, counts, run, dtype=dtype, log=log)
-
     check_model_state_fits(
         sum(model_state.values()), processes=processes.per_node, hardware=request.hardware
     )
@@ -142,7 +153,7 @@ def _choose_layout(
 
     # d. Activation checkpointing and micro-batch, by the memory that is left.
     free = usable_bytes(request.hardware) - sum(model_state.values())
-    budget = ActivationBudget(free, request.longest_example, sizes, dtype)
+    budget, evaluation = work.open_budgets(sharding.stage, free_bytes=free)
     checkpointing = choose_activation_checkpointing(request, budget, log)
     micro_batch = choose_micro_batch(
         request, budget, data_parallel_size=size, checkpointing=checkpointing, log=log
@@ -211,18 +222,4 @@ def _estimate_parts(
         model_state=usable_bytes(request.hardware) - budget.free_bytes,
         exports_full_model=request.parts.strategies[-1].export_kind == "model",
         hardware=request.hardware,
-    )
-
-
-def _smallest_work(
-    request: PlanRequest, sizes: ModelSizes, evaluation: EvaluationMemory
-) -> DeviceWork:
-    """Return what one example takes of a device: as little as the plan may choose."""
-    requested = request.config.layout.activation_checkpointing
-    can_checkpoint = strategy_without_checkpointing(request) is None and requested is not False
-    budget = ActivationBudget(0, request.longest_example, sizes, evaluation.dtype)
-    one_example = EvaluationBatchSize(1)
-    return DeviceWork(
-        budget.estimate_bytes(1, checkpointing=can_checkpoint),
-        estimate_evaluation_bytes(request, evaluation, one_example),
     )

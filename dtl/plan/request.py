@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,6 +14,9 @@ from dtl.data.batching import Batching
 from dtl.models.padding_dependence import explain_padding_dependence
 from dtl.plan.records import ExternalLaunch, Hardware
 from dtl.tasks.base import DatasetStats
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,8 @@ class PlanRequest:
     training examples, in the task's unit. `external`: the layout that an external launcher has
     fixed. `free_disk_bytes`: free space where the run folder will be, None where it is unknown.
     `cacheable`: None where nothing prevents a feature cache. `held_out_lengths`: of the held-out
-    examples; None where nothing is evaluated.
+    examples; None where nothing is evaluated. `longest_batch`: makes a batch of so many examples as
+    long as the longest one; None where the examples are not known yet.
     """
 
     config: RunConfig
@@ -51,6 +56,7 @@ class PlanRequest:
     free_disk_bytes: int | None = None
     cacheable: CacheableExamples | None = None
     held_out_lengths: np.ndarray | None = None
+    longest_batch: Callable[[int], dict[str, Tensor]] | None = None
 
     @property
     def padding_dependence(self) -> str | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 
@@ -35,11 +35,12 @@ class Sharding:
 
 @dataclass(frozen=True)
 class RunSize:
-    """The processes of a run, and what one example takes of a device besides the model state."""
+    """The processes of a run. `smallest_work`: what one example takes of a device besides the model
+    state, at a ZeRO stage."""
 
     nodes: int
     data_parallel_size: int
-    smallest_work: DeviceWork
+    smallest_work: Callable[[int], DeviceWork]
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,8 @@ def _least_sharding(
         )
         needed = sum(state.values())
         export = estimate_export_bytes(counts, zero_stage=chosen.stage)
-        working = max(run.smallest_work.training, run.smallest_work.evaluation, export)
+        work = run.smallest_work(chosen.stage)
+        working = max(work.training, work.evaluation, export)
         if needed <= usable * MODEL_STATE_SHARE and needed + working <= usable:
             return chosen, f"the least sharding that fits: {format_bytes(needed)} per rank"
     raise DtlError.of(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from dtl.assembly.parts import Parts, assemble
 from dtl.config.diff import changed_keys
@@ -16,6 +17,7 @@ from dtl.core.paths import find_folder_obstacle
 from dtl.core.resource_errors import is_disk_full
 from dtl.data.cache.feature_cache import feature_caches_folder
 from dtl.data.cache.streamed import StreamedData
+from dtl.models.processor import get_pad_token_id
 from dtl.plan.hardware import detect_hardware, free_disk_bytes
 from dtl.plan.planner import make_plan
 from dtl.plan.records import Decision, ExternalLaunch, Hardware, Plan
@@ -23,6 +25,7 @@ from dtl.plan.request import CacheableExamples, PlanRequest
 from dtl.prepare.prepared_data import PreparedData, prepare_data
 from dtl.prepare.splits import held_out_key
 from dtl.run.folder import RunFolder
+from dtl.tasks.base import Task
 
 PIP_NAMES = {"tensorboard": "'dtl[tracking]'"}  # of a tracker, if it is not the tracker's name
 
@@ -64,6 +67,7 @@ def prepare_run(
         free_disk_bytes=free_disk_bytes(config.run.dir),
         cacheable=_find_cacheable_examples(parts, data),
         held_out_lengths=None if data.held_out is None else data.held_out.lengths,
+        longest_batch=_find_longest_batch(parts.task, data),
     )
     plan = make_plan(request)
     decisions = (*_describe_data(data, parts), *plan.decisions)
@@ -75,6 +79,21 @@ def _check_run_folder(config: RunConfig) -> None:
     problem = find_folder_obstacle(Path(config.run.dir))
     if problem is not None:
         raise DtlError.of("run.dir", problem, "set run.dir to a folder that can be written to")
+
+
+def _find_longest_batch(task: Task, data: PreparedData) -> Callable[[int], dict[str, Any]] | None:
+    """Return what makes a batch of copies of the longest training example; None for streamed rows,
+    which are not encoded yet."""
+    examples, processor = data.train, data.processor
+    if isinstance(examples, StreamedData):
+        return None
+    longest = int(examples.lengths.argmax())
+
+    def make_batch(count: int) -> dict[str, Any]:
+        shown = task.transform(examples[longest], processor=processor, rng=None)
+        return task.collate([shown] * count, pad_token_id=get_pad_token_id(processor) or 0)
+
+    return make_batch
 
 
 def _describe_data(data: PreparedData, parts: Parts) -> Iterator[Decision]:

@@ -15,6 +15,7 @@ from dtl.assembly.parts import Parts
 from dtl.config.schema import Model, RunConfig
 from dtl.core.process_env import get_local_rank
 from dtl.engine.base import Engine
+from dtl.models.activation_checkpointing import enable_activation_checkpointing
 from dtl.models.dtypes import torch_dtype
 from dtl.models.load import LoadedModel, load_in_fp32, load_pretrained
 from dtl.models.locate import locate_model
@@ -95,18 +96,6 @@ def is_phase_transition(plan: Plan, parts: Parts, saved: Path) -> bool:
     """Return whether a checkpoint is the last one of the phase before that of `parts`."""
     start = plan.phases[parts.phase].start_step
     return parts.phase > 0 and read_progress(saved).step == start
-
-
-def enable_activation_checkpointing(model: nn.Module) -> None:
-    """Recompute the activations inside a block in the backward pass instead of storing them.
-
-    transformers also makes the input require a gradient, which only reentrant checkpointing needs.
-    It would extend the backward pass to the frozen layers below, and store their activations.
-    """
-    model.gradient_checkpointing_enable(  # type: ignore[operator]
-        gradient_checkpointing_kwargs={"use_reentrant": False}
-    )
-    model.disable_input_require_grads()  # type: ignore[operator]
 
 
 def _load_base(

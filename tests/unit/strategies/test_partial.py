@@ -13,8 +13,8 @@ from pydantic import ValidationError
 from dtl.assembly.parts import Parts
 from dtl.config import registry
 from dtl.core.errors import DtlError
+from dtl.models.activation_checkpointing import enable_activation_checkpointing
 from dtl.models.structure.model_structure import parameter_depths
-from dtl.train.model import enable_activation_checkpointing
 from tests import architectures
 from tests.architectures import ARCHITECTURES
 

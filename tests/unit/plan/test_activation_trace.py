@@ -1,0 +1,266 @@
+"""The traced memory of a pass is what the allocator counts when the pass runs."""
+
+import json
+import math
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from dtl.assembly.parts import assemble
+from dtl.config.schema import RunConfig
+from dtl.core.errors import DtlError
+from dtl.data.batching import Batching
+from dtl.models.activation_checkpointing import enable_activation_checkpointing
+from dtl.models.dtypes import torch_dtype
+from dtl.models.load import load_pretrained
+from dtl.models.new_parameters import init_new_parameters
+from dtl.models.pretrained_config import HeadConfig, load_model_config
+from dtl.plan.activation_trace import ActivationTracer, Pass
+from dtl.plan.planner import make_plan
+from dtl.plan.records import Hardware
+from dtl.plan.request import PlanRequest
+from tests import task_bench
+
+EXAMPLES = 12
+GPU = Hardware("cuda", 1, 80 * 2**30, "H100", supports_bf16=True, has_compiler=True)
+
+
+def open_case(request, task, index, strategy):
+    """Return the tracer of a task and a strategy, the bench of the task, and a batch maker."""
+    case = task_bench.CASES[task][index]
+    folder = request.getfixturevalue(case.base)
+    bench = task_bench.make_bench(folder, task, index)
+    config = RunConfig.model_validate(
+        {
+            "model": {"path": str(folder)},
+            "task": {"name": task, **case.options},
+            "strategy": strategy,
+            "data": {"train": "rows.jsonl"},
+            "train": {"steps": 3},
+        }
+    )
+    longest = bench.all[-1]
+
+    def make_batch(examples):
+        return bench.collate([longest] * examples)
+
+    return ActivationTracer(config, assemble(config), bench.dataset_stats, make_batch, 1)
+
+
+def allocated_at_once(tracer, *, checkpointing=False, trains=True, dtype=torch.float32):
+    """Return the most bytes that the allocator of the CPU has given out in a real pass."""
+    parts, config = tracer.parts, tracer.config
+    loaded = load_pretrained(
+        config.model,
+        head=HeadConfig(parts.task.auto_class, parts.task.head_config(tracer.stats)),
+        random_init=False,
+        seed=0,
+        dtype="fp32",
+    )
+    init_new_parameters(
+        loaded.model,
+        loaded.new_parameters,
+        seed=0,
+        write_parameter=lambda parameter, value: parameter.data.copy_(value),
+    )
+    model = parts.apply_strategy(loaded)
+    for name in ("layerdrop", "encoder_layerdrop", "decoder_layerdrop"):
+        if hasattr(model.config, name):
+            setattr(model.config, name, 0.0)
+    for parameter in model.parameters():
+        if dtype is not torch.float32 and not parameter.requires_grad:
+            parameter.data = parameter.data.to(dtype)
+        if trains and parameter.requires_grad:
+            parameter.grad = torch.zeros_like(parameter)
+    parts.set_training_mode(model) if trains else model.eval()
+    if checkpointing:
+        enable_activation_checkpointing(model)
+    batch = tracer.longest_batch(EXAMPLES)
+
+    def run():
+        with (
+            torch.set_grad_enabled(trains),
+            torch.autocast("cpu", dtype, enabled=dtype is not torch.float32),
+        ):
+            loss = parts.task.loss(model, dict(batch))
+        if trains:
+            loss.backward()
+
+    run()  # what is made once
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        run()
+    now = most = 0
+    for event in profiled.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            now += event.nbytes()
+            most = max(most, now)
+    return most
+
+
+def compare(tracer, *, dtype="fp32", checkpointing=False, trains=True):
+    """Return the traced memory as a share of the allocated one."""
+    traced = Pass(EXAMPLES, dtype, dtype != "fp32", checkpointing, trains)
+    real = allocated_at_once(
+        tracer, checkpointing=checkpointing, trains=trains, dtype=torch_dtype(dtype)
+    )
+    return tracer.trace(traced).peak_bytes / real
+
+
+def every_task():
+    """Yield each task and strategy; the slow ones are those of `make test-all`."""
+    quick = {("causal_lm", 1, "lora"), ("text_classification", 0, "full")}
+    for task, index in task_bench.TRIALS:
+        for strategy in ("full", "lora"):
+            marks = () if (task, index, strategy) in quick else pytest.mark.slow
+            yield pytest.param(task, index, strategy, marks=marks)
+
+
+@pytest.mark.parametrize(("task", "index", "strategy"), list(every_task()))
+def test_trace_of_a_task_is_what_the_allocator_counts(request, task, index, strategy):
+    try:
+        tracer = open_case(request, task, index, strategy)
+    except DtlError:
+        return  # the strategy does not support the task
+    if (task, index, strategy) == ("image_classification", 1, "lora"):
+        return  # a residual network has no layer that LoRA adapts by default
+    assert compare(tracer) == pytest.approx(1, abs=0.3 if index_has_convolutions(tracer) else 0.015)
+
+
+def index_has_convolutions(tracer):
+    """Whether the model has convolutions: kernels of small ones make other copies than large ones,
+    and a tiny model takes little else."""
+    model = tracer.build_model(Pass(1, "fp32", False, False))
+    return any("Conv" in type(module).__name__ for module in model.modules())
+
+
+@pytest.fixture(scope="session")
+def deep_decoder(decoder, tmp_path_factory):
+    """Ten layers, of which a trace runs a few."""
+    folder = tmp_path_factory.mktemp("deep")
+    shutil.copytree(decoder, folder, dirs_exist_ok=True)
+    words = json.loads((folder / "config.json").read_text())["vocab_size"]
+    config = LlamaConfig(
+        hidden_size=128,
+        intermediate_size=344,
+        num_hidden_layers=10,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        vocab_size=words,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+def open_deep(folder, strategy, *, length=128):
+    config = RunConfig.model_validate(
+        {
+            "model": {"path": str(folder)},
+            "task": "causal_lm",
+            "strategy": strategy,
+            "data": {"train": "rows.jsonl"},
+            "train": {"steps": 3},
+        }
+    )
+
+    def make_batch(examples):
+        tokens = torch.arange(length).repeat(examples, 1)
+        return {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "labels": tokens}
+
+    return ActivationTracer(config, assemble(config), {}, make_batch, length)
+
+
+STRATEGIES = {"full": "full", "lora": "lora", "top half": {"name": "partial", "top": 5}}
+
+
+def every_layout():
+    quick = {("lora", "bf16", True), ("top half", "fp32", False)}
+    for strategy in STRATEGIES:
+        for dtype in ("fp32", "bf16"):
+            for checkpointing in (False, True):
+                case = (strategy, dtype, checkpointing)
+                yield pytest.param(*case, marks=() if case in quick else pytest.mark.slow)
+
+
+@pytest.mark.filterwarnings("ignore:.*checkpointing.*:FutureWarning")
+@pytest.mark.parametrize(("strategy", "dtype", "checkpointing"), list(every_layout()))
+def test_trace_of_a_few_blocks_is_that_of_all(deep_decoder, strategy, dtype, checkpointing):
+    tracer = open_deep(deep_decoder, STRATEGIES[strategy])
+    assert compare(tracer, dtype=dtype, checkpointing=checkpointing) == pytest.approx(1, abs=0.005)
+    assert compare(tracer, dtype=dtype, trains=False) == pytest.approx(1, abs=0.02)
+
+
+def test_trace_leaves_model_and_random_generators_as_they_were(deep_decoder):
+    tracer = open_deep(deep_decoder, "full")
+    state, draws = torch.get_rng_state(), np.random.get_state()[1].copy()
+    one = Pass(1, "fp32", False, False)
+    first = tracer.trace(one)
+    model = tracer.build_model(one)
+    assert len(model.model.layers) == 10
+    assert all(value.is_meta for value in model.parameters())
+    assert torch.equal(torch.get_rng_state(), state)
+    assert np.array_equal(np.random.get_state()[1], draws)
+    again = open_deep(deep_decoder, "full").trace(one)
+    assert (again.peak_bytes, again.flops) == (first.peak_bytes, first.flops)
+
+
+def test_operations_by_hand(deep_decoder):
+    """Forward and backward take 6 operations a weight and token; attention 12 a layer, width and
+    pair of tokens (flash attention computes the scores again)."""
+    tracer = open_deep(deep_decoder, "full")
+    model = tracer.build_model(Pass(1, "fp32", False, False))
+    weights = sum(value.numel() for value in model.parameters() if value.dim() == 2)
+    weights -= model.model.embed_tokens.weight.numel()  # a table
+    products = 6 * weights * 128
+    attention = (4 + 10) * 10 * 128 * 128 * 128
+    assert tracer.trace(Pass(1, "fp32", False, False)).flops == pytest.approx(
+        products + attention, rel=0.01
+    )
+
+
+def test_plan_is_made_by_the_trace(deep_decoder):
+    tracer = open_deep(deep_decoder, "lora")
+    planned = plan_on_gpu(tracer, tracer.longest_batch)
+    decisions = {each.key: each for each in planned.decisions}
+    assert decisions["activations"].reason == "from a trace of the longest one"
+    layout = tracer.for_layout("bf16", zero_stage=0)
+    training = layout.training_bytes(planned.layout.micro_batch, False)
+    assert planned.memory.device["training"] == sum(planned.model_state.values()) + training
+
+
+def test_model_that_needs_values_is_planned_by_the_formula(deep_decoder, monkeypatch):
+    tracer = open_deep(deep_decoder, "lora")
+
+    def read_a_value(model, batch):
+        return model(**batch).logits.sum().item()
+
+    monkeypatch.setattr(type(tracer.parts.task), "loss", lambda _, *read: read_a_value(*read))
+    decisions = {each.key: each for each in plan_on_gpu(tracer, tracer.longest_batch).decisions}
+    assert decisions["activations"].value == "estimated"
+    assert "the model does not run without values" in decisions["activations"].reason
+
+
+def plan_on_gpu(tracer, longest_batch):
+    return make_plan(
+        PlanRequest(
+            config=tracer.config,
+            parts=tracer.parts,
+            dataset_stats={},
+            model_config=load_model_config(tracer.config.model),
+            batching=Batching(32, 8, 0),
+            lengths=np.full(32, tracer.example_length),
+            hardware=GPU,
+            longest_batch=longest_batch,
+        )
+    )
+
+
+def test_bytes_of_many_examples_follow_from_some(deep_decoder):
+    layout = open_deep(deep_decoder, "lora").for_layout("fp32", zero_stage=0)
+    some = 2048 // 128
+    exact = layout.tracer.trace(Pass(3 * some, "fp32", False, False)).peak_bytes
+    assert layout.training_bytes(3 * some, False) == pytest.approx(exact, rel=0.01)
+    assert math.isclose(layout.evaluation_bytes(128), layout.evaluation_bytes(100))
