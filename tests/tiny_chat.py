@@ -28,7 +28,7 @@ SPECIAL = {  # bos and eos token of a family, where they are not those of the ti
 ADDED = re.compile(
     r"<\|[^|<> ]+\|>|<｜[^｜]+｜>|\[\|\w+\|\]|</?(?:think|tool_call|tool_response)>"
     r"|</?arg_(?:key|value)>|<(?:start|end)_of_turn>|\[/?(?:INST|TOOL_CALLS|AVAILABLE_TOOLS|TOOL_RESULTS|SYSTEM_PROMPT"
-    r"|gMASK)\]|<sop>"
+    r"|gMASK)\]|<sop>|\]~!b\[|\]~b\]|\[e~\["
 )
 PLAIN = re.compile(r"</?\w+>(?<!of_turn>)(?<!sop>)")  # added, but not special, as in Qwen
 # Templates that build a token from the role of a message.

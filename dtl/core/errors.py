@@ -79,6 +79,10 @@ class DtlError(Exception):
         return "\n".join(str(fault) for fault in self.faults)
 
 
+class InvalidRowError(DtlError):
+    """A row is invalid, which only the model's files or the complete media file show."""
+
+
 class RunFailed(DtlError):
     """The run itself failed; the config was valid."""
 

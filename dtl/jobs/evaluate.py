@@ -17,7 +17,7 @@ from dtl.data.cache.encoder import encode_rows
 from dtl.data.cache.partners import add_partners
 from dtl.data.cache.store import cache_key
 from dtl.data.evaluation_batch import EvaluationBatchSize
-from dtl.data.modalities.undecodable import skip_undecodable
+from dtl.data.invalid_rows import skip_invalid
 from dtl.data.sources.rows import open_rows
 from dtl.engine.base import Engine, EngineSettings
 from dtl.engine.start import start
@@ -193,7 +193,7 @@ def _encode_source(source: Source, config: RunConfig, exported: ExportedModel) -
     )
     encoder = task.encoder(exported.processor, exported.dataset_stats, exported.model_config)
     if config.data.on_bad_row == "skip":
-        encoder = skip_undecodable(encoder)
+        encoder = skip_invalid(encoder)
     expanded = ExpandedRows(rows, task, exported.processor)
     data = encode_rows(expanded, encoder, key=key, location=LOCATION, group_by=group_by)
     check_nothing_is_dropped(data, config)

@@ -6,16 +6,17 @@ import copy
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from typing import Any
 
 import numpy as np
 
 from dtl.config.schema import BatchSize, RunConfig, Train
 from dtl.config.schema.batch_size import COUNTS_PER_UNIT
-from dtl.core.errors import DtlError
+from dtl.core.errors import DtlError, Fault, InvalidRowError
 from dtl.data.batching import Batching
 from dtl.data.cache.encoded import EncodedData
 from dtl.data.cache.encoder import encode_rows, wait_for_encoded_data
@@ -23,8 +24,8 @@ from dtl.data.cache.partners import add_partners
 from dtl.data.cache.store import cache_key
 from dtl.data.cache.streamed import IndexedRows, StreamedData
 from dtl.data.example import EncodedExample, Skip
-from dtl.data.modalities.undecodable import INVALID, count_undecodable, skip_undecodable
-from dtl.data.sources.rows import Row, Rows
+from dtl.data.invalid_rows import count_invalid, invalid_problems, skip_invalid
+from dtl.data.sources.rows import MAX_FAULTS_DISPLAYED, Row, Rows
 from dtl.prepare.expanded_rows import ExpandedRows, StreamEncoder, check_nothing_is_dropped
 from dtl.prepare.row_sets import Mixture, RowSubset
 from dtl.prepare.sources import ScannedSource
@@ -55,17 +56,17 @@ class RowEncoding:
 
     @cached_property
     def _encoder(self) -> Callable[[Row], EncodedExample | Skip]:
-        return self._make_encoder(self.processor)
+        encode = self._make_encoder(self.processor)
+        return skip_invalid(encode) if self._skips_invalid else encode
 
     @property
-    def _skips_undecodable(self) -> bool:
-        return self.task.media_column is not None and self.config.data.on_bad_row == "skip"
+    def _skips_invalid(self) -> bool:
+        return self.config.data.on_bad_row == "skip"
 
     def _make_encoder(self, processor: Any) -> Callable[[Row], EncodedExample | Skip]:
         encode = self.task.encoder(processor, self.dataset_stats, self.model_config)
         rows = find_embedding_rows(self.config.model, self.task, processor, self.model_config)
-        encode = checking_token_ids(encode, self.task, processor, rows=rows)
-        return skip_undecodable(encode) if self._skips_undecodable else encode
+        return checking_token_ids(encode, self.task, processor, rows=rows)
 
     def encode(
         self, rows: Rows | RowSubset | Mixture, key: str, group_by: str | None = None
@@ -74,26 +75,45 @@ class RowEncoding:
         name = self._cache_key(rows, group_by)
         if self.writes:
             expanded = ExpandedRows(rows, self.task, self.processor)
-            data = encode_rows(expanded, self._encoder, key=name, location=key, group_by=group_by)
+            data = encode_rows(
+                expanded,
+                self._encoder,
+                key=name,
+                location=key,
+                group_by=group_by,
+                accept=lambda made: self._check_invalid(made, expanded, key),
+            )
             check_nothing_is_dropped(data, self.config)
-            self._check_undecodable(data, key)
         else:
             data = wait_for_encoded_data(name)
         return add_partners(data) if self.task.reads_partner else data
 
-    def _check_undecodable(self, data: EncodedData, key: str) -> None:
-        """Raise DtlError where more rows than may be skipped cannot be decoded."""
+    def _check_invalid(self, data: EncodedData, rows: ExpandedRows, key: str) -> None:
+        """Raise DtlError where more rows than may be skipped are invalid; the cache may have been
+        written by a command that skips them all."""
         summary, share = data.summary, self.config.data.max_bad_fraction
-        count = count_undecodable(summary.skipped)
+        count = count_invalid(summary.skipped)
+        if count and not self._skips_invalid:
+            raise DtlError(*islice(self._find_invalid(data, rows), MAX_FAULTS_DISPLAYED))
         if count > share * summary.rows:
-            reasons = (why for why in summary.skipped if why.startswith(INVALID))
-            reason = next(reasons).removeprefix(INVALID)
+            first = next(self._find_invalid(data, rows))
             raise DtlError.of(
                 "data.max_bad_fraction",
                 f"{count} of {summary.rows} rows of {key} are invalid, and the share that may be "
-                f"skipped is {share:g}: {reason}",
+                f"skipped is {share:g}: {first.location} ({first.problem})",
                 "fix the rows, or raise the share",
             )
+
+    def _find_invalid(self, data: EncodedData, rows: ExpandedRows) -> Iterator[Fault]:
+        """Yield the faults of the rows that were found to be invalid when they were encoded."""
+        encode = self._make_encoder(self.processor)
+        reasons = data.skipped_rows
+        for row in rows:
+            if invalid_problems([reasons.get(row.index, "")]):
+                try:
+                    encode(row)
+                except InvalidRowError as error:
+                    yield from error.faults
 
     def stream(self, source: ScannedSource, train: Rows | RowSubset | Mixture) -> StreamedData:
         """Return examples that are encoded in the step that trains on them."""
@@ -106,9 +126,10 @@ class RowEncoding:
                 "remove streaming, so that the rows are encoded before the start",
             )
         processor = copy.deepcopy(self.processor)  # rows are encoded while the other one is used
+        encoder = StreamEncoder(self.config, self.task, processor, self._make_encoder(processor))
         return StreamedData(
             IndexedRows(source.rows, source.index, source.rows.open_readers(source.key)),
-            StreamEncoder(self.config, self.task, processor, self._make_encoder(processor)),
+            skip_invalid(encoder) if self._skips_invalid else encoder,
             key=self._cache_key(train),
             max_length=self.task.max_length(self.processor, self.dataset_stats, self.model_config),
             row_numbers=_row_numbers(train, source.valid_rows),
@@ -123,7 +144,6 @@ class RowEncoding:
             task=self.config.task.training_options,
             dataset_stats=self.dataset_stats,
             **({} if group_by is None else {"group_by": group_by}),
-            **({"undecodable": "skip"} if self._skips_undecodable else {}),
         )
 
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from dtl.config.schema import RunConfig
-from dtl.core.errors import DtlError, Fault
+from dtl.core.errors import DtlError, Fault, InvalidRowError
 from dtl.data.cache.encoded import EncodedData, RowNotes
+from dtl.data.chat.coverage import MESSAGE_KEY
 from dtl.data.example import EncodedExample, Skip
 from dtl.data.sources.rows import Row
 from dtl.tasks.base import Task
@@ -18,7 +19,8 @@ MAX_LOCATIONS_DISPLAYED = 3
 
 @dataclass(frozen=True)
 class ExpandedRows:
-    """Rows, each as one or several that are an example of their own."""
+    """Rows, each as one or several that are an example of their own. A row that cannot be expanded
+    stays one: its encoder raises the same error."""
 
     rows: Iterable[Row]
     task: Task
@@ -26,7 +28,11 @@ class ExpandedRows:
 
     def __iter__(self) -> Iterator[Row]:
         for row in self.rows:
-            yield from self.task.expand_row(row, processor=self.processor)
+            try:
+                expanded = self.task.expand_row(row, processor=self.processor)
+            except InvalidRowError:
+                expanded = [row]
+            yield from expanded
 
 
 @dataclass(frozen=True)
@@ -50,7 +56,11 @@ class StreamEncoder:
             )
         example = self.encode(rows[0])
         if isinstance(example, EncodedExample):
-            refused = [each for each in example.dropped if each not in allowed(self.config)]
+            refused = [
+                each
+                for each in example.dropped
+                if each not in allowed(self.config) and not each.startswith(MESSAGE_KEY)
+            ]
             if refused:
                 raise DtlError(
                     *(_dropped_fault(each, [row.location], self.config) for each in refused)
@@ -76,11 +86,33 @@ def check_nothing_is_dropped(data: EncodedData, config: RunConfig) -> None:
 
 def dropped_features(row_notes: Iterable[RowNotes]) -> dict[str, list[str]]:
     """Return the features that the chat template drops -> the locations of the rows."""
+    found = _dropped_names(row_notes)
+    return {name: rows for name, rows in found.items() if not name.startswith(MESSAGE_KEY)}
+
+
+def unread_message_keys(row_notes: Iterable[RowNotes]) -> dict[str, int]:
+    """Return the keys of messages that the chat template does not read -> the number of rows."""
+    found = _dropped_names(row_notes).items()
+    return {
+        name.removeprefix(MESSAGE_KEY): len(rows)
+        for name, rows in found
+        if name.startswith(MESSAGE_KEY)
+    }
+
+
+def format_unread_keys(row_notes: Iterable[RowNotes]) -> str | None:
+    """Return the keys of messages that the chat template does not read as text; None: none."""
+    keys = unread_message_keys(row_notes).items()
+    listed = ", ".join(f"{key} ({count} rows)" for key, count in keys)
+    return f"message keys that the chat template does not read: {listed}" if listed else None
+
+
+def _dropped_names(row_notes: Iterable[RowNotes]) -> dict[str, list[str]]:
     found: dict[str, dict[str, None]] = {}
     for notes in row_notes:
-        for feature in notes.dropped:
-            found.setdefault(feature, {})[notes.location] = None
-    return {feature: list(locations) for feature, locations in found.items()}
+        for name in notes.dropped:
+            found.setdefault(name, {})[notes.location] = None
+    return {name: list(locations) for name, locations in found.items()}
 
 
 def describe_dropped(feature: str, config: RunConfig) -> tuple[str, str]:

@@ -24,6 +24,7 @@ from dtl.models.processor import load_processor
 from dtl.models.trust import check_safetensors
 from dtl.prepare.dataset_stats import collect_stats
 from dtl.prepare.encoding import RowEncoding, make_batching
+from dtl.prepare.expanded_rows import format_unread_keys
 from dtl.prepare.sources import ScannedSource, SourceReader, scan_sources
 from dtl.prepare.splits import RowSplit, held_out_key, select_cached_subsample, split_rows
 from dtl.prepare.token_ids import check_processor
@@ -88,6 +89,9 @@ class PreparedData:
         lines.append(self.train.format_summary("train"))
         if self.held_out is not None:
             lines.append(self.held_out.format_summary("held out"))
+        for each in self.encoded:
+            if (unread := format_unread_keys(each.data.row_notes)) is not None:
+                lines.append(f"{each.key}: {unread}")
         return lines
 
     def iter_skipped_rows(self) -> Iterator[dict[str, str]]:

@@ -13,7 +13,7 @@ from dtl.data.cache.row_index import RowIndex, open_row_index
 from dtl.data.sources.rows import MAX_FAULTS_DISPLAYED, RowCheck, Rows, SourceScan, open_rows
 from dtl.tasks.base import Task
 
-CACHE_FORMAT = 2  # of the cached results of a scan
+CACHE_FORMAT = 3  # of the cached results of a scan
 MAX_FAULTS_IN_LINE = 3
 
 

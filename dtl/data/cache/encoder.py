@@ -47,12 +47,14 @@ def encode_rows(
     key: str,
     location: str,
     group_by: str | None = None,
+    accept: Callable[[EncodedData], None] = lambda data: None,
 ) -> EncodedData:
     """Return the encoded rows from the cache; encode them if they are not there, or damaged there,
     all or none.
 
     `group_by`: the column whose value is stored with each example; it is part of the key.
-    `location`: the config key that messages name. Raises DtlError if no row gives an example.
+    `location`: the config key that messages name. `accept`: raises DtlError for examples that this
+    command does not accept. Raises DtlError if no row gives an example.
     """
     folder = cache_folder() / "encoded" / key
     data = open_intact(folder, EncodedData)
@@ -60,6 +62,7 @@ def encode_rows(
         with staged_folder(folder) as staged:
             seal_folder(staged, _write_files(rows, encoder, staged, group_by))
         data = EncodedData(folder)
+    accept(data)
     if len(data) == 0:
         reasons = "; ".join(f"{count} x {why}" for why, count in data.summary.skipped.items())
         raise DtlError.of(

@@ -14,7 +14,7 @@ import numpy as np
 from dtl.core.checksums import BlockVerifier, CheckedFolder, DamagedFolder
 from dtl.core.errors import RunFailed
 
-FORMAT_VERSION = 7
+FORMAT_VERSION = 8
 
 T = TypeVar("T")
 

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 Message = dict[str, Any]  # role, content, and further keys that a template uses
 
 REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
-WEIGHT_KEYS = ("weight", "train")  # of a message: whether it is trained on; no template reads them
+# Of a message: whether it is trained on, as OpenAI, Axolotl and ms-swift name it; no template reads
+# them.
+WEIGHT_KEYS = ("weight", "train", "training", "loss")
 TOOLS, DOCUMENTS, TEMPLATE_OPTIONS = "tools", "documents", "chat_template_kwargs"
 CHAT_COLUMNS = (TOOLS, DOCUMENTS, TEMPLATE_OPTIONS)  # read beside the messages
 EXPECTED_MESSAGES = (

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from dtl.core.errors import DtlError
 from dtl.data.chat.answers import AnswerSpan, RenderedChat, plan_conversations
 from dtl.data.chat.borders import TextToken, tokenize_with_borders
-from dtl.data.chat.coverage import find_dropped_features
+from dtl.data.chat.coverage import find_dropped_features, find_unread_keys
 from dtl.data.chat.messages import (
     Chat,
     Message,
@@ -49,8 +49,8 @@ NOT_AS_IN_USE = (
 @dataclass(frozen=True)
 class EncodedChat:
     """The tokens of a chat. `supervised`: whether each of them is; `dropped`: the features of the
-    chat that the template drops; `is_as_in_use`: the text before each supervised answer, and the
-    answer, are those of use."""
+    chat that the template drops, and `messages.KEY` for keys of messages that it does not read;
+    `is_as_in_use`: the text before each supervised answer, and the answer, are those of use."""
 
     tokens: list[int]
     supervised: list[bool]
@@ -137,7 +137,10 @@ class ChatTokenizer:
                 learned_spans.overlaps(token) and not other_spans.overlaps(token)
                 for token in tokens[: self.max_tokens]
             ],
-            find_dropped_features(rendered, count, learned, in_full_chat=self.expand is False),
+            (
+                *find_dropped_features(rendered, count, learned, in_full_chat=self.expand is False),
+                *find_unread_keys(rendered, count),
+            ),
             all(span.is_as_in_use for span in spans),
         )
 
@@ -147,7 +150,8 @@ class ChatTokenizer:
         text = rendered.text(count, with_prompt=True)[: self.max_characters]
         tokens = list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
         dropped = find_dropped_features(rendered, count, (), in_full_chat=False)
-        return EncodedChat(tokens, [False] * len(tokens), dropped)
+        unread = find_unread_keys(rendered, count)
+        return EncodedChat(tokens, [False] * len(tokens), (*dropped, *unread))
 
     def _render(self, chat: Chat, row: Row) -> RenderedChat:
         if not getattr(self.tokenizer, "chat_template", None):

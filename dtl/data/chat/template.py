@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
-from dtl.core.errors import DtlError
-from dtl.data.chat.messages import REASONING_KEYS, Chat, Message
+from dtl.core.errors import InvalidRowError
+from dtl.data.chat.messages import REASONING_KEYS, WEIGHT_KEYS, Chat, Message
 
 GENERATION_BLOCK = re.compile(r"\{%[-+]?\s*generation\b")
 PROBE = "qzxprobe"  # a text that no template writes
@@ -71,8 +71,8 @@ class ChatTemplate:
         return replace(chat, messages=messages, options={**dict(self.options), **chat.options})
 
     def render(self, chat: Chat, *, add_generation_prompt: bool = False) -> Rendered:
-        """Return a chat that `adapt` returned as text. Raises DtlError where the template does not
-        accept it."""
+        """Return a chat that `adapt` returned as text. Raises InvalidRowError where the template
+        does not accept it."""
         from jinja2 import TemplateError
 
         try:
@@ -87,7 +87,7 @@ class ChatTemplate:
                 add_generation_prompt=add_generation_prompt,
             )
         except (TemplateError, TypeError, ValueError, LookupError, AttributeError):
-            raise DtlError.of(
+            raise InvalidRowError.of(
                 self.location,
                 f"the chat template of {self.name} does not accept the row ({first_error})",
                 "change the messages as the template requires",
@@ -132,15 +132,21 @@ def _render(tokenizer: Any, chat: Chat, *, add_generation_prompt: bool) -> Rende
 
 
 def _adapt_message(message: Message, form: TemplateForm) -> Message:
-    made = {key: value for key, value in message.items() if key not in ("weight", "train")}
+    made = {key: value for key, value in message.items() if key not in WEIGHT_KEYS}
     content = made.get("content")
     if isinstance(content, list) and not form.content_parts:
         made["content"] = "\n".join(part["text"] for part in content)
     elif isinstance(content, str) and not form.text_content:
         made["content"] = [{"type": "text", "text": content}]
-    present = [key for key in REASONING_KEYS if key in made]
-    if len(present) == 1 and form.reasoning_key is not None:
-        made[form.reasoning_key] = made.pop(present[0])
+    present = [key for key in REASONING_KEYS if made.get(key)]
+    if (
+        present
+        and form.reasoning_key is not None
+        and all(made[key] == made[present[0]] for key in present)
+    ):
+        reasoning = made[present[0]]
+        made = {key: value for key, value in made.items() if key not in REASONING_KEYS}
+        made[form.reasoning_key] = reasoning
     if form.text_arguments and "tool_calls" in made:
         made["tool_calls"] = [_with_text_arguments(call) for call in made["tool_calls"]]
     return made

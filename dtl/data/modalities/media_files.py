@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from dtl.core.errors import DtlError
+from dtl.core.errors import InvalidRowError
 
 DIGEST_BYTES = 4096  # read at each end of a file: enough to distinguish two recordings or images
 SUFFIXES = {
@@ -21,7 +21,7 @@ ALIASES = {
 }
 
 
-class MediaDecodeError(DtlError):
+class MediaDecodeError(InvalidRowError):
     """A media file with a valid header cannot be decoded to its end, or has values that are not
     finite."""
 

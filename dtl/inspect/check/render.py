@@ -14,7 +14,11 @@ from dtl.inspect.check.media import AudioStats, ImageStats
 from dtl.inspect.check.preview import Preview
 from dtl.inspect.check.stats import SourceStats
 from dtl.inspect.check.token_findings import recommend_limit
-from dtl.prepare.expanded_rows import dropped_features
+from dtl.prepare.expanded_rows import (
+    dropped_features,
+    format_unread_keys,
+    unread_message_keys,
+)
 
 HISTOGRAM_BINS, BAR_WIDTH = 8, 30
 MAX_FAULTS_DISPLAYED = 5
@@ -31,6 +35,7 @@ def summarize_source(source: SourceStats) -> dict[str, Any]:
         "examples": source.examples,
         "expanded_rows": source.expanded,
         "unread_columns": list(source.unread_columns),
+        "unread_message_keys": unread_message_keys(source.row_notes),
         "dropped": {k: len(rows) for k, rows in dropped_features(source.row_notes).items()},
         "invalid_rows": [_fault_to_dict(fault) for fault in faults],
         "skipped_rows": source.skipped_rows,
@@ -82,8 +87,11 @@ def format_source(source: SourceStats) -> Iterator[str]:
         )
     for feature, count in summary["dropped"].items():
         yield f"  the chat template does not render: {feature} ({count} rows)"
+    if (unread := format_unread_keys(source.row_notes)) is not None:
+        yield f"  {unread}"
     if source.unread_columns:
-        yield f"  columns that the task does not read: {', '.join(source.unread_columns)}"
+        names = ", ".join(column or repr(column) for column in source.unread_columns)
+        yield f"  columns that the task does not read: {names}"
     invalid = summary["invalid_rows"]
     for row in invalid[:MAX_FAULTS_DISPLAYED]:
         yield f"  invalid row: {row['location']} ({row['reason']})"

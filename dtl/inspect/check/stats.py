@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from dtl.core.errors import Fault
 from dtl.data.cache.encoded import EncodedData, RowNotes
 from dtl.data.example import EncodedExample
+from dtl.data.invalid_rows import invalid_problems
 from dtl.data.sources.rows import Row
 from dtl.inspect.check.media import AudioStats, ImageStats, measure_media
 from dtl.inspect.check.row_summary import RowSummary, summarize_row
@@ -23,6 +24,7 @@ from dtl.prepare.prepared_data import PreparedData
 from dtl.tasks.base import Task
 
 MAX_SAMPLED_EXAMPLES = 20_000  # evenly spaced examples whose tokens are counted
+FIX_OF_INVALID = "change the messages as the chat template requires, or set data.on_bad_row=skip"
 MAX_SAMPLED_MEDIA = 200  # evenly spaced media files that are decoded
 
 
@@ -68,7 +70,11 @@ def collect_source_stats(
     skipped_rows: dict[str, list[str]] = {}
     tokens = _TokenSampler(data, task, prepared)
     columns: dict[str, bool] = {}  # whether some row has it read
+    invalid: dict[str, Fault] = {}
     for count, row in enumerate(rows):
+        if problems := invalid_problems([skip_reasons.get(row.index, "")]):
+            invalid[row.location] = Fault(row.location, problems[0], FIX_OF_INVALID)
+            continue
         summary = summarize_row(row, task)
         summaries.append(summary)
         read = task.read_columns(row.fields)
@@ -91,6 +97,7 @@ def collect_source_stats(
         lengths=tuple(data.lengths.tolist()),
         tokens=tokens.finish(),
         media=tuple(media),
+        invalid_rows=tuple(invalid.values()),
     )
 
 

@@ -33,12 +33,12 @@ REFUSED = {
 REASONING_KEYS = {"gpt_oss": "thinking", "command_a": "thinking"}
 PROMPT_ENDS_IN_BLANK = {"blank_prompt", "jamba"}
 # Their generation prompt begins reasoning that they do not write before an answer without it.
-OPENS_REASONING = {"deepseek_r1", "nemotron3"}
+OPENS_REASONING = {"deepseek_r1", "minimax_m2", "nemotron3"}
 WITHOUT_END = {"glm4", "glm4_5"}  # the next message ends an answer
 SENTINEL = "zq{}x"
 # Templates that render an answer differently in a longer chat, and some that do not.
-IRREGULAR = ("alpaca", "chatml", "deepseek_r1", "glm4_5", "gpt_oss", "mistral_v3", "nemotron3")
-IRREGULAR += ("phi3", "phi4_mini", "qwen3", "qwen3_5")
+IRREGULAR = ("alpaca", "chatml", "deepseek_r1", "glm4_5", "gpt_oss", "minimax_m2", "mistral_v3")
+IRREGULAR += ("nemotron3", "phi3", "phi4_mini", "qwen3", "qwen3_5")
 # Each kind of generation prompt: none, a blank, a word, an added token, a newline, reasoning.
 BORDERS = ("llama2", "jamba", "blank_prompt", "vicuna", "falcon", "phi4", "chatml", "qwen3_5")
 
@@ -158,11 +158,10 @@ def test_chats_of_the_wild_are_refused_by_the_template_or_learned_as_its_blocks_
     for feature, fields in tiny_chat.WILD.items():
         row = row_of(fields)
         try:
-            rows = task.expand_row(row, processor=tokenizer)
+            found = [encode(each) for each in task.expand_row(row, processor=tokenizer)]
         except DtlError as error:
             assert "does not accept the row" in str(error), feature
             continue
-        found = [encode(each) for each in rows]
         if name == "glm4" and "call" in feature:
             # The model itself writes the token of its role between the parts of an answer.
             start, end = runs(supervised(found[0]))[0]
@@ -293,3 +292,17 @@ def test_each_text_of_a_chat_is_in_an_example_or_reported_as_dropped(name):
             if sentinel not in text and not (path[0] == "messages" and path[1] > last)
         }
         assert reported == lost, feature
+
+
+@pytest.mark.parametrize("name", tiny_chat.NAMES)
+def test_each_further_key_of_a_message_is_in_the_text_or_reported(name):
+    tokenizer = tiny_chat.tokenizer(name)
+    encoder = make_task("causal_lm", max_length=4000).encoder(tokenizer, {}, None)
+    sentinels = {"name": "zqannx", "foo": "zqfoox", "tool_plan": "zqplanx", "id": "zqidx"}
+    for place in (0, 1):
+        messages = [dict(tiny_chat.QUESTION), dict(tiny_chat.ANSWER)]
+        messages[place] |= sentinels
+        example = encoder(row_of({"messages": messages}))
+        text = tokenizer.decode(example.values["input_ids"])
+        lost = {f"messages.{key}" for key, sentinel in sentinels.items() if sentinel not in text}
+        assert set(example.dropped) == lost
