@@ -12,10 +12,12 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from dtl.core.errors import DtlError
+from dtl.data.chat.beginnings import Beginnings, render_beginnings
 from dtl.data.chat.markers import LocatedText, locate_texts
 from dtl.data.chat.messages import Chat
 from dtl.data.chat.template import ChatTemplate, Rendered, added_tokens
 
+MAX_CLOSING = 2000  # characters in which the tokens that end an answer stand
 FOLLOWING = {"role": "user", "content": "x"}  # a message after an answer
 
 
@@ -44,6 +46,10 @@ class RenderedChat:
         self.chat = chat
         self._rendered: dict[tuple[int, bool], Rendered] = {}
         self._located: dict[tuple[int, bool], list[LocatedText]] = {}
+        self._extents: dict[tuple[int, bool], dict[int, tuple[int, int]]] = {}
+        self._starts: dict[int, list[int]] = {}
+        self._beginnings: dict[bool, Beginnings | None] = {}
+        self._answer_ends: dict[int, int] = {}
 
     def beginning(self, count: int) -> Chat:
         """Return the chat of the first messages."""
@@ -54,6 +60,13 @@ class RenderedChat:
         return self._render(count, with_prompt=with_prompt).text
 
     def _render(self, count: int, *, with_prompt: bool) -> Rendered:
+        if 0 < count < len(self.chat.messages):
+            if with_prompt not in self._beginnings:
+                self._beginnings[with_prompt] = render_beginnings(
+                    self.template, self.chat, add_generation_prompt=with_prompt
+                )
+            if (beginnings := self._beginnings[with_prompt]) is not None:
+                return Rendered(beginnings.text_of(count))
         key = (count, with_prompt)
         if key not in self._rendered:
             self._rendered[key] = self.template.render(
@@ -90,18 +103,19 @@ class RenderedChat:
         self, message: int, count: int, *, with_prompt: bool = False
     ) -> tuple[int, int] | None:
         """Return the first and the last character of the texts of a message; None: unknown."""
-        places = [
-            each.location
-            for each in self.located(count, with_prompt=with_prompt)
-            if each.text.message == message and each.location is not None
-        ]
-        if not places:
-            return None
-        return min(place.start for place in places), max(place.end for place in places)
+        key = (count, with_prompt)
+        if key not in self._extents:
+            self._extents[key] = _find_extents(self.located(count, with_prompt=with_prompt))
+        return self._extents[key].get(message)
 
     def answer_end(self, message: int) -> int:
         """Return where an answer ends in the text of the messages through it: after the token that
         closes it, before what the template writes only at the end of a chat."""
+        if message not in self._answer_ends:
+            self._answer_ends[message] = self._find_answer_end(message)
+        return self._answer_ends[message]
+
+    def _find_answer_end(self, message: int) -> int:
         text = self.text(message + 1)
         visible = text.rstrip()
         closing = self._closing_tokens(visible)
@@ -120,7 +134,8 @@ class RenderedChat:
     def _closing_tokens(self, visible: str) -> list[re.Match[str]]:
         """Return the added tokens at the end of a text, with only whitespace between them."""
         tokens = added_tokens(self.template.tokenizer)
-        found = [] if tokens is None else list(tokens.finditer(visible))
+        last = max(0, len(visible) - MAX_CLOSING)
+        found = [] if tokens is None else list(tokens.finditer(visible, last))
         first, end = len(found), len(visible)
         while first and not visible[found[first - 1].end() : end].strip():
             first -= 1
@@ -149,6 +164,11 @@ class RenderedChat:
             return ""
         return prompt[len(text) :] if prompt.startswith(text) else ""
 
+    def is_stable(self, message: int, count: int) -> bool:
+        """Return whether the text of the first `count` messages begins with that of the messages
+        through an answer, up to its end."""
+        return self.text(count).startswith(self.text(message + 1)[: self.answer_end(message)])
+
     def locate_answer(self, message: int, count: int) -> AnswerSpan:
         """Return where an answer stands in the text of the first `count` messages.
 
@@ -156,7 +176,7 @@ class RenderedChat:
         """
         text, through = self.text(count), self.text(message + 1)
         prompt, end = self.prompt(message), self.answer_end(message)
-        is_stable = text.startswith(through[:end])
+        is_stable = self.is_stable(message, count)
         is_as_in_use = is_stable and (message == 0 or through.startswith(prompt or through))
         if prompt is not None and text.startswith(prompt):
             start, follows_prompt = len(prompt), True
@@ -217,8 +237,13 @@ class RenderedChat:
 
     def _next_start(self, message: int, count: int) -> int:
         """Return where the first text after a message starts."""
-        following = (self.extent(other, count) for other in range(message + 1, count))
-        return min((each[0] for each in following if each), default=len(self.text(count)))
+        if count not in self._starts:
+            starts = [len(self.text(count))]
+            for other in range(count - 1, 0, -1):
+                extent = self.extent(other, count)
+                starts.append(starts[-1] if extent is None else min(extent[0], starts[-1]))
+            self._starts[count] = starts[::-1]  # of the messages from 1 on
+        return self._starts[count][message] if message < count else len(self.text(count))
 
 
 @dataclass(frozen=True)
@@ -246,15 +271,29 @@ def plan_conversations(
     count = total
     while remaining:
         last = remaining[-1]
-        spans = [rendered.locate_answer(message, count) for message in remaining]
-        if not spans[-1].is_stable and count > last + 1:
+        if count > last + 1 and not rendered.is_stable(last, count):
             count = last + 1  # what follows the answer changes it
             continue
-        learned = tuple(span.message for span in spans if span.is_stable or span is spans[-1])
+        learned = tuple(
+            message
+            for message in remaining
+            if message == last or rendered.is_stable(message, count)
+        )
         made.append(Conversation(count, learned))
         remaining = [message for message in remaining if message not in learned]
         count = remaining[-1] + 1 if remaining else 0
     return made[::-1]
+
+
+def _find_extents(located: Sequence[LocatedText]) -> dict[int, tuple[int, int]]:
+    """Return the first and the last character of the located texts of each message."""
+    extents: dict[int, tuple[int, int]] = {}
+    for each in located:
+        if each.text.message is not None and each.location is not None:
+            start, end = each.location.start, each.location.end
+            first, last = extents.get(each.text.message, (start, end))
+            extents[each.text.message] = min(start, first), max(end, last)
+    return extents
 
 
 def _shared_length(first: str, second: str) -> int:
