@@ -34,6 +34,8 @@ MISSING_TEXTS = frozenset(
         "null",
     }
 )
+# Of these, what nobody writes as a text, but programs do where there is none.
+NO_TEXTS = frozenset({"nan", "NaN", "-nan", "-NaN", "<NA>", "NaT", "#N/A"})
 UNLABELED = "-1"  # of rows without a label, as in the test sets of GLUE and in scikit-learn
 BLANKS = r"[\s\u200b\u200c\u200d\u2060\ufeff]"  # white space and characters without width
 SURROUNDING_BLANKS = re.compile(f"^{BLANKS}+|{BLANKS}+$")

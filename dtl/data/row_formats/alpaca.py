@@ -1,4 +1,4 @@
-"""Alpaca: `instruction`, `input` and `output`, with `system`, `history` and `tools`."""
+"""Alpaca, Dolly, OpenOrca: `instruction`, `input` and `output`, with `system` and `history`."""
 
 from __future__ import annotations
 
@@ -17,13 +17,22 @@ from dtl.data.row_formats.values import (
 )
 from dtl.data.sources.results import Fields
 
-# The names that Alpaca and Dolly have.
-INPUTS, OUTPUTS = ("input", "context"), ("output", "response")
-READ = ("instruction", *INPUTS, *OUTPUTS, "system", "history", "tools")
+# The names that Alpaca, Dolly and OpenOrca have.
+INSTRUCTIONS, SYSTEMS = ("instruction", "question", "query"), ("system", "system_prompt")
+INPUTS, OUTPUTS = ("input", "context"), ("output", "response", "answer")
+RESPONSES = ("chosen", "rejected")
+READ = (*INPUTS, *OUTPUTS, *SYSTEMS, "history", "tools")
 
 
 def _matches(fields: Fields) -> bool:
-    return isinstance(fields.get("instruction"), str) and "completions" not in fields
+    """Return whether a row has an instruction; under another name, only with an answer to it."""
+    if isinstance(fields.get("instruction"), str):
+        return "completions" not in fields
+    if fields.get("prompt") or "text" in fields:  # columns that the tasks read
+        return False
+    has_answer = _first(fields, OUTPUTS) is not None or set(RESPONSES) <= set(fields)
+    column = _first(fields, INSTRUCTIONS)
+    return has_answer and column is not None and isinstance(fields[column], str)
 
 
 def to_chat(fields: Fields) -> Fields:
@@ -41,8 +50,7 @@ def to_chat(fields: Fields) -> Fields:
 def to_pair(fields: Fields) -> Fields:
     """Return the row with the columns `prompt`, `chosen` and `rejected`."""
     responses = {
-        name: [{"role": "assistant", "content": require_text(fields, name)}]
-        for name in ("chosen", "rejected")
+        name: [{"role": "assistant", "content": require_text(fields, name)}] for name in RESPONSES
     }
     return _replace(fields, (), prompt=_read_prompt(fields), **responses)
 
@@ -62,13 +70,14 @@ def to_labeled(fields: Fields) -> Fields:
 def _replace(fields: Fields, read: tuple[str, ...], **columns: Any) -> Fields:
     if tools := get_tools(fields):
         columns["tools"] = tools
-    return replace_columns(fields, (*READ, *read), **columns)
+    column = _first(fields, INSTRUCTIONS) or INSTRUCTIONS[0]
+    return replace_columns(fields, (*READ, column, *read), **columns)
 
 
 def _read_prompt(fields: Fields) -> list[Message]:
     """Return the messages before the output: the user's last one is instruction and input."""
     messages: list[Message] = []
-    if system := get_text(fields, "system"):
+    if system := get_text(fields, _first(fields, SYSTEMS) or SYSTEMS[0]):
         messages.append({"role": "system", "content": system})
     for exchange in get_list(fields, "history"):
         if not isinstance(exchange, list) or len(exchange) != 2:
@@ -81,7 +90,8 @@ def _read_prompt(fields: Fields) -> list[Message]:
             for role, content in zip(("user", "assistant"), exchange, strict=True)
         ]
     column = _first(fields, INPUTS)
-    texts = [require_text(fields, "instruction"), get_text(fields, column) if column else ""]
+    instruction = require_text(fields, _first(fields, INSTRUCTIONS) or INSTRUCTIONS[0])
+    texts = [instruction, get_text(fields, column) if column else ""]
     return [*messages, {"role": "user", "content": "\n".join(filter(None, texts))}]
 
 

@@ -1,4 +1,4 @@
-"""OpenAI's fine-tuning files: older chats with functions, and preferences."""
+"""OpenAI's fine-tuning files: older chats, with functions or a column `system`; preferences."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from dtl.data.row_formats.values import (
     Message,
     RowFormatError,
     get_list,
+    get_text,
     get_tools,
     is_messages,
     replace_columns,
@@ -22,23 +23,31 @@ PREFERENCE_COLUMNS = ("input", "preferred_output", "non_preferred_output")
 
 
 def _is_older_chat(fields: Fields) -> bool:
-    """Return whether a chat has functions, or roles that templates do not know."""
+    """Return whether a chat has functions, a column `system`, or roles unknown to templates."""
     messages = parse_text(fields.get("messages"))
     if not is_messages(messages, "role"):
         return False
-    return "functions" in fields or any(
-        message["role"] in ROLES or message.get("function_call") for message in messages
+    has_system = isinstance(fields.get("system"), str)
+    return (
+        has_system
+        or "functions" in fields
+        or any(message["role"] in ROLES or message.get("function_call") for message in messages)
     )
 
 
 def to_chat(fields: Fields) -> Fields:
     """Return the row with `messages` and `tools` as the current interface has them."""
-    columns: dict[str, Any] = {
-        "messages": [_read_message(item) for item in get_list(fields, "messages")]
-    }
+    messages = [_read_message(item) for item in get_list(fields, "messages")]
+    if system := get_text(fields, "system"):
+        if messages and messages[0]["role"] == "system":
+            raise RowFormatError("`system` stands beside a system message", "remove one of them")
+        messages.insert(0, {"role": "system", "content": system})
+    columns: dict[str, Any] = {"messages": messages}
     if tools := get_tools({"tools": fields.get("functions")}) or get_tools(fields):
         columns["tools"] = tools
-    return replace_columns(fields, ("messages", "functions", "function_call", "tools"), **columns)
+    return replace_columns(
+        fields, ("messages", "system", "functions", "function_call", "tools"), **columns
+    )
 
 
 def _read_message(item: Any) -> Message:

@@ -19,6 +19,7 @@ from dtl.data.sources.results import Fields
 
 SPEAKER = re.compile(r"(?:\A|\n\n)(Human|Assistant):")
 ROLES = {"Human": "user", "Assistant": "assistant"}
+OTHER_PROMPTS = ("system", "system_prompt", "input", "context", "history", "post")
 SCORES = ("fine-grained_score", "overall_score")  # the second one has errors: 10 instead of 1
 
 
@@ -58,6 +59,11 @@ def from_implicit_prompt(fields: Fields) -> Fields:
 
     As in TRL, a blank at its end belongs to the responses.
     """
+    if others := [name for name in OTHER_PROMPTS if fields.get(name)]:
+        raise RowFormatError(
+            f"`{others[0]}` stands beside responses that begin with their prompt",
+            "map the prompt in data.columns: {prompt: ...}, or rename the column",
+        )
     chosen, rejected = (require_text(fields, name) for name in ("chosen", "rejected"))
     characters = zip(chosen, rejected, strict=False)
     shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], characters))

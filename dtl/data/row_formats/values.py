@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from dtl.data.label_values import NO_TEXTS
 from dtl.data.nested_text import parse_text
 from dtl.data.sources.results import Fields
 
@@ -33,6 +34,10 @@ def get_text(fields: Fields, column: str) -> str:
         return ""
     if not isinstance(value, str):
         raise RowFormatError(f"`{column}` is {type(value).__name__}, not text", "give a string")
+    if value.strip() in NO_TEXTS:
+        raise RowFormatError(
+            f"`{column}` is {value!r}, which a program wrote for no text", "write an empty text"
+        )
     return value
 
 

@@ -19,6 +19,8 @@ from dtl.data.sources.results import (
     os_error_fault,
 )
 from dtl.data.sources.text_encoding import (
+    LATIN1,
+    LATIN1_CONTROLS,
     SAMPLE_BYTES,
     TextEncoding,
     find_encoding,
@@ -143,6 +145,15 @@ class TextFileReader(FileReader):
                 name,
                 f"the file is read as {encoding.name}, but it is valid UTF-8",
                 f"remove {location}.encoding",
+            )
+        elif encoding.codec in LATIN1 and LATIN1_CONTROLS.search(
+            encoding.decode_valid(self.sample)
+        ):
+            yield Fault(
+                name,
+                f"the file is read as {encoding.name}, but has bytes that are quotation marks or "
+                "dashes in cp1252, and control characters in Latin-1",
+                f"set {location}.encoding=cp1252",
             )
         elif (sign := find_wrong_decoding(encoding.decode_valid(self.sample))) is not None:
             yield Fault(

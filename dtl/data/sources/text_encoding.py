@@ -30,6 +30,9 @@ UTF8_AS_CP1252 = re.compile(
     "\u00c3[\u0080-\u00bf\u0152\u0153\u0178\u02c6\u2013-\u2122]|\u00e2\u20ac."
 )
 MIN_WRONG_CHARACTERS = 2
+# Quotation marks and dashes of cp1252 in a text that was read as Latin-1.
+LATIN1 = ("latin-1", "iso8859-1")
+LATIN1_CONTROLS = re.compile("[\u0080-\u0084\u0086-\u009f]")
 HIGH_BYTES = re.compile(rb"[\x80-\xff]")
 MULTIBYTE_UTF8 = re.compile(rb"[\xc2-\xf4][\x80-\xbf]")
 
@@ -160,6 +163,8 @@ def find_wrong_decoding(text: str) -> str | None:
     """Return the sign of UTF-8 that was decoded wrongly before it was written, or None."""
     if "\ufffd" in text:
         return "replacement characters (U+FFFD)"
+    if control := LATIN1_CONTROLS.search(text):
+        return f"control characters (U+{ord(control.group()):04X})"
     found = UTF8_AS_CP1252.findall(text)
     return f"{found[0]!r}" if len(found) >= MIN_WRONG_CHARACTERS else None
 

@@ -162,6 +162,18 @@ def find_skipped_rows(source: SourceStats) -> Iterator[Finding]:
         yield create_finding("skipped_rows", locations, len(source.summaries), problem, fix)
 
 
+def find_missing_texts(source: SourceStats) -> Iterator[Finding]:
+    """Yield a finding for rows with a text such as "nan", which a program wrote for no text."""
+    found = [row for row in source.summaries if row.missing_texts]
+    if found:
+        problem = (
+            f"rows have the text of a missing value, such as 'nan' (`{found[0].missing_texts[0]}`)"
+        )
+        fix = "write an empty text, or remove the rows"
+        rows = [row.location for row in found]
+        yield create_finding("missing_texts", rows, len(source.summaries), problem, fix)
+
+
 def find_empty_targets(source: SourceStats) -> Iterator[Finding]:
     """Yield a finding for rows whose target text is empty."""
     with_target = [row for row in source.summaries if row.target is not None]

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from dtl.config.schema import RunConfig
 from dtl.core.errors import Fault
 from dtl.data.label_values import parse_number
 from dtl.inspect.check.findings import Finding, create_finding
@@ -18,14 +19,20 @@ from dtl.inspect.check.stats import SourceStats
 MIN_UNIQUE_LABELS = 20  # with fewer, many labels for few rows may be right
 UNIQUE_FRACTION = 0.5  # of the rows
 LARGE_DEVIATION = 100.0  # standard deviation of numbers, whose squared errors are then large
-SEPARATORS = "|;,"
+SEPARATORS = "|;,/+&"
+SHARED_FRACTION = 0.5  # of the parts of combined labels, each of which is in several labels
+# Texts that mean a missing value in some data, and are a class in others.
+PLACEHOLDERS = {"na", "n.a.", "n/a", "nan", "nil", "null", "undefined", "missing", "#null!"}
+PLACEHOLDER_FORM = re.compile(r"[\W_]+|#[\w/]+[!?]?")  # "-", "?", and errors such as #REF!
 
 
-def find_label_problems(source: SourceStats) -> Iterator[Finding]:
+def find_label_problems(source: SourceStats, config: RunConfig) -> Iterator[Finding]:
     """Yield all findings on how the labels of one source are written."""
+    listed = frozenset(getattr(config.task.options, "labels", None) or ())
     yield from _find_forms(source)
     yield from _find_mixed_types(source)
     yield from _find_similar_labels(source)
+    yield from _find_placeholders(source, listed)
     yield from _find_combined_labels(source)
     yield from _find_unique_labels(source)
     yield from _find_number_problems(source)
@@ -90,16 +97,43 @@ def _find_similar_labels(source: SourceStats) -> Iterator[Finding]:
         yield create_finding("similar_labels", rows, len(source.summaries), problem, fix)
 
 
+def _find_placeholders(source: SourceStats, listed: frozenset[str]) -> Iterator[Finding]:
+    """Labels such as ? and NULL among words, that task.labels does not list."""
+    labels = {label for row, label, _ in _written_pairs(source)}
+    suspicious = {label for label in labels if _is_placeholder(label)} - listed
+    if suspicious and any(re.match(r"[^\W\d_]{2}", label) for label in labels - suspicious):
+        rows = [row.location for row in source.summaries if suspicious & set(row.labels)]
+        problem = f"rows have a label that often means a missing one: {min(suspicious)!r}"
+        fix = "leave these rows out, or list the labels in task.labels if this is a class"
+        yield create_finding("placeholder_labels", rows, len(source.summaries), problem, fix)
+
+
+def _is_placeholder(label: str) -> bool:
+    return label.casefold() in PLACEHOLDERS or PLACEHOLDER_FORM.fullmatch(label) is not None
+
+
+def _split_label(label: str, separator: str) -> list[str]:
+    return [part.strip() for part in label.split(separator)]
+
+
+def _find_combined(labels: set[str], separator: str) -> set[str]:
+    """Return the labels that are several in one: their parts are labels as well, or most of the
+    parts are in several labels."""
+    split = {label: _split_label(label, separator) for label in labels if separator in label}
+    combined = {label for label, parts in split.items() if set(parts) <= labels}
+    if combined or len(split) < 2:
+        return combined
+    counts = Counter(part for label in labels for part in set(_split_label(label, separator)))
+    parts = {part for parts in split.values() for part in parts}
+    shared = sum(counts[part] > 1 for part in parts)
+    return set(split) if shared >= 2 and shared >= SHARED_FRACTION * len(parts) else set()
+
+
 def _find_combined_labels(source: SourceStats) -> Iterator[Finding]:
-    """Labels such as a|b, where a and b are labels as well."""
+    """Labels such as a|b, where a and b are labels as well, or "a, b" beside "b, c"."""
     labels = {label for row in source.summaries for label in row.labels}
     for separator in SEPARATORS:
-        combined = {
-            label
-            for label in labels
-            if separator in label and {part.strip() for part in label.split(separator)} <= labels
-        }
-        if combined:
+        if combined := _find_combined(labels, separator):
             rows = [row.location for row in source.summaries if combined & set(row.labels)]
             problem = f"rows have several labels in one: {min(combined)!r}"
             fix = (

@@ -10,7 +10,7 @@ from dtl.config.schema import Data, RunConfig
 from dtl.core.errors import DtlError, Fault
 from dtl.data.cache.encoded import EncodedData
 from dtl.data.chat.coverage import FEATURES
-from dtl.data.modalities.undecodable import count_undecodable
+from dtl.data.invalid_rows import count_invalid
 from dtl.data.sources.rows import Row
 from dtl.inspect.check.chat_findings import find_chat_problems
 from dtl.inspect.check.findings import (
@@ -20,6 +20,7 @@ from dtl.inspect.check.findings import (
     find_empty_targets,
     find_invalid_rows,
     find_leakage,
+    find_missing_texts,
     find_skipped_rows,
     find_unknown_labels,
 )
@@ -88,7 +89,8 @@ def check_data(config: RunConfig, parts: Parts) -> DataReport:
     lenient = config.model_copy(update={"data": data})
     try:
         prepared = prepare_data(lenient, parts)
-        if not any(count_undecodable(each.data.summary.skipped) for each in prepared.encoded):
+        invalid = any(count_invalid(each.data.summary.skipped) for each in prepared.encoded)
+        if not invalid or parts.task.media_column is None:
             return _create_report(config, parts, prepared, decode_faults={})
         check = _DecodingCheck(parts.task)
         prepared = prepare_data(lenient, parts, check=check)
@@ -129,8 +131,9 @@ def _create_report(
             "held-out", held_out_rows, prepared.held_out, parts.task, prepared
         )
     train = _add_invalid_rows(train, prepared.sources[0], config.data, decode_faults)
-    if held_out is not None and len(prepared.sources) > 1:
-        held_out = _add_invalid_rows(held_out, prepared.sources[1], config.data, decode_faults)
+    if held_out is not None:
+        source = prepared.sources[1] if len(prepared.sources) > 1 else None
+        held_out = _add_invalid_rows(held_out, source, config.data, decode_faults)
     read = config.task.group_by
     sources = tuple(
         replace(each, unread_columns=tuple(c for c in each.unread_columns if c != read))
@@ -146,12 +149,14 @@ def _create_report(
 
 
 def _add_invalid_rows(
-    stats: SourceStats, source: ScannedSource, data: Data, decode_faults: dict[str, Fault]
+    stats: SourceStats, source: ScannedSource | None, data: Data, decode_faults: dict[str, Fault]
 ) -> SourceStats:
-    """Add the invalid rows of a source; if it is split, the training part gets all of them."""
-    invalid = tuple(fault for fault in source.faults if fault.location not in decode_faults)
-    corrupted = tuple(fault for fault in source.faults if fault.location in decode_faults)
-    total = source.valid_rows + len(source.faults)
+    """Add the invalid rows of a source to those that were found when they were encoded; if it is
+    split, the training part gets all of them, and the other part has no source."""
+    faults = () if source is None else source.faults
+    invalid = tuple(fault for fault in faults if fault.location not in decode_faults)
+    corrupted = tuple(fault for fault in faults if fault.location in decode_faults)
+    total = stats.rows if source is None else source.valid_rows + len(faults)
 
     def stop_run(faults: tuple[Fault, ...], rows: int) -> bool:
         is_refused = data.on_bad_row == "fail" or len(faults) > data.max_bad_fraction * rows
@@ -159,9 +164,10 @@ def _add_invalid_rows(
 
     return replace(
         stats,
-        invalid_rows=invalid,
+        invalid_rows=(*invalid, *stats.invalid_rows),
         corrupted_media=corrupted,
-        invalid_rows_stop_run=stop_run(invalid, total),
+        invalid_rows_stop_run=stop_run(invalid, total)
+        or stop_run(stats.invalid_rows, total - len(faults)),
         corrupted_media_stop_run=stop_run(corrupted, total - len(invalid)),
     )
 
@@ -178,7 +184,8 @@ def find_problems(
             *find_invalid_rows(source),
             *find_skipped_rows(source),
             *find_empty_targets(source),
-            *find_label_problems(source),
+            *find_missing_texts(source),
+            *find_label_problems(source, config),
             *find_chat_problems(source, config),
             *find_truncation(source.tokens),
             *find_token_problems(source.tokens),

@@ -112,6 +112,40 @@ SAME_CONTENT = {
         {"instruction": "the river", "context": "and stone", "response": "a light"},
         {"messages": [ASK, GOOD]},
     ),
+    "open_orca": (
+        "alpaca",
+        "chat",
+        {
+            "id": "flan.1",
+            "system_prompt": "be old",
+            "question": "the river\nand stone",
+            "response": "a light",
+        },
+        TALK,
+    ),
+    "orca_pair": (
+        "alpaca",
+        "pair",
+        {
+            "system": "be old",
+            "question": "the river\nand stone",
+            "chosen": "a light",
+            "rejected": "the night",
+        },
+        PAIR,
+    ),
+    "question_answer": (
+        "alpaca",
+        "chat",
+        {"question": "the river\nand stone", "answer": "a light"},
+        {"messages": [ASK, GOOD]},
+    ),
+    "system_beside_messages": (
+        "openai",
+        "chat",
+        {"system": "be old", "messages": [ASK, GOOD]},
+        TALK,
+    ),
     "alpaca_pair": (
         "alpaca",
         "pair",

@@ -143,6 +143,8 @@ def test_every_format_has_content_that_is_compared():
         ("chat", TALK),
         ("chat", {"prompt": "the river", "completion": " light", "instruction": "x"}),
         ("chat", {"text": "the river"}),
+        ("chat", {"text": "the river", "question": "x", "answer": "y"}),
+        ("pair", {"prompt": "a", "chosen": "b", "rejected": "c", "question": "x"}),
         ("pair", PAIR),
         ("pair", {"prompt": "a", "chosen": "b", "rejected": "c"}),
         ("labeled", LABELED),
@@ -211,6 +213,13 @@ def test_row_without_output_ends_with_the_users_message():
             {"instruction": "x", "completions": [{"response": "y", "overall_score": "N/A"}]},
             "a completion has the score 'N/A'",
         ),
+        ("pair", {"system": "be", "chosen": "I go", "rejected": "I do"}, "`system` stands beside"),
+        (
+            "chat",
+            {"system": "be", "messages": [SYSTEM, ASK, GOOD]},
+            "`system` stands beside a system message",
+        ),
+        ("chat", {"instruction": "x", "input": "nan", "output": "y"}, "`input` is 'nan', which"),
         ("labeled", {**LABELED, "label": "maybe"}, "`label` is 'maybe' (expected true or false)"),
     ],
 )
@@ -227,3 +236,14 @@ def test_format_that_the_task_does_not_read_is_refused():
     path = as_json_lines({"chosen": "a b", "rejected": "a c"})
     with pytest.raises(DtlError, match=r"data\.train\.format: .*does not read rows in hh-rlhf"):
         open_kind(path, "chat", format="hh_rlhf")
+
+
+@pytest.mark.parametrize("key", ["weight", "train", "training", "loss"])
+@pytest.mark.parametrize("value", [0, False])
+def test_a_message_that_is_not_trained_on_is_marked_by_each_key(key, value):
+    answer = {"role": "assistant", "content": "no"}
+    rows = [{"messages": [ASK, {**answer, name: value}, ASK, GOOD]} for name in (key, "weight")]
+    marked, expected = (encode(open_kind(as_json_lines(row), "chat"), "chat") for row in rows)
+    assert marked == expected
+    learned = [label for label in marked["labels"] if label != -100]
+    assert tiny.tokenizer().decode(learned).startswith(GOOD["content"])

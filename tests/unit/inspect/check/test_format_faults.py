@@ -197,6 +197,13 @@ PLANTED = {
         {},
         "U+FFFD",
     ),
+    "latin-1 for cp1252": (
+        "text_classification",
+        "a.csv",
+        table([{**row, "text": f"“{row['text']}”"} for row in LABELED]).decode().encode("cp1252"),
+        {"encoding": "latin-1"},
+        "data.train.encoding=cp1252",
+    ),
     "one byte": ("text_classification", "a.csv", CSV + b"a \xff b,early\n", {}, "data.encoding"),
     "half a file": (
         "text_classification",

@@ -51,6 +51,10 @@ CASES: dict[str, tuple[list[Any], dict[str, Any], str, str]] = {
         "almost named",
     ),
     "joined": (planted(6, "spam|ham"), {}, "combined_labels", "label_separator='|'"),
+    "question mark": (planted(6, "?"), {}, "placeholder_labels", "'?'"),
+    "hyphen alone": (planted(6, "-"), {}, "placeholder_labels", "missing"),
+    "error of a sheet": (planted(6, "#REF!"), {}, "placeholder_labels", "#REF!"),
+    "null in capitals": (planted(6, "Null"), {}, "placeholder_labels", "'Null'"),
     "typo": (planted(6, "spma"), {"labels": ["spam", "ham"]}, "invalid_rows", "'spam'?"),
     "no name": (planted(6, 2, (0, 1)), {"labels": ["ham", "spam"]}, "invalid_rows", "no name"),
     "rare": (planted(6, "eggs"), {}, "rare_class", "'eggs' has 1 of 24"),
@@ -80,10 +84,11 @@ def test_planted_fault_is_found_at_its_row(checker, name):
     [
         ([f"text {n}" for n in range(COUNT)], {}, "unique_labels", "data.columns"),
         ([n + 0.25 for n in range(COUNT)], {}, "unique_labels", "problem_type=regression"),
+        (["sun, sea", "sea, sand", "sun, sand"] * 8, {}, "combined_labels", "separator=','"),
         ([0.5] * COUNT, NUMBERS, "constant_numbers", "is 0.5 in all 24 rows"),
         ([1000 * n for n in range(COUNT)], NUMBERS, "large_numbers", "scale the numbers"),
     ],
-    ids=["texts", "numbers", "constant", "large"],
+    ids=["texts", "numbers", "joined", "constant", "large"],
 )
 def test_a_column_that_is_not_what_the_task_learns_is_found(checker, labels, options, kind, words):
     report = checker.check("text_classification", with_labels(labels), **options)
@@ -102,6 +107,9 @@ CLEAN: dict[str, tuple[list[Any], dict[str, Any]]] = {
     "listed marks": (["NA", "EU"] * 12, {"labels": ["NA", "EU"]}),
     "signs": ([-1, 0, 1] * 8, {"labels": ["-1", "0", "1"]}),
     "class numbers": ([0, 1] * 12, {"labels": ["ham", "spam"]}),
+    "plus and minus": (["+", "-"] * 12, {}),
+    "slashes": (["Sci/Tech", "World/News"] * 12, {}),
+    "common words": (["home, garden", "home, office", "sports"] * 8, {}),
     "commas": (["yes, fully", "no, never"] * 12, {}),
     "label sets": ([["a"], [], ["a", "b"], ["b"]] * 6, MULTI),
     "flags": ([[1, 0, 0], [0, 1, 1]] * 12, {**MULTI, "labels": ["a", "b", "c"]}),
@@ -121,3 +129,21 @@ def test_unlabeled_test_set_stops_with_its_first_row(checker):
     held_out = [{**row, "label": -1} for row in create_labeled(4, seed=3)]
     with pytest.raises(Exception, match=r"held_out\.jsonl:1.*the label is missing.*-1"):
         checker.check("text_classification", create_labeled(10), held_out=held_out)
+
+
+def test_label_columns_are_read(checker):
+    rows = [
+        {"text": text, "toxic": number % 2, "insult": number % 3 == 0, "label": "old"}
+        for number, text in enumerate(create_texts(12))
+    ]
+    options = {**MULTI, "label_columns": ["toxic", "insult"]}
+    report = checker.check("text_classification", rows, **options)
+    assert report.findings == () and report.sources[0].unread_columns == ("label",)
+
+
+@pytest.mark.parametrize("text", ["nan", "NaN", " <NA> "])
+def test_text_that_a_program_wrote_for_no_text_is_found(checker, text):
+    rows = [{**row, "text_pair": "stone"} for row in with_labels(planted(0, "ham"))]
+    rows[6]["text_pair"] = text
+    found = get_finding(checker.check("text_classification", rows), "missing_texts")
+    assert is_at(found, "train.jsonl", 7) and "`text_pair`" in found.fault.problem
