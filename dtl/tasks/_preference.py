@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 
 from dtl.core.errors import Fault
-from dtl.data.chat.custom_template import find_template_notes, set_chat_template
 from dtl.data.chat.messages import CHAT_COLUMNS
 from dtl.data.chat.options import ChatOptions
 from dtl.data.chat.preference import (
@@ -26,7 +25,6 @@ from dtl.data.chat.preference import (
     preview_pair,
 )
 from dtl.data.chat.response import ResponseTokenizer
-from dtl.data.chat.stop_tokens import add_stop_tokens
 from dtl.data.modalities.text import limit_to_positions
 from dtl.data.padding import attention_mask, pad_sequences
 from dtl.losses.cross_entropy import IGNORE_INDEX
@@ -36,7 +34,8 @@ from dtl.metrics.base import EvalRecord, Metric
 from dtl.metrics.preference import accuracy_counts, pair_scores
 from dtl.models.structure.padding import right_padded_inputs
 from dtl.models.structure.wrappers import unwrap
-from dtl.tasks.base import DatasetStats, Encoder, ExamplePreview, Task, TokenSpan
+from dtl.tasks._chat import GenerativeChatTask
+from dtl.tasks.base import DatasetStats, Encoder, ExamplePreview, TokenSpan
 
 if TYPE_CHECKING:
     from numpy import ndarray
@@ -68,7 +67,7 @@ class PairLosses:
     nll_B: Tensor | None = None
 
 
-class PairTask(Task):
+class PairTask(GenerativeChatTask):
     """A language model learns which of two responses to a prompt is better; a pair is one target.
 
     A plugin defines `pair_losses`.
@@ -82,6 +81,7 @@ class PairTask(Task):
     metric = Metric("accuracy")
     truncation_options: ClassVar = {"max_length": RESPONSES}
     supervises_eos = True
+    options: PairOptions
 
     @abstractmethod
     def pair_losses(self, model: nn.Module, batch: dict[str, Tensor]) -> PairLosses:
@@ -100,25 +100,6 @@ class PairTask(Task):
         """Return the prompt, the chosen response and the rejected response."""
         prompt, *responses = pair_token_parts(values)
         return [TokenSpan(prompt, False), *(TokenSpan(part, True) for part in responses)]
-
-    def collect_dataset_stats(self, rows: Iterable[Row], base_config: Any) -> DatasetStats:
-        return {}
-
-    def adapt_processor(
-        self, processor: Any, dataset_stats: DatasetStats
-    ) -> tuple[Any, DatasetStats]:
-        """Set the chat template of the options."""
-        return set_chat_template(processor, dataset_stats, self.options)
-
-    def find_data_notes(self, dataset_stats: DatasetStats) -> Iterable[str]:
-        return find_template_notes(self.options)
-
-    def head_config(self, dataset_stats: DatasetStats) -> dict[str, Any]:
-        return {}
-
-    def configure_model(self, model: nn.Module, *, processor: Any) -> None:
-        """Stop a generated text at the tokens that end an answer of a chat or a text."""
-        add_stop_tokens(model, processor, self.options.chat_template_kwargs)
 
     def max_length(self, processor: Any, dataset_stats: DatasetStats, base_config: Any) -> int:
         """Return the length of both responses, each with the prompt."""

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from dtl.core.errors import Fault
-from dtl.data.chat.custom_template import find_template_notes, set_chat_template
 from dtl.data.chat.messages import (
     CHAT_COLUMNS,
     Chat,
@@ -24,7 +23,6 @@ from dtl.data.chat.messages import (
 )
 from dtl.data.chat.options import ChatOptions
 from dtl.data.chat.render import ChatRenderer, ChatTokenizer
-from dtl.data.chat.stop_tokens import add_stop_tokens
 from dtl.data.example import EncodedExample, Skip
 from dtl.data.modalities.special_tokens import as_textual
 from dtl.data.modalities.text import (
@@ -47,7 +45,8 @@ from dtl.metrics.perplexity import (
 )
 from dtl.models.structure.padding import right_padded_inputs
 from dtl.models.structure.wrappers import unwrap
-from dtl.tasks.base import DatasetStats, Encoder, ExamplePreview, Task
+from dtl.tasks._chat import GenerativeChatTask
+from dtl.tasks.base import DatasetStats, Encoder, ExamplePreview
 
 if TYPE_CHECKING:
     from numpy import ndarray
@@ -87,7 +86,7 @@ class Options(ChatOptions):
     )
 
 
-class Plugin(Task):
+class Plugin(GenerativeChatTask):
     """Next-token prediction; each supervised token is one target."""
 
     auto_class = "AutoModelForCausalLM"
@@ -132,21 +131,6 @@ class Plugin(Task):
     def read_columns(self, fields: Mapping[str, Any]) -> frozenset[str]:
         columns = _columns_of(fields)
         return frozenset((*columns, *CHAT_COLUMNS) if columns == ("messages",) else columns)
-
-    def collect_dataset_stats(self, rows: Iterable[Row], base_config: Any) -> DatasetStats:
-        return {}
-
-    def adapt_processor(
-        self, processor: Any, dataset_stats: DatasetStats
-    ) -> tuple[Any, DatasetStats]:
-        """Set the chat template of the options."""
-        return set_chat_template(processor, dataset_stats, self.options)
-
-    def find_data_notes(self, dataset_stats: DatasetStats) -> Iterable[str]:
-        return find_template_notes(self.options)
-
-    def head_config(self, dataset_stats: DatasetStats) -> dict[str, Any]:
-        return {}
 
     def max_length(self, processor: Any, dataset_stats: DatasetStats, base_config: Any) -> int:
         return limit_to_positions(self.options.max_length, base_config)
@@ -230,10 +214,6 @@ class Plugin(Task):
     @cached_property
     def _chat_renderer(self) -> ChatRenderer:
         return ChatRenderer()
-
-    def configure_model(self, model: nn.Module, *, processor: Any) -> None:
-        """Stop a generated text at the tokens that end an answer of a chat or a text."""
-        add_stop_tokens(model, processor, self.options.chat_template_kwargs)
 
     def collate(self, examples: list[dict[str, Any]], *, pad_token_id: int) -> dict[str, Tensor]:
         labels = [example["labels"] for example in examples]

@@ -4,13 +4,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
 from dtl.core.errors import Fault
-from dtl.data.chat.custom_template import find_template_notes, set_chat_template
 from dtl.data.chat.messages import CHAT_COLUMNS
 from dtl.data.chat.options import ChatOptions
 from dtl.data.chat.response import (
@@ -20,14 +19,14 @@ from dtl.data.chat.response import (
     preview_response,
     tokenize_response,
 )
-from dtl.data.chat.stop_tokens import add_stop_tokens
 from dtl.data.example import PARTNER, EncodedExample, Skip
 from dtl.data.modalities.text import limit_to_positions
 from dtl.losses.preference import kto_losses
 from dtl.metrics.base import EvalRecord, Metric
 from dtl.metrics.preference import judgment_counts, judgment_scores
+from dtl.tasks._chat import GenerativeChatTask
 from dtl.tasks._preference import collate_responses, compute_log_ratios
-from dtl.tasks.base import DatasetStats, Encoder, ExamplePreview, Task, TokenSpan
+from dtl.tasks.base import DatasetStats, Encoder, ExamplePreview, TokenSpan
 
 if TYPE_CHECKING:
     from numpy import ndarray
@@ -63,7 +62,7 @@ class Options(ChatOptions):
     )
 
 
-class Plugin(Task):
+class Plugin(GenerativeChatTask):
     """weight x (1 - sigmoid(+-beta (log-ratio - KL))); a response is one target.
 
     The log-ratio is that of the model to the base, which is the model with its adapter disabled.
@@ -96,25 +95,6 @@ class Plugin(Task):
     def token_spans(self, values: dict[str, Any]) -> list[TokenSpan]:
         tokens, start = list(values["input_ids"]), int(values["start"])
         return [TokenSpan(tokens[:start], False), TokenSpan(tokens[start:], True)]
-
-    def collect_dataset_stats(self, rows: Iterable[Row], base_config: Any) -> DatasetStats:
-        return {}
-
-    def adapt_processor(
-        self, processor: Any, dataset_stats: DatasetStats
-    ) -> tuple[Any, DatasetStats]:
-        """Set the chat template of the options."""
-        return set_chat_template(processor, dataset_stats, self.options)
-
-    def find_data_notes(self, dataset_stats: DatasetStats) -> Iterable[str]:
-        return find_template_notes(self.options)
-
-    def head_config(self, dataset_stats: DatasetStats) -> dict[str, Any]:
-        return {}
-
-    def configure_model(self, model: nn.Module, *, processor: Any) -> None:
-        """Stop a generated text at the tokens that end an answer of a chat or a text."""
-        add_stop_tokens(model, processor, self.options.chat_template_kwargs)
 
     def max_length(self, processor: Any, dataset_stats: DatasetStats, base_config: Any) -> int:
         return limit_to_positions(self.options.max_length, base_config)

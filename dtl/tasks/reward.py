@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from dtl.core.errors import Fault
-from dtl.data.chat.custom_template import find_template_notes, set_chat_template
 from dtl.data.chat.messages import CHAT_COLUMNS
 from dtl.data.chat.options import ChatOptions
 from dtl.data.chat.preference import (
@@ -43,7 +42,8 @@ from dtl.metrics.regression import (
     number_scores,
     pearson_from_counts,
 )
-from dtl.tasks.base import DatasetStats, Encoder, ExamplePreview, Task, TokenSpan
+from dtl.tasks._chat import ChatTask
+from dtl.tasks.base import DatasetStats, Encoder, ExamplePreview, TokenSpan
 
 if TYPE_CHECKING:
     from numpy import ndarray
@@ -79,7 +79,7 @@ class Options(ChatOptions):
     )
 
 
-class Plugin(Task):
+class Plugin(ChatTask):
     """-log sigmoid(reward of chosen - reward of rejected - margin), or (reward - score)^2.
 
     A pair, or a score, is one target. The reward is the output of a head with one label.
@@ -127,15 +127,6 @@ class Plugin(Task):
         architectures = getattr(base_config, "architectures", None) or ()
         is_classifier = any("ForSequenceClassification" in name for name in architectures)
         return {"new_head": not (is_classifier and base_config.num_labels == 1)}
-
-    def adapt_processor(
-        self, processor: Any, dataset_stats: DatasetStats
-    ) -> tuple[Any, DatasetStats]:
-        """Set the chat template of the options."""
-        return set_chat_template(processor, dataset_stats, self.options)
-
-    def find_data_notes(self, dataset_stats: DatasetStats) -> Iterable[str]:
-        return find_template_notes(self.options)
 
     def head_config(self, dataset_stats: DatasetStats) -> dict[str, Any]:
         return {"num_labels": 1}
