@@ -6,15 +6,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from dtl.core.errors import Fault
+from dtl.config.schema.base import ConfigFault, raise_config_faults
+from dtl.core.errors import DtlError, Fault
 from dtl.data.example import EncodedExample, Skip
 from dtl.data.modalities.text import find_text_fault, get_text, limit_to_tokenizer
 from dtl.data.padding import pad_token_inputs
-from dtl.tasks._classification import Classification, LabelOptions
+from dtl.tasks._classification import (
+    MULTI_LABEL,
+    QUERY_IDS,
+    Classification,
+    LabelOptions,
+    query_id,
+)
 from dtl.tasks.base import DatasetStats, Encoder, ExamplePreview
 
 if TYPE_CHECKING:
@@ -29,6 +36,20 @@ class Options(LabelOptions):
     """Options of `task: text_classification`."""
 
     max_length: int = Field(256, ge=2, description="Longest text in tokens; the rest is truncated.")
+    ranking: bool = Field(
+        False,
+        description="Also score the held-out rows as a ranking of the documents (`text_pair`) of "
+        "each query (`text`): by the number, or by the second of two labels. Relevant are those "
+        "with a number above 0, or the second label.",
+    )
+
+    @model_validator(mode="after")
+    def _check_ranking(self) -> Self:
+        if self.ranking and self.problem_type == MULTI_LABEL:
+            fix = "set task.problem_type to regression or single_label_classification"
+            problem = f"problem_type {self.problem_type} does not give one number"
+            raise_config_faults([ConfigFault("ranking", problem=problem, fix=fix)])
+        return self
 
 
 class Plugin(Classification):
@@ -48,7 +69,15 @@ class Plugin(Classification):
 
     def collect_dataset_stats(self, rows: Iterable[Row], base_config: Any) -> DatasetStats:
         """Return the labels; in the base's own order where it has a head for exactly these."""
-        return self.head.collect_stats(rows, base_config)
+        stats = self.head.collect_stats(rows, base_config)
+        expected = 1 if self.head.predicts_numbers else 2
+        if self.options.ranking and len(stats["labels"]) != expected:
+            raise DtlError.of(
+                "task.ranking",
+                f"the head has {len(stats['labels'])} outputs (expected {expected})",
+                "give each row one number, or one of two labels",
+            )
+        return stats
 
     def max_length(self, processor: Any, dataset_stats: DatasetStats, base_config: Any) -> int:
         return limit_to_tokenizer(self.options.max_length, processor, base_config)
@@ -74,6 +103,8 @@ class Plugin(Classification):
             }
             if not values["input_ids"]:
                 return Skip("empty text")
+            if self.options.ranking:
+                values[QUERY_IDS] = query_id(str(row.fields.get("text") or ""))
             return EncodedExample(
                 {**values, **target.values}, len(values["input_ids"]), target.count
             )

@@ -13,6 +13,7 @@ from dtl.report.run_page.predictions import (
     make_confusion_section,
     make_groups_section,
     make_labels_section,
+    make_numbers_section,
     make_worst_examples_section,
 )
 from dtl.report.run_page.record import RunRecord
@@ -30,6 +31,7 @@ def build_run_page(folder: RunFolder) -> Page:
         Section("Scores", tuple(make_scores_section(run))),
         Section("Training", tuple(make_training_section(run))),
         *_section_if_any("Confusion matrix", make_confusion_section(run)),
+        *_section_if_any("Predicted numbers", make_numbers_section(run)),
         *_section_if_any("By label", make_labels_section(run)),
         *_section_if_any(f"By {config.task.group_by}", make_groups_section(run)),
         *_section_if_any("Worst examples", make_worst_examples_section(run)),

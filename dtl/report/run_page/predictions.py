@@ -7,14 +7,17 @@ from collections import Counter
 from dtl.core.units import format_bytes
 from dtl.evaluation.groups import read_group_scores
 from dtl.evaluation.label_scores import make_label_table
+from dtl.metrics.base import EvalRecord
 from dtl.report.axis import Axis
-from dtl.report.charts import ConfusionMatrix, GroupPlot, GroupScores
+from dtl.report.charts import ConfusionMatrix, GroupPlot, GroupScores, LinePlot, Series
 from dtl.report.page import Block, Charts, Examples, Table, Text
 from dtl.report.run_page.record import MAX_LISTED_ROWS, RunRecord
 from dtl.report.worst_examples import MAX_MEDIA_BYTES, select_worst_examples
 
 MAX_CONFUSION_LABELS = 20
 MAX_GROUPS = 40
+MAX_POINTS = 1000  # of a scatter plot, evenly spaced
+MAX_NUMBER_PLOTS = 6
 
 Pairs = Counter[tuple[int, int]]  # (true label, predicted label) -> examples
 
@@ -48,6 +51,34 @@ def make_confusion_section(run: RunRecord) -> list[Block]:
     header = ("true label", "predicted label", "examples")
     table = Table("Most frequent confusions", header, rows, is_collapsed=True)
     return [*note, Charts((matrix,)), *([table] if rows else [])]
+
+
+def make_numbers_section(run: RunRecord) -> list[Block]:
+    """Return a scatter plot of the true and the predicted numbers, for each number of a row."""
+    if not run.eval_records or "numbers" not in run.eval_records[0]:
+        return []
+    interval = -(-len(run.eval_records) // MAX_POINTS)
+    records = run.eval_records[::interval]
+    names = run.folder.dataset_stats.get("labels", [])
+    plots = tuple(
+        _plot_numbers(records, place, name if len(names) > 1 else "number")
+        for place, name in enumerate(names[:MAX_NUMBER_PLOTS])
+    )
+    return [Charts(plots)] if plots else []
+
+
+def _plot_numbers(records: list[EvalRecord], place: int, name: str) -> LinePlot:
+    true = [float(record["numbers"][place]) for record in records]
+    predicted = [float(record["predicted"][place]) for record in records]
+    ends = [min(true), max(true)]
+    return LinePlot(
+        f"numbers-{place}",
+        f"True and predicted {name}",
+        f"{len(records):,} held-out rows; on the line, both are equal.",
+        Axis(f"true {name}"),
+        Axis(f"predicted {name}"),
+        (Series("held-out rows", true, predicted, style="markers"), Series("equal", ends, ends)),
+    )
 
 
 def _most_confused(confusions: Pairs, label_count: int) -> list[int]:

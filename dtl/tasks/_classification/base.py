@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from dtl.data.sources.rows import Row
 
 # The values of an example, and the tensors of a batch, that no model reads.
-TARGET_NAMES = ("labels", "label_weights")
+TARGET_NAMES = ("labels", "label_weights", "query_ids")
 
 
 @dataclass(frozen=True)
@@ -111,11 +111,12 @@ def target_values(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def stack_targets(examples: list[dict[str, Any]], *, dtype: Any) -> dict[str, Tensor]:
-    """Return the targets of examples as tensors: labels in a dtype of torch, weights in fp32."""
+    """Return the targets of examples as tensors: labels in a dtype of torch, weights in
+    fp32, the two parts of the id of a query in int64."""
     import numpy as np
     import torch
 
-    dtypes = {"labels": dtype, "label_weights": torch.float32}
+    dtypes = {"labels": dtype, "label_weights": torch.float32, "query_ids": torch.int64}
     return {
         name: torch.tensor(np.array([example[name] for example in examples]), dtype=dtypes[name])
         for name in TARGET_NAMES

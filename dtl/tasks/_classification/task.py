@@ -4,12 +4,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from dtl.metrics.base import EvalRecord, Metric
 from dtl.tasks._classification.base import TARGET_NAMES, Head
 from dtl.tasks._classification.multi_label import MultiLabel
 from dtl.tasks._classification.options import MULTI_LABEL, REGRESSION, SINGLE_LABEL
+from dtl.tasks._classification.ranking import add_rankings, rank_documents
 from dtl.tasks._classification.regression import Regression
 from dtl.tasks._classification.single_label import SingleLabel
 from dtl.tasks.base import (
@@ -68,6 +70,11 @@ class Classification(Task):
             numbers = ", ".join(map(str, self.head.written_labels(row)))
         return ExamplePreview(None if self.media_column else content, numbers, labels)
 
+    def read_columns(self, fields: Mapping[str, Any]) -> frozenset[str]:
+        columns = self.options.label_columns
+        named = super().read_columns(fields)
+        return named if columns is None else (named - {"label"}) | set(columns)
+
     def written_labels(self, row: Row) -> tuple[object, ...]:
         return self.head.written_labels(row)
 
@@ -84,10 +91,11 @@ class Classification(Task):
     def eval_records(
         self, model: nn.Module, batch: dict[str, Tensor], *, processor: Any
     ) -> list[EvalRecord]:
-        return self.head.eval_records(_outputs(model, batch), batch)
+        logits = _outputs(model, batch)
+        return add_rankings(self.head.eval_records(logits, batch), logits, batch)
 
     def score(self, records: list[EvalRecord], dataset_stats: DatasetStats) -> dict[str, float]:
-        return self.head.score(records, dataset_stats)
+        return {**self.head.score(records, dataset_stats), **rank_documents(records)}
 
     def describe_prediction(self, record: EvalRecord, dataset_stats: DatasetStats) -> Prediction:
         return self.head.describe_prediction(record, dataset_stats)

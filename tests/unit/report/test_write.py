@@ -5,6 +5,7 @@ import re
 from collections import Counter
 from dataclasses import replace
 from html.parser import HTMLParser
+from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import numpy as np
@@ -19,6 +20,7 @@ from dtl.core.lock import Lease
 from dtl.report import png_charts
 from dtl.report.axis import Axis
 from dtl.report.charts import LinePlot, Series, downsample, moving_average
+from dtl.report.run_page.predictions import make_numbers_section
 from dtl.report.svg_charts import draw_svg
 from dtl.report.write import write_report
 from tests.tiny_run import comparison, stopped_run
@@ -238,3 +240,30 @@ def test_chart_is_valid_svg_for_any_values(values):
         chart = LinePlot("k", "t", "d", Axis("x"), axis, (Series("l", range(len(values)), values),))
         svg = draw_svg(chart)
         assert "nan" not in svg and "inf" not in svg and ElementTree.fromstring(svg) is not None
+
+
+@pytest.mark.parametrize("names", [["LABEL_0"], ["calm", LABELS[1]]])
+def test_predicted_numbers_are_plotted_against_the_true_ones(names):
+    draw = np.random.default_rng(2)
+    true, predicted = draw.normal(size=(2, 30, len(names))).tolist()
+    records = [{"numbers": t, "predicted": p} for t, p in zip(true, predicted, strict=True)]
+    folder = SimpleNamespace(dataset_stats={"labels": names})
+    (charts,) = make_numbers_section(SimpleNamespace(eval_records=records, folder=folder))
+    assert len(charts.charts) == len(names)
+    for place, chart in enumerate(charts.charts):
+        points, diagonal = chart.series
+        assert list(zip(points.x, points.y, strict=True)) == [
+            (t[place], p[place]) for t, p in zip(true, predicted, strict=True)
+        ]
+        assert diagonal.x == diagonal.y == [min(points.x), max(points.x)]
+        assert str(draw_svg(chart)).count("<circle") >= 30
+        ElementTree.fromstring(str(draw_svg(chart)))
+
+
+def test_many_numbers_are_thinned_out_and_classes_have_no_scatter():
+    records = [{"numbers": [float(n)], "predicted": [1.0]} for n in range(5000)]
+    folder = SimpleNamespace(dataset_stats={"labels": ["LABEL_0"]})
+    (charts,) = make_numbers_section(SimpleNamespace(eval_records=records, folder=folder))
+    assert len(charts.charts[0].series[0].x) == 1000
+    classes = SimpleNamespace(eval_records=[{"label": 0, "predicted": 1}], folder=folder)
+    assert make_numbers_section(classes) == []

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
+from pydantic import ValidationError
 
 from dtl.config.schema import Model
+from dtl.core.errors import DtlError
 from dtl.data.sources.rows import Row
 from dtl.models.pretrained_config import load_model_config
+from dtl.tasks._classification.ranking import add_rankings, query_id
 from tests import tiny
 from tests.task_bench import make_bench, make_rows, make_task
 
@@ -148,3 +153,61 @@ def test_one_label_is_not_a_choice(labels):
     rows = make_rows([{"text": "x", "label": label} for label in labels])
     with pytest.raises(DtlError, match="at least two labels"):
         make_task("text_classification").collect_dataset_stats(rows, None)
+
+
+def rank(labels, similarities, queries, **options):
+    """The scores of pairs with these labels, outputs and queries."""
+    task = make_task("text_classification", ranking=True, **options)
+    batch = {
+        "labels": torch.tensor(labels),
+        "query_ids": torch.tensor([query_id(query) for query in queries]),
+    }
+    logits = torch.tensor(similarities)
+    records = add_rankings(task.head.eval_records(logits, batch), logits, batch)
+    names = ["0", "1"] if task.has_classes else ["LABEL_0"]
+    return task.score(json.loads(json.dumps(records)), {"labels": names})
+
+
+def test_pairs_are_scored_as_rankings_as_by_scikit_learn():
+    from sklearn.metrics import ndcg_score
+
+    queries = ["a", "b", "a", "a", "b", "c"]
+    labels = [[0.0], [1.0], [1.0], [0.5], [0.0], [0.0]]
+    outputs = [[0.9], [0.2], [0.5], [0.1], [0.7], [0.3]]
+    scores = rank(labels, outputs, queries, problem_type="regression")
+    by_query = [([0, 1, 1], [0.9, 0.5, 0.1]), ([1, 0], [0.2, 0.7])]
+    expected = [ndcg_score([relevant], [given], k=10) for relevant, given in by_query]
+    assert scores["ndcg@10"] == pytest.approx(sum(expected) / 2)
+    assert scores["mrr@10"] == pytest.approx((1 / 2 + 1 / 2) / 2)
+    assert scores["recall@1"] == 0.0 and scores["recall@5"] == 1.0
+    assert scores["queries"] == 2, "c has no relevant document"
+    assert "pearson" in scores
+    classes = [int(number > 0) for (number,) in labels]
+    logits = [[0.0, number] for (number,) in outputs]
+    ranked = rank(classes, logits, queries)
+    same = ("ndcg@10", "mrr@10", "recall@1", "queries")
+    assert [ranked[name] for name in same] == [scores[name] for name in same]
+    assert "macro_f1" in ranked
+
+
+def test_query_of_a_pair_is_its_first_text(encoder):
+    rows = [{"text": q, "text_pair": d, "label": n} for q, d, n in (("a", "b", 0), ("a", "c", 1))]
+    task = make_task("text_classification", ranking=True)
+    settings = load_model_config(Model(path=str(encoder)))
+    made = make_rows([*rows, {"text": "z", "text_pair": "b", "label": 1}])
+    encode = task.encoder(tiny.tokenizer(), task.collect_dataset_stats(made, settings), settings)
+    batch = task.collate([encode(row).values for row in made], pad_token_id=0)
+    first, second, other = batch["query_ids"].tolist()
+    assert first == second != other
+    plain = make_task("text_classification")
+    encode = plain.encoder(tiny.tokenizer(), {"labels": ["0", "1"]}, settings)
+    assert "query_ids" not in plain.collate([encode(row).values for row in made], pad_token_id=0)
+
+
+def test_ranking_needs_one_number_or_two_labels(encoder):
+    settings = load_model_config(Model(path=str(encoder)))
+    rows = make_rows([{"text": "x", "label": label} for label in "abc"])
+    with pytest.raises(DtlError, match=r"task\.ranking: the head has 3 outputs \(expected 2\)"):
+        make_task("text_classification", ranking=True).collect_dataset_stats(rows, settings)
+    with pytest.raises(ValidationError, match="does not give one number"):
+        make_task("text_classification", ranking=True, problem_type="multi_label_classification")
