@@ -45,7 +45,7 @@ def trained(monkeypatch):
             call.config = config
             if isinstance(code, Exception):
                 raise code
-            return SimpleNamespace(exit_code=code)
+            return SimpleNamespace(exit_code=code, run=SimpleNamespace(state="interrupted"))
 
         monkeypatch.setattr(api, "train", train)
         return call
@@ -132,7 +132,7 @@ def test_an_unknown_command_is_a_fault_of_the_user(capsys):
 
 def test_plan_as_text_and_as_json(config, monkeypatch, capsys):
     planned = SimpleNamespace(
-        format_lines=lambda: ["one", "two"], to_dict=lambda: {"layout": {"zero_stage": 2}}
+        format_lines=lambda *, width: ["one", "two"], to_dict=lambda: {"layout": {"zero_stage": 2}}
     )
     monkeypatch.setattr(api, "plan", lambda config: planned)
     assert main(["plan", config]) == 0

@@ -9,8 +9,7 @@ import transformers
 
 from dtl.data.batching import Batching
 from dtl.models.padding_dependence import FAMILIES, explain_padding_dependence
-from dtl.plan.micro_batch import choose_micro_batch
-from dtl.plan.records import DecisionLog
+from dtl.plan.micro_batch import _choose_padded
 from tests.zoo.tiny_configs import make_config
 
 UNEVEN = np.array([9, 30])
@@ -65,14 +64,13 @@ def test_examples_of_one_length_are_padded_alike():
 
 def plan_micro_batch(*, requested=None, padding="it reads padding"):
     """Return the planned micro-batch of 8 examples, and its reason."""
-    log = DecisionLog()
     request = SimpleNamespace(
         batching=Batching(8, 8, 0),
         padding_dependence=padding,
         config=SimpleNamespace(layout=SimpleNamespace(micro_batch=requested)),
     )
-    planned = choose_micro_batch(request, None, data_parallel_size=1, checkpointing=False, log=log)
-    return planned, log.decisions[0].reason
+    planned = _choose_padded(request, 8, 8, 1)
+    return planned.examples, planned.reason
 
 
 def test_plan_takes_one_example_where_the_output_depends_on_padding():

@@ -53,7 +53,7 @@ def configure(folder, base, name, *overrides, task="causal_lm", rows="rows.jsonl
         },
         "strategy": "lora",
         "optim": {"learning_rate": 0.03},
-        "train": {"steps": 6, "global_batch": 8},
+        "train": {"steps": 6, "global_batch": 8, "packing": False},  # as streamed rows are
         "layout": {"processes_per_node": 1, "zero_stage": 0, "micro_batch": 3},
     }
     (folder / f"{name}.yaml").write_text(json.dumps(config))
