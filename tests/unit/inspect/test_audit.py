@@ -22,6 +22,7 @@ def log(tmp_path):
         folder = tmp_path / name
         folder.mkdir()
         config = {
+            "run": {"dir": str(tmp_path), "name": name},
             "model": {"path": "mini:text"},
             "task": "causal_lm",
             "data": {"train": "rows.jsonl"},

@@ -69,6 +69,7 @@ def test_model_that_computes_all_logits_packs_too(monkeypatch: pytest.MonkeyPatc
     torch.testing.assert_close(total, expected.sum(), rtol=1e-6, atol=0)
 
 
+@pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable. is deprecated")
 def test_gradients_with_activation_checkpointing_are_the_same() -> None:
     model = build(text("MistralForCausalLM", num_key_value_heads=1, sliding_window=2)).train()
     use_packed_attention(model)
