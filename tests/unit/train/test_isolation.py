@@ -42,7 +42,8 @@ def run_check(architecture: Architecture, *, packs_attention: bool = True) -> No
 
 @pytest.mark.parametrize("name", ["LlamaForCausalLM", "Qwen2ForCausalLM", "GPT2LMHeadModel"])
 def test_model_that_isolates_passes(name: str) -> None:
-    more = {"n_embd": 16, "n_layer": 3, "n_head": 2} if name.startswith("GPT2") else {}
+    gpt = {"n_embd": 16, "n_layer": 3, "n_head": 2}
+    more = gpt if name.startswith("GPT2") else {"num_key_value_heads": 1}
     run_check(text(name, **more))
 
 
