@@ -10,12 +10,15 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 from dtl.core.errors import DtlError
-from dtl.data.chat.beginnings import Beginnings, render_beginnings
 from dtl.data.chat.markers import LocatedText, locate_texts
 from dtl.data.chat.messages import Chat
 from dtl.data.chat.template import ChatTemplate, Rendered, added_tokens
+
+if TYPE_CHECKING:
+    from dtl.data.chat.beginnings import Beginnings
 
 MAX_CLOSING = 2000  # characters in which the tokens that end an answer stand
 FOLLOWING = {"role": "user", "content": "x"}  # a message after an answer
@@ -60,6 +63,8 @@ class RenderedChat:
         return self._render(count, with_prompt=with_prompt).text
 
     def _render(self, count: int, *, with_prompt: bool) -> Rendered:
+        from dtl.data.chat.beginnings import render_beginnings  # it imports Jinja
+
         if 0 < count < len(self.chat.messages):
             if with_prompt not in self._beginnings:
                 self._beginnings[with_prompt] = render_beginnings(
