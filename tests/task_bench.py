@@ -283,6 +283,20 @@ def make_bench(folder: Path, name: str, index: int) -> Bench:
         processor, task.collect_dataset_stats(rows, settings)
     )
     assert json.loads(json.dumps(dataset_stats)) == dataset_stats
+    loaded = load_with_new_parameters(source, task, dataset_stats)
+    if (padding := get_pad_token_id(processor)) is not None:
+        set_pad_token_id(loaded.model.config, padding)
+    task.configure_model(loaded.model, processor=processor)
+    model = add_adapter(loaded.model) if task.compares_with_base else loaded.model
+    encode = task.encoder(processor, dataset_stats, settings)
+    encoded = [encode(row) for row in rows]
+    assert all(isinstance(example, EncodedExample) for example in encoded)
+    longest = task.max_length(processor, dataset_stats, settings)
+    return Bench(task, model.eval(), dataset_stats, processor, encoded, longest)
+
+
+def load_with_new_parameters(source: Model, task: Any, dataset_stats: dict[str, Any]) -> Any:
+    """Return the base with the head of a task, whose new parameters are drawn, in fp32."""
     loaded = load_pretrained(
         source,
         head=HeadConfig(task.auto_class, task.head_config(dataset_stats)),
@@ -296,15 +310,7 @@ def make_bench(folder: Path, name: str, index: int) -> Bench:
         seed=0,
         write_parameter=lambda p, value: p.data.copy_(value),
     )
-    if (padding := get_pad_token_id(processor)) is not None:
-        set_pad_token_id(loaded.model.config, padding)
-    task.configure_model(loaded.model, processor=processor)
-    model = add_adapter(loaded.model) if task.compares_with_base else loaded.model
-    encode = task.encoder(processor, dataset_stats, settings)
-    encoded = [encode(row) for row in rows]
-    assert all(isinstance(example, EncodedExample) for example in encoded)
-    longest = task.max_length(processor, dataset_stats, settings)
-    return Bench(task, model.eval(), dataset_stats, processor, encoded, longest)
+    return loaded
 
 
 def add_adapter(model: Any) -> Any:

@@ -59,13 +59,16 @@ class ActivationBudget:
     example_length: int
     sizes: ModelSizes
     dtype: str
-    traced: Callable[[int, bool], int] | None = None
+    traced: Callable[[int, bool], int | None] | None = None
 
     def estimate_bytes(self, examples: int, *, checkpointing: bool) -> int:
         """Return the bytes that forward and backward pass of so many examples take."""
-        if self.traced is not None:
-            return self.traced(examples, checkpointing)
-        return self.estimate_by_formula(examples, checkpointing=checkpointing)
+        found = None if self.traced is None else self.traced(examples, checkpointing)
+        return (
+            found
+            if found is not None
+            else self.estimate_by_formula(examples, checkpointing=checkpointing)
+        )
 
     def estimate_by_formula(self, examples: int, *, checkpointing: bool) -> int:
         """Return the bytes of the activations of every layer, and of the logits that are in memory

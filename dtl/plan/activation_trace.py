@@ -27,13 +27,13 @@ from dtl.tasks.base import DatasetStats
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from dtl.plan.memory_trace import Trace
+
     Batch = dict[str, Tensor]
 
 KEY = "activations"
 SMALL_SHARE = 1 / 20  # of the main memory, for one example
-TRACED_LENGTH = (
-    2048  # of the examples of a trace together, in the task's unit, if there are several
-)
+TRACED_LENGTH = 2048  # in the task's unit, of the examples of a trace, if there are several
 LAYER_DROP = ("layerdrop", "encoder_layerdrop", "decoder_layerdrop")  # in configs
 
 
@@ -50,19 +50,11 @@ class Pass:
 
 
 @dataclass(frozen=True)
-class PassCost:
-    """`peak_bytes`: the most that a pass takes beside weights and sums of gradients. `flops`: of
-    its matrix products, convolutions and attention."""
-
-    peak_bytes: int
-    flops: int
-
-
-@dataclass(frozen=True)
 class ActivationTracer:
     """Traces passes of the model of a phase on batches of the longest examples.
 
     `longest_batch`: makes such a batch of so many examples, on the CPU. `example_length`: of each.
+    `log`: gets the reason where a pass cannot be traced.
     """
 
     config: RunConfig
@@ -70,10 +62,12 @@ class ActivationTracer:
     stats: DatasetStats
     longest_batch: Callable[[int], Batch]
     example_length: int
-    _found: dict[Pass, PassCost] = field(default_factory=dict)
+    log: DecisionLog = field(default_factory=DecisionLog)
+    _found: dict[Pass, Trace] = field(default_factory=dict)
     _models: dict[Pass, nn.Module] = field(default_factory=dict)
+    _failed: set[Pass] = field(default_factory=set)
 
-    def trace(self, traced: Pass) -> PassCost:
+    def trace(self, traced: Pass) -> Trace:
         """Return what a pass takes.
 
         Of long runs of blocks that are alike a few are traced, and the others are added. Raises
@@ -83,7 +77,23 @@ class ActivationTracer:
             self._found[traced] = self._trace(traced)
         return self._found[traced]
 
-    def _trace(self, traced: Pass) -> PassCost:
+    def try_trace(self, traced: Pass) -> Trace | None:
+        """Return what a pass takes; None, with a decision in the log, where the model's code does
+        not run without values."""
+        kind = replace(traced, examples=1)
+        if kind in self._failed:
+            return None
+        try:
+            return self.trace(traced)
+        except Exception as error:  # of code of any model, which does not expect to run like this
+            why = f"the model does not run without values: {type(error).__name__}: {error}"
+            name = "training" if traced.trains else "evaluation"
+            reason = f"by a formula for {name}, because {shorten_message(why)}"
+            self.log.add(KEY, "estimated", reason)
+            self._failed.add(kind)
+            return None
+
+    def _trace(self, traced: Pass) -> Trace:
         kind = replace(traced, examples=1)
         if kind not in self._models:
             self._models[kind] = self.build_model(traced)
@@ -97,7 +107,7 @@ class ActivationTracer:
             blocks = run.length - FEWEST
             peak += blocks * (longer.peak_bytes - cost.peak_bytes) // (MORE - FEWEST)
             flops += blocks * (longer.flops - cost.flops) // (MORE - FEWEST)
-        return PassCost(peak, flops)
+        return replace(cost, peak_bytes=peak, flops=flops)
 
     def build_model(self, traced: Pass) -> nn.Module:
         """Return the model on the meta device, in the dtypes of the run."""
@@ -128,7 +138,7 @@ class ActivationTracer:
             find_token_head(model, shifts_labels=self.parts.task.passes_labels)
         return model
 
-    def _run(self, model: nn.Module, traced: Pass, lengths: dict[BlockRun, int]) -> PassCost:
+    def _run(self, model: nn.Module, traced: Pass, lengths: dict[BlockRun, int]) -> Trace:
         import torch
 
         from dtl.plan.memory_trace import trace
@@ -150,8 +160,7 @@ class ActivationTracer:
                 loss.backward()
 
         with shorten(model, lengths), _without_layer_drop(model), _same_random_state():
-            found = trace(model, run)
-        return PassCost(found.peak_bytes, found.flops)
+            return trace(model, run)
 
     def for_layout(self, dtype: str, *, zero_stage: int) -> LayoutTracer:
         """Return the estimates of a dtype and ZeRO stage; ZeRO casts what is trained as well."""
@@ -166,28 +175,30 @@ class LayoutTracer:
     dtype: str
     autocasts: bool
 
-    def training_bytes(self, examples: int, checkpointing: bool) -> int:
-        """Return the bytes of a forward and backward pass of so many of the longest examples."""
+    def training_bytes(self, examples: int, checkpointing: bool) -> int | None:
+        """Return the bytes of a forward and backward pass of so many of the longest examples; None
+        where it cannot be traced."""
         return self._estimate(examples, Pass(1, self.dtype, self.autocasts, checkpointing))
 
-    def evaluation_bytes(self, tokens: int) -> int:
-        """Return the bytes of a pass without gradients of so many tokens, padding included."""
+    def evaluation_bytes(self, tokens: int) -> int | None:
+        """Return the bytes of a pass without gradients of so many tokens, padding included; None
+        where it cannot be traced."""
         examples = ceil(tokens / self.tracer.example_length)
         return self._estimate(
             examples, Pass(1, self.dtype, self.autocasts, checkpointing=False, trains=False)
         )
 
-    def _estimate(self, examples: int, one: Pass) -> int:
+    def _estimate(self, examples: int, one: Pass) -> int | None:
         """Return the bytes of so many examples; those of many follow from those of some and of
         twice as many, because a pass of many chunks of logits takes long to trace."""
         some = max(1, TRACED_LENGTH // self.tracer.example_length)
         if examples <= 2 * some:
-            return self._trace(examples, one)
-        fewer, more = self._trace(some, one), self._trace(2 * some, one)
+            found = self.tracer.try_trace(replace(one, examples=examples))
+            return None if found is None else found.peak_bytes
+        fewer, more = self._estimate(some, one), self._estimate(2 * some, one)
+        if fewer is None or more is None:
+            return None
         return more + (more - fewer) * (examples - 2 * some) // some
-
-    def _trace(self, examples: int, one: Pass) -> int:
-        return self.tracer.trace(replace(one, examples=examples)).peak_bytes
 
 
 def open_tracer(
@@ -210,12 +221,10 @@ def open_tracer(
         request.dataset_stats,
         request.longest_batch,
         request.longest_example,
+        log,
     )
-    try:
-        one = tracer.for_layout(dtype, zero_stage=0).training_bytes(1, False)
-    except Exception as error:  # of code of any model, which does not expect to run like this
-        why = f"the model does not run without values: {type(error).__name__}: {error}"
-        log.add(KEY, "estimated", f"by a formula, because {shorten_message(why)}")
+    one = tracer.for_layout(dtype, zero_stage=0).training_bytes(1, False)
+    if one is None:
         return None
     log.add(KEY, f"{format_bytes(one)} per example", "from a trace of the longest one")
     return tracer

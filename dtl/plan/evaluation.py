@@ -31,7 +31,7 @@ class EvaluationMemory:
     sizes: ModelSizes
     dtype: str
     beams: int
-    traced: Callable[[int], int] | None = None
+    traced: Callable[[int], int | None] | None = None
 
     def estimate_bytes(self, tokens: int) -> int:
         """Return the bytes for so many tokens, padding included.
@@ -42,8 +42,8 @@ class EvaluationMemory:
         """
         width, sizes = BYTES_PER_NUMBER[self.dtype], self.sizes
         cache = 2 * tokens * sizes.hidden_size * sizes.layers * width * self.beams
-        if self.traced is not None:
-            return max(self.traced(tokens), cache)
+        if self.traced is not None and (found := self.traced(tokens)) is not None:
+            return max(found, cache)
         layer = tokens * sizes.hidden_size * (BYTES_PER_TOKEN // 2 + 2) * width
         logits = sizes.count_logits(tokens) * width
         positions = min(tokens, CHUNK_POSITIONS) * sizes.vocabulary_size

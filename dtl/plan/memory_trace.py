@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-from unittest.mock import patch
 
 import torch
 from torch._subclasses.fake_tensor import (
@@ -28,8 +27,6 @@ from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sd
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-# Whether transformers takes the branches of a real run, and not those of an export.
-ASKS_WHETHER_FAKE = "transformers.utils.import_utils.is_fake_tensor"
 # Operations whose kernels copy inputs and results into a layout of their own meanwhile.
 COPYING = (torch.ops.aten.convolution, torch.ops.aten.convolution_backward)
 LARGEST_VALUES = 2**24  # numbers of a tensor that is computed
@@ -51,7 +48,7 @@ def trace(model: nn.Module, run: Callable[[], None]) -> Trace:
     """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     with ExitStack() as stack:
-        stack.enter_context(patch(ASKS_WHETHER_FAKE, lambda _: False))
+        stack.enter_context(_branches_of_a_real_run())
         stack.enter_context(_fake_values(model, mode))
         stack.enter_context(mode)
         live = LiveBytes(model)
@@ -177,6 +174,19 @@ def _count_flops(operation: Any, args: Any, kwargs: Any, result: Any) -> int:
 
 def _is_fp32(value: Any) -> bool:
     return isinstance(value, torch.Tensor) and value.dtype is torch.float32
+
+
+@contextmanager
+def _branches_of_a_real_run() -> Iterator[None]:
+    """Have transformers take the branches of a real run, and not those of an export."""
+    from transformers.utils import import_utils
+
+    original = import_utils.is_fake_tensor
+    import_utils.is_fake_tensor = lambda _: False
+    try:
+        yield
+    finally:
+        import_utils.is_fake_tensor = original
 
 
 @contextmanager

@@ -11,15 +11,13 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from dtl.assembly.parts import assemble
+from dtl.config import registry
 from dtl.config.schema import RunConfig
-from dtl.core.errors import DtlError
 from dtl.data.batching import Batching
 from dtl.models.activation_checkpointing import enable_activation_checkpointing
 from dtl.models.dtypes import torch_dtype
-from dtl.models.load import load_pretrained
-from dtl.models.new_parameters import init_new_parameters
-from dtl.models.pretrained_config import HeadConfig, load_model_config
-from dtl.plan.activation_trace import ActivationTracer, Pass
+from dtl.models.pretrained_config import load_model_config
+from dtl.plan.activation_trace import LAYER_DROP, ActivationTracer, Pass
 from dtl.plan.planner import make_plan
 from dtl.plan.records import Hardware
 from dtl.plan.request import PlanRequest
@@ -54,21 +52,9 @@ def open_case(request, task, index, strategy):
 def allocated_at_once(tracer, *, checkpointing=False, trains=True, dtype=torch.float32):
     """Return the most bytes that the allocator of the CPU has given out in a real pass."""
     parts, config = tracer.parts, tracer.config
-    loaded = load_pretrained(
-        config.model,
-        head=HeadConfig(parts.task.auto_class, parts.task.head_config(tracer.stats)),
-        random_init=False,
-        seed=0,
-        dtype="fp32",
-    )
-    init_new_parameters(
-        loaded.model,
-        loaded.new_parameters,
-        seed=0,
-        write_parameter=lambda parameter, value: parameter.data.copy_(value),
-    )
+    loaded = task_bench.load_with_new_parameters(config.model, parts.task, tracer.stats)
     model = parts.apply_strategy(loaded)
-    for name in ("layerdrop", "encoder_layerdrop", "decoder_layerdrop"):
+    for name in LAYER_DROP:
         if hasattr(model.config, name):
             setattr(model.config, name, 0.0)
     for parameter in model.parameters():
@@ -114,23 +100,20 @@ def every_task():
     """Yield each task and strategy; the slow ones are those of `make test-all`."""
     quick = {("causal_lm", 1, "lora"), ("text_classification", 0, "full")}
     for task, index in task_bench.TRIALS:
-        for strategy in ("full", "lora"):
+        needs_adapter = registry.load("tasks", task).Plugin.compares_with_base
+        has_linear_layers = task_bench.CASES[task][index].base != "resnet"
+        for strategy in ["full"] * (not needs_adapter) + ["lora"] * has_linear_layers:
             marks = () if (task, index, strategy) in quick else pytest.mark.slow
             yield pytest.param(task, index, strategy, marks=marks)
 
 
 @pytest.mark.parametrize(("task", "index", "strategy"), list(every_task()))
 def test_trace_of_a_task_is_what_the_allocator_counts(request, task, index, strategy):
-    try:
-        tracer = open_case(request, task, index, strategy)
-    except DtlError:
-        return  # the strategy does not support the task
-    if (task, index, strategy) == ("image_classification", 1, "lora"):
-        return  # a residual network has no layer that LoRA adapts by default
-    assert compare(tracer) == pytest.approx(1, abs=0.3 if index_has_convolutions(tracer) else 0.015)
+    tracer = open_case(request, task, index, strategy)
+    assert compare(tracer) == pytest.approx(1, abs=0.3 if has_convolutions(tracer) else 0.015)
 
 
-def index_has_convolutions(tracer):
+def has_convolutions(tracer):
     """Whether the model has convolutions: kernels of small ones make other copies than large ones,
     and a tiny model takes little else."""
     model = tracer.build_model(Pass(1, "fp32", False, False))
@@ -155,7 +138,7 @@ def deep_decoder(decoder, tmp_path_factory):
     return folder
 
 
-def open_deep(folder, strategy, *, length=128):
+def open_deep(folder, strategy, *, length=128, layout=None):
     config = RunConfig.model_validate(
         {
             "model": {"path": str(folder)},
@@ -163,6 +146,7 @@ def open_deep(folder, strategy, *, length=128):
             "strategy": strategy,
             "data": {"train": "rows.jsonl"},
             "train": {"steps": 3},
+            "layout": layout or {},
         }
     )
 
@@ -231,16 +215,28 @@ def test_plan_is_made_by_the_trace(deep_decoder):
     assert planned.memory.device["training"] == sum(planned.model_state.values()) + training
 
 
-def test_model_that_needs_values_is_planned_by_the_formula(deep_decoder, monkeypatch):
-    tracer = open_deep(deep_decoder, "lora")
+@pytest.mark.parametrize(
+    ("fails", "named"),
+    [
+        (lambda model: True, ["training"]),
+        (lambda model: not model.training, ["evaluation"]),
+        (lambda model: model.dtype is torch.bfloat16, ["training", "evaluation"]),
+    ],
+    ids=["every pass", "evaluation", "ZeRO"],
+)
+def test_pass_that_needs_values_is_planned_by_the_formula(deep_decoder, monkeypatch, fails, named):
+    tracer = open_deep(deep_decoder, "full", layout={"zero_stage": 2, "nodes": 2})
+    plain = type(tracer.parts.task).loss
 
-    def read_a_value(model, batch):
-        return model(**batch).logits.sum().item()
+    def read_a_value(task, model, batch):
+        loss = plain(task, model, batch)
+        return loss * loss.item() if fails(model) else loss
 
-    monkeypatch.setattr(type(tracer.parts.task), "loss", lambda _, *read: read_a_value(*read))
-    decisions = {each.key: each for each in plan_on_gpu(tracer, tracer.longest_batch).decisions}
-    assert decisions["activations"].value == "estimated"
-    assert "the model does not run without values" in decisions["activations"].reason
+    monkeypatch.setattr(type(tracer.parts.task), "loss", read_a_value)
+    planned = plan_on_gpu(tracer, tracer.longest_batch)
+    reasons = [each.reason for each in planned.decisions if each.value == "estimated"]
+    assert [why.split(",")[0] for why in reasons] == [f"by a formula for {each}" for each in named]
+    assert all("the model does not run without values" in why for why in reasons)
 
 
 def plan_on_gpu(tracer, longest_batch):
@@ -253,6 +249,7 @@ def plan_on_gpu(tracer, longest_batch):
             batching=Batching(32, 8, 0),
             lengths=np.full(32, tracer.example_length),
             hardware=GPU,
+            held_out_lengths=np.full(4, tracer.example_length),
             longest_batch=longest_batch,
         )
     )
