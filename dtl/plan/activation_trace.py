@@ -101,7 +101,8 @@ class ActivationTracer:
         runs = find_long_runs(model)
         shortest = dict.fromkeys(runs, FEWEST)
         cost = self._run(model, traced, shortest)
-        peak, flops = cost.peak_bytes, cost.flops
+        peak = cost.peak_bytes + self._count_dequantized_bytes(model, traced)
+        flops = cost.flops
         for run in runs:
             longer = self._run(model, traced, {**shortest, run: MORE})
             blocks = run.length - FEWEST
@@ -109,11 +110,26 @@ class ActivationTracer:
             flops += blocks * (longer.flops - cost.flops) // (MORE - FEWEST)
         return replace(cost, peak_bytes=peak, flops=flops)
 
+    def _count_dequantized_bytes(self, model: Any, traced: Pass) -> int:
+        """Return the bytes of the largest quantized weight in the dtype, a copy of which a layer
+        makes while it runs; 0 where nothing is quantized."""
+        from torch import nn
+
+        if self.config.model.quantize is None:
+            return 0
+        head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+        largest = max(
+            module.weight.numel()
+            for module in model.modules()
+            if isinstance(module, nn.Linear) and module is not head
+        )
+        return largest * torch_dtype(traced.dtype).itemsize
+
     def build_model(self, traced: Pass) -> nn.Module:
         """Return the model on the meta device, in the dtypes of the run."""
         import torch
 
-        # Quantized layers compute with weights in the dtype, as the others do.
+        # Quantized layers compute with copies of their weights in the dtype, which are added.
         base = self.config.model.model_copy(update={"quantize": None})
         head = HeadConfig(self.parts.task.auto_class, self.parts.task.head_config(self.stats))
         loaded = load_on_meta_device(base, head=head)

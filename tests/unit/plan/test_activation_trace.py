@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -203,6 +204,15 @@ def test_operations_by_hand(deep_decoder):
     assert tracer.trace(Pass(1, "fp32", False, False)).flops == pytest.approx(
         products + attention, rel=0.01
     )
+
+
+def test_copy_of_a_quantized_weight_is_added(deep_decoder):
+    one = Pass(1, "bf16", autocasts=True, checkpointing=False)
+    plain = open_deep(deep_decoder, "lora")
+    model = {"path": str(deep_decoder), "quantize": "nf4"}
+    config = RunConfig.model_validate({**plain.config.model_dump(mode="json"), "model": model})
+    added = replace(plain, config=config, _found={}, _models={}).trace(one).peak_bytes
+    assert added - plain.trace(one).peak_bytes == 344 * 128 * 2, "the largest layer, in bf16"
 
 
 def test_plan_is_made_by_the_trace(deep_decoder):
